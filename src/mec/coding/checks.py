@@ -1,0 +1,63 @@
+"""What the objective accepts, said in one line when it is something else."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def check_embeddings(name: str, z: Tensor) -> None:
+    """Refuse anything that is not a float matrix of at least two rows."""
+    if not isinstance(z, Tensor):
+        raise ValueError(f"{name}: expected a torch.Tensor of shape (m, d), got {type(z).__name__}")
+    if z.ndim != 2:
+        raise ValueError(f"{name}: expected two dimensions (m, d), got shape {tuple(z.shape)}")
+    if not z.is_floating_point():
+        raise ValueError(f"{name}: expected a floating-point tensor, got {z.dtype}")
+    if z.shape[0] < 2 or z.shape[1] < 1:
+        raise ValueError(f"{name}: expected at least 2 rows and 1 column, got shape {tuple(z.shape)}")
+
+
+def check_pair(p_name: str, p: Tensor, z_name: str, z: Tensor) -> None:
+    """Both matrices are fit, and row i of one is the other view of row i of the other."""
+    check_embeddings(p_name, p)
+    check_embeddings(z_name, z)
+    if p.shape != z.shape:
+        raise ValueError(f"{z_name}: expected the shape of {p_name}, {tuple(p.shape)}, got {tuple(z.shape)}")
+    if p.device != z.device:
+        raise ValueError(f"{z_name}: expected the device of {p_name}, {p.device}, got {z.device}")
+
+
+def check_distortion(distortion: float) -> None:
+    if isinstance(distortion, bool) or not isinstance(distortion, (int, float)):
+        raise ValueError(f"distortion: expected a positive number, got {distortion!r}")
+    if not math.isfinite(distortion) or distortion <= 0:
+        raise ValueError(f"distortion: expected a positive finite number, got {distortion}")
+
+
+def check_order(order: int | None) -> None:
+    if order is None:
+        return
+    if isinstance(order, bool) or not isinstance(order, int) or order < 1:
+        raise ValueError(f"order: expected an integer >= 1, or None for the exact log det, got {order!r}")
+
+
+def check_finite(value: Tensor, **embeddings: Tensor) -> None:
+    """Raise when ``value`` is not finite, naming the embeddings that are to blame.
+
+    Only the scalar is looked at on the good path. In several processes the value is the same
+    everywhere, so all of them raise together and none is left waiting for the others. A compiled
+    graph cannot raise: there the NaN is passed on.
+    """
+    if torch.compiler.is_compiling() or bool(torch.isfinite(value)):
+        return
+    for name, z in embeddings.items():
+        broken = int((~torch.isfinite(z)).any(dim=1).sum())
+        if broken:
+            raise ValueError(f"{name}: expected finite embeddings, got NaN or infinity in {broken} of {len(z)} rows")
+    raise ValueError(
+        f"{', '.join(embeddings)}: the coding rate is {float(value)} though the embeddings here are finite; "
+        "another process holds NaN, or the series diverged (raise distortion, or use order=None)"
+    )

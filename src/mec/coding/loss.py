@@ -1,0 +1,106 @@
+"""The objective as a module: what one adds to a training loop."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mec.coding.checks import check_distortion, check_finite, check_order, check_pair
+from mec.coding.gram import Group, all_processes, cross_gram, mean_cosine, self_gram, size_of
+from mec.coding.series import log_det
+
+Views = tuple[Tensor, Tensor]
+Form = Literal["cross", "pooled"]
+
+
+class MECLoss(nn.Module):
+    """Maximum Entropy Coding of two views, as a loss whose first-order part is minus their mean cosine.
+
+    ``loss((p1, p2), (z1, z2))`` is the paper's objective (Eq. 3), value and gradient, for predictions p of a
+    student and codes z of a teacher: the mean over the pairs (p1, z2) and (p2, z1) of
+
+        cross:   -distortion * log |det(I + p z^T / (m distortion))|
+
+    ``loss((z1, z2))``, without targets, is the stable form for two codes with gradient:
+
+        pooled:  1 - mean cosine(z1, z2) - distortion * log det(I + u u^T / (2 m distortion)),  u = [z1; z2]
+
+    the disagreement of the views less the coding rate of their union. It bounds the cross form from
+    above where that is well posed, has the same first order, and equals it when the views agree; its matrix is
+    positive semi-definite, so that it is finite for every batch size, width, network and distortion.
+    It needs neither teacher nor predictor. docs/objective.md derives and measures it.
+
+    m counts the rows of all processes once torch.distributed is initialised; each holds as many rows and
+    gets the same value, with a gradient whose average (DistributedDataParallel) is that of the joined batch.
+
+    Args:
+        distortion: the paper's eps_d^2 > 0; lambda^-1 = m * distortion.
+        order: None for the exact log det; n >= 1 for n terms of its Taylor series (the paper's code: 4).
+        form: "cross" or "pooled"; None takes "cross" with targets and "pooled" without.
+        group: the processes to join; None joins all.
+
+    Shape:
+        each of p1, p2, z1, z2: (m, d), m >= 2, any scale (rows are normalised). Returns a scalar, in float32 at
+        least; TF32 products are used only where ``torch.set_float32_matmul_precision`` allows them.
+
+    Raises:
+        ValueError: naming the argument, what came and what was expected; NaN and infinity included (a
+            compiled graph cannot raise and passes them on).
+
+    >>> import torch
+    >>> z1, z2 = torch.randn(32, 16, requires_grad=True), torch.randn(32, 16)
+    >>> MECLoss()((z1, z2)).backward()
+    >>> paper = MECLoss(distortion=1 / 32, order=4)
+    >>> value = paper((z1, z2), targets=(z1.detach(), z2.detach()))
+    """
+
+    def __init__(
+        self,
+        distortion: float = 1 / 32,
+        order: int | None = None,
+        form: Form | None = None,
+        group: Group = None,
+    ) -> None:
+        super().__init__()
+        check_distortion(distortion)
+        check_order(order)
+        if form not in ("cross", "pooled", None):
+            raise ValueError(f"form: expected 'cross', 'pooled' or None, got {form!r}")
+        self.distortion, self.order, self.form, self.group = distortion, order, form, group
+
+    def forward(self, predictions: Views, targets: Views | None = None, distortion: float | None = None) -> Tensor:
+        """``distortion`` overrides the module's for this call: that is how a schedule is applied."""
+        if distortion is None:
+            distortion = self.distortion
+        check_distortion(distortion)
+        p1, p2 = _two("predictions", predictions)
+        z1, z2 = (p1, p2) if targets is None else _two("targets", targets)
+        check_pair("predictions[0]", p1, "predictions[1]", p2)
+        check_pair("predictions[0]", p1, "targets[0]", z1)
+        check_pair("predictions[0]", p1, "targets[1]", z2)
+
+        # codes that are their own targets make the second pair the transpose of the first
+        pairs = [(p1, z2)] if targets is None else [(p1, z2), (p2, z1)]
+        group = all_processes() if self.group is None else self.group
+        scale = p1.shape[0] * size_of(group) * distortion
+        if (self.form or ("pooled" if targets is None else "cross")) == "cross":
+            C = torch.stack([cross_gram(p, z, scale, group) for p, z in pairs])
+            value = log_det(C, self.order, symmetric=False).mean() * -distortion
+        else:
+            C = torch.stack([self_gram(torch.cat(pair), 2 * scale, group) for pair in pairs])
+            alignment = torch.stack([mean_cosine(p, z, group) for p, z in pairs]).mean()
+            value = 1 - alignment - log_det(C, self.order, symmetric=True).mean() * distortion
+        check_finite(value, **{"predictions[0]": p1, "predictions[1]": p2, "targets[0]": z1, "targets[1]": z2})
+        return value
+
+    def extra_repr(self) -> str:
+        return f"distortion={self.distortion:.4g}, order={self.order}, form={self.form}"
+
+
+def _two(name: str, views: object) -> Views:
+    if not isinstance(views, (tuple, list)) or len(views) != 2:
+        what = f"a tensor of shape {tuple(views.shape)}" if isinstance(views, Tensor) else f"{views!r:.60}"
+        raise ValueError(f"{name}: expected a pair of tensors, one for each view, got {what}")
+    return views[0], views[1]

@@ -1,0 +1,87 @@
+"""Coding rate and coding length: the functional half of the objective (Liu et al. 2022, Eq. 1 to 3).
+
+m is the number of codes, d their dimension, and ``distortion`` the paper's eps_d^2 = eps^2 / d, so that
+lambda^-1 = m * distortion. Everything is in nats, computed in float32 at least whatever autocast says,
+and differentiable once.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mec.coding.checks import check_distortion, check_embeddings, check_finite, check_order, check_pair
+from mec.coding.gram import cross_gram, self_gram
+from mec.coding.series import log_det
+
+
+def coding_rate(z: Tensor, distortion: float, order: int | None = None) -> Tensor:
+    """Bits, in nats, that code the rows of one matrix up to a distortion: log det(I + z z^T / (m distortion)).
+
+    Args:
+        z: codes, (m, d), m >= 2, any scale: rows are normalised; a zero row stays zero.
+        distortion: the paper's eps_d^2 > 0. Smaller asks for a finer code.
+        order: None for the exact log det, by Cholesky on the smaller of m x m and d x d; n >= 1 for the
+            first n terms of its Taylor series, which converges when the matrix has a norm below 1.
+
+    Returns:
+        A scalar: 0 for zero codes, log(1 + 1/distortion) when all rows are equal,
+        d log(1 + 1/(d distortion)) when they are spread evenly over d <= m directions.
+
+    Raises:
+        ValueError: naming the argument, what came and what was expected.
+
+    >>> import torch
+    >>> collapsed, spread = torch.ones(8, 8), torch.eye(8)
+    >>> round(coding_rate(collapsed, distortion=0.125).item(), 4)  # log(1 + 8)
+    2.1972
+    >>> round(coding_rate(spread, distortion=0.125).item(), 4)  # 8 log(1 + 1)
+    5.5452
+    """
+    check_embeddings("z", z)
+    check_distortion(distortion)
+    check_order(order)
+    value = log_det(self_gram(z, z.shape[0] * distortion, None), order, symmetric=True)
+    check_finite(value, z=z)
+    return value
+
+
+def cross_coding_rate(p: Tensor, z: Tensor, distortion: float, order: int | None = None) -> Tensor:
+    """Coding rate shared by two views: log |det(I + p z^T / (m distortion))| (Eq. 3 without mu).
+
+    Args:
+        p: codes of one view, (m, d), m >= 2; rows are normalised.
+        z: codes of the other view, (m, d), row i beside row i of p.
+        distortion: the paper's eps_d^2 > 0.
+        order: None for the exact log |det| by LU; n >= 1 for Tr sum_{k<=n} (-1)^(k+1)/k C^k with
+            C = p z^T / (m distortion). C is not symmetric: where its eigenvalues exceed 1 in absolute
+            value the series is unbounded (see docs/objective.md).
+
+    Returns:
+        A scalar; equal to ``coding_rate(z)`` when p = z.
+
+    Raises:
+        ValueError: naming the argument, what came and what was expected.
+
+    >>> import torch
+    >>> p, z = torch.randn(16, 4), torch.randn(16, 4)
+    >>> cosine = torch.nn.functional.cosine_similarity(p, z).mean()
+    >>> torch.allclose(cross_coding_rate(p, z, distortion=1.0, order=1), cosine, atol=1e-6)
+    True
+    """
+    check_pair("p", p, "z", z)
+    check_distortion(distortion)
+    check_order(order)
+    value = log_det(cross_gram(p, z, p.shape[0] * distortion, None), order, symmetric=False)
+    check_finite(value, p=p, z=z)
+    return value
+
+
+def coding_length(z: Tensor, distortion: float) -> Tensor:
+    """Coding length of the rows of z (m, d) in nats, (m + d) / 2 * coding_rate (Eq. 1).
+
+    >>> import torch
+    >>> round(coding_length(torch.eye(8), distortion=0.125).item(), 3)  # (8 + 8) / 2 * 8 log 2
+    44.361
+    """
+    m, d = z.shape if getattr(z, "ndim", 0) == 2 else (0, 0)
+    return coding_rate(z, distortion) * ((m + d) / 2)
