@@ -1,0 +1,58 @@
+"""Image encoders learnt without labels by Maximum Entropy Coding (Liu et al., NeurIPS 2022).
+
+Someone who only wants the loss pays for torch alone: everything else is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mec.coding import MECLoss, coding_length, coding_rate, cross_coding_rate
+
+if TYPE_CHECKING:
+    from mec import evaluate
+    from mec.data import TwoViews, open_images
+    from mec.models import Encoder, create_encoder, load_encoder, save_encoder
+    from mec.training import Recipe, Run, load_recipe, pretrain
+
+__version__ = "0.1.0"
+
+_LATER = {
+    "Encoder": "mec.models",
+    "Recipe": "mec.training",
+    "Run": "mec.training",
+    "TwoViews": "mec.data",
+    "create_encoder": "mec.models",
+    "load_encoder": "mec.models",
+    "load_recipe": "mec.training",
+    "open_images": "mec.data",
+    "pretrain": "mec.training",
+    "save_encoder": "mec.models",
+}
+
+__all__ = [
+    "Encoder",
+    "MECLoss",
+    "Recipe",
+    "Run",
+    "TwoViews",
+    "coding_length",
+    "coding_rate",
+    "create_encoder",
+    "cross_coding_rate",
+    "evaluate",
+    "load_encoder",
+    "load_recipe",
+    "open_images",
+    "pretrain",
+    "save_encoder",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "evaluate":
+        return importlib.import_module("mec.evaluate")
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    raise AttributeError(f"module 'mec' has no attribute {name!r}")

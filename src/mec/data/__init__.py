@@ -1,0 +1,7 @@
+"""Pictures: opening a source of them, and the two views of each that training looks at."""
+
+from mec.data.images import ArrayImages, FileImages, Images
+from mec.data.sources import open_images
+from mec.data.views import TwoViews, ViewSettings
+
+__all__ = ["ArrayImages", "FileImages", "Images", "TwoViews", "ViewSettings", "open_images"]

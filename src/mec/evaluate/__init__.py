@@ -1,0 +1,8 @@
+"""Downstream tasks, each a function ``(data, encoder, ...) -> Result`` on frozen features."""
+
+from mec.evaluate.few_label import few_label
+from mec.evaluate.knn import knn
+from mec.evaluate.linear import linear
+from mec.evaluate.result import Result
+
+__all__ = ["Result", "few_label", "knn", "linear"]

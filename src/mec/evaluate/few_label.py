@@ -1,0 +1,77 @@
+"""Classification with a few labels per class: nearest class mean on frozen features."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mec.errors import InputError
+from mec.evaluate.features import EncoderLike, Features, prepare
+from mec.evaluate.result import Result, Stopwatch
+
+
+def few_label(
+    data: str | os.PathLike[str],
+    encoder: EncoderLike,
+    labels: Sequence[int] = (1, 5, 10),
+    draws: int = 20,
+    seed: int = 0,
+    baselines: bool = True,
+    workers: int | None = None,
+) -> Result:
+    """Accuracy when only a few train pictures of each class have a label: mean and spread over draws.
+
+    A test picture gets the class whose mean labelled feature is nearest, after features are centred on the mean of
+    the (unlabelled) train pictures and L2-normalised (Wang et al. 2019, SimpleShot, CL2N). Every row of the
+    table sees the same draws.
+
+    Args:
+        data: a labelled source (see ``mec.data.open_images``).
+        encoder: an Encoder, a run folder, an encoder file or a timm name.
+        labels: labelled pictures per class.
+        draws: random choices of them.
+        seed: of the draws.
+        baselines: measure the untrained encoder and raw pixels too.
+        workers: loader processes; None is one per core.
+    """
+    if not labels or min(labels) < 1:
+        raise InputError(f"labels: expected numbers of at least 1, got {list(labels)}")
+    if draws < 1:
+        raise InputError(f"draws: expected at least 1, got {draws}")
+    clock = Stopwatch()
+    task = prepare(data, encoder, baselines, workers)
+    fewest = int(task.features[0].train_labels.bincount(minlength=task.classes).min())
+    if max(labels) > fewest:
+        raise InputError(f"labels: expected at most {fewest}, the pictures of the smallest class, got {list(labels)}")
+    figures = {}
+    for f in task.features:
+        row = figures[f.name] = {}
+        for n in labels:
+            scores = class_mean_scores(f, task.classes, n, draws, seed)
+            row[f"{n} per class"], row[f"{n} per class std"] = float(scores.mean()), float(scores.std())
+    return Result(
+        task="few-label",
+        protocol=f"nearest class mean, centred and normalised features, mean ± std of {draws} draws, top-1 %",
+        data=task.data,
+        encoder=task.encoder,
+        figures=figures,
+        seconds=clock(),
+    )
+
+
+def class_mean_scores(features: Features, classes: int, labels: int, draws: int, seed: int) -> np.ndarray:
+    """Test accuracy (draws,) with ``labels`` pictures of each class, as shares."""
+    centre = features.train.mean(dim=0)
+    train, test = F.normalize(features.train - centre, dim=1), F.normalize(features.test - centre, dim=1)
+    members = [np.flatnonzero(features.train_labels.numpy() == c) for c in range(classes)]
+    random = np.random.default_rng([seed, labels])
+    scores = []
+    for _ in range(draws):
+        chosen = np.stack([random.choice(m, labels, replace=False) for m in members])
+        means = F.normalize(train[torch.from_numpy(chosen)].mean(dim=1), dim=1)
+        scores.append(float(((test @ means.T).argmax(dim=1) == features.test_labels).float().mean()))
+    return np.array(scores)

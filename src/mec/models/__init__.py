@@ -1,0 +1,17 @@
+"""Encoders, the heads around them during training, and their files."""
+
+from mec.models.encoder import Encoder, create_encoder
+from mec.models.files import load_encoder, save_encoder, untrained
+from mec.models.heads import Predictor, Projector
+from mec.models.siamese import Siamese
+
+__all__ = [
+    "Encoder",
+    "Predictor",
+    "Projector",
+    "Siamese",
+    "create_encoder",
+    "load_encoder",
+    "save_encoder",
+    "untrained",
+]

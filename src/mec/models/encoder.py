@@ -1,0 +1,152 @@
+"""Encoders: any timm architecture, with the pictures' normalisation and, for small pictures, a small stem."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from mec.errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SMALL_PICTURE = 96
+"""Below this many pixels a stride-4 stem leaves too little to see (7x7 cells at 28 px become 1x1)."""
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """All that is needed, beside the weights, to build an encoder again; stored as encoder.json.
+
+    backbone: name of a timm architecture.
+    image_size: side in pixels of the square pictures it was made for.
+    channels: channels of a picture.
+    small_stem: 3x3 stride-1 stem without max-pool (ResNets), small patches (vision transformers).
+    mean, std: per channel, of pictures in [0, 1].
+    options: further arguments of the architecture, as ``timm.create_model`` takes them.
+    """
+
+    backbone: str
+    image_size: int
+    channels: int
+    small_stem: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Encoder(nn.Module):
+    """A timm backbone that gives pooled features: normalised pictures (n, c, h, w) -> (n, num_features)."""
+
+    mean: Tensor
+    std: Tensor
+    untrained = False
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.backbone = _build_backbone(spec)
+        self.num_features: int = self.backbone.num_features
+        self.image_size = spec.image_size
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+
+    def normalise(self, pictures: Tensor) -> Tensor:
+        """uint8 (n, c, h, w), or float in [0, 1] -> float, less the mean and over the standard deviation."""
+        if not pictures.is_floating_point():
+            pictures = pictures.to(self.mean.dtype) / 255
+        return (pictures - self.mean) / self.std
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.backbone(x)
+        return features
+
+
+def create_encoder(
+    backbone: str,
+    image_size: int = 224,
+    channels: int = 3,
+    small_stem: bool | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    options: dict[str, Any] | None = None,
+) -> Encoder:
+    """An untrained encoder.
+
+    Args:
+        backbone: a timm architecture, as in ``timm.list_models()``: resnet50, vit_small_patch16_224, ...
+            Residual branches start at zero where timm offers it (the ResNets).
+        image_size: side of the square pictures it will see, in pixels.
+        channels: channels of a picture: 3 for colour, 1 for grey, any other number for other instruments.
+        small_stem: see EncoderSpec; None takes it for pictures under 96 px where the architecture has one.
+        mean, std: per channel, of pictures in [0, 1]; None takes ImageNet's for 3 channels, else 0.5 and 0.25.
+        options: further arguments of the architecture, as ``timm.create_model`` takes them.
+
+    Raises:
+        InputError: unknown architecture, impossible sizes, or small_stem=True where there is none.
+    """
+    if image_size < 8:
+        raise InputError(f"image_size: expected at least 8 pixels, got {image_size}")
+    if channels < 1:
+        raise InputError(f"channels: expected at least 1, got {channels}")
+    if not timm.is_model(backbone):
+        near = difflib.get_close_matches(backbone, timm.list_models(), n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() has them all"
+        raise InputError(f"backbone: no timm architecture is called {backbone!r}{hint}")
+    mean = mean or (IMAGENET_MEAN if channels == 3 else (0.5,) * channels)
+    std = std or (IMAGENET_STD if channels == 3 else (0.25,) * channels)
+    if len(mean) != channels or len(std) != channels:
+        raise InputError(f"mean, std: expected {channels} numbers each, got {len(mean)} and {len(std)}")
+    if small_stem is None:
+        small_stem = image_size < SMALL_PICTURE and _has_small_stem(backbone)
+    elif small_stem and not _has_small_stem(backbone):
+        raise InputError(f"small_stem: {backbone} has none; it is for ResNets and vision transformers")
+    return Encoder(EncoderSpec(backbone, image_size, channels, small_stem, tuple(mean), tuple(std), options or {}))
+
+
+def _module_of(backbone: str) -> str:
+    module: str = timm.models.model_entrypoint(backbone).__module__
+    return module.rsplit(".", 1)[-1]
+
+
+def _has_small_stem(backbone: str) -> bool:
+    return _module_of(backbone) in ("resnet", "vision_transformer")
+
+
+def _build_backbone(spec: EncoderSpec) -> nn.Module:
+    options: dict[str, Any] = {"pretrained": False, "num_classes": 0, "in_chans": spec.channels, **spec.options}
+    is_vit = _module_of(spec.backbone) == "vision_transformer"
+    if is_vit and spec.small_stem:
+        options.setdefault("patch_size", max(2, spec.image_size // 8))
+    try:
+        try:
+            backbone = timm.create_model(spec.backbone, img_size=spec.image_size, **options)
+        except TypeError:  # architectures that take any size of picture have no img_size
+            backbone = timm.create_model(spec.backbone, **options)
+    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"backbone: timm cannot make {spec.backbone} for {spec.image_size} px with {spec.options} ({error})"
+        ) from error
+    if spec.small_stem and not is_vit:
+        _shrink_stem(backbone)
+    return backbone
+
+
+def _shrink_stem(resnet: nn.Module) -> None:
+    deep = isinstance(resnet.conv1, nn.Sequential)
+    first = resnet.conv1[0] if deep else resnet.conv1
+    small = nn.Conv2d(first.in_channels, first.out_channels, 3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
+    if deep:
+        resnet.conv1[0] = small
+    else:
+        resnet.conv1 = small
+    resnet.maxpool = nn.Identity()

@@ -1,0 +1,51 @@
+"""The networks around the objective: student, predictor and teacher, or one network for both views."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from mec.models.heads import Predictor, Projector
+
+Views = tuple[Tensor, Tensor]
+
+
+class Siamese(nn.Module):
+    """Encoder and projector, and for the paper's asymmetric form a predictor and a teacher.
+
+    ``forward(x1, x2)`` gives the arguments of the loss: ``((p1, p2), (z1, z2))``, or ``((z1, z2), None)`` for the
+    symmetric form (no predictor, no teacher), where both codes carry gradient.
+
+    The teacher is a copy of encoder and projector whose parameters follow the student's by an exponential
+    moving average; its BatchNorm buffers are its own, for it runs in training mode, without gradient.
+    """
+
+    def __init__(self, encoder: nn.Module, projector: Projector, predictor: Predictor | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = projector
+        self.predictor = predictor
+        self.teacher: nn.Module | None = None
+        if predictor is not None:
+            self.teacher = nn.Sequential(copy.deepcopy(encoder), copy.deepcopy(projector)).requires_grad_(False)
+
+    def forward(self, x1: Tensor, x2: Tensor) -> tuple[Views, Views | None]:
+        """x1, x2: normalised pictures (m, c, h, w) -> codes (m, d) as the loss takes them."""
+        z1 = self.projector(self.encoder(x1))
+        z2 = self.projector(self.encoder(x2))
+        if self.predictor is None or self.teacher is None:
+            return (z1, z2), None
+        with torch.no_grad():
+            targets = self.teacher(x1), self.teacher(x2)
+        return (self.predictor(z1), self.predictor(z2)), targets
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """teacher = momentum * teacher + (1 - momentum) * student, parameters only. Does nothing without a teacher."""
+        if self.teacher is None:
+            return
+        student = [*self.encoder.parameters(), *self.projector.parameters()]
+        teacher = list(self.teacher.parameters())
+        torch._foreach_lerp_(teacher, student, 1 - momentum)

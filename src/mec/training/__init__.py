@@ -1,0 +1,17 @@
+"""Pretraining: the recipe, the training step and the run."""
+
+from mec.training.recipe import ObjectiveSettings, OptimiserSettings, ProjectorSettings, Recipe, TeacherSettings
+from mec.training.recipe_files import load_recipe, packaged_recipes
+from mec.training.run import Run, pretrain
+
+__all__ = [
+    "ObjectiveSettings",
+    "OptimiserSettings",
+    "ProjectorSettings",
+    "Recipe",
+    "Run",
+    "TeacherSettings",
+    "load_recipe",
+    "packaged_recipes",
+    "pretrain",
+]

@@ -1,0 +1,236 @@
+"""``pretrain``: from pictures to a run folder with an encoder in it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import platform
+import sys
+import warnings
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+
+from mec.data.images import Images
+from mec.data.loading import EpochSampler, channels_of, measure_colours, settle, training_loader
+from mec.data.sources import has_own_split, open_images
+from mec.errors import InputError
+from mec.models.encoder import Encoder, create_encoder
+from mec.models.files import load_encoder, replacing, save_encoder
+from mec.training.checkpoints import AtomicCheckpoints, KeepLatest, newest_checkpoint
+from mec.training.module import Pretraining
+from mec.training.progress import RunProgress
+from mec.training.recipe import Recipe
+from mec.training.recipe_files import differences, load_recipe, make_recipe, read_recipe
+from mec.training.warnings import HealthWarnings
+
+CHECKPOINT_STEPS = 200
+"""Fewest steps between two checkpoints; they are written at the ends of epochs."""
+
+
+# it announces devices and products; what matters of that is said below
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and what can be read from it."""
+
+    folder: Path
+
+    def encoder(self) -> Encoder:
+        """The trained encoder, in evaluation mode."""
+        return load_encoder(self.folder)
+
+    def recipe(self) -> Recipe:
+        """The recipe as it was resolved."""
+        return make_recipe(read_recipe(self.folder / "recipe.yaml"))
+
+    def metrics(self) -> list[dict[str, float]]:
+        """Rows of metrics.csv."""
+        with (self.folder / "metrics.csv").open(newline="") as file:
+            return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+
+def default_recipe(data: str | os.PathLike[str]) -> str:
+    """The packaged recipe that fits a source: one made for it, else ``small``."""
+    return {"digits": "digits", "cifar10": "cifar10-resnet18"}.get(str(data).lower(), "small")
+
+
+def pretrain(
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    recipe: Recipe | str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+) -> Run:
+    """Learn an encoder from pictures, without labels.
+
+    Args:
+        data: a folder of pictures, an .npz file or a named set (see ``mec.data.open_images``). Where it has a
+            split of its own the training part is used, else every picture.
+        out: the run folder; it is made, and must not hold another run.
+        recipe: a Recipe, the name of a packaged one or a path; None takes the one that fits the data.
+        resume: go on from the newest checkpoint in ``out``, with the recipe it was started with.
+        console: where progress goes; None is standard error.
+
+    Returns:
+        The run: its folder holds recipe.yaml, environment.json, metrics.csv, TensorBoard events, checkpoints/,
+        encoder.safetensors and encoder.json.
+
+    Raises:
+        InputError: what is wrong with the data, the folder or the recipe, before anything is written; or that
+            training diverged.
+    """
+    console = console or Console(stderr=True)
+    out = Path(out)
+    recipe = _resolve(recipe, data, out, resume)
+    images = open_images(data, "train" if has_own_split(data) else "all")
+    recipe = replace(recipe, channels=recipe.channels or channels_of(images))
+    if len(images) < 2:
+        raise InputError(f"data: expected at least 2 pictures, got {len(images)}")
+    checkpoint = newest_checkpoint(out) if resume else None
+    if resume:
+        before = make_recipe(read_recipe(out / "recipe.yaml"))
+        if changed := differences(before, recipe):
+            raise InputError(f"resume: the recipe differs from the run's: {'; '.join(changed)}")
+
+    lightning.seed_everything(recipe.seed, verbose=False)
+    assert recipe.channels is not None
+    with console.status("reading the pictures"):
+        images = settle(images, recipe.channels)
+        encoder = _new_encoder(recipe, images)
+    trainer = _trainer(recipe, out, console)
+    processes = trainer.world_size
+    batch = min(recipe.batch_size, len(images)) // processes
+    if batch < 2:
+        raise InputError(f"batch_size: {recipe.batch_size} over {processes} processes leaves {batch}, expected 2 at least")
+    sampler = EpochSampler(len(images), batch, recipe.seed, trainer.global_rank, processes)
+    steps = len(sampler) * recipe.epochs
+    warmup = min(round(recipe.optimiser.warmup_epochs * len(sampler)), steps // 4)
+    module = Pretraining(recipe, encoder, batch * processes, steps, warmup)
+    loader = training_loader(
+        images, module.views, sampler, recipe.channels, trainer.strategy.root_device, recipe.workers
+    )
+    trainer.callbacks += [
+        RunProgress(out, batch * processes, console),
+        HealthWarnings(console),
+        KeepLatest(out / "checkpoints", CHECKPOINT_STEPS),
+    ]
+    if trainer.is_global_zero:
+        _begin(out, recipe, data, images, trainer)
+        size = f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters"
+        console.print(
+            f"{len(images):,} pictures ({_labels(images)}) -> {recipe.backbone} ({size}), {recipe.epochs} epochs of "
+            f"{len(sampler)} steps of {batch * processes} pictures at {recipe.image_size} px on "
+            f"{trainer.num_devices * trainer.num_nodes} x {trainer.strategy.root_device.type}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    _fit(trainer, module, loader, checkpoint)
+    if trainer.is_global_zero:
+        save_encoder(encoder, out)
+        console.print(f"encoder written to {out}", highlight=False, soft_wrap=True)
+    trainer.strategy.barrier()
+    return Run(out)
+
+
+def _resolve(recipe: Recipe | str | os.PathLike[str] | None, data: Any, out: Path, resume: bool) -> Recipe:
+    holds_run = (out / "recipe.yaml").exists()
+    if resume and not holds_run:
+        raise InputError(f"resume: {out} holds no run")
+    if not resume and holds_run:
+        raise InputError(f"out: {out} already holds a run; take another folder, or --resume")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out: {out} is a file, expected a folder")
+    if isinstance(recipe, Recipe):
+        return recipe
+    if recipe is None:
+        recipe = out / "recipe.yaml" if resume else default_recipe(data)
+    return load_recipe(recipe)
+
+
+def _new_encoder(recipe: Recipe, images: Images) -> Encoder:
+    assert recipe.channels is not None
+    mean, std = (None, None) if recipe.channels == 3 else measure_colours(images, recipe.channels)
+    return create_encoder(
+        recipe.backbone, recipe.image_size, recipe.channels, recipe.small_stem, mean, std, recipe.backbone_options
+    )
+
+
+def _trainer(recipe: Recipe, out: Path, console: Console) -> lightning.Trainer:
+    precision = recipe.precision
+    on_gpu = recipe.accelerator in ("auto", "gpu") and torch.cuda.is_available()
+    if precision == "auto":
+        precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+    # one process uses every CPU core already
+    devices: int | str = 1 if recipe.devices == "auto" and not on_gpu else recipe.devices
+    distributed = devices not in (1, "1") or recipe.nodes > 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return lightning.Trainer(
+                accelerator=recipe.accelerator,
+                devices=devices,
+                num_nodes=recipe.nodes,
+                precision=precision,
+                max_epochs=recipe.epochs,
+                logger=TensorBoardLogger(out, name="", version="tensorboard"),
+                plugins=[AtomicCheckpoints()],
+                use_distributed_sampler=False,
+                sync_batchnorm=distributed,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                enable_checkpointing=False,
+                default_root_dir=out,
+            )
+        except (lightning.fabric.utilities.exceptions.MisconfigurationException, RuntimeError, ValueError) as error:
+            raise InputError(f"devices: {' '.join(str(error).split())}") from error
+
+
+def _labels(images: Images) -> str:
+    return f"{len(images.classes)} classes, not used" if images.labels is not None else "no labels"
+
+
+def _begin(out: Path, recipe: Recipe, data: Any, images: Images, trainer: lightning.Trainer) -> None:
+    with replacing(out / "recipe.yaml") as path:
+        path.write_text(yaml.safe_dump(recipe.as_dict(), sort_keys=False))
+    environment = {
+        "data": str(data),
+        "pictures": len(images),
+        "classes": len(images.classes),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "processes": trainer.world_size,
+        "precision": trainer.precision,
+        "packages": {name: version(name) for name in ("mec-ssl", "torch", "timm", "lightning", "torchvision")},
+    }
+    with replacing(out / "environment.json") as path:
+        path.write_text(json.dumps(environment, indent=2) + "\n")
+
+
+def _fit(trainer: lightning.Trainer, module: Pretraining, loader: Any, checkpoint: Path | None) -> None:
+    with warnings.catch_warnings():
+        # lightning advises more workers, fewer log steps ...: what it warns of here is decided above
+        warnings.filterwarnings("ignore", module="lightning")
+        try:
+            trainer.fit(module, loader, ckpt_path=checkpoint)
+        except SystemExit as error:  # lightning turns Ctrl-C into an exit
+            raise KeyboardInterrupt from error
