@@ -1,6 +1,6 @@
 """Image encoders learnt without labels by Maximum Entropy Coding (Liu et al., NeurIPS 2022).
 
-Someone who only wants the loss pays for torch alone: everything else is imported when it is asked for.
+Every name is imported when it is asked for: someone who only wants the loss pays for torch alone.
 """
 
 from __future__ import annotations
@@ -8,10 +8,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mec.coding import MECLoss, coding_length, coding_rate, cross_coding_rate
-
 if TYPE_CHECKING:
     from mec import evaluate
+    from mec.coding import MECLoss, coding_length, coding_rate, cross_coding_rate
     from mec.data import TwoViews, open_images
     from mec.models import Encoder, create_encoder, load_encoder, save_encoder
     from mec.training import Recipe, Run, load_recipe, pretrain
@@ -20,10 +19,14 @@ __version__ = "0.1.0"
 
 _LATER = {
     "Encoder": "mec.models",
+    "MECLoss": "mec.coding",
     "Recipe": "mec.training",
     "Run": "mec.training",
     "TwoViews": "mec.data",
+    "coding_length": "mec.coding",
+    "coding_rate": "mec.coding",
     "create_encoder": "mec.models",
+    "cross_coding_rate": "mec.coding",
     "load_encoder": "mec.models",
     "load_recipe": "mec.training",
     "open_images": "mec.data",

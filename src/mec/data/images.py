@@ -84,7 +84,8 @@ def with_channels(picture: Picture, channels: int) -> Picture:
     if have == 1:
         return np.repeat(picture, channels, axis=-1)
     if have == 3 and channels == 1:
-        return np.rint(picture @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
+        grey: Picture = np.rint(picture @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
+        return grey[..., None]
     raise InputError(f"channels: expected pictures with {channels} channels (or 1), got {have}")
 
 

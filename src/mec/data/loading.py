@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -98,7 +98,7 @@ class _Whole(Dataset[Batch]):
         pictures = with_channels(images.pictures, channels)
         self.pictures = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).to(device)
 
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch:
+    def __getitem__(self, keys: Sequence[tuple[int, int]]) -> Batch:
         indices = np.array([i for _, i in keys], dtype=np.int64)
         rows = torch.from_numpy(indices).to(self.pictures.device)
         return Batch(self.pictures[rows], indices, keys[0][0])
@@ -110,7 +110,7 @@ class _Cropped(Dataset[Batch]):
     def __init__(self, images: Images, channels: int, views: TwoViews) -> None:
         self.images, self.channels, self.views = images, channels, views
 
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Batch:
+    def __getitem__(self, keys: Sequence[tuple[int, int]]) -> Batch:
         indices = np.array([i for _, i in keys], dtype=np.int64)
         epoch, size = keys[0][0], self.views.size
         pictures = np.empty((len(keys), 2, size, size, self.channels), dtype=np.uint8)
@@ -137,7 +137,8 @@ def crop_and_resize(picture: Picture, box: Boxes, size: int, mirrored: bool = Fa
     return array[:, ::-1] if mirrored else array
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Any) -> Any:
+    """The data sets make whole batches themselves."""
     return batch
 
 
@@ -151,11 +152,12 @@ def training_loader(
 ) -> DataLoader[Batch]:
     """Batches for ``views``: from memory on ``device`` where ``images`` are arrays, else from worker processes."""
     if isinstance(images, ArrayImages):
-        return DataLoader(_Whole(images, channels, device), batch_sampler=sampler, collate_fn=_as_is)
+        return DataLoader(_Whole(images, channels, device), batch_size=None, sampler=sampler, collate_fn=_as_is)
     count = worker_count(workers)
     return DataLoader(
         _Cropped(images, channels, views),
-        batch_sampler=sampler,
+        batch_size=None,  # the sampler gives whole batches of keys
+        sampler=sampler,
         collate_fn=_as_is,
         num_workers=count,
         persistent_workers=count > 0,
@@ -203,7 +205,7 @@ def measure_colours(images: Images, channels: int, sample: int = 1000) -> tuple[
 def channels_of(images: Images) -> int:
     """1 when the first pictures are all grey, else 3 for files; what they have for arrays."""
     if isinstance(images, ArrayImages):
-        return images.pictures.shape[-1]
+        return int(images.pictures.shape[-1])
     if len(images) == 0:
         raise InputError("data: no picture")
     first = [images.read(int(i), 3) for i in np.unique(np.linspace(0, len(images) - 1, 16).astype(int))]

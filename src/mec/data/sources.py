@@ -172,7 +172,9 @@ def _open_npz(path: Path) -> _Parts:
         images = ArrayImages(path.stem, _to_pictures(arrays[key], f"{path}, {key}"))
         label_key = next((k for k in labels if k in arrays), None)
         if label_key is not None:
-            values, numbers = np.unique(arrays[label_key].reshape(len(arrays[label_key]), -1)[:, 0], return_inverse=True)
+            values, numbers = np.unique(
+                arrays[label_key].reshape(len(arrays[label_key]), -1)[:, 0], return_inverse=True
+            )
             if len(numbers) != len(images):
                 raise InputError(f"{path}, {label_key}: expected {len(images)} labels, got {len(numbers)}")
             images.labels, images.classes = numbers.astype(np.int64), [str(v) for v in values]
@@ -181,7 +183,9 @@ def _open_npz(path: Path) -> _Parts:
     whole = part(("images", "x", "arr_0"), ("labels", "y", "arr_1"))
     train = part(("train_images", "x_train"), ("train_labels", "y_train")) or whole
     if train is None:
-        raise InputError(f"data: {path} has none of images, train_images, x_train (it has {', '.join(arrays) or 'nothing'})")
+        raise InputError(
+            f"data: {path} has none of images, train_images, x_train (it has {', '.join(arrays) or 'nothing'})"
+        )
     test = part(("test_images", "x_test"), ("test_labels", "y_test"))
     if test is not None and test.classes != train.classes:
         raise InputError(f"data: {path} has other labels for testing than for training")

@@ -217,9 +217,7 @@ class TwoViews(nn.Module):
     (torch.Size([4, 3, 32, 32]), True, True)
     """
 
-    def __init__(
-        self, size: int, view_1: ViewSettings = VIEW_1, view_2: ViewSettings = VIEW_2, seed: int = 0
-    ) -> None:
+    def __init__(self, size: int, view_1: ViewSettings = VIEW_1, view_2: ViewSettings = VIEW_2, seed: int = 0) -> None:
         super().__init__()
         if size < 1:
             raise InputError(f"size: expected at least 1 pixel, got {size}")
@@ -230,9 +228,7 @@ class TwoViews(nn.Module):
         return draw_parameters(self.settings[view], uniforms(self.seed, epoch, indices, NUMBERS, view), h, w)
 
     @torch.no_grad()
-    def forward(
-        self, pictures: Tensor, indices: NDArray[np.int64] | Tensor, epoch: int
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, pictures: Tensor, indices: NDArray[np.int64] | Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """uint8 pictures -> two float batches (n, c, size, size) in [0, 1].
 
         pictures: (n, c, h, w) whole pictures, or (n, 2, c, size, size): the two views already cropped and flipped

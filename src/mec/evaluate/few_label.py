@@ -47,7 +47,7 @@ def few_label(
     fewest = int(task.features[0].train_labels.bincount(minlength=task.classes).min())
     if max(labels) > fewest:
         raise InputError(f"labels: expected at most {fewest}, the pictures of the smallest class, got {list(labels)}")
-    figures = {}
+    figures: dict[str, dict[str, float]] = {}
     for f in task.features:
         row = figures[f.name] = {}
         for n in labels:

@@ -38,10 +38,11 @@ def knn(
         raise InputError(f"temperature: expected a positive number, got {temperature}")
     clock = Stopwatch()
     task = prepare(data, encoder, baselines, workers)
-    kept = [n for n in k if n <= len(task.features[0].train)]
+    most = len(task.features[0].train)
+    kept = [n for n in k if n <= most]
     if not kept:
-        raise InputError(f"k: expected at most {len(task.features[0].train)}, the number of train pictures, got {list(k)}")
-    figures = {}
+        raise InputError(f"k: expected at most {most}, the number of train pictures, got {list(k)}")
+    figures: dict[str, dict[str, float]] = {}
     for f in task.features:
         predicted = knn_predict(f.train, f.train_labels, f.test, kept, task.classes, temperature)
         figures[f.name] = {f"k={n}": float((p == f.test_labels).float().mean()) for n, p in predicted.items()}
@@ -67,7 +68,7 @@ def knn_predict(
     """Predicted class (n,) of each query for each k; ``chunk`` queries are compared with the bank at a time."""
     bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
     found: dict[int, list[Tensor]] = {n: [] for n in k}
-    for part in queries.split(chunk):
+    for part in torch.split(queries, chunk):
         similarity, neighbours = (part @ bank.T).topk(max(k), dim=1)
         weights = (similarity / temperature).exp()
         labels = bank_labels[neighbours]

@@ -54,7 +54,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.backbone = _build_backbone(spec)
-        self.num_features: int = self.backbone.num_features
+        # what is pooled may pass one more layer before the classifier would come
+        self.num_features = int(getattr(self.backbone, "head_hidden_size", 0) or self.backbone.num_features)  # type: ignore[arg-type]
         self.image_size = spec.image_size
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
@@ -87,7 +88,8 @@ def create_encoder(
         image_size: side of the square pictures it will see, in pixels.
         channels: channels of a picture: 3 for colour, 1 for grey, any other number for other instruments.
         small_stem: see EncoderSpec; None takes it for pictures under 96 px where the architecture has one.
-        mean, std: per channel, of pictures in [0, 1]; None takes ImageNet's for 3 channels, else 0.5 and 0.25.
+        mean: per channel, of pictures in [0, 1]; None takes ImageNet's for 3 channels, else 0.5.
+        std: likewise; ImageNet's or 0.25.
         options: further arguments of the architecture, as ``timm.create_model`` takes them.
 
     Raises:
@@ -140,7 +142,7 @@ def _build_backbone(spec: EncoderSpec) -> nn.Module:
     return backbone
 
 
-def _shrink_stem(resnet: nn.Module) -> None:
+def _shrink_stem(resnet: Any) -> None:
     deep = isinstance(resnet.conv1, nn.Sequential)
     first = resnet.conv1[0] if deep else resnet.conv1
     small = nn.Conv2d(first.in_channels, first.out_channels, 3, stride=1, padding=1, bias=False)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mec.errors import InputError
+from mec.files import replacing
 from mec.models.encoder import Encoder, EncoderSpec, create_encoder
 
 WEIGHTS = "encoder.safetensors"
 SPEC = "encoder.json"
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place, on disk, when the block ends well; else it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_encoder(encoder: Encoder, folder: str | os.PathLike[str]) -> Path:
@@ -87,11 +68,11 @@ def _read(path: Path) -> Encoder:
     spec_path = path.with_name(SPEC) if path.name == WEIGHTS else path.with_suffix(".json")
     try:
         fields: dict[str, Any] = json.loads(spec_path.read_text())
-        spec = EncoderSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        spec = EncoderSpec(**fields | {name: tuple(fields[name]) for name in ("mean", "std")})
         weights = load_file(path)
     except FileNotFoundError as error:
         raise InputError(f"encoder: {path} has no {spec_path.name} beside it") from error
-    except (json.JSONDecodeError, TypeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(f"encoder: {spec_path} does not describe an encoder ({error})") from error
     except (SafetensorError, OSError) as error:
         raise InputError(f"encoder: {path} cannot be read as safetensors ({error})") from error
@@ -99,5 +80,6 @@ def _read(path: Path) -> Encoder:
     try:
         encoder.backbone.load_state_dict(weights)
     except RuntimeError as error:
-        raise InputError(f"encoder: {path} does not fit {spec.backbone} ({str(error).splitlines()[1].strip()})") from error
+        reason = str(error).splitlines()[1].strip()
+        raise InputError(f"encoder: {path} does not fit {spec.backbone} ({reason})") from error
     return encoder.eval()

@@ -46,6 +46,6 @@ class Siamese(nn.Module):
         """teacher = momentum * teacher + (1 - momentum) * student, parameters only. Does nothing without a teacher."""
         if self.teacher is None:
             return
-        student = [*self.encoder.parameters(), *self.projector.parameters()]
-        teacher = list(self.teacher.parameters())
+        student: list[Tensor] = [*self.encoder.parameters(), *self.projector.parameters()]
+        teacher: list[Tensor] = [*self.teacher.parameters()]
         torch._foreach_lerp_(teacher, student, 1 - momentum)

@@ -12,7 +12,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from mec.errors import InputError
-from mec.models.files import replacing
+from mec.files import replacing
 
 KEPT = 3
 

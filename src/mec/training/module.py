@@ -40,7 +40,7 @@ class Pretraining(lightning.LightningModule):
 
     def __init__(self, recipe: Recipe, encoder: Encoder, batch: int, steps: int, warmup: int) -> None:
         super().__init__()
-        self.recipe, self.steps, self.warmup = recipe, steps, warmup
+        self.recipe, self.batch, self.steps, self.warmup = recipe, batch, steps, warmup
         self.learning_rate = recipe.optimiser.learning_rate * batch / 256
         self.views = TwoViews(encoder.image_size, recipe.view_1, recipe.view_2, recipe.seed)
         self.normalise = encoder.normalise
@@ -67,7 +67,7 @@ class Pretraining(lightning.LightningModule):
         except ValueError as error:
             raise InputError(
                 f"training diverged at step {self.global_step} ({error}). Lower optimiser.learning_rate or lengthen "
-                "optimiser.warmup_epochs; with objective.form cross also raise objective.distortion, or take form pooled"
+                "optimiser.warmup_epochs; with objective.form cross raise objective.distortion, or take form pooled"
             ) from error
         self.measured["loss"] = loss.detach()
         if self.global_step % self.recipe.log_every == 0:
@@ -78,7 +78,6 @@ class Pretraining(lightning.LightningModule):
         p, z = codes[0], codes[1] if targets is None else targets[1]
         measured: Health = health(p, z, self.distortion, all_processes())
         return dataclasses.asdict(measured)
-
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         # global_step has moved on: the teacher follows with the momentum of the step that was taken

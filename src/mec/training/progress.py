@@ -70,8 +70,8 @@ class MetricsFile:
 class RunProgress(lightning.Callback):
     """Measures the pace, writes metrics.csv and TensorBoard, and shows the run."""
 
-    def __init__(self, folder: Path, batch: int, console: Console) -> None:
-        self.folder, self.batch, self.console = folder, batch, console
+    def __init__(self, folder: Path, console: Console) -> None:
+        self.folder, self.console = folder, console
         self.pace = Pace()
         self.latest: dict[str, float] = {}
         self.bar: Progress | None = None
@@ -100,7 +100,7 @@ class RunProgress(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, Pretraining)
-        self.pace.step_done(self.batch)
+        self.pace.step_done(pl_module.batch)
         # only the steps whose health was measured are read: reading a figure waits for the device
         if "effective_rank" in pl_module.measured and trainer.is_global_zero:
             self._record(trainer, pl_module)

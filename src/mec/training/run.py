@@ -25,8 +25,9 @@ from mec.data.images import Images
 from mec.data.loading import EpochSampler, channels_of, measure_colours, settle, training_loader
 from mec.data.sources import has_own_split, open_images
 from mec.errors import InputError
+from mec.files import replacing
 from mec.models.encoder import Encoder, create_encoder
-from mec.models.files import load_encoder, replacing, save_encoder
+from mec.models.files import load_encoder, save_encoder
 from mec.training.checkpoints import AtomicCheckpoints, KeepLatest, newest_checkpoint
 from mec.training.module import Pretraining
 from mec.training.progress import RunProgress
@@ -117,7 +118,8 @@ def pretrain(
     processes = trainer.world_size
     batch = min(recipe.batch_size, len(images)) // processes
     if batch < 2:
-        raise InputError(f"batch_size: {recipe.batch_size} over {processes} processes leaves {batch}, expected 2 at least")
+        asked = f"{recipe.batch_size} of {len(images)} pictures over {processes} processes"
+        raise InputError(f"batch_size: {asked} leaves {batch} for each, expected at least 2")
     sampler = EpochSampler(len(images), batch, recipe.seed, trainer.global_rank, processes)
     steps = len(sampler) * recipe.epochs
     warmup = min(round(recipe.optimiser.warmup_epochs * len(sampler)), steps // 4)
@@ -125,11 +127,6 @@ def pretrain(
     loader = training_loader(
         images, module.views, sampler, recipe.channels, trainer.strategy.root_device, recipe.workers
     )
-    trainer.callbacks += [
-        RunProgress(out, batch * processes, console),
-        HealthWarnings(console),
-        KeepLatest(out / "checkpoints", CHECKPOINT_STEPS),
-    ]
     if trainer.is_global_zero:
         _begin(out, recipe, data, images, trainer)
         size = f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters"
@@ -190,11 +187,16 @@ def _trainer(recipe: Recipe, out: Path, console: Console) -> lightning.Trainer:
                 max_epochs=recipe.epochs,
                 logger=TensorBoardLogger(out, name="", version="tensorboard"),
                 plugins=[AtomicCheckpoints()],
+                callbacks=[
+                    RunProgress(out, console),
+                    HealthWarnings(console),
+                    KeepLatest(out / "checkpoints", CHECKPOINT_STEPS),
+                ],
                 use_distributed_sampler=False,
                 sync_batchnorm=distributed,
                 enable_progress_bar=False,
                 enable_model_summary=False,
-                enable_checkpointing=False,
+                enable_checkpointing=True,
                 default_root_dir=out,
             )
         except (lightning.fabric.utilities.exceptions.MisconfigurationException, RuntimeError, ValueError) as error:

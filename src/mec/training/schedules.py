@@ -6,7 +6,7 @@ import math
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
-    """Share of the base rate at ``step`` of ``steps``: 0 to 1 linearly over ``warmup`` steps, then a half cosine to 0."""
+    """Share of the base rate at ``step``: 0 to 1 linearly over ``warmup`` steps, a half cosine to 0 at ``steps``."""
     if step < warmup:
         return step / max(1, warmup - 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -1,0 +1,35 @@
+# make demo and make test need nothing but Python 3.10 or later; both make .venv on their first call.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint docs bench clean
+
+# reinstalled when the dependencies change; the package itself is editable
+.venv/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+demo: .venv/.installed
+	$(BIN)/mec demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	$(BIN)/mkdocs build --strict
+
+bench: .venv/.installed
+	$(BIN)/python benchmarks/objective.py
+	$(BIN)/python benchmarks/stability.py
+	$(BIN)/python benchmarks/digits.py
+	$(BIN)/python benchmarks/cifar10_cpu.py
+
+clean:
+	rm -rf .venv build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

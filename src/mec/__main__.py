@@ -1,0 +1,7 @@
+"""``python -m mec``."""
+
+import sys
+
+from mec.cli import main
+
+sys.exit(main())

@@ -1,0 +1,161 @@
+"""The ``mec`` command: every sub-command is one typed function of the package."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+
+from mec import __version__
+from mec.errors import InputError
+
+if TYPE_CHECKING:
+    from mec.evaluate import Result
+
+DATA_HELP = "a folder of pictures (labels: its sub-folders), an .npz file, or digits, cifar10, fashion-mnist"
+ENCODER_HELP = "a run folder, an encoder.safetensors, or a timm name (untrained)"
+
+
+class Parser(ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        line = " ".join(str(message).replace('Parser key "', "").replace('":', ":").split())
+        print(f"{self.prog}: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _pretrain_parser(arguments: Sequence[str]) -> Parser:
+    from mec.training import Recipe, packaged_recipes
+
+    recipes = ", ".join(packaged_recipes())
+    parser = Parser(
+        description="Learn an encoder from pictures, without labels.",
+        epilog="example: mec pretrain photographs/ --out runs/photographs --epochs 200 --batch_size 256",
+    )
+    parser.add_argument("data", help=DATA_HELP)
+    parser.add_argument("--out", required=True, help="the run folder; it must not hold another run")
+    parser.add_argument("--recipe", help=f"settings to start from: {recipes}, or a YAML file; absent: what fits DATA")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run folder")
+    parser.add_class_arguments(Recipe, as_group=False)
+    parser.set_defaults(_recipe_defaults(arguments))
+    return parser
+
+
+def _evaluate_parser(arguments: Sequence[str]) -> Parser:
+    parser = Parser(description="Measure an encoder on a downstream task, beside raw pixels and itself untrained.")
+    tasks = parser.add_subcommands(title="tasks", metavar="TASK", dest="task")
+    for name, (summary, example) in TASKS.items():
+        task = Parser(epilog=f"example: mec evaluate {name} {example}")
+        if name in arguments:
+            task.add_argument("data", help=DATA_HELP)
+            task.add_argument("--encoder", required=True, help=ENCODER_HELP)
+            task.add_argument("--out", help="folder whose results.jsonl takes the result; absent: the run folder")
+            task.add_function_arguments(_task(name), as_group=False, skip={"data", "encoder"})
+        tasks.add_subcommand(name, task, help=summary)
+    return parser
+
+
+def _demo_parser(arguments: Sequence[str]) -> Parser:
+    from mec.demo import demo
+
+    parser = Parser(epilog="example: mec demo --out demo")
+    parser.add_function_arguments(demo, as_group=False)
+    return parser
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], Parser]]] = {
+    "pretrain": ("learn an encoder from pictures, without labels", _pretrain_parser),
+    "evaluate": ("measure an encoder on a downstream task", _evaluate_parser),
+    "demo": ("the whole way on handwritten digits: two minutes, no download", _demo_parser),
+}
+TASKS = {
+    "knn": ("weighted nearest neighbours, no training", "cifar10 --encoder runs/cifar10"),
+    "linear": ("linear classifier on frozen features", "pets/ --encoder runs/pets"),
+    "few-label": ("1, 5 or 10 labels per class", "pets/ --encoder runs/pets"),
+}
+
+
+def _task(name: str) -> Callable[..., Result]:
+    from mec import evaluate
+
+    task: Callable[..., Result] = getattr(evaluate, name.replace("-", "_"))
+    return task
+
+
+def _parser(arguments: Sequence[str]) -> Parser:
+    """Only the command that is asked for is built: the others would import all of PyTorch for a line of help."""
+    parser = Parser(
+        prog="mec",
+        description="Image encoders learnt without labels by Maximum Entropy Coding, and what they are worth.",
+        version=f"mec {__version__}",
+        epilog="mec COMMAND --help tells more; start with: mec demo",
+    )
+    commands = parser.add_subcommands(title="commands", metavar="COMMAND", dest="command")
+    asked = next((a for a in arguments if not a.startswith("-")), None)
+    for name, (summary, build) in COMMANDS.items():
+        commands.add_subcommand(name, build(arguments[1:]) if name == asked else Parser(), help=summary)
+    return parser
+
+
+def _recipe_defaults(arguments: Sequence[str]) -> dict[str, Any]:
+    """The recipe is the default of every option, so it is read before them, wherever it stands."""
+    from mec.training.recipe_files import load_recipe
+    from mec.training.run import default_recipe
+
+    first = Parser(prog="mec pretrain", add_help=False)
+    first.add_argument("--recipe")
+    first.add_argument("--out")
+    first.add_argument("--resume", action="store_true")
+    known: Namespace
+    rest: list[str]
+    known, rest = first.parse_known_args(list(arguments))
+    name = known.recipe
+    if name is None and known.resume and known.out and (Path(known.out) / "recipe.yaml").exists():
+        name = os.path.join(known.out, "recipe.yaml")
+    if name is None:
+        name = default_recipe(next((a for a in rest if not a.startswith("-")), ""))
+    return load_recipe(name).as_dict()
+
+
+def _run(arguments: Sequence[str]) -> None:
+    parser = _parser(arguments)
+    options = parser.parse_args(arguments)
+    if options.command == "pretrain":
+        from mec.training import pretrain
+        from mec.training.recipe_files import make_recipe
+
+        settings = options.pretrain.as_dict()
+        data, out, resume, _ = (settings.pop(name) for name in ("data", "out", "resume", "recipe"))
+        pretrain(data, out, make_recipe(settings), resume)
+    elif options.command == "evaluate":
+        settings = parser.instantiate_classes(options).evaluate[options.evaluate.task].as_dict()
+        out = settings.pop("out") or (settings["encoder"] if Path(settings["encoder"]).is_dir() else None)
+        result = _task(options.evaluate.task)(**settings)
+        console = Console(soft_wrap=True)
+        console.print(result.table())
+        if out is not None:
+            console.print(f"added to {result.append_to(out)}", highlight=False)
+    else:
+        from mec.demo import demo
+
+        demo(**options.demo.as_dict())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0; 2 and one line for what the user got wrong; 1 and a traceback for a bug; 130 after Ctrl-C."""
+    try:
+        _run(list(sys.argv[1:] if arguments is None else arguments))
+    except InputError as error:
+        # a loader process sends its traceback along; the last line is the message
+        print(f"mec: {str(error).splitlines()[-1].removeprefix('mec.errors.InputError: ')}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mec: interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,32 @@
+"""Where the real data and the official figures are, for those who have them."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def reference_file() -> Path:
+    """Figures of the paper's code: MEC_REFERENCE, or golden/mec_reference.npz in ``shared`` beside the checkout."""
+    path = Path(os.environ.get("MEC_REFERENCE", SHARED / "golden" / "mec_reference.npz"))
+    if not path.exists():
+        pytest.skip(f"the official code's figures are not at {path}; set MEC_REFERENCE")
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Real data sets: MEC_TEST_DATA, or ``shared/data`` beside the checkout."""
+    path = Path(os.environ.get("MEC_TEST_DATA", SHARED / "data"))
+    if not path.is_dir():
+        pytest.skip(f"no real data at {path}; set MEC_TEST_DATA")
+    return path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _two_threads() -> None:
+    torch.set_num_threads(2)

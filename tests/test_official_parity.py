@@ -1,0 +1,117 @@
+"""Against figures computed with the paper's own code, in float64 (see the file's README for its keys)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mec.coding import MECLoss, cross_coding_rate, spectral_norm
+from mec.models import Predictor, Projector, Siamese
+from mec.training.schedules import distortion_at, learning_rate_factor, teacher_momentum
+
+Reference = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def reference(reference_file: Path) -> Reference:
+    with np.load(reference_file) as file:
+        return {key: file[key] for key in file.files}
+
+
+def cases(reference: Reference) -> list[int]:
+    return sorted(int(key[4:-2]) for key in reference if key.startswith("loss") and key.endswith("_m"))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_values_and_gradients(reference: Reference, dtype: torch.dtype, tolerance: float) -> None:
+    assert cases(reference)
+    for i in cases(reference):
+        m, order = int(reference[f"loss{i}_m"]), int(reference[f"loss{i}_order"])
+        lamda_inv = float(reference[f"loss{i}_lamda_inv"])
+        p = torch.tensor(reference[f"loss{i}_p"], dtype=dtype, requires_grad=True)
+        z = torch.tensor(reference[f"loss{i}_z"], dtype=dtype)
+
+        trace = cross_coding_rate(p, z, lamda_inv / m, order)
+        trace.backward()
+        assert trace.item() == pytest.approx(float(reference[f"loss{i}_trace"]), rel=tolerance, abs=tolerance)
+        np.testing.assert_allclose(p.grad.numpy(), reference[f"loss{i}_grad_p"], rtol=tolerance, atol=tolerance)
+
+        exact = cross_coding_rate(p.detach(), z, lamda_inv / m)
+        assert exact.item() == pytest.approx(float(reference[f"loss{i}_logdet"]), rel=tolerance, abs=tolerance)
+
+        loss = MECLoss(lamda_inv / m, order)((p.detach(), p.detach()), (z, z))
+        expected = -lamda_inv / m * float(reference[f"loss{i}_trace"])
+        assert loss.item() == pytest.approx(expected, rel=tolerance, abs=tolerance)
+
+
+def test_spectral_norm(reference: Reference) -> None:
+    for i in cases(reference):
+        m, lamda_inv = int(reference[f"loss{i}_m"]), float(reference[f"loss{i}_lamda_inv"])
+        p, z = torch.tensor(reference[f"loss{i}_p"]), torch.tensor(reference[f"loss{i}_z"])
+        norm = spectral_norm(p, z, lamda_inv / m, steps=2000)
+        assert norm == pytest.approx(float(reference[f"loss{i}_specnorm"]), rel=1e-6)
+
+
+def official_name(ours: str) -> str:
+    """Our key -> the official one: encoder.conv, encoder.bn, encoder.fc.*, predictor.*, and teacher.* likewise."""
+    for own, official in (
+        ("teacher.0.0.", "teacher.conv."),
+        ("teacher.0.1.", "teacher.bn."),
+        ("teacher.1.", "teacher.fc."),
+        ("encoder.0.", "encoder.conv."),
+        ("encoder.1.", "encoder.bn."),
+        ("projector.", "encoder.fc."),
+    ):
+        if ours.startswith(own):
+            return official + ours.removeprefix(own)
+    return ours
+
+
+def test_training_trace(reference: Reference) -> None:
+    """The official run with our networks, loss, teacher and schedules: every loss, coding length, weight and buffer."""
+    steps, m = reference["trace_x1"].shape[:2]
+    warmup = steps // 2
+    features, channels = reference["trace_init/encoder.conv.weight"].shape[:2]
+    hidden = len(reference["trace_init/encoder.fc.0.weight"])
+    bottleneck, d = reference["trace_init/predictor.0.weight"].shape
+    encoder = nn.Sequential(
+        nn.Conv2d(channels, features, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(features),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    network = Siamese(encoder, Projector(features, hidden, d), Predictor(d, bottleneck)).double()
+    names = {ours: official_name(ours) for ours in network.state_dict()}
+    assert sorted(names.values()) == sorted(k.removeprefix("trace_init/") for k in reference if "trace_init/" in k)
+    network.load_state_dict({k: torch.tensor(reference[f"trace_init/{v}"]) for k, v in names.items()})
+
+    base = 0.5 * m / 256
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    optimiser = torch.optim.SGD(trainable, base, momentum=0.9, weight_decay=1e-5)
+    target = float(reference["trace_eps_d"])
+    objective = MECLoss(target, order=4)
+    for t in range(steps):
+        rate = base * learning_rate_factor(t, steps, warmup)
+        distortion = distortion_at(t, target, 8, warmup)
+        momentum = teacher_momentum(t, steps, 0.996)
+        assert rate == pytest.approx(float(reference["trace_lr"][t]), abs=1e-15)
+        assert distortion * m == pytest.approx(float(reference["trace_lamda_inv"][t]), rel=1e-13)
+        assert momentum == pytest.approx(float(reference["trace_momentum"][t]), rel=1e-13)
+
+        optimiser.param_groups[0]["lr"] = rate
+        codes = network(torch.tensor(reference["trace_x1"][t]), torch.tensor(reference["trace_x2"][t]))
+        loss = objective(*codes, distortion=distortion)
+        # the official code reports mu / m times the mean log det
+        length = -loss.item() / distortion * (m + d) / (2 * m)
+        assert loss.item() == pytest.approx(float(reference["trace_loss"][t]), abs=1e-8)
+        assert length == pytest.approx(float(reference["trace_coding_length"][t]), abs=1e-8)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        network.update_teacher(momentum)
+
+    for ours, tensor in network.state_dict().items():
+        np.testing.assert_allclose(tensor.numpy(), reference[f"trace_final/{names[ours]}"], atol=1e-8, err_msg=ours)
