@@ -118,11 +118,11 @@ def draw_parameters(settings: ViewSettings, numbers: Numbers, height: int, width
 
 
 def rotate(x: Tensor, degrees: Array) -> Tensor:
-    """Turn each of (n, c, h, w) about its centre, bilinear, edges repeated."""
+    """Turn each of (n, c, h, w) anti-clockwise about its centre, bilinear, edges repeated."""
     a = torch.from_numpy(np.deg2rad(degrees)).to(x)
     cos, sin, zero = a.cos(), a.sin(), torch.zeros_like(a)
     aspect = x.shape[2] / x.shape[3]
-    theta = torch.stack([torch.stack([cos, sin * aspect, zero], 1), torch.stack([-sin / aspect, cos, zero], 1)], 1)
+    theta = torch.stack([torch.stack([cos, -sin * aspect, zero], 1), torch.stack([sin / aspect, cos, zero], 1)], 1)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 

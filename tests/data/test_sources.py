@@ -1,0 +1,197 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mec.data import ArrayImages, FileImages, open_images
+from mec.data.sources import has_own_split
+from mec.errors import InputError
+
+
+def write(path: Path, size: tuple[int, int] = (20, 10), colour: object = (200, 30, 60), mode: str = "RGB") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path)
+    return path
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    """Two classes of ten pictures."""
+    for name in ("ant", "bee"):
+        for i in range(10):
+            write(tmp_path / name / f"{i}.png", colour=(i, 0, 0))
+    return tmp_path
+
+
+def test_a_folder_of_classes(classes: Path) -> None:
+    images = open_images(classes)
+    assert isinstance(images, FileImages)
+    assert images.classes == ["ant", "bee"]
+    assert images.labels.tolist() == [0] * 10 + [1] * 10
+    assert images.read(3, 3).shape == (10, 20, 3)
+    assert not has_own_split(classes)
+
+
+def test_the_fixed_division_keeps_a_fifth_of_each_class(classes: Path) -> None:
+    train, test = open_images(classes, "train"), open_images(classes, "test")
+    assert sorted(train.names + test.names) == sorted(open_images(classes).names)
+    assert np.bincount(test.labels).tolist() == [2, 2]
+    assert open_images(classes, "test").names == test.names
+
+
+def test_pictures_at_any_depth_without_labels(tmp_path: Path) -> None:
+    for name in ("a.JPG", "deep/er/b.png", "deep/c.webp", "d.txt", ".hidden.png", ".cache/e.png"):
+        write(tmp_path / name) if not name.endswith("txt") else (tmp_path / name).write_text("no picture")
+    images = open_images(tmp_path)
+    assert images.labels is None
+    assert sorted(images.names) == ["a.JPG", os.path.join("deep", "c.webp"), os.path.join("deep", "er", "b.png")]
+
+
+def test_links_in_a_circle_end(classes: Path) -> None:
+    (classes / "ant" / "again").symlink_to(classes)
+    assert len(open_images(classes)) == 20
+
+
+def test_a_folder_with_its_own_split(tmp_path: Path) -> None:
+    for part, names in (("train", ("a", "b")), ("val", ("b", "a"))):
+        for name in names:
+            write(tmp_path / part / name / "x.png")
+    assert has_own_split(tmp_path)
+    assert open_images(tmp_path, "test").classes == ["a", "b"]
+    assert len(open_images(tmp_path, "train")) == 2
+    write(tmp_path / "val" / "new" / "x.png")
+    with pytest.raises(InputError, match="classes that the training pictures lack: new"):
+        open_images(tmp_path)
+
+
+def test_npz(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (6, 8, 9, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=pictures, labels=np.array([5, 7, 5, 7, 5, 7]))
+    images = open_images(tmp_path / "a.npz")
+    assert images.classes == ["5", "7"]
+    assert images.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert np.array_equal(images.read(2, 3), pictures[2])
+    np.savez(tmp_path / "b.npz", x=rng.random((4, 8, 8)).astype(np.float32))
+    assert open_images(tmp_path / "b.npz").pictures.dtype == np.uint8
+    medmnist = {f"{p}_{k}": v for p in ("train", "test") for k, v in (("images", pictures), ("labels", np.eye(6)[:, :1]))}
+    np.savez(tmp_path / "c.npz", **medmnist)
+    assert has_own_split(tmp_path / "c.npz")
+    assert len(open_images(tmp_path / "c.npz", "test")) == 6
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": np.zeros((4, 8, 8), np.int32)}, "expected uint8 or float"),
+        ({"images": np.full((4, 8, 8), 3.0)}, r"float pictures in \[0, 1\]"),
+        ({"images": np.zeros((4, 8), np.uint8)}, r"\(n, height, width"),
+        ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.zeros(3)}, "expected 4 labels, got 3"),
+        ({"weights": np.zeros(3)}, "none of images"),
+        ({"images": np.array([None, {}])}, "cannot be read|allow_pickle"),
+    ],
+)
+def test_bad_npz(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(InputError, match=message):
+        open_images(tmp_path / "a.npz")
+
+
+def test_digits_are_the_embedded_default() -> None:
+    train, test = open_images("digits", "train"), open_images("digits", "test")
+    assert isinstance(train, ArrayImages)
+    assert (len(train), len(test)) == (1347, 450)
+    assert train.pictures.shape[1:] == (8, 8, 1)
+    assert train.pictures.max() == 255
+
+
+def test_a_local_copy_of_a_named_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in ("train", "test"):
+        write(tmp_path / "cifar10" / part / "cat" / "0.png", size=(32, 32))
+    monkeypatch.setenv("MEC_DATA", str(tmp_path))
+    assert open_images("cifar10", "test").classes == ["cat"]
+
+
+def test_torchvisions_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layout that torchvision downloads: pickled batches with checksums, which a stand-in need not have."""
+    import pickle
+
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name, *_ in CIFAR10.train_list + CIFAR10.test_list:
+        batch = {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 9]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    assert has_own_split(tmp_path)
+    assert len(open_images(tmp_path, "train")) == 10
+    assert len(open_images(tmp_path, "test")) == 2
+
+
+def test_a_download_that_is_impossible_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("MEC_DATA", str(tmp_path))
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST.download", refuse)
+    with pytest.raises(InputError, match=r"fashion-mnist is not under .*no route to host.*MEC_DATA"):
+        open_images("fashion-mnist")
+
+
+def test_what_is_not_a_source(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.txt").write_text("")
+    for source, message in (
+        (tmp_path / "absent", r"does not exist; the named sets are cifar10, digits"),
+        (tmp_path / "empty", "no picture in"),
+        (tmp_path / "a.txt", "neither a folder of pictures nor an .npz"),
+    ):
+        with pytest.raises(InputError, match=message):
+            open_images(source)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("L", 70, (70, 70, 70)),
+        ("RGB", (1, 2, 3), (1, 2, 3)),
+        ("RGBA", (0, 0, 0, 0), (255, 255, 255)),
+        ("LA", (9, 255), (9, 9, 9)),
+        ("P", 0, None),
+        ("1", 1, (255, 255, 255)),
+        ("I;16", 65535, (255, 255, 255)),
+    ],
+)
+def test_modes_of_pictures(tmp_path: Path, mode: str, colour: object, expected: tuple[int, ...] | None) -> None:
+    write(tmp_path / "a.png", colour=colour, mode=mode)
+    picture = open_images(tmp_path).read(0, 3)
+    assert picture.dtype == np.uint8
+    assert picture.shape == (10, 20, 3)
+    assert expected is None or tuple(picture[0, 0]) == expected
+    assert open_images(tmp_path).read(0, 1).shape == (10, 20, 1)
+
+
+def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
+    image = Image.new("RGB", (20, 10))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert open_images(tmp_path).read(0, 3).shape == (20, 10, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n"])
+def test_a_broken_picture_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "broken.png").write_bytes(content)
+    with pytest.raises(InputError, match=r"broken\.png: cannot be read as a picture"):
+        open_images(tmp_path).read(0, 3)
+
+
+def test_real_photographs(real_data: Path) -> None:
+    images = open_images(real_data / "caltech101" / "101_ObjectCategories")
+    assert (len(images), len(images.classes)) == (3969, 101)
+    assert images.read(0, 3).shape[2] == 3

@@ -1,0 +1,166 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as TF
+from PIL import Image, ImageFilter, ImageOps
+from scipy import stats
+
+from mec.data.draws import uniforms
+from mec.data.views import NUMBERS, VIEW_1, VIEW_2, TwoViews, ViewParameters, ViewSettings, colour, draw_parameters, rotate
+from mec.errors import InputError
+from tests.data.test_geometry import photograph, psnr
+
+OFF = ViewSettings(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0, jitter=0, grey=0, blur=0, solarise=0)
+
+
+def parameters(
+    factors: tuple[float, ...] = (1, 1, 1, 0),
+    order: tuple[int, ...] = (0, 1, 2, 3),
+    grey: bool = False,
+    sigma: float = 0.0,
+    solarise: bool = False,
+) -> ViewParameters:
+    return ViewParameters(
+        boxes=np.zeros((1, 4), dtype=np.int64),
+        flip=np.array([False]),
+        angle=np.zeros(1),
+        factors=np.array([factors], dtype=np.float64),
+        order=np.array([order]),
+        grey=np.array([grey]),
+        sigma=np.array([sigma]),
+        solarise=np.array([solarise]),
+    )
+
+
+def applied(picture: np.ndarray, p: ViewParameters) -> torch.Tensor:
+    return colour(TF.to_tensor(picture)[None], p)[0]
+
+
+PICTURE = photograph()
+IMAGE = Image.fromarray(PICTURE)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "least"),
+    [
+        (parameters(), IMAGE, 100),
+        (parameters((1.4, 1, 1, 0)), TF.adjust_brightness(IMAGE, 1.4), 50),
+        (parameters((0.6, 1, 1, 0)), TF.adjust_brightness(IMAGE, 0.6), 50),
+        (parameters((1, 1.4, 1, 0)), TF.adjust_contrast(IMAGE, 1.4), 50),
+        (parameters((1, 0.6, 1, 0)), TF.adjust_contrast(IMAGE, 0.6), 50),
+        (parameters((1, 1, 0.8, 0)), TF.adjust_saturation(IMAGE, 0.8), 50),
+        (parameters((1, 1, 1.2, 0)), TF.adjust_saturation(IMAGE, 1.2), 50),
+        (parameters(grey=True), TF.to_grayscale(IMAGE, 3), 50),
+        (parameters(sigma=1.0), IMAGE.filter(ImageFilter.GaussianBlur(1.0)), 45),
+        (parameters(sigma=2.0), IMAGE.filter(ImageFilter.GaussianBlur(2.0)), 45),
+        (parameters(solarise=True), ImageOps.solarize(IMAGE), 100),
+    ],
+)
+def test_each_augmentation_is_pils(ours: ViewParameters, theirs: Image.Image, least: float) -> None:
+    assert psnr(applied(PICTURE, ours), TF.to_tensor(theirs)) > least
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 1, 0, 3), (1, 2, 0, 3)])
+def test_jitter_in_any_order_is_pils(order: tuple[int, ...]) -> None:
+    steps = [
+        lambda i: TF.adjust_brightness(i, 0.7),
+        lambda i: TF.adjust_contrast(i, 0.8),
+        lambda i: TF.adjust_saturation(i, 1.2),
+        lambda i: i,
+    ]
+    theirs = IMAGE
+    for step in order:
+        theirs = steps[step](theirs)
+    # PIL cuts to whole tones at every step, which is a tone or so in all
+    assert psnr(applied(PICTURE, parameters((0.7, 0.8, 1.2, 0), order)), TF.to_tensor(theirs)) > 40
+
+
+@pytest.mark.parametrize("shift", [0.1, -0.1])
+def test_hue_turns_the_way_of_hsv(shift: float) -> None:
+    """YIQ against HSV: the same direction and nearly the same angle, for every hue."""
+    hues = np.linspace(0, 255, 36, endpoint=False).astype(np.uint8)
+    hsv = np.stack([hues, np.full(36, 100, np.uint8), np.full(36, 160, np.uint8)], axis=1)[None]
+    picture = np.asarray(Image.fromarray(hsv, "HSV").convert("RGB"))
+
+    def angle(x: torch.Tensor) -> np.ndarray:
+        r, g, b = x.double().numpy()[:, 0]
+        return np.arctan2(np.sqrt(3) * (g - b), 2 * r - g - b)
+
+    turned = angle(applied(picture, parameters((1, 1, 1, shift)))) - angle(TF.to_tensor(picture))
+    turned = (turned + np.pi) % (2 * np.pi) - np.pi
+    assert np.abs(turned - 2 * np.pi * shift).max() < 0.3
+    assert abs(turned.mean() - 2 * np.pi * shift) < 0.05
+
+
+def test_drawn_parameters_have_the_recipes_distribution() -> None:
+    n = 20_000
+    p = draw_parameters(VIEW_2, uniforms(0, 0, np.arange(n), NUMBERS), 224, 224)
+    rate = lambda hits, expected: stats.binomtest(int(hits.sum()), n, expected).pvalue > 1e-3  # noqa: E731
+    assert rate(p.flip, 0.5)
+    assert rate(p.grey, 0.2)
+    assert rate(p.solarise, 0.2)
+    assert rate(p.sigma > 0, 0.1)
+    jittered = p.factors[:, 0] != 1
+    assert rate(jittered, 0.8)
+    for column, (centre, strength) in enumerate([(1, 0.4), (1, 0.4), (1, 0.2), (0, 0.1)]):
+        drawn = p.factors[jittered, column]
+        assert stats.kstest(drawn, "uniform", (centre - strength, 2 * strength)).pvalue > 1e-3
+    assert stats.kstest(p.sigma[p.sigma > 0], "uniform", (0.1, 1.9)).pvalue > 1e-3
+    _, counts = np.unique(p.order, axis=0, return_counts=True)
+    assert len(counts) == 24
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_every_part_can_be_switched_off() -> None:
+    pictures = torch.from_numpy(PICTURE[:180, :180].transpose(2, 0, 1).copy())[None]
+    x1, x2 = TwoViews(180, OFF, OFF)(pictures, np.array([5]), epoch=3)
+    assert torch.allclose(x1, pictures / 255, atol=1e-5)
+    assert torch.equal(x1, x2)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_pictures_of_any_channels(channels: int) -> None:
+    pictures = torch.randint(0, 256, (6, channels, 40, 30), dtype=torch.uint8)
+    for x in TwoViews(16)(pictures, np.arange(6), epoch=0):
+        assert x.shape == (6, channels, 16, 16)
+        assert x.min() >= 0
+        assert x.max() <= 1
+
+
+def test_views_belong_to_the_picture_not_to_the_batch() -> None:
+    pictures = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+    views = TwoViews(32, seed=4)
+    whole = views(pictures, np.arange(8), epoch=2)
+    part = views(pictures[[6, 1]], np.array([6, 1]), epoch=2)
+    for a, b in zip(whole, part, strict=True):
+        assert torch.allclose(a[[6, 1]], b, atol=1e-6)
+    assert not torch.allclose(whole[0], whole[1])
+    assert not torch.allclose(whole[0], views(pictures, np.arange(8), epoch=3)[0])
+    assert not torch.allclose(whole[0], TwoViews(32, seed=5)(pictures, np.arange(8), epoch=2)[0])
+
+
+def test_rotation() -> None:
+    x = torch.rand(1, 1, 9, 9)
+    assert torch.allclose(rotate(x, np.array([90.0])), torch.rot90(x, 1, (2, 3)), atol=1e-5)
+    assert torch.allclose(rotate(x, np.array([0.0])), x, atol=1e-6)
+    turned = TwoViews(9, replace(OFF, rotation=30), OFF)((x * 255).to(torch.uint8), np.array([1]), 0)
+    assert not torch.allclose(*turned, atol=0.05)
+
+
+def test_the_papers_pair() -> None:
+    assert (VIEW_1.blur, VIEW_2.blur, VIEW_1.solarise, VIEW_2.solarise) == (1.0, 0.1, 0.0, 0.2)
+    assert replace(VIEW_2, blur=1.0, solarise=0.0) == VIEW_1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("flip", 1.5), ("jitter", -0.1), ("hue", 0.6), ("rotation", 200), ("crop_scale", (0.0, 1.0)),
+        ("crop_scale", (0.5, 0.2)), ("crop_scale", (0.5, 1.2)), ("blur_sigma", (0.0, 1.0)), ("brightness", 2.0),
+    ],
+)  # fmt: skip
+def test_settings_are_checked(field: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"{field}: expected"):
+        ViewSettings(**{field: value})
