@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from mec import __version__
@@ -30,49 +31,44 @@ class Parser(ArgumentParser):
         sys.exit(2)
 
 
-def _pretrain_parser(arguments: Sequence[str]) -> Parser:
+def _pretrain_options(parser: Parser, arguments: Sequence[str]) -> None:
     from mec.training import Recipe, packaged_recipes
 
     recipes = ", ".join(packaged_recipes())
-    parser = Parser(
-        description="Learn an encoder from pictures, without labels.",
-        epilog="example: mec pretrain photographs/ --out runs/photographs --epochs 200 --batch_size 256",
-    )
+    parser.description = "Learn an encoder from pictures, without labels."
+    parser.epilog = "example: mec pretrain photographs/ --out runs/photographs --epochs 200 --batch_size 256"
     parser.add_argument("data", help=DATA_HELP)
     parser.add_argument("--out", required=True, help="the run folder; it must not hold another run")
     parser.add_argument("--recipe", help=f"settings to start from: {recipes}, or a YAML file; absent: what fits DATA")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run folder")
     parser.add_class_arguments(Recipe, as_group=False)
     parser.set_defaults(_recipe_defaults(arguments))
-    return parser
 
 
-def _evaluate_parser(arguments: Sequence[str]) -> Parser:
-    parser = Parser(description="Measure an encoder on a downstream task, beside raw pixels and itself untrained.")
+def _evaluate_options(parser: Parser, arguments: Sequence[str]) -> None:
+    parser.description = "Measure an encoder on a downstream task, beside raw pixels and itself untrained."
     tasks = parser.add_subcommands(title="tasks", metavar="TASK", dest="task")
     for name, (summary, example) in TASKS.items():
         task = Parser(epilog=f"example: mec evaluate {name} {example}")
+        tasks.add_subcommand(name, task, help=summary)
         if name in arguments:
             task.add_argument("data", help=DATA_HELP)
             task.add_argument("--encoder", required=True, help=ENCODER_HELP)
             task.add_argument("--out", help="folder whose results.jsonl takes the result; absent: the run folder")
             task.add_function_arguments(_task(name), as_group=False, skip={"data", "encoder"})
-        tasks.add_subcommand(name, task, help=summary)
-    return parser
 
 
-def _demo_parser(arguments: Sequence[str]) -> Parser:
+def _demo_options(parser: Parser, arguments: Sequence[str]) -> None:
     from mec.demo import demo
 
-    parser = Parser(epilog="example: mec demo --out demo")
+    parser.epilog = "example: mec demo --out demo"
     parser.add_function_arguments(demo, as_group=False)
-    return parser
 
 
-COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], Parser]]] = {
-    "pretrain": ("learn an encoder from pictures, without labels", _pretrain_parser),
-    "evaluate": ("measure an encoder on a downstream task", _evaluate_parser),
-    "demo": ("the whole way on handwritten digits: two minutes, no download", _demo_parser),
+COMMANDS: dict[str, tuple[str, Callable[[Parser, Sequence[str]], None]]] = {
+    "pretrain": ("learn an encoder from pictures, without labels", _pretrain_options),
+    "evaluate": ("measure an encoder on a downstream task", _evaluate_options),
+    "demo": ("the whole way on handwritten digits: two minutes, no download", _demo_options),
 }
 TASKS = {
     "knn": ("weighted nearest neighbours, no training", "cifar10 --encoder runs/cifar10"),
@@ -89,7 +85,7 @@ def _task(name: str) -> Callable[..., Result]:
 
 
 def _parser(arguments: Sequence[str]) -> Parser:
-    """Only the command that is asked for is built: the others would import all of PyTorch for a line of help."""
+    """Only the command that is asked for gets its options: the others would import all of PyTorch for a line of help."""
     parser = Parser(
         prog="mec",
         description="Image encoders learnt without labels by Maximum Entropy Coding, and what they are worth.",
@@ -98,8 +94,11 @@ def _parser(arguments: Sequence[str]) -> Parser:
     )
     commands = parser.add_subcommands(title="commands", metavar="COMMAND", dest="command")
     asked = next((a for a in arguments if not a.startswith("-")), None)
-    for name, (summary, build) in COMMANDS.items():
-        commands.add_subcommand(name, build(arguments[1:]) if name == asked else Parser(), help=summary)
+    for name, (summary, add_options) in COMMANDS.items():
+        command = Parser()
+        commands.add_subcommand(name, command, help=summary)
+        if name == asked:
+            add_options(command, arguments[1:])
     return parser
 
 
@@ -108,12 +107,10 @@ def _recipe_defaults(arguments: Sequence[str]) -> dict[str, Any]:
     from mec.training.recipe_files import load_recipe
     from mec.training.run import default_recipe
 
-    first = Parser(prog="mec pretrain", add_help=False)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
     first.add_argument("--out")
     first.add_argument("--resume", action="store_true")
-    known: Namespace
-    rest: list[str]
     known, rest = first.parse_known_args(list(arguments))
     name = known.recipe
     if name is None and known.resume and known.out and (Path(known.out) / "recipe.yaml").exists():

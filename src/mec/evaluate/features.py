@@ -13,7 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from mec.data.images import ArrayImages, Images
-from mec.data.loading import evaluation_loader
+from mec.data.loading import evaluation_loader, settle
 from mec.data.sources import open_images
 from mec.errors import InputError
 from mec.models.encoder import Encoder
@@ -91,6 +91,10 @@ def prepare(
         if len(missing):
             raise InputError(f"data: class {train.classes[missing[0]]!r} of {data} has no {part} pictures")
 
+    # decoded once, for every row of the table, where they are small
+    channels = encoder.spec.channels
+    train, test = settle(train, channels), settle(test, channels)
+
     def features(called: str, of: Encoder) -> Features:
         a, b = extract(train, of, workers, called), extract(test, of, workers, called)
         return Features(called, a, torch.from_numpy(train_labels), b, torch.from_numpy(test_labels))
@@ -99,7 +103,6 @@ def prepare(
     if baselines:
         if name != "untrained":
             found.append(features("untrained", untrained(encoder)))
-        channels = encoder.spec.channels
         a, b = _raw_pixels(train, channels, workers), _raw_pixels(test, channels, workers)
         found.append(Features("raw pixels", a, torch.from_numpy(train_labels), b, torch.from_numpy(test_labels)))
     return Task(f"{data} ({len(train):,} train, {len(test):,} test, {classes} classes)", described, classes, found)

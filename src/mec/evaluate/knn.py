@@ -73,6 +73,6 @@ def knn_predict(
         weights = (similarity / temperature).exp()
         labels = bank_labels[neighbours]
         for n in k:
-            votes = torch.zeros(len(part), classes).scatter_add_(1, labels[:, :n], weights[:, :n])
+            votes = weights.new_zeros(len(part), classes).scatter_add_(1, labels[:, :n], weights[:, :n])
             found[n].append(votes.argmax(dim=1))
     return {n: torch.cat(parts) for n, parts in found.items()}

@@ -45,6 +45,8 @@ class Pretraining(lightning.LightningModule):
         self.views = TwoViews(encoder.image_size, recipe.view_1, recipe.view_2, recipe.seed)
         self.normalise = encoder.normalise
         self.network = build_network(recipe, encoder)
+        # convolutions are faster with channels last, on CPUs and GPUs alike
+        self.network.to(memory_format=torch.channels_last)
         self.objective = MECLoss(recipe.objective.distortion, recipe.objective.order, recipe.objective.form)
         self.measured: dict[str, Tensor | float] = {}
 
@@ -61,7 +63,7 @@ class Pretraining(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x1, x2 = self.views(batch.pictures, batch.indices, batch.epoch)
-        codes, targets = self.network(self.normalise(x1), self.normalise(x2))
+        codes, targets = self.network(self._prepared(x1), self._prepared(x2))
         try:
             loss: Tensor = self.objective(codes, targets, self.distortion)
         except ValueError as error:
@@ -73,6 +75,9 @@ class Pretraining(lightning.LightningModule):
         if self.global_step % self.recipe.log_every == 0:
             self.measured |= self.health_of(codes, targets)
         return loss
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        return self.normalise(x).contiguous(memory_format=torch.channels_last)
 
     def health_of(self, codes: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor] | None) -> dict[str, float]:
         p, z = codes[0], codes[1] if targets is None else targets[1]

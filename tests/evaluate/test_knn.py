@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+import torch
+
+from mec import evaluate
+from mec.errors import InputError
+from mec.evaluate.knn import knn_predict
+
+
+def by_hand(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, k: int, classes: int, t: float) -> list[int]:
+    """One query at a time, as DINO's paper says it, in float64."""
+    bank = bank / np.linalg.norm(bank, axis=1, keepdims=True)
+    found = []
+    for q in queries / np.linalg.norm(queries, axis=1, keepdims=True):
+        similarity = bank @ q
+        votes = np.zeros(classes)
+        for i in np.argsort(-similarity)[:k]:
+            votes[labels[i]] += np.exp(similarity[i] / t)
+        found.append(int(votes.argmax()))
+    return found
+
+
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_votes_are_the_protocols(temperature: float) -> None:
+    rng = np.random.default_rng(0)
+    bank, labels = rng.normal(size=(300, 8)), rng.integers(0, 5, 300)
+    queries = rng.normal(size=(70, 8))
+    given = [torch.from_numpy(a) for a in (bank, labels, queries)]
+    predicted = knn_predict(*given, k=[1, 10, 200], classes=5, temperature=temperature, chunk=32)
+    for k, p in predicted.items():
+        assert p.tolist() == by_hand(bank, labels, queries, k, 5, temperature)
+
+
+def test_table_has_the_baselines_and_only_possible_k() -> None:
+    result = evaluate.knn("digits", "test_resnet", k=(10, 5000))
+    assert list(result.figures) == ["untrained", "raw pixels"]
+    assert list(result.figures["raw pixels"]) == ["k=10"]
+    # raw digits are nearly separable by their neighbours: a published fact of this set
+    assert result.figures["raw pixels"]["k=10"] > 0.95
+
+
+def test_bad_arguments() -> None:
+    for options, message in (
+        ({"k": ()}, "k: expected"),
+        ({"k": (0,)}, "k: expected"),
+        ({"temperature": 0}, "temperature: expected"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate.knn("digits", "test_resnet", **options)

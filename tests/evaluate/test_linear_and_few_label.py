@@ -1,0 +1,118 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.neighbors import NearestCentroid
+
+from mec import evaluate
+from mec.errors import InputError
+from mec.evaluate.features import Features, extract, prepare
+from mec.evaluate.few_label import class_mean_scores
+from mec.evaluate.linear import STRENGTHS, choose_strength, probe
+from mec.models import create_encoder, untrained
+
+
+def blobs(n: int = 400, spread: float = 1.0, seed: int = 0) -> Features:
+    """Four Gaussian classes in 6 dimensions, of very uneven scale."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(4, 6)) * 3
+
+    def part(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rng = np.random.default_rng(seed)
+        labels = np.arange(n) % 4
+        x = (centres[labels] + rng.normal(size=(n, 6)) * spread) * [1, 10, 100, 1, 0.01, 1]
+        return torch.from_numpy(x).float(), torch.from_numpy(labels)
+
+    return Features("blobs", *part(seed + 1), *part(seed + 2))
+
+
+def test_probe_separates_what_is_separable_and_not_noise() -> None:
+    assert probe(blobs(spread=0.3)) == 1.0
+    random = torch.Generator().manual_seed(0)
+    noise = [torch.randn(400, 6, generator=random) for _ in range(2)]
+    labels = blobs().train_labels
+    assert abs(probe(Features("noise", noise[0], labels, noise[1], labels)) - 0.25) < 0.1
+
+
+def test_strength_is_chosen_without_the_test_split() -> None:
+    """Many useless dimensions and few pictures: only a strong penalty generalises."""
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 2
+    x = rng.normal(size=(60, 300)) + 0.25 * y[:, None]
+    assert choose_strength(x, y, 200) in STRENGTHS[:4]
+    assert choose_strength(x[:3], np.array([0, 0, 1]), 200) == 1.0
+
+
+def test_few_label_scores_are_the_nearest_class_mean() -> None:
+    """scikit-learn's nearest centroid on the same draw: for unit vectors the nearest mean by cosine."""
+    f = blobs()
+    centre = f.train.mean(0)
+    train, test = (torch.nn.functional.normalize(x - centre, dim=1).numpy() for x in (f.train, f.test))
+    members = [np.flatnonzero(f.train_labels.numpy() == c) for c in range(4)]
+    random = np.random.default_rng([3, 5])
+    expected = []
+    for _ in range(4):
+        chosen = np.stack([random.choice(m, 5, replace=False) for m in members])
+        means = train[chosen].mean(axis=1)
+        means /= np.linalg.norm(means, axis=1, keepdims=True)
+        expected.append(NearestCentroid().fit(means, np.arange(4)).score(test, f.test_labels.numpy()))
+    np.testing.assert_allclose(class_mean_scores(f, 4, labels=5, draws=4, seed=3), expected, atol=1e-6)
+
+
+def test_more_labels_are_better_and_spread_less() -> None:
+    scores = [class_mean_scores(blobs(spread=2.0), 4, labels, draws=20, seed=0) for labels in (1, 20)]
+    assert scores[1].mean() > scores[0].mean()
+    assert scores[1].std() < scores[0].std()
+
+
+def test_features_do_not_depend_on_the_batch() -> None:
+    from mec.data import open_images
+
+    encoder = untrained(create_encoder("test_resnet", 32, 1))
+    images = open_images("digits", "test")
+    whole = extract(images, encoder)
+    assert whole.shape == (450, encoder.num_features)
+    part = extract(images.subset(np.arange(300, 310)), encoder)
+    torch.testing.assert_close(whole[300:310], part)
+
+
+def test_baselines_stand_in_the_same_table() -> None:
+    task = prepare("digits", create_encoder("test_resnet", 32, 1))
+    assert [f.name for f in task.features] == ["encoder", "untrained", "raw pixels"]
+    assert task.features[2].train.shape == (1347, 64)
+    assert "1,347 train, 450 test, 10 classes" in task.data
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("ant", "bee"):
+        for i in range(6):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.new("RGB", (32, 32), (40 * i, 99, 0)).save(tmp_path / name / f"{i}.png")
+    return tmp_path
+
+
+def test_bad_sources(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    flat, one = tmp_path_factory.mktemp("flat"), tmp_path_factory.mktemp("one")
+    Image.new("RGB", (32, 32)).save(flat / "a.png")
+    Image.new("RGB", (32, 32)).save(flat / "b.png")
+    (one / "ant").symlink_to(folder / "ant")
+    lonely = tmp_path_factory.mktemp("lonely")
+    for name in ("ant", "bee"):
+        (lonely / name).mkdir()
+        Image.new("RGB", (32, 32)).save(lonely / name / "0.png")
+    for source, message in (
+        (flat, "no labels"),
+        (one, "one class .ant., expected at least 2"),
+        (lonely, "class 'ant' .* has no test pictures"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate.linear(source, "test_resnet")
+    with pytest.raises(InputError, match="labels: expected at most 5"):
+        evaluate.few_label(folder, "test_resnet", labels=(6,))
+    with pytest.raises(InputError, match="draws: expected"):
+        evaluate.few_label(folder, "test_resnet", draws=0)
+    with pytest.raises(InputError, match="iterations: expected"):
+        evaluate.linear(folder, "test_resnet", iterations=0)

@@ -1,0 +1,146 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mec.cli import main
+
+TINY = (
+    "--image_size 16 --epochs 1 --workers 0 --projector.hidden 16 --projector.outputs 8 "
+    "--backbone_options.layers [1,1,1,1] --backbone_options.channels [8,8,8,8]"
+).split()
+
+
+def call(*arguments: object) -> int:
+    try:
+        return main([str(a) for a in arguments])
+    except SystemExit as end:
+        assert isinstance(end.code, int)
+        return end.code
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name, colour in (("ant", 60), ("bee", 190)):
+        (folder / name).mkdir()
+        for i in range(12):
+            noise = rng.integers(-40, 40, (40, 50, 3)) + colour
+            Image.fromarray(noise.astype(np.uint8)).save(folder / name / f"{i}.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert call("pretrain", photographs, "--out", out, "--batch_size", 8, *TINY) == 0
+    return out
+
+
+def test_from_a_folder_to_three_evaluations(photographs: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for task, options in (("knn", ["--k", "[1,5]"]), ("linear", []), ("few-label", ["--labels", "[1]"])):
+        assert call("evaluate", task, photographs, "--encoder", run, *options) == 0
+        assert "untrained" in capsys.readouterr().out
+    assert len((run / "results.jsonl").read_text().splitlines()) == 3
+
+
+def test_options_reach_the_recipe(run: Path) -> None:
+    from mec.training import Run
+
+    recipe = Run(run).recipe()
+    assert (recipe.image_size, recipe.epochs, recipe.batch_size) == (16, 1, 8)
+    assert recipe.projector.outputs == 8
+    assert recipe.backbone_options == {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
+
+
+def test_resume_of_a_run_that_ended_changes_nothing(photographs: Path, run: Path) -> None:
+    before = (run / "encoder.safetensors").read_bytes()
+    assert call("pretrain", photographs, "--out", run, "--resume") == 0
+    assert (run / "encoder.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrain", "/nonexistent", "--out", "OUT"], "data: /nonexistent does not exist"),
+        (["pretrain", "EMPTY", "--out", "OUT"], "no picture in"),
+        (["pretrain", "DATA"], "out"),
+        (["pretrain", "DATA", "--out", "OUT", "--epochs", "-1"], "epochs: expected at least 1, got -1"),
+        (["pretrain", "DATA", "--out", "OUT", "--epochs", "ten"], "epochs"),
+        (["pretrain", "DATA", "--out", "OUT", "--objective.nonsense", "1"], "objective.nonsense"),
+        (["pretrain", "DATA", "--out", "OUT", "--objective.distortion", "0"], "objective.distortion: expected"),
+        (["pretrain", "DATA", "--out", "OUT", "--backbone", "resnet19"], "did you mean"),
+        (["pretrain", "DATA", "--out", "OUT", "--recipe", "none"], "recipe: 'none'"),
+        (["pretrain", "DATA", "--out", "OUT", "--resume"], "holds no run"),
+        (["pretrain", "DATA", "--out", "OUT", "--devices", "0"], "devices: expected"),
+        (["pretrain", "DATA", "--out", "RUN"], "already holds a run"),
+        (["evaluate", "knn", "DATA", "--encoder", "nowhere"], "encoder: 'nowhere'"),
+        (["evaluate", "knn", "/nonexistent", "--encoder", "RUN"], "data: /nonexistent"),
+        (["evaluate", "knn", "DATA"], "encoder"),
+        (["evaluate", "fly", "DATA"], "fly"),
+        (["evaluate", "few-label", "DATA", "--encoder", "RUN", "--draws", "0"], "draws: expected"),
+        (["demo", "--epochs", "0"], "epochs: expected"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_what_the_user_got_wrong_is_one_line_and_status_2(
+    arguments: list[str],
+    message: str,
+    photographs: Path,
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"DATA": photographs, "RUN": run, "OUT": tmp_path / "out", "EMPTY": tmp_path / "empty"}
+    assert call(*(places.get(a, a) for a in arguments)) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+    assert captured.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_picture_stops_with_its_name(photographs: Path, tmp_path: Path) -> None:
+    """In a worker process too, whose traceback must not reach the user."""
+    (tmp_path / "data").mkdir()
+    for i, path in enumerate(photographs.rglob("*.jpg")):
+        (tmp_path / "data" / f"{i}.jpg").write_bytes(path.read_bytes()[: 100 if i == 20 else None])
+    command = [sys.executable, "-m", "mec", "pretrain", str(tmp_path / "data"), "--out", str(tmp_path / "run"), *TINY]
+    command[command.index("--workers") + 1] = "1"
+    done = subprocess.run([*command, "--image_size", "24", "--channels", "3"], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2
+    assert "20.jpg: cannot be read as a picture" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--help"], ["pretrain", "evaluate", "demo"]),
+        (["pretrain", "--help"], ["--recipe", "--epochs", "--objective.distortion", "--view_2.solarise", "example:"]),
+        (["evaluate", "--help"], ["knn", "linear", "few-label"]),
+        (["evaluate", "knn", "--help"], ["--encoder", "--temperature", "example:"]),
+        (["evaluate", "linear", "--help"], ["--iterations", "example:"]),
+        (["evaluate", "few-label", "--help"], ["--draws", "example:"]),
+        (["demo", "--help"], ["--out", "example:"]),
+    ],
+)
+def test_help(arguments: list[str], expected: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*arguments) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in expected)
+
+
+def test_help_shows_the_defaults_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("pretrain", "--recipe", "imagenet-resnet50", "--help") == 0
+    assert "default: resnet50" in capsys.readouterr().out
+
+
+def test_only_the_loss_costs_torch_alone() -> None:
+    code = "import mec, sys; mec.MECLoss; print([m for m in ('timm', 'lightning', 'torchvision', 'sklearn') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
