@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import auto_cli
-from machine import write
 from rich.console import Console
 from rich.table import Table
 
 import mec
+from machine import write
 from mec.evaluate.features import prepare
 from mec.evaluate.knn import knn_predict
 from mec.evaluate.linear import probe
@@ -71,7 +71,7 @@ def main(data: str = "cifar10", epochs: int = 16, seed: int = 0, threads: int | 
     path = write(
         "cifar10_cpu",
         "CIFAR-10 without labels on a CPU: frozen features, last epoch, beside the untrained encoder and raw pixels",
-        data=f"CIFAR-10 as 32 px JPEG (quality 75), {len(task.features[0].train)} train, {len(task.features[0].test)} test",
+        data=f"CIFAR-10, {len(task.features[0].train)} train, {len(task.features[0].test)} test",
         recipe=recipe.as_dict(),
         training_seconds=training_seconds,
         evaluation_seconds=evaluation_seconds,

@@ -35,6 +35,7 @@ def _pretrain_options(parser: Parser, arguments: Sequence[str]) -> None:
     from mec.training import Recipe, packaged_recipes
 
     recipes = ", ".join(packaged_recipes())
+    parser.usage = "mec pretrain DATA --out RUN [--recipe NAME] [--resume] [any setting of the recipe]"
     parser.description = "Learn an encoder from pictures, without labels."
     parser.epilog = "example: mec pretrain photographs/ --out runs/photographs --epochs 200 --batch_size 256"
     parser.add_argument("data", help=DATA_HELP)
@@ -49,7 +50,10 @@ def _evaluate_options(parser: Parser, arguments: Sequence[str]) -> None:
     parser.description = "Measure an encoder on a downstream task, beside raw pixels and itself untrained."
     tasks = parser.add_subcommands(title="tasks", metavar="TASK", dest="task")
     for name, (summary, example) in TASKS.items():
-        task = Parser(epilog=f"example: mec evaluate {name} {example}")
+        task = Parser(
+            usage=f"mec evaluate {name} DATA --encoder ENCODER [options]",
+            epilog=f"example: mec evaluate {name} {example}",
+        )
         tasks.add_subcommand(name, task, help=summary)
         if name in arguments:
             task.add_argument("data", help=DATA_HELP)
@@ -85,7 +89,7 @@ def _task(name: str) -> Callable[..., Result]:
 
 
 def _parser(arguments: Sequence[str]) -> Parser:
-    """Only the command that is asked for gets its options: the others would import all of PyTorch for a line of help."""
+    """Only the command asked for gets its options: the others would import all of PyTorch for a line of help."""
     parser = Parser(
         prog="mec",
         description="Image encoders learnt without labels by Maximum Entropy Coding, and what they are worth.",

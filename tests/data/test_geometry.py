@@ -23,7 +23,9 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(-10 * torch.log10((a - b).square().mean()))
 
 
-@pytest.mark.parametrize(("height", "width", "scale"), [(375, 500, (0.2, 1.0)), (32, 32, (0.08, 1.0)), (40, 400, (0.5, 1.0))])
+@pytest.mark.parametrize(
+    ("height", "width", "scale"), [(375, 500, (0.2, 1.0)), (32, 32, (0.08, 1.0)), (40, 400, (0.5, 1.0))]
+)
 def test_crops_have_the_distribution_of_torchvisions(height: int, width: int, scale: tuple[float, float]) -> None:
     n, ratio = 4000, (3 / 4, 4 / 3)
     boxes = crop_boxes(uniforms(0, 0, np.arange(n), CROP_NUMBERS), height, width, scale, ratio)

@@ -76,7 +76,8 @@ def test_npz(tmp_path: Path) -> None:
     assert np.array_equal(images.read(2, 3), pictures[2])
     np.savez(tmp_path / "b.npz", x=rng.random((4, 8, 8)).astype(np.float32))
     assert open_images(tmp_path / "b.npz").pictures.dtype == np.uint8
-    medmnist = {f"{p}_{k}": v for p in ("train", "test") for k, v in (("images", pictures), ("labels", np.eye(6)[:, :1]))}
+    halves = {"images": pictures, "labels": np.eye(6)[:, :1]}
+    medmnist = {f"{part}_{key}": value for part in ("train", "test") for key, value in halves.items()}
     np.savez(tmp_path / "c.npz", **medmnist)
     assert has_own_split(tmp_path / "c.npz")
     assert len(open_images(tmp_path / "c.npz", "test")) == 6

@@ -8,7 +8,17 @@ from PIL import Image, ImageFilter, ImageOps
 from scipy import stats
 
 from mec.data.draws import uniforms
-from mec.data.views import NUMBERS, VIEW_1, VIEW_2, TwoViews, ViewParameters, ViewSettings, colour, draw_parameters, rotate
+from mec.data.views import (
+    NUMBERS,
+    VIEW_1,
+    VIEW_2,
+    TwoViews,
+    ViewParameters,
+    ViewSettings,
+    colour,
+    draw_parameters,
+    rotate,
+)
 from mec.errors import InputError
 from tests.data.test_geometry import photograph, psnr
 

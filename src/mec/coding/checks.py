@@ -58,6 +58,6 @@ def check_finite(value: Tensor, **embeddings: Tensor) -> None:
         if broken:
             raise ValueError(f"{name}: expected finite embeddings, got NaN or infinity in {broken} of {len(z)} rows")
     raise ValueError(
-        f"{', '.join(embeddings)}: the coding rate is {float(value)} though the embeddings here are finite; "
-        "another process holds NaN, or the series diverged (raise distortion, or use order=None)"
+        f"{', '.join(embeddings)}: the result is {float(value)} though the embeddings here are finite: another process "
+        "holds NaN, the series diverged (raise distortion, or use order=None), or distortion is too small for the dtype"
     )

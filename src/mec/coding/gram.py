@@ -9,6 +9,7 @@ that the average which DistributedDataParallel takes over them leaves the gradie
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -55,10 +56,15 @@ def inverse_norms(z: Tensor) -> Tensor:
     return torch.where(norms > SMALLEST_NORM, norms.clamp_min(SMALLEST_NORM).reciprocal(), 0.0)
 
 
-def _through_normalisation(grad_unit: Tensor, z: Tensor, inverse: Tensor) -> Tensor:
-    """Gradient in the unit rows z / |z| -> gradient in z. Overwrites ``grad_unit``."""
-    along = (grad_unit * z).sum(dim=1, keepdim=True) * inverse**3
-    return grad_unit.mul_(inverse).addcmul_(z, along, value=-1.0)
+def _row_dots(a: Tensor, b: Tensor) -> Tensor:
+    """<a_i, b_i>: (m, d), (m, d) -> (m, 1), without the (m, d) product that a sum would go through."""
+    return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).squeeze(2)
+
+
+def _tangent(grad: Tensor, z: Tensor, inverse: Tensor) -> Tensor:
+    """Gradient in z (m, d), from that in its unit rows already divided by |z|: the part across z. Overwrites it."""
+    along = _row_dots(grad, z) * inverse.square()
+    return grad.addcmul_(z, along, value=-1.0)
 
 
 class _CrossGram(Function):
@@ -93,96 +99,86 @@ class _CrossGram(Function):
         if ctx.needs_input_grad[0]:
             if joined:
                 _, all_z, _, all_z_inverse = joined
-                unit = (grad[own] * (all_z_inverse.T * factor)) @ all_z
+                across = (grad[own] * (p_inverse * factor)).mul_(all_z_inverse.T) @ all_z
             else:
-                unit = (z @ grad).mul_(z_inverse * factor)
-            grad_p = _through_normalisation(unit, p, p_inverse)
+                across = (z @ grad).mul_(p_inverse * z_inverse * factor)
+            grad_p = _tangent(across, p, p_inverse)
         if ctx.needs_input_grad[1]:
             if joined:
                 all_p, _, all_p_inverse, _ = joined
-                unit = (grad[:, own].T * (all_p_inverse.T * factor)) @ all_p
+                across = (grad[:, own].T * (z_inverse * factor)).mul_(all_p_inverse.T) @ all_p
             else:
-                unit = (p @ grad.T).mul_(p_inverse * factor)
-            grad_z = _through_normalisation(unit, z, z_inverse)
+                across = (p @ grad.T).mul_(p_inverse * z_inverse * factor)
+            grad_z = _tangent(across, z, z_inverse)
         return grad_p, grad_z, None, None
 
 
 class _SelfGram(Function):
-    """z^T z / scale (d, d), or z z^T / scale (m, m), of unit rows: positive semi-definite."""
+    """u^T u / scale (d, d), or u u^T / scale (rows, rows), of the unit rows u of all views; and the mean cosine
+    between the rows of the first view and those of the last.
+
+    The matrix is positive semi-definite. What follows is a function of a symmetric matrix, so that its
+    gradient is taken to be symmetric.
+    """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, scale: float, group: Group) -> Tensor:
-        inverse = inverse_norms(z)
-        unit = z * inverse
-        if _on_feature_side(z, group):
+    def forward(ctx: Any, scale: float, group: Group, *views: Tensor) -> tuple[Tensor, Tensor]:
+        m = len(views[0])
+        rows = torch.cat(views)  # a copy even of one view: it becomes the unit rows
+        inverse = inverse_norms(rows)
+        unit = all_unit = rows.mul_(inverse)
+        cosine = _row_dots(unit[:m], unit[-m:]).mean()
+        if size_of(group) > 1:
+            dist.all_reduce(cosine, group=group)
+            cosine /= size_of(group)
+        if _on_feature_side(unit, group):
             C = (unit.T @ unit).div_(scale)
             if size_of(group) > 1:
                 dist.all_reduce(C, group=group)
-            ctx.save_for_backward(z, inverse, unit)
         else:
             all_unit = gather_rows(unit, group)
             C = gather_rows((unit @ all_unit.T).div_(scale), group)
-            ctx.save_for_backward(z, inverse, all_unit)
-        ctx.scale, ctx.group = scale, group
-        return C
+        ctx.save_for_backward(unit, all_unit, inverse)
+        ctx.scale, ctx.group, ctx.views = scale, group, len(views)
+        return C, cosine
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        z, inverse, unit = ctx.saved_tensors
-        both = grad + grad.T
-        if _on_feature_side(z, ctx.group):
-            grad_unit = unit @ both
+    def backward(ctx: Any, grad: Tensor, grad_cosine: Tensor) -> tuple[Tensor | None, ...]:
+        unit, all_unit, inverse = ctx.saved_tensors
+        if _on_feature_side(unit, ctx.group):
+            across = unit @ grad
         else:
-            grad_unit = both[_own_rows(z.shape[0], ctx.group)] @ unit
-        grad_unit.mul_(size_of(ctx.group) / ctx.scale)
-        return _through_normalisation(grad_unit, z, inverse), None, None
+            across = grad[_own_rows(len(unit), ctx.group)] @ all_unit
+        across.mul_(inverse * (2 * size_of(ctx.group) / ctx.scale))
+        m = len(unit) // ctx.views
+        if ctx.views > 1:
+            # that of the own mean: the average over processes makes it the joined one's
+            across[:m].addcmul_(unit[-m:], inverse[:m] * (grad_cosine / m))
+            across[-m:].addcmul_(unit[:m], inverse[-m:] * (grad_cosine / m))
+        across.addcmul_(unit, _row_dots(across, unit), value=-1.0)
+        grads: tuple[Tensor, ...] = across.split(m)
+        return None, None, *grads
 
 
-class _MeanCosine(Function):
-    """Mean over the rows of all processes of the cosine between p_i and z_i, with the gradient of the own mean:
-    DistributedDataParallel's average makes it that of the joined one."""
-
-    @staticmethod
-    def forward(ctx: Any, p: Tensor, z: Tensor, group: Group) -> Tensor:
-        p_inverse, z_inverse = inverse_norms(p), inverse_norms(z)
-        mean = ((p * z).sum(dim=1, keepdim=True) * p_inverse * z_inverse).mean()
-        if size_of(group) > 1:
-            dist.all_reduce(mean, group=group)
-            mean /= size_of(group)
-        ctx.save_for_backward(p, z, p_inverse, z_inverse)
-        return mean
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        p, z, p_inverse, z_inverse = ctx.saved_tensors
-        share = grad / p.shape[0]
-        grad_p = _through_normalisation(z * (z_inverse * share), p, p_inverse) if ctx.needs_input_grad[0] else None
-        grad_z = _through_normalisation(p * (p_inverse * share), z, z_inverse) if ctx.needs_input_grad[1] else None
-        return grad_p, grad_z, None
-
-
-def in_full_precision(z: Tensor) -> Tensor:
-    return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+def in_full_precision(views: Sequence[Tensor]) -> list[Tensor]:
+    """All in one dtype: float64 if any of them is, else float32."""
+    dtype = torch.float64 if any(z.dtype == torch.float64 for z in views) else torch.float32
+    return [z.to(dtype) for z in views]
 
 
 def cross_gram(p: Tensor, z: Tensor, scale: float, group: Group) -> Tensor:
     """Unit rows of p (m, d) against unit rows of z (m, d): p z^T / scale (m, m), or z^T p / scale (d, d) if d < m."""
     with torch.autocast(p.device.type, enabled=False):
-        C: Tensor = _CrossGram.apply(in_full_precision(p), in_full_precision(z), scale, group)
+        C: Tensor = _CrossGram.apply(*in_full_precision((p, z)), scale, group)
     return C
 
 
-def self_gram(z: Tensor, scale: float, group: Group) -> Tensor:
-    """Unit rows of z (m, d) against themselves: z z^T / scale (m, m), or z^T z / scale (d, d) if d < m."""
-    with torch.autocast(z.device.type, enabled=False):
-        C: Tensor = _SelfGram.apply(in_full_precision(z), scale, group)
-    return C
+def self_gram(views: Sequence[Tensor], scale: float, group: Group) -> tuple[Tensor, Tensor]:
+    """Unit rows u of one or two views (m, d) against themselves: u u^T / scale, or u^T u / scale where that is smaller.
 
-
-def mean_cosine(p: Tensor, z: Tensor, group: Group) -> Tensor:
-    """Mean cosine between row i of p (m, d) and row i of z (m, d); a zero row counts as 0."""
-    with torch.autocast(p.device.type, enabled=False):
-        mean: Tensor = _MeanCosine.apply(in_full_precision(p), in_full_precision(z), group)
-    return mean
+    Also the mean cosine between row i of the first view and row i of the last; a zero row counts as 0.
+    """
+    with torch.autocast(views[0].device.type, enabled=False):
+        C, cosine = _SelfGram.apply(scale, group, *in_full_precision(views))
+    return C, cosine

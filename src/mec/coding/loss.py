@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mec.coding.checks import check_distortion, check_finite, check_order, check_pair
-from mec.coding.gram import Group, all_processes, cross_gram, mean_cosine, self_gram, size_of
+from mec.coding.gram import Group, all_processes, cross_gram, self_gram, size_of
 from mec.coding.series import log_det
 
 Views = tuple[Tensor, Tensor]
@@ -83,20 +83,26 @@ class MECLoss(nn.Module):
 
         # codes that are their own targets make the second pair the transpose of the first
         pairs = [(p1, z2)] if targets is None else [(p1, z2), (p2, z1)]
+        form = self.form or ("pooled" if targets is None else "cross")
+        loss_of = _cross if form == "cross" else _pooled
         group = all_processes() if self.group is None else self.group
-        scale = p1.shape[0] * size_of(group) * distortion
-        if (self.form or ("pooled" if targets is None else "cross")) == "cross":
-            C = torch.stack([cross_gram(p, z, scale, group) for p, z in pairs])
-            value = log_det(C, self.order, symmetric=False).mean() * -distortion
-        else:
-            C = torch.stack([self_gram(torch.cat(pair), 2 * scale, group) for pair in pairs])
-            alignment = torch.stack([mean_cosine(p, z, group) for p, z in pairs]).mean()
-            value = 1 - alignment - log_det(C, self.order, symmetric=True).mean() * distortion
+        # one pair after another: a stack is a copy, and LU of a stack went wrong in MKL's threads (torch 2.15)
+        value = torch.stack([loss_of(p, z, distortion, self.order, group) for p, z in pairs]).mean()
         check_finite(value, **{"predictions[0]": p1, "predictions[1]": p2, "targets[0]": z1, "targets[1]": z2})
         return value
 
     def extra_repr(self) -> str:
         return f"distortion={self.distortion:.4g}, order={self.order}, form={self.form}"
+
+
+def _cross(p: Tensor, z: Tensor, distortion: float, order: int | None, group: Group) -> Tensor:
+    C = cross_gram(p, z, len(p) * size_of(group) * distortion, group)
+    return -distortion * log_det(C, order, symmetric=False)
+
+
+def _pooled(p: Tensor, z: Tensor, distortion: float, order: int | None, group: Group) -> Tensor:
+    C, cosine = self_gram((p, z), 2 * len(p) * size_of(group) * distortion, group)
+    return 1 - cosine - distortion * log_det(C, order, symmetric=True)
 
 
 def _two(name: str, views: object) -> Views:

@@ -40,7 +40,8 @@ def coding_rate(z: Tensor, distortion: float, order: int | None = None) -> Tenso
     check_embeddings("z", z)
     check_distortion(distortion)
     check_order(order)
-    value = log_det(self_gram(z, z.shape[0] * distortion, None), order, symmetric=True)
+    C, _ = self_gram([z], z.shape[0] * distortion, None)
+    value = log_det(C, order, symmetric=True)
     check_finite(value, z=z)
     return value
 

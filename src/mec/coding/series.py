@@ -1,4 +1,4 @@
-"""log det(I + C) of square matrices (..., s, s): exact, or its Taylor series, each with a backward written by hand.
+"""log det(I + C) of a square matrix (s, s): exact, or its Taylor series, each with a backward written by hand.
 
 The gradient is a matrix polynomial, or an inverse, of the same C, so it is made on the way forward and
 is all that is kept: autograd through the powers would keep each of them and multiply twice as often again.
@@ -6,7 +6,6 @@ is all that is kept: autograd through the powers would keep each of them and mul
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 
-@lru_cache(maxsize=64)
 def split_order(order: int) -> int:
     """Step s for which the powers C, ..., C^s and C^s, C^2s, ... give every trace up to ``order`` in the
     fewest matrix products (about 2 sqrt(order)); among equals, one that divides ``order``."""
@@ -29,19 +27,25 @@ def split_order(order: int) -> int:
 def _plus_identity(C: Tensor) -> Tensor:
     """I + C, in a copy."""
     A = C.clone()
-    A.diagonal(dim1=-2, dim2=-1).add_(1.0)
+    A.diagonal().add_(1.0)
     return A
 
 
-def _trace(C: Tensor) -> Tensor:
-    return C.diagonal(dim1=-2, dim2=-1).sum(-1)
+def _identity(C: Tensor) -> Tensor:
+    return torch.eye(C.shape[0], dtype=C.dtype, device=C.device)
 
 
-def _signed_sum(first: Tensor, powers: list[Tensor], step: int) -> Tensor:
-    """first + sum_i (-1)^(i step) powers[i - 1], with ``powers`` = C^step, C^2step, ... Overwrites ``first``."""
+def _alternating(C: Tensor, powers: list[Tensor], step: int) -> Tensor:
+    """I + sum_i (-1)^(i step) powers[i - 1], where ``powers`` are C^step, C^2step, ..."""
+    total = _identity(C)
     for i, power in enumerate(powers, start=1):
-        first.add_(power, alpha=(-1.0) ** (i * step))
-    return first
+        total.add_(power, alpha=(-1.0) ** (i * step))
+    return total
+
+
+def _taylor(k: int) -> float:
+    """Coefficient of x^k in log(1 + x)."""
+    return (-1.0) ** (k + 1) / k
 
 
 class _TaylorLogDet(Function):
@@ -57,11 +61,12 @@ class _TaylorLogDet(Function):
         while (len(giant) + 1) * s < order:
             giant.append(giant[-1] @ small[-1])
 
-        value = torch.zeros(C.shape[:-2], dtype=C.dtype, device=C.device)
-        for k in range(1, order + 1):
-            whole, part = divmod(k - 1, s)  # k = whole * s + (part + 1)
-            trace = _trace(small[part]) if whole == 0 else (giant[whole - 1] * small[part].mT).sum((-2, -1))
-            value += trace * ((-1.0) ** (k + 1) / k)
+        value = C.new_zeros(())
+        for k, power in enumerate(small, start=1):
+            value += power.diagonal().sum() * _taylor(k)
+        for j, power in enumerate(giant, start=1):  # Tr C^(js + i) = <C^js, (C^i)^T>: a sum in place of a product
+            for i, factor in enumerate(small[: order - j * s], start=1):
+                value += factor.T.clone(memory_format=torch.contiguous_format).mul_(power).sum() * _taylor(j * s + i)
 
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(_geometric_sum(small, giant, order, s))
@@ -71,21 +76,24 @@ class _TaylorLogDet(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (G,) = ctx.saved_tensors
-        return grad[..., None, None] * G.mT, None
+        return grad * G.T, None
 
 
 def _geometric_sum(small: list[Tensor], giant: list[Tensor], order: int, s: int) -> Tensor:
     """sum_{k<order} (-C)^k = (sum_{i<s} (-C)^i) (sum_{j<order//s} (-C)^js) + rest, in at most two products."""
     blocks, rest = divmod(order, s)
-    identity = torch.zeros_like(small[0])
-    identity.diagonal(dim1=-2, dim2=-1).fill_(1.0)
-    G = _signed_sum(identity.clone(), small[: s - 1], 1)
+    C = small[0]
+    G = _alternating(C, small[: s - 1], 1)
     if blocks > 1:
-        across = _signed_sum(identity.clone(), giant[: blocks - 1], s)
+        across = _alternating(C, giant[: blocks - 1], s)
         G = across if s == 1 else G @ across
     if rest:
-        last = giant[blocks - 1] * (-1.0) ** (blocks * s)
-        G += last if rest == 1 else last @ _signed_sum(identity, small[: rest - 1], 1)
+        sign = (-1.0) ** (blocks * s)
+        last = giant[blocks - 1]
+        if rest == 1:
+            G.add_(last, alpha=sign)
+        else:
+            G.addmm_(last, _alternating(C, small[: rest - 1], 1), alpha=sign)
     return G
 
 
@@ -94,41 +102,45 @@ class _LogDet(Function):
 
     @staticmethod
     def forward(ctx: Any, C: Tensor) -> Tensor:
-        factors, pivots, _ = torch.linalg.lu_factor_ex(_plus_identity(C))
-        value = factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+        # LAPACK wants columns: the transpose, of the same determinant, is taken as it lies in memory
+        factors, pivots, _ = torch.linalg.lu_factor_ex(_plus_identity(C).T)
+        value: Tensor = factors.diagonal().abs().log().sum()
         if ctx.needs_input_grad[0]:
-            identity = torch.eye(C.shape[-1], dtype=C.dtype, device=C.device).expand_as(C)
-            # A^T X = I: solving with the transpose spares a copy
-            ctx.save_for_backward(torch.linalg.lu_solve(factors, pivots, identity, adjoint=True))
+            ctx.save_for_backward(torch.linalg.lu_solve(factors, pivots, _identity(C).T, adjoint=True))
         return value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        inverse_transposed: Tensor = ctx.saved_tensors[0]
-        return grad[..., None, None] * inverse_transposed
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor]:
+        (inverse,) = ctx.saved_tensors
+        return (grad * inverse.T,)
 
 
 class _LogDetSymmetric(Function):
-    """log det(I + C) of a positive semi-definite C by Cholesky, a third of the work of LU. Gradient (I + C)^-1."""
+    """log det(I + C) of a positive semi-definite C by Cholesky, half the work of LU. Gradient (I + C)^-1."""
 
     @staticmethod
     def forward(ctx: Any, C: Tensor) -> Tensor:
-        lower, _ = torch.linalg.cholesky_ex(_plus_identity(C))
-        value = lower.diagonal(dim1=-2, dim2=-1).log().sum(-1) * 2.0
+        lower, failed = torch.linalg.cholesky_ex(_plus_identity(C))
+        # rounding can make I + C indefinite when C is 1e7 in float32; what is left in ``lower`` is then no answer
+        value = torch.where(failed == 0, lower.diagonal().log().sum() * 2.0, torch.nan)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(torch.cholesky_inverse(lower))
+            # cholesky_inverse is less work, yet takes seconds in MKL once another process shares the cores
+            root = _identity(C)
+            torch.linalg.solve_triangular(lower.T, root, upper=True, left=False, out=root)  # (L^-1)^T, in place
+            del lower
+            ctx.save_for_backward(root @ root.T)
         return value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        inverse: Tensor = ctx.saved_tensors[0]
-        return grad[..., None, None] * inverse
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor]:
+        (inverse,) = ctx.saved_tensors
+        return (grad * inverse,)
 
 
 def log_det(C: Tensor, order: int | None, symmetric: bool) -> Tensor:
-    """log |det(I + C)| for each matrix of C (..., s, s), or its Taylor series up to ``order``. Shape (...)."""
+    """log |det(I + C)| of C (s, s), or its Taylor series up to ``order``: a scalar."""
     with torch.autocast(C.device.type, enabled=False):
         value: Tensor
         if order is not None:

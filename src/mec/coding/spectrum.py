@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mec.coding.checks import check_distortion, check_embeddings, check_pair
-from mec.coding.gram import Group, gather_rows, in_full_precision, inverse_norms, self_gram, size_of
+from mec.coding.checks import check_distortion, check_embeddings, check_finite, check_pair
+from mec.coding.gram import SMALLEST_NORM, Group, gather_rows, in_full_precision, inverse_norms, self_gram, size_of
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,11 @@ class Health:
 
 def _eigenvalues(z: Tensor, group: Group = None) -> Tensor:
     """Of the covariance z^T z / m of unit rows, falling, at most min(m, d); they sum to 1. float64, on the CPU."""
-    C = self_gram(z.detach(), float(z.shape[0] * size_of(group)), group)
-    if C.device.type == "mps":  # no float64 there
-        C = C.cpu()
-    eigenvalues: Tensor = torch.linalg.eigvalsh(C.double())
+    # from float64 rows: a zero eigenvalue read as 1e-8 in float32 counts as 1e-4 in the square roots of RankMe
+    rows = (z.detach().cpu() if z.device.type == "mps" else z.detach()).double()
+    C, _ = self_gram([rows], float(len(rows) * size_of(group)), group)
+    check_finite(C.diagonal().sum(), z=z)
+    eigenvalues: Tensor = torch.linalg.eigvalsh(C)
     return eigenvalues.flip(0).clamp_min(0).cpu()
 
 
@@ -90,15 +91,19 @@ def spectral_norm(p: Tensor, z: Tensor, distortion: float, steps: int = 16) -> f
     """
     check_pair("p", p, "z", z)
     check_distortion(distortion)
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps: expected an integer >= 1, got {steps!r}")
     return _spectral_norm(p.detach(), z.detach(), distortion, steps)
 
 
 def _spectral_norm(p: Tensor, z: Tensor, distortion: float, steps: int = 16) -> float:
-    p, z = in_full_precision(p), in_full_precision(z)
+    p, z = in_full_precision((p, z))
     p, z = p * inverse_norms(p), z * inverse_norms(z)
     v = torch.linspace(1.0, 2.0, len(z), dtype=z.dtype, device=z.device)  # fixed: the figure is repeatable
     for _ in range(steps):
-        v = z @ (p.T @ (p @ (z.T @ (v / torch.linalg.vector_norm(v)))))
+        v = v / torch.linalg.vector_norm(v).clamp_min(SMALLEST_NORM)  # of zero codes it is 0
+        v = z @ (p.T @ (p @ (z.T @ v)))
+    check_finite(v.sum(), p=p, z=z)
     # ||C^T C v|| of a unit v tends to ||C||^2; the m x m matrix is never made
     return math.sqrt(float(torch.linalg.vector_norm(v))) / (len(z) * distortion)
 

@@ -64,14 +64,15 @@ class Pretraining(lightning.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x1, x2 = self.views(batch.pictures, batch.indices, batch.epoch)
         codes, targets = self.network(self._prepared(x1), self._prepared(x2))
+        distortion = self.distortion
         try:
-            loss: Tensor = self.objective(codes, targets, self.distortion)
+            loss: Tensor = self.objective(codes, targets, distortion)
         except ValueError as error:
             raise InputError(
                 f"training diverged at step {self.global_step} ({error}). Lower optimiser.learning_rate or lengthen "
                 "optimiser.warmup_epochs; with objective.form cross raise objective.distortion, or take form pooled"
             ) from error
-        self.measured["loss"] = loss.detach()
+        self.measured |= {"loss": loss.detach(), "distortion": distortion}
         if self.global_step % self.recipe.log_every == 0:
             self.measured |= self.health_of(codes, targets)
         return loss

@@ -113,7 +113,7 @@ class RunProgress(lightning.Callback):
         self.latest = {k: float(v) for k, v in module.measured.items()} | self.pace.read()
         step = trainer.global_step - 1
         seconds = time.perf_counter() - self.started + self.metrics.seconds_before
-        row = {"step": step, "epoch": trainer.current_epoch, "seconds": seconds, "distortion": module.distortion}
+        row = {"step": step, "epoch": trainer.current_epoch, "seconds": seconds}
         self.metrics.append(row | self.latest)
         for logger in trainer.loggers:
             logger.log_metrics(self.latest, step=step)

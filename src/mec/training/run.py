@@ -175,7 +175,6 @@ def _trainer(recipe: Recipe, out: Path, console: Console) -> lightning.Trainer:
         precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
     # one process uses every CPU core already
     devices: int | str = 1 if recipe.devices == "auto" and not on_gpu else recipe.devices
-    distributed = devices not in (1, "1") or recipe.nodes > 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -193,7 +192,7 @@ def _trainer(recipe: Recipe, out: Path, console: Console) -> lightning.Trainer:
                     KeepLatest(out / "checkpoints", CHECKPOINT_STEPS),
                 ],
                 use_distributed_sampler=False,
-                sync_batchnorm=distributed,
+                sync_batchnorm=on_gpu,  # PyTorch has it for GPUs only; alone it changes nothing
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 enable_checkpointing=True,

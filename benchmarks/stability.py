@@ -1,0 +1,140 @@
+"""Which form of the objective is stable at any batch size m, width d and network, and which learns best?
+
+Trains the same encoder on the digits (and, with --cifar10, on a tenth of CIFAR-10) with each form, over
+m, d and seeds, for a fixed number of steps, and reports the loss at the end, the norm that decides whether a
+Taylor series converges, the effective rank and the accuracy of frozen features. Nothing is tuned per cell.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.table import Table
+
+import mec
+from machine import write
+from mec.data.loading import settle
+from mec.evaluate.features import prepare
+from mec.evaluate.few_label import class_mean_scores
+from mec.evaluate.knn import knn_predict
+from mec.training import ObjectiveSettings, OptimiserSettings, ProjectorSettings, Recipe, TeacherSettings
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of the objective under test."""
+
+    name: str
+    objective: ObjectiveSettings
+    teacher: bool = False
+
+
+FORMS = (
+    Form("pooled, exact, 1/32 (default)", ObjectiveSettings("pooled", 1 / 32, None)),
+    Form("pooled, exact, 0.1", ObjectiveSettings("pooled", 0.1, None)),
+    Form("pooled, exact, 1/32, teacher", ObjectiveSettings("pooled", 1 / 32, None), teacher=True),
+    Form("cross, order 4, 1/32, teacher (paper)", ObjectiveSettings("cross", 1 / 32, 4, 8), teacher=True),
+    Form("cross, order 4, 1/32", ObjectiveSettings("cross", 1 / 32, 4)),
+    Form("cross, order 4, 0.25", ObjectiveSettings("cross", 0.25, 4)),
+    Form("cross, exact, 1/32", ObjectiveSettings("cross", 1 / 32, None)),
+)
+# (m, d, steps): fewer steps for larger batches, so that a cell takes seconds
+CELLS = ((32, 64, 240), (32, 2048, 240), (256, 128, 100), (256, 2048, 100), (1024, 64, 40), (1024, 2048, 40))
+
+
+def train(
+    data: str, base: Recipe, form: Form, m: int, d: int, steps: int, pictures: int, seed: int
+) -> dict[str, float]:
+    recipe = replace(
+        base,
+        seed=seed,
+        batch_size=m,
+        epochs=max(1, round(steps / (pictures // m))),
+        log_every=max(1, steps // 20),
+        objective=form.objective,
+        projector=ProjectorSettings(hidden=256, outputs=d),
+        teacher=TeacherSettings(form.teacher, 0.99, max(32, d // 4)),
+        # the rate scales with the batch; its square root is what Adam takes (Malladi et al. 2022)
+        optimiser=OptimiserSettings("adamw", 5e-3 * (256 / m) ** 0.5, 1e-4, 0.9, 1000),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        run = mec.pretrain(data, Path(folder) / "run", recipe, console=Console(quiet=True))
+        rows = run.metrics()
+        task = prepare(data, run, baselines=False)
+    (f,) = task.features
+    predicted = knn_predict(f.train, f.train_labels, f.test, [20], task.classes)[20]
+    return {
+        "loss": rows[-1]["loss"],
+        "least loss": min(r["loss"] for r in rows),
+        "norm": rows[-1]["spectral_norm"],
+        "rank": rows[-1]["effective_rank"],
+        "1 label": float(class_mean_scores(f, task.classes, 1, 20, 0).mean()),
+        "10 labels": float(class_mean_scores(f, task.classes, 10, 20, 0).mean()),
+        "kNN": float((predicted == f.test_labels).float().mean()),
+    }
+
+
+def main(cifar10: str | None = None, seeds: int = 2, forms: list[int] | None = None) -> None:
+    """Run every form in every cell.
+
+    Args:
+        cifar10: CIFAR-10 as a folder or a name; a fifth of it is one more cell; absent: digits only.
+        seeds: runs of each cell.
+        forms: numbers of the forms to run; absent: all.
+    """
+    chosen = [FORMS[i] for i in forms] if forms else FORMS
+    digits = replace(mec.load_recipe("digits"), image_size=16, small_stem=False)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        cells = [("digits", digits, m, d, steps, 1347) for m, d, steps in CELLS]
+        if cifar10 is not None:
+            subset = Path(folder) / "cifar10-fifth.npz"
+            parts = {part: settle(mec.open_images(cifar10, part), 3) for part in ("train", "test")}
+            arrays = {}
+            for part, images in parts.items():
+                arrays[f"{part}_images"], arrays[f"{part}_labels"] = images.pictures[::5], images.labels[::5]
+            np.savez(subset, **arrays)
+            colour = replace(mec.load_recipe("cifar10-resnet18"), small_stem=False, precision="32-true")
+            colour = replace(colour, backbone_options=digits.backbone_options)
+            cells.append((str(subset), colour, 256, 512, 117, len(parts["train"]) // 5))
+        # one run a core, each on one thread: twice as much as one run on all of them
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(len(os.sched_getaffinity(0)), spawn, torch.set_num_threads, (1,)) as pool:
+            jobs = {}
+            for cell, form in itertools.product(cells, chosen):
+                data, base, m, d, steps, pictures = cell
+                runs = [pool.submit(train, data, base, form, m, d, steps, pictures, seed) for seed in range(seeds)]
+                jobs[m, d, steps, data, form.name] = runs
+            for (m, d, steps, data, name), futures in jobs.items():
+                found = [future.result() for future in futures]
+                mean = {k: float(np.mean([f[k] for f in found])) for k in found[0]}
+                source = "digits" if data == "digits" else "CIFAR-10, a fifth"
+                rows.append({"data": source, "m": m, "d": d, "steps": steps, "form": name, "seeds": seeds} | mean)
+                print(rows[-1], flush=True)
+    show = Table(title="accuracy in percent; mean over seeds")
+    for column in rows[0]:
+        show.add_column(column)
+    for row in rows:
+        shares = ("1 label", "10 labels", "kNN")
+        show.add_row(
+            *(
+                f"{100 * v:.1f}" if k in shares else f"{v:.3g}" if isinstance(v, float) else str(v)
+                for k, v in row.items()
+            )
+        )
+    Console(width=160).print(show)
+    print(write("stability", "which form of the objective is stable over batch size and width", rows=rows))
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,0 +1,168 @@
+import math
+
+import pytest
+import torch
+
+from mec.coding import (
+    MECLoss,
+    alpha_req,
+    coding_length,
+    coding_rate,
+    cross_coding_rate,
+    effective_rank,
+    health,
+    rankme,
+    spectral_norm,
+)
+
+good = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+
+OF_ONE = {
+    "coding_rate": lambda z: coding_rate(z, 0.5),
+    "coding_length": lambda z: coding_length(z, 0.5),
+    "effective_rank": effective_rank,
+    "rankme": rankme,
+    "alpha_req": alpha_req,
+}
+OF_TWO = {
+    "cross_coding_rate": lambda p, z: cross_coding_rate(p, z, 0.5),
+    "spectral_norm": lambda p, z: spectral_norm(p, z, 0.5),
+    "health": lambda p, z: health(p, z, 0.5),
+}
+OF_DISTORTION = {
+    "coding_rate": lambda eps: coding_rate(good, eps),
+    "cross_coding_rate": lambda eps: cross_coding_rate(good, good, eps),
+    "coding_length": lambda eps: coding_length(good, eps),
+    "spectral_norm": lambda eps: spectral_norm(good, good, eps),
+    "health": lambda eps: health(good, good, eps),
+    "MECLoss": MECLoss,
+    "MECLoss()(...)": lambda eps: MECLoss()((good, good), distortion=eps),
+}
+BAD_CODES = {
+    "list": ([[1.0, 2.0], [3.0, 4.0]], "torch.Tensor"),
+    "1-d": (torch.randn(5), r"shape \(5,\)"),
+    "3-d": (torch.randn(5, 2, 2), r"shape \(5, 2, 2\)"),
+    "int": (torch.ones(4, 3, dtype=torch.int64), "int64"),
+    "one row": (torch.randn(1, 3), r"2 rows .* shape \(1, 3\)"),
+    "no column": (torch.randn(4, 0), r"1 column, .* shape \(4, 0\)"),
+}
+BAD_DISTORTIONS = [0, 0.0, -1.0, math.nan, math.inf, True, "0.1", None, torch.tensor(0.1)]
+BAD_ORDERS = [0, -1, 1.5, 4.0, True, "4"]
+
+
+def with_bad_entry(value):
+    z = good.clone()
+    z[1, 2] = value
+    return z
+
+
+@pytest.mark.parametrize("call", OF_ONE.values(), ids=OF_ONE)
+@pytest.mark.parametrize(("z", "what"), BAD_CODES.values(), ids=BAD_CODES)
+def test_codes(call, z, what):
+    with pytest.raises(ValueError, match=f"^z: expected .*{what}"):
+        call(z)
+
+
+@pytest.mark.parametrize("call", OF_TWO.values(), ids=OF_TWO)
+@pytest.mark.parametrize(("bad", "what"), BAD_CODES.values(), ids=BAD_CODES)
+def test_pairs_of_codes(call, bad, what):
+    with pytest.raises(ValueError, match=f"^p: expected .*{what}"):
+        call(bad, good)
+    with pytest.raises(ValueError, match=f"^z: expected .*{what}"):
+        call(good, bad)
+
+
+@pytest.mark.parametrize("call", OF_TWO.values(), ids=OF_TWO)
+@pytest.mark.parametrize("shape", [(4, 2), (5, 3)])
+def test_shapes_must_agree(call, shape):
+    with pytest.raises(ValueError, match=rf"^z: expected the shape of p, \(4, 3\), got \({shape[0]}, {shape[1]}\)"):
+        call(good, torch.randn(shape))
+
+
+def test_devices_must_agree():
+    with pytest.raises(ValueError, match=r"^z: expected the device of p, cpu, got meta"):
+        cross_coding_rate(good, good.to("meta"), 0.5)
+
+
+@pytest.mark.parametrize("call", OF_DISTORTION.values(), ids=OF_DISTORTION)
+@pytest.mark.parametrize("distortion", BAD_DISTORTIONS, ids=repr)
+def test_distortion(call, distortion):
+    if distortion is None and call is OF_DISTORTION["MECLoss()(...)"]:
+        pytest.skip("None is the module's own distortion")
+    with pytest.raises(ValueError, match=r"^distortion: expected a positive .*got"):
+        call(distortion)
+
+
+@pytest.mark.parametrize("order", BAD_ORDERS, ids=repr)
+def test_order(order):
+    for call in (
+        lambda: coding_rate(good, 0.5, order),
+        lambda: cross_coding_rate(good, good, 0.5, order),
+        lambda: MECLoss(order=order),
+    ):
+        with pytest.raises(ValueError, match=r"^order: expected an integer >= 1, or None .*got"):
+            call()
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, True, None], ids=repr)
+def test_steps(steps):
+    with pytest.raises(ValueError, match=r"^steps: expected an integer >= 1, got"):
+        spectral_norm(good, good, 0.5, steps)
+
+
+@pytest.mark.parametrize("form", ["Cross", "", 4], ids=repr)
+def test_form(form):
+    with pytest.raises(ValueError, match=r"^form: expected 'cross', 'pooled' or None, got"):
+        MECLoss(form=form)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_entries_must_be_finite(value):
+    bad = with_bad_entry(value)
+    message = ": expected finite embeddings, got NaN or infinity in 1 of 4 rows"
+    for one in OF_ONE.values():
+        with pytest.raises(ValueError, match=r"^z" + message):
+            one(bad)
+    for two in OF_TWO.values():
+        with pytest.raises(ValueError, match=r"^p" + message):
+            two(bad, good)
+        with pytest.raises(ValueError, match=r"^z" + message):
+            two(good, bad)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"order": 4}, {"form": "cross"}, {"form": "pooled"}])
+@pytest.mark.parametrize("position", range(4))
+def test_the_loss_names_the_view(arguments, position):
+    loss = MECLoss(**arguments)
+    name = ["predictions[0]", "predictions[1]", "targets[0]", "targets[1]"][position]
+
+    def with_view(view):
+        views = [good] * 4
+        views[position] = view
+        return views[:2], views[2:]
+
+    with pytest.raises(ValueError, match=rf"^{name[:-3]}\[{name[-2]}\]: expected finite embeddings"):
+        loss(*with_view(with_bad_entry(math.nan)))
+    for bad, _ in BAD_CODES.values():
+        with pytest.raises(ValueError, match=rf"^{name[:-3]}\[{name[-2]}\]: expected "):
+            loss(*with_view(bad))
+    if position:
+        with pytest.raises(ValueError, match=rf"^{name[:-3]}\[{name[-2]}\]: expected the shape of predictions\[0\]"):
+            loss(*with_view(torch.randn(4, 2)))
+
+
+@pytest.mark.parametrize(
+    "views", [good, good[:2], (good,), (good, good, good), None, "ab", {}], ids=lambda v: type(v).__name__
+)
+def test_views_come_in_pairs(views):
+    with pytest.raises(ValueError, match=r"^predictions: expected a pair of tensors"):
+        MECLoss()(views)
+    if views is not None:
+        with pytest.raises(ValueError, match=r"^targets: expected a pair of tensors"):
+            MECLoss()((good, good), views)
+
+
+def test_a_diverged_series_says_what_to_do():
+    z = torch.ones(4, 3)
+    with pytest.raises(ValueError, match=r"^z: the result is -?(inf|nan) .*raise distortion, or use order=None"):
+        coding_rate(z, 1e-6, order=12)
