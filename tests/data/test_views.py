@@ -151,6 +151,14 @@ def test_views_belong_to_the_picture_not_to_the_batch() -> None:
     assert not torch.allclose(whole[0], TwoViews(32, seed=5)(pictures, np.arange(8), epoch=2)[0])
 
 
+def test_half_precision_of_the_training_does_not_reach_the_views() -> None:
+    pictures = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    full = TwoViews(32)(pictures, np.arange(4), 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = TwoViews(32)(pictures, np.arange(4), 0)
+    assert all(torch.equal(a, b) for a, b in zip(full, half, strict=True))
+
+
 def test_rotation() -> None:
     x = torch.rand(1, 1, 9, 9)
     assert torch.allclose(rotate(x, np.array([90.0])), torch.rot90(x, 1, (2, 3)), atol=1e-5)

@@ -235,7 +235,9 @@ class TwoViews(nn.Module):
             by the loader (mec.data.loading). indices: (n,) numbers of the pictures, in memory.
         """
         numbers = np.asarray(indices)
-        x1, x2 = (self._view(view, pictures, numbers, epoch) for view in (0, 1))
+        # half precision has fewer tones than a byte
+        with torch.autocast(pictures.device.type, enabled=False):
+            x1, x2 = (self._view(view, pictures, numbers, epoch) for view in (0, 1))
         return x1, x2
 
     def _view(self, view: int, pictures: Tensor, indices: NDArray[np.int64], epoch: int) -> Tensor:

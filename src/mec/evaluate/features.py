@@ -76,7 +76,7 @@ def prepare(
             that cannot be read.
     """
     name = "untrained" if isinstance(encoder, Encoder) and encoder.untrained else "encoder"
-    described = encoder.spec.backbone if isinstance(encoder, Encoder) else str(encoder)
+    described = encoder.spec.backbone if isinstance(encoder, Encoder) else os.fspath(encoder)
     if not isinstance(encoder, Encoder):
         encoder = load_encoder(encoder)
         if encoder.untrained:

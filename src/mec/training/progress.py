@@ -77,7 +77,7 @@ class RunProgress(lightning.Callback):
         self.bar: Progress | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.started = time.perf_counter()
+        self.started, self.first_step = time.perf_counter(), trainer.global_step
         self.pace = Pace()
         if not trainer.is_global_zero:
             return
@@ -120,11 +120,13 @@ class RunProgress(lightning.Callback):
         if self.bar is None and time.perf_counter() - self.said_at > PLAIN_LINE_SECONDS:
             self.said_at = time.perf_counter()
             total = int(trainer.estimated_stepping_batches)
-            left = (time.perf_counter() - self.started) / max(1, trainer.global_step) * (total - trainer.global_step)
+            per_step = (time.perf_counter() - self.started) / (trainer.global_step - self.first_step)
+            left = per_step * (total - trainer.global_step)
             self.console.print(
                 f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  step {trainer.global_step}/{total}  "
                 f"{self._figures()}  {left / 60:.0f} min left",
                 highlight=False,
+                soft_wrap=True,
             )
 
     def _figures(self) -> str:

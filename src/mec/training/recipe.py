@@ -128,7 +128,7 @@ class Recipe:
 
     backbone: str = "resnet18"
     backbone_options: dict[str, Any] = field(default_factory=dict)
-    image_size: int = 128
+    image_size: int = 96
     channels: int | None = None
     small_stem: bool | None = None
     epochs: int = 100
@@ -139,7 +139,7 @@ class Recipe:
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     devices: int | Literal["auto"] = "auto"
     nodes: int = 1
-    log_every: int = 10
+    log_every: int = 20
     objective: ObjectiveSettings = ObjectiveSettings()
     projector: ProjectorSettings = ProjectorSettings()
     teacher: TeacherSettings = TeacherSettings()
