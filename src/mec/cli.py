@@ -52,6 +52,7 @@ def _evaluate_options(parser: Parser, arguments: Sequence[str]) -> None:
     for name, (summary, example) in TASKS.items():
         task = Parser(
             usage=f"mec evaluate {name} DATA --encoder ENCODER [options]",
+            description=f"{summary[0].upper()}{summary[1:]}.",
             epilog=f"example: mec evaluate {name} {example}",
         )
         tasks.add_subcommand(name, task, help=summary)

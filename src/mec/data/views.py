@@ -207,7 +207,8 @@ class TwoViews(nn.Module):
 
     Args:
         size: side of a view, in pixels.
-        view_1, view_2: what each goes through; the defaults are the paper's.
+        view_1: what the first view goes through; the default is the paper's.
+        view_2: what the second view goes through; the default is the paper's.
         seed: with the epoch and the number of a picture it fixes the picture's views, for any batch and device.
 
     >>> import torch

@@ -63,7 +63,8 @@ def _raw_pixels(images: Images, channels: int, workers: int | None) -> Tensor:
 
 
 def _shown(loader: Iterable[Tensor], label: str, total: int) -> Iterable[Tensor]:
-    return track(loader, label, total=total, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return track(loader, label, total=total, console=console, transient=True, disable=not console.is_terminal)
 
 
 def prepare(
