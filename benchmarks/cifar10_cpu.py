@@ -75,7 +75,6 @@ def main(data: str = "cifar10", epochs: int = 16, seed: int = 0, threads: int | 
         recipe=recipe.as_dict(),
         training_seconds=training_seconds,
         evaluation_seconds=evaluation_seconds,
-        pictures_per_second=metrics["pictures_per_second"],
         final_loss=metrics["loss"],
         final_effective_rank=metrics["effective_rank"],
         figures=figures,

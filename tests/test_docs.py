@@ -31,7 +31,12 @@ def test_commands_are_accepted(block: str) -> None:
     lines = [shlex.split(line, comments=True) for line in block.splitlines()]
     for line in lines:
         if line and line[0] == "mec":
-            _parser(line[1:]).parse_args(line[1:])
+            arguments = [a for a in line[1:] if a != "--help"]
+            if arguments == line[1:]:
+                _parser(arguments).parse_args(arguments)
+            else:
+                with pytest.raises(SystemExit, match="0"):
+                    _parser(line[1:]).parse_args(line[1:])
 
 
 def test_links_within_the_repository_lead_somewhere() -> None:

@@ -86,7 +86,7 @@ def _table(result: Result) -> Table:
     table.add_column("features")
     for column in columns:
         table.add_column(column.replace("1 labels", "1 label"), justify="right")
-    for row, called in (("raw pixels", "raw pixels"), ("untrained", "untrained encoder"), ("encoder", "MEC")):
+    for row, called in (("raw pixels", "raw pixels"), ("untrained", "untrained"), ("encoder", "MEC")):
         values = result.figures[row]
         cells = [
             f"{100 * values[c]:.1f}" + (f" ± {100 * values[c + ' std']:.1f}" if c + " std" in values else "")
