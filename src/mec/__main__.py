@@ -1,7 +1,6 @@
-"""``python -m mec``."""
+"""``python -m mec`` is the ``mec`` command."""
 
-import sys
+from mec.cli import entry
 
-from mec.cli import main
-
-sys.exit(main())
+if __name__ == "__main__":
+    entry()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -161,3 +163,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("mec: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def entry() -> NoReturn:
+    """``main`` as a process of its own.
+
+    It ends without C's exit handlers: those of PyTorch 2.15's oneDNN crash after some batch sizes, and a run that
+    went well would report a segmentation fault.
+    """
+    try:
+        status = main()
+    except SystemExit as end:  # --help and the parser's own errors
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

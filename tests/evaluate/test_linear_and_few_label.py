@@ -72,9 +72,10 @@ def test_features_do_not_depend_on_the_batch() -> None:
 
     encoder = untrained(create_encoder("test_resnet", 32, 1))
     images = open_images("digits", "test")
-    whole = extract(images, encoder)
+    whole, numbers = extract(images, encoder)
+    assert numbers.tolist() == list(range(450))
     assert whole.shape == (450, encoder.num_features)
-    part = extract(images.subset(np.arange(300, 310)), encoder)
+    part, _ = extract(images.subset(np.arange(300, 310)), encoder)
     torch.testing.assert_close(whole[300:310], part)
 
 

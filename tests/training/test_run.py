@@ -172,7 +172,7 @@ def test_photographs_of_any_size_through_workers(tmp_path: Path) -> None:
     console = quiet()
     rows = pretrain(tmp_path, tmp_path / "run", recipe, console=console).metrics()
     assert len(rows) == 4
-    assert "10 pictures (no labels)" in console.file.getvalue()
+    assert "10 pictures, no labels" in console.file.getvalue()
 
 
 def test_fewer_pictures_than_a_batch_are_one_batch(tmp_path: Path) -> None:

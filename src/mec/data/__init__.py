@@ -1,7 +1,8 @@
 """Pictures: opening a source of them, and the two views of each that training looks at."""
 
-from mec.data.images import ArrayImages, FileImages, Images
+from mec.data.images import ArrayImages, FileImages, Images, read
+from mec.data.pixels import Reading
 from mec.data.sources import open_images
 from mec.data.views import TwoViews, ViewSettings
 
-__all__ = ["ArrayImages", "FileImages", "Images", "TwoViews", "ViewSettings", "open_images"]
+__all__ = ["ArrayImages", "FileImages", "Images", "Reading", "TwoViews", "ViewSettings", "open_images", "read"]

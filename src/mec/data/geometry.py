@@ -12,40 +12,39 @@ from mec.data.draws import Numbers
 ATTEMPTS = 10
 CROP_NUMBERS = 2 * ATTEMPTS + 2
 Boxes = NDArray[np.int64]
+Sides = int | NDArray[np.int64]
 
 
 def crop_boxes(
-    numbers: Numbers, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+    numbers: Numbers, height: Sides, width: Sides, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Boxes:
-    """(n, CROP_NUMBERS) -> (n, 4) top, left, height, width in pixels.
+    """(n, CROP_NUMBERS), pictures of height x width pixels (one size, or n) -> (n, 4) top, left, height, width.
 
     Area uniform in ``scale`` times the picture's, log aspect ratio uniform; the first of ten attempts that fits,
     else the largest central crop with an allowed ratio: the distribution of torchvision's RandomResizedCrop.
     """
-    area = (scale[0] + numbers[:, :ATTEMPTS] * (scale[1] - scale[0])) * height * width
+    height, width = (np.broadcast_to(np.asarray(side, dtype=np.int64), len(numbers)) for side in (height, width))
+    area = (scale[0] + numbers[:, :ATTEMPTS] * (scale[1] - scale[0])) * (height * width)[:, None]
     low, high = np.log(ratio[0]), np.log(ratio[1])
     aspect = np.exp(low + numbers[:, ATTEMPTS : 2 * ATTEMPTS] * (high - low))
     widths = np.rint(np.sqrt(area * aspect)).astype(np.int64)
     heights = np.rint(np.sqrt(area / aspect)).astype(np.int64)
-    fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
+    fits = (widths >= 1) & (widths <= width[:, None]) & (heights >= 1) & (heights <= height[:, None])
     rows = np.arange(len(numbers))
     first = fits.argmax(axis=1)
     h, w = heights[rows, first], widths[rows, first]
-
-    own_ratio = width / height
-    central_w = min(width, int(np.rint(height * ratio[1])) or 1)
-    central_h = min(height, int(np.rint(width / ratio[0])) or 1)
-    if own_ratio < ratio[0]:
-        central_w = width
-    elif own_ratio > ratio[1]:
-        central_h = height
-    none_fits = ~fits.any(axis=1)
-    h, w = np.where(none_fits, central_h, h), np.where(none_fits, central_w, w)
     top = (numbers[:, -2] * (height - h + 1)).astype(np.int64)
     left = (numbers[:, -1] * (width - w + 1)).astype(np.int64)
-    top = np.where(none_fits, (height - central_h) // 2, top)
-    left = np.where(none_fits, (width - central_w) // 2, left)
-    return np.stack([top, left, h, w], axis=1)
+    boxes = np.stack([top, left, h, w], axis=1)
+
+    none_fits = ~fits.any(axis=1)
+    if none_fits.any():
+        too_narrow, too_wide = width / height < ratio[0], width / height > ratio[1]
+        h = np.where(too_narrow, np.maximum(1, np.rint(width / ratio[0])), height).astype(np.int64)
+        w = np.where(too_wide, np.maximum(1, np.rint(height * ratio[1])), width).astype(np.int64)
+        central = np.stack([(height - h) // 2, (width - w) // 2, h, w], axis=1)
+        boxes[none_fits] = central[none_fits]
+    return boxes
 
 
 def resampling(start: Tensor, length: Tensor, source: int, target: int, mirrored: Tensor | None = None) -> Tensor:
@@ -72,7 +71,9 @@ def resized_crops(pictures: Tensor, boxes: Boxes, size: int, mirrored: NDArray[n
     device = pictures.device
     box = torch.from_numpy(boxes).to(device, torch.float32)
     mirror = torch.from_numpy(mirrored).to(device)
-    vertical = resampling(box[:, 0], box[:, 2], pictures.shape[2], size)
-    horizontal = resampling(box[:, 1], box[:, 3], pictures.shape[3], size, mirror)
-    # (n, size, h) (n, c, h, w) (n, w, size): two batched products in place of an indexed gather
-    return vertical[:, None] @ pictures.float() @ horizontal.mT[:, None]
+    n, c, h, w = pictures.shape
+    vertical = resampling(box[:, 0], box[:, 2], h, size)
+    horizontal = resampling(box[:, 1], box[:, 3], w, size, mirror)
+    # rows of all channels at once: (n, size, h) (n, h, c w), then (n, size c, w) (n, w, size)
+    x = torch.bmm(vertical, pictures.transpose(1, 2).float().reshape(n, h, c * w)).view(n, size * c, w)
+    return torch.bmm(x, horizontal.mT).view(n, size, c, size).transpose(1, 2).contiguous()

@@ -1,102 +1,125 @@
-"""A set of pictures, in files or in memory, read one at a time as uint8 arrays."""
+"""A set of pictures: files or arrays, loaded by number, with labels where there are any."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
+from mec.data.decode import open_picture
+from mec.data.pixels import BrokenPictureError, Picture, Reading
 from mec.errors import InputError
 
-Picture = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+Self = TypeVar("Self", bound="Images")
 
 
 class Images(Protocol):
-    """A source of pictures, by number; ``labels`` (n,) are indices into ``classes``, or None."""
+    """A source of pictures.
+
+    ``labels`` (n,) are indices into ``classes``, or None; ``left_out`` counts what was found beside the pictures.
+    """
 
     name: str
-    labels: NDArray[np.int64] | None
+    labels: Labels | None
     classes: list[str]
+    left_out: int
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int, channels: int) -> Picture:
-        """Picture ``index`` as uint8 (height, width, channels); raises InputError when it cannot be decoded."""
+    def load(self, index: int) -> bytes | NDArray[Any]:
+        """Picture ``index``, encoded or as an array; raises BrokenPictureError when it cannot be had."""
 
-    def subset(self, indices: NDArray[np.int64]) -> Images: ...
+    def title(self, index: int) -> str:
+        """Where picture ``index`` comes from."""
+
+    def subset(self: Self, indices: NDArray[np.int64]) -> Self: ...
 
 
 @dataclass
 class FileImages:
-    """Pictures in files, decoded when asked for. ``names[i]`` is the path of picture i within ``root``."""
+    """Pictures in files. ``names[i]`` is the path of picture i within ``root``."""
 
     name: str
     root: Path
     names: list[str]
-    labels: NDArray[np.int64] | None = None
+    labels: Labels | None = None
     classes: list[str] = field(default_factory=list)
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def read(self, index: int, channels: int) -> Picture:
-        path = self.root / self.names[index]
+    def load(self, index: int) -> bytes:
         try:
-            with Image.open(path) as image:
-                return _as_array(ImageOps.exif_transpose(image), channels)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(f"{path}: cannot be read as a picture ({error})") from error
+            return (self.root / self.names[index]).read_bytes()
+        except OSError as error:
+            raise BrokenPictureError(error.strerror or str(error)) from error
+
+    def title(self, index: int) -> str:
+        return str(self.root / self.names[index])
 
     def subset(self, indices: NDArray[np.int64]) -> FileImages:
         labels = None if self.labels is None else self.labels[indices]
-        return FileImages(self.name, self.root, [self.names[i] for i in indices], labels, self.classes)
+        return replace(self, names=[self.names[i] for i in indices], labels=labels)
 
 
 @dataclass
 class ArrayImages:
-    """Pictures of one size in memory: uint8 (n, height, width, channels)."""
+    """Pictures of one size in memory: (n, height, width, channels), numbers of any type."""
 
     name: str
-    pictures: Picture
-    labels: NDArray[np.int64] | None = None
+    pictures: NDArray[Any]
+    labels: Labels | None = None
     classes: list[str] = field(default_factory=list)
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def read(self, index: int, channels: int) -> Picture:
-        return with_channels(self.pictures[index], channels)
+    def load(self, index: int) -> NDArray[Any]:
+        return np.asarray(self.pictures[index])
+
+    def title(self, index: int) -> str:
+        return f"{self.name}[{index}]"
 
     def subset(self, indices: NDArray[np.int64]) -> ArrayImages:
         labels = None if self.labels is None else self.labels[indices]
-        return ArrayImages(self.name, self.pictures[indices], labels, self.classes)
+        return replace(self, pictures=self.pictures[indices], labels=labels)
 
 
-def with_channels(picture: Picture, channels: int) -> Picture:
-    """(..., c) -> (..., channels): grey is repeated, colour weighed to grey; anything else is refused."""
-    have = picture.shape[-1]
-    if have == channels:
-        return picture
-    if have == 1:
-        return np.repeat(picture, channels, axis=-1)
-    if have == 3 and channels == 1:
-        grey: Picture = np.rint(picture @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
-        return grey[..., None]
-    raise InputError(f"channels: expected pictures with {channels} channels (or 1), got {have}")
+def read(images: Images, index: int, reading: Reading | None = None) -> Picture:
+    """Picture ``index`` as (height, width, channels); raises BrokenPictureError when it cannot be decoded."""
+    return open_picture(images.load(index)).decode(reading or Reading())
 
 
-def _as_array(image: Image.Image, channels: int) -> Picture:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image, dtype=np.float64)
-        # 16 bits fill the range of the type; what a float file means by white only its largest value tells
-        white = 65535.0 if image.mode != "F" and values.max() > 255 else max(float(values.max()), 1.0)
-        image = Image.fromarray((np.clip(values / white, 0, 1) * 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    return with_channels(array if array.ndim == 3 else array[..., None], channels)
+def sample(images: Images, count: int) -> Iterator[NDArray[Any]]:
+    """About ``count`` pictures spread evenly over the source, as they are stored, without the broken ones.
+
+    Raises:
+        InputError: not one of them can be read.
+    """
+    found, reason = 0, ""
+    for index in np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)):
+        try:
+            values = open_picture(images.load(int(index))).raw(Reading(), 1)
+        except BrokenPictureError as error:
+            reason = reason or f"{images.title(int(index))}: {error}"
+            continue
+        found += 1
+        yield values
+    if not found:
+        raise InputError(f"data: none of {min(count, len(images))} pictures can be read; the first: {reason}")
+
+
+def summary(images: Images) -> str:
+    """3,969 pictures, 101 classes, 3 skipped"""
+    parts = [f"{len(images):,} picture{'s' if len(images) != 1 else ''}"]
+    parts.append(f"{len(images.classes)} classes" if images.labels is not None else "no labels")
+    if images.left_out:
+        parts.append(f"{images.left_out:,} skipped")
+    return ", ".join(parts)

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mec.data.crops import Batch, Cropper, Item, crop_and_resize
 from mec.data.draws import uniforms
-from mec.data.geometry import Boxes, resized_crops
-from mec.data.images import ArrayImages, Images, Picture, with_channels
+from mec.data.images import ArrayImages, Images, read
+from mec.data.pixels import BrokenPictureError, Reading
+from mec.data.reference import ReferenceCropper, ReferenceViews
+from mec.data.shards import ShardImages
+from mec.data.skipped import Lost
+from mec.data.streaming import ShuffledShards, StepSampler
+from mec.data.survey import RESIDENT_SIDE
 from mec.data.views import TwoViews
-from mec.errors import InputError
 
-RESIDENT_SIDE = 96
-"""Pictures up to this many pixels a side are kept in memory, decoded once."""
-RESIDENT_BYTES = 4 * 2**30
-
-
-class Batch(NamedTuple):
-    """pictures: uint8, (n, c, h, w) whole, or (n, 2, c, s, s) the crops of two views; indices (n,) their numbers."""
-
-    pictures: Tensor
-    indices: NDArray[np.int64]
-    epoch: int
+SAMPLING, REPLACING = 3, 9
+"""Streams of random numbers."""
 
 
 def worker_count(asked: int | None) -> int:
@@ -40,29 +33,6 @@ def worker_count(asked: int | None) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(16, cores // max(1, local)))
-
-
-def settle(images: Images, channels: int, progress: Callable[[int], None] | None = None) -> Images:
-    """``images`` decoded into memory when all are alike, small, and fit; else as they came.
-
-    ``progress`` is called with the number of pictures just decoded.
-    """
-    if isinstance(images, ArrayImages) or len(images) == 0:
-        return images
-    first = images.read(0, channels)
-    height, width = first.shape[:2]
-    if max(height, width) > RESIDENT_SIDE or first.nbytes * len(images) > RESIDENT_BYTES:
-        return images
-    pictures = np.empty((len(images), *first.shape), dtype=np.uint8)
-    with ThreadPoolExecutor() as pool:
-        for i, picture in enumerate(pool.map(lambda i: images.read(i, channels), range(len(images)))):
-            if picture.shape != first.shape:
-                pool.shutdown(cancel_futures=True)
-                return images
-            pictures[i] = picture
-            if progress is not None:
-                progress(1)
-    return ArrayImages(images.name, pictures, images.labels, images.classes)
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
@@ -83,7 +53,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        numbers = uniforms(self.seed, self.epoch, np.arange(self.pictures), 1, stream=3)
+        numbers = uniforms(self.seed, self.epoch, np.arange(self.pictures), 1, SAMPLING)
         order = numbers[:, 0].argsort()
         joined = self.batch * self.processes
         for start in range(0, len(self) * joined, joined):
@@ -92,49 +62,35 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
 
 class _Whole(Dataset[Batch]):
-    """Pictures of one size, as one uint8 tensor (n, c, h, w) on ``device``."""
+    """Pictures of one size, as one tensor (n, c, h, w) on ``device``."""
 
-    def __init__(self, images: ArrayImages, channels: int, device: torch.device) -> None:
-        pictures = with_channels(images.pictures, channels)
-        self.pictures = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).to(device)
+    def __init__(self, images: ArrayImages, device: torch.device) -> None:
+        self.pictures = torch.from_numpy(np.ascontiguousarray(images.pictures.transpose(0, 3, 1, 2))).to(device)
 
     def __getitem__(self, keys: Sequence[tuple[int, int]]) -> Batch:
         indices = np.array([i for _, i in keys], dtype=np.int64)
         rows = torch.from_numpy(indices).to(self.pictures.device)
-        return Batch(self.pictures[rows], indices, keys[0][0])
+        return Batch(self.pictures[rows], indices, keys[0][0], [])
 
 
 class _Cropped(Dataset[Batch]):
     """Pictures of any size: each is decoded once and cropped twice, by a worker."""
 
-    def __init__(self, images: Images, channels: int, views: TwoViews) -> None:
-        self.images, self.channels, self.views = images, channels, views
+    def __init__(self, images: Images, cropper: Cropper) -> None:
+        self.images, self.cropper = images, cropper
 
     def __getitem__(self, keys: Sequence[tuple[int, int]]) -> Batch:
-        indices = np.array([i for _, i in keys], dtype=np.int64)
-        epoch, size = keys[0][0], self.views.size
-        pictures = np.empty((len(keys), 2, size, size, self.channels), dtype=np.uint8)
-        for n, index in enumerate(indices):
-            picture = self.images.read(int(index), self.channels)
-            for view in (0, 1):
-                own = self.views.parameters_of(view, indices[n : n + 1], epoch, *picture.shape[:2])
-                pictures[n, view] = crop_and_resize(picture, own.boxes[0], size, bool(own.flip[0]))
-        return Batch(torch.from_numpy(pictures.transpose(0, 1, 4, 2, 3).copy()), indices, epoch)
+        epoch = keys[0][0]
+        return self.cropper([self._item(i) for _, i in keys], epoch, partial(self._others, epoch))
 
+    def _item(self, index: int) -> Item:
+        return Item(index, partial(self.images.load, index), self.images.title(index))
 
-def crop_and_resize(picture: Picture, box: Boxes, size: int, mirrored: bool = False) -> Picture:
-    """uint8 (h, w, c), box (4,) = top, left, height, width -> (size, size, c), bilinear with antialiasing."""
-    top, left, height, width = (int(v) for v in box)
-    part = picture[top : top + height, left : left + width]
-    if part.shape[2] in (1, 3):
-        image = Image.fromarray(part.squeeze(2) if part.shape[2] == 1 else part)
-        array = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).reshape(size, size, -1)
-    else:
-        x = torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1)))[None]
-        whole = np.array([[0, 0, height, width]])
-        y = resized_crops(x, whole, size, np.array([False]))[0]
-        array = y.round_().clamp_(0, 255).to(torch.uint8).numpy().transpose(1, 2, 0)
-    return array[:, ::-1] if mirrored else array
+    def _others(self, epoch: int, index: int) -> Iterator[Item]:
+        # drawn by the picture's number, as its views are: the same in any batch
+        numbers = uniforms(self.cropper.views.seed, epoch, np.array([index]), 100, REPLACING)[0]
+        for i in (numbers * len(self.images)).astype(int):
+            yield self._item(int(i))
 
 
 def _as_is(batch: Any) -> Any:
@@ -142,20 +98,33 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
+def training_sampler(
+    images: Images, batch: int, seed: int, rank: int = 0, processes: int = 1
+) -> EpochSampler | StepSampler:
+    """The order of training: any for what is loaded by number, shard by shard for what is streamed."""
+    if isinstance(images, ShardImages):
+        return StepSampler(len(images), batch, seed, rank, processes)
+    return EpochSampler(len(images), batch, seed, rank, processes)
+
+
 def training_loader(
     images: Images,
     views: TwoViews,
-    sampler: EpochSampler,
-    channels: int,
+    sampler: EpochSampler | StepSampler,
+    reading: Reading,
     device: torch.device,
     workers: int | None = None,
 ) -> DataLoader[Batch]:
     """Batches for ``views``: from memory on ``device`` where ``images`` are arrays, else from worker processes."""
-    if isinstance(images, ArrayImages):
-        return DataLoader(_Whole(images, channels, device), batch_size=None, sampler=sampler, collate_fn=_as_is)
+    if isinstance(images, ArrayImages) and not isinstance(views, ReferenceViews):
+        return DataLoader(_Whole(images, device), batch_size=None, sampler=sampler, collate_fn=_as_is)
     count = worker_count(workers)
+    crop = ReferenceCropper(views, reading) if isinstance(views, ReferenceViews) else Cropper(views, reading)
+    dataset: Dataset[Batch] = _Cropped(images, crop)
+    if isinstance(images, ShardImages) and isinstance(sampler, StepSampler):
+        dataset = ShuffledShards(images, crop, sampler)
     return DataLoader(
-        _Cropped(images, channels, views),
+        dataset,
         batch_size=None,  # the sampler gives whole batches of keys
         sampler=sampler,
         collate_fn=_as_is,
@@ -166,47 +135,43 @@ def training_loader(
     )
 
 
-class _Centred(Dataset[Tensor]):
+class _Centred(Dataset[Batch]):
     """Pictures as they are measured: the central square of the short side, or nearly, resized to ``size``."""
 
-    def __init__(self, images: Images, channels: int, size: int) -> None:
-        self.images, self.channels, self.size = images, channels, size
+    def __init__(self, images: Images, reading: Reading, size: int) -> None:
+        self.images, self.reading, self.size = images, reading, size
 
-    def __len__(self) -> int:
-        return len(self.images)
+    def __getitem__(self, keys: range) -> Batch:
+        lost: list[Lost] = []
+        found: dict[int, torch.Tensor] = {}
+        for index in keys:
+            try:
+                found[index] = torch.from_numpy(self._central(read(self.images, index, self.reading)))
+            except BrokenPictureError as error:
+                lost.append(Lost(self.images.title(index), str(error)))
+        c, size = self.reading.channels, self.size
+        pictures = torch.stack(list(found.values())).permute(0, 3, 1, 2) if found else torch.empty(0, c, size, size)
+        return Batch(pictures, np.array(list(found), dtype=np.int64), 0, lost)
 
-    def __getitem__(self, index: int) -> Tensor:
-        picture = self.images.read(index, self.channels)
+    def _central(self, picture: Any) -> Any:
         height, width = picture.shape[:2]
         # Resize 256, CenterCrop 224: seven eighths of the short side; small pictures are taken whole
         share = 224 / 256 if self.size >= RESIDENT_SIDE else 1.0
         side = max(1, round(min(height, width) * share))
         box = np.array([(height - side) // 2, (width - side) // 2, side, side])
-        array = crop_and_resize(picture, box, self.size)
-        return torch.from_numpy(array.transpose(2, 0, 1).copy())
+        return crop_and_resize(picture, box, self.size)
 
 
 def evaluation_loader(
-    images: Images, channels: int, size: int, batch: int = 256, workers: int | None = None
-) -> DataLoader[Tensor]:
-    """Every picture once, in order: uint8 (n, c, size, size), central crop."""
+    images: Images, reading: Reading, size: int, batch: int = 256, workers: int | None = None
+) -> DataLoader[Batch]:
+    """Every readable picture once, central crops (n, c, size, size), with their numbers; in any order."""
     count = 0 if isinstance(images, ArrayImages) else worker_count(workers)
-    return DataLoader(_Centred(images, channels, size), batch_size=batch, num_workers=count)
-
-
-def measure_colours(images: Images, channels: int, sample: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, of pictures in [0, 1], over an even sample of them."""
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(sample, len(images))).astype(int))
-    pixels = np.concatenate([images.read(int(i), channels).reshape(-1, channels)[::7] for i in chosen]) / 255.0
-    deviation = np.maximum(pixels.std(axis=0), 1e-3)
-    return tuple(float(v) for v in pixels.mean(axis=0)), tuple(float(v) for v in deviation)
-
-
-def channels_of(images: Images) -> int:
-    """1 when the first pictures are all grey, else 3 for files; what they have for arrays."""
-    if isinstance(images, ArrayImages):
-        return int(images.pictures.shape[-1])
-    if len(images) == 0:
-        raise InputError("data: no picture")
-    first = [images.read(int(i), 3) for i in np.unique(np.linspace(0, len(images) - 1, 16).astype(int))]
-    return 1 if all((p[..., :1] == p).all() for p in first) else 3
+    chunks = [range(start, min(start + batch, len(images))) for start in range(0, len(images), batch)]
+    if count:
+        # worker w is asked for chunks w, w + count ...: each then reads a stretch of neighbours
+        each = -(-len(chunks) // count)
+        chunks = [chunks[i] for turn in range(each) for i in range(turn, len(chunks), each)]
+    return DataLoader(
+        _Centred(images, reading, size), batch_size=None, sampler=chunks, collate_fn=_as_is, num_workers=count
+    )

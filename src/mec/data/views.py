@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mec.data.draws import Numbers, uniforms
-from mec.data.geometry import CROP_NUMBERS, Boxes, crop_boxes, resized_crops
+from mec.data.geometry import CROP_NUMBERS, Boxes, Sides, crop_boxes, resized_crops
+from mec.data.pixels import LUMA
 from mec.errors import InputError
 
-LUMA = (0.299, 0.587, 0.114)
 YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -97,7 +97,7 @@ class ViewParameters:
     solarise: Mask
 
 
-def draw_parameters(settings: ViewSettings, numbers: Numbers, height: int, width: int) -> ViewParameters:
+def draw_parameters(settings: ViewSettings, numbers: Numbers, height: Sides, width: Sides) -> ViewParameters:
     """(n, NUMBERS) uniform numbers -> the parameters of a view of pictures of height x width pixels."""
     boxes = crop_boxes(numbers[:, :CROP_NUMBERS], height, width, settings.crop_scale, settings.crop_ratio)
     u = numbers[:, CROP_NUMBERS:]
@@ -224,7 +224,7 @@ class TwoViews(nn.Module):
             raise InputError(f"size: expected at least 1 pixel, got {size}")
         self.size, self.settings, self.seed = size, (view_1, view_2), seed
 
-    def parameters_of(self, view: int, indices: NDArray[np.int64], epoch: int, h: int, w: int) -> ViewParameters:
+    def parameters_of(self, view: int, indices: NDArray[np.int64], epoch: int, h: Sides, w: Sides) -> ViewParameters:
         """What view 0 or 1 of the pictures with these numbers (n,), of h x w pixels, goes through in an epoch."""
         return draw_parameters(self.settings[view], uniforms(self.seed, epoch, indices, NUMBERS, view), h, w)
 

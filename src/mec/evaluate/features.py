@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,16 +11,24 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from mec.data.crops import Batch
 from mec.data.images import ArrayImages, Images
-from mec.data.loading import evaluation_loader, settle
+from mec.data.loading import evaluation_loader
+from mec.data.pixels import Reading
+from mec.data.skipped import Skipped
 from mec.data.sources import open_images
+from mec.data.survey import settle
 from mec.errors import InputError
 from mec.models.encoder import Encoder
 from mec.models.files import load_encoder, untrained
 
 RAW_SIDE = 32
 """Raw pixels are compared at this side at most: beyond it they only grow, they do not get better."""
+
+MAX_BROKEN = 0.05
+"""Share of pictures that may be unreadable."""
 
 EncoderLike = Encoder | str | os.PathLike[str]
 
@@ -47,28 +55,63 @@ class Task:
 
 
 @torch.inference_mode()
-def extract(images: Images, encoder: Encoder, workers: int | None = None, label: str = "features") -> Tensor:
-    """Features (n, d) of every picture, in order, float32 on the CPU, with progress on standard error."""
+def extract(
+    images: Images, encoder: Encoder, workers: int | None = None, label: str = "features"
+) -> tuple[Tensor, Tensor]:
+    """Features (n, d) of every readable picture, float32 on the CPU, and their numbers (n,), which rise.
+
+    Progress goes to standard error.
+
+    Raises:
+        InputError: more than a twentieth of the pictures cannot be read.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = encoder.eval().to(device)
-    loader = evaluation_loader(images, encoder.spec.channels, encoder.image_size, workers=workers)
-    found = [encoder(encoder.normalise(batch.to(device))).float().cpu() for batch in _shown(loader, label, len(loader))]
-    return torch.cat(found)
+    loader = evaluation_loader(images, reading_of(encoder), encoder.image_size, workers=workers)
+    return _joined(images, loader, label, lambda x: encoder(encoder.normalise(x.to(device))).float().cpu())
 
 
-def _raw_pixels(images: Images, channels: int, workers: int | None) -> Tensor:
-    side = min(images.read(0, channels).shape[:2]) if isinstance(images, ArrayImages) else RAW_SIDE
-    loader = evaluation_loader(images, channels, min(side, RAW_SIDE), workers=workers)
-    return torch.cat([b.flatten(1).float() / 255 for b in _shown(loader, "raw pixels", len(loader))])
+def reading_of(encoder: Encoder) -> Reading:
+    """How the pictures of an encoder were read when it was trained."""
+    return Reading(encoder.spec.channels, encoder.spec.value_range, encoder.spec.background)
 
 
-def _shown(loader: Iterable[Tensor], label: str, total: int) -> Iterable[Tensor]:
+def _raw_pixels(images: Images, reading: Reading, workers: int | None) -> tuple[Tensor, Tensor]:
+    side = min(images.pictures.shape[1:3]) if isinstance(images, ArrayImages) else RAW_SIDE
+    loader = evaluation_loader(images, reading, min(side, RAW_SIDE), workers=workers)
+    scale = 255 if reading.value_range is None else 1
+    return _joined(images, loader, "raw pixels", lambda x: x.flatten(1).float() / scale)
+
+
+def _joined(
+    images: Images, loader: DataLoader[Batch], label: str, function: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
     console = Console(stderr=True)
-    return track(loader, label, total=total, console=console, transient=True, disable=not console.is_terminal)
+    skipped = Skipped(MAX_BROKEN, len(images))
+    found: list[Tensor] = []
+    numbers: list[Tensor] = []
+    shown = track(loader, label, total=len(loader), console=console, transient=True, disable=not console.is_terminal)
+    for batch in shown:
+        skipped.add(batch.lost, len(batch.indices) + len(batch.lost))
+        if len(batch.indices):
+            found.append(function(batch.pictures))
+            numbers.append(torch.from_numpy(batch.indices))
+    if not found:
+        raise InputError("data: no picture can be read")
+    if len(skipped):
+        title, reason = next(iter(skipped.reasons.items()))
+        console.print(f"{len(skipped)} pictures skipped; the first: {title}: {reason}", highlight=False, soft_wrap=True)
+    joined = torch.cat(numbers)
+    order = joined.argsort()
+    return torch.cat(found)[order], joined[order]
 
 
 def prepare(
-    data: str | os.PathLike[str], encoder: EncoderLike, baselines: bool = True, workers: int | None = None
+    data: str | os.PathLike[str],
+    encoder: EncoderLike,
+    baselines: bool = True,
+    workers: int | None = None,
+    labels: str | os.PathLike[str] | None = None,
 ) -> Task:
     """Open the source's train and test pictures and extract the features of the encoder and of the baselines.
 
@@ -82,31 +125,39 @@ def prepare(
         encoder = load_encoder(encoder)
         if encoder.untrained:
             name, described = "untrained", f"{described} (untrained, seed 0)"
-    train, test = open_images(data, "train"), open_images(data, "test")
-    train_labels, test_labels = _labels(train, data), _labels(test, data)
+    train, test = open_images(data, "train", labels), open_images(data, "test", labels)
+    numbers = _labels(train, data), _labels(test, data)
     classes = len(train.classes)
     if classes < 2:
         raise InputError(f"data: {data} has one class ({train.classes[0]}), expected at least 2")
-    for part, labels in (("train", train_labels), ("test", test_labels)):
-        missing = np.setdiff1d(np.arange(classes), labels)
+    for part, present in zip(("train", "test"), numbers, strict=True):
+        missing = np.setdiff1d(np.arange(classes), present)
         if len(missing):
             raise InputError(f"data: class {train.classes[missing[0]]!r} of {data} has no {part} pictures")
 
     # decoded once, for every row of the table, where they are small
-    channels = encoder.spec.channels
-    train, test = settle(train, channels), settle(test, channels)
+    reading = reading_of(encoder)
+    (train, _), (test, _) = settle(train, reading), settle(test, reading)
 
     def features(called: str, of: Encoder) -> Features:
-        a, b = extract(train, of, workers, called), extract(test, of, workers, called)
-        return Features(called, a, torch.from_numpy(train_labels), b, torch.from_numpy(test_labels))
+        return _labelled(called, train, test, extract(train, of, workers, called), extract(test, of, workers, called))
 
     found = [features(name, encoder)]
     if baselines:
         if name != "untrained":
             found.append(features("untrained", untrained(encoder)))
-        a, b = _raw_pixels(train, channels, workers), _raw_pixels(test, channels, workers)
-        found.append(Features("raw pixels", a, torch.from_numpy(train_labels), b, torch.from_numpy(test_labels)))
+        raw = [_raw_pixels(part, reading, workers) for part in (train, test)]
+        found.append(_labelled("raw pixels", train, test, *raw))
     return Task(f"{data} ({len(train):,} train, {len(test):,} test, {classes} classes)", described, classes, found)
+
+
+def _labelled(
+    name: str, train: Images, test: Images, of_train: tuple[Tensor, Tensor], of_test: tuple[Tensor, Tensor]
+) -> Features:
+    def labels(images: Images, numbers: Tensor) -> Tensor:
+        return torch.from_numpy(np.asarray(images.labels)[numbers.numpy()])
+
+    return Features(name, of_train[0], labels(train, of_train[1]), of_test[0], labels(test, of_test[1]))
 
 
 def _labels(images: Images, data: str | os.PathLike[str]) -> np.ndarray:

@@ -21,6 +21,7 @@ def knn(
     temperature: float = 0.07,
     baselines: bool = True,
     workers: int | None = None,
+    labels: str | None = None,
 ) -> Result:
     """Classify test pictures by their nearest train pictures; no training.
 
@@ -31,13 +32,14 @@ def knn(
         temperature: a neighbour of cosine similarity s weighs exp(s / temperature).
         baselines: measure the untrained encoder and raw pixels too.
         workers: loader processes; None is one per core.
+        labels: a .csv of path and label for pictures of a folder, in place of its sub-folders.
     """
     if not k or min(k) < 1:
         raise InputError(f"k: expected numbers of at least 1, got {list(k)}")
     if not temperature > 0:
         raise InputError(f"temperature: expected a positive number, got {temperature}")
     clock = Stopwatch()
-    task = prepare(data, encoder, baselines, workers)
+    task = prepare(data, encoder, baselines, workers, labels)
     most = len(task.features[0].train)
     kept = [n for n in k if n <= most]
     if not kept:

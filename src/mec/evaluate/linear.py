@@ -26,6 +26,7 @@ def linear(
     baselines: bool = True,
     iterations: int = 200,
     workers: int | None = None,
+    labels: str | None = None,
 ) -> Result:
     """Fit a linear classifier on frozen features, after pretraining (an offline probe).
 
@@ -39,11 +40,12 @@ def linear(
         baselines: measure the untrained encoder and raw pixels too.
         iterations: of L-BFGS, at most.
         workers: loader processes; None is one per core.
+        labels: a .csv of path and label for pictures of a folder, in place of its sub-folders.
     """
     if iterations < 1:
         raise InputError(f"iterations: expected at least 1, got {iterations}")
     clock = Stopwatch()
-    task = prepare(data, encoder, baselines, workers)
+    task = prepare(data, encoder, baselines, workers, labels)
     return Result(
         task="linear",
         protocol="offline probe: logistic regression on standardised features, C chosen on held-out train, top-1 %",

@@ -29,6 +29,8 @@ class EncoderSpec:
     small_stem: 3x3 stride-1 stem without max-pool (ResNets), small patches (vision transformers).
     mean, std: per channel, of pictures in [0, 1].
     options: further arguments of the architecture, as ``timm.create_model`` takes them.
+    value_range: what is 0 and 1 in pictures of more than 8 bits; None where all have 8.
+    background: colour behind transparent pictures.
     """
 
     backbone: str
@@ -38,6 +40,8 @@ class EncoderSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     options: dict[str, Any] = field(default_factory=dict)
+    value_range: tuple[float, float] | None = None
+    background: str = "white"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -79,6 +83,8 @@ def create_encoder(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     options: dict[str, Any] | None = None,
+    value_range: tuple[float, float] | None = None,
+    background: str = "white",
 ) -> Encoder:
     """An untrained encoder.
 
@@ -91,6 +97,8 @@ def create_encoder(
         mean: per channel, of pictures in [0, 1]; None takes ImageNet's for 3 channels, else 0.5.
         std: likewise; ImageNet's or 0.25.
         options: further arguments of the architecture, as ``timm.create_model`` takes them.
+        value_range: see EncoderSpec.
+        background: see EncoderSpec.
 
     Raises:
         InputError: unknown architecture, impossible sizes, or small_stem=True where there is none.
@@ -111,7 +119,10 @@ def create_encoder(
         small_stem = image_size < SMALL_PICTURE and _has_small_stem(backbone)
     elif small_stem and not _has_small_stem(backbone):
         raise InputError(f"small_stem: {backbone} has none; it is for ResNets and vision transformers")
-    return Encoder(EncoderSpec(backbone, image_size, channels, small_stem, tuple(mean), tuple(std), options or {}))
+    colours = tuple(mean), tuple(std)
+    return Encoder(
+        EncoderSpec(backbone, image_size, channels, small_stem, *colours, options or {}, value_range, background)
+    )
 
 
 def _module_of(backbone: str) -> str:

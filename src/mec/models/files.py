@@ -68,7 +68,8 @@ def _read(path: Path) -> Encoder:
     spec_path = path.with_name(SPEC) if path.name == WEIGHTS else path.with_suffix(".json")
     try:
         fields: dict[str, Any] = json.loads(spec_path.read_text())
-        spec = EncoderSpec(**fields | {name: tuple(fields[name]) for name in ("mean", "std")})
+        lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+        spec = EncoderSpec(**fields | lists)
         weights = load_file(path)
     except FileNotFoundError as error:
         raise InputError(f"encoder: {path} has no {spec_path.name} beside it") from error

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mec.coding import Health, MECLoss, health
 from mec.coding.gram import all_processes
-from mec.data.loading import Batch
+from mec.data.crops import Batch
+from mec.data.reference import ReferenceViews
 from mec.data.views import TwoViews
 from mec.errors import InputError
 from mec.models.encoder import Encoder
@@ -42,7 +43,8 @@ class Pretraining(lightning.LightningModule):
         super().__init__()
         self.recipe, self.batch, self.steps, self.warmup = recipe, batch, steps, warmup
         self.learning_rate = recipe.optimiser.learning_rate * batch / 256
-        self.views = TwoViews(encoder.image_size, recipe.view_1, recipe.view_2, recipe.seed)
+        views = ReferenceViews if recipe.views == "reference" else TwoViews
+        self.views = views(encoder.image_size, recipe.view_1, recipe.view_2, recipe.seed)
         self.normalise = encoder.normalise
         self.network = build_network(recipe, encoder)
         # convolutions are faster with channels last, on CPUs and GPUs alike

@@ -107,7 +107,11 @@ class Recipe:
         backbone: a timm architecture: resnet18, resnet50, vit_small_patch16_224, ...
         backbone_options: further arguments of that architecture, as timm.create_model takes them.
         image_size: side of a view in pixels.
-        channels: of a picture; null takes 1 for grey pictures, else 3.
+        channels: of a picture; null takes 1 for grey pictures, 3 for colour, else what they have.
+        background: colour behind transparent pictures, by name or as #rrggbb.
+        every: take each n-th picture or frame; null: all pictures, one frame a second of a video.
+        max_broken: share of pictures that may be unreadable before the run stops; others take their places.
+        views: fast, or reference: torchvision's transforms on PIL pictures, to the letter, several times slower.
         small_stem: 3x3 stem without max-pool, small patches; null: for views under 96 px.
         epochs: passes over the pictures.
         batch_size: pictures in a step, over all devices; at most the number of pictures.
@@ -130,6 +134,10 @@ class Recipe:
     backbone_options: dict[str, Any] = field(default_factory=dict)
     image_size: int = 96
     channels: int | None = None
+    background: str = "white"
+    every: int | None = None
+    max_broken: float = 0.05
+    views: Literal["fast", "reference"] = "fast"
     small_stem: bool | None = None
     epochs: int = 100
     batch_size: int = 256
@@ -150,6 +158,8 @@ class Recipe:
     def __post_init__(self) -> None:
         _require(self.image_size >= 8, "image_size", "at least 8 pixels", self.image_size)
         _require(self.channels is None or self.channels >= 1, "channels", "at least 1, or null", self.channels)
+        _require(self.every is None or self.every >= 1, "every", "at least 1, or null", self.every)
+        _require(0 <= self.max_broken <= 1, "max_broken", "a share in [0, 1]", self.max_broken)
         _require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
         _require(self.batch_size >= 2, "batch_size", "at least 2", self.batch_size)
         _require(0 <= self.seed < 2**32, "seed", "a number in [0, 2^32)", self.seed)

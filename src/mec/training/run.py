@@ -21,9 +21,12 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
-from mec.data.images import Images
-from mec.data.loading import EpochSampler, channels_of, measure_colours, settle, training_loader
-from mec.data.sources import has_own_split, open_images
+from mec.data.images import Images, summary
+from mec.data.loading import training_loader, training_sampler
+from mec.data.pixels import Reading
+from mec.data.skipped import Skipped
+from mec.data.sources import open_images
+from mec.data.survey import measure_colours, settle, survey
 from mec.errors import InputError
 from mec.files import replacing
 from mec.models.encoder import Encoder, create_encoder
@@ -33,8 +36,10 @@ from mec.training.module import Pretraining
 from mec.training.progress import RunProgress
 from mec.training.recipe import Recipe
 from mec.training.recipe_files import differences, load_recipe, make_recipe, read_recipe
+from mec.training.skipping import SkipBroken
 from mec.training.warnings import HealthWarnings
 
+SKIPPED = "skipped.csv"
 CHECKPOINT_STEPS = 200
 """Fewest steps between two checkpoints; they are written at the ends of epochs."""
 
@@ -81,8 +86,8 @@ def pretrain(
     """Learn an encoder from pictures, without labels.
 
     Args:
-        data: a folder of pictures, an .npz file or a named set (see ``mec.data.open_images``). Where it has a
-            split of its own the training part is used, else every picture.
+        data: a folder of pictures, shards, a table, a video, an .npz file or a named set (see ``mec.open_images``).
+            Its unlabelled part is used where there is one, else its training part, else every picture.
         out: the run folder; it is made, and must not hold another run.
         recipe: a Recipe, the name of a packaged one or a path; None takes the one that fits the data.
         resume: go on from the newest checkpoint in ``out``, with the recipe it was started with.
@@ -90,7 +95,7 @@ def pretrain(
 
     Returns:
         The run: its folder holds recipe.yaml, environment.json, metrics.csv, TensorBoard events, checkpoints/,
-        encoder.safetensors and encoder.json.
+        encoder.safetensors and encoder.json; and skipped.csv where pictures could not be read.
 
     Raises:
         InputError: what is wrong with the data, the folder or the recipe, before anything is written; or that
@@ -99,10 +104,10 @@ def pretrain(
     console = console or Console(stderr=True)
     out = Path(out)
     recipe = _resolve(recipe, data, out, resume)
-    images = open_images(data, "train" if has_own_split(data) else "all")
-    recipe = replace(recipe, channels=recipe.channels or channels_of(images))
-    if len(images) < 2:
-        raise InputError(f"data: expected at least 2 pictures, got {len(images)}")
+    with console.status("looking for pictures"):
+        images = open_images(data, "pretrain", every=recipe.every)
+        reading = survey(images, recipe.channels, recipe.background)
+    recipe = replace(recipe, channels=reading.channels)
     checkpoint = newest_checkpoint(out) if resume else None
     if resume:
         before = make_recipe(read_recipe(out / "recipe.yaml"))
@@ -110,36 +115,46 @@ def pretrain(
             raise InputError(f"resume: the recipe differs from the run's: {'; '.join(changed)}")
 
     lightning.seed_everything(recipe.seed, verbose=False)
-    assert recipe.channels is not None
+    skipped = Skipped(recipe.max_broken, len(images))
     with console.status("reading the pictures"):
-        images = settle(images, recipe.channels)
-        encoder = _new_encoder(recipe, images)
-    trainer = _trainer(recipe, out, console)
+        found = summary(images)
+        images, lost = settle(images, reading)
+        skipped.add(lost, len(images))
+        encoder = _new_encoder(recipe, reading, images)
+    if len(images) < 2:
+        raise InputError(f"data: expected at least 2 pictures, got {len(images)}")
+    trainer = _trainer(recipe, out, console, skipped)
     processes = trainer.world_size
     batch = min(recipe.batch_size, len(images)) // processes
     if batch < 2:
         asked = f"{recipe.batch_size} of {len(images)} pictures over {processes} processes"
         raise InputError(f"batch_size: {asked} leaves {batch} for each, expected at least 2")
-    sampler = EpochSampler(len(images), batch, recipe.seed, trainer.global_rank, processes)
+    sampler = training_sampler(images, batch, recipe.seed, trainer.global_rank, processes)
     steps = len(sampler) * recipe.epochs
     warmup = min(round(recipe.optimiser.warmup_epochs * len(sampler)), steps // 4)
     module = Pretraining(recipe, encoder, batch * processes, steps, warmup)
-    loader = training_loader(
-        images, module.views, sampler, recipe.channels, trainer.strategy.root_device, recipe.workers
-    )
+    device = trainer.strategy.root_device
+    loader = training_loader(images, module.views, sampler, reading, device, recipe.workers)
     if trainer.is_global_zero:
         _begin(out, recipe, data, images, trainer)
+        skipped.list_in(out / SKIPPED)
         size = f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters"
         console.print(
-            f"{len(images):,} pictures ({_labels(images)}) -> {recipe.backbone} ({size}), {recipe.epochs} epochs of "
+            f"{found} -> {recipe.backbone} ({size}), {recipe.epochs} epochs of "
             f"{len(sampler)} steps of {batch * processes} pictures at {recipe.image_size} px on "
-            f"{trainer.num_devices * trainer.num_nodes} x {trainer.strategy.root_device.type}",
+            f"{trainer.num_devices * trainer.num_nodes} x {device.type}",
             highlight=False,
             soft_wrap=True,
         )
     _fit(trainer, module, loader, checkpoint)
     if trainer.is_global_zero:
         save_encoder(encoder, out)
+        if len(skipped):
+            console.print(
+                f"{len(skipped):,} pictures could not be read; others took their places: {out / SKIPPED}",
+                highlight=False,
+                soft_wrap=True,
+            )
         console.print(f"encoder written to {out}", highlight=False, soft_wrap=True)
     trainer.strategy.barrier()
     return Run(out)
@@ -160,15 +175,23 @@ def _resolve(recipe: Recipe | str | os.PathLike[str] | None, data: Any, out: Pat
     return load_recipe(recipe)
 
 
-def _new_encoder(recipe: Recipe, images: Images) -> Encoder:
-    assert recipe.channels is not None
-    mean, std = (None, None) if recipe.channels == 3 else measure_colours(images, recipe.channels)
+def _new_encoder(recipe: Recipe, reading: Reading, images: Images) -> Encoder:
+    ordinary = reading.channels == 3 and reading.value_range is None
+    mean, std = (None, None) if ordinary else measure_colours(images, reading)
     return create_encoder(
-        recipe.backbone, recipe.image_size, recipe.channels, recipe.small_stem, mean, std, recipe.backbone_options
+        recipe.backbone,
+        recipe.image_size,
+        reading.channels,
+        recipe.small_stem,
+        mean,
+        std,
+        recipe.backbone_options,
+        reading.value_range,
+        reading.background,
     )
 
 
-def _trainer(recipe: Recipe, out: Path, console: Console) -> lightning.Trainer:
+def _trainer(recipe: Recipe, out: Path, console: Console, skipped: Skipped) -> lightning.Trainer:
     precision = recipe.precision
     on_gpu = recipe.accelerator in ("auto", "gpu") and torch.cuda.is_available()
     if precision == "auto":
@@ -187,6 +210,7 @@ def _trainer(recipe: Recipe, out: Path, console: Console) -> lightning.Trainer:
                 logger=TensorBoardLogger(out, name="", version="tensorboard"),
                 plugins=[AtomicCheckpoints()],
                 callbacks=[
+                    SkipBroken(skipped),
                     RunProgress(out, console),
                     HealthWarnings(console),
                     KeepLatest(out / "checkpoints", CHECKPOINT_STEPS),
@@ -200,10 +224,6 @@ def _trainer(recipe: Recipe, out: Path, console: Console) -> lightning.Trainer:
             )
         except (lightning.fabric.utilities.exceptions.MisconfigurationException, RuntimeError, ValueError) as error:
             raise InputError(f"devices: {' '.join(str(error).split())}") from error
-
-
-def _labels(images: Images) -> str:
-    return f"{len(images.classes)} classes, not used" if images.labels is not None else "no labels"
 
 
 def _begin(out: Path, recipe: Recipe, data: Any, images: Images, trainer: lightning.Trainer) -> None:

@@ -1,0 +1,141 @@
+"""What a loader process does: decode a picture once and cut the two views' crops from it, as bytes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mec.data.decode import SHRINKS, Opened, open_picture
+from mec.data.geometry import Boxes
+from mec.data.pixels import BrokenPictureError, Picture, Reading
+from mec.data.skipped import Lost
+from mec.data.views import TwoViews
+from mec.errors import InputError
+
+SUBSTITUTES = 100
+"""How many other pictures are tried in place of one that cannot be read."""
+SHARP = 1.0
+"""A picture is decoded smaller when its crops then still have this many times the pixels a side of a view."""
+
+Encoded = bytes | NDArray[Any]
+Load = Callable[[], Encoded]
+
+
+class Batch(NamedTuple):
+    """Pictures for ``TwoViews``.
+
+    pictures: (n, c, h, w) whole, or (n, 2, c, s, s) the crops of two views; uint8, or float32 in [0, 1].
+    indices: (n,) their numbers in the source. lost: those that could not be read, whose places others took.
+    """
+
+    pictures: Tensor
+    indices: NDArray[np.int64]
+    epoch: int
+    lost: list[Lost]
+
+
+class Item(NamedTuple):
+    """A picture to be had: its number, what loads it and where it comes from."""
+
+    number: int
+    load: Load
+    title: str
+
+
+class Cropper:
+    """Encoded pictures -> a Batch of crops. Pictures that cannot be read are replaced, under their own numbers."""
+
+    def __init__(self, views: TwoViews, reading: Reading) -> None:
+        self.views, self.reading = views, reading
+
+    def __call__(self, items: Sequence[Item], epoch: int, others: Callable[[int], Iterator[Item]]) -> Batch:
+        """``others(index)`` gives pictures to take in place of picture ``index``."""
+        size, indices = self.views.size, np.array([item.number for item in items], dtype=np.int64)
+        kind = np.uint8 if self.reading.value_range is None else np.float32
+        out = np.empty((len(items), 2, size, size, self.reading.channels), dtype=kind)
+        lost: list[Lost] = []
+        opened = [self._open(item, lost) for item in items]
+        plans = self.plans(indices, epoch, opened)
+        for n, item in enumerate(items):
+            if not self._cut(out[n], item, opened[n], plans[n], lost):
+                self._replace(out[n], item.number, epoch, others(item.number), lost)
+        return Batch(torch.from_numpy(out).permute(0, 1, 4, 2, 3), indices, epoch, lost)
+
+    def plans(self, indices: NDArray[np.int64], epoch: int, opened: Sequence[Opened | None]) -> Sequence[Any]:
+        """What to cut from each picture: boxes (2, 4) and whether to mirror (2,), drawn for all at once."""
+        heights = np.array([o.height if o else 1 for o in opened])
+        widths = np.array([o.width if o else 1 for o in opened])
+        drawn = [self.views.parameters_of(view, indices, epoch, heights, widths) for view in (0, 1)]
+        boxes = np.stack([d.boxes for d in drawn], axis=1)
+        return list(zip(boxes, np.stack([d.flip for d in drawn], axis=1), strict=True))
+
+    def cut(self, out: Picture, opened: Opened, plan: Any) -> None:
+        """The crops of one picture, written into ``out`` (2, size, size, channels)."""
+        boxes, mirrored = plan
+        picture = opened.decode(self.reading, shrink_for(boxes, self.views.size))
+        for view in (0, 1):
+            box = shrunk(boxes[view], (opened.height, opened.width), (picture.shape[0], picture.shape[1]))
+            crop = crop_and_resize(picture, box, self.views.size)
+            out[view] = crop[:, ::-1] if mirrored[view] else crop
+
+    def _open(self, item: Item, lost: list[Lost]) -> Opened | None:
+        try:
+            return open_picture(item.load())
+        except BrokenPictureError as error:
+            lost.append(Lost(item.title, str(error)))
+            return None
+
+    def _cut(self, out: Picture, item: Item, opened: Opened | None, plan: Any, lost: list[Lost]) -> bool:
+        if opened is None:
+            return False
+        try:
+            self.cut(out, opened, plan)
+        except BrokenPictureError as error:
+            lost.append(Lost(item.title, str(error)))
+            return False
+        return True
+
+    def _replace(self, out: Picture, index: int, epoch: int, others: Iterator[Item], lost: list[Lost]) -> None:
+        for item in itertools.islice(others, SUBSTITUTES):
+            opened = self._open(item, lost)
+            (plan,) = self.plans(np.array([index]), epoch, [opened])
+            if self._cut(out, item, opened, plan, lost):
+                return
+        raise InputError(
+            f"data: no picture could be read in place of picture {index}; the last tried: {lost[-1].title}: "
+            f"{lost[-1].reason}"
+        )
+
+
+def shrink_for(boxes: Boxes, size: int) -> int:
+    """The largest factor by which a picture may be decoded smaller, its crops (n, 4) still at least ``size`` wide."""
+    least = float(boxes[:, 2:].min())
+    return next((f for f in SHRINKS if least / f >= SHARP * size), 1)
+
+
+def shrunk(box: Boxes, whole: tuple[int, int], decoded: tuple[int, int]) -> Boxes:
+    """The box (4,) of a picture of ``whole`` pixels in the array that was decoded, to the nearest pixel."""
+    if whole == decoded:
+        return box
+    vertical, horizontal = decoded[0] / whole[0], decoded[1] / whole[1]
+    edges = np.array([box[0], box[1], box[0] + box[2], box[1] + box[3]])
+    top, left, bottom, right = np.rint(edges * [vertical, horizontal, vertical, horizontal]).astype(np.int64)
+    return np.array([top, left, min(bottom, decoded[0]) - top, min(right, decoded[1]) - left])
+
+
+def crop_and_resize(picture: Picture, box: Boxes, size: int) -> Picture:
+    """(h, w, c), box (4,) = top, left, height, width -> (size, size, c), bilinear with antialiasing, as PIL's."""
+    top, left, height, width = (int(v) for v in box)
+    part = picture[top : top + height, left : left + width]
+    if not part.flags.writeable:
+        part = part.copy()
+    x = torch.from_numpy(part).permute(2, 0, 1)[None]
+    resized: Picture = F.interpolate(x, (size, size), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+    return resized

@@ -1,0 +1,99 @@
+"""Pictures as arrays: what is asked of them, and arrays of any kind made so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ImageColor
+
+from mec.errors import InputError
+
+Picture = NDArray[np.uint8] | NDArray[np.float32]
+"""(height, width, channels): uint8, or float32 in [0, 1]."""
+MAX_CHANNELS = 64
+LUMA = (0.299, 0.587, 0.114)
+
+
+class BrokenPictureError(InputError):
+    """A picture that cannot be decoded; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a picture becomes an array.
+
+    channels: of the array: 3 for colour, 1 for grey; any other number takes pictures that have as many.
+    value_range: what becomes 0 and 1 in pictures of more than 8 bits; every picture is then float32. None: every
+        picture is uint8, deeper ones by the range of their type.
+    background: colour behind transparent pictures, by name or as #rrggbb.
+    """
+
+    channels: int = 3
+    value_range: tuple[float, float] | None = None
+    background: str = "white"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.channels <= MAX_CHANNELS:
+            raise InputError(f"channels: expected 1 to {MAX_CHANNELS}, got {self.channels}")
+        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+            raise InputError(f"value_range: expected two rising numbers, got {self.value_range}")
+        try:
+            ImageColor.getrgb(self.background)
+        except ValueError as error:
+            raise InputError(
+                f"background: expected a colour such as white or #808080, got {self.background!r}"
+            ) from error
+
+
+def as_asked(values: NDArray[Any], reading: Reading) -> Picture:
+    """(h, w, c) numbers of any type -> as ``reading`` asks: uint8, or float32 in [0, 1] where it has a value_range."""
+    if values.dtype == np.bool_:
+        values = values.astype(np.uint8) * np.uint8(255)
+    if values.dtype != np.uint8:
+        low, high = reading.value_range or type_range(values.dtype)
+        scaled = (np.nan_to_num(values.astype(np.float32), nan=low, posinf=high, neginf=low) - low) / (high - low)
+        values = scaled.clip(0, 1)
+        if reading.value_range is None:
+            values = np.rint(values * 255).astype(np.uint8)
+    elif reading.value_range is not None:
+        values = values.astype(np.float32) / 255
+    return with_channels(values, reading.channels)
+
+
+def type_range(dtype: np.dtype[Any]) -> tuple[float, float]:
+    """What is black and white in numbers of a type, when nothing else is known of them."""
+    if dtype.kind == "f":
+        return 0.0, 1.0
+    if dtype.itemsize > 2:  # 32 bits are the container, not what an instrument resolves
+        return 0.0, 2.0**16 - 1
+    return float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
+
+
+def with_channels(picture: NDArray[Any], channels: int) -> Picture:
+    """(..., c) -> (..., channels): grey is repeated, colour weighed to grey; anything else is refused."""
+    have = picture.shape[-1]
+    if have == channels:
+        return picture
+    if have == 1:
+        return np.repeat(picture, channels, axis=-1)
+    if have == 3 and channels == 1:
+        grey = picture @ np.array(LUMA)
+        weighed: Picture = (np.rint(grey) if picture.dtype == np.uint8 else grey).astype(picture.dtype)[..., None]
+        return weighed
+    raise BrokenPictureError(f"channels: expected a picture with {channels} channels (or 1), got {have}")
+
+
+def three_axes(values: NDArray[Any]) -> NDArray[Any]:
+    """(h, w), (h, w, c) or (c, h, w) -> (h, w, c), where c is at most 64."""
+    if values.dtype.kind not in "buif":
+        raise BrokenPictureError(f"an array of {values.dtype}, expected numbers")
+    if values.ndim == 2:
+        return values[..., None]
+    if values.ndim == 3 and values.shape[2] <= MAX_CHANNELS:
+        return values
+    if values.ndim == 3 and values.shape[0] <= MAX_CHANNELS:
+        return values.transpose(1, 2, 0)
+    raise BrokenPictureError(f"an array of shape {values.shape}, expected (height, width[, channels])")

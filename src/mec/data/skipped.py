@@ -1,0 +1,86 @@
+"""Pictures that could not be read: counted, listed once, and the end of the run when they are too many."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from mec.errors import InputError
+
+
+class Lost(NamedTuple):
+    """A picture that could not be read: where it comes from and why."""
+
+    title: str
+    reason: str
+
+
+class Skipped:
+    """The pictures of a source that could not be read.
+
+    Args:
+        most: the share of pictures that may be unreadable.
+        pictures: how many the source has.
+    """
+
+    def __init__(self, most: float, pictures: int) -> None:
+        self.most, self.pictures = most, pictures
+        self.seen = 0
+        self.listing: Path | None = None
+        self.reasons: dict[str, str] = {}
+
+    def list_in(self, path: Path) -> None:
+        """From now on write each picture and its reason, once, to a .csv; what it holds already is known."""
+        before: dict[str, str] = {}
+        if path.exists():
+            with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+                before = {row["picture"]: row["reason"] for row in csv.DictReader(file)}
+        self.listing = path
+        self._list({title: reason for title, reason in self.reasons.items() if title not in before})
+        self.reasons = before | self.reasons
+
+    def __len__(self) -> int:
+        return len(self.reasons)
+
+    def add(self, lost: Iterable[Lost], seen: int) -> None:
+        """Take note of what was lost among the ``seen`` pictures that were read since the last call.
+
+        Raises:
+            InputError: more than the share allowed, beyond what chance would make of fewer.
+        """
+        self.seen = min(self.seen + seen, self.pictures)
+        new = {title: reason for title, reason in lost if title not in self.reasons}
+        if not new:
+            return
+        self.reasons |= new
+        self._list(new)
+        if len(self) > self._allowed():
+            title, reason = next(iter(self.reasons.items()))
+            share = f"{len(self):,} of the first {self.seen:,} pictures" if self.seen < self.pictures else (
+                f"{len(self):,} of {self.pictures:,} pictures"
+            )  # fmt: skip
+            where = f"; all are in {self.listing}" if self.listing is not None else ""
+            raise InputError(
+                f"max_broken: {share} cannot be read, at most {self.most:.3g} of all are let pass; the first: {title}: "
+                f"{reason}{where}"
+            )
+
+    def _allowed(self) -> float:
+        expected = self.most * self.seen
+        # of the first few more may be broken by chance: four standard deviations are let pass
+        chance = 0.0 if self.seen == self.pictures else 4 * math.sqrt(expected) + 1
+        return min(expected + chance, self.most * self.pictures)
+
+    def _list(self, new: dict[str, str]) -> None:
+        if self.listing is None or not new:
+            return
+        self.listing.parent.mkdir(parents=True, exist_ok=True)
+        begins = not self.listing.exists()
+        with self.listing.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file)
+            if begins:
+                writer.writerow(("picture", "reason"))
+            writer.writerows(new.items())

@@ -1,0 +1,114 @@
+"""What a source holds: the channels, the range and the colours of its pictures; small ones are taken into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mec.data.images import ArrayImages, Images, read, sample
+from mec.data.pixels import BrokenPictureError, Picture, Reading, as_asked
+from mec.data.skipped import Lost
+from mec.errors import InputError
+
+RESIDENT_SIDE = 96
+"""Pictures up to this many pixels a side are kept in memory, decoded once."""
+RESIDENT_BYTES = 4 * 2**30
+SURVEYED = 64
+BIT_DEPTHS = (8, 10, 12, 14, 16)
+
+
+def survey(images: Images, channels: int | None = None, background: str = "white") -> Reading:
+    """How the pictures of a source are best read, from an even sample of them.
+
+    Channels as asked, else 1 where all are grey, 3 where any is in colour, else what they have. Pictures of more than
+    8 bits get a value_range: the bit depth they fill for unsigned integers, [0, 1] for floats within it, else the
+    0.1 and 99.9 % points.
+    """
+    Reading(channels or 3, None, background)  # both are checked before anything is read
+    if len(images) == 0:
+        raise InputError("data: no picture")
+    found: set[int] = set()
+    deep: list[NDArray[Any]] = []
+    for values in sample(images, SURVEYED):
+        grey = values.shape[2] == 3 and (values[..., :1] == values).all()
+        found.add(1 if grey else values.shape[2])
+        if values.dtype.kind in "uif" and values.dtype != np.uint8:
+            deep.append(values.reshape(-1)[:: max(1, values.size // 10_000)])
+    if channels is None:
+        several = found - {1}
+        if len(several) > 1:
+            raise InputError(f"channels: the pictures have {', '.join(map(str, sorted(found)))} channels; choose one")
+        channels = several.pop() if several else 1
+    return Reading(channels, _range_of(deep) if deep else None, background)
+
+
+def _range_of(deep: list[NDArray[Any]]) -> tuple[float, float]:
+    values = np.concatenate([v.astype(np.float64) for v in deep])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return 0.0, 1.0
+    top = float(values.max())
+    if all(v.dtype.kind == "u" for v in deep):
+        return 0.0, next((2.0**bits - 1 for bits in BIT_DEPTHS if top < 2**bits), top)
+    if values.min() >= 0 and top <= 1:
+        return 0.0, 1.0
+    low, high = (float(v) for v in np.percentile(values, (0.1, 99.9)))
+    return low, high if high > low else low + 1.0
+
+
+def settle(
+    images: Images, reading: Reading, progress: Callable[[int], None] | None = None
+) -> tuple[Images, list[Lost]]:
+    """``images`` decoded into memory when all are alike, small, and fit, else as they came; and what could not be read.
+
+    ``progress`` is called with the number of pictures just decoded.
+    """
+    if isinstance(images, ArrayImages):
+        pictures = np.stack([as_asked(p, reading) for p in images.pictures])
+        return ArrayImages(images.name, pictures, images.labels, images.classes, images.left_out), []
+    first = as_asked(next(sample(images, 16)), reading)
+    if max(first.shape[:2]) > RESIDENT_SIDE or first.nbytes * len(images) > RESIDENT_BYTES:
+        return images, []
+
+    def picture(index: int) -> Picture | Lost:
+        try:
+            return read(images, index, reading)
+        except BrokenPictureError as error:
+            return Lost(images.title(index), str(error))
+
+    pictures = np.empty((len(images), *first.shape), dtype=first.dtype)
+    kept: list[int] = []
+    lost: list[Lost] = []
+    # shards are read in order, files side by side
+    with ThreadPoolExecutor(None if hasattr(images, "names") else 1) as pool:
+        for index, found in enumerate(pool.map(picture, range(len(images)))):
+            if isinstance(found, Lost):
+                lost.append(found)
+            elif found.shape != first.shape:
+                pool.shutdown(cancel_futures=True)
+                return images, []
+            else:
+                pictures[len(kept)] = found
+                kept.append(index)
+            if progress is not None:
+                progress(1)
+    labels = None if images.labels is None else images.labels[kept]
+    left_out = images.left_out + len(lost)
+    return ArrayImages(images.name, pictures[: len(kept)], labels, images.classes, left_out), lost
+
+
+def measure_colours(images: Images, reading: Reading, count: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of pictures in [0, 1], over an even sample of them."""
+    pixels = []
+    for values in sample(images, count):
+        picture = as_asked(values, reading)
+        scale = 255.0 if picture.dtype == np.uint8 else 1.0
+        flat = picture.reshape(-1, reading.channels)
+        pixels.append(flat[:: max(7, len(flat) // 4096)] / scale)
+    joined = np.concatenate(pixels)
+    deviation = np.maximum(joined.std(axis=0), 1e-3)
+    return tuple(float(v) for v in joined.mean(axis=0)), tuple(float(v) for v in deviation)

@@ -1,0 +1,118 @@
+"""Pictures in parquet files and Hugging Face data sets, through ``datasets``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mec.data.folders import files_of_kind
+from mec.data.images import Labels
+from mec.data.parts import TEST_NAMES, TRAIN_NAMES, Parts, numbered
+from mec.data.pixels import BrokenPictureError
+from mec.errors import InputError
+
+HUB = "hf:"
+PICTURE_COLUMNS = ("image", "img", "picture", "jpg", "png", "pixels")
+LABEL_COLUMNS = ("label", "labels", "class", "cls", "target", "fine_label")
+SAVED = ("state.json", "dataset_dict.json")
+
+
+@dataclass
+class TableImages:
+    """Pictures in the rows of a ``datasets.Dataset``, read from disk when asked for."""
+
+    name: str
+    table: Any
+    column: str
+    labels: Labels | None = None
+    classes: list[str] = field(default_factory=list)
+    left_out: int = 0
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def load(self, index: int) -> bytes | NDArray[Any]:
+        value = self.table[int(index)][self.column]
+        if isinstance(value, dict):  # datasets' Image, not decoded
+            if value.get("bytes") is not None:
+                return bytes(value["bytes"])
+            try:
+                return Path(value.get("path") or "").read_bytes()
+            except OSError as error:
+                raise BrokenPictureError(error.strerror or str(error)) from error
+        if value is None:
+            raise BrokenPictureError("the row has no picture")
+        return value if isinstance(value, bytes) else np.asarray(value)
+
+    def title(self, index: int) -> str:
+        return f"{self.name}, row {index}"
+
+    def subset(self, indices: NDArray[np.int64]) -> TableImages:
+        labels = None if self.labels is None else self.labels[indices]
+        return replace(self, table=self.table.select(indices), labels=labels)
+
+
+def is_table(source: str) -> bool:
+    """A .parquet file, a folder of them, a folder that ``save_to_disk`` wrote, or hf:owner/name."""
+    path = Path(source).expanduser()
+    if source.startswith(HUB) or path.suffix == ".parquet":
+        return True
+    return path.is_dir() and (
+        any((path / name).is_file() for name in SAVED) or files_of_kind(path, ".parquet") is not None
+    )
+
+
+def open_table(source: str) -> Parts:
+    """Open what ``is_table`` recognises; splits named train and test, validation or val are its own."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(f"data: {source} needs Hugging Face datasets; pip install 'mec-ssl[datasets]'") from error
+    path = Path(source).expanduser()
+    if not source.startswith(HUB) and not path.exists():
+        raise InputError(f"data: {path} does not exist")
+    try:
+        if source.startswith(HUB):
+            name, _, config = source.removeprefix(HUB).partition(":")
+            found = datasets.load_dataset(name, config or None)
+        elif path.is_dir() and any((path / saved).is_file() for saved in SAVED):
+            found = datasets.load_from_disk(str(path))
+        else:
+            train, test = ([str(path)], []) if path.is_file() else files_of_kind(path, ".parquet") or ([], [])
+            files = {"train": train} | ({"test": test} if test else {})
+            found = datasets.load_dataset("parquet", data_files=files)
+    except Exception as error:  # whatever the hub, arrow or a file raises, the source is at fault
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"data: {source} cannot be opened as a data set ({type(error).__name__}: {reason})") from error
+    parts = found if isinstance(found, dict) else {"train": found}
+    train_name = next((name for name in TRAIN_NAMES if name in parts), next(iter(parts)))
+    test_name = next((name for name in TEST_NAMES if name in parts and name != train_name), None)
+    train_part = _pictures_in(parts[train_name], source, None)
+    test_part = None if test_name is None else _pictures_in(parts[test_name], source, train_part.classes or None)
+    return Parts(train_part, test_part)
+
+
+def _pictures_in(table: Any, source: str, classes: list[str] | None) -> TableImages:
+    import datasets
+
+    features = table.features
+    pictures = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    column = next(iter(pictures), None) or next((c for c in PICTURE_COLUMNS if c in features), None)
+    if column is None:
+        raise InputError(f"data: {source} has no column of pictures (it has {', '.join(features)})")
+    if column in pictures:
+        table = table.cast_column(column, datasets.Image(decode=False))
+    label = next((c for c in LABEL_COLUMNS if c in features), None)
+    # only the pictures are read from here on
+    images = TableImages(Path(source).name, table.select_columns([column]), column)
+    if label is not None:
+        kind, values = features[label], table[label][:]
+        if isinstance(kind, datasets.ClassLabel):
+            images.labels, images.classes = np.array(values, dtype=np.int64), list(kind.names)
+        else:
+            images.labels, images.classes = numbered([str(v) for v in values], classes)
+    return images

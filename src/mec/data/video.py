@@ -1,0 +1,100 @@
+"""Frames of videos as pictures: every n-th is decoded once and kept as a JPEG."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from mec.data.decode import EXTENSIONS
+from mec.data.folders import files_below
+from mec.data.images import FileImages
+from mec.data.named import data_home
+from mec.data.parts import numbered
+from mec.errors import InputError
+
+VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+QUALITY = 95
+
+
+def is_video(path: Path) -> bool:
+    """A video, or a folder, at any depth, that holds videos and no pictures."""
+    if path.is_file():
+        return path.suffix.lower() in VIDEOS
+    if not path.is_dir():
+        return False
+    seen = False
+    for _, _, files in os.walk(path):
+        kinds = {os.path.splitext(f)[1].lower() for f in files if not f.startswith(".")}
+        if kinds & EXTENSIONS:
+            return False
+        seen = seen or bool(kinds & VIDEOS)
+    return seen
+
+
+def open_videos(path: Path, every: int | None = None) -> FileImages:
+    """Every n-th frame of each video (None: one a second); labels are first-level sub-folders, as for pictures.
+
+    The frames are kept under ``data_home()/frames`` and found there the next time. A video that breaks off gives
+    the frames before the break; one without any is left out.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise InputError(f"data: {path} needs a video decoder; pip install 'mec-ssl[video]'") from error
+    folder = path.parent if path.is_file() else path
+    videos = [path.name] if path.is_file() else files_below(path)[0]
+    videos = [v for v in videos if os.path.splitext(v)[1].lower() in VIDEOS]
+    cache = data_home() / "frames"
+    cache.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True)
+    names: list[str] = []
+    heads: list[str] = []
+    left_out = 0
+    for video in track(videos, "reading frames", console=console, transient=True, disable=not console.is_terminal):
+        state = (folder / video).resolve().stat()
+        # another size, date or step is another set of frames
+        key = f"{(folder / video).resolve()} {state.st_size} {state.st_mtime_ns} {every}"
+        kept = cache / f"{Path(video).stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+        if not kept.is_dir():
+            _extract(av, folder / video, kept, every)
+        frames = sorted(os.listdir(kept))
+        left_out += not frames
+        names += [os.path.join(kept.name, f) for f in frames]
+        heads += [video.split(os.sep, 1)[0]] * len(frames)
+    if not names:
+        raise InputError(f"data: no frame of {path} can be read")
+    images = FileImages(path.stem, cache, names, left_out=left_out)
+    if not any(head in videos for head in heads):
+        images.labels, images.classes = numbered(heads)
+    return images
+
+
+def _extract(av: Any, video: Path, out: Path, every: int | None) -> None:
+    unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        try:
+            with av.open(str(video)) as container:
+                stream = container.streams.video[0]
+                stream.thread_type = "AUTO"
+                step = every or max(1, round(float(stream.average_rate or 1)))
+                for number, frame in enumerate(container.decode(stream)):
+                    if number % step == 0:
+                        image = frame.to_image()
+                        if turned := int(getattr(frame, "rotation", 0)):
+                            image = image.rotate(turned, expand=True)
+                        image.save(unfinished / f"{number:08}.jpg", quality=QUALITY)
+        except (av.FFmpegError, IndexError):
+            pass  # what came before the break is kept
+        unfinished.chmod(0o755)
+        with contextlib.suppress(OSError):  # another process was there first
+            unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
