@@ -7,18 +7,10 @@ import torchvision.transforms.functional as TF
 from PIL import Image, ImageFilter, ImageOps
 from scipy import stats
 
+from mec.data.colour import colour, colour_maps, rotate
 from mec.data.draws import uniforms
-from mec.data.views import (
-    NUMBERS,
-    VIEW_1,
-    VIEW_2,
-    TwoViews,
-    ViewParameters,
-    ViewSettings,
-    colour,
-    draw_parameters,
-    rotate,
-)
+from mec.data.parameters import NUMBERS, VIEW_1, VIEW_2, ViewParameters, ViewSettings, draw_parameters
+from mec.data.views import TwoViews
 from mec.errors import InputError
 from tests.data.test_geometry import photograph, psnr
 
@@ -45,7 +37,8 @@ def parameters(
 
 
 def applied(picture: np.ndarray, p: ViewParameters) -> torch.Tensor:
-    return colour(TF.to_tensor(picture)[None], p)[0]
+    x = TF.to_tensor(picture)[None]
+    return colour(x, p, torch.from_numpy(colour_maps(p, x.shape[1])).float(), torch.empty_like(x))[0]
 
 
 PICTURE = photograph()

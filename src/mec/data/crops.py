@@ -82,8 +82,7 @@ class Cropper:
         picture = opened.decode(self.reading, shrink_for(boxes, self.views.size))
         for view in (0, 1):
             box = shrunk(boxes[view], (opened.height, opened.width), (picture.shape[0], picture.shape[1]))
-            crop = crop_and_resize(picture, box, self.views.size)
-            out[view] = crop[:, ::-1] if mirrored[view] else crop
+            out[view] = crop_and_resize(picture, box, self.views.size, bool(mirrored[view]))
 
     def _open(self, item: Item, lost: list[Lost]) -> Opened | None:
         try:
@@ -130,12 +129,14 @@ def shrunk(box: Boxes, whole: tuple[int, int], decoded: tuple[int, int]) -> Boxe
     return np.array([top, left, min(bottom, decoded[0]) - top, min(right, decoded[1]) - left])
 
 
-def crop_and_resize(picture: Picture, box: Boxes, size: int) -> Picture:
+def crop_and_resize(picture: Picture, box: Boxes, size: int, mirrored: bool = False) -> Picture:
     """(h, w, c), box (4,) = top, left, height, width -> (size, size, c), bilinear with antialiasing, as PIL's."""
     top, left, height, width = (int(v) for v in box)
-    part = picture[top : top + height, left : left + width]
-    if not part.flags.writeable:
-        part = part.copy()
-    x = torch.from_numpy(part).permute(2, 0, 1)[None]
-    resized: Picture = F.interpolate(x, (size, size), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+    # a copy, because PyTorch resizes it faster than a view, and wants to be able to write to it
+    part = picture[top : top + height, left : left + width].copy()
+    x = torch.from_numpy(part).view(1, *part.shape).permute(0, 3, 1, 2)
+    y = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
+    if mirrored:
+        y = y.flip(3)  # many times faster than a reversed view in numpy
+    resized: Picture = y[0].permute(1, 2, 0).numpy()
     return resized

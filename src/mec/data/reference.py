@@ -16,8 +16,9 @@ from torchvision import transforms
 from mec.data.crops import Cropper
 from mec.data.decode import Opened
 from mec.data.draws import uniforms
+from mec.data.parameters import ViewSettings
 from mec.data.pixels import Picture, Reading
-from mec.data.views import TwoViews, ViewSettings
+from mec.data.views import TwoViews
 from mec.errors import InputError
 
 SEEDS = 8

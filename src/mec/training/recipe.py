@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mec.data.views import VIEW_1, VIEW_2, ViewSettings
+from mec.data.parameters import VIEW_1, VIEW_2, ViewSettings
 from mec.errors import InputError
 
 
