@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mec.coding import MECLoss, coding_length, coding_rate, cross_coding_rate
     from mec.data import TwoViews, open_images
     from mec.models import Encoder, create_encoder, load_encoder, save_encoder
-    from mec.training import Recipe, Run, load_recipe, pretrain
+    from mec.training import Recipe, Run, load_recipe, pretrain, view_sheet
 
 __version__ = "0.1.0"
 
@@ -32,6 +32,7 @@ _LATER = {
     "open_images": "mec.data",
     "pretrain": "mec.training",
     "save_encoder": "mec.models",
+    "view_sheet": "mec.training",
 }
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "open_images",
     "pretrain",
     "save_encoder",
+    "view_sheet",
 ]
 
 

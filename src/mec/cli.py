@@ -20,7 +20,11 @@ from mec.errors import InputError
 if TYPE_CHECKING:
     from mec.evaluate import Result
 
-DATA_HELP = "a folder of pictures (labels: its sub-folders), an .npz file, or digits, cifar10, fashion-mnist"
+DATA_HELP = (
+    "a folder of pictures (labels: its sub-folders), a .txt list or .csv of path and label, WebDataset shards "
+    "(a-{0000..0099}.tar, a folder of them, a URL), .parquet or hf:owner/name, a video, an .npz file, or digits, "
+    "cifar10, cifar100, fashion-mnist, stl10"
+)
 ENCODER_HELP = "a run folder, an encoder.safetensors, or a timm name (untrained)"
 
 
@@ -34,16 +38,31 @@ class Parser(ArgumentParser):
 
 
 def _pretrain_options(parser: Parser, arguments: Sequence[str]) -> None:
-    from mec.training import Recipe, packaged_recipes
-
-    recipes = ", ".join(packaged_recipes())
     parser.usage = "mec pretrain DATA --out RUN [--recipe NAME] [--resume] [any setting of the recipe]"
     parser.description = "Learn an encoder from pictures, without labels."
     parser.epilog = "example: mec pretrain photographs/ --out runs/photographs --epochs 200 --batch_size 256"
     parser.add_argument("data", help=DATA_HELP)
     parser.add_argument("--out", required=True, help="the run folder; it must not hold another run")
-    parser.add_argument("--recipe", help=f"settings to start from: {recipes}, or a YAML file; absent: what fits DATA")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run folder")
+    _recipe_options(parser, arguments)
+
+
+def _views_options(parser: Parser, arguments: Sequence[str]) -> None:
+    parser.usage = "mec views DATA --out SHEET.png [--recipe NAME] [any setting of the recipe]"
+    parser.description = "Draw pictures of a source and the pairs of views that training would show of them."
+    parser.epilog = "example: mec views photographs/ --out sheet.png --image_size 128 --view_2.solarise 0"
+    parser.add_argument("data", help=DATA_HELP)
+    parser.add_argument("--out", required=True, help="the file to write, such as sheet.png")
+    parser.add_argument("--pictures", type=int, default=8, help="rows")
+    parser.add_argument("--pairs", type=int, default=6, help="pairs of views of each picture")
+    _recipe_options(parser, arguments)
+
+
+def _recipe_options(parser: Parser, arguments: Sequence[str]) -> None:
+    from mec.training import Recipe, packaged_recipes
+
+    recipes = ", ".join(packaged_recipes())
+    parser.add_argument("--recipe", help=f"settings to start from: {recipes}, or a YAML file; absent: what fits DATA")
     parser.add_class_arguments(Recipe, as_group=False)
     parser.set_defaults(_recipe_defaults(arguments))
 
@@ -74,6 +93,7 @@ def _demo_options(parser: Parser, arguments: Sequence[str]) -> None:
 
 COMMANDS: dict[str, tuple[str, Callable[[Parser, Sequence[str]], None]]] = {
     "pretrain": ("learn an encoder from pictures, without labels", _pretrain_options),
+    "views": ("draw what the network will see, before training", _views_options),
     "evaluate": ("measure an encoder on a downstream task", _evaluate_options),
     "demo": ("the whole way on handwritten digits: two minutes, no download", _demo_options),
 }
@@ -137,6 +157,13 @@ def _run(arguments: Sequence[str]) -> None:
         settings = options.pretrain.as_dict()
         data, out, resume, _ = (settings.pop(name) for name in ("data", "out", "resume", "recipe"))
         pretrain(data, out, make_recipe(settings), resume)
+    elif options.command == "views":
+        from mec.training.recipe_files import make_recipe
+        from mec.training.sheet import view_sheet
+
+        settings = options.views.as_dict()
+        data, out, pictures, pairs, _ = (settings.pop(name) for name in ("data", "out", "pictures", "pairs", "recipe"))
+        print(view_sheet(data, out, make_recipe(settings), pictures, pairs))
     elif options.command == "evaluate":
         settings = parser.instantiate_classes(options).evaluate[options.evaluate.task].as_dict()
         out = settings.pop("out") or (settings["encoder"] if Path(settings["encoder"]).is_dir() else None)
@@ -151,10 +178,16 @@ def _run(arguments: Sequence[str]) -> None:
         demo(**options.demo.as_dict())
 
 
+def _with_underscores(argument: str) -> str:
+    """--max-broken is --max_broken: both spellings are natural, and the settings have the second."""
+    name, equals, value = argument.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0; 2 and one line for what the user got wrong; 1 and a traceback for a bug; 130 after Ctrl-C."""
     try:
-        _run(list(sys.argv[1:] if arguments is None else arguments))
+        _run([_with_underscores(a) for a in (sys.argv[1:] if arguments is None else arguments)])
     except InputError as error:
         # a loader process sends its traceback along; the last line is the message
         print(f"mec: {str(error).splitlines()[-1].removeprefix('mec.errors.InputError: ')}", file=sys.stderr)

@@ -1,16 +1,17 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as TF
 from PIL import Image, ImageFilter, ImageOps
-from scipy import stats
+from scipy import ndimage, stats
 
-from mec.data.colour import colour, colour_maps, rotate
+from mec.data.colour import blur, colour, colour_maps, rotate
 from mec.data.draws import uniforms
 from mec.data.parameters import NUMBERS, VIEW_1, VIEW_2, ViewParameters, ViewSettings, draw_parameters
-from mec.data.views import TwoViews
+from mec.data.views import CACHE_BYTES, TwoViews
 from mec.errors import InputError
 from tests.data.test_geometry import photograph, psnr
 
@@ -78,6 +79,73 @@ def test_jitter_in_any_order_is_pils(order: tuple[int, ...]) -> None:
         theirs = steps[step](theirs)
     # PIL cuts to whole tones at every step, which is a tone or so in all
     assert psnr(applied(PICTURE, parameters((0.7, 0.8, 1.2, 0), order)), TF.to_tensor(theirs)) > 40
+
+
+@pytest.mark.parametrize("side", [7, 32, 64, 65, 130])
+def test_blur_is_the_gaussian_filter(side: int) -> None:
+    """By matrices up to 64 px, by shifted sums above: both against scipy in float64."""
+    x = np.random.default_rng(side).random((4, 2, side, side + 3))
+    sigma, rows = np.array([0.3, 0.0, 1.1, 2.0]), np.array([0, 2, 3])
+    ours = torch.from_numpy(x).float()
+    blur(ours, sigma, rows)
+    for row in range(4):
+        expected = x[row]
+        if row in rows:
+            axes = {"sigma": sigma[row], "mode": "nearest", "radius": int(np.ceil(3 * sigma[rows].max()))}
+            if side + 3 > 64:
+                axes["radius"] = int(np.ceil(3 * sigma[row]))
+            expected = ndimage.gaussian_filter(x[row], axes=(1, 2), **axes)
+        np.testing.assert_allclose(ours[row], expected, atol=2e-6)
+
+
+def in_pil(image: Image.Image, p: ViewParameters, size: int) -> Image.Image:
+    """The recipe's steps, one after the other, with the first of the drawn parameters."""
+    top, left, height, width = p.boxes[0].tolist()
+    image = TF.resized_crop(image, top, left, height, width, [size, size])
+    adjust = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
+    for step in p.order[0] if p.factors[0, 0] != 1 else ():
+        image = adjust[step](image, float(p.factors[0, step]))
+    image = TF.to_grayscale(image, 3) if p.grey[0] else image
+    image = image.filter(ImageFilter.GaussianBlur(float(p.sigma[0]))) if p.sigma[0] else image
+    image = ImageOps.solarize(image) if p.solarise[0] else image
+    return TF.hflip(image) if p.flip[0] else image
+
+
+def agreement(images: list[Image.Image], settings: ViewSettings, size: int = 96) -> float:
+    """Median PSNR, in dB, of whole views against PIL's with the same parameters."""
+    views, found = TwoViews(size, settings, settings, seed=1), []
+    for i, image in enumerate(images):
+        array = np.asarray(image)
+        ours, _ = views(torch.from_numpy(array.transpose(2, 0, 1).copy())[None], np.array([i]), epoch=0)
+        p = views.parameters_of(0, np.array([i]), 0, *array.shape[:2])
+        found.append(psnr(ours[0], TF.to_tensor(in_pil(image, p, size))))
+    return float(np.median(found))
+
+
+# PIL clamps between two steps and turns hue in HSV: the rest is the same
+FAITHFUL = [(replace(VIEW_1, jitter=0), 48), (replace(VIEW_1, hue=0), 40), (VIEW_1, 34), (VIEW_2, 34)]
+
+
+@pytest.mark.parametrize(("settings", "least"), FAITHFUL[:2])
+def test_a_whole_view_is_pils(settings: ViewSettings, least: float) -> None:
+    soft = IMAGE.point(lambda tone: 60 + tone // 2)  # little to clamp
+    assert agreement([soft] * 30, settings) > least
+
+
+@pytest.mark.parametrize(("settings", "least"), FAITHFUL)
+def test_whole_views_of_real_photographs_are_pils(real_data: Path, settings: ViewSettings, least: float) -> None:
+    paths = sorted((real_data / "caltech101").rglob("*.jpg"))[::60]
+    assert agreement([Image.open(path).convert("RGB") for path in paths], settings) > least
+
+
+def test_more_pictures_than_are_made_at_once() -> None:
+    pictures = torch.randint(0, 256, (9, 3, 230, 230), dtype=torch.uint8)
+    views = TwoViews(224)
+    assert CACHE_BYTES // (4 * 3 * 224**2) < 9
+    whole = views(pictures, np.arange(9), epoch=1)
+    for row in (0, 8):
+        one = views(pictures[row : row + 1], np.array([row]), epoch=1)
+        assert all(torch.allclose(a[row], b[0], atol=1e-5) for a, b in zip(whole, one, strict=True))
 
 
 @pytest.mark.parametrize("shift", [0.1, -0.1])

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from mec.data.pixels import BrokenPictureError, Picture, Reading, as_asked, three_axes
+from mec.data.pixels import BrokenPictureError, Picture, Reading, as_asked, channels_last, three_axes
 from mec.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -24,22 +26,35 @@ SHRINKS = (8, 4, 2)
 """Factors by which libjpeg decodes smaller, at less cost."""
 ORIENTATION = 0x0112
 
-# Pillow and the codecs raise many kinds for a damaged file
-DAMAGE = (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError, MemoryError)
+_PILLOWS_LIMIT = threading.Lock()
 
 Decoder = Callable[[Reading, int], NDArray[Any]]
 
 
+@contextlib.contextmanager
+def _damage_named() -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except UnidentifiedImageError as error:
+        raise BrokenPictureError("not a picture in a format that is read") from error
+    except Exception as error:  # Pillow, tifffile, numpy and the codecs raise every kind for a damaged file
+        raise BrokenPictureError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
 @dataclass(frozen=True)
 class Opened:
-    """A picture whose size is known and whose pixels are not yet decoded.
-
-    ``raw(reading, shrink)`` gives them as they are stored, (h, w, c) numbers of any type.
-    """
+    """A picture whose size is known and whose pixels are not yet decoded."""
 
     height: int
     width: int
-    raw: Decoder
+    decoder: Decoder
+
+    def raw(self, reading: Reading, shrink: int = 1) -> NDArray[Any]:
+        """As they are stored, (h, w, c) numbers of any type; raises BrokenPictureError."""
+        with _damage_named():
+            return self.decoder(reading, shrink)
 
     def decode(self, reading: Reading, shrink: int = 1) -> Picture:
         """(height, width, channels) as ``reading`` asks; ``shrink`` 2, 4 or 8 allows a JPEG smaller by that factor.
@@ -47,12 +62,8 @@ class Opened:
         Raises:
             BrokenPictureError: damaged, or of other channels.
         """
-        try:
-            return as_asked(self.raw(reading, shrink), reading)
-        except InputError:
-            raise
-        except DAMAGE as error:
-            raise BrokenPictureError(_reason(error)) from error
+        with _damage_named():
+            return as_asked(self.decoder(reading, shrink), reading)
 
 
 def open_picture(data: bytes | NDArray[Any]) -> Opened:
@@ -61,14 +72,8 @@ def open_picture(data: bytes | NDArray[Any]) -> Opened:
     Raises:
         BrokenPictureError: not a picture, damaged, or of more than 400 million pixels.
     """
-    try:
+    with _damage_named():
         opened = _open(data)
-    except UnidentifiedImageError as error:
-        raise BrokenPictureError("not a picture in a format that is read") from error
-    except InputError:
-        raise
-    except DAMAGE as error:
-        raise BrokenPictureError(_reason(error)) from error
     if opened.height < 1 or opened.width < 1:
         raise BrokenPictureError(f"no pixels ({opened.width} x {opened.height})")
     if opened.height * opened.width > MAX_PIXELS:
@@ -87,14 +92,10 @@ def _open(data: bytes | NDArray[Any]) -> Opened:
     if data[:2] == b"\xff\xd8":
         return _open_jpeg(data)
     if data[:6] == b"\x93NUMPY":
-        return _open_array(np.load(io.BytesIO(data), allow_pickle=False))
+        return _open_array(channels_last(np.load(io.BytesIO(data), allow_pickle=False)))
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return _open_tiff(data)
     return _open_pillow(data)
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _open_array(values: NDArray[Any]) -> Opened:
@@ -109,7 +110,7 @@ def _open_jpeg(data: bytes) -> Opened:
         return _open_pillow(data)
     if space in ("CMYK", "YCCK"):
         return _open_pillow(data)
-    turn = _orientation(data)
+    turn = _orientation(lambda: _exif(data))
 
     def decode(reading: Reading, shrink: int) -> NDArray[Any]:
         # the luma of a JPEG is its grey picture
@@ -118,24 +119,30 @@ def _open_jpeg(data: bytes) -> Opened:
         try:
             pixels = simplejpeg.decode_jpeg(data, wanted, min_height=low, min_width=narrow, min_factor=shrink)
         except ValueError:  # it is stricter than Pillow
-            return _open_pillow(data).raw(reading, shrink)
+            return _open_pillow(data).decoder(reading, shrink)
         return _turned(pixels, turn)
 
     return Opened(width, height, decode) if turn >= 5 else Opened(height, width, decode)
 
 
-def _orientation(jpeg: bytes) -> int:
-    """The EXIF orientation of a JPEG, 1 (upright) to 8."""
-    start = jpeg.find(b"Exif\0\0", 0, 4096)
-    if start < 0:
-        return 1
-    exif = Image.Exif()
-    try:
-        exif.load(jpeg[start : start + 2**16])
-        turn = int(exif.get(ORIENTATION, 1))
-    except DAMAGE:
-        return 1
-    return turn if 1 <= turn <= 8 else 1
+def _exif(jpeg: bytes) -> Image.Exif:
+    """Of a JPEG; other segments, however long, may come before it."""
+    exif, start = Image.Exif(), 2
+    while jpeg[start : start + 1] == b"\xff" and jpeg[start + 1 : start + 2] not in (b"\xda", b"\xd9"):
+        end = start + 2 + int.from_bytes(jpeg[start + 2 : start + 4], "big")
+        if jpeg[start + 4 : start + 10] == b"Exif\0\0":
+            exif.load(jpeg[start + 4 : end])
+            break
+        start = end
+    return exif
+
+
+def _orientation(exif: Callable[[], Image.Exif]) -> int:
+    """1 (upright) to 8; a picture whose EXIF is damaged is taken as it lies."""
+    with contextlib.suppress(Exception):
+        turn = exif().get(ORIENTATION, 1)
+        return int(turn) if turn in range(1, 9) else 1
+    return 1
 
 
 def _turned(pixels: NDArray[Any], turn: int) -> NDArray[Any]:
@@ -150,21 +157,42 @@ def _turned(pixels: NDArray[Any], turn: int) -> NDArray[Any]:
     return np.ascontiguousarray(pixels)
 
 
+@contextlib.contextmanager
+def _any_size() -> Iterator[None]:
+    """Without Pillow's own limit, which is the process's: open_picture has another."""
+    with _PILLOWS_LIMIT:
+        own_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = own_limit
+
+
+def _pillow(data: bytes) -> Image.Image:
+    with _any_size():
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
 def _open_pillow(data: bytes) -> Opened:
-    own_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # another limit is checked by open_picture
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    finally:
-        Image.MAX_IMAGE_PIXELS = own_limit
-    turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-    height, width = (image.width, image.height) if turned else (image.height, image.width)
-    return Opened(height, width, lambda reading, shrink: _from_pillow(image, reading))
+    image = _pillow(data)
+    turn = _orientation(lambda: Image.Image.getexif(image))  # that of PNGs decodes the whole picture
+    width, height = image.size
+    turned = turn
+    if tags := getattr(image, "tag_v2", None):  # TIFFs are turned when they are loaded
+        width, height, turned = int(tags[256]), int(tags[257]), 1
+    if turn >= 5:
+        width, height = height, width
+
+    def decode(reading: Reading, shrink: int) -> NDArray[Any]:
+        # opened anew: an image that is kept keeps its pixels
+        return _turned(_from_pillow(_pillow(data), reading), turned)
+
+    return Opened(height, width, decode)
 
 
 def _from_pillow(image: Image.Image, reading: Reading) -> NDArray[Any]:
-    image.load()
-    if image.getexif().get(ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    with _any_size() if image.format == "TIFF" else contextlib.nullcontext():
+        image.load()
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return three_axes(np.asarray(image))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -193,8 +221,9 @@ def _open_tiff(data: bytes) -> Opened:
     def decode(reading: Reading, shrink: int) -> NDArray[Any]:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             values = file.series[0].asarray()
-        # samples and channels are named; pages are channels where there are as many as asked for
-        kept = next((a for a in axes if a in "SC" or (a not in "YX" and sizes[a] == reading.channels)), "")
+        # samples and channels are named; other pages are channels where there are as many as asked for
+        pages = [a for a in axes if a not in "YX" and sizes[a] == reading.channels]
+        kept = next((a for a in ("S", "C", *pages) if a in sizes), "")
         values = values[tuple(slice(None) if a in f"YX{kept}" else 0 for a in axes)]
         left = [a for a in axes if a in f"YX{kept}"]
         return three_axes(values.transpose([left.index(a) for a in f"YX{kept}"]))
@@ -204,10 +233,12 @@ def _open_tiff(data: bytes) -> Opened:
 
 def _pillow_reads_all_of(tiff: bytes) -> bool:
     try:
-        with Image.open(io.BytesIO(tiff), formats=("TIFF",)) as image:
+        with _pillow(tiff) as image:
             tags: Any = image.tag_v2  # type: ignore[attr-defined]
             bits, samples = tags.get(258, (1,)), int(tags.get(277, 1))
             whole = image.mode != "I;16" or max(bits) == 16
+            if samples == 2:  # it takes any second channel for transparency
+                whole = tags.get(338, (0,))[0] in (1, 2)
             return image.n_frames == 1 and whole and (samples == 1 or (samples <= 4 and max(bits) <= 8))  # type: ignore[attr-defined]
-    except DAMAGE:
+    except Exception:  # what it makes of a damaged file is of many kinds
         return False

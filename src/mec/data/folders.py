@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mec.data.decode import EXTENSIONS
@@ -25,18 +26,26 @@ def open_folder(folder: Path) -> Parts:
     return Parts(_pictures_in(folder, folder.name))
 
 
-def files_of_kind(folder: Path, suffix: str) -> tuple[list[str], list[str]] | None:
+def files_of_kind(folder: Path, suffix: str | tuple[str, ...]) -> tuple[list[str], list[str]] | None:
     """The files for training and for testing in a folder that is made of files with this suffix, else None.
 
     What is for testing lies in a sub-folder ``test`` or ``val``, or has a name that begins so.
     """
-    with os.scandir(folder) as entries:
-        folders = {e.name for e in entries if e.is_dir() and not e.name.startswith(".")}
-    if folders - {*TRAIN_NAMES, *TEST_NAMES}:
+
+    def within(part: Path) -> list[Path]:
+        return [part / f for f in sorted(os.listdir(part)) if f.endswith(suffix) and not f.startswith(".")]
+
+    try:
+        with os.scandir(folder) as entries:
+            folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        if set(folders) - {*TRAIN_NAMES, *TEST_NAMES}:
+            return None
+        parts = [within(folder / name) for name in folders]
+        if not all(parts):  # train/ and val/ hold something else
+            return None
+        found = within(folder) + [file for part in parts for file in part]
+    except OSError:
         return None
-    found = [folder / f for f in sorted(os.listdir(folder)) if f.endswith(suffix)]
-    for name in sorted(folders):
-        found += sorted((folder / name).glob(f"*{suffix}"))
     test = [f for f in found if f.parent.name in TEST_NAMES or re.split(r"[-_.]", f.name)[0] in TEST_NAMES]
     train = [f for f in found if f not in test]
     return ([str(f) for f in train or test], [str(f) for f in test if train]) if found else None
@@ -53,20 +62,26 @@ def files_below(folder: Path) -> tuple[list[str], int]:
     """
     found: list[str] = []
     closed: list[OSError] = []
-    seen: set[str] = set()
     root = os.fspath(folder)
-    for parent, folders, files in os.walk(root, followlinks=True, onerror=closed.append):
+    for parent, files in walk(root, closed.append):
+        within = parent[len(root) :].lstrip(os.sep)
+        found += [os.path.join(within, f) for f in files]
+    if closed and not found:
+        raise InputError(f"data: {closed[0].filename} cannot be entered ({closed[0].strerror})")
+    return sorted(found), len(closed)
+
+
+def walk(root: str, onerror: Callable[[OSError], None] | None = None) -> Iterator[tuple[str, list[str]]]:
+    """Each folder below ``root``, once, with the names of its files, but for what begins with a dot."""
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(root, followlinks=True, onerror=onerror):
         real = os.path.realpath(parent)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        within = parent[len(root) :].lstrip(os.sep)
-        found += [os.path.join(within, f) for f in files if not f.startswith(".")]
-    if closed and not found:
-        raise InputError(f"data: {closed[0].filename} cannot be entered ({closed[0].strerror})")
-    return sorted(found), len(closed)
+        yield parent, [f for f in files if not f.startswith(".")]
 
 
 def _pictures_in(folder: Path, name: str, classes: list[str] | None = None) -> FileImages:

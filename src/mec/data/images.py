@@ -97,6 +97,17 @@ def read(images: Images, index: int, reading: Reading | None = None) -> Picture:
     return open_picture(images.load(index)).decode(reading or Reading())
 
 
+def spread(images: Images, count: int) -> NDArray[np.int64]:
+    """Numbers of about ``count`` pictures from all over a source, rising; of streamed ones, those soonest reached."""
+    starts = getattr(images, "stretches", None)
+    if starts is None:
+        return np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64))
+    chosen = np.unique(np.linspace(0, len(starts) - 1, min(8, len(starts))).astype(int))
+    each = -(-count // len(chosen))
+    numbers = np.concatenate([np.arange(starts[s][0], min(starts[s][0] + each, starts[s][1])) for s in chosen])
+    return numbers[:count]
+
+
 def sample(images: Images, count: int) -> Iterator[NDArray[Any]]:
     """About ``count`` pictures spread evenly over the source, as they are stored, without the broken ones.
 
@@ -104,11 +115,11 @@ def sample(images: Images, count: int) -> Iterator[NDArray[Any]]:
         InputError: not one of them can be read.
     """
     found, reason = 0, ""
-    for index in np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)):
+    for index in spread(images, count).tolist():
         try:
-            values = open_picture(images.load(int(index))).raw(Reading(), 1)
+            values = open_picture(images.load(index)).raw(Reading(), 1)
         except BrokenPictureError as error:
-            reason = reason or f"{images.title(int(index))}: {error}"
+            reason = reason or f"{images.title(index)}: {error}"
             continue
         found += 1
         yield values

@@ -110,7 +110,7 @@ def training_sampler(
 def training_loader(
     images: Images,
     views: TwoViews,
-    sampler: EpochSampler | StepSampler,
+    sampler: EpochSampler | StepSampler | Sequence[Sequence[tuple[int, int]]],
     reading: Reading,
     device: torch.device,
     workers: int | None = None,

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from mec.data.draws import uniforms
 from mec.data.images import Images
+from mec.errors import InputError
 
 TRAIN_NAMES = ("train",)
 TEST_NAMES = ("test", "val", "valid", "validation")
@@ -48,7 +49,12 @@ def divide(images: Images, share: float, seed: int = 0) -> tuple[NDArray[np.int6
 
 
 def numbered(values: list[str], classes: list[str] | None = None) -> tuple[NDArray[np.int64], list[str]]:
-    """Labels as numbers and the names of the classes, in the order of their numbers or of the alphabet."""
+    """Labels as numbers and the names of the classes, in the order of their numbers or of the alphabet.
+
+    ``classes`` are those of the training pictures, where ``values`` belong to the test pictures.
+    """
+    if classes is not None and (unknown := sorted(set(values) - set(classes))):
+        raise InputError(f"data: the test pictures have classes that the training ones lack: {', '.join(unknown[:5])}")
     if classes is None:
         found = set(values)
         whole = all(v.lstrip("-").isdigit() for v in found)

@@ -54,7 +54,8 @@ def as_asked(values: NDArray[Any], reading: Reading) -> Picture:
         values = values.astype(np.uint8) * np.uint8(255)
     if values.dtype != np.uint8:
         low, high = reading.value_range or type_range(values.dtype)
-        scaled = (np.nan_to_num(values.astype(np.float32), nan=low, posinf=high, neginf=low) - low) / (high - low)
+        with np.errstate(over="ignore"):  # what overflows is clipped
+            scaled = (np.nan_to_num(values.astype(np.float32), nan=low, posinf=high, neginf=low) - low) / (high - low)
         values = scaled.clip(0, 1)
         if reading.value_range is None:
             values = np.rint(values * 255).astype(np.uint8)
@@ -86,14 +87,21 @@ def with_channels(picture: NDArray[Any], channels: int) -> Picture:
     raise BrokenPictureError(f"channels: expected a picture with {channels} channels (or 1), got {have}")
 
 
+def channels_last(values: NDArray[Any]) -> NDArray[Any]:
+    """(c, h, w) -> (h, w, c): told by its first axis, which is the shortest, and its last, which is more than 4."""
+    if values.ndim == 3 and values.shape[0] < min(values.shape[1:]) and values.shape[2] > 4:
+        return values.transpose(1, 2, 0)
+    return values
+
+
 def three_axes(values: NDArray[Any]) -> NDArray[Any]:
     """(h, w), (h, w, c) or (c, h, w) -> (h, w, c), where c is at most 64."""
     if values.dtype.kind not in "buif":
         raise BrokenPictureError(f"an array of {values.dtype}, expected numbers")
     if values.ndim == 2:
         return values[..., None]
-    if values.ndim == 3 and values.shape[2] <= MAX_CHANNELS:
+    if values.ndim == 3 and 1 <= values.shape[2] <= MAX_CHANNELS:
         return values
-    if values.ndim == 3 and values.shape[0] <= MAX_CHANNELS:
+    if values.ndim == 3 and 1 <= values.shape[0] <= MAX_CHANNELS:
         return values.transpose(1, 2, 0)
     raise BrokenPictureError(f"an array of shape {values.shape}, expected (height, width[, channels])")

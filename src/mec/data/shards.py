@@ -6,10 +6,8 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import tarfile
 import time
-from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from mec.data.decode import EXTENSIONS
 from mec.data.folders import files_of_kind
 from mec.data.images import Labels
 from mec.data.named import data_home
 from mec.data.parts import Parts, numbered
 from mec.data.pixels import BrokenPictureError
+from mec.data.streaming import LABEL_SUFFIXES, PICTURE_SUFFIXES, fsspec_options, read_samples
 from mec.errors import InputError
 from mec.files import replacing
 
@@ -32,17 +30,13 @@ RETRIES = 3
 PAUSE = 1.0
 """Seconds before a shard that broke off is opened again; twice as long each time."""
 COUNTS = "sizes.json"
-LABEL_SUFFIXES = ("cls", "label")
-PICTURE_SUFFIXES = frozenset(e.lstrip(".") for e in EXTENSIONS)
-META = re.compile(r"__[^/]*__($|/)")
-"""What webdataset passes over."""
 TAR = (".tar", ".tar.gz", ".tgz")
 
 
 def is_shards(source: str) -> bool:
     """A .tar file or URL, a pattern of them such as a-{00..99}.tar, or a folder of .tar files."""
     path = Path(source).expanduser()
-    return source.endswith(TAR) or (path.is_dir() and files_of_kind(path, ".tar") is not None)
+    return source.endswith(TAR) or (path.is_dir() and files_of_kind(path, TAR) is not None)
 
 
 def open_shards(source: str, counts_will_do: bool = False) -> Parts:
@@ -56,7 +50,10 @@ def open_shards(source: str, counts_will_do: bool = False) -> Parts:
     except ImportError as error:
         raise InputError(f"data: {source} needs webdataset; pip install 'mec-ssl[webdataset]'") from error
     path = Path(source).expanduser()
-    train, test = (files_of_kind(path, ".tar") if path.is_dir() else None) or (expand_urls(source), [])
+    try:
+        train, test = (files_of_kind(path, TAR) if path.is_dir() else None) or (expand_urls(source), [])
+    except (ValueError, AssertionError) as error:
+        raise InputError(f"data: {source} is not a pattern of shards ({error})") from error
     missing = [url for url in train + test if "://" not in url and not Path(url).expanduser().is_file()]
     if missing:
         raise InputError(f"data: {missing[0]} does not exist ({len(missing)} of {len(train + test)} shards)")
@@ -90,6 +87,12 @@ class ShardImages:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cursor": None}  # an open file does not go to a worker
 
+    @property
+    def stretches(self) -> list[tuple[int, int]]:
+        """The pictures that each shard has of it: from the first number to before the last."""
+        bounds = self.starts if self.chosen is None else np.searchsorted(self.chosen, self.starts)
+        return [(int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True) if a < b]
+
     def place(self, index: int) -> tuple[int, int]:
         """(shard, position in it) of picture ``index``."""
         number = index if self.chosen is None else int(self.chosen[index])
@@ -100,7 +103,8 @@ class ShardImages:
         shard, position = self.place(index)
         if self._cursor is None or not self._cursor.reaches(self.urls[shard], position):
             self._cursor = Cursor(self.urls[shard])
-        return self._cursor.load(position)
+        sample = self._cursor.sample(position)
+        return next(bytes(value) for suffix, value in sample.items() if suffix in PICTURE_SUFFIXES)
 
     def title(self, index: int) -> str:
         shard, position = self.place(index)
@@ -115,86 +119,62 @@ class ShardImages:
 class Cursor:
     """Reads one shard forward. What breaks off is opened again from the start, a few times; then the rest is lost."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.position = 0
+    def __init__(self, url: str, labels_only: bool = False) -> None:
+        self.url, self.labels_only = url, labels_only
+        self.process = os.getpid()
         self.lost: str | None = None
-        self.samples = read_samples(url)
+        self._begin()
+
+    def _begin(self) -> None:
+        self.position, self.samples = 0, read_samples(self.url, self.labels_only)
 
     def reaches(self, url: str, position: int) -> bool:
-        return url == self.url and (position >= self.position or self.lost is not None)
+        # a file opened before a fork has one position for both processes, a connection only one owner
+        return url == self.url and position >= self.position and self.process == os.getpid()
 
-    def load(self, position: int) -> bytes:
-        """The encoded picture at ``position``, at least the position after the last one loaded."""
-        if self.lost is not None:
-            raise BrokenPictureError(self.lost)
-        for attempt in range(RETRIES + 1):
+    def sample(self, position: int) -> dict[str, Any]:
+        """The sample at ``position``, at least the position after the last one.
+
+        Raises:
+            BrokenPictureError: it is lost; from the reason, or from nothing where the shard ends as it should.
+        """
+        attempt = 0
+        while self.lost is None:
             try:
-                while True:
-                    sample = next(self.samples, None)
-                    if sample is None:
-                        raise EOFError(f"the shard ends after {self.position} pictures")
+                for sample in self.samples:
                     self.position += 1
                     if self.position > position:
-                        return _picture(sample)
+                        return sample
+                self.lost = f"the shard ends after {self.position} pictures"
             except Exception as error:  # tarfile, fsspec and what lies under them raise many kinds
                 self.samples.close()
-                self.position, self.samples = 0, read_samples(self.url)
-                self.lost = f"the shard broke off ({' '.join(str(error).split())[:200] or type(error).__name__})"
-                if not _passing(self.url, error) or attempt == RETRIES:
-                    break
+                if attempt == RETRIES or not _passing(self.url, error):
+                    self.lost = f"the shard broke off ({_reason(error)})"
+                    raise BrokenPictureError(self.lost) from error
                 time.sleep(PAUSE * 2**attempt)
-                self.lost = None
-        raise BrokenPictureError(str(self.lost))
+                attempt += 1
+                self._begin()
+        raise BrokenPictureError(self.lost)
 
 
-def _passing(url: str, error: Exception) -> bool:
+def _passing(url: str, error: BaseException) -> bool:
     """Whether trying again may help: a connection may come back, a damaged local file will not mend."""
-    return "://" in url and not isinstance(error, FileNotFoundError)
+    cause = _root(error)
+    status = getattr(cause, "status", None)
+    refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
+    return "://" in url and not refused and not isinstance(cause, FileNotFoundError)
 
 
-def read_samples(url: str) -> Generator[Any, None, None]:
-    """The samples of a shard that hold a picture, as dicts of bytes by suffix."""
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
-    with _opened(url) as stream:
-        for sample in group_by_keys(tar_file_expander([{"url": url, "stream": stream}])):
-            if not PICTURE_SUFFIXES.isdisjoint(sample):
-                yield sample
+def _root(error: BaseException) -> BaseException:
+    # fsspec calls every failure to open a URL FileNotFoundError
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
-def _samples_by_header(path: str) -> Iterator[Any]:
-    """The same samples of a local shard, labels read, pictures left where they lie."""
-    from webdataset.tariterators import group_by_keys
-
-    def files(tar: tarfile.TarFile) -> Iterator[dict[str, Any]]:
-        for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # else they pile up
-            if member.isreg() and not META.match(member.name):
-                wanted = member.name.rpartition(".")[2].lower() in (*LABEL_SUFFIXES, "json")
-                content = tar.extractfile(member) if wanted else None
-                yield {"fname": member.name, "data": content.read() if content else b"", "__url__": path}
-
-    with tarfile.open(Path(path).expanduser()) as tar:
-        for sample in group_by_keys(files(tar)):
-            if not PICTURE_SUFFIXES.isdisjoint(sample):
-                yield sample
-
-
-@contextlib.contextmanager
-def _opened(url: str) -> Iterator[Any]:
-    if "://" not in url:
-        with Path(url).expanduser().open("rb") as file:
-            yield file
-        return
-    import fsspec
-
-    with fsspec.open(url, "rb").open() as file:
-        yield file
-
-
-def _picture(sample: dict[str, Any]) -> bytes:
-    return next(bytes(value) for key, value in sample.items() if key in PICTURE_SUFFIXES)
+def _reason(error: BaseException) -> str:
+    cause = _root(error)
+    return " ".join(str(cause).split())[:200] or type(cause).__name__
 
 
 def _label(sample: dict[str, Any]) -> str | None:
@@ -202,7 +182,8 @@ def _label(sample: dict[str, Any]) -> str | None:
         if suffix in sample:
             return bytes(sample[suffix]).decode("utf-8", "replace").strip()
     with contextlib.suppress(KeyError, ValueError, TypeError):
-        return str(json.loads(sample["json"])["label"])
+        label = json.loads(sample["json"])["label"]
+        return None if label is None else str(label)
     return None
 
 
@@ -213,10 +194,12 @@ def _open(urls: list[str], source: str, classes: list[str] | None, counts_will_d
     console = Console(stderr=True)
     shown = track(urls, "reading shards", console=console, transient=True, disable=not console.is_terminal)
     contents = [_contents(url) for url in shown]
-    found = ShardImages(Path(source).name, urls, [len(c) for c in contents])
+    broken = [reason for _, reason in contents if reason]
+    found = ShardImages(Path(source).name, urls, [len(labels) for labels, _ in contents], left_out=len(broken))
     if not len(found):
-        raise InputError(f"data: no picture in the shards of {source} ({', '.join(sorted(PICTURE_SUFFIXES))})")
-    labels = [label for c in contents for label in c]
+        reason = broken[0] if broken else ", ".join(sorted(PICTURE_SUFFIXES))
+        raise InputError(f"data: no picture in the shards of {source} ({reason})")
+    labels = [label for each, _ in contents for label in each]
     if all(label is not None for label in labels):
         found.labels, found.classes = numbered([str(label) for label in labels], classes)
     return found
@@ -225,47 +208,51 @@ def _open(urls: list[str], source: str, classes: list[str] | None, counts_will_d
 def _stated_counts(urls: list[str]) -> list[int] | None:
     import fsspec
 
+    beside = f"{urls[0].rpartition('/')[0] or '.'}/{COUNTS}"
     try:
-        with fsspec.open(f"{urls[0].rpartition('/')[0] or '.'}/{COUNTS}", "rt").open() as file:
+        with fsspec.open(beside, "rt", **fsspec_options(beside)).open() as file:
             sizes = json.load(file)
         return [int(sizes[url.rpartition("/")[2]]) for url in urls]
     except Exception:  # absent or not this kind of file: the shards are counted instead
         return None
 
 
-def _contents(url: str) -> list[str | None]:
-    """The label, or None, of each picture of a shard; kept, as long as the shard does not change."""
+def _contents(url: str) -> tuple[list[str | None], str]:
+    """The label, or None, of each picture of a shard, and why the rest of it is lost, if it is.
+
+    The labels are kept as long as the shard does not change.
+    """
     kept = data_home() / "shards" / f"{hashlib.sha256(_version(url).encode()).hexdigest()[:24]}.json"
+    labels: list[str | None] = []
     with contextlib.suppress(OSError, ValueError):
-        labels: list[str | None] = json.loads(kept.read_text())
-        return labels
-    labels = []
-    for attempt in range(RETRIES + 1):
-        labels = []
-        try:
-            for sample in read_samples(url) if "://" in url else _samples_by_header(url):
-                labels.append(_label(sample))
-            break
-        except Exception as error:
-            if _passing(url, error) and attempt < RETRIES:
-                time.sleep(PAUSE * 2**attempt)
-                continue
-            if not labels and not isinstance(error, tarfile.TarError):
-                raise InputError(f"data: {url} cannot be read ({' '.join(str(error).split())[:200]})") from error
-            return labels  # a shard that breaks off has what comes before; not kept, it may be whole next time
-    with replacing(kept) as path:
+        labels = json.loads(kept.read_text())
+        return labels, ""
+    cursor = Cursor(url, labels_only="://" not in url)
+    try:
+        while True:
+            labels.append(_label(cursor.sample(len(labels))))
+    except BrokenPictureError as end:
+        cause = end.__cause__
+    if cause is not None:
+        if not labels and not isinstance(cause, tarfile.TarError):
+            raise InputError(f"data: {url} cannot be read ({_reason(cause)})") from cause
+        if labels and labels[-1] is None and any(label is not None for label in labels):
+            labels.pop()  # its label is among what is lost
+        return labels, _reason(cause)  # not kept: it may be whole next time
+    with contextlib.suppress(OSError), replacing(kept) as path:
         path.write_text(json.dumps(labels))
-    return labels
+    return labels, ""
 
 
 def _version(url: str) -> str:
     if "://" in url:
         import fsspec
 
-        files, path = fsspec.core.url_to_fs(url)
+        files, path = fsspec.core.url_to_fs(url, **fsspec_options(url))
         with contextlib.suppress(Exception):
             info = files.info(path)
-            return f"{url} {info.get('size')} {info.get('ETag') or info.get('etag') or info.get('mtime')}"
+            state = [str(info.get(key)) for key in ("size", "ETag", "etag", "mtime", "Last-Modified")]
+            return " ".join((url, *state))
         return url
-    state = os.stat(Path(url).expanduser())
-    return f"{Path(url).expanduser().resolve()} {state.st_size} {state.st_mtime_ns}"
+    file = Path(url).expanduser().resolve()
+    return f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}"

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from mec.errors import InputError
 
+COLUMNS = ["picture", "reason"]
+
 
 class Lost(NamedTuple):
     """A picture that could not be read: where it comes from and why."""
@@ -29,6 +31,7 @@ class Skipped:
     def __init__(self, most: float, pictures: int) -> None:
         self.most, self.pictures = most, pictures
         self.seen = 0
+        self.known = 0  # to a run before this one, not among those seen since
         self.listing: Path | None = None
         self.reasons: dict[str, str] = {}
 
@@ -37,9 +40,10 @@ class Skipped:
         before: dict[str, str] = {}
         if path.exists():
             with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-                before = {row["picture"]: row["reason"] for row in csv.DictReader(file)}
+                before = {row[0]: row[1] for row in csv.reader(file) if len(row) == 2 and row != COLUMNS}
         self.listing = path
         self._list({title: reason for title, reason in self.reasons.items() if title not in before})
+        self.known = len(before.keys() - self.reasons.keys())
         self.reasons = before | self.reasons
 
     def __len__(self) -> int:
@@ -57,30 +61,28 @@ class Skipped:
             return
         self.reasons |= new
         self._list(new)
-        if len(self) > self._allowed():
-            title, reason = next(iter(self.reasons.items()))
-            share = f"{len(self):,} of the first {self.seen:,} pictures" if self.seen < self.pictures else (
-                f"{len(self):,} of {self.pictures:,} pictures"
-            )  # fmt: skip
-            where = f"; all are in {self.listing}" if self.listing is not None else ""
-            raise InputError(
-                f"max_broken: {share} cannot be read, at most {self.most:.3g} of all are let pass; the first: {title}: "
-                f"{reason}{where}"
-            )
-
-    def _allowed(self) -> float:
         expected = self.most * self.seen
         # of the first few more may be broken by chance: four standard deviations are let pass
-        chance = 0.0 if self.seen == self.pictures else 4 * math.sqrt(expected) + 1
-        return min(expected + chance, self.most * self.pictures)
+        if self.seen < self.pictures and len(self) - self.known > expected + 4 * math.sqrt(expected) + 1:
+            share = f"{len(self) - self.known:,} of the first {self.seen:,}"
+        elif len(self) > self.most * self.pictures + 1e-6:  # 0.29 * 100 is a little less than 29
+            share = f"{len(self):,} of {self.pictures:,}"
+        else:
+            return
+        title, reason = next(iter(self.reasons.items()))
+        where = f"; all are in {self.listing}" if self.listing is not None else ""
+        raise InputError(
+            f"max_broken: {share} pictures cannot be read, at most {self.most:.3g} of all are let pass; "
+            f"the first: {title}: {reason}{where}"
+        )
 
     def _list(self, new: dict[str, str]) -> None:
         if self.listing is None or not new:
             return
         self.listing.parent.mkdir(parents=True, exist_ok=True)
-        begins = not self.listing.exists()
+        begins = not self.listing.exists() or not self.listing.stat().st_size
         with self.listing.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             if begins:
-                writer.writerow(("picture", "reason"))
+                writer.writerow(COLUMNS)
             writer.writerows(new.items())

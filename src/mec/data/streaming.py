@@ -1,26 +1,119 @@
-"""Training from shards: read forward, shuffled by shard and by buffer, each picture once an epoch."""
+"""Reading shards forward, and training from them: shuffled by shard and by buffer, each picture once an epoch."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import random
-from collections.abc import Iterator
+import re
+import tarfile
+from collections.abc import Generator, Iterator
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from mec.data.crops import Batch, Cropper, Encoded, Item
+from mec.data.decode import EXTENSIONS
 from mec.data.draws import uniforms
 from mec.data.pixels import BrokenPictureError
-from mec.data.shards import ShardImages
 
+if TYPE_CHECKING:
+    from mec.data.shards import ShardImages
+
+LABEL_SUFFIXES = ("cls", "label")
+PICTURE_SUFFIXES = frozenset(e.lstrip(".") for e in EXTENSIONS)
+META = re.compile(r"__[^/]*__($|/)")
+"""What webdataset passes over."""
+SILENCE = 30.0
+"""Seconds without a byte from a server after which the connection is given up."""
 BUFFER_PICTURES = 2000
 BUFFER_BYTES = 256 * 2**20
 RECENT = 256
-SHARDS, BUFFER, REPLACING = 5, 6, 10
+ELSEWHERE = 8
+"""How many shards, and pictures of each, are tried where a reader finds none in its own."""
+SHARDS, BUFFER, REPLACING, START = 5, 6, 10, 11
 """Streams of random numbers."""
+
+
+class _Header(tarfile.TarInfo):
+    """A damaged header is an error; tarfile alone takes it for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if any(buf):
+                raise tarfile.ReadError(f"damaged tar header: {error}") from None
+            raise
+
+
+def read_samples(url: str, labels_only: bool = False) -> Generator[dict[str, Any], None, None]:
+    """The samples of a shard that hold a picture, as dicts of bytes by suffix.
+
+    ``labels_only``, for a local shard, leaves the pictures where they lie.
+    """
+    from webdataset.tariterators import group_by_keys
+
+    def files(tar: tarfile.TarFile) -> Iterator[dict[str, Any]]:
+        try:
+            for member in tar:
+                tar.members = []  # type: ignore[attr-defined]  # else they pile up
+                content = None if META.match(member.name) or not member.isreg() else tar.extractfile(member)
+                if content is None:
+                    continue
+                wanted = not labels_only or member.name.rpartition(".")[2].lower() in (*LABEL_SUFFIXES, "json")
+                if not wanted and member.size:
+                    content.seek(-1, os.SEEK_END)  # the last byte is there only if the others are
+                yield {"fname": member.name, "data": content.read(), "__url__": url}
+        except Exception:
+            yield {}  # group_by_keys then gives the sample before the break
+            raise
+
+    mode: Any = "r:*" if labels_only else "r|*"
+    with _opened(url) as stream, tarfile.open(fileobj=stream, mode=mode, tarinfo=_Header) as tar:
+        for sample in group_by_keys(files(tar)):
+            if not PICTURE_SUFFIXES.isdisjoint(sample):
+                yield sample
+
+
+@contextlib.contextmanager
+def _opened(url: str) -> Iterator[Any]:
+    if "://" not in url:
+        with Path(url).expanduser().open("rb") as file:
+            yield file
+        return
+    import fsspec
+
+    options = fsspec_options(url)
+    with contextlib.ExitStack() as stack:
+        remote: Any = stack.enter_context(fsspec.open(url, "rb", **options).open())
+        if options and remote.size and remote.size > remote.blocksize:
+            try:
+                remote.seek(-1, os.SEEK_END)
+                remote.read(1)
+                remote.seek(0)
+            except ValueError:  # the server gives no ranges, only the whole
+                remote = stack.enter_context(fsspec.open(url, "rb", block_size=0, **options).open())
+        yield remote
+
+
+def fsspec_options(url: str) -> dict[str, Any]:
+    """For http: a limit on silence in place of aiohttp's, which is on the whole download."""
+    scheme = url.partition("://")[0]
+    if scheme not in ("http", "https"):
+        return {}
+    import aiohttp
+    import fsspec
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+    return {"client_kwargs": {"timeout": timeout} | fsspec.config.conf.get(scheme, {}).get("client_kwargs", {})}
 
 
 class StepSampler(Sampler[tuple[int, int]]):
@@ -41,10 +134,11 @@ class StepSampler(Sampler[tuple[int, int]]):
 
 
 class ShuffledShards(Dataset[Batch]):
-    """The pictures of all shards in one line, the shards in a new order each epoch; each worker of each process
-    reads a stretch of that line, whole batches long, through a shuffling buffer.
+    """The pictures of all shards in one ring, the shards in a new order each epoch; each worker of each process
+    reads a stretch of that ring, whole batches long, through a shuffling buffer.
 
-    So each picture comes once an epoch, whatever the sizes of the shards, and every process has as many batches.
+    So each picture comes once an epoch, whatever the sizes of the shards, and every process has as many batches. The
+    first stretch begins anywhere: what is left out at the end of an epoch may be any pictures.
     """
 
     def __init__(self, images: ShardImages, cropper: Cropper, order: StepSampler) -> None:
@@ -54,7 +148,8 @@ class ShuffledShards(Dataset[Batch]):
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         epoch, step = key
         info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        workers = info.num_workers if info else 1
+        worker = step % workers  # not info.id: a resumed epoch may begin with any step
         if key != self.expected:
             # a new epoch, or a resumed one: what the interrupted run took is passed over
             self.batches = itertools.islice(self._batches(epoch, worker, workers), step // workers, None)
@@ -66,18 +161,24 @@ class ShuffledShards(Dataset[Batch]):
         """Numbers of the pictures that a worker of this process reads in an epoch, in order of reading."""
         steps, batch = len(self.order), self.order.batch
         share = [steps // workers + (w < steps % workers) for w in range(workers)]
-        first = (self.order.rank * steps + sum(share[:worker])) * batch
+        start = int(uniforms(self.order.seed, epoch, np.zeros(1, dtype=np.int64), 1, START)[0, 0] * len(self.images))
+        first = start + (self.order.rank * steps + sum(share[:worker])) * batch
         last = first + share[worker] * batch
-        shards = uniforms(self.order.seed, epoch, np.arange(len(self.images.urls)), 1, SHARDS)[:, 0].argsort()
-        bounds = self.images.starts
-        if self.images.chosen is not None:
-            bounds = np.searchsorted(self.images.chosen, bounds)
-        line, start = [np.empty(0, dtype=np.int64)], 0
-        for shard in shards:
+        shards, bounds = self._shards(epoch), self._bounds()
+        ring, begin = [np.empty(0, dtype=np.int64)], 0
+        for shard in np.concatenate([shards, shards]):
             numbers = np.arange(bounds[shard], bounds[shard + 1])
-            line.append(numbers[max(0, first - start) : max(0, last - start)])
-            start += len(numbers)
-        return np.concatenate(line)
+            ring.append(numbers[max(0, first - begin) : max(0, last - begin)])
+            begin += len(numbers)
+        return np.concatenate(ring)
+
+    def _shards(self, epoch: int) -> NDArray[np.int64]:
+        return uniforms(self.order.seed, epoch, np.arange(len(self.images.urls)), 1, SHARDS)[:, 0].argsort()
+
+    def _bounds(self) -> NDArray[np.int64]:
+        """The numbers of the pictures of shard i are bounds[i] ... bounds[i + 1]."""
+        starts, chosen = self.images.starts, self.images.chosen
+        return starts if chosen is None else np.searchsorted(chosen, starts)
 
     def _batches(self, epoch: int, worker: int, workers: int) -> Iterator[tuple[list[Item], list[Item]]]:
         """Batches of loaded pictures, each with some good ones that were read of late."""
@@ -108,8 +209,20 @@ class ShuffledShards(Dataset[Batch]):
             yield batch, recent
 
     def _others(self, epoch: int, recent: list[Item], index: int) -> Iterator[Item]:
+        if not recent:
+            recent += self._elsewhere(epoch)
         numbers = uniforms(self.order.seed, epoch, np.array([index]), 100, REPLACING)[0]
         return (recent[int(u * len(recent))] for u in numbers if recent)
+
+    def _elsewhere(self, epoch: int) -> Iterator[Item]:
+        """Pictures from the beginnings of some shards, for a reader that has lost all of its own so far."""
+        apart, bounds = replace(self.images), self._bounds()  # a copy has its own place in the shards
+        for shard in self._shards(epoch)[:ELSEWHERE]:
+            for index in range(bounds[shard], min(bounds[shard] + ELSEWHERE, bounds[shard + 1])):
+                try:
+                    yield Item(index, partial(_same, apart.load(index)), apart.title(index))
+                except BrokenPictureError:
+                    break
 
 
 def _same(data: Encoded) -> Encoded:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.data.images import ArrayImages, Images, read, sample
+from mec.data.decode import Opened, open_picture
+from mec.data.images import ArrayImages, Images, read, spread
 from mec.data.pixels import BrokenPictureError, Picture, Reading, as_asked
 from mec.data.skipped import Lost
 from mec.errors import InputError
@@ -28,33 +30,62 @@ def survey(images: Images, channels: int | None = None, background: str = "white
     8 bits get a value_range: the bit depth they fill for unsigned integers, [0, 1] for floats within it, else the
     0.1 and 99.9 % points.
     """
-    Reading(channels or 3, None, background)  # both are checked before anything is read
+    asked = Reading(channels or 3, None, background)
     if len(images) == 0:
         raise InputError("data: no picture")
     found: set[int] = set()
     deep: list[NDArray[Any]] = []
-    for values in sample(images, SURVEYED):
+    highest = 0.0
+    for values in _sampled(images, SURVEYED, lambda opened: opened.raw(asked)):
         grey = values.shape[2] == 3 and (values[..., :1] == values).all()
         found.add(1 if grey else values.shape[2])
         if values.dtype.kind in "uif" and values.dtype != np.uint8:
-            deep.append(values.reshape(-1)[:: max(1, values.size // 10_000)])
+            deep.append(_pixels_of(values, 10_000 // values.shape[2]).copy())
+            highest = max(highest, float(values.max()))  # a few bright pixels tell the bit depth
     if channels is None:
         several = found - {1}
         if len(several) > 1:
             raise InputError(f"channels: the pictures have {', '.join(map(str, sorted(found)))} channels; choose one")
         channels = several.pop() if several else 1
-    return Reading(channels, _range_of(deep) if deep else None, background)
+    return Reading(channels, _range_of(deep, highest) if deep else None, background)
 
 
-def _range_of(deep: list[NDArray[Any]]) -> tuple[float, float]:
-    values = np.concatenate([v.astype(np.float64) for v in deep])
+def _sampled(images: Images, count: int, take: Callable[[Opened], NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    """What is taken of about ``count`` pictures from all over the source, without the broken ones.
+
+    Raises:
+        InputError: not one of them can be read.
+    """
+    found, reason = False, ""
+    for index in spread(images, count).tolist():
+        try:
+            values = take(open_picture(images.load(index)))
+        except BrokenPictureError as error:
+            reason = reason or f"{images.title(index)}: {error}"
+            continue
+        found = True
+        yield values
+    if not found:
+        raise InputError(f"data: none of {min(count, len(images))} pictures can be read; the first: {reason}")
+
+
+def _pixels_of(picture: NDArray[Any], count: int, least: int = 1) -> NDArray[Any]:
+    """Every k-th pixel of (h, w, c), as (n, c): about ``count``, from all columns alike."""
+    height, width, channels = picture.shape
+    step = max(least, height * width // max(1, count))
+    while math.gcd(step, width) > 1:
+        step += 1
+    return picture.reshape(-1, channels)[::step]
+
+
+def _range_of(deep: list[NDArray[Any]], highest: float) -> tuple[float, float]:
+    values = np.concatenate([v.reshape(-1).astype(np.float64) for v in deep])
     values = values[np.isfinite(values)]
     if not len(values):
         return 0.0, 1.0
-    top = float(values.max())
     if all(v.dtype.kind == "u" for v in deep):
-        return 0.0, next((2.0**bits - 1 for bits in BIT_DEPTHS if top < 2**bits), top)
-    if values.min() >= 0 and top <= 1:
+        return 0.0, next((2.0**bits - 1 for bits in BIT_DEPTHS if highest < 2**bits), highest)
+    if values.min() >= 0 and values.max() <= 1:
         return 0.0, 1.0
     low, high = (float(v) for v in np.percentile(values, (0.1, 99.9)))
     return low, high if high > low else low + 1.0
@@ -70,7 +101,7 @@ def settle(
     if isinstance(images, ArrayImages):
         pictures = np.stack([as_asked(p, reading) for p in images.pictures])
         return ArrayImages(images.name, pictures, images.labels, images.classes, images.left_out), []
-    first = as_asked(next(sample(images, 16)), reading)
+    first = next(_sampled(images, 16, lambda opened: opened.decode(reading)))
     if max(first.shape[:2]) > RESIDENT_SIDE or first.nbytes * len(images) > RESIDENT_BYTES:
         return images, []
 
@@ -104,11 +135,9 @@ def settle(
 def measure_colours(images: Images, reading: Reading, count: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, of pictures in [0, 1], over an even sample of them."""
     pixels = []
-    for values in sample(images, count):
-        picture = as_asked(values, reading)
+    for picture in _sampled(images, count, lambda opened: opened.decode(reading)):
         scale = 255.0 if picture.dtype == np.uint8 else 1.0
-        flat = picture.reshape(-1, reading.channels)
-        pixels.append(flat[:: max(7, len(flat) // 4096)] / scale)
+        pixels.append(_pixels_of(picture, 4096, 7) / scale)
     joined = np.concatenate(pixels)
     deviation = np.maximum(joined.std(axis=0), 1e-3)
     return tuple(float(v) for v in joined.mean(axis=0)), tuple(float(v) for v in deviation)

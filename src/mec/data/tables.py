@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,37 +24,43 @@ SAVED = ("state.json", "dataset_dict.json")
 
 @dataclass
 class TableImages:
-    """Pictures in the rows of a ``datasets.Dataset``, read from disk when asked for."""
+    """Pictures in the ``rows`` (n,) of a ``datasets.Dataset``, read from disk when asked for."""
 
     name: str
     table: Any
     column: str
+    rows: NDArray[np.int64]
     labels: Labels | None = None
     classes: list[str] = field(default_factory=list)
     left_out: int = 0
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.rows)
 
     def load(self, index: int) -> bytes | NDArray[Any]:
-        value = self.table[int(index)][self.column]
+        value: Any = self.table[int(self.rows[index])][self.column]
         if isinstance(value, dict):  # datasets' Image, not decoded
-            if value.get("bytes") is not None:
-                return bytes(value["bytes"])
-            try:
-                return Path(value.get("path") or "").read_bytes()
-            except OSError as error:
-                raise BrokenPictureError(error.strerror or str(error)) from error
+            path, value = value.get("path"), value.get("bytes")
+            if value is None and path:
+                try:
+                    return Path(path).read_bytes()
+                except OSError as error:
+                    raise BrokenPictureError(error.strerror or str(error)) from error
         if value is None:
             raise BrokenPictureError("the row has no picture")
-        return value if isinstance(value, bytes) else np.asarray(value)
+        if isinstance(value, bytes):
+            return value
+        try:
+            return np.asarray(value, dtype=_type_of_numbers(self.table.features[self.column]))
+        except (TypeError, ValueError) as error:
+            raise BrokenPictureError(f"not an array of numbers ({error})") from error
 
     def title(self, index: int) -> str:
-        return f"{self.name}, row {index}"
+        return f"{self.name}, row {self.rows[index]}"
 
     def subset(self, indices: NDArray[np.int64]) -> TableImages:
         labels = None if self.labels is None else self.labels[indices]
-        return replace(self, table=self.table.select(indices), labels=labels)
+        return replace(self, rows=self.rows[indices], labels=labels)
 
 
 def is_table(source: str) -> bool:
@@ -84,7 +91,8 @@ def open_table(source: str) -> Parts:
         else:
             train, test = ([str(path)], []) if path.is_file() else files_of_kind(path, ".parquet") or ([], [])
             files = {"train": train} | ({"test": test} if test else {})
-            found = datasets.load_dataset("parquet", data_files=files)
+            # its names are patterns; load_dataset would also count the use at a server
+            found = datasets.DatasetDict.from_parquet({k: [glob.escape(f) for f in v] for k, v in files.items()})
     except Exception as error:  # whatever the hub, arrow or a file raises, the source is at fault
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"data: {source} cannot be opened as a data set ({type(error).__name__}: {reason})") from error
@@ -108,11 +116,21 @@ def _pictures_in(table: Any, source: str, classes: list[str] | None) -> TableIma
         table = table.cast_column(column, datasets.Image(decode=False))
     label = next((c for c in LABEL_COLUMNS if c in features), None)
     # only the pictures are read from here on
-    images = TableImages(Path(source).name, table.select_columns([column]), column)
+    images = TableImages(Path(source).name, table.select_columns([column]), column, np.arange(len(table)))
     if label is not None:
         kind, values = features[label], table[label][:]
+        unknown = {None, -1} if isinstance(kind, datasets.ClassLabel) else {None}
+        if not unknown.isdisjoint(values):
+            return images
         if isinstance(kind, datasets.ClassLabel):
             images.labels, images.classes = np.array(values, dtype=np.int64), list(kind.names)
         else:
             images.labels, images.classes = numbered([str(v) for v in values], classes)
     return images
+
+
+def _type_of_numbers(kind: Any) -> str | None:
+    """The type at the bottom of datasets' nested lists and arrays, which come as Python's lists."""
+    while hasattr(kind, "feature"):
+        kind = kind.feature
+    return getattr(kind, "dtype", None)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mec.data.decode import EXTENSIONS
-from mec.data.folders import files_below
+from mec.data.folders import files_below, walk
 from mec.data.images import FileImages
 from mec.data.named import data_home
 from mec.data.parts import numbered
@@ -31,8 +31,8 @@ def is_video(path: Path) -> bool:
     if not path.is_dir():
         return False
     seen = False
-    for _, _, files in os.walk(path):
-        kinds = {os.path.splitext(f)[1].lower() for f in files if not f.startswith(".")}
+    for _, files in walk(os.fspath(path)):
+        kinds = {os.path.splitext(f)[1].lower() for f in files}
         if kinds & EXTENSIONS:
             return False
         seen = seen or bool(kinds & VIDEOS)

@@ -3,6 +3,7 @@
 from mec.training.recipe import ObjectiveSettings, OptimiserSettings, ProjectorSettings, Recipe, TeacherSettings
 from mec.training.recipe_files import load_recipe, packaged_recipes
 from mec.training.run import Run, pretrain
+from mec.training.sheet import view_sheet
 
 __all__ = [
     "ObjectiveSettings",
@@ -14,4 +15,5 @@ __all__ = [
     "load_recipe",
     "packaged_recipes",
     "pretrain",
+    "view_sheet",
 ]

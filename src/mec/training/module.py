@@ -31,6 +31,12 @@ def build_network(recipe: Recipe, encoder: Encoder) -> Siamese:
     return Siamese(encoder, projector, predictor)
 
 
+def views_of(recipe: Recipe, size: int) -> TwoViews:
+    """The module that makes the recipe's two views, of ``size`` pixels a side."""
+    kind = ReferenceViews if recipe.views == "reference" else TwoViews
+    return kind(size, recipe.view_1, recipe.view_2, recipe.seed)
+
+
 class Pretraining(lightning.LightningModule):
     """Two views, network, objective, teacher: the paper's training step.
 
@@ -43,8 +49,7 @@ class Pretraining(lightning.LightningModule):
         super().__init__()
         self.recipe, self.batch, self.steps, self.warmup = recipe, batch, steps, warmup
         self.learning_rate = recipe.optimiser.learning_rate * batch / 256
-        views = ReferenceViews if recipe.views == "reference" else TwoViews
-        self.views = views(encoder.image_size, recipe.view_1, recipe.view_2, recipe.seed)
+        self.views = views_of(recipe, encoder.image_size)
         self.normalise = encoder.normalise
         self.network = build_network(recipe, encoder)
         # convolutions are faster with channels last, on CPUs and GPUs alike

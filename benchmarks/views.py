@@ -1,0 +1,377 @@
+"""How fast are two views made, beside the paper's PIL pipeline, torchvision v2, lightly and kornia?
+
+    pip install lightly kornia
+    python benchmarks/views.py --data ../shared/data --cifar10 FOLDER [--seconds 3] [--device cuda]
+
+Photographs of 500 x 375 pixels (JPEG, quality 90) made from Caltech-101 and DAVIS frames, two views of 224 px each, by
+the paper's recipe; and CIFAR-10's 32 px pictures in memory. One core first, every pipeline in turns, several rounds;
+then end to end through a DataLoader with 1 and 2 workers, each in a process of its own whose memory is watched.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonargparse
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import DataLoader, Dataset
+
+from machine import write
+from mec.data import Reading, TwoViews, open_images
+from mec.data.crops import Cropper, Item
+from mec.data.loading import EpochSampler, training_loader
+from mec.data.parameters import VIEW_1, VIEW_2, ViewSettings
+from mec.data.reference import reference_transform
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BLUR_TAPS = 13  # three times the widest sigma, to either side
+BATCH = 32
+ROUNDS = 3
+Batch = Callable[[list[Any]], None]
+
+
+def paper(size: int) -> list[Callable[[Any], Any]]:
+    """torchvision on PIL, as the paper's code has it."""
+    from torchvision import transforms
+
+    def view(settings: ViewSettings) -> Callable[[Any], Any]:
+        after = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+        return transforms.Compose([reference_transform(size, settings), *after])
+
+    return [view(VIEW_1), view(VIEW_2)]
+
+
+def torchvision_v2(size: int) -> list[Callable[[Any], Any]]:
+    from torchvision.transforms import v2
+
+    def view(s: ViewSettings) -> Callable[[Any], Any]:
+        return v2.Compose(
+            [
+                v2.RandomResizedCrop(size, scale=s.crop_scale, antialias=True),
+                v2.RandomApply([v2.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue)], p=s.jitter),
+                v2.RandomGrayscale(p=s.grey),
+                v2.RandomApply([v2.GaussianBlur(BLUR_TAPS, s.blur_sigma)], p=s.blur),
+                v2.RandomSolarize(128, p=s.solarise),
+                v2.RandomHorizontalFlip(p=s.flip),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(MEAN, STD),
+            ]
+        )
+
+    return [view(VIEW_1), view(VIEW_2)]
+
+
+def lightly(size: int) -> list[Callable[[Any], Any]]:
+    from lightly.transforms.byol_transform import BYOLView1Transform, BYOLView2Transform
+
+    return [BYOLView1Transform(size, min_scale=0.2), BYOLView2Transform(size, min_scale=0.2)]
+
+
+def kornia(size: int) -> list[Callable[[Any], Any]]:
+    import kornia.augmentation as K
+    from torch import nn
+
+    def view(s: ViewSettings) -> Callable[[Any], Any]:
+        return nn.Sequential(
+            K.RandomResizedCrop((size, size), scale=s.crop_scale),
+            K.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue, p=s.jitter),
+            K.RandomGrayscale(p=s.grey),
+            K.RandomGaussianBlur((BLUR_TAPS, BLUR_TAPS), s.blur_sigma, p=s.blur),
+            K.RandomSolarize(0.0, 0.0, p=s.solarise),
+            K.RandomHorizontalFlip(p=s.flip),
+            K.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
+        )
+
+    return [view(VIEW_1), view(VIEW_2)]
+
+
+def as_pil(encoded: bytes | np.ndarray) -> Image.Image:
+    return (
+        Image.fromarray(encoded) if isinstance(encoded, np.ndarray) else Image.open(io.BytesIO(encoded)).convert("RGB")
+    )
+
+
+def as_tensor(encoded: bytes | np.ndarray) -> torch.Tensor:
+    array = encoded if isinstance(encoded, np.ndarray) else simplejpeg.decode_jpeg(encoded)
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def one_by_one(views: list[Callable[[Any], Any]], decode: Callable[[Any], Any], pictures: list[Any]) -> torch.Tensor:
+    decoded = [decode(p) for p in pictures]
+    return torch.stack([torch.stack([view(d) for view in views]) for d in decoded])
+
+
+def batched(views: list[Callable[[Any], Any]], pictures: list[Any]) -> torch.Tensor:
+    x = torch.stack([as_tensor(p) for p in pictures]).float() / 255
+    return torch.stack([view(x) for view in views], dim=1)
+
+
+class Ours:
+    """Crops as a worker makes them, then the rest on the batch; ``worker_only`` leaves that to an accelerator."""
+
+    def __init__(self, size: int, worker_only: bool = False) -> None:
+        self.views, self.worker_only, self.epoch = TwoViews(size), worker_only, 0
+        self.crop = Cropper(self.views, Reading())
+        self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+
+    def __call__(self, pictures: list[Any]) -> None:
+        self.epoch += 1
+        if isinstance(pictures[0], np.ndarray):
+            batch: Any = (
+                torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2),
+                np.arange(len(pictures)),
+                self.epoch,
+            )
+        else:
+            items = [Item(i, partial(_same, p), "") for i, p in enumerate(pictures)]
+            batch = self.crop(items, self.epoch, lambda _: iter(()))[:3]
+        if not self.worker_only:
+            for x in self.views(*batch):
+                _ = x.sub_(self.mean).div_(self.std)
+
+
+def _same(data: Any) -> Any:
+    return data
+
+
+def pipelines(size: int) -> dict[str, Batch]:
+    """Every way that is installed, as a function of a list of pictures."""
+    made: dict[str, Callable[[], Batch]] = {
+        "PIL (the paper's)": lambda: partial(one_by_one, paper(size), as_pil),
+        "torchvision v2": lambda: partial(one_by_one, torchvision_v2(size), as_tensor),
+        "lightly": lambda: partial(one_by_one, lightly(size), as_pil),
+        "kornia": lambda: partial(batched, kornia(size)),
+        "mec": lambda: Ours(size),
+    }
+    found: dict[str, Batch] = {}
+    for name, make in made.items():
+        try:
+            found[name] = make()
+        except ImportError as error:
+            print(f"{name}: not installed ({error})", file=sys.stderr)
+    return found
+
+
+def rate(function: Batch, pictures: list[Any], seconds: float) -> float:
+    """Pictures a second, over whole batches for at least ``seconds``."""
+    function(pictures[:BATCH])
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        function([pictures[(done + i) % len(pictures)] for i in range(BATCH)])
+        done += BATCH
+    return done / (time.perf_counter() - start)
+
+
+def in_turns(functions: dict[str, Batch], pictures: list[Any], seconds: float) -> dict[str, dict[str, float]]:
+    """Median rate over the rounds, and its ratio to the first one's, the medians of ratios within a round."""
+    rounds: list[dict[str, float]] = []
+    for n in range(ROUNDS):
+        rounds.append({name: rate(f, pictures, seconds) for name, f in functions.items()})
+        print(f"  round {n + 1}: " + ", ".join(f"{k} {v:,.0f}" for k, v in rounds[-1].items()), file=sys.stderr)
+    first = next(iter(functions))
+    return {
+        name: {
+            "pictures_per_second": statistics.median(r[name] for r in rounds),
+            "ratio": statistics.median(r[name] / r[first] for r in rounds),
+        }
+        for name in functions
+    }
+
+
+def photographs(data: Path, folder: Path, size: tuple[int, int], count: int) -> list[bytes]:
+    """Real photographs resized to one size, as JPEG files in ``folder``."""
+    caltech = sorted(data.glob("caltech101/101_ObjectCategories/*/*.jpg"))
+    davis = sorted(data.glob("davis16-subset/**/*.jpg"))
+    half = count // 2
+    chosen = caltech[:: max(1, len(caltech) // half)][:half] + davis[:: max(1, len(davis) // half)][:half]
+    for n, path in enumerate(chosen):
+        with Image.open(path) as image:
+            image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(folder / f"{n:04}.jpg", quality=90)
+    return [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
+
+
+class Files(Dataset[Any]):
+    def __init__(self, folder: Path, prepare: Callable[[Any], Any]) -> None:
+        self.paths, self.prepare = sorted(folder.glob("*.jpg")), prepare
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.prepare(self.paths[index].read_bytes())
+
+
+def _viewed(views: list[Callable[[Any], Any]], decode: Callable[[Any], Any], encoded: bytes) -> list[torch.Tensor]:
+    picture = decode(encoded)
+    return [view(picture) for view in views]
+
+
+def epochs(name: str, folder: Path, workers: int) -> Iterator[int]:
+    """End to end: yields the number of pictures of each batch that is ready for the network."""
+    if name == "mec":
+        images, ours = open_images(folder), Ours(224)
+        sampler = EpochSampler(len(images), BATCH, seed=0)
+        loader: Any = training_loader(images, ours.views, sampler, Reading(), torch.device("cpu"), workers)
+        while True:
+            for batch in loader:
+                for x in ours.views(*batch[:3]):
+                    x.sub_(ours.mean).div_(ours.std)
+                yield len(batch.indices)
+            sampler.set_epoch(sampler.epoch + 1)
+    one = {
+        "PIL (the paper's)": lambda: partial(_viewed, paper(224), as_pil),
+        "torchvision v2": lambda: partial(_viewed, torchvision_v2(224), as_tensor),
+        "lightly": lambda: partial(_viewed, lightly(224), as_pil),
+        "kornia": lambda: as_tensor,
+    }
+    data = Files(folder, one[name]())
+    loader = DataLoader(data, BATCH, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True)
+    after = kornia(224) if name == "kornia" else []
+    while True:
+        for batch in loader:
+            for view in after:
+                view(batch.float() / 255)
+            yield BATCH
+
+
+def _proportional_memory(pid: int) -> int:
+    """Bytes of a process and its children, shared pages divided among those who share them."""
+    total = 0
+    for process in [pid, *(int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]:
+        try:
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def end_to_end(name: str, folder: Path, workers: int, seconds: float) -> dict[str, float]:
+    """In this process: rate after the first batches, and the peak of its and its workers' memory."""
+    torch.set_num_threads(1)
+    peak, over = [0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.2):
+            peak[0] = max(peak[0], _proportional_memory(os.getpid()))
+
+    threading.Thread(target=watch, daemon=True).start()
+    batches = epochs(name, folder, workers)
+    for _ in range(2 + 2 * workers):
+        next(batches)
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        done += next(batches)
+    figures = {"pictures_per_second": done / (time.perf_counter() - start)}
+    over.set()
+    return figures | {"peak_mib": peak[0] / 2**20}
+
+
+def on_device(size: int, whole: int | None, device: str, seconds: float, batch: int = 256) -> float:
+    """Pictures a second of ``TwoViews`` alone on an accelerator: of crops, or of whole pictures resident there."""
+    shape = (batch, 2, 3, size, size) if whole is None else (batch, 3, whole, whole)
+    pictures = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    views, epoch, done = TwoViews(size), 0, 0
+    for epoch in range(3):
+        views(pictures, np.arange(batch), epoch)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        epoch += 1
+        views(pictures, np.arange(batch), epoch)
+        done += batch
+    torch.cuda.synchronize()
+    return done / (time.perf_counter() - start)
+
+
+def _table(title: str, rows: dict[str, dict[str, float]]) -> None:
+    table = Table(title=title)
+    for column in ("", "pictures/s", "ratio to PIL", "peak MiB"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, f in rows.items():
+        ratio, memory = f.get("ratio"), f.get("peak_mib")
+        table.add_row(
+            name,
+            f"{f['pictures_per_second']:,.0f}",
+            f"{ratio:.1f}" if ratio else "",
+            f"{memory:,.0f}" if memory else "",
+        )
+    Console(width=100).print(table)
+
+
+def main(
+    data: str, cifar10: str | None = None, seconds: float = 3.0, device: Literal["cpu", "cuda"] = "cpu",
+    one: str | None = None, workers: int = 1, folder: str | None = None,
+) -> None:  # fmt: skip
+    """Measure, print the tables and write benchmarks/results/views.json.
+
+    Args:
+        data: the folder with caltech101 and davis16-subset.
+        cifar10: a source of CIFAR-10 (see mec.open_images); absent: no figures at 32 px.
+        seconds: for each pipeline in each round.
+        device: cuda measures TwoViews alone there, too.
+        one: (used by the script itself) one pipeline end to end.
+        workers: of that one.
+        folder: of its photographs.
+    """
+    if one is not None:
+        print(json.dumps(end_to_end(one, Path(str(folder)), workers, seconds)))
+        return
+    torch.set_num_threads(1)
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as made, tempfile.TemporaryDirectory() as large:
+        jpegs = photographs(Path(data), Path(made), (500, 375), 320)
+        functions = pipelines(224) | {"mec, worker's part": Ours(224, worker_only=True), "decoder alone": decode_all}
+        figures["photographs, 224 px, one core"] = in_turns(functions, jpegs, seconds)
+        big = photographs(Path(data), Path(large), (4000, 3000), 32)
+        chosen = {k: functions[k] for k in ("PIL (the paper's)", "mec", "mec, worker's part", "decoder alone")}
+        figures["photographs of 4000 x 3000, 224 px, one core"] = in_turns(chosen, big, seconds)
+        if cifar10 is not None:
+            images = open_images(cifar10, "train")
+            small = [np.asarray(as_pil(images.load(int(i)))) for i in np.linspace(0, len(images) - 1, 2048).astype(int)]
+            figures["CIFAR-10, 32 px, in memory, one core"] = in_turns(pipelines(32), small, seconds)
+        for count in (1, 2):
+            rows: dict[str, dict[str, float]] = {}
+            for name in pipelines(224):
+                command = [sys.executable, __file__, "--data", data, "--one", name, "--workers", str(count)]
+                command += ["--folder", made, "--seconds", str(2 * seconds)]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                rows[name] = json.loads(done.stdout.splitlines()[-1])
+                first = next(iter(rows.values()))["pictures_per_second"]
+                rows[name]["ratio"] = rows[name]["pictures_per_second"] / first
+            figures[f"end to end, 224 px, {count} worker{'s' if count > 1 else ''}"] = rows
+    for title, rows in figures.items():
+        _table(title, rows)
+    if device == "cuda":
+        figures["TwoViews on the accelerator"] = {
+            "crops of 224 px": {"pictures_per_second": on_device(224, None, device, seconds)},
+            "32 px pictures, resident": {"pictures_per_second": on_device(32, 32, device, seconds)},
+        }
+        _table("TwoViews on the accelerator", figures["TwoViews on the accelerator"])
+    print(write("views", "How fast are two views made, beside other pipelines?", figures=figures))
+
+
+def decode_all(pictures: list[Any]) -> None:
+    for picture in pictures:
+        simplejpeg.decode_jpeg(picture)
+
+
+if __name__ == "__main__":
+    jsonargparse.CLI(main, as_positional=False)
