@@ -42,7 +42,7 @@ from mec.data.reference import reference_transform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BLUR_TAPS = 13  # three times the widest sigma, to either side
-BATCH = 32
+BATCH, SMALL_BATCH = 32, 256
 ROUNDS = 3
 Batch = Callable[[list[Any]], None]
 
@@ -110,6 +110,7 @@ def as_pil(encoded: bytes | np.ndarray) -> Image.Image:
 
 def as_tensor(encoded: bytes | np.ndarray) -> torch.Tensor:
     array = encoded if isinstance(encoded, np.ndarray) else simplejpeg.decode_jpeg(encoded)
+    array = array if array.flags.writeable else array.copy()
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
@@ -169,21 +170,23 @@ def pipelines(size: int) -> dict[str, Batch]:
     return found
 
 
-def rate(function: Batch, pictures: list[Any], seconds: float) -> float:
+def rate(function: Batch, pictures: list[Any], seconds: float, batch: int) -> float:
     """Pictures a second, over whole batches for at least ``seconds``."""
-    function(pictures[:BATCH])
+    function(pictures[:batch])
     done, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
-        function([pictures[(done + i) % len(pictures)] for i in range(BATCH)])
-        done += BATCH
+        function([pictures[(done + i) % len(pictures)] for i in range(batch)])
+        done += batch
     return done / (time.perf_counter() - start)
 
 
-def in_turns(functions: dict[str, Batch], pictures: list[Any], seconds: float) -> dict[str, dict[str, float]]:
+def in_turns(
+    functions: dict[str, Batch], pictures: list[Any], seconds: float, batch: int = BATCH
+) -> dict[str, dict[str, float]]:
     """Median rate over the rounds, and its ratio to the first one's, the medians of ratios within a round."""
     rounds: list[dict[str, float]] = []
     for n in range(ROUNDS):
-        rounds.append({name: rate(f, pictures, seconds) for name, f in functions.items()})
+        rounds.append({name: rate(f, pictures, seconds, batch) for name, f in functions.items()})
         print(f"  round {n + 1}: " + ", ".join(f"{k} {v:,.0f}" for k, v in rounds[-1].items()), file=sys.stderr)
     first = next(iter(functions))
     return {
@@ -345,8 +348,8 @@ def main(
         figures["photographs of 4000 x 3000, 224 px, one core"] = in_turns(chosen, big, seconds)
         if cifar10 is not None:
             images = open_images(cifar10, "train")
-            small = [np.asarray(as_pil(images.load(int(i)))) for i in np.linspace(0, len(images) - 1, 2048).astype(int)]
-            figures["CIFAR-10, 32 px, in memory, one core"] = in_turns(pipelines(32), small, seconds)
+            small = [np.array(as_pil(images.load(int(i)))) for i in np.linspace(0, len(images) - 1, 2048).astype(int)]
+            figures["CIFAR-10, 32 px, in memory, one core"] = in_turns(pipelines(32), small, seconds, SMALL_BATCH)
         for count in (1, 2):
             rows: dict[str, dict[str, float]] = {}
             for name in pipelines(224):

@@ -57,6 +57,22 @@ def test_options_reach_the_recipe(run: Path) -> None:
     assert recipe.backbone_options == {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
 
 
+def test_views_are_drawn_before_training(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = tmp_path / "sheet.png"
+    options = ["--pairs", 2, "--image-size", 16, "--view-1.blur=0"]
+    assert call("views", photographs, "--out", sheet, "--every", 3, *options) == 0
+    assert capsys.readouterr().out.strip() == str(sheet)
+    assert Image.open(sheet).width > 300
+
+
+def test_a_table_of_labels_stands_for_the_folders(photographs: Path, run: Path, tmp_path: Path) -> None:
+    rows = [f"{p.parent.name}/{p.name},{int(p.stem) % 2}" for p in sorted(photographs.rglob("*.jpg"))]
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    options = ["--encoder", run, "--k", "[1]", "--out", tmp_path, "--labels", tmp_path / "labels.csv"]
+    assert call("evaluate", "knn", photographs, *options) == 0
+    assert "2 classes" in (tmp_path / "results.jsonl").read_text()
+
+
 def test_resume_of_a_run_that_ended_changes_nothing(photographs: Path, run: Path) -> None:
     before = (run / "encoder.safetensors").read_bytes()
     assert call("pretrain", photographs, "--out", run, "--resume") == 0
@@ -78,6 +94,16 @@ def test_resume_of_a_run_that_ended_changes_nothing(photographs: Path, run: Path
         (["pretrain", "DATA", "--out", "OUT", "--resume"], "holds no run"),
         (["pretrain", "DATA", "--out", "OUT", "--devices", "0"], "devices: expected"),
         (["pretrain", "DATA", "--out", "RUN"], "already holds a run"),
+        (["pretrain", "DATA", "--out", "OUT", "--max-broken", "2"], "max_broken: expected a share in [0, 1], got 2"),
+        (["pretrain", "DATA", "--out", "OUT", "--channels", "4"], "channels: expected a picture with 4 channels"),
+        (["pretrain", "DATA", "--out", "OUT", "--background", "nocolour"], "background: expected a colour"),
+        (["pretrain", "DATA", "--out", "OUT", "--views", "slow"], "views"),
+        (["pretrain", "DATA", "--out", "OUT", "--every", "0"], "every: expected at least 1"),
+        (["pretrain", "none-{0..3}.tar", "--out", "OUT"], "data: none-0.tar does not exist (4 of 4 shards)"),
+        (["pretrain", "none.parquet", "--out", "OUT"], "data: none.parquet does not exist"),
+        (["views", "DATA", "--out", "OUT"], "has no suffix of a picture"),
+        (["views", "DATA"], "out"),
+        (["views", "/nonexistent", "--out", "OUT"], "out"),
         (["evaluate", "knn", "DATA", "--encoder", "nowhere"], "encoder: 'nowhere'"),
         (["evaluate", "knn", "/nonexistent", "--encoder", "RUN"], "data: /nonexistent"),
         (["evaluate", "knn", "DATA"], "encoder"),
@@ -122,6 +148,7 @@ def test_a_broken_picture_is_passed_over_and_listed(photographs: Path, tmp_path:
     ("arguments", "expected"),
     [
         (["--help"], ["pretrain", "evaluate", "demo"]),
+        (["views", "--help"], ["--pairs", "--view_1.blur", "--every", "example:"]),
         (["pretrain", "--help"], ["--recipe", "--epochs", "--objective.distortion", "--view_2.solarise", "example:"]),
         (["evaluate", "--help"], ["knn", "linear", "few-label"]),
         (["evaluate", "knn", "--help"], ["--encoder", "--temperature", "example:"]),

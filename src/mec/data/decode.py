@@ -110,7 +110,7 @@ def _open_jpeg(data: bytes) -> Opened:
         return _open_pillow(data)
     if space in ("CMYK", "YCCK"):
         return _open_pillow(data)
-    turn = _orientation(lambda: _exif(data))
+    turn = _orientation(lambda: _exif(data).get(ORIENTATION))
 
     def decode(reading: Reading, shrink: int) -> NDArray[Any]:
         # the luma of a JPEG is its grey picture
@@ -137,10 +137,10 @@ def _exif(jpeg: bytes) -> Image.Exif:
     return exif
 
 
-def _orientation(exif: Callable[[], Image.Exif]) -> int:
+def _orientation(find: Callable[[], Any]) -> int:
     """1 (upright) to 8; a picture whose EXIF is damaged is taken as it lies."""
     with contextlib.suppress(Exception):
-        turn = exif().get(ORIENTATION, 1)
+        turn = find()
         return int(turn) if turn in range(1, 9) else 1
     return 1
 
@@ -175,7 +175,7 @@ def _pillow(data: bytes) -> Image.Image:
 
 def _open_pillow(data: bytes) -> Opened:
     image = _pillow(data)
-    turn = _orientation(lambda: Image.Image.getexif(image))  # that of PNGs decodes the whole picture
+    turn = _orientation(lambda: Image.Image.getexif(image).get(ORIENTATION))  # that of PNGs decodes the whole picture
     width, height = image.size
     turned = turn
     if tags := getattr(image, "tag_v2", None):  # TIFFs are turned when they are loaded
@@ -214,6 +214,7 @@ def _open_tiff(data: bytes) -> Opened:
         ) from error
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         axes, shape = file.series[0].axes, file.series[0].shape
+        turn = _orientation(lambda: file.pages[0].tags.valueof(ORIENTATION))
     sizes = dict(zip(axes, shape, strict=True))
     if "Y" not in sizes or "X" not in sizes:
         raise BrokenPictureError(f"a TIFF with axes {axes}, expected Y and X among them")
@@ -226,19 +227,24 @@ def _open_tiff(data: bytes) -> Opened:
         kept = next((a for a in ("S", "C", *pages) if a in sizes), "")
         values = values[tuple(slice(None) if a in f"YX{kept}" else 0 for a in axes)]
         left = [a for a in axes if a in f"YX{kept}"]
-        return three_axes(values.transpose([left.index(a) for a in f"YX{kept}"]))
+        return _turned(three_axes(values.transpose([left.index(a) for a in f"YX{kept}"])), turn)
 
-    return Opened(sizes["Y"], sizes["X"], decode)
+    height, width = (sizes["X"], sizes["Y"]) if turn >= 5 else (sizes["Y"], sizes["X"])
+    return Opened(height, width, decode)
 
 
 def _pillow_reads_all_of(tiff: bytes) -> bool:
     try:
         with _pillow(tiff) as image:
             tags: Any = image.tag_v2  # type: ignore[attr-defined]
-            bits, samples = tags.get(258, (1,)), int(tags.get(277, 1))
-            whole = image.mode != "I;16" or max(bits) == 16
-            if samples == 2:  # it takes any second channel for transparency
-                whole = tags.get(338, (0,))[0] in (1, 2)
-            return image.n_frames == 1 and whole and (samples == 1 or (samples <= 4 and max(bits) <= 8))  # type: ignore[attr-defined]
+            bits, samples = max(tags.get(258, (1,))), int(tags.get(277, 1))
+            # deeper numbers, signed ones and reals it takes for others where they are compressed or large
+            numbers = bits <= 8 or (bits == 16 and image.mode.startswith("I;16"))
+            unsigned = set(tags.get(339, (1,))) == {1}
+            # the first of several compressed planes it takes for all, a second channel for transparency
+            channels = samples <= 4 and len(image.getbands()) >= min(samples, 3)
+            if samples == 2:
+                channels = tags.get(338, (0,))[0] in (1, 2)
+            return bool(image.n_frames == 1 and numbers and unsigned and channels)  # type: ignore[attr-defined]
     except Exception:  # what it makes of a damaged file is of many kinds
         return False

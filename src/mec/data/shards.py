@@ -125,8 +125,8 @@ class Cursor:
         self.lost: str | None = None
         self._begin()
 
-    def _begin(self) -> None:
-        self.position, self.samples = 0, read_samples(self.url, self.labels_only)
+    def _begin(self, in_blocks: bool = True) -> None:
+        self.position, self.samples = 0, read_samples(self.url, self.labels_only, in_blocks)
 
     def reaches(self, url: str, position: int) -> bool:
         # a file opened before a fork has one position for both processes, a connection only one owner
@@ -153,7 +153,7 @@ class Cursor:
                     raise BrokenPictureError(self.lost) from error
                 time.sleep(PAUSE * 2**attempt)
                 attempt += 1
-                self._begin()
+                self._begin(in_blocks=False)
         raise BrokenPictureError(self.lost)
 
 

@@ -54,10 +54,11 @@ class _Header(tarfile.TarInfo):
             raise
 
 
-def read_samples(url: str, labels_only: bool = False) -> Generator[dict[str, Any], None, None]:
+def read_samples(url: str, labels_only: bool = False, in_blocks: bool = True) -> Generator[dict[str, Any], None, None]:
     """The samples of a shard that hold a picture, as dicts of bytes by suffix.
 
-    ``labels_only``, for a local shard, leaves the pictures where they lie.
+    ``labels_only``, for a local shard, leaves the pictures where they lie. ``in_blocks`` asks an http server for a few
+    MB at a time, which bears a slow reader; without, what comes before a break is had up to the break.
     """
     from webdataset.tariterators import group_by_keys
 
@@ -77,14 +78,14 @@ def read_samples(url: str, labels_only: bool = False) -> Generator[dict[str, Any
             raise
 
     mode: Any = "r:*" if labels_only else "r|*"
-    with _opened(url) as stream, tarfile.open(fileobj=stream, mode=mode, tarinfo=_Header) as tar:
+    with _opened(url, in_blocks) as stream, tarfile.open(fileobj=stream, mode=mode, tarinfo=_Header) as tar:
         for sample in group_by_keys(files(tar)):
             if not PICTURE_SUFFIXES.isdisjoint(sample):
                 yield sample
 
 
 @contextlib.contextmanager
-def _opened(url: str) -> Iterator[Any]:
+def _opened(url: str, in_blocks: bool) -> Iterator[Any]:
     if "://" not in url:
         with Path(url).expanduser().open("rb") as file:
             yield file
@@ -92,15 +93,16 @@ def _opened(url: str) -> Iterator[Any]:
     import fsspec
 
     options = fsspec_options(url)
+    at_once = options | {"block_size": 0} if options else {}
     with contextlib.ExitStack() as stack:
-        remote: Any = stack.enter_context(fsspec.open(url, "rb", **options).open())
-        if options and remote.size and remote.size > remote.blocksize:
+        remote: Any = stack.enter_context(fsspec.open(url, "rb", **(options if in_blocks else at_once)).open())
+        if at_once and in_blocks and remote.size and remote.size > remote.blocksize:
             try:
                 remote.seek(-1, os.SEEK_END)
                 remote.read(1)
                 remote.seek(0)
-            except ValueError:  # the server gives no ranges, only the whole
-                remote = stack.enter_context(fsspec.open(url, "rb", block_size=0, **options).open())
+            except ValueError:  # the server gives no parts
+                remote = stack.enter_context(fsspec.open(url, "rb", **at_once).open())
         yield remote
 
 

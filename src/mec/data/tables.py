@@ -119,12 +119,10 @@ def _pictures_in(table: Any, source: str, classes: list[str] | None) -> TableIma
     images = TableImages(Path(source).name, table.select_columns([column]), column, np.arange(len(table)))
     if label is not None:
         kind, values = features[label], table[label][:]
-        unknown = {None, -1} if isinstance(kind, datasets.ClassLabel) else {None}
-        if not unknown.isdisjoint(values):
-            return images
         if isinstance(kind, datasets.ClassLabel):
-            images.labels, images.classes = np.array(values, dtype=np.int64), list(kind.names)
-        else:
+            classes = classes or list(kind.names)
+            values = [None if v is None or v < 0 else kind.names[v] for v in values]
+        if all(v is not None for v in values):
             images.labels, images.classes = numbered([str(v) for v in values], classes)
     return images
 

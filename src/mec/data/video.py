@@ -59,7 +59,11 @@ def open_videos(path: Path, every: int | None = None) -> FileImages:
     heads: list[str] = []
     left_out = 0
     for video in track(videos, "reading frames", console=console, transient=True, disable=not console.is_terminal):
-        state = (folder / video).resolve().stat()
+        try:
+            state = (folder / video).resolve().stat()
+        except OSError:  # a link to nowhere
+            left_out += 1
+            continue
         # another size, date or step is another set of frames
         key = f"{(folder / video).resolve()} {state.st_size} {state.st_mtime_ns} {every}"
         kept = cache / f"{Path(video).stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
