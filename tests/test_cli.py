@@ -10,7 +10,7 @@ from mec.cli import main
 
 TINY = (
     "--image_size 16 --epochs 1 --workers 0 --projector.hidden 16 --projector.outputs 8 "
-    "--backbone_options.layers [1,1,1,1] --backbone_options.channels [8,8,8,8]"
+    "--backbone_options.layers [1,1,1,1] --backbone_options.channels [16,16,16,16]"
 ).split()
 
 
@@ -54,7 +54,7 @@ def test_options_reach_the_recipe(run: Path) -> None:
     recipe = Run(run).recipe()
     assert (recipe.image_size, recipe.epochs, recipe.batch_size) == (16, 1, 8)
     assert recipe.projector.outputs == 8
-    assert recipe.backbone_options == {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
+    assert recipe.backbone_options == {"layers": [1, 1, 1, 1], "channels": [16, 16, 16, 16]}
 
 
 def test_views_are_drawn_before_training(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

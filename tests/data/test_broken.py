@@ -27,7 +27,7 @@ LARGE, SMALL = (RESIDENT_SIDE + 14, RESIDENT_SIDE + 34), (32, 32)
 BATCH, SIZE = 25, 32
 TINY = Recipe(
     backbone="resnet18",
-    backbone_options={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
+    backbone_options={"layers": [1, 1, 1, 1], "channels": [16, 16, 16, 16]},
     image_size=16,
     epochs=2,
     batch_size=BATCH,
@@ -39,7 +39,7 @@ TINY = Recipe(
 
 
 def cut_off(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    path.write_bytes(path.read_bytes()[:-100])
 
 
 def emptied(path: Path) -> None:
@@ -306,8 +306,10 @@ def some(share: float, pictures: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("pictures", [100, 1000, 20_000])
 @pytest.mark.parametrize("seed", range(5))
 def test_four_percent_pass_where_five_may(pictures: int, seed: int) -> None:
-    for _ in range(2):
-        assert lose(Skipped(0.05, pictures), some(0.04, pictures, seed)) == pictures
+    skipped, broken = Skipped(0.05, pictures), some(0.04, pictures, seed)
+    for _ in ("one epoch", "another"):
+        assert lose(skipped, broken) == pictures
+    assert len(skipped) == broken.sum()
 
 
 @pytest.mark.parametrize("pictures", [100, 1000, 20_000, 10**6])
@@ -364,8 +366,9 @@ def test_what_an_earlier_run_lost_does_not_stop_the_resumed_one(tmp_path: Path) 
     lose(before, broken[:6000])
     after = Skipped(0.05, 10_000)
     after.list_in(tmp_path / "skipped.csv")
-    lose(after, np.concatenate([np.zeros(6000, bool), broken[6000:]])[::-1])
-    assert len(after) >= broken.sum()
+    for part in np.split(np.arange(10_000)[::-1], 400):
+        after.add([Lost(f"{i}.jpg", "why") for i in part if broken[i]], len(part))
+    assert len(after) == len(rows(tmp_path / "skipped.csv")) - 1 == broken.sum()
     with pytest.raises(InputError, match=r"max_broken: 501 of 10,000"):
         after.add([Lost(f"new {i}", "why") for i in range(501 - len(after))], 0)
 
@@ -388,7 +391,7 @@ def test_training_passes_over_four_percent(
     break_later(folder, monkeypatch)
     console = quiet()
     run = mec.pretrain(folder, tmp_path / "run", TINY, console=console)
-    assert run.encoder().num_features == 8
+    assert run.encoder().num_features == 16
     listed = rows(tmp_path / "run" / "skipped.csv")
     expected = expected_reasons(folder)
     assert listed[0] == ["picture", "reason"]
@@ -414,8 +417,8 @@ def test_training_ends_at_once_where_half_is_broken(
 
 
 def test_half_may_be_broken_where_it_is_asked_for(tmp_path: Path) -> None:
-    folder = photographs(tmp_path / "data", 60)
+    folder = photographs(tmp_path / "data", 2 * BATCH)
     for path in sorted(folder.iterdir())[::2]:
         emptied(path)
     mec.pretrain(folder, tmp_path / "run", replace(TINY, max_broken=0.5), console=quiet())
-    assert len(rows(tmp_path / "run" / "skipped.csv")) == 31
+    assert len(rows(tmp_path / "run" / "skipped.csv")) == 1 + BATCH

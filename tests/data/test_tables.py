@@ -175,6 +175,7 @@ def test_a_table_has_its_own_split(tmp_path: Path, source: Source, asked: list[o
     for split, rows in (("train", range(8)), ("pretrain", range(8)), ("all", range(8)), ("test", range(8, TOTAL))):
         images = open_images(path, split)
         assert [images.load(i) for i in range(len(images))] == [PICTURES[i] for i in rows]
+        assert images.classes == ["ant", "bee", "cat"]
         assert [images.classes[i] for i in images.labels] == [SPECIES[i] for i in rows]
     assert not asked
 
@@ -300,19 +301,20 @@ def test_what_is_no_table_of_pictures_is_named(tmp_path: Path, content: bytes | 
     assert "\n" not in str(raised.value)
 
 
-def test_damage_within_a_parquet_file_is_named(tmp_path: Path) -> None:
+def test_damage_within_a_parquet_file_costs_the_pictures_there(tmp_path: Path) -> None:
     path = write_plain(tmp_path / "a.parquet")
     content = bytearray(path.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 2000] = bytes(2000)
     path.write_bytes(content)
-    try:
-        images = open_images(path)
-    except InputError as error:
-        assert "cannot be opened as a data set" in str(error)
-        assert "\n" not in str(error)
-        return
-    with pytest.raises(BrokenPictureError):
-        [read(images, i) for i in range(TOTAL)]
+    images = open_images(path)
+    lost = []
+    for i in range(TOTAL):
+        try:
+            assert np.array_equal(read(images, i), np.asarray(Image.open(io.BytesIO(PICTURES[i]))))
+        except BrokenPictureError:
+            lost.append(i)
+    assert lost
+    assert len(lost) < TOTAL / 2
 
 
 def test_a_table_that_changed_is_read_anew(tmp_path: Path) -> None:

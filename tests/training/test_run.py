@@ -30,7 +30,7 @@ from tests.data.test_geometry import photograph
 
 TINY = replace(
     load_recipe("digits"),
-    backbone_options={"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]},
+    backbone_options={"layers": [1, 1, 1, 1], "channels": [16, 16, 16, 16]},
     image_size=16,
     epochs=4,
     log_every=1,
@@ -181,13 +181,17 @@ def test_fewer_pictures_than_a_batch_are_one_batch(tmp_path: Path) -> None:
     assert len(rows) == 1
 
 
+# weights that hardly move: what differs between two runs is not multiplied by training
+STILL = replace(TINY, epochs=1, batch_size=200, optimiser=replace(TINY.optimiser, learning_rate=1e-7))
+
+
 def train_in_one_of_two(rank: int, out: str, port: int) -> None:
     import os
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
     os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
     torch.set_num_threads(1)
-    pretrain("digits", out, replace(TINY, epochs=1, batch_size=200, devices=2, accelerator="cpu"), console=quiet())
+    pretrain("digits", out, replace(STILL, devices=2, accelerator="cpu"), console=quiet())
 
 
 def test_two_processes_share_every_batch(tmp_path: Path) -> None:
@@ -197,11 +201,11 @@ def test_two_processes_share_every_batch(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     multiprocessing.spawn(train_in_one_of_two, (str(tmp_path / "two"), port), nprocs=2)
-    one = pretrain("digits", tmp_path / "one", replace(TINY, epochs=1, batch_size=200), console=quiet())
+    one = pretrain("digits", tmp_path / "one", STILL, console=quiet())
     losses = [[row["loss"] for row in r.metrics()] for r in (one, Run(tmp_path / "two"))]
     assert len(losses[0]) == len(losses[1]) == 6
     # the joined batch and its loss are the same; BatchNorm, which PyTorch synchronises on GPUs only, is not
-    np.testing.assert_allclose(losses[0], losses[1], atol=0.05)
+    np.testing.assert_allclose(losses[0], losses[1], atol=0.02)
 
 
 def test_the_default_recipe_fits_the_source() -> None:

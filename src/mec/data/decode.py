@@ -110,7 +110,7 @@ def _open_jpeg(data: bytes) -> Opened:
         return _open_pillow(data)
     if space in ("CMYK", "YCCK"):
         return _open_pillow(data)
-    turn = _orientation(lambda: _exif(data).get(ORIENTATION))
+    turn = _orientation(lambda: _jpeg_orientation(data))
 
     def decode(reading: Reading, shrink: int) -> NDArray[Any]:
         # the luma of a JPEG is its grey picture
@@ -125,16 +125,17 @@ def _open_jpeg(data: bytes) -> Opened:
     return Opened(width, height, decode) if turn >= 5 else Opened(height, width, decode)
 
 
-def _exif(jpeg: bytes) -> Image.Exif:
-    """Of a JPEG; other segments, however long, may come before it."""
-    exif, start = Image.Exif(), 2
+def _jpeg_orientation(jpeg: bytes) -> int | None:
+    """As its EXIF says, which other segments, however long, may come before."""
+    start = 2
     while jpeg[start : start + 1] == b"\xff" and jpeg[start + 1 : start + 2] not in (b"\xda", b"\xd9"):
         end = start + 2 + int.from_bytes(jpeg[start + 2 : start + 4], "big")
         if jpeg[start + 4 : start + 10] == b"Exif\0\0":
+            exif = Image.Exif()
             exif.load(jpeg[start + 4 : end])
-            break
+            return exif.get(ORIENTATION)
         start = end
-    return exif
+    return None
 
 
 def _orientation(find: Callable[[], Any]) -> int:
@@ -214,7 +215,7 @@ def _open_tiff(data: bytes) -> Opened:
         ) from error
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         axes, shape = file.series[0].axes, file.series[0].shape
-        turn = _orientation(lambda: file.pages[0].tags.valueof(ORIENTATION))
+        turn = _orientation(lambda: file.pages.first.tags.valueof(ORIENTATION))
     sizes = dict(zip(axes, shape, strict=True))
     if "Y" not in sizes or "X" not in sizes:
         raise BrokenPictureError(f"a TIFF with axes {axes}, expected Y and X among them")

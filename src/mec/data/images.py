@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 
 from mec.data.decode import open_picture
 from mec.data.pixels import BrokenPictureError, Picture, Reading
-from mec.errors import InputError
 
 Labels = NDArray[np.int64]
 Self = TypeVar("Self", bound="Images")
@@ -106,25 +104,6 @@ def spread(images: Images, count: int) -> NDArray[np.int64]:
     each = -(-count // len(chosen))
     numbers = np.concatenate([np.arange(starts[s][0], min(starts[s][0] + each, starts[s][1])) for s in chosen])
     return numbers[:count]
-
-
-def sample(images: Images, count: int) -> Iterator[NDArray[Any]]:
-    """About ``count`` pictures spread evenly over the source, as they are stored, without the broken ones.
-
-    Raises:
-        InputError: not one of them can be read.
-    """
-    found, reason = 0, ""
-    for index in spread(images, count).tolist():
-        try:
-            values = open_picture(images.load(index)).raw(Reading(), 1)
-        except BrokenPictureError as error:
-            reason = reason or f"{images.title(index)}: {error}"
-            continue
-        found += 1
-        yield values
-    if not found:
-        raise InputError(f"data: none of {min(count, len(images))} pictures can be read; the first: {reason}")
 
 
 def summary(images: Images) -> str:

@@ -119,7 +119,8 @@ def pretrain(
     with console.status("reading the pictures"):
         found = summary(images)
         images, lost = settle(images, reading)
-        skipped.add(lost, len(images))
+        if lost:  # it was taken into memory, so all of it was tried
+            skipped.add(lost, skipped.pictures)
         encoder = _new_encoder(recipe, reading, images)
     if len(images) < 2:
         raise InputError(f"data: expected at least 2 pictures, got {len(images)}")

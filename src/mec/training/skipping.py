@@ -24,4 +24,4 @@ class SkipBroken(lightning.Callback):
             return
         gathered: list[Any] = [None] * trainer.world_size
         torch.distributed.all_gather_object(gathered, self.skipped.reasons)
-        self.skipped.add([Lost(*item) for reasons in gathered for item in reasons.items()], 0)
+        self.skipped.add([Lost(*item) for reasons in gathered for item in reasons.items()], self.skipped.pictures)
