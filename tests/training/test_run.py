@@ -213,3 +213,24 @@ def test_the_default_recipe_fits_the_source() -> None:
 
     assert [default_recipe(d) for d in ("digits", "cifar10", "photos/")] == ["digits", "cifar10-resnet18", "small"]
     assert len(open_images("digits")) == 1347
+
+
+def test_a_loader_process_that_is_killed_ends_the_run_with_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import signal
+
+    import mec.data.crops
+
+    def killed(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    (tmp_path / "data").mkdir()
+    for i in range(8):
+        Image.fromarray(photograph(100, 140)).save(tmp_path / "data" / f"{i}.jpg")
+    monkeypatch.setattr(mec.data.crops, "crop_and_resize", killed)  # the loader process is forked from this one
+    with pytest.raises(InputError, match=r"workers: a loader process ended .* fewer workers"):
+        pretrain(
+            tmp_path / "data", tmp_path / "run", replace(TINY, channels=3, workers=1, batch_size=4), console=quiet()
+        )

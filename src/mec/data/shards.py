@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import tarfile
@@ -91,7 +92,7 @@ class ShardImages:
     def stretches(self) -> list[tuple[int, int]]:
         """The pictures that each shard has of it: from the first number to before the last."""
         bounds = self.starts if self.chosen is None else np.searchsorted(self.chosen, self.starts)
-        return [(int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True) if a < b]
+        return [(int(a), int(b)) for a, b in itertools.pairwise(bounds) if a < b]
 
     def place(self, index: int) -> tuple[int, int]:
         """(shard, position in it) of picture ``index``."""

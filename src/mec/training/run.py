@@ -165,7 +165,7 @@ def _resolve(recipe: Recipe | str | os.PathLike[str] | None, data: Any, out: Pat
     holds_run = (out / "recipe.yaml").exists()
     if resume and not holds_run:
         raise InputError(f"resume: {out} holds no run")
-    if not resume and holds_run:
+    if not resume and holds_run and _is_first_process():  # another may come when the first has begun the run
         raise InputError(f"out: {out} already holds a run; take another folder, or --resume")
     if out.exists() and not out.is_dir():
         raise InputError(f"out: {out} is a file, expected a folder")
@@ -174,6 +174,11 @@ def _resolve(recipe: Recipe | str | os.PathLike[str] | None, data: Any, out: Pat
     if recipe is None:
         recipe = out / "recipe.yaml" if resume else default_recipe(data)
     return load_recipe(recipe)
+
+
+def _is_first_process() -> bool:
+    """Of those that torchrun, SLURM or lightning started; there may be no process group yet."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def _new_encoder(recipe: Recipe, reading: Reading, images: Images) -> Encoder:
@@ -254,5 +259,12 @@ def _fit(trainer: lightning.Trainer, module: Pretraining, loader: Any, checkpoin
         warnings.filterwarnings("ignore", module="lightning")
         try:
             trainer.fit(module, loader, ckpt_path=checkpoint)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise InputError(
+                f"workers: a loader process ended ({' '.join(str(error).split())}). Most often memory ran out: take "
+                "fewer workers; --resume goes on from the last checkpoint"
+            ) from error
         except SystemExit as error:  # lightning turns Ctrl-C into an exit
             raise KeyboardInterrupt from error
