@@ -28,6 +28,7 @@ docs: .venv/.installed
 bench: .venv/.installed
 	$(BIN)/python benchmarks/objective.py
 	$(BIN)/python benchmarks/views.py --data ../shared/data
+	$(BIN)/python benchmarks/fidelity.py --data ../shared/data
 	$(BIN)/python benchmarks/stability.py
 	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/cifar10_cpu.py

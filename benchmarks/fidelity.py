@@ -1,0 +1,109 @@
+"""How near are the fast views to PIL's, for the same parameters?
+
+    python benchmarks/fidelity.py --data ../shared/data
+
+Whole views of photographs (every thirtieth of Caltech-101, 96 px), PSNR in dB against the recipe's steps in PIL: with
+all of the recipe, without hue, without jitter. And crops from pictures that were decoded smaller (DAVIS frames), whose
+mean horizontal gradient is compared with that of the same crop from the whole decode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import jsonargparse
+import numpy as np
+import torch
+import torchvision.transforms.functional as TF
+from PIL import Image, ImageFilter, ImageOps
+from rich.console import Console
+from rich.table import Table
+
+from machine import write
+from mec.data import Reading, TwoViews, ViewSettings
+from mec.data.crops import crop_and_resize, shrunk
+from mec.data.decode import open_picture
+from mec.data.parameters import VIEW_1, VIEW_2, ViewParameters
+
+CASES = {
+    "view 1": VIEW_1,
+    "view 2": VIEW_2,
+    "view 1 without hue": replace(VIEW_1, hue=0),
+    "view 1 without jitter": replace(VIEW_1, jitter=0),
+}
+
+
+def in_pil(image: Image.Image, p: ViewParameters, size: int) -> Image.Image:
+    """The recipe's steps, one after the other, with the first of the drawn parameters."""
+    top, left, height, width = p.boxes[0].tolist()
+    image = TF.resized_crop(image, top, left, height, width, [size, size])
+    adjust = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
+    for step in p.order[0] if p.factors[0, 0] != 1 else ():
+        image = adjust[step](image, float(p.factors[0, step]))
+    image = TF.to_grayscale(image, 3) if p.grey[0] else image
+    image = image.filter(ImageFilter.GaussianBlur(float(p.sigma[0]))) if p.sigma[0] else image
+    image = ImageOps.solarize(image) if p.solarise[0] else image
+    return TF.hflip(image) if p.flip[0] else image
+
+
+def agreements(paths: list[Path], settings: ViewSettings, size: int = 96) -> list[float]:
+    """PSNR, in dB, of each picture's view."""
+    views, found = TwoViews(size, settings, settings, seed=1), []
+    for i, path in enumerate(paths):
+        image = Image.open(path).convert("RGB")
+        array = np.array(image)
+        ours, _ = views(torch.from_numpy(array).permute(2, 0, 1)[None], np.array([i]), epoch=0)
+        p = views.parameters_of(0, np.array([i]), 0, *array.shape[:2])
+        error = (ours[0] - TF.to_tensor(in_pil(image, p, size))).square().mean()
+        found.append(float(-10 * torch.log10(error + 1e-10)))
+    return found
+
+
+def sharpness(paths: list[Path], shrink: int, size: int = 64) -> list[float]:
+    """Gradient of crops from a smaller decode over that of PIL's crops from the whole one."""
+    rng, ratios = np.random.default_rng(0), []
+    for path in paths:
+        encoded, image = path.read_bytes(), Image.open(path).convert("RGB")
+        opened = open_picture(encoded)
+        picture = opened.decode(Reading(), shrink)
+        for _ in range(8):
+            side = min(int(size * shrink * rng.uniform(1, 2)), opened.height)
+            top, left = (int(rng.integers(0, whole - side + 1)) for whole in (opened.height, opened.width))
+            box = shrunk(np.array([top, left, side, side]), (opened.height, opened.width), picture.shape[:2])
+            ours = crop_and_resize(picture, box, size)
+            theirs = np.asarray(TF.resized_crop(image, top, left, side, side, [size, size]))
+            gradients = [np.abs(np.diff(a.astype(float), axis=1)).mean() for a in (ours, theirs)]
+            ratios.append(float(gradients[0] / gradients[1]))
+    return ratios
+
+
+def main(data: str) -> None:
+    """Measure, print and write benchmarks/results/fidelity.json.
+
+    Args:
+        data: the folder with caltech101 and davis16-subset.
+    """
+    photographs = sorted(Path(data).glob("caltech101/101_ObjectCategories/*/*.jpg"))[::30]
+    frames = sorted(Path(data).glob("davis16-subset/**/*.jpg"))[::40]
+    rows: dict[str, dict[str, float]] = {}
+    for name, settings in CASES.items():
+        found = agreements(photographs, settings)
+        rows[f"{name}, PSNR in dB"] = {"median": float(np.median(found)), "tenth": float(np.quantile(found, 0.1))}
+    for shrink in (2, 4):
+        found = sharpness(frames, shrink)
+        rows[f"sharpness at 1/{shrink}"] = {"median": float(np.median(found)), "tenth": float(np.quantile(found, 0.1))}
+    table = Table("", "median", "lowest tenth below")
+    for name, row in rows.items():
+        table.add_row(name, f"{row['median']:.3g}", f"{row['tenth']:.3g}")
+    Console().print(table)
+    pictures = {"photographs": len(photographs), "frames": len(frames)}
+    print(
+        write(
+            "fidelity", "How near are the fast views to PIL's, for the same parameters?", pictures=pictures, rows=rows
+        )
+    )
+
+
+if __name__ == "__main__":
+    jsonargparse.CLI(main, as_positional=False)
