@@ -672,7 +672,7 @@ def test_a_shard_larger_than_a_block(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_slow_reader_is_no_silent_server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mec.data.streaming.SILENCE", 0.4)
+    monkeypatch.setattr("mec.data.tars.SILENCE", 0.4)
     members = [(f"{i}.jpg", PICTURES[i] + bytes(2**21)) for i in range(7)]
     server.files["a.tar"] = write_tar(tmp_path / "a.tar", members).read_bytes()
     images = open_images(server.url("a.tar"))
@@ -748,7 +748,7 @@ def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_server_that_falls_silent_is_given_up(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    monkeypatch.setattr("mec.data.streaming.SILENCE", 0.1)
+    monkeypatch.setattr("mec.data.tars.SILENCE", 0.1)
     source = serve(server, tmp_path)
     server.silent = {"x-0000.tar": at}
     begun = time.monotonic()

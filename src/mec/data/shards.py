@@ -23,7 +23,7 @@ from mec.data.images import Labels
 from mec.data.named import data_home
 from mec.data.parts import Parts, numbered
 from mec.data.pixels import BrokenPictureError
-from mec.data.streaming import LABEL_SUFFIXES, PICTURE_SUFFIXES, fsspec_options, read_samples
+from mec.data.tars import LABEL_SUFFIXES, PICTURE_SUFFIXES, fsspec_options, read_samples
 from mec.errors import InputError
 from mec.files import replacing
 
