@@ -9,21 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from mec.data.crops import Batch, Cropper, Item, crop_and_resize
 from mec.data.draws import uniforms
 from mec.data.images import ArrayImages, Images, read
 from mec.data.pixels import BrokenPictureError, Reading
 from mec.data.reference import ReferenceCropper, ReferenceViews
+from mec.data.samplers import EpochSampler, StepSampler
 from mec.data.shards import ShardImages
 from mec.data.skipped import Lost
-from mec.data.streaming import ShuffledShards, StepSampler
+from mec.data.streaming import ShuffledShards
 from mec.data.survey import RESIDENT_SIDE
 from mec.data.views import TwoViews
 
-SAMPLING, REPLACING = 3, 9
-"""Streams of random numbers."""
+REPLACING = 9
+"""Stream of random numbers."""
 
 
 def worker_count(asked: int | None) -> int:
@@ -33,32 +34,6 @@ def worker_count(asked: int | None) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(16, cores // max(1, local)))
-
-
-class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index): a new order in each epoch, the same whole batches for any number of processes.
-
-    Process r of ``processes`` gets rows r * batch ... (r + 1) * batch of each joined batch. What does not
-    fill a joined batch at the end of an epoch is left out; the next epoch has another order.
-    """
-
-    def __init__(self, pictures: int, batch: int, seed: int, rank: int = 0, processes: int = 1) -> None:
-        self.pictures, self.batch, self.seed, self.rank, self.processes = pictures, batch, seed, rank, processes
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return self.pictures // (self.batch * self.processes)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        numbers = uniforms(self.seed, self.epoch, np.arange(self.pictures), 1, SAMPLING)
-        order = numbers[:, 0].argsort()
-        joined = self.batch * self.processes
-        for start in range(0, len(self) * joined, joined):
-            own = start + self.rank * self.batch
-            yield [(self.epoch, int(i)) for i in order[own : own + self.batch]]
 
 
 class _Whole(Dataset[Batch]):

@@ -10,11 +10,12 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, Sampler, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from mec.data.crops import Batch, Cropper, Encoded, Item
 from mec.data.draws import uniforms
 from mec.data.pixels import BrokenPictureError
+from mec.data.samplers import StepSampler
 from mec.data.shards import ShardImages
 
 BUFFER_PICTURES = 2000
@@ -24,23 +25,6 @@ ELSEWHERE = 8
 """How many shards, and pictures of each, are tried where a reader finds none in its own."""
 SHARDS, BUFFER, REPLACING, START = 5, 6, 10, 11
 """Streams of random numbers."""
-
-
-class StepSampler(Sampler[tuple[int, int]]):
-    """(epoch, step) for each step of an epoch; what does not fill a joined batch is left out of it."""
-
-    def __init__(self, pictures: int, batch: int, seed: int, rank: int = 0, processes: int = 1) -> None:
-        self.pictures, self.batch, self.seed, self.rank, self.processes = pictures, batch, seed, rank, processes
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return self.pictures // (self.batch * self.processes)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter([(self.epoch, step) for step in range(len(self))])
 
 
 class ShuffledShards(Dataset[Batch]):
