@@ -672,14 +672,14 @@ def test_a_shard_larger_than_a_block(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_slow_reader_is_no_silent_server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mec.data.tars.SILENCE", 0.4)
+    monkeypatch.setattr("mec.data.tars.SILENCE", 1.0)
     members = [(f"{i}.jpg", PICTURES[i] + bytes(2**21)) for i in range(7)]
     server.files["a.tar"] = write_tar(tmp_path / "a.tar", members).read_bytes()
     images = open_images(server.url("a.tar"))
     before = len(server.asked)
     for i in range(7):
         assert images.load(i) == members[i][1]
-        time.sleep(0.7 if i in (0, 3) else 0)
+        time.sleep(1.3 if i == 1 else 0)
     # none is opened again
     assert len(server.asked) - before <= (6 if server.ranges else 4)
 
@@ -759,7 +759,7 @@ def test_a_server_that_falls_silent_is_given_up(
         images = open_images(source)
         assert images.left_out == 1
         assert images.load(0) == PICTURES[0]
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60
 
 
 def test_settings_for_fsspec_are_kept(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
