@@ -152,7 +152,7 @@ def test_frames_are_kept(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyP
         with pytest.raises(AssertionError, match="decoded"):
             open_images(tmp_path, every=45)
     write_video(path, range(40, 70))
-    assert frames_of(open_images(path, every=10)) == about([40, 50, 60])
+    assert frames_of(open_images(path, every=30)) == about([40])
     assert not [f for f in (home / "frames").iterdir() if f.name.startswith(".")]
 
 

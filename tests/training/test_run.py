@@ -185,24 +185,43 @@ def test_fewer_pictures_than_a_batch_are_one_batch(tmp_path: Path) -> None:
 STILL = replace(TINY, epochs=1, batch_size=200, optimiser=replace(TINY.optimiser, learning_rate=1e-7))
 
 
-def train_in_one_of_two(rank: int, out: str, port: int) -> None:
+def train_in_one_of_two(rank: int, data: str, out: str, port: int, recipe: Recipe) -> None:
     import os
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
     os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
     torch.set_num_threads(1)
-    pretrain("digits", out, replace(STILL, devices=2, accelerator="cpu"), console=quiet())
+    pretrain(data, out, replace(recipe, devices=2, accelerator="cpu"), console=quiet())
 
 
-def test_two_processes_share_every_batch(tmp_path: Path) -> None:
+def in_two_processes(data: str | Path, out: Path, recipe: Recipe) -> Run:
     import socket
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.spawn(train_in_one_of_two, (str(tmp_path / "two"), port), nprocs=2)
+    multiprocessing.spawn(train_in_one_of_two, (str(data), str(out), port, recipe), nprocs=2)
+    return Run(out)
+
+
+def test_two_processes_list_what_either_could_not_read(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for i in range(16):
+        Image.fromarray(photograph(100, 140)).save(tmp_path / "data" / f"{i:02}.jpg")
+    broken = [tmp_path / "data" / f"{i:02}.jpg" for i in (3, 7, 12)]
+    for path in broken:
+        path.write_bytes(b"")
+    recipe = replace(STILL, channels=3, batch_size=8, epochs=2, workers=1, max_broken=0.2)
+    run = in_two_processes(tmp_path / "data", tmp_path / "run", recipe)
+    rows = (run.folder / "skipped.csv").read_text().splitlines()
+    assert rows[0] == "picture,reason"
+    assert sorted(rows[1:]) == [f"{path},the file is empty" for path in broken]
+
+
+def test_two_processes_share_every_batch(tmp_path: Path) -> None:
+    two = in_two_processes("digits", tmp_path / "two", STILL)
     one = pretrain("digits", tmp_path / "one", STILL, console=quiet())
-    losses = [[row["loss"] for row in r.metrics()] for r in (one, Run(tmp_path / "two"))]
+    losses = [[row["loss"] for row in r.metrics()] for r in (one, two)]
     assert len(losses[0]) == len(losses[1]) == 6
     # the joined batch and its loss are the same; BatchNorm, which PyTorch synchronises on GPUs only, is not
     np.testing.assert_allclose(losses[0], losses[1], atol=0.02)
