@@ -140,7 +140,7 @@ def test_a_broken_picture_is_passed_over_and_listed(photographs: Path, tmp_path:
     command += ["--image_size", "24", "--channels", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert "1 pictures could not be read" in done.stderr
+    assert "skipped 1 that could not be read" in done.stderr
     assert "20.jpg" in (tmp_path / "run" / "skipped.csv").read_text()
 
 

@@ -397,7 +397,7 @@ def test_training_passes_over_four_percent(
     assert listed[0] == ["picture", "reason"]
     assert sorted(row[0] for row in listed[1:]) == sorted(expected)
     assert all(expected[title] in reason for title, reason in listed[1:])
-    assert f"{len(WAYS)} pictures could not be read" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"skipped {len(WAYS)} that could not be read" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("size", [LARGE, SMALL], ids=["by workers", "in memory"])

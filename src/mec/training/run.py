@@ -152,7 +152,7 @@ def pretrain(
         save_encoder(encoder, out)
         if len(skipped):
             console.print(
-                f"{len(skipped):,} pictures could not be read; others took their places: {out / SKIPPED}",
+                f"skipped {len(skipped):,} that could not be read; others took their places: {out / SKIPPED}",
                 highlight=False,
                 soft_wrap=True,
             )
