@@ -117,6 +117,17 @@ def test_a_cut_video_gives_the_frames_before(tmp_path: Path, name: str, codec: s
     assert images.left_out == 0
 
 
+def test_damage_in_the_middle_costs_what_it_hits(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4")
+    with av.open(str(path)) as container:
+        packet = [p for p in container.demux(video=0) if p.size][40]
+        start, size = packet.pos, packet.size
+    data = bytearray(path.read_bytes())
+    data[start : start + size] = bytes([255] * size)
+    path.write_bytes(data)
+    assert len(open_images(path, every=1)) > 80
+
+
 @pytest.mark.parametrize("content", [b"", b"this is a text file\n" * 50])
 def test_what_is_no_video_is_left_out(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.mp4").write_bytes(content)

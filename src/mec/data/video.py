@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ def is_video(path: Path) -> bool:
 def open_videos(path: Path, every: int | None = None) -> FileImages:
     """Every n-th frame of each video (None: one a second); labels are first-level sub-folders, as for pictures.
 
-    The frames are kept under ``data_home()/frames`` and found there the next time. A video that breaks off gives
-    the frames before the break; one without any is left out.
+    The frames are kept under ``data_home()/frames`` and found there the next time. A damaged video gives the frames
+    that can be decoded; one without any is left out.
     """
     try:
         import av
@@ -81,6 +82,13 @@ def open_videos(path: Path, every: int | None = None) -> FileImages:
     return images
 
 
+def _decoded(av: Any, container: Any, stream: Any) -> Iterator[Any]:
+    """The frames of a video; a damaged packet costs what is in it."""
+    for packet in container.demux(stream):
+        with contextlib.suppress(av.error.InvalidDataError):
+            yield from packet.decode()
+
+
 def _extract(av: Any, video: Path, out: Path, every: int | None) -> None:
     unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
@@ -89,7 +97,7 @@ def _extract(av: Any, video: Path, out: Path, every: int | None) -> None:
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
                 step = every or max(1, round(float(stream.average_rate or 1)))
-                for number, frame in enumerate(container.decode(stream)):
+                for number, frame in enumerate(_decoded(av, container, stream)):
                     if number % step == 0:
                         image = frame.to_image()
                         if turned := int(getattr(frame, "rotation", 0)):

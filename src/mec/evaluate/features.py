@@ -100,7 +100,8 @@ def _joined(
         raise InputError("data: no picture can be read")
     if len(skipped):
         title, reason = next(iter(skipped.reasons.items()))
-        console.print(f"skipped {len(skipped):,} that could not be read; the first: {title}: {reason}", highlight=False, soft_wrap=True)
+        said = f"skipped {len(skipped):,} that could not be read; the first: {title}: {reason}"
+        console.print(said, highlight=False, soft_wrap=True)
     joined = torch.cat(numbers)
     order = joined.argsort()
     return torch.cat(found)[order], joined[order]
