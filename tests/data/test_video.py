@@ -128,6 +128,16 @@ def test_damage_in_the_middle_costs_what_it_hits(tmp_path: Path) -> None:
     assert len(open_images(path, every=1)) > 80
 
 
+def test_videos_may_have_a_split_of_their_own(tmp_path: Path, video: Path) -> None:
+    for name in ("train/run/a.mp4", "train/swim/b.mp4", "val/swim/c.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).symlink_to(video)
+    train, test = (open_images(tmp_path, part, every=45) for part in ("train", "test"))
+    assert (len(train), len(test)) == (4, 2)
+    assert train.classes == test.classes == ["run", "swim"]
+    assert test.labels.tolist() == [1, 1]
+
+
 @pytest.mark.parametrize("content", [b"", b"this is a text file\n" * 50])
 def test_what_is_no_video_is_left_out(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.mp4").write_bytes(content)

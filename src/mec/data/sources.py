@@ -56,7 +56,7 @@ def open_images(
         raise InputError(f"every: expected at least 1, got {every}")
     path = Path(source).expanduser()
     if labels is None and is_video(path):
-        return Parts(open_videos(path, every)).take(split)
+        return open_videos(path, every).take(split)
     images = _open(source, labels, counts_will_do=split == "pretrain").take(split)
     return images if every is None else images.subset(np.arange(0, len(images), every))
 

@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.progress import track
 
 from mec.data.decode import EXTENSIONS
-from mec.data.folders import files_below, walk
+from mec.data.folders import files_below, subfolder, walk
 from mec.data.images import FileImages
 from mec.data.named import data_home
-from mec.data.parts import numbered
+from mec.data.parts import TEST_NAMES, TRAIN_NAMES, Parts, numbered
 from mec.errors import InputError
 
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
@@ -40,12 +40,21 @@ def is_video(path: Path) -> bool:
     return seen
 
 
-def open_videos(path: Path, every: int | None = None) -> FileImages:
-    """Every n-th frame of each video (None: one a second); labels are first-level sub-folders, as for pictures.
+def open_videos(path: Path, every: int | None = None) -> Parts:
+    """Every n-th frame of each video (None: one a second).
 
+    Labels are first-level sub-folders, and ``train`` and ``test`` or ``val`` are a folder's own split, as for pictures.
     The frames are kept under ``data_home()/frames`` and found there the next time. A damaged video gives the frames
     that can be decoded; one without any is left out.
     """
+    train, test = subfolder(path, TRAIN_NAMES), subfolder(path, TEST_NAMES)
+    if train and test:
+        part = _frames_of(train, every)
+        return Parts(part, _frames_of(test, every, part.classes or None))
+    return Parts(_frames_of(path, every))
+
+
+def _frames_of(path: Path, every: int | None, classes: list[str] | None = None) -> FileImages:
     try:
         import av
     except ImportError as error:
@@ -78,7 +87,7 @@ def open_videos(path: Path, every: int | None = None) -> FileImages:
         raise InputError(f"data: no frame of {path} can be read")
     images = FileImages(path.stem, cache, names, left_out=left_out)
     if not any(head in videos for head in heads):
-        images.labels, images.classes = numbered(heads)
+        images.labels, images.classes = numbered(heads, classes)
     return images
 
 
