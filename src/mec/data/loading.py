@@ -17,8 +17,8 @@ from mec.data.images import ArrayImages, Images, read
 from mec.data.pixels import BrokenPictureError, Reading
 from mec.data.reference import ReferenceCropper, ReferenceViews
 from mec.data.samplers import EpochSampler, StepSampler
-from mec.data.shards import ShardImages
 from mec.data.skipped import Lost
+from mec.data.sources.shards import ShardImages
 from mec.data.streaming import ShuffledShards
 from mec.data.survey import RESIDENT_SIDE
 from mec.data.views import TwoViews

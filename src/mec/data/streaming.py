@@ -16,7 +16,7 @@ from mec.data.crops import Batch, Cropper, Encoded, Item
 from mec.data.draws import uniforms
 from mec.data.pixels import BrokenPictureError
 from mec.data.samplers import StepSampler
-from mec.data.shards import ShardImages
+from mec.data.sources.shards import ShardImages
 
 BUFFER_PICTURES = 2000
 BUFFER_BYTES = 256 * 2**20

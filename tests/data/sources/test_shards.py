@@ -20,7 +20,7 @@ from mec.data import Reading, TwoViews, open_images
 from mec.data.crops import Batch
 from mec.data.images import FileImages
 from mec.data.loading import EpochSampler, evaluation_loader, training_loader, training_sampler
-from mec.data.shards import ShardImages
+from mec.data.sources.shards import ShardImages
 from mec.errors import InputError
 
 CPU = torch.device("cpu")
@@ -235,7 +235,7 @@ def test_contents_are_kept_until_the_shard_changes(tmp_path: Path, monkeypatch: 
         [species(i) for i in range(6)]
     ]
     with monkeypatch.context() as patch:
-        patch.setattr("mec.data.shards.read_samples", unexpected)
+        patch.setattr("mec.data.sources.shards.read_samples", unexpected)
         assert open_images(path).labels.tolist() == expected
         os.utime(path, ns=(10**18, 10**18))
         with pytest.raises(AssertionError, match="read again"):
@@ -259,7 +259,7 @@ def test_stated_counts_are_enough_for_pretraining(tmp_path: Path, monkeypatch: p
     counts = {f"x-{shard:04}.tar": size for shard, size in enumerate(SIZES)}
     (tmp_path / "sizes.json").write_text(json.dumps(counts))
     with monkeypatch.context() as patch:
-        patch.setattr("mec.data.shards._contents", unexpected)
+        patch.setattr("mec.data.sources.shards._contents", unexpected)
         images = open_images(tmp_path / "x-{0000..0003}.tar", "pretrain")
         assert len(open_images(tmp_path, "pretrain")) == TOTAL
     assert images.labels is None
@@ -587,7 +587,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(params=[True, False], ids=["ranges", "whole"])
 def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr("mec.data.shards.PAUSE", 0.01)
+    monkeypatch.setattr("mec.data.sources.shards.PAUSE", 0.01)
     server = Server(ranges=request.param)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
@@ -672,7 +672,7 @@ def test_a_shard_larger_than_a_block(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_slow_reader_is_no_silent_server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mec.data.tars.SILENCE", 1.0)
+    monkeypatch.setattr("mec.data.sources.tars.SILENCE", 1.0)
     members = [(f"{i}.jpg", PICTURES[i] + bytes(2**21)) for i in range(7)]
     server.files["a.tar"] = write_tar(tmp_path / "a.tar", members).read_bytes()
     images = open_images(server.url("a.tar"))
@@ -727,7 +727,7 @@ def test_training_goes_on_over_a_connection_that_always_breaks(server: Server, t
 
 
 def test_what_a_server_lacks_is_said_at_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mec.data.shards.PAUSE", 60)
+    monkeypatch.setattr("mec.data.sources.shards.PAUSE", 60)
     source = serve(server, tmp_path)
     del server.files["x-0003.tar"]
     with pytest.raises(InputError, match=r"x-0003\.tar cannot be read \(404, message='Not Found'") as raised:
@@ -739,7 +739,7 @@ def test_what_a_server_lacks_is_said_at_once(server: Server, tmp_path: Path, mon
 
 
 def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mec.data.shards.PAUSE", 0.01)
+    monkeypatch.setattr("mec.data.sources.shards.PAUSE", 0.01)
     with pytest.raises(InputError, match=r"a\.tar cannot be read \(.*[Cc]onnect"):
         open_images("http://127.0.0.1:9/a.tar")
 
@@ -748,7 +748,7 @@ def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_server_that_falls_silent_is_given_up(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    monkeypatch.setattr("mec.data.tars.SILENCE", 0.1)
+    monkeypatch.setattr("mec.data.sources.tars.SILENCE", 0.1)
     source = serve(server, tmp_path)
     server.silent = {"x-0000.tar": at}
     begun = time.monotonic()

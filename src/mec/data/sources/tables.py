@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.data.folders import files_of_kind
 from mec.data.images import Labels
-from mec.data.parts import TEST_NAMES, TRAIN_NAMES, Parts, numbered
 from mec.data.pixels import BrokenPictureError
+from mec.data.sources.folders import files_of_kind
+from mec.data.sources.parts import TEST_NAMES, TRAIN_NAMES, Parts, numbered
 from mec.errors import InputError
 
 HUB = "hf:"

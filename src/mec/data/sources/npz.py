@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mec.data.images import ArrayImages
-from mec.data.parts import Parts, numbered
 from mec.data.pixels import MAX_CHANNELS
+from mec.data.sources.parts import Parts, numbered
 from mec.errors import InputError
 
 

@@ -8,14 +8,14 @@ from typing import Literal
 
 import numpy as np
 
-from mec.data.folders import open_folder, open_list, open_table_of_labels
 from mec.data.images import Images
-from mec.data.named import NAMED, is_torchvision_cifar, open_torchvision_cifar
-from mec.data.npz import open_npz
-from mec.data.parts import Parts
-from mec.data.shards import is_shards, open_shards
-from mec.data.tables import is_table, open_table
-from mec.data.video import VIDEOS, is_video, open_videos
+from mec.data.sources.folders import open_folder, open_list, open_table_of_labels
+from mec.data.sources.named import NAMED, is_torchvision_cifar, open_torchvision_cifar
+from mec.data.sources.npz import open_npz
+from mec.data.sources.parts import Parts
+from mec.data.sources.shards import is_shards, open_shards
+from mec.data.sources.tables import is_table, open_table
+from mec.data.sources.video import VIDEOS, is_video, open_videos
 from mec.errors import InputError
 
 Split = Literal["train", "test", "all", "pretrain"]

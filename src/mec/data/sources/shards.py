@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from mec.data.folders import files_of_kind
 from mec.data.images import Labels
-from mec.data.named import data_home
-from mec.data.parts import Parts, numbered
 from mec.data.pixels import BrokenPictureError
-from mec.data.tars import LABEL_SUFFIXES, PICTURE_SUFFIXES, fsspec_options, read_samples
+from mec.data.sources.folders import files_of_kind
+from mec.data.sources.named import data_home
+from mec.data.sources.parts import Parts, numbered
+from mec.data.sources.tars import LABEL_SUFFIXES, PICTURE_SUFFIXES, fsspec_options, read_samples
 from mec.errors import InputError
 from mec.files import replacing
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from mec.data.folders import open_folder
 from mec.data.images import ArrayImages
-from mec.data.npz import to_pictures
-from mec.data.parts import Parts, divide
+from mec.data.sources.folders import open_folder
+from mec.data.sources.npz import to_pictures
+from mec.data.sources.parts import Parts, divide
 from mec.errors import InputError
 
 

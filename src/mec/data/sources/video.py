@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.progress import track
 
 from mec.data.decode import EXTENSIONS
-from mec.data.folders import files_below, subfolder, walk
 from mec.data.images import FileImages
-from mec.data.named import data_home
-from mec.data.parts import TEST_NAMES, TRAIN_NAMES, Parts, numbered
+from mec.data.sources.folders import files_below, subfolder, walk
+from mec.data.sources.named import data_home
+from mec.data.sources.parts import TEST_NAMES, TRAIN_NAMES, Parts, numbered
 from mec.errors import InputError
 
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})

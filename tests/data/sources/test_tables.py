@@ -17,7 +17,7 @@ from mec.data import Reading, TwoViews, open_images, read
 from mec.data.images import FileImages
 from mec.data.loading import EpochSampler, training_loader
 from mec.data.pixels import BrokenPictureError
-from mec.data.tables import TableImages
+from mec.data.sources.tables import TableImages
 from mec.errors import InputError
 
 CPU = torch.device("cpu")

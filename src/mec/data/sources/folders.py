@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mec.data.decode import EXTENSIONS
 from mec.data.images import FileImages
-from mec.data.parts import TEST_NAMES, TRAIN_NAMES, Parts, numbered
+from mec.data.sources.parts import TEST_NAMES, TRAIN_NAMES, Parts, numbered
 from mec.errors import InputError
 
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "name")
