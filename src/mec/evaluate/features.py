@@ -163,5 +163,5 @@ def _labelled(
 
 def _labels(images: Images, data: str | os.PathLike[str]) -> np.ndarray:
     if images.labels is None:
-        raise InputError(f"data: {data} has no labels; pictures must lie in one sub-folder per class")
+        raise InputError(f"data: {data} has no labels; expected a sub-folder per class, or a .csv of path and label")
     return images.labels
