@@ -192,3 +192,44 @@ def test_real_photographs(real_data: Path) -> None:
     images = open_images(real_data / "caltech101" / "101_ObjectCategories")
     assert (len(images), len(images.classes)) == (3969, 101)
     assert read(images, 0).shape[2] == 3
+
+
+def test_stl10_pretrains_on_its_unlabelled_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layout that torchvision unpacks: (n, channel, column, row) bytes and labels from 1."""
+    from torchvision.datasets import STL10
+
+    folder = tmp_path / STL10.base_folder
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    pictures = {name: rng.integers(0, 256, (n, 3, 96, 96), dtype=np.uint8) for name, n in (("train", 4), ("test", 3))}
+    pictures["unlabeled"] = rng.integers(0, 256, (5, 3, 96, 96), dtype=np.uint8)
+    for name, values in pictures.items():
+        (folder / f"{name}_X.bin").write_bytes(values.tobytes())
+    (folder / "train_y.bin").write_bytes(bytes([1, 2, 3, 10]))
+    (folder / "test_y.bin").write_bytes(bytes([10, 1, 2]))
+    (folder / STL10.class_names_file).write_text("\n".join("abcdefghij"))
+    monkeypatch.setattr(STL10, "_check_integrity", lambda self: True)
+    monkeypatch.setenv("MEC_DATA", str(tmp_path))
+    pretrain, train, test = (open_images("stl10", part) for part in ("pretrain", "train", "test"))
+    assert (len(pretrain), len(train), len(test)) == (5, 4, 3)
+    assert pretrain.labels is None
+    assert train.labels.tolist() == [0, 1, 2, 9]
+    assert test.classes == list("abcdefghij")
+    assert np.array_equal(read(pretrain, 1), pictures["unlabeled"][1].transpose(2, 1, 0))
+
+
+def test_cifar100_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pickle
+
+    from torchvision.datasets import CIFAR100
+
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    for name in ("train", "test"):
+        (folder / name).write_bytes(pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0, 99]}))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"c{i:02}" for i in range(100)]}))
+    monkeypatch.setattr(CIFAR100, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    assert open_images(tmp_path, "test").labels.tolist() == [0, 99]
+    monkeypatch.setenv("MEC_DATA", str(tmp_path))
+    assert len(open_images("cifar100").classes) == 100
