@@ -7,6 +7,7 @@ import tifffile
 from PIL import Image
 
 from mec.data import ArrayImages, open_images, read
+from mec.data.loading import evaluation_loader
 from mec.data.pixels import Reading, as_asked
 from mec.data.survey import measure_colours, settle, survey
 from mec.errors import InputError
@@ -185,3 +186,14 @@ def test_pictures_of_other_channels_count_as_broken(tmp_path: Path) -> None:
     assert np.array_equal(settled.pictures, COLOURS[None, :30, :40])
     assert [item.title for item in lost] == [str(tmp_path / name) for name in ("a.tif", "c.tif")]
     assert all("expected a picture with 3 channels (or 1), got 5" in item.reason for item in lost)
+
+
+def test_pictures_in_memory_are_scaled_once(tmp_path: Path) -> None:
+    """Small pictures of 12 bits, settled, then read for an evaluation and once more."""
+    values = np.random.default_rng(0).integers(0, 4096, (6, 20, 20, 1)).astype(np.uint16)
+    images = ArrayImages("a", values)
+    reading = Reading(1, (0.0, 4095.0))
+    for settled in (settle(images, reading)[0], settle(settle(images, reading)[0], reading)[0]):
+        (batch,) = evaluation_loader(settled, reading, 20, workers=0)
+        np.testing.assert_allclose(batch.pictures[:, 0], values[..., 0] / 4095, atol=1e-6)
+        np.testing.assert_allclose(read(settled.subset(np.array([4])), 0, reading), values[4] / 4095, atol=1e-6)

@@ -7,6 +7,7 @@ from PIL import Image
 from sklearn.neighbors import NearestCentroid
 
 from mec import evaluate
+from mec.data import open_images
 from mec.errors import InputError
 from mec.evaluate.features import Features, extract, prepare
 from mec.evaluate.few_label import class_mean_scores
@@ -117,3 +118,24 @@ def test_bad_sources(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         evaluate.few_label(folder, "test_resnet", draws=0)
     with pytest.raises(InputError, match="iterations: expected"):
         evaluate.linear(folder, "test_resnet", iterations=0)
+
+
+@pytest.mark.parametrize(("broken", "passes"), [(1, True), (4, False)])
+def test_broken_small_pictures_are_counted_when_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: int, passes: bool
+) -> None:
+    for name, tone in (("a", 60), ("b", 190)):
+        (tmp_path / name).mkdir()
+        for i in range(30):
+            Image.new("RGB", (20, 20), (tone, i, 0)).save(tmp_path / name / f"{i:02}.png")
+    train = [Path(open_images(tmp_path, "train").title(i)) for i in range(broken)]
+    for path in train:
+        path.write_bytes(b"")
+    encoder = untrained(create_encoder("resnet18", 32, options={"layers": [1, 1, 1, 1], "channels": [16] * 4}))
+    if passes:
+        task = prepare(tmp_path, encoder, baselines=False)
+        assert len(task.features[0].train) == len(task.features[0].train_labels) == 47
+        assert "skipped 1 that could not be read" in capsys.readouterr().err
+    else:
+        with pytest.raises(InputError, match="max_broken: 4 of 48 pictures cannot be read"):
+            prepare(tmp_path, encoder, baselines=False)

@@ -68,13 +68,17 @@ class FileImages:
 
 @dataclass
 class ArrayImages:
-    """Pictures of one size in memory: (n, height, width, channels), numbers of any type."""
+    """Pictures of one size in memory: (n, height, width, channels), numbers of any type.
+
+    ``settled``: they are already as a Reading asked (mec.data.survey.settle), not to be scaled once more.
+    """
 
     name: str
     pictures: NDArray[Any]
     labels: Labels | None = None
     classes: list[str] = field(default_factory=list)
     left_out: int = 0
+    settled: bool = False
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -92,6 +96,9 @@ class ArrayImages:
 
 def read(images: Images, index: int, reading: Reading | None = None) -> Picture:
     """Picture ``index`` as (height, width, channels); raises BrokenPictureError when it cannot be decoded."""
+    if isinstance(images, ArrayImages) and images.settled:
+        settled: Picture = images.pictures[index]
+        return settled
     return open_picture(images.load(index)).decode(reading or Reading())
 
 

@@ -98,9 +98,11 @@ def settle(
 
     ``progress`` is called with the number of pictures just decoded.
     """
+    if isinstance(images, ArrayImages) and images.settled:
+        return images, []
     if isinstance(images, ArrayImages):
         pictures = np.stack([as_asked(p, reading) for p in images.pictures])
-        return ArrayImages(images.name, pictures, images.labels, images.classes, images.left_out), []
+        return ArrayImages(images.name, pictures, images.labels, images.classes, images.left_out, True), []
     first = next(_sampled(images, 16, lambda opened: opened.decode(reading)))
     if max(first.shape[:2]) > RESIDENT_SIDE or first.nbytes * len(images) > RESIDENT_BYTES:
         return images, []
@@ -129,7 +131,7 @@ def settle(
                 progress(1)
     labels = None if images.labels is None else images.labels[kept]
     left_out = images.left_out + len(lost)
-    return ArrayImages(images.name, pictures[: len(kept)], labels, images.classes, left_out), lost
+    return ArrayImages(images.name, pictures[: len(kept)], labels, images.classes, left_out, True), lost
 
 
 def measure_colours(images: Images, reading: Reading, count: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:

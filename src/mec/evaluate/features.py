@@ -98,13 +98,26 @@ def _joined(
             numbers.append(torch.from_numpy(batch.indices))
     if not found:
         raise InputError("data: no picture can be read")
+    _say(skipped, console)
+    joined = torch.cat(numbers)
+    order = joined.argsort()
+    return torch.cat(found)[order], joined[order]
+
+
+def _settled(images: Images, reading: Reading) -> Images:
+    """In memory where it is small; what cannot be read is counted here, for it is gone afterwards."""
+    skipped = Skipped(MAX_BROKEN, len(images))
+    settled, lost = settle(images, reading)
+    skipped.add(lost, len(images))
+    _say(skipped, Console(stderr=True))
+    return settled
+
+
+def _say(skipped: Skipped, console: Console) -> None:
     if len(skipped):
         title, reason = next(iter(skipped.reasons.items()))
         said = f"skipped {len(skipped):,} that could not be read; the first: {title}: {reason}"
         console.print(said, highlight=False, soft_wrap=True)
-    joined = torch.cat(numbers)
-    order = joined.argsort()
-    return torch.cat(found)[order], joined[order]
 
 
 def prepare(
@@ -138,7 +151,7 @@ def prepare(
 
     # decoded once, for every row of the table, where they are small
     reading = reading_of(encoder)
-    (train, _), (test, _) = settle(train, reading), settle(test, reading)
+    train, test = _settled(train, reading), _settled(test, reading)
 
     def features(called: str, of: Encoder) -> Features:
         return _labelled(called, train, test, extract(train, of, workers, called), extract(test, of, workers, called))
