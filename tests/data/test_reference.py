@@ -8,10 +8,11 @@ from PIL import Image
 from torchvision import transforms
 
 from mec.data import ArrayImages, Reading, open_images
+from mec.data.crops import Item
 from mec.data.draws import uniforms
 from mec.data.loading import EpochSampler, training_loader
 from mec.data.parameters import VIEW_1, VIEW_2, ViewSettings
-from mec.data.reference import ReferenceViews, reference_transform
+from mec.data.reference import ReferenceCropper, ReferenceViews, reference_transform
 from mec.errors import InputError
 from tests.data.test_geometry import photograph
 
@@ -58,6 +59,11 @@ def test_views_are_torchvisions_whatever_the_workers(tmp_path: Path) -> None:
 def test_pictures_in_memory_and_grey_ones() -> None:
     images = ArrayImages("a", np.random.default_rng(0).integers(0, 256, (4, 20, 20, 1), dtype=np.uint8))
     views = ReferenceViews(16, VIEW_1, VIEW_2)
+    before = random.getstate(), torch.random.get_rng_state()
+    cut = ReferenceCropper(views, Reading(1))
+    cut([Item(0, lambda: images.load(0), "a")], 0, lambda _: iter(()))
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.random.get_rng_state(), before[1])
     (batch,) = training_loader(images, views, EpochSampler(4, 4, seed=0), Reading(1), CPU, workers=0)
     assert views(*batch[:3])[0].shape == (4, 1, 16, 16)
 

@@ -77,7 +77,11 @@ class ReferenceCropper(Cropper):
     def cut(self, out: Picture, opened: Opened, plan: Any) -> None:
         picture = opened.decode(self.reading)
         image = Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture)
-        for view, (transform, seed) in enumerate(zip(self.transforms, plan, strict=True)):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            out[view] = np.asarray(transform(image)).reshape(out[view].shape)
+        # without loader processes these are the generators of the training itself
+        before = random.getstate()
+        with torch.random.fork_rng(devices=[]):
+            for view, (transform, seed) in enumerate(zip(self.transforms, plan, strict=True)):
+                torch.manual_seed(seed)
+                random.seed(seed)
+                out[view] = np.asarray(transform(image)).reshape(out[view].shape)
+        random.setstate(before)
