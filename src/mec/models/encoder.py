@@ -53,6 +53,8 @@ class Encoder(nn.Module):
     mean: Tensor
     std: Tensor
     untrained = False
+    origin = ""
+    """Where the weights come from, for people."""
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
