@@ -15,10 +15,12 @@ from rich.table import Table
 
 import mec
 from machine import write
-from mec.evaluate.features import prepare
-from mec.evaluate.knn import knn_predict
+from mec.evaluate.accuracy import accuracies
+from mec.evaluate.features import features_of
+from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import probe
 from mec.evaluate.result import Stopwatch
+from mec.evaluate.task import open_task
 from mec.training import OptimiserSettings, ProjectorSettings
 
 NARROW = {"layers": [1, 1, 1, 1], "channels": [64, 128, 192, 256], "zero_init_last": False}
@@ -54,12 +56,14 @@ def main(data: str = "cifar10", epochs: int = 16, seed: int = 0, threads: int | 
         training_seconds = clock()
         metrics = run.metrics()[-1]
         clock = Stopwatch()
-        task = prepare(data, run)
+        task = open_task(data, run)
+        features = list(features_of(task))
     figures = {}
-    for f in task.features:
-        knn = knn_predict(f.train, f.train_labels, f.test, [20, 200], task.classes)
-        figures[f.name] = {f"kNN, k={k}": float((p == f.test_labels).float().mean()) for k, p in knn.items()}
-        figures[f.name]["linear"] = probe(f)
+    classes = len(task.classes)
+    for f in features:
+        knn = knn_ranking(f.train, f.train_labels, f.test, [20, 200], classes)
+        figures[f.name] = {f"kNN, k={k}": accuracies(r, f.test_labels, classes)["top-1"] for k, r in knn.items()}
+        figures[f.name]["linear"] = probe(f, classes)["top-1"]
     evaluation_seconds = clock()
 
     table = Table(title=f"CIFAR-10 top-1 %, {epochs} epochs in {training_seconds / 60:.1f} min")
@@ -71,7 +75,7 @@ def main(data: str = "cifar10", epochs: int = 16, seed: int = 0, threads: int | 
     path = write(
         "cifar10_cpu",
         "CIFAR-10 without labels on a CPU: frozen features, last epoch, beside the untrained encoder and raw pixels",
-        data=f"CIFAR-10, {len(task.features[0].train)} train, {len(task.features[0].test)} test",
+        data=f"CIFAR-10, {len(task.train)} train, {len(task.test)} test",
         recipe=recipe.as_dict(),
         training_seconds=training_seconds,
         evaluation_seconds=evaluation_seconds,

@@ -15,8 +15,9 @@ from rich.table import Table
 import mec
 from machine import write
 from mec.demo import measure
-from mec.evaluate.features import prepare
+from mec.evaluate.features import features_of
 from mec.evaluate.result import Stopwatch
+from mec.evaluate.task import open_task
 
 
 def main(seeds: int = 3) -> None:
@@ -32,7 +33,8 @@ def main(seeds: int = 3) -> None:
             recipe = replace(mec.load_recipe("digits"), seed=seed)
             run = mec.pretrain("digits", Path(folder) / "run", recipe)
             seconds.append(clock())
-            results.append(measure(prepare("digits", run), clock).figures)
+            task = open_task("digits", run)
+            results.append(measure(task, list(features_of(task)), clock).figures)
     columns = [c for c in results[0]["encoder"] if not c.endswith(" std")]
     figures: dict[str, dict[str, dict[str, float]]] = {row: {} for row in results[0]}
     for row, column in itertools.product(results[0], columns):

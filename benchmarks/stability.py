@@ -23,10 +23,13 @@ from rich.table import Table
 
 import mec
 from machine import write
-from mec.data.loading import settle
-from mec.evaluate.features import prepare
+from mec.data import Reading
+from mec.data.survey import settle
+from mec.evaluate.accuracy import accuracies
+from mec.evaluate.features import features_of
 from mec.evaluate.few_label import class_mean_scores
-from mec.evaluate.knn import knn_predict
+from mec.evaluate.knn import knn_ranking
+from mec.evaluate.task import open_task
 from mec.training import ObjectiveSettings, OptimiserSettings, ProjectorSettings, Recipe, TeacherSettings
 
 
@@ -70,17 +73,18 @@ def train(
     with tempfile.TemporaryDirectory() as folder:
         run = mec.pretrain(data, Path(folder) / "run", recipe, console=Console(quiet=True))
         rows = run.metrics()
-        task = prepare(data, run, baselines=False)
-    (f,) = task.features
-    predicted = knn_predict(f.train, f.train_labels, f.test, [20], task.classes)[20]
+        task = open_task(data, run, baselines=False)
+        (f,) = features_of(task)
+    classes = len(task.classes)
+    ranked = knn_ranking(f.train, f.train_labels, f.test, [20], classes)[20]
     return {
         "loss": rows[-1]["loss"],
         "least loss": min(r["loss"] for r in rows),
         "norm": rows[-1]["spectral_norm"],
         "rank": rows[-1]["effective_rank"],
-        "1 label": float(class_mean_scores(f, task.classes, 1, 20, 0).mean()),
-        "10 labels": float(class_mean_scores(f, task.classes, 10, 20, 0).mean()),
-        "kNN": float((predicted == f.test_labels).float().mean()),
+        "1 label": float(class_mean_scores(f, classes, 1, 20, 0).mean()),
+        "10 labels": float(class_mean_scores(f, classes, 10, 20, 0).mean()),
+        "kNN": accuracies(ranked, f.test_labels, classes)["top-1"],
     }
 
 
@@ -99,7 +103,7 @@ def main(cifar10: str | None = None, seeds: int = 2, forms: list[int] | None = N
         cells = [("digits", digits, m, d, steps, 1347) for m, d, steps in CELLS]
         if cifar10 is not None:
             subset = Path(folder) / "cifar10-fifth.npz"
-            parts = {part: settle(mec.open_images(cifar10, part), 3) for part in ("train", "test")}
+            parts = {part: settle(mec.open_images(cifar10, part), Reading())[0] for part in ("train", "test")}
             arrays = {}
             for part, images in parts.items():
                 arrays[f"{part}_images"], arrays[f"{part}_labels"] = images.pictures[::5], images.labels[::5]

@@ -11,11 +11,13 @@ from rich.table import Table
 
 from mec.data import ArrayImages, open_images
 from mec.errors import InputError
-from mec.evaluate.features import Task, prepare
+from mec.evaluate.accuracy import accuracies
+from mec.evaluate.features import Features, features_of
 from mec.evaluate.few_label import class_mean_scores
-from mec.evaluate.knn import knn_predict
+from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import probe
 from mec.evaluate.result import Result, Stopwatch
+from mec.evaluate.task import Task, open_task
 from mec.report.figure import overview
 from mec.training import load_recipe, pretrain
 
@@ -40,18 +42,17 @@ def demo(out: str | os.PathLike[str] = "demo", epochs: int | None = None, seed: 
     folder = _free(Path(out))
     recipe = replace(load_recipe("digits"), seed=seed)
     run = pretrain("digits", folder, replace(recipe, epochs=epochs or recipe.epochs))
-    task = prepare("digits", run)
-    result = measure(task, clock)
+    task = open_task("digits", run)
+    features = list(features_of(task))
+    result = measure(task, features, clock)
     result.append_to(folder)
     test = open_images("digits", "test")
     assert isinstance(test, ArrayImages)
     assert test.labels is not None
-    picture = overview(
-        run.metrics(), task.features[0].test, test.labels, test.pictures, test.classes, folder / "demo.png"
-    )
+    picture = overview(run.metrics(), features[0].test, test.labels, test.pictures, test.classes, folder / "demo.png")
     console.print(_table(result))
     console.print(
-        f"Accuracy on {len(task.features[0].test)} test digits in percent; n labels a class: nearest class mean, "
+        f"Accuracy on {len(task.test)} test digits in percent; n labels a class: nearest class mean, "
         f"mean ± std of 20 draws; all labels: {NEIGHBOURS} nearest neighbours and a linear classifier.\n"
         f"{picture} shows the run; {result.seconds:.0f} s in all.",
         highlight=False,
@@ -59,17 +60,18 @@ def demo(out: str | os.PathLike[str] = "demo", epochs: int | None = None, seed: 
     return result
 
 
-def measure(task: Task, clock: Stopwatch) -> Result:
+def measure(task: Task, features: list[Features], clock: Stopwatch) -> Result:
     """Few labels, neighbours and linear classifier, for every row of the task."""
+    classes = len(task.classes)
     figures: dict[str, dict[str, float]] = {}
-    for f in task.features:
+    for f in features:
         row = figures[f.name] = {}
         for n in LABELS:
-            scores = class_mean_scores(f, task.classes, n, draws=20, seed=0)
+            scores = class_mean_scores(f, classes, n, draws=20, seed=0)
             row[f"{n} labels"], row[f"{n} labels std"] = float(scores.mean()), float(scores.std())
-        predicted = knn_predict(f.train, f.train_labels, f.test, [NEIGHBOURS], task.classes)[NEIGHBOURS]
-        row["all, kNN"] = float((predicted == f.test_labels).float().mean())
-        row["all, linear"] = probe(f)
+        ranked = knn_ranking(f.train, f.train_labels, f.test, [NEIGHBOURS], classes)[NEIGHBOURS]
+        row["all, kNN"] = accuracies(ranked, f.test_labels, classes)["top-1"]
+        row["all, linear"] = probe(f, classes)["top-1"]
     return Result(
         task="demo",
         protocol="few labels: nearest class mean, 20 draws; all labels: kNN (k=20) and logistic regression; top-1 %",

@@ -1,4 +1,4 @@
-"""What a loader process does: decode a picture once and cut the two views' crops from it, as bytes."""
+"""What a loader process does: decode a picture once and cut the crops of its views from it, as bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mec.data.decode import SHRINKS, Opened, open_picture
 from mec.data.geometry import Boxes
 from mec.data.pixels import BrokenPictureError, Picture, Reading
 from mec.data.skipped import Lost
-from mec.data.views import TwoViews
+from mec.data.views import Views
 from mec.errors import InputError
 
 SUBSTITUTES = 100
@@ -29,16 +29,18 @@ Load = Callable[[], Encoded]
 
 
 class Batch(NamedTuple):
-    """Pictures for ``TwoViews``.
+    """Pictures for ``Views``.
 
-    pictures: (n, c, h, w) whole, or (n, 2, c, s, s) the crops of two views; uint8, or float32 in [0, 1].
-    indices: (n,) their numbers in the source. lost: those that could not be read, whose places others took.
+    pictures: (n, c, h, w) whole, or (n, views, c, s, s) the crops of each view; uint8, or float32 in [0, 1].
+    indices: (n,) their numbers in the source, which fix their views. lost: those that could not be read.
+    shown: (n,) the numbers of the pictures that are there: others where one could not be read.
     """
 
     pictures: Tensor
     indices: NDArray[np.int64]
     epoch: int
     lost: list[Lost]
+    shown: NDArray[np.int64]
 
 
 class Item(NamedTuple):
@@ -52,35 +54,37 @@ class Item(NamedTuple):
 class Cropper:
     """Encoded pictures -> a Batch of crops. Pictures that cannot be read are replaced, under their own numbers."""
 
-    def __init__(self, views: TwoViews, reading: Reading) -> None:
+    def __init__(self, views: Views, reading: Reading) -> None:
         self.views, self.reading = views, reading
 
     def __call__(self, items: Sequence[Item], epoch: int, others: Callable[[int], Iterator[Item]]) -> Batch:
         """``others(index)`` gives pictures to take in place of picture ``index``."""
         size, indices = self.views.size, np.array([item.number for item in items], dtype=np.int64)
         kind = np.uint8 if self.reading.value_range is None else np.float32
-        out = np.empty((len(items), 2, size, size, self.reading.channels), dtype=kind)
+        out = np.empty((len(items), len(self.views.settings), size, size, self.reading.channels), dtype=kind)
         lost: list[Lost] = []
+        shown = indices.copy()
         opened = [self._open(item, lost) for item in items]
         plans = self.plans(indices, epoch, opened)
         for n, item in enumerate(items):
             if not self._cut(out[n], item, opened[n], plans[n], lost):
-                self._replace(out[n], item.number, epoch, others(item.number), lost)
-        return Batch(torch.from_numpy(out).permute(0, 1, 4, 2, 3), indices, epoch, lost)
+                shown[n] = self._replace(out[n], item.number, epoch, others(item.number), lost)
+        return Batch(torch.from_numpy(out).permute(0, 1, 4, 2, 3), indices, epoch, lost, shown)
 
     def plans(self, indices: NDArray[np.int64], epoch: int, opened: Sequence[Opened | None]) -> Sequence[Any]:
-        """What to cut from each picture: boxes (2, 4) and whether to mirror (2,), drawn for all at once."""
+        """What to cut from each picture: boxes (views, 4) and whether to mirror (views,), drawn for all at once."""
         heights = np.array([o.height if o else 1 for o in opened])
         widths = np.array([o.width if o else 1 for o in opened])
-        drawn = [self.views.parameters_of(view, indices, epoch, heights, widths) for view in (0, 1)]
+        views = range(len(self.views.settings))
+        drawn = [self.views.parameters_of(view, indices, epoch, heights, widths) for view in views]
         boxes = np.stack([d.boxes for d in drawn], axis=1)
         return list(zip(boxes, np.stack([d.flip for d in drawn], axis=1), strict=True))
 
     def cut(self, out: Picture, opened: Opened, plan: Any) -> None:
-        """The crops of one picture, written into ``out`` (2, size, size, channels)."""
+        """The crops of one picture, written into ``out`` (views, size, size, channels)."""
         boxes, mirrored = plan
         picture = opened.decode(self.reading, shrink_for(boxes, self.views.size))
-        for view in (0, 1):
+        for view in range(len(out)):
             box = shrunk(boxes[view], (opened.height, opened.width), (picture.shape[0], picture.shape[1]))
             out[view] = crop_and_resize(picture, box, self.views.size, bool(mirrored[view]))
 
@@ -101,12 +105,13 @@ class Cropper:
             return False
         return True
 
-    def _replace(self, out: Picture, index: int, epoch: int, others: Iterator[Item], lost: list[Lost]) -> None:
+    def _replace(self, out: Picture, index: int, epoch: int, others: Iterator[Item], lost: list[Lost]) -> int:
+        """The number of the picture that was cut instead."""
         for item in itertools.islice(others, SUBSTITUTES):
             opened = self._open(item, lost)
             (plan,) = self.plans(np.array([index]), epoch, [opened])
             if self._cut(out, item, opened, plan, lost):
-                return
+                return item.number
         raise InputError(
             f"data: no picture could be read in place of picture {index}; the last tried: {lost[-1].title}: "
             f"{lost[-1].reason}"

@@ -21,7 +21,7 @@ from mec.data.skipped import Lost
 from mec.data.sources.shards import ShardImages
 from mec.data.streaming import ShuffledShards
 from mec.data.survey import RESIDENT_SIDE
-from mec.data.views import TwoViews
+from mec.data.views import Views
 
 REPLACING = 9
 """Stream of random numbers."""
@@ -45,7 +45,7 @@ class _Whole(Dataset[Batch]):
     def __getitem__(self, keys: Sequence[tuple[int, int]]) -> Batch:
         indices = np.array([i for _, i in keys], dtype=np.int64)
         rows = torch.from_numpy(indices).to(self.pictures.device)
-        return Batch(self.pictures[rows], indices, keys[0][0], [])
+        return Batch(self.pictures[rows], indices, keys[0][0], [], indices)
 
 
 class _Cropped(Dataset[Batch]):
@@ -74,17 +74,20 @@ def _as_is(batch: Any) -> Any:
 
 
 def training_sampler(
-    images: Images, batch: int, seed: int, rank: int = 0, processes: int = 1
+    images: Images, batch: int, seed: int, rank: int = 0, processes: int = 1, whole: bool = False
 ) -> EpochSampler | StepSampler:
-    """The order of training: any for what is loaded by number, shard by shard for what is streamed."""
+    """The order of training: any for what is loaded by number, shard by shard for what is streamed.
+
+    ``whole``: an epoch ends with a smaller batch of what is left, where the source can be read in any order.
+    """
     if isinstance(images, ShardImages):
         return StepSampler(len(images), batch, seed, rank, processes)
-    return EpochSampler(len(images), batch, seed, rank, processes)
+    return EpochSampler(len(images), batch, seed, rank, processes, whole)
 
 
 def training_loader(
     images: Images,
-    views: TwoViews,
+    views: Views,
     sampler: EpochSampler | StepSampler | Sequence[Sequence[tuple[int, int]]],
     reading: Reading,
     device: torch.device,
@@ -126,7 +129,8 @@ class _Centred(Dataset[Batch]):
                 lost.append(Lost(self.images.title(index), str(error)))
         c, size = self.reading.channels, self.size
         pictures = torch.stack(list(found.values())).permute(0, 3, 1, 2) if found else torch.empty(0, c, size, size)
-        return Batch(pictures, np.array(list(found), dtype=np.int64), 0, lost)
+        numbers = np.array(list(found), dtype=np.int64)
+        return Batch(pictures, numbers, 0, lost, numbers)
 
     def _central(self, picture: Any) -> Any:
         height, width = picture.shape[:2]

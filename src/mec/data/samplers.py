@@ -16,14 +16,19 @@ Key = TypeVar("Key")
 
 
 class _Epochs(Sampler[Key]):
-    """Steps of joined batches over all processes; what does not fill one at the end of an epoch is left out of it."""
+    """Steps of joined batches over all processes. What does not fill one at the end of an epoch is left out of it,
+    or, where ``whole``, shown in a smaller one."""
 
-    def __init__(self, pictures: int, batch: int, seed: int, rank: int = 0, processes: int = 1) -> None:
+    def __init__(
+        self, pictures: int, batch: int, seed: int, rank: int = 0, processes: int = 1, whole: bool = False
+    ) -> None:
         self.pictures, self.batch, self.seed, self.rank, self.processes = pictures, batch, seed, rank, processes
+        self.whole = whole
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self.pictures // (self.batch * self.processes)
+        joined = self.batch * self.processes
+        return -(-self.pictures // joined) if self.whole else self.pictures // joined
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

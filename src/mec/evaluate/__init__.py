@@ -1,8 +1,9 @@
-"""Downstream tasks, each a function ``(data, encoder, ...) -> Result`` on frozen features."""
+"""Downstream tasks, each a function ``(data, encoder, ...) -> Result``."""
 
 from mec.evaluate.few_label import few_label
+from mec.evaluate.finetune import finetune
 from mec.evaluate.knn import knn
 from mec.evaluate.linear import linear
 from mec.evaluate.result import Result
 
-__all__ = ["Result", "few_label", "knn", "linear"]
+__all__ = ["Result", "few_label", "finetune", "knn", "linear"]

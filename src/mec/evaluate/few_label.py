@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,17 +9,18 @@ import torch
 import torch.nn.functional as F
 
 from mec.errors import InputError
-from mec.evaluate.features import EncoderLike, Features, prepare
+from mec.evaluate.features import Features, features_of, labels_of
 from mec.evaluate.result import Result, Stopwatch
+from mec.evaluate.task import EncoderLike, Source, open_task
 
 
 def few_label(
-    data: str | os.PathLike[str],
+    data: Source,
     encoder: EncoderLike,
     labels: Sequence[int] = (1, 5, 10),
     draws: int = 20,
     seed: int = 0,
-    baselines: bool = True,
+    baselines: bool | None = None,
     workers: int | None = None,
 ) -> Result:
     """Accuracy when only a few train pictures of each class have a label: mean and spread over draws.
@@ -31,27 +31,28 @@ def few_label(
 
     Args:
         data: a labelled source (see ``mec.data.open_images``).
-        encoder: an Encoder, a run folder, an encoder file or a timm name.
+        encoder: an Encoder, a run folder, a file of weights or a timm name.
         labels: labelled pictures per class.
         draws: random choices of them.
         seed: of the draws.
-        baselines: measure the untrained encoder and raw pixels too.
-        workers: loader processes; None is one per core.
+        baselines: measure the untrained encoder and raw pixels too; null: up to 100,000 train pictures.
+        workers: loader processes; null is one per core.
     """
     if not labels or min(labels) < 1:
         raise InputError(f"labels: expected numbers of at least 1, got {list(labels)}")
     if draws < 1:
         raise InputError(f"draws: expected at least 1, got {draws}")
     clock = Stopwatch()
-    task = prepare(data, encoder, baselines, workers)
-    fewest = int(task.features[0].train_labels.bincount(minlength=task.classes).min())
+    task = open_task(data, encoder, baselines, workers)
+    classes = len(task.classes)
+    fewest = int(labels_of(task.train).bincount(minlength=classes).min())
     if max(labels) > fewest:
         raise InputError(f"labels: expected at most {fewest}, the pictures of the smallest class, got {list(labels)}")
     figures: dict[str, dict[str, float]] = {}
-    for f in task.features:
+    for f in features_of(task):
         row = figures[f.name] = {}
         for n in labels:
-            scores = class_mean_scores(f, task.classes, n, draws, seed)
+            scores = class_mean_scores(f, classes, n, draws, seed)
             row[f"{n} per class"], row[f"{n} per class std"] = float(scores.mean()), float(scores.std())
     return Result(
         task="few-label",
@@ -66,12 +67,17 @@ def few_label(
 def class_mean_scores(features: Features, classes: int, labels: int, draws: int, seed: int) -> np.ndarray:
     """Test accuracy (draws,) with ``labels`` pictures of each class, as shares."""
     centre = features.train.mean(dim=0)
-    train, test = F.normalize(features.train - centre, dim=1), F.normalize(features.test - centre, dim=1)
+    test = F.normalize(features.test - centre, dim=1)
     members = [np.flatnonzero(features.train_labels.numpy() == c) for c in range(classes)]
+    fewest = min(len(m) for m in members)
+    if labels > fewest:
+        raise InputError(
+            f"labels: expected at most {fewest}, the readable pictures of the smallest class, got {labels}"
+        )
     random = np.random.default_rng([seed, labels])
     scores = []
     for _ in range(draws):
-        chosen = np.stack([random.choice(m, labels, replace=False) for m in members])
-        means = F.normalize(train[torch.from_numpy(chosen)].mean(dim=1), dim=1)
+        chosen = torch.from_numpy(np.stack([random.choice(m, labels, replace=False) for m in members]))
+        means = F.normalize(F.normalize(features.train[chosen] - centre, dim=2).mean(dim=1), dim=1)
         scores.append(float(((test @ means.T).argmax(dim=1) == features.test_labels).float().mean()))
     return np.array(scores)

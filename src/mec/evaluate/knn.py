@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mec.errors import InputError
-from mec.evaluate.features import EncoderLike, prepare
+from mec.evaluate.accuracy import TOP, accuracies, ranking
+from mec.evaluate.features import features_of
+from mec.evaluate.neighbours import nearest
 from mec.evaluate.result import Result, Stopwatch
+from mec.evaluate.task import EncoderLike, Source, open_task
+
+VOTES = 2**24
+"""Votes counted at once: queries times classes."""
 
 
 def knn(
-    data: str | os.PathLike[str],
+    data: Source,
     encoder: EncoderLike,
     k: Sequence[int] = (10, 20, 100, 200),
     temperature: float = 0.07,
-    baselines: bool = True,
+    baselines: bool | None = None,
     workers: int | None = None,
     labels: str | None = None,
 ) -> Result:
     """Classify test pictures by their nearest train pictures; no training.
 
+    Exact, in bounded memory: the bank goes through the device a part at a time.
+
     Args:
         data: a labelled source (see ``mec.data.open_images``).
-        encoder: an Encoder, a run folder, an encoder file or a timm name.
+        encoder: an Encoder, a run folder, a file of weights or a timm name.
         k: numbers of neighbours; those above the number of train pictures are left out.
         temperature: a neighbour of cosine similarity s weighs exp(s / temperature).
-        baselines: measure the untrained encoder and raw pixels too.
-        workers: loader processes; None is one per core.
+        baselines: measure the untrained encoder and raw pixels too; null: up to 100,000 train pictures.
+        workers: loader processes; null is one per core.
         labels: a .csv of path and label for pictures of a folder, in place of its sub-folders.
     """
     if not k or min(k) < 1:
@@ -39,18 +45,24 @@ def knn(
     if not temperature > 0:
         raise InputError(f"temperature: expected a positive number, got {temperature}")
     clock = Stopwatch()
-    task = prepare(data, encoder, baselines, workers, labels)
-    most = len(task.features[0].train)
+    task = open_task(data, encoder, baselines, workers, labels)
+    most = len(task.train)
     kept = [n for n in k if n <= most]
     if not kept:
         raise InputError(f"k: expected at most {most}, the number of train pictures, got {list(k)}")
+    classes = len(task.classes)
     figures: dict[str, dict[str, float]] = {}
-    for f in task.features:
-        predicted = knn_predict(f.train, f.train_labels, f.test, kept, task.classes, temperature)
-        figures[f.name] = {f"k={n}": float((p == f.test_labels).float().mean()) for n, p in predicted.items()}
+    for f in features_of(task):
+        ranked = knn_ranking(f.train, f.train_labels, f.test, kept, classes, temperature)
+        row = figures[f.name] = {}
+        for n, found in ranked.items():
+            measured = accuracies(found, f.test_labels, classes)
+            row[f"k={n}"] = measured["top-1"]
+            if "top-5" in measured:
+                row[f"k={n} top-5"] = measured["top-5"]
     return Result(
         task="knn",
-        protocol=f"weighted kNN, cosine, temperature {temperature:g}, bank = train split, top-1 %",
+        protocol=f"weighted kNN, cosine, temperature {temperature:g}, bank = train split, top-1 / top-5 %",
         data=task.data,
         encoder=task.encoder,
         figures=figures,
@@ -58,23 +70,23 @@ def knn(
     )
 
 
-def knn_predict(
+def knn_ranking(
     bank: Tensor,
     bank_labels: Tensor,
     queries: Tensor,
     k: Sequence[int],
     classes: int,
     temperature: float = 0.07,
-    chunk: int = 1024,
 ) -> dict[int, Tensor]:
-    """Predicted class (n,) of each query for each k; ``chunk`` queries are compared with the bank at a time."""
-    bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
+    """For each k the five classes with most votes (n, min(5, classes)) of each query, most first."""
+    similarity, neighbours = nearest(queries, bank, min(max(k), len(bank)))
+    weights, labels = (similarity / temperature).exp(), bank_labels[neighbours]
     found: dict[int, list[Tensor]] = {n: [] for n in k}
-    for part in torch.split(queries, chunk):
-        similarity, neighbours = (part @ bank.T).topk(max(k), dim=1)
-        weights = (similarity / temperature).exp()
-        labels = bank_labels[neighbours]
+    at_once = max(1, VOTES // classes)
+    for start in range(0, len(queries), at_once):
+        rows = slice(start, start + at_once)
         for n in k:
-            votes = weights.new_zeros(len(part), classes).scatter_add_(1, labels[:, :n], weights[:, :n])
-            found[n].append(votes.argmax(dim=1))
-    return {n: torch.cat(parts) for n, parts in found.items()}
+            votes = torch.zeros(len(labels[rows]), classes)
+            votes.scatter_add_(1, labels[rows, :n], weights[rows, :n])
+            found[n].append(ranking(votes))
+    return {n: torch.cat(parts) if parts else torch.empty(0, min(TOP, classes)) for n, parts in found.items()}

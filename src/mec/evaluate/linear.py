@@ -1,87 +1,112 @@
-"""Linear probe on cached frozen features: multinomial logistic regression."""
+"""Linear probes of a frozen encoder, after pretraining: a quick one on cached features, and the published ones."""
 
 from __future__ import annotations
 
-import os
-import warnings
+from typing import Literal
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+import torch
 from sklearn.model_selection import train_test_split
-from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
 from mec.errors import InputError
-from mec.evaluate.features import EncoderLike, Features, prepare
+from mec.evaluate.accuracy import accuracies, ranking
+from mec.evaluate.features import Features, features_of
+from mec.evaluate.logistic import LogisticFit
 from mec.evaluate.result import Result, Stopwatch
+from mec.evaluate.supervised import PAPER_PROBE, SIMSIAM_PROBE, in_words, overridden, train_and_test
+from mec.evaluate.task import EncoderLike, Source, open_task, settled
 
-STRENGTHS = tuple(10.0**e for e in (-4, -3, -2, -1, 0, 1))
+STRENGTHS = tuple(10.0**e for e in np.arange(-4, 1.1, 0.5))
 CHOOSING_LIMIT = 10_000
-"""Regularisation is chosen on at most this many train pictures: it moves little with more, the time does."""
+"""The penalty is chosen on at most this many train pictures, or 20 of each class: it moves little with more."""
+PROTOCOLS = {"paper": PAPER_PROBE, "simsiam": SIMSIAM_PROBE}
 
 
 def linear(
-    data: str | os.PathLike[str],
+    data: Source,
     encoder: EncoderLike,
-    baselines: bool = True,
+    protocol: Literal["fast", "paper", "simsiam"] = "fast",
+    baselines: bool | None = None,
     iterations: int = 200,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
     workers: int | None = None,
     labels: str | None = None,
 ) -> Result:
     """Fit a linear classifier on frozen features, after pretraining (an offline probe).
 
-    Features are standardised with the train split's statistics. The inverse strength C of the L2 penalty is the
-    best of 1e-4 ... 10 on a fifth of the train split that is held out, then the classifier is fitted again
-    on all of it; the test split is looked at once.
+    fast: multinomial logistic regression on standardised features of central crops, extracted once. The L2 penalty is
+    the best of eleven on a fifth of the train split that is held out, then the classifier is fitted again on all of it.
+
+    paper: the probe of the paper's code. Each epoch sees new crops (RandomResizedCrop) and flips; BatchNorm without
+    affine, then a linear layer, SGD with layer-wise rates (LARS), learning rate 0.03 for a batch of 256, batch 4096,
+    cosine by epoch, 100 epochs; the last epoch counts. simsiam: without the BatchNorm, 0.02, 90 epochs. Both are made
+    for a million pictures: on a few thousand they take too few steps to learn.
+
+    The test split is looked at once.
 
     Args:
         data: a labelled source (see ``mec.data.open_images``).
-        encoder: an Encoder, a run folder, an encoder file or a timm name.
-        baselines: measure the untrained encoder and raw pixels too.
-        iterations: of L-BFGS, at most.
-        workers: loader processes; None is one per core.
+        encoder: an Encoder, a run folder, a file of weights or a timm name.
+        protocol: fast (minutes), or paper or simsiam (hours).
+        baselines: measure the untrained encoder too, and in the fast protocol raw pixels; null: up to 100,000
+            train pictures.
+        iterations: of L-BFGS, at most; fast only.
+        epochs: in place of the protocol's; paper and simsiam only.
+        batch_size: in place of the protocol's, the learning rate scaled with it; paper and simsiam only.
+        seed: of the classifier, the order and the crops; paper and simsiam only.
+        workers: loader processes; null is one per core.
         labels: a .csv of path and label for pictures of a folder, in place of its sub-folders.
     """
     if iterations < 1:
         raise InputError(f"iterations: expected at least 1, got {iterations}")
+    if protocol not in ("fast", *PROTOCOLS):
+        raise InputError(f"protocol: expected fast, {' or '.join(PROTOCOLS)}, got {protocol!r}")
+    if protocol == "fast" and (epochs is not None or batch_size is not None):
+        raise InputError("epochs, batch_size: the fast protocol has none; take --protocol paper or simsiam")
+    settings = overridden(PROTOCOLS.get(protocol, PAPER_PROBE), epochs=epochs, batch_size=batch_size)
     clock = Stopwatch()
-    task = prepare(data, encoder, baselines, workers, labels)
+    task = open_task(data, encoder, baselines, workers, labels)
+    if protocol == "fast":
+        how = "fast: logistic regression on standardised features of central crops, penalty chosen on held-out train"
+        figures = {f.name: probe(f, len(task.classes), iterations) for f in features_of(task)}
+    else:
+        how = f"{protocol}: {in_words(settings, len(task.train))}, last epoch"
+        task = settled(task)
+        figures = {
+            name: train_and_test(task, task.train, of, settings, seed, f"{protocol} probe, {name}")
+            for name, of in task.encoders.items()
+        }
     return Result(
         task="linear",
-        protocol="offline probe: logistic regression on standardised features, C chosen on held-out train, top-1 %",
+        protocol=f"offline linear probe, {how}, %",
         data=task.data,
         encoder=task.encoder,
-        figures={f.name: {"top-1": probe(f, iterations)} for f in task.features},
+        figures=figures,
         seconds=clock(),
     )
 
 
-def probe(features: Features, iterations: int = 200) -> float:
-    """Test accuracy of the probe, as a share."""
-    x, y = features.train.numpy(), features.train_labels.numpy()
-    strength = choose_strength(x, y, iterations)
-    scaler = StandardScaler().fit(x)
-    classifier = _fit(scaler.transform(x), y, strength, iterations)
-    return float(classifier.score(scaler.transform(features.test.numpy()), features.test_labels.numpy()))
+def probe(features: Features, classes: int, iterations: int = 200) -> dict[str, float]:
+    """Test accuracies of the fast probe, as shares (see ``mec.evaluate.accuracy``)."""
+    strength = choose_strength(features.train, features.train_labels, classes, iterations)
+    classifier = LogisticFit(features.train, features.train_labels, classes)(strength, iterations)
+    return accuracies(ranking(classifier.scores(features.test)), features.test_labels, classes)
 
 
-def choose_strength(x: np.ndarray, y: np.ndarray, iterations: int) -> float:
-    """The C of STRENGTHS that is best on a held-out fifth; the smaller one when equal. A class of one cannot be
-    divided: then 1.0 is taken."""
-    if np.bincount(y).min() < 2:
+def choose_strength(x: Tensor, y: Tensor, classes: int, iterations: int) -> float:
+    """The inverse penalty C of STRENGTHS that is best on a held-out fifth; the smaller one when equal. A class of one
+    cannot be divided: then 1.0 is taken."""
+    if int(y.bincount()[y].min()) < 2:
         return 1.0
-    if len(x) > CHOOSING_LIMIT:
-        x, _, y, _ = train_test_split(x, y, train_size=CHOOSING_LIMIT, stratify=y, random_state=0)
-    held_out = max(np.unique(y).size, round(len(y) * 0.2))
-    x_fit, x_held, y_fit, y_held = train_test_split(x, y, test_size=held_out, stratify=y, random_state=0)
-    scaler = StandardScaler().fit(x_fit)
-    x_fit, x_held = scaler.transform(x_fit), scaler.transform(x_held)
-    scores = [_fit(x_fit, y_fit, c, iterations).score(x_held, y_held) for c in STRENGTHS]
-    return STRENGTHS[int(np.argmax(scores))]
-
-
-def _fit(x: np.ndarray, y: np.ndarray, strength: float, iterations: int) -> LogisticRegression:
-    with warnings.catch_warnings():
-        # stopping early regularises a little more; it is not an error
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return LogisticRegression(C=strength, max_iter=iterations).fit(x, y)
+    some = np.random.default_rng(0).permutation(len(y))[: max(CHOOSING_LIMIT, 20 * classes)]
+    rows = torch.from_numpy(np.sort(some))
+    rows = rows[y[rows].bincount(minlength=classes)[y[rows]] > 1]
+    held_out = max(int((y[rows].bincount() > 0).sum()), round(len(rows) * 0.2))
+    kept, held = train_test_split(rows, test_size=held_out, stratify=y[rows], random_state=0)
+    fit, held_x, held_y = LogisticFit(x[kept], y[kept], classes), x[held], y[held]
+    # from the strongest penalty on: each fit begins near its end
+    right = [int((fit(c, iterations).scores(held_x).argmax(dim=1) == held_y).sum()) for c in STRENGTHS]
+    return float(STRENGTHS[int(np.argmax(right))])

@@ -52,19 +52,26 @@ class Result:
         return path
 
     def table(self) -> Table:
-        """Rows encoder and baselines; accuracies in percent, with their spread where there are several draws."""
-        columns = [c for c in next(iter(self.figures.values())) if not c.endswith(" std")]
+        """Rows encoder and baselines; accuracies in percent, with their spread where there are several draws, and
+        beside a column "k=20" its top-5 where there is "k=20 top-5"."""
+        found = next(iter(self.figures.values()))
+        columns = [c for c in found if not (c.endswith((" std", " top-5")) and c.rsplit(" ", 1)[0] in found)]
         table = Table(title=f"{self.task}: {self.data}", caption=self.protocol, title_justify="left")
         table.add_column("")
         for column in columns:
             table.add_column(column, justify="right")
         for row, values in self.figures.items():
-            cells = []
-            for column in columns:
-                spread = values.get(f"{column} std")
-                cells.append(f"{100 * values[column]:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}"))
-            table.add_row(row, *cells)
+            table.add_row(row, *(_cell(values, column) for column in columns))
         return table
+
+
+def _cell(values: dict[str, float], column: str) -> str:
+    joined = "".join(
+        f"{sign}{100 * values[f'{column} {name}']:.1f}"
+        for name, sign in (("std", " ± "), ("top-5", " / "))
+        if f"{column} {name}" in values
+    )
+    return f"{100 * values[column]:.1f}{joined}"
 
 
 class Stopwatch:

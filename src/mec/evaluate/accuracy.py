@@ -1,0 +1,47 @@
+"""Top-1, top-5 and per-class accuracy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TOP = 5
+
+
+def ranking(scores: Tensor) -> Tensor:
+    """(n, classes) -> the best five classes of each row (n, min(5, classes)), best first."""
+    return scores.topk(min(TOP, scores.shape[1]), dim=1).indices
+
+
+def accuracies(ranked: Tensor, labels: Tensor, classes: int) -> dict[str, float]:
+    """Shares of right answers.
+
+    Args:
+        ranked: (n, 5 or fewer) classes, best first.
+        labels: (n,) the right ones.
+        classes: how many there are; up to five, top-5 says nothing and is left out.
+
+    Returns:
+        "top-1"; "top-5"; and "class mean", the mean over classes of the share within each, for classes of unequal
+        size. Classes without a picture are left out of the mean.
+    """
+    right = ranked == labels[:, None]
+    found = {"top-1": float(right[:, 0].double().mean())}
+    if classes > TOP:
+        found["top-5"] = float(right.any(dim=1).double().mean())
+    counts = labels.bincount(minlength=classes)
+    hits = labels.bincount(weights=right[:, 0].double(), minlength=classes)
+    present = counts > 0
+    found["class mean"] = float((hits[present] / counts[present]).mean())
+    return found
+
+
+def spread_of(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Several runs -> the mean of each figure, and beside it ("top-1 std") its standard deviation over the runs."""
+    found: dict[str, float] = {}
+    for name in rows[0]:
+        values = torch.tensor([row[name] for row in rows], dtype=torch.float64)
+        found[name] = float(values.mean())
+        if len(rows) > 1:
+            found[f"{name} std"] = float(values.std())
+    return found

@@ -1,0 +1,240 @@
+"""Training a classifier on an encoder, frozen or not, as the published protocols do."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import lightning
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from timm.optim.lars import Lars
+from torch import Tensor, nn
+
+from mec.data.crops import Batch
+from mec.data.images import Images
+from mec.data.loading import evaluation_loader, training_loader, training_sampler
+from mec.data.parameters import ViewSettings
+from mec.data.skipped import Skipped
+from mec.data.views import Views
+from mec.errors import InputError
+from mec.evaluate.accuracy import accuracies, ranking
+from mec.evaluate.features import gather, labels_of
+from mec.evaluate.neighbours import best_device
+from mec.evaluate.task import MAX_BROKEN, Task, in_memory, reading_of
+from mec.models.encoder import Encoder
+
+CROP = ViewSettings(crop_scale=(0.08, 1.0), jitter=0.0, grey=0.0, blur=0.0, solarise=0.0)
+"""RandomResizedCrop and flip, torchvision's defaults: what every protocol here trains with."""
+LIVE_SECONDS, PLAIN_SECONDS = 0.5, 30
+"""Between two looks at the loss: each waits for the device."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a classifier is trained on an encoder.
+
+    Attributes:
+        epochs: passes over the labelled pictures.
+        batch_size: pictures in a step, at most all of them.
+        head_rate: learning rate of the linear layer for a batch of 256; it is scaled with the batch.
+        backbone_rate: that of the encoder; 0 freezes it, its BatchNorm statistics too.
+        schedule: cosine to 0, or steps: a fifth of it after 60 and 80 % of the epochs; by epoch.
+        optimiser: sgd with momentum 0.9, or lars: the same with layer-wise rates (trust 0.001, not clipped).
+        standardise: BatchNorm without affine (eps 1e-6) before the linear layer.
+        weight_decay: of all that is trained.
+    """
+
+    epochs: int
+    batch_size: int
+    head_rate: float
+    backbone_rate: float = 0.0
+    schedule: Literal["cosine", "steps"] = "cosine"
+    optimiser: Literal["sgd", "lars"] = "sgd"
+    standardise: bool = False
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 2)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        for name in ("head_rate", "backbone_rate", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name}: expected a number of at least 0, got {getattr(self, name)}")
+
+    def factor(self, epoch: int) -> float:
+        """Of the learning rates in an epoch."""
+        if self.schedule == "steps":
+            return float(0.2 ** sum(epoch >= share * self.epochs for share in (0.6, 0.8)))
+        return 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+
+
+# the paper's code, benchmarks/linearprob; SimSiam's paper, appendix A
+PAPER_PROBE = Settings(100, 4096, head_rate=0.03, optimiser="lars", standardise=True)
+SIMSIAM_PROBE = Settings(90, 4096, head_rate=0.02, optimiser="lars")
+
+
+def overridden(settings: Settings, **changes: Any) -> Settings:
+    """With those of ``changes`` that are not None."""
+    return replace(settings, **{name: value for name, value in changes.items() if value is not None})
+
+
+def in_words(settings: Settings, pictures: int) -> str:
+    s, batch = settings, min(settings.batch_size, pictures)
+    rates = f"{s.backbone_rate:g} (backbone) and {s.head_rate:g} (head)" if s.backbone_rate else f"{s.head_rate:g}"
+    return (
+        f"{'BatchNorm and ' if s.standardise else ''}linear layer, {s.optimiser.upper()}, learning rate {rates} for "
+        f"256, batch {batch}, {s.schedule}, {s.epochs} epochs = {s.epochs * math.ceil(pictures / batch):,} steps, "
+        "crops and flips"
+    )
+
+
+class Classifier(lightning.LightningModule):
+    """An encoder and a linear layer on its features, trained by cross-entropy.
+
+    ``labels`` (n,) are those of the pictures by number, ``batch`` the pictures of a step.
+    """
+
+    def __init__(self, encoder: Encoder, labels: Tensor, classes: int, settings: Settings, batch: int, seed: int):
+        super().__init__()
+        self.encoder, self.settings, self.labels = encoder, settings, labels
+        self.scale = batch / 256
+        self.views = Views(encoder.image_size, [CROP], seed)
+        linear = nn.Linear(encoder.num_features, classes)
+        nn.init.normal_(linear.weight, std=0.01)
+        nn.init.zeros_(linear.bias)
+        norm = [nn.BatchNorm1d(encoder.num_features, affine=False, eps=1e-6)] if settings.standardise else []
+        self.head = nn.Sequential(*norm, linear)
+        self.frozen = settings.backbone_rate == 0
+        self.to(memory_format=torch.channels_last)
+        self.skipped = Skipped(MAX_BROKEN, len(labels))
+        self.latest = torch.tensor(math.nan)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Pictures (n, c, h, w), uint8 or in [0, 1] -> logits (n, classes)."""
+        x = self.encoder.normalise(pictures).contiguous(memory_format=torch.channels_last)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features = self.encoder(x)
+        logits: Tensor = self.head(features)
+        return logits
+
+    def on_train_epoch_start(self) -> None:
+        self.encoder.train(not self.frozen)
+        self.head.train()
+        factor = self.settings.factor(self.current_epoch) * self.scale
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = factor * group["rate"]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.skipped.add(batch.lost, len(batch.indices))
+        (x,) = self.views(batch.pictures, batch.indices, batch.epoch)
+        wanted = self.labels[torch.from_numpy(batch.shown)].to(x.device)
+        loss = F.cross_entropy(self(x), wanted)
+        self.latest = loss.detach()
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        if not self.latest.isfinite():
+            raise InputError(f"head_rate, backbone_rate: training diverged in epoch {self.current_epoch}; lower them")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        s = self.settings
+        groups = [{"params": list(self.head.parameters()), "rate": s.head_rate}]
+        if not self.frozen:
+            groups.append({"params": list(self.encoder.parameters()), "rate": s.backbone_rate})
+        if s.optimiser == "lars":
+            # always_adapt without clipping is apex's LARC(clip=False), which the protocols use
+            return Lars(groups, lr=1.0, momentum=0.9, weight_decay=s.weight_decay, always_adapt=True)
+        return torch.optim.SGD(groups, lr=1.0, momentum=0.9, weight_decay=s.weight_decay)
+
+
+def train_and_test(
+    task: Task, train: Images, encoder: Encoder, settings: Settings, seed: int, label: str
+) -> dict[str, float]:
+    """Train a classifier of the task's classes on ``train``; its accuracies on the task's test pictures."""
+    encoder = encoder if settings.backbone_rate == 0 else copy.deepcopy(encoder)
+    classifier = fit(train, len(task.classes), encoder, settings, seed, task.workers, label)
+    device = best_device()
+    classifier.eval().to(device)
+    loader = evaluation_loader(task.test, reading_of(encoder), encoder.image_size, workers=task.workers)
+    ranked, numbers = gather(task.test, loader, f"{label}, test", lambda x: ranking(classifier(x.to(device)).float()))
+    return accuracies(ranked, labels_of(task.test)[numbers], len(task.classes))
+
+
+def fit(
+    images: Images, classes: int, encoder: Encoder, settings: Settings, seed: int, workers: int | None, label: str
+) -> Classifier:
+    """Train a classifier on labelled pictures; ``encoder`` itself is trained with it unless it is frozen."""
+    reading = reading_of(encoder)
+    images = in_memory(images, reading)
+    batch = min(settings.batch_size, len(images))
+    if batch < 2:
+        raise InputError(f"labels: expected at least 2 labelled pictures, got {batch}")
+    # a last batch of one picture has no variance for BatchNorm
+    sampler = training_sampler(images, batch, seed, whole=len(images) % batch != 1)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = Classifier(encoder, labels_of(images), classes, settings, batch, seed)
+        device = best_device()
+        loader = training_loader(images, module.views, sampler, reading, device, workers)
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # lightning advises what is decided here
+            trainer = lightning.Trainer(
+                accelerator=device.type,
+                devices=1,
+                precision="bf16-mixed" if bf16 else "32-true",
+                max_epochs=settings.epochs,
+                logger=False,
+                callbacks=[_Shown(label)],
+                use_distributed_sampler=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                enable_checkpointing=False,
+            )
+            try:
+                trainer.fit(module, loader)
+            except SystemExit as error:  # lightning turns Ctrl-C into an exit
+                raise KeyboardInterrupt from error
+    return module
+
+
+class _Shown(lightning.Callback):
+    """A live line on a terminal, a plain one every half minute elsewhere."""
+
+    def __init__(self, label: str) -> None:
+        self.label, self.console = label, Console(stderr=True, soft_wrap=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), console=self.console, transient=True,
+            disable=not self.console.is_terminal,
+        )  # fmt: skip
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self.started = self.said = time.perf_counter()
+        self.steps = int(trainer.estimated_stepping_batches)
+        self.row = self.bar.add_task(self.label, total=self.steps, figures="")
+        self.bar.start()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        live, now = self.console.is_terminal, time.perf_counter()
+        if now - self.said < (LIVE_SECONDS if live else PLAIN_SECONDS):
+            return
+        self.said, done = now, trainer.global_step
+        figures = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {float(pl_module.latest):.3f}"
+        self.bar.update(self.row, completed=done, figures=figures)
+        if not live:
+            left = (now - self.started) / done * (self.steps - done)
+            self.console.print(f"{self.label}: {figures}, {left / 60:.0f} min left", highlight=False, markup=False)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.bar.stop()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self.bar.stop()

@@ -1,0 +1,125 @@
+"""A labelled source opened for an encoder, with the baselines it is measured against."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+import numpy as np
+from rich.console import Console
+
+from mec.data.images import Images
+from mec.data.pixels import Reading
+from mec.data.skipped import Skipped
+from mec.data.sources import open_images
+from mec.data.survey import settle
+from mec.errors import InputError
+from mec.models.encoder import Encoder
+from mec.models.files import load_encoder, untrained
+
+MAX_BROKEN = 0.05
+"""Share of pictures that may be unreadable."""
+BASELINES_UP_TO = 100_000
+"""Train pictures beyond which the baselines are measured only when asked for: each is another pass over all."""
+
+EncoderLike = Encoder | str | os.PathLike[str]
+Source = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is measured on what.
+
+    Attributes:
+        data: the source, in words.
+        encoder: what is measured, in words.
+        classes: their names, in the order of their numbers.
+        train: training pictures with labels.
+        test: test pictures with labels.
+        encoders: a row of the table each: "encoder", and the same one "untrained".
+        pixels: whether raw pixels are a row too.
+        workers: loader processes; None is one per core.
+    """
+
+    data: str
+    encoder: str
+    classes: list[str]
+    train: Images
+    test: Images
+    encoders: dict[str, Encoder]
+    pixels: bool
+    workers: int | None
+
+
+def open_task(
+    data: Source,
+    encoder: EncoderLike,
+    baselines: bool | None = None,
+    workers: int | None = None,
+    labels: Source | None = None,
+) -> Task:
+    """Open the train and test pictures of a source, and the encoder. Says on standard error what it found.
+
+    Args:
+        data: a labelled source (see ``mec.data.open_images``).
+        encoder: an Encoder, a run folder, a file of weights or a timm name.
+        baselines: measure the untrained encoder and raw pixels too; None: up to 100,000 train pictures.
+        workers: loader processes; None is one per core.
+        labels: a .csv of path and label for pictures of a folder, in place of its sub-folders.
+
+    Raises:
+        InputError: no labels, fewer than two classes, a class without train or test pictures, an encoder
+            that cannot be read, or pictures that it cannot take.
+    """
+    encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
+    train, test = open_images(data, "train", labels), open_images(data, "test", labels)
+    check_classes(train, test, data)
+    if baselines is None:
+        baselines = len(train) <= BASELINES_UP_TO
+    encoders = {"untrained" if encoder.untrained else "encoder": encoder}
+    if baselines and not encoder.untrained:
+        encoders["untrained"] = untrained(encoder)
+    described = encoder.origin or encoder.spec.backbone
+    Console(stderr=True, soft_wrap=True).print(f"encoder: {described}", highlight=False, markup=False)
+    words = f"{data} ({len(train):,} train, {len(test):,} test, {len(train.classes)} classes)"
+    return Task(words, described, train.classes, train, test, encoders, baselines, workers)
+
+
+def check_classes(train: Images, test: Images, data: Source) -> None:
+    """Refuse what cannot be classified: two classes at least, each with train and test pictures."""
+    if train.labels is None or test.labels is None:
+        raise InputError(f"data: {data} has no labels; expected a sub-folder per class, or a .csv of path and label")
+    classes = train.classes
+    if len(classes) < 2:
+        raise InputError(f"data: {data} has one class ({classes[0]}), expected at least 2")
+    for part, labels in (("train", train.labels), ("test", test.labels)):
+        missing = np.setdiff1d(np.arange(len(classes)), labels)
+        if len(missing):
+            raise InputError(f"data: class {classes[missing[0]]!r} of {data} has no {part} pictures")
+
+
+def reading_of(encoder: Encoder) -> Reading:
+    """How the pictures of an encoder were read when it was trained."""
+    return Reading(encoder.spec.channels, encoder.spec.value_range, encoder.spec.background)
+
+
+def settled(task: Task) -> Task:
+    """Its pictures decoded once, for every row of the table, where they are small."""
+    reading = reading_of(next(iter(task.encoders.values())))
+    return replace(task, train=in_memory(task.train, reading), test=in_memory(task.test, reading))
+
+
+def in_memory(images: Images, reading: Reading) -> Images:
+    """Decoded where they are small; what cannot be read is counted here, for it is gone afterwards."""
+    skipped = Skipped(MAX_BROKEN, len(images))
+    settled, lost = settle(images, reading)
+    skipped.add(lost, len(images))
+    say_skipped(skipped)
+    return settled
+
+
+def say_skipped(skipped: Skipped) -> None:
+    if len(skipped):
+        title, reason = next(iter(skipped.reasons.items()))
+        said = f"skipped {len(skipped):,} that could not be read; the first: {title}: {reason}"
+        Console(stderr=True, soft_wrap=True).print(said, highlight=False, markup=False)
