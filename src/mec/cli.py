@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from mec import __version__
 from mec.errors import InputError
+from mec.parser import Parser, about
 
 if TYPE_CHECKING:
     from mec.evaluate import Result
@@ -25,16 +25,11 @@ DATA_HELP = (
     "(a-{0000..0099}.tar, a folder of them, a URL), .parquet or hf:owner/name, a video, an .npz file, or digits, "
     "cifar10, cifar100, fashion-mnist, stl10"
 )
-ENCODER_HELP = "a run folder, an encoder.safetensors, or a timm name (untrained)"
-
-
-class Parser(ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        line = " ".join(str(message).replace('Parser key "', "").replace('":', ":").split())
-        print(f"{self.prog}: {line}", file=sys.stderr)
-        sys.exit(2)
+ENCODER_HELP = (
+    "a run folder; a file of weights: MEC's, SimSiam's, MoCo's, Barlow Twins', VICReg's, SwAV's, DINO's, solo-learn's, "
+    "lightly's, torchvision's, timm's, detectron2's (FILE:teacher or FILE:student chooses the part); a timm folder or "
+    "hf:owner/name; or a timm name (untrained)"
+)
 
 
 def _pretrain_options(parser: Parser, arguments: Sequence[str]) -> None:
@@ -44,6 +39,12 @@ def _pretrain_options(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("data", help=DATA_HELP)
     parser.add_argument("--out", required=True, help="the run folder; it must not hold another run")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run folder")
+    parser.add_argument(
+        "--probe_every",
+        type=int | None,
+        help="epochs between two online probes (kNN and linear) where DATA has labels, which training does not see; "
+        "0: never; null: ten times in the run, for shards never",
+    )
     _recipe_options(parser, arguments)
 
 
@@ -72,16 +73,43 @@ def _evaluate_options(parser: Parser, arguments: Sequence[str]) -> None:
     tasks = parser.add_subcommands(title="tasks", metavar="TASK", dest="task")
     for name, (summary, example) in TASKS.items():
         task = Parser(
-            usage=f"mec evaluate {name} DATA --encoder ENCODER [options]",
-            description=f"{summary[0].upper()}{summary[1:]}.",
+            usage=f"mec evaluate {name} DATA [DATA ...] --encoder ENCODER [options]",
+            description=about(_task(name)) if name in arguments else None,
             epilog=f"example: mec evaluate {name} {example}",
         )
         tasks.add_subcommand(name, task, help=summary)
         if name in arguments:
-            task.add_argument("data", help=DATA_HELP)
+            task.add_argument("data", nargs="+", help=f"one or several of: {DATA_HELP}")
             task.add_argument("--encoder", required=True, help=ENCODER_HELP)
             task.add_argument("--out", help="folder whose results.jsonl takes the result; absent: the run folder")
             task.add_function_arguments(_task(name), as_group=False, skip={"data", "encoder"})
+
+
+def _embed_options(parser: Parser, arguments: Sequence[str]) -> None:
+    from mec.evaluate.embed import embed
+
+    parser.usage = "mec embed DATA --encoder ENCODER --out FILE.parquet|FILE.npy [options]"
+    parser.description = "Write the features of every picture, with its path and label; a broken-off call goes on."
+    parser.epilog = (
+        "example: mec embed photographs/ --encoder runs/photographs --out photographs.parquet --near-duplicates"
+    )
+    parser.add_argument("data", help=DATA_HELP)
+    parser.add_argument("--encoder", required=True, help=ENCODER_HELP)
+    parser.add_argument(
+        "--near_duplicates", action="store_true", help="list and draw pictures that are nearly the same"
+    )
+    parser.add_argument("--outliers", action="store_true", help="list and draw pictures unlike all others")
+    parser.add_function_arguments(embed, as_group=False, skip={"data", "encoder", "near_duplicates", "outliers"})
+
+
+def _export_options(parser: Parser, arguments: Sequence[str]) -> None:
+    from mec.models.export import export
+
+    parser.usage = "mec export --encoder ENCODER --format FORMAT --out FILE_OR_FOLDER [options]"
+    parser.description = "Write an encoder as other libraries read it."
+    parser.epilog = "example: mec export --encoder runs/pets --format onnx --out pets.onnx"
+    parser.add_argument("--encoder", required=True, help=ENCODER_HELP)
+    parser.add_function_arguments(export, as_group=False, skip={"encoder"})
 
 
 def _demo_options(parser: Parser, arguments: Sequence[str]) -> None:
@@ -95,12 +123,15 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser, Sequence[str]], None]]] = {
     "pretrain": ("learn an encoder from pictures, without labels", _pretrain_options),
     "views": ("draw what the network will see, before training", _views_options),
     "evaluate": ("measure an encoder on a downstream task", _evaluate_options),
+    "embed": ("write the features of every picture; list near-duplicates and outliers", _embed_options),
+    "export": ("write an encoder for timm, torchvision, detectron2, ONNX or Hugging Face", _export_options),
     "demo": ("the whole way on handwritten digits: two minutes, no download", _demo_options),
 }
 TASKS = {
     "knn": ("weighted nearest neighbours, no training", "cifar10 --encoder runs/cifar10"),
-    "linear": ("linear classifier on frozen features", "pets/ --encoder runs/pets"),
-    "few-label": ("1, 5 or 10 labels per class", "pets/ --encoder runs/pets"),
+    "linear": ("linear classifier on frozen features", "pets/ birds/ --encoder runs/pets"),
+    "few-label": ("1, 5 or 10 labels per class, nearest class mean", "pets/ --encoder runs/pets"),
+    "finetune": ("the whole network trained further with some of the labels", "pets/ --encoder runs/pets --labels 10%"),
 }
 
 
@@ -155,8 +186,12 @@ def _run(arguments: Sequence[str]) -> None:
         from mec.training.recipe_files import make_recipe
 
         settings = options.pretrain.as_dict()
-        data, out, resume, _ = (settings.pop(name) for name in ("data", "out", "resume", "recipe"))
-        pretrain(data, out, make_recipe(settings), resume)
+        data, out, resume, _, every = (
+            settings.pop(name) for name in ("data", "out", "resume", "recipe", "probe_every")
+        )
+        recipe = make_recipe(settings)
+        probe = _online_probe(data, every, recipe.workers)
+        pretrain(data, out, recipe, resume, callbacks=[] if probe is None else [probe])
     elif options.command == "views":
         from mec.training.recipe_files import make_recipe
         from mec.training.sheet import view_sheet
@@ -165,17 +200,49 @@ def _run(arguments: Sequence[str]) -> None:
         data, out, pictures, pairs, _ = (settings.pop(name) for name in ("data", "out", "pictures", "pairs", "recipe"))
         print(view_sheet(data, out, make_recipe(settings), pictures, pairs))
     elif options.command == "evaluate":
-        settings = parser.instantiate_classes(options).evaluate[options.evaluate.task].as_dict()
-        out = settings.pop("out") or (settings["encoder"] if Path(settings["encoder"]).is_dir() else None)
-        result = _task(options.evaluate.task)(**settings)
-        console = Console(soft_wrap=True)
-        console.print(result.table())
-        if out is not None:
-            console.print(f"added to {result.append_to(out)}", highlight=False)
+        _evaluate(options.evaluate.task, options.evaluate[options.evaluate.task].as_dict())
+    elif options.command == "embed":
+        from mec.evaluate.embed import embed
+
+        print(embed(**options.embed.as_dict()))
+    elif options.command == "export":
+        from mec.models.export import export
+
+        print(export(**options.export.as_dict()))
     else:
         from mec.demo import demo
 
         demo(**options.demo.as_dict())
+
+
+def _online_probe(data: str, every: int | None, workers: int | None) -> Any:
+    from mec.evaluate.online import online_probe
+
+    return online_probe(data, every, workers)
+
+
+def _evaluate(task: str, settings: dict[str, Any]) -> None:
+    """One table of all the sources; each result is kept as soon as it is there."""
+    from mec.data import open_images
+    from mec.evaluate.result import table
+
+    sources, out = settings.pop("data"), settings.pop("out")
+    if out is None and Path(settings["encoder"]).is_dir():
+        out = settings["encoder"]
+    for source in sources[1:]:
+        open_images(source, "test")  # a wrong name is told before the first source has taken its hours
+    results: list[Result] = []
+    try:
+        for source in sources:
+            results.append(_task(task)(source, **settings))
+            if out is not None:
+                path = results[-1].append_to(out)
+    finally:
+        if results:
+            console = Console(soft_wrap=True)
+            console.print(table(results))
+            if out is not None:
+                console.print(f"added to {path}", highlight=False)
 
 
 def _with_underscores(argument: str) -> str:

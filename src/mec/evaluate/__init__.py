@@ -4,6 +4,7 @@ from mec.evaluate.few_label import few_label
 from mec.evaluate.finetune import finetune
 from mec.evaluate.knn import knn
 from mec.evaluate.linear import linear
+from mec.evaluate.online import OnlineProbe
 from mec.evaluate.result import Result
 
-__all__ = ["Result", "few_label", "finetune", "knn", "linear"]
+__all__ = ["OnlineProbe", "Result", "few_label", "finetune", "knn", "linear"]

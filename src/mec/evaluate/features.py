@@ -64,16 +64,21 @@ def labels_of(images: Images) -> Tensor:
 
 
 def extract(
-    images: Images, encoder: Encoder, workers: int | None = None, label: str = "features"
+    images: Images,
+    encoder: Encoder,
+    workers: int | None = None,
+    label: str = "features",
+    device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Features (n, d) of every readable picture, float32 on the CPU, and their numbers (n,), which rise.
 
-    Progress goes to standard error. Features of more than 4 GiB are kept in a temporary file.
+    Progress goes to standard error. Features of more than 4 GiB are kept in a temporary file. ``device`` None is a
+    GPU where there is one.
 
     Raises:
         InputError: more than a twentieth of the pictures cannot be read, or the temporary file does not fit.
     """
-    device = best_device()
+    device = device or best_device()
     encoder = encoder.eval().to(device).to(memory_format=torch.channels_last)
     loader = evaluation_loader(images, reading_of(encoder), encoder.image_size, workers=workers)
 

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -52,20 +53,44 @@ class Result:
         return path
 
     def table(self) -> Table:
-        """Rows encoder and baselines; accuracies in percent, with their spread where there are several draws, and
-        beside a column "k=20" its top-5 where there is "k=20 top-5"."""
-        found = next(iter(self.figures.values()))
-        columns = [c for c in found if not (c.endswith((" std", " top-5")) and c.rsplit(" ", 1)[0] in found)]
-        table = Table(title=f"{self.task}: {self.data}", caption=self.protocol, title_justify="left")
-        table.add_column("")
-        for column in columns:
-            table.add_column(column, justify="right")
-        for row, values in self.figures.items():
-            table.add_row(row, *(_cell(values, column) for column in columns))
-        return table
+        """See ``table``."""
+        return table([self])
 
 
-def _cell(values: dict[str, float], column: str) -> str:
+def table(results: Sequence[Result]) -> Table:
+    """Results of one task, on one or several sources: a row for the encoder and each baseline, and their means over
+    the sources. Accuracies in percent; "± 1.2" is the spread where there are several draws or seeds, "/ 98.0" the
+    top-5 where a column is not of top-1 alone."""
+    columns = list(dict.fromkeys(c for r in results for row in r.figures.values() for c in row))
+    columns = [c for c in columns if not (c.endswith((" std", " top-5")) and c.rsplit(" ", 1)[0] in columns)]
+    several = len(results) > 1
+    shown = Table(
+        title=results[0].task + ("" if several else f": {results[0].data}"),
+        caption="\n".join(dict.fromkeys(r.protocol for r in results)),
+        title_justify="left",
+        caption_justify="left",
+    )
+    if several:
+        shown.add_column("data")
+    shown.add_column("")
+    for column in columns:
+        shown.add_column(column, justify="right")
+    for result in results:
+        for n, (name, values) in enumerate(result.figures.items()):
+            first = [result.data if n == 0 else ""] if several else []
+            last = n + 1 == len(result.figures)
+            shown.add_row(*first, name, *(_cell(values, c) for c in columns), end_section=several and last)
+    if several:
+        for name in results[0].figures:
+            rows = [r.figures[name] for r in results if name in r.figures]
+            means = {c: sum(r[c] for r in rows) / len(rows) for c in columns if all(c in r for r in rows)}
+            shown.add_row(f"mean of {len(rows)}", name, *(_cell(means, c) for c in columns))
+    return shown
+
+
+def _cell(values: Mapping[str, float], column: str) -> str:
+    if column not in values:
+        return "-"
     joined = "".join(
         f"{sign}{100 * values[f'{column} {name}']:.1f}"
         for name, sign in (("std", " ± "), ("top-5", " / "))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 import warnings
@@ -32,6 +33,8 @@ from mec.models.encoder import Encoder
 
 CROP = ViewSettings(crop_scale=(0.08, 1.0), jitter=0.0, grey=0.0, blur=0.0, solarise=0.0)
 """RandomResizedCrop and flip, torchvision's defaults: what every protocol here trains with."""
+# it announces devices and products
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 LIVE_SECONDS, PLAIN_SECONDS = 0.5, 30
 """Between two looks at the loss: each waits for the device."""
 

@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -30,7 +31,7 @@ from mec.data.survey import measure_colours, settle, survey
 from mec.errors import InputError
 from mec.files import replacing
 from mec.models.encoder import Encoder, create_encoder
-from mec.models.files import load_encoder, save_encoder
+from mec.models.files import SPEC, load_encoder, save_encoder
 from mec.training.checkpoints import AtomicCheckpoints, KeepLatest, newest_checkpoint
 from mec.training.module import Pretraining
 from mec.training.progress import RunProgress
@@ -82,6 +83,7 @@ def pretrain(
     recipe: Recipe | str | os.PathLike[str] | None = None,
     resume: bool = False,
     console: Console | None = None,
+    callbacks: Sequence[lightning.Callback] = (),
 ) -> Run:
     """Learn an encoder from pictures, without labels.
 
@@ -92,6 +94,7 @@ def pretrain(
         recipe: a Recipe, the name of a packaged one or a path; None takes the one that fits the data.
         resume: go on from the newest checkpoint in ``out``, with the recipe it was started with.
         console: where progress goes; None is standard error.
+        callbacks: more of lightning's, such as ``mec.evaluate.OnlineProbe``.
 
     Returns:
         The run: its folder holds recipe.yaml, environment.json, metrics.csv, TensorBoard events, checkpoints/,
@@ -124,7 +127,7 @@ def pretrain(
         encoder = _new_encoder(recipe, reading, images)
     if len(images) < 2:
         raise InputError(f"data: expected at least 2 pictures, got {len(images)}")
-    trainer = _trainer(recipe, out, console, skipped)
+    trainer = _trainer(recipe, out, console, skipped, callbacks)
     processes = trainer.world_size
     batch = min(recipe.batch_size, len(images)) // processes
     if batch < 2:
@@ -137,7 +140,7 @@ def pretrain(
     device = trainer.strategy.root_device
     loader = training_loader(images, module.views, sampler, reading, device, recipe.workers)
     if trainer.is_global_zero:
-        _begin(out, recipe, data, images, trainer)
+        _begin(out, recipe, data, images, encoder, trainer)
         skipped.list_in(out / SKIPPED)
         size = f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters"
         console.print(
@@ -197,7 +200,9 @@ def _new_encoder(recipe: Recipe, reading: Reading, images: Images) -> Encoder:
     )
 
 
-def _trainer(recipe: Recipe, out: Path, console: Console, skipped: Skipped) -> lightning.Trainer:
+def _trainer(
+    recipe: Recipe, out: Path, console: Console, skipped: Skipped, callbacks: Sequence[lightning.Callback]
+) -> lightning.Trainer:
     precision = recipe.precision
     on_gpu = recipe.accelerator in ("auto", "gpu") and torch.cuda.is_available()
     if precision == "auto":
@@ -219,6 +224,7 @@ def _trainer(recipe: Recipe, out: Path, console: Console, skipped: Skipped) -> l
                     SkipBroken(skipped),
                     RunProgress(out, console),
                     HealthWarnings(console),
+                    *callbacks,
                     KeepLatest(out / "checkpoints", CHECKPOINT_STEPS),
                 ],
                 use_distributed_sampler=False,
@@ -232,7 +238,10 @@ def _trainer(recipe: Recipe, out: Path, console: Console, skipped: Skipped) -> l
             raise InputError(f"devices: {' '.join(str(error).split())}") from error
 
 
-def _begin(out: Path, recipe: Recipe, data: Any, images: Images, trainer: lightning.Trainer) -> None:
+def _begin(out: Path, recipe: Recipe, data: Any, images: Images, encoder: Encoder, trainer: lightning.Trainer) -> None:
+    # beside the weights at the end; the checkpoints need it before
+    with replacing(out / SPEC) as path:
+        path.write_text(json.dumps(encoder.spec.as_dict(), indent=2) + "\n")
     with replacing(out / "recipe.yaml") as path:
         path.write_text(yaml.safe_dump(recipe.as_dict(), sort_keys=False))
     environment = {
