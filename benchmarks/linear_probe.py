@@ -23,11 +23,7 @@ SMALL = {"layers": [1, 1, 1, 1], "channels": [32, 64, 96, 128], "zero_init_last"
 
 
 def main(
-    data: str = "cifar10",
-    encoder: str | None = None,
-    pretraining: int = 8,
-    batch_sizes: tuple[int, ...] = (4096,),
-    epochs: int | None = None,
+    data: str = "cifar10", encoder: str | None = None, pretraining: int = 8, rates: tuple[float, ...] = (0.03, 0.3)
 ) -> None:
     """Both probes on the same encoder; the fast one before and after, so that a machine that slows down is seen.
 
@@ -35,8 +31,8 @@ def main(
         data: CIFAR-10: its name, or a folder with train and test.
         encoder: what to probe; None pretrains one.
         pretraining: its epochs.
-        batch_sizes: of the paper's probe, which has 4096.
-        epochs: of the paper's probe; None is its own 100.
+        rates: learning rates of the paper's probe: its own 0.03 for ImageNet's 31,300 steps, and a higher one for the
+            1,300 steps that 50,000 pictures make.
     """
     recipe = replace(
         mec.load_recipe("cifar10-resnet18"),
@@ -51,12 +47,13 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         of = encoder or mec.pretrain(data, Path(folder) / "run", recipe)
         rows = [("fast", evaluate.linear(data, of, baselines=False))]
-        for batch in batch_sizes:
-            result = evaluate.linear(data, of, "paper", baselines=False, batch_size=batch, epochs=epochs)
-            rows.append((f"paper, batch {batch}", result))
-            again = evaluate.linear(data, of, baselines=False)
-    fast, paper = rows[0][1], rows[1][1]
-    quicker = paper.seconds / ((fast.seconds + again.seconds) / 2)
+        for rate in rates:
+            result = evaluate.linear(data, of, "paper", baselines=False, head_rate=rate)
+            rows.append((f"paper, learning rate {rate:g}", result))
+        again = evaluate.linear(data, of, baselines=False)
+    fast = rows[0][1]
+    seconds = (fast.seconds + again.seconds) / 2
+    best = max((r for _, r in rows[1:]), key=lambda r: r.figures["encoder"]["top-1"])
     table = Table(title=f"linear probes on {fast.data}")
     for column in ("protocol", "top-1", "top-5", "class mean", "seconds"):
         table.add_column(column, justify="right")
@@ -64,8 +61,9 @@ def main(
         (values,) = result.figures.values()
         table.add_row(name, *(f"{100 * v:.2f}" for v in values.values()), f"{result.seconds:.0f}")
     Console().print(table)
-    difference = 100 * (fast.figures["encoder"]["top-1"] - paper.figures["encoder"]["top-1"])
-    print(f"fast - paper: {difference:+.2f} points; the fast one is {quicker:.0f} times quicker")
+    difference = 100 * (fast.figures["encoder"]["top-1"] - best.figures["encoder"]["top-1"])
+    quicker = best.seconds / seconds
+    print(f"fast - best of the paper's: {difference:+.2f} points; the fast one is {quicker:.0f} times quicker")
     path = write(
         "linear_probe",
         "the fast linear probe against the paper's, on one frozen encoder of CIFAR-10",

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ from sklearn.neighbors import NearestCentroid
 from mec import evaluate
 from mec.data import open_images
 from mec.errors import InputError
-from mec.evaluate.features import Features, extract, prepare
+from mec.evaluate.features import Features, extract, features_of
 from mec.evaluate.few_label import class_mean_scores
 from mec.evaluate.linear import STRENGTHS, choose_strength, probe
+from mec.evaluate.task import open_task
 from mec.models import create_encoder, untrained
 
 
@@ -30,20 +32,29 @@ def blobs(n: int = 400, spread: float = 1.0, seed: int = 0) -> Features:
 
 
 def test_probe_separates_what_is_separable_and_not_noise() -> None:
-    assert probe(blobs(spread=0.3)) == 1.0
+    assert probe(blobs(spread=0.3), 4)["top-1"] == 1.0
     random = torch.Generator().manual_seed(0)
     noise = [torch.randn(400, 6, generator=random) for _ in range(2)]
     labels = blobs().train_labels
-    assert abs(probe(Features("noise", noise[0], labels, noise[1], labels)) - 0.25) < 0.1
+    assert abs(probe(Features("noise", noise[0], labels, noise[1], labels), 4)["top-1"] - 0.25) < 0.1
 
 
 def test_strength_is_chosen_without_the_test_split() -> None:
     """Many useless dimensions and few pictures: only a strong penalty generalises."""
     rng = np.random.default_rng(0)
     y = np.arange(60) % 2
-    x = rng.normal(size=(60, 300)) + 0.25 * y[:, None]
-    assert choose_strength(x, y, 200) in STRENGTHS[:4]
-    assert choose_strength(x[:3], np.array([0, 0, 1]), 200) == 1.0
+    x, y = torch.from_numpy(rng.normal(size=(60, 300)) + 0.25 * y[:, None]).float(), torch.from_numpy(y)
+    assert choose_strength(x, y, 2, 200) in STRENGTHS[:7]
+    assert choose_strength(x[:3], torch.tensor([0, 0, 1]), 2, 200) == 1.0
+
+
+def test_strength_is_chosen_on_a_part_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class of two may have one or none in the part: it is then left out of the choice, not an error."""
+    monkeypatch.setattr(sys.modules[probe.__module__], "CHOOSING_LIMIT", 150)
+    f = blobs()
+    labels = f.train_labels.clone()
+    labels[:2] = 4
+    assert choose_strength(f.train, labels, 5, 50) in STRENGTHS
 
 
 def test_few_label_scores_are_the_nearest_class_mean() -> None:
@@ -81,9 +92,10 @@ def test_features_do_not_depend_on_the_batch() -> None:
 
 
 def test_baselines_stand_in_the_same_table() -> None:
-    task = prepare("digits", create_encoder("test_resnet", 32, 1))
-    assert [f.name for f in task.features] == ["encoder", "untrained", "raw pixels"]
-    assert task.features[2].train.shape == (1347, 64)
+    task = open_task("digits", create_encoder("test_resnet", 32, 1))
+    features = list(features_of(task))
+    assert [f.name for f in features] == ["encoder", "untrained", "raw pixels"]
+    assert features[2].train.shape == (1347, 64)
     assert "1,347 train, 450 test, 10 classes" in task.data
 
 
@@ -133,9 +145,9 @@ def test_broken_small_pictures_are_counted_when_measured(
         path.write_bytes(b"")
     encoder = untrained(create_encoder("resnet18", 32, options={"layers": [1, 1, 1, 1], "channels": [16] * 4}))
     if passes:
-        task = prepare(tmp_path, encoder, baselines=False)
-        assert len(task.features[0].train) == len(task.features[0].train_labels) == 47
+        (f,) = features_of(open_task(tmp_path, encoder, baselines=False))
+        assert len(f.train) == len(f.train_labels) == 47
         assert "skipped 1 that could not be read" in capsys.readouterr().err
     else:
         with pytest.raises(InputError, match="max_broken: 4 of 48 pictures cannot be read"):
-            prepare(tmp_path, encoder, baselines=False)
+            list(features_of(open_task(tmp_path, encoder, baselines=False)))

@@ -31,6 +31,7 @@ def linear(
     iterations: int = 200,
     epochs: int | None = None,
     batch_size: int | None = None,
+    head_rate: float | None = None,
     seed: int = 0,
     workers: int | None = None,
     labels: str | None = None,
@@ -56,6 +57,7 @@ def linear(
         iterations: of L-BFGS, at most; fast only.
         epochs: in place of the protocol's; paper and simsiam only.
         batch_size: in place of the protocol's, the learning rate scaled with it; paper and simsiam only.
+        head_rate: learning rate for a batch of 256, in place of the protocol's; paper and simsiam only.
         seed: of the classifier, the order and the crops; paper and simsiam only.
         workers: loader processes; null is one per core.
         labels: a .csv of path and label for pictures of a folder, in place of its sub-folders.
@@ -64,9 +66,10 @@ def linear(
         raise InputError(f"iterations: expected at least 1, got {iterations}")
     if protocol not in ("fast", *PROTOCOLS):
         raise InputError(f"protocol: expected fast, {' or '.join(PROTOCOLS)}, got {protocol!r}")
-    if protocol == "fast" and (epochs is not None or batch_size is not None):
-        raise InputError("epochs, batch_size: the fast protocol has none; take --protocol paper or simsiam")
-    settings = overridden(PROTOCOLS.get(protocol, PAPER_PROBE), epochs=epochs, batch_size=batch_size)
+    changes = {"epochs": epochs, "batch_size": batch_size, "head_rate": head_rate}
+    if protocol == "fast" and any(value is not None for value in changes.values()):
+        raise InputError(f"{', '.join(changes)}: the fast protocol has none; take --protocol paper or simsiam")
+    settings = overridden(PROTOCOLS.get(protocol, PAPER_PROBE), **changes)
     clock = Stopwatch()
     task = open_task(data, encoder, baselines, workers, labels)
     if protocol == "fast":

@@ -37,6 +37,8 @@ CROP = ViewSettings(crop_scale=(0.08, 1.0), jitter=0.0, grey=0.0, blur=0.0, sola
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 LIVE_SECONDS, PLAIN_SECONDS = 0.5, 30
 """Between two looks at the loss: each waits for the device."""
+FROZEN_AT_ONCE = 256
+"""Pictures of a batch that a frozen encoder sees at a time: nothing is kept for a gradient, and 4,096 fill no cache."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,10 @@ class Classifier(lightning.LightningModule):
     def forward(self, pictures: Tensor) -> Tensor:
         """Pictures (n, c, h, w), uint8 or in [0, 1] -> logits (n, classes)."""
         x = self.encoder.normalise(pictures).contiguous(memory_format=torch.channels_last)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        if self.frozen:
+            with torch.no_grad():
+                features = torch.cat([self.encoder(part) for part in torch.split(x, FROZEN_AT_ONCE)])
+        else:
             features = self.encoder(x)
         logits: Tensor = self.head(features)
         return logits
