@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import mec
 from mec.cli import main
 
 TINY = (
@@ -41,11 +43,49 @@ def run(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_from_a_folder_to_three_evaluations(photographs: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for task, options in (("knn", ["--k", "[1,5]"]), ("linear", []), ("few-label", ["--labels", "[1]"])):
+def test_from_a_folder_to_all_evaluations(photographs: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for task, options in (
+        ("knn", ["--k", "[1,5]"]),
+        ("linear", []),
+        ("linear", ["--protocol", "paper", "--epochs", 1, "--batch-size", 8, "--workers", 0]),
+        ("few-label", ["--labels", "[1]"]),
+        ("finetune", ["--labels", "50%", "--epochs", 1, "--seeds", 2, "--workers", 0]),
+    ):
         assert call("evaluate", task, photographs, "--encoder", run, *options) == 0
-        assert "untrained" in capsys.readouterr().out
-    assert len((run / "results.jsonl").read_text().splitlines()) == 3
+        captured = capsys.readouterr()
+        assert "untrained" in captured.out
+        assert f"encoder: encoder of {run}" in captured.err
+    lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    assert [line["task"] for line in lines] == ["knn", "linear", "linear", "few-label", "finetune"]
+    assert "BatchNorm and linear layer, LARS" in lines[2]["protocol"]
+    assert "10 labelled pictures (50%)" in lines[4]["protocol"]
+
+
+def test_several_sources_make_one_table(photographs: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "results.jsonl").read_text().splitlines() if (run / "results.jsonl").exists() else []
+    assert call("evaluate", "knn", photographs, photographs, "--encoder", run, "--k", "[1]") == 0
+    assert "mean of 2" in capsys.readouterr().out
+    assert len((run / "results.jsonl").read_text().splitlines()) == len(before) + 2
+
+
+def test_embeddings_and_near_duplicates(photographs: Path, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "e.npy"
+    assert call("embed", photographs, "--encoder", run, "--out", out, "--near-duplicates", "--similarity", 0.5) == 0
+    assert np.load(out).shape == (24, 16)
+    assert (tmp_path / "e.near-duplicates.csv").exists()
+
+
+def test_export(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "e.safetensors"
+    assert call("export", "--encoder", run, "--format", "safetensors", "--out", out) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    assert mec.load_encoder(out).spec == mec.load_encoder(run).spec
+
+
+def test_probes_beside_pretraining_where_there_are_labels(photographs: Path, tmp_path: Path) -> None:
+    for name, options, expected in (("a", [], True), ("b", ["--probe-every", 0], False)):
+        assert call("pretrain", photographs, "--out", tmp_path / name, "--batch_size", 8, *TINY, *options) == 0
+        assert (tmp_path / name / "probes.csv").exists() == expected
 
 
 def test_options_reach_the_recipe(run: Path) -> None:
@@ -107,6 +147,27 @@ def test_resume_of_a_run_that_ended_changes_nothing(photographs: Path, run: Path
         (["evaluate", "knn", "DATA", "--encoder", "nowhere"], "encoder: 'nowhere'"),
         (["evaluate", "knn", "/nonexistent", "--encoder", "RUN"], "data: /nonexistent"),
         (["evaluate", "knn", "DATA"], "encoder"),
+        (["evaluate", "knn", "--encoder", "RUN"], "data"),
+        (["evaluate", "knn", "DATA", "/nonexistent", "--encoder", "RUN"], "data: /nonexistent"),
+        (["evaluate", "linear", "FLAT", "--encoder", "RUN"], "has no labels; expected a sub-folder per class"),
+        (["evaluate", "linear", "ONE", "--encoder", "RUN"], "has one class (ant), expected at least 2"),
+        (["evaluate", "linear", "LONELY", "--encoder", "RUN"], "class 'bee' of"),
+        (["evaluate", "linear", "EACH_ITS_OWN", "--encoder", "RUN"], "has no test pictures"),
+        (["evaluate", "linear", "DATA", "--encoder", "RUN", "--protocol", "best"], "protocol"),
+        (["evaluate", "linear", "DATA", "--encoder", "RUN", "--epochs", "3"], "the fast protocol has none"),
+        (
+            ["evaluate", "linear", "DATA", "--encoder", "FIVE_CHANNELS"],
+            "takes 5 channels, the pictures of",
+        ),
+        (["evaluate", "finetune", "DATA", "--encoder", "RUN", "--labels", "ABSENT"], "nowhere.jpg, which is not among"),
+        (["evaluate", "finetune", "DATA", "--encoder", "RUN", "--labels", "200%"], "labels: expected a share"),
+        (["evaluate", "finetune", "DATA", "--encoder", "RUN", "--labels", "50"], "labels: expected at most"),
+        (["embed", "DATA", "--encoder", "RUN", "--out", "OUT"], "ends with neither .parquet nor .npy"),
+        (["embed", "/nonexistent", "--encoder", "RUN", "--out", "OUT.npy"], "data: /nonexistent"),
+        (["export", "--encoder", "RUN", "--format", "caffe", "--out", "OUT"], "format"),
+        (["export", "--encoder", "nowhere", "--format", "timm", "--out", "OUT"], "encoder: 'nowhere'"),
+        (["pretrain", "FLAT", "--out", "OUT", "--probe-every", "3"], "has no labels"),
+        (["pretrain", "DATA", "--out", "OUT", "--probe-every", "-1"], "every: expected at least 1"),
         (["evaluate", "fly", "DATA"], "fly"),
         (["evaluate", "few-label", "DATA", "--encoder", "RUN", "--draws", "0"], "draws: expected"),
         (["demo", "--epochs", "0"], "epochs: expected"),
@@ -123,12 +184,34 @@ def test_what_the_user_got_wrong_is_one_line_and_status_2(
 ) -> None:
     (tmp_path / "empty").mkdir()
     places = {"DATA": photographs, "RUN": run, "OUT": tmp_path / "out", "EMPTY": tmp_path / "empty"}
+    places |= {"OUT.npy": tmp_path / "out.npy"} | odd_sources(photographs, tmp_path)
     assert call(*(places.get(a, a) for a in arguments)) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert len(captured.err.strip().splitlines()) == 1
     assert captured.out == ""
     assert not (tmp_path / "out").exists()
+
+
+def odd_sources(photographs: Path, folder: Path) -> dict[str, Path]:
+    """Sources that cannot be classified, a list and an encoder that do not fit them."""
+    pictures = sorted(photographs.rglob("*.jpg"))
+    tables = {
+        "FLAT": None,
+        "ONE": [(p, "ant") for p in pictures[:4]],
+        "LONELY": [(p, "ant") for p in pictures[:4]] + [(pictures[5], "bee")],
+        "EACH_ITS_OWN": [(p, p.stem) for p in pictures[:12]],
+    }
+    places = {name: folder / f"{name}.csv" for name in tables}
+    for name, rows in tables.items():
+        if rows is not None:
+            places[name].write_text("".join(f"{path},{label}\n" for path, label in rows))
+    places["FLAT"] = photographs / "ant"
+    places["ABSENT"] = folder / "absent.txt"
+    places["ABSENT"].write_text("ant/0.jpg\nnowhere.jpg\n")
+    places["FIVE_CHANNELS"] = folder / "five"
+    mec.save_encoder(mec.create_encoder("test_resnet", 32, 5), places["FIVE_CHANNELS"])
+    return places
 
 
 def test_a_broken_picture_is_passed_over_and_listed(photographs: Path, tmp_path: Path) -> None:
@@ -154,6 +237,10 @@ def test_a_broken_picture_is_passed_over_and_listed(photographs: Path, tmp_path:
         (["evaluate", "knn", "--help"], ["--encoder", "--temperature", "example:"]),
         (["evaluate", "linear", "--help"], ["--iterations", "example:"]),
         (["evaluate", "few-label", "--help"], ["--draws", "example:"]),
+        (["evaluate", "linear", "--help"], ["paper: the probe of the paper's code", "--protocol", "--head_rate"]),
+        (["evaluate", "finetune", "--help"], ["SwAV", "--labels", "--seeds", "swav:", "barlow:", "example:"]),
+        (["embed", "--help"], ["--near_duplicates", "--outliers", "--similarity", "example:"]),
+        (["export", "--help"], ["--format", "detectron2", "--licence", "--push", "example:"]),
         (["demo", "--help"], ["--out", "example:"]),
     ],
 )

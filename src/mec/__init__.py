@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from mec import evaluate
     from mec.coding import MECLoss, coding_length, coding_rate, cross_coding_rate
     from mec.data import TwoViews, open_images
+    from mec.evaluate.embed import embed
     from mec.models import Encoder, create_encoder, load_encoder, save_encoder
+    from mec.models.export import export
     from mec.training import Recipe, Run, load_recipe, pretrain, view_sheet
 
 __version__ = "0.1.0"
@@ -27,6 +29,8 @@ _LATER = {
     "coding_rate": "mec.coding",
     "create_encoder": "mec.models",
     "cross_coding_rate": "mec.coding",
+    "embed": "mec.evaluate.embed",
+    "export": "mec.models.export",
     "load_encoder": "mec.models",
     "load_recipe": "mec.training",
     "open_images": "mec.data",
@@ -45,7 +49,9 @@ __all__ = [
     "coding_rate",
     "create_encoder",
     "cross_coding_rate",
+    "embed",
     "evaluate",
+    "export",
     "load_encoder",
     "load_recipe",
     "open_images",

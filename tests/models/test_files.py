@@ -3,11 +3,12 @@ import stat
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 from mec.errors import InputError
 from mec.files import replacing
-from mec.models import create_encoder, load_encoder, save_encoder
+from mec.models import Predictor, Projector, Siamese, create_encoder, load_encoder, save_encoder, untrained
 
 OPTIONS = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16]}
 
@@ -82,3 +83,130 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.read_text() == "first"
     assert [p.name for p in path.parent.iterdir()] == ["file"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_origins_for_people(folder: Path) -> None:
+    assert load_encoder(folder).origin == f"encoder of {folder}"
+    assert load_encoder(folder / "encoder.safetensors").origin == f"encoder of {folder}"
+    assert load_encoder("resnet18").origin == "resnet18, untrained, seed 0"
+    assert untrained(load_encoder(folder), seed=3).origin == "resnet18, untrained, seed 3"
+
+
+def test_fields_overrule_what_the_files_say(folder: Path) -> None:
+    encoder = load_encoder(folder, mean=[0.9], background="black")
+    assert encoder.spec.mean == (0.9,)
+    assert encoder.spec.std == (0.2,)
+    assert encoder.spec.background == "black"
+    assert load_encoder("resnet18", image_size=64, channels=2).spec.channels == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"colour": 3}, "encoder: there is no 'colour'; expected any of backbone, image_size"),
+        ({"image_size": "32"}, "encoder: image_size='32'; expected a whole number"),
+        ({"image_size": True}, "encoder: image_size=True"),
+        ({"mean": 0.5}, "encoder: mean=0.5; expected a list of numbers"),
+        ({"mean": [0.5]}, "mean, std: expected 3 numbers each, got 1 and 3"),
+        ({"std": [0.5, 0.0, 0.5]}, "encoder: std=.*above 0"),
+        ({"small_stem": 1}, "encoder: small_stem=1; expected true or false"),
+        ({"options": []}, r"encoder: options=\[\]; expected a mapping"),
+        ({"value_range": [0]}, "encoder: value_range"),
+        ({"backbone": None}, "encoder: backbone=None; expected a timm name"),
+    ],
+)
+def test_bad_fields_are_named(fields: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_encoder("resnet18", **fields)
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '{"colour": 3}', '{"mean": "grey"}'])
+def test_a_bad_json_beside_foreign_weights_is_named(tmp_path: Path, text: str) -> None:
+    torch.save(create_encoder("resnet18", 32).backbone.state_dict(), tmp_path / "weights.pth")
+    (tmp_path / "weights.json").write_text(text)
+    with pytest.raises(InputError, match=r"weights\.json"):
+        load_encoder(tmp_path / "weights.pth")
+
+
+def test_weights_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
+    encoder = create_encoder("resnet18", 32, options=OPTIONS)
+    encoder.backbone.bn1.bias.data[3] = torch.inf
+    save_encoder(encoder, tmp_path)
+    with pytest.raises(InputError, match=r"bn1\.bias that are not finite"):
+        load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_runs_checkpoint(tmp_path: Path, compiled: bool) -> None:
+    encoder = create_encoder("resnet18", 32, 2, mean=[0.1, 0.2], std=[0.3, 0.4], options=OPTIONS)
+    network = Siamese(encoder, Projector(16, 8, 8), Predictor(8, 4))
+    network.teacher[0].backbone.bn1.weight.data.fill_(2)
+    state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    if compiled:
+        state = {name.replace("network.", "network._orig_mod."): tensor for name, tensor in state.items()}
+    path = tmp_path / "checkpoints" / "step=000000012.ckpt"
+    path.parent.mkdir()
+    torch.save({"epoch": 1, "global_step": 12, "state_dict": state, "optimizer_states": []}, path)
+    with pytest.raises(InputError, match=r"its encoder\.json is not at"):
+        load_encoder(path)
+    (tmp_path / "encoder.json").write_text(json.dumps(encoder.spec.as_dict()))
+    for part, original in (("", encoder), (":student", encoder), (":teacher", network.teacher[0])):
+        loaded = load_encoder(f"{path}{part}")
+        assert loaded.spec == encoder.spec
+        x = torch.randn(2, 2, 32, 32)
+        assert torch.equal(loaded(x), original.eval()(x))
+        part = part[1:] or "student"
+        assert loaded.origin.startswith(f"mec checkpoint, {part}: resnet18, 78 of 78 tensors matched, ")
+    with pytest.raises(InputError, match="holds no teacher; a run's checkpoints do"):
+        save_encoder(encoder, tmp_path)
+        load_encoder(f"{tmp_path}:teacher")
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_timm_folder_and_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, safe: bool) -> None:
+    model = timm.create_model("resnet18", num_classes=5, in_chans=2, layers=[1, 1, 1, 1], channels=[8, 8, 8, 16])
+    arguments = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16], "in_chans": 2}
+    published = {"mean": [0.1, 0.2], "std": [0.3, 0.4], "input_size": [2, 96, 96]}
+    timm.models.save_for_hf(
+        model,
+        tmp_path,
+        model_config={"pretrained_cfg": published, "model_args": arguments},
+        safe_serialization=safe,
+    )
+    model.reset_classifier(0)
+    # as older timm wrote it, which did not ask the model for its sizes
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["pretrained_cfg"] |= published
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    asked = []
+
+    def download(repository: str, **_: object) -> str:
+        asked.append(repository)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    weights = tmp_path / ("model.safetensors" if safe else "pytorch_model.bin")
+    for source in (tmp_path, weights, "hf:someone/pets"):
+        encoder = load_encoder(source)
+        assert encoder.spec.backbone == "resnet18"
+        assert (encoder.image_size, encoder.spec.channels) == (96, 2)
+        assert (encoder.spec.mean, encoder.spec.std) == ((0.1, 0.2), (0.3, 0.4))
+        x = torch.randn(2, 2, 96, 96)
+        torch.testing.assert_close(encoder(x), model.eval()(x))
+        assert encoder.origin == (f"timm folder {source}: resnet18, 78 of 78 tensors matched, 2 of heads left out")
+    assert asked == ["someone/pets"]
+    weights.unlink()
+    with pytest.raises(InputError, match=r"has a config\.json but neither"):
+        load_encoder(tmp_path)
+    (tmp_path / "config.json").write_text('{"architectures": ["ViTModel"]}')
+    with pytest.raises(InputError, match="is not a description by timm"):
+        load_encoder(tmp_path)
+
+
+def test_a_hub_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(InputError, match=r"hf:someone/pets could not be downloaded \(no route\)"):
+        load_encoder("hf:someone/pets")

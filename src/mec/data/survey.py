@@ -36,7 +36,7 @@ def survey(images: Images, channels: int | None = None, background: str = "white
     found: set[int] = set()
     deep: list[NDArray[Any]] = []
     highest = 0.0
-    for values in _sampled(images, SURVEYED, lambda opened: opened.raw(asked)):
+    for values in sampled(images, SURVEYED, lambda opened: opened.raw(asked)):
         grey = values.shape[2] == 3 and (values[..., :1] == values).all()
         found.add(1 if grey else values.shape[2])
         if values.dtype.kind in "uif" and values.dtype != np.uint8:
@@ -50,7 +50,7 @@ def survey(images: Images, channels: int | None = None, background: str = "white
     return Reading(channels, _range_of(deep, highest) if deep else None, background)
 
 
-def _sampled(images: Images, count: int, take: Callable[[Opened], NDArray[Any]]) -> Iterator[NDArray[Any]]:
+def sampled(images: Images, count: int, take: Callable[[Opened], NDArray[Any]]) -> Iterator[NDArray[Any]]:
     """What is taken of about ``count`` pictures from all over the source, without the broken ones.
 
     Raises:
@@ -103,7 +103,7 @@ def settle(
     if isinstance(images, ArrayImages):
         pictures = np.stack([as_asked(p, reading) for p in images.pictures])
         return ArrayImages(images.name, pictures, images.labels, images.classes, images.left_out, True), []
-    first = next(_sampled(images, 16, lambda opened: opened.decode(reading)))
+    first = next(sampled(images, 16, lambda opened: opened.decode(reading)))
     if max(first.shape[:2]) > RESIDENT_SIDE or first.nbytes * len(images) > RESIDENT_BYTES:
         return images, []
 
@@ -137,7 +137,7 @@ def settle(
 def measure_colours(images: Images, reading: Reading, count: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, of pictures in [0, 1], over an even sample of them."""
     pixels = []
-    for picture in _sampled(images, count, lambda opened: opened.decode(reading)):
+    for picture in sampled(images, count, lambda opened: opened.decode(reading)):
         scale = 255.0 if picture.dtype == np.uint8 else 1.0
         pixels.append(_pixels_of(picture, 4096, 7) / scale)
     joined = np.concatenate(pixels)

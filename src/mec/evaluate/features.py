@@ -113,7 +113,7 @@ def gather(
         if len(batch.indices):
             found, numbers = function(batch.pictures).cpu(), torch.from_numpy(batch.indices)
             if table is None:
-                table = _table(len(images), found.shape[1], found.dtype)
+                table = feature_table(len(images), found.shape[1], found.dtype)
             table[numbers], known[numbers] = found, True
     if table is None:
         raise InputError("data: no picture can be read")
@@ -126,7 +126,7 @@ def gather(
     return table[: len(numbers)], numbers
 
 
-def _table(rows: int, width: int, dtype: torch.dtype) -> Tensor:
+def feature_table(rows: int, width: int, dtype: torch.dtype) -> Tensor:
     """(rows, width): in memory, or where large mapped from a temporary file that goes with it."""
     size = dtype.itemsize * rows * width
     if size <= IN_MEMORY or dtype != torch.float32:

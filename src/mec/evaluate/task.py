@@ -12,7 +12,7 @@ from mec.data.images import Images
 from mec.data.pixels import Reading
 from mec.data.skipped import Skipped
 from mec.data.sources import open_images
-from mec.data.survey import settle
+from mec.data.survey import sampled, settle
 from mec.errors import InputError
 from mec.models.encoder import Encoder
 from mec.models.files import load_encoder, untrained
@@ -74,6 +74,7 @@ def open_task(
     encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
     train, test = open_images(data, "train", labels), open_images(data, "test", labels)
     check_classes(train, test, data)
+    _check_channels(train, encoder, data)
     if baselines is None:
         baselines = len(train) <= BASELINES_UP_TO
     encoders = {"untrained" if encoder.untrained else "encoder": encoder}
@@ -96,6 +97,13 @@ def check_classes(train: Images, test: Images, data: Source) -> None:
         missing = np.setdiff1d(np.arange(len(classes)), labels)
         if len(missing):
             raise InputError(f"data: class {classes[missing[0]]!r} of {data} has no {part} pictures")
+
+
+def _check_channels(images: Images, encoder: Encoder, data: Source) -> None:
+    takes = encoder.spec.channels
+    have = next(sampled(images, 8, lambda opened: opened.raw(reading_of(encoder)))).shape[2]
+    if have not in (takes, 1) and (have, takes) != (3, 1):  # colour can be made grey, and grey colour
+        raise InputError(f"encoder: {encoder.origin} takes {takes} channels, the pictures of {data} have {have}")
 
 
 def reading_of(encoder: Encoder) -> Reading:

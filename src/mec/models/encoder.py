@@ -31,6 +31,7 @@ class EncoderSpec:
     options: further arguments of the architecture, as ``timm.create_model`` takes them.
     value_range: what is 0 and 1 in pictures of more than 8 bits; None where all have 8.
     background: colour behind transparent pictures.
+    stem_padding: of the small stem's convolution; 1 keeps the size, and others have trained with 2.
     """
 
     backbone: str
@@ -42,6 +43,7 @@ class EncoderSpec:
     options: dict[str, Any] = field(default_factory=dict)
     value_range: tuple[float, float] | None = None
     background: str = "white"
+    stem_padding: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -87,6 +89,7 @@ def create_encoder(
     options: dict[str, Any] | None = None,
     value_range: tuple[float, float] | None = None,
     background: str = "white",
+    stem_padding: int = 1,
 ) -> Encoder:
     """An untrained encoder.
 
@@ -101,6 +104,7 @@ def create_encoder(
         options: further arguments of the architecture, as ``timm.create_model`` takes them.
         value_range: see EncoderSpec.
         background: see EncoderSpec.
+        stem_padding: see EncoderSpec.
 
     Raises:
         InputError: unknown architecture, impossible sizes, or small_stem=True where there is none.
@@ -122,8 +126,9 @@ def create_encoder(
     elif small_stem and not _has_small_stem(backbone):
         raise InputError(f"small_stem: {backbone} has none; it is for ResNets and vision transformers")
     colours = tuple(mean), tuple(std)
+    shown = value_range, background
     return Encoder(
-        EncoderSpec(backbone, image_size, channels, small_stem, *colours, options or {}, value_range, background)
+        EncoderSpec(backbone, image_size, channels, small_stem, *colours, options or {}, *shown, stem_padding)
     )
 
 
@@ -151,14 +156,14 @@ def _build_backbone(spec: EncoderSpec) -> nn.Module:
             f"backbone: timm cannot make {spec.backbone} for {spec.image_size} px with {spec.options} ({error})"
         ) from error
     if spec.small_stem and not is_vit:
-        _shrink_stem(backbone)
+        _shrink_stem(backbone, spec.stem_padding)
     return backbone
 
 
-def _shrink_stem(resnet: Any) -> None:
+def _shrink_stem(resnet: Any, padding: int) -> None:
     deep = isinstance(resnet.conv1, nn.Sequential)
     first = resnet.conv1[0] if deep else resnet.conv1
-    small = nn.Conv2d(first.in_channels, first.out_channels, 3, stride=1, padding=1, bias=False)
+    small = nn.Conv2d(first.in_channels, first.out_channels, 3, stride=1, padding=padding, bias=False)
     nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
     if deep:
         resnet.conv1[0] = small

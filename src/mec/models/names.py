@@ -1,4 +1,4 @@
-"""What other libraries call the tensors of a ResNet or a vision transformer; here they have timm's names.
+"""What other libraries call the tensors of a network; here they have timm's names.
 
 torchvision's ResNets have the same names as timm's.
 """
@@ -19,6 +19,7 @@ TO_DETECTRON2: Renames = (
     (r"\.downsample\.1\.", ".shortcut.norm."),
 )
 FROM_DETECTRON2: Renames = (
+    (r"^stem\.fc\.", "fc."),  # the converters put all that is not of a stage in the stem
     (r"^stem\.conv1\.norm\.", "bn1."),
     (r"^stem\.conv1\.", "conv1."),
     *((rf"^res{n + 1}\.", f"layer{n}.") for n in (1, 2, 3, 4)),
@@ -50,6 +51,38 @@ FROM_TORCHVISION_VIT: Renames = (
     (r"\.self_attention\.out_proj\.", ".attn.proj."),
     (r"\.mlp\.(?:0|linear_1)\.", ".mlp.fc1."),
     (r"\.mlp\.(?:3|linear_2)\.", ".mlp.fc2."),
+)
+# a ResNet cut open into a Sequential: torchvision's counts its activation and pooling too, lightly's has neither
+FROM_SEQUENTIAL: Renames = (
+    (r"^0\.", "conv1."),
+    (r"^1\.", "bn1."),
+    *((rf"^{n + 3}\.", f"layer{n}.") for n in (1, 2, 3, 4)),
+)
+FROM_LIGHTLY: Renames = (
+    (r"^0\.", "conv1."),
+    (r"^1\.", "bn1."),
+    *((rf"^{n + 1}\.", f"layer{n}.") for n in (1, 2, 3, 4)),
+    (r"\.shortcut\.", ".downsample."),
+)
+# EfficientNet-PyTorch; its blocks, counted through all stages, are put in stages by the code that uses these
+FROM_EFFICIENTNET_PYTORCH: Renames = (
+    (r"^_conv_stem\.", "conv_stem."),
+    (r"^_conv_head\.", "conv_head."),
+    (r"^_bn0\.", "bn1."),
+    (r"^_bn1\.", "bn2."),
+    (r"^_fc\.", "classifier."),
+    (r"\._se_reduce\.", ".se.conv_reduce."),
+    (r"\._se_expand\.", ".se.conv_expand."),
+)
+EXPANDING: Renames = (
+    (r"\._expand_conv\.", ".conv_pw."),
+    (r"\._depthwise_conv\.", ".conv_dw."),
+    (r"\._project_conv\.", ".conv_pwl."),
+    *((rf"\._bn{n}\.", f".bn{n + 1}.") for n in (2, 1, 0)),
+)
+NOT_EXPANDING: Renames = (
+    (r"\._depthwise_conv\.", ".conv_dw."),
+    (r"\._project_conv\.", ".conv_pw."),
 )
 
 
