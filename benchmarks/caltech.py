@@ -21,7 +21,7 @@ from mec.training import ProjectorSettings
 NARROW = {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256], "zero_init_last": False}
 
 
-def main(data: str, epochs: int = 30, seeds: int = 3, labels: str = "10%") -> None:
+def main(data: str = "caltech101", epochs: int = 30, seeds: int = 3, labels: str = "10%") -> None:
     """Pretrain on all photographs without labels, then measure the encoder beside itself untrained.
 
     Args:

@@ -21,7 +21,7 @@ from mec.data.pixels import Reading
 from mec.data.skipped import Skipped
 from mec.errors import InputError
 from mec.evaluate.neighbours import best_device
-from mec.evaluate.task import MAX_BROKEN, Task, reading_of, say_skipped, settled
+from mec.evaluate.task import MAX_BROKEN, Task, announce, reading_of, say_skipped, settled
 from mec.models.encoder import Encoder
 
 RAW_SIDE = 32
@@ -43,6 +43,7 @@ class Features:
 
 def features_of(task: Task) -> Iterator[Features]:
     """The features of each row of the table in turn: the encoder's, the untrained one's, raw pixels."""
+    announce(task)
     task = settled(task)
     for name, encoder in task.encoders.items():
         parts = [extract(part, encoder, task.workers, name) for part in (task.train, task.test)]
@@ -78,16 +79,21 @@ def extract(
     Raises:
         InputError: more than a twentieth of the pictures cannot be read, or the temporary file does not fit.
     """
-    device = device or best_device()
-    encoder = encoder.eval().to(device).to(memory_format=torch.channels_last)
     loader = evaluation_loader(images, reading_of(encoder), encoder.image_size, workers=workers)
+    return gather(images, loader, label, frozen(encoder, device or best_device()))
 
+
+def frozen(encoder: Encoder, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The encoder on a device, in evaluation mode, as a function: pictures (n, c, s, s) -> features (n, d) float32."""
+    encoder = encoder.eval().to(device).to(memory_format=torch.channels_last)  # faster there, on CPUs and GPUs
+
+    @torch.no_grad()
     def features(pictures: Tensor) -> Tensor:
         x = encoder.normalise(pictures.to(device, non_blocking=True))
-        features: Tensor = encoder(x.contiguous(memory_format=torch.channels_last))
-        return features.float()
+        found: Tensor = encoder(x.contiguous(memory_format=torch.channels_last))
+        return found.float()
 
-    return gather(images, loader, label, features)
+    return features
 
 
 def _raw_pixels(images: Images, reading: Reading, workers: int | None) -> tuple[Tensor, Tensor]:

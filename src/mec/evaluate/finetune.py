@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 from mec.errors import InputError
@@ -11,7 +11,7 @@ from mec.evaluate.accuracy import spread_of
 from mec.evaluate.labelled import labelled
 from mec.evaluate.result import Result, Stopwatch
 from mec.evaluate.supervised import Settings, in_words, overridden, train_and_test
-from mec.evaluate.task import EncoderLike, Source, in_memory, open_task, reading_of
+from mec.evaluate.task import EncoderLike, Source, announce, in_memory, open_task, reading_of
 
 FEW = 0.03
 """Up to this share of labels the recipe for 1 % is taken, beyond it that for 10 %."""
@@ -61,6 +61,7 @@ def finetune(
         head_rate: that of the classifier.
         workers: loader processes; null is one per core.
     """
+    labels = str(labels)
     if protocol not in ("short", "swav", "barlow"):
         raise InputError(f"protocol: expected short, swav or barlow, got {protocol!r}")
     if seeds < 1:
@@ -71,18 +72,19 @@ def finetune(
         raise InputError("backbone_rate: expected above 0; for a frozen encoder take mec evaluate linear")
     clock = Stopwatch()
     task = open_task(data, encoder, baselines, workers)
+    choices = [labelled(task.train, labels, number) for number in range(seed, seed + seeds)]
+    announce(task)
     reading = reading_of(next(iter(task.encoders.values())))
     task = replace(task, test=in_memory(task.test, reading))
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in task.encoders}
-    for number in range(seed, seed + seeds):
-        chosen = labelled(task.train, labels, number)
+    for number, chosen in enumerate(choices, seed):
         train = in_memory(task.train.subset(chosen), reading)
         settings = overridden(_settings(protocol, len(chosen), len(task.train)), **changes)
         for name, of in task.encoders.items():
             label = f"{name}, seed {number}" if seeds > 1 else name
             rows[name].append(train_and_test(task, train, of, settings, number, label))
     spread = f"mean ± std of {seeds} seeds" if seeds > 1 else f"seed {seed}"
-    shown = os.path.basename(labels) if os.path.exists(labels) else labels
+    shown = Path(labels).name
     how = in_words(settings, len(chosen))
     return Result(
         task="finetune",

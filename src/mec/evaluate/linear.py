@@ -15,7 +15,7 @@ from mec.evaluate.features import Features, features_of
 from mec.evaluate.logistic import LogisticFit
 from mec.evaluate.result import Result, Stopwatch
 from mec.evaluate.supervised import PAPER_PROBE, SIMSIAM_PROBE, in_words, overridden, train_and_test
-from mec.evaluate.task import EncoderLike, Source, open_task, settled
+from mec.evaluate.task import EncoderLike, Source, announce, open_task, settled
 
 STRENGTHS = tuple(10.0**e for e in np.arange(-4, 1.1, 0.5))
 CHOOSING_LIMIT = 10_000
@@ -77,6 +77,7 @@ def linear(
         figures = {f.name: probe(f, len(task.classes), iterations) for f in features_of(task)}
     else:
         how = f"{protocol}: {in_words(settings, len(task.train))}, last epoch"
+        announce(task)
         task = settled(task)
         figures = {
             name: train_and_test(task, task.train, of, settings, seed, f"{protocol} probe, {name}")

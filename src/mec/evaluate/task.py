@@ -58,7 +58,7 @@ def open_task(
     workers: int | None = None,
     labels: Source | None = None,
 ) -> Task:
-    """Open the train and test pictures of a source, and the encoder. Says on standard error what it found.
+    """Open the train and test pictures of a source, and the encoder.
 
     Args:
         data: a labelled source (see ``mec.data.open_images``).
@@ -81,7 +81,6 @@ def open_task(
     if baselines and not encoder.untrained:
         encoders["untrained"] = untrained(encoder)
     described = encoder.origin or encoder.spec.backbone
-    Console(stderr=True, soft_wrap=True).print(f"encoder: {described}", highlight=False, markup=False)
     words = f"{data} ({len(train):,} train, {len(test):,} test, {len(train.classes)} classes)"
     return Task(words, described, train.classes, train, test, encoders, baselines, workers)
 
@@ -109,6 +108,11 @@ def _check_channels(images: Images, encoder: Encoder, data: Source) -> None:
 def reading_of(encoder: Encoder) -> Reading:
     """How the pictures of an encoder were read when it was trained."""
     return Reading(encoder.spec.channels, encoder.spec.value_range, encoder.spec.background)
+
+
+def announce(task: Task) -> None:
+    """Say on standard error whose weights are measured, once nothing about the call is wrong any more."""
+    Console(stderr=True, soft_wrap=True).print(f"encoder: {task.encoder}", highlight=False, markup=False)
 
 
 def settled(task: Task) -> Task:

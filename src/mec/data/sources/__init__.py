@@ -54,11 +54,24 @@ def open_images(
         raise InputError(f"split: expected 'train', 'test', 'all' or 'pretrain', got {split!r}")
     if every is not None and every < 1:
         raise InputError(f"every: expected at least 1, got {every}")
+    images = open_parts(source, labels, every, counts_will_do=split == "pretrain").take(split)
+    if every is None or is_video(Path(source).expanduser()):
+        return images
+    return images.subset(np.arange(0, len(images), every))
+
+
+def open_parts(
+    source: str | os.PathLike[str],
+    labels: str | os.PathLike[str] | None = None,
+    every: int | None = None,
+    counts_will_do: bool = False,
+) -> Parts:
+    """As ``open_images``, every part of the source. ``every``: of the frames of a video; ``counts_will_do``: the labels
+    of shards are not wanted."""
     path = Path(source).expanduser()
     if labels is None and is_video(path):
-        return open_videos(path, every).take(split)
-    images = _open(source, labels, counts_will_do=split == "pretrain").take(split)
-    return images if every is None else images.subset(np.arange(0, len(images), every))
+        return open_videos(path, every)
+    return _open(source, labels, counts_will_do)
 
 
 def _open(source: str | os.PathLike[str], labels: str | os.PathLike[str] | None, counts_will_do: bool) -> Parts:
