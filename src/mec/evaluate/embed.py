@@ -46,7 +46,7 @@ def embed(
     out: Source,
     near_duplicates: bool = False,
     outliers: bool = False,
-    similarity: float = 0.95,
+    similarity: float = 0.9,
     every: int | None = None,
     workers: int | None = None,
 ) -> Path:

