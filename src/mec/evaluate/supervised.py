@@ -186,18 +186,17 @@ def fit(
         raise InputError(f"labels: expected at least 2 labelled pictures, got {batch}")
     # a last batch of one picture has no variance for BatchNorm
     sampler = training_sampler(images, batch, seed, whole=len(images) % batch != 1)
-    with torch.random.fork_rng():
+    device = best_device()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         module = Classifier(encoder, labels_of(images), classes, settings, batch, seed)
-        device = best_device()
         loader = training_loader(images, module.views, sampler, reading, device, workers)
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # lightning advises what is decided here
             trainer = lightning.Trainer(
                 accelerator=device.type,
                 devices=1,
-                precision="bf16-mixed" if bf16 else "32-true",
+                precision="32-true",  # as in all the protocols
                 max_epochs=settings.epochs,
                 logger=False,
                 callbacks=[_Shown(label)],

@@ -74,7 +74,8 @@ def load_encoder(source: str | os.PathLike[str], **fields: Any) -> Encoder:
     if path.is_dir() or path.name == WEIGHTS:
         folder = path if path.is_dir() else path.parent
         if not (folder / WEIGHTS).exists():
-            raise InputError(f"encoder: {folder} has no {WEIGHTS}; it is written when a run ends")
+            unfinished = "; until then, take a file of its checkpoints/" if (folder / "checkpoints").is_dir() else ""
+            raise InputError(f"encoder: {folder} has no {WEIGHTS}; it is written when a run ends{unfinished}")
         if part == "teacher":
             raise InputError(f"encoder: {folder}/{WEIGHTS} holds no teacher; a run's checkpoints do")
         return _read_own(folder, fields)
