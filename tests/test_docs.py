@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mec.cli import _parser
+from mec.cli import _parser, _with_underscores
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,12 +31,12 @@ def test_commands_are_accepted(block: str) -> None:
     lines = [shlex.split(line, comments=True) for line in block.splitlines()]
     for line in lines:
         if line and line[0] == "mec":
-            arguments = [a for a in line[1:] if a != "--help"]
-            if arguments == line[1:]:
-                _parser(arguments).parse_args(arguments)
-            else:
+            arguments = [_with_underscores(a) for a in line[1:]]
+            if "--help" in arguments:
                 with pytest.raises(SystemExit, match="0"):
-                    _parser(line[1:]).parse_args(line[1:])
+                    _parser(arguments).parse_args(arguments)
+            else:
+                _parser(arguments).parse_args(arguments)
 
 
 def test_links_within_the_repository_lead_somewhere() -> None:

@@ -24,10 +24,11 @@ from mec.data.loading import evaluation_loader
 from mec.data.pixels import BrokenPictureError
 from mec.data.skipped import COLUMNS, Skipped
 from mec.errors import InputError
-from mec.evaluate.embedded import BLOCK, NPY, PARQUET, Embedded, Shown, Whole, open_csv, open_whole, say, writing
+from mec.evaluate.embedded import BLOCK, NPY, PARQUET, Embedded, Whole, open_csv, open_whole, writing
 from mec.evaluate.features import frozen
 from mec.evaluate.listing import list_neighbours
 from mec.evaluate.neighbours import best_device
+from mec.evaluate.progress import Shown, say
 from mec.evaluate.task import MAX_BROKEN, EncoderLike, Source, reading_of, say_skipped
 from mec.models.encoder import Encoder
 from mec.models.files import load_encoder

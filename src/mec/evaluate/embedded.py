@@ -1,10 +1,9 @@
-"""A file of embeddings, the pictures they are of, and what is said while it is made."""
+"""A file of embeddings and the pictures they are of."""
 
 from __future__ import annotations
 
 import csv
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mec.data.images import Images
 from mec.data.pixels import Reading
@@ -27,7 +24,6 @@ from mec.files import replacing
 BLOCK = 8192
 """Embeddings read or written at once."""
 PARQUET, NPY = ".parquet", ".npy"
-PLAIN_SECONDS = 30
 
 Blocks = Iterator[tuple[list[int], NDArray[np.float32]]]
 
@@ -152,38 +148,6 @@ def open_csv(path: Path) -> Iterator[Callable[[Sequence[object]], object]]:
     """What adds a row to a new .csv; names of files that are not UTF-8 keep their bytes."""
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         yield csv.writer(file).writerow
-
-
-class Shown:
-    """How far it is and how long it will take: a live line on a terminal, a plain one every half minute elsewhere."""
-
-    def __init__(self, label: str, total: int, done: int = 0) -> None:
-        self.label, self.total, self.first, self.done = label, total, done, done
-        self.started = self.said = time.monotonic()
-        self.console = Console(stderr=True, soft_wrap=True)
-        columns = TextColumn(f"{label} {{task.completed:,}} of {total:,}"), BarColumn(), TimeRemainingColumn()
-        self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-        self.task = self.bar.add_task("", total=total, completed=done)
-
-    def __enter__(self) -> Shown:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        self.bar.update(self.task, completed=self.done)
-        now = time.monotonic()
-        if not self.console.is_terminal and now - self.said > PLAIN_SECONDS and self.done < self.total:
-            self.said = now
-            left = (now - self.started) / max(1, self.done - self.first) * (self.total - self.done)
-            say(f"{self.label} {self.done:,} of {self.total:,}  {left / 60:.0f} min left")
-
-
-def say(line: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(line, highlight=False, markup=False)
 
 
 @contextmanager

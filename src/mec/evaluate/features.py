@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -21,6 +19,7 @@ from mec.data.pixels import Reading
 from mec.data.skipped import Skipped
 from mec.errors import InputError
 from mec.evaluate.neighbours import best_device
+from mec.evaluate.progress import Shown
 from mec.evaluate.task import MAX_BROKEN, Task, announce, reading_of, say_skipped, settled
 from mec.models.encoder import Encoder
 
@@ -109,18 +108,18 @@ def gather(
 ) -> tuple[Tensor, Tensor]:
     """What ``function`` gives for the pictures (n, c, h, w) of each batch, as one table (n, ...) in the order of the
     source, on the CPU, and the numbers (n,) of the pictures that could be read."""
-    console = Console(stderr=True)
     skipped = Skipped(MAX_BROKEN, len(images))
     table: Tensor | None = None
     known = torch.zeros(len(images), dtype=torch.bool)
-    shown = track(loader, label, total=len(loader), console=console, transient=True, disable=not console.is_terminal)
-    for batch in shown:
-        skipped.add(batch.lost, len(batch.indices) + len(batch.lost))
-        if len(batch.indices):
-            found, numbers = function(batch.pictures).cpu(), torch.from_numpy(batch.indices)
-            if table is None:
-                table = feature_table(len(images), found.shape[1], found.dtype)
-            table[numbers], known[numbers] = found, True
+    with Shown(label, len(images)) as shown:
+        for batch in loader:
+            skipped.add(batch.lost, len(batch.indices) + len(batch.lost))
+            if len(batch.indices):
+                found, numbers = function(batch.pictures).cpu(), torch.from_numpy(batch.indices)
+                if table is None:
+                    table = feature_table(len(images), found.shape[1], found.dtype)
+                table[numbers], known[numbers] = found, True
+            shown.advance(len(batch.indices) + len(batch.lost))
     if table is None:
         raise InputError("data: no picture can be read")
     say_skipped(skipped)

@@ -18,9 +18,10 @@ from torch import Tensor
 from mec.data.images import read
 from mec.data.pixels import BrokenPictureError
 from mec.errors import InputError
-from mec.evaluate.embedded import BLOCK, Embedded, Shown, open_csv, say, writing
+from mec.evaluate.embedded import BLOCK, Embedded, open_csv, writing
 from mec.evaluate.features import feature_table
 from mec.evaluate.neighbours import nearest
+from mec.evaluate.progress import Shown, say
 
 NEIGHBOURS = 10
 QUERIES = 2**18
@@ -85,7 +86,7 @@ def neighbours(table: Tensor, similarity: float) -> Neighbours:
     n = len(table)
     k = min(NEIGHBOURS, n - 1)
     scores, found = np.empty(n), []
-    with Shown("neighbours", n * -(-n // QUERIES)) as shown:
+    with Shown("neighbours", n * -(-n // QUERIES), unit="") as shown:
         for start in range(0, n, QUERIES):
             values, rows = nearest(table[start : start + QUERIES], table, k + 1, progress=shown.advance)
             queries = torch.arange(start, start + len(rows))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import time
 import warnings
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -13,8 +12,6 @@ from typing import Any, Literal
 import lightning
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from timm.optim.lars import Lars
 from torch import Tensor, nn
 
@@ -28,6 +25,7 @@ from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies, ranking
 from mec.evaluate.features import gather, labels_of
 from mec.evaluate.neighbours import best_device
+from mec.evaluate.progress import Shown
 from mec.evaluate.task import MAX_BROKEN, Task, in_memory, reading_of
 from mec.models.encoder import Encoder
 
@@ -35,8 +33,6 @@ CROP = ViewSettings(crop_scale=(0.08, 1.0), jitter=0.0, grey=0.0, blur=0.0, sola
 """RandomResizedCrop and flip, torchvision's defaults: what every protocol here trains with."""
 # it announces devices and products
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-LIVE_SECONDS, PLAIN_SECONDS = 0.5, 30
-"""Between two looks at the loss: each waits for the device."""
 FROZEN_AT_ONCE = 256
 """Pictures of a batch that a frozen encoder sees at a time: nothing is kept for a gradient, and 4,096 fill no cache."""
 
@@ -199,7 +195,7 @@ def fit(
                 precision="32-true",  # as in all the protocols
                 max_epochs=settings.epochs,
                 logger=False,
-                callbacks=[_Shown(label)],
+                callbacks=[_Progress(label)],
                 use_distributed_sampler=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
@@ -212,36 +208,25 @@ def fit(
     return module
 
 
-class _Shown(lightning.Callback):
-    """A live line on a terminal, a plain one every half minute elsewhere."""
-
+class _Progress(lightning.Callback):
     def __init__(self, label: str) -> None:
-        self.label, self.console = label, Console(stderr=True, soft_wrap=True)
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), console=self.console, transient=True,
-            disable=not self.console.is_terminal,
-        )  # fmt: skip
+        self.label = label
+        self.shown: Shown | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        self.started = self.said = time.perf_counter()
-        self.steps = int(trainer.estimated_stepping_batches)
-        self.row = self.bar.add_task(self.label, total=self.steps, figures="")
-        self.bar.start()
+        self.shown = Shown(self.label, int(trainer.estimated_stepping_batches), unit="steps").__enter__()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        live, now = self.console.is_terminal, time.perf_counter()
-        if now - self.said < (LIVE_SECONDS if live else PLAIN_SECONDS):
-            return
-        self.said, done = now, trainer.global_step
-        figures = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {float(pl_module.latest):.3f}"
-        self.bar.update(self.row, completed=done, figures=figures)
-        if not live:
-            left = (now - self.started) / done * (self.steps - done)
-            self.console.print(f"{self.label}: {figures}, {left / 60:.0f} min left", highlight=False, markup=False)
+        assert self.shown is not None
+        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self.shown.advance(1, lambda: f"{epoch}  loss {float(pl_module.latest):.3f}")
+
+    def _stop(self) -> None:
+        if self.shown is not None:
+            self.shown.__exit__()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self.bar.stop()
+        self._stop()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        self.bar.stop()
+        self._stop()

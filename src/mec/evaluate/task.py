@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass, replace
 
 import numpy as np
-from rich.console import Console
 
 from mec.data.images import Images
 from mec.data.pixels import Reading
@@ -14,6 +13,7 @@ from mec.data.skipped import Skipped
 from mec.data.sources import open_images
 from mec.data.survey import sampled, settle
 from mec.errors import InputError
+from mec.evaluate.progress import say
 from mec.models.encoder import Encoder
 from mec.models.files import load_encoder, untrained
 
@@ -112,7 +112,7 @@ def reading_of(encoder: Encoder) -> Reading:
 
 def announce(task: Task) -> None:
     """Say on standard error whose weights are measured, once nothing about the call is wrong any more."""
-    Console(stderr=True, soft_wrap=True).print(f"encoder: {task.encoder}", highlight=False, markup=False)
+    say(f"encoder: {task.encoder}")
 
 
 def settled(task: Task) -> Task:
@@ -133,5 +133,4 @@ def in_memory(images: Images, reading: Reading) -> Images:
 def say_skipped(skipped: Skipped) -> None:
     if len(skipped):
         title, reason = next(iter(skipped.reasons.items()))
-        said = f"skipped {len(skipped):,} that could not be read; the first: {title}: {reason}"
-        Console(stderr=True, soft_wrap=True).print(said, highlight=False, markup=False)
+        say(f"skipped {len(skipped):,} that could not be read; the first: {title}: {reason}")

@@ -1,0 +1,59 @@
+"""What is said on standard error while something long runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LIVE_SECONDS, PLAIN_SECONDS = 0.5, 30
+"""Between two lines on a terminal, and elsewhere."""
+
+
+def say(line: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(line, highlight=False, markup=False)
+
+
+class Shown:
+    """How far it is and how long it will take: a live line on a terminal, a plain one every half minute elsewhere.
+
+    Args:
+        label: what is done.
+        total: how many of ``unit`` there are.
+        done: how many of them were there before.
+        unit: for people; "" shows no numbers.
+    """
+
+    def __init__(self, label: str, total: int, done: int = 0, unit: str = "pictures") -> None:
+        self.label, self.total, self.first, self.done, self.unit = label, total, done, done, unit
+        self.started = self.said = time.monotonic()
+        console = Console(stderr=True, soft_wrap=True)
+        self.live = console.is_terminal
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), console=console, transient=True, disable=not self.live,
+        )  # fmt: skip
+        self.row = self.bar.add_task(label, total=total, completed=done, figures="")
+
+    def __enter__(self) -> Shown:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def advance(self, count: int, figures: Callable[[], str] | None = None) -> None:
+        """``figures`` says more; it is called only when a line is due, for it may have to wait for a device."""
+        self.done += count
+        now = time.monotonic()
+        if now - self.said < (LIVE_SECONDS if self.live else PLAIN_SECONDS) or self.done >= self.total:
+            return
+        self.said = now
+        numbers = f"{self.done:,} of {self.total:,} {self.unit}" if self.unit else ""
+        words = "  ".join(filter(None, [numbers, figures() if figures else ""]))
+        self.bar.update(self.row, completed=self.done, figures=words)
+        if not self.live:
+            left = (now - self.started) / max(1, self.done - self.first) * (self.total - self.done)
+            say(f"{self.label}: {words}, {left / 60:.0f} min left")
