@@ -227,7 +227,7 @@ def _evaluate(task: str, settings: dict[str, Any]) -> None:
     from mec.evaluate.result import table
 
     sources, out = settings.pop("data"), settings.pop("out")
-    if out is None and Path(settings["encoder"]).is_dir():
+    if out is None and (Path(settings["encoder"]) / "recipe.yaml").exists():
         out = settings["encoder"]
     for source in sources[1:]:
         open_images(source, "test")  # a wrong name is told before the first source has taken its hours

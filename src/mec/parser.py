@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import shutil
 import sys
 import textwrap
@@ -25,7 +26,8 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         line = " ".join(str(message).replace('Parser key "', "").replace('":', ":").split())
-        print(f"{self.prog}: {line}", file=sys.stderr)
+        line = re.sub(r"Expected a typing\.Literal\[(.*?)\]\.", r"expected one of \1.", line)
+        print(f"{self.prog.replace(' [options]', '')}: {line}", file=sys.stderr)
         sys.exit(2)
 
 
