@@ -82,8 +82,8 @@ def train(
         "least loss": min(r["loss"] for r in rows),
         "norm": rows[-1]["spectral_norm"],
         "rank": rows[-1]["effective_rank"],
-        "1 label": float(class_mean_scores(f, classes, 1, 20, 0).mean()),
-        "10 labels": float(class_mean_scores(f, classes, 10, 20, 0).mean()),
+        "1 label": float(class_mean_scores(f, classes, 1, 20, 0)["top-1"].mean()),
+        "10 labels": float(class_mean_scores(f, classes, 10, 20, 0)["top-1"].mean()),
         "kNN": accuracies(ranked, f.test_labels, classes)["top-1"],
     }
 

@@ -67,7 +67,7 @@ def measure(task: Task, features: list[Features], clock: Stopwatch) -> Result:
     for f in features:
         row = figures[f.name] = {}
         for n in LABELS:
-            scores = class_mean_scores(f, classes, n, draws=20, seed=0)
+            scores = class_mean_scores(f, classes, n, draws=20, seed=0)["top-1"]
             row[f"{n} labels"], row[f"{n} labels std"] = float(scores.mean()), float(scores.std())
         ranked = knn_ranking(f.train, f.train_labels, f.test, [NEIGHBOURS], classes)[NEIGHBOURS]
         row["all, kNN"] = accuracies(ranked, f.test_labels, classes)["top-1"]

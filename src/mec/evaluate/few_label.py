@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from mec.errors import InputError
+from mec.evaluate.accuracy import accuracies, ranking
 from mec.evaluate.features import Features, features_of, labels_of
 from mec.evaluate.result import Result, Stopwatch
 from mec.evaluate.task import EncoderLike, Source, open_task
@@ -53,10 +55,13 @@ def few_label(
         row = figures[f.name] = {}
         for n in labels:
             scores = class_mean_scores(f, classes, n, draws, seed)
-            row[f"{n} per class"], row[f"{n} per class std"] = float(scores.mean()), float(scores.std())
+            top_1 = scores["top-1"]
+            row[f"{n} per class"], row[f"{n} per class std"] = float(top_1.mean()), float(top_1.std())
+            if "top-5" in scores:
+                row[f"{n} per class top-5"] = float(scores["top-5"].mean())
     return Result(
         task="few-label",
-        protocol=f"nearest class mean, centred and normalised features, mean ± std of {draws} draws, top-1 %",
+        protocol=f"nearest class mean, centred and normalised features, mean ± std of {draws} draws, top-1 / top-5 %",
         data=task.data,
         encoder=task.encoder,
         figures=figures,
@@ -64,8 +69,10 @@ def few_label(
     )
 
 
-def class_mean_scores(features: Features, classes: int, labels: int, draws: int, seed: int) -> np.ndarray:
-    """Test accuracy (draws,) with ``labels`` pictures of each class, as shares."""
+def class_mean_scores(
+    features: Features, classes: int, labels: int, draws: int, seed: int
+) -> dict[str, NDArray[np.float64]]:
+    """Test accuracies (see ``accuracies``) of each draw (draws,), with ``labels`` pictures of each class, as shares."""
     centre = features.train.mean(dim=0)
     test = F.normalize(features.test - centre, dim=1)
     members = [np.flatnonzero(features.train_labels.numpy() == c) for c in range(classes)]
@@ -75,9 +82,9 @@ def class_mean_scores(features: Features, classes: int, labels: int, draws: int,
             f"labels: expected at most {fewest}, the readable pictures of the smallest class, got {labels}"
         )
     random = np.random.default_rng([seed, labels])
-    scores = []
+    found = []
     for _ in range(draws):
         chosen = torch.from_numpy(np.stack([random.choice(m, labels, replace=False) for m in members]))
         means = F.normalize(F.normalize(features.train[chosen] - centre, dim=2).mean(dim=1), dim=1)
-        scores.append(float(((test @ means.T).argmax(dim=1) == features.test_labels).float().mean()))
-    return np.array(scores)
+        found.append(accuracies(ranking(test @ means.T), features.test_labels, classes))
+    return {name: np.array([row[name] for row in found]) for name in found[0]}
