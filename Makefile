@@ -32,6 +32,10 @@ bench: .venv/.installed
 	$(BIN)/python benchmarks/stability.py
 	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/cifar10_cpu.py
+	$(BIN)/python benchmarks/linear_probe.py
+	$(BIN)/python benchmarks/large_banks.py --width 256
+	$(BIN)/python benchmarks/caltech.py ../shared/data/caltech101/101_ObjectCategories
+	$(BIN)/python benchmarks/near_duplicates.py ../shared/data/caltech101/101_ObjectCategories
 
 clean:
 	rm -rf .venv build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
