@@ -86,6 +86,22 @@ def test_many_pictures_are_probed_in_part(tmp_path: Path, monkeypatch: pytest.Mo
     assert f"({sizes[0]} train and {sizes[1]} test pictures" in console.file.getvalue()
 
 
+def test_broken_pictures_end_the_probes_and_not_the_run(tmp_path: Path) -> None:
+    for name, tone in (("a", 60), ("b", 190)):
+        (tmp_path / name).mkdir()
+        for i in range(20):
+            Image.new("RGB", (20, 20), (tone, i, 0)).save(tmp_path / name / f"{i:02}.png")
+    for i in range(8):
+        (tmp_path / "a" / f"{i:02}.png").write_bytes(b"")
+    console = Console(file=StringIO(), width=300)
+    probe = OnlineProbe(tmp_path, 1, workers=0, console=console)
+    recipe = replace(TINY, channels=3, max_broken=0.5, batch_size=8, epochs=2)
+    folder = pretrain(tmp_path, tmp_path / "run", recipe, console=Console(file=StringIO()), callbacks=[probe]).folder
+    assert (folder / "encoder.safetensors").exists()
+    assert console.file.getvalue().count("no more online probes: max_broken") == 1
+    assert not (folder / "probes.csv").exists()
+
+
 def test_where_there_are_no_labels_it_stays_away_unless_asked(tmp_path: Path) -> None:
     for i in range(4):
         Image.new("RGB", (32, 32), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")

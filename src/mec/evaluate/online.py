@@ -61,7 +61,7 @@ class OnlineProbe(lightning.Callback):
         check_classes(parts[0], parts[1], data)
         self.classes = len(parts[0].classes)
         self.parts = [part.subset(_some(part, MOST[name])) for part, name in zip(parts, MOST, strict=True)]
-        self.settled = False
+        self.settled = self.ended = False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero:
@@ -70,21 +70,28 @@ class OnlineProbe(lightning.Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         epochs = trainer.max_epochs or 1
         every, done = self.every or max(1, epochs // TIMES), trainer.current_epoch + 1
-        if trainer.is_global_zero and (done % every == 0 or done == epochs):
-            clock = Stopwatch()
-            figures = self.measure(pl_module.network.encoder, pl_module.device)
-            row = {"epoch": done, "step": trainer.global_step, **figures, "seconds": clock()}
-            _append(_file(trainer), row)
-            for logger in trainer.loggers:
-                logger.log_metrics({f"probe/{name}": value for name, value in figures.items()}, trainer.global_step)
-            sizes = " and ".join(f"{len(p):,} {n}" for p, n in zip(self.parts, MOST, strict=True))
-            said = "  ".join(f"{name} {100 * value:.1f} %" for name, value in figures.items())
-            self.console.print(
-                f"epoch {done}/{epochs}  online probe: {said}  ({sizes} pictures, {row['seconds']:.0f} s)",
-                highlight=False,
-                soft_wrap=True,
-            )
+        if trainer.is_global_zero and not self.ended and (done % every == 0 or done == epochs):
+            try:
+                self._probe(trainer, pl_module, done)
+            except InputError as error:  # of a probe's pictures: no reason to lose a run
+                self.ended = True
+                self.console.print(f"no more online probes: {error}", highlight=False, markup=False, soft_wrap=True)
         trainer.strategy.barrier()
+
+    def _probe(self, trainer: lightning.Trainer, pl_module: Any, epoch: int) -> None:
+        clock = Stopwatch()
+        figures = self.measure(pl_module.network.encoder, pl_module.device)
+        row = {"epoch": epoch, "step": trainer.global_step, **figures, "seconds": clock()}
+        _append(_file(trainer), row)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"probe/{name}": value for name, value in figures.items()}, trainer.global_step)
+        sizes = " and ".join(f"{len(p):,} {n}" for p, n in zip(self.parts, MOST, strict=True))
+        said = "  ".join(f"{name} {100 * value:.1f} %" for name, value in figures.items())
+        self.console.print(
+            f"epoch {epoch}/{trainer.max_epochs}  online probe: {said}  ({sizes} pictures, {row['seconds']:.0f} s)",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     def measure(self, encoder: Any, device: torch.device) -> dict[str, float]:
         """Test accuracies of the encoder as it is, as shares; it is left as it was."""
@@ -95,7 +102,7 @@ class OnlineProbe(lightning.Callback):
                 if not self.settled:
                     self.parts, self.settled = [in_memory(part, reading) for part in self.parts], True
                 (train, of_train), (test, of_test) = (
-                    extract(part, encoder, self.workers, "online probe", device) for part in self.parts
+                    extract(part, encoder, self.workers, "", device) for part in self.parts
                 )
                 labels = [labels_of(part)[of] for part, of in zip(self.parts, (of_train, of_test), strict=True)]
                 f = Features("encoder", train, labels[0], test, labels[1])

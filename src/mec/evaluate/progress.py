@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -20,7 +21,7 @@ class Shown:
     """How far it is and how long it will take: a live line on a terminal, a plain one every half minute elsewhere.
 
     Args:
-        label: what is done.
+        label: what is done; "" shows nothing.
         total: how many of ``unit`` there are.
         done: how many of them were there before.
         unit: for people; "" shows no numbers.
@@ -31,9 +32,11 @@ class Shown:
         self.started = self.said = time.monotonic()
         console = Console(stderr=True, soft_wrap=True)
         self.live = console.is_terminal
+        self.every = math.inf if not label else LIVE_SECONDS if self.live else PLAIN_SECONDS
+        hidden = not (label and self.live)
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), console=console, transient=True, disable=not self.live,
+            TextColumn("{task.description}"), BarColumn(8), TextColumn("{task.fields[figures]}"), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), console=console, transient=True, disable=hidden,
         )  # fmt: skip
         self.row = self.bar.add_task(label, total=total, completed=done, figures="")
 
@@ -48,7 +51,7 @@ class Shown:
         """``figures`` says more; it is called only when a line is due, for it may have to wait for a device."""
         self.done += count
         now = time.monotonic()
-        if now - self.said < (LIVE_SECONDS if self.live else PLAIN_SECONDS) or self.done >= self.total:
+        if now - self.said < self.every or self.done >= self.total:
             return
         self.said = now
         numbers = f"{self.done:,} of {self.total:,} {self.unit}" if self.unit else ""

@@ -85,7 +85,7 @@ class RunProgress(lightning.Callback):
         self.said_at = time.perf_counter()
         if self.console.is_terminal:
             self.bar = Progress(
-                TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("epoch {task.fields[epoch]}"), BarColumn(8), TextColumn("{task.percentage:>3.0f}%"),
                 TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
                 console=self.console, refresh_per_second=4,
             )  # fmt: skip
@@ -106,7 +106,7 @@ class RunProgress(lightning.Callback):
             self._record(trainer, pl_module)
         if self.bar is not None:
             epoch = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
-            self.bar.update(self.task, completed=trainer.global_step, epoch=epoch, figures=self._figures())
+            self.bar.update(self.task, completed=trainer.global_step, epoch=epoch, figures=self._brief())
         self.pace.data_asked()
 
     def _record(self, trainer: lightning.Trainer, module: Pretraining) -> None:
@@ -137,6 +137,14 @@ class RunProgress(lightning.Callback):
             f"loss {f['loss']:.3f}  length {f['coding_length']:.0f} nats  rank {f['effective_rank']:.1f}  "
             f"{f['pictures_per_second']:.0f} pictures/s  data wait {f['data_wait']:.0%}"
         )
+
+    def _brief(self) -> str:
+        """What fits a line of 80 characters, beside the times."""
+        if not self.latest:
+            return ""
+        f = self.latest
+        rate, wait = f["pictures_per_second"], f["data_wait"]
+        return f"loss {f['loss']:.2f} rank {f['effective_rank']:.0f} {rate:.0f}/s wait {wait:.0%}"
 
     def _stop(self) -> None:
         if self.bar is not None:
