@@ -9,8 +9,9 @@ from sklearn.neighbors import NearestCentroid
 
 from mec import evaluate
 from mec.data import open_images
+from mec.data.views import Views
 from mec.errors import InputError
-from mec.evaluate.features import Features, extract, features_of
+from mec.evaluate.features import CROP, Features, extract, extract_crops, features_of
 from mec.evaluate.few_label import class_mean_scores
 from mec.evaluate.linear import STRENGTHS, choose_strength, probe
 from mec.evaluate.task import open_task
@@ -55,6 +56,29 @@ def test_strength_is_chosen_on_a_part_of_many(monkeypatch: pytest.MonkeyPatch) -
     labels = f.train_labels.clone()
     labels[:2] = 4
     assert choose_strength(f.train, labels, 5, 50) in STRENGTHS
+
+
+def test_random_crops_are_those_of_the_views_and_keep_their_labels() -> None:
+    encoder = untrained(create_encoder("test_resnet", 32, 1))
+    images = open_images("digits", "test").subset(np.arange(60))
+    features, labels = extract_crops(images, encoder, seed=3, workers=0)
+    pictures = torch.from_numpy(images.pictures).permute(0, 3, 1, 2)
+    (x,) = Views(32, [CROP], 3)(pictures, np.arange(60), 0)
+    with torch.no_grad():
+        expected = encoder(encoder.normalise(x))
+    distance, which = torch.cdist(features, expected).min(dim=1)
+    assert sorted(which.tolist()) == list(range(60))
+    assert float(distance.max()) < 1e-3
+    assert labels.tolist() == images.labels[which.numpy()].tolist()
+
+
+def test_fast_probe_on_random_crops() -> None:
+    encoder = create_encoder("test_resnet", 32, 1)
+    central, random = (evaluate.linear("digits", encoder, crops=c, iterations=20) for c in ("central", "random"))
+    assert list(central.figures) == ["encoder", "untrained", "raw pixels"]
+    assert list(random.figures) == ["encoder", "untrained"]
+    assert "features of random crops" in random.protocol
+    assert random.figures["encoder"] != central.figures["encoder"]
 
 
 def test_few_label_scores_are_the_nearest_class_mean() -> None:

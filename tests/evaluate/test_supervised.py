@@ -187,6 +187,8 @@ def test_the_last_batch_of_an_epoch_may_be_smaller(encoder: Encoder, monkeypatch
     [
         ({"protocol": "quick"}, "protocol: expected fast, paper or simsiam"),
         ({"epochs": 3}, "epochs, batch_size, head_rate: the fast protocol has none"),
+        ({"crops": "corner"}, "crops: expected central or random"),
+        ({"protocol": "paper", "crops": "random"}, "crops: the paper protocol has its own"),
         ({"protocol": "paper", "epochs": 0}, "epochs: expected at least 1"),
         ({"protocol": "paper", "head_rate": -1}, "head_rate: expected a number of at least 0"),
         ({"protocol": "paper", "batch_size": 1}, "batch_size: expected at least 2"),

@@ -14,15 +14,19 @@ from torch.utils.data import DataLoader
 
 from mec.data.crops import Batch
 from mec.data.images import ArrayImages, Images
-from mec.data.loading import evaluation_loader
+from mec.data.loading import evaluation_loader, training_loader, training_sampler
+from mec.data.parameters import ViewSettings
 from mec.data.pixels import Reading
 from mec.data.skipped import Skipped
+from mec.data.views import Views
 from mec.errors import InputError
 from mec.evaluate.neighbours import best_device
 from mec.evaluate.progress import Shown
 from mec.evaluate.task import MAX_BROKEN, Task, announce, reading_of, say_skipped, settled
 from mec.models.encoder import Encoder
 
+CROP = ViewSettings(crop_scale=(0.08, 1.0), jitter=0.0, grey=0.0, blur=0.0, solarise=0.0)
+"""RandomResizedCrop and flip, torchvision's defaults: what the published protocols train classifiers with."""
 RAW_SIDE = 32
 """Raw pixels are compared at this side at most: beyond it they only grow, they do not get better."""
 IN_MEMORY = 4 * 2**30
@@ -40,14 +44,22 @@ class Features:
     test_labels: Tensor
 
 
-def features_of(task: Task) -> Iterator[Features]:
-    """The features of each row of the table in turn: the encoder's, the untrained one's, raw pixels."""
+def features_of(task: Task, crops_seed: int | None = None) -> Iterator[Features]:
+    """The features of each row of the table in turn: the encoder's, the untrained one's, raw pixels.
+
+    They are of central crops; with a ``crops_seed``, those of the train pictures are of one random crop each, and raw
+    pixels are left out.
+    """
     announce(task)
     task = settled(task)
     for name, encoder in task.encoders.items():
-        parts = [extract(part, encoder, task.workers, name) for part in (task.train, task.test)]
-        yield _labelled(name, task, parts)
-    if task.pixels:
+        test = extract(task.test, encoder, task.workers, name)
+        if crops_seed is None:
+            yield _labelled(name, task, [extract(task.train, encoder, task.workers, name), test])
+        else:
+            train, labels = extract_crops(task.train, encoder, crops_seed, task.workers, name)
+            yield Features(name, train, labels, test[0], labels_of(task.test)[test[1]])
+    if task.pixels and crops_seed is None:
         reading = reading_of(next(iter(task.encoders.values())))
         parts = [_raw_pixels(part, reading, task.workers) for part in (task.train, task.test)]
         yield _labelled("raw pixels", task, parts)
@@ -80,6 +92,29 @@ def extract(
     """
     loader = evaluation_loader(images, reading_of(encoder), encoder.image_size, workers=workers)
     return gather(images, loader, label, frozen(encoder, device or best_device()))
+
+
+def extract_crops(
+    images: Images, encoder: Encoder, seed: int, workers: int | None = None, label: str = "features"
+) -> tuple[Tensor, Tensor]:
+    """Features (n, d) of a random crop, mirrored or not, of each labelled picture, and its label (n,); in any order."""
+    views, reading, device = Views(encoder.image_size, [CROP], seed), reading_of(encoder), best_device()
+    features, labels = frozen(encoder, device), labels_of(images)
+    skipped = Skipped(MAX_BROKEN, len(images))
+    loader = training_loader(images, views, training_sampler(images, 256, seed, whole=True), reading, device, workers)
+    table = feature_table(len(images), encoder.num_features, torch.float32)
+    shown: list[Tensor] = []
+    done = 0
+    with Shown(label, len(images)) as progress:
+        for batch in loader:
+            skipped.add(batch.lost, len(batch.indices))
+            (x,) = views(batch.pictures, batch.indices, batch.epoch)
+            table[done : done + len(x)] = features(x).cpu()
+            shown.append(labels[torch.from_numpy(batch.shown)])
+            done += len(x)
+            progress.advance(len(x))
+    say_skipped(skipped)
+    return table[:done], torch.cat(shown)
 
 
 def frozen(encoder: Encoder, device: torch.device) -> Callable[[Tensor], Tensor]:

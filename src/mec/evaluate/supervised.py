@@ -18,19 +18,16 @@ from torch import Tensor, nn
 from mec.data.crops import Batch
 from mec.data.images import Images
 from mec.data.loading import evaluation_loader, training_loader, training_sampler
-from mec.data.parameters import ViewSettings
 from mec.data.skipped import Skipped
 from mec.data.views import Views
 from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies, ranking
-from mec.evaluate.features import gather, labels_of
+from mec.evaluate.features import CROP, gather, labels_of
 from mec.evaluate.neighbours import best_device
 from mec.evaluate.progress import Shown
 from mec.evaluate.task import MAX_BROKEN, Task, in_memory, reading_of
 from mec.models.encoder import Encoder
 
-CROP = ViewSettings(crop_scale=(0.08, 1.0), jitter=0.0, grey=0.0, blur=0.0, solarise=0.0)
-"""RandomResizedCrop and flip, torchvision's defaults: what every protocol here trains with."""
 # it announces devices and products
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 FROZEN_AT_ONCE = 256
