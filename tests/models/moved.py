@@ -16,7 +16,7 @@ def moved(*arguments, **settings) -> Encoder:
     with torch.no_grad():
         for name, tensor in encoder.backbone.state_dict().items():
             if tensor.is_floating_point():
-                tensor.mul_(1 + 0.2 * torch.rand_like(tensor)).add_(0.05 * torch.rand_like(tensor))
+                tensor.mul_(1 + 0.2 * torch.rand_like(tensor)).add_(0.02 * torch.rand_like(tensor))
             if name.endswith("bn2.weight"):
                 tensor.fill_(0.5)
     return encoder

@@ -196,7 +196,7 @@ def _read_off(backbone: str, shapes: Shapes, own_colours: bool) -> dict[str, Any
 
 
 def _compare(shapes: Shapes, fields: dict[str, Any], named: bool, prune: bool) -> Fit:
-    with torch.device("meta"), _Skeleton(frozenset(shapes.values()) if prune else None):
+    with _Skeleton(frozenset(shapes.values()) if prune else None):
         backbone = create_encoder(**fields).backbone
         wanted = {name: tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
     computed = {name for name in wanted if name.endswith(COMPUTED)}
@@ -241,7 +241,7 @@ class _OtherShapesError(Exception):
 
 
 class _Skeleton(TorchFunctionMode):
-    """Modules built in this, on the meta device, are names and shapes: no weights are drawn.
+    """Modules built in this are names and shapes: their weights have no memory, and none are drawn.
 
     Where ``allowed`` shapes are given, building ends when some parameters have had others, so that trying the thousand
     architectures of timm takes seconds. Not with the first: some architectures make a few (up to 4, in timm 1.0.31)
@@ -274,8 +274,8 @@ class _Skeleton(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name == "item" and args[0].is_meta:
-            return 0.0  # timm 1.0.20 takes the rates of dropped paths from a tensor
+        if func is torch.empty:  # weights; what is computed with while building stays as it is
+            kwargs["device"] = "meta"
         if name.endswith("_") and not name.endswith("__"):
             target = args[0] if args else kwargs.get("tensor")
             if isinstance(target, Tensor):
