@@ -95,7 +95,7 @@ def write_timm(model: Encoder, folder: Path, licence: str | None) -> None:
         "mean": list(spec.mean),
         "std": list(spec.std),
         "num_classes": 0,
-        # timm 1.0.20 takes a named first convolution for one of 3 channels, and adapts it
+        # older timm takes a named first convolution for one of 3 channels, and adapts it
         "first_conv": published.get("first_conv") if spec.channels == 3 else None,
         "classifier": published.get("classifier"),
         "license": licence,
