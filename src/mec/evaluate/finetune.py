@@ -84,7 +84,7 @@ def finetune(
             label = f"{name}, seed {number}" if seeds > 1 else name
             rows[name].append(train_and_test(task, train, of, settings, number, label))
     spread = f"mean ± std of {seeds} seeds" if seeds > 1 else f"seed {seed}"
-    shown = Path(labels).name
+    shown = f"{labels} per class" if labels.isdigit() else Path(labels).name
     how = in_words(settings, len(chosen))
     return Result(
         task="finetune",

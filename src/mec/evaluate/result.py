@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 RESULTS = "results.jsonl"
@@ -61,12 +62,13 @@ def table(results: Sequence[Result]) -> Table:
     """Results of one task, on one or several sources: a row for the encoder and each baseline, and their means over
     the sources. Accuracies in percent; "± 1.2" is the spread where there are several draws or seeds, "/ 98.0" the
     top-5 where a column is not of top-1 alone."""
-    columns = list(dict.fromkeys(c for r in results for row in r.figures.values() for c in row))
+    rows = sorted((row for r in results for row in r.figures.values()), key=len, reverse=True)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
     columns = [c for c in columns if not (c.endswith((" std", " top-5")) and c.rsplit(" ", 1)[0] in columns)]
     several = len(results) > 1
     shown = Table(
-        title=results[0].task + ("" if several else f": {results[0].data}"),
-        caption="\n".join(dict.fromkeys(r.protocol for r in results)),
+        title=results[0].task + ("" if several else f": {escape(results[0].data)}"),
+        caption=escape("\n".join(dict.fromkeys(r.protocol for r in results))),
         title_justify="left",
         caption_justify="left",
     )
@@ -77,7 +79,7 @@ def table(results: Sequence[Result]) -> Table:
         shown.add_column(column, justify="right")
     for result in results:
         for n, (name, values) in enumerate(result.figures.items()):
-            first = [result.data if n == 0 else ""] if several else []
+            first = [escape(result.data) if n == 0 else ""] if several else []
             last = n + 1 == len(result.figures)
             shown.add_row(*first, name, *(_cell(values, c) for c in columns), end_section=several and last)
     if several:
