@@ -1,0 +1,216 @@
+"""Checkpoints of solo-learn, lightly, detectron2, torchvision and timm; see test_published.py."""
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from mec.errors import InputError
+from mec.models import load_encoder
+from tests.models.originals import resnet, same_features, saved, shaken, under
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_solo_learn(tmp_path: Path, small: bool) -> None:
+    # vturrisi/solo-learn solo/methods/base.py, solo/methods/mocov2plus.py; the stem for CIFAR pads by 2
+    model, momentum = resnet(seed=1, small=small), resnet(seed=2, small=small)
+    if small:
+        model.conv1.padding = momentum.conv1.padding = (2, 2)
+    state = {
+        "queue": torch.randn(2, 16, 64),
+        "queue_ptr": torch.zeros(1, dtype=torch.long),
+        **under("backbone.", model),
+        **under("classifier.", nn.Linear(512, 10)),
+        **under("momentum_backbone.", momentum),
+        **under("projector.0.", nn.Linear(512, 64)),
+        **under("projector.2.", nn.Linear(64, 16)),
+        **under("momentum_projector.0.", nn.Linear(512, 64)),
+        **under("momentum_projector.2.", nn.Linear(64, 16)),
+    }
+    path = saved(
+        tmp_path, {"epoch": 1, "pytorch-lightning_version": "2.0", "state_dict": state}, "mocov2plus-ep=999.ckpt"
+    )
+    encoder = load_encoder(path)
+    same_features(encoder, model)
+    assert encoder.origin.startswith("solo-learn checkpoint, backbone: resnet18, 120 of 120 tensors matched")
+    assert encoder.spec.small_stem == small
+    if small:  # solo/data/pretrain_dataloader.py
+        assert encoder.image_size == 32
+        assert encoder.spec.mean == (0.4914, 0.4822, 0.4465)
+        assert encoder.origin.endswith("CIFAR-10's mean and standard deviation")
+    same_features(load_encoder(f"{path}:teacher"), momentum)
+
+
+def test_lightly_with_torchvisions_resnet(tmp_path: Path) -> None:
+    # lightly-ai/lightly examples/pytorch_lightning/moco.py
+    model, momentum = resnet(seed=1), resnet(seed=2)
+    state = {
+        **under("backbone.", nn.Sequential(*list(model.children())[:-1])),
+        **under("projection_head.layers.0.", nn.Linear(512, 64)),
+        **under("backbone_momentum.", nn.Sequential(*list(momentum.children())[:-1])),
+        **under("projection_head_momentum.layers.0.", nn.Linear(512, 64)),
+    }
+    path = saved(tmp_path, {"state_dict": state, "pytorch-lightning_version": "2.0"})
+    same_features(load_encoder(path), model)
+    same_features(load_encoder(f"{path}:teacher"), momentum)
+    assert load_encoder(path).origin.startswith("lightly checkpoint, backbone: resnet18, 120 of 120 tensors matched")
+    # examples/pytorch_lightning/dino.py
+    names = {"backbone.": "student_backbone.", "backbone_momentum.": "teacher_backbone."}
+    renamed = {names.get(k.split(".")[0] + ".", "x.") + k.split(".", 1)[1]: v for k, v in state.items()}
+    path = saved(tmp_path, {"state_dict": renamed})
+    same_features(load_encoder(f"{path}:teacher"), momentum)
+
+
+@pytest.mark.parametrize("depths", [[1, 1, 1, 1], [2, 2, 2, 2]])
+def test_lightlys_own_resnet(tmp_path: Path, depths: list[int]) -> None:
+    # lightly-ai/lightly lightly/models/resnet.py: no activation or pooling among its children; shortcut
+    block = torchvision.models.resnet.BasicBlock
+    model: Any = torchvision.models.ResNet(block, depths)
+    model.fc, model.conv1, model.maxpool = nn.Identity(), nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    shaken(model)
+    children = [model.conv1, model.bn1, model.layer1, model.layer2, model.layer3, model.layer4]
+    state = {k.replace("downsample", "shortcut"): v for k, v in under("backbone.", nn.Sequential(*children)).items()}
+    encoder = load_encoder(saved(tmp_path, {"state_dict": state}))
+    same_features(encoder, model)
+    assert encoder.image_size == 32
+    assert encoder.spec.options == ({} if depths[0] == 2 else {"layers": [1, 1, 1, 1]})
+
+
+def detectron2_pickle(path: Path, model: nn.Module, protocol: int) -> Path:
+    # facebookresearch/detectron2 tools/convert-torchvision-to-d2.py, facebookresearch/moco detection/convert-...py
+    state = {**model.state_dict(), **under("fc.", nn.Linear(512, 10))}
+    found = {}
+    for name, tensor in state.items():
+        name = name if "layer" in name else f"stem.{name}"
+        for stage in (1, 2, 3, 4):
+            name = name.replace(f"layer{stage}", f"res{stage + 1}").replace(f"bn{stage}", f"conv{stage}.norm")
+        name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+        if "num_batches" not in name:  # older PyTorch had none
+            found[name] = tensor.numpy()
+    with path.open("wb") as file:
+        content = {"model": found, "__author__": "torchvision", "matching_heuristics": True}
+        pickle.dump(content, file, protocol=protocol)
+    return path
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_detectron2_pickles_of_every_protocol(tmp_path: Path, protocol: int) -> None:
+    model = resnet()
+    path = detectron2_pickle(tmp_path / "r18.pkl", model, protocol)
+    encoder = load_encoder(path)
+    same_features(encoder, model)
+    assert encoder.origin == "detectron2 weights: resnet18, 100 of 100 tensors matched, 2 of heads left out"
+    # NumPy 2 writes numpy._core where NumPy 1 wrote numpy.core
+    other = path.read_bytes().replace(b"numpy._core", b"numpy.core")
+    if protocol == 2:
+        path.write_bytes(other)
+        same_features(load_encoder(path), model)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("resnet34", "safetensors"), ("resnext50_32x4d", "pth"), ("wide_resnet50_2", "pth")]
+)
+def test_torchvision_resnets(tmp_path: Path, name: str, kind: str) -> None:
+    from safetensors.torch import save_file
+
+    model = resnet(name)
+    state = {**model.state_dict(), **under("fc.", nn.Linear(8, 10))}
+    path = tmp_path / f"{name}.{kind}"
+    torch.save(state, path) if kind == "pth" else save_file(state, path)
+    encoder = load_encoder(path)
+    same_features(encoder, model, size=64)
+    assert encoder.origin.startswith(f"torchvision or timm weights: {name}, ")
+    assert encoder.origin.endswith("2 of heads left out")
+
+
+def test_torchvision_vision_transformer(tmp_path: Path) -> None:
+    model: Any = shaken(torchvision.models.vit_b_32(image_size=64))
+    path = saved(tmp_path, model.state_dict(), "vit_b_32.pth")
+    encoder = load_encoder(path)
+    model.heads = nn.Identity()
+    same_features(encoder, model)
+    assert (
+        encoder.origin == "torchvision weights: vit_base_patch32_224, 150 of 150 tensors matched, 2 of heads left out"
+    )
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "swin_tiny_patch4_window7_224", "regnety_002", "efficientnet_lite0"])
+def test_any_timm_architecture(tmp_path: Path, name: str) -> None:
+    model = shaken(timm.create_model(name, num_classes=7))
+    content = {"state_dict": model.state_dict(), "epoch": 3}
+    if name == "efficientnet_lite0":  # timm's train.py writes it too; here it settles what the shapes leave open
+        content["arch"] = name
+    encoder = load_encoder(saved(tmp_path, content, "model_best.pth.tar"))
+    model.reset_classifier(0)
+    same_features(encoder, model)
+    assert encoder.spec.backbone == name
+
+
+def test_several_that_fit_are_refused_and_can_be_named(tmp_path: Path) -> None:
+    path = saved(tmp_path, timm.create_model("tf_efficientnet_lite0").state_dict(), "lite.pth")
+    with pytest.raises(
+        InputError, match=r"fits efficientnet_lite0, tf_efficientnet_lite0; say which: backbone="
+    ) as error:
+        load_encoder(path)
+    assert "\n" not in str(error.value)
+    encoder = load_encoder(path, backbone="tf_efficientnet_lite0")
+    assert encoder.spec.mean == (0.5, 0.5, 0.5)  # timm's for it
+    (tmp_path / "lite.json").write_text('{"backbone": "efficientnet_lite0", "image_size": 96, "mean": [0.1, 0.2, 0.3]}')
+    encoder = load_encoder(path, image_size=128)
+    assert (encoder.spec.backbone, encoder.image_size) == ("efficientnet_lite0", 128)
+    assert encoder.spec.mean == (0.1, 0.2, 0.3)
+
+
+def test_channels_are_read_from_the_first_convolution(tmp_path: Path) -> None:
+    model = shaken(timm.create_model("resnet18", in_chans=5, num_classes=0))
+    encoder = load_encoder(saved(tmp_path, model.state_dict()))
+    assert encoder.spec.channels == 5
+    x = torch.randn(2, 5, 64, 64)
+    torch.testing.assert_close(encoder(x), model(x))
+
+
+def test_half_precision_becomes_single(tmp_path: Path) -> None:
+    model = resnet()
+    encoder = load_encoder(saved(tmp_path, copy.deepcopy(model).half().state_dict()))
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(encoder(x), model(x), rtol=0.02, atol=0.1)
+
+
+def test_compiled_and_averaged_wrappers(tmp_path: Path) -> None:
+    model = resnet()
+    state = under("module._orig_mod.encoder_q.", model) | under("module._orig_mod.encoder_q.fc.", nn.Linear(512, 8))
+    same_features(load_encoder(saved(tmp_path, {"state_dict": state})), model)
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    same_features(load_encoder(saved(tmp_path, averaged.state_dict())), model)
+    pair = {"arch": "resnet18", "state_dict": resnet(seed=4).state_dict(), "state_dict_ema": model.state_dict()}
+    same_features(load_encoder(f"{saved(tmp_path, pair)}:teacher"), model)
+
+
+def test_nothing_is_taken_in_part(tmp_path: Path) -> None:
+    def refused(state: Any, match: str, **fields: Any) -> None:
+        with pytest.raises(InputError, match=match) as error:
+            load_encoder(saved(tmp_path, state), **fields)
+        assert "\n" not in str(error.value)
+
+    whole = resnet().state_dict()
+    one_less = {k: v for k, v in whole.items() if k != "layer4.1.conv2.weight"}
+    refused(one_less, "resnet18 would be left with 1 of its 120 tensors unfilled, first layer4.1.conv2.weight")
+    wider = {**whole, "layer2.0.conv1.weight": torch.zeros(128, 64, 5, 5)}
+    refused(wider, "resnet18 would be left with 1 of its 120 tensors unfilled, first layer2.0.conv1.weight")
+    deeper = {**whole, **{k.replace("layer4.1", "layer4.2"): v for k, v in whole.items() if "layer4.1" in k}}
+    refused(deeper, "resnet18 has no place for 10 of them, first layer4.2.conv1.weight")
+    refused(deeper, "resnet18 has no place for 10", backbone="resnet18")
+    refused(whole, "resnet50 would be left with", backbone="resnet50")
+    refused(whole, "no timm architecture is called 'resnet19'", backbone="resnet19")
+    refused({**whole, "bn1.weight": torch.full((64,), torch.nan)}, "bn1.weight that are not finite")
+    refused({"layer.weight": torch.zeros(3)}, "fits no timm architecture; its 1 tensors begin with layer.weight")
+    refused({"epoch": 3, "optimizer": {}}, r"no tensors where checkpoints keep them \(it has epoch, optimizer\)")
+    refused(torch.zeros(3), "holds a Tensor; expected a mapping")
+    refused({}, "it has nothing")
