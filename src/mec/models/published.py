@@ -1,6 +1,7 @@
 """Recognising a checkpoint that others wrote: whose it is, which of its tensors are the backbone, what architecture.
 
-The projects' names were read in their published code; tests/models/test_published.py and test_libraries.py say in which file of each.
+The projects' names were read in their published code; tests/models/test_published.py and test_libraries.py say in
+which file of each.
 Where a file does not say how its pictures were normalised, and its project has no rule, ImageNet's mean and standard
 deviation are taken for ResNets and vision transformers of the usual kinds, and timm's for other architectures.
 """
