@@ -182,6 +182,7 @@ def _run(arguments: Sequence[str]) -> None:
     parser = _parser(arguments)
     options = parser.parse_args(arguments)
     if options.command == "pretrain":
+        from mec.evaluate.online import online_probe
         from mec.training import pretrain
         from mec.training.recipe_files import make_recipe
 
@@ -190,7 +191,7 @@ def _run(arguments: Sequence[str]) -> None:
             settings.pop(name) for name in ("data", "out", "resume", "recipe", "probe_every")
         )
         recipe = make_recipe(settings)
-        probe = _online_probe(data, every, recipe.workers)
+        probe = online_probe(data, every, recipe.workers)
         pretrain(data, out, recipe, resume, callbacks=[] if probe is None else [probe])
     elif options.command == "views":
         from mec.training.recipe_files import make_recipe
@@ -213,12 +214,6 @@ def _run(arguments: Sequence[str]) -> None:
         from mec.demo import demo
 
         demo(**options.demo.as_dict())
-
-
-def _online_probe(data: str, every: int | None, workers: int | None) -> Any:
-    from mec.evaluate.online import online_probe
-
-    return online_probe(data, every, workers)
 
 
 def _evaluate(task: str, settings: dict[str, Any]) -> None:
