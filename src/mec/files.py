@@ -24,3 +24,8 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_first_process() -> bool:
+    """Of those that torchrun, SLURM or lightning started, the one that writes; there may be no process group yet."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))

@@ -1,5 +1,7 @@
 """Downstream tasks, each a function ``(data, encoder, ...) -> Result``."""
 
+from mec.evaluate.detection.detect import detect
+from mec.evaluate.detection.predict import predict
 from mec.evaluate.few_label import few_label
 from mec.evaluate.finetune import finetune
 from mec.evaluate.knn import knn
@@ -7,4 +9,4 @@ from mec.evaluate.linear import linear
 from mec.evaluate.online import OnlineProbe
 from mec.evaluate.result import Result
 
-__all__ = ["OnlineProbe", "Result", "few_label", "finetune", "knn", "linear"]
+__all__ = ["OnlineProbe", "Result", "detect", "few_label", "finetune", "knn", "linear", "predict"]

@@ -22,6 +22,7 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
+from mec.checkpoints import AtomicCheckpoints, KeepLatest, newest_checkpoint
 from mec.data.images import Images, summary
 from mec.data.loading import training_loader, training_sampler
 from mec.data.pixels import Reading
@@ -29,10 +30,9 @@ from mec.data.skipped import Skipped
 from mec.data.sources import open_images
 from mec.data.survey import measure_colours, settle, survey
 from mec.errors import InputError
-from mec.files import replacing
+from mec.files import is_first_process, replacing
 from mec.models.encoder import Encoder, create_encoder
 from mec.models.files import SPEC, load_encoder, save_encoder
-from mec.training.checkpoints import AtomicCheckpoints, KeepLatest, newest_checkpoint
 from mec.training.module import Pretraining
 from mec.training.progress import RunProgress
 from mec.training.recipe import Recipe
@@ -168,7 +168,7 @@ def _resolve(recipe: Recipe | str | os.PathLike[str] | None, data: Any, out: Pat
     holds_run = (out / "recipe.yaml").exists()
     if resume and not holds_run:
         raise InputError(f"resume: {out} holds no run")
-    if not resume and holds_run and _is_first_process():  # another may come when the first has begun the run
+    if not resume and holds_run and is_first_process():  # another may come when the first has begun the run
         raise InputError(f"out: {out} already holds a run; take another folder, or --resume")
     if out.exists() and not out.is_dir():
         raise InputError(f"out: {out} is a file, expected a folder")
@@ -177,11 +177,6 @@ def _resolve(recipe: Recipe | str | os.PathLike[str] | None, data: Any, out: Pat
     if recipe is None:
         recipe = out / "recipe.yaml" if resume else default_recipe(data)
     return load_recipe(recipe)
-
-
-def _is_first_process() -> bool:
-    """Of those that torchrun, SLURM or lightning started; there may be no process group yet."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def _new_encoder(recipe: Recipe, reading: Reading, images: Images) -> Encoder:

@@ -1,0 +1,198 @@
+"""``detect``: what an encoder is worth as the start of an object detector."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mec.checkpoints import newest_checkpoint
+from mec.errors import InputError
+from mec.evaluate.accuracy import spread_of
+from mec.evaluate.detection.annotated import Annotated, Detections, as_records
+from mec.evaluate.detection.detectors import WEIGHTS, DetectorSpec, load_detector, save_detector
+from mec.evaluate.detection.figures import figures
+from mec.evaluate.detection.network import architecture_for
+from mec.evaluate.detection.schedules import SCHEDULES, YEARS
+from mec.evaluate.detection.sources import open_annotated
+from mec.evaluate.detection.trainer import make_trainer
+from mec.evaluate.detection.training import look, train
+from mec.evaluate.progress import say
+from mec.evaluate.result import Result, Stopwatch
+from mec.evaluate.task import EncoderLike, Source, reading_of
+from mec.files import is_first_process, replacing
+from mec.models.encoder import Encoder
+from mec.models.files import load_encoder, untrained
+
+ASKED, FIGURES, DETECTIONS = "detect.json", "figures.json", "detections.json"
+TABLE = ("AP", "AP50", "AP75", "mask AP", "mask AP50", "mask AP75")
+
+
+def detect(
+    data: Source,
+    encoder: EncoderLike,
+    out: str | os.PathLike[str],
+    schedule: Literal["short", "voc07", "voc07+12", "coco-1x", "coco-2x"] = "short",
+    architecture: Literal["c4", "fpn"] | None = None,
+    seeds: int = 1,
+    seed: int = 0,
+    baselines: bool | None = None,
+    iterations: int | None = None,
+    batch_size: int | None = None,
+    rate: float | None = None,
+    side: int | None = None,
+    devices: int | str = "auto",
+    nodes: int = 1,
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto",
+    workers: int | None = None,
+    resume: bool = False,
+) -> Result:
+    """Train a detector that begins with the encoder, all layers, and measure its AP, AP50 and AP75.
+
+    Faster R-CNN; Mask R-CNN where the data has masks. Data is PASCAL VOC (a VOCdevkit) or COCO (annotations/*.json
+    beside the pictures; Roboflow's layout; one .json).
+
+    Schedules: voc07+12 (24,000 iterations of 16 pictures, tested on VOC2007 test), voc07 (9,000), coco-1x (90,000) and
+    coco-2x (180,000), all as MoCo and SimSiam have them with detectron2; and short, for a trial or a laptop: 500
+    iterations of 4 small pictures, whose figures compare with nothing but each other.
+
+    Args:
+        data: a detection set; pictures of one part are learnt from, those of the other are tested on.
+        encoder: an Encoder, a run folder, a file of weights or a timm name.
+        out: a folder for the detectors, their checkpoints, figures and detections.
+        schedule: short, voc07, voc07+12, coco-1x or coco-2x.
+        architecture: c4, a ResNet's last stage on each region, as in the published figures; fpn, for any encoder.
+            null: c4 for ResNets, fpn for all others.
+        seeds: how many detectors, each with other new layers and another order; 5 for a published VOC figure.
+        seed: the first of them.
+        baselines: train a detector that begins with the untrained encoder too; null: with the schedule short.
+        iterations: in place of the schedule's; milestones and warm-up move in proportion.
+        batch_size: in place of the schedule's; the rate changes in proportion, the iterations inversely.
+        rate: learning rate, in place of the schedule's.
+        side: short side of the pictures in testing; those in training change in proportion.
+        devices: auto (all GPUs, or one process of a CPU) or a number of them.
+        nodes: machines; start the command on each, by torchrun or SLURM.
+        precision: auto is bf16-mixed on GPUs that have it, else 32-true.
+        workers: loader processes of each device; null is one per core.
+        resume: go on with what is in ``out``, from the newest checkpoint.
+
+    Raises:
+        InputError: what is wrong with the data, the encoder or a setting, before anything is written; or that training
+            diverged.
+    """
+    if schedule not in SCHEDULES:
+        raise InputError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    if seeds < 1:
+        raise InputError(f"seeds: expected at least 1, got {seeds}")
+    clock = Stopwatch()
+    plan = SCHEDULES[schedule].adapted(iterations, batch_size, rate, side)
+    encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
+    form = architecture_for(encoder, architecture)
+    out = _checked(Path(out).expanduser(), resume)
+    learnt, tested = open_annotated(data, YEARS.get(schedule))
+    spec = DetectorSpec(
+        encoder.spec, form, learnt.categories, learnt.category_ids.tolist(), learnt.has_masks, plan
+    )  # fmt: skip
+    encoders = {"untrained" if encoder.untrained else "encoder": encoder}
+    if not encoder.untrained and (schedule == "short" if baselines is None else baselines):
+        encoders["untrained"] = untrained(encoder)
+    origin = encoder.origin or encoder.spec.backbone
+    _begin(out, {"data": str(data), "encoder": origin, **asdict(spec)}, resume)
+    say(f"encoder: {origin}")
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in encoders}
+    for number in range(seed, seed + seeds):
+        for name, of in encoders.items():
+            label = f"{name}, seed {number}" if seeds > 1 else name
+            maker = _Making(spec, of, learnt, tested, out / f"{name}-{number}", label, number, workers)
+            rows[name].append(maker.run(devices, nodes, precision))
+    kind = f"{'Mask' if learnt.has_masks else 'Faster'} R-CNN {form.upper()}"
+    rules = {"coco": "COCO's figures", "voc07": "VOC2007's figures (11 points)", "voc": "VOC's figures"}[tested.rules]
+    return Result(
+        task="detect",
+        protocol=f"{kind}, {schedule}: {plan.in_words()}; {rules}; "
+        + (f"mean ± std of {seeds} seeds" if seeds > 1 else f"seed {seed}"),
+        data=f"{data} ({len(learnt):,} train, {len(tested):,} test, {len(learnt.categories)} classes)",
+        encoder=origin,
+        figures={
+            name: spread_of([{k: v for k, v in row.items() if k in TABLE} for row in of]) for name, of in rows.items()
+        },
+        seconds=clock(),
+    )
+
+
+def _checked(out: Path, resume: bool) -> Path:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out: {out} is a file, expected a folder")
+    if resume and not (out / ASKED).exists():
+        raise InputError(f"resume: {out} holds no detectors")
+    if not resume and (out / ASKED).exists() and is_first_process():
+        raise InputError(f"out: {out} already holds detectors; take another folder, or --resume")
+    return out
+
+
+def _begin(out: Path, asked: dict[str, Any], resume: bool) -> None:
+    asked = json.loads(json.dumps(asked))
+    if resume:
+        before = json.loads((out / ASKED).read_text())
+        if changed := [name for name in asked if asked[name] != before.get(name)]:
+            shown = "; ".join(f"{name} was {before.get(name)}, is {asked[name]}" for name in changed)
+            raise InputError(f"resume: {out} was made with other settings: {shown}")
+    elif is_first_process():
+        with replacing(out / ASKED) as path:
+            path.write_text(json.dumps(asked, indent=2) + "\n")
+
+
+class _Making:
+    """One detector: trained, saved, tested; what is there already is not done again."""
+
+    def __init__(
+        self, spec: DetectorSpec, encoder: Encoder, learnt: Annotated, tested: Annotated, folder: Path, label: str,
+        seed: int, workers: int | None,
+    ) -> None:  # fmt: skip
+        self.spec, self.encoder, self.learnt, self.tested = spec, encoder, learnt, tested
+        self.folder, self.label, self.seed, self.workers = folder, label, seed, workers
+
+    def run(self, devices: int | str, nodes: int, precision: str) -> dict[str, float]:
+        """Its figures."""
+        if (self.folder / FIGURES).exists():
+            overall: dict[str, float] = json.loads((self.folder / FIGURES).read_text())["overall"]
+            return overall
+        plan, reading = self.spec.schedule, reading_of(self.encoder)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            trainer = make_trainer(plan, self.folder, self.label, devices, nodes, precision)
+            if (self.folder / WEIGHTS).exists():
+                detector, _ = load_detector(self.folder)
+            else:
+                detector = self.spec.build(self.encoder)
+                checkpoint = newest_checkpoint(self.folder) if self._has_checkpoint() else None
+                train(detector, self.learnt, reading, plan, trainer, self.seed, self.workers, checkpoint)
+                if trainer.is_global_zero:
+                    save_detector(detector, self.spec, self.folder)
+            found = look(detector, self.tested.pictures, reading, plan, trainer, self.workers)
+        return self._measured(found, trainer.is_global_zero)
+
+    def _has_checkpoint(self) -> bool:
+        return any((self.folder / "checkpoints").glob("*.ckpt"))
+
+    def _measured(self, found: dict[int, Detections], writes: bool) -> dict[str, float]:
+        """The figures over the pictures that could be read."""
+        numbers = torch.tensor(sorted(found)).numpy()
+        measured = figures(self.tested.subset(numbers), [found[n] for n in numbers.tolist()])
+        if writes:
+            records = [
+                record
+                for n in numbers.tolist()
+                for record in as_records(found[n], self.tested.ids[n], self.tested.category_ids)
+            ]
+            with replacing(self.folder / DETECTIONS) as path:
+                path.write_text(json.dumps(records))
+            with replacing(self.folder / FIGURES) as path:
+                path.write_text(json.dumps(measured._asdict(), indent=2) + "\n")
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)  # the detector has them in it
+        return measured.overall

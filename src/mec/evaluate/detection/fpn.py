@@ -1,0 +1,131 @@
+"""The FPN variant, for any encoder: four feature maps joined from top to bottom, with torchvision's heads."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import OrderedDict
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+from mec.errors import InputError
+from mec.evaluate.detection.schedules import Schedule
+from mec.models.encoder import Encoder
+
+CHANNELS = 256
+STRIDES = (4, 8, 16, 32)
+
+
+def fpn_parts(
+    encoder: Encoder, classes: int, masks: bool, schedule: Schedule
+) -> tuple[nn.Module, RegionProposalNetwork, RoIHeads]:
+    """Backbone, proposals and heads; the encoder is copied.
+
+    Raises:
+        InputError: the encoder has no feature maps, or takes pictures of one size only.
+    """
+    pyramid = Pyramid(encoder)
+    build = MaskRCNN if masks else FasterRCNN
+    # its own resizing and normalising of pictures goes unused
+    built = build(
+        pyramid,
+        1 + classes,
+        rpn_batch_size_per_image=schedule.anchors,
+        rpn_post_nms_top_n_train=schedule.proposals,
+        rpn_post_nms_top_n_test=schedule.proposals_at_test,
+        box_batch_size_per_image=schedule.regions,
+    )
+    return pyramid, built.rpn, built.roi_heads
+
+
+class Pyramid(nn.Module):
+    """(n, c, h, w) -> maps of 256 channels, each half the size of the one before, and one more below them.
+
+    The four deepest maps of different size that the encoder has; where all are of one size, as in vision
+    transformers, those at four equal distances, made larger or smaller (Li et al. 2021, arXiv 2111.11429).
+    """
+
+    out_channels = CHANNELS
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.body: Any
+        self.body, maps = _of_any_size(encoder)
+        strides = [PROBE[0] // found.shape[2] for found in maps]
+        deepest = {stride: level for level, stride in enumerate(strides)}
+        if len(deepest) >= 4:
+            self.levels = list(deepest.values())[-4:]
+            resized: list[nn.Module] = [nn.Identity() for _ in self.levels]
+        elif len(deepest) == 1 and math.log2(strides[0]).is_integer():
+            count = len(maps)
+            self.levels = [round(count * quarter / 4) - 1 for quarter in (1, 2, 3, 4)]
+            resized = [_resizing(maps[-1].shape[1], strides[0], wanted) for wanted in STRIDES]
+        else:
+            raise InputError(
+                f"encoder: {encoder.spec.backbone} has maps of strides {strides}; a pyramid needs four, each twice the "
+                "one before, or one that is a power of two"
+            )
+        self.resized = nn.ModuleList(resized)
+        if hasattr(self.body, "prune_intermediate_layers"):  # else what comes after the last map gets no gradient
+            self.body.prune_intermediate_layers(self.levels, prune_norm=True, prune_head=True)
+        self.fpn = FeaturePyramidNetwork([maps[i].shape[1] for i in self.levels], CHANNELS, LastLevelMaxPool())
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        maps = _maps(self.body, x, self.levels)
+        joined: dict[str, Tensor] = self.fpn(
+            OrderedDict(
+                (str(i), resize(found)) for i, (resize, found) in enumerate(zip(self.resized, maps, strict=True))
+            )
+        )
+        return joined
+
+
+PROBE = (128, 192)
+"""A picture tried on an encoder, of no square."""
+
+
+def _maps(body: Any, x: Tensor, levels: list[int] | None) -> list[Tensor]:
+    maps: list[Tensor] = body.forward_intermediates(x, indices=levels, output_fmt="NCHW", intermediates_only=True)
+    return maps
+
+
+def _of_any_size(encoder: Encoder) -> tuple[Any, list[Tensor]]:
+    """A copy of the backbone that takes pictures of any size, and all its maps of a picture of PROBE's."""
+    x = torch.zeros(1, encoder.spec.channels, *PROBE)
+    error: Exception | None = None
+    for options in ({}, {"dynamic_img_size": True}, {"strict_img_size": False}):
+        try:
+            body = _with_options(encoder, options)
+            with torch.no_grad():
+                return body, _maps(body.eval(), x, None)
+        except Exception as refusal:  # timm's architectures refuse a size, or the option, each in its own way
+            error = error or refusal
+    raise InputError(
+        f"encoder: {encoder.spec.backbone} gives no feature maps of pictures of any size "
+        f"({' '.join(str(error).split()) or type(error).__name__})"
+    ) from error
+
+
+def _with_options(encoder: Encoder, options: dict[str, Any]) -> Any:
+    if not options:
+        return copy.deepcopy(encoder.backbone)
+    other = Encoder(replace(encoder.spec, options=encoder.spec.options | options))
+    other.backbone.load_state_dict(encoder.backbone.state_dict())
+    return other.backbone
+
+
+def _resizing(channels: int, stride: int, wanted: int) -> nn.Module:
+    """From a map of one stride to another, both powers of two."""
+    if wanted >= stride:
+        return nn.MaxPool2d(wanted // stride) if wanted > stride else nn.Identity()
+    layers: list[nn.Module] = []
+    for _ in range(int(math.log2(stride // wanted))):
+        layers += [nn.ConvTranspose2d(channels, channels, 2, stride=2), nn.GroupNorm(1, channels), nn.GELU()]
+    return nn.Sequential(*layers[:-2])

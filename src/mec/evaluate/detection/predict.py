@@ -1,0 +1,151 @@
+"""``predict``: a trained detector at work on pictures that nobody annotated."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from faster_coco_eval import mask as coco_mask
+from numpy.typing import NDArray
+
+from mec.data.decode import EXTENSIONS, open_picture
+from mec.data.images import FileImages, Images
+from mec.data.pixels import Reading
+from mec.data.sources import open_images
+from mec.errors import InputError
+from mec.evaluate.detection.annotated import Detections, as_records
+from mec.evaluate.detection.detect import DETECTIONS
+from mec.evaluate.detection.detectors import WEIGHTS, load_detector
+from mec.evaluate.detection.drawing import draw
+from mec.evaluate.detection.trainer import make_trainer
+from mec.evaluate.detection.training import look
+from mec.evaluate.progress import Shown
+from mec.evaluate.task import Source
+from mec.files import is_first_process, replacing
+
+DRAWN = "predicted"
+QUALITY = 90
+"""Of the JPEG files."""
+
+
+def predict(
+    pictures: Source,
+    out: str | os.PathLike[str],
+    threshold: float = 0.5,
+    devices: int | str = "auto",
+    workers: int | None = None,
+) -> Path:
+    """Draw what a detector finds: boxes, and masks if it predicts them.
+
+    Args:
+        pictures: any source of pictures (see ``mec.data.open_images``), or one file.
+        out: a folder that ``detect`` has made, whose first detector is taken, or one detector's folder in it. The
+            pictures go to ``predicted/`` in it, under their own names, and beside them a detections.json: a data set
+            in COCO's format, with a score for each object, as annotation tools read it.
+        threshold: the least score of an object that is drawn and written.
+        devices: auto (all GPUs, or one process of a CPU) or a number of them.
+        workers: loader processes; null is one per core.
+
+    Returns:
+        The folder ``predicted``.
+
+    Raises:
+        InputError: no detector there, no pictures, or more than a twentieth of them that cannot be read.
+    """
+    if not 0 <= threshold <= 1:
+        raise InputError(f"threshold: expected a number from 0 to 1, got {threshold}")
+    folder = _detector_in(Path(out).expanduser())
+    detector, spec = load_detector(folder)
+    images = open_pictures(pictures)
+    reading = Reading(spec.encoder.channels, spec.encoder.value_range, spec.encoder.background)
+    trainer = make_trainer(spec.schedule, folder, "predict", devices, 1, "auto")
+    found = look(detector, images, reading, spec.schedule, trainer, workers)
+    drawn = Path(out).expanduser() / DRAWN
+    if is_first_process():
+        _write(images, found, spec.categories, spec.category_ids, threshold, drawn)
+    return drawn
+
+
+def _detector_in(out: Path) -> Path:
+    if (out / WEIGHTS).is_file():
+        return out
+    trained = sorted(out.glob(f"*/{WEIGHTS}"))
+    if not trained:
+        raise InputError(f"out: {out} holds no trained detector; mec evaluate detect DATA --encoder E --out {out} does")
+    return trained[0].parent
+
+
+def open_pictures(pictures: Source) -> Images:
+    """A source, or one file."""
+    path = Path(pictures).expanduser()
+    if path.is_file() and path.suffix.lower() in EXTENSIONS:
+        return FileImages(path.name, path.parent, [path.name])
+    return open_images(pictures, "all")
+
+
+def _write(
+    images: Images, found: dict[int, Detections], categories: list[str], ids: list[int], threshold: float, out: Path
+) -> None:
+    described: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": n, "name": name} for n, name in zip(ids, categories, strict=True)],
+    }
+    names = _names(images, list(found))
+    with Shown("drawing", len(found)) as line:
+        for index, detections in found.items():
+            picture = _seen(images, index)
+            some = _above(detections, threshold)
+            described["images"].append(
+                {
+                    "id": index,
+                    "file_name": _own_name(images, index),
+                    "height": picture.shape[0],
+                    "width": picture.shape[1],
+                }
+            )
+            for record in as_records(some, index, ids):
+                area = _area(record)
+                described["annotations"].append(
+                    {"id": len(described["annotations"]) + 1, **record, "area": area, "iscrowd": 0}
+                )
+            with replacing(out / names[index]) as path:
+                draw(picture, some, categories, threshold).save(path, "JPEG", quality=QUALITY)
+            line.advance(1)
+    with replacing(out / DETECTIONS) as path:
+        path.write_text(json.dumps(described))
+
+
+def _area(record: dict[str, Any]) -> float:
+    if "segmentation" in record:
+        return float(coco_mask.area(record["segmentation"]))
+    return float(record["bbox"][2] * record["bbox"][3])
+
+
+def _own_name(images: Images, index: int) -> str:
+    """Within the source where it is a folder."""
+    return images.names[index] if isinstance(images, FileImages) else images.title(index)
+
+
+def _names(images: Images, numbers: list[int]) -> dict[int, str]:
+    """Of the drawn pictures: those of the files, in their sub-folders; with the number where one is taken."""
+    names: dict[int, str] = {}
+    for n in numbers:
+        own = Path(_own_name(images, n))
+        own = Path(own.name) if own.is_absolute() or ".." in own.parts else own
+        drawn = own.with_suffix(".jpg").as_posix()
+        names[n] = drawn if drawn not in names.values() else own.with_name(f"{own.stem}-{n}.jpg").as_posix()
+    return names
+
+
+def _seen(images: Images, index: int) -> NDArray[np.uint8]:
+    return open_picture(images.load(index)).decode(Reading()).astype(np.uint8, copy=False)
+
+
+def _above(found: Detections, threshold: float) -> Detections:
+    kept = found.scores >= threshold
+    masks = None if found.masks is None else [m for m, keep in zip(found.masks, kept, strict=True) if keep]
+    return Detections(found.boxes[kept], found.labels[kept], found.scores[kept], masks)

@@ -1,0 +1,106 @@
+"""How a detector is trained: the published schedules, and one for a trial."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from mec.errors import InputError
+
+
+def _sides(least: int, most: int) -> tuple[int, ...]:
+    return tuple(range(least, most + 1, 32))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Settings of one training.
+
+    Attributes:
+        iterations: steps of the optimiser.
+        milestones: steps at which the learning rate is divided by 10.
+        warmup: steps in which it rises, from a thousandth of it.
+        batch_size: pictures in a step, over all devices.
+        rate: learning rate of SGD with momentum 0.9 and weight decay 1e-4, none on norms.
+        sides: short sides in pixels, one of which is drawn for each picture.
+        side_at_test: short side in pixels.
+        longest: the long side is at most this many pixels.
+        anchors: of each picture for the loss of the proposals.
+        regions: of each picture for the losses of the heads, a quarter of them objects.
+        proposals: of each picture, after NMS, in training.
+        proposals_at_test: the same in testing.
+        precise: batches over which BatchNorm's statistics are measured anew after training (precise BN).
+    """
+
+    iterations: int
+    milestones: tuple[int, ...]
+    warmup: int = 1000
+    batch_size: int = 16
+    rate: float = 0.02
+    sides: tuple[int, ...] = _sides(640, 800)
+    side_at_test: int = 800
+    longest: int = 1333
+    anchors: int = 256
+    regions: int = 512
+    proposals: int = 2000
+    proposals_at_test: int = 1000
+    precise: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch_size", "side_at_test", "longest", "anchors", "regions", "proposals"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 < self.rate < float("inf"):
+            raise InputError(f"rate: expected a number above 0, got {self.rate}")
+        if min(self.sides) < 32 or self.side_at_test < 32:
+            raise InputError(f"sides: expected at least 32 pixels, got {min(*self.sides, self.side_at_test)}")
+
+    def factor(self, step: int) -> float:
+        """Of the learning rate at a step."""
+        warm = min(1.0, 0.001 + 0.999 * step / self.warmup) if self.warmup else 1.0
+        return warm * 0.1 ** sum(step >= milestone for milestone in self.milestones)
+
+    def adapted(self, iterations: int | None, batch_size: int | None, rate: float | None, side: int | None) -> Schedule:
+        """With other settings, and all that depends on them.
+
+        Batches of another size change the rate in proportion and the steps inversely: the same number of pictures is
+        seen. Other iterations move the milestones and the warm-up in proportion, another side of the pictures those
+        of training.
+        """
+        batch, short = batch_size or self.batch_size, side or self.side_at_test
+        if batch < 1:
+            raise InputError(f"batch_size: expected at least 1, got {batch}")
+        steps = iterations or max(1, round(self.iterations * self.batch_size / batch))
+        share, larger = steps / self.iterations, short / self.side_at_test
+        return replace(
+            self,
+            iterations=steps,
+            milestones=tuple(round(milestone * share) for milestone in self.milestones),
+            warmup=round(self.warmup * share),
+            batch_size=batch,
+            rate=rate or self.rate * batch / self.batch_size,
+            sides=tuple(round(side * larger) for side in self.sides),
+            side_at_test=short,
+            longest=round(self.longest * larger),
+        )
+
+    def in_words(self) -> str:
+        sides = f"{min(self.sides)} to {max(self.sides)}" if len(set(self.sides)) > 1 else f"{self.sides[0]}"
+        return (
+            f"{self.iterations:,} iterations of {self.batch_size}, learning rate {self.rate:g}, short side {sides} px, "
+            f"{self.side_at_test} in testing"
+        )
+
+
+# MoCo's detection/configs, of detectron2; its VOC07 schedule has the milestones in the same proportion
+SCHEDULES = {
+    "short": Schedule(
+        500, (375, 458), warmup=50, batch_size=4, rate=0.005, sides=(224, 256, 288), side_at_test=256, longest=427,
+        regions=64, proposals=500, proposals_at_test=300, precise=50,
+    ),
+    "voc07": Schedule(9_000, (6_750, 8_250), warmup=100, sides=_sides(480, 800)),
+    "voc07+12": Schedule(24_000, (18_000, 22_000), warmup=100, sides=_sides(480, 800)),
+    "coco-1x": Schedule(90_000, (60_000, 80_000)),
+    "coco-2x": Schedule(180_000, (120_000, 160_000)),
+}  # fmt: skip
+YEARS = {"voc07": (2007,), "voc07+12": (2007, 2012)}
+"""Of VOC, from whose pictures is learnt."""

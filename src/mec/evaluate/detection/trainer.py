@@ -1,0 +1,144 @@
+"""lightning's trainer for a detector: devices, precision, checkpoints, and what is seen while it trains."""
+
+from __future__ import annotations
+
+import csv
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from mec.checkpoints import AtomicCheckpoints, KeepLatest
+from mec.errors import InputError
+from mec.evaluate.detection.schedules import Schedule
+from mec.evaluate.progress import Shown
+
+METRICS = "metrics.csv"
+CHECKPOINTS = 10
+"""Checkpoints in a training, at most every MOST_STEPS of it apart."""
+MOST_STEPS = 1000
+RECORD_EVERY = 20
+"""Steps between two rows of metrics.csv: reading a loss waits for the device."""
+LOSSES = {
+    "loss_classifier": "class",
+    "loss_box_reg": "box",
+    "loss_mask": "mask",
+    "loss_objectness": "objectness",
+    "loss_rpn_box_reg": "proposals",
+}
+
+
+def period(schedule: Schedule) -> int:
+    """Steps between two checkpoints."""
+    return max(1, min(math.ceil(schedule.iterations / CHECKPOINTS), MOST_STEPS))
+
+
+def make_trainer(
+    schedule: Schedule, folder: Path, label: str, devices: int | str, nodes: int, precision: str
+) -> lightning.Trainer:
+    """lightning's trainer on all GPUs, or on one process of a CPU.
+
+    Raises:
+        InputError: devices that are not there.
+    """
+    on_gpu = torch.cuda.is_available()
+    if precision == "auto":
+        precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return lightning.Trainer(
+                accelerator="auto",
+                devices=1 if devices == "auto" and not on_gpu else devices,
+                num_nodes=nodes,
+                precision=precision,  # type: ignore[arg-type]
+                max_steps=schedule.iterations,
+                max_epochs=-1,
+                logger=False,
+                plugins=[AtomicCheckpoints()],
+                callbacks=[DetectionProgress(folder, label), KeepLatest(folder / "checkpoints", period(schedule))],
+                use_distributed_sampler=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                enable_checkpointing=True,
+                default_root_dir=folder,
+            )
+        except (lightning.fabric.utilities.exceptions.MisconfigurationException, RuntimeError, ValueError) as error:
+            raise InputError(f"devices: {' '.join(str(error).split())}") from error
+
+
+class DetectionProgress(lightning.Callback):
+    """A line with the parts of the loss and the time left, metrics.csv, and the end of a training that diverges."""
+
+    def __init__(self, folder: Path, label: str) -> None:
+        self.folder, self.label = folder, label
+        self.line: Shown | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            self._keep_rows(trainer.global_step)
+            self.line = Shown(self.label, trainer.max_steps, trainer.global_step, "").__enter__()
+
+    def _keep_rows(self, first: int) -> None:
+        """What a resumed training will write again is cut off."""
+        path = self.folder / METRICS
+        kept: list[dict[str, str]] = []
+        if first and path.exists():
+            with path.open(newline="") as file:
+                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= first]
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["step", "rate", "loss", *LOSSES], restval="")
+            writer.writeheader()
+            writer.writerows(kept)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step
+        if step % RECORD_EVERY == 0 or step == trainer.max_steps:
+            measured = {name: float(value) for name, value in pl_module.measured.items()}
+            if not math.isfinite(measured["loss"]):
+                raise InputError(f"rate: training diverged before step {step}; lower it")
+            if trainer.is_global_zero:
+                rounded = {name: f"{value:.5g}" for name, value in measured.items()}
+                with (self.folder / METRICS).open("a", newline="") as file:
+                    writer = csv.DictWriter(file, ["step", "rate", "loss", *LOSSES], restval="")
+                    rate = trainer.optimizers[0].param_groups[0]["lr"]
+                    writer.writerow({"step": step, "rate": f"{rate:.5g}", **rounded})
+        if self.line is not None:
+            self.line.advance(1, lambda: self._words(step, trainer.max_steps, pl_module.measured))
+
+    def _words(self, step: int, steps: int, measured: dict[str, Tensor]) -> str:
+        assert self.line is not None
+        loss = f"{step:,}/{steps:,}  loss {float(measured['loss']):.2f}"
+        if self.line.live:  # a line of 80 characters
+            return loss
+        parts = "  ".join(f"{word} {float(measured[name]):.2f}" for name, word in LOSSES.items() if name in measured)
+        return f"{loss} ({parts})"
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            pictures = len(trainer.test_dataloaders) * trainer.world_size
+            self.line = Shown(f"{self.label}, looking", pictures).__enter__()
+
+    def on_test_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self.line is not None:
+            self.line.advance(trainer.world_size)
+
+    def _stop(self) -> None:
+        if self.line is not None:
+            self.line.__exit__()
+            self.line = None
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._stop()
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._stop()
