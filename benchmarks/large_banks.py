@@ -5,47 +5,18 @@ python benchmarks/large_banks.py [--rows 1000000] [--width 512]
 
 from __future__ import annotations
 
-import threading
-import time
-from pathlib import Path
-
 import torch
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from machine import write
+from machine import Memory, write
 from mec.evaluate import features
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import probe
 from mec.evaluate.result import Stopwatch
 
 ROWS_AT_ONCE = 50_000
-
-
-class Memory:
-    """The most memory of its own, in MiB, that the process takes while this runs; a mapped file is not its own."""
-
-    def __enter__(self) -> Memory:
-        self.before = self.most = self._now()
-        self.running = True
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.running = False
-        self.thread.join()
-
-    def _watch(self) -> None:
-        while self.running:
-            self.most = max(self.most, self._now())
-            time.sleep(0.01)
-
-    @staticmethod
-    def _now() -> float:
-        status = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1024
 
 
 def main(

@@ -6,6 +6,8 @@ import json
 import os
 import platform
 import sys
+import threading
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -45,3 +47,28 @@ def write(name: str, question: str, **figures: Any) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(head | figures, indent=2) + "\n")
     return path
+
+
+class Memory:
+    """The most memory of its own, in MiB, that the process takes while this runs; a mapped file is not its own."""
+
+    def __enter__(self) -> Memory:
+        self.before = self.most = self._now()
+        self.running = True
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.running = False
+        self.thread.join()
+
+    def _watch(self) -> None:
+        while self.running:
+            self.most = max(self.most, self._now())
+            time.sleep(0.01)
+
+    @staticmethod
+    def _now() -> float:
+        status = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) / 1024

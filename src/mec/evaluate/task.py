@@ -74,7 +74,7 @@ def open_task(
     encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
     train, test = open_images(data, "train", labels), open_images(data, "test", labels)
     check_classes(train, test, data)
-    _check_channels(train, encoder, data)
+    check_channels(train, encoder, data)
     if baselines is None:
         baselines = len(train) <= BASELINES_UP_TO
     encoders = {"untrained" if encoder.untrained else "encoder": encoder}
@@ -98,7 +98,8 @@ def check_classes(train: Images, test: Images, data: Source) -> None:
             raise InputError(f"data: class {classes[missing[0]]!r} of {data} has no {part} pictures")
 
 
-def _check_channels(images: Images, encoder: Encoder, data: Source) -> None:
+def check_channels(images: Images, encoder: Encoder, data: Source) -> None:
+    """Refuse pictures that cannot be given the channels of the encoder."""
     takes = encoder.spec.channels
     have = next(sampled(images, 8, lambda opened: opened.raw(reading_of(encoder)))).shape[2]
     if have not in (takes, 1) and (have, takes) != (3, 1):  # colour can be made grey, and grey colour

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import os
 import platform
 import sys
@@ -22,7 +21,7 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
-from mec.checkpoints import AtomicCheckpoints, KeepLatest, newest_checkpoint
+from mec.checkpoints import KeepLatest, newest_checkpoint
 from mec.data.images import Images, summary
 from mec.data.loading import training_loader, training_sampler
 from mec.data.pixels import Reading
@@ -33,6 +32,7 @@ from mec.errors import InputError
 from mec.files import is_first_process, replacing
 from mec.models.encoder import Encoder, create_encoder
 from mec.models.files import SPEC, load_encoder, save_encoder
+from mec.trainer import make_trainer
 from mec.training.module import Pretraining
 from mec.training.progress import RunProgress
 from mec.training.recipe import Recipe
@@ -43,10 +43,6 @@ from mec.training.warnings import HealthWarnings
 SKIPPED = "skipped.csv"
 CHECKPOINT_STEPS = 200
 """Fewest steps between two checkpoints; they are written at the ends of epochs."""
-
-
-# it announces devices and products; what matters of that is said below
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
@@ -198,39 +194,24 @@ def _new_encoder(recipe: Recipe, reading: Reading, images: Images) -> Encoder:
 def _trainer(
     recipe: Recipe, out: Path, console: Console, skipped: Skipped, callbacks: Sequence[lightning.Callback]
 ) -> lightning.Trainer:
-    precision = recipe.precision
-    on_gpu = recipe.accelerator in ("auto", "gpu") and torch.cuda.is_available()
-    if precision == "auto":
-        precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
-    # one process uses every CPU core already
-    devices: int | str = 1 if recipe.devices == "auto" and not on_gpu else recipe.devices
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return lightning.Trainer(
-                accelerator=recipe.accelerator,
-                devices=devices,
-                num_nodes=recipe.nodes,
-                precision=precision,
-                max_epochs=recipe.epochs,
-                logger=TensorBoardLogger(out, name="", version="tensorboard"),
-                plugins=[AtomicCheckpoints()],
-                callbacks=[
-                    SkipBroken(skipped),
-                    RunProgress(out, console),
-                    HealthWarnings(console),
-                    *callbacks,
-                    KeepLatest(out / "checkpoints", CHECKPOINT_STEPS),
-                ],
-                use_distributed_sampler=False,
-                sync_batchnorm=on_gpu,  # PyTorch has it for GPUs only; alone it changes nothing
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                enable_checkpointing=True,
-                default_root_dir=out,
-            )
-        except (lightning.fabric.utilities.exceptions.MisconfigurationException, RuntimeError, ValueError) as error:
-            raise InputError(f"devices: {' '.join(str(error).split())}") from error
+    return make_trainer(
+        out,
+        recipe.devices,
+        recipe.nodes,
+        recipe.precision,
+        recipe.accelerator,
+        max_epochs=recipe.epochs,
+        logger=TensorBoardLogger(out, name="", version="tensorboard"),
+        callbacks=[
+            SkipBroken(skipped),
+            RunProgress(out, console),
+            HealthWarnings(console),
+            *callbacks,
+            KeepLatest(out / "checkpoints", CHECKPOINT_STEPS),
+        ],
+        # PyTorch has it for GPUs only; alone it changes nothing
+        sync_batchnorm=recipe.accelerator in ("auto", "gpu") and torch.cuda.is_available(),
+    )
 
 
 def _begin(out: Path, recipe: Recipe, data: Any, images: Images, encoder: Encoder, trainer: lightning.Trainer) -> None:

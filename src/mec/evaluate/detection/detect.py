@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning
 import torch
 
 from mec.checkpoints import newest_checkpoint
@@ -20,11 +21,11 @@ from mec.evaluate.detection.figures import figures
 from mec.evaluate.detection.network import architecture_for
 from mec.evaluate.detection.schedules import SCHEDULES, YEARS
 from mec.evaluate.detection.sources import open_annotated
-from mec.evaluate.detection.trainer import make_trainer
+from mec.evaluate.detection.trainer import detection_trainer
 from mec.evaluate.detection.training import look, train
 from mec.evaluate.progress import say
 from mec.evaluate.result import Result, Stopwatch
-from mec.evaluate.task import EncoderLike, Source, reading_of
+from mec.evaluate.task import EncoderLike, Source, check_channels, reading_of
 from mec.files import is_first_process, replacing
 from mec.models.encoder import Encoder
 from mec.models.files import load_encoder, untrained
@@ -95,6 +96,7 @@ def detect(
     form = architecture_for(encoder, architecture)
     out = _checked(Path(out).expanduser(), resume)
     learnt, tested = open_annotated(data, YEARS.get(schedule))
+    check_channels(learnt.pictures, encoder, data)
     spec = DetectorSpec(
         encoder.spec, form, learnt.categories, learnt.category_ids.tolist(), learnt.has_masks, plan
     )  # fmt: skip
@@ -102,7 +104,8 @@ def detect(
     if not encoder.untrained and (schedule == "short" if baselines is None else baselines):
         encoders["untrained"] = untrained(encoder)
     origin = encoder.origin or encoder.spec.backbone
-    _begin(out, {"data": str(data), "encoder": origin, **asdict(spec)}, resume)
+    _try(spec, encoder, detection_trainer(plan, out, "", devices, nodes, precision))
+    _begin(out, {"data": str(data), "weights": origin, **asdict(spec)}, resume)
     say(f"encoder: {origin}")
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in encoders}
     for number in range(seed, seed + seeds):
@@ -135,16 +138,37 @@ def _checked(out: Path, resume: bool) -> Path:
     return out
 
 
+def _try(spec: DetectorSpec, encoder: Encoder, trainer: lightning.Trainer) -> None:
+    """Refuse what would be refused later, when something is written already."""
+    batch, processes = spec.schedule.batch_size, trainer.world_size
+    if batch % processes:
+        raise InputError(f"batch_size: {batch} cannot be divided among {processes} processes")
+    with torch.random.fork_rng():
+        spec.build(encoder)
+
+
 def _begin(out: Path, asked: dict[str, Any], resume: bool) -> None:
     asked = json.loads(json.dumps(asked))
     if resume:
-        before = json.loads((out / ASKED).read_text())
-        if changed := [name for name in asked if asked[name] != before.get(name)]:
-            shown = "; ".join(f"{name} was {before.get(name)}, is {asked[name]}" for name in changed)
+        try:
+            before = _flat(json.loads((out / ASKED).read_text()))
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"resume: {out / ASKED} cannot be read ({error})") from error
+        now = _flat(asked)
+        if changed := [name for name in now if now[name] != before.get(name)]:
+            shown = "; ".join(f"{name} was {before.get(name)}, is {now[name]}" for name in changed)
             raise InputError(f"resume: {out} was made with other settings: {shown}")
     elif is_first_process():
         with replacing(out / ASKED) as path:
             path.write_text(json.dumps(asked, indent=2) + "\n")
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """With the settings of a group beside the others."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= {f"{name}.{inner}": one for inner, one in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 class _Making:
@@ -165,7 +189,7 @@ class _Making:
         plan, reading = self.spec.schedule, reading_of(self.encoder)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            trainer = make_trainer(plan, self.folder, self.label, devices, nodes, precision)
+            trainer = detection_trainer(plan, self.folder, self.label, devices, nodes, precision)
             if (self.folder / WEIGHTS).exists():
                 detector, _ = load_detector(self.folder)
             else:

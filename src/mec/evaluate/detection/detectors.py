@@ -63,7 +63,7 @@ def load_detector(folder: Path) -> tuple[Detector, DetectorSpec]:
         raise InputError(f"out: {folder} has no {WEIGHTS}, which is written when a detector has been trained")
     try:
         spec = _read_spec(json.loads((folder / SPEC).read_text()))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"out: {folder / SPEC} does not describe a detector ({error})") from error
     detector = spec.build()
     try:

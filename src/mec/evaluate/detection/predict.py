@@ -20,7 +20,7 @@ from mec.evaluate.detection.annotated import Detections, as_records
 from mec.evaluate.detection.detect import DETECTIONS
 from mec.evaluate.detection.detectors import WEIGHTS, load_detector
 from mec.evaluate.detection.drawing import draw
-from mec.evaluate.detection.trainer import make_trainer
+from mec.evaluate.detection.trainer import detection_trainer
 from mec.evaluate.detection.training import look
 from mec.evaluate.progress import Shown
 from mec.evaluate.task import Source
@@ -61,7 +61,7 @@ def predict(
     detector, spec = load_detector(folder)
     images = open_pictures(pictures)
     reading = Reading(spec.encoder.channels, spec.encoder.value_range, spec.encoder.background)
-    trainer = make_trainer(spec.schedule, folder, "predict", devices, 1, "auto")
+    trainer = detection_trainer(spec.schedule, folder, "predict", devices, 1, "auto")
     found = look(detector, images, reading, spec.schedule, trainer, workers)
     drawn = Path(out).expanduser() / DRAWN
     if is_first_process():
@@ -133,11 +133,15 @@ def _own_name(images: Images, index: int) -> str:
 def _names(images: Images, numbers: list[int]) -> dict[int, str]:
     """Of the drawn pictures: those of the files, in their sub-folders; with the number where one is taken."""
     names: dict[int, str] = {}
+    taken: set[str] = set()
     for n in numbers:
         own = Path(_own_name(images, n))
         own = Path(own.name) if own.is_absolute() or ".." in own.parts else own
-        drawn = own.with_suffix(".jpg").as_posix()
-        names[n] = drawn if drawn not in names.values() else own.with_name(f"{own.stem}-{n}.jpg").as_posix()
+        drawn = own.with_suffix(".jpg")
+        while drawn.as_posix() in taken:
+            drawn = drawn.with_name(f"{drawn.stem}-{n}.jpg")
+        names[n] = drawn.as_posix()
+        taken.add(names[n])
     return names
 
 

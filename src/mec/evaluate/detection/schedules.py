@@ -46,13 +46,14 @@ class Schedule:
     precise: int = 200
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size", "side_at_test", "longest", "anchors", "regions", "proposals"):
+        for name in ("iterations", "batch_size", "longest", "anchors", "regions", "proposals"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not 0 < self.rate < float("inf"):
             raise InputError(f"rate: expected a number above 0, got {self.rate}")
         if min(self.sides) < 32 or self.side_at_test < 32:
-            raise InputError(f"sides: expected at least 32 pixels, got {min(*self.sides, self.side_at_test)}")
+            least = min(*self.sides, self.side_at_test)
+            raise InputError(f"side: expected at least 32 pixels in training and in testing, got {least}")
 
     def factor(self, step: int) -> float:
         """Of the learning rate at a step."""
@@ -66,10 +67,11 @@ class Schedule:
         seen. Other iterations move the milestones and the warm-up in proportion, another side of the pictures those
         of training.
         """
-        batch, short = batch_size or self.batch_size, side or self.side_at_test
+        batch = self.batch_size if batch_size is None else batch_size
         if batch < 1:
             raise InputError(f"batch_size: expected at least 1, got {batch}")
-        steps = iterations or max(1, round(self.iterations * self.batch_size / batch))
+        steps = max(1, round(self.iterations * self.batch_size / batch)) if iterations is None else iterations
+        short = self.side_at_test if side is None else side
         share, larger = steps / self.iterations, short / self.side_at_test
         return replace(
             self,
@@ -77,7 +79,7 @@ class Schedule:
             milestones=tuple(round(milestone * share) for milestone in self.milestones),
             warmup=round(self.warmup * share),
             batch_size=batch,
-            rate=rate or self.rate * batch / self.batch_size,
+            rate=self.rate * batch / self.batch_size if rate is None else rate,
             sides=tuple(round(side * larger) for side in self.sides),
             side_at_test=short,
             longest=round(self.longest * larger),

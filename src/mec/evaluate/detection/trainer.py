@@ -1,21 +1,20 @@
-"""lightning's trainer for a detector: devices, precision, checkpoints, and what is seen while it trains."""
+"""What is kept and seen of a detector while it trains: checkpoints, metrics.csv, a line on the terminal."""
 
 from __future__ import annotations
 
 import csv
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from torch import Tensor
 
-from mec.checkpoints import AtomicCheckpoints, KeepLatest
+from mec.checkpoints import KeepLatest
 from mec.errors import InputError
 from mec.evaluate.detection.schedules import Schedule
 from mec.evaluate.progress import Shown
+from mec.trainer import make_trainer
 
 METRICS = "metrics.csv"
 CHECKPOINTS = 10
@@ -37,38 +36,20 @@ def period(schedule: Schedule) -> int:
     return max(1, min(math.ceil(schedule.iterations / CHECKPOINTS), MOST_STEPS))
 
 
-def make_trainer(
+def detection_trainer(
     schedule: Schedule, folder: Path, label: str, devices: int | str, nodes: int, precision: str
 ) -> lightning.Trainer:
-    """lightning's trainer on all GPUs, or on one process of a CPU.
-
-    Raises:
-        InputError: devices that are not there.
-    """
-    on_gpu = torch.cuda.is_available()
-    if precision == "auto":
-        precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return lightning.Trainer(
-                accelerator="auto",
-                devices=1 if devices == "auto" and not on_gpu else devices,
-                num_nodes=nodes,
-                precision=precision,  # type: ignore[arg-type]
-                max_steps=schedule.iterations,
-                max_epochs=-1,
-                logger=False,
-                plugins=[AtomicCheckpoints()],
-                callbacks=[DetectionProgress(folder, label), KeepLatest(folder / "checkpoints", period(schedule))],
-                use_distributed_sampler=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                enable_checkpointing=True,
-                default_root_dir=folder,
-            )
-        except (lightning.fabric.utilities.exceptions.MisconfigurationException, RuntimeError, ValueError) as error:
-            raise InputError(f"devices: {' '.join(str(error).split())}") from error
+    """A trainer for a schedule, that writes checkpoints and metrics.csv to ``folder``."""
+    return make_trainer(
+        folder,
+        devices,
+        nodes,
+        precision,
+        max_steps=schedule.iterations,
+        max_epochs=-1,
+        logger=False,
+        callbacks=[DetectionProgress(folder, label), KeepLatest(folder / "checkpoints", period(schedule))],
+    )
 
 
 class DetectionProgress(lightning.Callback):
@@ -90,6 +71,7 @@ class DetectionProgress(lightning.Callback):
         if first and path.exists():
             with path.open(newline="") as file:
                 kept = [row for row in csv.DictReader(file) if int(row["step"]) <= first]
+        self.folder.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, ["step", "rate", "loss", *LOSSES], restval="")
             writer.writeheader()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from itertools import chain, islice, repeat
+from collections.abc import Iterator
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ import torch.distributed
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
 
 from mec.data.images import Images
 from mec.data.pixels import Reading
 from mec.data.skipped import Skipped
-from mec.errors import InputError
 from mec.evaluate.detection.annotated import Annotated, Detections
 from mec.evaluate.detection.batches import Looked, Order, Shown, testing_batches, training_batches
 from mec.evaluate.detection.masks import pasted
@@ -98,11 +98,9 @@ def train(
     """Train by the schedule, on what has objects.
 
     Raises:
-        InputError: a batch that cannot be divided among the processes, divergence, or too many broken pictures.
+        InputError: divergence, or too many broken pictures.
     """
     processes = trainer.world_size
-    if schedule.batch_size % processes:
-        raise InputError(f"batch_size: {schedule.batch_size} cannot be divided among {processes} processes")
     having = np.array([i for i in range(len(annotated)) if annotated.usable[slice(*annotated.starts[i : i + 2])].any()])
     annotated = annotated.subset(having)
     order = Order(
@@ -127,7 +125,7 @@ def train(
 
 
 @torch.no_grad()
-def measure_norms(module: Detection, loader: Iterable[Shown], trainer: lightning.Trainer) -> None:
+def measure_norms(module: Detection, loader: DataLoader[Shown], trainer: lightning.Trainer) -> None:
     """BatchNorm's statistics over many batches of the final weights: those kept in training trail behind them.
 
     Precise BN (Wu and Johnson 2021), part of MoCo's protocol.
@@ -141,9 +139,8 @@ def measure_norms(module: Detection, loader: Iterable[Shown], trainer: lightning
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over all batches
     module.to(trainer.strategy.root_device).train()
-    endless = chain.from_iterable(repeat(loader))
     with Line("statistics of BatchNorm" if trainer.is_global_zero else "", batches, unit="batches") as line:
-        for number, batch in enumerate(islice(endless, batches)):
+        for number, batch in enumerate(islice(_from_the_first(loader), batches)):
             batch = trainer.strategy.batch_to_device(batch)
             torch.manual_seed(hash((module.seed, -1 - number, trainer.global_rank)) % 2**63)
             with trainer.precision_plugin.forward_context():
@@ -155,6 +152,13 @@ def measure_norms(module: Detection, loader: Iterable[Shown], trainer: lightning
             if trainer.world_size > 1 and measured is not None:
                 torch.distributed.all_reduce(measured)
                 measured /= trainer.world_size
+
+
+def _from_the_first(loader: DataLoader[Shown]) -> Iterator[Shown]:
+    """The batches of a training on and on, wherever this one ended: the same after a resumed one."""
+    for stretch in count():
+        loader.sampler.set_epoch(stretch)  # type: ignore[attr-defined]
+        yield from loader
 
 
 def look(

@@ -1,0 +1,109 @@
+"""Do targets, losses, masks and figures of detection fit together? A C4 detector learns some pictures by heart.
+
+python benchmarks/detect_overfit.py --data coco128                 (8 pictures, ResNet-18, short side 256, a CPU)
+python benchmarks/detect_overfit.py --data coco128 --full true     (all pictures, ResNet-50 at full size, a GPU)
+
+Mask R-CNN from an untrained encoder, all layers trained, tested on the very pictures it learnt: it says nothing of
+others.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jsonargparse import auto_cli
+from rich.console import Console
+
+import mec
+from machine import write
+from mec.data import read
+from mec.evaluate.detection.annotated import Annotated, Detections
+from mec.evaluate.detection.detectors import DetectorSpec
+from mec.evaluate.detection.drawing import draw, sheet
+from mec.evaluate.detection.figures import figures
+from mec.evaluate.detection.schedules import SCHEDULES
+from mec.evaluate.detection.sources import open_annotated
+from mec.evaluate.detection.trainer import METRICS, detection_trainer
+from mec.evaluate.detection.training import look, train
+from mec.evaluate.result import Stopwatch
+from mec.evaluate.task import reading_of
+
+DRAWN = 8
+
+
+def main(
+    data: str = "coco128",
+    full: bool = False,
+    iterations: int | None = None,
+    rate: float | None = None,
+    precision: str = "auto",
+    picture: str | None = None,
+) -> None:
+    """Train on the first pictures that have objects, and test on the same.
+
+    Args:
+        data: COCO128, or another set with masks.
+        full: all pictures, a ResNet-50 and the sizes of the coco schedules; else 8, a ResNet-18 and 256 px.
+        iterations: in place of 400 (600 for full).
+        rate: learning rate, in place of 0.01 (0.02 for full).
+        precision: auto, 32-true or bf16-mixed.
+        picture: a file for a sheet of detections: of the pictures learnt, for full of those for testing.
+    """
+    learnt, tested = open_annotated(data)
+    having = [i for i in range(len(learnt)) if len(learnt.targets(i).labels)]
+    learnt = learnt.subset(np.array(having if full else having[:DRAWN]))
+    if full:
+        plan, name = SCHEDULES["coco-1x"].adapted(iterations or 600, None, rate, None), "resnet50"
+        plan = replace(plan, warmup=100, precise=50)
+    else:
+        plan, name = SCHEDULES["short"].adapted(iterations or 400, None, rate or 0.01, None), "resnet18"
+        plan = replace(plan, sides=(256,))
+    encoder = mec.load_encoder(name)
+    reading = reading_of(encoder)
+    spec = DetectorSpec(encoder.spec, "c4", learnt.categories, learnt.category_ids.tolist(), learnt.has_masks, plan)
+    torch.manual_seed(0)
+    detector = spec.build(encoder)
+    with tempfile.TemporaryDirectory() as folder:
+        clock = Stopwatch()
+        trainer = detection_trainer(plan, Path(folder), "overfit", "auto", 1, precision)
+        train(detector, learnt, reading, plan, trainer, 0, 2, None)
+        training_seconds = clock()
+        found = look(detector, learnt.pictures, reading, plan, trainer, 2)
+        looking_seconds = clock() - training_seconds
+        losses = (Path(folder) / METRICS).read_text().splitlines()
+    measured = figures(learnt, [found[i] for i in range(len(learnt))]).overall
+    console = Console(soft_wrap=True)
+    console.print({name: round(value, 3) for name, value in measured.items()})
+    if picture is not None:
+        shown = tested.subset(np.arange(DRAWN)) if full else learnt
+        if full:
+            found = look(detector, shown.pictures, reading, plan, trainer, 2)
+        _sheet(shown, found, Path(picture))
+    path = write(
+        "detect_overfit_full" if full else "detect_overfit",
+        "Mask R-CNN C4 from an untrained encoder, on the very pictures it learnt",
+        data=f"{Path(data).name}: {len(learnt)} pictures, {int(learnt.usable.sum())} objects",
+        encoder=name,
+        schedule=plan.in_words(),
+        regions=plan.regions,
+        precision=trainer.precision,
+        training_seconds=training_seconds,
+        looking_seconds=round(looking_seconds, 2),
+        figures=measured,
+        losses=losses,
+    )
+    console.print(path)
+
+
+def _sheet(annotated: Annotated, found: dict[int, Detections], path: Path) -> None:
+    drawn = [draw(read(annotated.pictures, i), found[i], annotated.categories) for i in range(len(annotated))]
+    sheet(drawn, columns=4, width=1600).save(path, quality=88)
+    print(path)
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,0 +1,86 @@
+"""Small detection sets that a tiny detector can learn: coloured discs and rectangles on noise."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from mec.evaluate.detection import detect as module
+from mec.evaluate.detection.schedules import SCHEDULES, Schedule
+from mec.models.encoder import Encoder, create_encoder
+
+NARROW = {"layers": [1, 1, 1, 1], "channels": [16, 16, 32, 32]}
+QUICK = replace(
+    SCHEDULES["short"], iterations=4, milestones=(3,), warmup=2, batch_size=2, sides=(64, 72), side_at_test=64,
+    longest=128, anchors=16, regions=8, proposals=20, proposals_at_test=10, precise=2,
+)  # fmt: skip
+COLOUR = (230, 40, 40)
+
+
+def tiny_encoder(channels: int = 3) -> Encoder:
+    return create_encoder("resnet18", 64, channels, small_stem=False, options=NARROW)
+
+
+def make_quick(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Schedule:
+    """In place of the schedule "short"."""
+    quick = replace(QUICK, **settings)
+    monkeypatch.setitem(module.SCHEDULES, "short", quick)
+    return quick
+
+
+def noise(height: int, width: int, seed: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(90, 150, (height, width, 3)).astype(np.uint8)
+
+
+def disc(height: int, width: int, seed: int) -> tuple[NDArray[np.uint8], list[float], list[float]]:
+    """A picture of a disc, its box (x, y, width, height) and a polygon of 24 corners."""
+    rng = np.random.default_rng((seed, 1))
+    radius = rng.uniform(14, 22)
+    x, y = rng.uniform(radius, width - radius), rng.uniform(radius, height - radius)
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    picture = noise(height, width, seed)
+    picture[(rows - y) ** 2 + (columns - x) ** 2 < radius**2] = COLOUR
+    angles = np.arange(24) * np.pi / 12
+    polygon = np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], 1).ravel().tolist()
+    return picture, [x - radius, y - radius, 2 * radius, 2 * radius], polygon
+
+
+def coco_set(folder: Path, train: int = 6, test: int = 4, masks: bool = True, sizes: tuple[int, int] = (80, 96)) -> Path:
+    """COCO's own folders; every other picture is high, not wide."""
+    for part, first, count in (("train", 0, train), ("val", 1000, test)):
+        (folder / f"{part}2017").mkdir(parents=True)
+        described: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "disc"}]}
+        for i in range(first, first + count):
+            height, width = sizes if i % 2 else sizes[::-1]
+            picture, box, polygon = disc(height, width, i)
+            Image.fromarray(picture).save(folder / f"{part}2017" / f"{i:04}.png")
+            described["images"].append({"id": i + 5, "file_name": f"{i:04}.png", "height": height, "width": width})
+            one = {"id": i + 1, "image_id": i + 5, "category_id": 7, "bbox": box, "iscrowd": 0, "area": box[2] * box[3]}
+            described["annotations"].append(one | ({"segmentation": [polygon]} if masks else {}))
+        (folder / "annotations").mkdir(exist_ok=True)
+        (folder / "annotations" / f"instances_{part}2017.json").write_text(json.dumps(described))
+    return folder
+
+
+def voc_set(folder: Path, train: int = 4, test: int = 3) -> Path:
+    """A VOCdevkit of 2007 in which discs are called ball bearings... of the class bottle."""
+    voc = folder / "VOCdevkit" / "VOC2007"
+    for inner in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (voc / inner).mkdir(parents=True)
+    for i in range(train + test):
+        picture, (x, y, width, height), _ = disc(80, 96, i)
+        Image.fromarray(picture).save(voc / "JPEGImages" / f"{i:06}.png")
+        edges = {"xmin": x + 1, "ymin": y + 1, "xmax": x + width, "ymax": y + height}
+        box = "".join(f"<{tag}>{round(value)}</{tag}>" for tag, value in edges.items())
+        (voc / "Annotations" / f"{i:06}.xml").write_text(
+            "<annotation><size><width>96</width><height>80</height></size>"
+            f"<object><name>bottle</name><bndbox>{box}</bndbox></object></annotation>"
+        )
+    for kind, numbers in (("trainval", range(train)), ("test", range(train, train + test))):
+        (voc / "ImageSets" / "Main" / f"{kind}.txt").write_text("".join(f"{i:06}\n" for i in numbers))
+    return folder / "VOCdevkit"
