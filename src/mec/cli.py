@@ -109,7 +109,7 @@ def _detect(
 ) -> None:
     """Train and measure detectors, then draw; or only draw, with one that was trained before."""
     from mec import evaluate
-    from mec.evaluate.detection.predict import open_pictures
+    from mec.evaluate.detection.predict import check_threshold, open_pictures
 
     if data is None and predict is None:
         raise InputError(f"data: expected {DETECTION_HELP}; or --predict PICTURES --out DETECTORS")
@@ -121,7 +121,8 @@ def _detect(
     if out is None:
         raise InputError("out: expected a folder for the detectors")
     if predict is not None:
-        open_pictures(predict)  # what is wrong with them is told before the hours of training
+        check_threshold(threshold)  # what is wrong is told before the hours of training
+        open_pictures(predict)
     if data is not None:
         result = evaluate.detect(data, str(encoder), out, **settings)
         if is_first_process():

@@ -103,7 +103,8 @@ def check_channels(images: Images, encoder: Encoder, data: Source) -> None:
     takes = encoder.spec.channels
     have = next(sampled(images, 8, lambda opened: opened.raw(reading_of(encoder)))).shape[2]
     if have not in (takes, 1) and (have, takes) != (3, 1):  # colour can be made grey, and grey colour
-        raise InputError(f"encoder: {encoder.origin} takes {takes} channels, the pictures of {data} have {have}")
+        name = encoder.origin or encoder.spec.backbone
+        raise InputError(f"encoder: {name} takes {takes} channels, the pictures of {data} have {have}")
 
 
 def reading_of(encoder: Encoder) -> Reading:

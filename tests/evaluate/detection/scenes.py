@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -23,7 +24,9 @@ COLOUR = (230, 40, 40)
 
 
 def tiny_encoder(channels: int = 3) -> Encoder:
-    return create_encoder("resnet18", 64, channels, small_stem=False, options=NARROW)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return create_encoder("resnet18", 64, channels, small_stem=False, options=NARROW)
 
 
 def make_quick(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Schedule:
@@ -50,7 +53,27 @@ def disc(height: int, width: int, seed: int) -> tuple[NDArray[np.uint8], list[fl
     return picture, [x - radius, y - radius, 2 * radius, 2 * radius], polygon
 
 
-def coco_set(folder: Path, train: int = 6, test: int = 4, masks: bool = True, sizes: tuple[int, int] = (80, 96)) -> Path:
+def rectangles(folder: Path) -> Path:
+    """COCO's json of pictures with a rectangle each, nearer to the left."""
+    (folder / "images").mkdir(parents=True)
+    described: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "box"}]}
+    for i in range(8):
+        height, width = (60, 90) if i % 4 < 2 else (90, 60)
+        x, y, w, h = 3 + i, 10 + 2 * i, 20 + i, 30
+        picture = noise(height, width, i)
+        picture[y : y + h, x : x + w] = COLOUR
+        Image.fromarray(picture).save(folder / "images" / f"{i}.png")
+        described["images"].append({"id": i, "file_name": f"{i}.png", "height": height, "width": width})
+        polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+        one = {"id": i + 1, "image_id": i, "category_id": 1, "bbox": [x, y, w, h], "segmentation": [polygon]}
+        described["annotations"].append(one)
+    (folder / "all.json").write_text(json.dumps(described))
+    return folder
+
+
+def coco_set(
+    folder: Path, train: int = 6, test: int = 4, masks: bool = True, sizes: tuple[int, int] = (80, 96)
+) -> Path:
     """COCO's own folders; every other picture is high, not wide."""
     for part, first, count in (("train", 0, train), ("val", 1000, test)):
         (folder / f"{part}2017").mkdir(parents=True)

@@ -46,7 +46,7 @@ def c4_parts(
     with torch.no_grad():
         (seen,) = trunk.eval()(torch.zeros(1, encoder.spec.channels, 64, 64)).values()
     channels, stride = seen.shape[1], 64 // seen.shape[2]
-    anchors = AnchorGenerator((ANCHOR_SIDES,), (ANCHOR_RATIOS,))
+    anchors = _Anchors((ANCHOR_SIDES,), (ANCHOR_RATIOS,))
     rpn = _Proposals(
         anchors, RPNHead(channels, anchors.num_anchors_per_location()[0]), 0.7, 0.3, schedule.anchors, 0.5, BEFORE_NMS,
         {"training": schedule.proposals, "testing": schedule.proposals_at_test}, 0.7,
@@ -65,6 +65,18 @@ class Trunk(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
         return {"res4": self.layer3(self.layer2(self.layer1(x)))}
+
+
+class _Anchors(AnchorGenerator):  # type: ignore[misc]
+    """torchvision's, whose edges it rounds to whole pixels, as detectron2 has them."""
+
+    def generate_anchors(
+        self, scales: Any, aspect_ratios: Any, dtype: Any = torch.float32, device: Any = "cpu"
+    ) -> Tensor:
+        sides, ratios = (torch.tensor(given, dtype=dtype, device=device) for given in (scales, aspect_ratios))
+        heights = (ratios.sqrt()[:, None] * sides).flatten()
+        widths = (sides / ratios.sqrt()[:, None]).flatten()
+        return torch.stack([-widths, -heights, widths, heights], 1) / 2
 
 
 class _Proposals(RegionProposalNetwork):  # type: ignore[misc]
@@ -151,7 +163,8 @@ class C4Heads(RoIHeads):  # type: ignore[misc]
             of_objects = [n > 0 for n in labels]
             losses["loss_mask"] = maskrcnn_loss(
                 self.mask_predictor(x[positive]),
-                [boxes[chosen] for boxes, chosen in zip(proposals, of_objects, strict=True)],
+                # it crops the masks by the older RoIAlign, which sees a picture half a pixel further right and below
+                [boxes[chosen] - 0.5 for boxes, chosen in zip(proposals, of_objects, strict=True)],
                 [t["masks"] for t in targets],
                 [t["labels"] - 1 for t in targets],
                 [numbers[chosen] for numbers, chosen in zip(matched, of_objects, strict=True)],

@@ -110,7 +110,7 @@ def detect(
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in encoders}
     for number in range(seed, seed + seeds):
         for name, of in encoders.items():
-            label = f"{name}, seed {number}" if seeds > 1 else name
+            label = f"{name}-{number}" if seeds > 1 else name
             maker = _Making(spec, of, learnt, tested, out / f"{name}-{number}", label, number, workers)
             rows[name].append(maker.run(devices, nodes, precision))
     kind = f"{'Mask' if learnt.has_masks else 'Faster'} R-CNN {form.upper()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -47,6 +48,7 @@ class Detector(nn.Module):
     ) -> None:
         super().__init__()
         self.spec: EncoderSpec = encoder.spec
+        encoder = _with_even_stem(encoder)
         if architecture == "c4":
             self.backbone, self.rpn, self.roi_heads = c4_parts(encoder, classes, masks, schedule)
         else:
@@ -57,6 +59,7 @@ class Detector(nn.Module):
                 module.register_forward_hook(lambda module, given, found: _floats(found))
         self.register_buffer("mean", encoder.mean.clone(), persistent=False)
         self.register_buffer("std", encoder.std.clone(), persistent=False)
+        self.to(memory_format=torch.channels_last)  # faster there, on CPUs and GPUs
 
     def forward(self, pictures: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Pictures (c, h, w), uint8 or in [0, 1], each of its own size.
@@ -79,6 +82,15 @@ class Detector(nn.Module):
             normalised.append(F.pad(x, (0, width - x.shape[2], 0, height - x.shape[1])))
         joined = torch.stack(normalised).contiguous(memory_format=torch.channels_last)
         return ImageList(joined, [(p.shape[1], p.shape[2]) for p in pictures])
+
+
+def _with_even_stem(encoder: Encoder) -> Encoder:
+    """A small stem that adds pixels makes maps whose strides are no whole numbers; the same weights add none."""
+    if encoder.spec.stem_padding == 1:
+        return encoder
+    even = Encoder(replace(encoder.spec, stem_padding=1))
+    even.backbone.load_state_dict(encoder.backbone.state_dict())
+    return even
 
 
 def _floats(found: Any) -> Any:

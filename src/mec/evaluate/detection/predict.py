@@ -55,8 +55,7 @@ def predict(
     Raises:
         InputError: no detector there, no pictures, or more than a twentieth of them that cannot be read.
     """
-    if not 0 <= threshold <= 1:
-        raise InputError(f"threshold: expected a number from 0 to 1, got {threshold}")
+    check_threshold(threshold)
     folder = _detector_in(Path(out).expanduser())
     detector, spec = load_detector(folder)
     images = open_pictures(pictures)
@@ -76,6 +75,11 @@ def _detector_in(out: Path) -> Path:
     if not trained:
         raise InputError(f"out: {out} holds no trained detector; mec evaluate detect DATA --encoder E --out {out} does")
     return trained[0].parent
+
+
+def check_threshold(threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise InputError(f"threshold: expected a number from 0 to 1, got {threshold}")
 
 
 def open_pictures(pictures: Source) -> Images:

@@ -46,14 +46,14 @@ class Schedule:
     precise: int = 200
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size", "longest", "anchors", "regions", "proposals"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not 0 < self.rate < float("inf"):
             raise InputError(f"rate: expected a number above 0, got {self.rate}")
         if min(self.sides) < 32 or self.side_at_test < 32:
             least = min(*self.sides, self.side_at_test)
             raise InputError(f"side: expected at least 32 pixels in training and in testing, got {least}")
+        for name in ("iterations", "batch_size", "longest", "anchors", "regions", "proposals"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
     def factor(self, step: int) -> float:
         """Of the learning rate at a step."""

@@ -45,8 +45,8 @@ def detection_trainer(
         devices,
         nodes,
         precision,
-        max_steps=schedule.iterations,
-        max_epochs=-1,
+        # counted in steps, lightning would not go on where a checkpoint ends: it skips most of an epoch
+        max_epochs=math.ceil(schedule.iterations / period(schedule)),
         logger=False,
         callbacks=[DetectionProgress(folder, label), KeepLatest(folder / "checkpoints", period(schedule))],
     )
@@ -62,7 +62,7 @@ class DetectionProgress(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero:
             self._keep_rows(trainer.global_step)
-            self.line = Shown(self.label, trainer.max_steps, trainer.global_step, "").__enter__()
+            self.line = Shown(self.label, pl_module.schedule.iterations, trainer.global_step, "").__enter__()
 
     def _keep_rows(self, first: int) -> None:
         """What a resumed training will write again is cut off."""
@@ -78,8 +78,8 @@ class DetectionProgress(lightning.Callback):
             writer.writerows(kept)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step = trainer.global_step
-        if step % RECORD_EVERY == 0 or step == trainer.max_steps:
+        step, steps = trainer.global_step, pl_module.schedule.iterations
+        if step % RECORD_EVERY == 0 or step == steps:
             measured = {name: float(value) for name, value in pl_module.measured.items()}
             if not math.isfinite(measured["loss"]):
                 raise InputError(f"rate: training diverged before step {step}; lower it")
@@ -87,18 +87,19 @@ class DetectionProgress(lightning.Callback):
                 rounded = {name: f"{value:.5g}" for name, value in measured.items()}
                 with (self.folder / METRICS).open("a", newline="") as file:
                     writer = csv.DictWriter(file, ["step", "rate", "loss", *LOSSES], restval="")
-                    rate = trainer.optimizers[0].param_groups[0]["lr"]
+                    rate = pl_module.schedule.rate * pl_module.schedule.factor(step - 1)  # lightning's is the next
                     writer.writerow({"step": step, "rate": f"{rate:.5g}", **rounded})
         if self.line is not None:
-            self.line.advance(1, lambda: self._words(step, trainer.max_steps, pl_module.measured))
+            self.line.advance(1, lambda: self._words(step, steps, pl_module.measured))
 
     def _words(self, step: int, steps: int, measured: dict[str, Tensor]) -> str:
         assert self.line is not None
-        loss = f"{step:,}/{steps:,}  loss {float(measured['loss']):.2f}"
+        parts = {word: float(measured[name]) for name, word in LOSSES.items() if name in measured}
         if self.line.live:  # a line of 80 characters
-            return loss
-        parts = "  ".join(f"{word} {float(measured[name]):.2f}" for name, word in LOSSES.items() if name in measured)
-        return f"{loss} ({parts})"
+            parts["rpn"] = parts.pop("objectness") + parts.pop("proposals")
+            return " ".join(f"{word} {f'{value:.2f}'.lstrip('0')[:3]}" for word, value in parts.items())
+        loss = f"{step:,}/{steps:,}  loss {float(measured['loss']):.2f}"
+        return f"{loss} ({'  '.join(f'{word} {value:.2f}' for word, value in parts.items())})"
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.is_global_zero:

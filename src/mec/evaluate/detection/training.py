@@ -45,6 +45,9 @@ class Detection(lightning.LightningModule):
     def on_train_start(self) -> None:
         self.detector.train()
 
+    def on_train_batch_start(self, batch: Shown, batch_idx: int) -> int | None:
+        return -1 if self.global_step == self.schedule.iterations else None  # the last stretch may be shorter
+
     def training_step(self, batch: Shown, batch_idx: int) -> Tensor:
         self.skipped.add(batch.lost, len(batch.pictures))
         # anchors and regions are drawn as torchvision draws them: the same at this step in a resumed training
