@@ -29,7 +29,7 @@ NARROW = {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256], "zero_init_las
 
 
 def main(
-    data: str = "coco128", pictures: str = "caltech101", epochs: int = 10, iterations: int = 600, seeds: int = 1
+    data: str = "coco128", pictures: str = "caltech101", epochs: int = 10, iterations: int = 500, seeds: int = 1
 ) -> None:
     """Pretrain without labels, then train detectors on all training pictures from it and from it untrained.
 

@@ -255,6 +255,7 @@ def test_a_broken_picture_is_passed_over_and_listed(photographs: Path, tmp_path:
         (["evaluate", "few-label", "--help"], ["--draws", "example:"]),
         (["evaluate", "linear", "--help"], ["paper: the probe of the paper's code", "--protocol", "--head_rate"]),
         (["evaluate", "finetune", "--help"], ["SwAV", "--labels", "--seeds", "swav:", "barlow:", "example:"]),
+        (["evaluate", "detect", "--help"], ["voc07+12", "--predict", "--batch_size", "--architecture", "example:"]),
         (["embed", "--help"], ["--near_duplicates", "--outliers", "--similarity", "example:"]),
         (["export", "--help"], ["--format", "detectron2", "--licence", "--push", "example:"]),
         (["demo", "--help"], ["--out", "example:"]),

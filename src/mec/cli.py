@@ -116,9 +116,9 @@ def _detect(
     if data is not None and encoder is None:
         raise InputError("encoder: expected what the detector begins with, such as a run folder")
     kept = out
-    if out is None and data is not None and (Path(str(encoder)) / "recipe.yaml").exists():
+    if not out and data is not None and (Path(str(encoder)) / "recipe.yaml").exists():
         kept, out = encoder, os.path.join(str(encoder), f"detect-{settings['schedule']}")
-    if out is None:
+    if not out:
         raise InputError("out: expected a folder for the detectors")
     if predict is not None:
         check_threshold(threshold)  # what is wrong is told before the hours of training

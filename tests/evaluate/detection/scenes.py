@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mec.evaluate.detection import detect as module
-from mec.evaluate.detection.schedules import SCHEDULES, Schedule
+from mec.evaluate.detection.schedules import Schedule
 from mec.models.encoder import Encoder, create_encoder
 
 NARROW = {"layers": [1, 1, 1, 1], "channels": [16, 16, 32, 32]}
-QUICK = replace(
-    SCHEDULES["short"], iterations=4, milestones=(3,), warmup=2, batch_size=2, sides=(64, 72), side_at_test=64,
-    longest=128, anchors=16, regions=8, proposals=20, proposals_at_test=10, precise=2,
+QUICK = Schedule(
+    4, (3,), warmup=2, batch_size=2, rate=0.005, sides=(64, 72), side_at_test=64, longest=128, anchors=16, regions=8,
+    proposals=20, proposals_at_test=10, precise=2,
 )  # fmt: skip
 COLOUR = (230, 40, 40)
 

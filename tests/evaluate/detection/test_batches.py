@@ -221,6 +221,13 @@ def test_a_large_jpeg_that_is_decoded_smaller_is_the_same_picture() -> None:
     assert np.abs(found - expected).max() <= 4
 
 
+def test_what_is_made_smaller_is_antialiased() -> None:
+    stripes = np.zeros((256, 384, 3), np.uint8)
+    stripes[:, ::4] = 255
+    inner = resized(open_picture(stripes), Reading(), 64, 128)[:, :, 1:-1].numpy()
+    assert np.abs(inner - 255 / 4).max() < 3
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
 def test_every_picture_is_tested_once(processes: int) -> None:
     images = ArrayImages("a", np.zeros((5, 20, 30, 3), np.uint8))

@@ -60,7 +60,7 @@ def described(folder: Path) -> dict[str, Any]:
 
 def test_pictures_are_drawn_under_their_own_names(out: Path, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
-    for i, name in enumerate(("a.png", "a.jpg", "b/a.jpg", "b/c/d.e.bmp", "a-1.jpg", "é ü.png")):
+    for i, name in enumerate(("a.png", "a.jpg", "b/a.jpg", "b/c/d.e.bmp", "a-2.jpg", "é ü.png")):
         save(pictures / name, disc(60 + i, 80, i)[0])
     before = [(p, p.stat().st_mtime_ns) for p in sorted(tmp_path.rglob("*")) if p.is_file()]
     assert predict(pictures, out, workers=0) == out / "predicted"
@@ -69,7 +69,7 @@ def test_pictures_are_drawn_under_their_own_names(out: Path, tmp_path: Path) -> 
     assert {"a.jpg", "b/a.jpg", "b/c/d.e.jpg", "é ü.jpg"} < set(names)
     content = described(out)
     sizes = {one["file_name"]: (one["width"], one["height"]) for one in content["images"]}
-    assert sorted(sizes) == sorted(["a.png", "a.jpg", "b/a.jpg", "b/c/d.e.bmp", "a-1.jpg", "é ü.png"])
+    assert sorted(sizes) == sorted(["a.png", "a.jpg", "b/a.jpg", "b/c/d.e.bmp", "a-2.jpg", "é ü.png"])
     for name in names:
         with Image.open(out / "predicted" / name) as picture:
             assert picture.size in sizes.values()

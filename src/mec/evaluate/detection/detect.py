@@ -60,7 +60,7 @@ def detect(
 
     Schedules: voc07+12 (24,000 iterations of 16 pictures, tested on VOC2007 test), voc07 (9,000), coco-1x (90,000) and
     coco-2x (180,000), all as MoCo and SimSiam have them with detectron2; and short, for a trial or a laptop: 500
-    iterations of 4 small pictures, whose figures compare with nothing but each other.
+    iterations of 8 small pictures, whose figures compare with nothing but each other.
 
     Args:
         data: a detection set; pictures of one part are learnt from, those of the other are tested on.
@@ -106,7 +106,8 @@ def detect(
     origin = encoder.origin or encoder.spec.backbone
     _try(spec, encoder, detection_trainer(plan, out, "", devices, nodes, precision))
     _begin(out, {"data": str(data), "weights": origin, **asdict(spec)}, resume)
-    say(f"encoder: {origin}")
+    if is_first_process():
+        say(f"encoder: {origin}")
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in encoders}
     for number in range(seed, seed + seeds):
         for name, of in encoders.items():
@@ -159,8 +160,11 @@ def _begin(out: Path, asked: dict[str, Any], resume: bool) -> None:
             shown = "; ".join(f"{name} was {before.get(name)}, is {now[name]}" for name in changed)
             raise InputError(f"resume: {out} was made with other settings: {shown}")
     elif is_first_process():
-        with replacing(out / ASKED) as path:
-            path.write_text(json.dumps(asked, indent=2) + "\n")
+        try:
+            with replacing(out / ASKED) as path:
+                path.write_text(json.dumps(asked, indent=2) + "\n")
+        except OSError as error:
+            raise InputError(f"out: {out} cannot be written to ({error.strerror})") from error
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

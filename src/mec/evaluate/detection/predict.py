@@ -71,10 +71,11 @@ def predict(
 def _detector_in(out: Path) -> Path:
     if (out / WEIGHTS).is_file():
         return out
-    trained = sorted(out.glob(f"*/{WEIGHTS}"))
+    trained = [path.parent for path in out.glob(f"*/{WEIGHTS}")]
     if not trained:
         raise InputError(f"out: {out} holds no trained detector; mec evaluate detect DATA --encoder E --out {out} does")
-    return trained[0].parent
+    # that of the encoder, of the first seed: encoder-9 comes before encoder-10, and before untrained-0
+    return min(trained, key=lambda folder: (folder.name.split("-")[0], len(folder.name), folder.name))
 
 
 def check_threshold(threshold: float) -> None:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from mec.data.images import Images
 from mec.data.pixels import Reading
-from mec.data.skipped import Skipped
+from mec.data.skipped import Lost, Skipped
 from mec.evaluate.detection.annotated import Annotated, Detections
 from mec.evaluate.detection.batches import Looked, Order, Shown, testing_batches, training_batches
 from mec.evaluate.detection.masks import pasted
@@ -41,6 +41,7 @@ class Detection(lightning.LightningModule):
         self.skipped = Skipped(MAX_BROKEN, pictures)
         self.measured: dict[str, Tensor] = {}
         self.found: list[tuple[int, Detections]] = []
+        self.lost: list[Lost] = []
 
     def on_train_start(self) -> None:
         self.detector.train()
@@ -70,7 +71,7 @@ class Detection(lightning.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
 
     def test_step(self, batch: Looked, batch_idx: int) -> None:
-        self.skipped.add(batch.lost, len(batch.numbers) + len(batch.lost))
+        self.lost += batch.lost
         if not batch.pictures:
             return
         for found, number, size, picture in zip(
@@ -181,9 +182,11 @@ def look(
             trainer.test(module, loader, verbose=False)
         except SystemExit as error:
             raise KeyboardInterrupt from error
-    parts = [module.found]
+    parts = [(module.found, module.lost)]
     if trainer.world_size > 1:
-        parts = [[] for _ in range(trainer.world_size)]
-        torch.distributed.all_gather_object(parts, module.found)
-    say_skipped(module.skipped)
-    return {number: found for part in parts for number, found in part}
+        parts = parts * trainer.world_size
+        torch.distributed.all_gather_object(parts, (module.found, module.lost))
+    module.skipped.add([one for _, lost in parts for one in lost], len(images))
+    if trainer.is_global_zero:
+        say_skipped(module.skipped)
+    return {number: one for found, _ in parts for number, one in found}
