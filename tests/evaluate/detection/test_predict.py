@@ -138,6 +138,14 @@ def test_one_detectors_folder(out: Path, tmp_path: Path) -> None:
     assert drawn(out / "encoder-0" / "predicted") == ["a.jpg", "detections.json"]
 
 
+def test_the_first_seed_of_the_encoder_is_taken(tmp_path: Path) -> None:
+    for name in ("untrained-0", "encoder-10", "encoder-9"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "detector.safetensors").touch()
+    with pytest.raises(InputError, match=r"encoder-9/detector\.json"):
+        predict(tmp_path, tmp_path)
+
+
 def test_nothing_to_predict_with_or_on(out: Path, tmp_path: Path) -> None:
     picture = save(tmp_path / "a.png", noise(60, 80, 0))
     for folder in (tmp_path / "nowhere", out / "untrained-0"):
