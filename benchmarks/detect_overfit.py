@@ -42,6 +42,7 @@ def main(
     rate: float | None = None,
     precision: str = "auto",
     picture: str | None = None,
+    shown: list[int] | None = None,
 ) -> None:
     """Train on the first pictures that have objects, and test on the same.
 
@@ -51,7 +52,8 @@ def main(
         iterations: in place of 430 (600 for full).
         rate: learning rate, in place of 0.03 (0.02 for full).
         precision: auto, 32-true or bf16-mixed.
-        picture: a file for a sheet of detections: of the pictures learnt, for full of those for testing.
+        picture: a file for a sheet of detections: in the pictures learnt, for full in the first of those for testing.
+        shown: numbers of the pictures on the sheet, from 0; absent: eight. Not all of COCO's may be published.
     """
     learnt, tested = open_annotated(data)
     having = [i for i in range(len(learnt)) if len(learnt.targets(i).labels)]
@@ -79,10 +81,9 @@ def main(
     console = Console(soft_wrap=True)
     console.print({name: round(value, 3) for name, value in measured.items()})
     if picture is not None:
-        shown = tested.subset(np.arange(DRAWN)) if full else learnt
-        if full:
-            found = look(detector, shown.pictures, reading, plan, trainer, 2)
-        _sheet(shown, found, Path(picture))
+        drawn = (tested if full else learnt).subset(np.array(shown or range(DRAWN)))
+        again = look(detector, drawn.pictures, reading, plan, trainer, 0)
+        _sheet(drawn, again, Path(picture))
     path = write(
         "detect_overfit_full" if full else "detect_overfit",
         "Mask R-CNN C4 from an untrained encoder, on the very pictures it learnt",
@@ -101,7 +102,7 @@ def main(
 
 def _sheet(annotated: Annotated, found: dict[int, Detections], path: Path) -> None:
     drawn = [draw(read(annotated.pictures, i), found[i], annotated.categories) for i in range(len(annotated))]
-    sheet(drawn, columns=4, width=1600).save(path, quality=88)
+    sheet(drawn, columns=min(4, len(drawn)), width=min(1600, 800 * len(drawn))).save(path, quality=88)
     print(path)
 
 
