@@ -33,19 +33,21 @@ class Shown:
         console = Console(stderr=True, soft_wrap=True)
         self.live = console.is_terminal
         self.every = math.inf if not label else LIVE_SECONDS if self.live else PLAIN_SECONDS
-        hidden = not (label and self.live)
+        self.drawn = bool(label) and self.live
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(8), TextColumn("{task.fields[figures]}"), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), console=console, transient=True, disable=hidden,
+            TextColumn("left"), TimeRemainingColumn(), console=console, transient=True,
         )  # fmt: skip
         self.row = self.bar.add_task(label, total=total, completed=done, figures="")
 
     def __enter__(self) -> Shown:
-        self.bar.start()
+        if self.drawn:
+            self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        if self.drawn:  # rich before 14 would print an empty line
+            self.bar.stop()
 
     def advance(self, count: int, figures: Callable[[], str] | None = None) -> None:
         """``figures`` says more; it is called only when a line is due, for it may have to wait for a device."""

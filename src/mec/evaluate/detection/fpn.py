@@ -73,8 +73,11 @@ class Pyramid(nn.Module):
                 "one before, or one that is a power of two"
             )
         self.resized = nn.ModuleList(resized)
-        if hasattr(self.body, "prune_intermediate_layers"):  # else what comes after the last map gets no gradient
+        # else what comes after the last map gets no gradient, for which training on several devices would wait
+        if hasattr(self.body, "prune_intermediate_layers"):
             self.body.prune_intermediate_layers(self.levels, prune_norm=True, prune_head=True)
+        if hasattr(self.body, "head"):  # timm before 1.0.31 leaves its norm
+            self.body.head = nn.Identity()
         self.fpn = FeaturePyramidNetwork([maps[i].shape[1] for i in self.levels], CHANNELS, LastLevelMaxPool())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
