@@ -15,7 +15,7 @@ from rich.console import Console
 from mec import __version__
 from mec.errors import InputError
 from mec.files import is_first_process
-from mec.options import COMMANDS, DETECTION_HELP, task_of
+from mec.options import COMMANDS, DETECTION_HELP, TRACKING_HELP, task_of
 from mec.parser import Parser
 
 if TYPE_CHECKING:
@@ -64,8 +64,14 @@ def _run(arguments: Sequence[str]) -> None:
         print(view_sheet(data, out, make_recipe(settings), pictures, pairs))
     elif options.command == "evaluate" and options.evaluate.task == "detect":
         _detect(**options.evaluate.detect.as_dict())
+    elif options.command == "evaluate" and options.evaluate.task in TRACKING_HELP:
+        _follow(options.evaluate.task, **options.evaluate[options.evaluate.task].as_dict())
     elif options.command == "evaluate":
         _evaluate(options.evaluate.task, options.evaluate[options.evaluate.task].as_dict())
+    elif options.command == "track":
+        from mec.evaluate import track
+
+        print(track(**options.track.as_dict()))
     elif options.command == "embed":
         from mec.evaluate.embed import embed
 
@@ -133,6 +139,21 @@ def _detect(
         drawn = evaluate.predict(predict, out, threshold, settings["devices"], settings["workers"])
         if is_first_process():
             print(drawn)
+
+
+def _follow(task: str, data: str, encoder: str, out: str | None, **settings: Any) -> None:
+    """Tracks beside the run where there is one. What could not be used is an error, once the others are told."""
+    kept = out
+    if not out and (Path(encoder) / "recipe.yaml").exists():
+        words = [settings.get("tracker"), settings["stage"], *(f for f in ("corrected", "motion") if settings.get(f))]
+        kept, out = encoder, os.path.join(encoder, "-".join([task, *filter(None, words)]))
+    result = task_of(task)(data, encoder, out=out, **settings)
+    Console(soft_wrap=True).print(result.table())
+    if kept:
+        print(f"added to {result.append_to(kept)}; tracks in {out}")
+    if result.broken:
+        name, reason = next(iter(result.broken.items()))
+        raise InputError(f"data: {len(result.broken)} of {data} could not be used; the first: {name}: {reason}")
 
 
 def _with_underscores(argument: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,13 @@ DETECTION_HELP = (
     "a VOCdevkit; or COCO: a folder with annotations/instances_train*.json and instances_val*.json, Roboflow's layout, "
     "or one .json"
 )
+TRACKING_HELP = {
+    "sot": "sequences with a box in every frame: OTB, GOT-10k or LaSOT, or one sequence's folder",
+    "vos": "DAVIS 2016 or 2017 (JPEGImages, Annotations), or a folder of that layout",
+    "mot": "sequences with boxes: MOTChallenge (SEQUENCE/img1, gt, det), or one sequence's folder",
+    "mots": "sequences with masks: MOTSChallenge or KITTI MOTS, or one sequence's folder",
+    "pose": "PoseTrack18: a folder with annotations/val/SEQUENCE.json, and the frames they name",
+}
 ENCODER_HELP = (
     "a run folder; a file of weights: MEC's, SimSiam's, MoCo's, Barlow Twins', VICReg's, SwAV's, DINO's, solo-learn's, "
     "lightly's, torchvision's, timm's, detectron2's (FILE:teacher or FILE:student chooses the part); a timm folder or "
@@ -70,13 +78,15 @@ def _evaluate_options(parser: Parser, arguments: Sequence[str]) -> None:
     tasks = parser.add_subcommands(title="tasks", metavar="TASK", dest="task")
     for name, (summary, example) in TASKS.items():
         task = Parser(
-            usage=f"mec evaluate {name} DATA{'' if name == 'detect' else ' [DATA ...]'} --encoder ENCODER [options]",
+            usage=f"mec evaluate {name} DATA{'' if name in ALONE else ' [DATA ...]'} --encoder ENCODER [options]",
             description=about(task_of(name)) if name in arguments else None,
             epilog=f"example: mec evaluate {name} {example}",
         )
         tasks.add_subcommand(name, task, help=summary)
         if name in arguments and name == "detect":
             _detect_options(task)
+        elif name in arguments and name in TRACKING_HELP:
+            _tracking_options(task, name)
         elif name in arguments:
             task.add_argument("data", nargs="+", help=f"one or several of: {DATA_HELP}")
             task.add_argument("--encoder", required=True, help=ENCODER_HELP)
@@ -96,6 +106,34 @@ def _detect_options(task: Parser) -> None:
     task.add_argument("--threshold", type=float, default=0.5, help="the least score of an object that is drawn")
     task.add_argument("--resume", action="store_true", help="go on with what is in --out, from the newest checkpoint")
     task.add_function_arguments(detect, as_group=False, skip={"data", "encoder", "out", "resume"})
+
+
+def _tracking_options(task: Parser, name: str) -> None:
+    task.add_argument("data", help=TRACKING_HELP[name])
+    task.add_argument("--encoder", required=True, help=ENCODER_HELP)
+    task.add_argument(
+        "--out", help="folder for the tracks and the figures of each sequence; absent: one in the run folder, or none"
+    )
+    task.add_argument("--resume", action="store_true", help="go on with what is in --out")
+    for flag, words in (
+        ("corrected", "put right what the published code does otherwise than it means to; absent: published figures"),
+        ("motion", "let motion share in the cost of a pair; absent: looks alone, as encoders are compared"),
+    ):
+        if flag in inspect.signature(task_of(name)).parameters:
+            task.add_argument(f"--{flag}", action="store_true", help=words)
+    task.add_function_arguments(
+        task_of(name), as_group=False, skip={"data", "encoder", "out", "resume", "corrected", "motion"}
+    )
+
+
+def _track_options(parser: Parser, arguments: Sequence[str]) -> None:
+    from mec.evaluate import track
+
+    parser.usage = "mec track VIDEO --box X,Y,W,H | --mask FIRST.png [--encoder ENCODER] [options]"
+    parser.description = about(track)
+    parser.epilog = "example: mec track bird.mp4 --box 210,95,60,48 --encoder runs/birds --out bird-tracked.mp4"
+    parser.add_argument("video", help="a video, or a folder of its frames")
+    parser.add_function_arguments(track, as_group=False, skip={"video"})
 
 
 def _embed_options(parser: Parser, arguments: Sequence[str]) -> None:
@@ -136,6 +174,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser, Sequence[str]], None]]] = {
     "pretrain": ("learn an encoder from pictures, without labels", _pretrain_options),
     "views": ("draw what the network will see, before training", _views_options),
     "evaluate": ("measure an encoder on a downstream task", _evaluate_options),
+    "track": ("follow an object through a video, from a box or a mask in its first frame", _track_options),
     "embed": ("write the features of every picture; list near-duplicates and outliers", _embed_options),
     "export": ("write an encoder for timm, torchvision, detectron2, ONNX or Hugging Face", _export_options),
     "demo": ("the whole way on handwritten digits: two minutes, no download", _demo_options),
@@ -146,7 +185,14 @@ TASKS = {
     "few-label": ("1, 5 or 10 labels per class, nearest class mean", "pets/ --encoder runs/pets"),
     "finetune": ("the whole network trained further with some of the labels", "pets/ --encoder runs/pets --labels 10%"),
     "detect": ("objects: boxes and masks, the encoder trained further", "coco/ --encoder runs/pets --out runs/coco"),
+    "sot": ("one object followed from its first box, no training", "OTB100/ --encoder runs/pets --tracker both"),
+    "vos": ("objects followed from their first masks, no training", "DAVIS/ --encoder runs/pets --render davis.mp4"),
+    "mot": ("objects told apart, their boxes given, no training", "MOT17/ --encoder runs/pets --sequences [*-FRCNN]"),
+    "mots": ("objects told apart, their masks given, no training", "MOTS/ --encoder runs/pets --out runs/mots"),
+    "pose": ("people told apart, their poses given, no training", "posetrack18/ --encoder runs/pets --motion"),
 }
+ALONE = {"detect", *TRACKING_HELP}
+"""Tasks of one DATA."""
 
 
 def task_of(name: str) -> Callable[..., Result]:

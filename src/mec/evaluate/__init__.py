@@ -8,5 +8,14 @@ from mec.evaluate.knn import knn
 from mec.evaluate.linear import linear
 from mec.evaluate.online import OnlineProbe
 from mec.evaluate.result import Result
+from mec.evaluate.tracking.mot import mot
+from mec.evaluate.tracking.mots import mots
+from mec.evaluate.tracking.pose import pose
+from mec.evaluate.tracking.sot import sot
+from mec.evaluate.tracking.track import track
+from mec.evaluate.tracking.vos import vos
 
-__all__ = ["OnlineProbe", "Result", "detect", "few_label", "finetune", "knn", "linear", "predict"]
+__all__ = [
+    "OnlineProbe", "Result", "detect", "few_label", "finetune", "knn", "linear", "mot", "mots", "pose", "predict",
+    "sot", "track", "vos",
+]  # fmt: skip

@@ -49,6 +49,10 @@ class Shown:
         if self.drawn:  # rich before 14 would print an empty line
             self.bar.stop()
 
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
     def advance(self, count: int, figures: Callable[[], str] | None = None) -> None:
         """``figures`` says more; it is called only when a line is due, for it may have to wait for a device."""
         self.done += count

@@ -27,8 +27,10 @@ class Result:
         protocol: how it was measured, in a sentence.
         data: the source, with the numbers of pictures.
         encoder: what was measured.
-        figures: a row for the encoder ("encoder") and for each baseline: column -> value. Accuracies are shares.
+        figures: a row for the encoder ("encoder") and for each baseline: column -> value. Accuracies are shares, and
+            whole numbers (int) counts.
         seconds: it took.
+        broken: sequences that could not be used, and why.
         command: as it was typed.
         time: when it ended, UTC.
     """
@@ -39,6 +41,7 @@ class Result:
     encoder: str
     figures: dict[str, dict[str, float]]
     seconds: float
+    broken: dict[str, str] = field(default_factory=dict)
     command: str = field(default_factory=lambda: " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
     time: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
@@ -60,8 +63,8 @@ class Result:
 
 def table(results: Sequence[Result]) -> Table:
     """Results of one task, on one or several sources: a row for the encoder and each baseline, and their means over
-    the sources. Accuracies in percent; "± 1.2" is the spread where there are several draws or seeds, "/ 98.0" the
-    top-5 where a column is not of top-1 alone."""
+    the sources. Shares in percent, counts as they are; "± 1.2" is the spread where there are several draws or seeds,
+    "/ 98.0" the top-5 where a column is not of top-1 alone."""
     rows = sorted((row for r in results for row in r.figures.values()), key=len, reverse=True)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     columns = [c for c in columns if not (c.endswith((" std", " top-5")) and c.rsplit(" ", 1)[0] in columns)]
@@ -93,6 +96,8 @@ def table(results: Sequence[Result]) -> Table:
 def _cell(values: Mapping[str, float], column: str) -> str:
     if column not in values:
         return "-"
+    if isinstance(values[column], int):
+        return f"{values[column]:,}"
     joined = "".join(
         f"{sign}{100 * values[f'{column} {name}']:.1f}"
         for name, sign in (("std", " ± "), ("top-5", " / "))

@@ -7,10 +7,13 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
@@ -91,11 +94,20 @@ def _frames_of(path: Path, every: int | None, classes: list[str] | None = None) 
     return images
 
 
-def _decoded(av: Any, container: Any, stream: Any) -> Iterator[Any]:
+def decoded(av: Any, container: Any, stream: Any, onerror: Callable[[Exception], None] | None = None) -> Iterator[Any]:
     """The frames of a video; a damaged packet costs what is in it."""
     for packet in container.demux(stream):
-        with contextlib.suppress(av.error.InvalidDataError):
+        try:
             yield from packet.decode()
+        except av.error.InvalidDataError as error:
+            if onerror:
+                onerror(error)
+
+
+def upright(frame: Any) -> NDArray[np.uint8]:
+    """(h, w, 3) RGB, turned as the video says that it is to be shown: phones film lying down."""
+    turned = round(getattr(frame, "rotation", 0) / 90)
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turned))
 
 
 def _extract(av: Any, video: Path, out: Path, every: int | None) -> None:
@@ -106,11 +118,9 @@ def _extract(av: Any, video: Path, out: Path, every: int | None) -> None:
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
                 step = every or max(1, round(float(stream.average_rate or 1)))
-                for number, frame in enumerate(_decoded(av, container, stream)):
+                for number, frame in enumerate(decoded(av, container, stream)):
                     if number % step == 0:
-                        image = frame.to_image()
-                        if turned := int(getattr(frame, "rotation", 0)):
-                            image = image.rotate(turned, expand=True)
+                        image = Image.fromarray(upright(frame))
                         image.save(unfinished / f"{number:08}.jpg", quality=QUALITY)
         except (av.FFmpegError, IndexError):
             pass  # what came before the break is kept

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import OrderedDict
-from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.roi_heads import RoIHeads
@@ -18,6 +15,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from mec.errors import InputError
 from mec.evaluate.detection.schedules import Schedule
 from mec.models.encoder import Encoder
+from mec.models.maps import PROBE, maps_of, of_any_size
 
 CHANNELS = 256
 STRIDES = (4, 8, 16, 32)
@@ -57,7 +55,7 @@ class Pyramid(nn.Module):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.body: Any
-        self.body, maps = _of_any_size(encoder)
+        self.body, maps = of_any_size(encoder)
         strides = [PROBE[0] // found.shape[2] for found in maps]
         deepest = {stride: level for level, stride in enumerate(strides)}
         if len(deepest) >= 4:
@@ -81,47 +79,13 @@ class Pyramid(nn.Module):
         self.fpn = FeaturePyramidNetwork([maps[i].shape[1] for i in self.levels], CHANNELS, LastLevelMaxPool())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        maps = _maps(self.body, x, self.levels)
+        maps = maps_of(self.body, x, self.levels)
         joined: dict[str, Tensor] = self.fpn(
             OrderedDict(
                 (str(i), resize(found)) for i, (resize, found) in enumerate(zip(self.resized, maps, strict=True))
             )
         )
         return joined
-
-
-PROBE = (128, 192)
-"""A picture tried on an encoder, of no square."""
-
-
-def _maps(body: Any, x: Tensor, levels: list[int] | None) -> list[Tensor]:
-    maps: list[Tensor] = body.forward_intermediates(x, indices=levels, output_fmt="NCHW", intermediates_only=True)
-    return maps
-
-
-def _of_any_size(encoder: Encoder) -> tuple[Any, list[Tensor]]:
-    """A copy of the backbone that takes pictures of any size, and all its maps of a picture of PROBE's."""
-    x = torch.zeros(1, encoder.spec.channels, *PROBE)
-    error: Exception | None = None
-    for options in ({}, {"dynamic_img_size": True}, {"strict_img_size": False}):
-        try:
-            body = _with_options(encoder, options)
-            with torch.no_grad():
-                return body, _maps(body.eval(), x, None)
-        except Exception as refusal:  # timm's architectures refuse a size, or the option, each in its own way
-            error = error or refusal
-    raise InputError(
-        f"encoder: {encoder.spec.backbone} gives no feature maps of pictures of any size "
-        f"({' '.join(str(error).split()) or type(error).__name__})"
-    ) from error
-
-
-def _with_options(encoder: Encoder, options: dict[str, Any]) -> Any:
-    if not options:
-        return copy.deepcopy(encoder.backbone)
-    other = Encoder(replace(encoder.spec, options=encoder.spec.options | options))
-    other.backbone.load_state_dict(encoder.backbone.state_dict())
-    return other.backbone
 
 
 def _resizing(channels: int, stride: int, wanted: int) -> nn.Module:

@@ -1,0 +1,1 @@
+"""Tracking with frozen features: nothing is trained (UniTrack, Wang et al. 2021)."""

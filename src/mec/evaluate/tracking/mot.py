@@ -1,0 +1,91 @@
+"""``mot``: people or other objects told apart, from their boxes in every frame (UniTrack's multi-object tracking)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mec.evaluate.result import Result, Stopwatch
+from mec.evaluate.task import EncoderLike, Source
+from mec.evaluate.tracking.association import Association
+from mec.evaluate.tracking.follow_found import Look, boxes_look, tell_apart
+from mec.evaluate.tracking.identity_figures import identity_scores
+from mec.evaluate.tracking.motchallenge import compare_boxes, open_found_boxes, read_tracks, write_tracks
+from mec.evaluate.tracking.runs import Call, Keeping, loaded
+from mec.evaluate.tracking.sequences import Found, FoundSequence, Scores, Tracks
+
+COLUMNS = ("HOTA", "IDF1", "MOTA", "switches")
+
+
+def mot(
+    data: Source,
+    encoder: EncoderLike,
+    detections: str | None = None,
+    least_score: float = 0.5,
+    stage: str = "s3",
+    motion: bool = False,
+    corrected: bool = False,
+    patience: int = 30,
+    sequences: Sequence[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    render: str | os.PathLike[str] | None = None,
+    half: bool | None = None,
+) -> Result:
+    """Tell apart objects whose boxes are given, with frozen features and nothing trained (UniTrack, Wang et al. 2021).
+
+    Figures are MOTChallenge's, over all sequences together: HOTA, IDF1 and MOTA, switches of identity and so on. The
+    last row joins boxes to tracks by overlap alone, without any encoder.
+
+    Args:
+        data: sequences as MOTChallenge has them (MOT15, 16, 17, 20), or one of them.
+        encoder: an Encoder, a run folder, a file of weights or a timm name.
+        detections: null for the det/det.txt of each sequence; gt for the true boxes; or a folder of SEQUENCE.txt.
+        least_score: boxes of higher scores are taken.
+        stage: of the encoder: s3 or s4. The paper reports the better of the two. See ``Dense``.
+        motion: let the distance from where a track is expected share in the cost of a pair; false compares what
+            encoders see.
+        corrected: cells as upright as people, placed exactly; false compares with published figures.
+        patience: frames, at 30 a second, that an object may be out of sight.
+        sequences: those to take, or patterns such as "*-FRCNN"; null is all.
+        out: folder for the tracks, as MOTChallenge has them, and the figures of each sequence.
+        resume: go on with what is in ``out``.
+        render: film to draw, such as out.mp4.
+        half: compute in 16 bits; null: on GPUs.
+    """
+    clock = Stopwatch()
+    settings = Association(motion=0.02 if motion else 0.0, gated=True, patience=patience)
+    opened = loaded(open_found_boxes(Path(data).expanduser(), detections, least_score, sequences))
+    chosen: dict[str, object] = {
+        "task": "mot",
+        "stage": stage,
+        "corrected": corrected,
+        "detections": detections,
+        "least_score": least_score,
+    }
+    chosen |= vars(settings)
+    call = Call(data, encoder, stage, half, out, resume, render, chosen)
+
+    def look(appearance: bool) -> Look:
+        return boxes_look(call.dense if appearance else None, corrected)
+
+    run, figures = tell_apart(call, opened, look, settings, Keeping(_write, _read), _score, COLUMNS)
+    protocol = (
+        f"given boxes, frozen features, {'corrected' if corrected else 'as published'} (UniTrack), "
+        f"boxes above {least_score:g} in frames of 1088 x 608, "
+        f"{'with' if motion else 'without'} motion in the cost; {run.speed or 'tracks from before'}"
+    )
+    return Result("mot", protocol, run.words(data), call.dense.described, figures, clock(), broken=run.broken)
+
+
+def _score(sequences: list[FoundSequence], tracks: Mapping[str, Tracks]) -> Scores:
+    return identity_scores({one.name: compare_boxes(one, tracks[one.name]) for one in sequences})
+
+
+def _write(folder: Path, sequence: FoundSequence, tracks: list[Found]) -> None:
+    write_tracks(folder, sequence.name, tracks)
+
+
+def _read(folder: Path, sequence: FoundSequence) -> list[Found]:
+    return read_tracks(folder, sequence.name, len(sequence.frames))

@@ -1,0 +1,86 @@
+"""``mots``: objects told apart, from their masks in every frame (UniTrack's multi-object tracking and segmentation)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mec.evaluate.result import Result, Stopwatch
+from mec.evaluate.task import EncoderLike, Source
+from mec.evaluate.tracking.association import Association
+from mec.evaluate.tracking.follow_found import Look, masks_look, tell_apart
+from mec.evaluate.tracking.mots_figures import compare_masks, mots_scores
+from mec.evaluate.tracking.mots_files import read_masks_text, write_masks_text
+from mec.evaluate.tracking.mots_sources import open_found_masks
+from mec.evaluate.tracking.runs import Call, Keeping, loaded
+from mec.evaluate.tracking.sequences import Found, FoundSequence, Scores, Tracks
+
+COLUMNS = ("sMOTSA", "HOTA", "IDF1", "switches")
+
+
+def mots(
+    data: Source,
+    encoder: EncoderLike,
+    detections: str | None = None,
+    stage: str = "s3",
+    motion: bool = False,
+    corrected: bool = False,
+    patience: int = 30,
+    sequences: Sequence[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    render: str | os.PathLike[str] | None = None,
+    half: bool | None = None,
+) -> Result:
+    """Tell apart objects whose masks are given, with frozen features and nothing trained (UniTrack, Wang et al. 2021).
+
+    Figures are those of MOTS, over all sequences together: sMOTSA, HOTA, IDF1, MOTSA, switches of identity and so on.
+    The last row joins masks to tracks by overlap alone, without any encoder.
+
+    Args:
+        data: sequences as MOTSChallenge or KITTI MOTS have them, or one of them.
+        encoder: an Encoder, a run folder, a file of weights or a timm name.
+        detections: null for the true masks, which UniTrack takes too; or a folder of SEQUENCE.txt.
+        stage: of the encoder: s3 or s4. The paper reports the better of the two. See ``Dense``.
+        motion: let the distance from where a track is expected share in the cost of a pair; false compares what
+            encoders see.
+        corrected: compare sets of cells without filling them up to one size, and take boxes' sides in order; false
+            compares with published figures.
+        patience: frames, at 30 a second, that an object may be out of sight.
+        sequences: those to take, or patterns such as "*-02"; null is all.
+        out: folder for the tracks, as MOTS has them, and the figures of each sequence.
+        resume: go on with what is in ``out``.
+        render: film to draw, such as out.mp4.
+        half: compute in 16 bits; null: on GPUs.
+    """
+    clock = Stopwatch()
+    cost = 0.02 if motion else 0.0
+    settings = Association(motion=cost, gated=False, confirmed=True, patience=patience, padded=not corrected)
+    opened = loaded(open_found_masks(Path(data).expanduser(), detections, sequences))
+    chosen: dict[str, object] = {"task": "mots", "stage": stage, "corrected": corrected, "detections": detections}
+    chosen |= vars(settings)
+    call = Call(data, encoder, stage, half, out, resume, render, chosen)
+
+    def look(appearance: bool) -> Look:
+        return masks_look(call.dense, appearance, corrected)
+
+    run, figures = tell_apart(call, opened, look, settings, Keeping(_write, _read), _score, COLUMNS)
+    protocol = (
+        f"given masks, frozen features, {'corrected' if corrected else 'as published'} (UniTrack), "
+        f"at most 200 cells of each, "
+        f"{'with' if motion else 'without'} motion in the cost; {run.speed or 'tracks from before'}"
+    )
+    return Result("mots", protocol, run.words(data), call.dense.described, figures, clock(), broken=run.broken)
+
+
+def _score(sequences: list[FoundSequence], tracks: Mapping[str, Tracks]) -> Scores:
+    return mots_scores({one.name: compare_masks(one, tracks[one.name]) for one in sequences})
+
+
+def _write(folder: Path, sequence: FoundSequence, tracks: list[Found]) -> None:
+    write_masks_text(folder, sequence.name, tracks)
+
+
+def _read(folder: Path, sequence: FoundSequence) -> list[Found]:
+    return read_masks_text(folder, sequence.name, len(sequence.frames))

@@ -1,0 +1,86 @@
+"""``pose``: people told apart, from their poses in every frame (UniTrack's pose tracking)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mec.evaluate.result import Result, Stopwatch
+from mec.evaluate.task import EncoderLike, Source
+from mec.evaluate.tracking.association import Association
+from mec.evaluate.tracking.follow_found import Look, poses_look, tell_apart
+from mec.evaluate.tracking.pose_figures import compare_poses, pose_scores
+from mec.evaluate.tracking.posetrack import open_poses, read_poses, write_poses
+from mec.evaluate.tracking.runs import Call, Keeping, loaded
+from mec.evaluate.tracking.sequences import Found, FoundSequence, Scores, Tracks
+
+COLUMNS = ("IDF1", "MOTA", "switches", "person IDF1")
+
+
+def pose(
+    data: Source,
+    encoder: EncoderLike,
+    detections: str | None = None,
+    stage: str = "s3",
+    motion: bool = False,
+    corrected: bool = False,
+    patience: int = 30,
+    sequences: Sequence[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    render: str | os.PathLike[str] | None = None,
+    half: bool | None = None,
+) -> Result:
+    """Tell apart people whose poses are given, with frozen features and nothing trained (UniTrack, Wang et al. 2021).
+
+    Figures are PoseTrack's, joint by joint over all sequences together: IDF1, MOTA, switches of identity; and those of
+    whole persons. The last row joins poses to tracks by overlap of their boxes alone, without any encoder.
+
+    Args:
+        data: a folder with annotations/val/SEQUENCE.json as PoseTrack18 has them, and the frames they name.
+        encoder: an Encoder, a run folder, a file of weights or a timm name.
+        detections: null for the true poses; or a folder of SEQUENCE.json.
+        stage: of the encoder: s3 or s4. The paper reports the better of the two. See ``Dense``.
+        motion: let the distance from where a track is expected share in the cost of a pair; false compares what
+            encoders see.
+        corrected: compare sets of cells without filling them up to one size; false compares with published figures.
+        patience: frames, at 30 a second, that an object may be out of sight.
+        sequences: those to take, or patterns such as "*-mpii_test"; null is all.
+        out: folder for the tracks, as PoseTrack18 has them, and the figures of each sequence.
+        resume: go on with what is in ``out``.
+        render: film to draw, such as out.mp4.
+        half: compute in 16 bits; null: on GPUs.
+    """
+    clock = Stopwatch()
+    settings = Association(
+        motion=0.0001 if motion else 0.0, gated=False, newcomer_cost=0.6, duplicate_cost=0.2, confirmed=True,
+        patience=patience, padded=not corrected,
+    )  # fmt: skip
+    opened = loaded(open_poses(Path(data).expanduser(), detections, sequences))
+    chosen: dict[str, object] = {"task": "pose", "stage": stage, "corrected": corrected, "detections": detections}
+    chosen |= vars(settings)
+    call = Call(data, encoder, stage, half, out, resume, render, chosen)
+
+    def look(appearance: bool) -> Look:
+        return poses_look(call.dense, appearance)
+
+    run, figures = tell_apart(call, opened, look, settings, Keeping(_write, _read), _score, COLUMNS)
+    protocol = (
+        f"given poses, frozen features, {'corrected' if corrected else 'as published'} (UniTrack), "
+        f"at most 400 cells of each, "
+        f"{'with' if motion else 'without'} motion in the cost; {run.speed or 'tracks from before'}"
+    )
+    return Result("pose", protocol, run.words(data), call.dense.described, figures, clock(), broken=run.broken)
+
+
+def _score(sequences: list[FoundSequence], tracks: Mapping[str, Tracks]) -> Scores:
+    return pose_scores({one.name: compare_poses(one, tracks[one.name]) for one in sequences})
+
+
+def _write(folder: Path, sequence: FoundSequence, tracks: list[Found]) -> None:
+    write_poses(folder, sequence, tracks)
+
+
+def _read(folder: Path, sequence: FoundSequence) -> list[Found]:
+    return read_poses(folder, sequence)

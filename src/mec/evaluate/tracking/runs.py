@@ -1,0 +1,257 @@
+"""Sequence after sequence: what all five tasks do around their trackers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Generic, Protocol, TypeVar
+
+from mec.errors import InputError
+from mec.evaluate.progress import Shown, say
+from mec.evaluate.task import EncoderLike, Source
+from mec.evaluate.tracking.dense import Dense
+from mec.evaluate.tracking.metrics import trackeval
+from mec.evaluate.tracking.render import Film, check_render
+from mec.evaluate.tracking.sequences import BrokenSequenceError, Frame, Frames, Loads, Scores
+from mec.files import replacing
+
+SETTINGS, FIGURES = "settings.json", "figures.json"
+
+
+class Followable(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def frames(self) -> Frames: ...
+
+
+S = TypeVar("S", bound=Followable)
+X = TypeVar("X")
+
+
+@dataclass
+class Followed(Generic[S, X]):
+    """sequences: those that could be used, in turn. broken: why others could not. tracks: of each by name, frame by
+    frame, read from disk when they are asked for. frames, seconds: of tracking, without what was there before. share:
+    of the seconds in the encoder."""
+
+    sequences: list[S] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
+    tracks: Mapping[str, list[X]] = field(default_factory=dict)
+    frames: int = 0
+    seconds: float = 0.0
+    share: float = 0.0
+
+    @property
+    def speed(self) -> str:
+        """For people; "" where nothing was followed."""
+        if not self.frames:
+            return ""
+        return f"{self.frames / self.seconds:.2f} frames a second, {self.share:.0%} of the time in the encoder"
+
+    def words(self, data: Source) -> str:
+        known = len(self.sequences) + len(self.broken)
+        number = f"{known}" if not self.broken else f"{len(self.sequences)} of {known}"
+        frames = sum(len(one.frames) for one in self.sequences)
+        return f"{data} ({number} sequence{'' if known == 1 else 's'}, {frames:,} frames)"
+
+
+@dataclass(frozen=True)
+class Keeping(Generic[S, X]):
+    """How tracks of one sequence are written into a folder, and read again; ``read`` gives None, or raises
+    BrokenSequenceError, where they are not there as a whole."""
+
+    write: Callable[[Path, S, list[X]], None]
+    read: Callable[[Path, S], list[X] | None]
+
+
+class _OnDisk(Mapping[str, list[X]], Generic[S, X]):
+    def __init__(self, folder: Path, sequences: list[S], keeping: Keeping[S, X]) -> None:
+        self.folder, self.keeping = folder, keeping
+        self.of = {one.name: one for one in sequences}
+
+    def __getitem__(self, name: str) -> list[X]:
+        tracks = self.keeping.read(self.folder, self.of[name])
+        if tracks is None:
+            raise InputError(f"out: the tracks of {name} in {self.folder} are not as they were written")
+        return tracks
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.of)
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What every task is asked for, checked before hours of work.
+
+    Args:
+        data: the source, for people.
+        encoder: see Dense.
+        stage: see Dense.
+        half: see Dense.
+        out: folder of the tracks; None takes one that goes with the call.
+        resume: go on with what is in ``out``.
+        render: film of all sequences; None makes none.
+        settings: all that decides what the tracks are.
+
+    Raises:
+        InputError: by Dense, or ``out`` has tracks already, of other settings when they are to be resumed.
+    """
+
+    data: Source
+    encoder: EncoderLike
+    stage: str
+    half: bool | None
+    out: str | os.PathLike[str] | None
+    resume: bool
+    render: str | os.PathLike[str] | None
+    settings: dict[str, Any]
+    dense: Dense = field(init=False)
+    folder: Path = field(init=False)
+    temporary: list[TemporaryDirectory[str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        trackeval()
+        if self.resume and self.out is None:
+            raise InputError("out: expected the folder that --resume goes on with")
+        if self.render is not None:
+            check_render(Path(self.render).expanduser())
+        object.__setattr__(self, "dense", Dense(self.encoder, self.stage, self.half))
+        say(f"encoder: {self.dense.described}, a cell every {self.dense.stride} pixels")
+        if self.out is None:
+            self.temporary.append(TemporaryDirectory(prefix="mec-"))
+            object.__setattr__(self, "folder", Path(self.temporary[0].name))
+        else:
+            object.__setattr__(self, "folder", Path(self.out).expanduser())
+            self._begin(self.folder)
+
+    def _begin(self, folder: Path) -> None:
+        wanted = {**self.settings, "weights": weights_digest(self.dense), "encoder": self.dense.described}
+        file = folder / SETTINGS
+        if file.exists() and not self.resume:
+            raise InputError(
+                f"out: {folder} has tracks already; --resume goes on with them, another folder begins anew"
+            )
+        if file.exists():
+            try:
+                had = json.loads(file.read_text())
+            except ValueError as error:
+                raise InputError(f"out: {file} is damaged ({error})") from error
+            other = [name for name in wanted if had.get(name) != wanted[name] and name != "encoder"]
+            if other:
+                name = other[0]
+                raise InputError(
+                    f"out: the tracks in {folder} are of {name} {had.get(name)!r}, expected {wanted[name]!r}"
+                )
+        with replacing(file) as path:
+            path.write_text(json.dumps(wanted, indent=2) + "\n")
+
+    def keep_figures(self, scores: Scores, broken: dict[str, str]) -> None:
+        with replacing(self.folder / FIGURES) as path:
+            path.write_text(json.dumps({"figures": scores, "broken": broken}, indent=2) + "\n")
+
+
+def weights_digest(dense: Dense) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in dense.body.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def loaded(loads: Loads[S]) -> Followed[S, Any]:
+    """All sequences opened; what is wrong with one is said at once."""
+    followed: Followed[S, Any] = Followed()
+    for name, load in loads.items():
+        try:
+            followed.sequences.append(load())
+        except BrokenSequenceError as error:
+            _break(followed, name, error)
+    return followed
+
+
+def follow_all(
+    call: Call,
+    opened: Followed[S, Any],
+    follow: Callable[[S], Iterator[X]],
+    keeping: Keeping[S, X],
+    part: str = "",
+) -> Followed[S, X]:
+    """The tracks of every sequence, each kept as soon as it is there.
+
+    Args:
+        call: where they are kept.
+        opened: by ``loaded``.
+        follow: gives what is found in each frame in turn.
+        keeping: how they are kept.
+        part: sub-folder, where a call has several trackers.
+    """
+    done: Followed[S, X] = Followed(broken=dict(opened.broken))
+    folder = call.folder / "tracks" / part
+    in_encoder = call.dense.seconds
+    total = sum(len(one.frames) for one in opened.sequences)
+    with Shown(part or "following", total, unit="frames") as shown:
+        for sequence in opened.sequences:
+            if call.resume and _is_there(folder, sequence, keeping):
+                shown.advance(len(sequence.frames))
+                done.sequences.append(sequence)
+                continue
+            started, before = time.perf_counter(), call.dense.seconds
+            tracks = []
+            try:
+                for found in follow(sequence):
+                    tracks.append(found)
+                    shown.advance(1, partial(str, sequence.name))
+            except BrokenSequenceError as error:
+                _break(done, sequence.name, error)
+                continue
+            taken = time.perf_counter() - started
+            done.frames, done.seconds = done.frames + len(tracks), done.seconds + taken
+            named, share = f"{part} {sequence.name}".strip(), (call.dense.seconds - before) / taken
+            say(f"{named}: {len(tracks):,} frames, {len(tracks) / taken:.2f} a second, {share:.0%} in the encoder")
+            keeping.write(folder, sequence, tracks)
+            done.sequences.append(sequence)
+    if not done.sequences:
+        name, reason = next(iter(done.broken.items()))
+        raise InputError(f"data: no sequence of {call.data} can be used; the first: {name}: {reason}")
+    done.tracks = _OnDisk(folder, done.sequences, keeping)
+    done.share = (call.dense.seconds - in_encoder) / done.seconds if done.seconds else 0.0
+    return done
+
+
+def _is_there(folder: Path, sequence: S, keeping: Keeping[S, X]) -> bool:
+    try:
+        return keeping.read(folder, sequence) is not None
+    except BrokenSequenceError:  # not whole: followed anew
+        return False
+
+
+def _break(followed: Followed[Any, Any], name: str, error: BrokenSequenceError) -> None:
+    followed.broken[name] = str(error)
+    say(f"{name}: {error}")
+
+
+def film(call: Call, sequences: list[S], draw: Callable[[S], Callable[[int, Frame], Frame]]) -> None:
+    """Every frame of every sequence, one after the other, as ``draw(sequence)(number, frame)`` has drawn over it."""
+    if call.render is None:
+        return
+    path = Path(call.render).expanduser()
+    total = sum(len(one.frames) for one in sequences)
+    with Shown("drawing", total, unit="frames") as shown, Film(path, sequences[0].frames.rate) as film:
+        for sequence in sequences:
+            film.note, over = sequence.name, draw(sequence)
+            for number, frame in enumerate(sequence.frames):
+                film.add(over(number, frame))
+                shown.advance(1)
+    say(f"drawn: {path}")

@@ -1,0 +1,116 @@
+"""``sot``: one target followed from its first box (UniTrack's single-object tracking)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mec.errors import InputError
+from mec.evaluate.result import Result, Stopwatch
+from mec.evaluate.task import EncoderLike, Source
+from mec.evaluate.tracking.box_figures import box_scores
+from mec.evaluate.tracking.box_files import read_boxes, write_boxes
+from mec.evaluate.tracking.box_sources import open_box_sequences
+from mec.evaluate.tracking.correlation import grid_size
+from mec.evaluate.tracking.follow_box import TRACKERS, follow_box
+from mec.evaluate.tracking.render import draw_found
+from mec.evaluate.tracking.runs import Call, Followed, Keeping, film, follow_all, loaded
+from mec.evaluate.tracking.sequences import BoxSequence, BrokenSequenceError, Found, Frame, Scores
+
+Box = NDArray[np.float64]
+BOTH = "both"
+
+
+def sot(
+    data: Source,
+    encoder: EncoderLike,
+    tracker: str = "dcf",
+    stage: str = "s3",
+    corrected: bool = False,
+    sequences: Sequence[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    render: str | os.PathLike[str] | None = None,
+    half: bool | None = None,
+) -> Result:
+    """Follow one target through each sequence, with frozen features and nothing trained (UniTrack, Wang et al. 2021).
+
+    Figures, means over the targets: AUC is the mean share of frames in which the overlap is above 0, 0.05 ... 1,
+    precision that in which the middle is within 20 pixels, the first frame counted too (OTB's one-pass evaluation). The
+    last row is what a box that never moves gets.
+
+    Args:
+        data: sequences as OTB, GOT-10k or LaSOT have them, or one of them.
+        encoder: an Encoder, a run folder, a file of weights or a timm name.
+        tracker: dcf, a correlation filter learnt anew in every frame; xcorr, cross-correlation with the first frame; or
+            both.
+        stage: of the encoder: s3 or s4. The paper reports the better of the two. See ``Dense``.
+        corrected: put right what the published code does otherwise than it means to; false compares with published
+            figures. See ``follow_box``.
+        sequences: those to take; null is all.
+        out: folder for the boxes, as OTB has them, and the figures of each sequence.
+        resume: go on with what is in ``out``.
+        render: film to draw, such as out.mp4: the truth in white.
+        half: compute in 16 bits; null: on GPUs.
+    """
+    if tracker not in (*TRACKERS, BOTH):
+        raise InputError(f"tracker: expected dcf, xcorr or both, got {tracker!r}")
+    clock = Stopwatch()
+    opened = loaded(open_box_sequences(data, sequences))
+    settings = {"task": "sot", "stage": stage, "corrected": corrected}
+    call = Call(data, encoder, stage, half, out, resume, render, settings)
+    figures: dict[str, dict[str, float]] = {}
+    scores: Scores = {}
+    runs: dict[str, Followed[BoxSequence, Box]] = {}
+    keeping = Keeping(_write, _read)
+    for name in TRACKERS if tracker == BOTH else (tracker,):
+
+        def follow(one: BoxSequence, name: str = name) -> Iterator[Box]:
+            return follow_box(one.frames, one.truth[0], call.dense, name, corrected)
+
+        runs[name] = follow_all(call, opened, follow, keeping, name)
+        for row, values in box_scores(runs[name].sequences, _stacked(runs[name])).items():
+            scores[f"{name} {row}"] = values
+            if row == "all" or row.endswith(")"):  # of all targets, or those with an attribute
+                figures[name if row == "all" else f"{name}, {row}"] = values
+    last = runs[name]
+    still = {one.name: np.repeat(one.truth[:1], len(one.truth), axis=0) for one in last.sequences}
+    figures = {k: v for k, v in figures.items() if k in runs} | {k: v for k, v in figures.items() if k not in runs}
+    figures["first box"] = scores["first box"] = box_scores(last.sequences, still)["all"]
+    call.keep_figures(scores, last.broken)
+    film(call, last.sequences, lambda one: _drawn(one, [run.tracks[one.name] for run in runs.values()]))
+    cells = grid_size(call.dense.stride)
+    protocol = (
+        f"frozen features, {'corrected' if corrected else 'as published'} (UniTrack): three search regions of "
+        f"{cells * call.dense.stride} px, {cells} x {cells} cells; {last.speed or 'tracks from before'}"
+    )
+    described = call.dense.described
+    return Result("sot", protocol, last.words(data), described, figures, clock(), broken=last.broken)
+
+
+def _stacked(run: Followed[BoxSequence, Box]) -> dict[str, NDArray[np.float64]]:
+    return {name: np.stack(boxes) for name, boxes in run.tracks.items()}
+
+
+def _write(folder: Path, sequence: BoxSequence, boxes: list[Box]) -> None:
+    write_boxes(folder, sequence.name, np.stack(boxes))
+
+
+def _read(folder: Path, sequence: BoxSequence) -> list[Box]:
+    boxes = list(read_boxes(folder, sequence.name))
+    if len(boxes) != len(sequence.frames):
+        raise BrokenSequenceError(f"{folder}: {len(boxes)} boxes of {sequence.name}")
+    return boxes
+
+
+def _drawn(sequence: BoxSequence, runs: list[list[Box]]) -> Callable[[int, Frame], Frame]:
+    def over(number: int, frame: Frame) -> Frame:
+        boxes = np.stack([boxes[number] for boxes in runs])
+        found = Found(boxes, np.ones(len(boxes)), np.arange(1, len(boxes) + 1))
+        return draw_found(frame, found, sequence.truth[number])
+
+    return over

@@ -1,0 +1,128 @@
+"""``track``: an object followed through any video."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mec.errors import InputError
+from mec.evaluate.progress import Shown, say
+from mec.evaluate.task import EncoderLike
+from mec.evaluate.tracking.box_files import write_boxes
+from mec.evaluate.tracking.dense import Dense
+from mec.evaluate.tracking.follow_box import follow_box
+from mec.evaluate.tracking.mask_sources import read_mask, write_labels
+from mec.evaluate.tracking.render import Film, check_render, draw_found, draw_labels
+from mec.evaluate.tracking.sequences import BrokenSequenceError, Found, Frame, Frames, Labels
+from mec.evaluate.tracking.video import open_frames
+from mec.evaluate.tracking.vos import follow_masks
+
+
+def track(
+    video: str | os.PathLike[str],
+    encoder: EncoderLike = "resnet18",
+    box: str | Sequence[float] | None = None,
+    mask: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    tracker: str = "dcf",
+    stage: str = "s3",
+    half: bool | None = None,
+) -> Path:
+    """Follow an object through a video, from a box or a mask in its first frame; nothing is trained.
+
+    Args:
+        video: a video file, or a folder of its frames.
+        encoder: an Encoder, a run folder, a file of weights or a timm name; the default is an untrained one, which is
+            enough for a first look.
+        box: of the object in the first frame: left, top, width, height in pixels.
+        mask: a PNG as large as the first frame: white or another grey where the object is; several objects have a
+            colour or an index each.
+        out: film to draw; null is VIDEO-tracked.mp4 in the working folder. Beside it lie the boxes, one a line as OTB
+            has them, in a .txt, or a folder of masks.
+        tracker: of boxes: dcf, a correlation filter learnt anew in every frame; or xcorr, cross-correlation with the
+            first frame.
+        stage: of the encoder: s3 or s4. See ``Dense``.
+        half: compute in 16 bits; null: on GPUs.
+
+    Returns:
+        The film.
+
+    Raises:
+        InputError: neither or both of box and mask, or one that does not fit the first frame; no video.
+    """
+    if (box is None) == (mask is None):
+        raise InputError("box, mask: expected one of them, to say what to follow in the first frame")
+    place = None if box is None else _numbers(box)
+    path = Path(video).expanduser()
+    film = Path(f"{path.absolute().stem}-tracked.mp4" if out is None else out).expanduser()
+    check_render(film)
+    frames = open_frames(path)
+    dense = Dense(encoder, stage, half)
+    say(f"encoder: {dense.described}, a cell every {dense.stride} pixels")
+    watched = _Watched(frames)
+    try:
+        with Shown("following", len(frames), unit="frames") as shown, Film(film, frames.rate) as drawn:
+            if place is not None:
+                found = follow_box(watched, place, dense, tracker, corrected=True)
+                write_boxes(film.parent, film.stem, np.stack(list(_boxes_drawn(found, watched, drawn, shown))))
+            else:
+                first = next(iter(frames), None)
+                if first is None:
+                    raise BrokenSequenceError("no frame can be read")
+                labels, palette = read_mask(Path(str(mask)).expanduser(), first.shape[:2])
+                masks = follow_masks(watched, labels, dense)
+                write_labels(film.with_suffix(""), _masks_drawn(masks, palette, watched, drawn, shown))
+    except BrokenSequenceError as error:
+        raise InputError(f"video: {error}") from error
+    speed, share = shown.done / shown.seconds, dense.seconds / shown.seconds
+    say(f"{shown.done:,} frames, {speed:.2f} a second, {share:.0%} in the encoder")
+    return film
+
+
+class _Watched:
+    """Frames of which the last one read is ``frame``."""
+
+    def __init__(self, frames: Frames) -> None:
+        self.frames, self.rate = frames, frames.rate
+        self.frame: Frame = np.zeros((0, 0, 3), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __iter__(self) -> Iterator[Frame]:
+        for frame in self.frames:
+            self.frame = frame
+            yield frame
+
+
+def _boxes_drawn(
+    boxes: Iterator[NDArray[np.float64]], watched: _Watched, film: Film, shown: Shown
+) -> Iterator[NDArray[np.float64]]:
+    for box in boxes:
+        film.add(draw_found(watched.frame, Found(box[None], np.ones(1), np.ones(1, np.int64))))
+        shown.advance(1)
+        yield box
+
+
+def _masks_drawn(
+    masks: Iterator[Labels], palette: NDArray[np.uint8], watched: _Watched, film: Film, shown: Shown
+) -> Iterator[tuple[str, Labels]]:
+    for number, labels in enumerate(masks):
+        film.add(draw_labels(watched.frame, labels, palette))
+        shown.advance(1)
+        yield f"{number:05}", labels
+
+
+def _numbers(box: str | Sequence[float]) -> NDArray[np.float64]:
+    words = box.strip("[]() ").split(",") if isinstance(box, str) else list(box)
+    try:
+        numbers = np.array([float(word) for word in words])
+    except ValueError:
+        numbers = np.zeros(0)
+    if numbers.shape != (4,) or not np.isfinite(numbers).all() or (numbers[2:] <= 0).any():
+        raise InputError(f"box: expected left,top,width,height in pixels, such as 210,95,60,48, got {box}")
+    return numbers

@@ -1,0 +1,55 @@
+"""Feature maps of an encoder, for pictures of any size."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mec.errors import InputError
+from mec.models.encoder import Encoder
+
+PROBE = (224, 448)
+"""A picture tried on an encoder, of no square; 14 and 32, the usual coarsest cells, divide both sides."""
+
+
+def maps_of(body: Any, x: Tensor, levels: Sequence[int] | None = None, **options: Any) -> list[Tensor]:
+    """(n, c, h, w) -> those maps (n, d, h', w') of a timm backbone, or all; ``options`` as timm's forward_intermediates
+    takes them."""
+    maps: list[Tensor] = body.forward_intermediates(
+        x, indices=levels, output_fmt="NCHW", intermediates_only=True, **options
+    )
+    return maps
+
+
+def of_any_size(encoder: Encoder) -> tuple[Any, list[Tensor]]:
+    """A copy of the backbone that takes pictures of any size, and all its maps of a picture of PROBE's.
+
+    Raises:
+        InputError: it has no feature maps, or takes pictures of one size only.
+    """
+    x = torch.zeros(1, encoder.spec.channels, *PROBE)
+    error: Exception | None = None
+    for options in ({}, {"dynamic_img_size": True}, {"strict_img_size": False}):
+        try:
+            body = _with_options(encoder, options)
+            with torch.no_grad():
+                return body, maps_of(body.eval(), x)
+        except Exception as refusal:  # timm's architectures refuse a size, or the option, each in its own way
+            error = error or refusal
+    raise InputError(
+        f"encoder: {encoder.spec.backbone} gives no feature maps of pictures of any size "
+        f"({' '.join(str(error).split()) or type(error).__name__})"
+    ) from error
+
+
+def _with_options(encoder: Encoder, options: dict[str, Any]) -> Any:
+    if not options:
+        return copy.deepcopy(encoder.backbone)
+    other = Encoder(replace(encoder.spec, options=encoder.spec.options | options))
+    other.backbone.load_state_dict(encoder.backbone.state_dict())
+    return other.backbone

@@ -1,0 +1,172 @@
+"""Scenes in the layouts of the data sets: MOT17, MOTS20, KITTI MOTS, PoseTrack18, DAVIS 2017, OTB."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from faster_coco_eval import mask as coco_mask
+from PIL import Image
+
+from tests.evaluate.tracking.scenes import JOINTS, Scene
+
+KEYPOINTS = (
+    "nose", "head_bottom", "head_top", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
+    "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
+    "right_ankle",
+)  # fmt: skip
+"""PoseTrack18's, of which it annotates no ears."""
+PEDESTRIAN = {"mots": 2, "mot": 1}
+LEAST = 0.3
+"""A detector finds objects of which more than this share is visible."""
+RATE = 20
+
+
+def write_mot(scene: Scene, folder: Path, name: str) -> Path:
+    """MOT17's: rows of gt.txt for all who are partly within the picture, also hidden ones; 1-based boxes."""
+    path = folder / name
+    _sequence(scene, path, name)
+    truth, given = [], []
+    for t in range(len(scene.frames)):
+        for i in range(len(scene.boxes)):
+            left, top, width, height = scene.boxes[i, t]
+            row = f"{left + 1:g},{top + 1:g},{width:g},{height:g}"
+            if _is_near(scene, i, t):
+                seen = scene.shares[i, t]
+                truth.append(f"{t + 1},{i + 1},{row},1,{PEDESTRIAN['mot']},{seen:.5f}\n")
+            if scene.shares[i, t] > LEAST:
+                given.append(f"{t + 1},-1,{row},1\n")
+    for kind, lines in (("gt", sorted(truth, key=_by_track)), ("det", given)):
+        (path / kind).mkdir()
+        (path / kind / f"{kind}.txt").write_text("".join(lines))
+    return path
+
+
+def _is_near(scene: Scene, i: int, t: int) -> bool:
+    """Its box meets the picture."""
+    left, top, width, height = scene.boxes[i, t]
+    rows, columns = scene.frames[t].shape[:2]
+    return bool(left < columns and top < rows and left + width > 0 and top + height > 0)
+
+
+def _by_track(line: str) -> tuple[int, int]:
+    frame, track = line.split(",")[:2]
+    return int(track), int(frame)
+
+
+def _sequence(scene: Scene, path: Path, name: str) -> None:
+    _pictures(scene, path / "img1", "{:06}.jpg", first=1)
+    height, width = scene.frames[0].shape[:2]
+    (path / "seqinfo.ini").write_text(
+        f"[Sequence]\nname={name}\nimDir=img1\nframeRate={RATE}\nseqLength={len(scene.frames)}\n"
+        f"imWidth={width}\nimHeight={height}\nimExt=.jpg\n"
+    )
+
+
+def _pictures(scene: Scene, folder: Path, name: str, first: int = 0) -> None:
+    folder.mkdir(parents=True)
+    for number, frame in enumerate(scene.frames, first):
+        Image.fromarray(frame).save(folder / name.format(number), quality=95, subsampling=0, compress_level=1)
+
+
+def write_mots(scene: Scene, folder: Path, name: str) -> Path:
+    """MOTS20's: rows of frame, 1000 x class + object, class, height, width, mask; frames count from 1."""
+    path = folder / name
+    _sequence(scene, path, name)
+    (path / "gt").mkdir()
+    (path / "gt" / "gt.txt").write_text("".join(_mask_rows(scene, first=1)))
+    return path
+
+
+def _mask_rows(scene: Scene, first: int) -> list[str]:
+    rows = []
+    height, width = scene.frames[0].shape[:2]
+    for t in range(len(scene.frames)):
+        for i in np.flatnonzero(scene.visible[:, t].any(axis=(1, 2))):
+            counts = coco_mask.encode(np.asfortranarray(scene.visible[i, t], np.uint8))["counts"].decode()
+            kind = PEDESTRIAN["mots"]
+            rows.append(f"{t + first} {1000 * kind + i + 1} {kind} {height} {width} {counts}\n")
+    return rows
+
+
+def write_kitti_mots(scene: Scene, root: Path, name: str) -> Path:
+    """KITTI MOTS's: image_02/NAME/000000.png, and rows as MOTS20's in instances_txt/NAME.txt; frames count from 0."""
+    _pictures(scene, root / "image_02" / name, "{:06}.png")
+    (root / "instances_txt").mkdir(exist_ok=True)
+    (root / "instances_txt" / f"{name}.txt").write_text("".join(_mask_rows(scene, first=0)))
+    return root
+
+
+def write_posetrack(scene: Scene, root: Path, name: str) -> Path:
+    """PoseTrack18's: annotations/val/NAME.json of all who have a visible joint; NAME begins with six digits."""
+    inner = f"images/val/{name}"
+    _pictures(scene, root / inner, "{:06}.jpg")
+    height, width = scene.frames[0].shape[:2]
+    images: list[dict[str, Any]] = []
+    people: list[dict[str, Any]] = []
+    for t in range(len(scene.frames)):
+        number = 10**10 + int(name[:6]) * 10**4 + t
+        images.append({
+            "has_no_densepose": True, "is_labeled": True, "file_name": f"{inner}/{t:06}.jpg", "id": number,
+            "frame_id": number, "vid_id": name[:6], "nframes": len(scene.frames), "width": width, "height": height,
+            "ignore_regions_x": [], "ignore_regions_y": [],
+        })  # fmt: skip
+        for i in np.flatnonzero(scene.poses[:, t, :, 2].any(axis=1)):
+            people.append(_person(scene, int(i), t, number))
+    person = {"supercategory": "person", "id": 1, "name": "person", "keypoints": list(KEYPOINTS), "skeleton": []}
+    path = root / "annotations" / "val" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"categories": [person], "images": images, "annotations": people}))
+    return path
+
+
+def _person(scene: Scene, i: int, t: int, image: int) -> dict[str, Any]:
+    joints = dict(zip(JOINTS, scene.poses[i, t], strict=True))
+    points = [joints.get(name, np.zeros(3)) for name in KEYPOINTS]
+    points = [point * point[2] for point in points]
+    head = np.array([joints[name][:2] for name in ("head_top", "head_bottom", "nose")])
+    low, high = head.min(axis=0), head.max(axis=0)
+    return {
+        "bbox_head": [*low.tolist(), *(high - low).tolist()], "bbox": scene.boxes[i, t].tolist(), "scores": [],
+        "keypoints": np.concatenate(points).tolist(), "num_keypoints": int(sum(point[2] for point in points)),
+        "track_id": i, "image_id": image, "category_id": 1, "id": image * 100 + i, "iscrowd": False,
+    }  # fmt: skip
+
+
+def write_davis(scene: Scene, root: Path, name: str) -> Path:
+    """DAVIS 2017's at 480p, pictures with a palette; NAME is added to the list of val."""
+    _pictures(scene, root / "JPEGImages" / "480p" / name, "{:05}.jpg")
+    folder = root / "Annotations" / "480p" / name
+    folder.mkdir(parents=True)
+    for t in range(len(scene.frames)):
+        labels = sum(np.uint8(i + 1) * scene.visible[i, t] for i in range(len(scene.visible)))
+        picture = Image.fromarray(np.asarray(labels, np.uint8))
+        picture.putpalette(palette())
+        picture.save(folder / f"{t:05}.png")
+    listed = root / "ImageSets" / "2017" / "val.txt"
+    listed.parent.mkdir(parents=True, exist_ok=True)
+    with listed.open("a") as file:
+        file.write(f"{name}\n")
+    return root
+
+
+def palette() -> list[int]:
+    """VOC's 256 colours, which DAVIS has: bits 0, 3, 6 of a label are red's highest, and so on."""
+    numbers = np.arange(256)
+    colours = np.zeros((256, 3), int)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= (numbers >> channel & 1) << 7 - bit
+        numbers >>= 3
+    return list(map(int, colours.ravel()))
+
+
+def write_otb(scene: Scene, root: Path, name: str, target: int) -> Path:
+    """OTB's: img/0001.jpg and the 1-based box of one object in every frame."""
+    path = root / name
+    _pictures(scene, path / "img", "{:04}.jpg", first=1)
+    boxes = scene.boxes[target] + (1, 1, 0, 0)
+    np.savetxt(path / "groundtruth_rect.txt", boxes, "%d", ",")
+    return path
