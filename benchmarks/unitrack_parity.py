@@ -28,7 +28,7 @@ TRACKERS = {"xcorr": "siamfc_cross_correlation", "dcf": "cfnet_dcf"}
 PARTS = ("vos", "mot", "sot", "mot corrected", "sot corrected")
 
 
-def main(data: str, golden: str, out: str | None = None, parts: Sequence[str] = PARTS) -> None:
+def main(data: str = "data", golden: str = "golden", out: str | None = None, parts: Sequence[str] = PARTS) -> None:
     """Run every tracker on the sequences that the original was run on.
 
     Args:

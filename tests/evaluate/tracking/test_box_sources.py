@@ -111,6 +111,7 @@ def test_what_lies_about_is_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["{}.PNG", "img{:05d}.tif", "2024-frame_{:03d}.webp"])
 def test_pictures_of_any_name_are_in_the_order_of_their_numbers(tmp_path: Path, name: str) -> None:
     frames(tmp_path / "s" / "img", range(8, 12), name)
+    frames(tmp_path / "s" / "img", [9], f"._{name}")
     (tmp_path / "s" / "groundtruth_rect.txt").write_text(rows(4))
     one = only(tmp_path / "s")
     assert isinstance(one.frames, ImageFrames)

@@ -1,5 +1,5 @@
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mec.errors import InputError
-from mec.evaluate.tracking.mask_sources import PALETTE, open_mask_sequences, read_masks, write_masks
+from mec.evaluate.tracking.mask_sources import PALETTE, open_mask_sequences
 from mec.evaluate.tracking.sequences import BrokenSequenceError, Labels, MaskSequence
 
 RED, GREEN, YELLOW, PALETTES_VOID = (128, 0, 0), (0, 128, 0), (128, 128, 0), (224, 224, 192)
@@ -142,6 +142,10 @@ def test_objects_that_come_later_are_said(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize("size", ["480p", "Full-Resolution", "1080p", ""])
 def test_layouts(tmp_path: Path, inner: str, size: str) -> None:
     write(tmp_path / inner, [grid(1)], size=size)
+    # what other systems leave there
+    for place in ("JPEGImages", "Annotations"):
+        (tmp_path / inner / place / size / ".cache").mkdir()
+        (tmp_path / inner / place / size / "dog" / "._00000.png").write_bytes(b"Mac")
     assert list(open_mask_sequences(tmp_path)) == ["dog"]
     assert len(load(tmp_path).frames) == 1
 
@@ -184,10 +188,10 @@ def test_what_makes_all_impossible(tmp_path: Path) -> None:
         return str(error.value).replace(str(tmp_path), "DATA")
 
     assert message(tmp_path / "no") == "data: expected a folder in the layout of DAVIS, got DATA/no, which is none"
-    assert message(tmp_path) == "data: expected JPEGImages in DATA or in one folder within it; neither has it"
+    assert message(tmp_path) == "data: expected JPEGImages in DATA or in one folder within it; got none"
     for name in ("a", "b"):
         (tmp_path / name / "JPEGImages/480p").mkdir(parents=True)
-    assert message(tmp_path).endswith("within it; a, b have it")
+    assert message(tmp_path).endswith("within it; got a, b")
     assert message(tmp_path / "a") == "data: DATA/a has JPEGImages; expected Annotations beside it"
     (tmp_path / "a/Annotations/1080p/dog").mkdir(parents=True)
     assert message(tmp_path / "a") == "data: DATA/a has no JPEGImages and Annotations of the same of 480p, 1080p"
@@ -196,7 +200,9 @@ def test_what_makes_all_impossible(tmp_path: Path) -> None:
     (tmp_path / "b/Annotations/480p/dog").mkdir()
     assert message(tmp_path / "b", ["dig"]).endswith("no sequence 'dig'; did you mean dog?")
     assert message(tmp_path / "b", ["../dog"]).endswith("did you mean dog?")
-    assert message(tmp_path / "b", ["zebra"]).endswith("no sequence 'zebra'; it has dog")
+    assert message(tmp_path / "b", ["zebra"]).startswith(
+        "sequences: DATA/b/JPEGImages/480p has no sequence 'zebra'; it"
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,9 +242,7 @@ def test_pictures_that_are_no_masks(tmp_path: Path) -> None:
     for file in folder.iterdir():
         picture(np.ones((90, 90), np.uint8), "P").save(file)
     Image.fromarray(np.ones((90, 90, 3), np.uint8)).save(folder / "00005.png")
-    with pytest.raises(
-        BrokenSequenceError, match=r"00005.png: colours; expected indices or greys as in the first mask"
-    ):
+    with pytest.raises(BrokenSequenceError, match=r"00005.png: expected indices or greys as in the first mask"):
         load(tmp_path)
 
 
@@ -265,62 +269,6 @@ def test_damage_is_found_before_anything_is_tracked(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((H, W, 3), np.uint8)).save(frame.with_suffix(".png"))
     with pytest.raises(BrokenSequenceError, match="dog: two frames of one name"):
         load(tmp_path)
-
-
-def test_what_is_written_is_davis_and_comes_back(tmp_path: Path) -> None:
-    write(tmp_path, [grid(1, 2)] * 3)
-    sequence, out = load(tmp_path), tmp_path / "out" / "masks"
-    assert read_masks(out, sequence) is None
-    for labels in ([grid(1, 2), grid(2, 1), grid()], [grid(1, 2, 3), grid(2, 1, 254), grid(1)]):
-        write_masks(out, sequence, iter(labels))
-        read = read_masks(out, sequence)
-        assert read is not None
-        assert all(one.dtype == np.uint8 for one in read)
-        np.testing.assert_array_equal(read, labels)
-    assert [path.name for path in out.iterdir()] == ["dog"]
-    assert sorted(path.name for path in (out / "dog").iterdir()) == ["00000.png", "00005.png", "00010.png"]
-    with Image.open(out / "dog" / "00000.png") as image:
-        assert image.mode == "P"
-        assert np.asarray(image.convert("RGB"))[0, :4].tolist() == [list(RED), list(GREEN), list(YELLOW), [0, 0, 0]]
-    write_masks(out, sequence, [grid(1, 255)] * 3)
-    assert columns(np.asarray(Image.open(out / "dog" / "00005.png")))[:3] == [1, 0, 0]
-
-
-def test_what_ends_early_leaves_what_was_there(tmp_path: Path) -> None:
-    def breaking() -> Iterator[Labels]:
-        yield grid(2)
-        raise BrokenSequenceError("00005.jpg")
-
-    write(tmp_path, [grid(1, 2)] * 3)
-    sequence, out = load(tmp_path), tmp_path / "out"
-    for before in (None, [grid(1)] * 3):
-        if before:
-            write_masks(out, sequence, before)
-        with pytest.raises(BrokenSequenceError, match=r"00005.jpg"):
-            write_masks(out, sequence, breaking())
-        for wrong in (2, 4):
-            with pytest.raises(ValueError, match="zip"):
-                write_masks(out, sequence, [grid(1)] * wrong)
-        assert [path.name for path in out.iterdir()] == (["dog"] if before else [])
-    np.testing.assert_array_equal(read_masks(out, sequence), [grid(1)] * 3)
-
-
-def test_masks_that_are_not_whole_are_not_read(tmp_path: Path) -> None:
-    write(tmp_path, [grid(1, 2)] * 3)
-    sequence, out = load(tmp_path), tmp_path / "out"
-    write_masks(out, sequence, [grid(1)] * 3)
-    file = out / "dog" / "00010.png"
-    whole = file.read_bytes()
-    for replaced in (whole[:-30], b""):
-        file.write_bytes(replaced)
-        assert read_masks(out, sequence) is None
-    for other in (picture(grid(1)[:, 1:], "P"), picture(grid(RED), "RGB")):
-        other.save(file)
-        assert read_masks(out, sequence) is None
-    file.unlink()
-    assert read_masks(out, sequence) is None
-    file.write_bytes(whole)
-    assert read_masks(out, sequence) is not None
 
 
 def test_davis_itself(real_data: Path) -> None:

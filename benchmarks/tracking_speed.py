@@ -1,0 +1,146 @@
+"""How fast is tracking, how much of it is the encoder, and how much memory does it take?
+
+python benchmarks/tracking_speed.py --data FOLDER [--encoder ENCODER] [--frames 12]   (with OTB100, davis16-subset)
+
+Label propagation beside itself written plainly: similarities between all cells of all frames, and topk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jsonargparse import auto_cli
+from torch import Tensor
+
+from machine import Memory, write
+from mec.evaluate.tracking.association import Association, Associator
+from mec.evaluate.tracking.box_sources import open_box_sequences
+from mec.evaluate.tracking.dense import Dense
+from mec.evaluate.tracking.follow_box import TRACKERS, follow_box
+from mec.evaluate.tracking.looks import box_looks, letterbox
+from mec.evaluate.tracking.mask_sources import open_mask_sequences
+from mec.evaluate.tracking.propagation import LabelPropagation
+from mec.evaluate.tracking.sequences import Frames
+from mec.evaluate.tracking.vos import follow_masks
+
+
+def main(data: str = "data", encoder: str = "resnet18", stage: str = "s3", frames: int = 12, objects: int = 40) -> None:
+    """Time each mechanism on real frames.
+
+    Args:
+        data: folder with OTB100 and davis16-subset.
+        encoder: whose features are used.
+        stage: of it.
+        frames: of each video.
+        objects: boxes in a frame, for association.
+    """
+    dense = Dense(encoder, stage)
+    masks = open_mask_sequences(str(Path(data) / "davis16-subset"), ["blackswan"])["blackswan"]()
+    boxes = open_box_sequences(Path(data) / "OTB100", ["Jogging-1"])["Jogging-1"]()
+    first = masks.truth(0)
+    assert first is not None
+    clip = _Clip(masks.frames, frames)
+    list(follow_masks(_Clip(masks.frames, 2), first, dense))  # warm
+    rows: dict[str, Any] = {}
+    with Memory() as memory:
+        rows["vos"] = _timed(dense, frames, lambda: list(follow_masks(clip, first, dense)))
+    rows["vos"]["MiB beyond what was loaded"] = round(memory.most - memory.before)
+    maps = [dense(dense.picture(frame)) for frame in clip]
+    shares = torch.from_numpy(np.stack([first == 0, first > 0])).float().to(dense.device)
+    coarse = F.interpolate(shares[None], size=maps[0].shape[2:], mode="bilinear")[0]
+    ours = LabelPropagation(maps[0], coarse, dense.stride)
+    ours.step(maps[1])
+    ours = LabelPropagation(maps[0], coarse, dense.stride)
+    started = time.perf_counter()
+    found = [ours.step(one) for one in maps[1:]]
+    seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    expected = list(plain(maps, coarse))
+    plain_seconds = time.perf_counter() - started
+    away = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+    encoding = rows["vos"]["seconds a frame"] * rows["vos"]["share in the encoder"]
+    steps = frames - 1
+    rows["vos propagation"] = {
+        "seconds a frame": round(seconds / steps, 3),
+        "plainly": round(plain_seconds / steps, 3),
+        "times faster": round(plain_seconds / seconds, 2),
+        "times faster with the encoder": round((plain_seconds / steps + encoding) / (seconds / steps + encoding), 2),
+        "largest difference of a label": away,
+    }
+    for tracker in TRACKERS:
+        short = _Clip(boxes.frames, frames)
+        rows[f"sot {tracker}"] = _timed(
+            dense, frames, lambda f=short, t=tracker: list(follow_box(f, boxes.truth[0], dense, t))
+        )
+    rows[f"mot, {objects} boxes"] = _timed(dense, frames, lambda: _associate(dense, clip, objects))
+    for name, row in rows.items():
+        print(name, row)
+    write("tracking_speed", "speed of tracking, beside label propagation written plainly", encoder=encoder, stage=stage,
+          frames=frames, rows=rows)  # fmt: skip
+
+
+class _Clip:
+    def __init__(self, frames: Frames, count: int) -> None:
+        self.frames, self.count, self.rate = frames, count, frames.rate
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.frames), self.count)
+
+
+def _timed(dense: Dense, frames: int, call: Any) -> dict[str, Any]:
+    before, started = dense.seconds, time.perf_counter()
+    call()
+    taken = time.perf_counter() - started
+    return {
+        "seconds a frame": round(taken / frames, 3),
+        "frames a second": round(frames / taken, 2),
+        "share in the encoder": round((dense.seconds - before) / taken, 3),
+    }
+
+
+def _associate(dense: Dense, clip: _Clip, objects: int) -> None:
+    associator = Associator(Association())
+    rng = np.random.default_rng(0)
+    boxes = np.column_stack(
+        [rng.uniform(0, 750, objects), rng.uniform(0, 300, objects), *rng.uniform(40, 160, (2, objects))]
+    )
+    for frame in clip:
+        associator.step(boxes, box_looks(letterbox(dense.picture(frame), dense), boxes, dense))
+        boxes = boxes + rng.normal(0, 2, boxes.shape) * (1, 1, 0, 0)
+
+
+@torch.no_grad()
+def plain(maps: list[Tensor], labels: Tensor) -> Iterator[Tensor]:
+    """Label propagation with every similarity computed; 100 queries at a time, else they would not fit."""
+    height, width = maps[0].shape[2:]
+    row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    places = torch.stack([row.flatten(), column.flatten()], 1).float().to(maps[0].device)
+    far = torch.cdist(places, places) >= 12
+    features = [F.normalize(found[0], dim=0).flatten(1) for found in maps]
+    known = [labels.flatten(1)]
+    for n in range(1, len(maps)):
+        before = [max(0, i) for i in range(n - 5, n)]
+        keys = torch.cat([features[0], *(features[i] for i in before)], 1)
+        values = torch.cat([known[0], *(known[i] for i in before)], 1)
+        parts = []
+        for start in range(0, height * width, 100):
+            similarity = features[n][:, start : start + 100].T @ keys
+            similarity[:, height * width :].masked_fill_(far[start : start + 100].repeat(1, 5), -torch.inf)
+            best, at = similarity.topk(10, dim=1)
+            parts.append((values[:, at] * (best / 0.05).softmax(1)).sum(2))
+        known.append(torch.cat(parts, 1))
+        yield known[-1].view(-1, height, width)
+
+
+if __name__ == "__main__":
+    auto_cli(main)
