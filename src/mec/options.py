@@ -133,7 +133,10 @@ def _track_options(parser: Parser, arguments: Sequence[str]) -> None:
     parser.description = about(track)
     parser.epilog = "example: mec track bird.mp4 --box 210,95,60,48 --encoder runs/birds --out bird-tracked.mp4"
     parser.add_argument("video", help="a video, or a folder of its frames")
-    parser.add_function_arguments(track, as_group=False, skip={"video"})
+    parser.add_argument(
+        "--encoder", default="resnet18", help=f"{ENCODER_HELP}; the default, untrained, is enough for a first look"
+    )
+    parser.add_function_arguments(track, as_group=False, skip={"video", "encoder"})
 
 
 def _embed_options(parser: Parser, arguments: Sequence[str]) -> None:

@@ -26,13 +26,24 @@ def maps_of(body: Any, x: Tensor, levels: Sequence[int] | None = None, **options
     return maps
 
 
+def blank(encoder: Encoder, more: int = 0) -> Tensor:
+    """A picture (1, c, h, w) to try an encoder on, of PROBE's size or ``more`` each way; where its weights are."""
+    height, width = PROBE
+    return torch.zeros(1, encoder.spec.channels, height + more, width + more, device=encoder.mean.device)
+
+
+def cell_of(found: Tensor) -> int:
+    """Pixels from cell to cell of a map of ``blank``: its longer side tells, however the borders are padded."""
+    return (PROBE[1] - PROBE[0]) // max(1, found.shape[3] - found.shape[2])
+
+
 def of_any_size(encoder: Encoder) -> tuple[Any, list[Tensor]]:
     """A copy of the backbone that takes pictures of any size, and all its maps of a picture of PROBE's.
 
     Raises:
         InputError: it has no feature maps, or takes pictures of one size only.
     """
-    x = torch.zeros(1, encoder.spec.channels, *PROBE)
+    x = blank(encoder)
     error: Exception | None = None
     for options in ({}, {"dynamic_img_size": True}, {"strict_img_size": False}):
         try:
@@ -50,6 +61,6 @@ def of_any_size(encoder: Encoder) -> tuple[Any, list[Tensor]]:
 def _with_options(encoder: Encoder, options: dict[str, Any]) -> Any:
     if not options:
         return copy.deepcopy(encoder.backbone)
-    other = Encoder(replace(encoder.spec, options=encoder.spec.options | options))
+    other = Encoder(replace(encoder.spec, options=encoder.spec.options | options)).to(encoder.mean.device)
     other.backbone.load_state_dict(encoder.backbone.state_dict())
     return other.backbone

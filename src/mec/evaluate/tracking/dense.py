@@ -21,7 +21,7 @@ from mec.evaluate.task import EncoderLike
 from mec.evaluate.tracking.sequences import Frame
 from mec.models.encoder import Encoder
 from mec.models.files import load_encoder
-from mec.models.maps import PROBE, maps_of, of_any_size
+from mec.models.maps import PROBE, blank, cell_of, maps_of, of_any_size
 
 STRIDE = 8
 """Pixels from cell to cell in the published protocol: no map is finer here."""
@@ -47,7 +47,7 @@ class Dense:
         seconds: spent in the network so far.
 
     Raises:
-        InputError: another stage, or an encoder without maps or of other channels than 1 or 3.
+        InputError: another stage, or an encoder without maps of whole pictures or of other channels than 1 or 3.
     """
 
     def __init__(self, encoder: EncoderLike, stage: str = "s3", half: bool | None = None) -> None:
@@ -61,16 +61,18 @@ class Dense:
         self.described = f"{encoder.origin or encoder.spec.backbone}, {stage}"
         self.grey = encoder.spec.channels == 1
         if isinstance(encoder.backbone, ResNet):
-            self.body: Any = _resnet(encoder.backbone, stage)
+            self.body: Any = _resnet(encoder, stage)
             self.level = STAGES.index(stage) + 3
         else:
             self.body, maps = of_any_size(encoder)
-            self.level = _level([PROBE[0] // found.shape[2] for found in maps], stage)
+            self.level = _level([cell_of(found) for found in maps], stage)
         self.body.eval()
         with torch.no_grad():
-            probe = maps_of(self.body, torch.zeros(1, encoder.spec.channels, *PROBE), [self.level])[0]
-        self.takes_any_size = isinstance(encoder.backbone, ResNet) and self._takes_odd_sizes(encoder.spec.channels)
-        own = PROBE[0] // probe.shape[2]
+            probe = maps_of(self.body, blank(encoder), [self.level])[0]
+        self.takes_any_size = isinstance(encoder.backbone, ResNet) and self._takes_odd_sizes(encoder)
+        own = cell_of(probe)
+        if own * probe.shape[2] < PROBE[0]:
+            raise InputError(f"encoder: maps of {encoder.spec.backbone} leave out the borders of a picture")
         self.pooled = max(1, STRIDE // own)
         self.stride, self.channels = own * self.pooled, int(probe.shape[1])
         self.device = best_device()
@@ -80,9 +82,9 @@ class Dense:
         self.seconds = 0.0
 
     @torch.no_grad()
-    def _takes_odd_sizes(self, channels: int) -> bool:
+    def _takes_odd_sizes(self, encoder: Encoder) -> bool:
         try:
-            maps_of(self.body, torch.zeros(1, channels, PROBE[0] + 3, PROBE[1] + 3), [self.level])
+            maps_of(self.body, blank(encoder, 3), [self.level])
         except RuntimeError:  # blocks that halve by averaging round down, the shortcut beside them up
             return False
         return True
@@ -115,12 +117,13 @@ def _half_type(device: torch.device) -> torch.dtype:
     return torch.float16 if device.type == "cuda" else torch.bfloat16
 
 
-def _resnet(backbone: ResNet, stage: str) -> Any:
+def _resnet(encoder: Encoder, stage: str) -> Any:
     """A copy whose layer3 and layer4 keep the size of their input where that has 8 pixels to a cell already."""
-    body: Any = copy.deepcopy(backbone)
+    body: Any = copy.deepcopy(encoder.backbone).eval()
     if stage == "s3":
         body.layer4 = nn.Sequential()
-    stride = _stride_after_layer2(body)
+    with torch.no_grad():
+        stride = cell_of(maps_of(body, blank(encoder), [2], stop_early=True)[0])
     layer: Any
     for layer in (body.layer3, body.layer4):
         if stride < STRIDE:
@@ -132,14 +135,6 @@ def _resnet(backbone: ResNet, stage: str) -> Any:
             elif isinstance(module, nn.AvgPool2d) and module.stride not in (1, (1, 1)):
                 layer.set_submodule(name, nn.Identity())
     return body
-
-
-def _stride_after_layer2(body: Any) -> int:
-    with torch.no_grad():
-        x = torch.zeros(
-            1, body.conv1.in_channels if isinstance(body.conv1, nn.Conv2d) else body.conv1[0].in_channels, *PROBE
-        )
-        return PROBE[0] // maps_of(body.eval(), x, [2], stop_early=True)[0].shape[2]
 
 
 def _level(strides: list[int], stage: str) -> int:

@@ -148,10 +148,8 @@ def _load(name: str, pictures: Path, masks: Path) -> MaskSequence:
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """In order, where 10 comes after 9."""
-    if not folder.is_dir():
-        return []
-    found = [f for f in folder.iterdir() if f.suffix.lower() in suffixes and not f.name.startswith(".")]
+    """In order, where 10 comes after 9; none where there is no folder."""
+    found = [f for f in folder.glob("*") if f.suffix.lower() in suffixes and not f.name.startswith(".")]
     return sorted(found, key=lambda f: (len(f.stem), f.stem))
 
 

@@ -13,4 +13,4 @@ def trackeval() -> ModuleType:
     try:
         return importlib.import_module("trackeval")
     except ImportError as error:
-        raise InputError(f"trackeval: {error}; pip install 'mec-ssl[tracking]'") from error
+        raise InputError(f"trackeval: {' '.join(str(error).split())}; pip install 'mec-ssl[tracking]'") from error

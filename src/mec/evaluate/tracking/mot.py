@@ -43,12 +43,13 @@ def mot(
         encoder: an Encoder, a run folder, a file of weights or a timm name.
         detections: null for the det/det.txt of each sequence; gt for the true boxes; or a folder of SEQUENCE.txt.
         least_score: boxes of higher scores are taken.
-        stage: of the encoder: s3 or s4. The paper reports the better of the two. See ``Dense``.
+        stage: which maps of the encoder: s3, of its last stage but one, or s4, of its last. The paper reports the
+            better of the two.
         motion: let the distance from where a track is expected share in the cost of a pair; false compares what
             encoders see.
         corrected: cells as upright as people, placed exactly; false compares with published figures.
         patience: frames, at 30 a second, that an object may be out of sight.
-        sequences: those to take, or patterns such as "*-FRCNN"; null is all.
+        sequences: those to take, or patterns, such as [*-FRCNN]; null is all.
         out: folder for the tracks, as MOTChallenge has them, and the figures of each sequence.
         resume: go on with what is in ``out``.
         render: film to draw, such as out.mp4.

@@ -109,9 +109,7 @@ def _chosen(folders: list[Path], names: Sequence[str] | None) -> dict[str, Path]
         return {name: f for name, f in known.items() if any(fnmatchcase(name, pattern) for pattern in names)}
     videos = {name.removesuffix(next(filter(name.endswith, DETECTORS), "")) for name in known}
     if len(videos) < len(known):
-        say(
-            f"{len(known) - len(videos)} sequences are videos again with other detectors; names *-FRCNN takes each once"
-        )
+        say(f"{len(known) - len(videos)} sequences are the videos of others; names *-FRCNN takes each once")
     return known
 
 

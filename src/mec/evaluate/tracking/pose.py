@@ -41,12 +41,13 @@ def pose(
         data: a folder with annotations/val/SEQUENCE.json as PoseTrack18 has them, and the frames they name.
         encoder: an Encoder, a run folder, a file of weights or a timm name.
         detections: null for the true poses; or a folder of SEQUENCE.json.
-        stage: of the encoder: s3 or s4. The paper reports the better of the two. See ``Dense``.
+        stage: which maps of the encoder: s3, of its last stage but one, or s4, of its last. The paper reports the
+            better of the two.
         motion: let the distance from where a track is expected share in the cost of a pair; false compares what
             encoders see.
         corrected: compare sets of cells without filling them up to one size; false compares with published figures.
         patience: frames, at 30 a second, that an object may be out of sight.
-        sequences: those to take, or patterns such as "*-mpii_test"; null is all.
+        sequences: those to take, or patterns, such as [*_mpii_test]; null is all.
         out: folder for the tracks, as PoseTrack18 has them, and the figures of each sequence.
         resume: go on with what is in ``out``.
         render: film to draw, such as out.mp4.

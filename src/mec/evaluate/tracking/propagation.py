@@ -60,7 +60,7 @@ class LabelPropagation:
     def __init__(self, features: Tensor, labels: Tensor, stride: int, settings: Propagation | None = None) -> None:
         self.settings = settings or Propagation()
         self.radius = self.settings.radius * STRIDE / stride
-        self.reach = math.ceil(self.radius) - 1
+        self.reach = math.ceil(min(self.radius, sum(features.shape[2:]))) - 1
         self.tile = TILE.get(features.device.type, GPU_TILE)
         first = F.normalize(features[0], dim=0)
         self.first, self.first_labels = first.flatten(1), labels.flatten(1).T.contiguous()
@@ -103,7 +103,8 @@ class LabelPropagation:
         values, places = largest(similarity, self.settings.neighbours)
         weights = F.softmax(values / self.settings.temperature, dim=1)
         known = torch.cat([self.first_labels, self.last_labels[:, :, rows, columns].flatten(1).T])
-        labels = (known[places] * weights[:, :, None]).sum(1)
+        # where there are fewer cells than neighbours, filling is found too, and weighs nothing
+        labels = (known[places.clamp(max=total - 1)] * weights[:, :, None]).sum(1)
         return labels.T.reshape(-1, bottom - top, right - left)
 
     def _too_far(self, top: int, bottom: int, left: int, right: int, rows: slice, columns: slice) -> Tensor:

@@ -48,10 +48,11 @@ def sot(
         encoder: an Encoder, a run folder, a file of weights or a timm name.
         tracker: dcf, a correlation filter learnt anew in every frame; xcorr, cross-correlation with the first frame; or
             both.
-        stage: of the encoder: s3 or s4. The paper reports the better of the two. See ``Dense``.
+        stage: which maps of the encoder: s3, of its last stage but one, or s4, of its last. The paper reports the
+            better of the two.
         corrected: put right what the published code does otherwise than it means to; false compares with published
             figures. See ``follow_box``.
-        sequences: those to take; null is all.
+        sequences: those to take, such as [Couple,Jogging-1]; null is all.
         out: folder for the boxes, as OTB has them, and the figures of each sequence.
         resume: go on with what is in ``out``.
         render: film to draw, such as out.mp4: the truth in white.

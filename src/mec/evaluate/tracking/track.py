@@ -45,7 +45,7 @@ def track(
             has them, in a .txt, or a folder of masks.
         tracker: of boxes: dcf, a correlation filter learnt anew in every frame; or xcorr, cross-correlation with the
             first frame.
-        stage: of the encoder: s3 or s4. See ``Dense``.
+        stage: which maps of the encoder: s3, of its last stage but one, or s4, of its last.
         half: compute in 16 bits; null: on GPUs.
 
     Returns:
@@ -73,7 +73,7 @@ def track(
                 first = next(iter(frames), None)
                 if first is None:
                     raise BrokenSequenceError("no frame can be read")
-                labels, palette = read_mask(Path(str(mask)).expanduser(), first.shape[:2])
+                labels, palette = _read(Path(str(mask)).expanduser(), first.shape[:2])
                 masks = follow_masks(watched, labels, dense)
                 write_labels(film.with_suffix(""), _masks_drawn(masks, palette, watched, drawn, shown))
     except BrokenSequenceError as error:
@@ -81,6 +81,13 @@ def track(
     speed, share = shown.done / shown.seconds, dense.seconds / shown.seconds
     say(f"{shown.done:,} frames, {speed:.2f} a second, {share:.0%} in the encoder")
     return film
+
+
+def _read(mask: Path, size: tuple[int, int]) -> tuple[Labels, NDArray[np.uint8]]:
+    try:
+        return read_mask(mask, size)
+    except BrokenSequenceError as error:
+        raise InputError(f"mask: {error}") from error
 
 
 class _Watched:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mec.errors import InputError
 from mec.evaluate.result import Result, Stopwatch
 from mec.evaluate.task import EncoderLike, Source
 from mec.evaluate.tracking.dense import Dense
@@ -44,12 +45,13 @@ def vos(
     Args:
         data: DAVIS 2016 or 2017, or a folder of that layout.
         encoder: an Encoder, a run folder, a file of weights or a timm name.
-        stage: of the encoder: s3 or s4. The paper reports the better of the two. See ``Dense``.
+        stage: which maps of the encoder: s3, of its last stage but one, or s4, of its last. The paper reports the
+            better of the two.
         neighbours: most similar cells that vote for the label of a cell.
         temperature: a neighbour of cosine similarity s weighs exp(s / temperature).
         radius: how far a cell may have moved since one of the last frames, in cells of 8 pixels.
         context: frames before this one that vote, beside the first.
-        sequences: those to take; null is the val list, or all where there is none.
+        sequences: those to take, such as [blackswan,dog]; null is the val list, or all where there is none.
         out: folder for the masks, as DAVIS's own evaluation reads them, and the figures of each sequence.
         resume: go on with what is in ``out``.
         render: film to draw, such as out.mp4.
@@ -67,6 +69,10 @@ def vos(
     keeping: Keeping[MaskSequence, Labels] = Keeping(write_masks, read_masks)
     run = follow_all(call, opened, follow, keeping)
     scores = mask_scores(run.sequences, run.tracks)
+    if "all" not in scores:
+        raise InputError(
+            f"data: no figures for {data}, for it has masks of first frames only; the masks found are in --out"
+        )
     still = mask_scores(run.sequences, {one.name: [_first(one)] * len(one.frames) for one in run.sequences})
     figures = {"encoder": scores["all"], "first mask": still["all"]}
     call.keep_figures({**scores, "first mask": still["all"]}, run.broken)
