@@ -5,7 +5,7 @@ python benchmarks/tracking.py --data FOLDER --run RUN [--out FOLDER] [--half tru
 FOLDER has OTB100, davis16-subset, MOT17-mini and posetrack18. RUN is a brief run of ours, made by
 
 mec pretrain caltech101/101_ObjectCategories --out RUN --recipe small --backbone resnet18 --small_stem false
-    --image_size 64 --epochs 8 --precision bf16-mixed
+    --image_size 64 --epochs 6 --precision bf16-mixed
 
 What is in --out is not computed again. The first figures are few frames of few videos: they rank nothing.
 """

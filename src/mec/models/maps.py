@@ -33,8 +33,8 @@ def blank(encoder: Encoder, more: int = 0) -> Tensor:
 
 
 def cell_of(found: Tensor) -> int:
-    """Pixels from cell to cell of a map of ``blank``: its longer side tells, however the borders are padded."""
-    return (PROBE[1] - PROBE[0]) // max(1, found.shape[3] - found.shape[2])
+    """Pixels from cell to cell of a map of ``blank``, by its longer side, where padding at the borders weighs less."""
+    return max(1, round(PROBE[1] / found.shape[3]))
 
 
 def of_any_size(encoder: Encoder) -> tuple[Any, list[Tensor]]:

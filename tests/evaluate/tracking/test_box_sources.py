@@ -193,11 +193,11 @@ def test_what_is_asked_for(tmp_path: Path) -> None:
     for name in ("Couple", "Crossing", "Car"):
         otb(tmp_path / name)
     assert list(open_box_sequences(tmp_path, ["Crossing", "Car"])) == ["Crossing", "Car"]
-    with pytest.raises(InputError, match=r"^names: no sequence of .* is called 'cuople'; did you mean Couple\?$"):
+    with pytest.raises(InputError, match=r"^sequences: no sequence of .* is called 'cuople'; did you mean Couple\?$"):
         open_box_sequences(tmp_path, ["Car", "cuople"])
     with pytest.raises(InputError, match=r"'x'; did you mean Car, Couple, Crossing\?$"):
         open_box_sequences(tmp_path, ["x"])
-    with pytest.raises(InputError, match="names: expected at least one"):
+    with pytest.raises(InputError, match="sequences: expected at least one"):
         open_box_sequences(tmp_path, [])
 
 

@@ -270,13 +270,13 @@ def test_detections_of_others(tmp_path: Path, place: str, capsys: pytest.Capture
     assert list(loads) == names
     said = capsys.readouterr().err
     assert "test is left out" in said
-    assert "2 sequences are the videos of others; names *-FRCNN" in said
+    assert "2 sequences are the videos of others; --sequences "*-FRCNN"" in said
     assert len(loads["MOT17-01-SDP"]().given[0]) == 2
     with pytest.raises(BrokenSequenceError, match=r"no detections of MOT17-01-DPM in .*own"):
         loads["MOT17-01-DPM"]()
     assert list(open_found_boxes(tmp_path, "gt", names=["*-S?P", "*-DPM"])) == [names[0], names[2]]
     with pytest.raises(
-        InputError, match=r"names: 'MOT17-1-SDP' fits none of the 3 sequences; the nearest is MOT17-01-SDP"
+        InputError, match=r"sequences: 'MOT17-1-SDP' fits none of the 3 sequences; the nearest is MOT17-01-SDP"
     ):
         open_found_boxes(tmp_path, names=["MOT17-1-SDP"])
     with pytest.raises(InputError, match=r'detections: no sequence of .* has det/det.txt; expected "gt" or a folder'):

@@ -205,7 +205,7 @@ def test_what_makes_the_whole_call_impossible(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data: no sequence in .*expected MOTSChallenge's .* or KITTI MOTS'"):
         open_found_masks(tmp_path)
     folder = challenge(tmp_path, LINES)
-    with pytest.raises(InputError, match=r"names: 'MOTS-02' fits none of the 1 sequences; the nearest is 'MOTS20-02'"):
+    with pytest.raises(InputError, match=r"sequences: 'MOTS-02' fits none of the 1 sequences; the nearest is 'MOTS20-02'"):
         open_found_masks(tmp_path, names=["MOTS-02"])
     with pytest.raises(InputError, match=r"detections: expected a file of each sequence in .* such as MOTS20-02.txt"):
         open_found_masks(tmp_path, str(tmp_path / "train"))

@@ -220,7 +220,7 @@ def test_what_makes_the_whole_call_impossible(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data: no sequence in .*expected PoseTrack18's annotations/val/SEQUENCE"):
         open_poses(tmp_path)
     posetrack18(tmp_path, IMAGES, PERSONS)
-    with pytest.raises(InputError, match=f"names: '000001_mpii' fits none of the 1 sequences; the nearest is {VIDEO}"):
+    with pytest.raises(InputError, match=f"sequences: '000001_mpii' fits none of the 1 sequences; the nearest is {VIDEO}"):
         open_poses(tmp_path, names=["000001_mpii"])
     with pytest.raises(InputError, match="detections: expected a file of each sequence in nowhere, such as"):
         open_poses(tmp_path, "nowhere")

@@ -31,7 +31,8 @@ class Association:
     duplicate_cost: tracks that overlap by more than 1 - this are one, and the older stays.
     confirmed: a track begins with one frame; False waits for a second (but not for those of the first frame).
     patience: frames, at 30 a second, that a track may be out of sight; as many more as its rate asks.
-    padded: see ``reconstruction_similarity``.
+    published: as UniTrack's code has it, sets of cells are ``padded`` (see ``reconstruction_similarity``) and boxes
+        overlap as if they were 1 wider and higher. False puts both right.
     appearance: False joins by motion alone: what the boxes are worth without an encoder.
     """
 
@@ -43,7 +44,7 @@ class Association:
     duplicate_cost: float = 0.15
     confirmed: bool = False
     patience: int = 30
-    padded: bool = False
+    published: bool = True
     appearance: bool = True
 
     def __post_init__(self) -> None:
@@ -112,9 +113,9 @@ class Associator:
         free = self._join(candidates, pairs, free, seen, joined)
         taken = {id(t) for t in joined.values()}
         rest = [t for t in known if id(t) not in taken]
-        pairs = assign(1 - overlaps(_boxes(rest), boxes[free]), self.settings.overlap_cost)
+        pairs = assign(1 - self._overlaps(_boxes(rest), boxes[free]), self.settings.overlap_cost)
         free = self._join(rest, pairs, free, seen, joined)
-        pairs = assign(1 - overlaps(_boxes(newcomers), boxes[free]), self.settings.newcomer_cost)
+        pairs = assign(1 - self._overlaps(_boxes(newcomers), boxes[free]), self.settings.newcomer_cost)
         free = self._join(newcomers, pairs, free, seen, joined)
         for n in free.tolist():
             self.count += 1
@@ -127,11 +128,15 @@ class Associator:
         ids, numbers = np.array([t.id for _, t in shown], np.int64), np.array([n for n, _ in shown], np.int64)
         return ids, numbers, _boxes([t for _, t in shown])
 
+    def _overlaps(self, some: Boxes, others: Boxes) -> Floats:
+        wider = [0, 0, 1, 1] if self.settings.published else [0, 0, 0, 0]
+        return overlaps(some + wider, others + wider)
+
     def _costs(self, tracks: list[Track], seen: _Seen) -> Floats:
         if not self.settings.appearance:
             return np.ones((len(tracks), len(seen.boxes)))
         looks = [t.look for t in tracks if t.look is not None]
-        costs = 1 - reconstruction_similarity(looks, seen.looks, self.settings.padded)
+        costs = 1 - reconstruction_similarity(looks, seen.looks, self.settings.published)
         if self.settings.motion and len(seen.boxes):
             for row, track in enumerate(tracks):
                 away = track.motion.distances(seen.boxes)
@@ -161,7 +166,7 @@ class Associator:
         missed = [t for t in [*self.lost, *self.tracks] if t.lost and t.confirmed]
         # UniTrack forgets a track a frame after it says so
         missed = [t for t in missed if self.frame - t.seen <= self.patience + 1]
-        same = np.argwhere(1 - overlaps(_boxes(here), _boxes(missed)) < self.settings.duplicate_cost)
+        same = np.argwhere(1 - self._overlaps(_boxes(here), _boxes(missed)) < self.settings.duplicate_cost)
         older = [here[i].seen - here[i].began > missed[j].seen - missed[j].began for i, j in same]
         doubled = {int(i) for (i, _), stays in zip(same, older, strict=True) if not stays}
         gone = {int(j) for (_, j), stays in zip(same, older, strict=True) if stays}

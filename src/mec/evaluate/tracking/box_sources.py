@@ -87,11 +87,11 @@ def open_box_sequences(data: str | os.PathLike[str], names: Sequence[str] | None
     if not found:
         raise InputError(f"data: no sequence in {path}; expected {FORMS}")
     if names is not None and not names:
-        raise InputError("names: expected at least one")
+        raise InputError("sequences: expected at least one")
     for name in names or ():
         if name not in found:
             near = difflib.get_close_matches(name, found, n=3, cutoff=0.5) or list(found)[:3]
-            raise InputError(f"names: no sequence of {path} is called {name!r}; did you mean {', '.join(near)}?")
+            raise InputError(f"sequences: no sequence of {path} is called {name!r}; did you mean {', '.join(near)}?")
     listed = _listed(path.absolute().parent if folders == [path] else path)
     return {name: partial(_load, found[name], listed) for name in (found if names is None else names)}
 

@@ -70,13 +70,13 @@ def boxes_look(dense: Dense | None, corrected: bool = False) -> Look:
     return look
 
 
-def masks_look(dense: Dense, appearance: bool = True, corrected: bool = False) -> Look:
+def masks_look(dense: Dense, appearance: bool = True) -> Look:
     """Of masks in a frame as large as it is; one that covers no cell's corner is passed over."""
 
     def look(frame: Frame, found: Found) -> Looked:
         masks = _decoded(frame, found)
         cells = on_map(masks, dense)
-        boxes = np.array([spread_box(one, corrected) for one in cells]).reshape(-1, 4)
+        boxes = np.array([spread_box(one) for one in cells]).reshape(-1, 4)
         kept = _apart(boxes, np.flatnonzero(cells.any(axis=(1, 2))))
         looks = mask_looks(dense(dense.picture(frame)), cells[kept], MASK_CELLS) if appearance and len(kept) else []
         return Looked(found.take(kept), boxes[kept], looks)

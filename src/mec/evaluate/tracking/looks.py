@@ -18,7 +18,7 @@ from mec.evaluate.tracking.sequences import Boxes
 Mask = NDArray[np.uint8]
 LETTERBOX = (608, 1088)
 """Height and width that every frame is fitted into, for boxes."""
-GREY = 127.5 / 255
+GREY = 128 / 255
 BOX_CELLS = (4, 10)
 """Rows and columns of a box's features in the published protocol."""
 UPRIGHT_CELLS = (10, 4)
@@ -91,19 +91,14 @@ def on_map(masks: NDArray[np.uint8], dense: Dense) -> NDArray[np.bool_]:
     return found
 
 
-def spread_box(cells: NDArray[np.bool_], corrected: bool = False) -> NDArray[np.float64]:
-    """The box (4,) of a mask (h', w') on a map, in cells: its middle, and twice the mean distances from it.
-
-    Published figures have its sides swapped, which the filter's noise depends on; ``corrected`` has left before top.
-    """
-    down, right = np.nonzero(cells)
-    if not len(down):
-        return np.array([-1.0, -1.0, 11.0, 11.0])
-    middles = np.array([axis.mean() for axis in (down, right)])
-    reach = SPREAD * np.array([max(np.abs(axis - axis.mean()).mean(), 1.0) for axis in (down, right)])
-    if corrected:
-        middles, reach = middles[::-1], reach[::-1]
-    return np.concatenate([middles - reach, 2 * reach])
+def spread_box(cells: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The box (4,) of a mask (h', w') on a map, in cells: twice the mean distances from its middle, each way."""
+    if not cells.any():
+        return np.zeros(4)
+    places = np.argwhere(cells)[:, ::-1]
+    middle = places.mean(axis=0)
+    reach = SPREAD * np.maximum(np.abs(places - middle).mean(axis=0), 1.0)
+    return np.concatenate([middle - reach, 2 * reach])
 
 
 def mask_looks(features: Tensor, cells: NDArray[np.bool_], most: int) -> list[Tensor]:

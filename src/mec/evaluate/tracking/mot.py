@@ -56,7 +56,7 @@ def mot(
         half: compute in 16 bits; null: on GPUs.
     """
     clock = Stopwatch()
-    settings = Association(motion=0.02 if motion else 0.0, gated=True, patience=patience)
+    settings = Association(motion=0.02 if motion else 0.0, gated=True, patience=patience, published=not corrected)
     opened = loaded(open_found_boxes(Path(data).expanduser(), detections, least_score, sequences))
     chosen: dict[str, object] = {
         "task": "mot",

@@ -104,12 +104,12 @@ def _chosen(folders: list[Path], names: Sequence[str] | None) -> dict[str, Path]
     for pattern in names or ():
         if not any(fnmatchcase(name, pattern) for name in known):
             near = difflib.get_close_matches(pattern, known, 1, 0)[0]
-            raise InputError(f"names: {pattern!r} fits none of the {len(known)} sequences; the nearest is {near}")
+            raise InputError(f"sequences: {pattern!r} fits none of the {len(known)} sequences; the nearest is {near}")
     if names:
         return {name: f for name, f in known.items() if any(fnmatchcase(name, pattern) for pattern in names)}
     videos = {name.removesuffix(next(filter(name.endswith, DETECTORS), "")) for name in known}
     if len(videos) < len(known):
-        say(f"{len(known) - len(videos)} sequences are the videos of others; names *-FRCNN takes each once")
+        say(f'{len(known) - len(videos)} sequences are the videos of others; --sequences "*-FRCNN" takes each once')
     return known
 
 

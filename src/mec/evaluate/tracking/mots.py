@@ -46,7 +46,7 @@ def mots(
             better of the two.
         motion: let the distance from where a track is expected share in the cost of a pair; false compares what
             encoders see.
-        corrected: compare sets of cells without filling them up to one size, and take boxes' sides in order; false
+        corrected: compare sets of cells without filling them up to one size, and boxes as large as they are; false
             compares with published figures.
         patience: frames, at 30 a second, that an object may be out of sight.
         sequences: those to take, or patterns, such as [*-02]; null is all.
@@ -57,14 +57,14 @@ def mots(
     """
     clock = Stopwatch()
     cost = 0.02 if motion else 0.0
-    settings = Association(motion=cost, gated=False, confirmed=True, patience=patience, padded=not corrected)
+    settings = Association(motion=cost, gated=False, confirmed=True, patience=patience, published=not corrected)
     opened = loaded(open_found_masks(Path(data).expanduser(), detections, sequences))
     chosen: dict[str, object] = {"task": "mots", "stage": stage, "corrected": corrected, "detections": detections}
     chosen |= vars(settings)
     call = Call(data, encoder, stage, half, out, resume, render, chosen)
 
     def look(appearance: bool) -> Look:
-        return masks_look(call.dense, appearance, corrected)
+        return masks_look(call.dense, appearance)
 
     run, figures = tell_apart(call, opened, look, settings, Keeping(_write, _read), _score, COLUMNS)
     protocol = (

@@ -123,7 +123,7 @@ def _chosen(loads: Loads[FoundSequence], names: Sequence[str] | None) -> Loads[F
     for pattern in names or ():
         if not any(fnmatchcase(name, pattern) for name in loads):
             near = difflib.get_close_matches(pattern, loads, 1, 0)[0]
-            raise InputError(f"names: {pattern!r} fits none of the {len(loads)} sequences; the nearest is {near!r}")
+            raise InputError(f"sequences: {pattern!r} fits none of the {len(loads)} sequences; the nearest is {near!r}")
     return {n: load for n, load in loads.items() if not names or any(fnmatchcase(n, pattern) for pattern in names)}
 
 

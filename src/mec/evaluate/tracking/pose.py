@@ -45,7 +45,8 @@ def pose(
             better of the two.
         motion: let the distance from where a track is expected share in the cost of a pair; false compares what
             encoders see.
-        corrected: compare sets of cells without filling them up to one size; false compares with published figures.
+        corrected: compare sets of cells without filling them up to one size, and boxes as large as they are; false
+            compares with published figures.
         patience: frames, at 30 a second, that an object may be out of sight.
         sequences: those to take, or patterns, such as [*_mpii_test]; null is all.
         out: folder for the tracks, as PoseTrack18 has them, and the figures of each sequence.
@@ -56,7 +57,7 @@ def pose(
     clock = Stopwatch()
     settings = Association(
         motion=0.0001 if motion else 0.0, gated=False, newcomer_cost=0.6, duplicate_cost=0.2, confirmed=True,
-        patience=patience, padded=not corrected,
+        patience=patience, published=not corrected,
     )  # fmt: skip
     opened = loaded(open_poses(Path(data).expanduser(), detections, sequences))
     chosen: dict[str, object] = {"task": "pose", "stage": stage, "corrected": corrected, "detections": detections}

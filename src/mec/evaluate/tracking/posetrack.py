@@ -69,7 +69,7 @@ def _chosen(known: dict[str, Path], names: Sequence[str] | None) -> dict[str, Pa
     for pattern in names or ():
         if not any(fnmatchcase(name, pattern) for name in known):
             near = difflib.get_close_matches(pattern, known, 1, 0)[0]
-            raise InputError(f"names: {pattern!r} fits none of the {len(known)} sequences; the nearest is {near}")
+            raise InputError(f"sequences: {pattern!r} fits none of the {len(known)} sequences; the nearest is {near}")
     return {n: f for n, f in known.items() if not names or any(fnmatchcase(n, pattern) for pattern in names)}
 
 

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 SHARPNESS = 100.0
 """A cell of cosine similarity s weighs exp(100 s) in rebuilding another."""
+ROWS = 2048
+"""Cells rebuilt at once."""
 
 
 @torch.no_grad()
@@ -32,9 +35,7 @@ def reconstruction_similarity(
     if not some or not others:
         return np.zeros((len(some), len(others)))
     first, second = _Cells(some), _Cells(others)
-    products = first.cells @ second.cells.T
-    there = _rebuilt(products, first, second, padded)
-    back = _rebuilt(products.T, second, first, padded)
+    there, back = _rebuilt(first, second, padded), _rebuilt(second, first, padded)
     found: NDArray[np.float64] = ((there + back.T) / 2).double().cpu().numpy()
     return found
 
@@ -43,34 +44,35 @@ class _Cells:
     """Cells of several objects, of length 1 each, one object after the other: (n, d)."""
 
     def __init__(self, objects: Sequence[Tensor]) -> None:
-        self.cells = torch.nn.functional.normalize(torch.cat(list(objects), dim=1).T, dim=1)
+        self.cells = F.normalize(torch.cat(list(objects), dim=1).T, dim=1)
         self.counts = [found.shape[1] for found in objects]
-        self.parts = torch.split(self.cells, self.counts)
-        self.missing = [max(self.counts) - count for count in self.counts]
+        self.most = max(self.counts)
+        owners = [torch.full((count,), n) for n, count in enumerate(self.counts)]
+        self.owner = torch.cat(owners).to(self.cells.device)
 
     def sums(self, values: Tensor) -> Tensor:
-        """(n, ...) -> (objects, ...): over the cells of each."""
-        return torch.stack([part.sum(0) for part in torch.split(values, self.counts)])
+        """(n, k) -> (objects, k): over the cells of each."""
+        return values.new_zeros(len(self.counts), values.shape[1]).index_add_(0, self.owner, values)
+
+    def per_object(self, numbers: Sequence[float]) -> Tensor:
+        """(objects, 1)."""
+        return self.cells.new_tensor(numbers)[:, None]
 
 
-def _rebuilt(products: Tensor, wanted: _Cells, given: _Cells, padded: bool) -> Tensor:
+def _rebuilt(wanted: _Cells, given: _Cells, padded: bool) -> Tensor:
     """(wanted, given): cosine of the cells of each object with what the cells of another rebuild of them."""
-    logits = SHARPNESS * products
-    if padded:
-        zeros = logits.new_zeros(len(logits), sum(given.missing))
-        weights = torch.cat([logits, zeros], dim=1).softmax(dim=1)[:, : logits.shape[1]]
-    else:
-        weights = logits.softmax(dim=1)
-    agreement, lengths = [], []
-    for part, share, alike in zip(
-        given.parts, torch.split(weights, given.counts, 1), torch.split(products, given.counts, 1), strict=True
-    ):
-        within = part @ part.T
-        length = wanted.sums(((share @ within) * share).sum(1))
-        if padded:  # a cell of zeros is rebuilt as the mean of all there are
-            mean = within.sum() / (len(given.counts) * max(given.counts)) ** 2
-            length = length + mean * length.new_tensor(wanted.missing)
-        agreement.append(wanted.sums((share * alike).sum(1)))
-        lengths.append(length)
-    own = torch.tensor(wanted.counts, dtype=products.dtype, device=products.device).sqrt()
-    return torch.stack(agreement, 1) / (torch.stack(lengths, 1).clamp_min(1e-24).sqrt() * own[:, None])
+    parts = torch.split(given.cells, given.counts)
+    within = [part @ part.T for part in parts]
+    zeros = sum(given.most - count for count in given.counts) if padded else 0
+    agreed, squared = [], []
+    for rows in torch.split(wanted.cells, ROWS):
+        products = rows @ given.cells.T
+        weights = F.pad(SHARPNESS * products, (0, zeros)).softmax(dim=1)[:, : products.shape[1]]
+        shares = torch.split(weights, given.counts, 1)
+        agreed.append(torch.stack([part.sum(1) for part in torch.split(weights * products, given.counts, 1)], 1))
+        squared.append(torch.stack([((s @ w) * s).sum(1) for s, w in zip(shares, within, strict=True)], 1))
+    agreement, lengths = wanted.sums(torch.cat(agreed)), wanted.sums(torch.cat(squared))
+    if padded:  # a cell of zeros is rebuilt as the mean of all there are
+        means = given.per_object([float(w.sum()) for w in within]) / (len(given.counts) * given.most) ** 2
+        lengths = lengths + wanted.per_object([wanted.most - count for count in wanted.counts]) * means.T
+    return agreement / (lengths.clamp_min(1e-24) * wanted.per_object(wanted.counts)).sqrt()
