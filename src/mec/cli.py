@@ -15,7 +15,7 @@ from rich.console import Console
 from mec import __version__
 from mec.errors import InputError
 from mec.files import is_first_process
-from mec.options import COMMANDS, DETECTION_HELP, TRACKING_HELP, task_of
+from mec.options import COMMANDS, DETECTION_HELP, TRACKING_HELP, listed, task_of
 from mec.parser import Parser
 
 if TYPE_CHECKING:
@@ -141,19 +141,20 @@ def _detect(
             print(drawn)
 
 
-def _follow(task: str, data: str, encoder: str, out: str | None, **settings: Any) -> None:
+def _follow(task: str, data: str, encoder: str, out: str | None, sequences: str | None, **settings: Any) -> None:
     """Tracks beside the run where there is one. What could not be used is an error, once the others are told."""
     kept = out
     if not out and (Path(encoder) / "recipe.yaml").exists():
         words = [settings.get("tracker"), settings["stage"], *(f for f in ("corrected", "motion") if settings.get(f))]
         kept, out = encoder, os.path.join(encoder, "-".join([task, *filter(None, words)]))
-    result = task_of(task)(data, encoder, out=out, **settings)
+    result = task_of(task)(data, encoder, out=out, sequences=listed(sequences), **settings)
     Console(soft_wrap=True).print(result.table())
     if kept:
         print(f"added to {result.append_to(kept)}; tracks in {out}")
     if result.broken:
         name, reason = next(iter(result.broken.items()))
-        raise InputError(f"data: {len(result.broken)} of {data} could not be used; the first: {name}: {reason}")
+        number = f"{len(result.broken)} sequence{'s' if len(result.broken) > 1 else ''}"
+        raise InputError(f"data: {number} of {data} could not be used; the first: {name}: {reason}")
 
 
 def _with_underscores(argument: str) -> str:

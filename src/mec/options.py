@@ -30,6 +30,13 @@ TRACKING_HELP = {
     "mots": "sequences with masks: MOTSChallenge or KITTI MOTS, or one sequence's folder",
     "pose": "PoseTrack18: a folder with annotations/val/SEQUENCE.json, and the frames they name",
 }
+SEQUENCES_HELP = {
+    "sot": "those to take, such as Couple,Jogging-1; absent: all",
+    "vos": "those to take, such as blackswan,dog; absent: the val list, or all where there is none",
+    "mot": 'those to take, or patterns, such as "*-FRCNN"; absent: all',
+    "mots": 'those to take, or patterns, such as "*-02,*-05"; absent: all',
+    "pose": 'those to take, or patterns, such as "*_mpii_test"; absent: all',
+}
 ENCODER_HELP = (
     "a run folder; a file of weights: MEC's, SimSiam's, MoCo's, Barlow Twins', VICReg's, SwAV's, DINO's, solo-learn's, "
     "lightly's, torchvision's, timm's, detectron2's (FILE:teacher or FILE:student chooses the part); a timm folder or "
@@ -115,6 +122,7 @@ def _tracking_options(task: Parser, name: str) -> None:
         "--out", help="folder for the tracks and the figures of each sequence; absent: one in the run folder, or none"
     )
     task.add_argument("--resume", action="store_true", help="go on with what is in --out")
+    task.add_argument("--sequences", help=SEQUENCES_HELP[name])
     for flag, words in (
         ("corrected", "put right what the published code does otherwise than it means to; absent: published figures"),
         ("motion", "let motion share in the cost of a pair; absent: looks alone, as encoders are compared"),
@@ -122,8 +130,17 @@ def _tracking_options(task: Parser, name: str) -> None:
         if flag in inspect.signature(task_of(name)).parameters:
             task.add_argument(f"--{flag}", action="store_true", help=words)
     task.add_function_arguments(
-        task_of(name), as_group=False, skip={"data", "encoder", "out", "resume", "corrected", "motion"}
+        task_of(name), as_group=False, skip={"data", "encoder", "out", "resume", "sequences", "corrected", "motion"}
     )
+
+
+def listed(names: str | None) -> list[str] | None:
+    """NAME,NAME or [NAME,NAME]: as YAML, one name would be no list, and a star would not be what it is in patterns."""
+    if names is None:
+        return None
+    inner = names.strip()
+    inner = inner[1:-1] if inner.startswith("[") and inner.endswith("]") else inner
+    return [word.strip(" '\"") for word in inner.split(",")]
 
 
 def _track_options(parser: Parser, arguments: Sequence[str]) -> None:
@@ -190,7 +207,7 @@ TASKS = {
     "detect": ("objects: boxes and masks, the encoder trained further", "coco/ --encoder runs/pets --out runs/coco"),
     "sot": ("one object followed from its first box, no training", "OTB100/ --encoder runs/pets --tracker both"),
     "vos": ("objects followed from their first masks, no training", "DAVIS/ --encoder runs/pets --render davis.mp4"),
-    "mot": ("objects told apart, their boxes given, no training", "MOT17/ --encoder runs/pets --sequences [*-FRCNN]"),
+    "mot": ("objects told apart, their boxes given, no training", "MOT17/ --encoder runs/pets --sequences '*-FRCNN'"),
     "mots": ("objects told apart, their masks given, no training", "MOTS/ --encoder runs/pets --out runs/mots"),
     "pose": ("people told apart, their poses given, no training", "posetrack18/ --encoder runs/pets --motion"),
 }

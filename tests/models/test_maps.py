@@ -81,5 +81,7 @@ def test_a_blank_picture_has_the_encoders_channels() -> None:
 
 def test_what_has_no_maps_of_any_size_is_refused_in_one_line() -> None:
     encoder = create_encoder("cait_xxs24_224", options={"depth": 1})
-    with pytest.raises(InputError, match=r"^encoder: cait_xxs24_224 gives no feature maps of pictures of any size \(.+"):
+    with pytest.raises(
+        InputError, match=r"^encoder: cait_xxs24_224 gives no feature maps of pictures of any size \(.+"
+    ):
         of_any_size(encoder)

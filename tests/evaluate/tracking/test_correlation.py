@@ -42,9 +42,7 @@ def test_the_window_and_the_template() -> None:
     assert template_span(9) == (3, 5)
 
 
-@pytest.mark.parametrize(
-    ("stride", "cells"), [(4, 129), (8, 65), (14, 37), (16, 33), (32, 17), (64, 9), (200, 9)]
-)
+@pytest.mark.parametrize(("stride", "cells"), [(4, 129), (8, 65), (14, 37), (16, 33), (32, 17), (64, 9), (200, 9)])
 def test_the_search_map_is_odd_and_about_520_pixels(stride: int, cells: int) -> None:
     assert grid_size(stride) == cells
     assert stride > 64 or abs(stride * cells - 520) <= 56
@@ -88,9 +86,7 @@ def circular(search: Floats, template: Floats) -> Floats:
     for row in range(size):
         for column in range(size):
             for channel, y, x in np.argwhere(template):
-                found[row, column] += (
-                    template[channel, y, x] * search[channel, (y + row) % size, (x + column) % size]
-                )
+                found[row, column] += template[channel, y, x] * search[channel, (y + row) % size, (x + column) % size]
     return found
 
 

@@ -270,7 +270,7 @@ def test_detections_of_others(tmp_path: Path, place: str, capsys: pytest.Capture
     assert list(loads) == names
     said = capsys.readouterr().err
     assert "test is left out" in said
-    assert "2 sequences are the videos of others; --sequences "*-FRCNN"" in said
+    assert '2 sequences are the videos of others; --sequences "*-FRCNN"' in said
     assert len(loads["MOT17-01-SDP"]().given[0]) == 2
     with pytest.raises(BrokenSequenceError, match=r"no detections of MOT17-01-DPM in .*own"):
         loads["MOT17-01-DPM"]()

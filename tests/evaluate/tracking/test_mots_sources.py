@@ -132,7 +132,8 @@ RUNS = GOOD.split()[5]
         ("1 2001 2 40 60 oooooooooooo0", "expected COCO's compressed run lengths"),
         ("1 2001 2 40 60 !!", "expected COCO's compressed run lengths"),
         ("1 2001 2 40 60 éé", "expected COCO's compressed run lengths"),
-        ("1 2001 2 40 60 @0", "got -16"),
+        ("1 2001 2 40 60 @0", "got -16 and more"),
+        ("1 2001 2 40 60 KU[2", "expected run lengths of 40 x 60 pixels in all, got -5 and more"),
         (f"0 2001 2 40 60 {RUNS}", "expected a frame, counted from 1, got 0"),
     ],
 )
@@ -205,7 +206,9 @@ def test_what_makes_the_whole_call_impossible(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data: no sequence in .*expected MOTSChallenge's .* or KITTI MOTS'"):
         open_found_masks(tmp_path)
     folder = challenge(tmp_path, LINES)
-    with pytest.raises(InputError, match=r"sequences: 'MOTS-02' fits none of the 1 sequences; the nearest is 'MOTS20-02'"):
+    with pytest.raises(
+        InputError, match=r"sequences: 'MOTS-02' fits none of the 1 sequences; the nearest is 'MOTS20-02'"
+    ):
         open_found_masks(tmp_path, names=["MOTS-02"])
     with pytest.raises(InputError, match=r"detections: expected a file of each sequence in .* such as MOTS20-02.txt"):
         open_found_masks(tmp_path, str(tmp_path / "train"))

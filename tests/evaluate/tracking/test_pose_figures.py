@@ -70,7 +70,8 @@ def test_persons_are_found_where_half_of_their_joints_are(tmp_path: Path) -> Non
     sequence = opened(tmp_path, [person(0, 0, body(50, unseen=["nose"]))], 1)
     for wrong, found in ((7, 1), (8, 0)):
         pose = body(50, unseen=["nose"])
-        pose[:wrong, 0] += 16
+        pose[:, 0] += 14.9 * pose[:, 2]
+        pose[:wrong, 0] += 1
         row = pose_scores({VIDEO: compare_poses(sequence, tracks([(1, pose)]))})["all"]
         assert row["person IDF1"] == found, f"{14 - wrong} of 14 joints are right"
 
@@ -90,6 +91,13 @@ def test_each_sequence_weighs_as_much_in_idf1_and_each_joint_in_mota(tmp_path: P
     assert scores["b"]["MOTA head"] == 0
     assert scores["all"]["MOTA knee"] == pytest.approx(1 - 6 / 4)
     assert scores["all"]["MOTA"] == pytest.approx((13 + 2 * -0.5) / 15)
+
+
+def test_a_sequence_in_which_nobody_was_found_weighs_too(tmp_path: Path) -> None:
+    one, other = (opened(tmp_path / name, [person(0, 0, body(50))], 1) for name in "ab")
+    compared = {"a": compare_poses(one, tracks([(1, body(50))])), "b": compare_poses(other, tracks([]))}
+    row = pose_scores(compared)["all"]
+    assert (row["IDF1"], row["MOTA"]) == (0.5, 0.5)
 
 
 def test_ignored_regions_take_joints_of_both(tmp_path: Path) -> None:

@@ -70,6 +70,18 @@ def test_joints_are_known_by_their_names(tmp_path: Path) -> None:
     assert (poses[0] == body(80)).all()
 
 
+def test_a_joint_whose_flag_is_0_is_not_there(tmp_path: Path) -> None:
+    one = person(0, 1, body(80))
+    place = 3 * NAMES.index("nose") + 2
+    for flag, there in ((0, 0), (1, 1), (2, 1)):
+        one["keypoints"][place] = flag
+        posetrack18(tmp_path, IMAGES[:1], [one])
+        poses = open_poses(tmp_path)[VIDEO]().given[0].poses
+        assert poses is not None
+        assert poses[0, JOINTS.index("nose"), 2] == there
+        assert poses[0, :, 2].sum() == 14 + there
+
+
 @pytest.mark.parametrize("form", ["older", "PoseTrack18"])
 def test_detections_say_what_the_frames_are(tmp_path: Path, form: str) -> None:
     posetrack18(tmp_path, IMAGES, PERSONS)
@@ -220,7 +232,9 @@ def test_what_makes_the_whole_call_impossible(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data: no sequence in .*expected PoseTrack18's annotations/val/SEQUENCE"):
         open_poses(tmp_path)
     posetrack18(tmp_path, IMAGES, PERSONS)
-    with pytest.raises(InputError, match=f"sequences: '000001_mpii' fits none of the 1 sequences; the nearest is {VIDEO}"):
+    with pytest.raises(
+        InputError, match=f"sequences: '000001_mpii' fits none of the 1 sequences; the nearest is {VIDEO}"
+    ):
         open_poses(tmp_path, names=["000001_mpii"])
     with pytest.raises(InputError, match="detections: expected a file of each sequence in nowhere, such as"):
         open_poses(tmp_path, "nowhere")

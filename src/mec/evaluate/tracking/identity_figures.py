@@ -30,11 +30,12 @@ class Compared:
     similarities: Sequence[NDArray[np.float64]]
 
 
-def identity_scores(compared: Mapping[str, Compared]) -> Scores:
+def identity_scores(compared: Mapping[str, Compared], hota: bool = True) -> Scores:
     """A row for each of one or more sequences, and "all", from the sums of their counts, not from the rows' means.
 
     Shares are in [0, 1], MOTA may be less. HOTA, DetA and AssA are means over thresholds 0.05, 0.10 ... 0.95, the
-    others are at 0.5. What cannot be said is 0: every share where there is no truth or no track.
+    others are at 0.5. What cannot be said is 0: every share where there is no truth or no track. HOTA takes most of the
+    time; ``hota`` False leaves it, DetA and AssA out.
 
     Raises:
         ValueError: similarities of another shape than the ids, or an id twice in a frame.
@@ -42,7 +43,7 @@ def identity_scores(compared: Mapping[str, Compared]) -> Scores:
     """
     known = trackeval().metrics
     quiet = {"PRINT_CONFIG": False}
-    metrics = known.HOTA(), known.CLEAR(dict(quiet)), known.Identity(dict(quiet))
+    metrics = [known.CLEAR(dict(quiet)), known.Identity(dict(quiet)), *([known.HOTA()] if hota else [])]
     raw = {name: _as_trackeval(name, one) for name, one in compared.items()}
     rows: dict[str, dict[str, Any]] = {name: {} for name in [*raw, "all"]}
     for metric in metrics:
@@ -53,7 +54,7 @@ def identity_scores(compared: Mapping[str, Compared]) -> Scores:
 
 
 def _row(result: dict[str, Any]) -> dict[str, float]:
-    shares = {column: float(np.mean(result[column])) for column in SHARES}
+    shares = {column: float(np.mean(result[column])) for column in SHARES if column in result}
     return {**shares, **{column: int(result[theirs]) for column, theirs in COUNTS.items()}}
 
 

@@ -118,8 +118,9 @@ def _inner(folder: Path) -> set[str]:
 def _listed(root: Path, pictures: Path, masks: Path) -> list[str]:
     for file in (root / "ImageSets" / name for name in LISTS):
         if file.is_file():
-            words = [line.split()[0] for line in file.read_text("utf-8-sig", "replace").splitlines() if line.strip()]
-            names = list(dict.fromkeys(PurePosixPath(w).parent.name if "/" in w else w for w in words))
+            lines = filter(None, map(str.strip, file.read_text("utf-8-sig", "replace").splitlines()))
+            # a name, or a frame and its mask
+            names = list(dict.fromkeys(PurePosixPath(w.split()[0]).parent.name if "/" in w else w for w in lines))
             say(f"data: the {len(names)} sequences of {file}, frames of {pictures}")
             return names
     names = sorted(_inner(masks))

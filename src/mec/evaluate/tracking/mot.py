@@ -57,7 +57,7 @@ def mot(
     """
     clock = Stopwatch()
     settings = Association(motion=0.02 if motion else 0.0, gated=True, patience=patience, published=not corrected)
-    opened = loaded(open_found_boxes(Path(data).expanduser(), detections, least_score, sequences))
+    opened = loaded(data, open_found_boxes(Path(data).expanduser(), detections, least_score, sequences))
     chosen: dict[str, object] = {
         "task": "mot",
         "stage": stage,

@@ -73,7 +73,8 @@ def _row(place: str, words: Sequence[str]) -> MaskRow:
     _expect_class(category)
     runs = _runs(words[5])
     if min(height, width) < 1 or (runs < 0).any() or runs.sum() != height * width:
-        raise ValueError(f"expected run lengths of {height} x {width} pixels in all, got {runs.sum()}")
+        got = f"{runs.min()} and more" if (runs < 0).any() else runs.sum()
+        raise ValueError(f"expected run lengths of {height} x {width} pixels in all, got {got}")
     try:
         score = float(words[6]) if len(words) == 7 else 1.0
     except ValueError:

@@ -59,7 +59,7 @@ def pose(
         motion=0.0001 if motion else 0.0, gated=False, newcomer_cost=0.6, duplicate_cost=0.2, confirmed=True,
         patience=patience, published=not corrected,
     )  # fmt: skip
-    opened = loaded(open_poses(Path(data).expanduser(), detections, sequences))
+    opened = loaded(data, open_poses(Path(data).expanduser(), detections, sequences))
     chosen: dict[str, object] = {"task": "pose", "stage": stage, "corrected": corrected, "detections": detections}
     chosen |= vars(settings)
     call = Call(data, encoder, stage, half, out, resume, render, chosen)

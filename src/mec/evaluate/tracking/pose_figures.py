@@ -115,7 +115,9 @@ def pose_scores(compared: Mapping[str, ComparedPoses]) -> Scores:
     Raises:
         InputError: no trackeval.
     """
-    kinds = [identity_scores({name: one.joints[j] for name, one in compared.items()}) for j in range(len(JOINTS))]
+    kinds = [
+        identity_scores({name: one.joints[j] for name, one in compared.items()}, hota=False) for j in range(len(JOINTS))
+    ]
     persons = identity_scores({name: one.persons for name, one in compared.items()})
     scores: Scores = {}
     for row in persons:

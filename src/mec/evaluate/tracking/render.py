@@ -158,18 +158,18 @@ def _write(image: Image.Image, text: str, colour: Colour, x: float, bottom: int,
     pencil.text((left + margin, top + margin - above), text, fill=ink, font=font, anchor="ls")
 
 
-def check_render(path: Path) -> None:
+def check_render(path: Path, argument: str = "render") -> None:
     """Whether a film can be written there, before hours are spent on what it would show. Raises InputError."""
     if path.suffix.lower() != ".mp4":
-        raise InputError(f"render: expected a file ending in .mp4, got {path}")
+        raise InputError(f"{argument}: expected a file ending in .mp4, got {path}")
     if path.is_dir():
-        raise InputError(f"render: {path} is a folder, expected the name of a file")
+        raise InputError(f"{argument}: {path} is a folder, expected the name of a file")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir():
-        raise InputError(f"render: {folder} is no folder")
+        raise InputError(f"{argument}: {folder} is no folder")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"render: {folder} cannot be written to")
-    video_library(f"render: {path}")
+        raise InputError(f"{argument}: {folder} cannot be written to")
+    video_library(f"{argument}: {path}")
 
 
 class Film:

@@ -13,6 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Generic, Protocol, TypeVar
 
+import torch
+
 from mec.errors import InputError
 from mec.evaluate.progress import Shown, say
 from mec.evaluate.task import EncoderLike, Source
@@ -145,8 +147,8 @@ class Call:
             )
         if file.exists():
             try:
-                had = json.loads(file.read_text())
-            except ValueError as error:
+                had = dict(json.loads(file.read_text()))
+            except (TypeError, ValueError) as error:
                 raise InputError(f"out: {file} is damaged ({error})") from error
             other = [name for name in wanted if had.get(name) != wanted[name] and name != "encoder"]
             if other:
@@ -154,8 +156,11 @@ class Call:
                 raise InputError(
                     f"out: the tracks in {folder} are of {name} {had.get(name)!r}, expected {wanted[name]!r}"
                 )
-        with replacing(file) as path:
-            path.write_text(json.dumps(wanted, indent=2) + "\n")
+        try:
+            with replacing(file) as path:
+                path.write_text(json.dumps(wanted, indent=2) + "\n")
+        except OSError as error:
+            raise InputError(f"out: {folder} cannot be written to ({error.strerror})") from error
 
     def keep_figures(self, scores: Scores, broken: dict[str, str]) -> None:
         with replacing(self.folder / FIGURES) as path:
@@ -166,18 +171,19 @@ def weights_digest(dense: Dense) -> str:
     digest = hashlib.sha256()
     for name, tensor in dense.body.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def loaded(loads: Loads[S]) -> Followed[S, Any]:
-    """All sequences opened; what is wrong with one is said at once."""
+def loaded(data: Source, loads: Loads[S]) -> Followed[S, Any]:
+    """All sequences opened; what is wrong with one is said at once. Raises InputError where none is left."""
     followed: Followed[S, Any] = Followed()
     for name, load in loads.items():
         try:
             followed.sequences.append(load())
         except BrokenSequenceError as error:
             _break(followed, name, error)
+    _expect_some(data, followed)
     return followed
 
 
@@ -222,9 +228,7 @@ def follow_all(
             say(f"{named}: {len(tracks):,} frames, {len(tracks) / taken:.2f} a second, {share:.0%} in the encoder")
             keeping.write(folder, sequence, tracks)
             done.sequences.append(sequence)
-    if not done.sequences:
-        name, reason = next(iter(done.broken.items()))
-        raise InputError(f"data: no sequence of {call.data} can be used; the first: {name}: {reason}")
+    _expect_some(call.data, done)
     done.tracks = _OnDisk(folder, done.sequences, keeping)
     done.share = (call.dense.seconds - in_encoder) / done.seconds if done.seconds else 0.0
     return done
@@ -240,6 +244,12 @@ def _is_there(folder: Path, sequence: S, keeping: Keeping[S, X]) -> bool:
 def _break(followed: Followed[Any, Any], name: str, error: BrokenSequenceError) -> None:
     followed.broken[name] = str(error)
     say(f"{name}: {error}")
+
+
+def _expect_some(data: Source, followed: Followed[Any, Any]) -> None:
+    if not followed.sequences:
+        name, reason = next(iter(followed.broken.items()))
+        raise InputError(f"data: no sequence of {data} can be used; the first: {name}: {reason}")
 
 
 def film(call: Call, sequences: list[S], draw: Callable[[S], Callable[[int, Frame], Frame]]) -> None:

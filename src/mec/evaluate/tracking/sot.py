@@ -61,7 +61,7 @@ def sot(
     if tracker not in (*TRACKERS, BOTH):
         raise InputError(f"tracker: expected dcf, xcorr or both, got {tracker!r}")
     clock = Stopwatch()
-    opened = loaded(open_box_sequences(data, sequences))
+    opened = loaded(data, open_box_sequences(data, sequences))
     settings = {"task": "sot", "stage": stage, "corrected": corrected}
     call = Call(data, encoder, stage, half, out, resume, render, settings)
     figures: dict[str, dict[str, float]] = {}
@@ -73,10 +73,10 @@ def sot(
         def follow(one: BoxSequence, name: str = name) -> Iterator[Box]:
             return follow_box(one.frames, one.truth[0], call.dense, name, corrected)
 
-        runs[name] = follow_all(call, opened, follow, keeping, name)
+        opened = runs[name] = follow_all(call, opened, follow, keeping, name)
         for row, values in box_scores(runs[name].sequences, _stacked(runs[name])).items():
             scores[f"{name} {row}"] = values
-            if row == "all" or row.endswith(")"):  # of all targets, or those with an attribute
+            if row not in runs[name].tracks:  # of all targets, or those with an attribute
                 figures[name if row == "all" else f"{name}, {row}"] = values
     last = runs[name]
     still = {one.name: np.repeat(one.truth[:1], len(one.truth), axis=0) for one in last.sequences}

@@ -42,7 +42,7 @@ def track(
         mask: a PNG as large as the first frame: white or another grey where the object is; several objects have a
             colour or an index each.
         out: film to draw; null is VIDEO-tracked.mp4 in the working folder. Beside it lie the boxes, one a line as OTB
-            has them, in a .txt, or a folder of masks.
+            has them, in a .txt, or a folder of masks, which must be new.
         tracker: of boxes: dcf, a correlation filter learnt anew in every frame; or xcorr, cross-correlation with the
             first frame.
         stage: which maps of the encoder: s3, of its last stage but one, or s4, of its last.
@@ -52,14 +52,20 @@ def track(
         The film.
 
     Raises:
-        InputError: neither or both of box and mask, or one that does not fit the first frame; no video.
+        InputError: neither or both of box and mask, or one that does not fit the first frame; no video; or something
+            else where the film or the masks would lie.
     """
     if (box is None) == (mask is None):
         raise InputError("box, mask: expected one of them, to say what to follow in the first frame")
     place = None if box is None else _numbers(box)
     path = Path(video).expanduser()
     film = Path(f"{path.absolute().stem}-tracked.mp4" if out is None else out).expanduser()
-    check_render(film)
+    check_render(film, "out")
+    if film.exists() and path.exists() and film.samefile(path):
+        raise InputError(f"out: {film} is the video itself")
+    masks_folder = film.with_suffix("")
+    if mask is not None and masks_folder.exists():
+        raise InputError(f"out: {masks_folder}, where the masks would lie, is there already")
     frames = open_frames(path)
     dense = Dense(encoder, stage, half)
     say(f"encoder: {dense.described}, a cell every {dense.stride} pixels")
@@ -75,7 +81,7 @@ def track(
                     raise BrokenSequenceError("no frame can be read")
                 labels, palette = _read(Path(str(mask)).expanduser(), first.shape[:2])
                 masks = follow_masks(watched, labels, dense)
-                write_labels(film.with_suffix(""), _masks_drawn(masks, palette, watched, drawn, shown))
+                write_labels(masks_folder, _masks_drawn(masks, palette, watched, drawn, shown))
     except BrokenSequenceError as error:
         raise InputError(f"video: {error}") from error
     speed, share = shown.done / shown.seconds, dense.seconds / shown.seconds
@@ -84,6 +90,8 @@ def track(
 
 
 def _read(mask: Path, size: tuple[int, int]) -> tuple[Labels, NDArray[np.uint8]]:
+    if not mask.is_file():
+        raise InputError(f"mask: {mask} {'is no file' if mask.exists() else 'does not exist'}")
     try:
         return read_mask(mask, size)
     except BrokenSequenceError as error:

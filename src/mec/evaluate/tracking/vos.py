@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def vos(
     clock = Stopwatch()
     settings = Propagation(neighbours, temperature, radius, context)
     check_contours()
-    opened = loaded(open_mask_sequences(str(data), sequences))
+    opened = loaded(data, open_mask_sequences(Path(data).expanduser(), sequences))
     call = Call(data, encoder, stage, half, out, resume, render, {"task": "vos", "stage": stage, **vars(settings)})
 
     def follow(one: MaskSequence) -> Iterator[Labels]:

@@ -1,0 +1,84 @@
+"""Do trackers keep who is who through crossings and occlusions, where the truth is exact?
+
+python benchmarks/tracking_scenes.py [--data FOLDER] [--encoder ENCODER] [--picture docs/images/tracking.jpg]
+
+Pieces of photographs move over another one, hide each other wholly, go behind a pole, leave and come back: 40 frames,
+4 objects. "garden" is made of scikit-learn's two photographs; with FOLDER, which has coco128, "street" of people too.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jsonargparse import auto_cli
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.evaluate.tracking.scene_files import write_mot, write_mots, write_otb, write_posetrack
+from tests.evaluate.tracking.scenes import Scene, garden, street
+
+from machine import write
+from mec import evaluate
+from mec.evaluate.detection.drawing import sheet
+from mec.evaluate.tracking.mots_files import read_masks_text
+from mec.evaluate.tracking.posetrack import open_poses, read_poses
+from mec.evaluate.tracking.render import draw_found
+
+SHOWN = (4, 12, 18, 22, 27, 34)
+"""Frames of the picture."""
+
+
+def main(data: str | None = None, encoder: str = "resnet18", picture: str | None = None) -> None:
+    """Follow all objects by masks, boxes and poses, and each from its first box.
+
+    Args:
+        data: folder with coco128; null makes the scene that needs none alone.
+        encoder: whose features tell them apart; the default is untrained.
+        picture: file to draw some frames of "garden" into; null draws none.
+    """
+    scenes = {"garden": garden()}
+    if data is not None:
+        scenes |= {"street": street(Path(data), 0), "clock": street(Path(data), 1)}
+    rows: dict[str, Any] = {}
+    for name, scene in scenes.items():
+        with tempfile.TemporaryDirectory() as folder:
+            numbered = f"{len(rows) + 1:06}_{name}"  # as PoseTrack's names are
+            rows[name] = _followed(scene, numbered, Path(folder), encoder)
+            if picture is not None and name == "garden":
+                _draw(scene, numbered, Path(folder), Path(picture))
+        print(name, rows[name], flush=True)
+    write("tracking_scenes", "tracking where the truth is exact", encoder=f"{encoder}, untrained", rows=rows)
+
+
+def _followed(scene: Scene, name: str, folder: Path, encoder: str) -> dict[str, Any]:
+    write_mot(scene, folder / "mot", name)
+    write_mots(scene, folder / "mots", name)
+    write_posetrack(scene, folder / "pose", name)
+    for target in range(len(scene.visible)):
+        write_otb(scene, folder / "sot", f"{name}{target}", target)
+    calls = {
+        "mot": partial(evaluate.mot, folder / "mot"),
+        "mots": partial(evaluate.mots, folder / "mots"),
+        "pose": partial(evaluate.pose, folder / "pose"),
+        "sot": partial(evaluate.sot, folder / "sot", tracker="both"),
+    }
+    return {task: call(encoder, out=folder / f"found-{task}").figures for task, call in calls.items()}
+
+
+def _draw(scene: Scene, name: str, folder: Path, file: Path) -> None:
+    masks = read_masks_text(folder / "found-mots" / "tracks", name, len(scene.frames))
+    sequence = next(iter(open_poses(folder / "pose").values()))()
+    poses = read_poses(folder / "found-pose" / "tracks", sequence)
+    drawn = [[draw_found(scene.frames[t], found[t]) for t in SHOWN] for found in (masks, poses)]
+    images = [Image.fromarray(np.asarray(frame)) for row in drawn for frame in row]
+    sheet(images, len(SHOWN), 1500).convert("RGB").save(file, quality=85)
+
+
+if __name__ == "__main__":
+    auto_cli(main)
