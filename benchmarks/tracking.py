@@ -30,7 +30,7 @@ from unitrack_parity import as_mot
 
 TASKS = ("vos", "mot", "jogging", "pose", "sot")
 ENCODERS = ("resnet18", "mec", "efficientnet_lite0", "resnet50")
-TARGETS = ("Couple", "Crossing", "DragonBaby", "Football1", "Jogging-1", "Jogging-2")
+TARGETS = ("Couple", "Crossing", "DragonBaby", "Football1")
 
 
 def main(

@@ -14,20 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jsonargparse import auto_cli
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.evaluate.tracking.scene_files import write_mot, write_mots, write_otb, write_posetrack
+from tests.evaluate.tracking.scene_files import write_mot, write_mots, write_posetrack
 from tests.evaluate.tracking.scenes import Scene, garden, street
 
 from machine import write
 from mec import evaluate
 from mec.evaluate.detection.drawing import sheet
 from mec.evaluate.tracking.mots_files import read_masks_text
-from mec.evaluate.tracking.posetrack import open_poses, read_poses
 from mec.evaluate.tracking.render import draw_found
 
 SHOWN = (4, 12, 18, 22, 27, 34)
@@ -35,7 +33,7 @@ SHOWN = (4, 12, 18, 22, 27, 34)
 
 
 def main(data: str | None = None, encoder: str = "resnet18", picture: str | None = None) -> None:
-    """Follow all objects by masks, boxes and poses, and each from its first box.
+    """Follow all objects by boxes, masks and poses.
 
     Args:
         data: folder with coco128; null makes the scene that needs none alone.
@@ -60,24 +58,18 @@ def _followed(scene: Scene, name: str, folder: Path, encoder: str) -> dict[str, 
     write_mot(scene, folder / "mot", name)
     write_mots(scene, folder / "mots", name)
     write_posetrack(scene, folder / "pose", name)
-    for target in range(len(scene.visible)):
-        write_otb(scene, folder / "sot", f"{name}{target}", target)
     calls = {
         "mot": partial(evaluate.mot, folder / "mot"),
         "mots": partial(evaluate.mots, folder / "mots"),
         "pose": partial(evaluate.pose, folder / "pose"),
-        "sot": partial(evaluate.sot, folder / "sot", tracker="both"),
     }
     return {task: call(encoder, out=folder / f"found-{task}").figures for task, call in calls.items()}
 
 
 def _draw(scene: Scene, name: str, folder: Path, file: Path) -> None:
     masks = read_masks_text(folder / "found-mots" / "tracks", name, len(scene.frames))
-    sequence = next(iter(open_poses(folder / "pose").values()))()
-    poses = read_poses(folder / "found-pose" / "tracks", sequence)
-    drawn = [[draw_found(scene.frames[t], found[t]) for t in SHOWN] for found in (masks, poses)]
-    images = [Image.fromarray(np.asarray(frame)) for row in drawn for frame in row]
-    sheet(images, len(SHOWN), 1500).convert("RGB").save(file, quality=85)
+    images = [Image.fromarray(draw_found(scene.frames[t], masks[t])) for t in SHOWN]
+    sheet(images, len(SHOWN) // 2, 1000).save(file, quality=85)
 
 
 if __name__ == "__main__":

@@ -238,10 +238,10 @@ def test_digests_tell_weights_apart(encoder: Encoder) -> None:
     assert weights_digest(half) != weights_digest(Dense(encoder))
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_process_that_was_ended(sent: signal.Signals, encoder: Encoder, tmp_path: Path) -> None:
     """While it follows the second sequence. What is left is whole, and gone on with gives what would have been."""
-    for name, length in ((ONE, LENGTH), (TWO, 60)):
+    for name, length in ((ONE, LENGTH), (TWO, 24)):
         write("mots", crossing(length), tmp_path / "data", name)
     mec.save_encoder(encoder, tmp_path / "encoder")
     command = [sys.executable, "-m", "mec", "evaluate", "mots", "data/mots", "--encoder", "encoder", "--out", "out"]

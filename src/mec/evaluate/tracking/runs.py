@@ -225,9 +225,9 @@ def follow_all(
             taken = time.perf_counter() - started
             done.frames, done.seconds = done.frames + len(tracks), done.seconds + taken
             named, share = f"{part} {sequence.name}".strip(), (call.dense.seconds - before) / taken
-            say(f"{named}: {len(tracks):,} frames, {len(tracks) / taken:.2f} a second, {share:.0%} in the encoder")
             keeping.write(folder, sequence, tracks)
             done.sequences.append(sequence)
+            say(f"{named}: {len(tracks):,} frames, {len(tracks) / taken:.2f} a second, {share:.0%} in the encoder")
     _expect_some(call.data, done)
     done.tracks = _OnDisk(folder, done.sequences, keeping)
     done.share = (call.dense.seconds - in_encoder) / done.seconds if done.seconds else 0.0
