@@ -99,6 +99,23 @@ def test_a_corrected_crop_of_as_many_pixels_is_the_part_itself() -> None:
     torch.testing.assert_close(found, picture[:, :, 5:13, 10:18], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("corrected", "middle"), [(True, [77.5, 63.5]), (False, [77.0, 63.0])])
+def test_where_the_first_crop_is(corrected: bool, middle: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels 60 to 95 and 50 to 77 are in the box; the middle of the first pixel is (0, 0)."""
+    seen: list[Any] = []
+
+    def noted(*given: Any) -> Tensor:
+        seen.append(given[1:])
+        return crop(*given)
+
+    monkeypatch.setattr("mec.evaluate.tracking.follow_box.crop", noted)
+    follow(scene([(60, 50)], [(36, 28)]), [60, 50, 36, 28], Colours(), corrected=corrected)
+    ((centre, windows, side, exact),) = seen
+    np.testing.assert_allclose(centre, middle)
+    np.testing.assert_allclose(windows, [[4.5 * 36, 4.5 * 28]])
+    assert (side, exact) == (520, corrected)
+
+
 def scene(places: list[tuple[int, int]], sides: list[tuple[int, int]]) -> list[Frame]:
     """A coloured board at these places (left, top), of these sizes, on a ground of small contrast."""
     rng = np.random.default_rng(3)

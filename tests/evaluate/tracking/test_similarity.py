@@ -69,6 +69,18 @@ def test_as_the_formula_says(some: tuple[int, ...], others: tuple[int, ...], pad
     np.testing.assert_allclose(single, wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("padded", [True, False])
+def test_where_cells_are_no_more_alike_than_cells_of_zeros_are(padded: bool) -> None:
+    rng = np.random.default_rng(0)
+    first, second = ([0.02 * rng.normal(size=(6, count)) for count in counts] for counts in ((3, 5), (2, 6)))
+    for cells in first:
+        cells[:3] += rng.normal(size=(3, 1))
+    for cells in second:
+        cells[3:] += rng.normal(size=(3, 1))
+    found = reconstruction_similarity(tensors(first), tensors(second), padded)
+    np.testing.assert_allclose(found, literal(first, second, padded), atol=1e-9)
+
+
 @pytest.mark.parametrize("rows", [1, 3, 100])
 def test_as_many_at_once_as_one_likes(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = objects(1, (3, 7, 1)), objects(2, (5, 2))

@@ -15,7 +15,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from mec.errors import InputError
 from mec.evaluate.detection.schedules import Schedule
 from mec.models.encoder import Encoder
-from mec.models.maps import PROBE, maps_of, of_any_size
+from mec.models.maps import cell_of, maps_of, of_any_size
 
 CHANNELS = 256
 STRIDES = (4, 8, 16, 32)
@@ -56,7 +56,7 @@ class Pyramid(nn.Module):
         super().__init__()
         self.body: Any
         self.body, maps = of_any_size(encoder)
-        strides = [PROBE[0] // found.shape[2] for found in maps]
+        strides = [cell_of(found) for found in maps]
         deepest = {stride: level for level, stride in enumerate(strides)}
         if len(deepest) >= 4:
             self.levels = list(deepest.values())[-4:]

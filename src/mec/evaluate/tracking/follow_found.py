@@ -14,6 +14,7 @@ from torch import Tensor
 from mec.evaluate.tracking.association import Association, Associator, overlaps
 from mec.evaluate.tracking.dense import Dense
 from mec.evaluate.tracking.looks import box_looks, letterbox, mask_looks, on_map, spread_box
+from mec.evaluate.tracking.metrics import trackeval
 from mec.evaluate.tracking.render import draw_found
 from mec.evaluate.tracking.runs import Call, Followed, Keeping, film, follow_all
 from mec.evaluate.tracking.sequences import Boxes, BrokenSequenceError, Found, FoundSequence, Frame, Scores, Tracks
@@ -142,6 +143,7 @@ def tell_apart(
 
     Of the figures those in ``columns`` are told; all are kept.
     """
+    trackeval()  # what is missing for the figures is better known before hours of tracking
     run = follow_all(call, opened, lambda one: follow_found(one, look(True), settings), keeping)
     scores = score(run.sequences, run.tracks)
     blind = replace(settings, appearance=False)

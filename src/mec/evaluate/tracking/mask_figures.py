@@ -1,46 +1,28 @@
-"""J&F, the figures of DAVIS (Perazzi et al. 2016): J of the regions, F of their contours, by trackeval."""
+"""J&F, the figures of DAVIS (Perazzi et al. 2016): J of the regions, F of their contours.
+
+Not trackeval's: its F needs an OpenCV with windows, which servers lack libraries for, and scikit-image; it matches
+objects by overlap where they are given; and its decay counts frames in 8 bits.
+"""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
 
-from mec.errors import InputError
 from mec.evaluate.progress import Shown, say
-from mec.evaluate.tracking.metrics import trackeval
 from mec.evaluate.tracking.sequences import VOID, Labels, MaskSequence, Scores
 
 COLUMNS = ("J&F", "J", "J recall", "J decay", "F", "F recall", "F decay")
 RECALLED = 0.5
 QUARTERS = 4
-NEEDED = (
-    # trackeval asks for an opencv with windows, which lacks libraries on servers; this one takes its place
-    ("cv2", "dilate", "--force-reinstall --no-deps opencv-python-headless"),
-    ("skimage.morphology", "disk", "scikit-image"),
-    ("pycocotools.mask", "decode", "pycocotools"),
-)
-"""What trackeval imports when it compares contours: module, what it takes from it, and what to install."""
+NEAR = 0.008
+"""Of the diagonal, rounded up to pixels: how far a point of a contour may be from the other."""
 
 Floats = NDArray[np.float64]
-
-
-def check_contours() -> None:
-    """What is missing for the figures is better known before hours of tracking.
-
-    Raises:
-        InputError: trackeval, opencv or scikit-image cannot be imported; what to install.
-    """
-    trackeval()
-    for module, name, remedy in NEEDED:
-        try:
-            getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise InputError(f"trackeval: {module}: {' '.join(str(error).split())}; pip install {remedy}") from error
+Mask = NDArray[np.bool_]
 
 
 def mask_scores(sequences: Sequence[MaskSequence], tracks: Mapping[str, Sequence[Labels]]) -> Scores:
@@ -61,15 +43,12 @@ def mask_scores(sequences: Sequence[MaskSequence], tracks: Mapping[str, Sequence
 
     Raises:
         ValueError: more or fewer labels than frames, or of another size.
-        InputError: as ``check_contours``.
         BrokenSequenceError: by the truth.
     """
-    check_contours()
-    metric = trackeval().metrics.JAndF()
     found: dict[str, Floats] = {}
     with Shown("comparing masks", len(sequences), unit="sequences") as shown:
         for sequence in sequences:
-            measured = _measured(sequence, tracks[sequence.name], metric)
+            measured = _measured(sequence, tracks[sequence.name])
             if len(measured):
                 found[sequence.name] = np.stack([_summary(measured[:, k]) for k in range(measured.shape[1])])
             else:
@@ -80,7 +59,7 @@ def mask_scores(sequences: Sequence[MaskSequence], tracks: Mapping[str, Sequence
     return {name: dict(zip(COLUMNS, objects.mean(axis=0).tolist(), strict=True)) for name, objects in found.items()}
 
 
-def _measured(sequence: MaskSequence, tracks: Sequence[Labels], metric: Any) -> Floats:
+def _measured(sequence: MaskSequence, tracks: Sequence[Labels]) -> Floats:
     """(frames, objects, 2), J and F."""
     if len(tracks) != len(sequence.names):
         raise ValueError(f"{sequence.name}: expected labels of {len(sequence.names)} frames, got {len(tracks)}")
@@ -95,24 +74,39 @@ def _measured(sequence: MaskSequence, tracks: Sequence[Labels], metric: Any) -> 
         if tracks[i].shape != truth.shape:
             raise ValueError(f"{sequence.name}: expected labels of {truth.shape}, got {tracks[i].shape} in frame {i}")
         found = np.where(truth == VOID, 0, tracks[i])
-        rows.append([_compared(truth == label, found == label, metric) for label in ids])
+        rows.append(
+            [(overlap(truth == label, found == label), contours(truth == label, found == label)) for label in ids]
+        )
     return np.array(rows, np.float64)
 
 
-def _compared(truth: NDArray[np.bool_], found: NDArray[np.bool_], metric: Any) -> tuple[float, float]:
-    """J and F of one object in one frame: of several, trackeval would choose which was meant to be which."""
-    runs = [coco_mask.encode(np.asfortranarray(mask, np.uint8)) for mask in (truth, found)]
-    result = metric.eval_sequence(
-        {
-            "num_timesteps": 1, "num_gt_ids": 1, "num_tracker_ids": 1, "gt_ids": [[0]], "tracker_ids": [[0]],
-            "gt_dets": [[runs[0]]], "tracker_dets": [[runs[1]]],
-        }
-    )  # fmt: skip
-    return float(result["J-Mean"]), float(result["F-Mean"])
+def overlap(truth: Mask, found: Mask) -> float:
+    """J: pixels of both masks (h, w) in those of either; 1 where there are none."""
+    joint = int((truth | found).sum())
+    return float((truth & found).sum() / joint) if joint else 1.0
+
+
+def contours(truth: Mask, found: Mask) -> float:
+    """F: the harmonic mean of the shares of each contour that are near the other."""
+    reach = np.ceil(NEAR * np.hypot(*truth.shape))
+    edges = _contour(truth), _contour(found)
+    if not (edges[0].any() and edges[1].any()):
+        return float(not (edges[0].any() or edges[1].any()))
+    recall, precision = (
+        float((distance_transform_edt(~other)[own] <= reach).mean()) for own, other in (edges, edges[::-1])
+    )
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def _contour(mask: Mask) -> Mask:
+    """Pixels unlike the one to the right, below, or both."""
+    wider = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
+    edge: Mask = (mask != wider[:-1, 1:]) | (mask != wider[1:, :-1]) | (mask != wider[1:, 1:])
+    return edge
 
 
 def _summary(measured: Floats) -> Floats:
-    """(frames, 2) to the columns. trackeval's own would count frames in 8 bits."""
+    """(frames, 2) to the columns."""
     ends = np.round(np.linspace(1, len(measured), QUARTERS + 1) + 1e-10).astype(np.int64) - 1
     # each quarter has its last frame in common with the next
     first, last = (measured[ends[q] : ends[q + 1] + 1].mean(axis=0) for q in (0, QUARTERS - 1))

@@ -19,7 +19,6 @@ from mec.errors import InputError
 from mec.evaluate.progress import Shown, say
 from mec.evaluate.task import EncoderLike, Source
 from mec.evaluate.tracking.dense import Dense
-from mec.evaluate.tracking.metrics import trackeval
 from mec.evaluate.tracking.render import Film, check_render
 from mec.evaluate.tracking.sequences import BrokenSequenceError, Frame, Frames, Loads, Scores
 from mec.files import replacing
@@ -124,7 +123,6 @@ class Call:
     temporary: list[TemporaryDirectory[str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        trackeval()
         if self.resume and self.out is None:
             raise InputError("out: expected the folder that --resume goes on with")
         if self.render is not None:

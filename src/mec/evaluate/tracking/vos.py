@@ -14,7 +14,7 @@ from mec.errors import InputError
 from mec.evaluate.result import Result, Stopwatch
 from mec.evaluate.task import EncoderLike, Source
 from mec.evaluate.tracking.dense import Dense
-from mec.evaluate.tracking.mask_figures import check_contours, mask_scores
+from mec.evaluate.tracking.mask_figures import mask_scores
 from mec.evaluate.tracking.mask_sources import open_mask_sequences, read_masks, write_masks
 from mec.evaluate.tracking.propagation import LabelPropagation, Propagation
 from mec.evaluate.tracking.render import draw_labels
@@ -60,7 +60,6 @@ def vos(
     """
     clock = Stopwatch()
     settings = Propagation(neighbours, temperature, radius, context)
-    check_contours()
     opened = loaded(data, open_mask_sequences(Path(data).expanduser(), sequences))
     call = Call(data, encoder, stage, half, out, resume, render, {"task": "vos", "stage": stage, **vars(settings)})
 
