@@ -25,7 +25,6 @@ from machine import RESULTS, write
 from mec import evaluate
 from mec.evaluate.tracking.runs import SETTINGS
 from mec.models.encoder import Encoder
-from mec.models.files import load_encoder
 from unitrack_parity import as_mot
 
 TASKS = ("vos", "mot", "jogging", "pose", "sot")
@@ -65,7 +64,7 @@ def main(
             for name in encoders:
                 kept = Path(out or temporary) / f"{task}-{name}"
                 result = function(
-                    source, _encoder(name, run), out=kept, resume=(kept / SETTINGS).exists(), half=half, **options
+                    source, encoder_of(name, run), out=kept, resume=(kept / SETTINGS).exists(), half=half, **options
                 )
                 words = result.data.partition("(")[2].rstrip(")")
                 rows.setdefault(task, {"data": words, "figures": {}})["data"] = words
@@ -80,7 +79,8 @@ def main(
                 write("tracking", "tracking with frozen features of several encoders", rows=rows)
 
 
-def _encoder(name: str, run: str) -> Encoder:
+def encoder_of(name: str, run: str) -> Encoder:
+    """mec: the run's; efficientnet_lite0: supervised, from PyPI; else untrained."""
     if name == "mec":
         return load_encoder(run)
     if name != "efficientnet_lite0":

@@ -1,6 +1,6 @@
 """Do trackers keep who is who through crossings and occlusions, where the truth is exact?
 
-python benchmarks/tracking_scenes.py [--data FOLDER] [--encoder ENCODER] [--picture docs/images/tracking.jpg]
+python benchmarks/tracking_scenes.py [--data FOLDER] [--run RUN] [--picture docs/images/tracking.jpg]
 
 Pieces of photographs move over another one, hide each other wholly, go behind a pole, leave and come back: 40 frames,
 4 objects. "garden" is made of scikit-learn's two photographs; with FOLDER, which has coco128, "street" of people too.
@@ -27,34 +27,40 @@ from mec import evaluate
 from mec.evaluate.detection.drawing import sheet
 from mec.evaluate.tracking.mots_files import read_masks_text
 from mec.evaluate.tracking.render import draw_found
+from mec.models.encoder import Encoder
+from tracking import encoder_of
 
 SHOWN = (4, 12, 18, 22, 27, 34)
 """Frames of the picture."""
 
 
-def main(data: str | None = None, encoder: str = "resnet18", picture: str | None = None) -> None:
+def main(data: str | None = None, run: str | None = None, picture: str | None = None) -> None:
     """Follow all objects by boxes, masks and poses.
 
     Args:
         data: folder with coco128; null makes the scene that needs none alone.
-        encoder: whose features tell them apart; the default is untrained.
+        run: of mec pretrain, as in tracking.py; null leaves it out.
         picture: file to draw some frames of "garden" into; null draws none.
     """
     scenes = {"garden": garden()}
     if data is not None:
         scenes |= {"street": street(Path(data), 0), "clock": street(Path(data), 1)}
-    rows: dict[str, Any] = {}
-    for name, scene in scenes.items():
-        with tempfile.TemporaryDirectory() as folder:
-            numbered = f"{len(rows) + 1:06}_{name}"  # as PoseTrack's names are
-            rows[name] = _followed(scene, numbered, Path(folder), encoder)
-            if picture is not None and name == "garden":
-                _draw(scene, numbered, Path(folder), Path(picture))
+    rows: dict[str, Any] = {name: {} for name in scenes}
+    for number, (name, scene) in enumerate(scenes.items(), 1):
+        numbered = f"{number:06}_{name}"  # as PoseTrack's names are
+        for encoder in ("resnet18", *(["mec"] if run else []), "efficientnet_lite0"):
+            with tempfile.TemporaryDirectory() as folder:
+                found = _followed(scene, numbered, Path(folder), encoder_of(encoder, str(run)))
+                if picture is not None and (name, encoder) == ("garden", "resnet18"):
+                    _draw(scene, numbered, Path(folder), Path(picture))
+            for task, figures in found.items():
+                row = rows[name].setdefault(task, {"overlap alone": figures["overlap alone"]})
+                row[encoder] = figures["encoder"]
         print(name, rows[name], flush=True)
-    write("tracking_scenes", "tracking where the truth is exact", encoder=f"{encoder}, untrained", rows=rows)
+    write("tracking_scenes", "tracking where the truth is exact", rows=rows)
 
 
-def _followed(scene: Scene, name: str, folder: Path, encoder: str) -> dict[str, Any]:
+def _followed(scene: Scene, name: str, folder: Path, encoder: Encoder) -> dict[str, Any]:
     write_mot(scene, folder / "mot", name)
     write_mots(scene, folder / "mots", name)
     write_posetrack(scene, folder / "pose", name)
