@@ -153,7 +153,11 @@ def _track_options(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--encoder", default="resnet18", help=f"{ENCODER_HELP}; the default, untrained, is enough for a first look"
     )
-    parser.add_function_arguments(track, as_group=False, skip={"video", "encoder"})
+    parser.add_argument(
+        "--box",
+        help="left,top,width,height of the object in the first frame, in pixels; --box=-9,... left of its edge",
+    )
+    parser.add_function_arguments(track, as_group=False, skip={"video", "encoder", "box"})
 
 
 def _embed_options(parser: Parser, arguments: Sequence[str]) -> None:
