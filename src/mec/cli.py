@@ -146,6 +146,7 @@ def _follow(task: str, data: str, encoder: str, out: str | None, sequences: str 
     kept = out
     if not out and (Path(encoder) / "recipe.yaml").exists():
         words = [settings.get("tracker"), settings["stage"], *(f for f in ("corrected", "motion") if settings.get(f))]
+        words.append(Path(data).expanduser().resolve().name)
         kept, out = encoder, os.path.join(encoder, "-".join([task, *filter(None, words)]))
     result = task_of(task)(data, encoder, out=out, sequences=listed(sequences), **settings)
     Console(soft_wrap=True).print(result.table())

@@ -23,7 +23,7 @@ from mec.evaluate.tracking.render import Film, check_render
 from mec.evaluate.tracking.sequences import BrokenSequenceError, Frame, Frames, Loads, Scores
 from mec.files import replacing
 
-SETTINGS, FIGURES = "settings.json", "figures.json"
+SETTINGS, FIGURES, TRACKS = "settings.json", "figures.json", "tracks"
 
 
 class Followable(Protocol):
@@ -139,11 +139,11 @@ class Call:
     def _begin(self, folder: Path) -> None:
         wanted = {**self.settings, "weights": weights_digest(self.dense), "encoder": self.dense.described}
         file = folder / SETTINGS
-        if file.exists() and not self.resume:
+        if (folder / TRACKS).is_dir() and not self.resume:
             raise InputError(
                 f"out: {folder} has tracks already; --resume goes on with them, another folder begins anew"
             )
-        if file.exists():
+        if file.exists() and self.resume:
             try:
                 had = dict(json.loads(file.read_text()))
             except (TypeError, ValueError) as error:
@@ -202,7 +202,7 @@ def follow_all(
         part: sub-folder, where a call has several trackers.
     """
     done: Followed[S, X] = Followed(broken=dict(opened.broken))
-    folder = call.folder / "tracks" / part
+    folder = call.folder / TRACKS / part
     in_encoder = call.dense.seconds
     total = sum(len(one.frames) for one in opened.sequences)
     with Shown(part or "following", total, unit="frames") as shown:
