@@ -25,6 +25,8 @@ from mec import evaluate
 from mec.evaluate.tracking.runs import FIGURES, SETTINGS
 
 TRACKERS = {"xcorr": "siamfc_cross_correlation", "dcf": "cfnet_dcf"}
+SHORT = ("Couple", "Crossing", "Football1")
+"""Targets on which the corrections are measured."""
 PARTS = ("vos", "mot", "sot", "mot corrected", "sot corrected")
 
 
@@ -61,7 +63,7 @@ def main(data: str = "data", golden: str = "golden", out: str | None = None, par
                     found[part]["original"] = {c: theirs[c] for c in columns}
             else:
                 names = list(known["sot"][TRACKERS["dcf"]]["sequences"])
-                names = [name for name in names if not how or not name.startswith("Jogging")]  # the long one
+                names = [name for name in names if not how or name in SHORT]
                 evaluate.sot(
                     Path(data) / "OTB100", encoder, tracker="both", corrected=bool(how), sequences=names, **options
                 )
