@@ -59,7 +59,7 @@ def mots(
     cost = 0.02 if motion else 0.0
     settings = Association(motion=cost, gated=False, confirmed=True, patience=patience, published=not corrected)
     opened = loaded(data, open_found_masks(Path(data).expanduser(), detections, sequences))
-    chosen: dict[str, object] = {"task": "mots", "stage": stage, "corrected": corrected, "detections": detections}
+    chosen: dict[str, object] = {"task": "mots", "corrected": corrected, "detections": detections}
     chosen |= vars(settings)
     call = Call(data, encoder, stage, half, out, resume, render, chosen)
 

@@ -60,7 +60,7 @@ def pose(
         patience=patience, published=not corrected,
     )  # fmt: skip
     opened = loaded(data, open_poses(Path(data).expanduser(), detections, sequences))
-    chosen: dict[str, object] = {"task": "pose", "stage": stage, "corrected": corrected, "detections": detections}
+    chosen: dict[str, object] = {"task": "pose", "corrected": corrected, "detections": detections}
     chosen |= vars(settings)
     call = Call(data, encoder, stage, half, out, resume, render, chosen)
 

@@ -92,7 +92,6 @@ class _OnDisk(Mapping[str, list[X]], Generic[S, X]):
         return len(self.of)
 
 
-@dataclass(frozen=True)
 class Call:
     """What every task is asked for, checked before hours of work.
 
@@ -104,36 +103,37 @@ class Call:
         out: folder of the tracks; None takes one that goes with the call.
         resume: go on with what is in ``out``.
         render: film of all sequences; None makes none.
-        settings: all that decides what the tracks are.
+        settings: all else that decides what the tracks are.
 
     Raises:
         InputError: by Dense, or ``out`` has tracks already, of other settings when they are to be resumed.
     """
 
-    data: Source
-    encoder: EncoderLike
-    stage: str
-    half: bool | None
-    out: str | os.PathLike[str] | None
-    resume: bool
-    render: str | os.PathLike[str] | None
-    settings: dict[str, Any]
-    dense: Dense = field(init=False)
-    folder: Path = field(init=False)
-    temporary: list[TemporaryDirectory[str]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.resume and self.out is None:
+    def __init__(
+        self,
+        data: Source,
+        encoder: EncoderLike,
+        stage: str,
+        half: bool | None,
+        out: str | os.PathLike[str] | None,
+        resume: bool,
+        render: str | os.PathLike[str] | None,
+        settings: dict[str, Any],
+    ) -> None:
+        if resume and out is None:
             raise InputError("out: expected the folder that --resume goes on with")
+        self.data, self.resume = data, resume
+        self.render = None if render is None else Path(render).expanduser()
         if self.render is not None:
-            check_render(Path(self.render).expanduser())
-        object.__setattr__(self, "dense", Dense(self.encoder, self.stage, self.half))
+            check_render(self.render)
+        self.dense = Dense(encoder, stage, half)
+        self.settings = {**settings, "stage": stage, "half": self.dense.half}
         say(f"encoder: {self.dense.described}, a cell every {self.dense.stride} pixels")
-        if self.out is None:
-            self.temporary.append(TemporaryDirectory(prefix="mec-"))
-            object.__setattr__(self, "folder", Path(self.temporary[0].name))
+        if out is None:
+            self._temporary = TemporaryDirectory(prefix="mec-")  # as long as this
+            self.folder = Path(self._temporary.name)
         else:
-            object.__setattr__(self, "folder", Path(self.out).expanduser())
+            self.folder = Path(out).expanduser()
             self._begin(self.folder)
 
     def _begin(self, folder: Path) -> None:
@@ -254,7 +254,7 @@ def film(call: Call, sequences: list[S], draw: Callable[[S], Callable[[int, Fram
     """Every frame of every sequence, one after the other, as ``draw(sequence)(number, frame)`` has drawn over it."""
     if call.render is None:
         return
-    path = Path(call.render).expanduser()
+    path = call.render
     total = sum(len(one.frames) for one in sequences)
     with Shown("drawing", total, unit="frames") as shown, Film(path, sequences[0].frames.rate) as film:
         for sequence in sequences:

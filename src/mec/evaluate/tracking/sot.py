@@ -62,7 +62,7 @@ def sot(
         raise InputError(f"tracker: expected dcf, xcorr or both, got {tracker!r}")
     clock = Stopwatch()
     opened = loaded(data, open_box_sequences(data, sequences))
-    settings = {"task": "sot", "stage": stage, "corrected": corrected}
+    settings = {"task": "sot", "corrected": corrected}
     call = Call(data, encoder, stage, half, out, resume, render, settings)
     figures: dict[str, dict[str, float]] = {}
     scores: Scores = {}

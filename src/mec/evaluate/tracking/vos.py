@@ -61,7 +61,7 @@ def vos(
     clock = Stopwatch()
     settings = Propagation(neighbours, temperature, radius, context)
     opened = loaded(data, open_mask_sequences(Path(data).expanduser(), sequences))
-    call = Call(data, encoder, stage, half, out, resume, render, {"task": "vos", "stage": stage, **vars(settings)})
+    call = Call(data, encoder, stage, half, out, resume, render, {"task": "vos", **vars(settings)})
 
     def follow(one: MaskSequence) -> Iterator[Labels]:
         return follow_masks(one.frames, _first(one), call.dense, settings)
