@@ -246,7 +246,10 @@ def test_a_process_that_was_ended(sent: signal.Signals, tmp_path: Path) -> None:
     # an encoder that takes its time, for the signal must come before the end
     mec.save_encoder(mec.load_encoder("resnet18"), tmp_path / "encoder")
     command = [sys.executable, "-m", "mec", "evaluate", "mots", "data/mots", "--encoder", "encoder", "--out", "out"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it is ignored in what a shell began with &
+    ) as process:  # fmt: skip
         assert process.stderr is not None
         lines = iter(process.stderr.readline, "")
         while not next(lines).startswith(ONE):
