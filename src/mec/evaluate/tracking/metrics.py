@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
+from typing import Any
 
 from mec.errors import InputError
 
@@ -14,3 +17,14 @@ def trackeval() -> ModuleType:
         return importlib.import_module("trackeval")
     except ImportError as error:
         raise InputError(f"trackeval: {' '.join(str(error).split())}; pip install 'mec-ssl[tracking]'") from error
+
+
+def rules_of(data_set: str, **more: Any) -> Any:
+    """trackeval's data set of that name, for its rules: it asks for files even where it is given none to read."""
+    with TemporaryDirectory() as folder:
+        Path(folder, "gt.txt").touch()
+        config = {
+            "GT_FOLDER": folder, "GT_LOC_FORMAT": "{gt_folder}/gt.txt", "TRACKERS_FOLDER": folder,
+            "TRACKERS_TO_EVAL": [], "SEQ_INFO": {"": 0}, "SKIP_SPLIT_FOL": True, "PRINT_CONFIG": False,
+        }  # fmt: skip
+        return getattr(trackeval().datasets, data_set)(config | more)

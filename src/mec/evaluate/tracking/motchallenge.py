@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +19,7 @@ from numpy.typing import NDArray
 from mec.errors import InputError
 from mec.evaluate.progress import say
 from mec.evaluate.tracking.identity_figures import Compared, numbered
-from mec.evaluate.tracking.metrics import trackeval
+from mec.evaluate.tracking.metrics import rules_of
 from mec.evaluate.tracking.mot_frames import read_frames
 from mec.evaluate.tracking.sequences import Boxes, BrokenSequenceError, Found, FoundSequence, Loads, Tracks
 from mec.evaluate.tracking.tables import read_table
@@ -232,7 +230,7 @@ def compare_boxes(sequence: FoundSequence, tracks: Tracks) -> Compared:
     truth: BoxTruth = sequence.truth
     if len(tracks) != len(truth.ids):
         raise ValueError(f"{sequence.name}: expected tracks of {len(truth.ids)} frames, got {len(tracks)}")
-    rules = _rules(truth.benchmark)
+    rules = rules_of("MotChallenge2DBox", BENCHMARK=truth.benchmark)
     pairs = zip(truth.boxes, tracks, strict=True)
     raw = {
         "num_timesteps": len(tracks),
@@ -249,24 +247,6 @@ def compare_boxes(sequence: FoundSequence, tracks: Tracks) -> Compared:
     }
     data = rules.get_preprocessed_seq_data(raw, "pedestrian")
     return Compared(data["gt_ids"], data["tracker_ids"], data["similarity_scores"])
-
-
-def _rules(benchmark: str) -> Any:
-    """trackeval's data set, which asks for files even where it is given none to read."""
-    with TemporaryDirectory() as folder:
-        Path(folder, "gt.txt").touch()
-        return trackeval().datasets.MotChallenge2DBox(
-            {
-                "BENCHMARK": benchmark,
-                "GT_FOLDER": folder,
-                "GT_LOC_FORMAT": "{gt_folder}/gt.txt",
-                "TRACKERS_FOLDER": folder,
-                "TRACKERS_TO_EVAL": [],
-                "SEQ_INFO": {"": 0},
-                "SKIP_SPLIT_FOL": True,
-                "PRINT_CONFIG": False,
-            }
-        )
 
 
 def _ids(found: Found) -> NDArray[np.int64]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
 from mec.evaluate.tracking.identity_figures import Compared, identity_scores, numbered
-from mec.evaluate.tracking.metrics import trackeval
+from mec.evaluate.tracking.metrics import rules_of
 from mec.evaluate.tracking.mots_files import CLASSES, disjoint
 from mec.evaluate.tracking.mots_sources import MaskTruth
 from mec.evaluate.tracking.sequences import FoundSequence, Scores, Tracks
@@ -29,7 +26,7 @@ def compare_masks(sequence: FoundSequence, tracks: Tracks) -> Compared:
     truth: MaskTruth = sequence.truth
     if len(tracks) != len(truth.ids):
         raise ValueError(f"{sequence.name}: expected tracks of {len(truth.ids)} frames, got {len(tracks)}")
-    rules, known = _rules(), CLASSES[RULES]
+    rules, known = rules_of("MOTSChallenge"), CLASSES[RULES]
     tracks = [disjoint(found) for found in tracks]
     if any(found.ids is None or found.masks is None for found in tracks):
         raise ValueError("expected tracks with ids and masks")
@@ -48,23 +45,6 @@ def compare_masks(sequence: FoundSequence, tracks: Tracks) -> Compared:
     }
     data = rules.get_preprocessed_seq_data(raw, RULES)
     return Compared(data["gt_ids"], data["tracker_ids"], data["similarity_scores"])
-
-
-def _rules() -> Any:
-    """trackeval's data set, which asks for files even where it is given none to read."""
-    with TemporaryDirectory() as folder:
-        Path(folder, "gt.txt").touch()
-        return trackeval().datasets.MOTSChallenge(
-            {
-                "GT_FOLDER": folder,
-                "GT_LOC_FORMAT": "{gt_folder}/gt.txt",
-                "TRACKERS_FOLDER": folder,
-                "TRACKERS_TO_EVAL": [],
-                "SEQ_INFO": {"": 0},
-                "SKIP_SPLIT_FOL": True,
-                "PRINT_CONFIG": False,
-            }
-        )
 
 
 def mots_scores(compared: Mapping[str, Compared]) -> Scores:
