@@ -1,8 +1,11 @@
-"""Checkpoints that are whole or absent, the last three of them, and finding the newest."""
+"""Checkpoints that are whole or absent, the last three of them, and the newest that is sound."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +15,31 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from mec.errors import InputError
-from mec.files import replacing
+from mec.files import is_first_process, replacing
 
 KEPT = 3
+CHECKSUM = 16
+"""Hexadecimal digits of the SHA-256 of a checkpoint that end its name."""
 
 
 class AtomicCheckpoints(CheckpointIO):
-    """Written to a temporary file, flushed and renamed; read without running code from the file."""
+    """Written to a temporary file, flushed and renamed, its checksum in its name; read without running its code."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        with replacing(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+        path = Path(path)
+        try:
+            with replacing(path) as temporary:
+                torch.save(checkpoint, temporary)
+                checksum = _checksum(temporary)
+            path.replace(path.with_name(f"{path.stem}-{checksum}{path.suffix}"))
+        except (OSError, RuntimeError) as error:  # torch says with the latter that a disk is full
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise InputError(
+                f"out: {path} cannot be written ({reason}); the checkpoints before it are kept, and --resume goes on "
+                "from them"
+            ) from error
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = True
@@ -37,6 +52,14 @@ class AtomicCheckpoints(CheckpointIO):
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+def save_checkpoint(trainer: lightning.Trainer, folder: Path) -> None:
+    """Of this step, by all processes together; the last three steps are kept."""
+    trainer.save_checkpoint(folder / f"step={trainer.global_step:09d}.ckpt")
+    if trainer.is_global_zero:
+        for old in set(_files(folder)) - set(_by_step(folder)[-KEPT:]):
+            old.unlink(missing_ok=True)
 
 
 class KeepLatest(Checkpoint):
@@ -54,19 +77,67 @@ class KeepLatest(Checkpoint):
         if trainer.global_step - (self.saved_at or 0) < self.every and not last:
             return
         self.saved_at = trainer.global_step
-        trainer.save_checkpoint(self.folder / f"step={trainer.global_step:09d}.ckpt")
-        if trainer.is_global_zero:
-            for old in _checkpoints(self.folder)[:-KEPT]:
-                old.unlink(missing_ok=True)
+        save_checkpoint(trainer, self.folder)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step=*.ckpt"))
+def newest_checkpoint(run: Path, say: Callable[[str], object]) -> Path | None:
+    """The sound checkpoint of the latest step in a run folder; None where there is none at all.
+
+    Damaged ones that are newer are told to ``say`` and set aside as .damaged.
+
+    Raises:
+        InputError: all of them are damaged.
+    """
+    found = _by_step(run / "checkpoints")
+    damaged: list[Path] = []
+    for path in reversed(found):
+        if _is_whole(path):
+            break
+        damaged.append(path)
+        say(f"{path} is damaged: it does not have the checksum in its name")
+    else:
+        if found:
+            raise InputError(f"resume: all checkpoints in {run} are damaged; start again in another folder")
+        return None
+    if is_first_process():
+        for bad in damaged:
+            bad.replace(bad.with_suffix(".damaged"))
+    return path
 
 
-def newest_checkpoint(run: Path) -> Path:
-    """The checkpoint of the latest step in a run folder."""
-    found = _checkpoints(run / "checkpoints")
-    if not found:
-        raise InputError(f"resume: {run} holds no checkpoint yet; start it again in another folder")
-    return found[-1]
+def step_of(checkpoint: Path) -> int:
+    """Steps that were taken before it."""
+    return int(re.split(r"[-.=]", checkpoint.name)[1])
+
+
+def sweep(run: Path) -> None:
+    """Remove what a process that was killed while it wrote a checkpoint has left."""
+    for left in (run / "checkpoints").glob(".step=*"):
+        left.unlink(missing_ok=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Oldest step first; of one step, what was written last comes last."""
+    return sorted(folder.glob("step=*.ckpt"), key=lambda path: (path.name.partition("-")[0], path.stat().st_mtime_ns))
+
+
+def _by_step(folder: Path) -> list[Path]:
+    return list({re.split(r"[-.]", path.name)[0]: path for path in _files(folder)}.values())
+
+
+def _is_whole(path: Path) -> bool:
+    checksum = re.fullmatch(r"step=\d+-([0-9a-f]+)\.ckpt", path.name)
+    try:
+        return (
+            checksum is None or _checksum(path) == checksum[1]
+        )  # killed before it was named, it is whole all the same
+    except FileNotFoundError:  # another process has set it aside
+        return False
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()[:CHECKSUM]

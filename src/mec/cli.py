@@ -67,15 +67,22 @@ def _run(arguments: Sequence[str]) -> None:
     elif options.command == "evaluate" and options.evaluate.task in TRACKING_HELP:
         _follow(options.evaluate.task, **options.evaluate[options.evaluate.task].as_dict())
     elif options.command == "evaluate":
-        _evaluate(options.evaluate.task, options.evaluate[options.evaluate.task].as_dict())
+        from mec.processes import together
+
+        with together():
+            _evaluate(options.evaluate.task, options.evaluate[options.evaluate.task].as_dict())
     elif options.command == "track":
         from mec.evaluate import track
 
         print(track(**options.track.as_dict()))
     elif options.command == "embed":
         from mec.evaluate.embed import embed
+        from mec.processes import together
 
-        print(embed(**options.embed.as_dict()))
+        with together():
+            made = embed(**options.embed.as_dict())
+        if is_first_process():
+            print(made)
     elif options.command == "export":
         from mec.models.export import export
 
@@ -100,10 +107,10 @@ def _evaluate(task: str, settings: dict[str, Any]) -> None:
     try:
         for source in sources:
             results.append(task_of(task)(source, **settings))
-            if out is not None:
+            if out is not None and is_first_process():
                 path = results[-1].append_to(out)
     finally:
-        if results:
+        if results and is_first_process():
             console = Console(soft_wrap=True)
             console.print(table(results))
             if out is not None:
@@ -170,7 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run([_with_underscores(a) for a in (sys.argv[1:] if arguments is None else arguments)])
     except InputError as error:
         # a loader process sends its traceback along; the last line is the message
-        print(f"mec: {str(error).splitlines()[-1].removeprefix('mec.errors.InputError: ')}", file=sys.stderr)
+        if is_first_process() or not error.agreed:
+            print(f"mec: {str(error).splitlines()[-1].removeprefix('mec.errors.InputError: ')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mec: interrupted", file=sys.stderr)

@@ -4,4 +4,9 @@ from __future__ import annotations
 
 
 class InputError(ValueError):
-    """A bad argument, file or setting; the message names it, what came and what was expected."""
+    """A bad argument, file or setting; the message names it, what came and what was expected.
+
+    ``agreed``: several processes raise it alike, and the first of them says it.
+    """
+
+    agreed = False

@@ -50,7 +50,11 @@ def _pretrain_options(parser: Parser, arguments: Sequence[str]) -> None:
     parser.epilog = "example: mec pretrain photographs/ --out runs/photographs --epochs 200 --batch_size 256"
     parser.add_argument("data", help=DATA_HELP)
     parser.add_argument("--out", required=True, help="the run folder; it must not hold another run")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run folder")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest sound checkpoint in the run folder, or begin where there is none",
+    )
     parser.add_argument(
         "--probe_every",
         type=int | None,

@@ -9,47 +9,63 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.plugins.environments import (  # type: ignore[attr-defined]
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DDPStrategy
 
 from mec.checkpoints import AtomicCheckpoints
 from mec.errors import InputError
 
 # it announces devices and products; what matters of that is said by those who train
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+for _name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 def make_trainer(
     folder: str | os.PathLike[str],
     devices: int | str,
-    nodes: int,
+    nodes: int | str,
     precision: str,
     accelerator: str = "auto",
+    strategy: Any = None,
     **settings: Any,
 ) -> lightning.Trainer:
     """A trainer that writes to ``folder``.
 
     Args:
         folder: what a run writes goes below it.
-        devices: how many, or auto: all GPUs, or one process of a CPU.
-        nodes: machines.
+        devices: processes on each machine, or auto: as torchrun or SLURM started them, else all GPUs, or one process
+            of a CPU.
+        nodes: machines, or auto: as torchrun or SLURM started them, else one.
         precision: lightning's, or auto: bf16-mixed on GPUs that have it, else 32-true.
         accelerator: auto, gpu, cpu ...
+        strategy: lightning's, for more than one process; None is DDP.
         settings: more of lightning's.
 
     Raises:
-        InputError: devices that are not there.
+        InputError: devices that are not there, or other numbers than were started.
     """
     on_gpu = accelerator in ("auto", "gpu") and torch.cuda.is_available()
     if precision == "auto":
         precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
-    chosen: Any = {"precision": precision, "plugins": [AtomicCheckpoints()]}
+    devices, nodes = _as_started(devices, nodes)
+    if devices == "auto":
+        devices = torch.cuda.device_count() if on_gpu else 1  # one process uses every core already
+    plugins: list[Any] = [AtomicCheckpoints()]
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # a stopped run says so by its exit status
+    several = int(devices) * int(nodes) > 1
+    chosen: Any = {"precision": precision, "plugins": plugins, "num_nodes": int(nodes)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return lightning.Trainer(
                 accelerator=accelerator,
-                devices=1 if devices == "auto" and not on_gpu else devices,  # one process uses every core already
-                num_nodes=nodes,
+                devices=int(devices),
+                strategy=(strategy or _ddp()) if several else "auto",
                 use_distributed_sampler=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
@@ -60,3 +76,26 @@ def make_trainer(
             )
         except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"devices: {' '.join(str(error).split())}") from error
+
+
+def _ddp() -> DDPStrategy:
+    # statistics of BatchNorm are joined where they are made, so that there are none to broadcast
+    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _as_started(devices: int | str, nodes: int | str) -> tuple[int | str, int | str]:
+    """The numbers of processes on a machine and of machines that torchrun or SLURM started, where one of them did."""
+    environment = os.environ
+    if TorchElasticEnvironment.detect():
+        started = int(environment["LOCAL_WORLD_SIZE"]), int(environment.get("GROUP_WORLD_SIZE", "1"))
+        by = "torchrun"
+    elif SLURMEnvironment.detect():
+        machines = int(environment.get("SLURM_NNODES", "1"))
+        started, by = (int(environment["SLURM_NTASKS"]) // machines, machines), "SLURM"
+    else:
+        return devices, 1 if nodes == "auto" else nodes
+    for name, asked, found in zip(("devices", "nodes"), (devices, nodes), started, strict=True):
+        if asked not in ("auto", found) and str(asked) != str(found):
+            what = "processes on each machine" if name == "devices" else "machines"
+            raise InputError(f"{name}: {by} started {found} {what}, got {asked}; leave it out, or make them equal")
+    return started

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mec.coding import (
     MECLoss,
@@ -166,3 +167,29 @@ def test_a_diverged_series_says_what_to_do():
     z = torch.ones(4, 3)
     with pytest.raises(ValueError, match=r"^z: the result is -?(inf|nan) .*raise distortion, or use order=None"):
         coding_rate(z, 1e-6, order=12)
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the times a number goes from the device to Python, for which the host waits."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.is_nonzero)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"order": 4}, {"form": "cross"}])
+def test_the_loss_unchecked_is_nan_and_never_waits_for_the_device(arguments):
+    unchecked, codes = MECLoss(**arguments, check=False), good.clone().requires_grad_()
+    bad = with_bad_entry(math.nan)
+    assert unchecked((bad, good)).isnan()
+    assert unchecked((good, good), (bad, good)).isnan()
+    with HostReads() as reads:
+        unchecked((codes, good), (good, good)).backward()
+    assert reads.count == 0
+    with HostReads() as reads:
+        MECLoss(**arguments)((codes, good), (good, good)).backward()
+    assert reads.count > 0

@@ -1,14 +1,11 @@
 """Two processes with half the batch each give what one with the whole batch gives."""
 
 import dataclasses
-import time
-from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
@@ -16,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mec.coding import MECLoss, health
 
 from . import plain
+from .processes import in_processes, needs_gloo
 
 PROCESSES, INPUTS, EPS = 2, 7, 0.4
 SIZES = [(12, 5), (8, 12), (8, 20)]  # m of all and d: feature side; the pooled form alone on it; batch side
@@ -27,9 +25,8 @@ LOSSES = {  # order, form, with targets
     "cross, exact, own targets": (None, "cross", False),
 }
 TARGET_GRADIENTS = [True, False]
-TIME_LIMIT = 100.0
 
-pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+pytestmark = needs_gloo
 
 
 class Student(nn.Module):
@@ -73,22 +70,13 @@ def cases():
                     yield m, d, dtype, name, target_gradients
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meeting",
-        rank=rank,
-        world_size=PROCESSES,
-        timeout=timedelta(seconds=TIME_LIMIT / 2),
-    )
+def worker(rank: int) -> dict:
     found = {case: joined_step(rank, *case) for case in cases()}
     found["health"] = joined_health(rank)
     found["errors"] = [message_of_nan_in_one(rank, m, d, order, form) for m, d in SIZES for order, form in NAN_CASES]
+    found["unchecked"] = [nan_in_one(rank, m, d, *case, check=False) for m, d in SIZES for case in NAN_CASES]
     found["group of one"] = own_group(rank)
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return found
 
 
 def joined_step(rank: int, m: int, d: int, dtype: torch.dtype, name: str, target_gradients: bool):
@@ -110,12 +98,16 @@ def joined_health(rank: int) -> list[dict[str, float]]:
 NAN_CASES = [(4, "cross"), (None, "cross"), (None, "pooled")]
 
 
-def message_of_nan_in_one(rank: int, m: int, d: int, order: int | None, form: str) -> str:
+def nan_in_one(rank: int, m: int, d: int, order: int | None, form: str, check: bool = True) -> Tensor:
     views = [own_part(view.detach(), rank).clone() for view in plain.codes(4, m, d)]
     if rank == 1:
         views[1][0, 0] = torch.nan
+    return MECLoss(EPS, order, form, check=check)(views[:2], views[2:])
+
+
+def message_of_nan_in_one(*case) -> str:
     try:
-        MECLoss(EPS, order, form)(views[:2], views[2:])
+        nan_in_one(*case)
     except ValueError as error:
         return str(error)
     return "no error"
@@ -130,18 +122,7 @@ def own_group(rank: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What each process saved, by rank; the processes are ended if they hang."""
-    folder = tmp_path_factory.mktemp("joined")
-    context = mp.spawn(worker, args=(str(folder),), nprocs=PROCESSES, join=False)
-    deadline = time.monotonic() + TIME_LIMIT
-    try:
-        while not context.join(timeout=1):
-            assert time.monotonic() < deadline, "the processes hang"
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
+    return in_processes(worker, PROCESSES, tmp_path_factory.mktemp("joined"))
 
 
 @pytest.mark.parametrize(("m", "d", "dtype", "name", "target_gradients"), list(cases()))
@@ -164,6 +145,7 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(found, m, d, dtype, nam
         assert len(joined_gradients) == len(gradients) == 4
         for joined, single in zip(joined_gradients, gradients, strict=True):
             torch.testing.assert_close(joined.double(), single, rtol=tolerance, atol=tolerance)
+        assert torch.equal(joined_value, found[0][m, d, dtype, name, target_gradients][0])
 
 
 def test_health_is_that_of_the_whole_batch(found):
@@ -190,6 +172,12 @@ def test_nan_in_one_process_is_an_error_in_both(found):
         assert "another process holds NaN" in message
     for message in found[1]["errors"]:
         assert message.startswith("predictions[1]: expected finite embeddings, got NaN or infinity in 1 of")
+
+
+def test_without_the_check_it_is_a_nan_in_both(found):
+    for rank in range(PROCESSES):
+        assert len(found[rank]["unchecked"]) == len(SIZES) * len(NAN_CASES)
+        assert torch.stack(found[rank]["unchecked"]).isnan().all()
 
 
 def test_a_group_limits_what_is_joined(found):

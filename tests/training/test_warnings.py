@@ -9,13 +9,15 @@ from mec.training.module import Pretraining
 from mec.training.warnings import PATIENCE, HealthWarnings
 
 
-def said(ranks: list[float], norms: list[float], objective: ObjectiveSettings, warmup: int = 0) -> str:
+def said(
+    ranks: list[float], norms: list[float], objective: ObjectiveSettings, warmup: int = 0, skipped: int = 0
+) -> str:
     console = Console(file=StringIO(), width=1000)
     warnings = HealthWarnings(console)
     module = Pretraining.__new__(Pretraining)
     module.__dict__ |= {"recipe": SimpleNamespace(objective=objective), "warmup": warmup}
     for step, (rank, norm) in enumerate(zip(ranks, norms, strict=True), start=1):
-        module.__dict__["measured"] = {"effective_rank": rank, "spectral_norm": norm}
+        module.__dict__["measured"] = {"effective_rank": rank, "spectral_norm": norm, "skipped": skipped}
         trainer = SimpleNamespace(global_step=step, is_global_zero=True)
         warnings.on_train_batch_end(trainer, module, None, None, step)
     return console.file.getvalue()
@@ -47,3 +49,9 @@ def test_trouble_is_said_once_and_only_when_it_lasts(
 def test_the_warm_up_is_let_pass() -> None:
     assert said([1.0] * 9, [1.0] * 9, POOLED, warmup=9) == ""
     assert PATIENCE == 3
+
+
+def test_steps_left_out_are_said_at_once_and_once_in_the_warm_up_too() -> None:
+    text = said([30.0] * 9, [1.0] * 9, POOLED, warmup=9, skipped=2)
+    assert text.count("warning:") == 1
+    assert "steps left out so far: 2" in text

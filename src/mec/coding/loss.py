@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mec.coding.checks import check_distortion, check_finite, check_order, check_pair
+from mec.coding.cost import cheapest_way
 from mec.coding.gram import Group, all_processes, cross_gram, self_gram, size_of
-from mec.coding.series import log_det
+from mec.coding.shares import share_of_log_det, sum_of_shares
 
 Views = tuple[Tensor, Tensor]
 Form = Literal["cross", "pooled"]
@@ -40,14 +41,16 @@ class MECLoss(nn.Module):
         order: None for the exact log det; n >= 1 for n terms of its Taylor series (the paper's code: 4).
         form: "cross" or "pooled"; None takes "cross" with targets and "pooled" without.
         group: the processes to join; None joins all.
+        check: raise when the value is not finite, for which the host waits for the device in every call; False
+            leaves NaN and infinity in the value to the caller, and never waits.
 
     Shape:
         each of p1, p2, z1, z2: (m, d), m >= 2, any scale (rows are normalised). Returns a scalar, in float32 at
         least; TF32 products are used only where ``torch.set_float32_matmul_precision`` allows them.
 
     Raises:
-        ValueError: naming the argument, what came and what was expected; NaN and infinity included (a
-            compiled graph cannot raise and passes them on).
+        ValueError: naming the argument, what came and what was expected; NaN and infinity included, unless
+            ``check`` is off (a compiled graph cannot raise and passes them on).
 
     >>> import torch
     >>> z1, z2 = torch.randn(32, 16, requires_grad=True), torch.randn(32, 16)
@@ -62,13 +65,15 @@ class MECLoss(nn.Module):
         order: int | None = None,
         form: Form | None = None,
         group: Group = None,
+        check: bool = True,
     ) -> None:
         super().__init__()
         check_distortion(distortion)
         check_order(order)
         if form not in ("cross", "pooled", None):
             raise ValueError(f"form: expected 'cross', 'pooled' or None, got {form!r}")
-        self.distortion, self.order, self.form, self.group = distortion, order, form, group
+        self.distortion, self.order, self.form = distortion, order, form
+        self.group, self.check = group, check
 
     def forward(self, predictions: Views, targets: Views | None = None, distortion: float | None = None) -> Tensor:
         """``distortion`` overrides the module's for this call: that is how a schedule is applied."""
@@ -87,8 +92,10 @@ class MECLoss(nn.Module):
         loss_of = _cross if form == "cross" else _pooled
         group = all_processes() if self.group is None else self.group
         # one pair after another: a stack is a copy, and LU of a stack went wrong in MKL's threads (torch 2.15)
-        value = torch.stack([loss_of(p, z, distortion, self.order, group) for p, z in pairs]).mean()
-        check_finite(value, **{"predictions[0]": p1, "predictions[1]": p2, "targets[0]": z1, "targets[1]": z2})
+        share = torch.stack([loss_of(p, z, distortion, self.order, group) for p, z in pairs]).mean()
+        value = sum_of_shares(share, group)
+        if self.check:
+            check_finite(value, **{"predictions[0]": p1, "predictions[1]": p2, "targets[0]": z1, "targets[1]": z2})
         return value
 
     def extra_repr(self) -> str:
@@ -96,13 +103,20 @@ class MECLoss(nn.Module):
 
 
 def _cross(p: Tensor, z: Tensor, distortion: float, order: int | None, group: Group) -> Tensor:
-    C = cross_gram(p, z, len(p) * size_of(group) * distortion, group)
-    return -distortion * log_det(C, order, symmetric=False)
+    """This process's share of the loss of a pair, as _pooled."""
+    processes = size_of(group)
+    rows = len(p) * processes
+    way = cheapest_way(rows, p.shape[1], processes, order, symmetric=False)
+    C = cross_gram(p, z, rows * distortion, way.feature_side, group)
+    return -distortion * share_of_log_det(C, order, False, way, group)
 
 
 def _pooled(p: Tensor, z: Tensor, distortion: float, order: int | None, group: Group) -> Tensor:
-    C, cosine = self_gram((p, z), 2 * len(p) * size_of(group) * distortion, group)
-    return 1 - cosine - distortion * log_det(C, order, symmetric=True)
+    processes = size_of(group)
+    rows = 2 * len(p) * processes
+    way = cheapest_way(rows, p.shape[1], processes, order, symmetric=True)
+    C, cosine = self_gram((p, z), rows * distortion, way.feature_side, group)
+    return (1 - cosine) / processes - distortion * share_of_log_det(C, order, True, way, group)
 
 
 def _two(name: str, views: object) -> Views:

@@ -40,7 +40,7 @@ def coding_rate(z: Tensor, distortion: float, order: int | None = None) -> Tenso
     check_embeddings("z", z)
     check_distortion(distortion)
     check_order(order)
-    C, _ = self_gram([z], z.shape[0] * distortion, None)
+    C, _ = self_gram([z], len(z) * distortion, feature_side=z.shape[1] < len(z))
     value = log_det(C, order, symmetric=True)
     check_finite(value, z=z)
     return value
@@ -72,7 +72,8 @@ def cross_coding_rate(p: Tensor, z: Tensor, distortion: float, order: int | None
     check_pair("p", p, "z", z)
     check_distortion(distortion)
     check_order(order)
-    value = log_det(cross_gram(p, z, p.shape[0] * distortion, None), order, symmetric=False)
+    C = cross_gram(p, z, len(p) * distortion, feature_side=p.shape[1] < len(p))
+    value = log_det(C, order, symmetric=False)
     check_finite(value, p=p, z=z)
     return value
 

@@ -24,7 +24,7 @@ def split_order(order: int) -> int:
     return min(range(1, order + 1), key=products)
 
 
-def _plus_identity(C: Tensor) -> Tensor:
+def plus_identity(C: Tensor) -> Tensor:
     """I + C, in a copy."""
     A = C.clone()
     A.diagonal().add_(1.0)
@@ -43,7 +43,7 @@ def _alternating(C: Tensor, powers: list[Tensor], step: int) -> Tensor:
     return total
 
 
-def _taylor(k: int) -> float:
+def taylor(k: int) -> float:
     """Coefficient of x^k in log(1 + x)."""
     return (-1.0) ** (k + 1) / k
 
@@ -63,10 +63,10 @@ class _TaylorLogDet(Function):
 
         value = C.new_zeros(())
         for k, power in enumerate(small, start=1):
-            value += power.diagonal().sum() * _taylor(k)
+            value += power.diagonal().sum() * taylor(k)
         for j, power in enumerate(giant, start=1):  # Tr C^(js + i) = <C^js, (C^i)^T>: a sum in place of a product
             for i, factor in enumerate(small[: order - j * s], start=1):
-                value += factor.T.clone(memory_format=torch.contiguous_format).mul_(power).sum() * _taylor(j * s + i)
+                value += factor.T.clone(memory_format=torch.contiguous_format).mul_(power).sum() * taylor(j * s + i)
 
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(_geometric_sum(small, giant, order, s))
@@ -103,7 +103,7 @@ class _LogDet(Function):
     @staticmethod
     def forward(ctx: Any, C: Tensor) -> Tensor:
         # LAPACK wants columns: the transpose, of the same determinant, is taken as it lies in memory
-        factors, pivots, _ = torch.linalg.lu_factor_ex(_plus_identity(C).T)
+        factors, pivots, _ = torch.linalg.lu_factor_ex(plus_identity(C).T)
         value: Tensor = factors.diagonal().abs().log().sum()
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(torch.linalg.lu_solve(factors, pivots, _identity(C).T, adjoint=True))
@@ -121,7 +121,7 @@ class _LogDetSymmetric(Function):
 
     @staticmethod
     def forward(ctx: Any, C: Tensor) -> Tensor:
-        lower, failed = torch.linalg.cholesky_ex(_plus_identity(C))
+        lower, failed = torch.linalg.cholesky_ex(plus_identity(C))
         # rounding can make I + C indefinite when C is 1e7 in float32; what is left in ``lower`` is then no answer
         value = torch.where(failed == 0, lower.diagonal().log().sum() * 2.0, torch.nan)
         if ctx.needs_input_grad[0]:

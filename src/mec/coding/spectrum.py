@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 from mec.coding.checks import check_distortion, check_embeddings, check_finite, check_pair
-from mec.coding.gram import SMALLEST_NORM, Group, gather_rows, in_full_precision, inverse_norms, self_gram, size_of
+from mec.coding.gram import (
+    SMALLEST_NORM,
+    Group,
+    gather_rows,
+    in_full_precision,
+    inverse_norms,
+    own_rows,
+    self_gram,
+    size_of,
+    sum_over,
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,10 @@ def _eigenvalues(z: Tensor, group: Group = None) -> Tensor:
     """Of the covariance z^T z / m of unit rows, falling, at most min(m, d); they sum to 1. float64, on the CPU."""
     # from float64 rows: a zero eigenvalue read as 1e-8 in float32 counts as 1e-4 in the square roots of RankMe
     rows = (z.detach().cpu() if z.device.type == "mps" else z.detach()).double()
-    C, _ = self_gram([rows], float(len(rows) * size_of(group)), group)
+    m, d = len(rows) * size_of(group), rows.shape[1]
+    C, _ = self_gram([rows], float(m), d < m, group)
+    if d >= m:
+        C = gather_rows(C, group)
     check_finite(C.diagonal().sum(), z=z)
     eigenvalues: Tensor = torch.linalg.eigvalsh(C)
     return eigenvalues.flip(0).clamp_min(0).cpu()
@@ -96,16 +109,19 @@ def spectral_norm(p: Tensor, z: Tensor, distortion: float, steps: int = 16) -> f
     return _spectral_norm(p.detach(), z.detach(), distortion, steps)
 
 
-def _spectral_norm(p: Tensor, z: Tensor, distortion: float, steps: int = 16) -> float:
+def _spectral_norm(p: Tensor, z: Tensor, distortion: float, steps: int = 16, group: Group = None) -> float:
     p, z = in_full_precision((p, z))
     p, z = p * inverse_norms(p), z * inverse_norms(z)
-    v = torch.linspace(1.0, 2.0, len(z), dtype=z.dtype, device=z.device)  # fixed: the figure is repeatable
+    # fixed, that the figure is repeatable; each process holds its own rows of v and sends vectors of d only
+    v = torch.linspace(1.0, 2.0, len(z) * size_of(group), dtype=z.dtype, device=z.device)[own_rows(len(z), group)]
     for _ in range(steps):
-        v = v / torch.linalg.vector_norm(v).clamp_min(SMALLEST_NORM)  # of zero codes it is 0
-        v = z @ (p.T @ (p @ (z.T @ v)))
-    check_finite(v.sum(), p=p, z=z)
+        across = sum_over(torch.cat([z.T @ v, v.square().sum(0, keepdim=True)]), group)
+        across = across[:-1] / across[-1].sqrt().clamp_min(SMALLEST_NORM)  # of zero codes it is 0
+        v = z @ sum_over(p.T @ (p @ across), group)
+    square = sum_over(v.square().sum(), group)
+    check_finite(square, p=p, z=z)
     # ||C^T C v|| of a unit v tends to ||C||^2; the m x m matrix is never made
-    return math.sqrt(float(torch.linalg.vector_norm(v))) / (len(z) * distortion)
+    return math.sqrt(math.sqrt(float(square))) / (len(z) * size_of(group) * distortion)
 
 
 def health(p: Tensor, z: Tensor, distortion: float, group: Group = None) -> Health:
@@ -115,7 +131,7 @@ def health(p: Tensor, z: Tensor, distortion: float, group: Group = None) -> Heal
     """
     check_pair("p", p, "z", z)
     check_distortion(distortion)
-    norm = _spectral_norm(gather_rows(p.detach(), group), gather_rows(z.detach(), group), distortion)
+    norm = _spectral_norm(p.detach(), z.detach(), distortion, group=group)
     eigenvalues = _eigenvalues(z, group)
     m, d = z.shape[0] * size_of(group), z.shape[1]
     return Health(

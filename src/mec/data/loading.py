@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,24 +16,16 @@ from mec.data.draws import uniforms
 from mec.data.images import ArrayImages, Images, read
 from mec.data.pixels import BrokenPictureError, Reading
 from mec.data.reference import ReferenceCropper, ReferenceViews
-from mec.data.samplers import EpochSampler, StepSampler
+from mec.data.samplers import EpochSampler, SlicedSampler, StepSampler
 from mec.data.skipped import Lost
 from mec.data.sources.shards import ShardImages
 from mec.data.streaming import ShuffledShards
 from mec.data.survey import RESIDENT_SIDE
 from mec.data.views import Views
+from mec.data.workers import outlive_signals, signals_wait, worker_count
 
 REPLACING = 9
 """Stream of random numbers."""
-
-
-def worker_count(asked: int | None) -> int:
-    """Loader processes of one training process: as asked, or one per core it may use, at most 16."""
-    if asked is not None:
-        return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(16, cores // max(1, local)))
 
 
 class _Whole(Dataset[Batch]):
@@ -85,6 +77,32 @@ def training_sampler(
     return EpochSampler(len(images), batch, seed, rank, processes, whole)
 
 
+class TrainingLoader(DataLoader[Batch]):
+    """Batches, each joined from the ``slices`` that its workers load. An epoch is begun when its first batch is asked
+    for, not by ``iter``: the sampler may be told in between which epoch it is, and where it resumes."""
+
+    def __init__(self, dataset: Dataset[Batch], slices: int = 1, pinned: bool = False, **options: Any) -> None:
+        # a data set makes whole batches, or slices of them, itself
+        super().__init__(dataset, batch_size=None, collate_fn=_as_is, pin_memory=pinned and slices == 1, **options)
+        self.slices, self.pinned = slices, pinned
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        with signals_wait():
+            loaded = super().__iter__()
+        for first in loaded:
+            yield _joined([first, *islice(loaded, self.slices - 1)], self.pinned) if self.slices > 1 else first
+
+
+def _joined(slices: Sequence[Batch], pinned: bool) -> Batch:
+    # croppers write channels last, which is kept: it is copied at once
+    parts = [s.pictures.permute(0, 1, 3, 4, 2) for s in slices]
+    shape = (sum(len(p) for p in parts), *parts[0].shape[1:])
+    pictures = torch.cat(parts, out=torch.empty(shape, dtype=parts[0].dtype, pin_memory=pinned))
+    indices, shown = (np.concatenate(each) for each in zip(*((s.indices, s.shown) for s in slices), strict=True))
+    lost = [lost for s in slices for lost in s.lost]
+    return Batch(pictures.permute(0, 1, 4, 2, 3), indices, slices[0].epoch, lost, shown)
+
+
 def training_loader(
     images: Images,
     views: Views,
@@ -92,24 +110,33 @@ def training_loader(
     reading: Reading,
     device: torch.device,
     workers: int | None = None,
-) -> DataLoader[Batch]:
-    """Batches for ``views``: from memory on ``device`` where ``images`` are arrays, else from worker processes."""
+    local_processes: int | None = None,
+) -> TrainingLoader:
+    """Batches for ``views``: from memory on ``device`` where ``images`` are arrays, else from worker processes.
+
+    ``local_processes`` of training share the cores of this machine; None asks the environment.
+    """
     if isinstance(images, ArrayImages) and not isinstance(views, ReferenceViews):
-        return DataLoader(_Whole(images, device), batch_size=None, sampler=sampler, collate_fn=_as_is)
-    count = worker_count(workers)
+        return TrainingLoader(_Whole(images, device), sampler=sampler)
+    count = worker_count(workers, local_processes)
     crop = ReferenceCropper(views, reading) if isinstance(views, ReferenceViews) else Cropper(views, reading)
     dataset: Dataset[Batch] = _Cropped(images, crop)
+    slices = 1
+    keys: Iterable[Any] = sampler
     if isinstance(images, ShardImages) and isinstance(sampler, StepSampler):
-        dataset = ShuffledShards(images, crop, sampler)
-    return DataLoader(
+        dataset = ShuffledShards(images, crop, sampler, max(1, count))
+        slices = dataset.slices
+        count = min(count, slices)  # the loader then gives a slice to the same worker at every step
+        keys = SlicedSampler(sampler, slices)
+    return TrainingLoader(
         dataset,
-        batch_size=None,  # the sampler gives whole batches of keys
-        sampler=sampler,
-        collate_fn=_as_is,
+        slices,
+        pinned=device.type == "cuda",
+        sampler=keys,
         num_workers=count,
         persistent_workers=count > 0,
-        pin_memory=device.type == "cuda",
         prefetch_factor=4 if count else None,
+        worker_init_fn=outlive_signals,
     )
 
 

@@ -25,6 +25,7 @@ class _Epochs(Sampler[Key]):
         self.pictures, self.batch, self.seed, self.rank, self.processes = pictures, batch, seed, rank, processes
         self.whole = whole
         self.epoch = 0
+        self.resumed: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         joined = self.batch * self.processes
@@ -32,6 +33,16 @@ class _Epochs(Sampler[Key]):
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
+
+    def resume_at(self, epoch: int, step: int) -> None:
+        """The next time that epoch ``epoch`` is gone through it begins at ``step``; once only."""
+        self.resumed = (epoch, step)
+
+    def _first(self) -> int:
+        if self.resumed is None or self.resumed[0] != self.epoch:
+            return 0
+        (_, step), self.resumed = self.resumed, None
+        return step
 
 
 class EpochSampler(_Epochs[list[tuple[int, int]]]):
@@ -43,7 +54,7 @@ class EpochSampler(_Epochs[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = uniforms(self.seed, self.epoch, np.arange(self.pictures), 1, ORDER)[:, 0].argsort()
         joined = self.batch * self.processes
-        for start in range(0, len(self) * joined, joined):
+        for start in range(self._first() * joined, len(self) * joined, joined):
             own = start + self.rank * self.batch
             yield [(self.epoch, int(i)) for i in order[own : own + self.batch]]
 
@@ -52,4 +63,21 @@ class StepSampler(_Epochs[tuple[int, int]]):
     """(epoch, step) for each step of an epoch, where the source itself says which pictures come next."""
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter([(self.epoch, step) for step in range(len(self))])
+        for step in range(self._first(), len(self)):
+            yield self.epoch, step
+
+
+class SlicedSampler(Sampler[tuple[int, int, int]]):
+    """(epoch, step, slice): each step as several keys, one for each loader worker. Its length is that in steps."""
+
+    def __init__(self, steps: StepSampler, slices: int) -> None:
+        self.steps, self.slices = steps, slices
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        return ((epoch, step, part) for epoch, step in self.steps for part in range(self.slices))
+
+    def set_epoch(self, epoch: int) -> None:
+        self.steps.set_epoch(epoch)

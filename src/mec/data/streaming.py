@@ -1,70 +1,98 @@
-"""Training from shards: read forward, shuffled by shard and by buffer, each picture once an epoch."""
+"""Training from shards: read forward in lanes, shuffled by shard and within a lane, each picture once an epoch."""
 
 from __future__ import annotations
 
-import itertools
-import random
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
-from mec.data.crops import Batch, Cropper, Encoded, Item
+from mec.data.crops import SUBSTITUTES, Batch, Cropper, Item
 from mec.data.draws import uniforms
 from mec.data.pixels import BrokenPictureError
 from mec.data.samplers import StepSampler
 from mec.data.sources.shards import ShardImages
 
-BUFFER_PICTURES = 2000
-BUFFER_BYTES = 256 * 2**20
-RECENT = 256
+BUFFER_PICTURES = 4096
+BUFFER_BYTES = 512 * 2**20
+"""Of the pictures among which those of all lanes are shuffled."""
+LEAST_BUFFER = 8
+"""Pictures of a lane."""
+MEASURED = 16
+"""How many pictures tell their usual size."""
 ELSEWHERE = 8
-"""How many shards, and pictures of each, are tried where a reader finds none in its own."""
+"""How many shards, and pictures of each, are tried where a lane has lost all of its own of late."""
 SHARDS, BUFFER, REPLACING, START = 5, 6, 10, 11
 """Streams of random numbers."""
 
 
-class ShuffledShards(Dataset[Batch]):
-    """The pictures of all shards in one ring, the shards in a new order each epoch; each worker of each process
-    reads a stretch of that ring, whole batches long, through a shuffling buffer.
+def lanes_of(shards: int, joined: int, processes: int) -> int:
+    """How many lanes read the shards at once: a divisor of the joined batch, up to 64, and a multiple of ``processes``.
 
-    So each picture comes once an epoch, whatever the sizes of the shards, and every process has as many batches. The
-    first stretch begins anywhere: what is left out at the end of an epoch may be any pictures.
+    A property of the data and of the joined batch alone for 1, 2, 4 and 8 processes, and for any number up to 8 that
+    divides it; otherwise of the number of processes too. Above 8 there are up to 8 lanes for each, so that its
+    workers have something to do.
+    """
+    # a lane begins within a shard and passes over what comes before: few shards bear few lanes
+    least, most = math.gcd(joined, 8), min(4 * shards, max(64, 8 * processes))
+    found = [n for n in range(least, max(least, most) + 1, least) if joined % n == 0]
+    return math.lcm(found[-1], processes)
+
+
+class ShuffledShards(Dataset[Batch]):
+    """The pictures of all shards in one ring, the shards in a new order each epoch. Each lane reads a stretch of that
+    ring and shuffles it within a buffer; a joined batch is the next few pictures of every lane, in order of lanes.
+
+    So each picture comes once an epoch, whatever the sizes of the shards, and a joined batch is the same for any
+    number of workers, and of processes that divides the number of lanes. The first stretch begins anywhere: what is
+    left out at the end of an epoch may be any pictures.
+
+    Args:
+        slices: how many parts, of whole lanes, the batch of this process is loaded in; one is had by
+            (epoch, step, part).
     """
 
-    def __init__(self, images: ShardImages, cropper: Cropper, order: StepSampler) -> None:
+    def __init__(self, images: ShardImages, cropper: Cropper, order: StepSampler, slices: int = 1) -> None:
         self.images, self.cropper, self.order = images, cropper, order
-        self.expected: tuple[int, int] | None = None
+        joined = order.batch * order.processes
+        self.lanes = lanes_of(len(images.urls), joined, order.processes)
+        self.share = joined // self.lanes
+        each = self.lanes // order.processes
+        self.slices = min(slices, each)
+        self.bounds = [order.rank * each + part * each // self.slices for part in range(self.slices + 1)]
+        self.expected: dict[int, tuple[int, int]] = {}
+        self.readers: dict[int, list[Iterator[tuple[list[Item], list[Item]]]]] = {}
+        self.buffer = 0
+        self.elsewhere: tuple[int, list[Item]] = -1, []
 
-    def __getitem__(self, key: tuple[int, int]) -> Batch:
-        epoch, step = key
-        info = get_worker_info()
-        workers = info.num_workers if info else 1
-        worker = step % workers  # not info.id: a resumed epoch may begin with any step
-        if key != self.expected:
-            # a new epoch, or a resumed one: what the interrupted run took is passed over
-            self.batches = itertools.islice(self._batches(epoch, worker, workers), step // workers, None)
-        self.expected = (epoch, step + workers)
-        items, recent = next(self.batches)
-        return self.cropper(items, epoch, partial(self._others, epoch, recent))
+    def __getitem__(self, key: tuple[int, int, int]) -> Batch:
+        epoch, step, part = key
+        if (epoch, step) != self.expected.get(part):
+            lanes = range(self.bounds[part], self.bounds[part + 1])
+            self.readers[part] = [self._read(epoch, lane, step) for lane in lanes]
+        self.expected[part] = (epoch, step + 1)
+        items: list[Item] = []
+        recent: dict[int, list[Item]] = {}
+        for reader in self.readers[part]:
+            own, late = next(reader)
+            items += own
+            recent |= {item.number: late for item in own}
+        return self.cropper(items, epoch, lambda index: self._others(epoch, recent[index], index))
 
-    def stretch(self, epoch: int, worker: int, workers: int) -> NDArray[np.int64]:
-        """Numbers of the pictures that a worker of this process reads in an epoch, in order of reading."""
-        steps, batch = len(self.order), self.order.batch
-        share = [steps // workers + (w < steps % workers) for w in range(workers)]
-        start = int(uniforms(self.order.seed, epoch, np.zeros(1, dtype=np.int64), 1, START)[0, 0] * len(self.images))
-        first = start + (self.order.rank * steps + sum(share[:worker])) * batch
-        last = first + share[worker] * batch
+    def stretch(self, epoch: int, lane: int) -> NDArray[np.int64]:
+        """Numbers of the pictures that a lane reads in an epoch, in order of reading."""
+        begin = uniforms(self.order.seed, epoch, np.zeros(1, dtype=np.int64), 1, START)[0, 0]
+        length = len(self.order) * self.share
+        places = (int(begin * len(self.images)) + lane * length + np.arange(length)) % len(self.images)
         shards, bounds = self._shards(epoch), self._bounds()
-        ring, begin = [np.empty(0, dtype=np.int64)], 0
-        for shard in np.concatenate([shards, shards]):
-            numbers = np.arange(bounds[shard], bounds[shard + 1])
-            ring.append(numbers[max(0, first - begin) : max(0, last - begin)])
-            begin += len(numbers)
-        return np.concatenate(ring)
+        ends = np.cumsum(np.diff(bounds)[shards])
+        turn = np.searchsorted(ends, places, side="right")
+        numbers: NDArray[np.int64] = places - ends[turn] + bounds[shards[turn] + 1]
+        return numbers
 
     def _shards(self, epoch: int) -> NDArray[np.int64]:
         return uniforms(self.order.seed, epoch, np.arange(len(self.images.urls)), 1, SHARDS)[:, 0].argsort()
@@ -74,53 +102,73 @@ class ShuffledShards(Dataset[Batch]):
         starts, chosen = self.images.starts, self.images.chosen
         return starts if chosen is None else np.searchsorted(chosen, starts)
 
-    def _batches(self, epoch: int, worker: int, workers: int) -> Iterator[tuple[list[Item], list[Item]]]:
-        """Batches of loaded pictures, each with some good ones that were read of late."""
-        from webdataset.filters import shuffle
+    def _read(self, epoch: int, lane: int, step: int) -> Iterator[tuple[list[Item], list[Item]]]:
+        """The loaded pictures of a lane for each step from ``step`` on, and the good ones that were read of late.
 
-        recent: list[Item] = []
+        Neither depends on where it begins: what was shown before is passed over.
+        """
+        self.buffer = self.buffer or self._buffer()
+        numbers = self.stretch(epoch, lane)
+        # none moves further than the buffer is long, so that no more than that are held
+        late = self.buffer * uniforms(self.order.seed, epoch, numbers, 1, BUFFER)[:, 0]
+        order = (np.arange(len(numbers)) + late).argsort()
+        turn, reach = order.argsort(), np.maximum.accumulate(order) + 1
+        images = replace(self.images)  # a copy has its own place in the shards
+        held: dict[int, Item] = {}
+        recent: dict[int, Item] = {}
+        read, begin = 0, step * self.share
+        for first in range(begin, len(numbers), self.share):
+            wanted, end = order[first : first + self.share], int(reach[first + self.share - 1])
+            for place in range(read, end):
+                if turn[place] < begin and place < end - self.buffer:
+                    continue
+                item, size = _loaded(images, int(numbers[place]))
+                if size:
+                    recent[place] = item
+                if turn[place] >= begin:
+                    held[place] = item
+            read = end
+            recent = {place: item for place, item in recent.items() if place >= end - self.buffer}
+            yield [held.pop(place) for place in wanted.tolist()], list(recent.values())
 
-        def loaded() -> Iterator[Item]:
-            for index in self.stretch(epoch, worker, workers).tolist():
-                title = self.images.title(index)
-                try:
-                    data = self.images.load(index)
-                    item = Item(index, partial(_same, data), title)
-                    recent.append(item)
-                    del recent[:-RECENT]
-                except BrokenPictureError as error:
-                    item = Item(index, partial(_broken, str(error)), title)
-                yield item
-
-        reader = np.array([self.order.rank * 2**16 + worker])
-        seed = int(uniforms(self.order.seed, epoch, reader, 1, BUFFER)[0, 0] * 2**53)
-        items = loaded()
-        first = list(itertools.islice(items, 32))
-        average = sum(len(r.load()) for r in recent) / max(1, len(recent)) or 1
-        buffer = int(min(BUFFER_PICTURES, max(self.order.batch, BUFFER_BYTES // average)))
-        shuffled = shuffle(buffer, initial=buffer, rng=random.Random(seed))(itertools.chain(first, items))
-        while batch := list(itertools.islice(shuffled, self.order.batch)):
-            yield batch, recent
+    def _buffer(self) -> int:
+        """How far a picture may move in its lane."""
+        first, last = self.images.stretches[0]
+        images = replace(self.images)
+        sizes = [_loaded(images, index)[1] for index in range(first, min(last, first + MEASURED))]
+        average = sum(sizes) / max(1, int(np.count_nonzero(sizes)))
+        return max(LEAST_BUFFER, int(min(BUFFER_PICTURES, BUFFER_BYTES / max(1, average))) // self.lanes)
 
     def _others(self, epoch: int, recent: list[Item], index: int) -> Iterator[Item]:
-        if not recent:
-            recent += self._elsewhere(epoch)
-        numbers = uniforms(self.order.seed, epoch, np.array([index]), 100, REPLACING)[0]
-        return (recent[int(u * len(recent))] for u in numbers if recent)
+        numbers = uniforms(self.order.seed, epoch, np.array([index]), SUBSTITUTES, REPLACING)[0]
+        for turn, u in enumerate(numbers):
+            # what was read of late may be as broken: half of the trials are made elsewhere
+            among = recent if recent and turn < SUBSTITUTES // 2 else self._elsewhere(epoch)
+            if among:
+                yield among[int(u * len(among))]
 
-    def _elsewhere(self, epoch: int) -> Iterator[Item]:
-        """Pictures from the beginnings of some shards, for a reader that has lost all of its own so far."""
-        apart, bounds = replace(self.images), self._bounds()  # a copy has its own place in the shards
-        for shard in self._shards(epoch)[:ELSEWHERE]:
-            for index in range(bounds[shard], min(bounds[shard] + ELSEWHERE, bounds[shard + 1])):
-                try:
-                    yield Item(index, partial(_same, apart.load(index)), apart.title(index))
-                except BrokenPictureError:
-                    break
+    def _elsewhere(self, epoch: int) -> list[Item]:
+        """Good pictures from the beginnings of some shards."""
+        if self.elsewhere[0] != epoch:
+            images, bounds, found = replace(self.images), self._bounds(), []
+            for shard in self._shards(epoch)[:ELSEWHERE]:
+                for index in range(bounds[shard], min(bounds[shard] + ELSEWHERE, bounds[shard + 1])):
+                    item, size = _loaded(images, index)
+                    if not size:
+                        break
+                    found.append(item)
+            self.elsewhere = epoch, found
+        return self.elsewhere[1]
 
 
-def _same(data: Encoded) -> Encoded:
-    return data
+def _loaded(images: ShardImages, index: int) -> tuple[Item, int]:
+    """The picture with its data and their size; or with the reason why there are none, and 0."""
+    title = images.title(index)
+    try:
+        data = images.load(index)
+        return Item(index, lambda: data, title), len(data)
+    except BrokenPictureError as error:
+        return Item(index, partial(_broken, str(error)), title), 0
 
 
 def _broken(reason: str) -> bytes:

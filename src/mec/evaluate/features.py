@@ -14,16 +14,16 @@ from torch.utils.data import DataLoader
 
 from mec.data.crops import Batch
 from mec.data.images import ArrayImages, Images
-from mec.data.loading import evaluation_loader, training_loader, training_sampler
+from mec.data.loading import evaluation_loader, training_loader
 from mec.data.parameters import ViewSettings
 from mec.data.pixels import Reading
-from mec.data.skipped import Skipped
 from mec.data.views import Views
 from mec.errors import InputError
 from mec.evaluate.neighbours import best_device
 from mec.evaluate.progress import Shown
-from mec.evaluate.task import MAX_BROKEN, Task, announce, reading_of, say_skipped, settled
+from mec.evaluate.task import BATCH, Task, announce, in_memory, none_skipped, of_all, reading_of, say_skipped
 from mec.models.encoder import Encoder
+from mec.processes import collect, count, exchange, rank, share
 
 CROP = ViewSettings(crop_scale=(0.08, 1.0), jitter=0.0, grey=0.0, blur=0.0, solarise=0.0)
 """RandomResizedCrop and flip, torchvision's defaults: what the published protocols train classifiers with."""
@@ -48,26 +48,34 @@ def features_of(task: Task, crops_seed: int | None = None) -> Iterator[Features]
     """The features of each row of the table in turn: the encoder's, the untrained one's, raw pixels.
 
     They are of central crops; with a ``crops_seed``, those of the train pictures are of one random crop each, and raw
-    pixels are left out.
+    pixels are left out. Processes that are ``together`` divide the pictures, and the first of them alone gets features.
     """
     announce(task)
-    task = settled(task)
+    reading = reading_of(next(iter(task.encoders.values())))
+    train = in_memory(task.train, reading, divided=crops_seed is None)
+    test = in_memory(task.test, reading, divided=True)
     for name, encoder in task.encoders.items():
-        test = extract(task.test, encoder, task.workers, name)
+        tested = labelled(test, *extract(test, encoder, task.workers, name))
         if crops_seed is None:
-            yield _labelled(name, task, [extract(task.train, encoder, task.workers, name), test])
+            learnt = labelled(train, *extract(train, encoder, task.workers, name))
         else:
-            train, labels = extract_crops(task.train, encoder, crops_seed, task.workers, name)
-            yield Features(name, train, labels, test[0], labels_of(task.test)[test[1]])
+            learnt = extract_crops(train, encoder, crops_seed, task.workers, name)
+        if rank() == 0:
+            yield Features(name, *learnt, *tested)
     if task.pixels and crops_seed is None:
-        reading = reading_of(next(iter(task.encoders.values())))
-        parts = [_raw_pixels(part, reading, task.workers) for part in (task.train, task.test)]
-        yield _labelled("raw pixels", task, parts)
+        learnt, tested = (labelled(part, *_raw_pixels(part, reading, task.workers)) for part in (train, test))
+        if rank() == 0:
+            yield Features("raw pixels", *learnt, *tested)
 
 
-def _labelled(name: str, task: Task, parts: list[tuple[Tensor, Tensor]]) -> Features:
-    (train, of_train), (test, of_test) = parts
-    return Features(name, train, labels_of(task.train)[of_train], test, labels_of(task.test)[of_test])
+def labelled(images: Images, features: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (n, d) of pictures ``numbers`` (m,) and their labels: in the first process those of all processes."""
+    return _of_all(features, labels_of(images)[numbers])
+
+
+def _of_all(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    features = collect(features, lambda n, d: feature_table(n, d, torch.float32))
+    return features, collect(labels[:, None], lambda n, d: torch.empty(n, d, dtype=torch.int64))[:, 0]
 
 
 def labels_of(images: Images) -> Tensor:
@@ -84,37 +92,41 @@ def extract(
 ) -> tuple[Tensor, Tensor]:
     """Features (n, d) of every readable picture, float32 on the CPU, and their numbers (n,), which rise.
 
+    Of processes that are ``together`` each has pictures of its own here; ``labelled`` joins what they found.
     Progress goes to standard error. Features of more than 4 GiB are kept in a temporary file. ``device`` None is a
     GPU where there is one.
 
     Raises:
         InputError: more than a twentieth of the pictures cannot be read, or the temporary file does not fit.
     """
-    loader = evaluation_loader(images, reading_of(encoder), encoder.image_size, workers=workers)
+    loader = evaluation_loader(images, reading_of(encoder), encoder.image_size, BATCH, workers)
     return gather(images, loader, label, frozen(encoder, device or best_device()))
 
 
 def extract_crops(
     images: Images, encoder: Encoder, seed: int, workers: int | None = None, label: str = "features"
 ) -> tuple[Tensor, Tensor]:
-    """Features (n, d) of a random crop, mirrored or not, of each labelled picture, and its label (n,); in any order."""
+    """Features (n, d) of a random crop, mirrored or not, of each labelled picture, and its label (n,).
+
+    Processes that are ``together`` divide the pictures, and the first gets the features of all.
+    """
     views, reading, device = Views(encoder.image_size, [CROP], seed), reading_of(encoder), best_device()
-    features, labels = frozen(encoder, device), labels_of(images)
-    skipped = Skipped(MAX_BROKEN, len(images))
-    loader = training_loader(images, views, training_sampler(images, 256, seed, whole=True), reading, device, workers)
-    table = feature_table(len(images), encoder.num_features, torch.float32)
-    shown: list[Tensor] = []
-    done = 0
+    features, labels, own = frozen(encoder, device), labels_of(images), share(len(images), BATCH)
+    skipped = none_skipped(len(images))
+    # by their numbers among all: the crops are the same for any number of processes
+    keys = [[(0, i) for i in range(s, min(s + BATCH, own.stop))] for s in range(own.start, own.stop, BATCH)]
+    loader = training_loader(images, views, keys, reading, device, workers)
+    table = feature_table(own.stop - own.start, encoder.num_features, torch.float32)
+    shown = torch.empty(len(table), dtype=torch.int64)
     with Shown(label, len(images)) as progress:
         for batch in loader:
             skipped.add(batch.lost, len(batch.indices))
             (x,) = views(batch.pictures, batch.indices, batch.epoch)
-            table[done : done + len(x)] = features(x).cpu()
-            shown.append(labels[torch.from_numpy(batch.shown)])
-            done += len(x)
-            progress.advance(len(x))
-    say_skipped(skipped)
-    return table[:done], torch.cat(shown)
+            rows = torch.from_numpy(batch.indices) - own.start
+            table[rows], shown[rows] = features(x).cpu(), labels[torch.from_numpy(batch.shown)]
+            progress.advance(len(x) * count())
+    say_skipped(of_all(skipped))
+    return _of_all(table, shown)
 
 
 def frozen(encoder: Encoder, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -132,7 +144,9 @@ def frozen(encoder: Encoder, device: torch.device) -> Callable[[Tensor], Tensor]
 
 def _raw_pixels(images: Images, reading: Reading, workers: int | None) -> tuple[Tensor, Tensor]:
     side = min(images.pictures.shape[1:3]) if isinstance(images, ArrayImages) else RAW_SIDE
-    loader = evaluation_loader(images, reading, min(side, RAW_SIDE), workers=workers)
+    sides = {s for s in exchange(side if len(images) else None) if s is not None}  # of the shares that there are
+    side = min(RAW_SIDE, *sides) if len(sides) == 1 else RAW_SIDE
+    loader = evaluation_loader(images, reading, side, BATCH, workers)
     scale = 255 if reading.value_range is None else 1
     return gather(images, loader, "raw pixels", lambda x: x.flatten(1).float() / scale)
 
@@ -143,10 +157,10 @@ def gather(
 ) -> tuple[Tensor, Tensor]:
     """What ``function`` gives for the pictures (n, c, h, w) of each batch, as one table (n, ...) in the order of the
     source, on the CPU, and the numbers (n,) of the pictures that could be read."""
-    skipped = Skipped(MAX_BROKEN, len(images))
+    skipped = none_skipped(sum(exchange(len(images))))
     table: Tensor | None = None
     known = torch.zeros(len(images), dtype=torch.bool)
-    with Shown(label, len(images)) as shown:
+    with Shown(label, skipped.pictures) as shown:
         for batch in loader:
             skipped.add(batch.lost, len(batch.indices) + len(batch.lost))
             if len(batch.indices):
@@ -154,10 +168,13 @@ def gather(
                 if table is None:
                     table = feature_table(len(images), found.shape[1], found.dtype)
                 table[numbers], known[numbers] = found, True
-            shown.advance(len(batch.indices) + len(batch.lost))
-    if table is None:
+            shown.advance((len(batch.indices) + len(batch.lost)) * count())  # the others are about as far
+    skipped = of_all(skipped)
+    if len(skipped) == skipped.pictures:
         raise InputError("data: no picture can be read")
     say_skipped(skipped)
+    if table is None:  # others have some
+        return torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
     numbers = known.nonzero()[:, 0]
     if len(numbers) < len(images):
         for start in range(0, len(numbers), 8192):  # what is kept moves up, in place

@@ -14,6 +14,7 @@ from mec.evaluate.accuracy import accuracies, ranking
 from mec.evaluate.features import Features, features_of, labels_of
 from mec.evaluate.result import Result, Stopwatch
 from mec.evaluate.task import EncoderLike, Source, open_task
+from mec.processes import from_first
 
 
 def few_label(
@@ -64,7 +65,7 @@ def few_label(
         protocol=f"nearest class mean, centred and normalised features, mean ± std of {draws} draws, top-1 / top-5 %",
         data=task.data,
         encoder=task.encoder,
-        figures=figures,
+        figures=from_first(figures),
         seconds=clock(),
     )
 

@@ -13,6 +13,7 @@ from mec.evaluate.features import features_of
 from mec.evaluate.neighbours import nearest
 from mec.evaluate.result import Result, Stopwatch
 from mec.evaluate.task import EncoderLike, Source, open_task
+from mec.processes import from_first
 
 VOTES = 2**24
 """Votes counted at once: queries times classes."""
@@ -65,7 +66,7 @@ def knn(
         protocol=f"weighted kNN, cosine, temperature {temperature:g}, bank = train split, top-1 / top-5 %",
         data=task.data,
         encoder=task.encoder,
-        figures=figures,
+        figures=from_first(figures),
         seconds=clock(),
     )
 

@@ -16,6 +16,7 @@ from mec.evaluate.logistic import LogisticFit
 from mec.evaluate.result import Result, Stopwatch
 from mec.evaluate.supervised import PAPER_PROBE, SIMSIAM_PROBE, in_words, overridden, train_and_test
 from mec.evaluate.task import EncoderLike, Source, announce, open_task, settled
+from mec.processes import from_first
 
 STRENGTHS = tuple(10.0**e for e in np.arange(-4, 1.1, 0.5))
 CHOOSING_LIMIT = 10_000
@@ -96,7 +97,7 @@ def linear(
         protocol=f"offline linear probe, {how}, %",
         data=task.data,
         encoder=task.encoder,
-        figures=figures,
+        figures=from_first(figures),
         seconds=clock(),
     )
 

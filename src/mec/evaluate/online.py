@@ -19,11 +19,12 @@ from mec.data.sources.parts import divide
 from mec.data.sources.shards import is_shards
 from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies
-from mec.evaluate.features import Features, extract, labels_of
+from mec.evaluate.features import Features, extract, labelled
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import probe
 from mec.evaluate.result import Stopwatch
 from mec.evaluate.task import Source, check_classes, in_memory, reading_of
+from mec.processes import from_first, rank, together
 
 PROBES = "probes.csv"
 TIMES = 10
@@ -38,7 +39,7 @@ class OnlineProbe(lightning.Callback):
 
     The encoder is put into evaluation mode for the time, without gradient, and no generator of random numbers moves
     on: the run ends with the same weights as without. Figures go to ``probes.csv`` in the run folder, to TensorBoard
-    and to the console. The first process probes, the others wait.
+    and to the console. Features are extracted by all processes of the run, each those of its share of the pictures.
 
     Args:
         data: a labelled source; at most 10,000 of its train and 2,500 of its test pictures are used.
@@ -61,6 +62,7 @@ class OnlineProbe(lightning.Callback):
         check_classes(parts[0], parts[1], data)
         self.classes = len(parts[0].classes)
         self.parts = [part.subset(_some(part, MOST[name])) for part, name in zip(parts, MOST, strict=True)]
+        self.sizes = [len(part) for part in self.parts]
         self.settled = self.ended = False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -70,50 +72,56 @@ class OnlineProbe(lightning.Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         epochs = trainer.max_epochs or 1
         every, done = self.every or max(1, epochs // TIMES), trainer.current_epoch + 1
-        if trainer.is_global_zero and not self.ended and (done % every == 0 or done == epochs):
+        if not self.ended and (done % every == 0 or done == epochs):
             try:
                 self._probe(trainer, pl_module, done)
             except InputError as error:  # of a probe's pictures: no reason to lose a run
                 self.ended = True
-                self.console.print(f"no more online probes: {error}", highlight=False, markup=False, soft_wrap=True)
-        trainer.strategy.barrier()
+                self._say(trainer, f"no more online probes: {error}")
+
+    def _say(self, trainer: lightning.Trainer, line: str) -> None:
+        if trainer.is_global_zero:
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _probe(self, trainer: lightning.Trainer, pl_module: Any, epoch: int) -> None:
         clock = Stopwatch()
         figures = self.measure(pl_module.network.encoder, pl_module.device)
-        row = {"epoch": epoch, "step": trainer.global_step, **figures, "seconds": clock()}
-        _append(_file(trainer), row)
+        seconds = clock()
+        if trainer.is_global_zero:
+            _append(_file(trainer), {"epoch": epoch, "step": trainer.global_step, **figures, "seconds": seconds})
         for logger in trainer.loggers:
             logger.log_metrics({f"probe/{name}": value for name, value in figures.items()}, trainer.global_step)
-        sizes = " and ".join(f"{len(p):,} {n}" for p, n in zip(self.parts, MOST, strict=True))
+        sizes = " and ".join(f"{size:,} {name}" for size, name in zip(self.sizes, MOST, strict=True))
         said = "  ".join(f"{name} {100 * value:.1f} %" for name, value in figures.items())
-        self.console.print(
-            f"epoch {epoch}/{trainer.max_epochs}  online probe: {said}  ({sizes} pictures, {row['seconds']:.0f} s)",
-            highlight=False,
-            soft_wrap=True,
-        )
+        line = f"epoch {epoch}/{trainer.max_epochs}  online probe: {said}  ({sizes} pictures, {seconds:.0f} s)"
+        self._say(trainer, line)
 
     def measure(self, encoder: Any, device: torch.device) -> dict[str, float]:
-        """Test accuracies of the encoder as it is, as shares; it is left as it was."""
+        """Test accuracies of the encoder as it is, as shares; it is left as it was.
+
+        All processes of a run come here, each with the whole encoder, and get the same.
+        """
         reading, training = reading_of(encoder), encoder.training
         devices = [device] if device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices=devices):
+            with torch.random.fork_rng(devices=devices), together():
                 if not self.settled:
-                    self.parts, self.settled = [in_memory(part, reading) for part in self.parts], True
+                    self.parts, self.settled = [in_memory(part, reading, divided=True) for part in self.parts], True
                 (train, of_train), (test, of_test) = (
-                    extract(part, encoder, self.workers, "", device) for part in self.parts
+                    labelled(part, *extract(part, encoder, self.workers, "", device)) for part in self.parts
                 )
-                labels = [labels_of(part)[of] for part, of in zip(self.parts, (of_train, of_test), strict=True)]
-                f = Features("encoder", train, labels[0], test, labels[1])
-                k = min(NEIGHBOURS, len(train))
-                ranked = knn_ranking(f.train, f.train_labels, f.test, [k], self.classes)[k]
-                return {
-                    "kNN": accuracies(ranked, f.test_labels, self.classes)["top-1"],
-                    "linear": probe(f, self.classes)["top-1"],
-                }
+                f = Features("encoder", train, of_train, test, of_test)
+                return from_first(self._figures(f) if rank() == 0 else {})
         finally:
             encoder.train(training)
+
+    def _figures(self, f: Features) -> dict[str, float]:
+        k = min(NEIGHBOURS, len(f.train))
+        ranked = knn_ranking(f.train, f.train_labels, f.test, [k], self.classes)[k]
+        return {
+            "kNN": accuracies(ranked, f.test_labels, self.classes)["top-1"],
+            "linear": probe(f, self.classes)["top-1"],
+        }
 
 
 def online_probe(data: Source, every: int | None, workers: int | None = None) -> OnlineProbe | None:

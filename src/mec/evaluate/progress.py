@@ -9,25 +9,30 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mec.processes import rank
+
 LIVE_SECONDS, PLAIN_SECONDS = 0.5, 30
 """Between two lines on a terminal, and elsewhere."""
 
 
 def say(line: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(line, highlight=False, markup=False)
+    """Of processes that are together, the first says it."""
+    if rank() == 0:
+        Console(stderr=True, soft_wrap=True).print(line, highlight=False, markup=False)
 
 
 class Shown:
     """How far it is and how long it will take: a live line on a terminal, a plain one every half minute elsewhere.
 
     Args:
-        label: what is done; "" shows nothing.
+        label: what is done; "" shows nothing, and of processes that are together only the first shows it.
         total: how many of ``unit`` there are.
         done: how many of them were there before.
         unit: for people; "" shows no numbers.
     """
 
     def __init__(self, label: str, total: int, done: int = 0, unit: str = "pictures") -> None:
+        label = label if rank() == 0 else ""
         self.label, self.total, self.first, self.done, self.unit = label, total, done, done, unit
         self.started = self.said = time.monotonic()
         console = Console(stderr=True, soft_wrap=True)

@@ -27,6 +27,7 @@ from mec.evaluate.neighbours import best_device
 from mec.evaluate.progress import Shown
 from mec.evaluate.task import MAX_BROKEN, Task, in_memory, reading_of
 from mec.models.encoder import Encoder
+from mec.processes import count
 
 # it announces devices and products
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -159,6 +160,8 @@ def train_and_test(
     task: Task, train: Images, encoder: Encoder, settings: Settings, seed: int, label: str
 ) -> dict[str, float]:
     """Train a classifier of the task's classes on ``train``; its accuracies on the task's test pictures."""
+    if count() > 1:
+        raise InputError(f"processes: a classifier is trained by one, got {count()}; start it without torchrun or srun")
     encoder = encoder if settings.backbone_rate == 0 else copy.deepcopy(encoder)
     classifier = fit(train, len(task.classes), encoder, settings, seed, task.workers, label)
     device = best_device()

@@ -9,16 +9,19 @@ import numpy as np
 
 from mec.data.images import Images
 from mec.data.pixels import Reading
-from mec.data.skipped import Skipped
+from mec.data.skipped import Lost, Skipped
 from mec.data.sources import open_images
 from mec.data.survey import sampled, settle
 from mec.errors import InputError
 from mec.evaluate.progress import say
 from mec.models.encoder import Encoder
 from mec.models.files import load_encoder, untrained
+from mec.processes import count, exchange, in_turn, share
 
 MAX_BROKEN = 0.05
 """Share of pictures that may be unreadable."""
+BATCH = 256
+"""Pictures embedded at once."""
 BASELINES_UP_TO = 100_000
 """Train pictures beyond which the baselines are measured only when asked for: each is another pass over all."""
 
@@ -71,8 +74,9 @@ def open_task(
         InputError: no labels, fewer than two classes, a class without train or test pictures, an encoder
             that cannot be read, or pictures that it cannot take.
     """
-    encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
-    train, test = open_images(data, "train", labels), open_images(data, "test", labels)
+    with in_turn():
+        encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
+        train, test = open_images(data, "train", labels), open_images(data, "test", labels)
     check_classes(train, test, data)
     check_channels(train, encoder, data)
     if baselines is None:
@@ -123,13 +127,41 @@ def settled(task: Task) -> Task:
     return replace(task, train=in_memory(task.train, reading), test=in_memory(task.test, reading))
 
 
-def in_memory(images: Images, reading: Reading) -> Images:
-    """Decoded where they are small; what cannot be read is counted here, for it is gone afterwards."""
-    skipped = Skipped(MAX_BROKEN, len(images))
-    settled, lost = settle(images, reading)
+def in_memory(images: Images, reading: Reading, divided: bool = False) -> Images:
+    """Decoded where they are small; what cannot be read is counted here, for it is gone afterwards.
+
+    ``divided``: this process's share of them.
+    """
+    skipped = none_skipped(len(images))
+    if divided and count() > 1:
+        images = images.subset(np.arange(len(images))[share(len(images), BATCH)])
+    try:
+        settled, lost = settle(images, reading) if len(images) else (images, [])
+    except InputError:  # none of them can be read
+        if not divided or count() == 1:
+            raise
+        settled, lost = images, []
     skipped.add(lost, len(images))
-    say_skipped(skipped)
+    say_skipped(of_all(skipped) if divided else skipped)
     return settled
+
+
+def none_skipped(pictures: int) -> Skipped:
+    """To count in, in one process or in each of those that divide so many pictures among them."""
+    skipped = Skipped(MAX_BROKEN, pictures)
+    if count() > 1:
+        skipped.seen = pictures  # broken ones may all be in one share: what it lets pass is a share of all pictures
+    return skipped
+
+
+def of_all(skipped: Skipped) -> Skipped:
+    """What all processes have skipped. InputError: too many together."""
+    if count() == 1:
+        return skipped
+    whole = Skipped(skipped.most, skipped.pictures)
+    for reasons in exchange(skipped.reasons):
+        whole.add([Lost(*item) for item in reasons.items()], whole.pictures)
+    return whole
 
 
 def say_skipped(skipped: Skipped) -> None:

@@ -132,6 +132,18 @@ def create_encoder(
     )
 
 
+def recompute_activations(encoder: Encoder) -> None:
+    """From now on its activations are computed once more on the way back instead of being kept (timm's switch).
+
+    Raises:
+        InputError: the architecture has no such switch.
+    """
+    try:
+        encoder.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AssertionError, AttributeError, TypeError) as error:
+        raise InputError(f"gradient_checkpointing: timm has none for {encoder.spec.backbone}") from error
+
+
 def _module_of(backbone: str) -> str:
     module: str = timm.models.model_entrypoint(backbone).__module__
     return module.rsplit(".", 1)[-1]

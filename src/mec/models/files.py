@@ -15,7 +15,7 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from mec.errors import InputError
 from mec.files import replacing
@@ -39,7 +39,7 @@ def save_encoder(encoder: Encoder, folder: str | os.PathLike[str]) -> Path:
     with replacing(folder / SPEC) as path:
         path.write_text(json.dumps(encoder.spec.as_dict(), indent=2) + "\n")
     with replacing(folder / WEIGHTS) as path:
-        save_file(weights, path, metadata={"format": "pt"})
+        path.write_bytes(save(weights, metadata={"format": "pt"}))  # save_file tells no cause of what fails
     return folder / WEIGHTS
 
 

@@ -27,18 +27,26 @@ class Siamese(nn.Module):
         self.encoder = encoder
         self.projector = projector
         self.predictor = predictor
-        self.teacher: nn.Module | None = None
+        self.teacher: nn.ModuleList | None = None
         if predictor is not None:
-            self.teacher = nn.Sequential(copy.deepcopy(encoder), copy.deepcopy(projector)).requires_grad_(False)
+            self.teacher = nn.ModuleList([copy.deepcopy(encoder), copy.deepcopy(projector)]).requires_grad_(False)
 
     def forward(self, x1: Tensor, x2: Tensor) -> tuple[Views, Views | None]:
         """x1, x2: normalised pictures (m, c, h, w) -> codes (m, d) as the loss takes them."""
-        z1 = self.projector(self.encoder(x1))
-        z2 = self.projector(self.encoder(x2))
-        if self.predictor is None or self.teacher is None:
+        return self.codes((self.encoder(x1), self.encoder(x2)), self.teacher_features(x1, x2))
+
+    @torch.no_grad()
+    def teacher_features(self, x1: Tensor, x2: Tensor) -> Views | None:
+        """What the teacher's encoder gives for x1 and x2; None where there is no teacher."""
+        return None if self.teacher is None else (self.teacher[0](x1), self.teacher[0](x2))
+
+    def codes(self, features: Views, seen: Views | None) -> tuple[Views, Views | None]:
+        """Features (m, num_features) of the student's encoder and the teacher's -> codes as the loss takes them."""
+        z1, z2 = self.projector(features[0]), self.projector(features[1])
+        if self.predictor is None or self.teacher is None or seen is None:
             return (z1, z2), None
         with torch.no_grad():
-            targets = self.teacher(x1), self.teacher(x2)
+            targets = self.teacher[1](seen[0]), self.teacher[1](seen[1])
         return (self.predictor(z1), self.predictor(z2)), targets
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ import lightning
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mec.files import replacing
 from mec.training.module import Pretraining
 
 PLAIN_LINE_SECONDS = 30
@@ -46,7 +47,7 @@ class MetricsFile:
 
     FIELDS = (
         "step", "epoch", "loss", "coding_length", "spectral_norm", "effective_rank", "rankme", "alpha_req",
-        "distortion", "learning_rate", "pictures_per_second", "data_wait", "seconds",
+        "distortion", "learning_rate", "skipped", "pictures_per_second", "data_wait", "seconds",
     )  # fmt: skip
 
     def __init__(self, path: Path, first_step: int) -> None:
@@ -54,9 +55,10 @@ class MetricsFile:
         kept: list[dict[str, str]] = []
         if first_step > 0 and path.exists():
             with path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if row.get("step") and int(row["step"]) < first_step]
+                whole = (row for row in csv.DictReader(file) if None not in row.values())  # a full disk cuts the last
+                kept = [row for row in whole if int(row["step"]) < first_step]
         self.seconds_before = float(kept[-1]["seconds"]) if kept else 0.0
-        with path.open("w", newline="") as file:
+        with replacing(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.FIELDS)
             writer.writeheader()
             writer.writerows(kept)

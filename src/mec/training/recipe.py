@@ -100,6 +100,21 @@ class OptimiserSettings:
 
 
 @dataclass(frozen=True)
+class SpeedSettings:
+    """What makes a step faster and leaves its mathematics alone; each is used where the device gains by it.
+
+    Attributes:
+        channels_last: convolutions on channels-last memory, faster on CPUs and GPUs.
+        fused: the optimiser's update in one kernel.
+        compile: the encoder through torch.compile; null: on a GPU, in runs of at least 2,000 steps, which pay for it.
+    """
+
+    channels_last: bool = True
+    fused: bool = True
+    compile: bool | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A pretraining run.
 
@@ -115,17 +130,24 @@ class Recipe:
         small_stem: 3x3 stem without max-pool, small patches; null: for views under 96 px.
         epochs: passes over the pictures.
         batch_size: pictures in a step, over all devices; at most the number of pictures.
+        chunk: pictures of each device that pass the encoder with gradient at a time: memory for a chunk, the loss of
+            the whole batch, for a second forward pass; null: all at once.
+        gradient_checkpointing: recompute activations on the way back: less memory for a third more time.
         seed: of weights, order and views.
         workers: loader processes of each training process; null: one per core.
         precision: 32-true, bf16-mixed, 16-mixed; auto is bf16-mixed on a GPU that has it, else 32-true.
         accelerator: auto, cpu, gpu, mps.
-        devices: how many; auto is all there are.
-        nodes: machines, when started by torchrun or SLURM.
+        devices: processes on each machine, one a GPU; auto: as started by torchrun or SLURM, else all GPUs, or one
+            process on a CPU, which uses all its cores.
+        nodes: machines; auto: as started by torchrun or SLURM, else one.
+        strategy: ddp: each device holds the network; fsdp: its weights are spread over them, for those too large;
+            auto: ddp.
         log_every: steps between two rows of metrics.csv.
         objective: the loss.
         projector: the head it sees.
         teacher: the paper's asymmetric form, or none.
         optimiser: and its schedule.
+        speed: what makes a step faster.
         view_1: augmentations of the first view.
         view_2: augmentations of the second view.
     """
@@ -141,17 +163,21 @@ class Recipe:
     small_stem: bool | None = None
     epochs: int = 100
     batch_size: int = 256
+    chunk: int | None = None
+    gradient_checkpointing: bool = False
     seed: int = 0
     workers: int | None = None
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     devices: int | Literal["auto"] = "auto"
-    nodes: int = 1
+    nodes: int | Literal["auto"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     log_every: int = 20
     objective: ObjectiveSettings = ObjectiveSettings()
     projector: ProjectorSettings = ProjectorSettings()
     teacher: TeacherSettings = TeacherSettings()
     optimiser: OptimiserSettings = OptimiserSettings()
+    speed: SpeedSettings = SpeedSettings()
     view_1: ViewSettings = VIEW_1
     view_2: ViewSettings = VIEW_2
 
@@ -162,10 +188,11 @@ class Recipe:
         _require(0 <= self.max_broken <= 1, "max_broken", "a share in [0, 1]", self.max_broken)
         _require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
         _require(self.batch_size >= 2, "batch_size", "at least 2", self.batch_size)
+        _require(self.chunk is None or self.chunk >= 1, "chunk", "at least 1, or null", self.chunk)
         _require(0 <= self.seed < 2**32, "seed", "a number in [0, 2^32)", self.seed)
         _require(self.workers is None or self.workers >= 0, "workers", "at least 0, or null", self.workers)
         _require(self.devices == "auto" or int(self.devices) >= 1, "devices", "at least 1, or auto", self.devices)
-        _require(self.nodes >= 1, "nodes", "at least 1", self.nodes)
+        _require(self.nodes == "auto" or int(self.nodes) >= 1, "nodes", "at least 1, or auto", self.nodes)
         _require(self.log_every >= 1, "log_every", "at least 1", self.log_every)
 
     def as_dict(self) -> dict[str, Any]:

@@ -28,7 +28,17 @@ class HealthWarnings(lightning.Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         assert isinstance(pl_module, Pretraining)
         measured = pl_module.measured
-        if "effective_rank" not in measured or trainer.global_step <= pl_module.warmup or not trainer.is_global_zero:
+        if "effective_rank" not in measured or not trainer.is_global_zero:
+            return
+        skipped = int(measured["skipped"])
+        self._count(
+            "skipped",
+            skipped > 0,
+            f"steps left out so far: {skipped}, their loss or gradient was not finite. Several in a row would end the "
+            "run: lower optimiser.learning_rate or lengthen optimiser.warmup_epochs",
+            patience=1,
+        )
+        if trainer.global_step <= pl_module.warmup:
             return
         rank, norm = float(measured["effective_rank"]), float(measured["spectral_norm"])
         self.best_rank = max(self.best_rank, rank)
@@ -53,8 +63,8 @@ class HealthWarnings(lightning.Callback):
             f"{norm:.0f} times",
         )
 
-    def _count(self, kind: str, now: bool, message: str) -> None:
+    def _count(self, kind: str, now: bool, message: str, patience: int = PATIENCE) -> None:
         self.seen[kind] = self.seen.get(kind, 0) + 1 if now else 0
-        if self.seen[kind] == PATIENCE and kind not in self.said:
+        if self.seen[kind] == patience and kind not in self.said:
             self.said.add(kind)
             self.console.print(f"[yellow]warning:[/] {message}.", highlight=False)

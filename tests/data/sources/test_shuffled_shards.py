@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from mec.data import Reading, TwoViews, open_images
 from mec.data.loading import evaluation_loader, training_loader, training_sampler
@@ -70,21 +69,6 @@ def test_a_part_of_shards_is_trained_on(shards: Path, expected: dict[int, torch.
     assert len(set(numbers_of(batches))) == len(numbers_of(batches)) == 12
     first = views_of(an_epoch(images.subset(np.arange(1)), batch=1, epoch=2)[0])
     assert torch.equal(first[0], expected[0])
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("step", [0, 1, 2, 5])
-def test_an_epoch_resumes_at_any_step(shards: Path, workers: int, step: int) -> None:
-    images = open_images(shards)
-    (whole,) = an_epoch(images, workers=workers, batch=3, epoch=1)
-    sampler = training_sampler(images, 3, seed=0)
-    dataset = training_loader(images, TwoViews(16, seed=3), sampler, Reading(), CPU, 0).dataset
-    keys = [(1, s) for s in range(step, len(sampler))]
-    rest = list(DataLoader(dataset, batch_size=None, sampler=keys, num_workers=workers, collate_fn=lambda b: b))
-    assert len(rest) == len(whole) - step
-    for a, b in zip(whole[step:], rest, strict=True):
-        assert a.indices.tolist() == b.indices.tolist()
-        assert torch.equal(a.pictures, b.pictures)
 
 
 def test_one_loader_serves_all_epochs(shards: Path) -> None:

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mec.data.decode import SHRINKS, Opened, open_picture
 from mec.data.images import Images
-from mec.data.loading import worker_count
 from mec.data.pixels import BrokenPictureError, Reading
 from mec.data.skipped import Lost
+from mec.data.workers import worker_count
 from mec.errors import InputError
 from mec.evaluate.detection.annotated import Annotated
 from mec.evaluate.detection.masks import decoded

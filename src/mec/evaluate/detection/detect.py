@@ -48,7 +48,7 @@ def detect(
     rate: float | None = None,
     side: int | None = None,
     devices: int | str = "auto",
-    nodes: int = 1,
+    nodes: int | str = "auto",
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto",
     workers: int | None = None,
     resume: bool = False,
@@ -77,7 +77,7 @@ def detect(
         rate: learning rate, in place of the schedule's.
         side: short side of the pictures in testing; those in training change in proportion.
         devices: auto (all GPUs, or one process of a CPU) or a number of them.
-        nodes: machines; start the command on each, by torchrun or SLURM.
+        nodes: machines, or auto: as torchrun or SLURM started the command on each, else one.
         precision: auto is bf16-mixed on GPUs that have it, else 32-true.
         workers: loader processes of each device; null is one per core.
         resume: go on with what is in ``out``, from the newest checkpoint.
@@ -185,7 +185,7 @@ class _Making:
         self.spec, self.encoder, self.learnt, self.tested = spec, encoder, learnt, tested
         self.folder, self.label, self.seed, self.workers = folder, label, seed, workers
 
-    def run(self, devices: int | str, nodes: int, precision: str) -> dict[str, float]:
+    def run(self, devices: int | str, nodes: int | str, precision: str) -> dict[str, float]:
         """Its figures."""
         if (self.folder / FIGURES).exists():
             overall: dict[str, float] = json.loads((self.folder / FIGURES).read_text())["overall"]
@@ -198,15 +198,12 @@ class _Making:
                 detector, _ = load_detector(self.folder)
             else:
                 detector = self.spec.build(self.encoder)
-                checkpoint = newest_checkpoint(self.folder) if self._has_checkpoint() else None
+                checkpoint = newest_checkpoint(self.folder, say)
                 train(detector, self.learnt, reading, plan, trainer, self.seed, self.workers, checkpoint)
                 if trainer.is_global_zero:
                     save_detector(detector, self.spec, self.folder)
             found = look(detector, self.tested.pictures, reading, plan, trainer, self.workers)
         return self._measured(found, trainer.is_global_zero)
-
-    def _has_checkpoint(self) -> bool:
-        return any((self.folder / "checkpoints").glob("*.ckpt"))
 
     def _measured(self, found: dict[int, Detections], writes: bool) -> dict[str, float]:
         """The figures over the pictures that could be read."""

@@ -37,7 +37,7 @@ def period(schedule: Schedule) -> int:
 
 
 def detection_trainer(
-    schedule: Schedule, folder: Path, label: str, devices: int | str, nodes: int, precision: str
+    schedule: Schedule, folder: Path, label: str, devices: int | str, nodes: int | str, precision: str
 ) -> lightning.Trainer:
     """A trainer for a schedule, that writes checkpoints and metrics.csv to ``folder``."""
     return make_trainer(

@@ -1,0 +1,183 @@
+"""What several processes, started by torchrun, SLURM or lightning, do together: each its share, the first the rest."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from torch import Tensor
+
+from mec.errors import InputError
+
+ROWS = 8192
+"""Rows sent at once."""
+COMING, WAITING = timedelta(minutes=5), timedelta(days=30)
+"""How long processes wait for all to start, and then for what another is doing."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Group:
+    gloo: Any
+    rank: int
+    count: int
+    local_rank: int
+
+
+_group: _Group | None = None
+
+
+def count() -> int:
+    """How many processes are ``together``; 1 outside of it."""
+    return _group.count if _group else 1
+
+
+def rank() -> int:
+    return _group.rank if _group else 0
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """All processes go through the block alike, and leave it when the last has come to its end.
+
+    They are those of the process group that is there, else those that torchrun or SLURM's srun started, each with the
+    GPU of its local rank. With one process nothing happens.
+
+    Raises:
+        InputError: in all of them where one has raised it, with ``agreed`` set; or not all processes have come.
+    """
+    global _group
+    made = False
+    if not _initialised() and (environment := _launched()) is not None:
+        _start(environment)
+        made = True
+    if not _initialised() or dist.get_world_size() == 1:
+        yield
+        return
+    local_rank = environment.local_rank() if made else int(os.environ.get("LOCAL_RANK", "0"))
+    _group = _Group(_gloo(dist.group.WORLD), dist.get_rank(), dist.get_world_size(), local_rank)
+    try:
+        yield
+        exchange(None)
+    except InputError as error:
+        if not error.agreed:
+            _meet(None, str(error))  # raises it in all
+        raise
+    finally:
+        _group = None
+        if made:
+            dist.destroy_process_group()
+
+
+def exchange(value: T) -> list[T]:
+    """What each process has, by rank. InputError: another process cannot go on."""
+    return [value] if _group is None else _meet(value, None)
+
+
+def from_first(value: T) -> T:
+    """What the first process has, in all of them."""
+    return exchange(value if rank() == 0 else None)[0]  # type: ignore[return-value]
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """One process of each machine goes through the block before the others: they find what it has downloaded."""
+    waits = _group is not None and _group.local_rank > 0
+    if waits:
+        exchange(None)
+    yield
+    if not waits:
+        exchange(None)
+
+
+def share(length: int, batch: int) -> slice:
+    """This process's stretch of ``length`` pictures: whole batches, those that one process would make."""
+    batches = -(-length // batch)
+    start, stop = (-(-r * batches // count()) * batch for r in (rank(), rank() + 1))
+    return slice(min(start, length), min(stop, length))
+
+
+def collect(rows: Tensor, allocate: Callable[[int, int], Tensor]) -> Tensor:
+    """The rows (n, d) of all processes, by rank, in the first; its own in another. They come a block at a time.
+
+    ``allocate(n, d)`` makes the table that they go to. A process without rows need not know d.
+    """
+    if _group is None:
+        return rows
+    shapes = exchange((len(rows), rows.shape[1]))
+    if rank() > 0:
+        for block in torch.split(rows, ROWS) if len(rows) else ():
+            dist.send(block.contiguous(), 0, _group.gloo)
+        return rows
+    table = allocate(sum(n for n, _ in shapes), max(d for _, d in shapes))
+    done = len(rows)
+    if done:
+        table[:done] = rows
+    for other, (n, _) in enumerate(shapes[1:], 1):
+        for block in torch.split(table[done : done + n], ROWS) if n else ():
+            dist.recv(block, other, _group.gloo)
+        done += n
+    return table
+
+
+def _meet(value: T, failure: str | None) -> list[T]:
+    assert _group is not None
+    met: list[Any] = [None] * _group.count
+    dist.all_gather_object(met, (failure, value), group=_group.gloo)
+    for failed, _ in met:
+        if failed is not None:
+            error = InputError(failed)
+            error.agreed = True
+            raise error
+    return [value for _, value in met]
+
+
+def _initialised() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _launched() -> Any:
+    """The environment of several processes that were started together; None is of one."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # lightning advises srun wherever there is one
+            for kind in (TorchElasticEnvironment, SLURMEnvironment):
+                if kind.detect():
+                    found = kind()
+                    return found if found.world_size() > 1 else None
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise InputError(f"processes: their environment cannot be read ({' '.join(str(error).split())})") from error
+    return None
+
+
+def _start(environment: Any) -> None:
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
+    number, of = environment.global_rank(), environment.world_size()
+    try:
+        dist.init_process_group("gloo", rank=number, world_size=of, timeout=COMING)
+    except RuntimeError as error:
+        where = f"{environment.main_address}:{environment.main_port}"
+        raise InputError(f"processes: {of} were announced and did not all come to {where} ({_first(error)})") from error
+    if torch.cuda.is_available():
+        torch.cuda.set_device(environment.local_rank() % torch.cuda.device_count())
+
+
+@lru_cache(maxsize=1)
+def _gloo(world: Any) -> Any:
+    """One more group of the same processes: for tables on the CPU, and to wait as long as the first one works."""
+    return dist.new_group(backend="gloo", timeout=WAITING)
+
+
+def _first(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

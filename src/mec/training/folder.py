@@ -1,0 +1,135 @@
+"""A run folder: who may write to it, what stands in it from the first step on, and what can be read from it."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import yaml
+from filelock import FileLock, Timeout
+
+from mec.checkpoints import sweep
+from mec.data.images import Images
+from mec.errors import InputError
+from mec.files import is_first_process, replacing
+from mec.models.encoder import Encoder
+from mec.models.files import SPEC, load_encoder
+from mec.training.recipe import Recipe
+from mec.training.recipe_files import differences, make_recipe, read_recipe
+
+RECIPE, ENVIRONMENT, LOCK = "recipe.yaml", "environment.json", ".lock"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LINGER = 5.0
+"""Seconds that loader processes of a run that was killed may outlive it, and hold its folder."""
+MAY_CHANGE = ("accelerator:", "devices:", "nodes:", "strategy:", "workers:", "log_every:", "speed.")
+"""Settings of where and how fast a run goes on, not of what it computes."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and what can be read from it."""
+
+    folder: Path
+
+    def encoder(self) -> Encoder:
+        """The trained encoder, in evaluation mode."""
+        return load_encoder(self.folder)
+
+    def recipe(self) -> Recipe:
+        """The recipe as it was resolved."""
+        return make_recipe(read_recipe(self.folder / RECIPE))
+
+    def metrics(self) -> list[dict[str, float]]:
+        """Rows of metrics.csv."""
+        with (self.folder / "metrics.csv").open(newline="") as file:
+            return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+
+def holds_run(out: Path) -> bool:
+    return (out / RECIPE).exists()
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """The folder is this run's alone until the block, or the process, ends.
+
+    Raises:
+        InputError: another process trains into it, it cannot be written to, or its disk is full.
+    """
+    if not is_first_process():
+        yield
+        return
+    lock = FileLock(out / LOCK, timeout=LINGER)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"out: another process is training into {out}; wait for it, or take another folder") from error
+    except NotImplementedError:  # some network file systems have no locks
+        pass
+    except OSError as error:
+        raise InputError(f"out: {out} cannot be written to ({error.strerror or error})") from error
+    try:
+        sweep(out)
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise InputError(
+            f"out: {error.filename or out} cannot be written ({error.strerror}); free some space: --resume goes on "
+            "from the last checkpoint"
+        ) from error
+    finally:
+        lock.release()
+
+
+def check_same(out: Path, recipe: Recipe, pictures: int) -> None:
+    """Refuse to go on with another recipe or other pictures than the run was begun with."""
+    changed = [d for d in differences(Run(out).recipe(), recipe) if not d.startswith(MAY_CHANGE)]
+    if changed:
+        raise InputError(f"resume: the recipe differs from the run's: {'; '.join(changed)}")
+    if (out / ENVIRONMENT).exists():
+        before = json.loads((out / ENVIRONMENT).read_text())["pictures"]
+        if before != pictures:
+            raise InputError(f"resume: the run was begun with {before:,} pictures, data now has {pictures:,}")
+
+
+def begin(out: Path, recipe: Recipe, data: Any, images: Images, encoder: Encoder, trainer: lightning.Trainer) -> None:
+    """Write down what is run, before the first step."""
+    # beside the weights at the end; the checkpoints need it before
+    with replacing(out / SPEC) as path:
+        path.write_text(json.dumps(encoder.spec.as_dict(), indent=2) + "\n")
+    environment = {
+        "data": str(data),
+        "pictures": len(images),
+        "classes": len(images.classes),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "processes": trainer.world_size,
+        "precision": trainer.precision,
+        "packages": {name: version(name) for name in ("mec-ssl", "torch", "timm", "lightning", "torchvision")},
+    }
+    with replacing(out / ENVIRONMENT) as path:
+        path.write_text(json.dumps(environment, indent=2) + "\n")
+    with replacing(out / RECIPE) as path:  # last: with it the folder holds a run
+        path.write_text(yaml.safe_dump(recipe.as_dict(), sort_keys=False))

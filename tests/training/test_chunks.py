@@ -1,0 +1,171 @@
+"""The gradient of a batch that passes the encoder in chunks is that of the batch."""
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mec.coding import MECLoss
+from mec.errors import InputError
+from mec.models.encoder import Encoder, create_encoder, recompute_activations
+from mec.models.heads import Predictor, Projector
+from mec.models.siamese import Siamese, Views
+from mec.training import OptimiserSettings, Recipe, TeacherSettings, pretrain
+from mec.training.chunks import loss_in_chunks
+from mec.training.module import Pretraining
+from tests.training.test_run import TINY, quiet
+
+PICTURES = 12
+RESNET = {"layers": [1, 1, 1, 1], "channels": [8, 8, 12, 12]}
+VIT = {"embed_dim": 16, "depth": 2, "num_heads": 2}
+
+
+def resnet() -> Encoder:
+    return create_encoder("resnet18", 16, 3, options=RESNET)
+
+
+def vit(drop_path: float = 0.3) -> Encoder:
+    options = VIT | {"drop_path_rate": drop_path}
+    return create_encoder("vit_tiny_patch16_224", 16, 3, options=options)
+
+
+def network_of(encoder: Encoder, teacher: bool = False, dtype: torch.dtype = torch.float64) -> Siamese:
+    """With statistics and weights that are not those of the beginning."""
+    network = Siamese(encoder, Projector(encoder.num_features, 16, 8), Predictor(8, 4) if teacher else None)
+    for tensor in network.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.mul_(torch.empty_like(tensor).uniform_(0.8, 1.2)).add_(0.1 * torch.rand_like(tensor))
+    return network.to(dtype).train()
+
+
+def freeze(network: Siamese) -> Siamese:
+    """BatchNorm of the encoders as it is after training."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return network
+
+
+def views(dtype: torch.dtype = torch.float64, pictures: int = PICTURES) -> Views:
+    """Of pictures that differ enough to be told apart: BatchNorm in the heads multiplies what little there is."""
+    coarse = torch.randn(2, pictures, 3, 4, 4, dtype=torch.float64)
+    x1, x2 = nn.functional.interpolate(coarse.flatten(0, 1), scale_factor=4).view(2, pictures, 3, 16, 16).to(dtype)
+    return x1, x2
+
+
+def chunks_of(x: Views, size: int) -> list[Callable[[], Views]]:
+    """Each begins with its own random numbers, as in a training step."""
+
+    def chunk(start: int) -> Views:
+        torch.manual_seed(start)
+        return x[0][start : start + size], x[1][start : start + size]
+
+    return [lambda start=start: chunk(start) for start in range(0, len(x[0]), size)]  # type: ignore[misc]
+
+
+def backward(share: Tensor) -> None:
+    share.backward()
+
+
+def gradients(network: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
+def in_one_graph(network: Siamese, chunks: list[Callable[[], Views]], loss: MECLoss) -> Tensor:
+    """The definition: every chunk goes through the encoders with a graph, and what comes out is joined."""
+    own, seen = [], []
+    for chunk in chunks:
+        x1, x2 = chunk()
+        own.append((network.encoder(x1), network.encoder(x2)))
+        seen.append(network.teacher_features(x1, x2))
+    f1, f2 = (torch.cat(view) for view in zip(*own, strict=True))
+    targets = None if seen[0] is None else tuple(torch.cat(view) for view in zip(*seen, strict=True))
+    return loss(*network.codes((f1, f2), targets))
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    """To ``tolerance`` of the largest entry of all: the gradient of a bias before BatchNorm is nothing but rounding."""
+    assert found.keys() == expected.keys()
+    largest = max(float(t.abs().max()) for t in expected.values())
+    for name, tensor in expected.items():
+        assert torch.isfinite(found[name]).all()
+        assert float((found[name] - tensor).abs().max()) <= tolerance * largest, name
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("teacher", [False, True])
+@pytest.mark.parametrize("kind", ["vit", "resnet with BatchNorm frozen"])
+def test_the_gradient_of_the_whole_batch(kind: str, teacher: bool, dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    encoder = resnet() if kind == "resnet with BatchNorm frozen" else vit(0.0)
+    network = freeze(network_of(encoder, teacher, dtype))
+    x, loss = views(dtype), MECLoss(0.25, 4 if teacher else None)
+    whole = copy.deepcopy(network)
+    value = loss(*whole(*x))
+    value.backward()
+    for size in range(1, PICTURES):
+        parts = copy.deepcopy(network)
+        found = loss_in_chunks(parts, chunks_of(x, size), loss, backward)
+        found.backward()
+        assert float(found.detach()) == pytest.approx(float(value.detach()), rel=tolerance)
+        assert_same(gradients(parts), gradients(whole), tolerance)
+        for (name, a), b in zip(parts.named_buffers(), whole.buffers(), strict=True):
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("teacher", [False, True])
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("kind", [vit, resnet])
+def test_with_batchnorm_and_drop_path_it_is_that_of_joined_chunks(
+    kind: Callable[[], Encoder], size: int, teacher: bool, recomputed: bool
+) -> None:
+    torch.manual_seed(0)
+    network = network_of(kind(), teacher)
+    x, loss = views(), MECLoss(0.25)
+    joined, parts = copy.deepcopy(network), network
+    value = in_one_graph(joined, chunks_of(x, size), loss)
+    value.backward()
+    if recomputed:
+        recompute_activations(parts.encoder)
+    found = loss_in_chunks(parts, chunks_of(x, size), loss, backward)
+    found.backward()
+    assert float(found.detach()) == pytest.approx(float(value.detach()), rel=1e-12)
+    assert_same(gradients(parts), gradients(joined), 1e-12)
+    if not recomputed:
+        for (name, a), b in zip(parts.named_buffers(), joined.buffers(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=0, msg=name)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.bfloat16, 1.0), (torch.float16, 2.0**16)])
+def test_in_half_precision(dtype: torch.dtype, scale: float) -> None:
+    """As near to the gradient in float64 as the step that sees all at once, in a batch with gradients below 1e-7."""
+    torch.manual_seed(0)
+    exact = freeze(network_of(resnet()))
+    x, loss = views(torch.float64, 64), MECLoss(0.25)
+    whole, parts = copy.deepcopy(exact).float(), copy.deepcopy(exact).float()
+    (1e-3 * loss(*exact(*x))).backward()
+    own = x[0].float(), x[1].float()
+    with torch.autocast("cpu", dtype):
+        small = 1e-3 * loss(*whole(*own))
+        found = loss_in_chunks(
+            parts, chunks_of(own, 24), lambda *codes: 1e-3 * loss(*codes), lambda s: (s * scale).backward(), scale
+        )
+    (small * scale).backward()
+    (found * scale).backward()
+    assert float(found.detach()) == pytest.approx(float(small.detach()), rel=2e-2)
+
+    def error(network: Siamese) -> float:
+        ours = torch.cat([g.flatten().double() / scale for g in gradients(network).values()])
+        theirs = torch.cat([g.flatten() for g in gradients(exact).values()])
+        return float((ours - theirs).norm() / theirs.norm())
+
+    print(dtype, error(whole), error(parts), float(small), float(found))
+    assert error(parts) < 1.5 * error(whole) + 1e-3
