@@ -31,14 +31,17 @@ class AtomicCheckpoints(CheckpointIO):
         path = Path(path)
         try:
             with replacing(path) as temporary:
-                torch.save(checkpoint, temporary)
+                with temporary.open("wb") as file:
+                    torch.save(checkpoint, file)
                 checksum = _checksum(temporary)
             path.replace(path.with_name(f"{path.stem}-{checksum}{path.suffix}"))
-        except (OSError, RuntimeError) as error:  # torch says with the latter that a disk is full
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        except (OSError, RuntimeError) as error:
+            cause = error.__context__ if isinstance(error, RuntimeError) else error  # PyTorch's own says nothing of it
+            if not isinstance(cause, OSError):
+                raise
             raise InputError(
-                f"out: {path} cannot be written ({reason}); the checkpoints before it are kept, and --resume goes on "
-                "from them"
+                f"out: {path} cannot be written ({cause.strerror}); the checkpoints before it are kept, and --resume "
+                "goes on from them"
             ) from error
 
     def load_checkpoint(

@@ -62,7 +62,8 @@ def test_figures_are_those_of_the_evaluations(tmp_path: Path) -> None:
 def test_a_resumed_run_measures_again_what_came_after_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mec.training.run.CHECKPOINT_STEPS", 1)
+    monkeypatch.setattr("mec.training.keeping.SECONDS", 0.0)
+    monkeypatch.setattr("mec.training.keeping.SHARE", 0)
     options = {name: value for name, value in TINY.backbone_options.items() if name != "drop_path_rate"}
     settings = replace(TINY, backbone_options=options)
     folder = run(tmp_path / "run", settings, probe(1))

@@ -1,4 +1,4 @@
-"""Runs that are killed at a chosen moment, each in a process forked from one that has imported everything."""
+"""Runs that are stopped at a chosen moment, each in a process forked from one that has imported everything."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+import yaml
 
 import mec.training.run
+from mec.cli import entry
 from mec.training import Recipe, keeping, pretrain
+from mec.training.progress import MetricsFile
 from tests.training.test_run import quiet
 
 TIME_LIMIT = 100.0
 ATTEMPTS = multiprocessing.get_context("forkserver")
 ATTEMPTS.set_forkserver_preload(
-    ["mec.training", "sklearn.datasets", "torch.utils.tensorboard", "tensorboard.compat", "torch._dynamo"]
+    ["mec.training", "mec.options", "mec.evaluate.online", "sklearn.datasets", "torch.utils.tensorboard", "tensorboard.compat", "torch._dynamo"]
 )
 WRITES = ("half", "renamed", "named", "pruned")
 """In a checkpoint's write: after half of its bytes, before and after it is named by its checksum, after one is removed."""
@@ -31,6 +35,10 @@ def attempt(data: str | Path, out: Path, recipe: Recipe, moment: tuple[str, int]
     """Begin or go on with a run that is killed at ``moment``, if any. Returns the exit status."""
     process = ATTEMPTS.Process(target=_attempt, args=(str(data), out, recipe, moment))
     process.start()
+    return ended(process)
+
+
+def ended(process: BaseProcess) -> int:
     process.join(TIME_LIMIT)
     if process.exitcode is None:
         process.kill()
@@ -39,13 +47,51 @@ def attempt(data: str | Path, out: Path, recipe: Recipe, moment: tuple[str, int]
     return process.exitcode
 
 
+def command(
+    data: str | Path,
+    out: Path,
+    recipe: Recipe,
+    change: Callable[[], None] | None = None,
+    rank: tuple[int, int, int] | None = None,
+    resume: bool = False,
+) -> BaseProcess:
+    """``mec pretrain``, started; what it says goes to ``out``.txt. ``rank``: its own, of how many, and their port."""
+    given = out.with_name("recipe-of-the-command.yaml")
+    given.write_text(yaml.safe_dump(recipe.as_dict()))
+    arguments = ["pretrain", str(data), "--out", str(out), "--recipe", str(given), "--probe-every", "0"]
+    said = out.with_name(f"{out.name}{rank[0] if rank else ''}.txt")
+    process = ATTEMPTS.Process(
+        target=_command, args=([*arguments, *(["--resume"] if resume else [])], said, change, rank)
+    )
+    process.start()
+    return process
+
+
+def _command(
+    arguments: list[str], said: Path, change: Callable[[], None] | None, rank: tuple[int, int, int] | None
+) -> None:
+    os.setsid()
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    sys.stderr = open(2, "w", buffering=1, closefd=False)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if rank is not None:
+        number, of, port = map(str, rank)
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": of, "RANK": number}
+        os.environ |= {"LOCAL_RANK": number, "LOCAL_WORLD_SIZE": of, "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
+    torch.set_num_threads(1)
+    if change is not None:
+        change()
+    sys.argv = ["mec", *arguments]
+    entry()
+
+
 def _attempt(data: str, out: Path, recipe: Recipe, moment: tuple[str, int] | None) -> None:
     torch.set_num_threads(1)
     keeping.SECONDS, keeping.SHARE = 0.0, 0
-    if moment is not None and moment[0] == "call":
-        _die_at_call(moment[1])
-    elif moment is not None:
+    if moment is not None and moment[0] in WRITES:
         _die_in_write(*moment)
+    elif moment is not None:
+        _die_at_call(moment[1], moment[0])
     pretrain(data, out, recipe, resume=True, console=quiet())
 
 
@@ -53,8 +99,8 @@ def _die(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _die_at_call(number: int) -> None:
-    """At the ``number``-th call of a Python function after the folder is held."""
+def _die_at_call(number: int, first: str) -> None:
+    """At the ``number``-th call of a Python function after the folder is held, or after metrics.csv is opened."""
     left = number
 
     def count(frame: Any, event: str, argument: Any) -> None:
@@ -63,7 +109,7 @@ def _die_at_call(number: int) -> None:
         if left <= 0:
             _die()
 
-    held = mec.training.run.held
+    held, init = mec.training.run.held, MetricsFile.__init__
 
     @contextmanager
     def counted(out: Path) -> Iterator[None]:
@@ -71,7 +117,14 @@ def _die_at_call(number: int) -> None:
             sys.setprofile(count)
             yield
 
-    mec.training.run.held = counted
+    def opened(*arguments: Any) -> None:
+        sys.setprofile(count)
+        init(*arguments)
+
+    if first == "held":
+        mec.training.run.held = counted
+    else:
+        MetricsFile.__init__ = opened  # type: ignore[method-assign,assignment]
 
 
 def _die_in_write(kind: str, number: int) -> None:
@@ -79,14 +132,15 @@ def _die_in_write(kind: str, number: int) -> None:
     left = number
     save, replace, unlink = torch.save, Path.replace, Path.unlink
 
-    def half(content: Any, path: Path) -> None:
+    def half(content: Any, file: BinaryIO) -> None:
         nonlocal left
         left -= 1
         if left:
-            return save(content, path)
+            return save(content, file)
         buffer = io.BytesIO()
         save(content, buffer)
-        path.write_bytes(buffer.getvalue()[: buffer.tell() // 2])
+        file.write(buffer.getvalue()[: buffer.tell() // 2])
+        file.flush()
         _die()
 
     def after(does: Callable[..., Any], of: Callable[[str], bool]) -> Callable[..., Any]:

@@ -24,7 +24,7 @@ from tests.training.test_run import TINY, quiet
 
 PICTURES = 12
 RESNET = {"layers": [1, 1, 1, 1], "channels": [8, 8, 12, 12]}
-VIT = {"embed_dim": 16, "depth": 2, "num_heads": 2}
+VIT = {"embed_dim": 16, "depth": 2, "num_heads": 2, "global_pool": "avg"}
 
 
 def resnet() -> Encoder:

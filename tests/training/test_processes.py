@@ -74,7 +74,6 @@ class Watched(lightning.Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         pl_module.network.to(self.dtype)
-        pl_module.normalise.to(self.dtype)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.losses.append(float(pl_module.measured["loss"]))

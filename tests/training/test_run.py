@@ -35,6 +35,7 @@ TINY = replace(
     log_every=1,
     projector=ProjectorSettings(32, 16),
     workers=0,
+    precision="32-true",
 )
 
 

@@ -85,7 +85,7 @@ class OnlineProbe(lightning.Callback):
 
     def _probe(self, trainer: lightning.Trainer, pl_module: Any, epoch: int) -> None:
         clock = Stopwatch()
-        figures = self.measure(pl_module.network.encoder, pl_module.device)
+        figures = self.measure(pl_module.whole_encoder(), pl_module.device)
         seconds = clock()
         if trainer.is_global_zero:
             _append(_file(trainer), {"epoch": epoch, "step": trainer.global_step, **figures, "seconds": seconds})

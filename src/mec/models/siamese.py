@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from mec.models.encoder import Encoder
 from mec.models.heads import Predictor, Projector
 
 Views = tuple[Tensor, Tensor]
@@ -22,7 +23,7 @@ class Siamese(nn.Module):
     moving average; its BatchNorm buffers are its own, for it runs in training mode, without gradient.
     """
 
-    def __init__(self, encoder: nn.Module, projector: Projector, predictor: Predictor | None = None) -> None:
+    def __init__(self, encoder: Encoder, projector: Projector, predictor: Predictor | None = None) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = projector

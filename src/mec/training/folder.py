@@ -34,7 +34,7 @@ RECIPE, ENVIRONMENT, LOCK = "recipe.yaml", "environment.json", ".lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LINGER = 5.0
 """Seconds that loader processes of a run that was killed may outlive it, and hold its folder."""
-MAY_CHANGE = ("accelerator:", "devices:", "nodes:", "strategy:", "workers:", "log_every:", "speed.")
+MAY_CHANGE = ("accelerator:", "devices:", "nodes:", "workers:", "log_every:", "speed.")
 """Settings of where and how fast a run goes on, not of what it computes."""
 
 
@@ -99,15 +99,19 @@ def held(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def check_same(out: Path, recipe: Recipe, pictures: int) -> None:
-    """Refuse to go on with another recipe or other pictures than the run was begun with."""
+def check_same(out: Path, recipe: Recipe, pictures: int, precision: str) -> None:
+    """Refuse to go on with another recipe, other pictures or another precision than the run was begun with."""
     changed = [d for d in differences(Run(out).recipe(), recipe) if not d.startswith(MAY_CHANGE)]
     if changed:
         raise InputError(f"resume: the recipe differs from the run's: {'; '.join(changed)}")
     if (out / ENVIRONMENT).exists():
-        before = json.loads((out / ENVIRONMENT).read_text())["pictures"]
-        if before != pictures:
-            raise InputError(f"resume: the run was begun with {before:,} pictures, data now has {pictures:,}")
+        before = json.loads((out / ENVIRONMENT).read_text())
+        if before["pictures"] != pictures:
+            raise InputError(f"resume: the run was begun with {before['pictures']:,} pictures, data has {pictures:,}")
+        if before["precision"] != precision:
+            raise InputError(
+                f"resume: the run was begun with precision {before['precision']}, here auto is {precision}"
+            )
 
 
 def begin(out: Path, recipe: Recipe, data: Any, images: Images, encoder: Encoder, trainer: lightning.Trainer) -> None:

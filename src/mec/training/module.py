@@ -13,6 +13,7 @@ import lightning
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from mec.coding import Health, MECLoss, health
 from mec.coding.gram import all_processes
@@ -23,6 +24,7 @@ from mec.data.views import TwoViews
 from mec.models.encoder import Encoder
 from mec.models.heads import Predictor, Projector
 from mec.models.siamese import Siamese, Views
+from mec.sharded import Sharded, shard, whole_encoder
 from mec.training.chunks import loss_in_chunks, running_statistics_kept
 from mec.training.guard import StepGuard
 from mec.training.recipe import Recipe
@@ -84,6 +86,15 @@ class Pretraining(lightning.LightningModule):
     def measures(self) -> bool:
         """Whether this step's figures are read, which waits for the device."""
         return self.global_step % self.recipe.log_every == 0
+
+    def configure_model(self) -> None:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, Sharded) and not isinstance(self.network.projector, FSDPModule):
+            shard(self.network, strategy.device_mesh["data_parallel"])
+
+    def whole_encoder(self) -> Encoder:
+        """As it is now; all processes must ask for it."""
+        return whole_encoder(self.network.encoder)
 
     def on_train_start(self) -> None:
         self.guard.watch(self.network)
@@ -160,7 +171,10 @@ class Pretraining(lightning.LightningModule):
 
     @property
     def fused(self) -> bool:
-        return self.recipe.speed.fused and self.trainer.strategy.root_device.type in FUSED_ON
+        strategy = self.trainer.strategy
+        # PyTorch has no fused SGD for sharded weights
+        offered = self.recipe.optimiser.name != "sgd" or not isinstance(strategy, Sharded)
+        return self.recipe.speed.fused and offered and strategy.root_device.type in FUSED_ON
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # it holds the setting of where it was saved

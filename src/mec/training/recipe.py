@@ -135,7 +135,7 @@ class Recipe:
         gradient_checkpointing: recompute activations on the way back: less memory for a third more time.
         seed: of weights, order and views.
         workers: loader processes of each training process; null: one per core.
-        precision: 32-true, bf16-mixed, 16-mixed; auto is bf16-mixed on a GPU that has it, else 32-true.
+        precision: 32-true, bf16-mixed, 16-mixed; auto is bf16-mixed on GPUs and CPUs that have it, else 32-true.
         accelerator: auto, cpu, gpu, mps.
         devices: processes on each machine, one a GPU; auto: as started by torchrun or SLURM, else all GPUs, or one
             process on a CPU, which uses all its cores.
@@ -193,6 +193,8 @@ class Recipe:
         _require(self.workers is None or self.workers >= 0, "workers", "at least 0, or null", self.workers)
         _require(self.devices == "auto" or int(self.devices) >= 1, "devices", "at least 1, or auto", self.devices)
         _require(self.nodes == "auto" or int(self.nodes) >= 1, "nodes", "at least 1, or auto", self.nodes)
+        possible = self.strategy != "fsdp" or self.precision != "16-mixed"
+        _require(possible, "precision", "32-true or bf16-mixed with strategy fsdp", self.precision)
         _require(self.log_every >= 1, "log_every", "at least 1", self.log_every)
 
     def as_dict(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from mec.files import is_first_process
 from mec.models.encoder import Encoder, create_encoder, recompute_activations
 from mec.models.files import save_encoder
 from mec.models.joined_norm import join_batch_norms
-from mec.trainer import make_trainer
+from mec.trainer import make_trainer, native_bfloat16
 from mec.training.folder import RECIPE, Run, begin, check_same, held, holds_run
 from mec.training.keeping import PREEMPTED, KeepSafe, StoppedError
 from mec.training.module import Pretraining
@@ -106,7 +106,7 @@ def pretrain(
     loader = training_loader(images, module.views, sampler, reading, device, recipe.workers, trainer.num_devices)
 
     with held(out):
-        checkpoint = _go_on(out, recipe, len(images), console) if resume else None
+        checkpoint = _go_on(out, recipe, len(images), trainer, console) if resume else None
         if checkpoint is not None:
             sampler.resume_at(*divmod(step_of(checkpoint), len(sampler)))
         if trainer.is_global_zero:
@@ -123,8 +123,9 @@ def pretrain(
                 soft_wrap=True,
             )
         _fit(trainer, module, loader, checkpoint, console)
+        trained = module.whole_encoder()
         if trainer.is_global_zero:
-            save_encoder(encoder, out)
+            save_encoder(trained, out)
             if len(skipped):
                 console.print(
                     f"skipped {len(skipped):,} that could not be read; others took their places: {out / SKIPPED}",
@@ -153,12 +154,12 @@ def _taken(out: Path) -> InputError:
     return InputError(f"out: {out} already holds a run; take another folder, or --resume")
 
 
-def _go_on(out: Path, recipe: Recipe, pictures: int, console: Console) -> Path | None:
+def _go_on(out: Path, recipe: Recipe, pictures: int, trainer: lightning.Trainer, console: Console) -> Path | None:
     """The checkpoint to go on from; None where the run begins."""
     if not holds_run(out):
         say(console, f"{out} holds no run yet: it begins")
         return None
-    check_same(out, recipe, pictures)
+    check_same(out, recipe, pictures, trainer.precision)
     checkpoint = newest_checkpoint(out, partial(say, console))
     say(console, f"going on from {checkpoint}" if checkpoint else f"{out} holds no checkpoint yet: from the beginning")
     return checkpoint
@@ -209,12 +210,16 @@ def _new_encoder(recipe: Recipe, reading: Reading, images: Images) -> Encoder:
 def _trainer(
     recipe: Recipe, out: Path, console: Console, skipped: Skipped, callbacks: Sequence[lightning.Callback]
 ) -> lightning.Trainer:
+    on_gpu = recipe.accelerator == "gpu" or torch.cuda.is_available() or torch.backends.mps.is_available()
+    on_cpu = recipe.accelerator == "cpu" or (recipe.accelerator == "auto" and not on_gpu)
+    halved = recipe.precision == "auto" and on_cpu and native_bfloat16()
     return make_trainer(
         out,
         recipe.devices,
         recipe.nodes,
-        recipe.precision,
+        "bf16-mixed" if halved else recipe.precision,
         recipe.accelerator,
+        recipe.strategy,
         max_epochs=recipe.epochs,
         logger=TensorBoardLogger(out, name="", version="tensorboard"),
         callbacks=[
