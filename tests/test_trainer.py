@@ -25,9 +25,9 @@ SLURM = {
     "SLURM_NTASKS": "6", "SLURM_NTASKS_PER_NODE": "3", "SLURM_NNODES": "2", "SLURM_PROCID": "4", "SLURM_LOCALID": "1",
     "SLURM_NODEID": "1", "SLURM_JOB_NAME": "mec", "SLURM_JOB_ID": "17", "SLURM_NODELIST": "node[1-2]",
 }  # fmt: skip
-ARGUMENTS = ["--backbone_options", "{layers: [1, 1, 1, 1], channels: [8, 8, 8, 8]}", "--image_size", "16"]
+ARGUMENTS = ["--backbone_options", "{layers: [1, 1, 1, 1], channels: [8, 8, 8, 8], zero_init_last: false}", "--image_size", "16"]
 ARGUMENTS += ["--epochs", "1", "--batch_size", "448", "--projector.hidden", "16", "--projector.outputs", "8"]
-ARGUMENTS += ["--log_every", "1", "--probe_every", "0", "--accelerator", "cpu"]
+ARGUMENTS += ["--log_every", "1", "--probe_every", "0", "--accelerator", "cpu", "--precision", "32-true"]
 
 needs_gloo = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 
@@ -84,7 +84,7 @@ def test_other_numbers_than_were_started_are_refused(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_a_device_that_is_not_there_is_an_error_of_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="^devices: ") as error:
+    with pytest.raises(InputError, match=r"^devices: ") as error:
         make_trainer(tmp_path, 1, 1, "32-true", "gpu")
     assert "\n" not in str(error.value)
 
@@ -119,7 +119,16 @@ def pretraining(out: Path, *more: str) -> list[str]:
 
 
 def on_two_nodes(command: list[str]) -> list[list[str]]:
-    meeting = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    meeting = [
+        "--nnodes",
+        "2",
+        "--nproc-per-node",
+        "1",
+        "--master-addr",
+        "127.0.0.1",
+        "--master-port",
+        str(free_port()),
+    ]
     return [["torch.distributed.run", "--node-rank", str(node), *meeting, "-m", *command] for node in range(2)]
 
 

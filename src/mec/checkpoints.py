@@ -114,9 +114,10 @@ def step_of(checkpoint: Path) -> int:
 
 
 def sweep(run: Path) -> None:
-    """Remove what a process that was killed while it wrote a checkpoint has left."""
-    for left in (run / "checkpoints").glob(".step=*"):
-        left.unlink(missing_ok=True)
+    """Remove what a process that was killed while it wrote has left."""
+    for written in ("checkpoints/.step=*", ".metrics.csv.*", ".encoder.*", ".recipe.yaml.*", ".environment.json.*"):
+        for left in run.glob(written):
+            left.unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> list[Path]:

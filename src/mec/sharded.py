@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -22,8 +23,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from mec.models.encoder import Encoder
 from mec.models.siamese import Siamese
 
-WORTH_A_TENTH = 0.1
-"""Share of the weights from which a part of a network is gathered on its own."""
+LARGE = 0.1
+"""Share of the weights from which the blocks of a stage are gathered one by one."""
 
 
 class Sharded(ModelParallelStrategy):
@@ -56,6 +57,7 @@ class Sharded(ModelParallelStrategy):
 def shard(network: Siamese, mesh: DeviceMesh) -> None:
     """Spread its weights over the devices of ``mesh``, the teacher's too; each block is gathered when it is needed."""
     # also after the forward pass of the whole: the teacher has no other, and must be found as the student is
+    network.to(memory_format=torch.contiguous_format)  # weights in another order cannot be spread
     spread = partial(fully_shard, mesh=mesh, reshard_after_forward=True)
     teacher: list[Any] = [] if network.teacher is None else [*network.teacher]
     for encoder in (network.encoder, *teacher[:1]):
@@ -77,8 +79,9 @@ def whole_encoder(encoder: Encoder) -> Encoder:
 
 
 def _blocks(backbone: nn.Module) -> Iterator[nn.Module]:
-    """The blocks of a vision transformer, those of a ResNet's stages, and what else is large."""
+    """The blocks of a vision transformer, those of a ResNet's larger stages; the rest goes with the whole."""
     total = sum(p.numel() for p in backbone.parameters())
     for child in backbone.children():
-        if sum(p.numel() for p in child.parameters()) >= WORTH_A_TENTH * total:
-            yield from child.children() if isinstance(child, (nn.Sequential, nn.ModuleList)) else [child]
+        large = sum(p.numel() for p in child.parameters()) >= LARGE * total
+        if large and isinstance(child, (nn.Sequential, nn.ModuleList)):
+            yield from child.children()

@@ -25,10 +25,18 @@ from tests.training.test_run import quiet
 TIME_LIMIT = 100.0
 ATTEMPTS = multiprocessing.get_context("forkserver")
 ATTEMPTS.set_forkserver_preload(
-    ["mec.training", "mec.options", "mec.evaluate.online", "sklearn.datasets", "torch.utils.tensorboard", "tensorboard.compat", "torch._dynamo"]
+    [
+        "mec.training",
+        "mec.options",
+        "mec.evaluate.online",
+        "sklearn.datasets",
+        "torch.utils.tensorboard",
+        "tensorboard.compat",
+        "torch._dynamo",
+    ]
 )
 WRITES = ("half", "renamed", "named", "pruned")
-"""In a checkpoint's write: after half of its bytes, before and after it is named by its checksum, after one is removed."""
+"""In a checkpoint's write: after half its bytes, before and after it is named by its checksum, after one is removed."""
 
 
 def attempt(data: str | Path, out: Path, recipe: Recipe, moment: tuple[str, int] | None = None) -> int:
@@ -72,13 +80,14 @@ def _command(
 ) -> None:
     os.setsid()
     os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    sys.stderr = open(2, "w", buffering=1, closefd=False)
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if rank is not None:
         number, of, port = map(str, rank)
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": of, "RANK": number}
         os.environ |= {"LOCAL_RANK": number, "LOCAL_WORLD_SIZE": of, "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of loader processes, as it is without a fork server
     if change is not None:
         change()
     sys.argv = ["mec", *arguments]
@@ -87,6 +96,7 @@ def _command(
 
 def _attempt(data: str, out: Path, recipe: Recipe, moment: tuple[str, int] | None) -> None:
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of loader processes, as it is without a fork server
     keeping.SECONDS, keeping.SHARE = 0.0, 0
     if moment is not None and moment[0] in WRITES:
         _die_in_write(*moment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import resource
 import signal
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 import mec.training.run
 from mec.checkpoints import newest_checkpoint, step_of
@@ -56,7 +58,9 @@ def sends(number: int, *signals: int, group: bool = False) -> None:
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("step", [3, 4])  # the fifth step ends an epoch
-def test_a_signal_saves_and_stops(sent: signal.Signals, status: int, step: int, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_signal_saves_and_stops(
+    sent: signal.Signals, status: int, step: int, undisturbed: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     assert ended(command("digits", out, SHORT, partial(sends, step, sent))) == status
     said = (tmp_path / "run.txt").read_text().splitlines()
@@ -103,6 +107,31 @@ def test_of_two_processes_both_stop_at_a_signal_to_one(tmp_path: Path) -> None:
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+def infinite_at(number: int) -> None:
+    """In this process alone the gradient of one weight is infinite in step ``number``."""
+    step = Pretraining.training_step
+
+    def changed(self: Pretraining, batch: object, batch_idx: int) -> torch.Tensor:
+        loss = step(self, batch, batch_idx)
+        if self.global_step != number:
+            return loss
+        weight = next(self.network.projector.parameters())
+        return loss + math.inf * (weight - weight.detach()).sum().nan_to_num()
+
+    Pretraining.training_step = changed  # type: ignore[method-assign,assignment]
+
+
+def test_of_two_processes_both_leave_out_what_is_not_finite_in_one(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert in_two(out, (partial(sends, 6, signal.SIGTERM), partial(infinite_at, 4))) == [75, 0]
+    (checkpoint,) = (out / "checkpoints").iterdir()
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert int(state["guard.skipped"]) == 1
+    assert all(value.isfinite().all() for value in state.values())
+    assert in_two(out, resume=True) == [0, 0]
+    assert {row["step"]: row["skipped"] for row in Run(out).metrics()} == {s: int(s >= 4) for s in range(10)}
+
+
 def terminated_in(name: str) -> None:
     """SIGTERM when ``mec.training.run`` calls its ``name``."""
     setattr(mec.training.run, name, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
@@ -130,10 +159,14 @@ def write_a_row_and_a_part(metrics: MetricsFile, row: dict[str, object]) -> None
 
 
 APPEND = MetricsFile.append
-FULL_IN: dict[str, tuple[object, str, Callable[..., None]]] = {
-    "metrics.csv": (MetricsFile, "append", write_a_row_and_a_part),
-    "skipped.csv": (Skipped, "list_in", full),
-}
+
+
+def full_in(place: str) -> None:
+    keeping.SECONDS, keeping.SHARE = 0.0, 0
+    if place == "metrics.csv":
+        MetricsFile.append = write_a_row_and_a_part  # type: ignore[method-assign,assignment]
+    else:
+        Skipped.list_in = full  # type: ignore[method-assign,assignment]
 
 
 def no_file_above(size: int, step: int | None) -> None:
@@ -167,19 +200,14 @@ def test_a_file_that_cannot_be_written_whole(
     assert_same(out, undisturbed)
 
 
-@pytest.mark.parametrize("place", FULL_IN)
-def test_a_full_disk_is_told_in_a_line(
-    place: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(keeping, "SECONDS", 0.0)
-    monkeypatch.setattr(keeping, "SHARE", 0)
-    owner, name, fails = FULL_IN[place]
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, fails)
-        with pytest.raises(InputError, match=r"out: .*run.* cannot be written \(No space left on device\).*--resume"):
-            pretrain("digits", tmp_path / "run", SHORT, console=quiet())
-    pretrain("digits", tmp_path / "run", SHORT, resume=True, console=quiet())
-    assert_same(tmp_path / "run", undisturbed)
+@pytest.mark.parametrize("place", ["metrics.csv", "skipped.csv"])
+def test_a_full_disk_is_told_in_a_line(place: str, undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert ended(command("digits", out, SHORT, partial(full_in, place))) == 2
+    last = (tmp_path / "run.txt").read_text().splitlines()[-1]
+    assert last.startswith(f"mec: out: {out} cannot be written (No space left on device); ")
+    assert ended(command("digits", out, SHORT, resume=True)) == 0
+    assert_same(out, undisturbed)
 
 
 def test_two_runs_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,8 +235,8 @@ def test_what_may_change_at_resume_and_what_not(undisturbed: Path, tmp_path: Pat
     ):
         with pytest.raises(InputError, match=f"resume: the recipe differs from the run's: {difference}$"):
             pretrain("digits", out, changed, resume=True, console=quiet())
-    with pytest.raises(InputError, match="resume: the run was begun with 1,347 pictures, data now has 20"):
-        pretrain(photographs(tmp_path / "data"), out, replace(SHORT, batch_size=8), resume=True, console=quiet())
+    with pytest.raises(InputError, match="resume: the run was begun with 1,347 pictures, data has 20"):
+        pretrain(photographs(tmp_path / "data"), out, replace(SHORT, channels=1), resume=True, console=quiet())
     console = quiet()
     elsewhere = replace(SHORT, workers=1, devices=1, accelerator="cpu", log_every=5)
     run = pretrain("digits", out, elsewhere, resume=True, console=console)

@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from dataclasses import replace
-from io import BytesIO, StringIO
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,32 @@ POOLED = replace(
     accelerator="cpu",
     precision="32-true",
 )
+TOLERANCES = {torch.float64: (1e-11, 1e-10), torch.float32: (1e-4, 1e-3)}
+"""Of losses, and of weights against the largest of their tensor.
+
+What differs between numbers of processes is the order of sums. In float64 that stays rounding over 20 steps; in
+float32 training multiplies it, a hundredfold in a few steps at an ordinary learning rate, so that it must be small.
+"""
 PAPER = replace(
     POOLED,
     objective=ObjectiveSettings("cross", 0.25, 4, 8),
     teacher=TeacherSettings(True, 0.9, 8),
     optimiser=OptimiserSettings("sgd", 0.4, 1e-5, 0.9, 1),
 )
-IN_CHUNKS = replace(PAPER, backbone="vit_tiny_patch16_224", backbone_options={"embed_dim": 8, "depth": 1, "num_heads": 2})
-RUNS = {  # name: source, recipe, precision
+IN_CHUNKS = replace(
+    PAPER, backbone="vit_tiny_patch16_224", backbone_options={"embed_dim": 8, "depth": 1, "num_heads": 2}
+)
+
+
+def gently(recipe: Recipe) -> Recipe:
+    return replace(recipe, optimiser=replace(recipe.optimiser, learning_rate=recipe.optimiser.learning_rate / 20))
+
+
+RUNS = {  # name: source, recipe, precision; in chunks on several processes only
     "arrays, pooled": ("arrays.npz", POOLED, torch.float64),
     "folder, paper": ("folder", PAPER, torch.float64),
-    "shards, pooled": ("shards", POOLED, torch.float32),
-    "table, paper": ("table.parquet", PAPER, torch.float32),
+    "shards, pooled": ("shards", gently(POOLED), torch.float32),
+    "table, paper": ("table.parquet", gently(PAPER), torch.float32),
     "arrays, in chunks": ("arrays.npz", IN_CHUNKS, torch.float64),
 }
 
@@ -137,12 +151,20 @@ def results(folder: Path, name: str, processes: int) -> list[Any]:
 def test_the_same_training_on_any_number_of_processes(folder: Path, name: str, processes: int) -> None:
     ((losses, pictures, weights),) = results(folder, name, 1)
     several = results(folder, name, processes)
+    of_losses, of_weights = TOLERANCES[RUNS[name][2]]
     assert len(losses) == STEPS
     for step in range(STEPS):
         assert [i for _, own, _ in several for i in own[step]] == pictures[step]
     for own_losses, _, own_weights in several:
         assert own_losses == several[0][0]
-        l, m = np.array(losses), np.array(own_losses)
-        print(name, processes, "loss", np.abs(m / l - 1).max(), losses[0], losses[-1])
-        print(sorted(((float((t-weights[k]).abs().double().max()), float(weights[k].double().abs().max()),k) for k,t in own_weights.items()),reverse=True)[:3])
-        assert all(torch.equal(own_weights[k], several[0][2][k]) for k in weights)
+        np.testing.assert_allclose(own_losses, losses, rtol=0, atol=of_losses)
+        for tensor_name, tensor in weights.items():
+            assert torch.equal(own_weights[tensor_name], several[0][2][tensor_name])
+            largest = float(tensor.abs().max())
+            assert float((own_weights[tensor_name] - tensor).abs().max()) <= of_weights * largest, tensor_name
+
+
+def test_training_moves_the_weights_by_more_than_the_tolerance(folder: Path) -> None:
+    for name, (*_, dtype) in RUNS.items():
+        ((losses, *_),) = results(folder, name, 1)
+        assert np.std(losses) > 10 * TOLERANCES[dtype][0], name

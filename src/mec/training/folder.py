@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,18 +86,25 @@ def held(out: Path) -> Iterator[None]:
         pass
     except OSError as error:
         raise InputError(f"out: {out} cannot be written to ({error.strerror or error})") from error
+    of_threads = threading.excepthook
+    threading.excepthook = lambda args: None if _is_full(args.exc_value) else of_threads(args)  # they raise it here too
     try:
         sweep(out)
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if not _is_full(error):
             raise
         raise InputError(
             f"out: {error.filename or out} cannot be written ({error.strerror}); free some space: --resume goes on "
             "from the last checkpoint"
         ) from error
     finally:
+        threading.excepthook = of_threads
         lock.release()
+
+
+def _is_full(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in FULL
 
 
 def check_same(out: Path, recipe: Recipe, pictures: int, precision: str) -> None:

@@ -40,6 +40,9 @@ from mec.training.skipping import SkipBroken
 from mec.training.warnings import HealthWarnings
 
 SKIPPED = "skipped.csv"
+POINT_SIZE = 16
+"""Views of up to so many pixels a side are a single one before the last strided convolution. Of such a convolution
+PyTorch's CPU gradient in bfloat16 is partly memory that nobody wrote (oneDNN, torch 2.11 to 2.15)."""
 COMPILED_STEPS = 2000
 """Fewest steps of a run on a GPU that pay for the minute or two of compiling."""
 
@@ -212,7 +215,7 @@ def _trainer(
 ) -> lightning.Trainer:
     on_gpu = recipe.accelerator == "gpu" or torch.cuda.is_available() or torch.backends.mps.is_available()
     on_cpu = recipe.accelerator == "cpu" or (recipe.accelerator == "auto" and not on_gpu)
-    halved = recipe.precision == "auto" and on_cpu and native_bfloat16()
+    halved = recipe.precision == "auto" and on_cpu and native_bfloat16() and recipe.image_size > POINT_SIZE
     return make_trainer(
         out,
         recipe.devices,
@@ -238,6 +241,8 @@ def _fit(
     with warnings.catch_warnings():
         # lightning advises more workers, fewer log steps ...: what it warns of here is decided above
         warnings.filterwarnings("ignore", module="lightning")
+        # of sharded encoders, whose output nobody changes in place
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         try:
             trainer.fit(module, loader, ckpt_path=checkpoint)
         except StoppedError as stop:
