@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
 import resource
 import signal
 import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,12 +20,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from filelock import FileLock
 
 import mec.training.run
 from mec.checkpoints import newest_checkpoint, step_of
 from mec.data.skipped import Skipped
 from mec.errors import InputError
 from mec.training import Run, SpeedSettings, keeping, pretrain
+from mec.training.folder import held
 from mec.training.module import Pretraining
 from mec.training.progress import MetricsFile
 from tests.training.kills import command, ended
@@ -223,6 +230,41 @@ def test_two_runs_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     first.join()
     pretrain("digits", tmp_path / "run", SHORT, resume=True, console=quiet())
     assert len(Run(tmp_path / "run").metrics()) == 10
+
+
+def test_a_folder_that_is_let_go_of_soon_is_waited_for(tmp_path: Path) -> None:
+    """So are the loader processes of a run that was killed: they live on for up to two seconds."""
+    lock = FileLock(tmp_path / ".lock", thread_local=False)
+    lock.acquire()
+    began, timer = time.monotonic(), threading.Timer(0.8, lock.release)
+    timer.start()
+    with held(tmp_path):
+        assert time.monotonic() - began > 0.7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_processes_that_lightning_starts_stop_together(sent: signal.Signals, tmp_path: Path) -> None:
+    out, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(replace(TINY, epochs=1000, devices=2, accelerator="cpu").as_dict()))
+    started = subprocess.Popen(
+        [sys.executable, "-m", "mec", "pretrain", "digits", "--out", str(out), "--recipe", str(recipe)],
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not (out / "metrics.csv").exists() or len(Run(out).metrics()) < 3:
+            time.sleep(0.1)
+            assert started.poll() is None
+        if sent == signal.SIGTERM:
+            started.terminate()
+        else:  # as a terminal does
+            os.killpg(started.pid, sent)
+        assert started.wait(60) == (75 if sent == signal.SIGTERM else 130)
+        assert len(list((out / "checkpoints").iterdir())) == 1
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
 
 
 def test_what_may_change_at_resume_and_what_not(undisturbed: Path, tmp_path: Path) -> None:

@@ -24,16 +24,19 @@ Loss = Callable[[Views, Views | None], Tensor]
 @contextmanager
 def running_statistics_kept(network: nn.Module) -> Iterator[None]:
     """Inside, BatchNorm in training mode uses the batch's statistics and leaves its running ones as they are."""
-    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
+    kept = [
+        (m, m.momentum, m.num_batches_tracked, m.num_batches_tracked.clone())
+        for m in network.modules()
+        if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None
+    ]
+    for norm, *_ in kept:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, (momentum, batches) in zip(norms, before, strict=True):
+        for norm, momentum, counter, count in kept:
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(batches)
+            counter.copy_(count)
 
 
 def loss_in_chunks(

@@ -228,3 +228,17 @@ def test_a_part_of_the_pictures(tmp_path: Path) -> None:
     assert parts[0] | parts[1] == set(PICTURES)
     assert not parts[0] & parts[1]
     assert np.bincount(test.labels).tolist() == [2, 2, 2]
+
+
+def test_names_in_an_archive_lead_nowhere(tmp_path: Path) -> None:
+    """A shard is read in memory: a name with .. or a link in it is no place on the disk."""
+    inner = tmp_path / "a" / "b"
+    shard = write_tar(inner / "shard.tar", [("../../outside.jpg", PICTURES[0]), ("/outside.jpg", PICTURES[1])])
+    with tarfile.open(shard, "a") as tar:
+        link = tarfile.TarInfo("0002.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        tar.addfile(link)
+    images = open_images(str(shard))
+    assert [images.load(i) for i in range(len(images))] == [PICTURES[0], PICTURES[1]]
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [shard]
+    assert not Path("/outside.jpg").exists()
