@@ -36,4 +36,5 @@ def real_data() -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def _two_threads() -> None:
-    torch.set_num_threads(2)
+    # workers of pytest-xdist share the cores
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)

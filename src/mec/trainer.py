@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+import time
 import warnings
 from typing import Any
 
@@ -17,6 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
 
 from mec.checkpoints import AtomicCheckpoints
+from mec.data.workers import PATIENCE
 from mec.errors import InputError
 from mec.sharded import Sharded
 
@@ -55,6 +58,7 @@ def make_trainer(
     devices, nodes = _as_started(devices, nodes)
     if devices == "auto":
         devices = torch.cuda.device_count() if on_gpu else 1  # one process uses every core already
+    _end_with_parent()
     plugins: list[Any] = [AtomicCheckpoints()]
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # a stopped run says so by its exit status
@@ -89,6 +93,20 @@ def native_bfloat16() -> bool:
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     except AttributeError:  # other builds of PyTorch
         return False
+
+
+def _end_with_parent() -> None:
+    """A process that lightning has started does not outlive the one that started it, whatever ends that."""
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0 or TorchElasticEnvironment.detect() or SLURMEnvironment.detect():
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PATIENCE)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _ddp() -> DDPStrategy:

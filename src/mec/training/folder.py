@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -107,30 +107,13 @@ def _is_full(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno in FULL
 
 
-def check_same(out: Path, recipe: Recipe, pictures: int, precision: str) -> None:
-    """Refuse to go on with another recipe, other pictures or another precision than the run was begun with."""
-    changed = [d for d in differences(Run(out).recipe(), recipe) if not d.startswith(MAY_CHANGE)]
-    if changed:
-        raise InputError(f"resume: the recipe differs from the run's: {'; '.join(changed)}")
-    if (out / ENVIRONMENT).exists():
-        before = json.loads((out / ENVIRONMENT).read_text())
-        if before["pictures"] != pictures:
-            raise InputError(f"resume: the run was begun with {before['pictures']:,} pictures, data has {pictures:,}")
-        if before["precision"] != precision:
-            raise InputError(
-                f"resume: the run was begun with precision {before['precision']}, here auto is {precision}"
-            )
-
-
-def begin(out: Path, recipe: Recipe, data: Any, images: Images, encoder: Encoder, trainer: lightning.Trainer) -> None:
-    """Write down what is run, before the first step."""
-    # beside the weights at the end; the checkpoints need it before
-    with replacing(out / SPEC) as path:
-        path.write_text(json.dumps(encoder.spec.as_dict(), indent=2) + "\n")
-    environment = {
+def environment_of(data: Any, images: Images, batch: int, trainer: lightning.Trainer) -> dict[str, Any]:
+    """What a run runs on: data, machine, versions."""
+    return {
         "data": str(data),
         "pictures": len(images),
         "classes": len(images.classes),
+        "batch": batch,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -141,6 +124,24 @@ def begin(out: Path, recipe: Recipe, data: Any, images: Images, encoder: Encoder
         "precision": trainer.precision,
         "packages": {name: version(name) for name in ("mec-ssl", "torch", "timm", "lightning", "torchvision")},
     }
+
+
+def check_same(out: Path, recipe: Recipe, environment: Mapping[str, Any]) -> None:
+    """Refuse to go on with another recipe than the run was begun with, or where it comes to something else."""
+    changed = [d for d in differences(Run(out).recipe(), recipe) if not d.startswith(MAY_CHANGE)]
+    if changed:
+        raise InputError(f"resume: the recipe differs from the run's: {'; '.join(changed)}")
+    before = json.loads((out / ENVIRONMENT).read_text()) if (out / ENVIRONMENT).exists() else {}
+    for name, words in (("pictures", "pictures"), ("batch", "pictures in a step"), ("precision", "precision")):
+        if name in before and before[name] != environment[name]:
+            raise InputError(f"resume: {words}: {before[name]} when the run was begun, here {environment[name]}")
+
+
+def begin(out: Path, recipe: Recipe, encoder: Encoder, environment: Mapping[str, Any]) -> None:
+    """Write down what is run, before the first step."""
+    # beside the weights at the end; the checkpoints need it before
+    with replacing(out / SPEC) as path:
+        path.write_text(json.dumps(encoder.spec.as_dict(), indent=2) + "\n")
     with replacing(out / ENVIRONMENT) as path:
         path.write_text(json.dumps(environment, indent=2) + "\n")
     with replacing(out / RECIPE) as path:  # last: with it the folder holds a run

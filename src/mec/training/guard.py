@@ -38,11 +38,13 @@ class StepGuard(nn.Module):
         self.bad = ~torch.isfinite(loss)
         if gradients:
             self.bad |= ~torch.isfinite(_whole(torch.nn.utils.get_total_norm(gradients)))
+        statistics = _flat(self.statistics)
+        self.bad |= ~torch.isfinite(statistics).all().to(loss.device)  # a variance may overflow where the loss does not
         self.skipped += self.bad
         self.in_a_row = (self.in_a_row + 1) * self.bad
         self.longest = torch.maximum(self.longest, self.in_a_row)
         if self.statistics:
-            self.good = torch.where(self.bad, self.good, _flat(self.statistics))
+            self.good = torch.where(self.bad, self.good, statistics)
             torch._foreach_copy_(self.statistics, _like(self.statistics, self.good))
         if optimiser.defaults.get("fused"):
             optimiser.found_inf = self.bad.float()  # type: ignore[attr-defined]

@@ -44,7 +44,6 @@ class KeepSafe(Checkpoint):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.asked = 0  # the signal that asks for the end
-        self.before: dict[int, Any] = {}
         self.group: Any = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -55,12 +54,13 @@ class KeepSafe(Checkpoint):
         if trainer.world_size > 1:  # of the hosts: what they agree on does not wait for the devices
             self.group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         if threading.current_thread() is threading.main_thread():
-            # lightning's own handlers talk to other processes in the middle of a step, and do not save
-            self.before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+            # lightning's own talk to other processes in the middle of a step, and do not save; at the end of the fit it
+            # puts back what was there before
+            for number in SIGNALS:
+                signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked == number == signal.SIGINT:
-            self._restore()
             raise KeyboardInterrupt
         if not self.asked:
             name = signal.Signals(number).name
@@ -89,7 +89,9 @@ class KeepSafe(Checkpoint):
             self.saved_at, now = trainer.global_step, time.monotonic()
             self.due = now + max(SECONDS, SHARE * (now - began))
         if diverged:
-            raise InputError(_advice(trainer.global_step, module))
+            error = InputError(_advice(trainer.global_step, module))
+            error.agreed = True
+            raise error
         if asked and not last:
             raise StoppedError(asked)
 
@@ -101,17 +103,6 @@ class KeepSafe(Checkpoint):
         dist.all_reduce(flags, dist.ReduceOp.MAX, self.group)
         asked, due = flags.tolist()
         return asked, due
-
-    def _restore(self) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-        self.before = {}
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self._restore()
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        self._restore()
 
 
 def _advice(step: int, module: Pretraining) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from mec.checkpoints import newest_checkpoint, step_of
@@ -30,7 +31,7 @@ from mec.models.encoder import Encoder, create_encoder, recompute_activations
 from mec.models.files import save_encoder
 from mec.models.joined_norm import join_batch_norms
 from mec.trainer import make_trainer, native_bfloat16
-from mec.training.folder import RECIPE, Run, begin, check_same, held, holds_run
+from mec.training.folder import RECIPE, Run, begin, check_same, environment_of, held, holds_run
 from mec.training.keeping import PREEMPTED, KeepSafe, StoppedError
 from mec.training.module import Pretraining
 from mec.training.progress import RunProgress
@@ -107,15 +108,16 @@ def pretrain(
     module = _module(recipe, encoder, sampler, steps, trainer)
     device = trainer.strategy.root_device
     loader = training_loader(images, module.views, sampler, reading, device, recipe.workers, trainer.num_devices)
+    environment = environment_of(data, images, module.batch, trainer)
 
     with held(out):
-        checkpoint = _go_on(out, recipe, len(images), trainer, console) if resume else None
+        checkpoint = _go_on(out, recipe, environment, console) if resume else None
         if checkpoint is not None:
             sampler.resume_at(*divmod(step_of(checkpoint), len(sampler)))
         if trainer.is_global_zero:
             if not resume and holds_run(out):
                 raise _taken(out)
-            begin(out, recipe, data, images, encoder, trainer)
+            begin(out, recipe, encoder, environment)
             skipped.list_in(out / SKIPPED)
             size = f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters"
             console.print(
@@ -157,12 +159,12 @@ def _taken(out: Path) -> InputError:
     return InputError(f"out: {out} already holds a run; take another folder, or --resume")
 
 
-def _go_on(out: Path, recipe: Recipe, pictures: int, trainer: lightning.Trainer, console: Console) -> Path | None:
+def _go_on(out: Path, recipe: Recipe, environment: dict[str, Any], console: Console) -> Path | None:
     """The checkpoint to go on from; None where the run begins."""
     if not holds_run(out):
         say(console, f"{out} holds no run yet: it begins")
         return None
-    check_same(out, recipe, pictures, trainer.precision)
+    check_same(out, recipe, environment)
     checkpoint = newest_checkpoint(out, partial(say, console))
     say(console, f"going on from {checkpoint}" if checkpoint else f"{out} holds no checkpoint yet: from the beginning")
     return checkpoint
@@ -258,6 +260,8 @@ def _fit(
                 f"workers: a loader process ended ({' '.join(str(error).split())}). Most often memory ran out: take "
                 "fewer workers; --resume goes on from the last checkpoint"
             ) from error
+        except SIGTERMException as error:  # before the first step
+            raise SystemExit(PREEMPTED) from error
         except SystemExit as error:  # lightning turns a second Ctrl-C into an exit
             raise KeyboardInterrupt from error
 
