@@ -14,7 +14,7 @@ demo: .venv/.installed
 	$(BIN)/mec demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
@@ -29,9 +29,14 @@ bench: .venv/.installed
 	$(BIN)/python benchmarks/objective.py
 	$(BIN)/python benchmarks/views.py --data ../shared/data
 	$(BIN)/python benchmarks/fidelity.py --data ../shared/data
+	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/stability.py
 	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/cifar10_cpu.py
+	$(BIN)/python benchmarks/cifar10.py --device cpu --quick --threads 1
+	$(BIN)/python benchmarks/knobs.py --device cpu --threads 1
+	$(BIN)/python benchmarks/training.py --device cpu --threads 2
+	$(BIN)/python benchmarks/chunk_memory.py
 	$(BIN)/python benchmarks/linear_probe.py
 	$(BIN)/python benchmarks/large_banks.py --width 256
 	$(BIN)/python benchmarks/caltech.py ../shared/data/caltech101/101_ObjectCategories

@@ -132,7 +132,7 @@ def running(setting: Setting, compiled: bool) -> Iterator[dict[str, tuple[Any, A
     """A process for each contestant, and the pipe to it; an end of the pipe ends it."""
     context = multiprocessing.get_context("spawn")
     started: dict[str, tuple[Any, Any]] = {}
-    for name in contestants(setting.device, compiled):
+    for name in contestants(compiled):
         pipe, other = context.Pipe()
         started[name] = context.Process(target=serve, args=(other, name, setting, compiled)), pipe
         started[name][0].start()
