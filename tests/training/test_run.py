@@ -240,3 +240,10 @@ def test_a_loader_process_that_is_killed_ends_the_run_with_a_line(
         pretrain(
             tmp_path / "data", tmp_path / "run", replace(TINY, channels=3, workers=1, batch_size=4), console=quiet()
         )
+
+
+def test_bfloat16_is_refused_where_the_cpu_computes_it_wrong(tmp_path: Path) -> None:
+    recipe = replace(TINY, precision="bf16-mixed", accelerator="cpu")
+    with pytest.raises(InputError, match=r"precision: expected 32-true for views of up to 16 px on a CPU"):
+        pretrain("digits", tmp_path / "run", recipe, console=quiet())
+    assert not (tmp_path / "run").exists()

@@ -217,7 +217,10 @@ def _trainer(
 ) -> lightning.Trainer:
     on_gpu = recipe.accelerator == "gpu" or torch.cuda.is_available() or torch.backends.mps.is_available()
     on_cpu = recipe.accelerator == "cpu" or (recipe.accelerator == "auto" and not on_gpu)
-    halved = recipe.precision == "auto" and on_cpu and native_bfloat16() and recipe.image_size > POINT_SIZE
+    small = on_cpu and recipe.image_size <= POINT_SIZE
+    if small and recipe.precision == "bf16-mixed":
+        raise InputError(f"precision: expected 32-true for views of up to {POINT_SIZE} px on a CPU, got bf16-mixed")
+    halved = recipe.precision == "auto" and on_cpu and native_bfloat16() and not small
     return make_trainer(
         out,
         recipe.devices,
