@@ -131,7 +131,6 @@ def test_resume_of_a_run_that_ended_changes_nothing(photographs: Path, run: Path
         (["pretrain", "DATA", "--out", "OUT", "--objective.distortion", "0"], "objective.distortion: expected"),
         (["pretrain", "DATA", "--out", "OUT", "--backbone", "resnet19"], "did you mean"),
         (["pretrain", "DATA", "--out", "OUT", "--recipe", "none"], "recipe: 'none'"),
-        (["pretrain", "DATA", "--out", "OUT", "--resume"], "holds no run"),
         (["pretrain", "DATA", "--out", "OUT", "--devices", "0"], "devices: expected"),
         (["pretrain", "DATA", "--out", "RUN"], "already holds a run"),
         (["pretrain", "DATA", "--out", "OUT", "--max-broken", "2"], "max_broken: expected a share in [0, 1], got 2"),

@@ -58,22 +58,23 @@ def make_trainer(
     devices, nodes = _as_started(devices, nodes)
     if devices == "auto":
         devices = torch.cuda.device_count() if on_gpu else 1  # one process uses every core already
+    devices, nodes = _number("devices", devices), _number("nodes", nodes)
     _end_with_parent()
     plugins: list[Any] = [AtomicCheckpoints()]
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # a stopped run says so by its exit status
-    processes = int(devices) * int(nodes)
+    processes = devices * nodes
     across: Any = "auto"
     if processes > 1:
         backend = None if on_gpu else "gloo"
         across = Sharded(processes, backend) if strategy == "fsdp" else _ddp()
-    chosen: Any = {"precision": precision, "plugins": plugins, "num_nodes": int(nodes)}
+    chosen: Any = {"precision": precision, "plugins": plugins, "num_nodes": nodes}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return lightning.Trainer(
                 accelerator=accelerator,
-                devices=int(devices),
+                devices=devices,
                 strategy=across,
                 use_distributed_sampler=False,
                 enable_progress_bar=False,
@@ -112,6 +113,13 @@ def _end_with_parent() -> None:
 def _ddp() -> DDPStrategy:
     # statistics of BatchNorm are joined where they are made, so that there are none to broadcast
     return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _number(name: str, asked: int | str) -> int:
+    try:
+        return int(asked)
+    except ValueError as error:
+        raise InputError(f"{name}: expected a number, or auto, got {asked!r}") from error
 
 
 def _as_started(devices: int | str, nodes: int | str) -> tuple[int | str, int | str]:

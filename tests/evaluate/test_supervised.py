@@ -121,7 +121,7 @@ def test_the_first_step_is_plain_sgd_with_two_rates(encoder: Encoder) -> None:
 def test_it_learns(encoder: Encoder) -> None:
     """Digits with all labels, small crops and mirrored: hard, but far above the tenth that chance gives."""
     found = evaluate.finetune("digits", encoder, "100%", seeds=1, epochs=12, head_rate=2.0, backbone_rate=0.4)
-    assert found.figures["untrained"]["top-1"] > 0.4
+    assert found.figures["untrained"]["top-1"] > 0.3
     assert "1,347 labelled pictures (100%)" in found.protocol
     assert "12 epochs = 264 steps" in found.protocol
 

@@ -277,7 +277,7 @@ def test_what_may_change_at_resume_and_what_not(undisturbed: Path, tmp_path: Pat
     ):
         with pytest.raises(InputError, match=f"resume: the recipe differs from the run's: {difference}$"):
             pretrain("digits", out, changed, resume=True, console=quiet())
-    with pytest.raises(InputError, match="resume: the run was begun with 1,347 pictures, data has 20"):
+    with pytest.raises(InputError, match="resume: pictures: 1347 when the run was begun, here 20"):
         pretrain(photographs(tmp_path / "data"), out, replace(SHORT, channels=1), resume=True, console=quiet())
     console = quiet()
     elsewhere = replace(SHORT, workers=1, devices=1, accelerator="cpu", log_every=5)

@@ -89,7 +89,7 @@ def losses(folder: Path) -> list[float]:
 def test_it_trains_as_one_process_does(runs: Path, tmp_path: Path, name: str) -> None:
     recipe: Recipe = replace(RUNS[name][0], strategy="auto", chunk=None)
     pretrain("digits", tmp_path, recipe, console=quiet())
-    assert losses(runs / name) == pytest.approx(losses(tmp_path), abs=2e-5)
+    assert losses(runs / name) == pytest.approx(losses(tmp_path), abs=1e-4)
     ours, expected = (load_file(f / "encoder.safetensors") for f in (runs / name, tmp_path))
     assert ours.keys() == expected.keys()
     for key, tensor in expected.items():
