@@ -132,7 +132,7 @@ class Recipe:
         batch_size: pictures in a step, over all devices; at most the number of pictures.
         chunk: pictures of each device that pass the encoder with gradient at a time: memory for a chunk, the loss of
             the whole batch, for a second forward pass; null: all at once.
-        gradient_checkpointing: recompute activations on the way back: less memory for a third more time.
+        gradient_checkpointing: recompute activations on the way back: less memory, for a second forward pass.
         seed: of weights, order and views.
         workers: loader processes of each training process; null: one per core.
         precision: 32-true, bf16-mixed, 16-mixed; auto is bf16-mixed on GPUs and CPUs that have it, else 32-true.
