@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from mec.errors import InputError
 from mec.trainer import make_trainer
@@ -42,6 +43,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("SLURM_") or name in TORCHRUN:
             monkeypatch.delenv(name)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # lightning sets it, and it would outlive the test
 
 
 def processes(trainer: Any) -> tuple[int, int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import Tensor
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from mec.errors import InputError
 
@@ -36,6 +39,7 @@ class _Group:
 
 
 _group: _Group | None = None
+_starts = itertools.count()
 
 
 def count() -> int:
@@ -165,12 +169,20 @@ def _start(environment: Any) -> None:
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
     number, of = environment.global_rank(), environment.world_size()
     try:
-        dist.init_process_group("gloo", rank=number, world_size=of, timeout=COMING)
+        # each time under names of its own: those of an earlier time may still be there, with addresses nobody hears
+        store = PrefixStore(f"together/{next(_starts)}", _store(number, of))
+        dist.init_process_group("gloo", store=store, rank=number, world_size=of, timeout=COMING)
     except RuntimeError as error:
         where = f"{environment.main_address}:{environment.main_port}"
         raise InputError(f"processes: {of} were announced and did not all come to {where} ({_first(error)})") from error
     if torch.cuda.is_available():
         torch.cuda.set_device(environment.local_rank() % torch.cuda.device_count())
+
+
+@lru_cache(maxsize=1)
+def _store(number: int, of: int) -> Any:
+    """Where the processes find each other; it stays, for one that has just gone may be taken for the next."""
+    return next(rendezvous("env://", number, of, timeout=COMING))[0]
 
 
 @lru_cache(maxsize=1)
