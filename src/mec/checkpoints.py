@@ -61,7 +61,7 @@ def save_checkpoint(trainer: lightning.Trainer, folder: Path) -> None:
     """Of this step, by all processes together; the last three steps are kept."""
     trainer.save_checkpoint(folder / f"step={trainer.global_step:09d}.ckpt")
     if trainer.is_global_zero:
-        for old in set(_files(folder)) - set(_by_step(folder)[-KEPT:]):
+        for old in set(_files(folder)) - set(by_step(folder)[-KEPT:]):
             old.unlink(missing_ok=True)
 
 
@@ -91,10 +91,10 @@ def newest_checkpoint(run: Path, say: Callable[[str], object]) -> Path | None:
     Raises:
         InputError: all of them are damaged.
     """
-    found = _by_step(run / "checkpoints")
+    found = by_step(run / "checkpoints")
     damaged: list[Path] = []
     for path in reversed(found):
-        if _is_whole(path):
+        if is_whole(path):
             break
         damaged.append(path)
         say(f"{path} is damaged: it does not have the checksum in its name")
@@ -125,11 +125,13 @@ def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("step=*.ckpt"), key=lambda path: (path.name.partition("-")[0], path.stat().st_mtime_ns))
 
 
-def _by_step(folder: Path) -> list[Path]:
+def by_step(folder: Path) -> list[Path]:
+    """One checkpoint of each step in a folder, the latest step last."""
     return list({re.split(r"[-.]", path.name)[0]: path for path in _files(folder)}.values())
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
+    """Whether it has the checksum in its name."""
     checksum = re.fullmatch(r"step=\d+-([0-9a-f]+)\.ckpt", path.name)
     try:
         return (

@@ -18,6 +18,7 @@ from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import probe
 from mec.evaluate.result import Result, Stopwatch
 from mec.evaluate.task import Task, open_task
+from mec.report import write_report
 from mec.report.figure import overview
 from mec.training import load_recipe, pretrain
 
@@ -28,11 +29,11 @@ NEIGHBOURS = 20
 def demo(out: str | os.PathLike[str] = "demo", epochs: int | None = None, seed: int = 0) -> Result:
     """Pretrain on handwritten digits without labels, then compare raw pixels, the untrained encoder and MEC.
 
-    Writes a run folder, its result and ``demo.png`` into ``out``. Two minutes on two CPU cores.
+    Writes a run folder, its result, ``demo.png`` and ``report.html`` into ``out``. Two minutes on two CPU cores.
 
     Args:
         out: folder for the run; a new number is added when it holds one already.
-        epochs: of pretraining; None is the recipe's.
+        epochs: of pretraining; null: those of the recipe.
         seed: of weights and views.
     """
     if epochs is not None and epochs < 1:
@@ -56,7 +57,10 @@ def demo(out: str | os.PathLike[str] = "demo", epochs: int | None = None, seed: 
         f"mean ± std of 20 draws; all labels: {NEIGHBOURS} nearest neighbours and a linear classifier.\n"
         f"{picture} shows the run; {result.seconds:.0f} s in all.",
         highlight=False,
+        markup=False,
     )
+    page = write_report([folder], console=console)
+    console.print(f"{page} tells more: open it in a browser.", highlight=False, markup=False)
     return result
 
 

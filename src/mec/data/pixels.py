@@ -1,4 +1,4 @@
-"""Pictures as arrays: what is asked of them, and arrays of any kind made so."""
+"""Pictures as arrays: what is asked of them, arrays of any kind made so, and what people see of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ImageColor
+from PIL import Image, ImageColor
 
 from mec.errors import InputError
 
@@ -25,10 +25,11 @@ class BrokenPictureError(InputError):
 class Reading:
     """How a picture becomes an array.
 
-    channels: of the array: 3 for colour, 1 for grey; any other number takes pictures that have as many.
-    value_range: what becomes 0 and 1 in pictures of more than 8 bits; every picture is then float32. None: every
-        picture is uint8, deeper ones by the range of their type.
-    background: colour behind transparent pictures, by name or as #rrggbb.
+    Attributes:
+        channels: of the array: 3 for colour, 1 for grey; any other number takes pictures that have as many.
+        value_range: what becomes 0 and 1 in pictures of more than 8 bits; every picture is then float32. None: every
+            picture is uint8, deeper ones by the range of their type.
+        background: colour behind transparent pictures, by name or as #rrggbb.
     """
 
     channels: int = 3
@@ -105,3 +106,26 @@ def three_axes(values: NDArray[Any]) -> NDArray[Any]:
     if values.ndim == 3 and 1 <= values.shape[0] <= MAX_CHANNELS:
         return values.transpose(1, 2, 0)
     raise BrokenPictureError(f"an array of shape {values.shape}, expected (height, width[, channels])")
+
+
+def shown(picture: NDArray[Any]) -> Image.Image:
+    """uint8 or [0, 1] (h, w, c), of whose channels the first three, or the first, are shown."""
+    if picture.dtype != np.uint8:
+        picture = np.rint(picture * 255).astype(np.uint8)
+    return Image.fromarray(picture[..., :3] if picture.shape[2] >= 3 else picture[..., 0]).convert("RGB")
+
+
+def fitted(picture: NDArray[Any], side: int) -> Image.Image:
+    """As it is shown, its longer side resized to ``side`` pixels."""
+    image = shown(picture)
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def in_square(picture: NDArray[Any], side: int) -> Image.Image:
+    """All of it, in the middle of a white square."""
+    image = fitted(picture, side)
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square

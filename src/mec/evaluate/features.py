@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from mec.data.crops import Batch
 from mec.data.images import ArrayImages, Images
@@ -55,20 +54,20 @@ def features_of(task: Task, crops_seed: int | None = None) -> Iterator[Features]
     train = in_memory(task.train, reading, divided=crops_seed is None)
     test = in_memory(task.test, reading, divided=True)
     for name, encoder in task.encoders.items():
-        tested = labelled(test, *extract(test, encoder, task.workers, name))
+        tested = with_labels(test, *extract(test, encoder, task.workers, name))
         if crops_seed is None:
-            learnt = labelled(train, *extract(train, encoder, task.workers, name))
+            learnt = with_labels(train, *extract(train, encoder, task.workers, name))
         else:
             learnt = extract_crops(train, encoder, crops_seed, task.workers, name)
         if rank() == 0:
             yield Features(name, *learnt, *tested)
     if task.pixels and crops_seed is None:
-        learnt, tested = (labelled(part, *_raw_pixels(part, reading, task.workers)) for part in (train, test))
+        learnt, tested = (with_labels(part, *_raw_pixels(part, reading, task.workers)) for part in (train, test))
         if rank() == 0:
             yield Features("raw pixels", *learnt, *tested)
 
 
-def labelled(images: Images, features: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+def with_labels(images: Images, features: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
     """Features (n, d) of pictures ``numbers`` (m,) and their labels: in the first process those of all processes."""
     return _of_all(features, labels_of(images)[numbers])
 
@@ -92,7 +91,7 @@ def extract(
 ) -> tuple[Tensor, Tensor]:
     """Features (n, d) of every readable picture, float32 on the CPU, and their numbers (n,), which rise.
 
-    Of processes that are ``together`` each has pictures of its own here; ``labelled`` joins what they found.
+    Of processes that are ``together`` each has pictures of its own here; ``with_labels`` joins what they found.
     Progress goes to standard error. Features of more than 4 GiB are kept in a temporary file. ``device`` None is a
     GPU where there is one.
 
@@ -153,7 +152,7 @@ def _raw_pixels(images: Images, reading: Reading, workers: int | None) -> tuple[
 
 @torch.no_grad()
 def gather(
-    images: Images, loader: DataLoader[Batch], label: str, function: Callable[[Tensor], Tensor]
+    images: Images, loader: Iterable[Batch], label: str, function: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """What ``function`` gives for the pictures (n, c, h, w) of each batch, as one table (n, ...) in the order of the
     source, on the CPU, and the numbers (n,) of the pictures that could be read."""

@@ -85,7 +85,8 @@ def linear(
         found = features_of(task, seed if crops == "random" else None)
         figures = {f.name: probe(f, len(task.classes), iterations) for f in found}
     else:
-        how = f"{protocol}: {in_words(settings, len(task.train))}, last epoch"
+        side = next(iter(task.encoders.values())).image_size
+        how = f"{protocol}: {in_words(settings, len(task.train))}, {side} px, last epoch"
         announce(task)
         task = settled(task)
         figures = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from mec.data.images import read
-from mec.data.pixels import BrokenPictureError
+from mec.data.pixels import BrokenPictureError, in_square
 from mec.errors import InputError
 from mec.evaluate.embedded import BLOCK, Embedded, open_csv, writing
 from mec.evaluate.features import feature_table
@@ -186,16 +185,8 @@ def _legible(text: str, most: int) -> str:
 
 
 def _cell(made: Embedded, row: int) -> Image.Image:
-    cell = Image.new("RGB", (CELL, CELL), PAPER)
     try:
         _, images, index = made.whole.place(int(made.numbers[row]))
-        array: Any = read(images, index, made.reading)
+        return in_square(read(images, index, made.reading), CELL)
     except BrokenPictureError:  # it was there when it was embedded
-        return cell
-    if array.dtype != np.uint8:
-        array = np.rint(array * 255).astype(np.uint8)
-    picture = Image.fromarray(array[..., :3] if array.shape[2] >= 3 else array[..., 0]).convert("RGB")
-    scale = CELL / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    cell.paste(picture.resize(size, Image.Resampling.BICUBIC), ((CELL - size[0]) // 2, (CELL - size[1]) // 2))
-    return cell
+        return Image.new("RGB", (CELL, CELL), PAPER)

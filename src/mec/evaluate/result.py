@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,7 @@ class Result:
     figures: dict[str, dict[str, float]]
     seconds: float
     broken: dict[str, str] = field(default_factory=dict)
-    command: str = field(default_factory=lambda: " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    command: str = field(default_factory=lambda: shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
     time: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     def as_dict(self) -> dict[str, Any]:
@@ -57,7 +58,7 @@ class Result:
         return path
 
     def table(self) -> Table:
-        """See ``table``."""
+        """For a terminal: a row for the encoder and for each baseline, shares in percent."""
         return table([self])
 
 
@@ -65,9 +66,7 @@ def table(results: Sequence[Result]) -> Table:
     """Results of one task, on one or several sources: a row for the encoder and each baseline, and their means over
     the sources. Shares in percent, counts as they are; "± 1.2" is the spread where there are several draws or seeds,
     "/ 98.0" the top-5 where a column is not of top-1 alone."""
-    rows = sorted((row for r in results for row in r.figures.values()), key=len, reverse=True)
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    columns = [c for c in columns if not (c.endswith((" std", " top-5")) and c.rsplit(" ", 1)[0] in columns)]
+    columns = columns_of([row for r in results for row in r.figures.values()])
     several = len(results) > 1
     shown = Table(
         title=results[0].task + ("" if several else f": {escape(results[0].data)}"),
@@ -84,16 +83,23 @@ def table(results: Sequence[Result]) -> Table:
         for n, (name, values) in enumerate(result.figures.items()):
             first = [escape(result.data) if n == 0 else ""] if several else []
             last = n + 1 == len(result.figures)
-            shown.add_row(*first, name, *(_cell(values, c) for c in columns), end_section=several and last)
+            shown.add_row(*first, name, *(cell(values, c) for c in columns), end_section=several and last)
     if several:
         for name in results[0].figures:
             rows = [r.figures[name] for r in results if name in r.figures]
             means = {c: sum(r[c] for r in rows) / len(rows) for c in columns if all(c in r for r in rows)}
-            shown.add_row(f"mean of {len(rows)}", name, *(_cell(means, c) for c in columns))
+            shown.add_row(f"mean of {len(rows)}", name, *(cell(means, c) for c in columns))
     return shown
 
 
-def _cell(values: Mapping[str, float], column: str) -> str:
+def columns_of(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    """Those of a table: spread and top-5 stand in the cell of the figure they belong to."""
+    columns = list(dict.fromkeys(column for row in sorted(rows, key=len, reverse=True) for column in row))
+    return [c for c in columns if not (c.endswith((" std", " top-5")) and c.rsplit(" ", 1)[0] in columns)]
+
+
+def cell(values: Mapping[str, float], column: str) -> str:
+    """See ``table``."""
     if column not in values:
         return "-"
     if isinstance(values[column], int):

@@ -1,1 +1,5 @@
-"""Pictures of a run."""
+"""What run folders show: one HTML page, and the demo's picture."""
+
+from mec.report.page import write_report
+
+__all__ = ["write_report"]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from mec.data.images import ArrayImages, Images, read, spread
 from mec.data.loading import training_loader
-from mec.data.pixels import BrokenPictureError, Reading
+from mec.data.pixels import BrokenPictureError, Picture, Reading, in_square, shown
 from mec.data.sources import open_images
 from mec.data.survey import settle, survey
 from mec.errors import InputError
@@ -25,6 +24,14 @@ from mec.training.run import default_recipe
 
 CELL, GAP, MARGIN, LINE = 112, 4, 16, 20
 INK, PAPER = "#222222", "#ffffff"
+
+
+class Seen(NamedTuple):
+    """A picture of a source (h, w, c), where it comes from, and pairs of views of it, (c, s, s) each."""
+
+    title: str
+    picture: Picture
+    pairs: list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def view_sheet(
@@ -58,6 +65,20 @@ def view_sheet(
         raise InputError(f"pictures, pairs: expected at least 1 each, got {pictures} and {pairs}")
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(default_recipe(data) if recipe is None else recipe)
+    seen = training_views(data, recipe, pictures, pairs)
+    rows = [[in_square(one.picture, CELL), *(_view(x) for pair in one.pairs for x in pair)] for one in seen]
+    sheet = _drawn(rows, [Path(one.title).name for one in seen])
+    with replacing(out) as path:
+        sheet.save(path, format=Image.registered_extensions()[out.suffix.lower()])
+    return out
+
+
+def training_views(data: str | os.PathLike[str], recipe: Recipe, pictures: int, pairs: int) -> list[Seen]:
+    """Pictures from all over a source, at most so many, and the pair of views that each of the first epochs shows.
+
+    Raises:
+        InputError: what is wrong with the source.
+    """
     images = open_images(data, "pretrain", every=recipe.every)
     reading = survey(images, recipe.channels, recipe.background)
     chosen = _readable(images, reading, pictures)
@@ -66,15 +87,13 @@ def view_sheet(
     views = views_of(recipe, recipe.image_size)
     epochs = [[(epoch, index) for index in chosen] for epoch in range(pairs)]
     loader = training_loader(images, views, epochs, reading, torch.device("cpu"), workers=0)
-    shown = [views(*batch[:3]) for batch in loader]
-    rows = [
-        [_picture(read(images, index, reading)), *(_view(x[row]) for pair in shown for x in pair)]
+    shown_in = [views(*batch[:3]) for batch in loader]
+    return [
+        Seen(
+            images.title(index), read(images, index, reading), [(first[row], second[row]) for first, second in shown_in]
+        )
         for row, index in enumerate(chosen)
     ]
-    sheet = _drawn(rows, [Path(images.title(index)).name for index in chosen])
-    with replacing(out) as path:
-        sheet.save(path, format=Image.registered_extensions()[out.suffix.lower()])
-    return out
 
 
 def _readable(images: Images, reading: Reading, count: int) -> list[int]:
@@ -90,24 +109,8 @@ def _readable(images: Images, reading: Reading, count: int) -> list[int]:
     return [found[i] for i in np.unique(np.linspace(0, len(found) - 1, min(count, len(found))).astype(int))]
 
 
-def _shown(array: NDArray[Any]) -> Image.Image:
-    """uint8 or [0, 1] (h, w, c), of whose channels the first three, or the first, are shown."""
-    if array.dtype != np.uint8:
-        array = np.rint(array * 255).astype(np.uint8)
-    return Image.fromarray(array[..., :3] if array.shape[2] >= 3 else array[..., 0]).convert("RGB")
-
-
 def _view(x: torch.Tensor) -> Image.Image:
-    return _shown(x.permute(1, 2, 0).numpy()).resize((CELL, CELL), Image.Resampling.BICUBIC)
-
-
-def _picture(array: NDArray[Any]) -> Image.Image:
-    image = _shown(array)
-    scale = CELL / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    cell = Image.new("RGB", (CELL, CELL), PAPER)
-    cell.paste(image.resize(size, Image.Resampling.BICUBIC), ((CELL - size[0]) // 2, (CELL - size[1]) // 2))
-    return cell
+    return shown(x.permute(1, 2, 0).numpy()).resize((CELL, CELL), Image.Resampling.BICUBIC)
 
 
 def _drawn(rows: list[list[Image.Image]], names: list[str]) -> Image.Image:

@@ -7,13 +7,16 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
+from PIL import Image
 
 from mec.errors import InputError
 from mec.evaluate.progress import Shown, say
@@ -23,7 +26,9 @@ from mec.evaluate.tracking.render import Film, check_render
 from mec.evaluate.tracking.sequences import BrokenSequenceError, Frame, Frames, Loads, Scores
 from mec.files import replacing
 
-SETTINGS, FIGURES, TRACKS = "settings.json", "figures.json", "tracks"
+SETTINGS, FIGURES, TRACKS, DRAWN = "settings.json", "figures.json", "tracks", "drawn"
+PICTURED, PICTURE_SIDE = 3, 960
+"""Sequences of which a frame is drawn, and the pixels of its longer side at most."""
 
 
 class Followable(Protocol):
@@ -61,8 +66,8 @@ class Followed(Generic[S, X]):
     def words(self, data: Source) -> str:
         known = len(self.sequences) + len(self.broken)
         number = f"{known}" if not self.broken else f"{len(self.sequences)} of {known}"
-        frames = sum(len(one.frames) for one in self.sequences)
-        return f"{data} ({number} sequence{'' if known == 1 else 's'}, {frames:,} frames)"
+        frames = counted(sum(len(one.frames) for one in self.sequences))
+        return f"{data} ({number} sequence{'' if known == 1 else 's'}, {frames})"
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ class Call:
         file = folder / SETTINGS
         if (folder / TRACKS).is_dir() and not self.resume:
             raise InputError(
-                f"out: {folder} has tracks already; --resume goes on with them, another folder begins anew"
+                f"out: {folder} has tracks already; --resume goes on with them, --out with another folder begins anew"
             )
         if file.exists() and self.resume:
             try:
@@ -163,6 +168,10 @@ class Call:
     def keep_figures(self, scores: Scores, broken: dict[str, str]) -> None:
         with replacing(self.folder / FIGURES) as path:
             path.write_text(json.dumps({"figures": scores, "broken": broken}, indent=2) + "\n")
+
+
+def counted(frames: int) -> str:
+    return f"{frames:,} frame{'' if frames == 1 else 's'}"
 
 
 def weights_digest(dense: Dense) -> str:
@@ -225,7 +234,7 @@ def follow_all(
             named, share = f"{part} {sequence.name}".strip(), (call.dense.seconds - before) / taken
             keeping.write(folder, sequence, tracks)
             done.sequences.append(sequence)
-            say(f"{named}: {len(tracks):,} frames, {len(tracks) / taken:.2f} a second, {share:.0%} in the encoder")
+            say(f"{named}: {counted(len(tracks))}, {len(tracks) / taken:.2f} a second, {share:.0%} in the encoder")
     _expect_some(call.data, done)
     done.tracks = _OnDisk(folder, done.sequences, keeping)
     done.share = (call.dense.seconds - in_encoder) / done.seconds if done.seconds else 0.0
@@ -251,15 +260,29 @@ def _expect_some(data: Source, followed: Followed[Any, Any]) -> None:
 
 
 def film(call: Call, sequences: list[S], draw: Callable[[S], Callable[[int, Frame], Frame]]) -> None:
-    """Every frame of every sequence, one after the other, as ``draw(sequence)(number, frame)`` has drawn over it."""
+    """Every frame of every sequence, one after the other, as ``draw(sequence)(number, frame)`` has drawn over it; and
+    the middle one of the first few in drawn/SEQUENCE.jpg beside the tracks."""
+    for sequence in sequences[:PICTURED]:
+        _picture(call.folder / DRAWN / f"{sequence.name}.jpg", sequence, draw(sequence))
     if call.render is None:
         return
     path = call.render
     total = sum(len(one.frames) for one in sequences)
-    with Shown("drawing", total, unit="frames") as shown, Film(path, sequences[0].frames.rate) as film:
+    with Shown("drawing", total, unit="frames") as shown, Film(path, sequences[0].frames.rate) as drawn:
         for sequence in sequences:
-            film.note, over = sequence.name, draw(sequence)
+            drawn.note, over = sequence.name, draw(sequence)
             for number, frame in enumerate(sequence.frames):
-                film.add(over(number, frame))
+                drawn.add(over(number, frame))
                 shown.advance(1)
     say(f"drawn: {path}")
+
+
+def _picture(path: Path, sequence: Followable, over: Callable[[int, Frame], Frame]) -> None:
+    middle = len(sequence.frames) // 2
+    with suppress(BrokenSequenceError):  # it was read for the tracks, which may be long ago
+        frame = next(islice(sequence.frames, middle, None), None)
+        if frame is not None:
+            image = Image.fromarray(over(middle, frame))
+            image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+            with replacing(path) as temporary:
+                image.save(temporary, "JPEG", quality=90)
