@@ -15,33 +15,55 @@ from rich.console import Console
 from mec import __version__
 from mec.errors import InputError
 from mec.files import is_first_process
-from mec.options import COMMANDS, DETECTION_HELP, TRACKING_HELP, listed, task_of
+from mec.mistakes import near, option_names
+from mec.options import COMMANDS
 from mec.parser import Parser
+from mec.task_options import DETECTION_HELP, TASKS, TRACKING_HELP, listed, task_of
 
 if TYPE_CHECKING:
     from mec.evaluate import Result
 
 
-def _parser(arguments: Sequence[str]) -> Parser:
+def _parser(arguments: Sequence[str], everything: bool = False) -> Parser:
     """Only the command asked for gets its options: the others would import all of PyTorch for a line of help."""
     parser = Parser(
         prog="mec",
+        usage="mec COMMAND [options]",
         description="Image encoders learnt without labels by Maximum Entropy Coding, and what they are worth.",
         version=f"mec {__version__}",
-        epilog="mec COMMAND --help tells more; start with: mec demo",
+        epilog="example: mec demo\nmec COMMAND --help tells more: every option with its default, and an example",
     )
-    commands = parser.add_subcommands(title="commands", metavar="COMMAND", dest="command")
-    asked = next((a for a in arguments if not a.startswith("-")), None)
+    commands = parser.add_subcommands(title="commands", metavar="COMMAND", dest="command", description=None)
     for name, (summary, add_options) in COMMANDS.items():
         command = Parser()
         commands.add_subcommand(name, command, help=summary)
-        if name == asked:
+        command.prog = f"mec {name}"
+        if everything:
+            add_options(command, list(TASKS) if name == "evaluate" else [])
+        elif name == next(iter(arguments), None):
             add_options(command, arguments[1:])
     return parser
 
 
+def _check_order(parser: Parser, arguments: Sequence[str]) -> None:
+    """An option before the command or the task would be said to be an unknown one of these."""
+    wanted, asked, known = "COMMAND", arguments[0], [*option_names(parser), "-h"]
+    if asked == "evaluate" and len(arguments) > 1:
+        wanted, asked, known = "TASK", arguments[1], ["--help", "-h"]
+    name = asked.partition("=")[0]
+    if name.startswith("-") and name not in known:
+        where = "mec evaluate" if wanted == "TASK" else "mec"
+        proposed = near(name, known) or f"; expected {wanted} first, then its options"
+        print(f"{where}: unrecognised option {name}{proposed}", file=sys.stderr)
+        sys.exit(2)
+
+
 def _run(arguments: Sequence[str]) -> None:
     parser = _parser(arguments)
+    if not arguments:
+        parser.print_help()
+        return
+    _check_order(parser, arguments)
     options = parser.parse_args(arguments)
     if options.command == "pretrain":
         from mec.evaluate.online import online_probe
@@ -87,6 +109,16 @@ def _run(arguments: Sequence[str]) -> None:
         from mec.models.export import export
 
         print(export(**options.export.as_dict()))
+    elif options.command == "report":
+        _report(**options.report.as_dict())
+    elif options.command == "doctor":
+        from mec.doctor import doctor
+
+        print(doctor(options.doctor.folder))
+    elif options.command == "completion":
+        from mec.completion import completion
+
+        print(completion(_parser([], everything=True), options.completion.shell))
     else:
         from mec.demo import demo
 
@@ -163,6 +195,21 @@ def _follow(task: str, data: str, encoder: str, out: str | None, sequences: str 
         name, reason = next(iter(result.broken.items()))
         number = f"{len(result.broken)} sequence{'s' if len(result.broken) > 1 else ''}"
         raise InputError(f"data: {number} of {data} could not be used; the first: {name}: {reason}")
+
+
+def _report(runs: list[str], out: str | None, watch: bool, port: int | None, **settings: Any) -> None:
+    if watch and out is not None:
+        raise InputError("out: --watch serves the page and writes no file; expected one of the two")
+    if port is not None and not watch:
+        raise InputError("port: it is --watch that serves the page; expected both or neither")
+    if watch:
+        from mec.report.watch import watch as serve
+
+        serve(runs, port=port, **settings)
+    else:
+        from mec.report import write_report
+
+        print(write_report(runs, out, **settings))
 
 
 def _with_underscores(argument: str) -> str:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save
 
 from mec.errors import InputError
 from mec.files import replacing
+from mec.mistakes import near
 from mec.models.encoder import Encoder, EncoderSpec, create_encoder
 from mec.models.pickles import read_weights
 from mec.models.published import EITHER, OWN_CHECKPOINT, recognise
@@ -48,7 +49,7 @@ def load_encoder(source: str | os.PathLike[str], **fields: Any) -> Encoder:
 
     Args:
         source: a run folder or its encoder.safetensors; a file of weights that this or another project wrote
-            (published.py has the list), and ``FILE:student`` or ``FILE:teacher`` where it holds both; a folder
+            (docs/encoders.md has the list), and ``FILE:student`` or ``FILE:teacher`` where it holds both; a folder
             that timm wrote, or ``hf:owner/name``, such a folder on the Hugging Face hub; or a timm name: the
             untrained architecture with seeded weights (its ``untrained`` is then true).
         fields: EncoderSpec's, overruling what the files say or what is recognised: ``backbone`` where several
@@ -60,10 +61,10 @@ def load_encoder(source: str | os.PathLike[str], **fields: Any) -> Encoder:
             architecture to the last tensor.
     """
     fields = _checked(fields, "encoder")
-    name = str(source)
+    name = os.path.expanduser(source)
     if name.startswith("hf:"):
         return _read_timm_folder(_download(name.removeprefix("hf:")), name, None, fields)
-    path, part = Path(source), None
+    path, part = Path(name), None
     if not path.exists() and name.endswith(tuple(f":{part}" for part in EITHER)):
         name, _, part = name.rpartition(":")
         path = Path(name)
@@ -84,7 +85,9 @@ def load_encoder(source: str | os.PathLike[str], **fields: Any) -> Encoder:
     if os.sep in name or path.suffix or part:
         raise InputError(f"encoder: {name} does not exist")
     if not timm.is_model(name):
-        raise InputError(f"encoder: {name!r} is neither a run folder, a file nor a timm architecture")
+        raise InputError(
+            f"encoder: {name!r} is neither a run folder, a file nor a timm architecture{near(name, timm.list_models())}"
+        )
     published = timm.models.get_pretrained_cfg(name)
     size = published.input_size[-1] if published else 224
     return untrained(create_encoder(**{"backbone": name, "image_size": size, **fields}))
