@@ -27,6 +27,7 @@ docs: .venv/.installed
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/objective.py
+	$(BIN)/python benchmarks/relations.py
 	$(BIN)/python benchmarks/views.py --data ../shared/data
 	$(BIN)/python benchmarks/fidelity.py --data ../shared/data
 	$(BIN)/python benchmarks/scaling.py

@@ -1,42 +1,151 @@
-"""Every Python block of the README and the docs runs; every mec command in a shell block is one the parser accepts."""
+"""Every block of the README and the docs runs, or says in a line above it why it does not.
+
+``<!-- not run: REASON -->`` stands above a block that cannot run here; its mec commands are still read by the parser.
+``<!-- continues -->`` stands above a block of Python that goes on from the one before.
+"""
 
 import re
 import shlex
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from mec.cli import _parser, _with_underscores
+from mec.cli import _parser, _with_underscores, main
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^\s*(```+)\s*(\w*)")
+MARK = re.compile(r"<!-- (not run: .+|continues) -->$")
+TRAINING = (
+    "--backbone test_resnet --backbone_options {} --small_stem false --image_size 32 --epochs 1 --batch_size 8 "
+    "--workers 0 --projector.hidden 16 --projector.outputs 8"
+).split()
+SMALL = {
+    "demo": ["--epochs", "1"],
+    "pretrain": [*TRAINING, "--probe_every", "0", "--devices", "1", "--accelerator", "cpu"],
+    "views": TRAINING,
+    "finetune": ["--epochs", "1", "--seeds", "1", "--workers", "0"],
+}
+"""What makes a command of the docs one of seconds; the last of an option given twice counts."""
 
 
-def blocks(language: str) -> list[tuple[str, str]]:
-    found = []
-    for page in PAGES:
-        for n, block in enumerate(re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)):
-            found.append(pytest.param(block, id=f"{page.name}-{n}"))
-    return found
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    language: str
+    text: str
+    mark: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
 
 
-@pytest.mark.parametrize("block", blocks("python"))
-def test_python_blocks_run(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def blocks_of(page: Path) -> Iterator[Block]:
+    lines = page.read_text().splitlines()
+    at = 0
+    while at < len(lines):
+        opening = FENCE.match(lines[at])
+        if opening is None:
+            at += 1
+            continue
+        end = next(n for n in range(at + 1, len(lines)) if lines[n].strip() == opening[1])
+        above = next((line for line in reversed(lines[:at]) if line.strip()), "")
+        mark = MARK.search(above.strip())
+        indent = len(lines[at]) - len(lines[at].lstrip())
+        text = "\n".join(line[indent:] for line in lines[at + 1 : end])
+        yield Block(page, at + 1, opening[2], text, mark[1] if mark else "")
+        at = end + 1
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+
+
+def scripts() -> list[Any]:
+    """Python blocks with those that they continue."""
+    found: list[list[Block]] = []
+    for block in (b for b in BLOCKS if b.language in ("python", "py", "pycon")):
+        if block.mark == "continues":
+            found[-1].append(block)
+        else:
+            found.append([block])
+    return [pytest.param(blocks, id=str(blocks[0])) for blocks in found if not blocks[0].mark]
+
+
+def commands(block: Block) -> list[str]:
+    joined = block.text.replace("\\\n", " ").splitlines()
+    return [line for line in joined if shlex.split(line, comments=True)]
+
+
+def arguments_of(line: str) -> list[str]:
+    return [_with_underscores(a) for a in shlex.split(line, comments=True)[1:]]
+
+
+SHELL = [pytest.param(b, id=str(b)) for b in BLOCKS if b.language in ("sh", "bash", "shell", "console")]
+
+
+def test_every_block_has_a_language_and_every_mark_a_block() -> None:
+    assert not [str(b) for b in BLOCKS if not b.language]
+    marks = sum(len(re.findall(r"^\s*<!-- (?:not run|continues)", p.read_text(), re.MULTILINE)) for p in PAGES)
+    assert marks == sum(bool(b.mark) for b in BLOCKS)
+
+
+@pytest.mark.parametrize("blocks", scripts())
+def test_python_runs(blocks: list[Block], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "block", "exec"), {"__name__": "block"})
+    names: dict[str, Any] = {"__name__": "block"}
+    for block in blocks:
+        # lines are numbered as on the page
+        exec(compile("\n" * block.line + block.text, str(block.page), "exec"), names)
 
 
-@pytest.mark.parametrize("block", blocks("sh"))
-def test_commands_are_accepted(block: str) -> None:
-    lines = [shlex.split(line, comments=True) for line in block.splitlines()]
-    for line in lines:
-        if line and line[0] == "mec":
-            arguments = [_with_underscores(a) for a in line[1:]]
-            if "--help" in arguments:
-                with pytest.raises(SystemExit, match="0"):
-                    _parser(arguments).parse_args(arguments)
-            else:
-                _parser(arguments).parse_args(arguments)
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the docs' commands are typed: 30 photographs of three kinds, and an encoder learnt from them."""
+    folder = tmp_path_factory.mktemp("docs")
+    rng = np.random.default_rng(0)
+    for kind, colour in (("ant", 60), ("bee", 130), ("cat", 190)):
+        (folder / "photographs" / kind).mkdir(parents=True)
+        for n in range(10):
+            noise = rng.integers(-50, 50, (48, 64, 3)) + colour
+            Image.fromarray(noise.astype(np.uint8)).save(folder / "photographs" / kind / f"{n}.jpg")
+    out = folder / "runs" / "photographs"
+    assert main(["pretrain", str(folder / "photographs"), "--out", str(out), *SMALL["pretrain"]]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("block", [p for p in SHELL if not p.values[0].mark])
+def test_commands_run(block: Block, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = shutil.copytree(place, tmp_path / "here")
+    monkeypatch.chdir(here)
+    for line in commands(block):
+        words = shlex.split(line, comments=True)
+        assert words[0] == "mec", f"{block}: {words[0]} is not run by this test: mark the block"
+        arguments = arguments_of(line)
+        name = arguments[1] if arguments[0] == "evaluate" else arguments[0]
+        if name == "pretrain" and "--resume" not in arguments:
+            shutil.rmtree(here / arguments[arguments.index("--out") + 1], ignore_errors=True)
+        if "--help" not in arguments:
+            arguments += SMALL.get(name, [])
+        try:
+            status = main(arguments)
+        except SystemExit as end:  # of --help
+            status = int(end.code or 0)
+        assert status == 0, f"{block}: {line}"
+
+
+@pytest.mark.parametrize("block", [p for p in SHELL if p.values[0].mark])
+def test_commands_that_are_not_run_are_accepted(block: Block) -> None:
+    for line in commands(block):
+        arguments = arguments_of(line)
+        if shlex.split(line, comments=True)[0] == "mec" and "--help" not in arguments:
+            _parser(arguments).parse_args(arguments)
 
 
 def test_links_within_the_repository_lead_somewhere() -> None:

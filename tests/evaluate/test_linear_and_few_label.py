@@ -150,6 +150,8 @@ def test_bad_sources(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             evaluate.linear(source, "test_resnet")
     with pytest.raises(InputError, match="labels: expected at most 5"):
         evaluate.few_label(folder, "test_resnet", labels=(6,))
+    usual = evaluate.few_label(folder, "test_resnet", draws=2, baselines=False)
+    assert [c for c in usual.figures["encoder"] if c.endswith("per class")] == ["1 per class", "5 per class"]
     with pytest.raises(InputError, match="draws: expected"):
         evaluate.few_label(folder, "test_resnet", draws=0)
     with pytest.raises(InputError, match="iterations: expected"):
@@ -173,5 +175,5 @@ def test_broken_small_pictures_are_counted_when_measured(
         assert len(f.train) == len(f.train_labels) == 47
         assert "skipped 1 that could not be read" in capsys.readouterr().err
     else:
-        with pytest.raises(InputError, match="max_broken: 4 of 48 pictures cannot be read"):
+        with pytest.raises(InputError, match=r"^data: 4 of 48 pictures cannot be read"):
             list(features_of(open_task(tmp_path, encoder, baselines=False)))

@@ -16,11 +16,13 @@ from mec.evaluate.result import Result, Stopwatch
 from mec.evaluate.task import EncoderLike, Source, open_task
 from mec.processes import from_first
 
+USUAL = (1, 5, 10)
+
 
 def few_label(
     data: Source,
     encoder: EncoderLike,
-    labels: Sequence[int] = (1, 5, 10),
+    labels: Sequence[int] | None = None,
     draws: int = 20,
     seed: int = 0,
     baselines: bool | None = None,
@@ -35,13 +37,13 @@ def few_label(
     Args:
         data: a labelled source (see ``mec.data.open_images``).
         encoder: an Encoder, a run folder, a file of weights or a timm name.
-        labels: labelled pictures per class.
+        labels: labelled pictures per class; null: those of 1, 5 and 10 that the smallest class has.
         draws: random choices of them.
         seed: of the draws.
         baselines: measure the untrained encoder and raw pixels too; null: up to 100,000 train pictures.
         workers: loader processes; null is one per core.
     """
-    if not labels or min(labels) < 1:
+    if labels is not None and (not labels or min(labels) < 1):
         raise InputError(f"labels: expected numbers of at least 1, got {list(labels)}")
     if draws < 1:
         raise InputError(f"draws: expected at least 1, got {draws}")
@@ -49,6 +51,7 @@ def few_label(
     task = open_task(data, encoder, baselines, workers)
     classes = len(task.classes)
     fewest = int(labels_of(task.train).bincount(minlength=classes).min())
+    labels = [n for n in USUAL if n <= fewest] if labels is None else labels
     if max(labels) > fewest:
         raise InputError(f"labels: expected at most {fewest}, the pictures of the smallest class, got {list(labels)}")
     figures: dict[str, dict[str, float]] = {}
