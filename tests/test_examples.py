@@ -1,0 +1,244 @@
+"""Every example runs at small size and does what it says."""
+
+import ast
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import mec
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+PAGE = EXAMPLES.parent / "docs" / "examples.md"
+
+
+@pytest.fixture(autouse=True)
+def _random_numbers_left_alone() -> Any:
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+class Example:
+    """Runs as typed in a terminal, but in this process, where torch is imported already."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def __call__(self, name: str, *arguments: object) -> str:
+        self.monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return self.capsys.readouterr().out
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Example:
+    return Example(monkeypatch, capsys)
+
+
+def numbers(pattern: str, text: str) -> list[float]:
+    return [float(found) for found in re.findall(pattern, text)]
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_each_says_how_to_run_it_and_is_listed(path: Path) -> None:
+    told = ast.get_docstring(ast.parse(path.read_text())) or ""
+    assert f"python examples/{path.name}" in told
+    assert "minute" in told
+    assert f"python examples/{path.name}" in PAGE.read_text()
+    assert len(path.read_text().splitlines()) <= 130
+
+
+def test_the_loss_in_a_plain_loop(example: Example) -> None:
+    printed = example("loss_in_a_loop", "--epochs", 4, "--pictures", 256)
+    losses = numbers(r"loss (\S+)", printed)
+    assert len(losses) == 4
+    assert losses[-1] < losses[0] - 0.05
+    before, after = numbers(r"(\S+)%", printed)
+    assert min(before, after) > 30  # a guess is right in 10 %
+
+
+def test_in_the_blocks_of_lightly(example: Example) -> None:
+    pytest.importorskip("lightly", reason="lightly is not installed; it comes with the extra bench")
+    printed = example("lightly_blocks", "--epochs", 6, "--pictures", 256)
+    losses = numbers(r"loss (\S+)", printed)
+    assert len(losses) == 6
+    assert losses[-1] < losses[0] - 0.02
+    before, after = numbers(r"(\S+)%", printed)
+    assert min(before, after) > 30
+
+
+def test_own_pictures_with_few_labels(example: Example, tmp_path: Path) -> None:
+    size = ["--pictures", 400, "--epochs", 16, "--seeds", 1, "--labels", 3]
+    printed = example("own_pictures", "--out", tmp_path / "run", *size)
+    frozen, tuned = (json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines())
+    assert "80 test, 10 classes" in frozen["data"]
+    column = frozen["figures"]
+    assert column["encoder"]["3 per class"] > column["untrained"]["3 per class"] + 0.03
+    assert "30 labelled pictures" in tuned["protocol"]
+    for result, name in ((frozen, "3 per class"), (tuned, "top-1")):
+        for row in ("encoder", "untrained"):
+            assert re.search(rf"{row}\s.*{100 * result['figures'][row][name]:.1f}", printed)
+
+
+def test_a_folder_of_ones_own_is_taken(example: Example, tmp_path: Path) -> None:
+    from mec.data import open_images
+
+    module = runpy.run_path(str(EXAMPLES / "own_pictures.py"))
+    images = open_images(module["write_digits"](tmp_path, 50))
+    assert len(images) == 50
+    assert images.labels is not None
+    # the data set begins 0 1 2 ... 9 0 1 2 ...; files are listed by class, then by number
+    assert [path.name for path in sorted((tmp_path / "3").iterdir())][:2] == ["0003.png", "0013.png"]
+
+
+def test_orders_side_by_side(example: Example) -> None:
+    printed = example("compare_orders", "--epochs", 2)
+    rows = {
+        row[0]: row[1:] for row in re.findall(r"│ (\S+)\s+│ (\S*)\s+│ (\S*)\s+│ (\S*)\s+│ (\S+)\s+│ (\S+)\s+│", printed)
+    }
+    assert list(rows) == ["1", "2", "4", "exact", "untrained"]
+    loss, _, rank = map(float, rows["1"][:3])
+    assert -1 <= loss < -0.3  # minus the mean cosine
+    assert rank < min(float(rows["2"][2]), float(rows["exact"][2]))
+    assert all(float(row[place]) > 30 for row in rows.values() for place in (3, 4))
+
+
+def test_an_encoder_in_timm_and_scikit_learn(example: Example) -> None:
+    printed = example("encoder_elsewhere", "--epochs", 1, "--pictures", 400)
+    (difference,) = numbers(r"differ by (\S+)", printed)
+    assert difference < 1e-5
+    (accuracy,) = numbers(r"classifies (\S+)%", printed)
+    assert accuracy > 60
+
+
+def test_an_encoder_in_a_detector(example: Example, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    encoder = mec.create_encoder("resnet18", image_size=32, small_stem=False).eval()
+    mec.save_encoder(encoder, tmp_path / "run")
+    losses = numbers(r"loss (\S+)", example("encoder_in_a_detector", "--run", tmp_path / "run", "--steps", 4))
+    assert len(losses) == 4
+    assert losses[-1] < 0.8 * losses[0]
+    module = runpy.run_path(str(EXAMPLES / "encoder_in_a_detector.py"))
+    detector = module["detector_from"](encoder, tmp_path / "encoder.pth").eval()
+    pictures = torch.rand(2, 3, 64, 64)
+    deepest = detector.backbone.body(pictures)["3"]
+    torch.testing.assert_close(deepest.mean(dim=(2, 3)), encoder(pictures))
+
+
+class Plain(lightning.LightningModule):
+    """``gives`` is what its training step returns, made of a loss without gradient to the encoder."""
+
+    def __init__(self, gives: Any) -> None:
+        super().__init__()
+        self.gives, self.encoder, self.other = gives, nn.Sequential(nn.Flatten(), nn.Linear(1024, 4)), nn.Linear(1, 1)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Any:
+        return self.gives(self.other.weight.sum())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+def fit(model: Plain, callback: lightning.Callback, **options: Any) -> None:
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", callbacks=[callback], **quiet, **options)  # type: ignore[arg-type]
+    trainer.fit(model, DataLoader([torch.zeros(1)] * 2, batch_size=1))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("gives", [lambda loss: loss, lambda loss: {"loss": loss, "more": 1}], ids=["tensor", "dict"])
+def test_the_callback_adds_the_gradient_of_the_objective(gives: Any) -> None:
+    module = runpy.run_path(str(EXAMPLES / "as_a_callback.py"))
+    model = Plain(gives)
+    weights = model.encoder[1].weight.detach().clone().requires_grad_()
+    bias, other = model.encoder[1].bias.detach().clone().requires_grad_(), float(model.other.weight)
+    term = module["MaximumEntropyTerm"](torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8), "encoder", weight=3.0)
+    views, seen = term.views, []
+    term.views = lambda *given: seen.append(views(*given)) or seen[-1]
+    fit(model, term, accumulate_grad_batches=2)  # one step of both batches, each of half the weight
+
+    losses = [mec.MECLoss()(tuple(nn.functional.linear(x.flatten(1), weights, bias) for x in pair)) for pair in seen]
+    assert len(losses) == 2
+    (3.0 * sum(losses) / 2).backward()
+    torch.testing.assert_close(model.encoder[1].weight.detach(), (weights - weights.grad).detach())
+    assert float(model.other.weight) == pytest.approx(other - 1)  # its own loss has its own gradient
+    assert "training_step" not in model.__dict__
+    assert model.state_dict().keys() == Plain(gives).state_dict().keys()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_callback_leaves_a_module_as_it_was() -> None:
+    term_of = runpy.run_path(str(EXAMPLES / "as_a_callback.py"))["MaximumEntropyTerm"]
+    pictures = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
+
+    def fails(loss: Tensor) -> Tensor:
+        raise RuntimeError("no")
+
+    model = Plain(fails)
+    with pytest.raises(RuntimeError, match="no"):
+        fit(model, term_of(pictures, "encoder"))
+    assert "training_step" not in model.__dict__
+
+    model = Plain(lambda loss: None)  # every batch left out
+    before = model.encoder[1].weight.detach().clone()
+    fit(model, term_of(pictures, "encoder"))
+    assert torch.equal(before, model.encoder[1].weight)
+
+    model.automatic_optimization = False
+    with pytest.raises(ValueError, match="by hand"):
+        fit(model, term_of(pictures, "encoder"))
+
+
+def test_the_callback_beside_somebody_elses_model(example: Example) -> None:
+    printed = example("as_a_callback", "--epochs", 5, "--pictures", 256)
+    assert re.findall(r"^(.+?)  +accuracy", printed, re.MULTILINE) == ["alone", "with the term"]
+    assert numbers(r"accuracy (\S+)%", printed)[1] > 25  # a guess is right in 10 %
+
+
+CHECKS = """
+assert math.isclose(exact[31], 32 * math.log(2), rel_tol=1e-5)  # 32 eigenvalues of 1
+assert math.isclose(four[31], 32 * (1 - 1/2 + 1/3 - 1/4), rel_tol=1e-5)
+assert abs(second - pairs) < 1e-12 and abs(second - features) < 1e-12
+assert abs(batch_wise - feature_wise) < 1e-9
+assert ends[None] > 2.95 and ends[2] > 2.95 and ends[4] > 2.95 and ends[3] < 1.05
+assert abs(ends[1] - effective_rank(cap)) < 1e-6
+assert all(min(losses[name]) == losses[name][0] for name in ("cross, exact", "pooled, exact"))
+assert math.isclose(losses["pooled, exact"][0], -2 * math.log(17) / 32, rel_tol=1e-9)
+turned = math.radians(45)  # Tr C^k = 2 16^k cos(k angle)
+series = sum((-1) ** (k + 1) / k * 2 * 16**k * math.cos(k * turned) for k in range(1, 5))
+assert math.isclose(losses["cross, order 4"][45], -series / 32, rel_tol=1e-9)
+"""
+
+
+def test_the_notebook_of_the_theory() -> None:
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    path = EXAMPLES / "theory.ipynb"
+    assert path.stat().st_size < 400_000
+    assert not re.search(r"/(home|tmp|work|root|Users)/", path.read_text())
+    kept = nbformat.read(path, as_version=4)
+    fresh = nbformat.read(path, as_version=4)
+    fresh.cells.append(nbformat.v4.new_code_cell(CHECKS))
+    nbclient.NotebookClient(fresh, timeout=120, kernel_name="python3").execute(cwd=str(EXAMPLES))
+
+    def text(notebook: Any) -> str:
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+        assert {output.output_type for output in outputs} <= {"stream", "display_data"}
+        assert all(output.name == "stdout" for output in outputs if output.output_type == "stream")
+        return "".join(output.text for output in outputs if output.output_type == "stream")
+
+    figures = [cell for cell in kept.cells if any("image/png" in o.get("data", {}) for o in cell.get("outputs", []))]
+    assert len(figures) == 6
+    first, cosine = re.findall(r"order 1: (\S+)\s+mean cosine: (\S+)", text(fresh))[0]
+    assert first == cosine
+    shown, again = (numbers(r"-?\d+\.\d+", text(notebook)) for notebook in (kept, fresh))
+    assert again == pytest.approx(shown, rel=1e-2, abs=0.02)  # what is kept is what the code gives
