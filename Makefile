@@ -23,7 +23,7 @@ lint: .venv/.installed
 
 docs: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/objective.py

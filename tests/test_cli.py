@@ -275,3 +275,14 @@ def test_only_the_loss_costs_torch_alone() -> None:
     heavy = "('timm', 'lightning', 'torchvision', 'sklearn')"
     code = f"import mec, sys; mec.MECLoss; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_a_home_folder_behind_the_sign(
+    photographs: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    assert call("embed", photographs, "--encoder", run, "--out=~/e.npy") == 0
+    assert (tmp_path / "home" / "e.npy").exists()
+    assert not (tmp_path / "~").exists()

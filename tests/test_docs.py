@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mec.cli import _parser, _with_underscores, main
+from mec.cli import _as_meant, _parser, main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -84,7 +84,7 @@ def commands(block: Block) -> list[str]:
 
 
 def arguments_of(line: str) -> list[str]:
-    return [_with_underscores(a) for a in shlex.split(line, comments=True)[1:]]
+    return [_as_meant(a) for a in shlex.split(line, comments=True)[1:]]
 
 
 SHELL = [pytest.param(b, id=str(b)) for b in BLOCKS if b.language in ("sh", "bash", "shell", "console")]
@@ -129,7 +129,7 @@ def test_commands_run(block: Block, place: Path, tmp_path: Path, monkeypatch: py
         assert words[0] == "mec", f"{block}: {words[0]} is not run by this test: mark the block"
         arguments = arguments_of(line)
         name = arguments[1] if arguments[0] == "evaluate" else arguments[0]
-        if name == "pretrain" and "--resume" not in arguments:
+        if name == "pretrain" and "--out" in arguments and "--resume" not in arguments:
             shutil.rmtree(here / arguments[arguments.index("--out") + 1], ignore_errors=True)
         if "--help" not in arguments:
             arguments += SMALL.get(name, [])

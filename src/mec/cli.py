@@ -30,7 +30,7 @@ def _parser(arguments: Sequence[str], everything: bool = False) -> Parser:
         prog="mec",
         usage="mec COMMAND [options]",
         description="Image encoders learnt without labels by Maximum Entropy Coding, and what they are worth.",
-        version=f"mec {__version__}",
+        version=__version__,
         epilog="example: mec demo\nmec COMMAND --help tells more: every option with its default, and an example",
     )
     commands = parser.add_subcommands(title="commands", metavar="COMMAND", dest="command", description=None)
@@ -146,7 +146,7 @@ def _evaluate(task: str, settings: dict[str, Any]) -> None:
             console = Console(soft_wrap=True)
             console.print(table(results))
             if out is not None:
-                console.print(f"added to {path}", highlight=False)
+                print(f"added to {path}")
 
 
 def _detect(
@@ -212,16 +212,19 @@ def _report(runs: list[str], out: str | None, watch: bool, port: int | None, **s
         print(write_report(runs, out, **settings))
 
 
-def _with_underscores(argument: str) -> str:
-    """--max-broken is --max_broken: both spellings are natural, and the settings have the second."""
+def _as_meant(argument: str) -> str:
+    """--max-broken is --max_broken: both spellings are natural, and the settings have the second. And --out=~/x is
+    meant as it would be without the sign, where the shell fills in the home folder."""
     name, equals, value = argument.partition("=")
-    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
+    if not name.startswith("--"):
+        return argument
+    return name.replace("-", "_").replace("__", "--", 1) + equals + (os.path.expanduser(value) if equals else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0; 2 and one line for what the user got wrong; 1 and a traceback for a bug; 130 after Ctrl-C."""
     try:
-        _run([_with_underscores(a) for a in (sys.argv[1:] if arguments is None else arguments)])
+        _run([_as_meant(a) for a in (sys.argv[1:] if arguments is None else arguments)])
     except InputError as error:
         # a loader process sends its traceback along; the last line is the message
         if is_first_process() or not error.agreed:

@@ -151,7 +151,7 @@ def test_bad_sources(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     with pytest.raises(InputError, match="labels: expected at most 5"):
         evaluate.few_label(folder, "test_resnet", labels=(6,))
     usual = evaluate.few_label(folder, "test_resnet", draws=2, baselines=False)
-    assert [c for c in usual.figures["encoder"] if c.endswith("per class")] == ["1 per class", "5 per class"]
+    assert [c for c in usual.figures["untrained"] if c.endswith("per class")] == ["1 per class", "5 per class"]
     with pytest.raises(InputError, match="draws: expected"):
         evaluate.few_label(folder, "test_resnet", draws=0)
     with pytest.raises(InputError, match="iterations: expected"):

@@ -1,5 +1,6 @@
 """What is said of an encoder, against numpy, brute force and plain facts."""
 
+import json
 import os
 import warnings
 from collections import Counter
@@ -234,6 +235,9 @@ def test_pictures_that_have_moved(run: Path, data: Path, tmp_path: Path) -> None
     assert len(look(run, data).titles) == 12
     with pytest.raises(InputError, match="data: nowhere does not exist"):
         learnt(run, "nowhere", 100, silent)
+    typed = json.dumps({"data": data.name, "directory": str(data.parent)})
+    (run / "environment.json").write_text(typed)  # the run was started elsewhere than the report
+    assert len(look(run).titles) == 12
     (run / "environment.json").unlink()
     assert "--data" in missing(run)
 

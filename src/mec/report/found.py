@@ -41,7 +41,11 @@ def source_of(run: Path, data: str | os.PathLike[str] | None) -> str | Missing:
     if data is not None:
         return os.fspath(data)
     try:
-        return str(json.loads((run / ENVIRONMENT).read_text())["data"])
+        environment = json.loads((run / ENVIRONMENT).read_text())
+        typed = str(environment["data"])
+        # a relative path was meant from where the run was started
+        there = Path(environment.get("directory", ".")) / typed
+        return str(there) if there.exists() and not Path(typed).exists() else typed
     except (OSError, ValueError, KeyError, TypeError):
         return Missing(f"The run does not say which pictures it learnt from; {ADVICE}.")
 

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import platform
+import shlex
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -41,7 +42,11 @@ MAY_CHANGE = ("accelerator:", "devices:", "nodes:", "workers:", "log_every:", "s
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder and what can be read from it."""
+    """A run folder and what can be read from it.
+
+    Attributes:
+        folder: its path.
+    """
 
     folder: Path
 
@@ -111,10 +116,11 @@ def environment_of(data: Any, images: Images, batch: int, trainer: lightning.Tra
     """What a run runs on: data, machine, versions."""
     return {
         "data": str(data),
+        "directory": os.getcwd(),
         "pictures": len(images),
         "classes": len(images.classes),
         "batch": batch,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -58,7 +58,7 @@ def view_sheet(
     Raises:
         InputError: what is wrong with the source, the recipe or the file's name.
     """
-    out = Path(out)
+    out = Path(out).expanduser()
     if out.suffix.lower() not in Image.registered_extensions():
         raise InputError(f"out: {out} has no suffix of a picture, expected such as .png")
     if pictures < 1 or pairs < 1:
