@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from machine import RESULTS, write
@@ -23,6 +25,17 @@ class Clock:
         """Raise Deadline where the next piece of work takes longer than there is."""
         if time.perf_counter() - self.started + seconds > self.limit:
             raise Deadline
+
+
+@contextmanager
+def until_time_is_out() -> Iterator[None]:
+    """Whether all was done, or the call stopped at its Deadline, is said at the end."""
+    try:
+        yield
+    except Deadline:
+        print("time is out; the same command goes on from here")
+    else:
+        print("all is done")
 
 
 class Cells:

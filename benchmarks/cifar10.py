@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 
 import mec
-from cells import Cells, Clock, Deadline
+from cells import Cells, Clock, Deadline, until_time_is_out
 from mec.data import Reading
 from mec.data.sources.named import data_home
 from mec.data.survey import settle
@@ -257,7 +257,7 @@ def main(
     question = "MEC against other methods on CIFAR-10: same encoder, views, epochs and loop; last epoch, top-1 %"
     cells = Cells(name, question, setting.words() | {"methods": published})
     folder = work or data_home() / "benchmarks"
-    try:
+    with until_time_is_out():
         opened = open_data(data, setting.every, on(device))
         baselines(cells, opened, setting, clock)
         for seed, method in itertools.product(range(seeds or (1 if quick else 3)), methods or METHODS):
@@ -266,9 +266,6 @@ def main(
                 evaluation = max(row.get("evaluation_seconds", 0.0) for row in cells.rows)
                 cells.add(cell(method, seed, opened, setting, checkpoint, clock, evaluation))
                 checkpoint.unlink(missing_ok=True)
-        print("all is done")
-    except Deadline:
-        print("time is out; the same command goes on from here")
     show(cells.rows, f"CIFAR-10, {setting.epochs} epochs of {50_000 // setting.every:,} pictures, top-1 %")
 
 

@@ -19,7 +19,7 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from cells import Cells, Clock, Deadline
+from cells import Cells, Clock, until_time_is_out
 from cifar10 import QUICK, Data, Setting, measure, on, open_data, train
 from mec.coding import health
 from mec.data.sources.named import data_home
@@ -133,16 +133,13 @@ def main(
     question = "what batch size, distortion and order of the series do to a small run on CIFAR-10, top-1 %"
     cells = Cells("knobs", question, setting.words() | {"method": METHODS["MEC"].published})
     folder = work or data_home() / "benchmarks"
-    try:
+    with until_time_is_out():
         opened = open_data(data, setting.every, on(device))
         for knobs in (k for name in tables or TABLES for k in TABLES[name]):
             if not cells.has(**asdict(knobs)):
                 checkpoint = folder / f"knobs-{'-'.join(map(str, asdict(knobs).values()))}-{epochs}.pt".lower()
                 cells.add(cell(knobs, opened, setting, checkpoint, clock))
                 checkpoint.unlink(missing_ok=True)
-        print("all is done")
-    except Deadline:
-        print("time is out; the same command goes on from here")
     show(cells.rows, setting)
 
 

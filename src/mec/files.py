@@ -1,7 +1,8 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, what a resumed run finds in them, and which process writes them."""
 
 from __future__ import annotations
 
+import csv
 import os
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,18 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def rows_before(path: Path, step: int) -> list[dict[str, str]]:
+    """The rows of a .csv whose column ``step`` is below ``step``: a run that is resumed there writes the others again.
+
+    Without the file there are none; a last row that a full disk has cut is not among them.
+    """
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        whole = (row for row in csv.DictReader(file) if None not in row.values())
+        return [row for row in whole if int(row["step"]) < step]
 
 
 def is_first_process() -> bool:

@@ -187,7 +187,8 @@ def _store(number: int, of: int) -> Any:
 
 @lru_cache(maxsize=1)
 def _gloo(world: Any) -> Any:
-    """One more group of the same processes: for tables on the CPU, and to wait as long as the first one works."""
+    """One more group of the processes of ``world``, made once: for tables on the CPU, and to wait as long as the first
+    one works."""
     return dist.new_group(backend="gloo", timeout=WAITING)
 
 

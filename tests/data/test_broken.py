@@ -317,7 +317,7 @@ def test_half_broken_stops_early(pictures: int) -> None:
     skipped = Skipped(0.05, pictures)
     with pytest.raises(InputError) as caught:
         lose(skipped, some(0.5, pictures))
-    assert str(caught.value).startswith("max_broken: ")
+    assert str(caught.value).startswith("data: ")
     assert "cannot be read, at most 0.05 of all are let pass; the first: " in str(caught.value)
     assert "\n" not in str(caught.value)
     assert skipped.seen <= 100
@@ -326,9 +326,7 @@ def test_half_broken_stops_early(pictures: int) -> None:
 def test_the_message_names_the_listing(tmp_path: Path) -> None:
     skipped = Skipped(0.05, 1000)
     skipped.list_in(tmp_path / "skipped.csv")
-    with pytest.raises(
-        InputError, match=r"max_broken: 40 of the first 40 pictures .*0\.jpg: why; all are in .*skipped"
-    ):
+    with pytest.raises(InputError, match=r"data: 40 of the first 40 pictures .*0\.jpg: why; all are in .*skipped"):
         lose(skipped, np.ones(1000, bool), 40)
     assert len(rows(tmp_path / "skipped.csv")) == 41
 
@@ -348,14 +346,14 @@ def test_exactly_as_many_as_may_be_pass(most: float, pictures: int) -> None:
     lose(skipped, spread)
     assert len(skipped) == may
     if may < pictures:
-        with pytest.raises(InputError, match=f"^max_broken: {may + 1} of {pictures} pictures "):
+        with pytest.raises(InputError, match=f"^data: {may + 1} of {pictures} pictures "):
             skipped.add([Lost("one more", "why")], 0)
 
 
 def test_none_may_be_broken() -> None:
-    skipped = Skipped(0.0, 100)
+    skipped = Skipped(0.0, 100, "max_broken")
     skipped.add([], 50)
-    with pytest.raises(InputError, match="max_broken: 1 of 100 pictures cannot be read, at most 0 of all"):
+    with pytest.raises(InputError, match=r"^max_broken: 1 of 100 pictures cannot be read, at most 0 of all"):
         skipped.add([Lost("a", "why")], 25)
 
 
@@ -369,7 +367,7 @@ def test_what_an_earlier_run_lost_does_not_stop_the_resumed_one(tmp_path: Path) 
     for part in np.split(np.arange(10_000)[::-1], 400):
         after.add([Lost(f"{i}.jpg", "why") for i in part if broken[i]], len(part))
     assert len(after) == len(rows(tmp_path / "skipped.csv")) - 1 == broken.sum()
-    with pytest.raises(InputError, match=r"max_broken: 501 of 10,000"):
+    with pytest.raises(InputError, match=r"data: 501 of 10,000"):
         after.add([Lost(f"new {i}", "why") for i in range(501 - len(after))], 0)
 
 

@@ -295,7 +295,7 @@ def test_broken_pictures_are_left_out_and_too_many_refused_until_mended(
     assert skipped.to_dict() == dict.fromkeys(map(str, names[:3]), "not a picture in a format that is read")
     assert json.loads((tmp_path / "e.json").read_text())["skipped"] == [3, 5, 35]
     names[3].write_bytes(b"broken")
-    with pytest.raises(InputError, match=r"^max_broken: 4 of 60 pictures cannot be read"):
+    with pytest.raises(InputError, match=r"^data: 4 of 60 pictures cannot be read"):
         embed(folder, encoder(), tmp_path / "f.parquet", workers=0)
     assert not (tmp_path / "f.parquet").exists()
     for name, content in zip(names, good, strict=True):

@@ -99,7 +99,7 @@ def test_broken_pictures_end_the_probes_and_not_the_run(tmp_path: Path) -> None:
     recipe = replace(TINY, channels=3, max_broken=0.5, batch_size=8, epochs=2)
     folder = pretrain(tmp_path, tmp_path / "run", recipe, console=Console(file=StringIO()), callbacks=[probe]).folder
     assert (folder / "encoder.safetensors").exists()
-    assert console.file.getvalue().count("no more online probes: max_broken") == 1
+    assert console.file.getvalue().count("no more online probes: data: ") == 1
     assert not (folder / "probes.csv").exists()
 
 

@@ -1,22 +1,19 @@
 """BatchNorm over several processes gives what nn.BatchNorm gives for their joined batch in float64."""
 
 import copy
-import time
-from datetime import timedelta
 
 import pytest
 import timm
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mec.models import joined_norm
 from mec.models.joined_norm import JoinedBatchNorm, join_batch_norms
+from tests.coding.processes import in_processes, needs_gloo
 
-TIME_LIMIT = 200.0
 CHANNELS, ROWS = 6, {2: [5, 7], 3: [4, 1, 7]}  # uneven; one row alone has no variance of its own
 NETWORKS = ["test_resnet", "test_efficientnet"]
 NORMS = {  # name: (shape of a picture's features, channels last, the norm)
@@ -31,7 +28,7 @@ NORMS = {  # name: (shape of a picture's features, channels last, the norm)
 }
 MEANS = [0.0, 100.0]
 
-pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+pytestmark = needs_gloo
 
 
 def norm_and_batches(name, mean):
@@ -82,15 +79,8 @@ def pictures():
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def worker(rank, processes, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meeting",
-        rank=rank,
-        world_size=processes,
-        timeout=timedelta(seconds=TIME_LIMIT / 2),
-    )
+def worker(rank):
+    processes = dist.get_world_size()
     joined_norm.ELEMENTS_IN_CACHE = 2 * CHANNELS * 20  # two rows of 5 x 4 pixels: several parts a process
     found = {}
     for name in NORMS:
@@ -104,9 +94,7 @@ def worker(rank, processes, folder):
         for name in NETWORKS:
             network = DistributedDataParallel(join_batch_norms(tiny(name), "cpu"))
             found[name] = network_step(network, pictures().chunk(2)[rank])
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return found
 
 
 def half_batch():
@@ -130,18 +118,8 @@ def not_tracked(rank, processes):
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["2 processes", "3 processes"])
 def found(request, tmp_path_factory):
-    """What each process saved, by rank; the processes are ended if they hang."""
-    folder = tmp_path_factory.mktemp("joined")
-    context = mp.spawn(worker, args=(request.param, str(folder)), nprocs=request.param, join=False)
-    deadline = time.monotonic() + TIME_LIMIT
-    try:
-        while not context.join(timeout=1):
-            assert time.monotonic() < deadline, "the processes hang"
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
+    """What each process found, by rank."""
+    return in_processes(worker, request.param, tmp_path_factory.mktemp("joined"))
 
 
 def close(value, expected, tolerance=1e-6):

@@ -15,7 +15,7 @@ from mec.coding import MECLoss
 from mec.errors import InputError
 from mec.models.encoder import Encoder, create_encoder, recompute_activations
 from mec.models.heads import Predictor, Projector
-from mec.models.siamese import Siamese, Views
+from mec.models.siamese import Pair, Siamese
 from mec.training import OptimiserSettings, Recipe, TeacherSettings, pretrain
 from mec.training.chunks import loss_in_chunks
 from mec.training.module import Pretraining
@@ -52,17 +52,17 @@ def freeze(network: Siamese) -> Siamese:
     return network
 
 
-def views(dtype: torch.dtype = torch.float64, pictures: int = PICTURES) -> Views:
+def views(dtype: torch.dtype = torch.float64, pictures: int = PICTURES) -> Pair:
     """Of pictures that differ enough to be told apart: BatchNorm in the heads multiplies what little there is."""
     coarse = torch.randn(2, pictures, 3, 4, 4, dtype=torch.float64)
     x1, x2 = nn.functional.interpolate(coarse.flatten(0, 1), scale_factor=4).view(2, pictures, 3, 16, 16).to(dtype)
     return x1, x2
 
 
-def chunks_of(x: Views, size: int) -> list[Callable[[], Views]]:
+def chunks_of(x: Pair, size: int) -> list[Callable[[], Pair]]:
     """Each begins with its own random numbers, as in a training step."""
 
-    def chunk(start: int) -> Views:
+    def chunk(start: int) -> Pair:
         torch.manual_seed(start)
         return x[0][start : start + size], x[1][start : start + size]
 
@@ -77,7 +77,7 @@ def gradients(network: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 
 
-def in_one_graph(network: Siamese, chunks: list[Callable[[], Views]], loss: MECLoss) -> Tensor:
+def in_one_graph(network: Siamese, chunks: list[Callable[[], Pair]], loss: MECLoss) -> Tensor:
     """The definition: every chunk goes through the encoders with a graph, and what comes out is joined."""
     own, seen = [], []
     for chunk in chunks:

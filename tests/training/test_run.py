@@ -247,3 +247,15 @@ def test_bfloat16_is_refused_where_the_cpu_computes_it_wrong(tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"precision: expected 32-true for views of up to 16 px on a CPU"):
         pretrain("digits", tmp_path / "run", recipe, console=quiet())
     assert not (tmp_path / "run").exists()
+
+
+def test_names_of_folders_are_taken_and_said_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    console = quiet()
+    run = pretrain("digits", "~/[b]runs", replace(TINY, epochs=1), console=console)
+    assert run.folder == tmp_path / "[b]runs"
+    assert f"encoder written to {run.folder}" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert mec.load_encoder("~/[b]runs").num_features == 16
+    with pytest.raises(InputError, match=r"^out: .*already holds a run"):
+        pretrain("digits", "~/[b]runs", "~/[b]runs/recipe.yaml")

@@ -12,7 +12,8 @@ from mec.coding.cost import cheapest_way
 from mec.coding.gram import Group, all_processes, cross_gram, self_gram, size_of
 from mec.coding.shares import share_of_log_det, sum_of_shares
 
-Views = tuple[Tensor, Tensor]
+Pair = tuple[Tensor, Tensor]
+"""Of the two views."""
 Form = Literal["cross", "pooled"]
 
 
@@ -52,11 +53,12 @@ class MECLoss(nn.Module):
         ValueError: naming the argument, what came and what was expected; NaN and infinity included, unless
             ``check`` is off (a compiled graph cannot raise and passes them on).
 
-    >>> import torch
-    >>> z1, z2 = torch.randn(32, 16, requires_grad=True), torch.randn(32, 16)
-    >>> MECLoss()((z1, z2)).backward()
-    >>> paper = MECLoss(distortion=1 / 32, order=4)
-    >>> value = paper((z1, z2), targets=(z1.detach(), z2.detach()))
+    Examples:
+        >>> import torch
+        >>> z1, z2 = torch.randn(32, 16, requires_grad=True), torch.randn(32, 16)
+        >>> MECLoss()((z1, z2)).backward()
+        >>> paper = MECLoss(distortion=1 / 32, order=4)
+        >>> value = paper((z1, z2), targets=(z1.detach(), z2.detach()))
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class MECLoss(nn.Module):
         self.distortion, self.order, self.form = distortion, order, form
         self.group, self.check = group, check
 
-    def forward(self, predictions: Views, targets: Views | None = None, distortion: float | None = None) -> Tensor:
+    def forward(self, predictions: Pair, targets: Pair | None = None, distortion: float | None = None) -> Tensor:
         """``distortion`` overrides the module's for this call: that is how a schedule is applied."""
         if distortion is None:
             distortion = self.distortion
@@ -119,7 +121,7 @@ def _pooled(p: Tensor, z: Tensor, distortion: float, order: int | None, group: G
     return (1 - cosine) / processes - distortion * share_of_log_det(C, order, True, way, group)
 
 
-def _two(name: str, views: object) -> Views:
+def _two(name: str, views: object) -> Pair:
     if not isinstance(views, (tuple, list)) or len(views) != 2:
         what = f"a tensor of shape {tuple(views.shape)}" if isinstance(views, Tensor) else f"{views!r:.60}"
         raise ValueError(f"{name}: expected a pair of tensors, one for each view, got {what}")

@@ -15,7 +15,7 @@ from mec.coding.series import log_det
 
 
 def coding_rate(z: Tensor, distortion: float, order: int | None = None) -> Tensor:
-    """Bits, in nats, that code the rows of one matrix up to a distortion: log det(I + z z^T / (m distortion)).
+    """Nats that code the rows of one matrix up to a distortion: log det(I + z z^T / (m distortion)).
 
     Args:
         z: codes, (m, d), m >= 2, any scale: rows are normalised; a zero row stays zero.
@@ -30,12 +30,13 @@ def coding_rate(z: Tensor, distortion: float, order: int | None = None) -> Tenso
     Raises:
         ValueError: naming the argument, what came and what was expected.
 
-    >>> import torch
-    >>> collapsed, spread = torch.ones(8, 8), torch.eye(8)
-    >>> round(coding_rate(collapsed, distortion=0.125).item(), 4)  # log(1 + 8)
-    2.1972
-    >>> round(coding_rate(spread, distortion=0.125).item(), 4)  # 8 log(1 + 1)
-    5.5452
+    Examples:
+        >>> import torch
+        >>> collapsed, spread = torch.ones(8, 8), torch.eye(8)
+        >>> round(coding_rate(collapsed, distortion=0.125).item(), 4)  # log(1 + 8)
+        2.1972
+        >>> round(coding_rate(spread, distortion=0.125).item(), 4)  # 8 log(1 + 1)
+        5.5452
     """
     check_embeddings("z", z)
     check_distortion(distortion)
@@ -63,11 +64,12 @@ def cross_coding_rate(p: Tensor, z: Tensor, distortion: float, order: int | None
     Raises:
         ValueError: naming the argument, what came and what was expected.
 
-    >>> import torch
-    >>> p, z = torch.randn(16, 4), torch.randn(16, 4)
-    >>> cosine = torch.nn.functional.cosine_similarity(p, z).mean()
-    >>> torch.allclose(cross_coding_rate(p, z, distortion=1.0, order=1), cosine, atol=1e-6)
-    True
+    Examples:
+        >>> import torch
+        >>> p, z = torch.randn(16, 4), torch.randn(16, 4)
+        >>> cosine = torch.nn.functional.cosine_similarity(p, z).mean()
+        >>> torch.allclose(cross_coding_rate(p, z, distortion=1.0, order=1), cosine, atol=1e-6)
+        True
     """
     check_pair("p", p, "z", z)
     check_distortion(distortion)
@@ -81,9 +83,10 @@ def cross_coding_rate(p: Tensor, z: Tensor, distortion: float, order: int | None
 def coding_length(z: Tensor, distortion: float) -> Tensor:
     """Coding length of the rows of z (m, d) in nats, (m + d) / 2 * coding_rate (Eq. 1).
 
-    >>> import torch
-    >>> round(coding_length(torch.eye(8), distortion=0.125).item(), 3)  # (8 + 8) / 2 * 8 log 2
-    44.361
+    Examples:
+        >>> import torch
+        >>> round(coding_length(torch.eye(8), distortion=0.125).item(), 3)  # (8 + 8) / 2 * 8 log 2
+        44.361
     """
     m, d = z.shape if getattr(z, "ndim", 0) == 2 else (0, 0)
     return coding_rate(z, distortion) * ((m + d) / 2)

@@ -29,11 +29,12 @@ from mec.coding.gram import (
 class Health:
     """What the codes of one batch say about a run, without labels.
 
-    coding_length: nats that code the batch, (m + d) / 2 * log det (Eq. 1). Grows while learning.
-    spectral_norm: ||C||_2 of the matrix in the log det. Above 1 a truncated series does not converge.
-    effective_rank: directions in use, exp of the entropy of the covariance eigenvalues. Near 1: collapsed.
-    rankme: the same for singular values (RankMe, 2210.02885).
-    alpha_req: decay exponent of the eigenvalues (alpha-ReQ, NeurIPS 2022); good near 1.
+    Attributes:
+        coding_length: nats that code the batch, (m + d) / 2 * log det (Eq. 1). Grows while learning.
+        spectral_norm: ||C||_2 of the matrix in the log det. Above 1 a truncated series need not converge.
+        effective_rank: directions in use, exp of the entropy of the covariance eigenvalues. Near 1: collapsed.
+        rankme: the same for singular values (RankMe, 2210.02885).
+        alpha_req: decay exponent of the eigenvalues (alpha-ReQ, NeurIPS 2022); good near 1.
     """
 
     coding_length: float
@@ -78,8 +79,9 @@ def _decay_exponent(eigenvalues: Tensor) -> float:
 def effective_rank(z: Tensor) -> float:
     """exp of the entropy of the covariance eigenvalues of unit rows: 1 (one direction) to min(m, d).
 
-    >>> round(effective_rank(torch.eye(6)), 3)
-    6.0
+    Examples:
+        >>> round(effective_rank(torch.eye(6)), 3)
+        6.0
     """
     check_embeddings("z", z)
     return _exp_entropy(_eigenvalues(z))
@@ -125,9 +127,16 @@ def _spectral_norm(p: Tensor, z: Tensor, distortion: float, steps: int = 16, gro
 
 
 def health(p: Tensor, z: Tensor, distortion: float, group: Group = None) -> Health:
-    """All measures for the codes p and z (m, d) of two views: the norm of the pair, the rest of z alone.
+    """All measures for the codes of two views: the norm of the pair, the rest of z alone.
 
-    ``group`` joins the rows of several processes; each of them must then call this.
+    Args:
+        p: codes of one view, (m, d), m >= 2; rows are normalised.
+        z: codes of the other view, (m, d).
+        distortion: the paper's eps_d^2 > 0.
+        group: joins the rows of several processes, each of which must then call this; None is this one alone.
+
+    Raises:
+        ValueError: naming the argument, what came and what was expected.
     """
     check_pair("p", p, "z", z)
     check_distortion(distortion)

@@ -51,10 +51,10 @@ class Opened:
     width: int
     decoder: Decoder
 
-    def raw(self, reading: Reading, shrink: int = 1) -> NDArray[Any]:
+    def raw(self, reading: Reading) -> NDArray[Any]:
         """As they are stored, (h, w, c) numbers of any type; raises BrokenPictureError."""
         with _damage_named():
-            return self.decoder(reading, shrink)
+            return self.decoder(reading, 1)
 
     def decode(self, reading: Reading, shrink: int = 1) -> Picture:
         """(height, width, channels) as ``reading`` asks; ``shrink`` 2, 4 or 8 allows a JPEG smaller by that factor.

@@ -19,7 +19,11 @@ Self = TypeVar("Self", bound="Images")
 class Images(Protocol):
     """A source of pictures.
 
-    ``labels`` (n,) are indices into ``classes``, or None; ``left_out`` counts what was found beside the pictures.
+    Attributes:
+        name: of the source, for people.
+        labels: (n,) indices into ``classes``, or None.
+        classes: names of the labels.
+        left_out: how many files were found beside the pictures.
     """
 
     name: str
@@ -115,8 +119,9 @@ def spread(images: Images, count: int) -> NDArray[np.int64]:
 
 def summary(images: Images) -> str:
     """3,969 pictures, 101 classes, 3 skipped"""
+    classes = len(images.classes)
     parts = [f"{len(images):,} picture{'s' if len(images) != 1 else ''}"]
-    parts.append(f"{len(images.classes)} classes" if images.labels is not None else "no labels")
+    parts.append(f"{classes} class{'es' if classes != 1 else ''}" if images.labels is not None else "no labels")
     if images.left_out:
         parts.append(f"{images.left_out:,} skipped")
     return ", ".join(parts)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mec.data.crops import Batch, Cropper, Item, crop_and_resize
+from mec.data.crops import SUBSTITUTES, Batch, Cropper, Item, crop_and_resize
 from mec.data.draws import uniforms
 from mec.data.images import ArrayImages, Images, read
 from mec.data.pixels import BrokenPictureError, Reading
@@ -20,12 +20,13 @@ from mec.data.samplers import EpochSampler, SlicedSampler, StepSampler
 from mec.data.skipped import Lost
 from mec.data.sources.shards import ShardImages
 from mec.data.streaming import ShuffledShards
-from mec.data.survey import RESIDENT_SIDE
 from mec.data.views import Views
 from mec.data.workers import outlive_signals, signals_wait, worker_count
 
 REPLACING = 9
 """Stream of random numbers."""
+CENTRE, WHOLE_BELOW = 224 / 256, 96
+"""Share of the short side that is measured on (Resize 256, CenterCrop 224); encoders of fewer pixels see it whole."""
 
 
 class _Whole(Dataset[Batch]):
@@ -55,7 +56,7 @@ class _Cropped(Dataset[Batch]):
 
     def _others(self, epoch: int, index: int) -> Iterator[Item]:
         # drawn by the picture's number, as its views are: the same in any batch
-        numbers = uniforms(self.cropper.views.seed, epoch, np.array([index]), 100, REPLACING)[0]
+        numbers = uniforms(self.cropper.views.seed, epoch, np.array([index]), SUBSTITUTES, REPLACING)[0]
         for i in (numbers * len(self.images)).astype(int):
             yield self._item(int(i))
 
@@ -161,8 +162,7 @@ class _Centred(Dataset[Batch]):
 
     def _central(self, picture: Any) -> Any:
         height, width = picture.shape[:2]
-        # Resize 256, CenterCrop 224: seven eighths of the short side; small pictures are taken whole
-        share = 224 / 256 if self.size >= RESIDENT_SIDE else 1.0
+        share = CENTRE if self.size >= WHOLE_BELOW else 1.0
         side = max(1, round(min(height, width) * share))
         box = np.array([(height - side) // 2, (width - side) // 2, side, side])
         return crop_and_resize(picture, box, self.size)

@@ -20,17 +20,20 @@ Mask = NDArray[np.bool_]
 class ViewSettings:
     """Augmentations of one view; a probability or a strength of 0 switches one off.
 
-    crop_scale: share of the picture's area that the crop covers, least and most.
-    crop_ratio: width over height of the crop, least and most.
-    flip: probability of a horizontal flip.
-    rotation: most degrees of rotation, to either side; what turns in from outside is the edge pixel.
-    jitter: probability that brightness, contrast, saturation and hue change, in random order.
-    brightness, contrast, saturation: factors uniform in [1 - x, 1 + x].
-    hue: shift uniform in [-x, x], as a share of the full circle; at most 0.5.
-    grey: probability of grey.
-    blur: probability of a Gaussian blur.
-    blur_sigma: its standard deviation in pixels, least and most.
-    solarise: probability that tones above the middle are inverted.
+    Attributes:
+        crop_scale: share of the picture's area that the crop covers, least and most.
+        crop_ratio: width over height of the crop, least and most.
+        flip: probability of a horizontal flip.
+        rotation: most degrees of rotation, to either side; what turns in from outside is the edge pixel.
+        jitter: probability that brightness, contrast, saturation and hue change, in random order.
+        brightness: its factor is uniform in [1 - x, 1 + x].
+        contrast: its factor is uniform in [1 - x, 1 + x].
+        saturation: its factor is uniform in [1 - x, 1 + x].
+        hue: its shift is uniform in [-x, x], as a share of the full circle; at most 0.5.
+        grey: probability of grey.
+        blur: probability of a Gaussian blur.
+        blur_sigma: its standard deviation in pixels, least and most.
+        solarise: probability that tones above the middle are inverted.
     """
 
     crop_scale: tuple[float, float] = (0.2, 1.0)

@@ -26,10 +26,11 @@ class Skipped:
     Args:
         most: the share of pictures that may be unreadable.
         pictures: how many the source has.
+        setting: what the error begins with: the name of ``most`` where it can be chosen, else data.
     """
 
-    def __init__(self, most: float, pictures: int) -> None:
-        self.most, self.pictures = most, pictures
+    def __init__(self, most: float, pictures: int, setting: str = "data") -> None:
+        self.most, self.pictures, self.setting = most, pictures, setting
         self.seen = 0
         self.known = 0  # to a run before this one, not among those seen since
         self.listing: Path | None = None
@@ -72,7 +73,7 @@ class Skipped:
         title, reason = next(iter(self.reasons.items()))
         where = f"; all are in {self.listing}" if self.listing is not None else ""
         raise InputError(
-            f"max_broken: {share} pictures cannot be read, at most {self.most:.3g} of all are let pass; "
+            f"{self.setting}: {share} pictures cannot be read, at most {self.most:.3g} of all are let pass; "
             f"the first: {title}: {reason}{where}"
         )
 

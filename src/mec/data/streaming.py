@@ -88,7 +88,7 @@ class ShuffledShards(Dataset[Batch]):
         begin = uniforms(self.order.seed, epoch, np.zeros(1, dtype=np.int64), 1, START)[0, 0]
         length = len(self.order) * self.share
         places = (int(begin * len(self.images)) + lane * length + np.arange(length)) % len(self.images)
-        shards, bounds = self._shards(epoch), self._bounds()
+        shards, bounds = self._shards(epoch), self.images.bounds
         ends = np.cumsum(np.diff(bounds)[shards])
         turn = np.searchsorted(ends, places, side="right")
         numbers: NDArray[np.int64] = places - ends[turn] + bounds[shards[turn] + 1]
@@ -96,11 +96,6 @@ class ShuffledShards(Dataset[Batch]):
 
     def _shards(self, epoch: int) -> NDArray[np.int64]:
         return uniforms(self.order.seed, epoch, np.arange(len(self.images.urls)), 1, SHARDS)[:, 0].argsort()
-
-    def _bounds(self) -> NDArray[np.int64]:
-        """The numbers of the pictures of shard i are bounds[i] ... bounds[i + 1]."""
-        starts, chosen = self.images.starts, self.images.chosen
-        return starts if chosen is None else np.searchsorted(chosen, starts)
 
     def _read(self, epoch: int, lane: int, step: int) -> Iterator[tuple[list[Item], list[Item]]]:
         """The loaded pictures of a lane for each step from ``step`` on, and the good ones that were read of late.
@@ -150,7 +145,7 @@ class ShuffledShards(Dataset[Batch]):
     def _elsewhere(self, epoch: int) -> list[Item]:
         """Good pictures from the beginnings of some shards."""
         if self.elsewhere[0] != epoch:
-            images, bounds, found = replace(self.images), self._bounds(), []
+            images, bounds, found = replace(self.images), self.images.bounds, []
             for shard in self._shards(epoch)[:ELSEWHERE]:
                 for index in range(bounds[shard], min(bounds[shard] + ELSEWHERE, bounds[shard + 1])):
                     item, size = _loaded(images, index)

@@ -19,7 +19,8 @@ from mec.errors import InputError
 RESIDENT_SIDE = 96
 """Pictures up to this many pixels a side are kept in memory, decoded once."""
 RESIDENT_BYTES = 4 * 2**30
-SURVEYED = 64
+SURVEYED, MEASURED = 64, 1000
+"""Pictures that tell channels and range, and those that tell the colours."""
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 
 
@@ -91,13 +92,8 @@ def _range_of(deep: list[NDArray[Any]], highest: float) -> tuple[float, float]:
     return low, high if high > low else low + 1.0
 
 
-def settle(
-    images: Images, reading: Reading, progress: Callable[[int], None] | None = None
-) -> tuple[Images, list[Lost]]:
-    """``images`` decoded into memory when all are alike, small, and fit, else as they came; and what could not be read.
-
-    ``progress`` is called with the number of pictures just decoded.
-    """
+def settle(images: Images, reading: Reading) -> tuple[Images, list[Lost]]:
+    """``images`` decoded into memory when all are alike, small, and fit, else as they came; and which are lost."""
     if isinstance(images, ArrayImages) and images.settled:
         return images, []
     if isinstance(images, ArrayImages):
@@ -127,17 +123,15 @@ def settle(
             else:
                 pictures[len(kept)] = found
                 kept.append(index)
-            if progress is not None:
-                progress(1)
     labels = None if images.labels is None else images.labels[kept]
     left_out = images.left_out + len(lost)
     return ArrayImages(images.name, pictures[: len(kept)], labels, images.classes, left_out, True), lost
 
 
-def measure_colours(images: Images, reading: Reading, count: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def measure_colours(images: Images, reading: Reading) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, of pictures in [0, 1], over an even sample of them."""
     pixels = []
-    for picture in sampled(images, count, lambda opened: opened.decode(reading)):
+    for picture in sampled(images, MEASURED, lambda opened: opened.decode(reading)):
         scale = 255.0 if picture.dtype == np.uint8 else 1.0
         pixels.append(_pixels_of(picture, 4096, 7) / scale)
     joined = np.concatenate(pixels)

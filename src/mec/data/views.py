@@ -79,17 +79,21 @@ class Views(nn.Module):
 class TwoViews(Views):
     """Two views of each picture of a batch, on the batch's device.
 
+    ``views(pictures, indices, epoch)`` takes pictures (n, c, h, w), uint8 or float in [0, 1], and their numbers (n,) in
+    the source, and gives two float batches (n, c, size, size) in [0, 1].
+
     Args:
         size: side of a view, in pixels.
         view_1: what the first view goes through; the default is the paper's.
         view_2: what the second view goes through; the default is the paper's.
-        seed: see Views.
+        seed: with the epoch and the number of a picture it fixes the picture's views, for any batch and device.
 
-    >>> import torch
-    >>> pictures = torch.randint(0, 256, (4, 3, 40, 60), dtype=torch.uint8)
-    >>> x1, x2 = TwoViews(32)(pictures, torch.arange(4), epoch=0)
-    >>> x1.shape, float(x1.min()) >= 0, float(x2.max()) <= 1
-    (torch.Size([4, 3, 32, 32]), True, True)
+    Examples:
+        >>> import torch
+        >>> pictures = torch.randint(0, 256, (4, 3, 40, 60), dtype=torch.uint8)
+        >>> x1, x2 = TwoViews(32)(pictures, torch.arange(4), epoch=0)
+        >>> x1.shape, float(x1.min()) >= 0, float(x2.max()) <= 1
+        (torch.Size([4, 3, 32, 32]), True, True)
     """
 
     def __init__(self, size: int, view_1: ViewSettings = VIEW_1, view_2: ViewSettings = VIEW_2, seed: int = 0) -> None:

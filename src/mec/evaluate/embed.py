@@ -67,7 +67,7 @@ def embed(
     with in_turn():
         encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
         whole = open_whole(data, every)
-    described = encoder.origin or encoder.spec.backbone
+    described = encoder.described
     say(f"encoder: {described}")
     say(f"{data}: " + "; ".join(f"{name} {summary(i)}".strip() for name, i in whole.splits.items()))
     made_of = {"data": str(data), "encoder": described, "fingerprint": _fingerprint(whole, encoder, every)}

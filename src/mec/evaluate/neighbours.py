@@ -18,7 +18,7 @@ def best_device() -> torch.device:
 
 @torch.no_grad()
 def nearest(
-    queries: Tensor, bank: Tensor, k: int, itself: bool = True, progress: Callable[[int], None] | None = None
+    queries: Tensor, bank: Tensor, k: int, progress: Callable[[int], None] | None = None
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` most similar rows of a bank for each query.
 
@@ -28,7 +28,6 @@ def nearest(
         queries: (n, d), on the CPU.
         bank: (b, d), on the CPU; may be mapped from a file.
         k: how many, at most b.
-        itself: False where ``queries`` is ``bank`` and a row is not its own neighbour; then k is at most b - 1.
         progress: called with the number of rows of the bank just compared.
 
     Returns:
@@ -42,10 +41,6 @@ def nearest(
         for first in range(0, len(queries), QUERY_ROWS):
             some = slice(first, first + QUERY_ROWS)
             found = F.normalize(queries[some].to(device, torch.float32), dim=1) @ part.T
-            if not itself:
-                own = torch.arange(first, first + len(found), device=device) - start
-                inside = (own >= 0) & (own < len(part))
-                found[inside.nonzero()[:, 0], own[inside]] = -torch.inf
             values, places = found.topk(min(k, len(part)), dim=1)
             joined = torch.cat([similarity[some].to(device), values], dim=1)
             numbers = torch.cat([rows[some].to(device), places + start], dim=1)

@@ -19,11 +19,12 @@ from mec.data.sources.parts import divide
 from mec.data.sources.shards import is_shards
 from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies
-from mec.evaluate.features import Features, extract, labelled
+from mec.evaluate.features import Features, extract, with_labels
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import probe
 from mec.evaluate.result import Stopwatch
 from mec.evaluate.task import Source, check_classes, in_memory, reading_of
+from mec.files import rows_before
 from mec.processes import from_first, rank, together
 
 PROBES = "probes.csv"
@@ -108,7 +109,7 @@ class OnlineProbe(lightning.Callback):
                 if not self.settled:
                     self.parts, self.settled = [in_memory(part, reading, divided=True) for part in self.parts], True
                 (train, of_train), (test, of_test) = (
-                    labelled(part, *extract(part, encoder, self.workers, "", device)) for part in self.parts
+                    with_labels(part, *extract(part, encoder, self.workers, "", device)) for part in self.parts
                 )
                 f = Features("encoder", train, of_train, test, of_test)
                 return from_first(self._figures(f) if rank() == 0 else {})
@@ -151,12 +152,10 @@ def _cut(path: Path, step: int) -> None:
     """A run that is resumed measures again what came after its checkpoint."""
     if not path.exists():
         return
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    kept = rows_before(path, step + 1)
     path.unlink()
-    for row in rows:
-        if int(row["step"]) <= step:
-            _append(path, row)
+    for row in kept:
+        _append(path, row)
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:

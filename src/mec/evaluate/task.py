@@ -81,12 +81,16 @@ def open_task(
     check_channels(train, encoder, data)
     if baselines is None:
         baselines = len(train) <= BASELINES_UP_TO
-    encoders = {"untrained" if encoder.untrained else "encoder": encoder}
-    if baselines and not encoder.untrained:
-        encoders["untrained"] = untrained(encoder)
-    described = encoder.origin or encoder.spec.backbone
+    encoders = with_baseline(encoder, baselines)
     words = f"{data} ({len(train):,} train, {len(test):,} test, {len(train.classes)} classes)"
-    return Task(words, described, train.classes, train, test, encoders, baselines, workers)
+    return Task(words, encoder.described, train.classes, train, test, encoders, baselines, workers)
+
+
+def with_baseline(encoder: Encoder, baseline: bool) -> dict[str, Encoder]:
+    """A row of the table each: "encoder", and with the baseline the same one "untrained", of which there is but one."""
+    if encoder.untrained:
+        return {"untrained": encoder}
+    return {"encoder": encoder, "untrained": untrained(encoder)} if baseline else {"encoder": encoder}
 
 
 def check_classes(train: Images, test: Images, data: Source) -> None:
@@ -107,8 +111,7 @@ def check_channels(images: Images, encoder: Encoder, data: Source) -> None:
     takes = encoder.spec.channels
     have = next(sampled(images, 8, lambda opened: opened.raw(reading_of(encoder)))).shape[2]
     if have not in (takes, 1) and (have, takes) != (3, 1):  # colour can be made grey, and grey colour
-        name = encoder.origin or encoder.spec.backbone
-        raise InputError(f"encoder: {name} takes {takes} channels, the pictures of {data} have {have}")
+        raise InputError(f"encoder: {encoder.described} takes {takes} channels, the pictures of {data} have {have}")
 
 
 def reading_of(encoder: Encoder) -> Reading:

@@ -23,15 +23,17 @@ SMALL_PICTURE = 96
 class EncoderSpec:
     """All that is needed, beside the weights, to build an encoder again; stored as encoder.json.
 
-    backbone: name of a timm architecture.
-    image_size: side in pixels of the square pictures it was made for.
-    channels: channels of a picture.
-    small_stem: 3x3 stride-1 stem without max-pool (ResNets), small patches (vision transformers).
-    mean, std: per channel, of pictures in [0, 1].
-    options: further arguments of the architecture, as ``timm.create_model`` takes them.
-    value_range: what is 0 and 1 in pictures of more than 8 bits; None where all have 8.
-    background: colour behind transparent pictures.
-    stem_padding: of the small stem's convolution; 1 keeps the size, and others have trained with 2.
+    Attributes:
+        backbone: name of a timm architecture.
+        image_size: side in pixels of the square pictures it was made for.
+        channels: channels of a picture.
+        small_stem: 3x3 stride-1 stem without max-pool (ResNets), small patches (vision transformers).
+        mean: per channel, of pictures in [0, 1].
+        std: likewise.
+        options: further arguments of the architecture, as ``timm.create_model`` takes them.
+        value_range: what is 0 and 1 in pictures of more than 8 bits; None where all have 8.
+        background: colour behind transparent pictures.
+        stem_padding: of the small stem's convolution; 1 keeps the size, and others have trained with 2.
     """
 
     backbone: str
@@ -50,7 +52,14 @@ class EncoderSpec:
 
 
 class Encoder(nn.Module):
-    """A timm backbone that gives pooled features: normalised pictures (n, c, h, w) -> (n, num_features)."""
+    """A timm backbone that gives pooled features: normalised pictures (n, c, h, w) -> (n, num_features).
+
+    Attributes:
+        spec: what it is built of.
+        num_features: width of the features.
+        image_size: side in pixels of the square pictures it was made for.
+        untrained: whether its weights are fresh.
+    """
 
     mean: Tensor
     std: Tensor
@@ -67,6 +76,11 @@ class Encoder(nn.Module):
         self.image_size = spec.image_size
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+
+    @property
+    def described(self) -> str:
+        """Where its weights come from, for people; where that is not known, its architecture."""
+        return self.origin or self.spec.backbone
 
     def normalise(self, pictures: Tensor) -> Tensor:
         """uint8 (n, c, h, w), or float in [0, 1] -> float, less the mean and over the standard deviation."""

@@ -40,7 +40,7 @@ def export(
     name: what is at ``out`` is whole and gives the same features, or it is not there.
 
     Args:
-        encoder: a run folder, an encoder.safetensors, a timm name (untrained), or an Encoder.
+        encoder: an Encoder, or what ``mec.load_encoder`` takes: a run folder, a file of weights, a timm name ...
         format: timm, a folder for timm.create_model("local-dir:..."); torchvision, its state dict; detectron2, its
             pickle; onnx, from pictures in [0, 1] to features; huggingface, a folder with a model card made from
             the run; safetensors, this library's own, with a .json beside it.
@@ -58,13 +58,13 @@ def export(
         InputError: the format cannot express this encoder, ``out`` exists or has another suffix than the format's,
             a package is missing, or the hub refused.
     """
-    out = Path(out)
+    out = Path(out).expanduser()
     licence = _check(format, out, licence, push)
     with torch.random.fork_rng(devices=[]):
         source = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
         model = copy.deepcopy(source).cpu().float().eval()
         model.origin = without_folders(model.origin)
-        run = None if isinstance(encoder, Encoder) else _run_of(Path(encoder))
+        run = None if isinstance(encoder, Encoder) else _run_of(Path(encoder).expanduser())
         try:
             _write(model, format, out, licence, push, run)
         except OSError as error:

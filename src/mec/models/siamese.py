@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from mec.models.encoder import Encoder
 from mec.models.heads import Predictor, Projector
 
-Views = tuple[Tensor, Tensor]
+Pair = tuple[Tensor, Tensor]
+"""Of the two views."""
 
 
 class Siamese(nn.Module):
@@ -32,16 +33,16 @@ class Siamese(nn.Module):
         if predictor is not None:
             self.teacher = nn.ModuleList([copy.deepcopy(encoder), copy.deepcopy(projector)]).requires_grad_(False)
 
-    def forward(self, x1: Tensor, x2: Tensor) -> tuple[Views, Views | None]:
+    def forward(self, x1: Tensor, x2: Tensor) -> tuple[Pair, Pair | None]:
         """x1, x2: normalised pictures (m, c, h, w) -> codes (m, d) as the loss takes them."""
         return self.codes((self.encoder(x1), self.encoder(x2)), self.teacher_features(x1, x2))
 
     @torch.no_grad()
-    def teacher_features(self, x1: Tensor, x2: Tensor) -> Views | None:
+    def teacher_features(self, x1: Tensor, x2: Tensor) -> Pair | None:
         """What the teacher's encoder gives for x1 and x2; None where there is no teacher."""
         return None if self.teacher is None else (self.teacher[0](x1), self.teacher[0](x2))
 
-    def codes(self, features: Views, seen: Views | None) -> tuple[Views, Views | None]:
+    def codes(self, features: Pair, seen: Pair | None) -> tuple[Pair, Pair | None]:
         """Features (m, num_features) of the student's encoder and the teacher's -> codes as the loss takes them."""
         z1, z2 = self.projector(features[0]), self.projector(features[1])
         if self.predictor is None or self.teacher is None or seen is None:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mec.models.siamese import Siamese, Views
+from mec.models.siamese import Pair, Siamese
 
-Loss = Callable[[Views, Views | None], Tensor]
+Loss = Callable[[Pair, Pair | None], Tensor]
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def running_statistics_kept(network: nn.Module) -> Iterator[None]:
 
 def loss_in_chunks(
     network: Siamese,
-    chunks: Sequence[Callable[[], Views]],
+    chunks: Sequence[Callable[[], Pair]],
     loss_of: Loss,
     backward: Callable[[Tensor], None],
     scale: float = 1.0,
@@ -74,10 +74,10 @@ def loss_in_chunks(
 
 
 @torch.no_grad()
-def _features(network: Siamese, chunks: Sequence[Callable[[], Views]]) -> tuple[Tensor, Tensor, Views | None]:
+def _features(network: Siamese, chunks: Sequence[Callable[[], Pair]]) -> tuple[Tensor, Tensor, Pair | None]:
     """Of the whole batch: the encoder's of both views, leaves in float32 at least, and the teacher's."""
     own: list[list[Tensor]] = []
-    seen: list[Views] = []
+    seen: list[Pair] = []
     for chunk in chunks:
         x1, x2 = chunk()
         own.append(_wide([network.encoder(x1), network.encoder(x2)]))

@@ -12,6 +12,7 @@ class StepGuard(nn.Module):
     """Keeps NaN and infinity out of weights, optimiser and running statistics, and counts the steps left out.
 
     Everything is decided on the device: a fused optimiser takes ``found_inf``, BatchNorm's statistics are put back.
+    A teacher's average goes on meanwhile: the student that it nears is the one of the last good step.
     ``skipped`` counts the steps left out in the whole run, ``in_a_row`` those at its end.
     """
 

@@ -23,7 +23,7 @@ from mec.data.reference import ReferenceViews
 from mec.data.views import TwoViews
 from mec.models.encoder import Encoder
 from mec.models.heads import Predictor, Projector
-from mec.models.siamese import Siamese, Views
+from mec.models.siamese import Pair, Siamese
 from mec.sharded import Sharded, shard, whole_encoder
 from mec.training.chunks import loss_in_chunks, running_statistics_kept
 from mec.training.guard import StepGuard
@@ -119,7 +119,7 @@ class Pretraining(lightning.LightningModule):
         self.measured |= {"loss": loss.detach(), "distortion": self.distortion}
         return loss
 
-    def _views(self, batch: Batch, rows: slice) -> Views:
+    def _views(self, batch: Batch, rows: slice) -> Pair:
         """Of some pictures of the batch, as the network takes them, whose random numbers are then those of the step."""
         place = np.array([self.global_rank * 2**32 + rows.start])
         torch.manual_seed(int(uniforms(self.recipe.seed, self.global_step, place, 1, NETWORK)[0, 0] * 2**53))
@@ -129,7 +129,7 @@ class Pretraining(lightning.LightningModule):
     def _prepared(self, x: Tensor) -> Tensor:
         return self.normalise(x).contiguous(memory_format=self.memory_format)
 
-    def _loss(self, codes: Views, targets: Views | None) -> Tensor:
+    def _loss(self, codes: Pair, targets: Pair | None) -> Tensor:
         loss: Tensor = self.objective(codes, targets, self.distortion)
         if self.measures and math.isfinite(loss.detach()):
             self.measured |= self.health_of(codes, targets) | {"skipped": self.guard.skipped}
@@ -152,7 +152,7 @@ class Pretraining(lightning.LightningModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         return 1.0 if scaler is None else float(scaler.get_scale())
 
-    def health_of(self, codes: Views, targets: Views | None) -> dict[str, float]:
+    def health_of(self, codes: Pair, targets: Pair | None) -> dict[str, float]:
         p, z = codes[0], codes[1] if targets is None else targets[1]
         measured: Health = health(p, z, self.distortion, all_processes())
         return dataclasses.asdict(measured)

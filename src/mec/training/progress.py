@@ -11,7 +11,7 @@ import lightning
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mec.files import replacing
+from mec.files import replacing, rows_before
 from mec.training.module import Pretraining
 
 PLAIN_LINE_SECONDS = 30
@@ -52,11 +52,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, first_step: int) -> None:
         self.path = path
-        kept: list[dict[str, str]] = []
-        if first_step > 0 and path.exists():
-            with path.open(newline="") as file:
-                whole = (row for row in csv.DictReader(file) if None not in row.values())  # a full disk cuts the last
-                kept = [row for row in whole if int(row["step"]) < first_step]
+        kept = rows_before(path, first_step)
         self.seconds_before = float(kept[-1]["seconds"]) if kept else 0.0
         with replacing(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.FIELDS)

@@ -22,7 +22,7 @@ class ObjectiveSettings:
 
     Attributes:
         form: pooled (stable anywhere) or cross (the paper's); see MECLoss.
-        distortion: the paper's eps_d^2; smaller asks for finer codes.
+        distortion: the paper's eps_d^2, of codes of length 1; smaller asks for finer codes.
         order: terms of the Taylor series; null for the exact log det.
         warmup_factor: distortion starts this many times larger and falls linearly over the warm-up.
     """
@@ -43,7 +43,7 @@ class ProjectorSettings:
     """The head whose codes the objective sees; it is thrown away after training.
 
     Attributes:
-        hidden: width of its two hidden layers.
+        hidden: width of its two hidden layers, in neurons.
         outputs: dimension d of the codes.
     """
 
@@ -61,8 +61,8 @@ class TeacherSettings:
 
     Attributes:
         enabled: false trains the symmetric form, both views with gradient, at half the forward passes.
-        momentum: of the moving average at the start; it rises to 1 along a half cosine.
-        predictor_hidden: bottleneck width of the predictor.
+        momentum: of the moving average at the start, a share; it rises to 1 along a half cosine.
+        predictor_hidden: bottleneck width of the predictor, in neurons.
     """
 
     enabled: bool = False
@@ -83,7 +83,7 @@ class OptimiserSettings:
         learning_rate: for a batch of 256; it is scaled by batch / 256.
         weight_decay: on all parameters, as in the paper's code.
         momentum: of sgd.
-        warmup_epochs: length of the warm-up, of the distortion too; at most a quarter of a short run.
+        warmup_epochs: length of the warm-up in epochs, of the distortion too; at most a quarter of a short run.
     """
 
     name: Literal["sgd", "adamw"] = "adamw"
@@ -122,7 +122,7 @@ class Recipe:
         backbone: a timm architecture: resnet18, resnet50, vit_small_patch16_224, ...
         backbone_options: further arguments of that architecture, as timm.create_model takes them.
         image_size: side of a view in pixels.
-        channels: of a picture; null takes 1 for grey pictures, 3 for colour, else what they have.
+        channels: number of them in a picture; null takes 1 for grey pictures, 3 for colour, else what they have.
         background: colour behind transparent pictures, by name or as #rrggbb.
         every: take each n-th picture or frame; null: all pictures, one frame a second of a video.
         max_broken: share of pictures that may be unreadable before the run stops; others take their places.
@@ -143,13 +143,13 @@ class Recipe:
         strategy: ddp: each device holds the network; fsdp: its weights are spread over them, for those too large;
             auto: ddp.
         log_every: steps between two rows of metrics.csv.
-        objective: the loss.
-        projector: the head it sees.
-        teacher: the paper's asymmetric form, or none.
-        optimiser: and its schedule.
-        speed: what makes a step faster.
-        view_1: augmentations of the first view.
-        view_2: augmentations of the second view.
+        objective: the objective (the loss).
+        projector: the projector (the head whose codes the objective sees).
+        teacher: the teacher (the paper's asymmetric form, or none).
+        optimiser: the optimiser and its schedule.
+        speed: speed (what makes a step faster).
+        view_1: the augmentations of the first view.
+        view_2: the augmentations of the second view.
     """
 
     backbone: str = "resnet18"

@@ -83,17 +83,18 @@ def pretrain(
     Raises:
         InputError: what is wrong with the data, the folder or the recipe, before anything is written; that another
             process trains into the folder, that the disk is full, or that training diverged.
-        KeyboardInterrupt: after Ctrl-C. SystemExit: after SIGTERM.
+        KeyboardInterrupt: after Ctrl-C.
+        SystemExit: after SIGTERM.
     """
     console = console or Console(stderr=True)
-    out = Path(out)
+    out = Path(out).expanduser()
     recipe = _resolve(recipe, data, out, resume)
     with console.status("looking for pictures"):
         images = open_images(data, "pretrain", every=recipe.every)
         reading = survey(images, recipe.channels, recipe.background)
     recipe = replace(recipe, channels=reading.channels)
     lightning.seed_everything(recipe.seed, verbose=False)
-    skipped = Skipped(recipe.max_broken, len(images))
+    skipped = Skipped(recipe.max_broken, len(images), "max_broken")
     with console.status("reading the pictures"):
         found = summary(images)
         images, lost = settle(images, reading)
@@ -120,24 +121,21 @@ def pretrain(
             begin(out, recipe, encoder, environment)
             skipped.list_in(out / SKIPPED)
             size = f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters"
-            console.print(
-                f"{found} -> {recipe.backbone} ({size}), {recipe.epochs} epochs of "
-                f"{len(sampler)} steps of {module.batch} pictures at {recipe.image_size} px on "
-                f"{trainer.world_size} x {device.type}",
-                highlight=False,
-                soft_wrap=True,
+            say(
+                console,
+                f"{found} -> {recipe.backbone} ({size}), {recipe.epochs} epochs of {len(sampler)} steps of "
+                f"{module.batch} pictures at {recipe.image_size} px on {trainer.world_size} x {device.type}",
             )
         _fit(trainer, module, loader, checkpoint, console)
         trained = module.whole_encoder()
         if trainer.is_global_zero:
             save_encoder(trained, out)
             if len(skipped):
-                console.print(
+                say(
+                    console,
                     f"skipped {len(skipped):,} that could not be read; others took their places: {out / SKIPPED}",
-                    highlight=False,
-                    soft_wrap=True,
                 )
-            console.print(f"encoder written to {out}", highlight=False, soft_wrap=True)
+            say(console, f"encoder written to {out}")
         trainer.strategy.barrier()
     return Run(out)
 
@@ -215,8 +213,8 @@ def _new_encoder(recipe: Recipe, reading: Reading, images: Images) -> Encoder:
 def _trainer(
     recipe: Recipe, out: Path, console: Console, skipped: Skipped, callbacks: Sequence[lightning.Callback]
 ) -> lightning.Trainer:
-    on_gpu = recipe.accelerator == "gpu" or torch.cuda.is_available() or torch.backends.mps.is_available()
-    on_cpu = recipe.accelerator == "cpu" or (recipe.accelerator == "auto" and not on_gpu)
+    gpu_there = torch.cuda.is_available() or torch.backends.mps.is_available()
+    on_cpu = recipe.accelerator == "cpu" or (recipe.accelerator == "auto" and not gpu_there)
     small = on_cpu and recipe.image_size <= POINT_SIZE
     if small and recipe.precision == "bf16-mixed":
         raise InputError(f"precision: expected 32-true for views of up to {POINT_SIZE} px on a CPU, got bf16-mixed")

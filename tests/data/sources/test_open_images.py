@@ -233,3 +233,25 @@ def test_cifar100_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert open_images(tmp_path, "test").labels.tolist() == [0, 99]
     monkeypatch.setenv("MEC_DATA", str(tmp_path))
     assert len(open_images("cifar100").classes) == 100
+
+
+@pytest.mark.parametrize(
+    ("names", "order"), [(["10", "-1", "9"], ["-1", "9", "10"]), (["②", "①"], ["①", "②"]), (["--5", "1"], ["--5", "1"])]
+)
+def test_classes_of_whole_numbers_are_in_their_order_and_others_in_the_alphabets(
+    tmp_path: Path, names: list[str], order: list[str]
+) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("".join(f"{i}.png,{name}\n" for i, name in enumerate(names)))
+    assert open_images(path).classes == order
+
+
+def test_a_table_without_a_column_of_labels_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("image,species\na.jpg,cat\n")
+    with pytest.raises(
+        InputError, match=r"^labels: .*labels\.csv has the columns image, species, expected one of label, "
+    ):
+        open_images(path)
+    path.write_text("a.jpg,cat\nb.jpg,image\n")
+    assert open_images(path).classes == ["cat", "image"]

@@ -13,7 +13,7 @@ from mec.data.images import ArrayImages
 from mec.data.pixels import Reading
 from mec.errors import InputError
 from mec.evaluate.detection.annotated import Annotated
-from mec.evaluate.detection.batches import Order, Shown, resized, size_for, training_batches
+from mec.evaluate.detection.batches import Order, TrainingBatch, resized, size_for, training_batches
 from mec.evaluate.detection.batches import testing_batches as looked_at
 from mec.evaluate.detection.sources import open_annotated
 from tests.evaluate.detection.scenes import COLOUR, QUICK, noise, rectangles
@@ -93,12 +93,14 @@ def coloured(tmp_path: Path) -> Annotated:
     return open_annotated(rectangles(tmp_path / "set"))[0]
 
 
-def batches(annotated: Annotated, workers: int = 0, seed: int = 0, count: int = 4, batch: int = 2) -> list[Shown]:
+def batches(
+    annotated: Annotated, workers: int = 0, seed: int = 0, count: int = 4, batch: int = 2
+) -> list[TrainingBatch]:
     order = Order(annotated.sizes[:, 1] > annotated.sizes[:, 0], batch, count, seed)
     return list(training_batches(annotated, order, Reading(), QUICK, False, workers))
 
 
-def tensors(shown: list[Shown]) -> list[Tensor]:
+def tensors(shown: list[TrainingBatch]) -> list[Tensor]:
     return [t for one in shown for t in (*one.pictures, *(v for target in one.targets for v in target.values()))]
 
 

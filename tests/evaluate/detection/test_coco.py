@@ -254,8 +254,10 @@ RUNS = {"size": [10, 10], "counts": [0, 100]}
         ("annotations.1.segmentation", RUNS, "annotation 2: expected the size of its picture, [4, 6], got [10, 10]"),
         ("annotations.0.segmentation", {**RUNS, "counts": [0, 99]}, "expected run lengths of 100 pixels in all"),
         ("annotations.0.segmentation", {**RUNS, "counts": [-1, 101]}, "expected run lengths of 100"),
-        ("annotations.0.segmentation", {**RUNS, "counts": "zz"}, "expected run lengths of 100"),
-        ("annotations.0.segmentation", {**RUNS, "counts": "PPP"}, "expected run lengths of 100"),
+        ("annotations.0.segmentation", {**RUNS, "counts": "zz"}, "expected COCO's compressed run lengths, got 'zz'"),
+        ("annotations.0.segmentation", {**RUNS, "counts": "PPP"}, "expected COCO's compressed run lengths, got 'PPP'"),
+        ("annotations.0.segmentation", {**RUNS, "counts": ""}, "expected COCO's compressed run lengths, got ''"),
+        ("annotations.0.segmentation", {**RUNS, "counts": "0"}, "expected run lengths of 100 pixels in all"),
         ("annotations.0.segmentation", "polygon", "expected polygons, or a size and counts"),
     ],
 )

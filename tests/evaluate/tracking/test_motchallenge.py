@@ -258,7 +258,10 @@ def test_forms_of_detections(tmp_path: Path, line: str, scores: list[float]) -> 
 
 
 @pytest.mark.parametrize("place", ["MOT17-01-SDP.txt", "MOT17-01-SDP/det.txt", "MOT17-01-SDP/det/det.txt"])
-def test_detections_of_others(tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_detections_of_others(
+    tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     names = [f"MOT17-01-{detector}" for detector in ("DPM", "FRCNN", "SDP")]
     for name in names:
         write(tmp_path / "train" / name, det=None)
@@ -266,7 +269,7 @@ def test_detections_of_others(tmp_path: Path, place: str, capsys: pytest.Capture
     file = tmp_path / "own" / place
     file.parent.mkdir(parents=True)
     file.write_text(DET)
-    loads = open_found_boxes(tmp_path, str(tmp_path / "own"))
+    loads = open_found_boxes(tmp_path, "~/own")
     assert list(loads) == names
     said = capsys.readouterr().err
     assert "test is left out" in said
@@ -276,7 +279,7 @@ def test_detections_of_others(tmp_path: Path, place: str, capsys: pytest.Capture
         loads["MOT17-01-DPM"]()
     assert list(open_found_boxes(tmp_path, "gt", names=["*-S?P", "*-DPM"])) == [names[0], names[2]]
     with pytest.raises(
-        InputError, match=r"sequences: 'MOT17-1-SDP' fits none of the 3 sequences; the nearest is MOT17-01-SDP"
+        InputError, match=r"sequences: 'MOT17-1-SDP' fits none of the 3 sequences; the nearest is 'MOT17-01-SDP'"
     ):
         open_found_boxes(tmp_path, names=["MOT17-1-SDP"])
     with pytest.raises(InputError, match=r'detections: no sequence of .* has det/det.txt; expected "gt" or a folder'):

@@ -89,12 +89,15 @@ def test_kittis_classes_are_sequences_of_their_own(tmp_path: Path, as_pictures: 
 
 
 @pytest.mark.parametrize(("end", "scores"), [("", [1, 1]), (" 0.25", [0.25, 0.25])])
-def test_detections_may_overlap_and_have_scores(tmp_path: Path, end: str, scores: list[float]) -> None:
+def test_detections_may_overlap_and_have_scores(
+    tmp_path: Path, end: str, scores: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     kitti(tmp_path, KITTIS)
     lines = [(1, 7, 1, block(10, 9)), (1, 7, 1, block(12, 9)), (1, 9, 2, block(30, 3)), (2, 9, 1, block(0, 0, 0))]
     (tmp_path / "found").mkdir()
     (tmp_path / "found" / "0002.txt").write_text(text(lines, end))
-    car = open_found_masks(tmp_path, str(tmp_path / "found"), ["* car"])["0002 car"]()
+    car = open_found_masks(tmp_path, "~/found", ["* car"])["0002 car"]()
     assert [len(found) for found in car.given] == [0, 2, 0], "without what has no pixel"
     assert car.given[1].scores.tolist() == scores
     assert car.given[1].boxes.tolist() == [[10, 9, 8, 10], [12, 9, 8, 10]]
@@ -128,7 +131,7 @@ RUNS = GOOD.split()[5]
         (f"1 2001 2 60 40 {RUNS}", "a mask of 40x60, expected 60x40 as the first frame"),
         (f"1 2001 2 -40 -60 {RUNS}", "expected run lengths of -40 x -60"),
         (f"1 2001 2 40 60 {RUNS}0", "expected run lengths of 40 x 60 pixels in all"),
-        ("1 2001 2 40 60 P", "expected COCO's compressed run lengths in column 6, got 'P'"),
+        ("1 2001 2 40 60 P", "expected COCO's compressed run lengths, got 'P'"),
         ("1 2001 2 40 60 oooooooooooo0", "expected COCO's compressed run lengths"),
         ("1 2001 2 40 60 !!", "expected COCO's compressed run lengths"),
         ("1 2001 2 40 60 éé", "expected COCO's compressed run lengths"),

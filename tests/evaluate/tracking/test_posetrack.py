@@ -83,7 +83,8 @@ def test_a_joint_whose_flag_is_0_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["older", "PoseTrack18"])
-def test_detections_say_what_the_frames_are(tmp_path: Path, form: str) -> None:
+def test_detections_say_what_the_frames_are(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     posetrack18(tmp_path, IMAGES, PERSONS)
     first, second = body(81), body(30, unseen=["nose"])
     if form == "older":
@@ -95,7 +96,7 @@ def test_detections_say_what_the_frames_are(tmp_path: Path, form: str) -> None:
         for one in persons:
             del one["track_id"], one["bbox_head"]
         posetrack18(tmp_path, IMAGES, persons, folder="obs")
-    sequence = open_poses(tmp_path, str(tmp_path / "obs"))[VIDEO]()
+    sequence = open_poses(tmp_path, "~/obs")[VIDEO]()
     assert len(sequence.frames) == 4
     assert [len(found) for found in sequence.given] == [1, 1, 0, 0]
     assert [found.scores.tolist() for found in sequence.given[:2]] == [[0.5], [1]]
@@ -233,7 +234,7 @@ def test_what_makes_the_whole_call_impossible(tmp_path: Path) -> None:
         open_poses(tmp_path)
     posetrack18(tmp_path, IMAGES, PERSONS)
     with pytest.raises(
-        InputError, match=f"sequences: '000001_mpii' fits none of the 1 sequences; the nearest is {VIDEO}"
+        InputError, match=f"sequences: '000001_mpii' fits none of the 1 sequences; the nearest is '{VIDEO}'"
     ):
         open_poses(tmp_path, names=["000001_mpii"])
     with pytest.raises(InputError, match="detections: expected a file of each sequence in nowhere, such as"):

@@ -31,6 +31,7 @@ def open_images(
 
     Args:
         source: one of
+
             - a folder of pictures, at any depth. Labels are its first-level sub-folders, if all pictures lie in one;
               a folder with ``train`` and ``test`` or ``val`` inside has its own split (ImageNet's layout);
             - a .txt list of paths, one a line, or a .csv of path and label; relative to the list's folder;

@@ -118,6 +118,11 @@ def open_table_of_labels(path: Path, root: Path) -> FileImages:
     label_column = next((head.index(c) for c in LABEL_COLUMNS if c in head), None)
     if path_column is not None and label_column is not None:
         rows = rows[1:]
+    elif path_column is not None and len(head) > 1:
+        found, expected = ", ".join(rows[0]), ", ".join(LABEL_COLUMNS)
+        raise InputError(
+            f"labels: {path} has the columns {found}, expected one of {expected} beside {rows[0][path_column]}"
+        )
     else:
         path_column, label_column = 0, 1
     for number, row in enumerate(rows, 1):

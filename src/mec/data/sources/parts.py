@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from mec.errors import InputError
 
 TRAIN_NAMES = ("train",)
 TEST_NAMES = ("test", "val", "valid", "validation")
+DIVISION = 7
+"""Stream of random numbers."""
 HELD_OUT = 0.2
 """Share of each class kept for testing where the source itself says nothing."""
 
@@ -36,9 +39,9 @@ class Parts:
         return self.train.subset(train if split == "train" else test)
 
 
-def divide(images: Images, share: float, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def divide(images: Images, share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices of a fixed random division, (kept, held out), with ``share`` of each class held out (at least one)."""
-    order = uniforms(seed, 0, np.arange(len(images)), 1, stream=7)[:, 0].argsort()
+    order = uniforms(0, 0, np.arange(len(images)), 1, DIVISION)[:, 0].argsort()
     labels = np.zeros(len(images), dtype=np.int64) if images.labels is None else images.labels
     held: list[NDArray[np.int64]] = []
     for label in np.unique(labels):
@@ -57,7 +60,7 @@ def numbered(values: list[str], classes: list[str] | None = None) -> tuple[NDArr
         raise InputError(f"data: the test pictures have classes that the training ones lack: {', '.join(unknown[:5])}")
     if classes is None:
         found = set(values)
-        whole = all(v.lstrip("-").isdigit() for v in found)
+        whole = all(re.fullmatch(r"-?[0-9]+", v) for v in found)
         classes = sorted(found, key=int) if whole else sorted(found)
     number = {c: i for i, c in enumerate(classes)}
     return np.array([number[v] for v in values], dtype=np.int64), classes

@@ -89,10 +89,14 @@ class ShardImages:
         return self.__dict__ | {"_cursor": None}  # an open file does not go to a worker
 
     @property
+    def bounds(self) -> NDArray[np.int64]:
+        """The numbers of the pictures of shard i are bounds[i] ... bounds[i + 1]."""
+        return self.starts if self.chosen is None else np.searchsorted(self.chosen, self.starts)
+
+    @property
     def stretches(self) -> list[tuple[int, int]]:
-        """The pictures that each shard has of it: from the first number to before the last."""
-        bounds = self.starts if self.chosen is None else np.searchsorted(self.chosen, self.starts)
-        return [(int(a), int(b)) for a, b in itertools.pairwise(bounds) if a < b]
+        """The pictures that each shard has of it, where it has some: from the first number to before the last."""
+        return [(int(a), int(b)) for a, b in itertools.pairwise(self.bounds) if a < b]
 
     def place(self, index: int) -> tuple[int, int]:
         """(shard, position in it) of picture ``index``."""

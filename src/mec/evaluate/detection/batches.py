@@ -30,7 +30,7 @@ Key = tuple[int, int]
 """The number of a picture, and how often all were shown before."""
 
 
-class Shown(NamedTuple):
+class TrainingBatch(NamedTuple):
     """A batch for training: pictures (c, h, w) of their own sizes, targets as torchvision has them."""
 
     pictures: list[Tensor]
@@ -38,7 +38,7 @@ class Shown(NamedTuple):
     lost: list[Lost]
 
 
-class Looked(NamedTuple):
+class TestingBatch(NamedTuple):
     """A batch for testing: numbers of the pictures, and their sizes (height, width) in the file."""
 
     pictures: list[Tensor]
@@ -96,12 +96,12 @@ class Order(Sampler[list[Key]]):
                     group.clear()
 
 
-class _Training(Dataset[Shown]):
+class _Training(Dataset[TrainingBatch]):
     def __init__(self, annotated: Annotated, reading: Reading, schedule: Schedule, seed: int) -> None:
         self.annotated, self.reading, self.schedule, self.seed = annotated, reading, schedule, seed
 
-    def __getitem__(self, keys: list[Key]) -> Shown:
-        shown = Shown([], [], [])
+    def __getitem__(self, keys: list[Key]) -> TrainingBatch:
+        shown = TrainingBatch([], [], [])
         for key in keys:
             picture, targets = self._readable(key, shown.lost)
             shown.pictures.append(picture)
@@ -142,17 +142,17 @@ class _Training(Dataset[Shown]):
         return picture, targets
 
 
-class _Testing(Dataset[Looked]):
+class _Testing(Dataset[TestingBatch]):
     def __init__(self, images: Images, reading: Reading, schedule: Schedule) -> None:
         self.images, self.reading, self.schedule = images, reading, schedule
 
-    def __getitem__(self, number: int) -> Looked:
+    def __getitem__(self, number: int) -> TestingBatch:
         try:
             opened = open_picture(self.images.load(number))
             picture = resized(opened, self.reading, self.schedule.side_at_test, self.schedule.longest)
         except BrokenPictureError as error:
-            return Looked([], [], [], [Lost(self.images.title(number), str(error))])
-        return Looked([picture], [number], [(opened.height, opened.width)], [])
+            return TestingBatch([], [], [], [Lost(self.images.title(number), str(error))])
+        return TestingBatch([picture], [number], [(opened.height, opened.width)], [])
 
 
 def resized(opened: Opened, reading: Reading, side: int, longest: int) -> Tensor:
@@ -176,7 +176,7 @@ def _as_is(batch: Any) -> Any:
 
 def training_batches(
     annotated: Annotated, order: Order, reading: Reading, schedule: Schedule, pinned: bool, workers: int | None
-) -> DataLoader[Shown]:
+) -> DataLoader[TrainingBatch]:
     """Batches in the order given; small pictures are enlarged, every draw depends on the seed of the order alone."""
     processes = worker_count(workers)
     return DataLoader(
@@ -192,7 +192,7 @@ def training_batches(
 
 def testing_batches(
     images: Images, reading: Reading, schedule: Schedule, rank: int, processes: int, workers: int | None
-) -> DataLoader[Looked]:
+) -> DataLoader[TestingBatch]:
     """Every picture once, one at a time, this process's share of them."""
     numbers = range(rank, len(images), processes)
     return DataLoader(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mec.data.images import FileImages
 from mec.errors import InputError
 from mec.evaluate.detection.annotated import Annotated
+from mec.evaluate.detection.masks import run_lengths
 from mec.evaluate.detection.objects import Gathered
 from mec.evaluate.progress import Shown, say
 
@@ -252,23 +253,8 @@ def _compressed(mask: Any, height: int, width: int) -> dict[str, Any]:
         raise ValueError("expected polygons, or a size and counts of run lengths")
     if mask["size"] != [height, width]:
         raise ValueError(f"expected the size of its picture, [{height}, {width}], got {mask['size']}")
-    runs = _runs(mask["counts"]) if isinstance(mask["counts"], str) else mask["counts"]
+    runs = run_lengths(mask["counts"]).tolist() if isinstance(mask["counts"], str) else mask["counts"]
     whole = isinstance(runs, list) and all(isinstance(run, int) and run >= 0 for run in runs)
     if not whole or sum(runs) != height * width:  # what decodes them may not look
         raise ValueError(f"expected run lengths of {height * width} pixels in all")
     return dict(coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width))
-
-
-def _runs(text: str) -> list[int]:
-    """COCO's text: 5 bits a character, the lowest first; from the fourth run on, less the run two before."""
-    runs: list[int] = []
-    value = bits = 0
-    for code in text.encode():
-        value |= (code - 48 & 31) << bits
-        bits += 5
-        if not code - 48 & 32:
-            if code - 48 & 16:
-                value -= 1 << bits
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = bits = 0
-    return runs if bits == 0 else []

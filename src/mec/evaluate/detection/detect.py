@@ -25,10 +25,10 @@ from mec.evaluate.detection.trainer import detection_trainer
 from mec.evaluate.detection.training import look, train
 from mec.evaluate.progress import say
 from mec.evaluate.result import Result, Stopwatch
-from mec.evaluate.task import EncoderLike, Source, check_channels, reading_of
+from mec.evaluate.task import EncoderLike, Source, check_channels, reading_of, with_baseline
 from mec.files import is_first_process, replacing
 from mec.models.encoder import Encoder
-from mec.models.files import load_encoder, untrained
+from mec.models.files import load_encoder
 
 ASKED, FIGURES, DETECTIONS = "detect.json", "figures.json", "detections.json"
 TABLE = ("AP", "AP50", "AP75", "mask AP", "mask AP50", "mask AP75")
@@ -100,14 +100,11 @@ def detect(
     spec = DetectorSpec(
         encoder.spec, form, learnt.categories, learnt.category_ids.tolist(), learnt.has_masks, plan
     )  # fmt: skip
-    encoders = {"untrained" if encoder.untrained else "encoder": encoder}
-    if not encoder.untrained and (schedule == "short" if baselines is None else baselines):
-        encoders["untrained"] = untrained(encoder)
-    origin = encoder.origin or encoder.spec.backbone
+    encoders = with_baseline(encoder, schedule == "short" if baselines is None else baselines)
     _try(spec, encoder, detection_trainer(plan, out, "", devices, nodes, precision))
-    _begin(out, {"data": str(data), "weights": origin, **asdict(spec)}, resume)
+    _begin(out, {"data": str(data), "weights": encoder.described, **asdict(spec)}, resume)
     if is_first_process():
-        say(f"encoder: {origin}")
+        say(f"encoder: {encoder.described}")
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in encoders}
     for number in range(seed, seed + seeds):
         for name, of in encoders.items():
@@ -121,7 +118,7 @@ def detect(
         protocol=f"{kind}, {schedule}: {plan.in_words()}; {rules}; "
         + (f"mean ± std of {seeds} seeds" if seeds > 1 else f"seed {seed}"),
         data=f"{data} ({len(learnt):,} train, {len(tested):,} test, {len(learnt.categories)} classes)",
-        encoder=origin,
+        encoder=encoder.described,
         figures={
             name: spread_of([{k: v for k, v in row.items() if k in TABLE} for row in of]) for name, of in rows.items()
         },

@@ -14,6 +14,7 @@ from mec.checkpoints import KeepLatest
 from mec.errors import InputError
 from mec.evaluate.detection.schedules import Schedule
 from mec.evaluate.progress import Shown
+from mec.files import replacing, rows_before
 from mec.trainer import make_trainer
 
 METRICS = "metrics.csv"
@@ -67,12 +68,8 @@ class DetectionProgress(lightning.Callback):
     def _keep_rows(self, first: int) -> None:
         """What a resumed training will write again is cut off."""
         path = self.folder / METRICS
-        kept: list[dict[str, str]] = []
-        if first and path.exists():
-            with path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= first]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
+        kept = rows_before(path, first + 1)
+        with replacing(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, ["step", "rate", "loss", *LOSSES], restval="")
             writer.writeheader()
             writer.writerows(kept)

@@ -12,7 +12,6 @@ import lightning
 import numpy as np
 import torch
 import torch.distributed
-from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
@@ -21,13 +20,14 @@ from mec.data.images import Images
 from mec.data.pixels import Reading
 from mec.data.skipped import Lost, Skipped
 from mec.evaluate.detection.annotated import Annotated, Detections
-from mec.evaluate.detection.batches import Looked, Order, Shown, testing_batches, training_batches
+from mec.evaluate.detection.batches import Order, TestingBatch, TrainingBatch, testing_batches, training_batches
 from mec.evaluate.detection.masks import pasted
 from mec.evaluate.detection.network import Detector
 from mec.evaluate.detection.schedules import Schedule
 from mec.evaluate.detection.trainer import period
-from mec.evaluate.progress import Shown as Line
+from mec.evaluate.progress import Shown
 from mec.evaluate.task import MAX_BROKEN, say_skipped
+from mec.models.joined_norm import join_batch_norms
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
 
@@ -46,10 +46,10 @@ class Detection(lightning.LightningModule):
     def on_train_start(self) -> None:
         self.detector.train()
 
-    def on_train_batch_start(self, batch: Shown, batch_idx: int) -> int | None:
+    def on_train_batch_start(self, batch: TrainingBatch, batch_idx: int) -> int | None:
         return -1 if self.global_step == self.schedule.iterations else None  # the last stretch may be shorter
 
-    def training_step(self, batch: Shown, batch_idx: int) -> Tensor:
+    def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         self.skipped.add(batch.lost, len(batch.pictures))
         # anchors and regions are drawn as torchvision draws them: the same at this step in a resumed training
         torch.manual_seed(hash((self.seed, self.global_step, self.global_rank)) % 2**63)
@@ -70,7 +70,7 @@ class Detection(lightning.LightningModule):
         rates = torch.optim.lr_scheduler.LambdaLR(optimiser, self.schedule.factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
 
-    def test_step(self, batch: Looked, batch_idx: int) -> None:
+    def test_step(self, batch: TestingBatch, batch_idx: int) -> None:
         self.lost += batch.lost
         if not batch.pictures:
             return
@@ -114,8 +114,7 @@ def train(
     module = Detection(detector, schedule, seed, len(annotated))
     on_gpu = trainer.strategy.root_device.type == "cuda"
     if on_gpu and processes > 1:
-        # lightning's own would lose the activations that timm puts inside its norms
-        module.detector = convert_sync_batchnorm(detector)  # type: ignore[no-untyped-call]
+        join_batch_norms(module.detector, "cuda")
     loader = training_batches(annotated, order, reading, schedule, on_gpu, workers)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # it advises what is decided here
@@ -129,7 +128,7 @@ def train(
 
 
 @torch.no_grad()
-def measure_norms(module: Detection, loader: DataLoader[Shown], trainer: lightning.Trainer) -> None:
+def measure_norms(module: Detection, loader: DataLoader[TrainingBatch], trainer: lightning.Trainer) -> None:
     """BatchNorm's statistics over many batches of the final weights: those kept in training trail behind them.
 
     Precise BN (Wu and Johnson 2021), part of MoCo's protocol.
@@ -143,13 +142,13 @@ def measure_norms(module: Detection, loader: DataLoader[Shown], trainer: lightni
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over all batches
     module.to(trainer.strategy.root_device).train()
-    with Line("statistics of BatchNorm" if trainer.is_global_zero else "", batches, unit="batches") as line:
+    with Shown("statistics of BatchNorm" if trainer.is_global_zero else "", batches, unit="batches") as shown:
         for number, batch in enumerate(islice(_from_the_first(loader), batches)):
             batch = trainer.strategy.batch_to_device(batch)
             torch.manual_seed(hash((module.seed, -1 - number, trainer.global_rank)) % 2**63)
             with trainer.precision_plugin.forward_context():
                 module.detector(batch.pictures, batch.targets)
-            line.advance(1)
+            shown.advance(1)
     for norm, momentum in zip(norms, kept, strict=True):
         norm.momentum = momentum
         for measured in (norm.running_mean, norm.running_var):
@@ -158,7 +157,7 @@ def measure_norms(module: Detection, loader: DataLoader[Shown], trainer: lightni
                 measured /= trainer.world_size
 
 
-def _from_the_first(loader: DataLoader[Shown]) -> Iterator[Shown]:
+def _from_the_first(loader: DataLoader[TrainingBatch]) -> Iterator[TrainingBatch]:
     """The batches of a training on and on, wherever this one ended: the same after a resumed one."""
     for stretch in count():
         loader.sampler.set_epoch(stretch)  # type: ignore[attr-defined]

@@ -19,12 +19,11 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.data.decode import EXTENSIONS, open_picture
-from mec.data.pixels import BrokenPictureError
+from mec.data.decode import EXTENSIONS
 from mec.errors import InputError
 from mec.evaluate.progress import say
 from mec.evaluate.tracking.box_files import FIRST, read_rows, read_text, said, without_area
-from mec.evaluate.tracking.sequences import Boxes, BoxSequence, BrokenSequenceError, ImageFrames, Loads
+from mec.evaluate.tracking.sequences import Boxes, BoxSequence, BrokenSequenceError, ImageFrames, Loads, picture_size
 
 FORMS = (
     "folders with pictures in img and groundtruth_rect.txt (OTB) or groundtruth.txt (LaSOT), or with pictures and "
@@ -165,11 +164,11 @@ def _load(target: Target, listed: dict[str, tuple[str, ...]]) -> BoxSequence:
     if wrong.any():
         _fail(target, rows, int(wrong.argmax()), "a finite box with an area")
     boxes = rows - FIRST
-    size = _size(files[0])
+    size = picture_size(files[0])
     for i in np.flatnonzero(~unseen & _outside(boxes, size)).tolist():
-        own = _size(files[i])  # which changes in some of GOT-10k's videos
+        own = picture_size(files[i])  # which changes in some of GOT-10k's videos
         if _outside(boxes[i : i + 1], own).any():
-            _fail(target, rows, i, f"a box within the picture of {own[0]} x {own[1]} pixels")
+            _fail(target, rows, i, f"a box within the picture of {own[1]} x {own[0]} pixels")
     count, left_out = LEFT_OUT.get(target.name, (0, 0))
     kept = slice(left_out if len(rows) == count else 0, None)
     boxes[unseen] = np.nan
@@ -238,19 +237,9 @@ def _unseen(target: Target, count: int) -> NDArray[np.bool_]:
     return unseen
 
 
-def _size(file: Path) -> tuple[int, int]:
-    """Width and height."""
-    try:
-        opened = open_picture(file.read_bytes())
-    except OSError as error:
-        raise BrokenSequenceError(f"{file}: {error.strerror or error}") from error
-    except BrokenPictureError as error:
-        raise BrokenSequenceError(f"{file}: {error}") from error
-    return opened.width, opened.height
-
-
 def _outside(boxes: Boxes, size: tuple[int, int]) -> NDArray[np.bool_]:
-    return np.asarray((boxes[:, :2] >= size).any(axis=1) | (boxes[:, :2] + boxes[:, 2:] <= 0).any(axis=1))
+    """Wholly, of pictures of this height and width."""
+    return np.asarray((boxes[:, :2] >= size[::-1]).any(axis=1) | (boxes[:, :2] + boxes[:, 2:] <= 0).any(axis=1))
 
 
 def _attributes(target: Target, listed: dict[str, tuple[str, ...]]) -> tuple[str, ...]:

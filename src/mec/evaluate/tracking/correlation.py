@@ -14,7 +14,7 @@ PADDING = 3.5
 
 
 class Correlator(Protocol):
-    """``shifts`` gives, for each cell of a response, by how many cells of the search map the target has moved."""
+    """What finds the target again in a search region, and may learn how it looks by now."""
 
     def respond(self, search: Tensor) -> Tensor:
         """Maps (n, d, s, s) of search regions -> (n, r, r), highest where the target is."""

@@ -58,7 +58,7 @@ class Dense:
             raise InputError(
                 f"encoder: {encoder.spec.backbone} takes {encoder.spec.channels} channels; frames have 3, or 1 as grey"
             )
-        self.described = f"{encoder.origin or encoder.spec.backbone}, {stage}"
+        self.described = f"{encoder.described}, {stage}"
         self.grey = encoder.spec.channels == 1
         if isinstance(encoder.backbone, ResNet):
             self.body: Any = _resnet(encoder, stage)
@@ -92,7 +92,8 @@ class Dense:
     def picture(self, frame: Frame) -> Tensor:
         """(h, w, 3) uint8 -> (1, c, h, w) float32 on the device, less the mean and over the standard deviation."""
         pixels = with_channels(frame, 1) if self.grey else frame
-        x = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device, non_blocking=True)
+        # a copy: what Pillow decodes may not be written to, of which PyTorch warns
+        x = torch.from_numpy(np.array(pixels, order="C")).to(self.device, non_blocking=True)
         return (x.permute(2, 0, 1)[None].float() / 255 - self.mean) / self.std
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from faster_coco_eval import mask as rle
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mec.evaluate.result import Result
 from mec.evaluate.tracking.association import Association, Associator, overlaps
 from mec.evaluate.tracking.dense import Dense
 from mec.evaluate.tracking.looks import box_looks, letterbox, mask_looks, on_map, spread_box
@@ -128,6 +129,16 @@ class Told(NamedTuple):
 
     run: Followed[FoundSequence, Found]
     figures: Scores
+
+    def result(self, call: Call, settings: Association, given: str, how: str, seconds: float) -> Result:
+        """``given``: what was told apart; ``how``: what matters of the way it was looked at."""
+        protocol = (
+            f"given {given}, frozen features, {'as published' if settings.published else 'corrected'} (UniTrack), "
+            f"{how}, {'with' if settings.motion else 'without'} motion in the cost; "
+            f"{self.run.speed or 'tracks from before'}"
+        )
+        of, words = call.dense.described, self.run.words(call.data)
+        return Result(call.settings["task"], protocol, words, of, self.figures, seconds, broken=self.run.broken)
 
 
 def tell_apart(

@@ -14,11 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from mec.data.decode import open_picture
-from mec.data.pixels import BrokenPictureError
 from mec.errors import InputError
 from mec.evaluate.progress import say
-from mec.evaluate.tracking.sequences import VOID, BrokenSequenceError, ImageFrames, Labels, Loads, MaskSequence
+from mec.evaluate.tracking.sequences import (
+    VOID,
+    BrokenSequenceError,
+    ImageFrames,
+    Labels,
+    Loads,
+    MaskSequence,
+    picture_size,
+)
 
 FRAMES = "JPEGImages"
 MASKS = ("Annotations", "Annotations_unsupervised")
@@ -136,7 +142,7 @@ def _load(name: str, pictures: Path, masks: Path) -> MaskSequence:
     if len(set(names)) < len(names):
         raise BrokenSequenceError(f"{pictures}: two frames of one name")
     files = _of_frames(names, _files(masks, (".png",)), masks)
-    sizes = [_size(file) for file in frames]
+    sizes = [picture_size(file) for file in frames]
     if odd := [i for i, size in enumerate(sizes) if size != sizes[0]]:
         raise BrokenSequenceError(f"{frames[odd[0]]}: {_differ(sizes[odd[0]], sizes[0])} the first frame")
     coding = _coding(files[0])
@@ -170,15 +176,6 @@ def _of_frames(names: Sequence[str], masks: Sequence[Path], folder: Path) -> dic
             "expected those of every frame, of every n-th or of the first alone"
         )
     return files
-
-
-def _size(frame: Path) -> tuple[int, int]:
-    """Height and width."""
-    try:
-        opened = open_picture(frame.read_bytes())
-    except (OSError, BrokenPictureError) as error:
-        raise BrokenSequenceError(f"{frame}: {error}") from error
-    return opened.height, opened.width
 
 
 def _differ(came: Sequence[int], expected: Sequence[int]) -> str:

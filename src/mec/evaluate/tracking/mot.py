@@ -58,26 +58,14 @@ def mot(
     clock = Stopwatch()
     settings = Association(motion=0.02 if motion else 0.0, gated=True, patience=patience, published=not corrected)
     opened = loaded(data, open_found_boxes(Path(data).expanduser(), detections, least_score, sequences))
-    chosen: dict[str, object] = {
-        "task": "mot",
-        "stage": stage,
-        "corrected": corrected,
-        "detections": detections,
-        "least_score": least_score,
-    }
-    chosen |= vars(settings)
-    call = Call(data, encoder, stage, half, out, resume, render, chosen)
+    chosen = {"task": "mot", "corrected": corrected, "detections": detections, "least_score": least_score}
+    call = Call(data, encoder, stage, half, out, resume, render, chosen | vars(settings))
 
     def look(appearance: bool) -> Look:
         return boxes_look(call.dense if appearance else None, corrected)
 
-    run, figures = tell_apart(call, opened, look, settings, Keeping(_write, _read), _score, COLUMNS)
-    protocol = (
-        f"given boxes, frozen features, {'corrected' if corrected else 'as published'} (UniTrack), "
-        f"boxes above {least_score:g} in frames of 1088 x 608, "
-        f"{'with' if motion else 'without'} motion in the cost; {run.speed or 'tracks from before'}"
-    )
-    return Result("mot", protocol, run.words(data), call.dense.described, figures, clock(), broken=run.broken)
+    told = tell_apart(call, opened, look, settings, Keeping(_write, _read), _score, COLUMNS)
+    return told.result(call, settings, "boxes", f"boxes above {least_score:g} in frames of 1088 x 608", clock())
 
 
 def _score(sequences: list[FoundSequence], tracks: Mapping[str, Tracks]) -> Scores:

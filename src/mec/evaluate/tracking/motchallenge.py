@@ -5,11 +5,9 @@ Coordinates stay as the files have them; those of MOTChallenge count from 1.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from mec.evaluate.progress import say
 from mec.evaluate.tracking.identity_figures import Compared, numbered
 from mec.evaluate.tracking.metrics import rules_of
 from mec.evaluate.tracking.mot_frames import read_frames
-from mec.evaluate.tracking.sequences import Boxes, BrokenSequenceError, Found, FoundSequence, Loads, Tracks
+from mec.evaluate.tracking.sequences import Boxes, BrokenSequenceError, Found, FoundSequence, Loads, Tracks, matching
 from mec.evaluate.tracking.tables import read_table
 from mec.files import replacing
 
@@ -66,6 +64,8 @@ def open_found_boxes(
     Raises:
         InputError: nothing there that could be used; what is wrong with one sequence is raised when it is loaded.
     """
+    if detections is not None:
+        detections = os.path.expanduser(detections)
     folders = _chosen(_sequences(data), names)
     if not any((folder / "gt" / "gt.txt").is_file() for folder in folders.values()):
         raise InputError(f"data: no gt/gt.txt in {data}; expected the truth, which MOTChallenge keeps back for test")
@@ -98,15 +98,9 @@ def _is_sequence(folder: Path) -> bool:
 
 
 def _chosen(folders: list[Path], names: Sequence[str] | None) -> dict[str, Path]:
-    known = {folder.name: folder for folder in folders}
-    for pattern in names or ():
-        if not any(fnmatchcase(name, pattern) for name in known):
-            near = difflib.get_close_matches(pattern, known, 1, 0)[0]
-            raise InputError(f"sequences: {pattern!r} fits none of the {len(known)} sequences; the nearest is {near}")
-    if names:
-        return {name: f for name, f in known.items() if any(fnmatchcase(name, pattern) for pattern in names)}
+    known = matching({folder.name: folder for folder in folders}, names)
     videos = {name.removesuffix(next(filter(name.endswith, DETECTORS), "")) for name in known}
-    if len(videos) < len(known):
+    if not names and len(videos) < len(known):
         say(f'{len(known) - len(videos)} sequences are the videos of others; --sequences "*-FRCNN" takes each once')
     return known
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from mec.evaluate.result import Result, Stopwatch
 from mec.evaluate.task import EncoderLike, Source
 from mec.evaluate.tracking.association import Association
-from mec.evaluate.tracking.follow_found import Look, masks_look, tell_apart
+from mec.evaluate.tracking.follow_found import MASK_CELLS, Look, masks_look, tell_apart
 from mec.evaluate.tracking.mots_figures import compare_masks, mots_scores
 from mec.evaluate.tracking.mots_files import read_masks_text, write_masks_text
 from mec.evaluate.tracking.mots_sources import open_found_masks
@@ -59,20 +59,14 @@ def mots(
     cost = 0.02 if motion else 0.0
     settings = Association(motion=cost, gated=False, confirmed=True, patience=patience, published=not corrected)
     opened = loaded(data, open_found_masks(Path(data).expanduser(), detections, sequences))
-    chosen: dict[str, object] = {"task": "mots", "corrected": corrected, "detections": detections}
-    chosen |= vars(settings)
-    call = Call(data, encoder, stage, half, out, resume, render, chosen)
+    chosen = {"task": "mots", "corrected": corrected, "detections": detections}
+    call = Call(data, encoder, stage, half, out, resume, render, chosen | vars(settings))
 
     def look(appearance: bool) -> Look:
         return masks_look(call.dense, appearance)
 
-    run, figures = tell_apart(call, opened, look, settings, Keeping(_write, _read), _score, COLUMNS)
-    protocol = (
-        f"given masks, frozen features, {'corrected' if corrected else 'as published'} (UniTrack), "
-        f"at most 200 cells of each, "
-        f"{'with' if motion else 'without'} motion in the cost; {run.speed or 'tracks from before'}"
-    )
-    return Result("mots", protocol, run.words(data), call.dense.described, figures, clock(), broken=run.broken)
+    told = tell_apart(call, opened, look, settings, Keeping(_write, _read), _score, COLUMNS)
+    return told.result(call, settings, "masks", f"at most {MASK_CELLS} cells of each", clock())
 
 
 def _score(sequences: list[FoundSequence], tracks: Mapping[str, Tracks]) -> Scores:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mec.data.decode import open_picture
 from mec.data.pixels import BrokenPictureError, Reading
+from mec.evaluate.detection.masks import run_lengths
 from mec.evaluate.tracking.sequences import RLE, BrokenSequenceError, Found, Tracks
 from mec.files import replacing
 
@@ -23,8 +24,6 @@ IGNORED = 10
 """The class of regions in which a mask is neither right nor wrong."""
 DIVISOR = 1000
 """In pictures of instances a pixel is its class times this, and a number."""
-LONGEST = 8
-"""Characters of a run; those of any picture are shorter."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def _row(place: str, words: Sequence[str]) -> MaskRow:
     if abs(number) >= 2**53:
         raise ValueError(f"expected an id of fewer digits, got {number}")
     _expect_class(category)
-    runs = _runs(words[5])
+    runs = run_lengths(words[5])
     if min(height, width) < 1 or (runs < 0).any() or runs.sum() != height * width:
         got = f"{runs.min()} and more" if (runs < 0).any() else runs.sum()
         raise ValueError(f"expected run lengths of {height} x {width} pixels in all, got {got}")
@@ -88,24 +87,6 @@ def _row(place: str, words: Sequence[str]) -> MaskRow:
 def _expect_class(category: int) -> None:
     if category not in (*CLASSES.values(), IGNORED):
         raise ValueError(f"expected class 1 (car), 2 (pedestrian) or {IGNORED} (ignored), got {category}")
-
-
-def _runs(text: str) -> NDArray[np.int64]:
-    """COCO's text: 5 bits a character, the lowest first; from the fourth run on, less the run two before.
-
-    Read here, for not every version of what decodes them looks whether they are damaged.
-    """
-    codes = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero(codes & 32 == 0)
-    starts = np.append(0, ends[:-1] + 1)
-    if codes.min() < 0 or codes.max() > 63 or codes[-1] & 32 or (lengths := ends - starts + 1).max() > LONGEST:
-        raise ValueError(f"expected COCO's compressed run lengths in column 6, got {text[:20]!r}")
-    places = np.arange(len(codes)) - np.repeat(starts, lengths)
-    runs = np.add.reduceat((codes & 31) << 5 * places, starts)
-    runs -= (codes[ends] >> 4 & 1) << 5 * lengths
-    for first in (1, 2):
-        runs[first::2] = np.cumsum(runs[first::2])
-    return np.asarray(runs)
 
 
 def read_instances(file: Path, frame: int) -> list[MaskRow]:

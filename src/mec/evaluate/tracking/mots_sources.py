@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from mec.evaluate.tracking.sequences import (
     FoundSequence,
     ImageFrames,
     Loads,
+    matching,
     read_frame,
 )
 
@@ -75,7 +75,8 @@ def open_found_masks(
     Raises:
         InputError: nothing there that could be used; what is wrong with one sequence is raised when it is loaded.
     """
-    data = Path(data)
+    if detections is not None:
+        detections = os.path.expanduser(detections)
     if not data.is_dir():
         raise InputError(f"data: no folder {data}")
     loads: dict[str, Callable[[], FoundSequence]] = {}
@@ -92,7 +93,7 @@ def open_found_masks(
     if detections is not None and not any(Path(detections, f"{place.name}.txt").is_file() for place in places):
         some = f"such as {places[0].name}.txt"
         raise InputError(f"detections: expected a file of each sequence in {detections}, {some}, got none")
-    return _chosen(loads, names)
+    return matching(loads, names)
 
 
 def _kittis(data: Path) -> list[_Place]:
@@ -117,14 +118,6 @@ def _challenges(data: Path) -> list[_Place]:
     for above in (data / "train", data / "images" / "train", data):
         folders = folders or sorted(folder.parent for folder in above.glob("*/img1"))
     return [_Place(f.name, f, 1, (f / "gt" / "gt.txt",), (f / "gt", f.parent / "instances" / f.name)) for f in folders]
-
-
-def _chosen(loads: Loads[FoundSequence], names: Sequence[str] | None) -> Loads[FoundSequence]:
-    for pattern in names or ():
-        if not any(fnmatchcase(name, pattern) for name in loads):
-            near = difflib.get_close_matches(pattern, loads, 1, 0)[0]
-            raise InputError(f"sequences: {pattern!r} fits none of the {len(loads)} sequences; the nearest is {near!r}")
-    return {n: load for n, load in loads.items() if not names or any(fnmatchcase(n, pattern) for pattern in names)}
 
 
 def _load(name: str, place: _Place, category: int, detections: str | None) -> FoundSequence:

@@ -9,7 +9,7 @@ from pathlib import Path
 from mec.evaluate.result import Result, Stopwatch
 from mec.evaluate.task import EncoderLike, Source
 from mec.evaluate.tracking.association import Association
-from mec.evaluate.tracking.follow_found import Look, poses_look, tell_apart
+from mec.evaluate.tracking.follow_found import POSE_CELLS, Look, poses_look, tell_apart
 from mec.evaluate.tracking.pose_figures import compare_poses, pose_scores
 from mec.evaluate.tracking.posetrack import open_poses, read_poses, write_poses
 from mec.evaluate.tracking.runs import Call, Keeping, loaded
@@ -60,20 +60,14 @@ def pose(
         patience=patience, published=not corrected,
     )  # fmt: skip
     opened = loaded(data, open_poses(Path(data).expanduser(), detections, sequences))
-    chosen: dict[str, object] = {"task": "pose", "corrected": corrected, "detections": detections}
-    chosen |= vars(settings)
-    call = Call(data, encoder, stage, half, out, resume, render, chosen)
+    chosen = {"task": "pose", "corrected": corrected, "detections": detections}
+    call = Call(data, encoder, stage, half, out, resume, render, chosen | vars(settings))
 
     def look(appearance: bool) -> Look:
         return poses_look(call.dense, appearance)
 
-    run, figures = tell_apart(call, opened, look, settings, Keeping(_write, _read), _score, COLUMNS)
-    protocol = (
-        f"given poses, frozen features, {'corrected' if corrected else 'as published'} (UniTrack), "
-        f"at most 400 cells of each, "
-        f"{'with' if motion else 'without'} motion in the cost; {run.speed or 'tracks from before'}"
-    )
-    return Result("pose", protocol, run.words(data), call.dense.described, figures, clock(), broken=run.broken)
+    told = tell_apart(call, opened, look, settings, Keeping(_write, _read), _score, COLUMNS)
+    return told.result(call, settings, "poses", f"at most {POSE_CELLS} cells of each", clock())
 
 
 def _score(sequences: list[FoundSequence], tracks: Mapping[str, Tracks]) -> Scores:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -13,7 +11,15 @@ import numpy as np
 
 from mec.errors import InputError
 from mec.evaluate.tracking.pose_files import PoseFrame, read_pose_frames, write_pose_frames
-from mec.evaluate.tracking.sequences import BrokenSequenceError, Found, FoundSequence, ImageFrames, Loads, Tracks
+from mec.evaluate.tracking.sequences import (
+    BrokenSequenceError,
+    Found,
+    FoundSequence,
+    ImageFrames,
+    Loads,
+    Tracks,
+    matching,
+)
 from mec.evaluate.tracking.skeletons import JOINTS
 
 RATE = 6.0
@@ -43,10 +49,10 @@ def open_poses(data: Path, detections: str | None = None, names: Sequence[str] |
     Raises:
         InputError: nothing there that could be used; what is wrong with one sequence is raised when it is loaded.
     """
-    files = _chosen(_annotations(Path(data)), names)
+    files = matching(_annotations(data), names)
     if detections is None:
         return {name: partial(_load, file, None) for name, file in files.items()}
-    found = {name: Path(detections, file.name) for name, file in files.items()}
+    found = {name: Path(detections, file.name).expanduser() for name, file in files.items()}
     if not any(file.is_file() for file in found.values()):
         first = next(iter(files.values())).name
         raise InputError(f"detections: expected a file of each sequence in {detections}, such as {first}, got none")
@@ -63,14 +69,6 @@ def _annotations(data: Path) -> dict[str, Path]:
         if files:
             return {file.stem: file for file in files}
     raise InputError(f"data: no sequence in {data}; expected PoseTrack18's annotations/val/SEQUENCE.json")
-
-
-def _chosen(known: dict[str, Path], names: Sequence[str] | None) -> dict[str, Path]:
-    for pattern in names or ():
-        if not any(fnmatchcase(name, pattern) for name in known):
-            near = difflib.get_close_matches(pattern, known, 1, 0)[0]
-            raise InputError(f"sequences: {pattern!r} fits none of the {len(known)} sequences; the nearest is {near}")
-    return {n: f for n, f in known.items() if not names or any(fnmatchcase(n, pattern) for pattern in names)}
 
 
 def _load(file: Path, detections: Path | None) -> FoundSequence:

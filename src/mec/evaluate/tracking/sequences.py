@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from mec.data.decode import open_picture
 from mec.data.pixels import BrokenPictureError, Reading
+from mec.errors import InputError
 
 Frame = NDArray[np.uint8]
 """(height, width, 3), RGB."""
@@ -69,6 +72,17 @@ def read_frame(file: Path) -> Frame:
         raise BrokenSequenceError(f"{file}: {error.strerror or error}") from error
     except BrokenPictureError as error:
         raise BrokenSequenceError(f"{file}: {error}") from error
+
+
+def picture_size(file: Path) -> tuple[int, int]:
+    """Height and width. Raises BrokenSequenceError when it is missing or damaged."""
+    try:
+        opened = open_picture(file.read_bytes())
+    except OSError as error:
+        raise BrokenSequenceError(f"{file}: {error.strerror or error}") from error
+    except BrokenPictureError as error:
+        raise BrokenSequenceError(f"{file}: {error}") from error
+    return opened.height, opened.width
 
 
 @dataclass(frozen=True)
@@ -156,3 +170,17 @@ Loads = dict[str, Callable[[], T]]
 """Sequences by name, each read when it is called: one that raises BrokenSequenceError does not lose the others."""
 Scores = dict[str, dict[str, float]]
 """Figures of each sequence by name: column -> value. Shares are real numbers, counts are whole ones (int)."""
+V = TypeVar("V")
+
+
+def matching(known: Mapping[str, V], patterns: Sequence[str] | None) -> dict[str, V]:
+    """Those whose names fit one of the patterns, such as "*-FRCNN"; without patterns all.
+
+    Raises:
+        InputError: a pattern that fits none.
+    """
+    for pattern in patterns or ():
+        if not any(fnmatchcase(name, pattern) for name in known):
+            near = difflib.get_close_matches(pattern, known, 1, 0)[0]
+            raise InputError(f"sequences: {pattern!r} fits none of the {len(known)} sequences; the nearest is {near!r}")
+    return {n: one for n, one in known.items() if not patterns or any(fnmatchcase(n, pattern) for pattern in patterns)}

@@ -17,6 +17,7 @@ from mec.evaluate.tracking.dense import Dense
 from mec.evaluate.tracking.follow_box import follow_box
 from mec.evaluate.tracking.mask_sources import read_mask, write_labels
 from mec.evaluate.tracking.render import Film, check_render, draw_found, draw_labels
+from mec.evaluate.tracking.runs import counted
 from mec.evaluate.tracking.sequences import BrokenSequenceError, Found, Frame, Frames, Labels
 from mec.evaluate.tracking.video import open_frames
 from mec.evaluate.tracking.vos import follow_masks
@@ -85,7 +86,7 @@ def track(
     except BrokenSequenceError as error:
         raise InputError(f"video: {error}") from error
     speed, share = shown.done / shown.seconds, dense.seconds / shown.seconds
-    say(f"{shown.done:,} frames, {speed:.2f} a second, {share:.0%} in the encoder")
+    say(f"{counted(shown.done)}, {speed:.2f} a second, {share:.0%} in the encoder")
     return film
 
 

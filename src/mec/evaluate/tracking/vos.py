@@ -70,9 +70,8 @@ def vos(
     run = follow_all(call, opened, follow, keeping)
     scores = mask_scores(run.sequences, run.tracks)
     if "all" not in scores:
-        raise InputError(
-            f"data: no figures for {data}, for it has masks of first frames only; the masks found are in --out"
-        )
+        where = f"the masks found are in {call.folder}" if out else "with --out the masks found are kept"
+        raise InputError(f"data: no figures for {data}, for it has masks of first frames only; {where}")
     still = mask_scores(run.sequences, {one.name: [_first(one)] * len(one.frames) for one in run.sequences})
     figures = {"encoder": scores["all"], "first mask": still["all"]}
     call.keep_figures({**scores, "first mask": still["all"]}, run.broken)
