@@ -10,7 +10,6 @@ then end to end through a DataLoader with 1 and 2 workers, each in a process of 
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import statistics
@@ -35,139 +34,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from machine import write
 from mec.data import Reading, TwoViews, open_images
-from mec.data.crops import Cropper, Item
 from mec.data.loading import EpochSampler, training_loader
-from mec.data.parameters import VIEW_1, VIEW_2, ViewSettings
-from mec.data.reference import reference_transform
+from view_pipelines import Batch, Ours, as_pil, as_tensor, kornia, lightly, paper, pipelines, torchvision_v2
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-BLUR_TAPS = 13  # three times the widest sigma, to either side
 BATCH, SMALL_BATCH = 32, 256
 ROUNDS = 3
-Batch = Callable[[list[Any]], None]
-
-
-def paper(size: int) -> list[Callable[[Any], Any]]:
-    """torchvision on PIL, as the paper's code has it."""
-    from torchvision import transforms
-
-    def view(settings: ViewSettings) -> Callable[[Any], Any]:
-        after = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-        return transforms.Compose([reference_transform(size, settings), *after])
-
-    return [view(VIEW_1), view(VIEW_2)]
-
-
-def torchvision_v2(size: int) -> list[Callable[[Any], Any]]:
-    from torchvision.transforms import v2
-
-    def view(s: ViewSettings) -> Callable[[Any], Any]:
-        return v2.Compose(
-            [
-                v2.RandomResizedCrop(size, scale=s.crop_scale, antialias=True),
-                v2.RandomApply([v2.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue)], p=s.jitter),
-                v2.RandomGrayscale(p=s.grey),
-                v2.RandomApply([v2.GaussianBlur(BLUR_TAPS, s.blur_sigma)], p=s.blur),
-                v2.RandomSolarize(128, p=s.solarise),
-                v2.RandomHorizontalFlip(p=s.flip),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(MEAN, STD),
-            ]
-        )
-
-    return [view(VIEW_1), view(VIEW_2)]
-
-
-def lightly(size: int) -> list[Callable[[Any], Any]]:
-    from lightly.transforms.byol_transform import BYOLView1Transform, BYOLView2Transform
-
-    return [BYOLView1Transform(size, min_scale=0.2), BYOLView2Transform(size, min_scale=0.2)]
-
-
-def kornia(size: int) -> list[Callable[[Any], Any]]:
-    import kornia.augmentation as K
-    from torch import nn
-
-    def view(s: ViewSettings) -> Callable[[Any], Any]:
-        return nn.Sequential(
-            K.RandomResizedCrop((size, size), scale=s.crop_scale),
-            K.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue, p=s.jitter),
-            K.RandomGrayscale(p=s.grey),
-            K.RandomGaussianBlur((BLUR_TAPS, BLUR_TAPS), s.blur_sigma, p=s.blur),
-            K.RandomSolarize(0.0, 0.0, p=s.solarise),
-            K.RandomHorizontalFlip(p=s.flip),
-            K.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
-        )
-
-    return [view(VIEW_1), view(VIEW_2)]
-
-
-def as_pil(encoded: bytes | np.ndarray) -> Image.Image:
-    return (
-        Image.fromarray(encoded) if isinstance(encoded, np.ndarray) else Image.open(io.BytesIO(encoded)).convert("RGB")
-    )
-
-
-def as_tensor(encoded: bytes | np.ndarray) -> torch.Tensor:
-    array = encoded if isinstance(encoded, np.ndarray) else simplejpeg.decode_jpeg(encoded)
-    array = array if array.flags.writeable else array.copy()
-    return torch.from_numpy(array).permute(2, 0, 1)
-
-
-def one_by_one(views: list[Callable[[Any], Any]], decode: Callable[[Any], Any], pictures: list[Any]) -> torch.Tensor:
-    decoded = [decode(p) for p in pictures]
-    return torch.stack([torch.stack([view(d) for view in views]) for d in decoded])
-
-
-def batched(views: list[Callable[[Any], Any]], pictures: list[Any]) -> torch.Tensor:
-    x = torch.stack([as_tensor(p) for p in pictures]).float() / 255
-    return torch.stack([view(x) for view in views], dim=1)
-
-
-class Ours:
-    """Crops as a worker makes them, then the rest on the batch; ``worker_only`` leaves that to an accelerator."""
-
-    def __init__(self, size: int, worker_only: bool = False) -> None:
-        self.views, self.worker_only, self.epoch = TwoViews(size), worker_only, 0
-        self.crop = Cropper(self.views, Reading())
-        self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
-
-    def __call__(self, pictures: list[Any]) -> None:
-        self.epoch += 1
-        if isinstance(pictures[0], np.ndarray):
-            batch: Any = (
-                torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2),
-                np.arange(len(pictures)),
-                self.epoch,
-            )
-        else:
-            items = [Item(i, partial(_same, p), "") for i, p in enumerate(pictures)]
-            batch = self.crop(items, self.epoch, lambda _: iter(()))[:3]
-        if not self.worker_only:
-            for x in self.views(*batch):
-                _ = x.sub_(self.mean).div_(self.std)
-
-
-def _same(data: Any) -> Any:
-    return data
-
-
-def pipelines(size: int) -> dict[str, Batch]:
-    """Every way that is installed, as a function of a list of pictures."""
-    made: dict[str, Callable[[], Batch]] = {
-        "PIL (the paper's)": lambda: partial(one_by_one, paper(size), as_pil),
-        "torchvision v2": lambda: partial(one_by_one, torchvision_v2(size), as_tensor),
-        "lightly": lambda: partial(one_by_one, lightly(size), as_pil),
-        "kornia": lambda: partial(batched, kornia(size)),
-        "mec": lambda: Ours(size),
-    }
-    found: dict[str, Batch] = {}
-    for name, make in made.items():
-        try:
-            found[name] = make()
-        except ImportError as error:
-            print(f"{name}: not installed ({error})", file=sys.stderr)
-    return found
 
 
 def rate(function: Batch, pictures: list[Any], seconds: float, batch: int) -> float:

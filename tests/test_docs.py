@@ -4,6 +4,7 @@
 ``<!-- continues -->`` stands above a block of Python that goes on from the one before.
 """
 
+import itertools
 import re
 import shlex
 import shutil
@@ -27,7 +28,6 @@ TRAINING = (
     "--workers 0 --projector.hidden 16 --projector.outputs 8"
 ).split()
 SMALL = {
-    "demo": ["--epochs", "1"],
     "pretrain": [*TRAINING, "--probe_every", "0", "--devices", "1", "--accelerator", "cpu"],
     "views": TRAINING,
     "finetune": ["--epochs", "1", "--seeds", "1", "--workers", "0"],
@@ -84,7 +84,9 @@ def commands(block: Block) -> list[str]:
 
 
 def arguments_of(line: str) -> list[str]:
-    return [_as_meant(a) for a in shlex.split(line, comments=True)[1:]]
+    """Of the command, as far as the shell does not take the rest for itself."""
+    words = itertools.takewhile(lambda word: word not in (">", "|", "&&"), shlex.split(line, comments=True)[1:])
+    return [_as_meant(word) for word in words]
 
 
 SHELL = [pytest.param(b, id=str(b)) for b in BLOCKS if b.language in ("sh", "bash", "shell", "console")]

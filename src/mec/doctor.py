@@ -73,7 +73,8 @@ def doctor(folder: str | os.PathLike[str] = ".") -> str:
         "what would be slow or fail",
         *(_paragraph(f"- {what}", 2) for what in slow or ["nothing that was looked for"]),
     ]
-    return "\n".join(lines).replace(str(Path.home()), "~")
+    home = str(Path.home())
+    return "\n".join(lines) if home == "/" else "\n".join(lines).replace(home, "~")
 
 
 def _paragraph(text: str, indent: int) -> str:

@@ -11,7 +11,7 @@ from mec.data.loading import evaluation_loader
 from mec.data.pixels import Reading, as_asked
 from mec.data.survey import measure_colours, settle, survey
 from mec.errors import InputError
-from tests.data.test_decode import (
+from tests.data.encoded_pictures import (
     ALPHA,
     BLUE,
     BYTES,

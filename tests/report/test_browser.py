@@ -124,13 +124,14 @@ def test_everything_is_drawn(desk: Any) -> None:
 
 def test_pointing_at_a_picture_shows_it(desk: Any) -> None:
     page = desk
-    seen = set()
+    seen: list[str] = []
     for number in range(len(TITLES)):
         point = page.locator("#map-0 .point").nth(number)
         point.scroll_into_view_if_needed()
         point.hover(force=True)
-        page.wait_for_selector("#card-0.chosen strong")
-        seen.add(page.locator("#card-0 strong").text_content())
+        another = "seen => !seen.includes(document.querySelector('#card-0.chosen strong')?.textContent ?? seen[0])"
+        page.wait_for_function(another, arg=["", *seen])
+        seen.append(page.locator("#card-0 strong").text_content())
     assert {text.strip() for text in seen} == {title.strip() for title in TITLES}
     window, sprite = (page.locator(f"#card-0 {part}").bounding_box() for part in (".window", ".sprite"))
     assert sprite["width"] == pytest.approx(4 * window["width"])  # four columns of pictures

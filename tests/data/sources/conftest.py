@@ -1,3 +1,4 @@
+import socket
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,35 @@ from tests.data.sources.shard_files import CPU, PICTURES, TOTAL, views_of, write
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEC_DATA", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("MEC_DATA", str(home))
+    # the environment is read when datasets is imported
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Every address that is looked up or connected to; none can be, but those of processes on this machine."""
+    asked: list[object] = []
+    connect = socket.socket.connect
+
+    def refuse(*address: object, **_: object) -> None:
+        asked.append(address)
+        raise OSError("no network")
+
+    def within(self: socket.socket, address: object) -> None:
+        connect(self, address) if self.family == socket.AF_UNIX else refuse(address)
+
+    monkeypatch.setattr(socket.socket, "connect", within)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return asked
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,7 @@ import pytest
 from PIL import Image
 
 import mec
-from mec.cli import _parser, main
-from mec.task_options import listed
+from mec.cli import main
 from tests.evaluate.tracking.crossings import TASKS, crossing, narrow_encoder, write
 from tests.evaluate.tracking.scenes import Scene
 
@@ -136,6 +134,8 @@ def small(file: str) -> Callable[[Path], None]:
 BOXES = "{}/groundtruth_rect.txt"
 ROWS = "{}/gt/gt.txt"
 POSES = "annotations/val/{}.json"
+
+
 BROKEN: dict[str, list[tuple[Callable[..., Callable[[Path], None]], tuple[str, ...], str]]] = {
     "sot": [
         (lines_changed, (BOXES, r"\n\d+,", "\nnan,"), "line 2: expected a finite box with an area, got nan"),
@@ -269,38 +269,3 @@ def test_a_folder_that_may_not_be_written(work: Path, mec_says: Calls) -> None:
         status, out, err = mec_says("evaluate", "mots", "mots", "--encoder", "encoder", *options)
         assert (status, out) == (2, "")
         assert re.match(r"mec: (out|render): .*empty.* cannot be written to", err[-1])
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        (None, None),
-        ("one", ["one"]),
-        ("one,two", ["one", "two"]),
-        ("[one, two three]", ["one", "two three"]),
-        ("*-FRCNN", ["*-FRCNN"]),
-        ("[*-FRCNN]", ["*-FRCNN"]),
-        ("['*-FRCNN', \"0002 car\"]", ["*-FRCNN", "0002 car"]),
-        ("000[12]_*", ["000[12]_*"]),
-    ],
-)
-def test_names_on_the_command_line(text: str | None, names: list[str] | None) -> None:
-    assert listed(text) == names
-
-
-@pytest.mark.parametrize("command", [*(f"evaluate {task}" for task in TASKS), "track"])
-def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit, match="0"):
-        main([*command.split(), "--help"])
-    text = capsys.readouterr().out
-    options = re.findall(r"^  (-\S+|[A-Z]\w*)(.*(?:\n   .*)*)", text, re.MULTILINE)
-    assert len(options) > 8
-    for name, words in options:
-        said = re.sub(r"\((type|default|required)[^)]*\)|--?\w+\+?|[A-Z_]{2,}\b|\{.*?\}", "", words)
-        assert len(re.findall(r"[a-z]+", said)) >= 3, (name, words)
-    (example,) = re.findall(r"^example: mec (.*)$", text, re.MULTILINE)
-    assert example.startswith(command)
-    arguments = shlex.split(example)
-    parsed = _parser(arguments).parse_args(arguments)
-    assert parsed.command == command.split()[0]

@@ -1,0 +1,10 @@
+import pytest
+from PIL import Image
+
+from tests.data.encoded_pictures import H, W
+from tests.data.test_geometry import photograph
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    return Image.fromarray(photograph(H, W))

@@ -1,0 +1,46 @@
+"""What is said where a source needs a package that is not installed."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mec.data import open_images, read
+from mec.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("own_cache", "asked")
+
+
+def hide(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [module, *(m for m in sys.modules if m.startswith(f"{module}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "extra"),
+    [
+        ("datasets", "a.parquet", "datasets"),
+        ("webdataset", "a.tar", "webdataset"),
+        ("webdataset", "https://example.org/a-{00..99}.tar", "webdataset"),
+        ("av", "a.mp4", "video"),
+    ],
+)
+def test_a_missing_extra_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str, extra: str
+) -> None:
+    hide(module, monkeypatch)
+    (tmp_path / "a.parquet").touch()
+    (tmp_path / "a.tar").touch()
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(InputError, match=rf"{name[-4:]}.* needs .*pip install 'mec-ssl\[{extra}\]'$"):
+        open_images(name if "://" in name else tmp_path / name)
+
+
+def test_a_missing_tiff_reader_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tifffile
+
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((5, 8, 9), np.uint16), photometric="minisblack")
+    hide("tifffile", monkeypatch)
+    with pytest.raises(InputError, match=r"a TIFF with more .*; pip install 'mec-ssl\[tiff\]'$"):
+        read(open_images(tmp_path), 0)

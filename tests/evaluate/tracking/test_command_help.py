@@ -1,0 +1,45 @@
+"""The help of ``mec evaluate sot|vos|mot|mots|pose`` and ``mec track``, and how names are written on their lines."""
+
+import re
+import shlex
+
+import pytest
+
+from mec.cli import _parser, main
+from mec.task_options import listed
+from tests.evaluate.tracking.crossings import TASKS
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (None, None),
+        ("one", ["one"]),
+        ("one,two", ["one", "two"]),
+        ("[one, two three]", ["one", "two three"]),
+        ("*-FRCNN", ["*-FRCNN"]),
+        ("[*-FRCNN]", ["*-FRCNN"]),
+        ("['*-FRCNN', \"0002 car\"]", ["*-FRCNN", "0002 car"]),
+        ("000[12]_*", ["000[12]_*"]),
+    ],
+)
+def test_names_on_the_command_line(text: str | None, names: list[str] | None) -> None:
+    assert listed(text) == names
+
+
+@pytest.mark.parametrize("command", [*(f"evaluate {task}" for task in TASKS), "track"])
+def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit, match="0"):
+        main([*command.split(), "--help"])
+    text = capsys.readouterr().out
+    options = re.findall(r"^  (-\S+|[A-Z]\w*)(.*(?:\n   .*)*)", text, re.MULTILINE)
+    assert len(options) > 8
+    for name, words in options:
+        said = re.sub(r"\((type|default|required)[^)]*\)|--?\w+\+?|[A-Z_]{2,}\b|\{.*?\}", "", words)
+        assert len(re.findall(r"[a-z]+", said)) >= 3, (name, words)
+    (example,) = re.findall(r"^example: mec (.*)$", text, re.MULTILINE)
+    assert example.startswith(command)
+    arguments = shlex.split(example)
+    parsed = _parser(arguments).parse_args(arguments)
+    assert parsed.command == command.split()[0]
