@@ -7,6 +7,9 @@ import pytest
 import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+LONG = ("test_processes.py", "test_package.py", "test_sharded.py", "test_survival.py", "test_run.py", "test_trainer.py",
+        "test_examples.py", "test_runs.py", "test_divided.py", "test_docs.py")  # fmt: skip
+"""Files of minutes. They go first: begun last, one of them would be waited for alone."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -14,6 +17,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="slow; run with -m slow"))
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session")

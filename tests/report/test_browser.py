@@ -128,9 +128,15 @@ def test_pointing_at_a_picture_shows_it(desk: Any) -> None:
     for number in range(len(TITLES)):
         point = page.locator("#map-0 .point").nth(number)
         point.scroll_into_view_if_needed()
-        point.hover(force=True)
-        another = "seen => !seen.includes(document.querySelector('#card-0.chosen strong')?.textContent ?? seen[0])"
-        page.wait_for_function(another, arg=["", *seen])
+        for _ in range(20):  # a busy machine may drop a movement
+            point.hover(force=True)
+            page.wait_for_timeout(200)
+            if (
+                page.locator("#card-0.chosen strong").count()
+                and page.locator("#card-0 strong").text_content() not in seen
+            ):
+                break
+            page.mouse.move(0, 0)
         seen.append(page.locator("#card-0 strong").text_content())
     assert {text.strip() for text in seen} == {title.strip() for title in TITLES}
     window, sprite = (page.locator(f"#card-0 {part}").bounding_box() for part in (".window", ".sprite"))
@@ -180,8 +186,12 @@ def test_zooming_one_curve_zooms_all(desk: Any) -> None:
     of = "id => document.getElementById(id)._fullLayout.xaxis.range"
     until(page, "document.getElementById('chart-learning_rate')._fullLayout.xaxis.range[1] < 25")
     assert page.evaluate(of, "chart-loss") == page.evaluate(of, "chart-learning_rate") == pytest.approx([10, 20], abs=2)
-    page.mouse.dblclick(box["x"] + 50, middle)
-    until(page, "document.getElementById('chart-learning_rate')._fullLayout.xaxis.range[1] > 35")
+    for _ in range(20):  # on a busy machine two clicks may lie too far apart to be a double one
+        page.mouse.dblclick(box["x"] + 50, middle)
+        page.wait_for_timeout(500)
+        if page.evaluate(of, "chart-learning_rate")[1] > 35:
+            return
+    raise AssertionError("a double click does not show everything again")
 
 
 def test_epochs_and_hidden_runs(desk: Any) -> None:
