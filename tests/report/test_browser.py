@@ -1,9 +1,9 @@
 """The page in a real browser: drawn, pointed at, zoomed, on a phone, in the dark, on paper, without scripts."""
 
+import contextlib
 import http.server
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -91,12 +91,10 @@ def opened(browser: Any, file: Path) -> Iterator[Callable[..., Any]]:
 def until(page: Any, condition: str) -> None:
     """Playwright's own way evaluates text in the page, which the page forbids."""
     for _ in range(150):
-        try:
+        with contextlib.suppress(playwright.Error):  # it is being loaded anew
             if page.evaluate(condition):
                 return
-        except playwright.Error:  # it is being loaded anew
-            pass
-        time.sleep(0.1)
+        page.wait_for_timeout(100)
     raise AssertionError(f"never: {condition}")
 
 
@@ -175,9 +173,8 @@ def test_colours_by_label_or_cluster(desk: Any) -> None:
 
 def test_zooming_one_curve_zooms_all(desk: Any) -> None:
     page = desk
-    plot = page.locator("#chart-loss .nsewdrag")
-    plot.scroll_into_view_if_needed()
-    box = plot.bounding_box()
+    page.locator("#chart-loss .nsewdrag").scroll_into_view_if_needed()
+    box = page.locator("#chart-loss .nsewdrag").bounding_box()
     middle = box["y"] + box["height"] / 2
     page.mouse.move(box["x"] + box["width"] * 0.25, middle)
     page.mouse.down()
@@ -189,9 +186,9 @@ def test_zooming_one_curve_zooms_all(desk: Any) -> None:
     for _ in range(20):  # on a busy machine two clicks may lie too far apart to be a double one
         page.mouse.dblclick(box["x"] + 50, middle)
         page.wait_for_timeout(500)
-        if page.evaluate(of, "chart-learning_rate")[1] > 35:
-            return
-    raise AssertionError("a double click does not show everything again")
+        if shown_again := page.evaluate(of, "chart-learning_rate")[1] > 35:
+            break
+    assert shown_again
 
 
 def test_epochs_and_hidden_runs(desk: Any) -> None:
@@ -200,8 +197,7 @@ def test_epochs_and_hidden_runs(desk: Any) -> None:
     assert page.evaluate(last) == [[39, True], [39, True]]
     page.locator("input[name=across][value=epoch]").check(force=True)
     assert page.evaluate(last) == [[3.9, True], [3.9, True]]
-    button = page.locator("button[data-run='1']")
-    button.click()
+    (button := page.locator("button[data-run='1']")).click()
     assert button.get_attribute("aria-pressed") == "false"
     assert page.evaluate(last)[1][1] == "legendonly"
     assert page.locator("#chart-loss .js-line").count() == 1
