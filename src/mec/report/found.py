@@ -33,7 +33,7 @@ def weights_of(run: Path) -> Weights | Missing:
                 return Weights(path, f"the encoder after {step_of(path):,} steps")
     except OSError:  # the run, which goes on, has removed one
         pass
-    return Missing("The run has no checkpoint yet; it keeps the first one at the end of an epoch.")
+    return Missing("The run has no checkpoint yet; it keeps one every few minutes.")
 
 
 def source_of(run: Path, data: str | os.PathLike[str] | None) -> str | Missing:
