@@ -28,16 +28,16 @@ from torch import Tensor
 import mec
 from cells import Cells, Clock, Deadline, until_time_is_out
 from mec.data import Reading
-from mec.data.sources.named import data_home
-from mec.data.survey import settle
-from mec.data.views import TwoViews
+from mec.data.datasets.builtin import data_home
+from mec.data.analysis import settle
+from mec.data.transforms.multi_view import TwoViews
 from mec.evaluate.accuracy import accuracies
 from mec.evaluate.features import Features, frozen
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import probe
 from mec.files import replacing
 from mec.models.encoder import Encoder, create_encoder
-from mec.training.schedules import learning_rate_factor
+from mec.pretraining.schedules import learning_rate_factor
 from methods import METHODS, Method, Network, shorten
 
 CHECKPOINT_EVERY = 60
@@ -86,10 +86,10 @@ class Data:
 def open_data(source: str, every: int, device: torch.device) -> Data:
     parts: list[Tensor] = []
     for part, step in (("train", every), ("test", 1)):
-        images = settle(mec.open_images(source, part), Reading())[0]
-        pictures = torch.from_numpy(np.ascontiguousarray(images.pictures[::step].transpose(0, 3, 1, 2)))
-        parts += [pictures.to(device), torch.from_numpy(images.labels[::step])]
-    return Data(*parts, classes=len(images.classes))
+        dataset = settle(mec.open_images(source, part), Reading())[0]
+        pictures = torch.from_numpy(np.ascontiguousarray(dataset.pictures[::step].transpose(0, 3, 1, 2)))
+        parts += [pictures.to(device), torch.from_numpy(dataset.labels[::step])]
+    return Data(*parts, classes=len(dataset.classes))
 
 
 def new_encoder(setting: Setting, seed: int) -> Encoder:

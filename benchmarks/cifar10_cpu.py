@@ -19,9 +19,9 @@ from mec.evaluate.accuracy import accuracies
 from mec.evaluate.features import features_of
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import probe
-from mec.evaluate.result import Stopwatch
+from mec.results import Stopwatch
 from mec.evaluate.task import open_task
-from mec.training import OptimiserSettings, ProjectorSettings
+from mec.pretraining import OptimiserSettings, ProjectorSettings
 
 NARROW = {"layers": [1, 1, 1, 1], "channels": [64, 128, 192, 256], "zero_init_last": False}
 

@@ -17,8 +17,8 @@ import mec
 from machine import write
 from mec import evaluate
 from mec.evaluate.detection.trainer import METRICS
-from mec.evaluate.result import Stopwatch
-from mec.training import ProjectorSettings
+from mec.results import Stopwatch
+from mec.pretraining import ProjectorSettings
 
 NARROW = {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256], "zero_init_last": False}
 

@@ -14,11 +14,11 @@ from rich.console import Console
 from machine import Memory, write
 from mec.data import Reading
 from mec.evaluate.detection.detectors import load_detector
-from mec.evaluate.detection.figures import figures
-from mec.evaluate.detection.sources import open_annotated
+from mec.evaluate.detection.metrics import figures
+from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.trainer import detection_trainer
 from mec.evaluate.detection.training import look
-from mec.evaluate.result import Stopwatch
+from mec.results import Stopwatch
 
 
 def main(detector: str = "runs/coco/encoder-0", data: str = "coco128") -> None:

@@ -21,15 +21,15 @@ from rich.console import Console
 import mec
 from machine import write
 from mec.data import read
-from mec.evaluate.detection.annotated import Annotated, Detections
+from mec.evaluate.detection.datasets.annotations import Annotated, Detections
 from mec.evaluate.detection.detectors import DetectorSpec
-from mec.evaluate.detection.drawing import draw, sheet
-from mec.evaluate.detection.figures import figures
+from mec.evaluate.drawing.detections import draw, sheet
+from mec.evaluate.detection.metrics import figures
 from mec.evaluate.detection.schedules import SCHEDULES
-from mec.evaluate.detection.sources import open_annotated
+from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.trainer import METRICS, detection_trainer
 from mec.evaluate.detection.training import look, train
-from mec.evaluate.result import Stopwatch
+from mec.results import Stopwatch
 from mec.evaluate.task import reading_of
 
 DRAWN = 8

@@ -23,11 +23,11 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 import mec
 from machine import write
 from mec.data import Reading
-from mec.evaluate.detection.annotated import Annotated
-from mec.evaluate.detection.batches import Order, training_batches
+from mec.evaluate.detection.datasets.annotations import Annotated
+from mec.evaluate.detection.loaders import Order, training_batches
 from mec.evaluate.detection.network import Detector
 from mec.evaluate.detection.schedules import Schedule
-from mec.evaluate.detection.sources import open_annotated
+from mec.evaluate.detection.datasets import open_annotated
 
 PEER = "torchvision, FPN"
 

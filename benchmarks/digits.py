@@ -16,7 +16,7 @@ import mec
 from machine import write
 from mec.demo import measure
 from mec.evaluate.features import features_of
-from mec.evaluate.result import Stopwatch
+from mec.results import Stopwatch
 from mec.evaluate.task import open_task
 
 

@@ -22,9 +22,9 @@ from rich.table import Table
 
 from machine import write
 from mec.data import Reading, TwoViews, ViewSettings
-from mec.data.crops import crop_and_resize, shrunk
+from mec.data.transforms.crop import crop_and_resize, shrunk
 from mec.data.decode import open_picture
-from mec.data.parameters import VIEW_1, VIEW_2, ViewParameters
+from mec.data.transforms.view_settings import VIEW_1, VIEW_2, ViewParameters
 
 CASES = {
     "view 1": VIEW_1,
@@ -34,28 +34,28 @@ CASES = {
 }
 
 
-def in_pil(image: Image.Image, p: ViewParameters, size: int) -> Image.Image:
+def in_pil(pil_image: Image.Image, p: ViewParameters, size: int) -> Image.Image:
     """The recipe's steps, one after the other, with the first of the drawn parameters."""
     top, left, height, width = p.boxes[0].tolist()
-    image = TF.resized_crop(image, top, left, height, width, [size, size])
+    pil_image = TF.resized_crop(pil_image, top, left, height, width, [size, size])
     adjust = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
     for step in p.order[0] if p.factors[0, 0] != 1 else ():
-        image = adjust[step](image, float(p.factors[0, step]))
-    image = TF.to_grayscale(image, 3) if p.grey[0] else image
-    image = image.filter(ImageFilter.GaussianBlur(float(p.sigma[0]))) if p.sigma[0] else image
-    image = ImageOps.solarize(image) if p.solarise[0] else image
-    return TF.hflip(image) if p.flip[0] else image
+        pil_image = adjust[step](pil_image, float(p.factors[0, step]))
+    pil_image = TF.to_grayscale(pil_image, 3) if p.grey[0] else pil_image
+    pil_image = pil_image.filter(ImageFilter.GaussianBlur(float(p.sigma[0]))) if p.sigma[0] else pil_image
+    pil_image = ImageOps.solarize(pil_image) if p.solarise[0] else pil_image
+    return TF.hflip(pil_image) if p.flip[0] else pil_image
 
 
 def agreements(paths: list[Path], settings: ViewSettings, size: int = 96) -> list[float]:
     """PSNR, in dB, of each picture's view."""
     views, found = TwoViews(size, settings, settings, seed=1), []
     for i, path in enumerate(paths):
-        image = Image.open(path).convert("RGB")
-        array = np.array(image)
+        pil_image = Image.open(path).convert("RGB")
+        array = np.array(pil_image)
         ours, _ = views(torch.from_numpy(array).permute(2, 0, 1)[None], np.array([i]), epoch=0)
         p = views.parameters_of(0, np.array([i]), 0, *array.shape[:2])
-        error = (ours[0] - TF.to_tensor(in_pil(image, p, size))).square().mean()
+        error = (ours[0] - TF.to_tensor(in_pil(pil_image, p, size))).square().mean()
         found.append(float(-10 * torch.log10(error + 1e-10)))
     return found
 
@@ -64,7 +64,7 @@ def sharpness(paths: list[Path], shrink: int, size: int = 64) -> list[float]:
     """Gradient of crops from a smaller decode over that of PIL's crops from the whole one."""
     rng, ratios = np.random.default_rng(0), []
     for path in paths:
-        encoded, image = path.read_bytes(), Image.open(path).convert("RGB")
+        encoded, pil_image = path.read_bytes(), Image.open(path).convert("RGB")
         opened = open_picture(encoded)
         picture = opened.decode(Reading(), shrink)
         for _ in range(8):
@@ -72,7 +72,7 @@ def sharpness(paths: list[Path], shrink: int, size: int = 64) -> list[float]:
             top, left = (int(rng.integers(0, whole - side + 1)) for whole in (opened.height, opened.width))
             box = shrunk(np.array([top, left, side, side]), (opened.height, opened.width), picture.shape[:2])
             ours = crop_and_resize(picture, box, size)
-            theirs = np.asarray(TF.resized_crop(image, top, left, side, side, [size, size]))
+            theirs = np.asarray(TF.resized_crop(pil_image, top, left, side, side, [size, size]))
             gradients = [np.abs(np.diff(a.astype(float), axis=1)).mean() for a in (ours, theirs)]
             ratios.append(float(gradients[0] / gradients[1]))
     return ratios

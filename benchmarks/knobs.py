@@ -22,7 +22,7 @@ from rich.table import Table
 from cells import Cells, Clock, until_time_is_out
 from cifar10 import QUICK, Data, Setting, measure, on, open_data, train
 from mec.coding import health
-from mec.data.sources.named import data_home
+from mec.data.datasets.builtin import data_home
 from mec.evaluate.features import frozen
 from mec.models.encoder import Encoder
 from mec.models.heads import Projector

@@ -14,7 +14,7 @@ from machine import Memory, write
 from mec.evaluate import features
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import probe
-from mec.evaluate.result import Stopwatch
+from mec.results import Stopwatch
 
 ROWS_AT_ONCE = 50_000
 

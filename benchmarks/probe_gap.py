@@ -19,7 +19,7 @@ from machine import write
 from mec import evaluate
 from mec.evaluate.accuracy import accuracies, ranking
 from mec.evaluate.features import Features, features_of
-from mec.evaluate.result import Stopwatch
+from mec.results import Stopwatch
 from mec.evaluate.supervised import PAPER_PROBE, Classifier, overridden
 from mec.evaluate.task import open_task
 from mec.models import Encoder

@@ -24,13 +24,13 @@ from rich.table import Table
 import mec
 from machine import write
 from mec.data import Reading
-from mec.data.survey import settle
+from mec.data.analysis import settle
 from mec.evaluate.accuracy import accuracies
 from mec.evaluate.features import features_of
-from mec.evaluate.few_label import class_mean_scores
+from mec.evaluate.few_shot import class_mean_scores
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.task import open_task
-from mec.training import ObjectiveSettings, OptimiserSettings, ProjectorSettings, Recipe, TeacherSettings
+from mec.pretraining import ObjectiveSettings, OptimiserSettings, ProjectorSettings, Recipe, TeacherSettings
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def main(cifar10: str | None = None, seeds: int = 2, forms: list[int] | None = N
             subset = Path(folder) / "cifar10-fifth.npz"
             parts = {part: settle(mec.open_images(cifar10, part), Reading())[0] for part in ("train", "test")}
             arrays = {}
-            for part, images in parts.items():
-                arrays[f"{part}_images"], arrays[f"{part}_labels"] = images.pictures[::5], images.labels[::5]
+            for part, dataset in parts.items():
+                arrays[f"{part}_images"], arrays[f"{part}_labels"] = dataset.pictures[::5], dataset.labels[::5]
             np.savez(subset, **arrays)
             colour = replace(mec.load_recipe("cifar10-resnet18"), small_stem=False, precision="32-true")
             colour = replace(colour, backbone_options=digits.backbone_options)

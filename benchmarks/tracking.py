@@ -23,9 +23,9 @@ from jsonargparse import auto_cli
 
 from machine import RESULTS, write
 from mec import evaluate
-from mec.evaluate.tracking.runs import SETTINGS
+from mec.evaluate.tracking.runner import SETTINGS
 from mec.models.encoder import Encoder
-from mec.models.files import load_encoder
+from mec.models.io import load_encoder
 from unitrack_parity import as_mot
 
 TASKS = ("vos", "mot", "jogging", "pose", "sot")

@@ -24,9 +24,9 @@ from tests.evaluate.tracking.scenes import Scene, garden, street
 
 from machine import write
 from mec import evaluate
-from mec.evaluate.detection.drawing import sheet
-from mec.evaluate.tracking.mots_files import read_masks_text
-from mec.evaluate.tracking.render import draw_found
+from mec.evaluate.drawing.detections import sheet
+from mec.evaluate.tracking.datasets.mots_format import read_masks_text
+from mec.evaluate.drawing.tracks import draw_found
 from mec.models.encoder import Encoder
 from tracking import encoder_of
 

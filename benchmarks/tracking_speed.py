@@ -21,11 +21,11 @@ from torch import Tensor
 
 from machine import Memory, write
 from mec.evaluate.tracking.association import Association, Associator
-from mec.evaluate.tracking.box_sources import open_box_sequences
-from mec.evaluate.tracking.dense import Dense
-from mec.evaluate.tracking.follow_box import TRACKERS, follow_box
-from mec.evaluate.tracking.looks import box_looks, letterbox
-from mec.evaluate.tracking.mask_sources import open_mask_sequences
+from mec.evaluate.tracking.datasets.single_object import open_box_sequences
+from mec.evaluate.tracking.dense_features import Dense
+from mec.evaluate.tracking.track_box import TRACKERS, follow_box
+from mec.evaluate.tracking.appearance import box_looks, letterbox
+from mec.evaluate.tracking.datasets.davis import open_mask_sequences
 from mec.evaluate.tracking.propagation import LabelPropagation
 from mec.evaluate.tracking.sequences import Frames
 from mec.evaluate.tracking.vos import follow_masks

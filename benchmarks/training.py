@@ -33,7 +33,7 @@ from rich.table import Table
 import mec
 from machine import write
 from mec.data import Reading
-from mec.data.images import read
+from mec.data.dataset import read
 from training_loops import Setting
 from training_turns import PLAIN, contestants, serve
 
@@ -202,9 +202,9 @@ def small_pictures(source: str | None, count: int, folder: Path) -> Path:
     if source is None:
         pictures = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     else:
-        images = mec.open_images(source, "pretrain")
-        chosen = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)
-        pictures = np.stack([read(images, int(i), Reading()) for i in chosen])
+        dataset = mec.open_images(source, "pretrain")
+        chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)
+        pictures = np.stack([read(dataset, int(i), Reading()) for i in chosen])
         pictures = np.resize(pictures, (count, *pictures.shape[1:]))
     np.savez(folder / "pictures.npz", images=pictures)
     return folder / "pictures.npz"

@@ -23,9 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import mec
 from machine import Memory
 from mec.models import create_encoder
-from mec.training import Recipe, SpeedSettings, TeacherSettings
-from mec.training.module import Pretraining
-from mec.training.recipe import ObjectiveSettings
+from mec.pretraining import Recipe, SpeedSettings, TeacherSettings
+from mec.pretraining.module import Pretraining
+from mec.pretraining.recipe import ObjectiveSettings
 from training_loops import Loop, Setting, lightly_byol, lightly_simsiam, plain
 
 COUNTED = 4

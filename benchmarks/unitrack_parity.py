@@ -22,7 +22,7 @@ from PIL import Image
 
 from machine import write
 from mec import evaluate
-from mec.evaluate.tracking.runs import FIGURES, SETTINGS
+from mec.evaluate.tracking.runner import FIGURES, SETTINGS
 
 TRACKERS = {"xcorr": "siamfc_cross_correlation", "dcf": "cfnet_dcf"}
 SHORT = ("Couple", "Crossing", "Football1")

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from mec.data import Reading, TwoViews
-from mec.data.crops import Cropper, Item
-from mec.data.parameters import VIEW_1, VIEW_2, ViewSettings
-from mec.data.reference import reference_transform
+from mec.data.transforms.crop import Cropper, Item
+from mec.data.transforms.view_settings import VIEW_1, VIEW_2, ViewSettings
+from mec.data.transforms.torchvision_reference import reference_transform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BLUR_TAPS = 13  # three times the widest sigma, to either side

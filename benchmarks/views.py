@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from machine import write
 from mec.data import Reading, TwoViews, open_images
-from mec.data.loading import EpochSampler, training_loader
+from mec.data.loaders import EpochSampler, training_loader
 from view_pipelines import Batch, Ours, as_pil, as_tensor, kornia, lightly, paper, pipelines, torchvision_v2
 
 BATCH, SMALL_BATCH = 32, 256

@@ -25,7 +25,7 @@ from rich.table import Table
 
 import mec
 from mec.models import untrained
-from mec.training import ObjectiveSettings
+from mec.pretraining import ObjectiveSettings
 
 ORDERS = (1, 2, 4, None)
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mec.cli import _as_meant, _parser, main
+from mec.cli.main import _as_meant, _parser, main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -75,9 +75,9 @@ def test_in_the_blocks_of_lightly(example: Example) -> None:
     assert min(before, after) > 30
 
 
-def test_own_pictures_with_few_labels(example: Example, tmp_path: Path) -> None:
+def test_own_images_with_few_labels(example: Example, tmp_path: Path) -> None:
     size = ["--pictures", 400, "--epochs", 16, "--seeds", 1, "--labels", 3]
-    printed = example("own_pictures", "--out", tmp_path / "run", *size)
+    printed = example("own_images", "--out", tmp_path / "run", *size)
     frozen, tuned = (json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines())
     assert "80 test, 10 classes" in frozen["data"]
     column = frozen["figures"]
@@ -91,7 +91,7 @@ def test_own_pictures_with_few_labels(example: Example, tmp_path: Path) -> None:
 def test_a_folder_of_ones_own_is_taken(example: Example, tmp_path: Path) -> None:
     from mec.data import open_images
 
-    module = runpy.run_path(str(EXAMPLES / "own_pictures.py"))
+    module = runpy.run_path(str(EXAMPLES / "own_images.py"))
     images = open_images(module["write_digits"](tmp_path, 50))
     assert len(images) == 50
     assert images.labels is not None

@@ -9,7 +9,7 @@ from torch import nn
 
 from mec.coding import MECLoss, cross_coding_rate, spectral_norm
 from mec.models import Predictor, Projector, Siamese
-from mec.training.schedules import distortion_at, learning_rate_factor, teacher_momentum
+from mec.pretraining.schedules import distortion_at, learning_rate_factor, teacher_momentum
 
 Reference = dict[str, np.ndarray]
 

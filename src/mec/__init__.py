@@ -12,31 +12,31 @@ if TYPE_CHECKING:
     from mec import evaluate
     from mec.coding import MECLoss, coding_length, coding_rate, cross_coding_rate
     from mec.data import TwoViews, open_images
-    from mec.evaluate.embed import embed
+    from mec.embedding.embed import embed
     from mec.models import Encoder, create_encoder, load_encoder, save_encoder
-    from mec.models.export import export
-    from mec.training import Recipe, Run, load_recipe, pretrain, view_sheet
+    from mec.models.export.export import export
+    from mec.pretraining import Recipe, Run, load_recipe, pretrain, view_sheet
 
 __version__ = "0.1.0"
 
 _LATER = {
     "Encoder": "mec.models",
     "MECLoss": "mec.coding",
-    "Recipe": "mec.training",
-    "Run": "mec.training",
+    "Recipe": "mec.pretraining",
+    "Run": "mec.pretraining",
     "TwoViews": "mec.data",
     "coding_length": "mec.coding",
     "coding_rate": "mec.coding",
     "create_encoder": "mec.models",
     "cross_coding_rate": "mec.coding",
-    "embed": "mec.evaluate.embed",
-    "export": "mec.models.export",
+    "embed": "mec.embedding.embed",
+    "export": "mec.models.export.export",
     "load_encoder": "mec.models",
-    "load_recipe": "mec.training",
+    "load_recipe": "mec.pretraining",
     "open_images": "mec.data",
-    "pretrain": "mec.training",
+    "pretrain": "mec.pretraining",
     "save_encoder": "mec.models",
-    "view_sheet": "mec.training",
+    "view_sheet": "mec.pretraining",
 }
 
 __all__ = [

@@ -13,14 +13,14 @@ from mec.data import ArrayImages, open_images
 from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies
 from mec.evaluate.features import Features, features_of
-from mec.evaluate.few_label import class_mean_scores
+from mec.evaluate.few_shot import class_mean_scores
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import probe
-from mec.evaluate.result import Result, Stopwatch
+from mec.results import Result, Stopwatch
 from mec.evaluate.task import Task, open_task
 from mec.report import write_report
-from mec.report.figure import overview
-from mec.training import load_recipe, pretrain
+from mec.report.overview import overview
+from mec.pretraining import load_recipe, pretrain
 
 LABELS = (1, 5, 10)
 NEIGHBOURS = 20

@@ -1,8 +1,8 @@
 import pytest
 from PIL import Image
 
-from tests.data.encoded_pictures import H, W
-from tests.data.test_geometry import photograph
+from tests.data.encoded_images import H, W
+from tests.data.transforms.test_geometry import photograph
 
 
 @pytest.fixture(scope="module")

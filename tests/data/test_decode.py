@@ -7,7 +7,7 @@ from PIL import Image
 
 from mec.data.decode import open_picture
 from mec.data.pixels import Reading
-from tests.data.encoded_pictures import (
+from tests.data.encoded_images import (
     ALPHA,
     BITS,
     BLUE,
@@ -27,7 +27,7 @@ from tests.data.encoded_pictures import (
     stored,
     threefold,
 )
-from tests.data.test_geometry import photograph
+from tests.data.transforms.test_geometry import photograph
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

@@ -13,8 +13,8 @@ from mec.data import open_images, read
 from mec.data.decode import MAX_PIXELS, open_picture
 from mec.data.pixels import BrokenPictureError, Reading
 from mec.errors import InputError
-from tests.data.encoded_pictures import COLOURS, claiming, decoded, encoded, npy, numbers, tiff
-from tests.data.test_geometry import photograph
+from tests.data.encoded_images import COLOURS, claiming, decoded, encoded, npy, numbers, tiff
+from tests.data.transforms.test_geometry import photograph
 
 
 @pytest.mark.parametrize(

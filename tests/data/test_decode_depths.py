@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from mec.data.pixels import Reading
-from tests.data.encoded_pictures import TURN, H, W, decoded, difference, encoded, npy, numbers, stored, threefold, tiff
+from tests.data.encoded_images import TURN, H, W, decoded, difference, encoded, npy, numbers, stored, threefold, tiff
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])

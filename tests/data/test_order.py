@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from mec.data import ArrayImages, Reading, TwoViews, open_images
-from mec.data.crops import Batch
-from mec.data.loading import TrainingLoader, training_loader, training_sampler
+from mec.data.transforms.crop import Batch
+from mec.data.loaders import TrainingLoader, training_loader, training_sampler
 from mec.data.samplers import EpochSampler, StepSampler
 from mec.data.streaming import lanes_of
-from tests.data.sources.shard_files import CPU, picture, write_tar
+from tests.data.datasets.shard_files import CPU, picture, write_tar
 
 SIZES = (40, 3, 61, 17)
 TOTAL, JOINED, STEPS = 121, 24, 5

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from mec.data import Reading, TwoViews, open_images
-from mec.data.loading import training_loader
+from mec.data.loaders import training_loader
 from mec.data.samplers import EpochSampler
 from mec.data.workers import worker_count
-from tests.data.sources.shard_files import picture
+from tests.data.datasets.shard_files import picture
 
 SCRIPT = """
 import signal, sys, torch
 from mec.data import Reading, TwoViews, open_images
-from mec.data.loading import training_loader
+from mec.data.loaders import training_loader
 from mec.data.samplers import EpochSampler
 
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):

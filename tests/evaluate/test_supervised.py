@@ -97,18 +97,18 @@ def test_fine_tuning_moves_everything_and_its_statistics(encoder: Encoder) -> No
 
 def test_the_first_step_is_plain_sgd_with_two_rates(encoder: Encoder) -> None:
     """One epoch of one step, against the same step written out in PyTorch."""
-    images = open_images("digits", "test").subset(np.arange(64))
+    dataset = open_images("digits", "test").subset(np.arange(64))
     settings = Settings(1, 64, head_rate=0.5, backbone_rate=0.01)
     plain = copy.deepcopy(encoder)
-    classifier = fit(images, 10, encoder, settings, 3, 0, "test")
+    classifier = fit(dataset, 10, encoder, settings, 3, 0, "test")
     torch.manual_seed(3)
     head = torch.nn.Linear(plain.num_features, 10)
     torch.nn.init.normal_(head.weight, std=0.01)
     torch.nn.init.zeros_(head.bias)
-    pictures = torch.from_numpy(images.pictures).permute(0, 3, 1, 2)
+    pictures = torch.from_numpy(dataset.pictures).permute(0, 3, 1, 2)
     (x,) = classifier.views(pictures, np.arange(64), 0)
     plain.train()
-    loss = F.cross_entropy(head(plain(plain.normalise(x))), torch.from_numpy(np.asarray(images.labels)))
+    loss = F.cross_entropy(head(plain(plain.normalise(x))), torch.from_numpy(np.asarray(dataset.labels)))
     loss.backward()
     with torch.no_grad():
         for p, rate in [(p, 0.5) for p in head.parameters()] + [(p, 0.01) for p in plain.parameters()]:
@@ -148,8 +148,8 @@ def mixed(tmp_path: Path) -> Path:
 
 
 def test_a_picture_in_place_of_a_broken_one_keeps_its_own_label(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = open_images(mixed, "train")
-    Path(images.title(0)).write_bytes(b"")
+    dataset = open_images(mixed, "train")
+    Path(dataset.title(0)).write_bytes(b"")
     seen: list[tuple[float, int]] = []
     original = F.cross_entropy
 
@@ -167,8 +167,8 @@ def test_a_picture_in_place_of_a_broken_one_keeps_its_own_label(mixed: Path, mon
     monkeypatch.setattr(Classifier, "forward", forward)
     monkeypatch.setattr("mec.evaluate.supervised.F.cross_entropy", watched)
     colour = untrained(create_encoder("resnet18", 32, 3, False, options=OPTIONS))
-    fit(images, 2, colour, Settings(6, 16, 0.1), 0, 0, "test")
-    bright = images.classes.index("bright")
+    fit(dataset, 2, colour, Settings(6, 16, 0.1), 0, 0, "test")
+    bright = dataset.classes.index("bright")
     assert len(seen) == 6 * 64
     assert {(tone > 0.5, label == bright) for tone, label in seen} == {(True, True), (False, False)}
 

@@ -126,8 +126,8 @@ def test_efficientnet_lite0_names_what_photographs_show(real_data: Path) -> None
             pictures.append(np.asarray(square))
             labels.append(label)
     state = torch.load(path, map_location="cpu", weights_only=True)
-    images = torch.from_numpy(np.stack(pictures)).movedim(-1, 1).contiguous()
-    right = scores(encoder, state["_fc.weight"], state["_fc.bias"], images).argmax(1) == torch.tensor(labels)
+    dataset = torch.from_numpy(np.stack(pictures)).movedim(-1, 1).contiguous()
+    right = scores(encoder, state["_fc.weight"], state["_fc.bias"], dataset).argmax(1) == torch.tensor(labels)
     # 75 % on ImageNet's own validation set, 78 % of 125 of these; with one tensor in the wrong place, 0.1 %. Three
     # standard errors of 75 pictures are 15 points.
     assert right.float().mean() > 0.6

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mec.report.contents import Learnt, Neighbours, Picture, Sprites, Views
+from mec.report.schema import Learnt, Neighbours, EmbeddedImage, Sprites, Views
 from mec.report.page import Shown
 from mec.report.record import read_records
 
@@ -75,8 +75,8 @@ def write_run(folder: Path, steps: int = 40, ended: bool = True, **recipe: Any) 
     return folder
 
 
-def picture(alt: str = "a picture", size: int = 0) -> Picture:
-    return Picture(PIXEL + "A" * size, alt, 32, 32)
+def picture(alt: str = "a picture", size: int = 0) -> EmbeddedImage:
+    return EmbeddedImage(PIXEL + "A" * size, alt, 32, 32)
 
 
 def learnt(titles: Sequence[str], labels: Sequence[str] | None = None, size: int = 0) -> Learnt:

@@ -13,10 +13,10 @@ import yaml
 from PIL import Image
 
 from mec.models.encoder import Encoder, create_encoder
-from mec.models.files import save_encoder
-from mec.models.published import OWN_CHECKPOINT
-from mec.report.contents import Picture, Sprites
-from mec.training import Recipe
+from mec.models.io import save_encoder
+from mec.models.foreign_checkpoints import OWN_CHECKPOINT
+from mec.report.schema import EmbeddedImage, Sprites
+from mec.pretraining import Recipe
 
 NARROW = {"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 32], "stem_type": "deep", "stem_width": 8}
 
@@ -62,7 +62,7 @@ def write_pictures(folder: Path, classes: int, each: int) -> Path:
     return folder
 
 
-def decoded(one: Picture | Sprites) -> np.ndarray:
+def decoded(one: EmbeddedImage | Sprites) -> np.ndarray:
     form, _, content = one.source.partition(",")
     assert form == "data:image/webp;base64"
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB")).astype(float)

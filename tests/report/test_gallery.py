@@ -69,7 +69,7 @@ def test_a_small_picture_stays_small(tmp_path: Path) -> None:
 
 def test_a_frame_of_each_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("av")
-    from mec.evaluate.tracking.render import Film
+    from mec.evaluate.drawing.tracks import Film
 
     with Film(tmp_path / "davis.mp4", 10) as film:
         for i in range(5):

@@ -11,7 +11,7 @@ import pytest
 
 from mec.errors import InputError
 from mec.report import page, write_report
-from mec.report.contents import Missing, Published
+from mec.report.schema import Missing, Published
 from mec.report.tables import evaluations
 from tests.report import folders
 from tests.report.folders import NASTY, result, shown, write_run

@@ -9,7 +9,7 @@ import pytest
 from mec import evaluate
 from mec.evaluate.detection.schedules import SCHEDULES
 from mec.evaluate.supervised import PAPER_PROBE, SIMSIAM_PROBE, in_words
-from mec.report.contents import Published
+from mec.report.schema import Published
 from mec.report.published import published
 from tests.report.runs import narrow, noisy
 

@@ -8,7 +8,7 @@ import pytest
 
 from mec.errors import InputError
 from mec.report.record import read_records
-from mec.report.verdicts import verdicts
+from mec.report.health import verdicts
 from tests.report.folders import metric, result, write_metrics, write_run
 
 

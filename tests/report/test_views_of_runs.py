@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from mec.errors import InputError
-from mec.report.contents import Missing
+from mec.report.schema import Missing
 from mec.report.views import views
-from mec.training import Recipe
-from mec.training.sheet import training_views
+from mec.pretraining import Recipe
+from mec.pretraining.contact_sheet import training_views
 from tests.report.runs import decoded, make_run, narrow, noisy, silent
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from mec.errors import InputError
 from mec.report import page
-from mec.report.contents import Missing
+from mec.report.schema import Missing
 from mec.report.watch import ADDRESS, Live, server_of, watch
 from tests.report import folders
 from tests.report.folders import metric, write_metrics, write_run

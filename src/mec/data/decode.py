@@ -15,7 +15,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from mec.data.pixels import BrokenPictureError, Picture, Reading, as_asked, channels_last, three_axes
+from mec.data.pixels import BrokenPictureError, ImageArray, Reading, as_asked, channels_last, three_axes
 from mec.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -56,7 +56,7 @@ class Opened:
         with _damage_named():
             return self.decoder(reading, 1)
 
-    def decode(self, reading: Reading, shrink: int = 1) -> Picture:
+    def decode(self, reading: Reading, shrink: int = 1) -> ImageArray:
         """(height, width, channels) as ``reading`` asks; ``shrink`` 2, 4 or 8 allows a JPEG smaller by that factor.
 
         Raises:

@@ -11,7 +11,7 @@ from PIL import Image, ImageColor
 
 from mec.errors import InputError
 
-Picture = NDArray[np.uint8] | NDArray[np.float32]
+ImageArray = NDArray[np.uint8] | NDArray[np.float32]
 """(height, width, channels): uint8, or float32 in [0, 1]."""
 MAX_CHANNELS = 64
 LUMA = (0.299, 0.587, 0.114)
@@ -49,7 +49,7 @@ class Reading:
             ) from error
 
 
-def as_asked(values: NDArray[Any], reading: Reading) -> Picture:
+def as_asked(values: NDArray[Any], reading: Reading) -> ImageArray:
     """(h, w, c) numbers of any type -> as ``reading`` asks: uint8, or float32 in [0, 1] where it has a value_range."""
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * np.uint8(255)
@@ -74,7 +74,7 @@ def type_range(dtype: np.dtype[Any]) -> tuple[float, float]:
     return float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
 
 
-def with_channels(picture: NDArray[Any], channels: int) -> Picture:
+def with_channels(picture: NDArray[Any], channels: int) -> ImageArray:
     """(..., c) -> (..., channels): grey is repeated, colour weighed to grey; anything else is refused."""
     have = picture.shape[-1]
     if have == channels:
@@ -83,7 +83,7 @@ def with_channels(picture: NDArray[Any], channels: int) -> Picture:
         return np.repeat(picture, channels, axis=-1)
     if have == 3 and channels == 1:
         grey = picture @ np.array(LUMA)
-        weighed: Picture = (np.rint(grey) if picture.dtype == np.uint8 else grey).astype(picture.dtype)[..., None]
+        weighed: ImageArray = (np.rint(grey) if picture.dtype == np.uint8 else grey).astype(picture.dtype)[..., None]
         return weighed
     raise BrokenPictureError(f"channels: expected a picture with {channels} channels (or 1), got {have}")
 
@@ -117,15 +117,15 @@ def shown(picture: NDArray[Any]) -> Image.Image:
 
 def fitted(picture: NDArray[Any], side: int) -> Image.Image:
     """As it is shown, its longer side resized to ``side`` pixels."""
-    image = shown(picture)
-    scale = side / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.BICUBIC)
+    fit = shown(picture)
+    scale = side / max(fit.size)
+    size = (max(1, round(fit.width * scale)), max(1, round(fit.height * scale)))
+    return fit.resize(size, Image.Resampling.BICUBIC)
 
 
 def in_square(picture: NDArray[Any], side: int) -> Image.Image:
     """All of it, in the middle of a white square."""
-    image = fitted(picture, side)
+    fit = fitted(picture, side)
     square = Image.new("RGB", (side, side), "white")
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    square.paste(fit, ((side - fit.width) // 2, (side - fit.height) // 2))
     return square

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 from torch.utils.data import Sampler
 
-from mec.data.draws import uniforms
+from mec.data.rng import uniforms
 
 ORDER = 3
 """Stream of random numbers."""

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from mec.data.crops import SUBSTITUTES, Batch, Cropper, Item
-from mec.data.draws import uniforms
+from mec.data.transforms.crop import SUBSTITUTES, Batch, Cropper, Item
+from mec.data.rng import uniforms
 from mec.data.pixels import BrokenPictureError
 from mec.data.samplers import StepSampler
-from mec.data.sources.shards import ShardImages
+from mec.data.datasets.webdataset import ShardImages
 
 BUFFER_PICTURES = 4096
 BUFFER_BYTES = 512 * 2**20
@@ -56,10 +56,10 @@ class ShuffledShards(Dataset[Batch]):
             (epoch, step, part).
     """
 
-    def __init__(self, images: ShardImages, cropper: Cropper, order: StepSampler, slices: int = 1) -> None:
-        self.images, self.cropper, self.order = images, cropper, order
+    def __init__(self, dataset: ShardImages, cropper: Cropper, order: StepSampler, slices: int = 1) -> None:
+        self.dataset, self.cropper, self.order = dataset, cropper, order
         joined = order.batch * order.processes
-        self.lanes = lanes_of(len(images.urls), joined, order.processes)
+        self.lanes = lanes_of(len(dataset.urls), joined, order.processes)
         self.share = joined // self.lanes
         each = self.lanes // order.processes
         self.slices = min(slices, each)
@@ -87,15 +87,15 @@ class ShuffledShards(Dataset[Batch]):
         """Numbers of the pictures that a lane reads in an epoch, in order of reading."""
         begin = uniforms(self.order.seed, epoch, np.zeros(1, dtype=np.int64), 1, START)[0, 0]
         length = len(self.order) * self.share
-        places = (int(begin * len(self.images)) + lane * length + np.arange(length)) % len(self.images)
-        shards, bounds = self._shards(epoch), self.images.bounds
+        places = (int(begin * len(self.dataset)) + lane * length + np.arange(length)) % len(self.dataset)
+        shards, bounds = self._shards(epoch), self.dataset.bounds
         ends = np.cumsum(np.diff(bounds)[shards])
         turn = np.searchsorted(ends, places, side="right")
         numbers: NDArray[np.int64] = places - ends[turn] + bounds[shards[turn] + 1]
         return numbers
 
     def _shards(self, epoch: int) -> NDArray[np.int64]:
-        return uniforms(self.order.seed, epoch, np.arange(len(self.images.urls)), 1, SHARDS)[:, 0].argsort()
+        return uniforms(self.order.seed, epoch, np.arange(len(self.dataset.urls)), 1, SHARDS)[:, 0].argsort()
 
     def _read(self, epoch: int, lane: int, step: int) -> Iterator[tuple[list[Item], list[Item]]]:
         """The loaded pictures of a lane for each step from ``step`` on, and the good ones that were read of late.
@@ -108,7 +108,7 @@ class ShuffledShards(Dataset[Batch]):
         late = self.buffer * uniforms(self.order.seed, epoch, numbers, 1, BUFFER)[:, 0]
         order = (np.arange(len(numbers)) + late).argsort()
         turn, reach = order.argsort(), np.maximum.accumulate(order) + 1
-        images = replace(self.images)  # a copy has its own place in the shards
+        dataset = replace(self.dataset)  # a copy has its own place in the shards
         held: dict[int, Item] = {}
         recent: dict[int, Item] = {}
         read, begin = 0, step * self.share
@@ -117,7 +117,7 @@ class ShuffledShards(Dataset[Batch]):
             for place in range(read, end):
                 if turn[place] < begin and place < end - self.buffer:
                     continue
-                item, size = _loaded(images, int(numbers[place]))
+                item, size = _loaded(dataset, int(numbers[place]))
                 if size:
                     recent[place] = item
                 if turn[place] >= begin:
@@ -128,9 +128,9 @@ class ShuffledShards(Dataset[Batch]):
 
     def _buffer(self) -> int:
         """How far a picture may move in its lane."""
-        first, last = self.images.stretches[0]
-        images = replace(self.images)
-        sizes = [_loaded(images, index)[1] for index in range(first, min(last, first + MEASURED))]
+        first, last = self.dataset.stretches[0]
+        dataset = replace(self.dataset)
+        sizes = [_loaded(dataset, index)[1] for index in range(first, min(last, first + MEASURED))]
         average = sum(sizes) / max(1, int(np.count_nonzero(sizes)))
         return max(LEAST_BUFFER, int(min(BUFFER_PICTURES, BUFFER_BYTES / max(1, average))) // self.lanes)
 
@@ -145,10 +145,10 @@ class ShuffledShards(Dataset[Batch]):
     def _elsewhere(self, epoch: int) -> list[Item]:
         """Good pictures from the beginnings of some shards."""
         if self.elsewhere[0] != epoch:
-            images, bounds, found = replace(self.images), self.images.bounds, []
+            dataset, bounds, found = replace(self.dataset), self.dataset.bounds, []
             for shard in self._shards(epoch)[:ELSEWHERE]:
                 for index in range(bounds[shard], min(bounds[shard] + ELSEWHERE, bounds[shard + 1])):
-                    item, size = _loaded(images, index)
+                    item, size = _loaded(dataset, index)
                     if not size:
                         break
                     found.append(item)
@@ -156,11 +156,11 @@ class ShuffledShards(Dataset[Batch]):
         return self.elsewhere[1]
 
 
-def _loaded(images: ShardImages, index: int) -> tuple[Item, int]:
+def _loaded(dataset: ShardImages, index: int) -> tuple[Item, int]:
     """The picture with its data and their size; or with the reason why there are none, and 0."""
-    title = images.title(index)
+    title = dataset.title(index)
     try:
-        data = images.load(index)
+        data = dataset.load(index)
         return Item(index, lambda: data, title), len(data)
     except BrokenPictureError as error:
         return Item(index, partial(_broken, str(error)), title), 0

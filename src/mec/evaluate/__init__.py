@@ -2,12 +2,12 @@
 
 from mec.evaluate.detection.detect import detect
 from mec.evaluate.detection.predict import predict
-from mec.evaluate.few_label import few_label
+from mec.evaluate.few_shot import few_label
 from mec.evaluate.finetune import finetune
 from mec.evaluate.knn import knn
 from mec.evaluate.linear import linear
-from mec.evaluate.online import OnlineProbe
-from mec.evaluate.result import Result
+from mec.pretraining.online_probe import OnlineProbe
+from mec.results import Result
 from mec.evaluate.tracking.mot import mot
 from mec.evaluate.tracking.mots import mots
 from mec.evaluate.tracking.pose import pose

@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mec.data.crops import Batch
-from mec.data.images import ArrayImages, Images
-from mec.data.loading import evaluation_loader, training_loader
-from mec.data.parameters import ViewSettings
+from mec.data.transforms.crop import Batch
+from mec.data.dataset import ArrayImages, Images
+from mec.data.loaders import evaluation_loader, training_loader
+from mec.data.transforms.view_settings import ViewSettings
 from mec.data.pixels import Reading
-from mec.data.views import Views
+from mec.data.transforms.multi_view import Views
 from mec.errors import InputError
-from mec.evaluate.neighbours import best_device
-from mec.evaluate.progress import Shown
+from mec.embedding.neighbors import best_device
+from mec.engine.progress import Shown
 from mec.evaluate.task import BATCH, Task, announce, in_memory, none_skipped, of_all, reading_of, say_skipped
 from mec.models.encoder import Encoder
-from mec.processes import collect, count, exchange, rank, share
+from mec.distributed import collect, count, exchange, rank, share
 
 CROP = ViewSettings(crop_scale=(0.08, 1.0), jitter=0.0, grey=0.0, blur=0.0, solarise=0.0)
 """RandomResizedCrop and flip, torchvision's defaults: what the published protocols train classifiers with."""
@@ -67,9 +67,9 @@ def features_of(task: Task, crops_seed: int | None = None) -> Iterator[Features]
             yield Features("raw pixels", *learnt, *tested)
 
 
-def with_labels(images: Images, features: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+def with_labels(dataset: Images, features: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
     """Features (n, d) of pictures ``numbers`` (m,) and their labels: in the first process those of all processes."""
-    return _of_all(features, labels_of(images)[numbers])
+    return _of_all(features, labels_of(dataset)[numbers])
 
 
 def _of_all(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,13 +77,13 @@ def _of_all(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return features, collect(labels[:, None], lambda n, d: torch.empty(n, d, dtype=torch.int64))[:, 0]
 
 
-def labels_of(images: Images) -> Tensor:
-    assert images.labels is not None
-    return torch.from_numpy(np.asarray(images.labels))
+def labels_of(dataset: Images) -> Tensor:
+    assert dataset.labels is not None
+    return torch.from_numpy(np.asarray(dataset.labels))
 
 
 def extract(
-    images: Images,
+    dataset: Images,
     encoder: Encoder,
     workers: int | None = None,
     label: str = "features",
@@ -98,26 +98,26 @@ def extract(
     Raises:
         InputError: more than a twentieth of the pictures cannot be read, or the temporary file does not fit.
     """
-    loader = evaluation_loader(images, reading_of(encoder), encoder.image_size, BATCH, workers)
-    return gather(images, loader, label, frozen(encoder, device or best_device()))
+    loader = evaluation_loader(dataset, reading_of(encoder), encoder.image_size, BATCH, workers)
+    return gather(dataset, loader, label, frozen(encoder, device or best_device()))
 
 
 def extract_crops(
-    images: Images, encoder: Encoder, seed: int, workers: int | None = None, label: str = "features"
+    dataset: Images, encoder: Encoder, seed: int, workers: int | None = None, label: str = "features"
 ) -> tuple[Tensor, Tensor]:
     """Features (n, d) of a random crop, mirrored or not, of each labelled picture, and its label (n,).
 
     Processes that are ``together`` divide the pictures, and the first gets the features of all.
     """
     views, reading, device = Views(encoder.image_size, [CROP], seed), reading_of(encoder), best_device()
-    features, labels, own = frozen(encoder, device), labels_of(images), share(len(images), BATCH)
-    skipped = none_skipped(len(images))
+    features, labels, own = frozen(encoder, device), labels_of(dataset), share(len(dataset), BATCH)
+    skipped = none_skipped(len(dataset))
     # by their numbers among all: the crops are the same for any number of processes
     keys = [[(0, i) for i in range(s, min(s + BATCH, own.stop))] for s in range(own.start, own.stop, BATCH)]
-    loader = training_loader(images, views, keys, reading, device, workers)
+    loader = training_loader(dataset, views, keys, reading, device, workers)
     table = feature_table(own.stop - own.start, encoder.num_features, torch.float32)
     shown = torch.empty(len(table), dtype=torch.int64)
-    with Shown(label, len(images)) as progress:
+    with Shown(label, len(dataset)) as progress:
         for batch in loader:
             skipped.add(batch.lost, len(batch.indices))
             (x,) = views(batch.pictures, batch.indices, batch.epoch)
@@ -141,31 +141,31 @@ def frozen(encoder: Encoder, device: torch.device) -> Callable[[Tensor], Tensor]
     return features
 
 
-def _raw_pixels(images: Images, reading: Reading, workers: int | None) -> tuple[Tensor, Tensor]:
-    side = min(images.pictures.shape[1:3]) if isinstance(images, ArrayImages) else RAW_SIDE
-    sides = {s for s in exchange(side if len(images) else None) if s is not None}  # of the shares that there are
+def _raw_pixels(dataset: Images, reading: Reading, workers: int | None) -> tuple[Tensor, Tensor]:
+    side = min(dataset.pictures.shape[1:3]) if isinstance(dataset, ArrayImages) else RAW_SIDE
+    sides = {s for s in exchange(side if len(dataset) else None) if s is not None}  # of the shares that there are
     side = min(RAW_SIDE, *sides) if len(sides) == 1 else RAW_SIDE
-    loader = evaluation_loader(images, reading, side, BATCH, workers)
+    loader = evaluation_loader(dataset, reading, side, BATCH, workers)
     scale = 255 if reading.value_range is None else 1
-    return gather(images, loader, "raw pixels", lambda x: x.flatten(1).float() / scale)
+    return gather(dataset, loader, "raw pixels", lambda x: x.flatten(1).float() / scale)
 
 
 @torch.no_grad()
 def gather(
-    images: Images, loader: Iterable[Batch], label: str, function: Callable[[Tensor], Tensor]
+    dataset: Images, loader: Iterable[Batch], label: str, function: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """What ``function`` gives for the pictures (n, c, h, w) of each batch, as one table (n, ...) in the order of the
     source, on the CPU, and the numbers (n,) of the pictures that could be read."""
-    skipped = none_skipped(sum(exchange(len(images))))
+    skipped = none_skipped(sum(exchange(len(dataset))))
     table: Tensor | None = None
-    known = torch.zeros(len(images), dtype=torch.bool)
+    known = torch.zeros(len(dataset), dtype=torch.bool)
     with Shown(label, skipped.pictures) as shown:
         for batch in loader:
             skipped.add(batch.lost, len(batch.indices) + len(batch.lost))
             if len(batch.indices):
                 found, numbers = function(batch.pictures).cpu(), torch.from_numpy(batch.indices)
                 if table is None:
-                    table = feature_table(len(images), found.shape[1], found.dtype)
+                    table = feature_table(len(dataset), found.shape[1], found.dtype)
                 table[numbers], known[numbers] = found, True
             shown.advance((len(batch.indices) + len(batch.lost)) * count())  # the others are about as far
     skipped = of_all(skipped)
@@ -175,7 +175,7 @@ def gather(
     if table is None:  # others have some
         return torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
     numbers = known.nonzero()[:, 0]
-    if len(numbers) < len(images):
+    if len(numbers) < len(dataset):
         for start in range(0, len(numbers), 8192):  # what is kept moves up, in place
             rows = numbers[start : start + 8192]
             table[start : start + len(rows)] = table[rows]

@@ -8,8 +8,8 @@ from typing import Literal
 
 from mec.errors import InputError
 from mec.evaluate.accuracy import spread_of
-from mec.evaluate.labelled import labelled
-from mec.evaluate.result import Result, Stopwatch
+from mec.evaluate.label_subset import labelled
+from mec.results import Result, Stopwatch
 from mec.evaluate.supervised import Settings, in_words, overridden, train_and_test
 from mec.evaluate.task import EncoderLike, Source, announce, in_memory, open_task, reading_of
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from mec.errors import InputError
 from mec.evaluate.accuracy import TOP, accuracies, ranking
 from mec.evaluate.features import features_of
-from mec.evaluate.neighbours import nearest
-from mec.evaluate.result import Result, Stopwatch
+from mec.embedding.neighbors import nearest
+from mec.results import Result, Stopwatch
 from mec.evaluate.task import EncoderLike, Source, open_task
-from mec.processes import from_first
+from mec.distributed import from_first
 
 VOTES = 2**24
 """Votes counted at once: queries times classes."""

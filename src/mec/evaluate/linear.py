@@ -13,10 +13,10 @@ from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies, ranking
 from mec.evaluate.features import Features, features_of
 from mec.evaluate.logistic import LogisticFit
-from mec.evaluate.result import Result, Stopwatch
+from mec.results import Result, Stopwatch
 from mec.evaluate.supervised import PAPER_PROBE, SIMSIAM_PROBE, in_words, overridden, train_and_test
 from mec.evaluate.task import EncoderLike, Source, announce, open_task, settled
-from mec.processes import from_first
+from mec.distributed import from_first
 
 STRENGTHS = tuple(10.0**e for e in np.arange(-4, 1.1, 0.5))
 CHOOSING_LIMIT = 10_000

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mec.evaluate.neighbours import best_device
+from mec.embedding.neighbors import best_device
 
 ROWS = 8192
 RESIDENT = 0.4

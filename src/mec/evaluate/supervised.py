@@ -15,19 +15,19 @@ import torch.nn.functional as F
 from timm.optim.lars import Lars
 from torch import Tensor, nn
 
-from mec.data.crops import Batch
-from mec.data.images import Images
-from mec.data.loading import evaluation_loader, training_loader, training_sampler
-from mec.data.skipped import Skipped
-from mec.data.views import Views
+from mec.data.transforms.crop import Batch
+from mec.data.dataset import Images
+from mec.data.loaders import evaluation_loader, training_loader, training_sampler
+from mec.data.corrupt import Skipped
+from mec.data.transforms.multi_view import Views
 from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies, ranking
 from mec.evaluate.features import CROP, gather, labels_of
-from mec.evaluate.neighbours import best_device
-from mec.evaluate.progress import Shown
+from mec.embedding.neighbors import best_device
+from mec.engine.progress import Shown
 from mec.evaluate.task import MAX_BROKEN, Task, in_memory, reading_of
 from mec.models.encoder import Encoder
-from mec.processes import count
+from mec.distributed import count
 
 # it announces devices and products
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -172,21 +172,21 @@ def train_and_test(
 
 
 def fit(
-    images: Images, classes: int, encoder: Encoder, settings: Settings, seed: int, workers: int | None, label: str
+    dataset: Images, classes: int, encoder: Encoder, settings: Settings, seed: int, workers: int | None, label: str
 ) -> Classifier:
     """Train a classifier on labelled pictures; ``encoder`` itself is trained with it unless it is frozen."""
     reading = reading_of(encoder)
-    images = in_memory(images, reading)
-    batch = min(settings.batch_size, len(images))
+    dataset = in_memory(dataset, reading)
+    batch = min(settings.batch_size, len(dataset))
     if batch < 2:
         raise InputError(f"labels: expected at least 2 labelled pictures, got {batch}")
     # a last batch of one picture has no variance for BatchNorm
-    sampler = training_sampler(images, batch, seed, whole=len(images) % batch != 1)
+    sampler = training_sampler(dataset, batch, seed, whole=len(dataset) % batch != 1)
     device = best_device()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        module = Classifier(encoder, labels_of(images), classes, settings, batch, seed)
-        loader = training_loader(images, module.views, sampler, reading, device, workers)
+        module = Classifier(encoder, labels_of(dataset), classes, settings, batch, seed)
+        loader = training_loader(dataset, module.views, sampler, reading, device, workers)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # lightning advises what is decided here
             trainer = lightning.Trainer(

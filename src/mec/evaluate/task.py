@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mec.data.images import Images
+from mec.data.dataset import Images
 from mec.data.pixels import Reading
-from mec.data.skipped import Lost, Skipped
-from mec.data.sources import open_images
-from mec.data.survey import sampled, settle
+from mec.data.corrupt import Lost, Skipped
+from mec.data.datasets import open_images
+from mec.data.analysis import sampled, settle
 from mec.errors import InputError
-from mec.evaluate.progress import say
+from mec.engine.progress import say
 from mec.models.encoder import Encoder
-from mec.models.files import load_encoder, untrained
-from mec.processes import count, exchange, in_turn, share
+from mec.models.io import load_encoder, untrained
+from mec.distributed import count, exchange, in_turn, share
 
 MAX_BROKEN = 0.05
 """Share of pictures that may be unreadable."""
@@ -106,10 +106,10 @@ def check_classes(train: Images, test: Images, data: Source) -> None:
             raise InputError(f"data: class {classes[missing[0]]!r} of {data} has no {part} pictures")
 
 
-def check_channels(images: Images, encoder: Encoder, data: Source) -> None:
+def check_channels(dataset: Images, encoder: Encoder, data: Source) -> None:
     """Refuse pictures that cannot be given the channels of the encoder."""
     takes = encoder.spec.channels
-    have = next(sampled(images, 8, lambda opened: opened.raw(reading_of(encoder)))).shape[2]
+    have = next(sampled(dataset, 8, lambda opened: opened.raw(reading_of(encoder)))).shape[2]
     if have not in (takes, 1) and (have, takes) != (3, 1):  # colour can be made grey, and grey colour
         raise InputError(f"encoder: {encoder.described} takes {takes} channels, the pictures of {data} have {have}")
 
@@ -130,21 +130,21 @@ def settled(task: Task) -> Task:
     return replace(task, train=in_memory(task.train, reading), test=in_memory(task.test, reading))
 
 
-def in_memory(images: Images, reading: Reading, divided: bool = False) -> Images:
+def in_memory(dataset: Images, reading: Reading, divided: bool = False) -> Images:
     """Decoded where they are small; what cannot be read is counted here, for it is gone afterwards.
 
     ``divided``: this process's share of them.
     """
-    skipped = none_skipped(len(images))
+    skipped = none_skipped(len(dataset))
     if divided and count() > 1:
-        images = images.subset(np.arange(len(images))[share(len(images), BATCH)])
+        dataset = dataset.subset(np.arange(len(dataset))[share(len(dataset), BATCH)])
     try:
-        settled, lost = settle(images, reading) if len(images) else (images, [])
+        settled, lost = settle(dataset, reading) if len(dataset) else (dataset, [])
     except InputError:  # none of them can be read
         if not divided or count() == 1:
             raise
-        settled, lost = images, []
-    skipped.add(lost, len(images))
+        settled, lost = dataset, []
+    skipped.add(lost, len(dataset))
     say_skipped(of_all(skipped) if divided else skipped)
     return settled
 

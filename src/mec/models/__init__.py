@@ -1,7 +1,7 @@
 """Encoders, the heads around them during training, and their files."""
 
 from mec.models.encoder import Encoder, create_encoder
-from mec.models.files import load_encoder, save_encoder, untrained
+from mec.models.io import load_encoder, save_encoder, untrained
 from mec.models.heads import Predictor, Projector
 from mec.models.siamese import Siamese
 

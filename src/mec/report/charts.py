@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from mec.report.contents import Learnt
+from mec.report.schema import Learnt
 from mec.report.record import Record
 
 COLOURS = {

@@ -12,10 +12,10 @@ from PIL import Image
 
 from mec.errors import InputError
 from mec.evaluate.detection.predict import DRAWN as PREDICTED
-from mec.evaluate.tracking.runs import DRAWN, SETTINGS
+from mec.evaluate.tracking.runner import DRAWN, SETTINGS
 from mec.evaluate.tracking.sequences import BrokenSequenceError
 from mec.report import pictures
-from mec.report.contents import Picture
+from mec.report.schema import EmbeddedImage
 
 MOST = 3
 """Of each folder of detectors or tracks, and of films."""
@@ -26,7 +26,7 @@ FORMATS = ("JPEG",)
 """As mec writes them: what else lies there is not opened."""
 
 
-def gallery(run: Path) -> list[Picture]:
+def gallery(run: Path) -> list[EmbeddedImage]:
     """Some of what ``predict`` and the tracking tasks have drawn, the newest task first, and a frame of each film.
 
     Films are left out where PyAV is not installed.
@@ -53,10 +53,10 @@ def _predicted(run: Path) -> Iterator[tuple[Path, str]]:
             yield file, f"detect: {file.relative_to(folder)}, found by the detector in {detector}"
 
 
-def _filmed(run: Path) -> Iterator[Picture | None]:
+def _filmed(run: Path) -> Iterator[EmbeddedImage | None]:
     if importlib.util.find_spec("av") is None:
         return
-    from mec.evaluate.tracking.video import open_frames
+    from mec.evaluate.tracking.datasets.video import open_frames
 
     for file in _newest_first([*run.glob("*.mp4"), *run.glob("*/*.mp4")])[:MOST]:
         try:
@@ -68,7 +68,7 @@ def _filmed(run: Path) -> Iterator[Picture | None]:
             yield _picture(Image.fromarray(frame), f"film: a frame of {file.relative_to(run)}")
 
 
-def _opened(file: Path, caption: str) -> Picture | None:
+def _opened(file: Path, caption: str) -> EmbeddedImage | None:
     try:
         with Image.open(file, formats=FORMATS) as image:
             image.draft("RGB", (SIDE, SIDE))
@@ -77,7 +77,7 @@ def _opened(file: Path, caption: str) -> Picture | None:
         return None
 
 
-def _picture(image: Image.Image, caption: str) -> Picture:
+def _picture(image: Image.Image, caption: str) -> EmbeddedImage:
     image = image.convert("RGB")
     image.thumbnail((SIDE, SIDE))
     return pictures.picture(image, pictures.printable(caption))

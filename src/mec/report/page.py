@@ -23,13 +23,13 @@ from mec import __version__
 from mec.errors import InputError
 from mec.files import replacing
 from mec.report import charts
-from mec.report.contents import Learnt, Missing, Picture, Sprites, Views
+from mec.report.schema import Learnt, Missing, EmbeddedImage, Sprites, Views
 from mec.report.gallery import gallery
-from mec.report.learnt import learnt
+from mec.report.analysis import learnt
 from mec.report.published import published
 from mec.report.record import Record, read_records
 from mec.report.tables import evaluations, facts, settings, told
-from mec.report.verdicts import verdicts
+from mec.report.health import verdicts
 from mec.report.views import views
 
 LIMIT = 5_000_000
@@ -52,7 +52,7 @@ class Shown:
     record: Record
     learnt: Learnt | Missing
     views: list[Views] | Missing
-    gallery: list[Picture]
+    gallery: list[EmbeddedImage]
 
 
 def write_report(
@@ -129,7 +129,7 @@ def _within(shown: Shown, budget: int) -> Shown:
     """The most telling pictures first, as long as they fit: thumbnails, neighbours, views, the gallery."""
     left = budget
 
-    def fits(*pictures: Picture | Sprites) -> bool:
+    def fits(*pictures: EmbeddedImage | Sprites) -> bool:
         nonlocal left
         size = sum(len(p.source) for p in pictures)
         if size > left:

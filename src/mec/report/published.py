@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mec.report.contents import Published
+from mec.report.schema import Published
 
 MEC_CODE, SIMSIAM = "official code's README", "SimSiam paper (Chen and He, CVPR 2021)"
 UNITRACK = "UniTrack's docs/RESULTS.md"

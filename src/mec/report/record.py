@@ -179,7 +179,7 @@ def _results(path: Path, notes: list[str]) -> list[dict[str, Any]]:
 
 
 def _is_result(line: Any) -> bool:
-    """As ``mec.evaluate.result.Result`` writes them."""
+    """As ``mec.results.Result`` writes them."""
     return (
         isinstance(line, dict)
         and all(isinstance(line.get(key), str) for key in ("task", "protocol", "data", "encoder"))

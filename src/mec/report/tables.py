@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mec.evaluate.result import cell, columns_of
-from mec.report.contents import Published
+from mec.results import cell, columns_of
+from mec.report.schema import Published
 from mec.report.record import Record
 
 MAIN = (

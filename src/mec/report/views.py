@@ -11,10 +11,10 @@ from torch import Tensor
 from mec.data.pixels import fitted
 from mec.errors import InputError
 from mec.report import pictures
-from mec.report.contents import Missing, Picture, Views
-from mec.report.found import not_opened, source_of
-from mec.training.folder import Run
-from mec.training.sheet import training_views
+from mec.report.schema import Missing, EmbeddedImage, Views
+from mec.report.inputs import not_opened, source_of
+from mec.pretraining.run_folder import Run
+from mec.pretraining.contact_sheet import training_views
 
 PICTURES, PAIRS = 4, 3
 SIDE = 96
@@ -54,5 +54,5 @@ def views(run: Path, data: str | os.PathLike[str] | None, say: Callable[[str], o
     return shown
 
 
-def _view(x: Tensor, alt: str) -> Picture:
+def _view(x: Tensor, alt: str) -> EmbeddedImage:
     return pictures.picture(fitted(x.permute(1, 2, 0).numpy(), SIDE), alt)

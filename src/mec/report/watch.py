@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mec.errors import InputError
-from mec.report.contents import Missing
+from mec.report.schema import Missing
 from mec.report.gallery import gallery
 from mec.report.page import PICTURES, Say, Shown, check_pictures, gather, make_page
 from mec.report.record import ENCODER, READ, RESULTS, Record, read_records

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mec.models.names import TO_DETECTRON2, renamed
+from mec.models.key_maps import TO_DETECTRON2, renamed
 
 Shapes = dict[str, tuple[int, ...]]
 BLOCKS = {2: 3, 3: 4, 4: 6, 5: 3}

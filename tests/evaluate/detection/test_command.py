@@ -1,4 +1,4 @@
-"""``mec evaluate detect`` from the command line to its files; what is refused is in tests/test_cli.py."""
+"""``mec evaluate detect`` from the command line to its files; what is refused is in tests/cli/test_main.py."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mec
-from mec.cli import main
+from mec.cli.main import main
 from mec.evaluate.detection.training import Detection
 from tests.evaluate.detection.scenes import coco_set, make_quick, tiny_encoder
 

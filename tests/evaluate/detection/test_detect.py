@@ -13,7 +13,7 @@ from mec.errors import InputError
 from mec.evaluate.detection import detect as module
 from mec.evaluate.detection.detect import detect
 from mec.evaluate.detection.detectors import DetectorSpec, load_detector, save_detector
-from mec.evaluate.result import Result
+from mec.results import Result
 from mec.models.encoder import Encoder, create_encoder
 from tests.evaluate.detection.scenes import QUICK, coco_set, make_quick, tiny_encoder, voc_set
 

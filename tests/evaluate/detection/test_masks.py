@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from mec.evaluate.detection.annotated import Rle
+from mec.evaluate.detection.datasets.annotations import Rle
 from mec.evaluate.detection.masks import decoded, pasted
 
 

@@ -19,12 +19,12 @@ from mec.data.pixels import Reading
 from mec.errors import InputError
 from mec.evaluate.detection import detect as detecting
 from mec.evaluate.detection import training
-from mec.evaluate.detection.annotated import Annotated, Detections
-from mec.evaluate.detection.batches import Order, training_batches
+from mec.evaluate.detection.datasets.annotations import Annotated, Detections
+from mec.evaluate.detection.loaders import Order, training_batches
 from mec.evaluate.detection.detect import detect
 from mec.evaluate.detection.network import Detector
 from mec.evaluate.detection.schedules import Schedule
-from mec.evaluate.detection.sources import open_annotated
+from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.trainer import detection_trainer
 from mec.evaluate.detection.training import Detection, in_file, look, train
 from tests.evaluate.detection.scenes import QUICK, coco_set, make_quick, tiny_encoder

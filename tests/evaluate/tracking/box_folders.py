@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mec.evaluate.tracking.box_sources import open_box_sequences
+from mec.evaluate.tracking.datasets.single_object import open_box_sequences
 from mec.evaluate.tracking.sequences import BoxSequence, ImageFrames
 
 SIDES = (40, 30)

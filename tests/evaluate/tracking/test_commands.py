@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import mec
-from mec.cli import main
+from mec.cli.main import main
 from tests.evaluate.tracking.crossings import TASKS, crossing, narrow_encoder, write
 from tests.evaluate.tracking.scenes import Scene
 

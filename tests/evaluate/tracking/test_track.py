@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import mec
-from mec.cli import main
-from mec.evaluate.tracking.box_figures import overlaps
+from mec.cli.main import main
+from mec.evaluate.tracking.metrics.otb import overlaps
 from tests.evaluate.tracking.crossings import FRONT, narrow_encoder, walk
 from tests.evaluate.tracking.scenes import Scene
 

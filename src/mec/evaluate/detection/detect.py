@@ -12,23 +12,23 @@ from typing import Any, Literal
 import lightning
 import torch
 
-from mec.checkpoints import newest_checkpoint
+from mec.engine.checkpoints import newest_checkpoint
 from mec.errors import InputError
 from mec.evaluate.accuracy import spread_of
-from mec.evaluate.detection.annotated import Annotated, Detections, as_records
+from mec.evaluate.detection.datasets.annotations import Annotated, Detections, as_records
 from mec.evaluate.detection.detectors import WEIGHTS, DetectorSpec, load_detector, save_detector
-from mec.evaluate.detection.figures import figures
+from mec.evaluate.detection.metrics import figures
 from mec.evaluate.detection.network import architecture_for
 from mec.evaluate.detection.schedules import SCHEDULES, YEARS
-from mec.evaluate.detection.sources import open_annotated
+from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.trainer import detection_trainer
 from mec.evaluate.detection.training import look, train
-from mec.evaluate.progress import say
-from mec.evaluate.result import Result, Stopwatch
+from mec.engine.progress import say
+from mec.results import Result, Stopwatch
 from mec.evaluate.task import EncoderLike, Source, check_channels, reading_of, with_baseline
 from mec.files import is_first_process, replacing
 from mec.models.encoder import Encoder
-from mec.models.files import load_encoder
+from mec.models.io import load_encoder
 
 ASKED, FIGURES, DETECTIONS = "detect.json", "figures.json", "detections.json"
 TABLE = ("AP", "AP50", "AP75", "mask AP", "mask AP50", "mask AP75")

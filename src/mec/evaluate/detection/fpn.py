@@ -15,7 +15,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from mec.errors import InputError
 from mec.evaluate.detection.schedules import Schedule
 from mec.models.encoder import Encoder
-from mec.models.maps import cell_of, maps_of, of_any_size
+from mec.models.feature_maps import cell_of, maps_of, of_any_size
 
 CHANNELS = 256
 STRIDES = (4, 8, 16, 32)

@@ -9,7 +9,7 @@ from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mec.evaluate.detection.annotated import Rle
+from mec.evaluate.detection.datasets.annotations import Rle
 
 LONGEST = 8
 """Characters of a run; those of any picture are shorter."""

@@ -66,10 +66,10 @@ class Detector(nn.Module):
 
         Targets are boxes (k, 4) float32 in pixels, labels (k,) int64 from 1, masks (k, h, w) uint8.
         """
-        images = self._joined(pictures)
-        features = {name: found.float() for name, found in self.backbone(images.tensors).items()}
-        proposals, losses = self.rpn(images, features, targets)
-        found, of_heads = self.roi_heads(features, proposals, images.image_sizes, targets)
+        batch = self._joined(pictures)
+        features = {name: found.float() for name, found in self.backbone(batch.tensors).items()}
+        proposals, losses = self.rpn(batch, features, targets)
+        found, of_heads = self.roi_heads(features, proposals, batch.image_sizes, targets)
         return losses | of_heads if self.training else found
 
     def _joined(self, pictures: list[Tensor]) -> ImageList:

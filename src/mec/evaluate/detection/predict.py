@@ -12,17 +12,17 @@ from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 
 from mec.data.decode import EXTENSIONS, open_picture
-from mec.data.images import FileImages, Images
+from mec.data.dataset import FileImages, Images
 from mec.data.pixels import Reading
-from mec.data.sources import open_images
+from mec.data.datasets import open_images
 from mec.errors import InputError
-from mec.evaluate.detection.annotated import Detections, as_records
+from mec.evaluate.detection.datasets.annotations import Detections, as_records
 from mec.evaluate.detection.detect import DETECTIONS
 from mec.evaluate.detection.detectors import WEIGHTS, load_detector
-from mec.evaluate.detection.drawing import draw
+from mec.evaluate.drawing.detections import draw
 from mec.evaluate.detection.trainer import detection_trainer
 from mec.evaluate.detection.training import look
-from mec.evaluate.progress import Shown
+from mec.engine.progress import Shown
 from mec.evaluate.task import Source
 from mec.files import is_first_process, replacing
 
@@ -58,13 +58,13 @@ def predict(
     check_threshold(threshold)
     folder = _detector_in(Path(out).expanduser())
     detector, spec = load_detector(folder)
-    images = open_pictures(pictures)
+    dataset = open_pictures(pictures)
     reading = Reading(spec.encoder.channels, spec.encoder.value_range, spec.encoder.background)
     trainer = detection_trainer(spec.schedule, folder, "predict", devices, 1, "auto")
-    found = look(detector, images, reading, spec.schedule, trainer, workers)
+    found = look(detector, dataset, reading, spec.schedule, trainer, workers)
     drawn = Path(out).expanduser() / DRAWN
     if is_first_process():
-        _write(images, found, spec.categories, spec.category_ids, threshold, drawn)
+        _write(dataset, found, spec.categories, spec.category_ids, threshold, drawn)
     return drawn
 
 
@@ -92,22 +92,22 @@ def open_pictures(pictures: Source) -> Images:
 
 
 def _write(
-    images: Images, found: dict[int, Detections], categories: list[str], ids: list[int], threshold: float, out: Path
+    dataset: Images, found: dict[int, Detections], categories: list[str], ids: list[int], threshold: float, out: Path
 ) -> None:
     described: dict[str, Any] = {
         "images": [],
         "annotations": [],
         "categories": [{"id": n, "name": name} for n, name in zip(ids, categories, strict=True)],
     }
-    names = _names(images, list(found))
+    names = _names(dataset, list(found))
     with Shown("drawing", len(found)) as line:
         for index, detections in found.items():
-            picture = _seen(images, index)
+            picture = _seen(dataset, index)
             some = _above(detections, threshold)
             described["images"].append(
                 {
                     "id": index,
-                    "file_name": _own_name(images, index),
+                    "file_name": _own_name(dataset, index),
                     "height": picture.shape[0],
                     "width": picture.shape[1],
                 }
@@ -130,17 +130,17 @@ def _area(record: dict[str, Any]) -> float:
     return float(record["bbox"][2] * record["bbox"][3])
 
 
-def _own_name(images: Images, index: int) -> str:
+def _own_name(dataset: Images, index: int) -> str:
     """Within the source where it is a folder."""
-    return images.names[index] if isinstance(images, FileImages) else images.title(index)
+    return dataset.names[index] if isinstance(dataset, FileImages) else dataset.title(index)
 
 
-def _names(images: Images, numbers: list[int]) -> dict[int, str]:
+def _names(dataset: Images, numbers: list[int]) -> dict[int, str]:
     """Of the drawn pictures: those of the files, in their sub-folders; with the number where one is taken."""
     names: dict[int, str] = {}
     taken: set[str] = set()
     for n in numbers:
-        own = Path(_own_name(images, n))
+        own = Path(_own_name(dataset, n))
         own = Path(own.name) if own.is_absolute() or ".." in own.parts else own
         drawn = own.with_suffix(".jpg")
         while drawn.as_posix() in taken:
@@ -150,8 +150,8 @@ def _names(images: Images, numbers: list[int]) -> dict[int, str]:
     return names
 
 
-def _seen(images: Images, index: int) -> NDArray[np.uint8]:
-    return open_picture(images.load(index)).decode(Reading()).astype(np.uint8, copy=False)
+def _seen(dataset: Images, index: int) -> NDArray[np.uint8]:
+    return open_picture(dataset.load(index)).decode(Reading()).astype(np.uint8, copy=False)
 
 
 def _above(found: Detections, threshold: float) -> Detections:

@@ -10,12 +10,12 @@ from typing import Any
 import lightning
 from torch import Tensor
 
-from mec.checkpoints import KeepLatest
+from mec.engine.checkpoints import KeepLatest
 from mec.errors import InputError
 from mec.evaluate.detection.schedules import Schedule
-from mec.evaluate.progress import Shown
+from mec.engine.progress import Shown
 from mec.files import replacing, rows_before
-from mec.trainer import make_trainer
+from mec.engine.trainer import make_trainer
 
 METRICS = "metrics.csv"
 CHECKPOINTS = 10

@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from mec.data.images import Images
+from mec.data.dataset import Images
 from mec.data.pixels import Reading
-from mec.data.skipped import Lost, Skipped
-from mec.evaluate.detection.annotated import Annotated, Detections
-from mec.evaluate.detection.batches import Order, TestingBatch, TrainingBatch, testing_batches, training_batches
+from mec.data.corrupt import Lost, Skipped
+from mec.evaluate.detection.datasets.annotations import Annotated, Detections
+from mec.evaluate.detection.loaders import Order, TestingBatch, TrainingBatch, testing_batches, training_batches
 from mec.evaluate.detection.masks import pasted
 from mec.evaluate.detection.network import Detector
 from mec.evaluate.detection.schedules import Schedule
 from mec.evaluate.detection.trainer import period
-from mec.evaluate.progress import Shown
+from mec.engine.progress import Shown
 from mec.evaluate.task import MAX_BROKEN, say_skipped
-from mec.models.joined_norm import join_batch_norms
+from mec.models.sync_batch_norm import join_batch_norms
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
 
@@ -166,15 +166,15 @@ def _from_the_first(loader: DataLoader[TrainingBatch]) -> Iterator[TrainingBatch
 
 def look(
     detector: Detector,
-    images: Images,
+    dataset: Images,
     reading: Reading,
     schedule: Schedule,
     trainer: lightning.Trainer,
     workers: int | None,
 ) -> dict[int, Detections]:
     """What is found in each picture that can be read, by its number; on all processes, each of which looks at some."""
-    module = Detection(detector, schedule, 0, len(images))
-    loader = testing_batches(images, reading, schedule, trainer.global_rank, trainer.world_size, workers)
+    module = Detection(detector, schedule, 0, len(dataset))
+    loader = testing_batches(dataset, reading, schedule, trainer.global_rank, trainer.world_size, workers)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         try:
@@ -185,7 +185,7 @@ def look(
     if trainer.world_size > 1:
         parts = parts * trainer.world_size
         torch.distributed.all_gather_object(parts, (module.found, module.lost))
-    module.skipped.add([one for _, lost in parts for one in lost], len(images))
+    module.skipped.add([one for _, lost in parts for one in lost], len(dataset))
     if trainer.is_global_zero:
         say_skipped(module.skipped)
     return {number: one for found, _ in parts for number, one in found}

@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mec.evaluate.result import Result, Stopwatch
+from mec.results import Result, Stopwatch
 from mec.evaluate.task import EncoderLike, Source
 from mec.evaluate.tracking.association import Association
-from mec.evaluate.tracking.follow_found import Look, boxes_look, tell_apart
-from mec.evaluate.tracking.identity_figures import identity_scores
-from mec.evaluate.tracking.motchallenge import compare_boxes, open_found_boxes, read_tracks, write_tracks
-from mec.evaluate.tracking.runs import Call, Keeping, loaded
+from mec.evaluate.tracking.track_objects import Look, boxes_look, tell_apart
+from mec.evaluate.tracking.metrics.identity import identity_scores
+from mec.evaluate.tracking.datasets.motchallenge import compare_boxes, open_found_boxes, read_tracks, write_tracks
+from mec.evaluate.tracking.runner import Call, Keeping, loaded
 from mec.evaluate.tracking.sequences import Found, FoundSequence, Scores, Tracks
 
 COLUMNS = ("HOTA", "IDF1", "MOTA", "switches")

@@ -6,14 +6,14 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mec.evaluate.result import Result, Stopwatch
+from mec.results import Result, Stopwatch
 from mec.evaluate.task import EncoderLike, Source
 from mec.evaluate.tracking.association import Association
-from mec.evaluate.tracking.follow_found import MASK_CELLS, Look, masks_look, tell_apart
-from mec.evaluate.tracking.mots_figures import compare_masks, mots_scores
-from mec.evaluate.tracking.mots_files import read_masks_text, write_masks_text
-from mec.evaluate.tracking.mots_sources import open_found_masks
-from mec.evaluate.tracking.runs import Call, Keeping, loaded
+from mec.evaluate.tracking.track_objects import MASK_CELLS, Look, masks_look, tell_apart
+from mec.evaluate.tracking.metrics.mots import compare_masks, mots_scores
+from mec.evaluate.tracking.datasets.mots_format import read_masks_text, write_masks_text
+from mec.evaluate.tracking.datasets.mots import open_found_masks
+from mec.evaluate.tracking.runner import Call, Keeping, loaded
 from mec.evaluate.tracking.sequences import Found, FoundSequence, Scores, Tracks
 
 COLUMNS = ("sMOTSA", "HOTA", "IDF1", "switches")

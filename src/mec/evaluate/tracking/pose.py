@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mec.evaluate.result import Result, Stopwatch
+from mec.results import Result, Stopwatch
 from mec.evaluate.task import EncoderLike, Source
 from mec.evaluate.tracking.association import Association
-from mec.evaluate.tracking.follow_found import POSE_CELLS, Look, poses_look, tell_apart
-from mec.evaluate.tracking.pose_figures import compare_poses, pose_scores
-from mec.evaluate.tracking.posetrack import open_poses, read_poses, write_poses
-from mec.evaluate.tracking.runs import Call, Keeping, loaded
+from mec.evaluate.tracking.track_objects import POSE_CELLS, Look, poses_look, tell_apart
+from mec.evaluate.tracking.metrics.posetrack import compare_poses, pose_scores
+from mec.evaluate.tracking.datasets.posetrack import open_poses, read_poses, write_poses
+from mec.evaluate.tracking.runner import Call, Keeping, loaded
 from mec.evaluate.tracking.sequences import Found, FoundSequence, Scores, Tracks
 
 COLUMNS = ("IDF1", "MOTA", "switches", "person IDF1")

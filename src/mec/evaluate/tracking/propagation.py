@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mec.errors import InputError
-from mec.evaluate.tracking.dense import STRIDE
+from mec.evaluate.tracking.dense_features import STRIDE
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mec.errors import InputError
-from mec.evaluate.result import Result, Stopwatch
+from mec.results import Result, Stopwatch
 from mec.evaluate.task import EncoderLike, Source
-from mec.evaluate.tracking.box_figures import box_scores
-from mec.evaluate.tracking.box_files import read_boxes, write_boxes
-from mec.evaluate.tracking.box_sources import open_box_sequences
+from mec.evaluate.tracking.metrics.otb import box_scores
+from mec.evaluate.tracking.datasets.box_text import read_boxes, write_boxes
+from mec.evaluate.tracking.datasets.single_object import open_box_sequences
 from mec.evaluate.tracking.correlation import grid_size
-from mec.evaluate.tracking.follow_box import TRACKERS, follow_box
-from mec.evaluate.tracking.render import draw_found
-from mec.evaluate.tracking.runs import Call, Followed, Keeping, film, follow_all, loaded
+from mec.evaluate.tracking.track_box import TRACKERS, follow_box
+from mec.evaluate.drawing.tracks import draw_found
+from mec.evaluate.tracking.runner import Call, Followed, Keeping, film, follow_all, loaded
 from mec.evaluate.tracking.sequences import BoxSequence, BrokenSequenceError, Found, Frame, Scores
 
 Box = NDArray[np.float64]

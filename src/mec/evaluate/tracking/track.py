@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mec.errors import InputError
-from mec.evaluate.progress import Shown, say
+from mec.engine.progress import Shown, say
 from mec.evaluate.task import EncoderLike
-from mec.evaluate.tracking.box_files import write_boxes
-from mec.evaluate.tracking.dense import Dense
-from mec.evaluate.tracking.follow_box import follow_box
-from mec.evaluate.tracking.mask_sources import read_mask, write_labels
-from mec.evaluate.tracking.render import Film, check_render, draw_found, draw_labels
-from mec.evaluate.tracking.runs import counted
+from mec.evaluate.tracking.datasets.box_text import write_boxes
+from mec.evaluate.tracking.dense_features import Dense
+from mec.evaluate.tracking.track_box import follow_box
+from mec.evaluate.tracking.datasets.davis import read_mask, write_labels
+from mec.evaluate.drawing.tracks import Film, check_render, draw_found, draw_labels
+from mec.evaluate.tracking.runner import counted
 from mec.evaluate.tracking.sequences import BrokenSequenceError, Found, Frame, Frames, Labels
-from mec.evaluate.tracking.video import open_frames
+from mec.evaluate.tracking.datasets.video import open_frames
 from mec.evaluate.tracking.vos import follow_masks
 
 

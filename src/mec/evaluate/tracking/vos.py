@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 
 from mec.errors import InputError
-from mec.evaluate.result import Result, Stopwatch
+from mec.results import Result, Stopwatch
 from mec.evaluate.task import EncoderLike, Source
-from mec.evaluate.tracking.dense import Dense
-from mec.evaluate.tracking.mask_figures import mask_scores
-from mec.evaluate.tracking.mask_sources import open_mask_sequences, read_masks, write_masks
+from mec.evaluate.tracking.dense_features import Dense
+from mec.evaluate.tracking.metrics.davis import mask_scores
+from mec.evaluate.tracking.datasets.davis import open_mask_sequences, read_masks, write_masks
 from mec.evaluate.tracking.propagation import LabelPropagation, Propagation
-from mec.evaluate.tracking.render import draw_labels
-from mec.evaluate.tracking.runs import Call, Keeping, film, follow_all, loaded
+from mec.evaluate.drawing.tracks import draw_labels
+from mec.evaluate.tracking.runner import Call, Keeping, film, follow_all, loaded
 from mec.evaluate.tracking.sequences import VOID, BrokenSequenceError, Frame, Frames, Labels, MaskSequence
 
 

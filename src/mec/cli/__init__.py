@@ -1,0 +1,1 @@
+"""The ``mec`` command: options, help, errors and shell completion."""

@@ -1,0 +1,43 @@
+"""What the Tab key completes: a script of the shell made from the parser, so that no key waits for Python."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+import shtab
+
+from mec.cli.errors import choices, hint_of, kinds
+
+PLACES = {
+    "bash": "~/.local/share/bash-completion/completions/mec",
+    "zsh": '"${fpath[1]}/_mec"',
+    "fish": "~/.config/fish/completions/mec.fish",
+}
+"""Where each shell looks for it."""
+
+
+def completion(parser: argparse.ArgumentParser, shell: str) -> str:
+    """The script for a shell of PLACES; ``parser``, with the options of all commands, is used up."""
+    _prepare(parser)
+    script: str = shtab.complete(parser, shell)
+    return script
+
+
+def _prepare(parser: argparse.ArgumentParser) -> None:
+    """shtab reads the choices and files of argparse's actions, jsonargparse keeps them in its types."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                _prepare(command)
+            continue
+        action.option_strings = [name for name in action.option_strings if not name.endswith("+")]
+        if action.choices is None and action.nargs != 0:
+            action.choices = choices(hint_of(action)) or None
+            if action.choices is None and any(_may_be_path(kind) for kind in kinds(hint_of(action))):
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+
+
+def _may_be_path(kind: Any) -> bool:
+    return kind is str or (isinstance(kind, type) and issubclass(kind, os.PathLike)) or "PathLike" in str(kind)

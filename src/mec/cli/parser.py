@@ -1,0 +1,121 @@
+"""The parser of the command line: help in paragraphs and groups, errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import inspect
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Collection
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from mec.cli.errors import choices, hint_of, kinds, line
+
+DATA_HELP = (
+    "a folder of pictures (labels: its sub-folders), a .txt list or .csv of path and label, WebDataset shards "
+    "(a-{0000..0099}.tar, a folder of them, a URL), .parquet or hf:owner/name, a video, an .npz file, or digits, "
+    "cifar10, cifar100, fashion-mnist, stl10"
+)
+ENCODER_HELP = (
+    "a run folder; a file of weights: MEC's, SimSiam's, MoCo's, Barlow Twins', VICReg's, SwAV's, DINO's, solo-learn's, "
+    "lightly's, torchvision's, timm's, detectron2's (FILE:teacher or FILE:student chooses the part); a timm folder or "
+    "hf:owner/name; or a timm name (untrained)"
+)
+MACHINE = frozenset({"accelerator", "devices", "half", "nodes", "precision", "strategy", "workers"})
+"""Settings of where something is computed, and not of what."""
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the paragraphs of a description; says values and defaults as they are typed, and no types of Python."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = re.sub(r"(?<!\.)\.$", "", action.help or "")
+        if isinstance(action, argparse._HelpAction | argparse._VersionAction) or not action.option_strings:
+            return text[:1].lower() + text[1:]
+        if action.required:
+            return f"{text} (required)"
+        told = action.default is None and "absent" in text.lower()
+        return text if told or action.nargs == 0 else f"{text} (default: {typed(action.default)})"
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shown = copy.copy(action)
+        # jsonargparse's --k+ appends to a list: one way to give a list is enough to read about
+        shown.option_strings = [name for name in action.option_strings if not name.endswith("+")]
+        if not action.option_strings and action.nargs != argparse.PARSER:
+            shown.metavar = action.metavar or action.dest.upper()
+        elif action.metavar is None or action.metavar == "[ITEM,...]":
+            shown.metavar = metavar(action)
+        text: str = super()._format_action_invocation(shown)
+        return text
+
+    def _format_action(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse._SubParsersAction):
+            return "".join(self._format_action(a) for a in self._iter_indented_subactions(action))
+        text: str = super()._format_action(action)
+        return text
+
+
+class Parser(ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def __init__(self, **options: Any) -> None:
+        # --epoch for --epochs would come to mean something else with the next option
+        super().__init__(formatter_class=Formatter, allow_abbrev=False, **options)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        print(line(str(message), self), file=sys.stderr)
+        sys.exit(2)
+
+
+def add_settings(
+    parser: Parser, title: str, function: Callable[..., Any], skip: Collection[str] = ()
+) -> argparse._ArgumentGroup:
+    """The parameters of a function as options: what it computes in a group of this title, then where."""
+    names = set(inspect.signature(function).parameters)
+    group, machine = parser.add_argument_group(title), parser.add_argument_group("the machine")
+    group.add_function_arguments(function, as_group=False, skip={*names & MACHINE, *skip})
+    machine.add_function_arguments(function, as_group=False, skip={*names - MACHINE, *skip})
+    return group
+
+
+def metavar(action: argparse.Action) -> str:
+    """What stands for the value of an option: N and X are whole and other numbers."""
+    hint = hint_of(action)
+    if words := choices(hint):
+        return f"{{{','.join(words)}}}"
+    names = []
+    for kind in kinds(hint):
+        text = str(kind)
+        if kind in (int, float):
+            names.append({int: "N", float: "X"}[kind])
+        elif "Literal" in text:
+            names += choices(kind)
+        elif text.startswith("tuple"):
+            names.append("[X,X]")
+        elif "Sequence[int]" in text:
+            names.append("[N,...]")
+        elif text.startswith("dict"):
+            names.append("{NAME: VALUE,...}")
+        elif kind is not type(None):
+            return action.dest.rpartition(".")[2].upper()
+    return "|".join(names)
+
+
+def typed(value: object) -> str:
+    """A value as it is written on the command line and in YAML."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{','.join(typed(v) for v in value)}]"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def about(function: Callable[..., Any]) -> str:
+    """What its docstring says before the arguments, to the width of the terminal."""
+    paragraphs = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0].split("\n\n")
+    return "\n\n".join(textwrap.fill(p, min(120, shutil.get_terminal_size().columns - 2)) for p in paragraphs)

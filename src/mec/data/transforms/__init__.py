@@ -1,0 +1,1 @@
+"""Crops, color and the views made of them."""

@@ -1,0 +1,147 @@
+"""What a loader process does: decode a picture once and cut the crops of its views from it, as bytes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mec.data.decode import SHRINKS, Opened, open_picture
+from mec.data.transforms.geometry import Boxes
+from mec.data.pixels import BrokenPictureError, ImageArray, Reading
+from mec.data.corrupt import Lost
+from mec.data.transforms.multi_view import Views
+from mec.errors import InputError
+
+SUBSTITUTES = 100
+"""How many other pictures are tried in place of one that cannot be read."""
+SHARP = 1.0
+"""A picture is decoded smaller when its crops then still have this many times the pixels a side of a view."""
+
+Encoded = bytes | NDArray[Any]
+Load = Callable[[], Encoded]
+
+
+class Batch(NamedTuple):
+    """Pictures for ``Views``.
+
+    pictures: (n, c, h, w) whole, or (n, views, c, s, s) the crops of each view; uint8, or float32 in [0, 1].
+    indices: (n,) their numbers in the source, which fix their views. lost: those that could not be read.
+    shown: (n,) the numbers of the pictures that are there: others where one could not be read.
+    """
+
+    pictures: Tensor
+    indices: NDArray[np.int64]
+    epoch: int
+    lost: list[Lost]
+    shown: NDArray[np.int64]
+
+
+class Item(NamedTuple):
+    """A picture to be had: its number, what loads it and where it comes from."""
+
+    number: int
+    load: Load
+    title: str
+
+
+class Cropper:
+    """Encoded pictures -> a Batch of crops. Pictures that cannot be read are replaced, under their own numbers."""
+
+    def __init__(self, views: Views, reading: Reading) -> None:
+        self.views, self.reading = views, reading
+
+    def __call__(self, items: Sequence[Item], epoch: int, others: Callable[[int], Iterator[Item]]) -> Batch:
+        """``others(index)`` gives pictures to take in place of picture ``index``."""
+        size, indices = self.views.size, np.array([item.number for item in items], dtype=np.int64)
+        kind = np.uint8 if self.reading.value_range is None else np.float32
+        out = np.empty((len(items), len(self.views.settings), size, size, self.reading.channels), dtype=kind)
+        lost: list[Lost] = []
+        shown = indices.copy()
+        opened = [self._open(item, lost) for item in items]
+        plans = self.plans(indices, epoch, opened)
+        for n, item in enumerate(items):
+            if not self._cut(out[n], item, opened[n], plans[n], lost):
+                shown[n] = self._replace(out[n], item.number, epoch, others(item.number), lost)
+        return Batch(torch.from_numpy(out).permute(0, 1, 4, 2, 3), indices, epoch, lost, shown)
+
+    def plans(self, indices: NDArray[np.int64], epoch: int, opened: Sequence[Opened | None]) -> Sequence[Any]:
+        """What to cut from each picture: boxes (views, 4) and whether to mirror (views,), drawn for all at once."""
+        heights = np.array([o.height if o else 1 for o in opened])
+        widths = np.array([o.width if o else 1 for o in opened])
+        views = range(len(self.views.settings))
+        drawn = [self.views.parameters_of(view, indices, epoch, heights, widths) for view in views]
+        boxes = np.stack([d.boxes for d in drawn], axis=1)
+        return list(zip(boxes, np.stack([d.flip for d in drawn], axis=1), strict=True))
+
+    def cut(self, out: ImageArray, opened: Opened, plan: Any) -> None:
+        """The crops of one picture, written into ``out`` (views, size, size, channels)."""
+        boxes, mirrored = plan
+        picture = opened.decode(self.reading, shrink_for(boxes, self.views.size))
+        for view in range(len(out)):
+            box = shrunk(boxes[view], (opened.height, opened.width), (picture.shape[0], picture.shape[1]))
+            out[view] = crop_and_resize(picture, box, self.views.size, bool(mirrored[view]))
+
+    def _open(self, item: Item, lost: list[Lost]) -> Opened | None:
+        try:
+            return open_picture(item.load())
+        except BrokenPictureError as error:
+            lost.append(Lost(item.title, str(error)))
+            return None
+
+    def _cut(self, out: ImageArray, item: Item, opened: Opened | None, plan: Any, lost: list[Lost]) -> bool:
+        if opened is None:
+            return False
+        try:
+            self.cut(out, opened, plan)
+        except BrokenPictureError as error:
+            lost.append(Lost(item.title, str(error)))
+            return False
+        return True
+
+    def _replace(self, out: ImageArray, index: int, epoch: int, others: Iterator[Item], lost: list[Lost]) -> int:
+        """The number of the picture that was cut instead."""
+        for item in itertools.islice(others, SUBSTITUTES):
+            opened = self._open(item, lost)
+            (plan,) = self.plans(np.array([index]), epoch, [opened])
+            if self._cut(out, item, opened, plan, lost):
+                return item.number
+        raise InputError(
+            f"data: no picture could be read in place of picture {index}; the last tried: {lost[-1].title}: "
+            f"{lost[-1].reason}"
+        )
+
+
+def shrink_for(boxes: Boxes, size: int) -> int:
+    """The largest factor by which a picture may be decoded smaller, its crops (n, 4) still at least ``size`` wide."""
+    least = float(boxes[:, 2:].min())
+    return next((f for f in SHRINKS if least / f >= SHARP * size), 1)
+
+
+def shrunk(box: Boxes, whole: tuple[int, int], decoded: tuple[int, int]) -> Boxes:
+    """The box (4,) of a picture of ``whole`` pixels in the array that was decoded, to the nearest pixel."""
+    if whole == decoded:
+        return box
+    vertical, horizontal = decoded[0] / whole[0], decoded[1] / whole[1]
+    edges = np.array([box[0], box[1], box[0] + box[2], box[1] + box[3]])
+    top, left, bottom, right = np.rint(edges * [vertical, horizontal, vertical, horizontal]).astype(np.int64)
+    return np.array([top, left, min(bottom, decoded[0]) - top, min(right, decoded[1]) - left])
+
+
+def crop_and_resize(picture: ImageArray, box: Boxes, size: int, mirrored: bool = False) -> ImageArray:
+    """(h, w, c), box (4,) = top, left, height, width -> (size, size, c), bilinear with antialiasing, as PIL's."""
+    top, left, height, width = (int(v) for v in box)
+    # a copy, because PyTorch resizes it faster than a view, and wants to be able to write to it
+    part = picture[top : top + height, left : left + width].copy()
+    x = torch.from_numpy(part).view(1, *part.shape).permute(0, 3, 1, 2)
+    y = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
+    if mirrored:
+        y = y.flip(3)  # many times faster than a reversed view in numpy
+    resized: ImageArray = y[0].permute(1, 2, 0).numpy()
+    return resized

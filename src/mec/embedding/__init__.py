@@ -1,0 +1,1 @@
+"""Embed a dataset into one table; near-duplicates and outliers."""

@@ -1,0 +1,1 @@
+"""Draw detections, tracks and masks on images and videos."""

@@ -1,0 +1,1 @@
+"""Export an encoder for other libraries, with a model card."""

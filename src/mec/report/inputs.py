@@ -1,0 +1,66 @@
+"""Where the encoder and the pictures of a run are."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from mec.engine.checkpoints import by_step, is_whole, step_of
+from mec.errors import InputError
+from mec.models.io import WEIGHTS
+from mec.report.schema import Missing
+from mec.pretraining.run_folder import ENVIRONMENT, Run
+
+ADVICE = "--data says where they are now"
+
+
+class Weights(NamedTuple):
+    """A file that holds an encoder, and which one that is, in words."""
+
+    file: Path
+    words: str
+
+
+def weights_of(run: Path) -> Weights | Missing:
+    """Of the encoder of a run that has ended, else of its newest checkpoint that is whole."""
+    if (run / WEIGHTS).exists():
+        return Weights(run / WEIGHTS, "the trained encoder")
+    try:
+        for path in reversed(by_step(run / "checkpoints")):
+            if is_whole(path):
+                return Weights(path, f"the encoder after {step_of(path):,} steps")
+    except OSError:  # the run, which goes on, has removed one
+        pass
+    return Missing("The run has no checkpoint yet; it keeps one every few minutes.")
+
+
+def source_of(run: Path, data: str | os.PathLike[str] | None) -> str | Missing:
+    """``data``, or what the run has learnt from."""
+    if data is not None:
+        return os.fspath(data)
+    try:
+        environment = json.loads((run / ENVIRONMENT).read_text())
+        typed = str(environment["data"])
+        # a relative path was meant from where the run was started
+        there = Path(environment.get("directory", ".")) / typed
+        return str(there) if there.exists() and not Path(typed).exists() else typed
+    except (OSError, ValueError, KeyError, TypeError):
+        return Missing(f"The run does not say which pictures it learnt from; {ADVICE}.")
+
+
+def every_of(run: Path) -> int | None:
+    """Of the pictures or frames, each n-th is what the run has learnt from; None is all."""
+    try:
+        return Run(run).recipe().every
+    except (InputError, OSError):
+        return None
+
+
+def not_opened(data: str | os.PathLike[str] | None, error: InputError) -> Missing:
+    """Of the run's own pictures, why they are not shown; those of ``data`` were asked for: raises the error."""
+    if data is not None:
+        raise error
+    reason = str(error).splitlines()[-1].removeprefix("data: ")
+    return Missing(f"The pictures it learnt from cannot be opened ({reason}); {ADVICE}.")

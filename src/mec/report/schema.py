@@ -1,0 +1,106 @@
+"""What a report shows, gathered from run folders before anything is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Why a part of the page is not there, in a sentence for its reader."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class EmbeddedImage:
+    """A picture as it stands in the page.
+
+    Attributes:
+        source: a data: URI.
+        alt: what it shows, as plain text.
+        width: pixels. height: pixels.
+    """
+
+    source: str
+    alt: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Sprites:
+    """Many small pictures in one, row after row.
+
+    Attributes:
+        source: a data: URI.
+        columns: pictures in a row.
+        cell: width and height of each, in pixels.
+    """
+
+    source: str
+    columns: int
+    cell: int
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """A picture and those nearest to it, the nearest first, each with its cosine; alts are titles and labels."""
+
+    query: EmbeddedImage
+    found: list[tuple[float, EmbeddedImage]]
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What an encoder makes of n pictures.
+
+    Attributes:
+        pictures: which ones, in words ("1,000 of the 3,969 pictures of photographs/, labels not used").
+        encoder: which one, in words ("the trained encoder", "checkpoint of step 1,200").
+        points: (n, 2) map of the features, t-SNE.
+        titles: n, plain text.
+        labels: n names, or None where there are none.
+        clusters: (n,) numbers of k-means on the features.
+        sprites: the n pictures.
+        neighbours: rows.
+        singular_values: (min(n, d),) of the centred features, falling, divided by their sum.
+        effective_rank: exp of the entropy of the squared singular values' shares.
+    """
+
+    pictures: str
+    encoder: str
+    points: NDArray[np.float32]
+    titles: list[str]
+    labels: list[str] | None
+    clusters: NDArray[np.int64]
+    sprites: Sprites
+    neighbours: list[Neighbours]
+    singular_values: NDArray[np.float64]
+    effective_rank: float
+
+
+@dataclass(frozen=True)
+class Views:
+    """A picture and pairs of the views that training showed of it."""
+
+    picture: EmbeddedImage
+    pairs: list[tuple[EmbeddedImage, EmbeddedImage]]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure of the paper, of the protocol that a result was measured by.
+
+    Attributes:
+        what: "ResNet-50, 100 epochs of ImageNet", ...
+        figures: column of the result -> value, in the result's units (shares, not percent).
+        source: table of the paper, or the page it stands on.
+    """
+
+    what: str
+    figures: dict[str, float]
+    source: str

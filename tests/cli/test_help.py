@@ -1,0 +1,124 @@
+"""Help that can be read by people who do not write Python, and a Tab key that knows the same options."""
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from mec.cli.main import main
+from mec.cli.options import COMMANDS
+from mec.cli.evaluate_options import TASKS
+from mec.pretraining import Recipe
+
+EVERY = [[name] for name in COMMANDS] + [["evaluate", task] for task in TASKS]
+
+
+def help_of(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--help"])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", EVERY, ids=" ".join)
+def test_every_command_has_an_example_and_no_types_of_python(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = help_of(words, capsys, monkeypatch)
+    assert text.startswith(f"usage: mec {' '.join(words)} ")
+    assert f"mec {' '.join(words)} " in text[text.index("\n") :], "an example"
+    for soup in (
+        "Union",
+        "Literal",
+        "Optional",
+        "PathLike",
+        "Sequence",
+        "None",
+        "True",
+        "False",
+        "ITEM",
+        "type:",
+        "CONFIG",
+    ):
+        assert soup not in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_every_setting_of_the_recipe_stands_once_in_a_named_group(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = help_of(["pretrain"], capsys, monkeypatch)
+    for field in fields(Recipe):
+        assert len(re.findall(rf"^  --{field.name}(?:\.\w+)? ", text, re.M)) >= 1, field.name
+    names = re.findall(r"^  (--[\w.]+)", text, re.M)
+    assert len(names) == len(set(names))
+    own_group = re.search(r"^options:\n(.*?)\n\n", text, re.M | re.S)
+    assert own_group is not None
+    assert own_group[1].split() == "-h, --help show this help message and exit".split()
+    shown = " ".join(text.split())
+    assert "--epochs N passes over the pictures (default: 100)" in shown
+    assert "--view_1.crop_scale [X,X]" in shown
+    assert "(default: [0.2,1])" in shown
+    assert "--small_stem {true,false,null}" in shown
+    assert "--devices N|auto" in shown
+
+
+def test_the_command_alone_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert [name for name in re.findall(r"^    (\w+) ", text, re.M) if name in COMMANDS] == list(COMMANDS)
+
+
+def test_the_recipe_that_fits_a_source_is_found_behind_options(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the 3 is the value of --epochs, and digits, whose recipe has 32 px, is the source
+    text = " ".join(help_of(["pretrain", "--epochs", "3", "digits"], capsys, monkeypatch).split())
+    assert "side of a view in pixels (default: 32)" in text
+
+
+COMPLETE = """
+source "$1"; shift
+function=$(complete -p mec | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+$function mec "${COMP_WORDS[-1]}" "${COMP_WORDS[-2]}"
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("completion") / "mec"
+    made = subprocess.run(
+        [sys.executable, "-m", "mec", "completion", "bash"], capture_output=True, text=True, timeout=120
+    )
+    assert made.returncode == 0, made.stderr
+    path.write_text(made.stdout)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["pre"], {"pretrain"}),
+        (["evaluate", "few"], {"few-label"}),
+        (["pretrain", "photos", "--ep"], {"--epochs"}),
+        (["pretrain", "photos", "--objective.form", ""], {"pooled", "cross"}),
+        (["pretrain", "photos", "--precision", "b"], {"bf16-mixed"}),
+        (["pretrain", "ph"], {"photos"}),
+        (["pretrain", "photos", "--recipe", "my"], {"my.yaml"}),
+        (["evaluate", "linear", "photos", "--baselines", ""], {"true", "false", "null"}),
+        (["evaluate", "knn", "photos", "--k"], {"--k"}),
+        (["export", "--format", "t"], {"timm", "torchvision"}),
+    ],
+)
+def test_bash_completes(words: list[str], expected: set[str], script: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "my.yaml").touch()
+    command = ["bash", "-c", COMPLETE, "bash", str(script), "mec", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=20)
+    assert set(done.stdout.split()) == expected, done.stderr

@@ -1,0 +1,65 @@
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from mec.data import Reading, TwoViews, open_images
+from mec.data.loaders import EpochSampler, training_loader
+from tests.data.datasets.shard_files import CPU, PICTURES, TOTAL, views_of, write_shards
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEC_DATA", str(tmp_path_factory.mktemp("home")))
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("MEC_DATA", str(home))
+    # the environment is read when datasets is imported
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Every address that is looked up or connected to; none can be, but those of processes on this machine."""
+    asked: list[object] = []
+    connect = socket.socket.connect
+
+    def refuse(*address: object, **_: object) -> None:
+        asked.append(address)
+        raise OSError("no network")
+
+    def within(self: socket.socket, address: object) -> None:
+        connect(self, address) if self.family == socket.AF_UNIX else refuse(address)
+
+    monkeypatch.setattr(socket.socket, "connect", within)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    return asked
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same pictures as files, in the same order."""
+    folder = tmp_path_factory.mktemp("folder")
+    for i, content in enumerate(PICTURES):
+        (folder / f"{i:04}.jpg").write_bytes(content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> dict[int, torch.Tensor]:
+    """The views of each picture in epoch 2, cropped from files."""
+    sampler = EpochSampler(TOTAL, TOTAL, seed=0)
+    sampler.set_epoch(2)
+    return views_of(list(training_loader(open_images(folder), TwoViews(16, seed=3), sampler, Reading(), CPU, 0)))

@@ -1,0 +1,147 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mec.data import ArrayImages, TwoViews, open_images
+from mec.data.dataset import read
+from mec.data.loaders import EpochSampler, evaluation_loader, training_loader
+from mec.data.pixels import Reading
+from mec.data.analysis import measure_colours, settle, survey
+from mec.errors import InputError
+from tests.data.transforms.test_geometry import photograph
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photographs")
+    for i in range(12):
+        Image.fromarray(photograph(100 + 7 * i, 150 - 3 * i)).save(folder / f"{i:02}.png")
+    return folder
+
+
+def test_an_epoch_shows_each_picture_once_in_a_new_order() -> None:
+    sampler = EpochSampler(100, 20, seed=1)
+    orders = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert len(batches) == len(sampler) == 5
+        assert {e for batch in batches for e, _ in batch} == {epoch}
+        orders.append([i for batch in batches for _, i in batch])
+        assert sorted(orders[-1]) == list(range(100))
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_processes_share_the_same_joined_batches() -> None:
+    whole = [sorted(batch) for batch in EpochSampler(103, 20, seed=1)]
+    halves = [list(EpochSampler(103, 10, seed=1, rank=r, processes=2)) for r in (0, 1)]
+    assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == whole
+
+
+def test_workers_do_not_change_the_views(photographs: Path) -> None:
+    dataset, views = open_images(photographs), TwoViews(32, seed=3)
+    found = []
+    for workers in (0, 2):
+        loader = training_loader(dataset, views, EpochSampler(12, 4, seed=0), Reading(), CPU, workers)
+        loader.sampler.set_epoch(5)
+        batches = list(loader)
+        assert all(b.pictures.shape == (4, 2, 3, 32, 32) and b.epoch == 5 for b in batches)
+        found.append(batches)
+    for a, b in zip(*found, strict=True):
+        assert np.array_equal(a.indices, b.indices)
+        assert torch.equal(a.pictures, b.pictures)
+
+
+def test_worker_crops_and_whole_pictures_give_the_same_views() -> None:
+    """Cropped by a worker as bytes, or on the batch as floats: the same up to the rounding of a byte."""
+    pictures = np.stack([photograph(64, 64)] * 4)
+    views, sampler = TwoViews(32, seed=3), EpochSampler(4, 4, seed=0)
+    dataset = ArrayImages("a", pictures)
+    (whole,) = training_loader(dataset, views, sampler, Reading(), CPU)
+    assert whole.pictures.shape == (4, 3, 64, 64)
+
+    loader = training_loader(Loaded(dataset), views, sampler, Reading(), CPU, workers=0)
+    (cropped,) = loader
+    for a, b in zip(views(*whole[:3]), views(*cropped[:3]), strict=True):
+        # solarisation cuts at the middle tone, where half a tone decides
+        assert (a - b).abs().median() < 1 / 255
+        assert ((a - b).abs() > 4 / 255).float().mean() < 0.02
+
+
+class Loaded:
+    """The same pictures behind the interface of files."""
+
+    labels, classes, left_out = None, (), 0
+
+    def __init__(self, dataset: ArrayImages) -> None:
+        self.name, self.dataset = dataset.name, dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def load(self, index: int) -> np.ndarray:
+        return self.dataset.load(index)
+
+    def title(self, index: int) -> str:
+        return self.dataset.title(index)
+
+
+def test_small_pictures_settle_in_memory_others_stay(tmp_path: Path, photographs: Path) -> None:
+    for i in range(5):
+        Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    settled, lost = settle(open_images(tmp_path), Reading())
+    assert not lost
+    assert isinstance(settled, ArrayImages)
+    assert settled.pictures[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    Image.new("RGB", (17, 16)).save(tmp_path / "odd.png")
+    assert not isinstance(settle(open_images(tmp_path), Reading())[0], ArrayImages)
+    assert not isinstance(settle(open_images(photographs), Reading())[0], ArrayImages)
+
+
+def test_evaluation_takes_every_picture_once_in_order(photographs: Path) -> None:
+    dataset = open_images(photographs)
+    batches = list(evaluation_loader(dataset, Reading(), 48, batch=5, workers=2))
+    assert sorted(i for b in batches for i in b.indices) == list(range(12))
+    (first,) = [b.pictures[0] for b in batches if b.indices[0] == 0]
+    from torchvision.transforms import CenterCrop
+
+    centre = CenterCrop(100)(Image.fromarray(read(dataset, 0)))
+    expected = np.asarray(centre.resize((48, 48), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    assert np.abs(first.numpy().astype(int) - expected).max() <= 1
+
+
+def test_large_sizes_are_measured_on_seven_eighths(photographs: Path) -> None:
+    from torchvision import transforms
+
+    dataset = open_images(photographs)
+    (batch,) = evaluation_loader(dataset, Reading(), 224, batch=12, workers=0)
+    usual = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
+    for i in (0, 7):
+        theirs = np.asarray(usual(Image.fromarray(read(dataset, i)))).transpose(2, 0, 1).astype(float)
+        # one resize in place of two steps: the same region, within a pixel
+        assert np.abs(batch.pictures[i].numpy() - theirs).mean() < 3
+
+
+def test_colours_are_measured() -> None:
+    pictures = np.zeros((50, 8, 8, 2), dtype=np.uint8)
+    pictures[25:, ..., 0] = 255
+    pictures[..., 1] = 51
+    mean, deviation = measure_colours(ArrayImages("a", pictures), Reading(2))
+    assert mean == pytest.approx((0.5, 0.2), abs=0.02)
+    assert deviation == pytest.approx((0.5, 1e-3), abs=0.02)
+
+
+def test_channels_come_from_the_pictures(tmp_path: Path) -> None:
+    for i in range(3):
+        Image.new("RGB", (16, 16), (9, 9, 9)).save(tmp_path / f"{i}.png")
+    assert survey(open_images(tmp_path)).channels == 1
+    Image.new("RGB", (16, 16), (9, 0, 9)).save(tmp_path / "c.png")
+    assert survey(open_images(tmp_path)).channels == 3
+    assert survey(ArrayImages("a", np.zeros((2, 4, 4, 7), np.uint8))).channels == 7
+    with pytest.raises(InputError, match=r"channels: expected a picture with 3 channels \(or 1\), got 7"):
+        read(ArrayImages("a", np.zeros((2, 4, 4, 7), np.uint8)), 0)

@@ -1,0 +1,245 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as TF
+from PIL import Image, ImageFilter, ImageOps
+from scipy import ndimage, stats
+
+from mec.data.transforms.color import blur, colour, colour_maps, rotate
+from mec.data.rng import uniforms
+from mec.data.transforms.view_settings import NUMBERS, VIEW_1, VIEW_2, ViewParameters, ViewSettings, draw_parameters
+from mec.data.transforms.multi_view import CACHE_BYTES, TwoViews
+from mec.errors import InputError
+from tests.data.transforms.test_geometry import photograph, psnr
+
+OFF = ViewSettings(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0, jitter=0, grey=0, blur=0, solarise=0)
+
+
+def parameters(
+    factors: tuple[float, ...] = (1, 1, 1, 0),
+    order: tuple[int, ...] = (0, 1, 2, 3),
+    grey: bool = False,
+    sigma: float = 0.0,
+    solarise: bool = False,
+) -> ViewParameters:
+    return ViewParameters(
+        boxes=np.zeros((1, 4), dtype=np.int64),
+        flip=np.array([False]),
+        angle=np.zeros(1),
+        factors=np.array([factors], dtype=np.float64),
+        order=np.array([order]),
+        grey=np.array([grey]),
+        sigma=np.array([sigma]),
+        solarise=np.array([solarise]),
+    )
+
+
+def applied(picture: np.ndarray, p: ViewParameters) -> torch.Tensor:
+    x = TF.to_tensor(picture)[None]
+    return colour(x, p, torch.from_numpy(colour_maps(p, x.shape[1])).float(), torch.empty_like(x))[0]
+
+
+PICTURE = photograph()
+PIL_IMAGE = Image.fromarray(PICTURE)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "least"),
+    [
+        (parameters(), PIL_IMAGE, 100),
+        (parameters((1.4, 1, 1, 0)), TF.adjust_brightness(PIL_IMAGE, 1.4), 50),
+        (parameters((0.6, 1, 1, 0)), TF.adjust_brightness(PIL_IMAGE, 0.6), 50),
+        (parameters((1, 1.4, 1, 0)), TF.adjust_contrast(PIL_IMAGE, 1.4), 50),
+        (parameters((1, 0.6, 1, 0)), TF.adjust_contrast(PIL_IMAGE, 0.6), 50),
+        (parameters((1, 1, 0.8, 0)), TF.adjust_saturation(PIL_IMAGE, 0.8), 50),
+        (parameters((1, 1, 1.2, 0)), TF.adjust_saturation(PIL_IMAGE, 1.2), 50),
+        (parameters(grey=True), TF.to_grayscale(PIL_IMAGE, 3), 50),
+        (parameters(sigma=1.0), PIL_IMAGE.filter(ImageFilter.GaussianBlur(1.0)), 45),
+        (parameters(sigma=2.0), PIL_IMAGE.filter(ImageFilter.GaussianBlur(2.0)), 45),
+        (parameters(solarise=True), ImageOps.solarize(PIL_IMAGE), 100),
+    ],
+)
+def test_each_augmentation_is_pils(ours: ViewParameters, theirs: Image.Image, least: float) -> None:
+    assert psnr(applied(PICTURE, ours), TF.to_tensor(theirs)) > least
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 1, 0, 3), (1, 2, 0, 3)])
+def test_jitter_in_any_order_is_pils(order: tuple[int, ...]) -> None:
+    steps = [
+        lambda i: TF.adjust_brightness(i, 0.7),
+        lambda i: TF.adjust_contrast(i, 0.8),
+        lambda i: TF.adjust_saturation(i, 1.2),
+        lambda i: i,
+    ]
+    theirs = PIL_IMAGE
+    for step in order:
+        theirs = steps[step](theirs)
+    # PIL cuts to whole tones at every step, which is a tone or so in all
+    assert psnr(applied(PICTURE, parameters((0.7, 0.8, 1.2, 0), order)), TF.to_tensor(theirs)) > 40
+
+
+@pytest.mark.parametrize("side", [7, 32, 64, 65, 130])
+def test_blur_is_the_gaussian_filter(side: int) -> None:
+    """By matrices up to 64 px, by shifted sums above: both against scipy in float64."""
+    x = np.random.default_rng(side).random((4, 2, side, side + 3))
+    sigma, rows = np.array([0.3, 0.0, 1.1, 2.0]), np.array([0, 2, 3])
+    ours = torch.from_numpy(x).float()
+    blur(ours, sigma, rows)
+    for row in range(4):
+        expected = x[row]
+        if row in rows:
+            axes = {"sigma": sigma[row], "mode": "nearest", "radius": int(np.ceil(3 * sigma[rows].max()))}
+            if side + 3 > 64:
+                axes["radius"] = int(np.ceil(3 * sigma[row]))
+            expected = ndimage.gaussian_filter(x[row], axes=(1, 2), **axes)
+        np.testing.assert_allclose(ours[row], expected, atol=2e-6)
+
+
+def in_pil(image: Image.Image, p: ViewParameters, size: int) -> Image.Image:
+    """The recipe's steps, one after the other, with the first of the drawn parameters."""
+    top, left, height, width = p.boxes[0].tolist()
+    image = TF.resized_crop(image, top, left, height, width, [size, size])
+    adjust = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
+    for step in p.order[0] if p.factors[0, 0] != 1 else ():
+        image = adjust[step](image, float(p.factors[0, step]))
+    image = TF.to_grayscale(image, 3) if p.grey[0] else image
+    image = image.filter(ImageFilter.GaussianBlur(float(p.sigma[0]))) if p.sigma[0] else image
+    image = ImageOps.solarize(image) if p.solarise[0] else image
+    return TF.hflip(image) if p.flip[0] else image
+
+
+def agreement(images: list[Image.Image], settings: ViewSettings, size: int = 96) -> float:
+    """Median PSNR, in dB, of whole views against PIL's with the same parameters."""
+    views, found = TwoViews(size, settings, settings, seed=1), []
+    for i, image in enumerate(images):
+        array = np.asarray(image)
+        ours, _ = views(torch.from_numpy(array.transpose(2, 0, 1).copy())[None], np.array([i]), epoch=0)
+        p = views.parameters_of(0, np.array([i]), 0, *array.shape[:2])
+        found.append(psnr(ours[0], TF.to_tensor(in_pil(image, p, size))))
+    return float(np.median(found))
+
+
+# PIL clamps between two steps and turns hue in HSV: the rest is the same
+FAITHFUL = [(replace(VIEW_1, jitter=0), 48), (replace(VIEW_1, hue=0), 40), (VIEW_1, 34), (VIEW_2, 34)]
+
+
+@pytest.mark.parametrize(("settings", "least"), FAITHFUL[:2])
+def test_a_whole_view_is_pils(settings: ViewSettings, least: float) -> None:
+    soft = PIL_IMAGE.point(lambda tone: 60 + tone // 2)  # little to clamp
+    assert agreement([soft] * 30, settings) > least
+
+
+@pytest.mark.parametrize(("settings", "least"), FAITHFUL)
+def test_whole_views_of_real_photographs_are_pils(real_data: Path, settings: ViewSettings, least: float) -> None:
+    paths = sorted((real_data / "caltech101").rglob("*.jpg"))[::60]
+    assert agreement([Image.open(path).convert("RGB") for path in paths], settings) > least
+
+
+def test_more_pictures_than_are_made_at_once() -> None:
+    pictures = torch.randint(0, 256, (9, 3, 230, 230), dtype=torch.uint8)
+    views = TwoViews(224)
+    assert CACHE_BYTES // (4 * 3 * 224**2) < 9
+    whole = views(pictures, np.arange(9), epoch=1)
+    for row in (0, 8):
+        one = views(pictures[row : row + 1], np.array([row]), epoch=1)
+        assert all(torch.allclose(a[row], b[0], atol=1e-5) for a, b in zip(whole, one, strict=True))
+
+
+@pytest.mark.parametrize("shift", [0.1, -0.1])
+def test_hue_turns_the_way_of_hsv(shift: float) -> None:
+    """YIQ against HSV: the same direction and nearly the same angle, for every hue."""
+    hues = np.linspace(0, 255, 36, endpoint=False).astype(np.uint8)
+    hsv = np.stack([hues, np.full(36, 100, np.uint8), np.full(36, 160, np.uint8)], axis=1)[None]
+    picture = np.asarray(Image.fromarray(hsv, "HSV").convert("RGB"))
+
+    def angle(x: torch.Tensor) -> np.ndarray:
+        r, g, b = x.double().numpy()[:, 0]
+        return np.arctan2(np.sqrt(3) * (g - b), 2 * r - g - b)
+
+    turned = angle(applied(picture, parameters((1, 1, 1, shift)))) - angle(TF.to_tensor(picture))
+    turned = (turned + np.pi) % (2 * np.pi) - np.pi
+    assert np.abs(turned - 2 * np.pi * shift).max() < 0.3
+    assert abs(turned.mean() - 2 * np.pi * shift) < 0.05
+
+
+def test_drawn_parameters_have_the_recipes_distribution() -> None:
+    n = 20_000
+    p = draw_parameters(VIEW_2, uniforms(0, 0, np.arange(n), NUMBERS), 224, 224)
+    rate = lambda hits, expected: stats.binomtest(int(hits.sum()), n, expected).pvalue > 1e-3  # noqa: E731
+    assert rate(p.flip, 0.5)
+    assert rate(p.grey, 0.2)
+    assert rate(p.solarise, 0.2)
+    assert rate(p.sigma > 0, 0.1)
+    jittered = p.factors[:, 0] != 1
+    assert rate(jittered, 0.8)
+    for column, (centre, strength) in enumerate([(1, 0.4), (1, 0.4), (1, 0.2), (0, 0.1)]):
+        drawn = p.factors[jittered, column]
+        assert stats.kstest(drawn, "uniform", (centre - strength, 2 * strength)).pvalue > 1e-3
+    assert stats.kstest(p.sigma[p.sigma > 0], "uniform", (0.1, 1.9)).pvalue > 1e-3
+    _, counts = np.unique(p.order, axis=0, return_counts=True)
+    assert len(counts) == 24
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_every_part_can_be_switched_off() -> None:
+    pictures = torch.from_numpy(PICTURE[:180, :180].transpose(2, 0, 1).copy())[None]
+    x1, x2 = TwoViews(180, OFF, OFF)(pictures, np.array([5]), epoch=3)
+    assert torch.allclose(x1, pictures / 255, atol=1e-5)
+    assert torch.equal(x1, x2)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_pictures_of_any_channels(channels: int) -> None:
+    pictures = torch.randint(0, 256, (6, channels, 40, 30), dtype=torch.uint8)
+    for x in TwoViews(16)(pictures, np.arange(6), epoch=0):
+        assert x.shape == (6, channels, 16, 16)
+        assert x.min() >= 0
+        assert x.max() <= 1
+
+
+def test_views_belong_to_the_picture_not_to_the_batch() -> None:
+    pictures = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+    views = TwoViews(32, seed=4)
+    whole = views(pictures, np.arange(8), epoch=2)
+    part = views(pictures[[6, 1]], np.array([6, 1]), epoch=2)
+    for a, b in zip(whole, part, strict=True):
+        assert torch.allclose(a[[6, 1]], b, atol=1e-6)
+    assert not torch.allclose(whole[0], whole[1])
+    assert not torch.allclose(whole[0], views(pictures, np.arange(8), epoch=3)[0])
+    assert not torch.allclose(whole[0], TwoViews(32, seed=5)(pictures, np.arange(8), epoch=2)[0])
+
+
+def test_half_precision_of_the_training_does_not_reach_the_views() -> None:
+    pictures = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    full = TwoViews(32)(pictures, np.arange(4), 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = TwoViews(32)(pictures, np.arange(4), 0)
+    assert all(torch.equal(a, b) for a, b in zip(full, half, strict=True))
+
+
+def test_rotation() -> None:
+    x = torch.rand(1, 1, 9, 9)
+    assert torch.allclose(rotate(x, np.array([90.0])), torch.rot90(x, 1, (2, 3)), atol=1e-5)
+    assert torch.allclose(rotate(x, np.array([0.0])), x, atol=1e-6)
+    turned = TwoViews(9, replace(OFF, rotation=30), OFF)((x * 255).to(torch.uint8), np.array([1]), 0)
+    assert not torch.allclose(*turned, atol=0.05)
+
+
+def test_the_papers_pair() -> None:
+    assert (VIEW_1.blur, VIEW_2.blur, VIEW_1.solarise, VIEW_2.solarise) == (1.0, 0.1, 0.0, 0.2)
+    assert replace(VIEW_2, blur=1.0, solarise=0.0) == VIEW_1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("flip", 1.5), ("jitter", -0.1), ("hue", 0.6), ("rotation", 200), ("crop_scale", (0.0, 1.0)),
+        ("crop_scale", (0.5, 0.2)), ("crop_scale", (0.5, 1.2)), ("blur_sigma", (0.0, 1.0)), ("brightness", 2.0),
+    ],
+)  # fmt: skip
+def test_settings_are_checked(field: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"{field}: expected"):
+        ViewSettings(**{field: value})

@@ -1,0 +1,33 @@
+"""Pictures of several sizes and formats, a small encoder, and what a file of embeddings holds."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from mec.models.encoder import create_encoder
+from mec.models.io import untrained
+
+SIZES = [(60, 40), (40, 60), (64, 64), (90, 45), (33, 70)]
+
+
+def encoder(size: int = 32) -> Any:
+    return untrained(create_encoder("test_resnet", size))
+
+
+def photographs(folder: Path, count: int, classes: int = 3) -> Path:
+    """Smooth pictures of several sizes and formats, in sub-folders."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        path = folder / f"class{number % classes}" / f"{number:04}{('.png', '.jpg')[number % 2]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        coarse.resize(SIZES[number % len(SIZES)], Image.Resampling.BICUBIC).save(path)
+    return folder
+
+
+def read(path: Path) -> tuple[list[str], np.ndarray]:
+    table = pq.read_table(path)
+    return table["path"].to_pylist(), np.stack(table["embedding"].to_numpy())

@@ -1,0 +1,285 @@
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mec.errors import InputError
+from mec.evaluate.tracking.datasets.davis import PALETTE, open_mask_sequences
+from mec.evaluate.tracking.sequences import BrokenSequenceError, Labels, MaskSequence
+
+RED, GREEN, YELLOW, PALETTES_VOID = (128, 0, 0), (0, 128, 0), (128, 128, 0), (224, 224, 192)
+"""The first three colours of DAVIS, and its 256th."""
+H, W = 6, 8
+
+
+def grid(*values: Any) -> np.ndarray:
+    """Columns 0, 1 ... have these values; the rest is 0."""
+    mask = np.zeros((H, W, *np.shape(values)[1:]), np.uint8)
+    mask[:, : len(values)] = values
+    return mask
+
+
+def picture(mask: np.ndarray, kind: str) -> Image.Image:
+    image = Image.fromarray(mask)
+    if kind == "P":
+        image.putpalette([*(0, 0, 0), *RED, *GREEN, *YELLOW, *[7] * 753])
+    return image.convert("1") if kind == "1" else image
+
+
+def write(
+    root: Path, masks: Sequence[np.ndarray | None], kind: str = "P", name: str = "dog", size: str = "480p"
+) -> Path:
+    """A sequence; frames are named by fives, as those of YouTube-VOS, and frame i is grey i."""
+    frames, annotations = root / "JPEGImages" / size / name, root / "Annotations" / size / name
+    for folder in (frames, annotations):
+        folder.mkdir(parents=True)
+    for i, mask in enumerate(masks):
+        Image.fromarray(np.full((H, W, 3), i, np.uint8)).save(frames / f"{5 * i:05}.jpg")
+        if mask is not None:
+            picture(mask, kind).save(annotations / f"{5 * i:05}.png")
+    return annotations
+
+
+def load(root: Path, name: str = "dog") -> MaskSequence:
+    return open_mask_sequences(root)[name]()
+
+
+def columns(labels: Labels | None) -> list[int]:
+    assert labels is not None
+    assert labels.dtype == np.uint8
+    assert (labels == labels[0]).all()
+    return labels[0].tolist()
+
+
+def test_the_palette_is_vocs() -> None:
+    # published in the development kit of PASCAL VOC 2012
+    assert PALETTE[:9].tolist() == [
+        [0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128], [0, 128, 128], [128, 128, 128],
+        [64, 0, 0],
+    ]  # fmt: skip
+    assert PALETTE[[20, 255]].tolist() == [[0, 64, 128], [224, 224, 192]]
+    assert len({tuple(colour) for colour in PALETTE.tolist()}) == 256
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "second", "labels", "later"),
+    [
+        pytest.param("P", (1, 2, 255), (2, 255, 3), [1, 2, 255], [2, 255, 0], id="indices, void, a new object"),
+        pytest.param("P", (3, 7), (7, 1), [3, 7], [7, 0], id="indices that skip some"),
+        pytest.param("L", (255, 255), (0, 255), [1, 1], [0, 1], id="white is the object of DAVIS 2016"),
+        pytest.param("1", (0, 255), (255,), [0, 1], [1], id="one bit"),
+        pytest.param("L", (1, 2), (2, 255), [1, 2], [2, 255], id="greys are labels"),
+        pytest.param("L", (1, 2, 255), (255, 1), [1, 2, 255], [255, 1], id="white beside labels is void"),
+        pytest.param("RGB", (GREEN, RED, YELLOW), (RED, (9, 9, 9)), [2, 1, 3], [1, 0], id="DAVIS's colours"),
+        pytest.param("RGB", (GREEN, RED), (PALETTES_VOID, RED), [2, 1], [255, 1], id="and its void"),
+        pytest.param("RGB", ((9, 0, 0), (0, 9, 0)), ((0, 9, 0), RED), [2, 1], [1, 0], id="other colours"),
+        pytest.param("RGB", ((0, 0, 9), RED), (RED, (0, 0, 9)), [1, 2], [2, 1], id="other colours and one of DAVIS's"),
+        pytest.param("RGB", ((255,) * 3,), ((0,) * 3, (255,) * 3), [1], [0, 1], id="white in three channels"),
+        pytest.param("RGB", ((1,) * 3, (2,) * 3), ((2,) * 3,), [1, 2], [2], id="labels in three channels"),
+        pytest.param("RGBA", ((*RED, 255), (*GREEN, 0)), ((*GREEN, 0), (*RED, 9)), [1, 0], [0, 1], id="transparent"),
+    ],
+)
+def test_what_masks_mean(
+    tmp_path: Path, kind: str, first: Any, second: Any, labels: list[int], later: list[int]
+) -> None:
+    write(tmp_path, [grid(*first), grid(*second)], kind)
+    sequence = load(tmp_path)
+    for frame, expected in enumerate((labels, later)):
+        assert columns(sequence.truth(frame)) == [*expected, *[0] * (W - len(expected))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "colours"),
+    [
+        ("P", (1, 2), {1: RED, 2: GREEN, 9: (7, 7, 7)}),
+        ("L", (255,), {1: (255,) * 3}),
+        ("L", (1, 2), {1: (1,) * 3, 2: (2,) * 3}),
+        ("RGB", ((9, 0, 0), (0, 9, 8)), {1: (0, 9, 8), 2: (9, 0, 0)}),
+        ("RGB", (GREEN, RED), {1: RED, 2: GREEN}),
+    ],
+)
+def test_colours_are_those_of_the_masks(tmp_path: Path, kind: str, first: Any, colours: dict[int, Any]) -> None:
+    write(tmp_path, [grid(*first)], kind)
+    palette = load(tmp_path).palette
+    assert palette.shape == (256, 3)
+    assert {label: tuple(palette[label].tolist()) for label in colours} == colours
+
+
+def test_frames_and_which_are_annotated(tmp_path: Path) -> None:
+    write(tmp_path, [grid(1) if i % 5 == 0 else None for i in range(12)], name="fifth")
+    write(tmp_path, [grid(1), None, None], name="first")
+    fifth, first = load(tmp_path, "fifth"), load(tmp_path, "first")
+    assert [i for i in range(12) if fifth.truth(i) is not None] == [0, 5, 10]
+    assert [first.truth(i) is None for i in range(3)] == [False, True, True]
+    assert fifth.name == "fifth"
+    assert fifth.names[:3] == ("00000", "00005", "00010")
+    assert [int(frame[0, 0, 0]) for frame in fifth.frames] == list(range(12))
+
+
+def test_the_tenth_frame_comes_after_the_ninth(tmp_path: Path) -> None:
+    folder = write(tmp_path, [])
+    for i in (10, 9, 8):
+        Image.fromarray(np.full((H, W, 3), i, np.uint8)).save(tmp_path / f"JPEGImages/480p/dog/{i}.png")
+        picture(grid(i), "L").save(folder / f"{i}.png")
+    sequence = load(tmp_path)
+    assert sequence.names == ("8", "9", "10")
+    assert [int(frame[0, 0, 0]) for frame in sequence.frames] == [8, 9, 10]
+
+
+def test_objects_that_come_later_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, [grid(1), grid(1, 255), grid(1, 2), grid(2)])
+    sequence = load(tmp_path)
+    expected = "dog: objects that the first mask lacks are background; 00010.png is the first of 2 with some\n"
+    assert capsys.readouterr().err.endswith(expected)
+    assert columns(sequence.truth(3)) == [0] * W
+
+
+@pytest.mark.parametrize("inner", ["", "DAVIS", "2017-trainval"])
+@pytest.mark.parametrize("size", ["480p", "Full-Resolution", "1080p", ""])
+def test_layouts(tmp_path: Path, inner: str, size: str) -> None:
+    write(tmp_path / inner, [grid(1)], size=size)
+    # what other systems leave there
+    for place in ("JPEGImages", "Annotations"):
+        (tmp_path / inner / place / size / ".cache").mkdir()
+        (tmp_path / inner / place / size / "dog" / "._00000.png").write_bytes(b"Mac")
+    assert list(open_mask_sequences(tmp_path)) == ["dog"]
+    assert len(load(tmp_path).frames) == 1
+
+
+def test_480p_comes_first_and_has_its_masks(tmp_path: Path) -> None:
+    write(tmp_path, [grid(1)], size="Full-Resolution", name="large")
+    write(tmp_path, [grid(1)], name="small")
+    assert list(open_mask_sequences(tmp_path)) == ["small"]
+    (tmp_path / "Annotations/480p").rename(tmp_path / "elsewhere")
+    assert list(open_mask_sequences(tmp_path)) == ["large"]
+
+
+def test_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("ape", "bear", "cow"):
+        write(tmp_path, [grid(1)], name=name)
+    assert list(open_mask_sequences(tmp_path)) == ["ape", "bear", "cow"]
+    assert "no ImageSets/2017/val.txt" in capsys.readouterr().err
+    lines = [f"/JPEGImages/480p/{n}/{i}.jpg /Annotations/480p/{n}/{i}.png" for n in "ab" for i in "01"]
+    for place, text in (("480p", "\n".join(lines)), ("2016", "cow\nape\n\n"), ("2017", "bear\ngone")):
+        (tmp_path / "ImageSets" / place).mkdir(parents=True)
+        (tmp_path / "ImageSets" / place / "val.txt").write_text(text)
+    assert list(open_mask_sequences(tmp_path)) == ["bear", "gone"]
+    assert "the 2 sequences of" in (said := capsys.readouterr().err)
+    assert "2017/val.txt" in said
+    assert list(open_mask_sequences(tmp_path, ["ape"])) == ["ape"]
+    with pytest.raises(BrokenSequenceError, match="gone: no frames"):
+        load(tmp_path, "gone")
+    (tmp_path / "ImageSets/2017/val.txt").unlink()
+    assert list(open_mask_sequences(tmp_path)) == ["cow", "ape"]
+    (tmp_path / "ImageSets/2016/val.txt").unlink()
+    with pytest.raises(InputError, match=r"data: none of 2 sequences is in .*; the first is a$"):
+        open_mask_sequences(tmp_path)
+
+
+def test_what_makes_all_impossible(tmp_path: Path) -> None:
+    def message(data: Path, names: Sequence[str] | None = None) -> str:
+        with pytest.raises(InputError) as error:
+            open_mask_sequences(data, names)
+        assert "\n" not in str(error.value)
+        return str(error.value).replace(str(tmp_path), "DATA")
+
+    assert message(tmp_path / "no") == "data: expected a folder in the layout of DAVIS, got DATA/no, which is none"
+    assert message(tmp_path) == "data: expected JPEGImages in DATA or in one folder within it; got none"
+    for name in ("a", "b"):
+        (tmp_path / name / "JPEGImages/480p").mkdir(parents=True)
+    assert message(tmp_path).endswith("within it; got a, b")
+    assert message(tmp_path / "a") == "data: DATA/a has JPEGImages; expected Annotations beside it"
+    (tmp_path / "a/Annotations/1080p/dog").mkdir(parents=True)
+    assert message(tmp_path / "a") == "data: DATA/a has no JPEGImages and Annotations of the same of 480p, 1080p"
+    (tmp_path / "b/Annotations/480p").mkdir(parents=True)
+    assert message(tmp_path / "b").startswith("data: expected folders with masks in DATA/b/Annotations/480p")
+    (tmp_path / "b/Annotations/480p/dog").mkdir()
+    assert message(tmp_path / "b", ["dig"]).endswith("no sequence 'dig'; did you mean dog?")
+    assert message(tmp_path / "b", ["../dog"]).endswith("did you mean dog?")
+    assert message(tmp_path / "b", ["zebra"]).startswith(
+        "sequences: DATA/b/JPEGImages/480p has no sequence 'zebra'; it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("masks", "kind", "said"),
+    [
+        ([], "P", "dog: no frames"),
+        ([None, grid(1)], "P", "dog: no mask of the first frame, 00000.png"),
+        ([grid(), grid(1)], "P", "00000.png: no object in the first mask"),
+        ([grid(255, 255)], "P", "00000.png: no object in the first mask"),
+        ([grid(1), grid(1), None, grid(1)], "P", "3 masks for 4 frames, 00010.png is the first that is missing"),
+        ([grid(1), None, grid(1), grid(1)], "P", "3 masks for 4 frames, 00005.png is the first that is missing"),
+        ([grid(1), grid(1), grid(1), None], "P", "3 masks for 4 frames, 00015.png is the first that is missing"),
+        ([grid(1), grid(1)[:, 1:]], "P", "00005.png: 7 x 6 pixels, expected 8 x 6 as in its frame"),
+        ([grid(1)[1:]], "P", "00000.png: 8 x 5 pixels, expected 8 x 6 as in its frame"),
+        ([grid(64, 128, 255)], "L", "00000.png: greys 64, 128, 255 ...; expected labels 1, 2 ..., or white alone"),
+        ([grid((9, 9, 9), (255, 255, 255))], "RGB", "00000.png: greys 9, 255 ...; expected"),
+        ([grid(1).astype(np.uint16)], "I;16", "00000.png: a picture of mode I;16; expected indices"),
+    ],
+)
+def test_what_breaks_a_sequence(tmp_path: Path, masks: Any, kind: str, said: str) -> None:
+    write(tmp_path, masks, kind)
+    opened = open_mask_sequences(tmp_path)
+    with pytest.raises(BrokenSequenceError, match=re.escape(said)):
+        opened["dog"]()
+
+
+def test_pictures_that_are_no_masks(tmp_path: Path) -> None:
+    folder = write(tmp_path, [None, None])
+    for i in range(2):
+        smooth = np.random.default_rng(i).integers(0, 256, (H, W, 3), np.uint8).repeat(6, 0).repeat(6, 1)
+        for name, kind in (("JPEGImages/480p/dog", "jpg"), ("Annotations/480p/dog", "png")):
+            Image.fromarray(smooth).resize((90, 90)).save(tmp_path / name / f"{5 * i:05}.{kind}")
+    with pytest.raises(
+        BrokenSequenceError, match=r"00000.png: \d+ colours; expected one for each of up to 254 objects"
+    ):
+        load(tmp_path)
+    for file in folder.iterdir():
+        picture(np.ones((90, 90), np.uint8), "P").save(file)
+    Image.fromarray(np.ones((90, 90, 3), np.uint8)).save(folder / "00005.png")
+    with pytest.raises(BrokenSequenceError, match=r"00005.png: expected indices or greys as in the first mask"):
+        load(tmp_path)
+
+
+def test_damage_is_found_before_anything_is_tracked(tmp_path: Path) -> None:
+    folder = write(tmp_path, [grid(1)] * 3)
+    whole, frame = (folder / "00010.png").read_bytes(), tmp_path / "JPEGImages/480p/dog/00010.jpg"
+    for damaged in (b"", b"text", frame.read_bytes(), whole[:-30], whole.replace(b"IDAT", b"IDAX")):
+        (folder / "00010.png").write_bytes(damaged)
+        with pytest.raises(BrokenSequenceError, match=r"00010.png: .") as error:
+            load(tmp_path)
+        assert "\n" not in str(error.value)
+    (folder / "00010.png").write_bytes(whole)
+    frame.write_bytes(b"text")
+    with pytest.raises(BrokenSequenceError, match=r"00010.jpg: ."):
+        load(tmp_path)
+    Image.fromarray(np.zeros((H, 2 * W, 3), np.uint8)).save(frame)
+    with pytest.raises(BrokenSequenceError, match=r"00010.jpg: 16 x 6 pixels, expected 8 x 6 as in the first frame"):
+        load(tmp_path)
+    frame.unlink()
+    with pytest.raises(BrokenSequenceError, match=r"00010.png: a mask without a frame"):
+        load(tmp_path)
+    Image.fromarray(np.zeros((H, W, 3), np.uint8)).save(frame)
+    assert len(load(tmp_path).frames) == 3
+    Image.fromarray(np.zeros((H, W, 3), np.uint8)).save(frame.with_suffix(".png"))
+    with pytest.raises(BrokenSequenceError, match="dog: two frames of one name"):
+        load(tmp_path)
+
+
+def test_davis_itself(real_data: Path) -> None:
+    opened = open_mask_sequences(real_data / "davis16-subset")
+    assert list(opened) == ["blackswan", "dog", "drift-straight", "kite-surf", "libby", "motocross-jump"]
+    lengths = []
+    for load_one in opened.values():
+        sequence = load_one()
+        lengths.append(len(sequence.frames))
+        truth = sequence.truth(lengths[-1] - 1)
+        assert truth is not None
+        assert truth.shape == (480, 854)
+        assert set(np.unique(truth)) <= {0, 1}
+    assert lengths == [50, 60, 50, 50, 49, 40]

@@ -1,0 +1,290 @@
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mec.errors import InputError
+from mec.evaluate.tracking.metrics.identity import identity_scores
+from mec.evaluate.tracking.datasets.motchallenge import (
+    compare_boxes,
+    open_found_boxes,
+    read_detections,
+    read_tracks,
+    read_truth,
+    write_tracks,
+)
+from mec.evaluate.tracking.sequences import BrokenSequenceError, Found, FoundSequence, ImageFrames
+
+INI = "[Sequence]\nname=x\nimDir=img1\nframeRate=14\nseqLength=3\nimWidth=64\nimHeight=48\nimExt=.png\n"
+GT = "1,1,2,3,10,20,1,1,1\n1,2,30,3,10,20,1,1,0.5\n2,1,3,3,10,20,1,1,1\n3,2,30,4,10,20,0,1,1\n3,9,50,4,10,20,1,7,1\n"
+DET = "1,-1,2.5,3,10,20,0.9\n3,-1,30,4,10,20,0.5\n1,-1,30,3,10,20,0.7\n3,-1,50,4,10,20,0.51\n"
+
+
+def write(folder: Path, gt: str | None = GT, det: str | None = DET, ini: str | None = INI, frames: int = 3) -> Path:
+    for file, text in (("gt/gt.txt", gt), ("det/det.txt", det), ("seqinfo.ini", ini)):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        if text is not None:
+            (folder / file).write_text(text)
+    (folder / "img1").mkdir()
+    for number in range(1, frames + 1):
+        Image.new("RGB", (64, 48), (number, 0, 0)).save(folder / f"img1/{number:06d}.png")
+    return folder
+
+
+def load(folder: Path, detections: str | None = None, least_score: float = 0.5) -> FoundSequence:
+    return open_found_boxes(folder, detections, least_score)[folder.name]()
+
+
+def boxes(sequence: FoundSequence) -> list[list[list[float]]]:
+    return [found.boxes.tolist() for found in sequence.given]
+
+
+def tracks(*frames: dict[int, list[float]]) -> list[Found]:
+    return [
+        Found(np.array(list(f.values()), float).reshape(-1, 4), np.ones(len(f)), np.array(list(f), np.int64))
+        for f in frames
+    ]
+
+
+def text_only(folder: Path, name: str, text: str, frames: int) -> FoundSequence:
+    (folder / f"{name}.txt").write_text(text)
+    return FoundSequence(name, ImageFrames(()), (), read_truth(folder / f"{name}.txt", frames, name))
+
+
+def test_figures_that_were_published(real_data: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("trackeval")
+    folder, compared = real_data / "MOT15", {}
+    for name, frames in (("TUD-Campus", 71), ("TUD-Stadtmitte", 179)):
+        truth = read_truth(folder / "train" / name / "gt/gt.txt", frames, name)
+        found = read_tracks(folder / "results", name, frames)
+        compared[name] = compare_boxes(FoundSequence(name, ImageFrames(()), (), truth), found)
+    scores = identity_scores(compared)
+    assert capfd.readouterr() == ("", "")
+    columns = ("IDF1", "IDP", "IDR", "MOTA", "MOTP", "false", "missed", "switches", "fragmentations")
+    for name, published in (
+        ("TUD-Campus", (55.8, 73.0, 45.1, 52.6, 72.3, 13, 150, 7, 7)),
+        ("TUD-Stadtmitte", (64.5, 82.0, 53.1, 56.4, 65.4, 45, 452, 7, 6)),
+    ):
+        row = [scores[name][c] for c in columns]
+        assert tuple(round(100 * v, 1) if isinstance(v, float) else v for v in row) == published
+    assert [scores["all"][c] for c in columns[5:]] == [58, 602, 14, 13]
+
+
+def test_real_frames_with_their_detections(real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loads = open_found_boxes(real_data / "MOT17-mini")
+    given = open_found_boxes(real_data / "MOT17-mini", "gt", names=["*-FRCNN"])
+    assert capsys.readouterr() == ("", ""), "nothing is read before it is asked for"
+    counted = {
+        "02": (4, 88),
+        "04": (8, 336),
+        "05": (6, 45),
+        "09": (4, 24),
+        "10": (5, 95),
+        "11": (7, 119),
+        "13": (5, 107),
+    }
+    assert list(loads) == list(given) == [f"MOT17-{number}-FRCNN" for number in counted]
+    for name, (frames, people) in zip(loads, counted.values(), strict=True):
+        sequence = loads[name]()
+        lines = np.loadtxt(real_data / "MOT17-mini/train" / name / "det/det.txt", delimiter=",")
+        kept = lines[(lines[:, 0] <= frames) & (lines[:, 6] > 0.5)]
+        assert (len(sequence.frames), len(sequence.given)) == (frames, frames)
+        assert sequence.frames.rate == {"05": 14, "13": 25}.get(name[6:8], 30)
+        for number, found in enumerate(sequence.given, 1):
+            np.testing.assert_array_equal(found.boxes, kept[kept[:, 0] == number, 2:6])
+            np.testing.assert_array_equal(found.scores, kept[kept[:, 0] == number, 6])
+            assert found.ids is None
+        assert sum(len(found) for found in given[name]().given) == people
+    assert "MOT17-02-FRCNN: 4 frames are there, 600 in seqinfo.ini" in capsys.readouterr().err
+
+
+def wandering(truth: list[np.ndarray], seed: int) -> Iterator[Found]:
+    """Boxes of the truth, all classes, some lost, moved or exchanged."""
+    random = np.random.default_rng(seed)
+    for rows in truth:
+        kept = rows[random.random(len(rows)) < 0.9]
+        moved = kept[:, 2:6] + random.normal(0, 0.08, (len(kept), 4)) * kept[:, [4, 5, 4, 5]]
+        ids = kept[:, 1].astype(np.int64)
+        if random.random() < 0.3 and len(ids) > 1:
+            ids[:2] = ids[1::-1]
+        yield Found(np.abs(moved), random.random(len(ids)), ids)
+
+
+def test_trackevals_command_has_the_same_figures(real_data: Path, tmp_path: Path) -> None:
+    trackeval = pytest.importorskip("trackeval")
+    sources = {"MOT15": (real_data / "MOT15/train", ("TUD-Campus", "TUD-Stadtmitte"))}
+    mini = real_data / "MOT17-mini/train"
+    sources["MOT17"] = mini, tuple(sorted(f.name for f in mini.iterdir()))
+    for benchmark, (source, names) in sources.items():
+        truth, found, compared, lengths = tmp_path / benchmark / "gt", tmp_path / benchmark / "found", {}, {}
+        for seed, name in enumerate(names):
+            shutil.copytree(source / name / "gt", truth / name / "gt", dirs_exist_ok=True)
+            table = np.loadtxt(truth / name / "gt/gt.txt", delimiter=",")
+            lengths[name] = int(table[:, 0].max())
+            rows = [table[table[:, 0] == frame] for frame in range(1, lengths[name] + 1)]
+            said = list(wandering(rows, seed))
+            write_tracks(found / "ours/data", name, said)
+            known = read_truth(truth / name / "gt/gt.txt", lengths[name], name)
+            assert known.benchmark == benchmark
+            compared[name] = compare_boxes(FoundSequence(name, ImageFrames(()), (), known), said)
+        ours = identity_scores(compared)
+        assert 0.1 < ours["all"]["HOTA"] < 0.9
+        assert min(ours["all"][c] for c in ("switches", "fragmentations", "false", "missed")) > 0
+        quiet = dict.fromkeys(("PRINT_RESULTS", "PRINT_CONFIG", "OUTPUT_SUMMARY", "OUTPUT_DETAILED"), False)
+        evaluator = trackeval.Evaluator({**quiet, "PLOT_CURVES": False, "TIME_PROGRESS": False, "BREAK_ON_ERROR": True})
+        dataset = trackeval.datasets.MotChallenge2DBox(
+            {
+                "GT_FOLDER": str(truth), "TRACKERS_FOLDER": str(found), "BENCHMARK": benchmark, "SEQ_INFO": lengths,
+                "SKIP_SPLIT_FOL": True, "PRINT_CONFIG": False,
+            }
+        )  # fmt: skip
+        known_metrics = trackeval.metrics
+        metrics = [known_metrics.HOTA(), known_metrics.CLEAR(), known_metrics.Identity()]
+        theirs = evaluator.evaluate([dataset], metrics)[0]["MotChallenge2DBox"]["ours"]
+        for name in (*names, "all"):
+            one = theirs["COMBINED_SEQ" if name == "all" else name]["pedestrian"]
+            every = {**one["HOTA"], **one["CLEAR"], **one["Identity"]}
+            renamed = {"switches": "IDSW", "fragmentations": "Frag", "false": "CLR_FP", "missed": "CLR_FN"}
+            expected = {column: np.mean(every[renamed.get(column, column)]) for column in ours[name]}
+            assert ours[name] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+KINDS = "1,1,0,0,10,20,1,1,1\n1,2,100,0,10,20,1,{},1\n1,3,200,0,10,20,0,1,1\n2,1,0,0,10,20,1,1,1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "false"),
+    [
+        *((name, kind, 1) for name in ("MOT17-99", "MOT20-99") for kind in (2, 7, 8, 12)),
+        *((name, kind, 2) for name in ("MOT17-99", "MOT20-99") for kind in (3, 13)),
+        ("MOT17-99", 6, 2),
+        ("MOT20-99", 6, 1),
+    ],
+)
+def test_a_match_with_a_distractor_is_neither_right_nor_wrong(tmp_path: Path, name: str, kind: int, false: int) -> None:
+    """What fits a pedestrian without a flag is wrong all the same; only MOT20 has a vehicle without motor in this."""
+    pytest.importorskip("trackeval")
+    sequence = text_only(tmp_path, name, KINDS.format(kind), 3)
+    said = tracks({5: [0, 0, 10, 20], -6: [102, 0, 10, 20], 10**12: [200, 0, 10, 20]}, {}, {})
+    compared = compare_boxes(sequence, said)
+    assert [len(frame) for frame in compared.truth_ids] == [1, 1, 0]
+    assert [len(frame) for frame in compared.found_ids] == [1 + false, 0, 0]
+    row = identity_scores({name: compared})["all"]
+    assert (row["false"], row["missed"], row["MOTP"]) == (false, 1, 1.0)
+    assert row["MOTA"] == pytest.approx((2 - 1 - false) / 2)
+
+
+@pytest.mark.parametrize("rest", ["1,-1,-1,-1", "1,4.5,5.5,0", "1,-1,-1", "1,-1", "1"])
+def test_mot15_has_no_classes(tmp_path: Path, rest: str) -> None:
+    pytest.importorskip("trackeval")
+    flagless = "0" + rest[1:]
+    text = f"1,4,0,0,10,20,{rest}\n1,2,100,0,10,20,{flagless}\n"
+    sequence = text_only(tmp_path, "MOT17-like", text, 1)
+    assert sequence.truth.benchmark == "MOT15"
+    row = identity_scores({"a": compare_boxes(sequence, tracks({1: [0, 0, 10, 20], 2: [100, 0, 10, 20]}))})["a"]
+    assert (row["false"], row["missed"], row["IDP"], row["IDR"]) == (1, 0, 0.5, 1.0)
+
+
+def test_six_columns_of_truth_all_count(tmp_path: Path) -> None:
+    truth = text_only(tmp_path, "a", "1,4,0,0,10,20\n1,2,100,0,10,20\n", 1).truth
+    assert (truth.benchmark, truth.flags[0].tolist(), truth.ids[0].tolist()) == ("MOT15", [1, 1], [4, 2])
+
+
+def test_tracks_are_for_every_frame_and_have_ids(tmp_path: Path) -> None:
+    pytest.importorskip("trackeval")
+    sequence = text_only(tmp_path, "a", GT, 3)
+    with pytest.raises(ValueError, match="a: expected tracks of 3 frames, got 2"):
+        compare_boxes(sequence, tracks({}, {}))
+    with pytest.raises(ValueError, match="expected tracks with ids"):
+        compare_boxes(sequence, [Found(np.zeros((0, 4)), np.zeros(0))] * 3)
+    with pytest.raises(BrokenSequenceError, match=r"line 2: expected the number in column 2 once in a frame"):
+        text_only(tmp_path, "b", "1,1,2,3,10,20\n1,1,30,3,10,20\n", 3)
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    said = tracks({5: [0.1, 1 / 3, 1e-7, 2e9], -2: [-1, 2, 3, 4]}, {}, {5: [0, 0, 10, 20]})
+    write_tracks(tmp_path, "a", said)
+    assert (tmp_path / "a.txt").read_text().splitlines()[1] == "1,-2,-1.0,2.0,3.0,4.0,1.0,-1,-1,-1"
+    again = read_tracks(tmp_path, "a", 4)
+    for one, other in zip([*said, *tracks({})], again, strict=True):
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+        np.testing.assert_array_equal(one.ids, other.ids)
+        np.testing.assert_array_equal(one.scores, other.scores)
+    with pytest.raises(BrokenSequenceError, match=r"a.txt: line 3: expected a frame of 1 to 2"):
+        read_tracks(tmp_path, "a", 2)
+    with pytest.raises(ValueError, match="ids"):
+        write_tracks(tmp_path, "a", [*tracks({1: [0, 0, 1, 1]}), Found(np.zeros((1, 4)), np.ones(1))])
+    assert len(read_tracks(tmp_path, "a", 4)[0]) == 2, "the file of before"
+    assert [f.name for f in tmp_path.iterdir()] == ["a.txt"]
+    write_tracks(tmp_path, "none", tracks({}, {}))
+    assert [len(found) for found in read_tracks(tmp_path, "none", 2)] == [0, 0]
+
+
+def test_a_small_sequence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sequence = load(write(tmp_path / "a"))
+    assert (sequence.name, sequence.frames.rate, len(sequence.frames)) == ("a", 14, 3)
+    assert [frame[0, 0, 0] for frame in sequence.frames] == [1, 2, 3]
+    assert boxes(sequence) == [[[2.5, 3, 10, 20], [30, 3, 10, 20]], [], [[50, 4, 10, 20]]]
+    assert [found.scores.tolist() for found in sequence.given] == [[0.9, 0.7], [], [0.51]]
+    assert boxes(load(tmp_path / "a", "gt")) == [[[2, 3, 10, 20], [30, 3, 10, 20]], [[3, 3, 10, 20]], []]
+    assert boxes(load(tmp_path / "a", least_score=0.7)) == [[[2.5, 3, 10, 20]], [], []]
+    assert capsys.readouterr() == ("", "")
+    (tmp_path / "a/seqinfo.ini").unlink()
+    assert (len(load(tmp_path / "a").frames), load(tmp_path / "a").frames.rate) == (3, 30)
+    assert boxes(load(tmp_path / "a", least_score=0.9)) == [[], [], []]
+    assert capsys.readouterr().err == "a: no box in any of the 3 frames, so there will be no tracks\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "scores"),
+    [
+        ("{},-1,{},3,10,20,{},-1,-1,-1", [0.9, 0.4]),
+        ("{},{},3,10,20,{}", [0.9, 0.4]),
+        ("{},-1,{},3,10,20,-1", [1, 1]),
+        ("{},-1,{},3,10,20", [1, 1]),
+    ],
+)
+def test_forms_of_detections(tmp_path: Path, line: str, scores: list[float]) -> None:
+    """Six columns have no id, but for those that have -1 there; without scores nothing is left out."""
+    (tmp_path / "det.txt").write_text(line.format(2, 7, 0.9) + "\n\n" + line.format(1, 6, 0.4) + "\n")
+    first, second = read_detections(tmp_path / "det.txt", 2, 0.3)
+    assert (first.boxes.tolist(), second.boxes.tolist()) == ([[6, 3, 10, 20]], [[7, 3, 10, 20]])
+    assert [*second.scores, *first.scores] == scores
+    less = read_detections(tmp_path / "det.txt", 2, 0.4)
+    assert len(less[0]) == (scores == [1, 1])
+
+
+@pytest.mark.parametrize("place", ["MOT17-01-SDP.txt", "MOT17-01-SDP/det.txt", "MOT17-01-SDP/det/det.txt"])
+def test_detections_of_others(
+    tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = [f"MOT17-01-{detector}" for detector in ("DPM", "FRCNN", "SDP")]
+    for name in names:
+        write(tmp_path / "train" / name, det=None)
+    (tmp_path / "test").mkdir()
+    file = tmp_path / "own" / place
+    file.parent.mkdir(parents=True)
+    file.write_text(DET)
+    loads = open_found_boxes(tmp_path, "~/own")
+    assert list(loads) == names
+    said = capsys.readouterr().err
+    assert "test is left out" in said
+    assert '2 sequences are the videos of others; --sequences "*-FRCNN"' in said
+    assert len(loads["MOT17-01-SDP"]().given[0]) == 2
+    with pytest.raises(BrokenSequenceError, match=r"no detections of MOT17-01-DPM in .*own"):
+        loads["MOT17-01-DPM"]()
+    assert list(open_found_boxes(tmp_path, "gt", names=["*-S?P", "*-DPM"])) == [names[0], names[2]]
+    with pytest.raises(
+        InputError, match=r"sequences: 'MOT17-1-SDP' fits none of the 3 sequences; the nearest is 'MOT17-01-SDP'"
+    ):
+        open_found_boxes(tmp_path, names=["MOT17-1-SDP"])
+    with pytest.raises(InputError, match=r'detections: no sequence of .* has det/det.txt; expected "gt" or a folder'):
+        open_found_boxes(tmp_path)
+    with pytest.raises(InputError, match=r"detections: expected a file of each .* such as MOT17-01-DPM.txt, got none"):
+        open_found_boxes(tmp_path, str(tmp_path / "test"))
+    with pytest.raises(InputError, match=r'detections: no folder GT; expected "gt" or a folder'):
+        open_found_boxes(tmp_path, "GT")

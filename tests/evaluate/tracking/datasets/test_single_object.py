@@ -1,0 +1,218 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mec.errors import InputError
+from mec.evaluate.tracking.datasets.single_object import open_box_sequences
+from mec.evaluate.tracking.sequences import BrokenSequenceError, ImageFrames
+from tests.evaluate.tracking.box_folders import encoded, frames, numbers, only, otb, rows
+
+
+def test_otb_as_published(real_data: Path) -> None:
+    folder = real_data / "OTB100"
+    if not folder.is_dir():
+        pytest.skip(f"no OTB100 in {real_data}")
+    loads = open_box_sequences(folder)
+    lengths = {"Couple": 140, "Crossing": 120, "Dog1": 1350, "DragonBaby": 113, "Football1": 74, "Jogging-1": 307,
+               "Jogging-2": 307}  # fmt: skip
+    assert list(loads) == list(lengths)
+    for name, load in loads.items():
+        one = load()
+        assert (one.name, len(one.frames), one.truth.shape) == (name, lengths[name], (lengths[name], 4))
+        assert numbers(one) == list(range(1, lengths[name] + 1))
+        text = (folder / "anno" / f"{name}.txt").read_text()
+        expected = np.array([re.findall(r"\d+", line) for line in text.splitlines()], np.float64) - [1, 1, 0, 0]
+        np.testing.assert_array_equal(one.truth, expected)
+        assert next(iter(one.frames)).ndim == 3
+    assert loads["DragonBaby"]().attributes == ("SV", "OCC", "MB", "FM", "IPR", "OPR", "OV")
+    assert loads["Dog1"]().attributes == ("SV", "IPR", "OPR"), "listed in anno alone"
+    assert loads["Jogging-2"]().attributes == ("OCC", "DEF", "OPR")
+    assert list(open_box_sequences(folder / "Jogging")) == ["Jogging-1", "Jogging-2"]
+    assert open_box_sequences(folder / "Jogging")["Jogging-1"]().attributes == ("OCC", "DEF", "OPR")
+
+
+PUBLISHED = {  # what the archives hold: pictures; and those that are evaluated
+    "David": (1, 770, 300, 770), "Diving": (1, 231, 1, 215), "Football1": (1, 81, 1, 74), "Freeman3": (1, 474, 1, 460),
+    "Freeman4": (1, 297, 1, 283), "BlurCar1": (247, 988, 247, 988), "BlurCar3": (3, 359, 3, 359),
+    "BlurCar4": (18, 397, 18, 397), "Tiger1": (1, 354, 6, 354), "Board": (1, 698, 1, 698),
+    "Twinnings": (1, 472, 1, 472), "Biker": (1, 142, 1, 142), "Human4-2": (1, 667, 1, 667),
+    "Skating2-1": (1, 473, 1, 473),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_odd_sequences_of_otb(real_data: Path, tmp_path: Path, name: str) -> None:
+    """Their published truth beside pictures without content; only the first one's header is read."""
+    truth = real_data / "OTB100" / "anno" / f"{name}.txt"
+    if not truth.is_file():
+        pytest.skip(f"no {truth}")
+    first, last, start, end = PUBLISHED[name]
+    base, _, number = name.partition("-")
+    form = "{:05d}.jpg" if name == "Board" else "{:04d}.jpg"
+    frames(tmp_path / base / "img", range(first, last + 1), form, b"")
+    frames(tmp_path / base / "img", [first, start], form, encoded((640, 480)))
+    (tmp_path / base / f"groundtruth_rect{number and '.'}{number}.txt").write_bytes(truth.read_bytes())
+    if base == "Human4":
+        (tmp_path / base / "groundtruth_rect.1.txt").touch()
+    one = only(tmp_path)
+    assert one.name == name
+    assert numbers(one) == list(range(start, end + 1))
+    last_row = [float(word) for word in re.findall(r"[-\d.]+", truth.read_text().splitlines()[-1])]
+    if name in ("Board", "Twinnings"):
+        assert np.isnan(one.truth[-1]).all()
+        assert np.isfinite(one.truth[:-1]).all()
+    else:
+        assert one.truth[-1].tolist() == (np.array(last_row) - [1, 1, 0, 0]).tolist()
+        assert np.isfinite(one.truth).all()
+    if name == "Tiger1":
+        words = re.findall(r"\d+", truth.read_text().splitlines()[5])
+        assert one.truth[0].tolist() == [int(words[0]) - 1, int(words[1]) - 1, int(words[2]), int(words[3])]
+
+
+@pytest.mark.parametrize(("name", "count"), [("David", 471), ("Football1", 74), ("Tiger1", 349), ("BlurCar1", 742)])
+def test_distributions_that_hold_only_what_is_evaluated(tmp_path: Path, name: str, count: int) -> None:
+    one = only(otb(tmp_path / name, rows(count), range(1, count + 1)))
+    assert numbers(one) == list(range(1, count + 1))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "10,20,5,6\n11,20,5,6", "10\t20\t5\t6\r\n11\t20\t5\t6\r\n", "10 20 5 6\n 11  20\t5 6 \n\n\n",
+        "\ufeff10, 20, 5, 6\n11 , 20;5\t6\n", "10.0,20.00,5e0,6\n11.,20,5,6\r",
+    ],
+)  # fmt: skip
+def test_any_separator_and_pixels_from_nought(tmp_path: Path, text: str) -> None:
+    (otb(tmp_path / "a", "", range(1, 3)) / "groundtruth_rect.txt").write_bytes(text.encode())
+    assert only(tmp_path).truth.tolist() == [[9, 19, 5, 6], [10, 19, 5, 6]]
+
+
+def test_what_lies_about_is_passed_over(tmp_path: Path) -> None:
+    for name in ("Ein Fuß (2)", "b#%", "a"):
+        otb(tmp_path / name)
+        for file in ("Thumbs.db", ".DS_Store", "._0001.jpg", "notes.txt", "cover.jpg", "take 2.jpg"):
+            (tmp_path / name / "img" / file).write_bytes(b"x")
+        (tmp_path / name / "._groundtruth_rect.txt").write_bytes(b"\0\5")
+        (tmp_path / name / "groundtruth_rect.txt.bak").touch()
+        frames(tmp_path / "__MACOSX" / name / "img", [])
+    frames(tmp_path / ".hidden" / "img", [1])
+    (tmp_path / "anno").mkdir()
+    (tmp_path / "anno" / "a.txt").write_text("1,1,1,1")
+    (tmp_path / "results" / "STRUCK").mkdir(parents=True)
+    (tmp_path / "readme.txt").touch()
+    loads = open_box_sequences(str(tmp_path))
+    assert list(loads) == ["Ein Fuß (2)", "a", "b#%"]
+    assert all(numbers(load()) == [1, 2, 3] for load in loads.values())
+
+
+@pytest.mark.parametrize("name", ["{}.PNG", "img{:05d}.tif", "2024-frame_{:03d}.webp"])
+def test_pictures_of_any_name_are_in_the_order_of_their_numbers(tmp_path: Path, name: str) -> None:
+    frames(tmp_path / "s" / "img", range(8, 12), name)
+    frames(tmp_path / "s" / "img", [9], f"._{name}")
+    (tmp_path / "s" / "groundtruth_rect.txt").write_text(rows(4))
+    one = only(tmp_path / "s")
+    assert isinstance(one.frames, ImageFrames)
+    assert [file.name for file in one.frames.files] == [name.format(i) for i in range(8, 12)]
+
+
+def test_one_sequence_and_where_its_attributes_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = otb(tmp_path / "Car")
+    monkeypatch.chdir(folder)
+    assert list(open_box_sequences(".")) == ["Car"]
+    assert only(folder).attributes == ()
+    (tmp_path / "tb_50.txt").write_text("Car1\tLR\nCar\tIV ,SV\nCar2\tBC\n")
+    assert only(folder).attributes == ("IV", "SV")
+    (folder / "cfg.json").write_text(json.dumps({"attributes": ["OCC", "FM"]}))
+    assert only(folder).attributes == ("OCC", "FM")
+    (folder / "attrs.txt").write_text("BC, OV,BC\r\n")
+    assert only(tmp_path).attributes == ("BC", "OV")
+
+
+def test_the_range_in_cfg_json(tmp_path: Path) -> None:
+    folder = otb(tmp_path / "mine", rows(3), range(10, 20))
+    (folder / "cfg.json").write_text('{"startFrame": 12, "endFrame": 14}')
+    assert numbers(only(folder)) == [12, 13, 14]
+    for damaged in ('{"startFrame": 12', "[]", "\xff", '{"startFrame": 12, "endFrame": "14"}'):
+        (folder / "cfg.json").write_text(damaged, encoding="latin-1")
+        with pytest.raises(BrokenSequenceError, match="3 boxes for 10 frames, 10 to 19"):
+            only(folder)
+    for wrong in ("15, 12", "12, 15", "19, 99999999999999"):
+        first, last = wrong.split(", ")
+        (folder / "cfg.json").write_text(f'{{"startFrame": {first}, "endFrame": {last}}}')
+        with pytest.raises(BrokenSequenceError, match=r"boxes for|lacks"):
+            only(folder)
+
+
+def test_got_10k(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for part in ("val", "test"):
+        folder = tmp_path / part / f"GOT-10k_{part}_000001"
+        frames(folder, range(1, 5), "{:08d}.jpg")
+        (folder / "groundtruth.txt").write_text("1.0000,2.0000,5.5000,6.0000\n" * (4 if part == "val" else 1))
+        (tmp_path / part / "list.txt").write_text(f"GOT-10k_{part}_000001\n")
+    (tmp_path / "val" / "GOT-10k_val_000001" / "absence.label").write_text("0\n1\n0\n1\n")
+    one = only(tmp_path / "val")
+    assert (one.name, one.frames.rate, numbers(one)) == ("GOT-10k_val_000001", 10, [1, 2, 3, 4])
+    assert one.truth[[0, 2]].tolist() == [[0, 1, 5.5, 6]] * 2
+    assert np.isnan(one.truth[[1, 3]]).all()
+    assert only(tmp_path / "val" / "GOT-10k_val_000001").name == "GOT-10k_val_000001"
+    with pytest.raises(BrokenSequenceError, match="a box for the first frame alone, as GOT-10k's test part"):
+        only(tmp_path / "test")
+    with pytest.raises(InputError, match=r"data: .* has the parts test, val; expected one of them"):
+        open_box_sequences(tmp_path)
+    assert capfd.readouterr().err == ""
+    (tmp_path / "val" / "list.txt").write_text("GOT-10k_val_000001\nGOT-10k_val_000007\n")
+    open_box_sequences(tmp_path / "val")
+    assert "1 of 2 sequences in" in (said := capfd.readouterr().err)
+    assert "the first is GOT-10k_val_000007" in said
+
+
+@pytest.mark.parametrize("above", ["airplane", "."])
+def test_lasot(tmp_path: Path, above: str) -> None:
+    for name in ("airplane-1", "lion-5"):
+        folder = tmp_path / above / name
+        frames(folder / "img", range(1, 554 if name == "lion-5" else 4), "{:08d}.jpg", b"")
+        frames(folder / "img", [1], "{:08d}.jpg")
+        (folder / "groundtruth.txt").write_text("1,2,5,6\n0,0,0,0\n3,2,5,6\n")
+        (folder / "full_occlusion.txt").write_text("0,1,0")
+        (folder / "out_of_view.txt").write_text("0,0,1\n")
+    lion = tmp_path / above / "lion-5"
+    (lion / "groundtruth.txt").write_text("1,2,5,6\n" * 552 + "1,1,-1,-1\n")
+    for name in ("full_occlusion", "out_of_view"):
+        (lion / f"{name}.txt").write_text(",".join("0" * 553))
+    loads = open_box_sequences(tmp_path)
+    one = loads["airplane-1"]()
+    assert (one.truth[0].tolist(), one.frames.rate) == ([0, 1, 5, 6], 30)
+    assert np.isnan(one.truth[1:]).all()
+    assert np.flatnonzero(np.isnan(loads["lion-5"]().truth[:, 0])).tolist() == [552], "as it is published"
+
+
+def test_what_is_asked_for(tmp_path: Path) -> None:
+    for name in ("Couple", "Crossing", "Car"):
+        otb(tmp_path / name)
+    assert list(open_box_sequences(tmp_path, ["Crossing", "Car"])) == ["Crossing", "Car"]
+    with pytest.raises(InputError, match=r"^sequences: no sequence of .* is called 'cuople'; did you mean Couple\?$"):
+        open_box_sequences(tmp_path, ["Car", "cuople"])
+    with pytest.raises(InputError, match=r"'x'; did you mean Car, Couple, Crossing\?$"):
+        open_box_sequences(tmp_path, ["x"])
+    with pytest.raises(InputError, match="sequences: expected at least one"):
+        open_box_sequences(tmp_path, [])
+
+
+def test_folders_that_are_no_data(tmp_path: Path) -> None:
+    (tmp_path / "MOT" / "img1").mkdir(parents=True)
+    (tmp_path / "a.txt").touch()
+    for path, said in ((tmp_path, "no sequence in"), (tmp_path / "a.txt", "is no folder"), (tmp_path / "b", "is not")):
+        with pytest.raises(InputError, match=said) as error:
+            open_box_sequences(path)
+        assert str(error.value).startswith("data: ")
+        assert "groundtruth_rect.txt (OTB)" in str(error.value)
+        assert "\n" not in str(error.value)
+    for above in ("x", "y"):
+        otb(tmp_path / above / "Car")
+    with pytest.raises(InputError, match=r"has Car twice, in .*x/Car and .*y/Car"):
+        open_box_sequences(tmp_path)
+    otb(tmp_path / "z" / "Car")
+    assert list(open_box_sequences(tmp_path / "z")) == ["Car"]

@@ -1,0 +1,266 @@
+"""Frames come in order, upright and whole; what is no video is said."""
+
+import os
+import sys
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mec.errors import InputError
+from mec.evaluate.tracking.sequences import BrokenSequenceError, Frame, Frames, ImageFrames
+from mec.evaluate.tracking.datasets.video import AHEAD, VideoFrames, open_frames
+
+av = pytest.importorskip("av")
+
+
+def grey(frame: int) -> int:
+    return 30 + 3 * frame
+
+
+def write_video(
+    path: Path, frames: Iterable[int], rate: int = 25, codec: str = "libx264", size: tuple[int, int] = (48, 64)
+) -> Path:
+    """Each frame of one grey with a little noise, which keeps its packets from being empty."""
+    noise = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width = size
+        stream.pix_fmt, stream.bit_rate = "yuvj420p" if codec == "mjpeg" else "yuv420p", 4_000_000
+        for i in frames:
+            pixels = (grey(i) + noise.integers(-15, 16, (*size, 3))).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def numbers(frames: Iterable[Frame]) -> list[int]:
+    """Of the frames, by their grey, which the codecs keep to within half of a step."""
+    return [round((float(frame.mean()) - grey(0)) / 3) for frame in frames]
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("video") / "swim.mp4", range(60))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.avi", "mpeg4"), ("a.webm", "libvpx")]
+)
+def test_frames_in_order_twice(tmp_path: Path, name: str, codec: str) -> None:
+    """Matroska and WebM do not say how many there are."""
+    frames = open_frames(write_video(tmp_path / name, range(40), 20, codec))
+    assert (len(frames), frames.rate) == (40, 20.0)
+    first = next(iter(frames))
+    assert (first.shape, first.dtype, first.flags.c_contiguous) == ((48, 64, 3), np.uint8, True)
+    for _ in range(2):
+        assert numbers(frames) == list(range(40))
+
+
+def test_pixels_are_rgb(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        pixels = np.full((48, 64, 3), (200, 120, 30), np.uint8)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    (frame,) = open_frames(tmp_path / "a.mp4")
+    assert abs(frame.astype(int) - (200, 120, 30)).max() <= 4
+
+
+def matrix(path: Path, turn: tuple[int, int, int, int]) -> None:
+    """Set the four corners of the display matrix in the track's header of an .mp4, whose box has a fixed layout."""
+    data = bytearray(path.read_bytes())
+    start = data.index(b"tkhd") + 4 + 40
+    a, b, c, d = (int(value << 16).to_bytes(4, "big", signed=True) for value in turn)
+    data[start : start + 20] = a + b + bytes(4) + c + d
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("turn", "shape", "bright"),
+    [
+        ((0, 1, -1, 0), (64, 48), np.s_[:, 24:]),
+        ((0, -1, 1, 0), (64, 48), np.s_[:, :24]),
+        ((-1, 0, 0, -1), (48, 64), np.s_[24:]),
+    ],
+    ids=["clockwise", "counter-clockwise", "upside down"],
+)
+def test_phones_film_lying_down(
+    tmp_path: Path, turn: tuple[int, int, int, int], shape: tuple[int, int], bright: Any
+) -> None:
+    """ISO 14496-12: (p, q) is shown at (a p + c q, b p + d q). A bright upper half turns to the right, left, below."""
+    pixels = np.full((48, 64, 3), 30, np.uint8)
+    pixels[:24] = 220
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    matrix(tmp_path / "a.mp4", turn)
+    (frame,) = open_frames(tmp_path / "a.mp4")
+    expected = np.full((*shape, 3), 30)
+    expected[bright] = 220
+    assert frame.shape == (*shape, 3)
+    assert abs(frame.astype(int) - expected).mean() < 5
+
+
+def decoders() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
+
+
+def test_frames_are_decoded_ahead_and_no_further(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread ends, and the file is closed, when nobody asks for the rest."""
+    before, made, closed = set(decoders()), list[Frame](), threading.Event()
+    whole = VideoFrames.decode
+
+    def counted(self: VideoFrames) -> Any:
+        try:
+            for frame in whole(self):
+                made.append(frame)
+                yield frame
+        finally:
+            closed.set()
+
+    frames = open_frames(video)
+    monkeypatch.setattr(VideoFrames, "decode", counted)
+    asked = iter(frames)
+    assert numbers([next(asked), next(asked)]) == [0, 1]
+    (thread,) = set(decoders()) - before
+    for _ in range(200):  # at most two seconds for the thread to come so far
+        if len(made) < 2 + AHEAD:
+            thread.join(0.01)
+    assert len(made) == 2 + AHEAD
+    del asked
+    assert not thread.is_alive()
+    assert closed.is_set()
+
+
+def test_threads_end_with_the_frames_and_with_the_consumer(video: Path) -> None:
+    before = set(decoders())
+    assert len(list(open_frames(video))) == 60
+    with pytest.raises(ZeroDivisionError):
+        for _ in open_frames(video):
+            raise ZeroDivisionError
+    assert set(decoders()) <= before
+
+
+def test_damage_costs_what_it_hits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The packets of MJPEG are pictures, so at most two of 30 are lost: decoders of several threads may save them."""
+    path = write_video(tmp_path / "a.avi", range(30), codec="mjpeg")
+    with av.open(str(path)) as container:
+        places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    data = bytearray(path.read_bytes())
+    for n in (7, 20):
+        start = data.index(b"\xff\xd8", places[n][0])
+        data[start : start + 300] = bytes(300)
+    path.write_bytes(data)
+    frames = open_frames(path)
+    assert len(frames) == 30
+    capsys.readouterr()
+    found = numbers(frames)
+    hit = (7, 20)
+    assert [i for i in found if i not in hit] == [i for i in range(30) if i not in hit]
+    lost = 30 - len(found)
+    said = f"{path}: {lost} damaged packets were passed over; {len(found)} frames are left"
+    assert lost == 0 or said in capsys.readouterr().err
+
+
+def test_a_cut_video_gives_the_frames_before(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mkv", range(60))
+    os.truncate(path, path.stat().st_size * 6 // 10)
+    found = numbers(open_frames(path))
+    assert 20 < len(found) < 55
+    assert found[:-1] == list(range(len(found) - 1))
+
+
+def test_frames_that_change_their_size(tmp_path: Path) -> None:
+    """MPEG-1's stream may start anew with another size."""
+    one = write_video(tmp_path / "one.mpg", range(10), codec="mpeg1video")
+    two = write_video(tmp_path / "two.mpg", range(10), codec="mpeg1video", size=(80, 96))
+    path = tmp_path / "both.mpg"
+    path.write_bytes(one.read_bytes() + two.read_bytes())
+    frames = open_frames(path)
+    with pytest.raises(BrokenSequenceError, match=r"both.mpg: frame 1\d is 96 x 80, those before 64 x 48$"):
+        for frame in frames:
+            assert frame.shape == (48, 64, 3)
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        open_frames(path)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith("video: ")
+    return line
+
+
+@pytest.mark.parametrize("content", [b"", b"this is a text file\n" * 50, b"\0" * 5000])
+def test_what_is_no_video(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(content)
+    assert f"{path} cannot be read as a video" in refusal(path)
+
+
+def test_sound_alone(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=48000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 48000
+        container.mux(stream.encode(silence))
+        container.mux(stream.encode())
+    assert "a.mp4 has no pictures" in refusal(tmp_path / "a.mp4")
+
+
+def test_a_video_all_of_whose_frames_are_damaged(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", range(5))
+    data = bytearray(path.read_bytes())
+    start, end = data.index(b"mdat") + 4, data.index(b"moov") - 4
+    data[start:end] = bytes([255]) * (end - start)
+    path.write_bytes(data)
+    assert "no frame of" in refusal(path)
+
+
+def test_other_paths(tmp_path: Path, video: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no video")
+    assert "expected a video (.avi, " in refusal(tmp_path / "notes.txt")
+    assert f"swin.mp4 does not exist; did you mean {video}?" in refusal(video.parent / "swin.mp4")
+    assert "does not exist; expected a video" in refusal(tmp_path / "gone" / "a.mp4")
+    assert f"no picture in {tmp_path}; expected .bmp, " in refusal(tmp_path)
+    assert f"no picture in {video.parent}; did you mean {video}?" in refusal(video.parent)
+
+
+def test_the_library_is_asked_for_only_where_it_is_needed(
+    tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert refusal(video) == f"video: {video} needs PyAV; pip install 'mec-ssl[tracking]'"
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    assert len(open_frames(tmp_path)) == 1
+
+
+def test_pictures_in_a_folder_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = ["frame9.png", "frame10.png", "frame2.png", "frame100.PNG", "frame09b.png", ".frame3.png"]
+    for i, name in enumerate(names):
+        Image.new("RGB", (16, 12), (grey(i),) * 3).save(tmp_path / name)
+    (tmp_path / "frame5.txt").write_text("no picture")
+    (tmp_path / "frame4.png").mkdir()
+    frames: Frames = open_frames(tmp_path)
+    assert isinstance(frames, ImageFrames)
+    assert [file.name for file in frames.files] == [names[i] for i in (2, 0, 4, 1, 3)]
+    assert numbers(frames) == [2, 0, 4, 1, 3]
+
+
+def test_real_video(real_data: Path) -> None:
+    """The first frames of a film beside the same frames as pictures, which differ by how they were compressed."""
+    folder = real_data / "posetrack18" / "videos" / "000001_mpiinew_test"
+    if not folder.is_dir():
+        pytest.skip(f"no PoseTrack18 at {folder}")
+    film, pictures = open_frames(folder / "000001_mpiinew_test.mp4"), open_frames(folder)
+    assert (len(film), len(pictures)) == (5, 5)
+    for shown, picture in zip(film, pictures, strict=True):
+        assert shown.shape == picture.shape
+        assert abs(shown.astype(int) - picture).mean() < 5

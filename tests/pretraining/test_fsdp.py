@@ -1,0 +1,116 @@
+"""Weights spread over two processes (strategy fsdp) train as one process does, stop and go on exactly."""
+
+import multiprocessing
+import os
+import shutil
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from mec.errors import InputError
+from mec.evaluate import OnlineProbe
+from mec.models.encoder import create_encoder
+from mec.engine.fsdp import whole_encoder
+from mec.pretraining import ObjectiveSettings, OptimiserSettings, Recipe, Run, TeacherSettings, keeping, pretrain
+from tests.pretraining.test_pretrain import TINY, quiet
+
+pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+
+TIME_LIMIT = 240.0
+PAPER = replace(
+    TINY,
+    backbone="vit_tiny_patch16_224",
+    backbone_options={"depth": 2, "embed_dim": 24, "num_heads": 2},
+    epochs=1,
+    batch_size=128,
+    teacher=TeacherSettings(True, 0.9, 8),
+    objective=ObjectiveSettings("cross", 0.25, 4, 8),
+    # not AdamW, which turns the rounding of a gradient near zero into a step of full length
+    optimiser=OptimiserSettings("sgd", 0.05, 1e-5, 0.9, 1),
+)
+# so small a step that what rounds otherwise is not multiplied by training
+RESNET = replace(TINY, epochs=1, batch_size=128, optimiser=replace(TINY.optimiser, name="sgd", learning_rate=1e-3))
+SHARDED = replace(PAPER, accelerator="cpu", strategy="fsdp")
+RUNS = {  # recipe, resumed from step
+    "whole": (SHARDED, 0),
+    "in chunks": (replace(SHARDED, chunk=20), 0),
+    "a ResNet": (replace(RESNET, accelerator="cpu", strategy="fsdp"), 0),
+    "resumed": (SHARDED, 6),
+}
+
+
+def train(rank: int, folder: Path, port: int) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1"}
+    keeping.SECONDS = keeping.SHARE = 0
+    for name, (recipe, step) in RUNS.items():
+        if step and rank == 0:
+            shutil.copytree(folder / "whole", folder / name)
+            for path in (folder / name / "checkpoints").iterdir():
+                if not path.name.startswith(f"step={step:09}"):
+                    path.unlink()
+            (folder / name / "encoder.safetensors").unlink()
+        if dist.is_initialized():
+            dist.barrier()
+        callbacks = [OnlineProbe("digits", 1, 0, quiet())] if name == "in chunks" else []
+        pretrain("digits", folder / name, recipe, bool(step), quiet(), callbacks)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sharded")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context: Any = multiprocessing.get_context("spawn")
+    started = [context.Process(target=train, args=(rank, folder, port)) for rank in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(TIME_LIMIT)
+        process.kill()
+    assert [process.exitcode for process in started] == [0, 0]
+    return folder
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in Run(folder).metrics()]
+
+
+@pytest.mark.parametrize("name", ["whole", "in chunks", "a ResNet"])
+def test_it_trains_as_one_process_does(runs: Path, tmp_path: Path, name: str) -> None:
+    recipe: Recipe = replace(RUNS[name][0], strategy="auto", chunk=None)
+    pretrain("digits", tmp_path, recipe, console=quiet())
+    assert losses(runs / name) == pytest.approx(losses(tmp_path), abs=1e-4)
+    ours, expected = (load_file(f / "encoder.safetensors") for f in (runs / name, tmp_path))
+    assert ours.keys() == expected.keys()
+    for key, tensor in expected.items():
+        torch.testing.assert_close(ours[key], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_resumed_it_ends_as_if_never_stopped(runs: Path) -> None:
+    weights = [(runs / name / "encoder.safetensors").read_bytes() for name in ("whole", "resumed")]
+    assert weights[0] == weights[1]
+    assert losses(runs / "whole") == losses(runs / "resumed")
+
+
+def test_probes_see_the_whole_encoder(runs: Path) -> None:
+    assert len((runs / "in chunks" / "probes.csv").read_text().splitlines()) == 2
+
+
+def test_an_encoder_that_is_not_sharded_is_whole() -> None:
+    encoder = create_encoder("resnet18", 32)
+    assert whole_encoder(encoder) is encoder
+
+
+def test_float16_is_refused() -> None:
+    with pytest.raises(InputError, match="precision: expected 32-true or bf16-mixed with strategy fsdp"):
+        replace(SHARDED, precision="16-mixed")

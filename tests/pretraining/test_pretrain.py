@@ -1,0 +1,261 @@
+import json
+import math
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+from PIL import Image
+from rich.console import Console
+
+import mec
+from mec.data import open_images
+from mec.errors import InputError
+from mec.pretraining import (
+    ObjectiveSettings,
+    OptimiserSettings,
+    ProjectorSettings,
+    Recipe,
+    Run,
+    TeacherSettings,
+    load_recipe,
+    pretrain,
+)
+from mec.pretraining.module import Pretraining
+from tests.data.transforms.test_geometry import photograph
+
+TINY = replace(
+    load_recipe("digits"),
+    backbone_options={"layers": [1, 1, 1, 1], "channels": [16, 16, 16, 16]},
+    image_size=16,
+    epochs=4,
+    log_every=1,
+    projector=ProjectorSettings(32, 16),
+    workers=0,
+    precision="32-true",
+)
+
+
+def quiet() -> Console:
+    return Console(file=StringIO())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return pretrain("digits", tmp_path_factory.mktemp("runs") / "run", TINY, console=quiet())
+
+
+def test_a_run_folder_has_what_the_design_says(run: Run) -> None:
+    names = {p.name for p in run.folder.iterdir()}
+    assert names == {
+        ".lock", "recipe.yaml", "environment.json", "metrics.csv", "tensorboard", "checkpoints",
+        "encoder.safetensors", "encoder.json",
+    }  # fmt: skip
+    assert run.recipe() == TINY
+    environment = json.loads((run.folder / "environment.json").read_text())
+    assert environment["pictures"] == 1347
+    assert torch.__version__.startswith(environment["packages"]["torch"])
+    assert run.encoder().num_features == 16
+
+
+def test_every_step_is_measured_and_the_loss_falls(run: Run) -> None:
+    rows = run.metrics()
+    assert [row["step"] for row in rows] == list(range(20))
+    assert all(math.isfinite(v) for row in rows for v in row.values())
+    assert np.mean([r["loss"] for r in rows[-4:]]) < np.mean([r["loss"] for r in rows[:4]]) - 0.05
+    assert 1 < rows[-1]["effective_rank"] <= 16
+    assert rows[0]["learning_rate"] == 0
+    assert max(r["learning_rate"] for r in rows) == pytest.approx(5e-3)
+
+
+def test_every_epoch_shows_other_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, torch.Tensor]] = []
+    forward = mec.TwoViews.forward
+
+    def noted(self: mec.TwoViews, pictures: torch.Tensor, indices: np.ndarray, epoch: int) -> object:
+        x1, x2 = forward(self, pictures, indices, epoch)
+        seen.append((epoch, x1[np.flatnonzero(indices == 7)]))
+        return x1, x2
+
+    monkeypatch.setattr(mec.TwoViews, "forward", noted)
+    pretrain("digits", tmp_path / "run", replace(TINY, epochs=2, batch_size=1347), console=quiet())
+    assert [epoch for epoch, _ in seen] == [0, 1]
+    assert not torch.allclose(seen[0][1], seen[1][1])
+
+
+def test_the_same_seed_gives_the_same_encoder_another_seed_another(run: Run, tmp_path: Path) -> None:
+    again = pretrain("digits", tmp_path / "again", TINY, console=quiet())
+    other = pretrain("digits", tmp_path / "other", replace(TINY, seed=1), console=quiet())
+    weights = [(r.folder / "encoder.safetensors").read_bytes() for r in (run, again, other)]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_resumed_is_as_if_never_stopped(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Pretraining.training_step
+
+    def stops(self: Pretraining, batch: object, batch_idx: int) -> torch.Tensor:
+        if self.global_step == 13:
+            raise RuntimeError("power cut")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr("mec.pretraining.checkpointing.SECONDS", 0.0)
+    monkeypatch.setattr("mec.pretraining.checkpointing.SHARE", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretraining, "training_step", stops)
+        with pytest.raises(RuntimeError, match="power cut"):
+            pretrain("digits", tmp_path, TINY, console=quiet())
+    assert not (tmp_path / "encoder.safetensors").exists()
+    resumed = pretrain("digits", tmp_path, TINY, resume=True, console=quiet())
+    assert (tmp_path / "encoder.safetensors").read_bytes() == (run.folder / "encoder.safetensors").read_bytes()
+    assert [r["step"] for r in resumed.metrics()] == list(range(20))
+    assert [r["loss"] for r in resumed.metrics()] == [r["loss"] for r in run.metrics()]
+    kept = sorted(p.name.partition("-")[0] for p in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step=000000018", "step=000000019", "step=000000020"]
+
+
+def test_folders_that_cannot_be_used(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out, resume, recipe, message in (
+        (run.folder, False, TINY, "already holds a run"),
+        (tmp_path / "file", False, TINY, "is a file"),
+        (run.folder, True, replace(TINY, epochs=9), r"recipe differs .* epochs: 4 -> 9"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pretrain("digits", out, recipe, resume, console=quiet())
+
+
+def test_nothing_is_written_when_the_data_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for data in (tmp_path / "absent", tmp_path / "empty"):
+        with pytest.raises(InputError, match="data: "):
+            pretrain(data, tmp_path / "run", TINY, console=quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_papers_form_trains_with_its_teacher(tmp_path: Path) -> None:
+    recipe = replace(
+        TINY,
+        epochs=2,
+        objective=ObjectiveSettings("cross", 0.25, 4, 8),
+        teacher=TeacherSettings(True, 0.9, 8),
+        optimiser=OptimiserSettings("sgd", 0.1, 1e-5, 0.9, 1),
+    )
+    rows = pretrain("digits", tmp_path / "run", recipe, console=quiet()).metrics()
+    # a quarter of ten steps warms up: from eight times the distortion down to it
+    assert rows[0]["distortion"] == pytest.approx(2.0)
+    assert rows[-1]["distortion"] == pytest.approx(0.25)
+
+
+def test_photographs_of_any_size_through_workers(tmp_path: Path) -> None:
+    for i in range(10):
+        Image.fromarray(photograph(100 + 5 * i, 140)).save(tmp_path / f"{i}.jpg")
+    recipe = Recipe(
+        backbone="resnet18", backbone_options=TINY.backbone_options, image_size=32, epochs=2, batch_size=4, workers=2,
+        log_every=1, projector=ProjectorSettings(16, 8), precision="32-true",
+    )  # fmt: skip
+    console = quiet()
+    rows = pretrain(tmp_path, tmp_path / "run", recipe, console=console).metrics()
+    assert len(rows) == 4
+    assert "10 pictures, no labels" in console.file.getvalue()
+
+
+def test_fewer_pictures_than_a_batch_are_one_batch(tmp_path: Path) -> None:
+    np.savez(tmp_path / "few.npz", images=np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8))
+    rows = pretrain(tmp_path / "few.npz", tmp_path / "run", replace(TINY, channels=None, epochs=1)).metrics()
+    assert len(rows) == 1
+
+
+# weights that hardly move: what differs between two runs is not multiplied by training
+STILL = replace(TINY, epochs=1, batch_size=200, optimiser=replace(TINY.optimiser, learning_rate=1e-7))
+
+
+def train_in_one_of_two(rank: int, data: str, out: str, port: int, recipe: Recipe) -> None:
+    import os
+
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
+    os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
+    torch.set_num_threads(1)
+    pretrain(data, out, replace(recipe, devices=2, accelerator="cpu"), console=quiet())
+
+
+def in_two_processes(data: str | Path, out: Path, recipe: Recipe) -> Run:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.spawn(train_in_one_of_two, (str(data), str(out), port, recipe), nprocs=2)
+    return Run(out)
+
+
+def test_two_processes_list_what_either_could_not_read(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for i in range(16):
+        Image.fromarray(photograph(100, 140)).save(tmp_path / "data" / f"{i:02}.jpg")
+    broken = [tmp_path / "data" / f"{i:02}.jpg" for i in (3, 7, 12)]
+    for path in broken:
+        path.write_bytes(b"")
+    recipe = replace(STILL, channels=3, batch_size=8, epochs=2, workers=1, max_broken=0.2)
+    run = in_two_processes(tmp_path / "data", tmp_path / "run", recipe)
+    rows = (run.folder / "skipped.csv").read_text().splitlines()
+    assert rows[0] == "picture,reason"
+    assert sorted(rows[1:]) == [f"{path},the file is empty" for path in broken]
+
+
+def test_two_processes_share_every_batch(tmp_path: Path) -> None:
+    two = in_two_processes("digits", tmp_path / "two", STILL)
+    one = pretrain("digits", tmp_path / "one", STILL, console=quiet())
+    losses = [[row["loss"] for row in r.metrics()] for r in (one, two)]
+    assert len(losses[0]) == len(losses[1]) == 6
+    # the joined batch and its loss are the same; BatchNorm, which PyTorch synchronises on GPUs only, is not
+    np.testing.assert_allclose(losses[0], losses[1], atol=0.02)
+
+
+def test_the_default_recipe_fits_the_source() -> None:
+    from mec.pretraining.pretrain import default_recipe
+
+    assert [default_recipe(d) for d in ("digits", "cifar10", "photos/")] == ["digits", "cifar10-resnet18", "small"]
+    assert len(open_images("digits")) == 1347
+
+
+def test_a_loader_process_that_is_killed_ends_the_run_with_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import signal
+
+    import mec.data.transforms.crop
+
+    def killed(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    (tmp_path / "data").mkdir()
+    for i in range(8):
+        Image.fromarray(photograph(100, 140)).save(tmp_path / "data" / f"{i}.jpg")
+    monkeypatch.setattr(mec.data.transforms.crop, "crop_and_resize", killed)  # the loader process is forked from this one
+    with pytest.raises(InputError, match=r"workers: a loader process ended .* fewer workers"):
+        pretrain(
+            tmp_path / "data", tmp_path / "run", replace(TINY, channels=3, workers=1, batch_size=4), console=quiet()
+        )
+
+
+def test_bfloat16_is_refused_where_the_cpu_computes_it_wrong(tmp_path: Path) -> None:
+    recipe = replace(TINY, precision="bf16-mixed", accelerator="cpu")
+    with pytest.raises(InputError, match=r"precision: expected 32-true for views of up to 16 px on a CPU"):
+        pretrain("digits", tmp_path / "run", recipe, console=quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_of_folders_are_taken_and_said_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    console = quiet()
+    run = pretrain("digits", "~/[b]runs", replace(TINY, epochs=1), console=console)
+    assert run.folder == tmp_path / "[b]runs"
+    assert f"encoder written to {run.folder}" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert mec.load_encoder("~/[b]runs").num_features == 16
+    with pytest.raises(InputError, match=r"^out: .*already holds a run"):
+        pretrain("digits", "~/[b]runs", "~/[b]runs/recipe.yaml")

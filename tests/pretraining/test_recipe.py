@@ -1,0 +1,74 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mec.errors import InputError
+from mec.pretraining import load_recipe, packaged_recipes
+from mec.pretraining.recipe_files import differences, make_recipe
+
+
+def test_packaged_recipes_load_and_survive_yaml() -> None:
+    assert packaged_recipes() == ["cifar10-resnet18", "digits", "imagenet-resnet50", "small"]
+    for name in packaged_recipes():
+        recipe = load_recipe(name)
+        assert make_recipe(yaml.safe_load(yaml.safe_dump(recipe.as_dict()))) == recipe
+
+
+def test_the_papers_recipe_to_the_letter() -> None:
+    """Values of the official code, as published: ResNet-50, 100 epochs, batch 1024, SGD, 4 terms, 1/32."""
+    r = load_recipe("imagenet-resnet50")
+    assert (r.backbone, r.image_size, r.epochs, r.batch_size, r.precision) == ("resnet50", 224, 100, 1024, "32-true")
+    o = r.objective
+    assert (o.form, o.order, o.distortion, o.warmup_factor) == ("cross", 4, 1 / 32, 8)
+    assert (r.projector.hidden, r.projector.outputs) == (2048, 2048)
+    assert (r.teacher.enabled, r.teacher.momentum, r.teacher.predictor_hidden) == (True, 0.996, 512)
+    s = r.optimiser
+    assert (s.name, s.learning_rate, s.weight_decay, s.momentum, s.warmup_epochs) == ("sgd", 0.5, 1e-5, 0.9, 10)
+    for view, blur, solarise in ((r.view_1, 1.0, 0.0), (r.view_2, 0.1, 0.2)):
+        assert (view.blur, view.solarise, view.blur_sigma) == (blur, solarise, (0.1, 2.0))
+        assert (view.crop_scale, view.jitter, view.grey, view.flip) == ((0.2, 1.0), 0.8, 0.2, 0.5)
+        assert (view.brightness, view.contrast, view.saturation, view.hue) == (0.4, 0.4, 0.2, 0.1)
+
+
+def test_digits_are_neither_flipped_nor_solarised() -> None:
+    recipe = load_recipe("digits")
+    assert all(v.flip == v.solarise == v.blur == 0 for v in (recipe.view_1, recipe.view_2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": -1}, "epochs: expected at least 1, got -1"),
+        ({"batch_size": 1}, "batch_size: expected at least 2, got 1"),
+        ({"epochs": "many"}, "epochs"),
+        ({"objective": {"nonsense": 1}}, "nonsense"),
+        ({"objective": {"distortion": 0}}, "objective.distortion: expected a positive number"),
+        ({"objective": {"order": 0}}, "objective.order: expected at least 1"),
+        ({"objective": {"form": "other"}}, "objective.form"),
+        ({"optimiser": {"learning_rate": -1}}, "optimiser.learning_rate"),
+        ({"teacher": {"momentum": 1.5}}, "teacher.momentum"),
+        ({"view_1": {"hue": 1}}, "hue: expected"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_recipe(settings)
+
+
+def test_files_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("epochs: 7\nview_2: {blur: 0}\n")
+    assert load_recipe(tmp_path / "own.yaml").epochs == 7
+    (tmp_path / "broken.yaml").write_text("epochs: [7")
+    (tmp_path / "list.yaml").write_text("- 7\n")
+    for name, message in (("broken.yaml", "not YAML"), ("list.yaml", "expected settings"), ("none", "neither a YAML")):
+        with pytest.raises(InputError, match=message):
+            load_recipe(tmp_path / name)
+
+
+def test_differences_are_listed() -> None:
+    a = load_recipe("digits")
+    b = replace(a, epochs=3, view_1=replace(a.view_1, hue=0.3))
+    assert differences(a, b) == ["epochs: 40 -> 3", "view_1.hue: 0.1 -> 0.3"]
+    assert differences(a, a) == []
