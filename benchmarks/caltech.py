@@ -15,8 +15,8 @@ from rich.console import Console
 import mec
 from machine import write
 from mec import evaluate
-from mec.results import Stopwatch, table
 from mec.pretraining import ProjectorSettings
+from mec.results import Stopwatch, table
 
 NARROW = {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256], "zero_init_last": False}
 

@@ -49,12 +49,12 @@ def cell(batch: int, chunk: int | None, steps: int, threads: int) -> dict[str, A
         mec.load_recipe("cifar10-resnet18"), batch_size=batch, chunk=chunk, epochs=2, accelerator="cpu", devices=1
     )
     watch = _Steps(steps + 1)
-    pictures = np.random.default_rng(0).integers(0, 256, (batch * (steps + 2), 32, 32, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (batch * (steps + 2), 32, 32, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
-        np.savez(Path(folder) / "pictures.npz", images=pictures)
+        np.savez(Path(folder) / "images.npz", images=images)
         with Memory() as memory:
             mec.pretrain(
-                Path(folder) / "pictures.npz", Path(folder) / "run", recipe, console=Console(file=nowhere),
+                Path(folder) / "images.npz", Path(folder) / "run", recipe, console=Console(file=nowhere),
                 callbacks=[watch],
             )  # fmt: skip
     seconds = statistics.median(np.diff(watch.ends)[1:].tolist())
@@ -70,7 +70,7 @@ def main(
     """Measure every batch with every chunk, print the table and write benchmarks/results/chunk_memory.json.
 
     Args:
-        batches: pictures in a step.
+        batches: images in a step.
         chunks: that pass the encoder at a time; null: all at once.
         steps: timed, after one to warm up.
         threads: of the CPU; None: as many as cores.

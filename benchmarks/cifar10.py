@@ -1,9 +1,9 @@
 """MEC against SimCLR, SimSiam, BYOL, Barlow Twins and VICReg on CIFAR-10: same encoder, views, epochs and loop.
 
 python benchmarks/cifar10.py --device cuda --minutes 9    (again, until it says that all is done)
-python benchmarks/cifar10.py --device cpu --quick         (a narrow ResNet, a fifth of the pictures, one seed)
+python benchmarks/cifar10.py --device cpu --quick         (a narrow ResNet, a fifth of the images, one seed)
 
-Everything is on the device: the pictures as bytes, the views, one plain loop. Methods differ by loss, heads, learning
+Everything is on the device: the images as bytes, the views, one plain loop. Methods differ by loss, heads, learning
 rate and weight decay, each as published (methods.py names the sources). lightly comes with the extra ``bench``.
 """
 
@@ -27,29 +27,29 @@ from torch import Tensor
 
 import mec
 from cells import Cells, Clock, Deadline, until_time_is_out
-from mec.data import Reading
+from mec.data import PixelFormat
+from mec.data.analysis import load_into_memory
 from mec.data.datasets.builtin import data_home
-from mec.data.analysis import settle
 from mec.data.transforms.multi_view import TwoViews
 from mec.evaluate.accuracy import accuracies
 from mec.evaluate.features import Features, frozen
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import probe
-from mec.files import replacing
+from mec.files import atomic_write
 from mec.models.encoder import Encoder, create_encoder
-from mec.pretraining.schedules import learning_rate_factor
+from mec.pretraining.schedules import lr_factor
 from methods import METHODS, Method, Network, shorten
 
 CHECKPOINT_EVERY = 60
 """Seconds between two checkpoints, at the ends of epochs."""
 ROWS = 1000
-"""Pictures of which features are taken at once."""
-PUBLISHED = "mec's recipe cifar10-resnet18: crops and colours of the paper, without blur, solarise 0.2 in the second"
+"""Images of which features are taken at once."""
+PUBLISHED = "mec's recipe cifar10-resnet18: crops and colors of the paper, without blur, solarize 0.2 in the second"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all methods share. ``every``: take each n-th train picture; ``widest``: of the heads' layers."""
+    """What all methods share. ``every``: take each n-th train image; ``widest``: of the heads' layers."""
 
     epochs: int = 200
     batch: int = 512
@@ -64,8 +64,8 @@ class Setting:
         return min(10, self.epochs / 4)
 
     def words(self) -> dict[str, Any]:
-        optimiser = "SGD, linear warm-up, half cosine to 0, weight decay on all parameters"
-        return asdict(self) | {"warmup_epochs": self.warmup_epochs, "optimiser": optimiser, "views": PUBLISHED}
+        optimizer = "SGD, linear warm-up, half cosine to 0, weight decay on all parameters"
+        return asdict(self) | {"warmup_epochs": self.warmup_epochs, "optimizer": optimizer, "views": PUBLISHED}
 
 
 NARROW = {"layers": [1, 1, 1, 1], "channels": [64, 128, 192, 256], "zero_init_last": False}
@@ -74,7 +74,7 @@ QUICK = Setting(epochs=20, batch=256, every=5, widest=512, small_stem=False, enc
 
 @dataclass
 class Data:
-    """uint8 pictures (n, c, h, w) on the device, labels (n,) on the CPU."""
+    """uint8 images (n, c, h, w) on the device, labels (n,) on the CPU."""
 
     train: Tensor
     train_labels: Tensor
@@ -86,9 +86,9 @@ class Data:
 def open_data(source: str, every: int, device: torch.device) -> Data:
     parts: list[Tensor] = []
     for part, step in (("train", every), ("test", 1)):
-        dataset = settle(mec.open_images(source, part), Reading())[0]
-        pictures = torch.from_numpy(np.ascontiguousarray(dataset.pictures[::step].transpose(0, 3, 1, 2)))
-        parts += [pictures.to(device), torch.from_numpy(dataset.labels[::step])]
+        dataset = load_into_memory(mec.open_dataset(source, part), PixelFormat())[0]
+        images = torch.from_numpy(np.ascontiguousarray(dataset.images[::step].transpose(0, 3, 1, 2)))
+        parts += [images.to(device), torch.from_numpy(dataset.labels[::step])]
     return Data(*parts, classes=len(dataset.classes))
 
 
@@ -111,15 +111,15 @@ def train(
     moving = [p for p in network.parameters() if p.requires_grad]
     weights = [] if method.trust is None else [p for p in moving if p.ndim > 1]
     decay = method.weight_decay if method.trust is None else 0.0
-    optimiser = torch.optim.SGD(moving, momentum=setting.momentum, weight_decay=decay)
+    optimizer = torch.optim.SGD(moving, momentum=setting.momentum, weight_decay=decay)
     first, spent, mean = 0, 0.0, float("nan")
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         network.load_state_dict(state["network"])
-        optimiser.load_state_dict(state["optimiser"])
+        optimizer.load_state_dict(state["optimizer"])
         first, spent, mean = state["epochs"], state["seconds"], state["loss"]
     per_epoch = len(data.train) // setting.batch
-    peak = method.learning_rate * setting.batch / 256
+    peak = method.lr * setting.batch / 256
     steps, warmup = setting.epochs * per_epoch, round(setting.warmup_epochs * per_epoch)
     saved = begun = time.perf_counter()
     for epoch in range(first, setting.epochs):
@@ -130,13 +130,13 @@ def train(
             numbers = order[i * setting.batch : (i + 1) * setting.batch]
             network.follow()
             loss = loss_of(network, views(data.train[numbers.to(device)], numbers, epoch))
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            rate = peak * learning_rate_factor(epoch * per_epoch + i, steps, warmup)
-            optimiser.param_groups[0]["lr"] = rate
+            rate = peak * lr_factor(epoch * per_epoch + i, steps, warmup)
+            optimizer.param_groups[0]["lr"] = rate
             if method.trust is not None:
                 shorten(weights, rate, method.weight_decay, method.trust)
-            optimiser.step()
+            optimizer.step()
             total += loss.detach()
         mean = float(total) / per_epoch
         if not math.isfinite(mean):
@@ -145,8 +145,8 @@ def train(
         late = now - clock.started + 1.2 * (now - started) > clock.limit
         if now - saved > CHECKPOINT_EVERY or late or epoch + 1 == setting.epochs:
             saved = now
-            state = {"network": network.state_dict(), "optimiser": optimiser.state_dict()}
-            with replacing(checkpoint) as path:
+            state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+            with atomic_write(checkpoint) as path:
                 torch.save(state | {"epochs": epoch + 1, "seconds": spent + now - begun, "loss": mean}, path)
         if late and epoch + 1 < setting.epochs:
             raise Deadline
@@ -154,14 +154,14 @@ def train(
 
 
 def loss_of(network: Network, views: tuple[Tensor, ...]) -> Tensor:
-    x1, x2 = (network.encoder.normalise(x).contiguous(memory_format=torch.channels_last) for x in views)
+    x1, x2 = (network.encoder.normalize(x).contiguous(memory_format=torch.channels_last) for x in views)
     with torch.autocast(x1.device.type, torch.bfloat16):
         pairs = network(x1, x2)
     return network.loss(pairs)
 
 
 def measure(data: Data, of: Callable[[Tensor], Tensor]) -> dict[str, float]:
-    """kNN and the fast linear probe of features of whole pictures, top-1 in percent."""
+    """kNN and the fast linear probe of features of whole images, top-1 in percent."""
     train, test = (torch.cat([of(x).cpu() for x in part.split(ROWS)]) for part in (data.train, data.test))
     ranked = knn_ranking(train, data.train_labels, test, [20, 200], data.classes)
     found = {f"kNN, k={k}": accuracies(r, data.test_labels, data.classes)["top-1"] for k, r in ranked.items()}
@@ -266,7 +266,7 @@ def main(
                 evaluation = max(row.get("evaluation_seconds", 0.0) for row in cells.rows)
                 cells.add(cell(method, seed, opened, setting, checkpoint, clock, evaluation))
                 checkpoint.unlink(missing_ok=True)
-    show(cells.rows, f"CIFAR-10, {setting.epochs} epochs of {50_000 // setting.every:,} pictures, top-1 %")
+    show(cells.rows, f"CIFAR-10, {setting.epochs} epochs of {50_000 // setting.every:,} images, top-1 %")
 
 
 if __name__ == "__main__":

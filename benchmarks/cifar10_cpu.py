@@ -19,9 +19,9 @@ from mec.evaluate.accuracy import accuracies
 from mec.evaluate.features import features_of
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import probe
-from mec.results import Stopwatch
 from mec.evaluate.task import open_task
-from mec.pretraining import OptimiserSettings, ProjectorSettings
+from mec.pretraining import OptimizerSettings, ProjectorSettings
+from mec.results import Stopwatch
 
 NARROW = {"layers": [1, 1, 1, 1], "channels": [64, 128, 192, 256], "zero_init_last": False}
 
@@ -48,7 +48,7 @@ def main(data: str = "cifar10", epochs: int = 16, seed: int = 0, threads: int | 
         batch_size=256,
         precision="bf16-mixed",
         projector=ProjectorSettings(hidden=1024, outputs=512),
-        optimiser=OptimiserSettings("adamw", learning_rate=2e-3, weight_decay=1e-4, warmup_epochs=2),
+        optimizer=OptimizerSettings("adamw", lr=2e-3, weight_decay=1e-4, warmup_epochs=2),
     )
     with tempfile.TemporaryDirectory() as folder:
         clock = Stopwatch()

@@ -1,6 +1,6 @@
 """Does a briefly pretrained encoder start a detector better than an untrained one?
 
-python benchmarks/detect_coco128.py --data coco128 --pictures FOLDER   (pictures to pretrain on, such as Caltech-101)
+python benchmarks/detect_coco128.py --data coco128 --images FOLDER   (images to pretrain on, such as Caltech-101)
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import mec
 from machine import write
 from mec import evaluate
 from mec.evaluate.detection.trainer import METRICS
-from mec.results import Stopwatch
 from mec.pretraining import ProjectorSettings
+from mec.results import Stopwatch
 
 NARROW = {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256], "zero_init_last": False}
 
 
 def main(
-    data: str = "coco128", pictures: str = "caltech101", epochs: int = 10, iterations: int = 500, seeds: int = 1
+    data: str = "coco128", images: str = "caltech101", epochs: int = 10, iterations: int = 500, seeds: int = 1
 ) -> None:
-    """Pretrain without labels, then train detectors on all training pictures from it and from it untrained.
+    """Pretrain without labels, then train detectors on all training images from it and from it untrained.
 
     Args:
         data: COCO128, or another set.
-        pictures: those to pretrain on.
+        images: those to pretrain on.
         epochs: of pretraining.
         iterations: of the detectors.
         seeds: detectors of each.
@@ -44,7 +44,7 @@ def main(
     )
     with tempfile.TemporaryDirectory() as folder:
         clock = Stopwatch()
-        run = mec.pretrain(pictures, Path(folder) / "run", recipe)
+        run = mec.pretrain(images, Path(folder) / "run", recipe)
         pretraining_seconds = clock()
         out = Path(folder) / "detectors"
         result = evaluate.detect(
@@ -57,7 +57,7 @@ def main(
         "detect_coco128",
         "detectors on COCO128 from a briefly pretrained encoder and from the same one untrained",
         data=f"{Path(data).name} ({result.data.partition('(')[2]}",
-        pretraining={"data": Path(pictures).name, "epochs": epochs, "seconds": pretraining_seconds},
+        pretraining={"data": Path(images).name, "epochs": epochs, "seconds": pretraining_seconds},
         protocol=result.protocol,
         figures=result.figures,
         seconds=result.seconds,

@@ -1,4 +1,4 @@
-"""Does looking for objects in many pictures hold more memory than in a few?
+"""Does looking for objects in many images hold more memory than in a few?
 
 python benchmarks/detect_memory.py --detector FOLDER --data coco128   (a folder with detector.safetensors)
 """
@@ -12,17 +12,17 @@ from jsonargparse import auto_cli
 from rich.console import Console
 
 from machine import Memory, write
-from mec.data import Reading
+from mec.data import PixelFormat
+from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.detectors import load_detector
 from mec.evaluate.detection.metrics import figures
-from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.trainer import detection_trainer
 from mec.evaluate.detection.training import look
 from mec.results import Stopwatch
 
 
 def main(detector: str = "runs/coco/encoder-0", data: str = "coco128") -> None:
-    """Look at a tenth of the pictures for testing, then at all, then compute the figures; memory beyond the detector's.
+    """Look at a tenth of the images for testing, then at all, then compute the figures; memory beyond the detector's.
 
     Args:
         detector: a detector's folder.
@@ -30,15 +30,15 @@ def main(detector: str = "runs/coco/encoder-0", data: str = "coco128") -> None:
     """
     _, tested = open_annotated(data)
     built, spec = load_detector(Path(detector))
-    reading = Reading(spec.encoder.channels, spec.encoder.value_range, spec.encoder.background)
+    reading = PixelFormat(spec.encoder.channels, spec.encoder.value_range, spec.encoder.background)
     trainer = detection_trainer(spec.schedule, Path(detector), "looking", "auto", 1, "auto")
     rows = []
     for count in (len(tested) // 10, len(tested)):
         part = tested.subset(np.arange(count))
         clock = Stopwatch()
         with Memory() as memory:
-            found = look(built, part.pictures, reading, spec.schedule, trainer, 0)
-        rows.append((f"looking at {count} pictures", memory, clock()))
+            found = look(built, part.images, reading, spec.schedule, trainer, 0)
+        rows.append((f"looking at {count} images", memory, clock()))
     clock = Stopwatch()
     with Memory() as memory:
         figures(tested, [found[i] for i in range(len(tested))])
@@ -50,7 +50,7 @@ def main(detector: str = "runs/coco/encoder-0", data: str = "coco128") -> None:
     objects = sum(len(one.labels) for one in found.values())
     path = write(
         "detect_memory",
-        "memory of looking for objects in many pictures",
+        "memory of looking for objects in many images",
         encoder=spec.encoder.backbone,
         architecture=spec.architecture,
         schedule=spec.schedule.in_words(),

@@ -1,9 +1,9 @@
-"""Do targets, losses, masks and figures of detection fit together? A C4 detector learns some pictures by heart.
+"""Do targets, losses, masks and figures of detection fit together? A C4 detector learns some images by heart.
 
-python benchmarks/detect_overfit.py --data coco128                 (8 pictures, ResNet-18, short side 256, a CPU)
-python benchmarks/detect_overfit.py --data coco128 --full true     (all pictures, ResNet-50 at full size, a GPU)
+python benchmarks/detect_overfit.py --data coco128                 (8 images, ResNet-18, short side 256, a CPU)
+python benchmarks/detect_overfit.py --data coco128 --full true     (all images, ResNet-50 at full size, a GPU)
 
-Mask R-CNN from an untrained encoder, all layers trained, tested on the very pictures it learnt: it says nothing of
+Mask R-CNN from an untrained encoder, all layers trained, tested on the very images it learned: it says nothing of
 others.
 """
 
@@ -20,17 +20,17 @@ from rich.console import Console
 
 import mec
 from machine import write
-from mec.data import read
-from mec.evaluate.detection.datasets.annotations import Annotated, Detections
+from mec.data import read_image
+from mec.evaluate.detection.datasets import open_annotated
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections
 from mec.evaluate.detection.detectors import DetectorSpec
-from mec.evaluate.drawing.detections import draw, sheet
 from mec.evaluate.detection.metrics import figures
 from mec.evaluate.detection.schedules import SCHEDULES
-from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.trainer import METRICS, detection_trainer
 from mec.evaluate.detection.training import look, train
+from mec.evaluate.drawing.detections import draw, sheet
+from mec.evaluate.task import pixel_format_of
 from mec.results import Stopwatch
-from mec.evaluate.task import reading_of
 
 DRAWN = 8
 
@@ -41,23 +41,23 @@ def main(
     iterations: int | None = None,
     rate: float | None = None,
     precision: str = "auto",
-    picture: str | None = None,
+    image: str | None = None,
     shown: list[int] | None = None,
 ) -> None:
-    """Train on the first pictures that have objects, and test on the same.
+    """Train on the first images that have objects, and test on the same.
 
     Args:
         data: COCO128, or another set with masks.
-        full: all pictures, a ResNet-50 and the sizes of the coco schedules; else 8, a ResNet-18 and 256 px.
+        full: all images, a ResNet-50 and the sizes of the coco schedules; else 8, a ResNet-18 and 256 px.
         iterations: in place of 430 (600 for full).
         rate: learning rate, in place of 0.03 (0.02 for full).
         precision: auto, 32-true or bf16-mixed.
-        picture: a file for a sheet of detections: in the pictures learnt, for full in the first of those for testing.
-        shown: numbers of the pictures on the sheet, from 0; absent: eight. Not all of COCO's may be published.
+        image: a file for a sheet of detections: in the images learned, for full in the first of those for testing.
+        shown: numbers of the images on the sheet, from 0; absent: eight. Not all of COCO's may be published.
     """
-    learnt, tested = open_annotated(data)
-    having = [i for i in range(len(learnt)) if len(learnt.targets(i).labels)]
-    learnt = learnt.subset(np.array(having if full else having[:DRAWN]))
+    learned, tested = open_annotated(data)
+    having = [i for i in range(len(learned)) if len(learned.targets(i).labels)]
+    learned = learned.subset(np.array(having if full else having[:DRAWN]))
     if full:
         plan, name = SCHEDULES["coco-1x"].adapted(iterations or 600, None, rate, None), "resnet50"
         plan = replace(plan, warmup=100, precise=50)
@@ -65,29 +65,29 @@ def main(
         plan, name = SCHEDULES["short"].adapted(iterations or 430, None, rate or 0.03, None), "resnet18"
         plan = replace(plan, sides=(256,), precise=20)
     encoder = mec.load_encoder(name)
-    reading = reading_of(encoder)
-    spec = DetectorSpec(encoder.spec, "c4", learnt.categories, learnt.category_ids.tolist(), learnt.has_masks, plan)
+    reading = pixel_format_of(encoder)
+    spec = DetectorSpec(encoder.spec, "c4", learned.categories, learned.category_ids.tolist(), learned.has_masks, plan)
     torch.manual_seed(0)
     detector = spec.build(encoder)
     with tempfile.TemporaryDirectory() as folder:
         clock = Stopwatch()
         trainer = detection_trainer(plan, Path(folder), "overfit", "auto", 1, precision)
-        train(detector, learnt, reading, plan, trainer, 0, 2, None)
+        train(detector, learned, reading, plan, trainer, 0, 2, None)
         training_seconds = clock()
-        found = look(detector, learnt.pictures, reading, plan, trainer, 2)
+        found = look(detector, learned.images, reading, plan, trainer, 2)
         looking_seconds = clock() - training_seconds
         losses = (Path(folder) / METRICS).read_text().splitlines()
-    measured = figures(learnt, [found[i] for i in range(len(learnt))]).overall
+    measured = figures(learned, [found[i] for i in range(len(learned))]).overall
     console = Console(soft_wrap=True)
     console.print({name: round(value, 3) for name, value in measured.items()})
-    if picture is not None:
-        drawn = (tested if full else learnt).subset(np.array(shown or range(DRAWN)))
-        again = look(detector, drawn.pictures, reading, plan, trainer, 0)
-        _sheet(drawn, again, Path(picture))
+    if image is not None:
+        drawn = (tested if full else learned).subset(np.array(shown or range(DRAWN)))
+        again = look(detector, drawn.images, reading, plan, trainer, 0)
+        _sheet(drawn, again, Path(image))
     path = write(
         "detect_overfit_full" if full else "detect_overfit",
-        "Mask R-CNN C4 from an untrained encoder, on the very pictures it learnt",
-        data=f"{Path(data).name}: {len(learnt)} pictures, {int(learnt.usable.sum())} objects",
+        "Mask R-CNN C4 from an untrained encoder, on the very images it learned",
+        data=f"{Path(data).name}: {len(learned)} images, {int(learned.usable.sum())} objects",
         encoder=name,
         schedule=plan.in_words(),
         regions=plan.regions,
@@ -100,8 +100,8 @@ def main(
     console.print(path)
 
 
-def _sheet(annotated: Annotated, found: dict[int, Detections], path: Path) -> None:
-    drawn = [draw(read(annotated.pictures, i), found[i], annotated.categories) for i in range(len(annotated))]
+def _sheet(annotated: AnnotatedDataset, found: dict[int, Detections], path: Path) -> None:
+    drawn = [draw(read_image(annotated.images, i), found[i], annotated.categories) for i in range(len(annotated))]
     sheet(drawn, columns=min(4, len(drawn)), width=min(1600, 800 * len(drawn))).save(path, quality=88)
     print(path)
 

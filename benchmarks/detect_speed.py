@@ -2,7 +2,7 @@
 
 python benchmarks/detect_speed.py --data coco128 [--device cuda] [--side 800]
 
-The same resized pictures and targets for all, ResNet-50, boxes only, 80 classes, fresh weights, all layers trained;
+The same resized images and targets for all, ResNet-50, boxes only, 80 classes, fresh weights, all layers trained;
 the models take turns, and medians of the rounds are compared.
 """
 
@@ -22,12 +22,12 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 import mec
 from machine import write
-from mec.data import Reading
-from mec.evaluate.detection.datasets.annotations import Annotated
+from mec.data import PixelFormat
+from mec.evaluate.detection.datasets import open_annotated
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset
 from mec.evaluate.detection.loaders import Order, training_batches
 from mec.evaluate.detection.network import Detector
 from mec.evaluate.detection.schedules import Schedule
-from mec.evaluate.detection.datasets import open_annotated
 
 PEER = "torchvision, FPN"
 
@@ -39,17 +39,17 @@ def main(
 
     Args:
         data: COCO128, or another set.
-        side: short side of the pictures; 800 is the protocols'.
-        batch: pictures in a step.
-        regions: of each picture in training; 512 is the protocols'.
+        side: short side of the images; 800 is the protocols'.
+        batch: images in a step.
+        regions: of each image in training; 512 is the protocols'.
         rounds: of each model.
         device: cpu or cuda.
     """
-    learnt, _ = open_annotated(data)
+    learned, _ = open_annotated(data)
     schedule = Schedule(1, (), sides=(side,), side_at_test=side, longest=2 * side, regions=regions, batch_size=batch)
-    pictures, targets = _batch(learnt, schedule, device)
+    images, targets = _batch(learned, schedule, device)
     encoder = mec.load_encoder("resnet50")
-    classes = len(learnt.categories)
+    classes = len(learned.categories)
     torch.manual_seed(0)
     models: dict[str, Any] = {
         PEER: fasterrcnn_resnet50_fpn(
@@ -60,25 +60,25 @@ def main(
         "mec, C4": Detector(encoder, classes, False, "c4", schedule),
     }  # fmt: skip
     models = {name: model.to(device) for name, model in models.items()}
-    shown = {name: [p / 255 for p in pictures] if name == PEER else pictures for name in models}
+    shown = {name: [p / 255 for p in images] if name == PEER else images for name in models}
     steps: dict[str, Callable[[], object]] = {
         name: partial(_step, model, shown[name], targets) for name, model in models.items()
     }
     looks: dict[str, Callable[[], object]] = {
         name: partial(_look, model, shown[name][:1]) for name, model in models.items()
     }
-    seconds = {"training step": _in_turns(steps, rounds, device), "one picture": _in_turns(looks, rounds, device)}
+    seconds = {"training step": _in_turns(steps, rounds, device), "one image": _in_turns(looks, rounds, device)}
     res5 = models["mec, C4"].roi_heads.res5
     share = {
         "training step": _in_res5(res5, steps["mec, C4"], True, device) / seconds["training step"]["mec, C4"],
-        "one picture": _in_res5(res5, looks["mec, C4"], False, device) / seconds["one picture"]["mec, C4"],
+        "one image": _in_res5(res5, looks["mec, C4"], False, device) / seconds["one image"]["mec, C4"],
     }
-    table = Table(title=f"seconds, medians of {rounds} rounds; {batch} pictures of {side} px on {device}")
-    for column in ("", "training step", "x", "one picture", "x"):
+    table = Table(title=f"seconds, medians of {rounds} rounds; {batch} images of {side} px on {device}")
+    for column in ("", "training step", "x", "one image", "x"):
         table.add_column(column)
     for name in models:
-        step, look = seconds["training step"][name], seconds["one picture"][name]
-        of_step, of_look = step / seconds["training step"][PEER], look / seconds["one picture"][PEER]
+        step, look = seconds["training step"][name], seconds["one image"][name]
+        of_step, of_look = step / seconds["training step"][PEER], look / seconds["one image"][PEER]
         table.add_row(name, f"{step:.2f}", f"{of_step:.2f}", f"{look:.3f}", f"{of_look:.2f}")
     console = Console()
     console.print(table)
@@ -87,7 +87,7 @@ def main(
     console.print(
         write(
             f"detect_speed{suffix}",
-            "time of a training step and of a look at one picture, beside torchvision's fasterrcnn_resnet50_fpn",
+            "time of a training step and of a look at one image, beside torchvision's fasterrcnn_resnet50_fpn",
             setting={"side": side, "batch": batch, "regions": regions, "rounds": rounds, "device": device},
             seconds=seconds,
             ratios={kind: {n: s / of[PEER] for n, s in of.items()} for kind, of in seconds.items()},
@@ -96,26 +96,26 @@ def main(
     )
 
 
-def _batch(learnt: Annotated, schedule: Schedule, device: str) -> tuple[list[Any], list[Any]]:
-    order = Order(learnt.sizes[:, 1] > learnt.sizes[:, 0], schedule.batch_size, 1, 0)
-    shown = next(iter(training_batches(learnt, order, Reading(), schedule, False, 0)))
+def _batch(learned: AnnotatedDataset, schedule: Schedule, device: str) -> tuple[list[Any], list[Any]]:
+    order = Order(learned.sizes[:, 1] > learned.sizes[:, 0], schedule.batch_size, 1, 0)
+    shown = next(iter(training_batches(learned, order, PixelFormat(), schedule, False, 0)))
     return (
-        [p.to(device) for p in shown.pictures],
+        [p.to(device) for p in shown.images],
         [{k: v.to(device) for k, v in t.items() if k != "masks"} for t in shown.targets],
     )
 
 
-def _step(model: Any, pictures: list[Any], targets: list[Any]) -> None:
+def _step(model: Any, images: list[Any], targets: list[Any]) -> None:
     model.train()
     model.zero_grad()
     torch.manual_seed(0)
-    torch.stack(list(model(pictures, [dict(t) for t in targets]).values())).sum().backward()
+    torch.stack(list(model(images, [dict(t) for t in targets]).values())).sum().backward()
 
 
 @torch.no_grad()
-def _look(model: Any, pictures: list[Any]) -> None:
+def _look(model: Any, images: list[Any]) -> None:
     model.eval()
-    model(pictures)
+    model(images)
 
 
 def _in_turns(calls: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:

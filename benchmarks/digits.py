@@ -16,8 +16,8 @@ import mec
 from machine import write
 from mec.demo import measure
 from mec.evaluate.features import features_of
-from mec.results import Stopwatch
 from mec.evaluate.task import open_task
+from mec.results import Stopwatch
 
 
 def main(seeds: int = 3) -> None:

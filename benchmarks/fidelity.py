@@ -3,7 +3,7 @@
     python benchmarks/fidelity.py --data ../shared/data
 
 Whole views of photographs (every thirtieth of Caltech-101, 96 px), PSNR in dB against the recipe's steps in PIL: with
-all of the recipe, without hue, without jitter. And crops from pictures that were decoded smaller (DAVIS frames), whose
+all of the recipe, without hue, without jitter. And crops from images that were decoded smaller (DAVIS frames), whose
 mean horizontal gradient is compared with that of the same crop from the whole decode.
 """
 
@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from machine import write
-from mec.data import Reading, TwoViews, ViewSettings
+from mec.data import PixelFormat, TwoViews, ViewSettings
+from mec.data.decode import open_image
 from mec.data.transforms.crop import crop_and_resize, shrunk
-from mec.data.decode import open_picture
 from mec.data.transforms.view_settings import VIEW_1, VIEW_2, ViewParameters
 
 CASES = {
@@ -41,14 +41,14 @@ def in_pil(pil_image: Image.Image, p: ViewParameters, size: int) -> Image.Image:
     adjust = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
     for step in p.order[0] if p.factors[0, 0] != 1 else ():
         pil_image = adjust[step](pil_image, float(p.factors[0, step]))
-    pil_image = TF.to_grayscale(pil_image, 3) if p.grey[0] else pil_image
+    pil_image = TF.to_grayscale(pil_image, 3) if p.gray[0] else pil_image
     pil_image = pil_image.filter(ImageFilter.GaussianBlur(float(p.sigma[0]))) if p.sigma[0] else pil_image
-    pil_image = ImageOps.solarize(pil_image) if p.solarise[0] else pil_image
+    pil_image = ImageOps.solarize(pil_image) if p.solarize[0] else pil_image
     return TF.hflip(pil_image) if p.flip[0] else pil_image
 
 
 def agreements(paths: list[Path], settings: ViewSettings, size: int = 96) -> list[float]:
-    """PSNR, in dB, of each picture's view."""
+    """PSNR, in dB, of each image's view."""
     views, found = TwoViews(size, settings, settings, seed=1), []
     for i, path in enumerate(paths):
         pil_image = Image.open(path).convert("RGB")
@@ -65,13 +65,13 @@ def sharpness(paths: list[Path], shrink: int, size: int = 64) -> list[float]:
     rng, ratios = np.random.default_rng(0), []
     for path in paths:
         encoded, pil_image = path.read_bytes(), Image.open(path).convert("RGB")
-        opened = open_picture(encoded)
-        picture = opened.decode(Reading(), shrink)
+        opened = open_image(encoded)
+        image = opened.decode(PixelFormat(), shrink)
         for _ in range(8):
             side = min(int(size * shrink * rng.uniform(1, 2)), opened.height)
             top, left = (int(rng.integers(0, whole - side + 1)) for whole in (opened.height, opened.width))
-            box = shrunk(np.array([top, left, side, side]), (opened.height, opened.width), picture.shape[:2])
-            ours = crop_and_resize(picture, box, size)
+            box = shrunk(np.array([top, left, side, side]), (opened.height, opened.width), image.shape[:2])
+            ours = crop_and_resize(image, box, size)
             theirs = np.asarray(TF.resized_crop(pil_image, top, left, side, side, [size, size]))
             gradients = [np.abs(np.diff(a.astype(float), axis=1)).mean() for a in (ours, theirs)]
             ratios.append(float(gradients[0] / gradients[1]))
@@ -97,12 +97,8 @@ def main(data: str) -> None:
     for name, row in rows.items():
         table.add_row(name, f"{row['median']:.3g}", f"{row['tenth']:.3g}")
     Console().print(table)
-    pictures = {"photographs": len(photographs), "frames": len(frames)}
-    print(
-        write(
-            "fidelity", "How near are the fast views to PIL's, for the same parameters?", pictures=pictures, rows=rows
-        )
-    )
+    images = {"photographs": len(photographs), "frames": len(frames)}
+    print(write("fidelity", "How near are the fast views to PIL's, for the same parameters?", images=images, rows=rows))
 
 
 if __name__ == "__main__":

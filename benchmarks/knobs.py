@@ -31,7 +31,7 @@ from methods import METHODS, Network, mec_loss, mec_with_teacher
 NARROWER = {"layers": [1, 1, 1, 1], "channels": [32, 64, 96, 128], "zero_init_last": False}
 SMALL = replace(QUICK, every=10, epochs=14, widest=256, encoder=NARROWER)
 RANKED = 2048
-"""Test pictures whose codes' effective rank is taken: the same for every batch size, which bounds that of a batch."""
+"""Test images whose codes' effective rank is taken: the same for every batch size, which bounds that of a batch."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def build(encoder: Encoder, widest: int, knobs: Knobs) -> Network:
 
 @torch.no_grad()
 def effective_rank(network: Network, data: Data) -> float:
-    """Directions that the codes of test pictures use, in evaluation mode."""
+    """Directions that the codes of test images use, in evaluation mode."""
     codes = network.projector(frozen(network.encoder, data.test.device)(data.test[:RANKED]))
     return health(codes, codes, 1.0).effective_rank
 
@@ -80,7 +80,7 @@ def cell(knobs: Knobs, data: Data, setting: Setting, work: Path, clock: Clock) -
 
 def show(rows: list[dict[str, Any]], setting: Setting) -> None:
     for title, cells in TABLES.items():
-        table = Table(title=f"{title}: {setting.epochs} epochs of {50_000 // setting.every:,} pictures, top-1 %")
+        table = Table(title=f"{title}: {setting.epochs} epochs of {50_000 // setting.every:,} images, top-1 %")
         for column in (title.split(",")[0], "kNN, k=20", "kNN, k=200", "linear", "effective rank", "loss", "seconds"):
             table.add_column(column, justify="right")
         for knobs in cells:

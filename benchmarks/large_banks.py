@@ -33,13 +33,13 @@ def main(
     """
     features.IN_MEMORY = 0  # a file at any size
     random = torch.Generator().manual_seed(0)
-    centres = torch.randn(classes, width, generator=random) / 4
+    centers = torch.randn(classes, width, generator=random) / 4
     bank, labels = features.feature_table(rows, width, torch.float32), torch.arange(rows) % classes
     for start in range(0, rows, ROWS_AT_ONCE):
         some = slice(start, start + ROWS_AT_ONCE)
-        bank[some] = centres[labels[some]] + torch.randn(len(labels[some]), width, generator=random)
+        bank[some] = centers[labels[some]] + torch.randn(len(labels[some]), width, generator=random)
     of = torch.arange(queries) % classes
-    test = centres[of] + torch.randn(queries, width, generator=random)
+    test = centers[of] + torch.randn(queries, width, generator=random)
     found = []
     clock = Stopwatch()
     with Memory() as memory:

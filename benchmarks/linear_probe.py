@@ -16,7 +16,7 @@ from rich.table import Table
 import mec
 from machine import write
 from mec import evaluate
-from mec.pretraining import OptimiserSettings, ProjectorSettings
+from mec.pretraining import OptimizerSettings, ProjectorSettings
 
 SMALL = {"layers": [1, 1, 1, 1], "channels": [32, 64, 96, 128], "zero_init_last": False}
 """Half a million parameters: the paper's probe then takes minutes on two cores, not hours."""
@@ -32,7 +32,7 @@ def main(
         encoder: what to probe; None pretrains one.
         pretraining: its epochs.
         rates: learning rates of the paper's probe: its own 0.03 for ImageNet's 31,300 steps, and a higher one for the
-            1,300 steps that 50,000 pictures make.
+            1,300 steps that 50,000 images make.
     """
     recipe = replace(
         mec.load_recipe("cifar10-resnet18"),
@@ -42,13 +42,13 @@ def main(
         batch_size=256,
         precision="bf16-mixed",
         projector=ProjectorSettings(hidden=1024, outputs=512),
-        optimiser=OptimiserSettings("adamw", learning_rate=2e-3, weight_decay=1e-4, warmup_epochs=1),
+        optimizer=OptimizerSettings("adamw", lr=2e-3, weight_decay=1e-4, warmup_epochs=1),
     )
     with tempfile.TemporaryDirectory() as folder:
         of = encoder or mec.pretrain(data, Path(folder) / "run", recipe)
         rows = [("fast", evaluate.linear(data, of, baselines=False))]
         for rate in rates:
-            result = evaluate.linear(data, of, "paper", baselines=False, head_rate=rate)
+            result = evaluate.linear(data, of, "paper", baselines=False, head_lr=rate)
             rows.append((f"paper, learning rate {rate:g}", result))
         again = evaluate.linear(data, of, baselines=False)
     fast = rows[0][1]

@@ -48,7 +48,7 @@ class Network(nn.Module):
             self.teacher = copy.deepcopy(nn.Sequential(encoder, projector)).requires_grad_(False)
 
     def forward(self, x1: Tensor, x2: Tensor) -> Pairs:
-        """Normalised pictures (m, c, h, w) of two views -> pairs of codes (m, d)."""
+        """Normalized images (m, c, h, w) of two views -> pairs of codes (m, d)."""
         z1, z2 = self.projector(self.encoder(x1)), self.projector(self.encoder(x2))
         if self.predictor is None:
             return [(z1, z2)]
@@ -81,12 +81,12 @@ def mec_loss(distortion: float = 1 / 32, order: int | None = None) -> Callable[[
 class Method:
     """A method, how it is trained on CIFAR-10, and where that is published.
 
-    learning_rate: of SGD with momentum, for a batch of 256; it is scaled by batch / 256, as every source but one does.
+    lr: of SGD with momentum, for a batch of 256; it is scaled by batch / 256, as every source but one does.
     weight_decay: on all parameters, as in the sources. build: the network around an encoder, its heads at most so wide.
     trust: None, or LARS, SGD with a rate for each layer: see ``shorten``.
     """
 
-    learning_rate: float
+    lr: float
     weight_decay: float
     published: str
     build: Callable[[Encoder, int], Network]

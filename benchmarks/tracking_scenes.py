@@ -1,6 +1,6 @@
 """Do trackers keep who is who through crossings and occlusions, where the truth is exact?
 
-python benchmarks/tracking_scenes.py [--data FOLDER] [--run RUN] [--picture docs/images/tracking.jpg]
+python benchmarks/tracking_scenes.py [--data FOLDER] [--run RUN] [--image docs/images/tracking.jpg]
 
 Pieces of photographs move over another one, hide each other wholly, go behind a pole, leave and come back: 40 frames,
 4 objects. "garden" is made of scikit-learn's two photographs; with FOLDER, which has coco128, "street" of people too.
@@ -25,22 +25,22 @@ from tests.evaluate.tracking.scenes import Scene, garden, street
 from machine import write
 from mec import evaluate
 from mec.evaluate.drawing.detections import sheet
-from mec.evaluate.tracking.datasets.mots_format import read_masks_text
 from mec.evaluate.drawing.tracks import draw_found
+from mec.evaluate.tracking.datasets.mots_format import read_masks_text
 from mec.models.encoder import Encoder
 from tracking import encoder_of
 
 SHOWN = (4, 12, 18, 22, 27, 34)
-"""Frames of the picture."""
+"""Frames of the image."""
 
 
-def main(data: str | None = None, run: str | None = None, picture: str | None = None) -> None:
+def main(data: str | None = None, run: str | None = None, image: str | None = None) -> None:
     """Follow all objects by boxes, masks and poses.
 
     Args:
         data: folder with coco128; null makes the scene that needs none alone.
         run: of mec pretrain, as in tracking.py; null leaves it out.
-        picture: file to draw some frames of "garden" into; null draws none.
+        image: file to draw some frames of "garden" into; null draws none.
     """
     scenes = {"garden": garden()}
     if data is not None:
@@ -51,8 +51,8 @@ def main(data: str | None = None, run: str | None = None, picture: str | None = 
         for encoder in ("resnet18", *(["mec"] if run else []), "efficientnet_lite0"):
             with tempfile.TemporaryDirectory() as folder:
                 found = _followed(scene, numbered, Path(folder), encoder_of(encoder, str(run)))
-                if picture is not None and (name, encoder) == ("garden", "resnet18"):
-                    _draw(scene, numbered, Path(folder), Path(picture))
+                if image is not None and (name, encoder) == ("garden", "resnet18"):
+                    _draw(scene, numbered, Path(folder), Path(image))
             for task, figures in found.items():
                 row = rows[name].setdefault(task, {"overlap alone": figures["overlap alone"]})
                 row[encoder] = figures["encoder"]

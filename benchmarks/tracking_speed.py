@@ -20,14 +20,14 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from machine import Memory, write
+from mec.evaluate.tracking.appearance import box_looks, letterbox
 from mec.evaluate.tracking.association import Association, Associator
+from mec.evaluate.tracking.datasets.davis import open_mask_sequences
 from mec.evaluate.tracking.datasets.single_object import open_box_sequences
 from mec.evaluate.tracking.dense_features import Dense
-from mec.evaluate.tracking.track_box import TRACKERS, follow_box
-from mec.evaluate.tracking.appearance import box_looks, letterbox
-from mec.evaluate.tracking.datasets.davis import open_mask_sequences
 from mec.evaluate.tracking.propagation import LabelPropagation
 from mec.evaluate.tracking.sequences import Frames
+from mec.evaluate.tracking.track_box import TRACKERS, track_box
 from mec.evaluate.tracking.vos import follow_masks
 
 
@@ -52,7 +52,7 @@ def main(data: str = "data", encoder: str = "resnet18", stage: str = "s3", frame
     with Memory() as memory:
         rows["vos"] = _timed(dense, frames, lambda: list(follow_masks(clip, first, dense)))
     rows["vos"]["MiB beyond what was loaded"] = round(memory.most - memory.before)
-    maps = [dense(dense.picture(frame)) for frame in clip]
+    maps = [dense(dense.image(frame)) for frame in clip]
     shares = torch.from_numpy(np.stack([first == 0, first > 0])).float().to(dense.device)
     coarse = F.interpolate(shares[None], size=maps[0].shape[2:], mode="bilinear")[0]
     ours = LabelPropagation(maps[0], coarse, dense.stride)
@@ -77,7 +77,7 @@ def main(data: str = "data", encoder: str = "resnet18", stage: str = "s3", frame
     for tracker in TRACKERS:
         short = _Clip(boxes.frames, frames)
         rows[f"sot {tracker}"] = _timed(
-            dense, frames, lambda f=short, t=tracker: list(follow_box(f, boxes.truth[0], dense, t))
+            dense, frames, lambda f=short, t=tracker: list(track_box(f, boxes.truth[0], dense, t))
         )
     rows[f"mot, {objects} boxes"] = _timed(dense, frames, lambda: _associate(dense, clip, objects))
     for name, row in rows.items():
@@ -115,7 +115,7 @@ def _associate(dense: Dense, clip: _Clip, objects: int) -> None:
         [rng.uniform(0, 750, objects), rng.uniform(0, 300, objects), *rng.uniform(40, 160, (2, objects))]
     )
     for frame in clip:
-        associator.step(boxes, box_looks(letterbox(dense.picture(frame), dense), boxes, dense))
+        associator.step(boxes, box_looks(letterbox(dense.image(frame), dense), boxes, dense))
         boxes = boxes + rng.normal(0, 2, boxes.shape) * (1, 1, 0, 0)
 
 

@@ -1,4 +1,4 @@
-"""How many pictures a second do whole training steps take, data loading included, beside others, and where is the time?
+"""How many images a second do whole training steps take, data loading included, beside others, and where is the time?
 
     python benchmarks/training.py --device cpu --cifar10 FOLDER        (ResNet-18 at 32 px)
     python benchmarks/training.py --device cuda --photographs FOLDER   (that, and ResNet-50 at 224 px)
@@ -32,8 +32,8 @@ from rich.table import Table
 
 import mec
 from machine import write
-from mec.data import Reading
-from mec.data.dataset import read
+from mec.data import PixelFormat
+from mec.data.dataset import read_image
 from training_loops import Setting
 from training_turns import PLAIN, contestants, serve
 
@@ -41,7 +41,7 @@ PEAKS = {"H200": (494.7e12, 989.4e12), "H100": (494.7e12, 989.4e12), "A100": (15
 """Dense FLOP/s of the SXM modules by their data sheets: TF32, in which cuDNN takes float32, and bfloat16."""
 MADE = 1024
 """Photographs made where no folder of them is given."""
-PARTS = ("views", "forward", "objective", "backward", "optimiser", "teacher", "rest")
+PARTS = ("views", "forward", "objective", "backward", "optimizer", "teacher", "rest")
 TARGETS = {
     "cuda": "paper's form >= 2.5x plain PyTorch, >= 1.3x the best of lightly, data wait < 5 %",
     "cpu": "paper's form >= 1.5x plain PyTorch",
@@ -62,11 +62,11 @@ def main(
 
     Args:
         device: cpu, or cuda: one GPU, one round.
-        batch: pictures in a step, in place of each comparison's own.
+        batch: images in a step, in place of each comparison's own.
         steps: timed in a turn; None: 2 on a CPU, two for each loader process on a GPU.
         rounds: of turns, on a CPU.
         threads: of the CPU; None: as many as cores.
-        cifar10: a source of CIFAR-10; null: made pictures.
+        cifar10: a source of CIFAR-10; null: made images.
         photographs: a folder with sub-folders of photographs; null: made ones of 500 x 375 pixels.
         compile: mec's encoder through torch.compile, as in runs of 2,000 steps and more on a GPU.
     """
@@ -86,19 +86,19 @@ def main(
             many = batch or usual
             counts = (1, steps or 2, 0) if device == "cpu" else (workers, steps or 2 * workers, 5)
             shown = many * (sum(counts) + 2)
-            source, path = (cifar10, small_pictures) if size < 96 else (photographs, large_pictures)
+            source, path = (cifar10, small_images) if size < 96 else (photographs, large_images)
             setting = Setting(
                 backbone, size, many, device, path(source, shown, Path(folder)), shown, workers, threads, *counts
             )
             title = f"{backbone}, {size} px, batch {many}"
-            of_setting = {**asdict(setting), "pictures": "made" if source is None else Path(source).name}
+            of_setting = {**asdict(setting), "images": "made" if source is None else Path(source).name}
             rows: dict[str, Any] = {}
             figures["comparisons"][title] = {"setting": of_setting, "rows": rows}
             for name, turns in in_turns(setting, rounds if device == "cpu" else 1, compile):
                 rows[name] = row(setting, turns, figures["peak_flops_per_second"])
                 ratios(rows)
                 suffix = "" if device == "cpu" else f"_{device}"
-                written = write(f"training{suffix}", "pictures a second in training, beside other loops", **figures)
+                written = write(f"training{suffix}", "images a second in training, beside other loops", **figures)
             console.print(table(title, rows))
     console.print(f"wanted: {TARGETS[device]}\n{written}")
 
@@ -155,13 +155,13 @@ def row(setting: Setting, turns: list[dict[str, Any]], peak: dict[str, float]) -
     precision = timed[-1]["precision"]
     of_peak = peak["float32" if precision == "32-true" else "bfloat16"]
     return {
-        "pictures_per_second": setting.batch / seconds,
+        "images_per_second": setting.batch / seconds,
         "rounds": [setting.batch / t["seconds"] for t in timed],
         "seconds": seconds,
         "data_wait": statistics.median(t["waited"] / t["seconds"] for t in timed),
         "parts": {p: statistics.median(t["parts"].get(p, 0.0) for t in timed) for p in ("data", *PARTS)},
         "peak_mib": max(t["mib"] for t in timed),
-        "gflop_per_picture": turns[0]["flops"] / 1e9,
+        "gflop_per_image": turns[0]["flops"] / 1e9,
         "precision": precision,
         "share_of_peak": turns[0]["flops"] * setting.batch / seconds / of_peak,
     }
@@ -171,7 +171,7 @@ def ratios(rows: dict[str, Any]) -> None:
     """Adds to each row its ratio to the plain recipe and to the better of lightly's, medians within the rounds."""
     measured = {name: r for name, r in rows.items() if "rounds" in r}
     peers = [name for name in measured if name.startswith("lightly")]
-    best = max(peers, key=lambda name: float(measured[name]["pictures_per_second"]), default=None)
+    best = max(peers, key=lambda name: float(measured[name]["images_per_second"]), default=None)
     for key, other in (("to_plain", PLAIN), ("to_best_peer", best)):
         for r in measured.values():
             if other in measured:
@@ -197,20 +197,20 @@ def _measured_peak(device: str, dtype: torch.dtype, side: int = 2048, times: int
     return 2 * side**3 / best
 
 
-def small_pictures(source: str | None, count: int, folder: Path) -> Path:
-    """An .npz of ``count`` pictures of 32 px, evenly from the source."""
+def small_images(source: str | None, count: int, folder: Path) -> Path:
+    """An .npz of ``count`` images of 32 px, evenly from the source."""
     if source is None:
-        pictures = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     else:
-        dataset = mec.open_images(source, "pretrain")
+        dataset = mec.open_dataset(source, "pretrain")
         chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)
-        pictures = np.stack([read(dataset, int(i), Reading()) for i in chosen])
-        pictures = np.resize(pictures, (count, *pictures.shape[1:]))
-    np.savez(folder / "pictures.npz", images=pictures)
-    return folder / "pictures.npz"
+        images = np.stack([read_image(dataset, int(i), PixelFormat()) for i in chosen])
+        images = np.resize(images, (count, *images.shape[1:]))
+    np.savez(folder / "images.npz", images=images)
+    return folder / "images.npz"
 
 
-def large_pictures(source: str | None, count: int, folder: Path) -> Path:
+def large_images(source: str | None, count: int, folder: Path) -> Path:
     """A folder with a sub-folder of photographs, and list.txt, which names ``count`` of them, again and again."""
     root = Path(source) if source is not None else _made_photographs(folder / "made")
     home = folder / f"photographs-{count}"
@@ -240,7 +240,7 @@ def table(title: str, rows: dict[str, Any]) -> Table:
     shown = Table(title=f"{title}; parts in seconds a step")
     for column in (
         "",
-        "pictures/s",
+        "images/s",
         "x plain",
         "x peer",
         "data wait",
@@ -257,7 +257,7 @@ def table(title: str, rows: dict[str, Any]) -> Table:
         against = (f"{r[key]:.2f}" if key in r else "" for key in ("to_plain", "to_best_peer"))
         parts = (f"{r['parts'][p]:.3f}" for p in PARTS)
         last = f"{r['peak_mib']:,.0f}", r["precision"], f"{r['share_of_peak']:.0%}"
-        shown.add_row(name, f"{r['pictures_per_second']:,.1f}", *against, f"{r['data_wait']:.1%}", *parts, *last)
+        shown.add_row(name, f"{r['images_per_second']:,.1f}", *against, f"{r['data_wait']:.1%}", *parts, *last)
     return shown
 
 

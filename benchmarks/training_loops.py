@@ -31,7 +31,7 @@ Part = Callable[[str], AbstractContextManager[None]]
 class Setting:
     """One comparison: what is trained, on what, and for how many steps.
 
-    pictures: an .npz of small ones, or a folder with sub-folders of photographs. shown: how many the run needs, which
+    images: an .npz of small ones, or a folder with sub-folders of photographs. shown: how many the run needs, which
     are taken again and again where there are fewer. apart: further steps, timed part by part; 0: the same steps.
     """
 
@@ -39,7 +39,7 @@ class Setting:
     size: int
     batch: int
     device: str
-    pictures: Path
+    images: Path
     shown: int
     workers: int
     threads: int
@@ -69,29 +69,29 @@ class Loop:
 
 
 class _InMemory(Dataset[Any]):
-    """As torchvision's CIFAR10: an array, each picture of which becomes one of PIL's."""
+    """As torchvision's CIFAR10: an array, each image of which becomes one of PIL's."""
 
-    def __init__(self, pictures: np.ndarray, transform: Callable[[Any], Any]) -> None:
-        self.pictures, self.transform = pictures, transform
+    def __init__(self, images: np.ndarray, transform: Callable[[Any], Any]) -> None:
+        self.images, self.transform = images, transform
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Any:
-        return self.transform(Image.fromarray(self.pictures[index])), 0
+        return self.transform(Image.fromarray(self.images[index])), 0
 
 
 def _shown(setting: Setting, transform: Callable[[Any], Any]) -> Dataset[Any]:
     data: Any
     if setting.small:
-        data = _InMemory(np.load(setting.pictures)["images"], transform)
+        data = _InMemory(np.load(setting.images)["images"], transform)
     else:
-        data = ImageFolder(str(setting.pictures), transform)
+        data = ImageFolder(str(setting.images), transform)
     return Subset(data, np.resize(np.arange(len(data)), setting.shown).tolist())
 
 
 def backbone(setting: Setting) -> tuple[nn.Module, int]:
-    """torchvision's ResNet, and the number of its features; small pictures get a 3 x 3 stem without pooling."""
+    """torchvision's ResNet, and the number of its features; small images get a 3 x 3 stem without pooling."""
     network = getattr(models, setting.backbone)(zero_init_residual=True)
     features = network.fc.in_features
     network.fc = nn.Identity()
@@ -105,33 +105,33 @@ def backbone(setting: Setting) -> tuple[nn.Module, int]:
 
 
 class _Blur:
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        return picture.filter(ImageFilter.GaussianBlur(float(torch.empty(1).uniform_(0.1, 2.0))))
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(float(torch.empty(1).uniform_(0.1, 2.0))))
 
 
 class PaperViews:
-    """Picture -> its two views; small pictures are not blurred, by any of the contestants."""
+    """Image -> its two views; small images are not blurred, by any of the contestants."""
 
     def __init__(self, setting: Setting) -> None:
-        self.views = [self._view(setting, blur, solarise) for blur, solarise in ((1.0, 0.0), (0.1, 0.2))]
+        self.views = [self._view(setting, blur, solarize) for blur, solarize in ((1.0, 0.0), (0.1, 0.2))]
 
     @staticmethod
-    def _view(setting: Setting, blur: float, solarise: float) -> Callable[[Any], Any]:
+    def _view(setting: Setting, blur: float, solarize: float) -> Callable[[Any], Any]:
         return transforms.Compose(
             [
                 transforms.RandomResizedCrop(setting.size, scale=(0.2, 1.0)),
                 transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
                 transforms.RandomGrayscale(p=0.2),
                 transforms.RandomApply([_Blur()], p=0.0 if setting.small else blur),
-                transforms.RandomApply([ImageOps.solarize], p=solarise),
+                transforms.RandomApply([ImageOps.solarize], p=solarize),
                 transforms.RandomHorizontalFlip(),
                 transforms.ToTensor(),
                 transforms.Normalize(MEAN, STD),
             ]
         )
 
-    def __call__(self, picture: Image.Image) -> list[Tensor]:
-        return [view(picture) for view in self.views]
+    def __call__(self, image: Image.Image) -> list[Tensor]:
+        return [view(image) for view in self.views]
 
 
 def _hidden(inputs: int, outputs: int) -> list[nn.Module]:
@@ -161,7 +161,7 @@ def _paper_step(setting: Setting) -> Callable[[tuple[Tensor, Tensor], Part], Non
     predictor = nn.Sequential(*_hidden(2048, 512), nn.Linear(512, 2048)).to(setting.device)
     teacher = copy.deepcopy(student).requires_grad_(False)
     parameters = [*student.parameters(), *predictor.parameters()]
-    optimiser = torch.optim.SGD(parameters, 0.5 * setting.batch / 256 / 100, momentum=0.9, weight_decay=1e-5)
+    optimizer = torch.optim.SGD(parameters, 0.5 * setting.batch / 256 / 100, momentum=0.9, weight_decay=1e-5)
 
     def step(views: tuple[Tensor, Tensor], part: Part) -> None:
         x1, x2 = views
@@ -171,12 +171,12 @@ def _paper_step(setting: Setting) -> Callable[[tuple[Tensor, Tensor], Part], Non
             z1, z2 = teacher(x1), teacher(x2)
         with part("objective"):
             loss = (textbook(p1, z2) + textbook(p2, z1)) / 2
-        with part("optimiser"):
-            optimiser.zero_grad()
+        with part("optimizer"):
+            optimizer.zero_grad()
         with part("backward"):
             loss.backward()
-        with part("optimiser"):
-            optimiser.step()
+        with part("optimizer"):
+            optimizer.step()
         with part("teacher"), torch.no_grad():
             for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
                 slow.mul_(MOMENTUM).add_(fast, alpha=1 - MOMENTUM)
@@ -205,7 +205,7 @@ def _simsiam_step(setting: Setting) -> Callable[[tuple[Tensor, Tensor], Part], N
     student = nn.Sequential(encoder, SimSiamProjectionHead(features, 2048, 2048)).to(setting.device)
     predictor = SimSiamPredictionHead(2048, 512, 2048).to(setting.device)
     criterion = NegativeCosineSimilarity()
-    optimiser = torch.optim.SGD([*student.parameters(), *predictor.parameters()], lr=0.06)
+    optimizer = torch.optim.SGD([*student.parameters(), *predictor.parameters()], lr=0.06)
 
     def step(views: tuple[Tensor, Tensor], part: Part) -> None:
         with part("forward"):
@@ -215,9 +215,9 @@ def _simsiam_step(setting: Setting) -> Callable[[tuple[Tensor, Tensor], Part], N
             loss = 0.5 * (criterion(z1.detach(), p2) + criterion(z2.detach(), p1))
         with part("backward"):
             loss.backward()
-        with part("optimiser"):
-            optimiser.step()
-            optimiser.zero_grad()
+        with part("optimizer"):
+            optimizer.step()
+            optimizer.zero_grad()
 
     return step
 
@@ -241,7 +241,7 @@ def _byol_step(setting: Setting) -> Callable[[tuple[Tensor, Tensor], Part], None
     teacher = copy.deepcopy(student)
     deactivate_requires_grad(teacher)
     criterion = NegativeCosineSimilarity()
-    optimiser = torch.optim.SGD([*student.parameters(), *predictor.parameters()], lr=0.06)
+    optimizer = torch.optim.SGD([*student.parameters(), *predictor.parameters()], lr=0.06)
 
     def step(views: tuple[Tensor, Tensor], part: Part) -> None:
         with part("teacher"):
@@ -254,8 +254,8 @@ def _byol_step(setting: Setting) -> Callable[[tuple[Tensor, Tensor], Part], None
             loss = 0.5 * (criterion(p1, z2) + criterion(p2, z1))
         with part("backward"):
             loss.backward()
-        with part("optimiser"):
-            optimiser.step()
-            optimiser.zero_grad()
+        with part("optimizer"):
+            optimizer.step()
+            optimizer.zero_grad()
 
     return step

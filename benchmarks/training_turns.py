@@ -29,13 +29,13 @@ from mec.pretraining.recipe import ObjectiveSettings
 from training_loops import Loop, Setting, lightly_byol, lightly_simsiam, plain
 
 COUNTED = 4
-"""Pictures in the step whose FLOPs are counted."""
+"""Images in the step whose FLOPs are counted."""
 
 
 class Meter:
     """Counts steps and times them: some to warm up, some whole, and further ones part by part.
 
-    Parts may lie in one another: each has the time that the parts in it have not. On a GPU the device is waited for at
+    Splits may lie in one another: each has the time that the parts in it have not. On a GPU the device is waited for at
     either end of the whole steps only, and around each part of the further ones.
     """
 
@@ -115,9 +115,9 @@ class _Clock(lightning.Callback):
             self._mark(network, "teacher_features", "teacher")
             self._mark(network.teacher, "1", "teacher")
             self._mark(network, "update_teacher", "teacher")
-        optimiser = trainer.optimizers[0]
-        optimiser.register_step_pre_hook(lambda *_: self.meter.enter("optimiser"))
-        optimiser.register_step_post_hook(lambda *_: self.meter.leave())
+        optimizer = trainer.optimizers[0]
+        optimizer.register_step_pre_hook(lambda *_: self.meter.enter("optimizer"))
+        optimizer.register_step_post_hook(lambda *_: self.meter.leave())
         self.meter.enter("data")
 
     def _mark(self, owner: Any, name: str, part: str) -> None:
@@ -147,7 +147,7 @@ class _Clock(lightning.Callback):
 
 
 def _recipe(setting: Setting, paper: bool, precision: Any, compiled: bool) -> Recipe:
-    """The recipe packaged for such pictures, in the paper's form or in the default's."""
+    """The recipe packaged for such images, in the paper's form or in the default's."""
     recipe = mec.load_recipe("cifar10-resnet18" if setting.small else "imagenet-resnet50")
     objective = ObjectiveSettings("cross", order=4, warmup_factor=8) if paper else ObjectiveSettings()
     return replace(
@@ -171,7 +171,7 @@ class _Mec:
         self.setting, self.recipe = setting, _recipe(setting, paper, precision, compiled)
 
     def turn(self, meter: Meter) -> None:
-        data = self.setting.pictures if self.setting.small else self.setting.pictures / "list.txt"
+        data = self.setting.images if self.setting.small else self.setting.images / "list.txt"
         with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
             out = Path(folder) / "run"
             mec.pretrain(data, out, self.recipe, console=Console(file=nowhere), callbacks=[_Clock(meter)])
@@ -226,7 +226,7 @@ def contestants(compiled: bool) -> dict[str, Callable[[Setting], Any]]:
 
 
 def serve(pipe: Connection, name: str, setting: Setting, compiled: bool) -> None:
-    """Answers first with its step's FLOPs a picture, then each question with the figures of a turn; or what failed."""
+    """Answers first with its step's FLOPs an image, then each question with the figures of a turn; or what failed."""
     torch.set_num_threads(setting.threads)
     try:
         contestant = contestants(compiled)[name](setting)

@@ -114,8 +114,8 @@ def as_mot(sequence: Path, folder: Path) -> Path:
     video = folder / sequence.name
     (video / "img1").mkdir(parents=True)
     (video / "gt").mkdir()
-    for number, picture in enumerate(sorted((sequence / "img").glob("*.jpg")), 1):
-        shutil.copyfile(picture, video / "img1" / f"{number:06}.jpg")
+    for number, image in enumerate(sorted((sequence / "img").glob("*.jpg")), 1):
+        shutil.copyfile(image, video / "img1" / f"{number:06}.jpg")
     rows = []
     for target, file in enumerate(sorted(sequence.glob("groundtruth_rect.[0-9].txt")), 1):
         for number, line in enumerate(file.read_text().splitlines(), 1):

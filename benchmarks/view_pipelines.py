@@ -1,6 +1,6 @@
 """The pipelines that views.py measures: the paper's on PIL, torchvision v2, lightly, kornia and mec's own.
 
-Each makes both views by the paper's recipe, of encoded pictures or of arrays.
+Each makes both views by the paper's recipe, of encoded images or of arrays.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from mec.data import Reading, TwoViews
+from mec.data import PixelFormat, TwoViews
 from mec.data.transforms.crop import Cropper, Item
-from mec.data.transforms.view_settings import VIEW_1, VIEW_2, ViewSettings
 from mec.data.transforms.torchvision_reference import reference_transform
+from mec.data.transforms.view_settings import VIEW_1, VIEW_2, ViewSettings
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BLUR_TAPS = 13  # three times the widest sigma, to either side
@@ -45,9 +45,9 @@ def torchvision_v2(size: int) -> list[Callable[[Any], Any]]:
             [
                 v2.RandomResizedCrop(size, scale=s.crop_scale, antialias=True),
                 v2.RandomApply([v2.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue)], p=s.jitter),
-                v2.RandomGrayscale(p=s.grey),
+                v2.RandomGrayscale(p=s.gray),
                 v2.RandomApply([v2.GaussianBlur(BLUR_TAPS, s.blur_sigma)], p=s.blur),
-                v2.RandomSolarize(128, p=s.solarise),
+                v2.RandomSolarize(128, p=s.solarize),
                 v2.RandomHorizontalFlip(p=s.flip),
                 v2.ToDtype(torch.float32, scale=True),
                 v2.Normalize(MEAN, STD),
@@ -71,9 +71,9 @@ def kornia(size: int) -> list[Callable[[Any], Any]]:
         return nn.Sequential(
             K.RandomResizedCrop((size, size), scale=s.crop_scale),
             K.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue, p=s.jitter),
-            K.RandomGrayscale(p=s.grey),
+            K.RandomGrayscale(p=s.gray),
             K.RandomGaussianBlur((BLUR_TAPS, BLUR_TAPS), s.blur_sigma, p=s.blur),
-            K.RandomSolarize(0.0, 0.0, p=s.solarise),
+            K.RandomSolarize(0.0, 0.0, p=s.solarize),
             K.RandomHorizontalFlip(p=s.flip),
             K.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
         )
@@ -93,13 +93,13 @@ def as_tensor(encoded: bytes | np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
-def one_by_one(views: list[Callable[[Any], Any]], decode: Callable[[Any], Any], pictures: list[Any]) -> torch.Tensor:
-    decoded = [decode(p) for p in pictures]
+def one_by_one(views: list[Callable[[Any], Any]], decode: Callable[[Any], Any], images: list[Any]) -> torch.Tensor:
+    decoded = [decode(p) for p in images]
     return torch.stack([torch.stack([view(d) for view in views]) for d in decoded])
 
 
-def batched(views: list[Callable[[Any], Any]], pictures: list[Any]) -> torch.Tensor:
-    x = torch.stack([as_tensor(p) for p in pictures]).float() / 255
+def batched(views: list[Callable[[Any], Any]], images: list[Any]) -> torch.Tensor:
+    x = torch.stack([as_tensor(p) for p in images]).float() / 255
     return torch.stack([view(x) for view in views], dim=1)
 
 
@@ -108,19 +108,19 @@ class Ours:
 
     def __init__(self, size: int, worker_only: bool = False) -> None:
         self.views, self.worker_only, self.epoch = TwoViews(size), worker_only, 0
-        self.crop = Cropper(self.views, Reading())
+        self.crop = Cropper(self.views, PixelFormat())
         self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
 
-    def __call__(self, pictures: list[Any]) -> None:
+    def __call__(self, images: list[Any]) -> None:
         self.epoch += 1
-        if isinstance(pictures[0], np.ndarray):
+        if isinstance(images[0], np.ndarray):
             batch: Any = (
-                torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2),
-                np.arange(len(pictures)),
+                torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2),
+                np.arange(len(images)),
                 self.epoch,
             )
         else:
-            items = [Item(i, partial(_same, p), "") for i, p in enumerate(pictures)]
+            items = [Item(i, partial(_same, p), "") for i, p in enumerate(images)]
             batch = self.crop(items, self.epoch, lambda _: iter(()))[:3]
         if not self.worker_only:
             for x in self.views(*batch):
@@ -132,7 +132,7 @@ def _same(data: Any) -> Any:
 
 
 def pipelines(size: int) -> dict[str, Batch]:
-    """Every way that is installed, as a function of a list of pictures."""
+    """Every way that is installed, as a function of a list of images."""
     made: dict[str, Callable[[], Batch]] = {
         "PIL (the paper's)": lambda: partial(one_by_one, paper(size), as_pil),
         "torchvision v2": lambda: partial(one_by_one, torchvision_v2(size), as_tensor),

@@ -4,7 +4,7 @@
     python benchmarks/views.py --data ../shared/data --cifar10 FOLDER [--seconds 3] [--device cuda]
 
 Photographs of 500 x 375 pixels (JPEG, quality 90) made from Caltech-101 and DAVIS frames, two views of 224 px each, by
-the paper's recipe; and CIFAR-10's 32 px pictures in memory. One core first, every pipeline in turns, several rounds;
+the paper's recipe; and CIFAR-10's 32 px images in memory. One core first, every pipeline in turns, several rounds;
 then end to end through a DataLoader with 1 and 2 workers, each in a process of its own whose memory is watched.
 """
 
@@ -33,7 +33,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
 from machine import write
-from mec.data import Reading, TwoViews, open_images
+from mec.data import PixelFormat, TwoViews, open_dataset
 from mec.data.loaders import EpochSampler, training_loader
 from view_pipelines import Batch, Ours, as_pil, as_tensor, kornia, lightly, paper, pipelines, torchvision_v2
 
@@ -41,28 +41,28 @@ BATCH, SMALL_BATCH = 32, 256
 ROUNDS = 3
 
 
-def rate(function: Batch, pictures: list[Any], seconds: float, batch: int) -> float:
-    """Pictures a second, over whole batches for at least ``seconds``."""
-    function(pictures[:batch])
+def rate(function: Batch, images: list[Any], seconds: float, batch: int) -> float:
+    """Images a second, over whole batches for at least ``seconds``."""
+    function(images[:batch])
     done, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
-        function([pictures[(done + i) % len(pictures)] for i in range(batch)])
+        function([images[(done + i) % len(images)] for i in range(batch)])
         done += batch
     return done / (time.perf_counter() - start)
 
 
 def in_turns(
-    functions: dict[str, Batch], pictures: list[Any], seconds: float, batch: int = BATCH
+    functions: dict[str, Batch], images: list[Any], seconds: float, batch: int = BATCH
 ) -> dict[str, dict[str, float]]:
     """Median rate over the rounds, and its ratio to the first one's, the medians of ratios within a round."""
     rounds: list[dict[str, float]] = []
     for n in range(ROUNDS):
-        rounds.append({name: rate(f, pictures, seconds, batch) for name, f in functions.items()})
+        rounds.append({name: rate(f, images, seconds, batch) for name, f in functions.items()})
         print(f"  round {n + 1}: " + ", ".join(f"{k} {v:,.0f}" for k, v in rounds[-1].items()), file=sys.stderr)
     first = next(iter(functions))
     return {
         name: {
-            "pictures_per_second": statistics.median(r[name] for r in rounds),
+            "images_per_second": statistics.median(r[name] for r in rounds),
             "ratio": statistics.median(r[name] / r[first] for r in rounds),
         }
         for name in functions
@@ -93,16 +93,16 @@ class Files(Dataset[Any]):
 
 
 def _viewed(views: list[Callable[[Any], Any]], decode: Callable[[Any], Any], encoded: bytes) -> list[torch.Tensor]:
-    picture = decode(encoded)
-    return [view(picture) for view in views]
+    image = decode(encoded)
+    return [view(image) for view in views]
 
 
 def epochs(name: str, folder: Path, workers: int) -> Iterator[int]:
-    """End to end: yields the number of pictures of each batch that is ready for the network."""
+    """End to end: yields the number of images of each batch that is ready for the network."""
     if name == "mec":
-        images, ours = open_images(folder), Ours(224)
+        images, ours = open_dataset(folder), Ours(224)
         sampler = EpochSampler(len(images), BATCH, seed=0)
-        loader: Any = training_loader(images, ours.views, sampler, Reading(), torch.device("cpu"), workers)
+        loader: Any = training_loader(images, ours.views, sampler, PixelFormat(), torch.device("cpu"), workers)
         while True:
             for batch in loader:
                 for x in ours.views(*batch[:3]):
@@ -153,23 +153,23 @@ def end_to_end(name: str, folder: Path, workers: int, seconds: float) -> dict[st
     done, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         done += next(batches)
-    figures = {"pictures_per_second": done / (time.perf_counter() - start)}
+    figures = {"images_per_second": done / (time.perf_counter() - start)}
     over.set()
     return figures | {"peak_mib": peak[0] / 2**20}
 
 
 def on_device(size: int, whole: int | None, device: str, seconds: float, batch: int = 256) -> float:
-    """Pictures a second of ``TwoViews`` alone on an accelerator: of crops, or of whole pictures resident there."""
+    """Images a second of ``TwoViews`` alone on an accelerator: of crops, or of whole images resident there."""
     shape = (batch, 2, 3, size, size) if whole is None else (batch, 3, whole, whole)
-    pictures = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
     views, epoch, done = TwoViews(size), 0, 0
     for epoch in range(3):
-        views(pictures, np.arange(batch), epoch)
+        views(images, np.arange(batch), epoch)
     torch.cuda.synchronize()
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
         epoch += 1
-        views(pictures, np.arange(batch), epoch)
+        views(images, np.arange(batch), epoch)
         done += batch
     torch.cuda.synchronize()
     return done / (time.perf_counter() - start)
@@ -177,13 +177,13 @@ def on_device(size: int, whole: int | None, device: str, seconds: float, batch: 
 
 def _table(title: str, rows: dict[str, dict[str, float]]) -> None:
     table = Table(title=title)
-    for column in ("", "pictures/s", "ratio to PIL", "peak MiB"):
+    for column in ("", "images/s", "ratio to PIL", "peak MiB"):
         table.add_column(column, justify="left" if not column else "right")
     for name, f in rows.items():
         ratio, memory = f.get("ratio"), f.get("peak_mib")
         table.add_row(
             name,
-            f"{f['pictures_per_second']:,.0f}",
+            f"{f['images_per_second']:,.0f}",
             f"{ratio:.1f}" if ratio else "",
             f"{memory:,.0f}" if memory else "",
         )
@@ -198,7 +198,7 @@ def main(
 
     Args:
         data: the folder with caltech101 and davis16-subset.
-        cifar10: a source of CIFAR-10 (see mec.open_images); absent: no figures at 32 px.
+        cifar10: a source of CIFAR-10 (see mec.open_dataset); absent: no figures at 32 px.
         seconds: for each pipeline in each round.
         device: cuda measures TwoViews alone there, too.
         one: (used by the script itself) one pipeline end to end.
@@ -218,7 +218,7 @@ def main(
         chosen = {k: functions[k] for k in ("PIL (the paper's)", "mec", "mec, worker's part", "decoder alone")}
         figures["photographs of 4000 x 3000, 224 px, one core"] = in_turns(chosen, big, seconds)
         if cifar10 is not None:
-            images = open_images(cifar10, "train")
+            images = open_dataset(cifar10, "train")
             small = [np.array(as_pil(images.load(int(i)))) for i in np.linspace(0, len(images) - 1, 2048).astype(int)]
             figures["CIFAR-10, 32 px, in memory, one core"] = in_turns(pipelines(32), small, seconds, SMALL_BATCH)
         for count in (1, 2):
@@ -228,23 +228,23 @@ def main(
                 command += ["--folder", made, "--seconds", str(2 * seconds)]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 rows[name] = json.loads(done.stdout.splitlines()[-1])
-                first = next(iter(rows.values()))["pictures_per_second"]
-                rows[name]["ratio"] = rows[name]["pictures_per_second"] / first
+                first = next(iter(rows.values()))["images_per_second"]
+                rows[name]["ratio"] = rows[name]["images_per_second"] / first
             figures[f"end to end, 224 px, {count} worker{'s' if count > 1 else ''}"] = rows
     for title, rows in figures.items():
         _table(title, rows)
     if device == "cuda":
         figures["TwoViews on the accelerator"] = {
-            "crops of 224 px": {"pictures_per_second": on_device(224, None, device, seconds)},
-            "32 px pictures, resident": {"pictures_per_second": on_device(32, 32, device, seconds)},
+            "crops of 224 px": {"images_per_second": on_device(224, None, device, seconds)},
+            "32 px images, resident": {"images_per_second": on_device(32, 32, device, seconds)},
         }
         _table("TwoViews on the accelerator", figures["TwoViews on the accelerator"])
     print(write("views", "How fast are two views made, beside other pipelines?", figures=figures))
 
 
-def decode_all(pictures: list[Any]) -> None:
-    for picture in pictures:
-        simplejpeg.decode_jpeg(picture)
+def decode_all(images: list[Any]) -> None:
+    for image in images:
+        simplejpeg.decode_jpeg(image)
 
 
 if __name__ == "__main__":

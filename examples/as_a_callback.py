@@ -1,6 +1,6 @@
 """MEC as one more term in the loss of somebody else's LightningModule, whose code stays as it is.
 
-    python examples/as_a_callback.py [--epochs 12] [--labels 5] [--pictures 1347]
+    python examples/as_a_callback.py [--epochs 12] [--labels 5] [--images 1347]
 
 ``Classifier`` stands for the model that you have. It learns the digits of scikit-learn from a few labels a class, first
 alone, then with ``MaximumEntropyTerm``, which adds the objective on all training digits, without labels. Prints the
@@ -20,7 +20,7 @@ from jsonargparse import auto_cli
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from mec import MECLoss, TwoViews, open_images
+from mec import MECLoss, TwoViews, open_dataset
 from mec.data import ViewSettings
 
 SIZE = 32
@@ -45,23 +45,23 @@ class Classifier(lightning.LightningModule):
 
 
 class MaximumEntropyTerm(lightning.Callback):
-    """Adds ``weight`` x MECLoss of unlabelled pictures' embeddings to what ``training_step`` returns.
+    """Adds ``weight`` x MECLoss of unlabeled images' embeddings to what ``training_step`` returns.
 
     Nowhere else: lightning clears the gradients between ``training_step`` and its own backward pass, so what a hook
     before that leaves there is lost; and a backward pass in a later hook would go without what lightning does to the
     loss (scaling in float16, accumulation, the exchange between devices). The embeddings are the module's own and the
-    loss has no weights, so that optimiser and checkpoints stay as they were.
+    loss has no weights, so that optimizer and checkpoints stay as they were.
     """
 
-    def __init__(self, pictures: Tensor, encoder: str, weight: float = 1.0, batch: int = 128) -> None:
-        self.pictures, self.encoder, self.weight, self.batch = pictures, encoder, weight, batch
+    def __init__(self, images: Tensor, encoder: str, weight: float = 1.0, batch: int = 128) -> None:
+        self.images, self.encoder, self.weight, self.batch = images, encoder, weight, batch
         self.views, self.loss = TwoViews(SIZE, VIEW, VIEW), MECLoss()
 
     def setup(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         if stage != "fit":
             return
         if not pl_module.automatic_optimization:
-            raise ValueError("a module that optimises by hand returns no loss that a term could be added to")
+            raise ValueError("a module that optimizes by hand returns no loss that a term could be added to")
         step = pl_module.training_step
 
         @functools.wraps(step)  # lightning looks at its arguments
@@ -75,8 +75,8 @@ class MaximumEntropyTerm(lightning.Callback):
         pl_module.training_step = with_term  # the object's comes before its class's, for DDP as well
 
     def term(self, pl_module: Any) -> Tensor:
-        chosen = torch.randint(len(self.pictures), (self.batch,))
-        x1, x2 = self.views(self.pictures[chosen].to(pl_module.device), chosen, pl_module.global_step)
+        chosen = torch.randint(len(self.images), (self.batch,))
+        x1, x2 = self.views(self.images[chosen].to(pl_module.device), chosen, pl_module.global_step)
         encoder = pl_module.get_submodule(self.encoder)
         return self.loss((encoder(x1), encoder(x2)))
 
@@ -87,23 +87,23 @@ class MaximumEntropyTerm(lightning.Callback):
         self.teardown(trainer, pl_module, "fit")
 
 
-def main(epochs: int = 12, labels: int = 5, pictures: int = 1347) -> None:
+def main(epochs: int = 12, labels: int = 5, images: int = 1347) -> None:
     """Train the classifier without and with the term.
 
     Args:
-        epochs: of as many steps as pass over the unlabelled pictures.
-        labels: labelled pictures a class.
-        pictures: unlabelled ones.
+        epochs: of as many steps as pass over the unlabeled images.
+        labels: labeled images a class.
+        images: unlabeled ones.
     """
     (x, y), (x_test, y_test) = (
-        (torch.from_numpy(part.pictures).permute(0, 3, 1, 2), torch.from_numpy(part.labels))
-        for part in (open_images("digits", "train"), open_images("digits", "test"))
+        (torch.from_numpy(part.images).permute(0, 3, 1, 2), torch.from_numpy(part.labels))
+        for part in (open_dataset("digits", "train"), open_dataset("digits", "test"))
     )
     chosen = torch.cat([(y == digit).nonzero()[:labels, 0] for digit in range(10)])
     few = TensorDataset(enlarged(x[chosen]), y[chosen])
-    steps = epochs * (pictures // 128)
+    steps = epochs * (images // 128)
     loader = DataLoader(few, len(few), sampler=RandomSampler(few, replacement=True, num_samples=steps * len(few)))
-    for name, callbacks in (("alone", []), ("with the term", [MaximumEntropyTerm(x[:pictures], "backbone")])):
+    for name, callbacks in (("alone", []), ("with the term", [MaximumEntropyTerm(x[:images], "backbone")])):
         lightning.seed_everything(0, verbose=False)
         model = Classifier()
         lightning.Trainer(max_epochs=1, accelerator="cpu", callbacks=callbacks, **QUIET).fit(model, loader)
@@ -112,8 +112,8 @@ def main(epochs: int = 12, labels: int = 5, pictures: int = 1347) -> None:
         print(f"{name:13}  accuracy {(scores.argmax(1) == y_test).float().mean():.1%}")
 
 
-def enlarged(pictures: Tensor) -> Tensor:
-    return F.interpolate(pictures / 255, (SIZE, SIZE), mode="bilinear", antialias=True)
+def enlarged(images: Tensor) -> Tensor:
+    return F.interpolate(images / 255, (SIZE, SIZE), mode="bilinear", antialias=True)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def main(epochs: int = 8, distortion: float = 0.25, form: Literal["cross", "pool
     """
     table = Table("order", "loss", "norm of C", "effective rank", "kNN, %", "linear, %")
     recipe = replace(mec.load_recipe("digits"), epochs=epochs, seed=seed, log_every=1, workers=0)
-    probe = mec.evaluate.OnlineProbe("digits", workers=0)
+    probe = mec.pretraining.OnlineProbe("digits", workers=0)
     with tempfile.TemporaryDirectory() as folder:
         for order in ORDERS:
             objective = ObjectiveSettings(form, distortion, order)
@@ -53,7 +53,7 @@ def main(epochs: int = 8, distortion: float = 0.25, form: Literal["cross", "pool
     Console().print(table)
 
 
-def percent(probe: mec.evaluate.OnlineProbe, encoder: mec.Encoder) -> list[str]:
+def percent(probe: mec.pretraining.OnlineProbe, encoder: mec.Encoder) -> list[str]:
     """Accuracies of the frozen encoder: kNN, linear."""
     return [f"{100 * share:.1f}" for share in probe.measure(encoder, torch.device("cpu")).values()]
 

@@ -1,6 +1,6 @@
 """An encoder of mec in other libraries: as a model of timm, and in a pipeline of scikit-learn.
 
-    python examples/encoder_elsewhere.py [--run RUN] [--epochs 3] [--pictures 1347]
+    python examples/encoder_elsewhere.py [--run RUN] [--epochs 3] [--images 1347]
 
 RUN is a run folder; without one a ResNet-18 is pretrained on the digits of scikit-learn, so briefly that it is no more
 than a stand-in. Prints how far timm's features are from mec's, and how many of 450 test digits the pipeline classifies.
@@ -32,36 +32,36 @@ def in_timm(encoder: mec.Encoder, folder: Path) -> float:
     mec.export(encoder, "timm", folder)
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     settings = timm.data.resolve_model_data_config(model)
-    pictures = torch.rand(8, *settings["input_size"])
+    images = torch.rand(8, *settings["input_size"])
     mean, std = (torch.tensor(settings[name]).view(-1, 1, 1) for name in ("mean", "std"))
     with torch.no_grad():
-        expected = encoder(encoder.normalise(pictures))
-        return float((model((pictures - mean) / std) - expected).abs().max() / expected.abs().max())
+        expected = encoder(encoder.normalize(images))
+        return float((model((images - mean) / std) - expected).abs().max() / expected.abs().max())
 
 
-def in_scikit_learn(encoder: mec.Encoder, pictures: int) -> float:
-    """Test accuracy of a pipeline from pictures (n, 8, 8) to digits; it can be searched, validated and so on."""
+def in_scikit_learn(encoder: mec.Encoder, images: int) -> float:
+    """Test accuracy of a pipeline from images (n, 8, 8) to digits; it can be searched, validated and so on."""
 
     @torch.no_grad()
     def features(x: np.ndarray) -> np.ndarray:
-        grey = torch.from_numpy(x / 16).float()[:, None]
+        gray = torch.from_numpy(x / 16).float()[:, None]
         size = (encoder.image_size, encoder.image_size)
-        shown = F.interpolate(grey, size, mode="bilinear", antialias=True).expand(-1, encoder.spec.channels, -1, -1)
-        return torch.cat([encoder(encoder.normalise(batch)) for batch in shown.split(256)]).numpy()
+        shown = F.interpolate(gray, size, mode="bilinear", antialias=True).expand(-1, encoder.spec.channels, -1, -1)
+        return torch.cat([encoder(encoder.normalize(batch)) for batch in shown.split(256)]).numpy()
 
     digits = load_digits()
     train, test, y_train, y_test = train_test_split(digits.images, digits.target, test_size=450, random_state=0)
     pipeline = make_pipeline(FunctionTransformer(features), StandardScaler(), LogisticRegression(max_iter=500))
-    return float(pipeline.fit(train[:pictures], y_train[:pictures]).score(test, y_test))
+    return float(pipeline.fit(train[:images], y_train[:images]).score(test, y_test))
 
 
-def main(run: Path | None = None, epochs: int = 3, pictures: int = 1347) -> None:
+def main(run: Path | None = None, epochs: int = 3, images: int = 1347) -> None:
     """Take an encoder to timm and scikit-learn.
 
     Args:
         run: a run folder; none: a short run on the digits.
         epochs: of that run.
-        pictures: how many digits the pipeline learns from.
+        images: how many digits the pipeline learns from.
     """
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +70,7 @@ def main(run: Path | None = None, epochs: int = 3, pictures: int = 1347) -> None
             run = mec.pretrain("digits", Path(folder, "run"), recipe).folder
         encoder = mec.load_encoder(run)
         print(f"timm: features differ by {in_timm(encoder, Path(folder, 'timm')):.0e} of the largest")
-        print(f"scikit-learn: the pipeline classifies {in_scikit_learn(encoder, pictures):.1%} of 450 test digits")
+        print(f"scikit-learn: the pipeline classifies {in_scikit_learn(encoder, images):.1%} of 450 test digits")
 
 
 if __name__ == "__main__":

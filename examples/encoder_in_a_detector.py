@@ -28,28 +28,28 @@ DIGITS = load_digits()
 
 
 def scene(random: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-    """A picture (3, 128, 128) with two digits of 32 px in different quarters, and where they are."""
-    picture, boxes, labels = torch.zeros(3, 128, 128), [], []
+    """An image (3, 128, 128) with two digits of 32 px in different quarters, and where they are."""
+    image, boxes, labels = torch.zeros(3, 128, 128), [], []
     for quarter in random.choice(4, 2, replace=False):
         top, left = np.array(divmod(quarter, 2)) * 64 + random.integers(0, 32, 2)
         number = random.integers(len(DIGITS.images))
         digit = np.kron(DIGITS.images[number] / 16, np.ones((4, 4)))
-        picture[:, top : top + 32, left : left + 32] = torch.from_numpy(digit)
+        image[:, top : top + 32, left : left + 32] = torch.from_numpy(digit)
         boxes.append([left, top, left + 32, top + 32])
         labels.append(1 + DIGITS.target[number])  # 0 is the background
-    return picture, {"boxes": torch.tensor(boxes, dtype=torch.float32), "labels": torch.tensor(labels)}
+    return image, {"boxes": torch.tensor(boxes, dtype=torch.float32), "labels": torch.tensor(labels)}
 
 
 def detector_from(encoder: mec.Encoder, file: Path) -> FasterRCNN:
-    """All layers are trained, BatchNorm too: what was not learnt from ImageNet has to be allowed to move."""
+    """All layers are trained, BatchNorm too: what was not learned from ImageNet has to be allowed to move."""
     mec.export(encoder, "torchvision", file)
     backbone = resnet_fpn_backbone(
         backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
     )
     backbone.body.load_state_dict(torch.load(file, weights_only=True))
-    colours = {"image_mean": encoder.spec.mean, "image_std": encoder.spec.std}
+    colors = {"image_mean": encoder.spec.mean, "image_std": encoder.spec.std}
     small = {"min_size": 128, "max_size": 128, "box_batch_size_per_image": 64}  # in place of 800, 1333 and 512
-    return FasterRCNN(backbone, num_classes=11, **small, **colours)
+    return FasterRCNN(backbone, num_classes=11, **small, **colors)
 
 
 def main(run: Path | None = None, epochs: int = 1, steps: int = 40) -> None:
@@ -66,15 +66,15 @@ def main(run: Path | None = None, epochs: int = 1, steps: int = 40) -> None:
             recipe = replace(mec.load_recipe("digits"), backbone_options={}, channels=3, epochs=epochs)
             run = mec.pretrain("digits", Path(folder, "run"), recipe).folder
         detector = detector_from(mec.load_encoder(run), Path(folder, "encoder.pth"))
-    optimiser = torch.optim.SGD(detector.parameters(), lr=0.01, momentum=0.9)
+    optimizer = torch.optim.SGD(detector.parameters(), lr=0.01, momentum=0.9)
     random = np.random.default_rng(0)
     losses: list[float] = []
     for step in range(1, steps + 1):
-        pictures, targets = zip(scene(random), scene(random), strict=True)
-        loss = sum(detector(pictures, targets).values())
-        optimiser.zero_grad()
+        images, targets = zip(scene(random), scene(random), strict=True)
+        loss = sum(detector(images, targets).values())
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
         if step % max(1, steps // 4) == 0:
             recent = losses[-max(1, steps // 4) :]

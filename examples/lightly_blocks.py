@@ -1,11 +1,11 @@
 """The loss in lightly's building blocks: its views, its heads, its moving average; with predictor and teacher.
 
     pip install 'mec-ssl[bench]'  # brings lightly
-    python examples/lightly_blocks.py [--epochs 12] [--batch 128] [--pictures 1347]
+    python examples/lightly_blocks.py [--epochs 12] [--batch 128] [--images 1347]
 
 It is lightly's BYOL with SimSiam's heads, which are the paper's, and another loss. Learns the digits of scikit-learn
 without their labels. Prints the loss of every epoch; then how many of 450 test digits get the label of the nearest of
-100 labelled ones, before and after. One CPU core: about a minute.
+100 labeled ones, before and after. One CPU core: about a minute.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torchvision.transforms import v2
 
 from mec import MECLoss
 
-SIZE, LABELLED = 32, 100
+SIZE, LABELED = 32, 100
 # digits must not be flipped, and are too small to be blurred
 VIEW = {"input_size": SIZE, "min_scale": 0.5, "hf_prob": 0.0, "rr_prob": 1.0, "rr_degrees": 20}
 VIEW |= {"gaussian_blur": 0.0, "solarization_prob": 0.0}
@@ -40,30 +40,30 @@ PLAIN = v2.Compose([v2.Resize(SIZE), *ALIKE])
 
 @torch.no_grad()
 def knn(encoder: nn.Module, few: list[tuple[Image.Image, int]], test: list[tuple[Image.Image, int]]) -> float:
-    """Share of the test pictures whose nearest labelled picture, by cosine, has their label."""
+    """Share of the test images whose nearest labeled image, by cosine, has their label."""
     encoder.eval()
-    seen, asked = (encoder(torch.stack([PLAIN(picture) for picture, _ in part])).numpy() for part in (few, test))
+    seen, asked = (encoder(torch.stack([PLAIN(image) for image, _ in part])).numpy() for part in (few, test))
     names, right = ([label for _, label in part] for part in (few, test))
     encoder.train()
     return float(KNeighborsClassifier(1, metric="cosine").fit(seen, names).score(asked, right))
 
 
-def main(epochs: int = 12, batch: int = 128, pictures: int = 1347) -> None:
+def main(epochs: int = 12, batch: int = 128, images: int = 1347) -> None:
     """Pretrain, and measure before and after.
 
     Args:
-        epochs: passes over the pictures.
-        batch: pictures in a step; the loss compares them with each other.
-        pictures: how many to learn from.
+        epochs: passes over the images.
+        batch: images in a step; the loss compares them with each other.
+        images: how many to learn from.
     """
     torch.manual_seed(0)
     digits = load_digits()
     shown = [Image.fromarray((x * 255 / 16).astype("uint8")).convert("RGB") for x in digits.images]
-    labelled = list(zip(shown, digits.target.tolist(), strict=True))
-    train, test = train_test_split(labelled, test_size=450, random_state=0)
+    labeled = list(zip(shown, digits.target.tolist(), strict=True))
+    train, test = train_test_split(labeled, test_size=450, random_state=0)
     views = BYOLTransform(BYOLView1Transform(**VIEW), BYOLView2Transform(**VIEW))
     loader = DataLoader(
-        [picture for picture, _ in train[:pictures]], batch, shuffle=True, drop_last=True,
+        [image for image, _ in train[:images]], batch, shuffle=True, drop_last=True,
         collate_fn=lambda rows: [torch.stack(view) for view in zip(*map(views, rows), strict=True)],
     )  # fmt: skip
 
@@ -77,11 +77,11 @@ def main(epochs: int = 12, batch: int = 128, pictures: int = 1347) -> None:
     deactivate_requires_grad(teacher)
     # exact; the paper's order=4 needs a larger distortion while a network is young (docs/objective.md)
     loss_of = MECLoss()
-    optimiser = torch.optim.AdamW([*student.parameters(), *predictor.parameters()], lr=5e-3)
+    optimizer = torch.optim.AdamW([*student.parameters(), *predictor.parameters()], lr=5e-3)
     steps = epochs * len(loader)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, steps)
 
-    before = knn(encoder, train[:LABELLED], test)
+    before = knn(encoder, train[:LABELED], test)
     for epoch in range(epochs):
         losses = []
         for number, (x1, x2) in enumerate(loader, epoch * len(loader)):
@@ -90,13 +90,13 @@ def main(epochs: int = 12, batch: int = 128, pictures: int = 1347) -> None:
             with torch.no_grad():
                 z1, z2 = teacher(x1), teacher(x2)
             loss = loss_of((p1, p2), (z1, z2))  # in BYOL: 0.5 * (cosine_loss(p1, z2) + cosine_loss(p2, z1))
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
             losses.append(loss.item())
         print(f"epoch {epoch + 1:2}  loss {sum(losses) / len(losses):.3f}")
-    after = knn(encoder, train[:LABELLED], test)
+    after = knn(encoder, train[:LABELED], test)
     print(f"kNN accuracy on {len(test)} test digits: untrained {before:.1%}, pretrained {after:.1%}")
 
 

@@ -25,8 +25,8 @@ def cifar10(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(cifar10: ModuleType, name: str, tmp_path: Path) -> None:
     tiny = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "zero_init_last": False}
     setting = cifar10.Setting(epochs=2, batch=16, widest=16, small_stem=False, encoder=tiny)
-    pictures = torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    data = cifar10.Data(pictures, torch.zeros(32), pictures, torch.zeros(32), 2)
+    images = torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = cifar10.Data(images, torch.zeros(32), images, torch.zeros(32), 2)
     method = cifar10.METHODS[name]
     whole, _, loss = cifar10.train(method, data, setting, 0, tmp_path / "whole.pt", cifar10.Clock(None))
     assert math.isfinite(loss)

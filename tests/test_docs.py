@@ -109,13 +109,13 @@ def test_python_runs(blocks: list[Block], tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the docs' commands are typed: 30 photographs of three kinds, and an encoder learnt from them."""
+    """Where the docs' commands are typed: 30 photographs of three kinds, and an encoder learned from them."""
     folder = tmp_path_factory.mktemp("docs")
     rng = np.random.default_rng(0)
-    for kind, colour in (("ant", 60), ("bee", 130), ("cat", 190)):
+    for kind, color in (("ant", 60), ("bee", 130), ("cat", 190)):
         (folder / "photographs" / kind).mkdir(parents=True)
         for n in range(10):
-            noise = rng.integers(-50, 50, (48, 64, 3)) + colour
+            noise = rng.integers(-50, 50, (48, 64, 3)) + color
             Image.fromarray(noise.astype(np.uint8)).save(folder / "photographs" / kind / f"{n}.jpg")
     out = folder / "runs" / "photographs"
     assert main(["pretrain", str(folder / "photographs"), "--out", str(out), *SMALL["pretrain"]]) == 0

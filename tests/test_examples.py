@@ -57,7 +57,7 @@ def test_each_says_how_to_run_it_and_is_listed(path: Path) -> None:
 
 
 def test_the_loss_in_a_plain_loop(example: Example) -> None:
-    printed = example("loss_in_a_loop", "--epochs", 4, "--pictures", 256)
+    printed = example("loss_in_a_loop", "--epochs", 4, "--images", 256)
     losses = numbers(r"loss (\S+)", printed)
     assert len(losses) == 4
     assert losses[-1] < losses[0] - 0.05
@@ -67,7 +67,7 @@ def test_the_loss_in_a_plain_loop(example: Example) -> None:
 
 def test_in_the_blocks_of_lightly(example: Example) -> None:
     pytest.importorskip("lightly", reason="lightly is not installed; it comes with the extra bench")
-    printed = example("lightly_blocks", "--epochs", 6, "--pictures", 256)
+    printed = example("lightly_blocks", "--epochs", 6, "--images", 256)
     losses = numbers(r"loss (\S+)", printed)
     assert len(losses) == 6
     assert losses[-1] < losses[0] - 0.02
@@ -76,23 +76,23 @@ def test_in_the_blocks_of_lightly(example: Example) -> None:
 
 
 def test_own_images_with_few_labels(example: Example, tmp_path: Path) -> None:
-    size = ["--pictures", 400, "--epochs", 16, "--seeds", 1, "--labels", 3]
+    size = ["--images", 400, "--epochs", 16, "--seeds", 1, "--labels", 3]
     printed = example("own_images", "--out", tmp_path / "run", *size)
     frozen, tuned = (json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines())
     assert "80 test, 10 classes" in frozen["data"]
     column = frozen["figures"]
     assert column["encoder"]["3 per class"] > column["untrained"]["3 per class"] + 0.03
-    assert "30 labelled pictures" in tuned["protocol"]
+    assert "30 labeled images" in tuned["protocol"]
     for result, name in ((frozen, "3 per class"), (tuned, "top-1")):
         for row in ("encoder", "untrained"):
             assert re.search(rf"{row}\s.*{100 * result['figures'][row][name]:.1f}", printed)
 
 
 def test_a_folder_of_ones_own_is_taken(example: Example, tmp_path: Path) -> None:
-    from mec.data import open_images
+    from mec.data import open_dataset
 
     module = runpy.run_path(str(EXAMPLES / "own_images.py"))
-    images = open_images(module["write_digits"](tmp_path, 50))
+    images = open_dataset(module["write_digits"](tmp_path, 50))
     assert len(images) == 50
     assert images.labels is not None
     # the data set begins 0 1 2 ... 9 0 1 2 ...; files are listed by class, then by number
@@ -112,7 +112,7 @@ def test_orders_side_by_side(example: Example) -> None:
 
 
 def test_an_encoder_in_timm_and_scikit_learn(example: Example) -> None:
-    printed = example("encoder_elsewhere", "--epochs", 1, "--pictures", 400)
+    printed = example("encoder_elsewhere", "--epochs", 1, "--images", 400)
     (difference,) = numbers(r"differ by (\S+)", printed)
     assert difference < 1e-5
     (accuracy,) = numbers(r"classifies (\S+)%", printed)
@@ -128,9 +128,9 @@ def test_an_encoder_in_a_detector(example: Example, tmp_path: Path) -> None:
     assert losses[-1] < 0.8 * losses[0]
     module = runpy.run_path(str(EXAMPLES / "encoder_in_a_detector.py"))
     detector = module["detector_from"](encoder, tmp_path / "encoder.pth").eval()
-    pictures = torch.rand(2, 3, 64, 64)
-    deepest = detector.backbone.body(pictures)["3"]
-    torch.testing.assert_close(deepest.mean(dim=(2, 3)), encoder(pictures))
+    images = torch.rand(2, 3, 64, 64)
+    deepest = detector.backbone.body(images)["3"]
+    torch.testing.assert_close(deepest.mean(dim=(2, 3)), encoder(images))
 
 
 class Plain(lightning.LightningModule):
@@ -177,28 +177,28 @@ def test_the_callback_adds_the_gradient_of_the_objective(gives: Any) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_callback_leaves_a_module_as_it_was() -> None:
     term_of = runpy.run_path(str(EXAMPLES / "as_a_callback.py"))["MaximumEntropyTerm"]
-    pictures = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
+    images = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
 
     def fails(loss: Tensor) -> Tensor:
         raise RuntimeError("no")
 
     model = Plain(fails)
     with pytest.raises(RuntimeError, match="no"):
-        fit(model, term_of(pictures, "encoder"))
+        fit(model, term_of(images, "encoder"))
     assert "training_step" not in model.__dict__
 
     model = Plain(lambda loss: None)  # every batch left out
     before = model.encoder[1].weight.detach().clone()
-    fit(model, term_of(pictures, "encoder"))
+    fit(model, term_of(images, "encoder"))
     assert torch.equal(before, model.encoder[1].weight)
 
     model.automatic_optimization = False
     with pytest.raises(ValueError, match="by hand"):
-        fit(model, term_of(pictures, "encoder"))
+        fit(model, term_of(images, "encoder"))
 
 
 def test_the_callback_beside_somebody_elses_model(example: Example) -> None:
-    printed = example("as_a_callback", "--epochs", 5, "--pictures", 256)
+    printed = example("as_a_callback", "--epochs", 5, "--images", 256)
     assert re.findall(r"^(.+?)  +accuracy", printed, re.MULTILINE) == ["alone", "with the term"]
     assert numbers(r"accuracy (\S+)%", printed)[1] > 25  # a guess is right in 10 %
 

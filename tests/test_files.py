@@ -2,32 +2,32 @@ from pathlib import Path
 
 import pytest
 
-from mec.files import replacing, rows_before
+from mec.files import atomic_write, rows_before_step
 
 ROWS = "epoch,step,kNN\n1,10,0.5\n2,20,0.6\n3,30,0.7\n"
 
 
 def test_rows_of_steps_that_a_resumed_run_does_not_take_again(tmp_path: Path) -> None:
     path = tmp_path / "probes.csv"
-    assert rows_before(path, 99) == []
+    assert rows_before_step(path, 99) == []
     path.write_text(ROWS)
-    assert [row["kNN"] for row in rows_before(path, 30)] == ["0.5", "0.6"]
-    assert rows_before(path, 10) == []
+    assert [row["kNN"] for row in rows_before_step(path, 30)] == ["0.5", "0.6"]
+    assert rows_before_step(path, 10) == []
 
 
 @pytest.mark.parametrize("cut", ["4", "4,", "4,40"])
 def test_a_row_that_a_full_disk_cut_is_none(tmp_path: Path, cut: str) -> None:
     path = tmp_path / "probes.csv"
     path.write_text(ROWS + cut)
-    assert [row["step"] for row in rows_before(path, 99)] == ["10", "20", "30"]
+    assert [row["step"] for row in rows_before_step(path, 99)] == ["10", "20", "30"]
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "new" / "figures.json"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("old")
         assert not path.exists()
-    with pytest.raises(KeyError), replacing(path) as temporary:
+    with pytest.raises(KeyError), atomic_write(path) as temporary:
         temporary.write_text("half of what is")
         raise KeyError
     assert path.read_text() == "old"

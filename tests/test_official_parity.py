@@ -9,7 +9,7 @@ from torch import nn
 
 from mec.coding import MECLoss, cross_coding_rate, spectral_norm
 from mec.models import Predictor, Projector, Siamese
-from mec.pretraining.schedules import distortion_at, learning_rate_factor, teacher_momentum
+from mec.pretraining.schedules import distortion_at, lr_factor, teacher_momentum
 
 Reference = dict[str, np.ndarray]
 
@@ -90,27 +90,27 @@ def test_training_trace(reference: Reference) -> None:
 
     base = 0.5 * m / 256
     trainable = [p for p in network.parameters() if p.requires_grad]
-    optimiser = torch.optim.SGD(trainable, base, momentum=0.9, weight_decay=1e-5)
+    optimizer = torch.optim.SGD(trainable, base, momentum=0.9, weight_decay=1e-5)
     target = float(reference["trace_eps_d"])
     objective = MECLoss(target, order=4)
     for t in range(steps):
-        rate = base * learning_rate_factor(t, steps, warmup)
+        rate = base * lr_factor(t, steps, warmup)
         distortion = distortion_at(t, target, 8, warmup)
         momentum = teacher_momentum(t, steps, 0.996)
         assert rate == pytest.approx(float(reference["trace_lr"][t]), abs=1e-15)
         assert distortion * m == pytest.approx(float(reference["trace_lamda_inv"][t]), rel=1e-13)
         assert momentum == pytest.approx(float(reference["trace_momentum"][t]), rel=1e-13)
 
-        optimiser.param_groups[0]["lr"] = rate
+        optimizer.param_groups[0]["lr"] = rate
         codes = network(torch.tensor(reference["trace_x1"][t]), torch.tensor(reference["trace_x2"][t]))
         loss = objective(*codes, distortion=distortion)
         # the official code reports mu / m times the mean log det
         length = -loss.item() / distortion * (m + d) / (2 * m)
         assert loss.item() == pytest.approx(float(reference["trace_loss"][t]), abs=1e-8)
         assert length == pytest.approx(float(reference["trace_coding_length"][t]), abs=1e-8)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         network.update_teacher(momentum)
 
     for ours, tensor in network.state_dict().items():

@@ -72,4 +72,4 @@ def test_the_drawing_is_legible_on_dark_pages(relations: ModuleType, tmp_path: P
     relations.draw(rows, {name: [0.5] * len(relations.DISTORTIONS) for name in relations.WHOLE}, tmp_path / "a.svg")
     drawn = (tmp_path / "a.svg").read_text()
     assert drawn.count("prefers-color-scheme: dark") == 1
-    assert not any(f": {colour}" in drawn for colour in relations.DARK)
+    assert not any(f": {color}" in drawn for color in relations.DARK)

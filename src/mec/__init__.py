@@ -1,4 +1,4 @@
-"""Image encoders learnt without labels by Maximum Entropy Coding (Liu et al., NeurIPS 2022).
+"""Image encoders learned without labels by Maximum Entropy Coding (Liu et al., NeurIPS 2022).
 
 Every name is imported when it is asked for: someone who only wants the loss pays for torch alone.
 """
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mec import evaluate
     from mec.coding import MECLoss, coding_length, coding_rate, cross_coding_rate
-    from mec.data import TwoViews, open_images
+    from mec.data import TwoViews, open_dataset
     from mec.embedding.embed import embed
     from mec.models import Encoder, create_encoder, load_encoder, save_encoder
     from mec.models.export.export import export
-    from mec.pretraining import Recipe, Run, load_recipe, pretrain, view_sheet
+    from mec.pretraining import Recipe, Run, contact_sheet, load_recipe, pretrain
 
 __version__ = "0.1.0"
 
@@ -33,10 +33,10 @@ _LATER = {
     "export": "mec.models.export.export",
     "load_encoder": "mec.models",
     "load_recipe": "mec.pretraining",
-    "open_images": "mec.data",
+    "open_dataset": "mec.data",
     "pretrain": "mec.pretraining",
     "save_encoder": "mec.models",
-    "view_sheet": "mec.pretraining",
+    "contact_sheet": "mec.pretraining",
 }
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "TwoViews",
     "coding_length",
     "coding_rate",
+    "contact_sheet",
     "create_encoder",
     "cross_coding_rate",
     "embed",
@@ -54,16 +55,15 @@ __all__ = [
     "export",
     "load_encoder",
     "load_recipe",
-    "open_images",
+    "open_dataset",
     "pretrain",
     "save_encoder",
-    "view_sheet",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "evaluate":
-        return importlib.import_module("mec.evaluate")
+    if name in ("evaluate", "pretraining"):
+        return importlib.import_module(f"mec.{name}")
     if name in _LATER:
         return getattr(importlib.import_module(_LATER[name]), name)
     raise AttributeError(f"module 'mec' has no attribute {name!r}")

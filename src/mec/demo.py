@@ -9,21 +9,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mec.data import ArrayImages, open_images
+from mec.data import ArrayDataset, open_dataset
 from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies
 from mec.evaluate.features import Features, features_of
 from mec.evaluate.few_shot import class_mean_scores
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import probe
-from mec.results import Result, Stopwatch
 from mec.evaluate.task import Task, open_task
+from mec.pretraining import load_recipe, pretrain
 from mec.report import write_report
 from mec.report.overview import overview
-from mec.pretraining import load_recipe, pretrain
+from mec.results import Result, Stopwatch
 
 LABELS = (1, 5, 10)
-NEIGHBOURS = 20
+NEIGHBORS = 20
 
 
 def demo(out: str | os.PathLike[str] = "demo", epochs: int | None = None, seed: int = 0) -> Result:
@@ -47,15 +47,15 @@ def demo(out: str | os.PathLike[str] = "demo", epochs: int | None = None, seed: 
     features = list(features_of(task))
     result = measure(task, features, clock)
     result.append_to(folder)
-    test = open_images("digits", "test")
-    assert isinstance(test, ArrayImages)
+    test = open_dataset("digits", "test")
+    assert isinstance(test, ArrayDataset)
     assert test.labels is not None
-    picture = overview(run.metrics(), features[0].test, test.labels, test.pictures, test.classes, folder / "demo.png")
+    image = overview(run.metrics(), features[0].test, test.labels, test.images, test.classes, folder / "demo.png")
     console.print(_table(result))
     console.print(
         f"Accuracy on {len(task.test)} test digits in percent; n labels a class: nearest class mean, "
-        f"mean ± std of 20 draws; all labels: {NEIGHBOURS} nearest neighbours and a linear classifier.\n"
-        f"{picture} shows the run; {result.seconds:.0f} s in all.",
+        f"mean ± std of 20 draws; all labels: {NEIGHBORS} nearest neighbors and a linear classifier.\n"
+        f"{image} shows the run; {result.seconds:.0f} s in all.",
         highlight=False,
         markup=False,
     )
@@ -65,7 +65,7 @@ def demo(out: str | os.PathLike[str] = "demo", epochs: int | None = None, seed: 
 
 
 def measure(task: Task, features: list[Features], clock: Stopwatch) -> Result:
-    """Few labels, neighbours and linear classifier, for every row of the task."""
+    """Few labels, neighbors and linear classifier, for every row of the task."""
     classes = len(task.classes)
     figures: dict[str, dict[str, float]] = {}
     for f in features:
@@ -73,7 +73,7 @@ def measure(task: Task, features: list[Features], clock: Stopwatch) -> Result:
         for n in LABELS:
             scores = class_mean_scores(f, classes, n, draws=20, seed=0)["top-1"]
             row[f"{n} labels"], row[f"{n} labels std"] = float(scores.mean()), float(scores.std())
-        ranked = knn_ranking(f.train, f.train_labels, f.test, [NEIGHBOURS], classes)[NEIGHBOURS]
+        ranked = knn_ranking(f.train, f.train_labels, f.test, [NEIGHBORS], classes)[NEIGHBORS]
         row["all, kNN"] = accuracies(ranked, f.test_labels, classes)["top-1"]
         row["all, linear"] = probe(f, classes)["top-1"]
     return Result(

@@ -42,17 +42,25 @@ _group: _Group | None = None
 _starts = itertools.count()
 
 
-def count() -> int:
-    """How many processes are ``together``; 1 outside of it."""
+def is_rank_zero() -> bool:
+    """Whether this process is the one that writes, of those that torchrun, SLURM or lightning started.
+
+    Read from the environment: valid before a process group exists.
+    """
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+def world_size() -> int:
+    """How many processes are ``process_group``; 1 outside of it."""
     return _group.count if _group else 1
 
 
-def rank() -> int:
+def get_rank() -> int:
     return _group.rank if _group else 0
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """All processes go through the block alike, and leave it when the last has come to its end.
 
     They are those of the process group that is there, else those that torchrun or SLURM's srun started, each with the
@@ -63,17 +71,17 @@ def together() -> Iterator[None]:
     """
     global _group
     made = False
-    if not _initialised() and (environment := _launched()) is not None:
+    if not _initialized() and (environment := _launched()) is not None:
         _start(environment)
         made = True
-    if not _initialised() or dist.get_world_size() == 1:
+    if not _initialized() or dist.get_world_size() == 1:
         yield
         return
     local_rank = environment.local_rank() if made else int(os.environ.get("LOCAL_RANK", "0"))
     _group = _Group(_gloo(dist.group.WORLD), dist.get_rank(), dist.get_world_size(), local_rank)
     try:
         yield
-        exchange(None)
+        all_gather_objects(None)
     except InputError as error:
         if not error.agreed:
             _meet(None, str(error))  # raises it in all
@@ -84,43 +92,43 @@ def together() -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def exchange(value: T) -> list[T]:
+def all_gather_objects(value: T) -> list[T]:
     """What each process has, by rank. InputError: another process cannot go on."""
     return [value] if _group is None else _meet(value, None)
 
 
-def from_first(value: T) -> T:
+def broadcast_object(value: T) -> T:
     """What the first process has, in all of them."""
-    return exchange(value if rank() == 0 else None)[0]  # type: ignore[return-value]
+    return all_gather_objects(value if get_rank() == 0 else None)[0]  # type: ignore[return-value]
 
 
 @contextmanager
-def in_turn() -> Iterator[None]:
+def local_rank_zero_first() -> Iterator[None]:
     """One process of each machine goes through the block before the others: they find what it has downloaded."""
     waits = _group is not None and _group.local_rank > 0
     if waits:
-        exchange(None)
+        all_gather_objects(None)
     yield
     if not waits:
-        exchange(None)
+        all_gather_objects(None)
 
 
-def share(length: int, batch: int) -> slice:
-    """This process's stretch of ``length`` pictures: whole batches, those that one process would make."""
+def shard_range(length: int, batch: int) -> slice:
+    """This process's stretch of ``length`` images: whole batches, those that one process would make."""
     batches = -(-length // batch)
-    start, stop = (-(-r * batches // count()) * batch for r in (rank(), rank() + 1))
+    start, stop = (-(-r * batches // world_size()) * batch for r in (get_rank(), get_rank() + 1))
     return slice(min(start, length), min(stop, length))
 
 
-def collect(rows: Tensor, allocate: Callable[[int, int], Tensor]) -> Tensor:
+def gather_rows(rows: Tensor, allocate: Callable[[int, int], Tensor]) -> Tensor:
     """The rows (n, d) of all processes, by rank, in the first; its own in another. They come a block at a time.
 
     ``allocate(n, d)`` makes the table that they go to. A process without rows need not know d.
     """
     if _group is None:
         return rows
-    shapes = exchange((len(rows), rows.shape[1]))
-    if rank() > 0:
+    shapes = all_gather_objects((len(rows), rows.shape[1]))
+    if get_rank() > 0:
         for block in torch.split(rows, ROWS) if len(rows) else ():
             dist.send(block.contiguous(), 0, _group.gloo)
         return rows
@@ -147,7 +155,7 @@ def _meet(value: T, failure: str | None) -> list[T]:
     return [value for _, value in met]
 
 
-def _initialised() -> bool:
+def _initialized() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 

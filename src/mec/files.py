@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place, on disk, when the block ends well; else it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -27,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def rows_before(path: Path, step: int) -> list[dict[str, str]]:
+def rows_before_step(path: Path, step: int) -> list[dict[str, str]]:
     """The rows of a .csv whose column ``step`` is below ``step``: a run that is resumed there writes the others again.
 
     Without the file there are none; a last row that a full disk has cut is not among them.
@@ -37,8 +37,3 @@ def rows_before(path: Path, step: int) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         whole = (row for row in csv.DictReader(file) if None not in row.values())
         return [row for row in whole if int(row["step"]) < step]
-
-
-def is_first_process() -> bool:
-    """Of those that torchrun, SLURM or lightning started, the one that writes; there may be no process group yet."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))

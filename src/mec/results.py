@@ -26,7 +26,7 @@ class Result:
     Attributes:
         task: knn, linear, few-label, ...
         protocol: how it was measured, in a sentence.
-        data: the source, with the numbers of pictures.
+        data: the source, with the numbers of images.
         encoder: what was measured.
         figures: a row for the encoder ("encoder") and for each baseline: column -> value. Accuracies are shares, and
             whole numbers (int) counts.

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import mec
-from mec import doctor as doctors
+from mec.cli import doctor as doctors
 from mec.cli.doctor import doctor
 
 GIB = 2**30
@@ -48,17 +48,17 @@ def test_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_home_folder_has_no_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "pictures").mkdir()
-    text = doctor(tmp_path / "pictures")
+    (tmp_path / "images").mkdir()
+    text = doctor(tmp_path / "images")
     assert str(tmp_path) not in text
-    assert "~/pictures" in words(text)
+    assert "~/images" in words(text)
 
 
 def test_decoding_takes_time_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(1000))
     monkeypatch.setattr(doctors.time, "perf_counter", lambda: float(next(ticks)))
     monkeypatch.setattr(doctors, "DECODING_SECONDS", 8.0)
-    # the clock ticks once a picture: seven are done before it shows 8 seconds
+    # the clock ticks once an image: seven are done before it shows 8 seconds
     assert doctors.decoding()[1] == pytest.approx(7 / 8)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mec.cli.evaluate_options import TASKS
 from mec.cli.main import main
 from mec.cli.options import COMMANDS
-from mec.cli.evaluate_options import TASKS
 from mec.pretraining import Recipe
 
 EVERY = [[name] for name in COMMANDS] + [["evaluate", task] for task in TASKS]
@@ -60,7 +60,7 @@ def test_every_setting_of_the_recipe_stands_once_in_a_named_group(
     assert own_group is not None
     assert own_group[1].split() == "-h, --help show this help message and exit".split()
     shown = " ".join(text.split())
-    assert "--epochs N passes over the pictures (default: 100)" in shown
+    assert "--epochs N passes over the images (default: 100)" in shown
     assert "--view_1.crop_scale [X,X]" in shown
     assert "(default: [0.2,1])" in shown
     assert "--small_stem {true,false,null}" in shown

@@ -28,10 +28,10 @@ def call(*arguments: object) -> int:
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
-    for name, colour in (("ant", 60), ("bee", 190)):
+    for name, color in (("ant", 60), ("bee", 190)):
         (folder / name).mkdir()
         for i in range(12):
-            noise = rng.integers(-40, 40, (40, 50, 3)) + colour
+            noise = rng.integers(-40, 40, (40, 50, 3)) + color
             Image.fromarray(noise.astype(np.uint8)).save(folder / name / f"{i}.jpg")
     return folder
 
@@ -58,7 +58,7 @@ def test_from_a_folder_to_all_evaluations(photographs: Path, run: Path, capsys: 
     lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     assert [line["task"] for line in lines] == ["knn", "linear", "linear", "few-label", "finetune"]
     assert "BatchNorm and linear layer, LARS" in lines[2]["protocol"]
-    assert "10 labelled pictures (50%)" in lines[4]["protocol"]
+    assert "10 labeled images (50%)" in lines[4]["protocol"]
 
 
 def test_several_sources_make_one_table(photographs: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +123,7 @@ def test_resume_of_a_run_that_ended_changes_nothing(photographs: Path, run: Path
     ("arguments", "message"),
     [
         (["pretrain", "/nonexistent", "--out", "OUT"], "data: /nonexistent does not exist"),
-        (["pretrain", "EMPTY", "--out", "OUT"], "no picture in"),
+        (["pretrain", "EMPTY", "--out", "OUT"], "no image in"),
         (["pretrain", "DATA"], "mec pretrain: expected --out OUT"),
         (["pretrain", "DATA", "--out", "OUT", "--epochs", "-1"], "epochs: expected at least 1, got -1"),
         (["pretrain", "DATA", "--out", "OUT", "--epochs", "ten"], "--epochs: expected a whole number, got 'ten'"),
@@ -133,14 +133,14 @@ def test_resume_of_a_run_that_ended_changes_nothing(photographs: Path, run: Path
         (["pretrain", "DATA", "--out", "OUT", "--recipe", "none"], "recipe: 'none'"),
         (["pretrain", "DATA", "--out", "OUT", "--devices", "0"], "devices: expected"),
         (["pretrain", "DATA", "--out", "RUN"], "already holds a run"),
-        (["pretrain", "DATA", "--out", "OUT", "--max-broken", "2"], "max_broken: expected a share in [0, 1], got 2"),
-        (["pretrain", "DATA", "--out", "OUT", "--channels", "4"], "channels: expected a picture with 4 channels"),
-        (["pretrain", "DATA", "--out", "OUT", "--background", "nocolour"], "background: expected a colour"),
+        (["pretrain", "DATA", "--out", "OUT", "--max-broken", "2"], "max_corrupt: expected a share in [0, 1], got 2"),
+        (["pretrain", "DATA", "--out", "OUT", "--channels", "4"], "channels: expected an image with 4 channels"),
+        (["pretrain", "DATA", "--out", "OUT", "--background", "nocolor"], "background: expected a color"),
         (["pretrain", "DATA", "--out", "OUT", "--views", "slow"], "--views: expected fast or reference, got 'slow'"),
         (["pretrain", "DATA", "--out", "OUT", "--every", "0"], "every: expected at least 1"),
         (["pretrain", "none-{0..3}.tar", "--out", "OUT"], "data: none-0.tar does not exist (4 of 4 shards)"),
         (["pretrain", "none.parquet", "--out", "OUT"], "data: none.parquet does not exist"),
-        (["views", "DATA", "--out", "OUT"], "has no suffix of a picture"),
+        (["views", "DATA", "--out", "OUT"], "has no suffix of an image"),
         (["views", "DATA"], "mec views: expected --out OUT"),
         (["views", "/nonexistent", "--out", "OUT"], "out"),
         (["evaluate", "knn", "DATA", "--encoder", "nowhere"], "encoder: 'nowhere'"),
@@ -151,12 +151,12 @@ def test_resume_of_a_run_that_ended_changes_nothing(photographs: Path, run: Path
         (["evaluate", "linear", "FLAT", "--encoder", "RUN"], "has no labels; expected a sub-folder per class"),
         (["evaluate", "linear", "ONE", "--encoder", "RUN"], "has one class (ant), expected at least 2"),
         (["evaluate", "linear", "LONELY", "--encoder", "RUN"], "class 'bee' of"),
-        (["evaluate", "linear", "EACH_ITS_OWN", "--encoder", "RUN"], "has no test pictures"),
+        (["evaluate", "linear", "EACH_ITS_OWN", "--encoder", "RUN"], "has no test images"),
         (["evaluate", "linear", "DATA", "--encoder", "RUN", "--protocol", "best"], "protocol"),
         (["evaluate", "linear", "DATA", "--encoder", "RUN", "--epochs", "3"], "the fast protocol has none"),
         (
             ["evaluate", "linear", "DATA", "--encoder", "FIVE_CHANNELS"],
-            "takes 5 channels, the pictures of",
+            "takes 5 channels, the images of",
         ),
         (["evaluate", "finetune", "DATA", "--encoder", "RUN", "--labels", "ABSENT"], "nowhere.jpg, which is not among"),
         (["evaluate", "finetune", "DATA", "--encoder", "RUN", "--labels", "200%"], "labels: expected a share"),
@@ -176,7 +176,7 @@ def test_resume_of_a_run_that_ended_changes_nothing(photographs: Path, run: Path
         (["evaluate", "detect", "DATA", "--encoder", "RUN", "--batch-size", "0"], "batch_size: expected at least 1"),
         (["evaluate", "detect", "DATA", "--encoder", "RUN", "--side=ten"], "--side: expected a whole number or null"),
         (["evaluate", "detect", "DATA", "--encoder", "RUN", "--schedule", "long"], "schedule"),
-        (["evaluate", "detect", "DATA", "--encoder", "RUN", "--predict", "EMPTY"], "no picture in"),
+        (["evaluate", "detect", "DATA", "--encoder", "RUN", "--predict", "EMPTY"], "no image in"),
         (["evaluate", "detect", "DATA", "--encoder", "RUN", "--predict", "DATA", "--threshold", "2"], "threshold: exp"),
         (["evaluate", "detect", "DATA", "--encoder", "RUN", "--out", "OUT", "--resume"], "holds no detectors"),
         (["evaluate", "detect", "DATA", "DATA", "--encoder", "RUN", "--out", "OUT"], "unexpected argument"),
@@ -210,12 +210,12 @@ def test_what_the_user_got_wrong_is_one_line_and_status_2(
 
 def odd_sources(photographs: Path, folder: Path) -> dict[str, Path]:
     """Sources that cannot be classified, a list and an encoder that do not fit them."""
-    pictures = sorted(photographs.rglob("*.jpg"))
+    images = sorted(photographs.rglob("*.jpg"))
     tables = {
         "FLAT": None,
-        "ONE": [(p, "ant") for p in pictures[:4]],
-        "LONELY": [(p, "ant") for p in pictures[:4]] + [(pictures[5], "bee")],
-        "EACH_ITS_OWN": [(p, p.stem) for p in pictures[:12]],
+        "ONE": [(p, "ant") for p in images[:4]],
+        "LONELY": [(p, "ant") for p in images[:4]] + [(images[5], "bee")],
+        "EACH_ITS_OWN": [(p, p.stem) for p in images[:12]],
     }
     places = {name: folder / f"{name}.csv" for name in tables}
     for name, rows in tables.items():
@@ -229,7 +229,7 @@ def odd_sources(photographs: Path, folder: Path) -> dict[str, Path]:
     return places
 
 
-def test_a_broken_picture_is_passed_over_and_listed(photographs: Path, tmp_path: Path) -> None:
+def test_a_broken_image_is_passed_over_and_listed(photographs: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for i, path in enumerate(photographs.rglob("*.jpg")):
         (tmp_path / "data" / f"{i}.jpg").write_bytes(path.read_bytes()[: 100 if i == 20 else None])
@@ -247,16 +247,16 @@ def test_a_broken_picture_is_passed_over_and_listed(photographs: Path, tmp_path:
     [
         (["--help"], ["pretrain", "evaluate", "demo"]),
         (["views", "--help"], ["--pairs", "--view_1.blur", "--every", "example:"]),
-        (["pretrain", "--help"], ["--recipe", "--epochs", "--objective.distortion", "--view_2.solarise", "example:"]),
+        (["pretrain", "--help"], ["--recipe", "--epochs", "--objective.distortion", "--view_2.solarize", "example:"]),
         (["evaluate", "--help"], ["knn", "linear", "few-label"]),
         (["evaluate", "knn", "--help"], ["--encoder", "--temperature", "example:"]),
         (["evaluate", "linear", "--help"], ["--iterations", "example:"]),
         (["evaluate", "few-label", "--help"], ["--draws", "example:"]),
-        (["evaluate", "linear", "--help"], ["paper: the probe of the paper's code", "--protocol", "--head_rate"]),
+        (["evaluate", "linear", "--help"], ["paper: the probe of the paper's code", "--protocol", "--head_lr"]),
         (["evaluate", "finetune", "--help"], ["SwAV", "--labels", "--seeds", "swav:", "barlow:", "example:"]),
         (["evaluate", "detect", "--help"], ["voc07+12", "--predict", "--batch_size", "--architecture", "example:"]),
         (["embed", "--help"], ["--near_duplicates", "--outliers", "--similarity", "example:"]),
-        (["export", "--help"], ["--format", "detectron2", "--licence", "--push", "example:"]),
+        (["export", "--help"], ["--format", "detectron2", "--license", "--push", "example:"]),
         (["demo", "--help"], ["--out", "example:"]),
     ],
 )

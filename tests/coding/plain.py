@@ -1,4 +1,4 @@
-"""The objective as the paper writes it, to compare with: normalise, m x m, matrix powers, slogdet, autograd."""
+"""The objective as the paper writes it, to compare with: normalize, m x m, matrix powers, slogdet, autograd."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_flops_fall_with_the_processes(rows, d, order, symmetric):
     costs = [cost_of(cheapest_way(rows, d, n, order, symmetric), rows, d, n, order, symmetric) for n in counts]
     flops = [c.flops for c in costs]
     assert flops == sorted(flops, reverse=True)
-    floor = 0 if order else min(rows, d) ** 3 // 3  # the factorisation stays
+    floor = 0 if order else min(rows, d) ** 3 // 3  # the factorization stays
     assert flops[-1] - floor < flops[0] / 3
 
 

@@ -42,7 +42,7 @@ class Student(nn.Module):
         return self.predictor(z), z
 
 
-def pictures(m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def images(m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(m)
     x1 = torch.randn(m, INPUTS, generator=generator, dtype=torch.float64)
     x2 = x1 + 0.5 * torch.randn(m, INPUTS, generator=generator, dtype=torch.float64)
@@ -82,7 +82,7 @@ def worker(rank: int) -> dict:
 def joined_step(rank: int, m: int, d: int, dtype: torch.dtype, name: str, target_gradients: bool):
     order, form, targets = LOSSES[name]
     student = DistributedDataParallel(Student(d, dtype))
-    x1, x2 = (own_part(x, rank) for x in pictures(m, dtype))
+    x1, x2 = (own_part(x, rank) for x in images(m, dtype))
     loss = MECLoss(EPS, order, form)
     return one_step(student, x1, x2, target_gradients, loss if targets else lambda p, z: loss(p))
 
@@ -136,7 +136,7 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(found, m, d, dtype, nam
             return sum(plain.pooled_loss(a, b, EPS, order) for a, b in pairs) / len(pairs)
         return plain.cross_loss(p, z, EPS, order) if targets else -EPS * plain.rate(p[0], p[1], EPS, order)
 
-    value, gradients = one_step(student, *(x.double() for x in pictures(m, dtype)), target_gradients, whole)
+    value, gradients = one_step(student, *(x.double() for x in images(m, dtype)), target_gradients, whole)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-12
     for rank in range(PROCESSES):
         joined_value, joined_gradients = found[rank][m, d, dtype, name, target_gradients]

@@ -183,14 +183,14 @@ def test_descent_on_the_pooled_form_ends_at_its_known_minimum(m, d, eps):
     directions = min(m, d)
     minimum = -eps * directions * math.log1p(1 / (directions * eps))
     z1, z2 = plain.codes(2, m, d, seed=3)
-    optimiser = torch.optim.Adam([z1, z2], lr=0.05)
+    optimizer = torch.optim.Adam([z1, z2], lr=0.05)
     loss = MECLoss(eps)
     start = loss((z1, z2)).item()
     for _ in range(400):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         value = loss((z1, z2))
         value.backward()
-        optimiser.step()
+        optimizer.step()
         assert value.item() >= minimum - 1e-9
     assert start > minimum + 0.1
     assert value.item() == pytest.approx(minimum, abs=1e-3)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mec.data import FileImages, open_images
+from mec.data import FileDataset, open_dataset
 from mec.data.analysis import RESIDENT_SIDE
 from tests.data.encoded_images import claiming
 
@@ -48,7 +48,7 @@ def became_a_folder(path: Path) -> None:
 BEFORE: dict[Callable[[Path], None], str] = {
     cut_off: "truncated",
     emptied: "the file is empty",
-    text: "not a picture in a format that is read",
+    text: "not an image in a format that is read",
     bomb: "bomb",
     link_to_nowhere: "No such file or directory",
 }
@@ -57,12 +57,12 @@ LATER: dict[Callable[[Path], None], str] = {
     became_a_folder: "Is a directory",
 }
 WAYS = BEFORE | LATER
-PICTURES = 25 * len(WAYS)
+IMAGES = 25 * len(WAYS)
 """Of which 4 % are broken, one in each way."""
-BROKEN = dict(zip(WAYS, np.linspace(0, PICTURES - 1, len(WAYS)).astype(int).tolist(), strict=True))
+BROKEN = dict(zip(WAYS, np.linspace(0, IMAGES - 1, len(WAYS)).astype(int).tolist(), strict=True))
 
 
-def photographs(folder: Path, count: int = PICTURES, size: tuple[int, int] = LARGE) -> Path:
+def photographs(folder: Path, count: int = IMAGES, size: tuple[int, int] = LARGE) -> Path:
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for i in range(count):
@@ -76,12 +76,12 @@ def break_in(folder: Path, ways: dict[Callable[[Path], None], str]) -> None:
         way(folder / f"{BROKEN[way]:03}.jpg")
 
 
-def opened_and_broken(folder: Path) -> FileImages:
-    """Pictures of which some are broken already, others break once they are listed."""
+def opened_and_broken(folder: Path) -> FileDataset:
+    """Images of which some are broken already, others break once they are listed."""
     break_in(folder, BEFORE)
-    images = open_images(folder)
-    assert isinstance(images, FileImages)
-    assert len(images) == PICTURES
+    images = open_dataset(folder)
+    assert isinstance(images, FileDataset)
+    assert len(images) == IMAGES
     break_in(folder, LATER)
     return images
 

@@ -1,4 +1,4 @@
-"""Pictures of known pixels, encoded in many ways, and what is decoded of them."""
+"""Images of known pixels, encoded in many ways, and what is decoded of them."""
 
 import io
 import struct
@@ -9,8 +9,8 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageOps
 
-from mec.data.decode import open_picture
-from mec.data.pixels import Reading
+from mec.data.decode import open_image
+from mec.data.pixels import PixelFormat
 
 H, W = 90, 131
 TURN = 0x0112
@@ -44,17 +44,21 @@ def by_pil(data: bytes, mode: str = "RGB") -> np.ndarray:
     return np.asarray(ImageOps.exif_transpose(image).convert(mode))
 
 
-def decoded(data: bytes | np.ndarray, reading: Reading | None = None, shrink: int = 1) -> np.ndarray:
+def decoded(data: bytes | np.ndarray, reading: PixelFormat | None = None, shrink: int = 1) -> np.ndarray:
     """Pixels, after a check that the header told their size."""
-    opened = open_picture(data)
-    pixels = opened.decode(reading or Reading(), shrink)
-    assert pixels.shape == (-(-opened.height // shrink), -(-opened.width // shrink), (reading or Reading()).channels)
+    opened = open_image(data)
+    pixels = opened.decode(reading or PixelFormat(), shrink)
+    assert pixels.shape == (
+        -(-opened.height // shrink),
+        -(-opened.width // shrink),
+        (reading or PixelFormat()).channels,
+    )
     return pixels
 
 
 def stored(data: bytes | np.ndarray, channels: int = 3) -> np.ndarray:
-    opened = open_picture(data)
-    values = opened.raw(Reading(channels))
+    opened = open_image(data)
+    values = opened.raw(PixelFormat(channels))
     assert values.shape[:2] == (opened.height, opened.width)
     return values
 
@@ -74,19 +78,19 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
 
 
 BITS, BYTES, ALPHA = numbers((H, W), bool), numbers((H, W), np.uint8), numbers((H, W), np.uint8)
-COLOURS = numbers((H, W, 3), np.uint8)
+COLORS = numbers((H, W, 3), np.uint8)
 
 
-def grey_and(alpha: np.ndarray) -> Image.Image:
+def gray_and(alpha: np.ndarray) -> Image.Image:
     return Image.merge("LA", (Image.fromarray(BYTES), Image.fromarray(alpha)))
 
 
-def colours_and(alpha: np.ndarray) -> Image.Image:
-    return Image.merge("RGBA", (*Image.fromarray(COLOURS).split(), Image.fromarray(alpha)))
+def colors_and(alpha: np.ndarray) -> Image.Image:
+    return Image.merge("RGBA", (*Image.fromarray(COLORS).split(), Image.fromarray(alpha)))
 
 
-def threefold(grey: np.ndarray) -> np.ndarray:
-    return np.stack([grey] * 3, axis=-1)
+def threefold(gray: np.ndarray) -> np.ndarray:
+    return np.stack([gray] * 3, axis=-1)
 
 
 def png_header(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
@@ -97,7 +101,7 @@ def png_header(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
 
 
 def claiming(kind: str, width: int, height: int) -> bytes:
-    """A picture of few bytes whose header claims many pixels."""
+    """An image of few bytes whose header claims many pixels."""
     if kind == "PNG":
         return png_header(width, height)
     if kind == "PPM":

@@ -5,23 +5,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mec.data.decode import open_picture
-from mec.data.pixels import Reading
+from mec.data.decode import open_image
+from mec.data.pixels import PixelFormat
 from tests.data.encoded_images import (
     ALPHA,
     BITS,
     BLUE,
     BYTES,
-    COLOURS,
+    COLORS,
     WHITE,
     H,
     W,
     by_pil,
-    colours_and,
+    colors_and,
     decoded,
     difference,
     encoded,
-    grey_and,
+    gray_and,
     npy,
     numbers,
     stored,
@@ -36,15 +36,15 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("subsampling", [0, 2])
-def test_jpeg_in_colour(photo: Image.Image, progressive: bool, subsampling: int) -> None:
+def test_jpeg_in_color(photo: Image.Image, progressive: bool, subsampling: int) -> None:
     data = encoded(photo, "JPEG", quality=90, progressive=progressive, subsampling=subsampling)
     assert difference(decoded(data), by_pil(data)) <= 2
-    assert difference(decoded(data, Reading(1))[..., 0], by_pil(data, "L")) <= 2
+    assert difference(decoded(data, PixelFormat(1))[..., 0], by_pil(data, "L")) <= 2
 
 
-def test_jpeg_in_grey(photo: Image.Image) -> None:
+def test_jpeg_in_gray(photo: Image.Image) -> None:
     data = encoded(photo.convert("L"), "JPEG")
-    assert difference(decoded(data, Reading(1))[..., 0], by_pil(data, "L")) <= 2
+    assert difference(decoded(data, PixelFormat(1))[..., 0], by_pil(data, "L")) <= 2
     assert difference(decoded(data), by_pil(data)) <= 2
     assert stored(data).shape == (H, W, 1)
 
@@ -52,7 +52,7 @@ def test_jpeg_in_grey(photo: Image.Image) -> None:
 def test_jpeg_stored_as_rgb(photo: Image.Image) -> None:
     data = encoded(photo, "JPEG", keep_rgb=True)
     assert difference(decoded(data), by_pil(data)) <= 2
-    assert difference(decoded(data, Reading(1))[..., 0], by_pil(data, "L")) <= 2
+    assert difference(decoded(data, PixelFormat(1))[..., 0], by_pil(data, "L")) <= 2
 
 
 @pytest.mark.parametrize("inks", [(0, 255, 255, 0), (255, 0, 0, 0), (0, 0, 0, 255), (0, 0, 0, 0), (40, 80, 120, 60)])
@@ -64,12 +64,12 @@ def test_jpeg_of_four_inks(inks: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("turn", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_a_picture_is_turned_as_its_exif_says(photo: Image.Image, kind: str, turn: int) -> None:
+def test_a_image_is_turned_as_its_exif_says(photo: Image.Image, kind: str, turn: int) -> None:
     data = encoded(photo, kind, turn)
     expected = by_pil(data)
     assert expected.shape[:2] == ((W, H) if turn >= 5 else (H, W))
     assert difference(decoded(data), expected) <= 2
-    assert difference(decoded(data, Reading(1))[..., 0], by_pil(data, "L")) <= 2
+    assert difference(decoded(data, PixelFormat(1))[..., 0], by_pil(data, "L")) <= 2
 
 
 @pytest.mark.parametrize("turn", [3, 6, 8])
@@ -85,7 +85,7 @@ def test_the_orientation_is_found_behind_long_segments(photo: Image.Image) -> No
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_damaged_exif_leaves_a_picture_as_it_lies(photo: Image.Image) -> None:
+def test_damaged_exif_leaves_a_image_as_it_lies(photo: Image.Image) -> None:
     for kind in ("JPEG", "PNG", "WEBP"):
         data = encoded(photo, kind, exif=b"Exif\0\0MM\0\x2a\xff\xff\xff\xff" + b"\xff" * 30)
         assert difference(decoded(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))) <= 2
@@ -102,13 +102,13 @@ def test_a_jpeg_decoded_smaller_is_the_average_of_its_pixels(size: tuple[int, in
     blocks = whole.reshape(whole.shape[0] // shrink, shrink, whole.shape[1] // shrink, shrink, 3).mean((1, 3))
     upright = {1: blocks, 5: blocks.swapaxes(0, 1), 8: np.rot90(blocks)}[turn]
     assert psnr(decoded(data, shrink=shrink), upright) > 40
-    grey = decoded(data, Reading(1), shrink)[..., 0]
-    assert psnr(grey, upright @ np.array([0.299, 0.587, 0.114])) > 40
+    gray = decoded(data, PixelFormat(1), shrink)[..., 0]
+    assert psnr(gray, upright @ np.array([0.299, 0.587, 0.114])) > 40
 
 
 def test_what_cannot_be_decoded_smaller_comes_whole(photo: Image.Image) -> None:
     for data in (encoded(photo, "PNG"), encoded(photo.convert("CMYK"), "JPEG"), npy(np.asarray(photo))):
-        assert open_picture(data).decode(Reading(), 4).shape == (H, W, 3)
+        assert open_image(data).decode(PixelFormat(), 4).shape == (H, W, 3)
 
 
 PALETTE = numbers((256, 3), np.uint8)
@@ -133,31 +133,31 @@ def with_palette(transparency: int | bytes | None = None) -> bytes:
         (encoded(Image.fromarray(BITS), "PNG"), threefold(BITS * 255), None),
         (encoded(Image.fromarray(BYTES), "PNG"), threefold(BYTES), None),
         (encoded(Image.fromarray(BYTES), "PNG", transparency=7), threefold(BYTES), (BYTES != 7) * 255),
-        (encoded(grey_and(ALPHA), "PNG"), threefold(BYTES), ALPHA),
+        (encoded(gray_and(ALPHA), "PNG"), threefold(BYTES), ALPHA),
         (with_palette(), PALETTE[BYTES], None),
         (with_palette(7), PALETTE[BYTES], (BYTES != 7) * 255),
         (with_palette(bytes(range(256))), PALETTE[BYTES], BYTES),
-        (encoded(Image.fromarray(COLOURS), "PNG"), COLOURS, None),
-        (encoded(colours_and(ALPHA), "PNG"), COLOURS, ALPHA),
-        (encoded(colours_and(ALPHA), "WEBP", lossless=True, exact=True), COLOURS, ALPHA),
-        (encoded(colours_and(ALPHA), "TIFF"), COLOURS, ALPHA),
-        (encoded(Image.fromarray(COLOURS), "BMP"), COLOURS, None),
+        (encoded(Image.fromarray(COLORS), "PNG"), COLORS, None),
+        (encoded(colors_and(ALPHA), "PNG"), COLORS, ALPHA),
+        (encoded(colors_and(ALPHA), "WEBP", lossless=True, exact=True), COLORS, ALPHA),
+        (encoded(colors_and(ALPHA), "TIFF"), COLORS, ALPHA),
+        (encoded(Image.fromarray(COLORS), "BMP"), COLORS, None),
         (encoded(Image.fromarray(BYTES), "BMP"), threefold(BYTES), None),
-        (encoded(Image.fromarray(COLOURS), "PPM"), COLOURS, None),
+        (encoded(Image.fromarray(COLORS), "PPM"), COLORS, None),
         (encoded(Image.fromarray(BYTES), "PPM"), threefold(BYTES), None),
-        (encoded(Image.fromarray(COLOURS), "TIFF", compression="tiff_lzw"), COLOURS, None),
+        (encoded(Image.fromarray(COLORS), "TIFF", compression="tiff_lzw"), COLORS, None),
         (encoded(Image.fromarray(BITS), "TIFF", compression="group4"), threefold(BITS * 255), None),
     ],
-    ids="1 L L-clear LA P P-clear P-alphas RGB RGBA webp tiff-rgba bmp bmp-grey ppm pgm tiff-lzw tiff-fax".split(),
+    ids="1 L L-clear LA P P-clear P-alphas RGB RGBA webp tiff-rgba bmp bmp-gray ppm pgm tiff-lzw tiff-fax".split(),
 )
-def test_lossless_pictures_come_back(
+def test_lossless_images_come_back(
     data: bytes, pixels: np.ndarray, alpha: np.ndarray | None, background: tuple[int, ...]
 ) -> None:
     behind = "#{:02x}{:02x}{:02x}".format(*background)
     expected = pixels if alpha is None else over(pixels, alpha, background)
-    assert difference(decoded(data, Reading(3, None, behind)), expected) <= (0 if alpha is None else 1)
-    grey = decoded(data, Reading(1, None, behind))[..., 0]
-    assert difference(grey, expected @ np.array([0.299, 0.587, 0.114])) <= 2
+    assert difference(decoded(data, PixelFormat(3, None, behind)), expected) <= (0 if alpha is None else 1)
+    gray = decoded(data, PixelFormat(1, None, behind))[..., 0]
+    assert difference(gray, expected @ np.array([0.299, 0.587, 0.114])) <= 2
 
 
 def test_webp_with_losses(photo: Image.Image) -> None:
@@ -167,7 +167,7 @@ def test_webp_with_losses(photo: Image.Image) -> None:
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_of_an_animation_the_first_frame(kind: str) -> None:
-    frames = [Image.new("RGB", (20, 12), colour) for colour in ("#ff0000", "#00ff00", "#0000ff")]
+    frames = [Image.new("RGB", (20, 12), color) for color in ("#ff0000", "#00ff00", "#0000ff")]
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     assert Image.open(io.BytesIO(data)).n_frames == 3
@@ -178,7 +178,7 @@ def test_a_transparent_gif_lies_on_the_background() -> None:
     image = Image.new("P", (20, 12), 1)
     image.putpalette([9, 9, 9, 200, 100, 50])
     image.putpixel((0, 0), 0)
-    found = decoded(encoded(image, "GIF", transparency=1), Reading(3, None, "#204060"))
+    found = decoded(encoded(image, "GIF", transparency=1), PixelFormat(3, None, "#204060"))
     assert tuple(found[0, 0]) == (9, 9, 9)
     assert tuple(found[5, 5]) == BLUE
 
@@ -187,11 +187,11 @@ def test_a_transparent_gif_lies_on_the_background() -> None:
 def test_a_single_pixel(kind: str) -> None:
     data = encoded(Image.new("RGB", (1, 1), (250, 4, 6)), kind)
     assert difference(decoded(data), by_pil(data)) <= 2
-    assert decoded(data, Reading(1)).shape == (1, 1, 1)
+    assert decoded(data, PixelFormat(1)).shape == (1, 1, 1)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_very_wide_picture(kind: str) -> None:
+def test_a_very_wide_image(kind: str) -> None:
     data = encoded(Image.fromarray(photograph(40, 20_000)), kind)
     assert difference(decoded(data), by_pil(data)) <= 2
-    assert open_picture(data).decode(Reading(), 8).shape == ((5, 2500, 3) if kind == "JPEG" else (40, 20_000, 3))
+    assert open_image(data).decode(PixelFormat(), 8).shape == ((5, 2500, 3) if kind == "JPEG" else (40, 20_000, 3))

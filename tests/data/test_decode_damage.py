@@ -1,4 +1,4 @@
-"""What is no picture, claims too many pixels, breaks off or is damaged."""
+"""What is no image, claims too many pixels, breaks off or is damaged."""
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from mec.data import open_images, read
-from mec.data.decode import MAX_PIXELS, open_picture
-from mec.data.pixels import BrokenPictureError, Reading
+from mec.data import open_dataset, read_image
+from mec.data.decode import MAX_PIXELS, open_image
+from mec.data.pixels import CorruptImageError, PixelFormat
 from mec.errors import InputError
-from tests.data.encoded_images import COLOURS, claiming, decoded, encoded, npy, numbers, tiff
+from tests.data.encoded_images import COLORS, claiming, decoded, encoded, npy, numbers, tiff
 from tests.data.transforms.test_geometry import photograph
 
 
@@ -33,9 +33,9 @@ from tests.data.transforms.test_geometry import photograph
     ],
     ids="objects complex text record line stack no-channels empty channelless scalar".split(),
 )
-def test_arrays_that_are_no_picture(values: np.ndarray) -> None:
-    with pytest.raises(BrokenPictureError, match=r"array of|allow_pickle|no pixels"):
-        open_picture(npy(values))
+def test_arrays_that_are_no_image(values: np.ndarray) -> None:
+    with pytest.raises(CorruptImageError, match=r"array of|allow_pickle|no pixels"):
+        open_image(npy(values))
 
 
 def test_a_pickle_is_not_loaded(tmp_path: Path) -> None:
@@ -46,8 +46,8 @@ def test_a_pickle_is_not_loaded(tmp_path: Path) -> None:
             return (tmp_path.joinpath("touched").touch, ())
 
     for data in (pickle.dumps(Touch()), npy(np.array([Touch()], dtype=object))):
-        with pytest.raises(BrokenPictureError):
-            open_picture(data)
+        with pytest.raises(CorruptImageError):
+            open_image(data)
     assert not (tmp_path / "touched").exists()
 
 
@@ -57,8 +57,8 @@ def test_a_decompression_bomb_is_refused_by_its_header(kind: str, monkeypatch: p
         pytest.fail("pixels were asked for")
 
     monkeypatch.setattr(ImageFile.ImageFile, "load_prepare", allocates)
-    with pytest.raises(BrokenPictureError, match=r"60,000 x 60,000 pixels, .* bomb: at most 400 million"):
-        open_picture(claiming(kind, 60_000, 60_000))
+    with pytest.raises(CorruptImageError, match=r"60,000 x 60,000 pixels, .* bomb: at most 400 million"):
+        open_image(claiming(kind, 60_000, 60_000))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF", "TIFF", "PPM"])
@@ -66,49 +66,49 @@ def test_opening_reads_no_more_than_the_header(kind: str) -> None:
     """Below our limit, above Pillow's, which warns of it or refuses."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        opened = open_picture(claiming(kind, 20_000, 15_000))
+        opened = open_image(claiming(kind, 20_000, 15_000))
     assert (opened.width, opened.height) == (20_000, 15_000)
     assert opened.width * opened.height < MAX_PIXELS
 
 
 def test_a_tiff_above_pillows_limit_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    data = encoded(Image.fromarray(COLOURS), "TIFF", 6)
-    assert np.array_equal(decoded(data), np.rot90(COLOURS, -1))
+    data = encoded(Image.fromarray(COLORS), "TIFF", 6)
+    assert np.array_equal(decoded(data), np.rot90(COLORS, -1))
     assert Image.MAX_IMAGE_PIXELS == 1000
 
 
 def test_pillows_own_limit_stays_as_it_was_with_many_threads() -> None:
     before, data = Image.MAX_IMAGE_PIXELS, claiming("PNG", 20_000, 15_000)
     with ThreadPoolExecutor(8) as pool:
-        assert {opened.width for opened in pool.map(open_picture, [data] * 400)} == {20_000}
+        assert {opened.width for opened in pool.map(open_image, [data] * 400)} == {20_000}
     assert before == Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.parametrize("data", [b"", b"hello, world\n" * 50, b"<svg/>", b"GIF", b"\x89PNG", b"\0" * 100, b"II*\0"])
-def test_what_is_no_picture(data: bytes, tmp_path: Path) -> None:
+def test_what_is_no_image(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(data)
     with pytest.raises(
-        BrokenPictureError,
-        match=r"^(the file is empty|not a picture in a format that is read|.* requires a buffer .*)$",
+        CorruptImageError,
+        match=r"^(the file is empty|not an image in a format that is read|.* requires a buffer .*)$",
     ):
-        read(open_images(tmp_path), 0)
+        read_image(open_dataset(tmp_path), 0)
 
 
 @pytest.mark.parametrize("rest", [b"", b"\xd9", b"\xff", b"\xff\xe0\0\0" * 20, bytes(range(256)) * 8])
 def test_noise_behind_the_first_bytes_of_a_jpeg(rest: bytes) -> None:
-    with pytest.raises(BrokenPictureError, match=r"^.+$"):
+    with pytest.raises(CorruptImageError, match=r"^.+$"):
         decoded(b"\xff\xd8" + rest)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
-def test_a_picture_that_breaks_off(photo: Image.Image, kind: str, share: float) -> None:
+def test_a_image_that_breaks_off(photo: Image.Image, kind: str, share: float) -> None:
     data = encoded(photo, kind)
     cut = data[: int(len(data) * share)]
-    for take in (lambda opened: opened.decode(Reading()), lambda opened: opened.raw(Reading())):
-        with pytest.raises(BrokenPictureError, match=r"^.+$"):
-            take(open_picture(cut))
+    for take in (lambda opened: opened.decode(PixelFormat()), lambda opened: opened.raw(PixelFormat())):
+        with pytest.raises(CorruptImageError, match=r"^.+$"):
+            take(open_image(cut))
 
 
 SEEDS = {
@@ -141,14 +141,14 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
 
 @pytest.mark.parametrize("name", SEEDS)
 @pytest.mark.filterwarnings("ignore")
-def test_damage_of_any_kind_is_a_broken_picture_or_other_pixels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_of_any_kind_is_a_broken_image_or_other_pixels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mec.data.decode.MAX_PIXELS", 10**6)
     rng = np.random.default_rng(sorted(SEEDS).index(name))
     assert decoded(SEEDS[name]).dtype == np.uint8
     refused = 0
     for _ in range(100):
         try:
-            pixels = open_picture(damaged(SEEDS[name], rng)).decode(Reading(), int(rng.choice([1, 2, 8])))
+            pixels = open_image(damaged(SEEDS[name], rng)).decode(PixelFormat(), int(rng.choice([1, 2, 8])))
         except InputError as error:
             assert str(error)
             assert "\n" not in str(error)

@@ -1,4 +1,4 @@
-"""Pictures of other numbers than bytes, and of any channels: 16 bits, TIFF and arrays."""
+"""Images of other numbers than bytes, and of any channels: 16 bits, TIFF and arrays."""
 
 import warnings
 from typing import Any
@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from mec.data.pixels import Reading
+from mec.data.pixels import PixelFormat
 from tests.data.encoded_images import TURN, H, W, decoded, difference, encoded, npy, numbers, stored, threefold, tiff
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
-def test_sixteen_bits_of_grey(kind: str) -> None:
+def test_sixteen_bits_of_gray(kind: str) -> None:
     values = numbers((H, W), np.uint16)
     data = encoded(Image.fromarray(values), kind)
     assert np.array_equal(stored(data)[..., 0], values)
-    assert difference(decoded(data, Reading(1))[..., 0], values / 257) <= 0.5
+    assert difference(decoded(data, PixelFormat(1))[..., 0], values / 257) <= 0.5
     assert difference(decoded(data), threefold(values) / 257) <= 0.5
-    found = decoded(data, Reading(1, (0.0, 4095.0)))
+    found = decoded(data, PixelFormat(1, (0.0, 4095.0)))
     assert found.dtype == np.float32
     assert difference(found[..., 0], np.clip(values / 4095, 0, 1)) < 1e-6
 
@@ -33,7 +33,7 @@ def test_tiff_of_any_channels(channels: int, dtype: Any, layout: str, options: d
     data = tiff(planes, photometric="minisblack", planarconfig=layout, **options)
     assert np.array_equal(stored(data), values)
     white = np.iinfo(dtype).max if values.dtype.kind == "u" else 1.0
-    assert difference(decoded(data, Reading(channels)), values / white * 255.0) <= 0.5001
+    assert difference(decoded(data, PixelFormat(channels)), values / white * 255.0) <= 0.5001
 
 
 @pytest.mark.parametrize(
@@ -76,10 +76,10 @@ def test_a_deep_tiff_is_turned(turn: int) -> None:
 def test_pages_are_channels_where_there_are_as_many_as_asked_for() -> None:
     pages = numbers((5, H, W), np.uint8)
     data = tiff(pages, photometric="minisblack")
-    assert np.array_equal(decoded(data, Reading(5)), pages.transpose(1, 2, 0))
-    assert np.array_equal(decoded(data, Reading(3)), threefold(pages[0]))
-    coloured = numbers((3, H, W, 3), np.uint8)
-    assert np.array_equal(decoded(tiff(coloured, photometric="rgb")), coloured[0])
+    assert np.array_equal(decoded(data, PixelFormat(5)), pages.transpose(1, 2, 0))
+    assert np.array_equal(decoded(data, PixelFormat(3)), threefold(pages[0]))
+    colored = numbers((3, H, W, 3), np.uint8)
+    assert np.array_equal(decoded(tiff(colored, photometric="rgb")), colored[0])
     stack = numbers((3, 2, H, W), np.uint16)
     microscope = tiff(stack, imagej=True, metadata={"axes": "ZCYX"})
     assert np.array_equal(stored(microscope), stack[0].transpose(1, 2, 0))
@@ -112,12 +112,12 @@ def test_npy(shape: tuple[int, ...], axes: tuple[int, ...] | None, dtype: Any) -
     ]
     low, high = (0, 255) if dtype == np.uint8 else (0, 65535) if dtype == np.int32 else (low, high)
     levels = (np.clip(expected.astype(float), low, high) - low) / (high - low) * 255
-    assert difference(decoded(npy(values), Reading(found.shape[2])), levels) <= 0.51
+    assert difference(decoded(npy(values), PixelFormat(found.shape[2])), levels) <= 0.51
 
 
 def test_what_is_no_number_in_floats_is_clipped() -> None:
     values = np.array([[np.nan, np.inf, -np.inf, 0.5], [-1e300, 1e300, 2.0, -1.0]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = decoded(npy(values), Reading(1, (0.0, 1.0)))[..., 0]
+        found = decoded(npy(values), PixelFormat(1, (0.0, 1.0)))[..., 0]
     assert found.tolist() == [[0.0, 1.0, 0.0, 0.5], [0.0, 1.0, 1.0, 0.0]]

@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mec.data import ArrayImages, TwoViews, open_images
-from mec.data.dataset import read
+from mec.data import ArrayDataset, TwoViews, open_dataset
+from mec.data.analysis import channel_statistics, infer_pixel_format, load_into_memory
+from mec.data.dataset import read_image
 from mec.data.loaders import EpochSampler, evaluation_loader, training_loader
-from mec.data.pixels import Reading
-from mec.data.analysis import measure_colours, settle, survey
+from mec.data.pixels import PixelFormat
 from mec.errors import InputError
 from tests.data.transforms.test_geometry import photograph
 
@@ -24,7 +24,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_an_epoch_shows_each_picture_once_in_a_new_order() -> None:
+def test_an_epoch_shows_each_image_once_in_a_new_order() -> None:
     sampler = EpochSampler(100, 20, seed=1)
     orders = []
     for epoch in range(3):
@@ -44,41 +44,41 @@ def test_processes_share_the_same_joined_batches() -> None:
 
 
 def test_workers_do_not_change_the_views(photographs: Path) -> None:
-    dataset, views = open_images(photographs), TwoViews(32, seed=3)
+    dataset, views = open_dataset(photographs), TwoViews(32, seed=3)
     found = []
     for workers in (0, 2):
-        loader = training_loader(dataset, views, EpochSampler(12, 4, seed=0), Reading(), CPU, workers)
+        loader = training_loader(dataset, views, EpochSampler(12, 4, seed=0), PixelFormat(), CPU, workers)
         loader.sampler.set_epoch(5)
         batches = list(loader)
-        assert all(b.pictures.shape == (4, 2, 3, 32, 32) and b.epoch == 5 for b in batches)
+        assert all(b.images.shape == (4, 2, 3, 32, 32) and b.epoch == 5 for b in batches)
         found.append(batches)
     for a, b in zip(*found, strict=True):
         assert np.array_equal(a.indices, b.indices)
-        assert torch.equal(a.pictures, b.pictures)
+        assert torch.equal(a.images, b.images)
 
 
-def test_worker_crops_and_whole_pictures_give_the_same_views() -> None:
+def test_worker_crops_and_whole_images_give_the_same_views() -> None:
     """Cropped by a worker as bytes, or on the batch as floats: the same up to the rounding of a byte."""
-    pictures = np.stack([photograph(64, 64)] * 4)
+    images = np.stack([photograph(64, 64)] * 4)
     views, sampler = TwoViews(32, seed=3), EpochSampler(4, 4, seed=0)
-    dataset = ArrayImages("a", pictures)
-    (whole,) = training_loader(dataset, views, sampler, Reading(), CPU)
-    assert whole.pictures.shape == (4, 3, 64, 64)
+    dataset = ArrayDataset("a", images)
+    (whole,) = training_loader(dataset, views, sampler, PixelFormat(), CPU)
+    assert whole.images.shape == (4, 3, 64, 64)
 
-    loader = training_loader(Loaded(dataset), views, sampler, Reading(), CPU, workers=0)
+    loader = training_loader(Loaded(dataset), views, sampler, PixelFormat(), CPU, workers=0)
     (cropped,) = loader
     for a, b in zip(views(*whole[:3]), views(*cropped[:3]), strict=True):
-        # solarisation cuts at the middle tone, where half a tone decides
+        # solarization cuts at the middle tone, where half a tone decides
         assert (a - b).abs().median() < 1 / 255
         assert ((a - b).abs() > 4 / 255).float().mean() < 0.02
 
 
 class Loaded:
-    """The same pictures behind the interface of files."""
+    """The same images behind the interface of files."""
 
-    labels, classes, left_out = None, (), 0
+    labels, classes, ignored_files = None, (), 0
 
-    def __init__(self, dataset: ArrayImages) -> None:
+    def __init__(self, dataset: ArrayDataset) -> None:
         self.name, self.dataset = dataset.name, dataset
 
     def __len__(self) -> int:
@@ -91,57 +91,57 @@ class Loaded:
         return self.dataset.title(index)
 
 
-def test_small_pictures_settle_in_memory_others_stay(tmp_path: Path, photographs: Path) -> None:
+def test_small_images_settle_in_memory_others_stay(tmp_path: Path, photographs: Path) -> None:
     for i in range(5):
         Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / f"{i}.png")
-    settled, lost = settle(open_images(tmp_path), Reading())
+    settled, lost = load_into_memory(open_dataset(tmp_path), PixelFormat())
     assert not lost
-    assert isinstance(settled, ArrayImages)
-    assert settled.pictures[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert isinstance(settled, ArrayDataset)
+    assert settled.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
     Image.new("RGB", (17, 16)).save(tmp_path / "odd.png")
-    assert not isinstance(settle(open_images(tmp_path), Reading())[0], ArrayImages)
-    assert not isinstance(settle(open_images(photographs), Reading())[0], ArrayImages)
+    assert not isinstance(load_into_memory(open_dataset(tmp_path), PixelFormat())[0], ArrayDataset)
+    assert not isinstance(load_into_memory(open_dataset(photographs), PixelFormat())[0], ArrayDataset)
 
 
-def test_evaluation_takes_every_picture_once_in_order(photographs: Path) -> None:
-    dataset = open_images(photographs)
-    batches = list(evaluation_loader(dataset, Reading(), 48, batch=5, workers=2))
+def test_evaluation_takes_every_image_once_in_order(photographs: Path) -> None:
+    dataset = open_dataset(photographs)
+    batches = list(evaluation_loader(dataset, PixelFormat(), 48, batch=5, workers=2))
     assert sorted(i for b in batches for i in b.indices) == list(range(12))
-    (first,) = [b.pictures[0] for b in batches if b.indices[0] == 0]
+    (first,) = [b.images[0] for b in batches if b.indices[0] == 0]
     from torchvision.transforms import CenterCrop
 
-    centre = CenterCrop(100)(Image.fromarray(read(dataset, 0)))
-    expected = np.asarray(centre.resize((48, 48), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    center = CenterCrop(100)(Image.fromarray(read_image(dataset, 0)))
+    expected = np.asarray(center.resize((48, 48), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     assert np.abs(first.numpy().astype(int) - expected).max() <= 1
 
 
 def test_large_sizes_are_measured_on_seven_eighths(photographs: Path) -> None:
     from torchvision import transforms
 
-    dataset = open_images(photographs)
-    (batch,) = evaluation_loader(dataset, Reading(), 224, batch=12, workers=0)
+    dataset = open_dataset(photographs)
+    (batch,) = evaluation_loader(dataset, PixelFormat(), 224, batch=12, workers=0)
     usual = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
     for i in (0, 7):
-        theirs = np.asarray(usual(Image.fromarray(read(dataset, i)))).transpose(2, 0, 1).astype(float)
+        theirs = np.asarray(usual(Image.fromarray(read_image(dataset, i)))).transpose(2, 0, 1).astype(float)
         # one resize in place of two steps: the same region, within a pixel
-        assert np.abs(batch.pictures[i].numpy() - theirs).mean() < 3
+        assert np.abs(batch.images[i].numpy() - theirs).mean() < 3
 
 
-def test_colours_are_measured() -> None:
-    pictures = np.zeros((50, 8, 8, 2), dtype=np.uint8)
-    pictures[25:, ..., 0] = 255
-    pictures[..., 1] = 51
-    mean, deviation = measure_colours(ArrayImages("a", pictures), Reading(2))
+def test_colors_are_measured() -> None:
+    images = np.zeros((50, 8, 8, 2), dtype=np.uint8)
+    images[25:, ..., 0] = 255
+    images[..., 1] = 51
+    mean, deviation = channel_statistics(ArrayDataset("a", images), PixelFormat(2))
     assert mean == pytest.approx((0.5, 0.2), abs=0.02)
     assert deviation == pytest.approx((0.5, 1e-3), abs=0.02)
 
 
-def test_channels_come_from_the_pictures(tmp_path: Path) -> None:
+def test_channels_come_from_the_images(tmp_path: Path) -> None:
     for i in range(3):
         Image.new("RGB", (16, 16), (9, 9, 9)).save(tmp_path / f"{i}.png")
-    assert survey(open_images(tmp_path)).channels == 1
+    assert infer_pixel_format(open_dataset(tmp_path)).channels == 1
     Image.new("RGB", (16, 16), (9, 0, 9)).save(tmp_path / "c.png")
-    assert survey(open_images(tmp_path)).channels == 3
-    assert survey(ArrayImages("a", np.zeros((2, 4, 4, 7), np.uint8))).channels == 7
-    with pytest.raises(InputError, match=r"channels: expected a picture with 3 channels \(or 1\), got 7"):
-        read(ArrayImages("a", np.zeros((2, 4, 4, 7), np.uint8)), 0)
+    assert infer_pixel_format(open_dataset(tmp_path)).channels == 3
+    assert infer_pixel_format(ArrayDataset("a", np.zeros((2, 4, 4, 7), np.uint8))).channels == 7
+    with pytest.raises(InputError, match=r"channels: expected an image with 3 channels \(or 1\), got 7"):
+        read_image(ArrayDataset("a", np.zeros((2, 4, 4, 7), np.uint8)), 0)

@@ -1,4 +1,4 @@
-"""The same pictures in the same joined batches, however many processes and workers load them."""
+"""The same images in the same joined batches, however many processes and workers load them."""
 
 import io
 import itertools
@@ -14,12 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mec.data import ArrayImages, Reading, TwoViews, open_images
-from mec.data.transforms.crop import Batch
+from mec.data import ArrayDataset, PixelFormat, TwoViews, open_dataset
 from mec.data.loaders import TrainingLoader, training_loader, training_sampler
 from mec.data.samplers import EpochSampler, StepSampler
 from mec.data.streaming import lanes_of
-from tests.data.datasets.shard_files import CPU, picture, write_tar
+from mec.data.transforms.crop import Batch
+from tests.data.datasets.shard_files import CPU, image, write_tar
 
 SIZES = (40, 3, 61, 17)
 TOTAL, JOINED, STEPS = 121, 24, 5
@@ -27,7 +27,7 @@ BROKEN = [5, *range(50, 62), 118]
 LOST = range(98, 104)
 """The end of the third shard, which is cut off."""
 
-CONTENTS = [b"no picture" if i in BROKEN else picture(i) for i in range(TOTAL)]
+CONTENTS = [b"no image" if i in BROKEN else image(i) for i in range(TOTAL)]
 
 
 def shards(folder: Path) -> Any:
@@ -41,18 +41,18 @@ def shards(folder: Path) -> Any:
     with (folder / "2.tar").open("r+b") as file:
         file.truncate(at)
     (folder / "sizes.json").write_text(json.dumps({f"{shard}.tar": size for shard, size in enumerate(SIZES)}))
-    return open_images(folder, "pretrain")
+    return open_dataset(folder, "pretrain")
 
 
 def files(folder: Path) -> Any:
     folder.mkdir()
     for i, content in enumerate(CONTENTS):
         (folder / f"{i:04}.jpg").write_bytes(content)
-    return open_images(folder)
+    return open_dataset(folder)
 
 
-def arrays(_: Path) -> ArrayImages:
-    return ArrayImages("a", np.random.default_rng(0).integers(0, 256, (TOTAL, 8, 8, 3), dtype=np.uint8))
+def arrays(_: Path) -> ArrayDataset:
+    return ArrayDataset("a", np.random.default_rng(0).integers(0, 256, (TOTAL, 8, 8, 3), dtype=np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def loader_of(images: Any, rank: int = 0, processes: int = 1, workers: int = 0) -> TrainingLoader:
     sampler = training_sampler(images, JOINED // processes, 0, rank, processes)
-    return training_loader(images, TwoViews(16, seed=3), sampler, Reading(), CPU, workers)
+    return training_loader(images, TwoViews(16, seed=3), sampler, PixelFormat(), CPU, workers)
 
 
 def joined(images: Any, processes: int = 1, workers: int = 0, epoch: int = 1) -> list[dict[str, Any]]:
@@ -82,14 +82,14 @@ def together(batches: tuple[Batch, ...]) -> dict[str, Any]:
         "indices": [i for b in batches for i in b.indices.tolist()],
         "shown": [i for b in batches for i in b.shown.tolist()],
         "lost": {lost.title for b in batches for lost in b.lost},
-        "pictures": torch.cat([b.pictures for b in batches]),
+        "images": torch.cat([b.images for b in batches]),
     }
 
 
 def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     for a, b in zip(found, expected, strict=True):
         assert [a[k] for k in ("indices", "shown", "lost")] == [b[k] for k in ("indices", "shown", "lost")]
-        assert torch.equal(a["pictures"], b["pictures"])
+        assert torch.equal(a["images"], b["images"])
 
 
 WORKERS = [(2, 0), (4, 0), (1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3), (4, 1), (4, 3)]
@@ -104,7 +104,7 @@ def test_processes_and_workers_change_nothing(
 
 
 @pytest.mark.parametrize("source", ["shards", "files", "arrays"])
-def test_each_picture_is_shown_at_most_once(sources: dict[str, Any], source: str) -> None:
+def test_each_image_is_shown_at_most_once(sources: dict[str, Any], source: str) -> None:
     batches = joined(sources[source])
     asked = [i for b in batches for i in b["indices"]]
     assert len(set(asked)) == len(asked) == STEPS * JOINED == TOTAL - 1
@@ -195,12 +195,12 @@ def test_lanes_divide_batches_and_are_shared_by_processes() -> None:
 
 
 def test_a_lane_mixes_what_it_reads(tmp_path: Path) -> None:
-    """800 pictures of one shard in 8 lanes: uniform shuffling has no correlation with the order of reading."""
+    """800 images of one shard in 8 lanes: uniform shuffling has no correlation with the order of reading."""
     data = io.BytesIO()
     Image.new("RGB", (8, 8)).save(data, "png")
-    images = open_images(write_tar(tmp_path / "a.tar", [(f"{i:05}.png", data.getvalue()) for i in range(800)]))
+    images = open_dataset(write_tar(tmp_path / "a.tar", [(f"{i:05}.png", data.getvalue()) for i in range(800)]))
     sampler = training_sampler(images, 8, 0)
-    dataset = training_loader(images, TwoViews(8, seed=3), sampler, Reading(), CPU, workers=0).dataset
+    dataset = training_loader(images, TwoViews(8, seed=3), sampler, PixelFormat(), CPU, workers=0).dataset
     shown = np.array([dataset[0, step, 0].indices for step in range(len(sampler))])
     for lane in range(8):
         read = dataset.stretch(0, lane).tolist()
@@ -210,10 +210,10 @@ def test_a_lane_mixes_what_it_reads(tmp_path: Path) -> None:
         assert sorted(places) == list(range(100))
 
 
-def test_a_lane_of_broken_pictures_takes_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mec.data.streaming.BUFFER_PICTURES", 8)
-    write_tar(tmp_path / "a.tar", [(f"{i}.jpg", b"no picture") for i in range(100)])
-    write_tar(tmp_path / "b.tar", [(f"{i}.jpg", picture(i)) for i in range(100)])
-    batches = list(loader_of(open_images(tmp_path)))
+def test_a_lane_of_broken_images_takes_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mec.data.streaming.BUFFER_IMAGES", 8)
+    write_tar(tmp_path / "a.tar", [(f"{i}.jpg", b"no image") for i in range(100)])
+    write_tar(tmp_path / "b.tar", [(f"{i}.jpg", image(i)) for i in range(100)])
+    batches = list(loader_of(open_dataset(tmp_path)))
     assert sum(len(b.indices) for b in batches) == 192
     assert min(b.shown.min() for b in batches) >= 100

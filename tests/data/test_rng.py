@@ -18,7 +18,7 @@ def test_uniform_and_independent_across_every_axis() -> None:
     assert np.abs(np.corrcoef(u.T) - np.eye(8)).max() < 0.06
 
 
-def test_a_pictures_numbers_do_not_depend_on_the_batch() -> None:
+def test_a_images_numbers_do_not_depend_on_the_batch() -> None:
     whole = uniforms(3, 7, np.arange(100), 5)
     assert np.array_equal(whole[[40, 2]], uniforms(3, 7, np.array([40, 2]), 5))
     assert len(np.unique(whole)) == whole.size

@@ -8,22 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from mec.data import Reading, TwoViews, open_images
+from mec.data import PixelFormat, TwoViews, open_dataset
 from mec.data.loaders import training_loader
 from mec.data.samplers import EpochSampler
 from mec.data.workers import worker_count
-from tests.data.datasets.shard_files import picture
+from tests.data.datasets.shard_files import image
 
 SCRIPT = """
 import signal, sys, torch
-from mec.data import Reading, TwoViews, open_images
+from mec.data import PixelFormat, TwoViews, open_dataset
 from mec.data.loaders import training_loader
 from mec.data.samplers import EpochSampler
 
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
     signal.signal(number, signal.SIG_IGN)
-images = open_images(sys.argv[1])
-loader = training_loader(images, TwoViews(16, seed=0), EpochSampler(8, 2, seed=0), Reading(), torch.device("cpu"), 2)
+images = open_dataset(sys.argv[1])
+sampler = EpochSampler(8, 2, seed=0)
+loader = training_loader(images, TwoViews(16, seed=0), sampler, PixelFormat(), torch.device("cpu"), 2)
 while True:
     for batch in loader:
         print(*(w.pid for w in loader._iterator._workers), flush=True)
@@ -34,7 +35,7 @@ while True:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for i in range(8):
-        (tmp_path / f"{i}.jpg").write_bytes(picture(i))
+        (tmp_path / f"{i}.jpg").write_bytes(image(i))
     return tmp_path
 
 
@@ -70,8 +71,8 @@ def test_workers_live_as_long_as_the_training_process(folder: Path) -> None:
 
 
 def test_workers_end_with_the_loader_and_when_the_parent_says_so(folder: Path) -> None:
-    images, views = open_images(folder), TwoViews(16, seed=0)
-    loader = training_loader(images, views, EpochSampler(8, 2, seed=0), Reading(), torch.device("cpu"), 2)
+    images, views = open_dataset(folder), TwoViews(16, seed=0)
+    loader = training_loader(images, views, EpochSampler(8, 2, seed=0), PixelFormat(), torch.device("cpu"), 2)
     assert len(list(loader)) == 4
     first, second = loader._iterator._workers
     first.terminate()

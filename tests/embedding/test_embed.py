@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mec.errors import InputError
 from mec.embedding.embed import embed
+from mec.errors import InputError
 from tests.evaluate.sized_images import encoder, photographs, read
 
 whole = importlib.import_module("mec.embedding.embed")
@@ -23,7 +23,7 @@ module = importlib.import_module("mec.embedding.writer")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return photographs(tmp_path_factory.mktemp("pictures"), 30)
+    return photographs(tmp_path_factory.mktemp("images"), 30)
 
 
 @pytest.mark.parametrize(("size", "share"), [(32, 1.0), (96, 224 / 256)])
@@ -34,13 +34,13 @@ def test_embeddings_are_those_of_the_central_crop(folder: Path, tmp_path: Path, 
     assert paths == sorted(str(p) for p in folder.rglob("*.*"))
     expected = []
     for path in paths:
-        picture = Image.open(path).convert("RGB")
-        side = round(min(picture.size) * share)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        crop = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BILINEAR)
+        image = Image.open(path).convert("RGB")
+        side = round(min(image.size) * share)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        crop = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BILINEAR)
         x = torch.from_numpy(np.array(crop)).permute(2, 0, 1)[None]
         with torch.no_grad():
-            expected.append(of(of.normalise(x))[0].numpy())
+            expected.append(of(of.normalize(x))[0].numpy())
     # PyTorch's and PIL's resampling, and two decoders of JPEG, differ by one or two of 255
     wanted = np.stack(expected)
     assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
@@ -59,7 +59,7 @@ def test_parquet_and_npy_hold_the_same(folder: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(values, np.stack(frame.embedding))
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "f.csv"), frame[["path", "label"]], check_dtype=False)
     about = json.loads((tmp_path / "f.json").read_text())
-    assert (about["pictures"], about["features"], about["skipped"]) == (30, values.shape[1], [])
+    assert (about["images"], about["features"], about["skipped"]) == (30, values.shape[1], [])
 
 
 def test_every_split_is_embedded_and_named(tmp_path: Path) -> None:
@@ -76,12 +76,12 @@ def test_without_labels_and_with_any_name(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=np.random.default_rng(0).integers(0, 256, (5, 9, 9), dtype=np.uint8))
     frame = pd.read_parquet(embed(tmp_path / "a.npz", encoder(), tmp_path / "e.parquet"))
     assert frame.label.isna().all()
-    pictures = photographs(tmp_path / "pictures", 2, 1)
-    name = os.fsencode(pictures / "class0") + b"/\xff\xe9.png"
-    shutil.copy(pictures / "class0" / "0000.png", name)
-    paths = read(embed(pictures, encoder(), tmp_path / "f.parquet", workers=0))[0]
+    images = photographs(tmp_path / "images", 2, 1)
+    name = os.fsencode(images / "class0") + b"/\xff\xe9.png"
+    shutil.copy(images / "class0" / "0000.png", name)
+    paths = read(embed(images, encoder(), tmp_path / "f.parquet", workers=0))[0]
     assert paths[-1].endswith("class0/\\xff\\xe9.png")
-    embed(pictures, encoder(), tmp_path / "g.npy", workers=0)
+    embed(images, encoder(), tmp_path / "g.npy", workers=0)
     assert os.fsencode(name) in (tmp_path / "g.csv").read_bytes()
 
 
@@ -95,7 +95,7 @@ def test_shards_are_read_forward_and_give_the_same(folder: Path, tmp_path: Path,
                 sample = {"__key__": file.stem, file.suffix[1:]: file.read_bytes(), "cls": file.parent.name}
                 tar.write(sample)
     paths, found = read(embed(tmp_path / "{0..1}.tar", encoder(), tmp_path / "e.parquet", workers=workers))
-    assert paths[16] == f"{tmp_path}/1.tar, picture 1"
+    assert paths[16] == f"{tmp_path}/1.tar, image 1"
     np.testing.assert_array_equal(found, read(embed(folder, encoder(), tmp_path / "f.parquet", workers=0))[1])
 
 
@@ -103,8 +103,8 @@ def test_little_is_held_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Embeddings of 3.7 MB a part: never more than some of ten, wherever they are on their way."""
     for name in ("PART", "BATCH", "BLOCK"):
         monkeypatch.setattr(module, name, 300)
-    pictures = np.random.default_rng(0).integers(0, 256, (3_000, 8, 8), dtype=np.uint8)
-    np.savez(tmp_path / "a.npz", images=pictures, labels=np.arange(3_000) % 7)
+    images = np.random.default_rng(0).integers(0, 256, (3_000, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(3_000) % 7)
 
     class Wide(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -150,24 +150,24 @@ def test_refusals(folder: Path, tmp_path: Path, out: str, options: dict[str, Any
         embed(folder, encoder(), tmp_path / out, **{"workers": 0} | options)
 
 
-def test_broken_pictures_are_left_out_and_too_many_refused_until_mended(
+def test_broken_images_are_left_out_and_too_many_refused_until_mended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(whole, "SAMPLED", 1)
     monkeypatch.setattr(module, "PART", 8)
     monkeypatch.setattr(module, "BATCH", 8)
-    folder = photographs(tmp_path / "pictures", 60, 1)
+    folder = photographs(tmp_path / "images", 60, 1)
     names = [folder / "class0" / f"{number:04}.jpg" for number in (3, 5, 35, 55)]
     good = [name.read_bytes() for name in names]
     for name in names[:3]:
         name.write_bytes(b"broken")
     out = embed(folder, encoder(), tmp_path / "e.parquet", workers=0)
     assert len(read(out)[0]) == 57
-    skipped = pd.read_csv(tmp_path / "e.skipped.csv").set_index("picture").reason
-    assert skipped.to_dict() == dict.fromkeys(map(str, names[:3]), "not a picture in a format that is read")
+    skipped = pd.read_csv(tmp_path / "e.skipped.csv").set_index("image").reason
+    assert skipped.to_dict() == dict.fromkeys(map(str, names[:3]), "not an image in a format that is read")
     assert json.loads((tmp_path / "e.json").read_text())["skipped"] == [3, 5, 35]
     names[3].write_bytes(b"broken")
-    with pytest.raises(InputError, match=r"^data: 4 of 60 pictures cannot be read"):
+    with pytest.raises(InputError, match=r"^data: 4 of 60 images cannot be read"):
         embed(folder, encoder(), tmp_path / "f.parquet", workers=0)
     assert not (tmp_path / "f.parquet").exists()
     for name, content in zip(names, good, strict=True):

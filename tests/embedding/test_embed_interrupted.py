@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from mec.errors import InputError
 from mec.embedding.embed import embed
+from mec.errors import InputError
 from tests.evaluate.sized_images import encoder, photographs, read
 
 whole = importlib.import_module("mec.embedding.embed")
@@ -22,7 +22,7 @@ module = importlib.import_module("mec.embedding.writer")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return photographs(tmp_path_factory.mktemp("pictures"), 30)
+    return photographs(tmp_path_factory.mktemp("images"), 30)
 
 
 KILLED = """
@@ -50,17 +50,17 @@ for job in sys.argv[2:]:  # each in a process of its own, which need not import 
 
 
 def test_killed_and_called_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    folder = photographs(tmp_path / "pictures", 150)
+    folder = photographs(tmp_path / "images", 150)
     (folder / "class1" / "0100.png").write_bytes(b"broken")
     jobs = [f"{tmp_path}/{job}" for job in ("whole.parquet,99,2", "killed.parquet,2,2", "killed.parquet,99,1")]
     arguments = [sys.executable, "-c", KILLED, str(folder), *jobs]
     ran = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert ran.stdout.split("\n")[:3] == ["0 ", "-9 4", "0 "], ran.stderr  # two parts and two files
-    assert "going on: 64 of 150 pictures are there" in ran.stderr
+    assert "going on: 64 of 150 images are there" in ran.stderr
     for end in (".parquet", ".skipped.csv"):
         assert (tmp_path / f"whole{end}").read_bytes() == (tmp_path / f"killed{end}").read_bytes()
     ends = (".json", ".parquet", ".skipped.csv")
-    assert sorted(os.listdir(tmp_path)) == [*(f"killed{e}" for e in ends), "pictures", *(f"whole{e}" for e in ends)]
+    assert sorted(os.listdir(tmp_path)) == [*(f"killed{e}" for e in ends), "images", *(f"whole{e}" for e in ends)]
 
 
 def test_slow_ones_write_their_parts_in_time(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_what_is_there_is_not_made_again(folder: Path, tmp_path: Path, capsys: p
     other = encoder()
     next(other.backbone.parameters()).data[0] += 1e-3
     for bad in ((folder / "class0", encoder()), (folder, encoder(40)), (folder, other)):
-        with pytest.raises(InputError, match=r"^out: .*e.parquet exists, made of other weights or pictures \(test_res"):
+        with pytest.raises(InputError, match=r"^out: .*e.parquet exists, made of other weights or images \(test_res"):
             embed(*bad, out, workers=0)
     (tmp_path / "e.json").unlink()
     with pytest.raises(InputError, match=r"^out: .*e.parquet exists, and .*e.json does not say of what; remove it"):

@@ -6,16 +6,16 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mec.errors import InputError
-from mec.evaluate import listing
+from mec.embedding import neighbor_lists
 from mec.embedding.embed import embed
-from mec.embedding.neighbor_lists import centred, groups_of, neighbours
+from mec.embedding.neighbor_lists import centered, groups_of, neighbors
+from mec.errors import InputError
 from mec.models.encoder import create_encoder
 from mec.models.io import load_encoder, untrained
 
 
 def by_hand(values: np.ndarray, similarity: float) -> tuple[dict[tuple[int, int], float], np.ndarray]:
-    """One picture at a time, in float64."""
+    """One image at a time, in float64."""
     x = values.astype(np.float64) - values.astype(np.float64).mean(axis=0)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     pairs, scores = {}, []
@@ -29,14 +29,14 @@ def by_hand(values: np.ndarray, similarity: float) -> tuple[dict[tuple[int, int]
 
 
 @pytest.mark.parametrize("queries", [64, 2**18])
-def test_neighbours_are_those_of_float64(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "QUERIES", queries)
+def test_neighbors_are_those_of_float64(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbor_lists, "QUERIES", queries)
     rng = np.random.default_rng(0)
     values = (5 + rng.normal(size=(40, 16))).repeat(5, axis=0) + 0.1 * rng.normal(size=(200, 16))
     values = values.astype(np.float32)
     values[150] = values[10]
-    table = centred(lambda: iter(np.array_split(values, 7)), 200)
-    pairs, similarity, scores = neighbours(table, 0.98)
+    table = centered(lambda: iter(np.array_split(values, 7)), 200)
+    pairs, similarity, scores = neighbors(table, 0.98)
     expected, distances = by_hand(values, 0.98)
     assert 100 < len(expected) < 1000
     assert dict(zip(map(tuple, pairs.tolist()), similarity, strict=True)) == pytest.approx(expected, abs=2e-6)
@@ -45,29 +45,29 @@ def test_neighbours_are_those_of_float64(queries: int, monkeypatch: pytest.Monke
     np.testing.assert_allclose(scores, distances, atol=2e-6)
 
 
-def test_the_same_picture_many_times_is_one_group() -> None:
+def test_the_same_image_many_times_is_one_group() -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(300, 32)).astype(np.float32)
     values[50:150] = values[50]
-    pairs, similarity, _ = neighbours(centred(lambda: iter([values]), 300), 1.0)
+    pairs, similarity, _ = neighbors(centered(lambda: iter([values]), 300), 1.0)
     assert set(pairs.ravel().tolist()) == set(range(50, 150))
     assert (similarity == 1).all()
     assert set(groups_of(pairs, 300).tolist()) == {1}
 
 
-def test_only_the_same_picture() -> None:
+def test_only_the_same_image() -> None:
     values = np.full((20, 8), 3.7, dtype=np.float32) * (1 + 1e-7 * np.random.default_rng(0).normal(size=(20, 8)))
-    pairs, similarity, scores = neighbours(centred(lambda: iter([values.astype(np.float32)]), 20), 0.95)
+    pairs, similarity, scores = neighbors(centered(lambda: iter([values.astype(np.float32)]), 20), 0.95)
     assert set(pairs.ravel().tolist()) == set(range(20))
     np.testing.assert_allclose(similarity, 1, atol=1e-4)
     np.testing.assert_allclose(scores, 0, atol=1e-4)
 
 
-def test_fewer_than_three_have_no_neighbours(tmp_path: Path) -> None:
+def test_fewer_than_three_have_no_neighbors(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=np.zeros((1, 16, 16), dtype=np.uint8))
     encoder = untrained(create_encoder("test_resnet", 16))
     assert len(pd.read_parquet(embed(tmp_path / "a.npz", encoder, tmp_path / "e.parquet"))) == 1
-    with pytest.raises(InputError, match=r"near_duplicates, outliers: .*e.parquet has 1 pictures, expected at least 3"):
+    with pytest.raises(InputError, match=r"near_duplicates, outliers: .*e.parquet has 1 images, expected at least 3"):
         embed(tmp_path / "a.npz", encoder, tmp_path / "e.parquet", near_duplicates=True)
 
 
@@ -78,7 +78,7 @@ def test_groups_hang_together_and_are_numbered_as_they_come() -> None:
 
 
 def test_lists_of_a_source_with_splits(tmp_path: Path) -> None:
-    """digits, of which one train picture is a test picture too: with ``split`` it can be found."""
+    """digits, of which one train image is a test image too: with ``split`` it can be found."""
     rng = np.random.default_rng(0)
     train = np.kron(rng.integers(0, 256, (40, 3, 3, 3)), np.ones((1, 4, 4, 1))).astype(np.uint8)
     test = np.kron(rng.integers(0, 256, (8, 3, 3, 3)), np.ones((1, 4, 4, 1))).astype(np.uint8)
@@ -100,14 +100,14 @@ def test_lists_of_a_source_with_splits(tmp_path: Path) -> None:
 
 
 def test_none_is_an_empty_list_without_a_sheet_and_old_ones_go(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
-    pictures[3] = pictures[7]
+    images = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
+    images[3] = images[7]
     encoder, out = untrained(create_encoder("test_resnet", 16)), tmp_path / "e.parquet"
-    np.savez(tmp_path / "a.npz", images=pictures)
+    np.savez(tmp_path / "a.npz", images=images)
     embed(tmp_path / "a.npz", encoder, out, near_duplicates=True, similarity=1.0)
     assert "2 near-duplicates in 1 groups" in capsys.readouterr().err
-    assert Image.open(tmp_path / "e.near-duplicates.png").width > 2 * listing.CELL
-    np.savez(tmp_path / "a.npz", images=pictures[:7])
+    assert Image.open(tmp_path / "e.near-duplicates.png").width > 2 * neighbor_lists.CELL
+    np.savez(tmp_path / "a.npz", images=images[:7])
     out.unlink()
     (tmp_path / "e.json").unlink()
     embed(tmp_path / "a.npz", encoder, out, near_duplicates=True, similarity=1.0)
@@ -121,7 +121,7 @@ def test_none_is_an_empty_list_without_a_sheet_and_old_ones_go(tmp_path: Path, c
 
 def test_copies_of_photographs_are_found(real_data: Path, tmp_path: Path) -> None:
     """Copied, compressed anew and scaled: each is the most similar pair of its photograph."""
-    source, folder = real_data / "caltech101" / "101_ObjectCategories", tmp_path / "pictures"
+    source, folder = real_data / "caltech101" / "101_ObjectCategories", tmp_path / "images"
     if not source.is_dir():
         pytest.skip(f"{source} is not there")
     known = {}
@@ -130,13 +130,13 @@ def test_copies_of_photographs_are_found(real_data: Path, tmp_path: Path) -> Non
         files = sorted((source / name).glob("*.jpg"))[:20]
         for number, file in enumerate(files):
             shutil.copy(file, folder / name)
-            copy, picture = folder / name / f"other{number}.jpg", Image.open(file)
+            copy, image = folder / name / f"other{number}.jpg", Image.open(file)
             if number == 0:
                 shutil.copy(file, copy)
             elif number == 1:
-                picture.save(copy, quality=50)
+                image.save(copy, quality=50)
             elif number == 2:
-                picture.resize((picture.width * 3 // 4, picture.height * 3 // 4)).save(copy, quality=95)
+                image.resize((image.width * 3 // 4, image.height * 3 // 4)).save(copy, quality=95)
             if number < 3:
                 known[str(folder / name / file.name)] = str(copy)
     embed(folder, load_encoder("resnet18", image_size=96), tmp_path / "e.parquet", True, True, 0.9, workers=0)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from mec.evaluate import neighbours
+from mec.embedding import neighbors
 from mec.embedding.neighbors import nearest
 
 
@@ -14,9 +14,9 @@ def in_float64(queries: np.ndarray, bank: np.ndarray, k: int) -> tuple[np.ndarra
 
 
 @pytest.mark.parametrize(("bank_rows", "query_rows"), [(7, 5), (64, 1000), (100, 100)])
-def test_any_parts_give_the_exact_neighbours(bank_rows: int, query_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "BANK_ROWS", bank_rows)
-    monkeypatch.setattr(neighbours, "QUERY_ROWS", query_rows)
+def test_any_parts_give_the_exact_neighbors(bank_rows: int, query_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbors, "BANK_ROWS", bank_rows)
+    monkeypatch.setattr(neighbors, "QUERY_ROWS", query_rows)
     rng = np.random.default_rng(1)
     bank = rng.normal(size=(100, 16)).astype(np.float32)
     queries = rng.normal(size=(33, 16)).astype(np.float32)
@@ -40,4 +40,4 @@ def test_memory_is_that_of_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.Tensor, "topk", watched)
     nearest(torch.randn(3000, 4), torch.randn(20_000, 4), 5)
-    assert largest <= neighbours.BANK_ROWS * neighbours.QUERY_ROWS
+    assert largest <= neighbors.BANK_ROWS * neighbors.QUERY_ROWS

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from mec.engine.checkpoints import newest_checkpoint, step_of
+from mec.engine.checkpoints import latest_checkpoint, step_of
 from mec.errors import InputError
-from mec.pretraining import keeping, pretrain
-from tests.pretraining.test_pretrain import TINY, quiet
+from mec.pretraining import checkpointing, pretrain
+from tests.pretraining.test_run import TINY, quiet
 from tests.pretraining.test_survival import assert_same
 
 SHORT = replace(TINY, epochs=1)
@@ -25,8 +25,8 @@ SHORT = replace(TINY, epochs=1)
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with checkpoints of its steps 3, 4 and 5."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keeping, "SECONDS", 0.0)
-        patch.setattr(keeping, "SHARE", 0)
+        patch.setattr(checkpointing, "SECONDS", 0.0)
+        patch.setattr(checkpointing, "SHARE", 0)
         return pretrain("digits", tmp_path_factory.mktemp("runs") / "run", SHORT, console=quiet()).folder
 
 
@@ -126,6 +126,6 @@ def test_of_a_step_written_twice_the_later_counts(tmp_path: Path) -> None:
         path = folder / f"step=000000004-{hashlib.sha256(content).hexdigest()[:16]}.ckpt"
         path.write_bytes(content)
         os.utime(path, (1000 - age, 1000 - age))
-    newest = newest_checkpoint(tmp_path, print)
+    newest = latest_checkpoint(tmp_path, print)
     assert newest is not None
     assert newest.read_bytes() == b"later"

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from mec.errors import InputError
 from mec.engine.trainer import make_trainer
+from mec.errors import InputError
 from mec.pretraining import Run
 
 TIME_LIMIT = 150.0
@@ -184,5 +184,5 @@ def test_torchrun_and_another_number_of_devices(tmp_path: Path) -> None:
 def test_a_batch_too_small_for_its_processes(tmp_path: Path) -> None:
     ((status, said),) = ended([pretraining(tmp_path / "run", "--devices", "4", "--batch_size", "6")])
     assert status == 2
-    assert "batch_size: 6 of 1347 pictures over 4 processes leaves 1 for each, expected at least 2" in said
+    assert "batch_size: 6 of 1347 images over 4 processes leaves 1 for each, expected at least 2" in said
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Pictures of several sizes and formats, a small encoder, and what a file of embeddings holds."""
+"""Images of several sizes and formats, a small encoder, and what a file of embeddings holds."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ def encoder(size: int = 32) -> Any:
 
 
 def photographs(folder: Path, count: int, classes: int = 3) -> Path:
-    """Smooth pictures of several sizes and formats, in sub-folders."""
+    """Smooth images of several sizes and formats, in sub-folders."""
     rng = np.random.default_rng(0)
     for number in range(count):
         path = folder / f"class{number % classes}" / f"{number:04}{('.png', '.jpg')[number % 2]}"

@@ -7,7 +7,7 @@ from mec.evaluate.accuracy import accuracies, ranking, spread_of
 
 def test_figures_are_scikit_learns() -> None:
     rng = np.random.default_rng(0)
-    scores, labels = rng.normal(size=(500, 9)), rng.integers(0, 8, 500)  # class 8 has no picture
+    scores, labels = rng.normal(size=(500, 9)), rng.integers(0, 8, 500)  # class 8 has no image
     found = accuracies(ranking(torch.from_numpy(scores)), torch.from_numpy(labels), 9)
     expected = {
         "top-1": top_k_accuracy_score(labels, scores, k=1, labels=np.arange(9)),

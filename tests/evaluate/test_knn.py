@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from mec import evaluate
+from mec.embedding import neighbors
 from mec.errors import InputError
-from mec.evaluate import neighbours
 from mec.evaluate.knn import knn_ranking
 
 
@@ -25,8 +25,8 @@ def by_hand(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, k: int, c
 
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 def test_votes_are_the_protocols(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "BANK_ROWS", 70)
-    monkeypatch.setattr(neighbours, "QUERY_ROWS", 32)
+    monkeypatch.setattr(neighbors, "BANK_ROWS", 70)
+    monkeypatch.setattr(neighbors, "QUERY_ROWS", 32)
     monkeypatch.setattr(sys.modules[knn_ranking.__module__], "VOTES", 5 * 16)
     rng = np.random.default_rng(0)
     bank, labels = rng.normal(size=(300, 8)), rng.integers(0, 5, 300)
@@ -42,7 +42,7 @@ def test_table_has_the_baselines_and_only_possible_k() -> None:
     result = evaluate.knn("digits", "test_resnet", k=(10, 5000))
     assert list(result.figures) == ["untrained", "raw pixels"]
     assert list(result.figures["raw pixels"]) == ["k=10", "k=10 top-5"]
-    # raw digits are nearly separable by their neighbours: a published fact of this set
+    # raw digits are nearly separable by their neighbors: a published fact of this set
     assert result.figures["raw pixels"]["k=10"] > 0.95
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.neighbors import NearestCentroid
 
 from mec import evaluate
-from mec.data import open_images
+from mec.data import open_dataset
 from mec.data.transforms.multi_view import Views
 from mec.errors import InputError
 from mec.evaluate.features import CROP, Features, extract, extract_crops, features_of
@@ -21,12 +21,12 @@ from mec.models import create_encoder, untrained
 def blobs(n: int = 400, spread: float = 1.0, seed: int = 0) -> Features:
     """Four Gaussian classes in 6 dimensions, of very uneven scale."""
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(4, 6)) * 3
+    centers = rng.normal(size=(4, 6)) * 3
 
     def part(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng(seed)
         labels = np.arange(n) % 4
-        x = (centres[labels] + rng.normal(size=(n, 6)) * spread) * [1, 10, 100, 1, 0.01, 1]
+        x = (centers[labels] + rng.normal(size=(n, 6)) * spread) * [1, 10, 100, 1, 0.01, 1]
         return torch.from_numpy(x).float(), torch.from_numpy(labels)
 
     return Features("blobs", *part(seed + 1), *part(seed + 2))
@@ -41,7 +41,7 @@ def test_probe_separates_what_is_separable_and_not_noise() -> None:
 
 
 def test_strength_is_chosen_without_the_test_split() -> None:
-    """Many useless dimensions and few pictures: only a strong penalty generalises."""
+    """Many useless dimensions and few images: only a strong penalty generalizes."""
     rng = np.random.default_rng(0)
     y = np.arange(60) % 2
     x, y = torch.from_numpy(rng.normal(size=(60, 300)) + 0.25 * y[:, None]).float(), torch.from_numpy(y)
@@ -60,12 +60,12 @@ def test_strength_is_chosen_on_a_part_of_many(monkeypatch: pytest.MonkeyPatch) -
 
 def test_random_crops_are_those_of_the_views_and_keep_their_labels() -> None:
     encoder = untrained(create_encoder("test_resnet", 32, 1))
-    dataset = open_images("digits", "test").subset(np.arange(60))
+    dataset = open_dataset("digits", "test").subset(np.arange(60))
     features, labels = extract_crops(dataset, encoder, seed=3, workers=0)
-    pictures = torch.from_numpy(dataset.pictures).permute(0, 3, 1, 2)
-    (x,) = Views(32, [CROP], 3)(pictures, np.arange(60), 0)
+    images = torch.from_numpy(dataset.images).permute(0, 3, 1, 2)
+    (x,) = Views(32, [CROP], 3)(images, np.arange(60), 0)
     with torch.no_grad():
-        expected = encoder(encoder.normalise(x))
+        expected = encoder(encoder.normalize(x))
     distance, which = torch.cdist(features, expected).min(dim=1)
     assert sorted(which.tolist()) == list(range(60))
     assert float(distance.max()) < 1e-3
@@ -84,8 +84,8 @@ def test_fast_probe_on_random_crops() -> None:
 def test_few_label_scores_are_the_nearest_class_mean() -> None:
     """scikit-learn's nearest centroid on the same draw: for unit vectors the nearest mean by cosine."""
     f = blobs()
-    centre = f.train.mean(0)
-    train, test = (torch.nn.functional.normalize(x - centre, dim=1).numpy() for x in (f.train, f.test))
+    center = f.train.mean(0)
+    train, test = (torch.nn.functional.normalize(x - center, dim=1).numpy() for x in (f.train, f.test))
     members = [np.flatnonzero(f.train_labels.numpy() == c) for c in range(4)]
     random = np.random.default_rng([3, 5])
     expected = []
@@ -104,10 +104,10 @@ def test_more_labels_are_better_and_spread_less() -> None:
 
 
 def test_features_do_not_depend_on_the_batch() -> None:
-    from mec.data import open_images
+    from mec.data import open_dataset
 
     encoder = untrained(create_encoder("test_resnet", 32, 1))
-    dataset = open_images("digits", "test")
+    dataset = open_dataset("digits", "test")
     whole, numbers = extract(dataset, encoder)
     assert numbers.tolist() == list(range(450))
     assert whole.shape == (450, encoder.num_features)
@@ -144,29 +144,29 @@ def test_bad_sources(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     for source, message in (
         (flat, "no labels"),
         (one, "one class .ant., expected at least 2"),
-        (lonely, "class 'ant' .* has no test pictures"),
+        (lonely, "class 'ant' .* has no test images"),
     ):
         with pytest.raises(InputError, match=message):
             evaluate.linear(source, "test_resnet")
     with pytest.raises(InputError, match="labels: expected at most 5"):
-        evaluate.few_label(folder, "test_resnet", labels=(6,))
-    usual = evaluate.few_label(folder, "test_resnet", draws=2, baselines=False)
+        evaluate.few_shot(folder, "test_resnet", labels=(6,))
+    usual = evaluate.few_shot(folder, "test_resnet", draws=2, baselines=False)
     assert [c for c in usual.figures["untrained"] if c.endswith("per class")] == ["1 per class", "5 per class"]
     with pytest.raises(InputError, match="draws: expected"):
-        evaluate.few_label(folder, "test_resnet", draws=0)
+        evaluate.few_shot(folder, "test_resnet", draws=0)
     with pytest.raises(InputError, match="iterations: expected"):
         evaluate.linear(folder, "test_resnet", iterations=0)
 
 
 @pytest.mark.parametrize(("broken", "passes"), [(1, True), (4, False)])
-def test_broken_small_pictures_are_counted_when_measured(
+def test_broken_small_images_are_counted_when_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: int, passes: bool
 ) -> None:
     for name, tone in (("a", 60), ("b", 190)):
         (tmp_path / name).mkdir()
         for i in range(30):
             Image.new("RGB", (20, 20), (tone, i, 0)).save(tmp_path / name / f"{i:02}.png")
-    train = [Path(open_images(tmp_path, "train").title(i)) for i in range(broken)]
+    train = [Path(open_dataset(tmp_path, "train").title(i)) for i in range(broken)]
     for path in train:
         path.write_bytes(b"")
     encoder = untrained(create_encoder("resnet18", 32, options={"layers": [1, 1, 1, 1], "channels": [16] * 4}))
@@ -175,5 +175,5 @@ def test_broken_small_pictures_are_counted_when_measured(
         assert len(f.train) == len(f.train_labels) == 47
         assert "skipped 1 that could not be read" in capsys.readouterr().err
     else:
-        with pytest.raises(InputError, match=r"^data: 4 of 48 pictures cannot be read"):
+        with pytest.raises(InputError, match=r"^data: 4 of 48 images cannot be read"):
             list(features_of(open_task(tmp_path, encoder, baselines=False)))

@@ -13,9 +13,9 @@ from mec.evaluate.logistic import LogisticFit
 def uneven(n: int = 1500, d: int = 20, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """Overlapping classes in columns of very uneven scale and place, one of them constant."""
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(classes, d)) * 0.5
+    centers = rng.normal(size=(classes, d)) * 0.5
     labels = rng.integers(0, classes, n)
-    x = (centres[labels] + rng.normal(size=(n, d))) * rng.uniform(0.01, 100, d) + rng.normal(size=d) * 30
+    x = (centers[labels] + rng.normal(size=(n, d))) * rng.uniform(0.01, 100, d) + rng.normal(size=d) * 30
     x[:, 3] = 7.3
     return x.astype(np.float32), labels
 
@@ -39,7 +39,7 @@ def test_one_fit_after_another_ends_where_a_fresh_one_does() -> None:
     torch.testing.assert_close(warm.scores(x).softmax(1), fresh.scores(x).softmax(1), atol=3e-3, rtol=0)
 
 
-def test_a_class_without_pictures_is_not_predicted() -> None:
+def test_a_class_without_images_is_not_predicted() -> None:
     x, y = (torch.from_numpy(a) for a in uneven())
     scores = LogisticFit(x, y, 6)(1.0, 100).scores(x)
     assert scores.shape == (1500, 6)

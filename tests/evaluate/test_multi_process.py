@@ -1,4 +1,4 @@
-"""Feature extraction by several processes: each picture once, in order, and the figures of one process."""
+"""Feature extraction by several processes: each image once, in order, and the figures of one process."""
 
 import importlib
 import json
@@ -17,16 +17,16 @@ import torch.distributed as dist
 from PIL import Image
 
 from mec.cli.main import main
-from mec.data import open_images
-from mec.errors import InputError
-from mec.evaluate import OnlineProbe
+from mec.data import open_dataset
+from mec.distributed import get_rank, process_group
 from mec.embedding.embed import embed
+from mec.errors import InputError
 from mec.evaluate.features import features_of
-from mec.pretraining.online_probe import MOST
 from mec.evaluate.task import open_task
 from mec.models.encoder import create_encoder
 from mec.models.io import save_encoder, untrained
-from mec.distributed import rank, together
+from mec.pretraining import OnlineProbe
+from mec.pretraining.online_probe import MOST
 from tests.evaluate.launched import launch
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
@@ -62,7 +62,7 @@ def in_several(count: int, work: Any, folder: Path) -> list[Any]:
     """What ``work()`` gives in each of the processes."""
 
     def together_at_it(number: int) -> Any:
-        with together():
+        with process_group():
             return work()
 
     ended = launch(count, together_at_it, folder)
@@ -74,7 +74,7 @@ def in_several(count: int, work: Any, folder: Path) -> list[Any]:
 @pytest.mark.parametrize("count", [2, 3])
 def test_features_are_those_of_one_process(tmp_path: Path, sizes: list[Any], count: int) -> None:
     """Broken ones too, of which all may be in one share; what is decoded into memory is batched anew without them."""
-    data = photographs(tmp_path / "pictures", 120, sizes, broken=(3, 4, 5))
+    data = photographs(tmp_path / "images", 120, sizes, broken=(3, 4, 5))
 
     def work() -> Any:
         task = open_task(data, of, workers=0)
@@ -92,9 +92,9 @@ def test_features_are_those_of_one_process(tmp_path: Path, sizes: list[Any], cou
         assert row[0] == wanted[0]
         for found, part in zip(row[1:], wanted[1:], strict=True):
             np.testing.assert_allclose(found, part, rtol=1e-4, atol=1e-5 * np.abs(part).max())
-    # against the pictures themselves: raw pixels of the readable ones, in the order of the source
+    # against the images themselves: raw pixels of the readable ones, in the order of the source
     if sizes == ONE_SIZE:
-        images = open_images(data, "train")
+        images = open_dataset(data, "train")
         kept = [i for i in range(len(images)) if int(Path(images.title(i)).stem) not in (3, 4, 5)]
         pixels = np.stack([np.array(Image.open(images.title(i))).transpose(2, 0, 1).ravel() for i in kept])
         np.testing.assert_allclose(first.value[2][1], pixels / 255, atol=1e-6)
@@ -102,17 +102,17 @@ def test_features_are_those_of_one_process(tmp_path: Path, sizes: list[Any], cou
 
 @pytest.mark.parametrize("sizes", [ONE_SIZE, SEVERAL])
 def test_random_crops_are_the_same(tmp_path: Path, sizes: list[Any]) -> None:
-    data = photographs(tmp_path / "pictures", 50, sizes)
+    data = photographs(tmp_path / "images", 50, sizes)
     of = encoder()
 
     def work() -> Any:
-        (f,) = features_of(open_task(data, of, workers=0), crops_seed=3) if rank() == 0 else _none(data, of)
+        (f,) = features_of(open_task(data, of, workers=0), crops_seed=3) if get_rank() == 0 else _none(data, of)
         return f and (f.train.numpy(), f.train_labels.numpy())
 
     wanted = work()
     first = in_several(3, work, tmp_path / "out")[0].value
     np.testing.assert_allclose(first[0], wanted[0], rtol=1e-4, atol=1e-5)
-    assert first[1].tolist() == wanted[1].tolist() == open_images(data, "train").labels.tolist()
+    assert first[1].tolist() == wanted[1].tolist() == open_dataset(data, "train").labels.tolist()
 
 
 def _none(data: Path, of: Any) -> list[None]:
@@ -122,7 +122,7 @@ def _none(data: Path, of: Any) -> list[None]:
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_the_file_is_the_same_to_the_byte(tmp_path: Path, count: int) -> None:
-    data = photographs(tmp_path / "pictures", 100, SEVERAL, broken=(0, 57, 58, 59, 60))  # four at the start of a share
+    data = photographs(tmp_path / "images", 100, SEVERAL, broken=(0, 57, 58, 59, 60))  # four at the start of a share
     of = encoder()
     embed(data, of, tmp_path / "one.parquet", workers=0)
     ended = in_several(count, lambda: embed(data, of, tmp_path / "several.parquet", workers=0), tmp_path / "out")
@@ -140,8 +140,8 @@ def test_the_file_is_the_same_to_the_byte(tmp_path: Path, count: int) -> None:
 def test_another_number_of_processes_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, after: int
 ) -> None:
-    """Killed when some have written parts and others have not; a picture that was broken is mended meanwhile."""
-    data = photographs(tmp_path / "pictures", 150, SEVERAL, broken=(2, 77))
+    """Killed when some have written parts and others have not; an image that was broken is mended meanwhile."""
+    data = photographs(tmp_path / "images", 150, SEVERAL, broken=(2, 77))
     of, out = encoder(), tmp_path / "killed.parquet"
     monkeypatch.setattr("mec.embedding.writer.PART", 16)
     monkeypatch.setattr(importlib.import_module("mec.embedding.embed"), "SAMPLED", 1)
@@ -150,22 +150,22 @@ def test_another_number_of_processes_goes_on(
 
     def dies(self: Any, part: Any) -> Any:
         part = written(self, part)
-        if self.serial >= 2 - rank() % 2:
+        if self.serial >= 2 - get_rank() % 2:
             os._exit(9)
         return part
 
     def killed(number: int) -> None:
         making._written = dies
-        with together():
+        with process_group():
             embed(data, of, out, workers=0)
 
     assert [e.status for e in launch(before, killed, tmp_path / "out")] == [9] * before
     parts = list((tmp_path / "killed.parquet.parts").glob("*.safetensors"))
     assert len(parts) == {1: 2, 2: 3, 3: 5}[before]
-    photographs(tmp_path / "pictures", 150, SEVERAL, broken=(77,))
+    photographs(tmp_path / "images", 150, SEVERAL, broken=(77,))
     photographs(tmp_path / "mended", 150, SEVERAL, broken=(77,))
     ended = in_several(after, lambda: embed(data, of, out, workers=0), tmp_path / "out")
-    assert f"going on: {16 * len(parts)} of 150 pictures are there" in ended[0].err
+    assert f"going on: {16 * len(parts)} of 150 images are there" in ended[0].err
     embed(data, of, tmp_path / "one.parquet", workers=0)
     paths, found = (pq.read_table(out)[name] for name in ("path", "embedding"))
     assert paths.to_pylist() == [str(p) for p in sorted(data.rglob("*.png")) if p.stem != "077"]
@@ -199,7 +199,7 @@ def test_one_table_one_line_and_the_figures_of_one_process(tmp_path: Path) -> No
 )
 def test_too_many_broken_in_one_share_are_one_line(tmp_path: Path, command: str) -> None:
     """7 of the last of three shares of 120: more than a twentieth of all."""
-    data = photographs(tmp_path / "pictures", 120, SEVERAL, broken=tuple(range(110, 117)))
+    data = photographs(tmp_path / "images", 120, SEVERAL, broken=tuple(range(110, 117)))
     words = command.format(data, tmp_path / "e.parquet").split()
     ended = launch(3, lambda _: main([*words, "--workers", "0"]), tmp_path / "out")
     assert [e.value for e in ended] == [2, 2, 2]
@@ -211,15 +211,15 @@ def test_too_many_broken_in_one_share_are_one_line(tmp_path: Path, command: str)
 
 
 def test_processes_that_see_other_things_are_refused(tmp_path: Path) -> None:
-    data = photographs(tmp_path / "pictures", 30, ONE_SIZE)
+    data = photographs(tmp_path / "images", 30, ONE_SIZE)
     other = shutil.copytree(data, tmp_path / "others")
 
     def work(number: int) -> Any:
         errors = []
-        for pictures, out in ((data if number else other, "e.parquet"), (data, f"{number}/e.parquet")):
+        for images, out in ((data if number else other, "e.parquet"), (data, f"{number}/e.parquet")):
             try:
-                with together():
-                    embed(pictures, encoder(), tmp_path / out, workers=0)
+                with process_group():
+                    embed(images, encoder(), tmp_path / out, workers=0)
             except InputError as error:
                 errors.append(str(error))
         return errors
@@ -245,7 +245,7 @@ def test_the_probe_beside_pretraining(tmp_path: Path, monkeypatch: pytest.Monkey
     for figures, _, sizes in (e.value for e in ended):
         assert figures == [pytest.approx(wanted, abs=0.0101)] * 2  # one of 100
         assert sizes == pytest.approx([300, 100], abs=5)
-    assert sum(pictures for _, pictures, _ in (e.value for e in ended)) == sum(ended[0].value[2])
+    assert sum(images for _, images, _ in (e.value for e in ended)) == sum(ended[0].value[2])
 
 
 def test_torchrun(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from mec import evaluate
-from mec.data import open_images
+from mec.data import open_dataset
 from mec.errors import InputError
 from mec.evaluate.finetune import BARLOW, SWAV
 from mec.evaluate.supervised import CROP, PAPER_PROBE, SIMSIAM_PROBE, Classifier, Settings, fit
@@ -45,18 +45,18 @@ def test_schedules_are_those_of_the_codes() -> None:
         (SWAV["10%"], lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [12, 16], gamma=0.2)),
         (BARLOW, lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 20)),
     ):
-        optimiser = torch.optim.SGD([parameter], lr=1.0)
-        scheduler = make(optimiser)
+        optimizer = torch.optim.SGD([parameter], lr=1.0)
+        scheduler = make(optimizer)
         for epoch in range(20):
-            np.testing.assert_allclose(settings.factor(epoch), optimiser.param_groups[0]["lr"], rtol=1e-9)
-            optimiser.step()
+            np.testing.assert_allclose(settings.factor(epoch), optimizer.param_groups[0]["lr"], rtol=1e-9)
+            optimizer.step()
             scheduler.step()
 
 
 def test_layer_wise_rates_are_apexs(encoder: Encoder) -> None:
     """LARC without clipping: rate x 0.001 ||w|| / ||g||, where both are above 0; written out in float64."""
     classifier = Classifier(encoder, torch.zeros(4, dtype=torch.int64), 3, PAPER_PROBE, 256, 0)
-    optimiser = classifier.configure_optimizers()
+    optimizer = classifier.configure_optimizers()
     linear = classifier.head[-1]
     weights = [p.detach().double() for p in linear.parameters()]
     momenta = [torch.zeros_like(w) for w in weights]
@@ -64,13 +64,13 @@ def test_layer_wise_rates_are_apexs(encoder: Encoder) -> None:
     for _ in range(5):
         for p, group in zip(linear.parameters(), [0, 0], strict=True):
             p.grad = torch.randn(p.shape, generator=random)
-            optimiser.param_groups[group]["lr"] = 0.3
+            optimizer.param_groups[group]["lr"] = 0.3
         for i, p in enumerate(linear.parameters()):
             g, w = p.grad.double(), weights[i]
             ratio = 0.001 * w.norm() / (g.norm() + 1e-8) if w.norm() > 0 and g.norm() > 0 else 1.0
             momenta[i] = 0.9 * momenta[i] + ratio * g
             weights[i] = w - 0.3 * momenta[i]
-        optimiser.step()
+        optimizer.step()
     for p, w in zip(linear.parameters(), weights, strict=True):
         torch.testing.assert_close(p.detach().double(), w, rtol=1e-4, atol=1e-6)
 
@@ -79,10 +79,10 @@ def test_a_probe_leaves_the_encoder_as_it_was(encoder: Encoder) -> None:
     encoder(torch.randn(8, 1, 16, 16))
     before = state(encoder)
     settings = replace(PAPER_PROBE, epochs=2, batch_size=64)
-    classifier = fit(open_images("digits", "test"), 10, encoder, settings, 0, 0, "test")
+    classifier = fit(open_dataset("digits", "test"), 10, encoder, settings, 0, 0, "test")
     after = state(encoder)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    # the BatchNorm of the head has learnt the scale of the features, not of its weights
+    # the BatchNorm of the head has learned the scale of the features, not of its weights
     norm = classifier.head[0]
     assert float(norm.running_var.mean()) != 1.0
     assert not list(norm.parameters())
@@ -90,25 +90,25 @@ def test_a_probe_leaves_the_encoder_as_it_was(encoder: Encoder) -> None:
 
 def test_fine_tuning_moves_everything_and_its_statistics(encoder: Encoder) -> None:
     before = state(encoder)
-    fit(open_images("digits", "test"), 10, encoder, replace(BARLOW, epochs=1, batch_size=64), 0, 0, "test")
+    fit(open_dataset("digits", "test"), 10, encoder, replace(BARLOW, epochs=1, batch_size=64), 0, 0, "test")
     moved = {name for name, t in state(encoder).items() if not torch.equal(t, before[name])}
     assert moved == set(before)
 
 
 def test_the_first_step_is_plain_sgd_with_two_rates(encoder: Encoder) -> None:
     """One epoch of one step, against the same step written out in PyTorch."""
-    dataset = open_images("digits", "test").subset(np.arange(64))
-    settings = Settings(1, 64, head_rate=0.5, backbone_rate=0.01)
+    dataset = open_dataset("digits", "test").subset(np.arange(64))
+    settings = Settings(1, 64, head_lr=0.5, backbone_lr=0.01)
     plain = copy.deepcopy(encoder)
     classifier = fit(dataset, 10, encoder, settings, 3, 0, "test")
     torch.manual_seed(3)
     head = torch.nn.Linear(plain.num_features, 10)
     torch.nn.init.normal_(head.weight, std=0.01)
     torch.nn.init.zeros_(head.bias)
-    pictures = torch.from_numpy(dataset.pictures).permute(0, 3, 1, 2)
-    (x,) = classifier.views(pictures, np.arange(64), 0)
+    images = torch.from_numpy(dataset.images).permute(0, 3, 1, 2)
+    (x,) = classifier.views(images, np.arange(64), 0)
     plain.train()
-    loss = F.cross_entropy(head(plain(plain.normalise(x))), torch.from_numpy(np.asarray(dataset.labels)))
+    loss = F.cross_entropy(head(plain(plain.normalize(x))), torch.from_numpy(np.asarray(dataset.labels)))
     loss.backward()
     with torch.no_grad():
         for p, rate in [(p, 0.5) for p in head.parameters()] + [(p, 0.01) for p in plain.parameters()]:
@@ -120,9 +120,9 @@ def test_the_first_step_is_plain_sgd_with_two_rates(encoder: Encoder) -> None:
 
 def test_it_learns(encoder: Encoder) -> None:
     """Digits with all labels, small crops and mirrored: hard, but far above the tenth that chance gives."""
-    found = evaluate.finetune("digits", encoder, "100%", seeds=1, epochs=12, head_rate=2.0, backbone_rate=0.4)
+    found = evaluate.finetune("digits", encoder, "100%", seeds=1, epochs=12, head_lr=2.0, backbone_lr=0.4)
     assert found.figures["untrained"]["top-1"] > 0.3
-    assert "1,347 labelled pictures (100%)" in found.protocol
+    assert "1,347 labeled images (100%)" in found.protocol
     assert "12 epochs = 264 steps" in found.protocol
 
 
@@ -139,7 +139,7 @@ def test_every_seed_counts_and_the_encoder_is_not_used_up(encoder: Encoder) -> N
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """Dark pictures of one class, bright ones of the other, too large for memory; one dark one is broken."""
+    """Dark images of one class, bright ones of the other, too large for memory; one dark one is broken."""
     for name, tone in (("dark", 20), ("bright", 230)):
         (tmp_path / name).mkdir()
         for i in range(40):
@@ -147,8 +147,8 @@ def mixed(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_picture_in_place_of_a_broken_one_keeps_its_own_label(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = open_images(mixed, "train")
+def test_a_image_in_place_of_a_broken_one_keeps_its_own_label(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = open_dataset(mixed, "train")
     Path(dataset.title(0)).write_bytes(b"")
     seen: list[tuple[float, int]] = []
     original = F.cross_entropy
@@ -160,14 +160,14 @@ def test_a_picture_in_place_of_a_broken_one_keeps_its_own_label(mixed: Path, mon
     tones: list[list[float]] = []
     plain = Classifier.forward
 
-    def forward(self: Classifier, pictures: torch.Tensor) -> torch.Tensor:
-        tones.append(pictures.mean(dim=(1, 2, 3)).tolist())
-        return plain(self, pictures)
+    def forward(self: Classifier, images: torch.Tensor) -> torch.Tensor:
+        tones.append(images.mean(dim=(1, 2, 3)).tolist())
+        return plain(self, images)
 
     monkeypatch.setattr(Classifier, "forward", forward)
     monkeypatch.setattr("mec.evaluate.supervised.F.cross_entropy", watched)
-    colour = untrained(create_encoder("resnet18", 32, 3, False, options=OPTIONS))
-    fit(dataset, 2, colour, Settings(6, 16, 0.1), 0, 0, "test")
+    color = untrained(create_encoder("resnet18", 32, 3, False, options=OPTIONS))
+    fit(dataset, 2, color, Settings(6, 16, 0.1), 0, 0, "test")
     bright = dataset.classes.index("bright")
     assert len(seen) == 6 * 64
     assert {(tone > 0.5, label == bright) for tone, label in seen} == {(True, True), (False, False)}
@@ -177,20 +177,20 @@ def test_the_last_batch_of_an_epoch_may_be_smaller(encoder: Encoder, monkeypatch
     sizes: list[int] = []
     plain = Classifier.forward
     monkeypatch.setattr(Classifier, "forward", lambda s, x: (sizes.append(len(x)), plain(s, x))[1])
-    for pictures in (65, 70):
-        fit(open_images("digits", "test").subset(np.arange(pictures)), 10, encoder, Settings(1, 32, 0.1), 0, 0, "")
-    assert sizes == [32, 32, 32, 32, 6]  # one picture alone has no variance
+    for images in (65, 70):
+        fit(open_dataset("digits", "test").subset(np.arange(images)), 10, encoder, Settings(1, 32, 0.1), 0, 0, "")
+    assert sizes == [32, 32, 32, 32, 6]  # one image alone has no variance
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"protocol": "quick"}, "protocol: expected fast, paper or simsiam"),
-        ({"epochs": 3}, "epochs, batch_size, head_rate: the fast protocol has none"),
+        ({"epochs": 3}, "epochs, batch_size, head_lr: the fast protocol has none"),
         ({"crops": "corner"}, "crops: expected central or random"),
         ({"protocol": "paper", "crops": "random"}, "crops: the paper protocol has its own"),
         ({"protocol": "paper", "epochs": 0}, "epochs: expected at least 1"),
-        ({"protocol": "paper", "head_rate": -1}, "head_rate: expected a number of at least 0"),
+        ({"protocol": "paper", "head_lr": -1}, "head_lr: expected a number of at least 0"),
         ({"protocol": "paper", "batch_size": 1}, "batch_size: expected at least 2"),
     ],
 )
@@ -204,12 +204,12 @@ def test_bad_settings_of_a_probe(encoder: Encoder, options: dict[str, object], m
     [
         ({"protocol": "quick"}, "protocol: expected short, swav or barlow"),
         ({"seeds": 0}, "seeds: expected at least 1"),
-        ({"backbone_rate": 0}, "backbone_rate: expected above 0"),
-        ({"head_rate": -1}, "head_rate: expected a number of at least 0"),
-        ({"head_rate": math.inf}, "head_rate: expected a number of at least 0"),
+        ({"backbone_lr": 0}, "backbone_lr: expected above 0"),
+        ({"head_lr": -1}, "head_lr: expected a number of at least 0"),
+        ({"head_lr": math.inf}, "head_lr: expected a number of at least 0"),
         ({"labels": "500"}, "labels: expected at most"),
         ({"labels": "nowhere.txt"}, "labels: expected 1%"),
-        ({"labels": "10", "head_rate": 1e30, "seeds": 1, "epochs": 2}, "head_rate, backbone_rate: training diverged"),
+        ({"labels": "10", "head_lr": 1e30, "seeds": 1, "epochs": 2}, "head_lr, backbone_lr: training diverged"),
     ],
 )
 def test_bad_settings_of_fine_tuning(encoder: Encoder, options: dict[str, object], message: str) -> None:

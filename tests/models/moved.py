@@ -23,12 +23,12 @@ def moved(*arguments, **settings) -> Encoder:
 
 
 @torch.inference_mode()
-def features(encoder: Encoder, pictures: Tensor) -> Tensor:
+def features(encoder: Encoder, images: Tensor) -> Tensor:
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (encoder.spec.mean, encoder.spec.std))
-    return encoder.backbone((pictures - mean) / std)
+    return encoder.backbone((images - mean) / std)
 
 
-def pictures(encoder: Encoder, n: int = 2) -> Tensor:
+def images(encoder: Encoder, n: int = 2) -> Tensor:
     return torch.rand(n, encoder.spec.channels, encoder.image_size, encoder.image_size)
 
 

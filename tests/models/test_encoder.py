@@ -21,7 +21,7 @@ from mec.models import create_encoder, untrained
 )
 def test_any_timm_architecture_gives_pooled_features(backbone: str, size: int, channels: int) -> None:
     encoder = create_encoder(backbone, size, channels).eval()
-    x = encoder.normalise(torch.randint(0, 256, (2, channels, size, size), dtype=torch.uint8))
+    x = encoder.normalize(torch.randint(0, 256, (2, channels, size, size), dtype=torch.uint8))
     with torch.no_grad():
         assert encoder(x).shape == (2, encoder.num_features)
 
@@ -49,11 +49,11 @@ def test_residual_branches_start_at_zero() -> None:
     assert all((w == 0).all() for w in last)
 
 
-def test_normalise_takes_bytes_and_unit_floats() -> None:
+def test_normalize_takes_bytes_and_unit_floats() -> None:
     encoder = create_encoder("resnet18", 32, channels=1, mean=[0.2], std=[0.5])
     white = torch.full((1, 1, 32, 32), 255, dtype=torch.uint8)
-    assert torch.allclose(encoder.normalise(white), torch.full((1, 1, 32, 32), 1.6))
-    assert torch.allclose(encoder.normalise(white / 255), encoder.normalise(white))
+    assert torch.allclose(encoder.normalize(white), torch.full((1, 1, 32, 32), 1.6))
+    assert torch.allclose(encoder.normalize(white / 255), encoder.normalize(white))
 
 
 def test_untrained_is_seeded_and_leaves_the_global_generator_alone() -> None:

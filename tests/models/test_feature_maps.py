@@ -28,7 +28,7 @@ def encoder_of(backbone: str, **more: int) -> Encoder:
 
 
 @pytest.mark.parametrize("backbone", TINY)
-def test_pictures_of_any_size_and_the_encoders_own_maps(backbone: str) -> None:
+def test_images_of_any_size_and_the_encoders_own_maps(backbone: str) -> None:
     encoder = encoder_of(backbone)
     weights = {name: value.clone() for name, value in encoder.state_dict().items()}
     body, maps = of_any_size(encoder)
@@ -67,12 +67,12 @@ def test_maps_are_what_the_stages_give_one_after_the_other() -> None:
 
 
 def test_cells_are_as_large_whatever_the_padding_at_the_borders() -> None:
-    # of a picture 448 wide: padding 2 of a small stem makes 450, 225, 113, 57; a patch of 14 divides it
+    # of an image 448 wide: padding 2 of a small stem makes 450, 225, 113, 57; a patch of 14 divides it
     for columns, cell in [(448, 1), (450, 1), (225, 2), (113, 4), (57, 8), (32, 14), (28, 16), (14, 32), (7, 64)]:
         assert cell_of(torch.zeros(1, 1, 1, columns)) == cell
 
 
-def test_a_blank_picture_has_the_encoders_channels() -> None:
+def test_a_blank_image_has_the_encoders_channels() -> None:
     encoder = encoder_of("resnet18", channels=1)
     assert tuple(blank(encoder).shape) == (1, 1, 224, 448)
     assert tuple(blank(encoder, 3).shape) == (1, 1, 227, 451)
@@ -81,7 +81,5 @@ def test_a_blank_picture_has_the_encoders_channels() -> None:
 
 def test_what_has_no_maps_of_any_size_is_refused_in_one_line() -> None:
     encoder = create_encoder("cait_xxs24_224", options={"depth": 1})
-    with pytest.raises(
-        InputError, match=r"^encoder: cait_xxs24_224 gives no feature maps of pictures of any size \(.+"
-    ):
+    with pytest.raises(InputError, match=r"^encoder: cait_xxs24_224 gives no feature maps of images of any size \(.+"):
         of_any_size(encoder)

@@ -7,7 +7,7 @@ import timm
 import torch
 
 from mec.errors import InputError
-from mec.files import replacing
+from mec.files import atomic_write
 from mec.models import Predictor, Projector, Siamese, create_encoder, load_encoder, save_encoder, untrained
 
 OPTIONS = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16]}
@@ -74,10 +74,10 @@ def test_nothing_there(source: str) -> None:
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "sub" / "file"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("first")
         assert not path.exists()
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
+    with pytest.raises(RuntimeError), atomic_write(path) as temporary:
         temporary.write_text("second")
         raise RuntimeError
     assert path.read_text() == "first"
@@ -103,7 +103,7 @@ def test_fields_overrule_what_the_files_say(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"colour": 3}, "encoder: there is no 'colour'; expected any of backbone, image_size"),
+        ({"color": 3}, "encoder: there is no 'color'; expected any of backbone, image_size"),
         ({"image_size": "32"}, "encoder: image_size='32'; expected a whole number"),
         ({"image_size": True}, "encoder: image_size=True"),
         ({"mean": 0.5}, "encoder: mean=0.5; expected a list of numbers"),
@@ -120,7 +120,7 @@ def test_bad_fields_are_named(fields: dict, message: str) -> None:
         load_encoder("resnet18", **fields)
 
 
-@pytest.mark.parametrize("text", ["[1]", "{", '{"colour": 3}', '{"mean": "grey"}'])
+@pytest.mark.parametrize("text", ["[1]", "{", '{"color": 3}', '{"mean": "gray"}'])
 def test_a_bad_json_beside_foreign_weights_is_named(tmp_path: Path, text: str) -> None:
     torch.save(create_encoder("resnet18", 32).backbone.state_dict(), tmp_path / "weights.pth")
     (tmp_path / "weights.json").write_text(text)

@@ -53,9 +53,9 @@ def cifar_resnet20(**_: Any) -> CifarResNet:
 
 
 @torch.no_grad()
-def scores(encoder: Encoder, weight: Tensor, bias: Tensor, pictures: Tensor) -> Tensor:
+def scores(encoder: Encoder, weight: Tensor, bias: Tensor, images: Tensor) -> Tensor:
     """uint8 (n, 3, h, w) -> (n, classes), with the checkpoint's own classifier."""
-    return torch.cat([encoder(encoder.normalise(batch)) @ weight.T + bias for batch in pictures.split(50)])
+    return torch.cat([encoder(encoder.normalize(batch)) @ weight.T + bias for batch in images.split(50)])
 
 
 def test_a_cifar10_resnet_is_as_good_as_it_was(real_data: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_cifar10_resnet_is_as_good_as_it_was(real_data: Path) -> None:
                 found.append((rest[0], np.asarray(Image.open(io.BytesIO(file.read())).convert("RGB"))))
     classes = sorted({name for name, _ in found})  # CIFAR-10 numbers its classes in the order of the alphabet
     labels = torch.tensor([classes.index(name) for name, _ in found])
-    pictures = torch.from_numpy(np.stack([picture for _, picture in found])).movedim(-1, 1).contiguous()
+    images = torch.from_numpy(np.stack([image for _, image in found])).movedim(-1, 1).contiguous()
     state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     weight, bias = state.pop("module.linear.weight"), state.pop("module.linear.bias")
 
@@ -83,12 +83,12 @@ def test_a_cifar10_resnet_is_as_good_as_it_was(real_data: Path) -> None:
     plain = CifarResNet().eval()
     assert not plain.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=False)[1]
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 1, 3, 1, 1)
-    few = pictures[::100]
+    few = images[::100]
     with torch.no_grad():
-        torch.testing.assert_close(encoder(encoder.normalise(few)), plain((few / 255 - mean) / std))
+        torch.testing.assert_close(encoder(encoder.normalize(few)), plain((few / 255 - mean) / std))
 
-    error = float((scores(encoder, weight, bias, pictures).argmax(1) != labels).float().mean())
-    # Published: 8.27 %, on the lossless pictures it was trained on. Of these, JPEG at quality 75 with half the colour
+    error = float((scores(encoder, weight, bias, images).argmax(1) != labels).float().mean())
+    # Published: 8.27 %, on the lossless images it was trained on. Of these, JPEG at quality 75 with half the color
     # resolution, it gets 18 to 20 % wrong in plain PyTorch too, and ResNet-56 (published: 6.61 %) 16 %: networks that
     # never saw JPEG lose some 10 points by it. Three standard errors of n = 2000 are 2.7 points; chance is 90 %.
     assert len(labels) == 2000
@@ -115,19 +115,19 @@ def test_efficientnet_lite0_names_what_photographs_show(real_data: Path) -> None
         "EfficientNet-PyTorch weights: tf_efficientnet_lite0, 294 of 294 tensors matched, 2 of heads left out"
     )
     assert encoder.spec.mean == (0.5, 0.5, 0.5)
-    pictures, labels = [], []
+    images, labels = [], []
     for name, label in SAME.items():
         assert name[:4] in timm.data.ImageNetInfo().index_to_description(label).lower().replace(" ", "_")
         for file in sorted((folder / name).iterdir())[:3]:
-            picture = Image.open(file).convert("RGB")
-            shorter = min(picture.size)
-            left, top = (picture.width - shorter) // 2, (picture.height - shorter) // 2
-            square = picture.resize((224, 224), box=(left, top, left + shorter, top + shorter), reducing_gap=2)
-            pictures.append(np.asarray(square))
+            image = Image.open(file).convert("RGB")
+            shorter = min(image.size)
+            left, top = (image.width - shorter) // 2, (image.height - shorter) // 2
+            square = image.resize((224, 224), box=(left, top, left + shorter, top + shorter), reducing_gap=2)
+            images.append(np.asarray(square))
             labels.append(label)
     state = torch.load(path, map_location="cpu", weights_only=True)
-    dataset = torch.from_numpy(np.stack(pictures)).movedim(-1, 1).contiguous()
+    dataset = torch.from_numpy(np.stack(images)).movedim(-1, 1).contiguous()
     right = scores(encoder, state["_fc.weight"], state["_fc.bias"], dataset).argmax(1) == torch.tensor(labels)
     # 75 % on ImageNet's own validation set, 78 % of 125 of these; with one tensor in the wrong place, 0.1 %. Three
-    # standard errors of 75 pictures are 15 points.
+    # standard errors of 75 images are 15 points.
     assert right.float().mean() > 0.6

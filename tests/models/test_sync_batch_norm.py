@@ -10,13 +10,13 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mec.models import joined_norm
-from mec.models.sync_batch_norm import JoinedBatchNorm, join_batch_norms
+from mec.models import sync_batch_norm
+from mec.models.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
 from tests.coding.processes import in_processes, needs_gloo
 
 CHANNELS, ROWS = 6, {2: [5, 7], 3: [4, 1, 7]}  # uneven; one row alone has no variance of its own
 NETWORKS = ["test_resnet", "test_efficientnet"]
-NORMS = {  # name: (shape of a picture's features, channels last, the norm)
+NORMS = {  # name: (shape of an image's features, channels last, the norm)
     "2-d": ((), False, nn.BatchNorm1d(CHANNELS)),
     "3-d": ((9,), False, nn.BatchNorm1d(CHANNELS)),
     "contiguous": ((5, 4), False, nn.BatchNorm2d(CHANNELS, eps=1e-3, momentum=0.3)),
@@ -74,26 +74,26 @@ def tiny(name):
     return timm.create_model(name, num_classes=5).double().to(memory_format=torch.channels_last)
 
 
-def pictures():
+def images():
     x = torch.randn(8, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def worker(rank):
     processes = dist.get_world_size()
-    joined_norm.ELEMENTS_IN_CACHE = 2 * CHANNELS * 20  # two rows of 5 x 4 pixels: several parts a process
+    sync_batch_norm.ELEMENTS_IN_CACHE = 2 * CHANNELS * 20  # two rows of 5 x 4 pixels: several parts a process
     found = {}
     for name in NORMS:
         for mean in MEANS:
             norm, batches = norm_and_batches(name, mean)
             own = [tuple(t.split(ROWS[processes])[rank] for t in pair) for pair in batches]
-            found[name, mean] = two_steps(join_batch_norms(norm, "cpu"), own)
+            found[name, mean] = two_steps(convert_sync_batch_norm(norm, "cpu"), own)
     found["half"] = half(rank, processes)
     found["not tracked"] = not_tracked(rank, processes)
     if processes == 2:
         for name in NETWORKS:
-            network = DistributedDataParallel(join_batch_norms(tiny(name), "cpu"))
-            found[name] = network_step(network, pictures().chunk(2)[rank])
+            network = DistributedDataParallel(convert_sync_batch_norm(tiny(name), "cpu"))
+            found[name] = network_step(network, images().chunk(2)[rank])
     return found
 
 
@@ -102,7 +102,7 @@ def half_batch():
 
 
 def half(rank, processes):
-    norm = JoinedBatchNorm(nn.BatchNorm2d(CHANNELS, momentum=1.0))
+    norm = SyncBatchNorm(nn.BatchNorm2d(CHANNELS, momentum=1.0))
     with torch.autocast("cpu", torch.bfloat16):
         y = norm(half_batch().split(ROWS[processes])[rank])
     return y.detach(), norm.running_mean, norm.running_var
@@ -110,7 +110,7 @@ def half(rank, processes):
 
 def not_tracked(rank, processes):
     norm, batches = norm_and_batches("channels last", 0.0)
-    norm = JoinedBatchNorm(norm)
+    norm = SyncBatchNorm(norm)
     norm.track_running_stats = False
     y = norm(batches[0][0].split(ROWS[processes])[rank])
     return y.detach(), dict(norm.named_buffers())
@@ -171,7 +171,7 @@ def test_statistics_that_are_not_tracked_stay(found):
 def test_a_network_over_two_processes_is_one_with_the_joined_batch(found, name):
     if len(found) != 2:
         pytest.skip("of two processes")
-    gradients, buffers = network_step(tiny(name), pictures())
+    gradients, buffers = network_step(tiny(name), images())
     assert gradients
     for rank in found:
         for joined, single in zip(rank[name], (gradients, buffers), strict=True):
@@ -184,14 +184,14 @@ def test_a_network_over_two_processes_is_one_with_the_joined_batch(found, name):
 @pytest.mark.parametrize("name", NORMS)
 def test_one_process_is_plain(name, training):
     norm, batches = norm_and_batches(name, 0.0)
-    plain, joined = norm.train(training), join_batch_norms(copy.deepcopy(norm), "cpu")
-    assert isinstance(joined, JoinedBatchNorm)
+    plain, joined = norm.train(training), convert_sync_batch_norm(copy.deepcopy(norm), "cpu")
+    assert isinstance(joined, SyncBatchNorm)
     assert joined.training is training
     assert list(joined.state_dict()) == list(plain.state_dict())
     torch.testing.assert_close(two_steps(joined, batches), two_steps(plain, batches), rtol=0, atol=0)
 
 
 def test_on_gpus_the_library_s_norm_keeps_the_activation():
-    network = join_batch_norms(timm.create_model("test_efficientnet", num_classes=0), "cuda")
+    network = convert_sync_batch_norm(timm.create_model("test_efficientnet", num_classes=0), "cuda")
     assert isinstance(network.bn1, nn.SyncBatchNorm)
     assert isinstance(network.bn1.act, nn.SiLU | nn.ReLU)

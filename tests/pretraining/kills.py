@@ -16,11 +16,11 @@ from typing import Any, BinaryIO
 import torch
 import yaml
 
-import mec.pretraining.pretrain
+import mec.pretraining.run
 from mec.cli.main import entry
-from mec.pretraining import Recipe, keeping, pretrain
+from mec.pretraining import Recipe, checkpointing, pretrain
 from mec.pretraining.progress import MetricsFile
-from tests.pretraining.test_pretrain import quiet
+from tests.pretraining.test_run import quiet
 
 TIME_LIMIT = 100.0
 ATTEMPTS = multiprocessing.get_context("forkserver")
@@ -97,7 +97,7 @@ def _command(
 def _attempt(data: str, out: Path, recipe: Recipe, moment: tuple[str, int] | None) -> None:
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # of loader processes, as it is without a fork server
-    keeping.SECONDS, keeping.SHARE = 0.0, 0
+    checkpointing.SECONDS, checkpointing.SHARE = 0.0, 0
     if moment is not None and moment[0] in WRITES:
         _die_in_write(*moment)
     elif moment is not None:
@@ -119,7 +119,7 @@ def _die_at_call(number: int, first: str) -> None:
         if left <= 0:
             _die()
 
-    held, init = mec.pretraining.pretrain.held, MetricsFile.__init__
+    held, init = mec.pretraining.run.held, MetricsFile.__init__
 
     @contextmanager
     def counted(out: Path) -> Iterator[None]:
@@ -132,7 +132,7 @@ def _die_at_call(number: int, first: str) -> None:
         init(*arguments)
 
     if first == "held":
-        mec.pretraining.pretrain.held = counted
+        mec.pretraining.run.held = counted
     else:
         MetricsFile.__init__ = opened  # type: ignore[method-assign,assignment]
 

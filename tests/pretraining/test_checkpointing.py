@@ -23,16 +23,16 @@ import torch
 import yaml
 from filelock import FileLock
 
-import mec.pretraining.pretrain
-from mec.engine.checkpoints import newest_checkpoint, step_of
-from mec.data.corrupt import Skipped
+import mec.pretraining.run
+from mec.data.corrupt import CorruptLog
+from mec.engine.checkpoints import latest_checkpoint, step_of
 from mec.errors import InputError
-from mec.pretraining import Run, SpeedSettings, keeping, pretrain
-from mec.pretraining.run_folder import held
+from mec.pretraining import Run, SpeedSettings, checkpointing, pretrain
 from mec.pretraining.module import Pretraining
 from mec.pretraining.progress import MetricsFile
+from mec.pretraining.run_folder import held
 from tests.pretraining.kills import command, ended
-from tests.pretraining.test_pretrain import TINY, quiet
+from tests.pretraining.test_run import TINY, quiet
 from tests.pretraining.test_survival import assert_same, photographs
 
 SHORT = replace(TINY, epochs=2)
@@ -73,7 +73,7 @@ def test_a_signal_saves_and_stops(
     said = (tmp_path / "run.txt").read_text().splitlines()
     assert [sent.name in line for line in said].count(True) == 1
     assert "Traceback" not in "".join(said)
-    newest = newest_checkpoint(out, print)
+    newest = latest_checkpoint(out, print)
     assert newest is not None
     assert step_of(newest) == step + 1
     assert ended(command("digits", out, SHORT, resume=True)) == 0
@@ -140,8 +140,8 @@ def test_of_two_processes_both_leave_out_what_is_not_finite_in_one(tmp_path: Pat
 
 
 def terminated_in(name: str) -> None:
-    """SIGTERM when ``mec.pretraining.pretrain`` calls its ``name``."""
-    setattr(mec.pretraining.pretrain, name, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    """SIGTERM when ``mec.pretraining.run`` calls its ``name``."""
+    setattr(mec.pretraining.run, name, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
 
 @pytest.mark.parametrize("moment", ["settle", "begin", "save_encoder"])
@@ -169,17 +169,17 @@ APPEND = MetricsFile.append
 
 
 def full_in(place: str) -> None:
-    keeping.SECONDS, keeping.SHARE = 0.0, 0
+    checkpointing.SECONDS, checkpointing.SHARE = 0.0, 0
     if place == "metrics.csv":
         MetricsFile.append = write_a_row_and_a_part  # type: ignore[method-assign,assignment]
     else:
-        Skipped.list_in = full  # type: ignore[method-assign,assignment]
+        CorruptLog.list_in = full  # type: ignore[method-assign,assignment]
 
 
 def no_file_above(size: int, step: int | None) -> None:
     """From ``step`` on, or from the writing of the encoder on, a checkpoint being written at every step."""
-    keeping.SECONDS, keeping.SHARE = 0.0, 0
-    save = mec.pretraining.pretrain.save_encoder
+    checkpointing.SECONDS, checkpointing.SHARE = 0.0, 0
+    save = mec.pretraining.run.save_encoder
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -187,7 +187,7 @@ def no_file_above(size: int, step: int | None) -> None:
     if step is not None:
         at_step(step, limit)
     else:
-        mec.pretraining.pretrain.save_encoder = lambda *arguments: [limit(), save(*arguments)][1]
+        mec.pretraining.run.save_encoder = lambda *arguments: [limit(), save(*arguments)][1]
 
 
 @pytest.mark.parametrize(("step", "size", "kept"), [(4, 100_000, [2, 3, 4]), (None, 5_000, [8, 9, 10])])
@@ -273,11 +273,11 @@ def test_what_may_change_at_resume_and_what_not(undisturbed: Path, tmp_path: Pat
     assert ended(command("digits", out, slow, partial(sends, 3, signal.SIGTERM))) == 75
     for changed, difference in (
         (replace(SHORT, seed=3), "seed: 0 -> 3"),
-        (replace(SHORT, optimiser=replace(SHORT.optimiser, learning_rate=0.5)), r"optimiser.learning_rate: .* -> 0.5"),
+        (replace(SHORT, optimizer=replace(SHORT.optimizer, lr=0.5)), r"optimizer.lr: .* -> 0.5"),
     ):
         with pytest.raises(InputError, match=f"resume: the recipe differs from the run's: {difference}$"):
             pretrain("digits", out, changed, resume=True, console=quiet())
-    with pytest.raises(InputError, match="resume: pictures: 1347 when the run was begun, here 20"):
+    with pytest.raises(InputError, match="resume: images: 1347 when the run was begun, here 20"):
         pretrain(photographs(tmp_path / "data"), out, replace(SHORT, channels=1), resume=True, console=quiet())
     console = quiet()
     elsewhere = replace(SHORT, workers=1, devices=1, accelerator="cpu", log_every=5)

@@ -16,12 +16,12 @@ from mec.errors import InputError
 from mec.models.encoder import Encoder, create_encoder, recompute_activations
 from mec.models.heads import Predictor, Projector
 from mec.models.siamese import Pair, Siamese
-from mec.pretraining import OptimiserSettings, Recipe, TeacherSettings, pretrain
+from mec.pretraining import OptimizerSettings, Recipe, TeacherSettings, pretrain
 from mec.pretraining.chunks import loss_in_chunks
 from mec.pretraining.module import Pretraining
-from tests.pretraining.test_pretrain import TINY, quiet
+from tests.pretraining.test_run import TINY, quiet
 
-PICTURES = 12
+IMAGES = 12
 RESNET = {"layers": [1, 1, 1, 1], "channels": [8, 8, 12, 12]}
 VIT = {"embed_dim": 16, "depth": 2, "num_heads": 2, "global_pool": "avg"}
 
@@ -52,10 +52,10 @@ def freeze(network: Siamese) -> Siamese:
     return network
 
 
-def views(dtype: torch.dtype = torch.float64, pictures: int = PICTURES) -> Pair:
-    """Of pictures that differ enough to be told apart: BatchNorm in the heads multiplies what little there is."""
-    coarse = torch.randn(2, pictures, 3, 4, 4, dtype=torch.float64)
-    x1, x2 = nn.functional.interpolate(coarse.flatten(0, 1), scale_factor=4).view(2, pictures, 3, 16, 16).to(dtype)
+def views(dtype: torch.dtype = torch.float64, images: int = IMAGES) -> Pair:
+    """Of images that differ enough to be told apart: BatchNorm in the heads multiplies what little there is."""
+    coarse = torch.randn(2, images, 3, 4, 4, dtype=torch.float64)
+    x1, x2 = nn.functional.interpolate(coarse.flatten(0, 1), scale_factor=4).view(2, images, 3, 16, 16).to(dtype)
     return x1, x2
 
 
@@ -109,7 +109,7 @@ def test_the_gradient_of_the_whole_batch(kind: str, teacher: bool, dtype: torch.
     whole = copy.deepcopy(network)
     value = loss(*whole(*x))
     value.backward()
-    for size in range(1, PICTURES + 1, 1 if dtype == torch.float64 else 5):
+    for size in range(1, IMAGES + 1, 1 if dtype == torch.float64 else 5):
         parts = copy.deepcopy(network)
         found = loss_in_chunks(parts, chunks_of(x, size), loss, backward)
         found.backward()
@@ -171,7 +171,7 @@ def test_in_half_precision(dtype: torch.dtype, scale: float) -> None:
 
 
 class FirstGradient(lightning.Callback):
-    """Of the first step, as the optimiser gets it; and its loss and BatchNorm's running statistics."""
+    """Of the first step, as the optimizer gets it; and its loss and BatchNorm's running statistics."""
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         if trainer.global_step == 0:
@@ -254,7 +254,7 @@ class InDouble(lightning.Callback):
 
 @pytest.mark.parametrize("switch", ["channels_last", "fused", pytest.param("compile", marks=pytest.mark.slow)])
 def test_what_is_faster_computes_the_same(switch: str, tmp_path: Path) -> None:
-    recipe = replace(RESNETS, epochs=2, optimiser=OptimiserSettings("sgd", 0.05))
+    recipe = replace(RESNETS, epochs=2, optimizer=OptimizerSettings("sgd", 0.05))
     runs = []
     for value in (False, True):
         noted = InDouble()

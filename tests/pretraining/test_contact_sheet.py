@@ -4,42 +4,42 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mec import view_sheet
+from mec import contact_sheet
 from mec.errors import InputError
 from mec.pretraining import Recipe
 from mec.pretraining.contact_sheet import CELL, LINE, MARGIN
 from tests.data.transforms.test_geometry import photograph
 
 
-def test_a_row_for_each_picture_with_its_views(tmp_path: Path) -> None:
+def test_a_row_for_each_image_with_its_views(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     for i in range(5):
         Image.fromarray(photograph(100 + 9 * i, 140)).save(data / f"{i}.jpg")
     (data / "broken.jpg").write_bytes(b"")
-    out = view_sheet(data, tmp_path / "sheet.png", Recipe(image_size=32), pictures=3, pairs=2)
+    out = contact_sheet(data, tmp_path / "sheet.png", Recipe(image_size=32), images=3, pairs=2)
     sheet = np.asarray(Image.open(out))
     assert sheet.shape[0] == 2 * MARGIN + LINE + 3 * (CELL + LINE)
     assert sheet.shape[1] > 5 * CELL
     for row in range(3):
         top = MARGIN + LINE + row * (CELL + LINE)
         assert sheet[top : top + CELL].std() > 20
-    again = view_sheet(data, tmp_path / "again.png", Recipe(image_size=32), pictures=3, pairs=2)
+    again = contact_sheet(data, tmp_path / "again.png", Recipe(image_size=32), images=3, pairs=2)
     assert np.array_equal(np.asarray(Image.open(again)), sheet)
-    other = view_sheet(data, tmp_path / "other.png", Recipe(image_size=32, seed=1), pictures=3, pairs=2)
+    other = contact_sheet(data, tmp_path / "other.png", Recipe(image_size=32, seed=1), images=3, pairs=2)
     assert not np.array_equal(np.asarray(Image.open(other)), sheet)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
-def test_pictures_of_any_channels_are_shown(tmp_path: Path, channels: int) -> None:
+def test_images_of_any_channels_are_shown(tmp_path: Path, channels: int) -> None:
     np.savez(tmp_path / "a.npz", images=np.random.default_rng(0).random((4, 20, 30, channels)).astype(np.float32))
-    out = view_sheet(tmp_path / "a.npz", tmp_path / "sheet.jpg", Recipe(image_size=16), pictures=9, pairs=1)
+    out = contact_sheet(tmp_path / "a.npz", tmp_path / "sheet.jpg", Recipe(image_size=16), images=9, pairs=1)
     assert Image.open(out).format == "JPEG"
 
 
 def test_bad_arguments(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"out: .* has no suffix of a picture"):
-        view_sheet("digits", tmp_path / "sheet")
+    with pytest.raises(InputError, match=r"out: .* has no suffix of an image"):
+        contact_sheet("digits", tmp_path / "sheet")
     with pytest.raises(InputError, match="expected at least 1 each"):
-        view_sheet("digits", tmp_path / "sheet.png", pairs=0)
+        contact_sheet("digits", tmp_path / "sheet.png", pairs=0)
     assert not list(tmp_path.iterdir())

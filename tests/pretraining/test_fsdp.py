@@ -13,12 +13,20 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from mec.errors import InputError
-from mec.evaluate import OnlineProbe
-from mec.models.encoder import create_encoder
 from mec.engine.fsdp import whole_encoder
-from mec.pretraining import ObjectiveSettings, OptimiserSettings, Recipe, Run, TeacherSettings, keeping, pretrain
-from tests.pretraining.test_pretrain import TINY, quiet
+from mec.errors import InputError
+from mec.models.encoder import create_encoder
+from mec.pretraining import (
+    ObjectiveSettings,
+    OnlineProbe,
+    OptimizerSettings,
+    Recipe,
+    Run,
+    TeacherSettings,
+    checkpointing,
+    pretrain,
+)
+from tests.pretraining.test_run import TINY, quiet
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 
@@ -32,10 +40,10 @@ PAPER = replace(
     teacher=TeacherSettings(True, 0.9, 8),
     objective=ObjectiveSettings("cross", 0.25, 4, 8),
     # not AdamW, which turns the rounding of a gradient near zero into a step of full length
-    optimiser=OptimiserSettings("sgd", 0.05, 1e-5, 0.9, 1),
+    optimizer=OptimizerSettings("sgd", 0.05, 1e-5, 0.9, 1),
 )
 # so small a step that what rounds otherwise is not multiplied by training
-RESNET = replace(TINY, epochs=1, batch_size=128, optimiser=replace(TINY.optimiser, name="sgd", learning_rate=1e-3))
+RESNET = replace(TINY, epochs=1, batch_size=128, optimizer=replace(TINY.optimizer, name="sgd", lr=1e-3))
 SHARDED = replace(PAPER, accelerator="cpu", strategy="fsdp")
 RUNS = {  # recipe, resumed from step
     "whole": (SHARDED, 0),
@@ -50,7 +58,7 @@ def train(rank: int, folder: Path, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
     os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1"}
-    keeping.SECONDS = keeping.SHARE = 0
+    checkpointing.SECONDS = checkpointing.SHARE = 0
     for name, (recipe, step) in RUNS.items():
         if step and rank == 0:
             shutil.copytree(folder / "whole", folder / name)

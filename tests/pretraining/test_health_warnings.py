@@ -5,8 +5,8 @@ import pytest
 from rich.console import Console
 
 from mec.pretraining import ObjectiveSettings
-from mec.pretraining.module import Pretraining
 from mec.pretraining.health_warnings import PATIENCE, HealthWarnings
+from mec.pretraining.module import Pretraining
 
 
 def said(

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from mec.pretraining import ObjectiveSettings, OptimiserSettings, Recipe, TeacherSettings, pretrain
+from mec.pretraining import ObjectiveSettings, OptimizerSettings, Recipe, TeacherSettings, pretrain
 from tests.data.datasets.shard_files import write_tar
-from tests.pretraining.test_pretrain import TINY
+from tests.pretraining.test_run import TINY
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 
-PICTURES, BATCH, STEPS = 163, 32, 20
+IMAGES, BATCH, STEPS = 163, 32, 20
 TIME_LIMIT = 300.0
 POOLED = replace(
     TINY,
@@ -46,7 +46,7 @@ PAPER = replace(
     POOLED,
     objective=ObjectiveSettings("cross", 0.25, 4, 8),
     teacher=TeacherSettings(True, 0.9, 8),
-    optimiser=OptimiserSettings("sgd", 0.04, 1e-5, 0.9, 1),
+    optimizer=OptimizerSettings("sgd", 0.04, 1e-5, 0.9, 1),
 )
 IN_CHUNKS = replace(
     PAPER, backbone="vit_tiny_patch16_224", backbone_options={"embed_dim": 8, "depth": 1, "num_heads": 2}
@@ -54,7 +54,7 @@ IN_CHUNKS = replace(
 
 
 def gently(recipe: Recipe) -> Recipe:
-    return replace(recipe, optimiser=replace(recipe.optimiser, learning_rate=recipe.optimiser.learning_rate / 20))
+    return replace(recipe, optimizer=replace(recipe.optimizer, lr=recipe.optimizer.lr / 20))
 
 
 RUNS = {  # name: source, recipe, precision; in chunks on several processes only
@@ -68,12 +68,12 @@ RUNS = {  # name: source, recipe, precision; in chunks on several processes only
 
 def write_sources(folder: Path) -> None:
     """Coarse patterns, which a network tells apart: files of many sizes, which do not rest in memory, and arrays."""
-    patterns = np.random.default_rng(0).integers(0, 256, (PICTURES, 4, 4, 3), dtype=np.uint8)
+    patterns = np.random.default_rng(0).integers(0, 256, (IMAGES, 4, 4, 3), dtype=np.uint8)
     encoded = [png(pattern, (20 + i % 5, 24)) for i, pattern in enumerate(patterns)]
     (folder / "folder").mkdir()
     for i, data in enumerate(encoded):
         (folder / "folder" / f"{i:03}.png").write_bytes(data)
-    for shard, numbers in enumerate((range(70), range(70, 90), range(90, PICTURES))):
+    for shard, numbers in enumerate((range(70), range(70, 90), range(90, IMAGES))):
         write_tar(folder / "shards" / f"{shard}.tar", [(f"{i:03}.png", encoded[i]) for i in numbers])
     pyarrow.parquet.write_table(pyarrow.table({"image": encoded}), folder / "table.parquet")
     np.savez(folder / "arrays.npz", images=patterns.repeat(5, axis=1).repeat(5, axis=2))
@@ -86,12 +86,12 @@ def png(pattern: NDArray[np.uint8], size: tuple[int, int]) -> bytes:
 
 
 class Watched(lightning.Callback):
-    """Makes the network that of a precision, and notes each step's loss and pictures and the weights at the end."""
+    """Makes the network that of a precision, and notes each step's loss and images and the weights at the end."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.losses: list[float] = []
-        self.pictures: list[list[int]] = []
+        self.images: list[list[int]] = []
         self.weights: dict[str, torch.Tensor] = {}
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -99,7 +99,7 @@ class Watched(lightning.Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.losses.append(float(pl_module.measured["loss"]))
-        self.pictures.append(batch.indices.tolist())
+        self.images.append(batch.indices.tolist())
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self.weights = {name: tensor.clone() for name, tensor in pl_module.network.state_dict().items()}
@@ -117,7 +117,7 @@ def train(rank: int, processes: int, folder: Path, port: int) -> None:
             recipe = replace(recipe, chunk=3)
         out = folder / f"{number} on {processes}"
         pretrain(folder / source, out, recipe, console=Console(file=StringIO()), callbacks=[watched])
-        torch.save([watched.losses, watched.pictures, watched.weights], out / f"{rank}.pt")
+        torch.save([watched.losses, watched.images, watched.weights], out / f"{rank}.pt")
 
 
 def in_processes(processes: int, folder: Path) -> None:
@@ -157,12 +157,12 @@ def results(folder: Path, name: str, processes: int) -> list[Any]:
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("name", RUNS)
 def test_the_same_training_on_any_number_of_processes(folder: Path, name: str, processes: int) -> None:
-    ((losses, pictures, weights),) = results(folder, name, 1)
+    ((losses, images, weights),) = results(folder, name, 1)
     several = results(folder, name, processes)
     of_losses, of_weights = TOLERANCES[RUNS[name][2]]
     assert len(losses) == STEPS
     for step in range(STEPS):
-        assert [i for _, own, _ in several for i in own[step]] == pictures[step]
+        assert [i for _, own, _ in several for i in own[step]] == images[step]
     for own_losses, _, own_weights in several:
         assert own_losses == several[0][0]
         np.testing.assert_allclose(own_losses, losses, rtol=0, atol=of_losses)

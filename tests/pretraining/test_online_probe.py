@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from mec import evaluate
 from mec.errors import InputError
-from mec.pretraining.online_probe import MOST, OnlineProbe, online_probe
 from mec.pretraining import ProjectorSettings, Recipe, load_recipe, pretrain
+from mec.pretraining.online_probe import MOST, OnlineProbe, online_probe
 
 TINY = replace(
     load_recipe("digits"),
@@ -74,7 +74,7 @@ def test_a_resumed_run_measures_again_what_came_after_its_checkpoint(
     assert [dict(r, seconds="") for r in rows(folder)] == [dict(r, seconds="") for r in before]
 
 
-def test_many_pictures_are_probed_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_images_are_probed_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MOST, "train", 200)
     monkeypatch.setitem(MOST, "test", 50)
     console = Console(file=StringIO(), width=200)
@@ -84,10 +84,10 @@ def test_many_pictures_are_probed_in_part(tmp_path: Path, monkeypatch: pytest.Mo
     assert np.bincount(probe.parts[0].labels).min() > 0
     run(tmp_path / "run", replace(TINY, epochs=1), probe)
     assert "epoch 1/1  online probe: kNN" in console.file.getvalue()
-    assert f"({sizes[0]} train and {sizes[1]} test pictures" in console.file.getvalue()
+    assert f"({sizes[0]} train and {sizes[1]} test images" in console.file.getvalue()
 
 
-def test_broken_pictures_end_the_probes_and_not_the_run(tmp_path: Path) -> None:
+def test_broken_images_end_the_probes_and_not_the_run(tmp_path: Path) -> None:
     for name, tone in (("a", 60), ("b", 190)):
         (tmp_path / name).mkdir()
         for i in range(20):
@@ -96,7 +96,7 @@ def test_broken_pictures_end_the_probes_and_not_the_run(tmp_path: Path) -> None:
         (tmp_path / "a" / f"{i:02}.png").write_bytes(b"")
     console = Console(file=StringIO(), width=300)
     probe = OnlineProbe(tmp_path, 1, workers=0, console=console)
-    recipe = replace(TINY, channels=3, max_broken=0.5, batch_size=8, epochs=2)
+    recipe = replace(TINY, channels=3, max_corrupt=0.5, batch_size=8, epochs=2)
     folder = pretrain(tmp_path, tmp_path / "run", recipe, console=Console(file=StringIO()), callbacks=[probe]).folder
     assert (folder / "encoder.safetensors").exists()
     assert console.file.getvalue().count("no more online probes: data: ") == 1

@@ -24,17 +24,17 @@ def test_the_papers_recipe_to_the_letter() -> None:
     assert (o.form, o.order, o.distortion, o.warmup_factor) == ("cross", 4, 1 / 32, 8)
     assert (r.projector.hidden, r.projector.outputs) == (2048, 2048)
     assert (r.teacher.enabled, r.teacher.momentum, r.teacher.predictor_hidden) == (True, 0.996, 512)
-    s = r.optimiser
-    assert (s.name, s.learning_rate, s.weight_decay, s.momentum, s.warmup_epochs) == ("sgd", 0.5, 1e-5, 0.9, 10)
-    for view, blur, solarise in ((r.view_1, 1.0, 0.0), (r.view_2, 0.1, 0.2)):
-        assert (view.blur, view.solarise, view.blur_sigma) == (blur, solarise, (0.1, 2.0))
-        assert (view.crop_scale, view.jitter, view.grey, view.flip) == ((0.2, 1.0), 0.8, 0.2, 0.5)
+    s = r.optimizer
+    assert (s.name, s.lr, s.weight_decay, s.momentum, s.warmup_epochs) == ("sgd", 0.5, 1e-5, 0.9, 10)
+    for view, blur, solarize in ((r.view_1, 1.0, 0.0), (r.view_2, 0.1, 0.2)):
+        assert (view.blur, view.solarize, view.blur_sigma) == (blur, solarize, (0.1, 2.0))
+        assert (view.crop_scale, view.jitter, view.gray, view.flip) == ((0.2, 1.0), 0.8, 0.2, 0.5)
         assert (view.brightness, view.contrast, view.saturation, view.hue) == (0.4, 0.4, 0.2, 0.1)
 
 
-def test_digits_are_neither_flipped_nor_solarised() -> None:
+def test_digits_are_neither_flipped_nor_solarized() -> None:
     recipe = load_recipe("digits")
-    assert all(v.flip == v.solarise == v.blur == 0 for v in (recipe.view_1, recipe.view_2))
+    assert all(v.flip == v.solarize == v.blur == 0 for v in (recipe.view_1, recipe.view_2))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_digits_are_neither_flipped_nor_solarised() -> None:
         ({"objective": {"distortion": 0}}, "objective.distortion: expected a positive number"),
         ({"objective": {"order": 0}}, "objective.order: expected at least 1"),
         ({"objective": {"form": "other"}}, "objective.form"),
-        ({"optimiser": {"learning_rate": -1}}, "optimiser.learning_rate"),
+        ({"optimizer": {"lr": -1}}, "optimizer.lr"),
         ({"teacher": {"momentum": 1.5}}, "teacher.momentum"),
         ({"view_1": {"hue": 1}}, "hue: expected"),
     ],

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from mec.engine.checkpoints import step_of
 from mec.errors import InputError
-from mec.pretraining import OptimiserSettings, Recipe, SpeedSettings, TeacherSettings, pretrain
+from mec.pretraining import OptimizerSettings, Recipe, SpeedSettings, TeacherSettings, pretrain
 from mec.pretraining.module import Pretraining
-from tests.pretraining.test_pretrain import TINY, quiet
+from tests.pretraining.test_run import TINY, quiet
 
 SHORT = replace(TINY, epochs=1, every=4, batch_size=32)
-STEP, OPTIMISE = Pretraining.training_step, Pretraining.optimizer_step
+STEP, OPTIMIZE = Pretraining.training_step, Pretraining.optimizer_step
 
 
 def loss(module: Pretraining, batch: Any) -> Tensor:
@@ -38,8 +38,8 @@ def gradient(module: Pretraining, batch: Any) -> Tensor:
     return STEP(module, batch, 0)
 
 
-def picture(module: Pretraining, batch: Any) -> Tensor:
-    """One picture of what enters the first BatchNorms, those of student and teacher."""
+def image(module: Pretraining, batch: Any) -> Tensor:
+    """One image of what enters the first BatchNorms, those of student and teacher."""
     module._prepared = lambda x: Pretraining._prepared(module, x).index_fill(0, torch.tensor([0]), math.inf)
     try:
         return STEP(module, batch, 0)
@@ -54,15 +54,15 @@ def broken(patch: pytest.MonkeyPatch, at: set[int], how: Callable[[Pretraining, 
     def state(module: Pretraining) -> list[Tensor]:
         network = {k: v for k, v in module.network.state_dict().items() if "num_batches" not in k}
         weights = [v for k, v in network.items() if "teacher" not in k or "running" in k]
-        optimiser = module.trainer.optimizers[0].state_dict()["state"]
-        return [t.clone() for t in [*weights, *(v for s in optimiser.values() for v in s.values())]]
+        optimizer = module.trainer.optimizers[0].state_dict()["state"]
+        return [t.clone() for t in [*weights, *(v for s in optimizer.values() for v in s.values())]]
 
     def step(module: Pretraining, batch: Any, batch_idx: int) -> Tensor:
         module.noted = module.global_step, state(module)
         return how(module, batch) if module.global_step in at else STEP(module, batch, batch_idx)
 
-    def optimise(module: Pretraining, *arguments: Any, **named: Any) -> None:
-        OPTIMISE(module, *arguments, **named)
+    def optimize(module: Pretraining, *arguments: Any, **named: Any) -> None:
+        OPTIMIZE(module, *arguments, **named)
         number, before = module.noted
         after = state(module)
         # AdamW's state is made by its first step: of zeros, where that is left out
@@ -70,12 +70,12 @@ def broken(patch: pytest.MonkeyPatch, at: set[int], how: Callable[[Pretraining, 
         same[number] = all(map(torch.equal, before, after)) and not any(t.any() for t in new)
 
     patch.setattr(Pretraining, "training_step", step)
-    patch.setattr(Pretraining, "optimizer_step", optimise)
+    patch.setattr(Pretraining, "optimizer_step", optimize)
     return same
 
 
-SGD = replace(SHORT, optimiser=OptimiserSettings("sgd", 0.1, 1e-4, 0.9, 1), teacher=TeacherSettings(True, 0.9, 8))
-ADAMW = replace(SHORT, optimiser=replace(TINY.optimiser, warmup_epochs=0))
+SGD = replace(SHORT, optimizer=OptimizerSettings("sgd", 0.1, 1e-4, 0.9, 1), teacher=TeacherSettings(True, 0.9, 8))
+ADAMW = replace(SHORT, optimizer=replace(TINY.optimizer, warmup_epochs=0))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ ADAMW = replace(SHORT, optimiser=replace(TINY.optimiser, warmup_epochs=0))
     [
         (SGD, True, loss),
         (SGD, True, gradient),
-        (SGD, True, picture),
+        (SGD, True, image),
         (SGD, False, gradient),
         (ADAMW, True, gradient),
         (ADAMW, False, loss),
@@ -104,7 +104,7 @@ def test_a_broken_step_changes_nothing(
 
 def test_three_in_a_row_end_the_run_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     same = broken(monkeypatch, {1, 2, 6, 7, 8}, gradient)
-    with pytest.raises(InputError, match=r"diverged: .* 3 steps in a row, up to step 9 \(5 steps .*learning_rate"):
+    with pytest.raises(InputError, match=r"diverged: .* 3 steps in a row, up to step 9 \(5 steps .*lr"):
         pretrain("digits", tmp_path / "run", SHORT, console=quiet())
     assert sorted(same) == list(range(9))
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mec.pretraining import ObjectiveSettings, OptimiserSettings, Recipe, Run, TeacherSettings
+from mec.pretraining import ObjectiveSettings, OptimizerSettings, Recipe, Run, TeacherSettings
 from tests.data.transforms.test_geometry import photograph
 from tests.pretraining.kills import WRITES, attempt
-from tests.pretraining.test_pretrain import TINY
+from tests.pretraining.test_run import TINY
 
 
 def assert_same(killed: Path, undisturbed: Path) -> None:
@@ -60,7 +60,7 @@ PAPERS = Recipe(
     precision="32-true",
     objective=ObjectiveSettings("cross", 0.25, 4, 8),
     teacher=TeacherSettings(True, 0.9, 8),
-    optimiser=OptimiserSettings("sgd", 0.1, 1e-5, 0.9, 1),
+    optimizer=OptimizerSettings("sgd", 0.1, 1e-5, 0.9, 1),
 )
 
 
@@ -74,12 +74,12 @@ def photographs(folder: Path) -> Path:
 def shards(folder: Path) -> Path:
     import tarfile
 
-    pictures = photographs(folder.with_name("pictures"))
+    images = photographs(folder.with_name("images"))
     folder.mkdir()
     for shard in range(4):
         with tarfile.open(folder / f"{shard}.tar", "w") as archive:
             for i in range(shard * 5, shard * 5 + 5):
-                archive.add(pictures / f"{i:02}.jpg", f"{i:02}.jpg")
+                archive.add(images / f"{i:02}.jpg", f"{i:02}.jpg")
     return folder
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mec.report.schema import Learnt, Neighbours, EmbeddedImage, Sprites, Views
 from mec.report.page import Shown
 from mec.report.record import read_records
+from mec.report.schema import EmbeddedImage, Learned, Neighbors, Sprites, Views
 
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAP///wAAACH5BAAAAAAALAAAAAABAAEAAAICRAEAOw=="
 NASTY = (
@@ -24,7 +24,7 @@ NASTY = (
 )
 COLUMNS = [
     "step", "epoch", "loss", "coding_length", "spectral_norm", "effective_rank", "rankme", "alpha_req", "distortion",
-    "learning_rate", "skipped", "pictures_per_second", "data_wait", "seconds",
+    "lr", "skipped", "images_per_second", "data_wait", "seconds",
 ]  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def metric(step: int, **other: float) -> dict[str, Any]:
     """A row of metrics.csv of a healthy run: ten steps of warm-up, ten steps an epoch."""
     row = dict(zip(COLUMNS, (step, step // 10, 1 / (1 + step), 100 + step, 0.5, 10 + step / 10), strict=False))
     rate = step / 10 if step <= 10 else 1 / step
-    row |= {"learning_rate": rate, "skipped": 0, "pictures_per_second": 500, "data_wait": 0.05, "seconds": 2 * step}
+    row |= {"lr": rate, "skipped": 0, "images_per_second": 500, "data_wait": 0.05, "seconds": 2 * step}
     return row | other
 
 
@@ -65,7 +65,7 @@ def write_run(folder: Path, steps: int = 40, ended: bool = True, **recipe: Any) 
     folder.mkdir(parents=True)
     settings = {"backbone": "resnet18", "epochs": 4, "objective": {"form": "pooled", "order": None}, **recipe}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
-    about = {"data": "digits", "pictures": 645, "classes": 10, "batch": 64, "command": "mec pretrain digits"}
+    about = {"data": "digits", "images": 645, "classes": 10, "batch": 64, "command": "mec pretrain digits"}
     (folder / "environment.json").write_text(json.dumps(about | {"packages": {"torch": "2.11.0"}, "devices": []}))
     write_metrics(folder, [metric(step) for step in range(steps)])
     (folder / "probes.csv").write_text("epoch,step,kNN,linear,seconds\n1,10,0.5,0.6,1\n2,20,0.7,0.8,1\n")
@@ -75,34 +75,34 @@ def write_run(folder: Path, steps: int = 40, ended: bool = True, **recipe: Any) 
     return folder
 
 
-def picture(alt: str = "a picture", size: int = 0) -> EmbeddedImage:
+def image(alt: str = "an image", size: int = 0) -> EmbeddedImage:
     return EmbeddedImage(PIXEL + "A" * size, alt, 32, 32)
 
 
-def learnt(titles: Sequence[str], labels: Sequence[str] | None = None, size: int = 0) -> Learnt:
-    """On a circle; every second picture in cluster 1."""
+def learned(titles: Sequence[str], labels: Sequence[str] | None = None, size: int = 0) -> Learned:
+    """On a circle; every second image in cluster 1."""
     n = len(titles)
     turn = 2 * np.pi * np.arange(n) / n
-    return Learnt(
-        pictures=f"{n} pictures of digits",
+    return Learned(
+        images=f"{n} images of digits",
         encoder="the trained encoder",
         points=np.stack([np.cos(turn), np.sin(turn)], axis=1).astype(np.float32),
         titles=list(titles),
         labels=None if labels is None else list(labels),
         clusters=np.arange(n) % 2,
         sprites=Sprites(PIXEL + "A" * size, 4, 48),
-        neighbours=[Neighbours(picture(titles[0]), [(0.87, picture(titles[1], size))])],
+        neighbors=[Neighbors(image(titles[0]), [(0.87, image(titles[1], size))])],
         singular_values=np.array([0.5, 0.3, 0.2]),
         effective_rank=2.5,
     )
 
 
 def views(title: str = "one", size: int = 0) -> list[Views]:
-    return [Views(picture(title, size), [(picture(f"view 1 of {title}"), picture(f"view 2 of {title}"))])]
+    return [Views(image(title, size), [(image(f"view 1 of {title}"), image(f"view 2 of {title}"))])]
 
 
 def shown(*folders: Path, names: Sequence[str] = ("a", "b", "c", "d"), size: int = 0) -> list[Shown]:
     return [
-        Shown(record, learnt(names, ["x", "y"] * (len(names) // 2), size), views(size=size), [picture("drawn", size)])
+        Shown(record, learned(names, ["x", "y"] * (len(names) // 2), size), views(size=size), [image("drawn", size)])
         for record in read_records(folders)
     ]

@@ -13,10 +13,10 @@ import yaml
 from PIL import Image
 
 from mec.models.encoder import Encoder, create_encoder
-from mec.models.io import save_encoder
 from mec.models.foreign_checkpoints import OWN_CHECKPOINT
-from mec.report.schema import EmbeddedImage, Sprites
+from mec.models.io import save_encoder
 from mec.pretraining import Recipe
+from mec.report.schema import EmbeddedImage, Sprites
 
 NARROW = {"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 32], "stem_type": "deep", "stem_width": 8}
 
@@ -48,13 +48,13 @@ def checkpoint(folder: Path, encoder: Encoder, step: int) -> Path:
 
 
 def noisy(seed: int, height: int = 40, width: int = 40, channels: int = 3) -> np.ndarray:
-    """A smooth random picture, which compression leaves nearly as it is."""
+    """A smooth random image, which compression leaves nearly as it is."""
     coarse = np.random.default_rng(seed).integers(0, 256, (3, 3, channels), dtype=np.uint8)
     planes = [np.asarray(Image.fromarray(coarse[..., c]).resize((width, height))) for c in range(channels)]
     return np.stack(planes, axis=-1)
 
 
-def write_pictures(folder: Path, classes: int, each: int) -> Path:
+def write_images(folder: Path, classes: int, each: int) -> Path:
     for c in range(classes):
         (folder / f"class{c}").mkdir(parents=True)
         for i in range(each):

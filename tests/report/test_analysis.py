@@ -12,17 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
-from mec.data.dataset import read
-from mec.data.datasets import open_images
+from mec.data.dataset import read_image
+from mec.data.datasets import open_dataset
 from mec.errors import InputError
 from mec.evaluate.features import extract
 from mec.models.encoder import Encoder
 from mec.models.io import save_encoder
-from mec.report import learnt as module
-from mec.report.schema import Learnt, Missing
-from mec.report.analysis import learnt
+from mec.report import analysis as module
+from mec.report.analysis import learned
+from mec.report.schema import Learned, Missing
 from tests.data.datasets.shard_files import write_shards
-from tests.report.runs import cell, checkpoint, decoded, make_run, narrow, noisy, silent, write_pictures
+from tests.report.runs import cell, checkpoint, decoded, make_run, narrow, noisy, silent, write_images
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def _warnings_are_errors() -> Any:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("data"), classes=3, each=20)
+    return write_images(tmp_path_factory.mktemp("data"), classes=3, each=20)
 
 
 @pytest.fixture
@@ -42,21 +42,21 @@ def run(data: Path, tmp_path: Path) -> Path:
     return make_run(tmp_path / "run", data)
 
 
-def look(run: Path, data: Any = None, most: int = 100) -> Learnt:
-    found = learnt(run, data, most, silent)
-    assert isinstance(found, Learnt)
+def look(run: Path, data: Any = None, most: int = 100) -> Learned:
+    found = learned(run, data, most, silent)
+    assert isinstance(found, Learned)
     return found
 
 
 def missing(run: Path, data: Any = None) -> str:
-    found = learnt(run, data, 100, silent)
+    found = learned(run, data, 100, silent)
     assert isinstance(found, Missing)
     return found.reason
 
 
 def test_figures_are_those_of_the_features(run: Path, data: Path) -> None:
     found = look(run)
-    images = open_images(data, "test")
+    images = open_dataset(data, "test")
     features = extract(images, narrow(), 0)[0].double().numpy()
     assert features.shape == (12, 32)  # a fifth of each class
     values = np.linalg.svd(features - features.mean(axis=0), compute_uv=False)
@@ -68,21 +68,21 @@ def test_figures_are_those_of_the_features(run: Path, data: Path) -> None:
     assert np.isfinite(found.points).all()
     assert found.labels == [f"class{i}" for i in range(3) for _ in range(4)]
     assert all(title.startswith(f"{label}{os.sep}") for title, label in zip(found.titles, found.labels, strict=True))
-    assert found.pictures == f"all 12 test pictures of {data}"
+    assert found.images == f"all 12 test images of {data}"
     assert found.encoder == "the trained encoder"
     for number in range(12):
-        expected = np.asarray(Image.fromarray(read(images, number)).resize((48, 48)))
+        expected = np.asarray(Image.fromarray(read_image(images, number)).resize((48, 48)))
         assert np.abs(cell(found.sprites, number) - expected).mean() < 15
 
 
-def test_neighbours_are_those_of_brute_force(run: Path, data: Path) -> None:
+def test_neighbors_are_those_of_brute_force(run: Path, data: Path) -> None:
     found = look(run)
-    x = extract(open_images(data, "test"), narrow(), 0)[0].double().numpy()
+    x = extract(open_dataset(data, "test"), narrow(), 0)[0].double().numpy()
     x = x - x.mean(axis=0)
-    assert len(found.neighbours) == 8
-    assert len(Counter(row.query.alt.split(" (")[1] for row in found.neighbours)) == 3
+    assert len(found.neighbors) == 8
+    assert len(Counter(row.query.alt.split(" (")[1] for row in found.neighbors)) == 3
     captions = [f"{title} ({label})" for title, label in zip(found.titles, found.labels or [], strict=True)]
-    for row in found.neighbours:
+    for row in found.neighbors:
         q = captions.index(row.query.alt)
         cosines = {
             captions[i]: float(x[q] @ x[i] / np.linalg.norm(x[q]) / np.linalg.norm(x[i]))
@@ -97,9 +97,9 @@ def test_neighbours_are_those_of_brute_force(run: Path, data: Path) -> None:
 
 
 def test_clusters_are_what_lies_together() -> None:
-    centres = np.eye(4) * 10
+    centers = np.eye(4) * 10
     rows = np.repeat(np.arange(4), (20, 12, 9, 7))
-    features = centres[rows] + np.random.default_rng(0).normal(0, 0.01, (48, 4))
+    features = centers[rows] + np.random.default_rng(0).normal(0, 0.01, (48, 4))
     found = module._clusters(features - features.mean(axis=0))
     for group in range(4):
         assert len(set(found[rows == group])) > 0
@@ -110,23 +110,23 @@ def test_clusters_are_what_lies_together() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 10])
-def test_few_pictures(tmp_path: Path, count: int) -> None:
+def test_few_images(tmp_path: Path, count: int) -> None:
     np.savez(tmp_path / "a.npz", images=np.stack([noisy(i) for i in range(count)]))
     found = look(make_run(tmp_path / "run", tmp_path / "a.npz"))
     assert found.points.shape == (count, 2)
     assert np.isfinite(found.points).all()
     assert found.labels is None
-    assert [len(row.found) for row in found.neighbours] == [min(8, count - 1)] * min(8, count)
+    assert [len(row.found) for row in found.neighbors] == [min(8, count - 1)] * min(8, count)
     assert 1 <= found.effective_rank <= count - 1 + 1e-6
     assert found.titles[0] == "a[0]"
 
 
-def test_one_picture_is_too_few(tmp_path: Path) -> None:
+def test_one_image_is_too_few(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=noisy(0)[None])
     assert "at least two" in missing(make_run(tmp_path / "run", tmp_path / "a.npz"))
 
 
-def test_pictures_that_are_all_the_same(tmp_path: Path) -> None:
+def test_images_that_are_all_the_same(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=np.stack([noisy(0)] * 12))
     found = look(make_run(tmp_path / "run", tmp_path / "a.npz"))
     assert not found.points.any()
@@ -136,7 +136,7 @@ def test_pictures_that_are_all_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 5])
-def test_deep_pictures_of_any_channels(tmp_path: Path, channels: int) -> None:
+def test_deep_images_of_any_channels(tmp_path: Path, channels: int) -> None:
     deep = np.stack([noisy(i, channels=channels).astype(np.uint16) * 16 for i in range(12)])
     np.savez(tmp_path / "a.npz", images=deep)
     encoder = narrow(channels=channels, value_range=(0.0, 4095.0))
@@ -145,26 +145,26 @@ def test_deep_pictures_of_any_channels(tmp_path: Path, channels: int) -> None:
     assert np.abs(cell(found.sprites, 5) - np.asarray(Image.fromarray(expected).resize((48, 48)))).mean() < 15
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_shards(tmp_path: Path, labelled: bool) -> None:
-    found = look(make_run(tmp_path / "run", write_shards(tmp_path / "shards", labelled=labelled)), most=8)
+@pytest.mark.parametrize("labeled", [True, False])
+def test_shards(tmp_path: Path, labeled: bool) -> None:
+    found = look(make_run(tmp_path / "run", write_shards(tmp_path / "shards", labeled=labeled)), most=8)
     assert 2 <= len(found.titles) <= 8
-    assert (found.labels is not None) == labelled
+    assert (found.labels is not None) == labeled
     assert set(found.labels or []) <= {"ant", "bee", "cat"}
     assert all("x-000" in title for title in found.titles)
 
 
-def test_a_picture_of_each_class_is_no_reason_to_fail(tmp_path: Path) -> None:
-    found = look(make_run(tmp_path / "run", write_pictures(tmp_path / "data", classes=4, each=1)))
+def test_a_image_of_each_class_is_no_reason_to_fail(tmp_path: Path) -> None:
+    found = look(make_run(tmp_path / "run", write_images(tmp_path / "data", classes=4, each=1)))
     assert len(found.titles) == 4  # none is held out for testing
-    assert found.pictures == f"all 4 pictures of {tmp_path / 'data'}"
+    assert found.images == f"all 4 images of {tmp_path / 'data'}"
 
 
 def test_a_video(tmp_path: Path) -> None:
     pytest.importorskip("av")
-    from mec.evaluate.drawing.tracks import Film
+    from mec.evaluate.drawing.tracks import VideoWriter
 
-    with Film(tmp_path / "a.mp4", 10) as film:
+    with VideoWriter(tmp_path / "a.mp4", 10) as film:
         for i in range(20):
             film.add(noisy(i, 48, 64))
     found = look(make_run(tmp_path / "run", tmp_path / "a.mp4", every=4))
@@ -172,11 +172,11 @@ def test_a_video(tmp_path: Path) -> None:
     assert found.labels is None
 
 
-def test_broken_pictures_are_left_out_and_names_stay_as_they_are(tmp_path: Path) -> None:
+def test_broken_images_are_left_out_and_names_stay_as_they_are(tmp_path: Path) -> None:
     names = ["<script>alert(1)<", "Köder 鸟 \U0001f426", "a&b 'quoted'", os.fsdecode(b"\xff\xfe")]
     for i, name in enumerate([*names, *map(str, range(40))]):
         Image.fromarray(noisy(i)).save(tmp_path / f"{name}.png".replace("/", ""))
-    (tmp_path / "zz.png").write_bytes(b"no picture")
+    (tmp_path / "zz.png").write_bytes(b"no image")
     found = look(make_run(tmp_path / "run", tmp_path))
     assert len(found.titles) == len(found.points) == 44
     assert set(found.titles) >= {*(f"{name}.png" for name in names[:3]), "??.png"}
@@ -184,10 +184,10 @@ def test_broken_pictures_are_left_out_and_names_stay_as_they_are(tmp_path: Path)
     assert "zz.png" not in found.titles
 
 
-def test_too_many_broken_pictures_are_said(tmp_path: Path) -> None:
+def test_too_many_broken_images_are_said(tmp_path: Path) -> None:
     for i in range(10):
         Image.fromarray(noisy(i)).save(tmp_path / f"{i}.png")
-        (tmp_path / f"broken{i}.png").write_bytes(b"no picture")
+        (tmp_path / f"broken{i}.png").write_bytes(b"no image")
     assert "cannot be read" in missing(make_run(tmp_path / "run", tmp_path))
 
 
@@ -195,9 +195,9 @@ def test_classes_share_what_is_taken(run: Path, tmp_path: Path) -> None:
     labels = np.array([0, 1] * 100 + [2] * 200)
     np.savez(tmp_path / "a.npz", images=np.stack([noisy(i, 8, 8) for i in range(400)]), labels=labels)
     found = look(run, tmp_path / "a.npz", 20)  # of 80 that are for testing
-    assert found.pictures.startswith("20 of the 80 test pictures")
+    assert found.images.startswith("20 of the 80 test images")
     assert Counter(found.labels) == {"0": 5, "1": 5, "2": 10}
-    tested = open_images(tmp_path / "a.npz", "test")
+    tested = open_dataset(tmp_path / "a.npz", "test")
     assert tested.labels is not None
     assert found.labels == [str(tested.labels[int(title[2:-1])]) for title in found.titles]
 
@@ -209,7 +209,7 @@ def test_it_is_kept_until_something_changes(run: Path, data: Path, monkeypatch: 
         patch.setattr(module, "load_encoder", None)  # it is not called
         again = look(run)
         assert again.titles == first.titles
-        assert again.neighbours == first.neighbours
+        assert again.neighbors == first.neighbors
         assert again.sprites == first.sprites
         assert np.array_equal(again.points, first.points)
         assert np.array_equal(again.singular_values, first.singular_values)
@@ -228,13 +228,13 @@ def test_a_folder_that_cannot_be_written(run: Path) -> None:
     assert len(look(run).titles) == 12
 
 
-def test_pictures_that_have_moved(run: Path, data: Path, tmp_path: Path) -> None:
+def test_images_that_have_moved(run: Path, data: Path, tmp_path: Path) -> None:
     (run / "environment.json").write_text('{"data": "gone/away"}')
     assert "gone/away does not exist" in missing(run)
     assert "--data" in missing(run)
     assert len(look(run, data).titles) == 12
     with pytest.raises(InputError, match="data: nowhere does not exist"):
-        learnt(run, "nowhere", 100, silent)
+        learned(run, "nowhere", 100, silent)
     typed = json.dumps({"data": data.name, "directory": str(data.parent)})
     (run / "environment.json").write_text(typed)  # the run was started elsewhere than the report
     assert len(look(run).titles) == 12
@@ -281,5 +281,5 @@ def test_a_slow_encoder_looks_at_fewer(run: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "SECONDS", 1e-9)
     assert len(look(run).titles) == 3
     said: list[str] = []
-    learnt(run, None, 7, said.append)
-    assert "3 of the 12 test pictures" in said[0]
+    learned(run, None, 7, said.append)
+    assert "3 of the 12 test images" in said[0]

@@ -98,7 +98,7 @@ def until(page: Any, condition: str) -> None:
     raise AssertionError(f"never: {condition}")
 
 
-def colours(page: Any) -> list[str]:
+def colors(page: Any) -> list[str]:
     return page.evaluate(
         "[getComputedStyle(document.body).backgroundColor, document.querySelector('#chart-loss .js-line').style.stroke,"
         " document.querySelector('#chart-loss .xtick text').style.fill]"
@@ -107,7 +107,7 @@ def colours(page: Any) -> list[str]:
 
 def test_everything_is_drawn(desk: Any) -> None:
     page = desk
-    for section in ("run", "learning", "learnt", "good"):
+    for section in ("run", "learning", "learned", "good"):
         assert page.locator(f"section#{section} h2").is_visible()
     charts = page.locator("section#learning .plot")
     assert charts.count() == 10  # seven of metrics.csv, two probes of the one run and one of the other
@@ -120,7 +120,7 @@ def test_everything_is_drawn(desk: Any) -> None:
     assert "<img src=x onerror=alert(4)>" in page.locator(".runs").text_content()
 
 
-def test_pointing_at_a_picture_shows_it(desk: Any) -> None:
+def test_pointing_at_a_image_shows_it(desk: Any) -> None:
     page = desk
     seen: list[str] = []
     for number in range(len(TITLES)):
@@ -138,7 +138,7 @@ def test_pointing_at_a_picture_shows_it(desk: Any) -> None:
         seen.append(page.locator("#card-0 strong").text_content())
     assert {text.strip() for text in seen} == {title.strip() for title in TITLES}
     window, sprite = (page.locator(f"#card-0 {part}").bounding_box() for part in (".window", ".sprite"))
-    assert sprite["width"] == pytest.approx(4 * window["width"])  # four columns of pictures
+    assert sprite["width"] == pytest.approx(4 * window["width"])  # four columns of images
     assert page.locator("#card-0 .sprite").is_visible()
     assert "cluster" in page.locator("#card-0 figcaption").text_content()
 
@@ -162,7 +162,7 @@ def test_map_by_touch(opened: Callable[..., Any]) -> None:
     page.wait_for_selector("#card-1.chosen strong")
 
 
-def test_colours_by_label_or_cluster(desk: Any) -> None:
+def test_colors_by_label_or_cluster(desk: Any) -> None:
     page = desk
     assert page.locator("#map-0 .legendtext").all_text_contents() == ["x", "y"]
     page.locator("input[data-map='0'][value=cluster]").focus()
@@ -181,12 +181,12 @@ def test_zooming_one_curve_zooms_all(desk: Any) -> None:
     page.mouse.move(box["x"] + box["width"] * 0.5, middle, steps=5)
     page.mouse.up()
     of = "id => document.getElementById(id)._fullLayout.xaxis.range"
-    until(page, "document.getElementById('chart-learning_rate')._fullLayout.xaxis.range[1] < 25")
-    assert page.evaluate(of, "chart-loss") == page.evaluate(of, "chart-learning_rate") == pytest.approx([10, 20], abs=2)
+    until(page, "document.getElementById('chart-lr')._fullLayout.xaxis.range[1] < 25")
+    assert page.evaluate(of, "chart-loss") == page.evaluate(of, "chart-lr") == pytest.approx([10, 20], abs=2)
     for _ in range(20):  # on a busy machine two clicks may lie too far apart to be a double one
         page.mouse.dblclick(box["x"] + 50, middle)
         page.wait_for_timeout(500)
-        if shown_again := page.evaluate(of, "chart-learning_rate")[1] > 35:
+        if shown_again := page.evaluate(of, "chart-lr")[1] > 35:
             break
     assert shown_again
 
@@ -219,12 +219,12 @@ def test_no_sideways_scrolling(opened: Callable[..., Any]) -> None:
 
 def test_dark_and_back(opened: Callable[..., Any]) -> None:
     page = opened(color_scheme="dark")
-    dark = colours(page)
+    dark = colors(page)
     assert dark[0] == "rgb(20, 23, 27)"
     page.emulate_media(color_scheme="light")
     until(page, "getComputedStyle(document.body).backgroundColor == 'rgb(251, 251, 249)'")
     page.wait_for_timeout(100)
-    assert all(a != b for a, b in zip(dark, colours(page), strict=True))
+    assert all(a != b for a, b in zip(dark, colors(page), strict=True))
 
 
 def test_on_paper(opened: Callable[..., Any]) -> None:
@@ -233,7 +233,7 @@ def test_on_paper(opened: Callable[..., Any]) -> None:
     page.emulate_media(media="print")
     until(page, "document.querySelector('.recipe').open")
     page.wait_for_timeout(200)
-    assert colours(page)[0] == "rgb(251, 251, 249)"
+    assert colors(page)[0] == "rgb(251, 251, 249)"
     assert page.locator("nav").is_hidden()
     assert page.evaluate("document.documentElement.scrollWidth") <= 720
     fits = "[...document.querySelectorAll('.plot')].every(p => p.querySelector('svg').clientWidth <= p.clientWidth)"
@@ -250,7 +250,7 @@ def test_without_scripts(opened: Callable[..., Any]) -> None:
     assert "0.025 at 39" in page.locator("#chart-loss-summary").text_content()  # 1 / (1 + 39)
     assert page.locator("#chart-loss-summary").is_visible()
     assert page.locator(".sprite").first.is_visible()
-    assert page.locator(".neighbours img").first.is_visible()
+    assert page.locator(".neighbors img").first.is_visible()
     assert page.locator(".plot").first.is_hidden()
 
 

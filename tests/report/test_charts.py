@@ -1,4 +1,4 @@
-"""The report's figures: what is drawn, where it is thinned, and colours that can be told apart."""
+"""The report's figures: what is drawn, where it is thinned, and colors that can be told apart."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from mec.report import charts
 from mec.report.record import read_records
-from tests.report.folders import NASTY, learnt, metric, write_metrics, write_run
+from tests.report.folders import NASTY, learned, metric, write_metrics, write_run
 
 CSS = Path(charts.__file__).parent / "template" / "report.css"
 
@@ -16,12 +16,12 @@ CSS = Path(charts.__file__).parent / "template" / "report.css"
 def test_every_measure_has_a_chart_with_the_runs_overlaid(tmp_path: Path) -> None:
     records = read_records([write_run(tmp_path / "a"), write_run(tmp_path / "b", steps=20)])
     drawn = {chart.title: chart for chart in charts.curves(records)}
-    expected = ["Loss", "Coding length", "Spectral norm", "Effective rank", "Learning rate", "Waiting", "Pictures per"]
+    expected = ["Loss", "Coding length", "Spectral norm", "Effective rank", "Learning rate", "Waiting", "Images per"]
     for words in [*expected, "Online probe, kNN", "Online probe, linear"]:
         (chart,) = [c for title, c in drawn.items() if title.startswith(words)]
         a, b = chart.figure["data"]
         assert (a["name"], b["name"]) == ("a", "b")
-        assert (a["meta"]["colour"], a["line"]["dash"]) != (b["meta"]["colour"], b["line"]["dash"])
+        assert (a["meta"]["color"], a["line"]["dash"]) != (b["meta"]["color"], b["line"]["dash"])
     loss = drawn["Loss"].figure["data"][0]
     assert loss["x"] == list(range(40))
     assert loss["y"] == pytest.approx([1 / (1 + step) for step in range(40)], rel=1e-4)
@@ -67,8 +67,8 @@ def test_few_points_are_kept_as_they_are() -> None:
     assert not len(charts.thinned(np.zeros(3), np.zeros(2), 10)[0])
 
 
-def test_a_map_has_every_picture_once_by_label_and_by_cluster() -> None:
-    found = learnt([f"{n}.jpg" for n in range(10)], ["cat"] * 4 + ["dog"] * 6)
+def test_a_map_has_every_image_once_by_label_and_by_cluster() -> None:
+    found = learned([f"{n}.jpg" for n in range(10)], ["cat"] * 4 + ["dog"] * 6)
     for by, sizes in (("label", [4, 6]), ("cluster", [5, 5])):
         data = charts.embedding(found, 0, by)["data"]
         assert [len(trace["x"]) for trace in data] == sizes
@@ -77,12 +77,12 @@ def test_a_map_has_every_picture_once_by_label_and_by_cluster() -> None:
             assert trace["x"] == pytest.approx(found.points[trace["customdata"], 0].tolist(), abs=0.006)
 
 
-def test_labels_beyond_the_colours_are_others() -> None:
+def test_labels_beyond_the_colors_are_others() -> None:
     names = [f"class {n % 100}" for n in range(300)]
-    data = charts.embedding(learnt(names, names), 0, "label")["data"]
+    data = charts.embedding(learned(names, names), 0, "label")["data"]
     assert len(data) == charts.GROUPS + 1
     assert data[-1]["name"] == f"{100 - charts.GROUPS} others"
-    looks = {(t["meta"]["colour"], t["marker"]["symbol"]) for t in data}
+    looks = {(t["meta"]["color"], t["marker"]["symbol"]) for t in data}
     assert len(looks) == len(data)
 
 
@@ -93,7 +93,7 @@ def test_tags_in_names_are_text_to_plotly() -> None:
 
 
 def test_spectrum_tells_the_effective_rank() -> None:
-    chart = charts.spectrum([(0, "a", learnt(["x", "y"])), (1, "b", learnt(["x", "y"]))])
+    chart = charts.spectrum([(0, "a", learned(["x", "y"])), (1, "b", learned(["x", "y"]))])
     assert [trace["y"] for trace in chart.figure["data"]] == [[0.5, 0.3, 0.2]] * 2
     assert chart.figure["layout"]["xaxis"]["type"] == chart.figure["layout"]["yaxis"]["type"] == "log"
     assert chart.summary.startswith("a: effective rank 2.5 of 3;")
@@ -103,9 +103,9 @@ def test_the_first_fifty_runs_look_different() -> None:
     assert len({charts.look(n) for n in range(50)}) == 50
 
 
-def luminance(colour: str) -> float:
+def luminance(color: str) -> float:
     """WCAG 2's, of #rrggbb."""
-    channels = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    channels = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
@@ -126,15 +126,15 @@ def themes() -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_contrast_is_that_of_wcag_aa(theme: str) -> None:
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
-    colours = themes()[theme]
+    colors = themes()[theme]
     for ground in ("ground", "raised", "note-ground", "good-ground", "warn-ground"):
         for ink in ("ink", "soft", "accent"):
-            assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
-    assert contrast(colours["good"], colours["good-ground"]) >= 4.5
-    assert contrast(colours["warn"], colours["warn-ground"]) >= 4.5
-    assert contrast(colours["warn"], colours["raised"]) >= 4.5  # what the line in a chart is called
-    for colour in charts.COLOURS[theme]:  # of lines and marks: 3 to 1
-        assert contrast(colour, colours["raised"]) >= 3, colour
+            assert contrast(colors[ink], colors[ground]) >= 4.5, (ink, ground)
+    assert contrast(colors["good"], colors["good-ground"]) >= 4.5
+    assert contrast(colors["warn"], colors["warn-ground"]) >= 4.5
+    assert contrast(colors["warn"], colors["raised"]) >= 4.5  # what the line in a chart is called
+    for color in charts.COLORS[theme]:  # of lines and marks: 3 to 1
+        assert contrast(color, colors["raised"]) >= 3, color
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -143,13 +143,13 @@ def test_the_first_runs_are_told_apart_without_red_or_green(theme: str) -> None:
     protan = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
     deutan = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
     for matrix in (np.eye(3), np.array(protan), np.array(deutan)):
-        seen = [lab(colour, matrix) for colour in charts.COLOURS[theme][:4]]
+        seen = [lab(color, matrix) for color in charts.COLORS[theme][:4]]
         gaps = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
         assert min(gaps) > 12  # 2.3 is what can just be seen
 
 
-def lab(colour: str, matrix: np.ndarray) -> np.ndarray:
-    channels = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+def lab(color: str, matrix: np.ndarray) -> np.ndarray:
+    channels = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
     xyz = to_xyz @ np.clip(matrix @ linear, 0, 1) / [0.9505, 1.0, 1.089]

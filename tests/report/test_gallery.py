@@ -14,12 +14,12 @@ from tests.report.runs import decoded, noisy
 
 
 def drawn(path: Path, seed: int, age: int = 0, size: tuple[int, int] = (300, 600)) -> np.ndarray:
-    picture = noisy(seed, *size)
+    image = noisy(seed, *size)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path, "JPEG", quality=95)
+    Image.fromarray(image).save(path, "JPEG", quality=95)
     for place in (path, path.parent):
         os.utime(place, (2e9 - age, 2e9 - age))
-    return picture
+    return image
 
 
 def tracked(folder: Path, task: str, names: list[str], age: int = 0) -> None:
@@ -32,9 +32,9 @@ def test_some_of_each_folder_newest_first(tmp_path: Path) -> None:
     tracked(tmp_path / "mot-s3-MOT17", "mot", ["a", "b", "c", "d"], age=50)
     tracked(tmp_path / "sot-s3-OTB", "sot", ["<script>"], age=10)
     for i in range(5):
-        picture = drawn(tmp_path / "detect-short" / "predicted" / "birds" / f"{i}.jpg", i, age=i)
+        image = drawn(tmp_path / "detect-short" / "predicted" / "birds" / f"{i}.jpg", i, age=i)
         if i == 0:
-            newest = picture
+            newest = image
     found = gallery(tmp_path)
     assert [one.alt for one in found] == [
         "sot: <script>, followed with the encoder of runs/a, s3",
@@ -55,13 +55,13 @@ def test_what_is_damaged_or_of_others_is_passed_over(tmp_path: Path) -> None:
     tracked(tmp_path / "vos-s3-DAVIS", "vos", ["dog"])
     tracked(tmp_path / "vos-s4-DAVIS", "vos", ["cat"])
     (tmp_path / "vos-s4-DAVIS" / "settings.json").write_text("{")
-    (tmp_path / "vos-s3-DAVIS" / "drawn" / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "vos-s3-DAVIS" / "drawn" / "broken.jpg").write_bytes(b"no image")
     Image.new("RGB", (4, 4)).save(tmp_path / "vos-s3-DAVIS" / "drawn" / "b-png-in-fact.jpg", "PNG")
     (tmp_path / "broken.mp4").write_bytes(b"no film")
     assert [one.alt.split(":")[1].split(",")[0] for one in gallery(tmp_path)] == [" dog"]
 
 
-def test_a_small_picture_stays_small(tmp_path: Path) -> None:
+def test_a_small_image_stays_small(tmp_path: Path) -> None:
     drawn(tmp_path / "detect-short" / "predicted" / "a.jpg", 0, size=(20, 30))
     (found,) = gallery(tmp_path)
     assert (found.width, found.height) == (30, 20)
@@ -69,9 +69,9 @@ def test_a_small_picture_stays_small(tmp_path: Path) -> None:
 
 def test_a_frame_of_each_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("av")
-    from mec.evaluate.drawing.tracks import Film
+    from mec.evaluate.drawing.tracks import VideoWriter
 
-    with Film(tmp_path / "davis.mp4", 10) as film:
+    with VideoWriter(tmp_path / "davis.mp4", 10) as film:
         for i in range(5):
             film.add(noisy(i, 48, 64))
     (found,) = gallery(tmp_path)
@@ -81,7 +81,7 @@ def test_a_frame_of_each_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert gallery(tmp_path) == []
 
 
-def test_tracking_leaves_pictures_in_its_folder(tmp_path: Path) -> None:
+def test_tracking_leaves_images_in_its_folder(tmp_path: Path) -> None:
     pytest.importorskip("trackeval")
     scene = crossing(5)
     for name in ("one", "two", "three", "vier"):

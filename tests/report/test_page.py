@@ -55,7 +55,7 @@ def data_of(html: bytes) -> Any:
 def test_sections_settings_and_figures_of_two_runs(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", steps=20, ended=False, backbone="vit_tiny", epochs=4)
     tags = made(a, b)
-    assert [s["id"] for s in tags.of("section")] == ["run", "learning", "learnt", "good"]
+    assert [s["id"] for s in tags.of("section")] == ["run", "learning", "learned", "good"]
     assert len(tags.of("h1")) == 1
     assert {tag for tag, _ in tags.tags} >= {"main", "nav", "header", "footer", "noscript"}
     assert tags.of("html")[0]["lang"] == "en"
@@ -120,7 +120,7 @@ def nasty_run(folder: Path) -> Path:
     """Every text that comes from outside is one of those that would do harm."""
     folder = write_run(folder, backbone=NASTY[0], **{NASTY[1]: NASTY[2]})
     about = dict(zip(("data", "platform", "command", "started", "precision", "python"), NASTY, strict=True))
-    numbers = {"pictures": 640, "batch": 64, "devices": [NASTY[2]], "packages": {NASTY[0]: NASTY[1]}}
+    numbers = {"images": 640, "batch": 64, "devices": [NASTY[2]], "packages": {NASTY[0]: NASTY[1]}}
     (folder / "environment.json").write_text(json.dumps(about | numbers))
     figures = {"encoder": {NASTY[0]: 0.5}, NASTY[1]: {NASTY[0]: 0.25}}
     odd = result(NASTY[0], protocol=NASTY[1], data=NASTY[3], encoder=NASTY[4], figures=figures, command=NASTY[2])
@@ -182,11 +182,11 @@ def unseen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Nothing is looked at; with what it would have been."""
     asked: list[Any] = []
 
-    def learnt(*arguments: Any) -> Missing:
+    def learned(*arguments: Any) -> Missing:
         asked.append(arguments[:3])
         return Missing("No checkpoint <yet>.")
 
-    monkeypatch.setattr(page, "learnt", learnt)
+    monkeypatch.setattr(page, "learned", learned)
     monkeypatch.setattr(page, "views", lambda *_: folders.views())
     monkeypatch.setattr(page, "gallery", lambda _: [])
     return asked
@@ -194,7 +194,7 @@ def unseen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_report_is_written_beside_the_first_run(tmp_path: Path, unseen: Sequence[Any]) -> None:
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
-    path = write_report([a, b], data="digits", pictures=100)
+    path = write_report([a, b], data="digits", images=100)
     assert path == a / "report.html"
     assert unseen == [(a, "digits", 50), (b, "digits", 50)]
     text = Tags(path.read_text()).text
@@ -223,8 +223,8 @@ def test_where_no_page_can_be_written(tmp_path: Path, unseen: Sequence[Any], out
     run = write_run(tmp_path / "a")
     with pytest.raises(InputError, match=r"out: expected a file that ends with \.html"):
         write_report([run], tmp_path / out)
-    with pytest.raises(InputError, match="pictures: expected"):
-        write_report([run], pictures=0)
+    with pytest.raises(InputError, match="images: expected"):
+        write_report([run], images=0)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"out: .* cannot be written"):
         write_report([run], tmp_path / "file" / "r.html")

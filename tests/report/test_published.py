@@ -9,8 +9,8 @@ import pytest
 from mec import evaluate
 from mec.evaluate.detection.schedules import SCHEDULES
 from mec.evaluate.supervised import PAPER_PROBE, SIMSIAM_PROBE, in_words
-from mec.report.schema import Published
 from mec.report.published import published
+from mec.report.schema import Published
 from tests.report.runs import narrow, noisy
 
 ROWS = {"encoder": {"top-1": 0.5}, "untrained": {"top-1": 0.1}}
@@ -123,7 +123,7 @@ def test_lines_that_lack_something_have_none(result: dict[str, Any]) -> None:
 
 
 def test_what_is_written_is_what_is_looked_for(tmp_path: Path) -> None:
-    """The words of a real result differ from those above in the numbers of pictures, steps and pixels alone."""
+    """The words of a real result differ from those above in the numbers of images, steps and pixels alone."""
     labels = np.arange(20) % 2
     np.savez(tmp_path / "a.npz", images=np.stack([noisy(i, 8, 8) for i in range(20)]), labels=labels)
     result = evaluate.linear(tmp_path / "a.npz", narrow(), "paper", baselines=False, workers=0)

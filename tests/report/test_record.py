@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 
 from mec.errors import InputError
-from mec.report.record import read_records
 from mec.report.health import verdicts
+from mec.report.record import read_records
 from tests.report.folders import metric, result, write_metrics, write_run
 
 
 def test_a_whole_run(tmp_path: Path) -> None:
-    (record,) = read_records([write_run(tmp_path / "pets", optimiser={"learning_rate": 0.1})])
+    (record,) = read_records([write_run(tmp_path / "pets", optimizer={"lr": 0.1})])
     assert (record.name, record.ended, record.notes, record.skipped) == ("pets", True, [], 0)
-    assert record.recipe["optimiser.learning_rate"] == 0.1
+    assert record.recipe["optimizer.lr"] == 0.1
     assert record.recipe["objective.order"] is None
-    assert record.steps_per_epoch == 10  # 645 pictures, 64 in a step
+    assert record.steps_per_epoch == 10  # 645 images, 64 in a step
     assert record.metrics["step"].tolist() == list(range(40))
     assert np.isnan(record.metrics["rankme"]).all()
     assert record.probes["kNN"].tolist() == [0.5, 0.7]

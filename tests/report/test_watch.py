@@ -25,15 +25,15 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What took long, in order."""
     asked: list[str] = []
 
-    def learnt(folder: Path, *_: Any) -> Missing:
-        asked.append("learnt")
+    def learned(folder: Path, *_: Any) -> Missing:
+        asked.append("learned")
         return Missing("seen")
 
     def views(folder: Path, *_: Any) -> Any:
         asked.append("views")
         return folders.views()
 
-    monkeypatch.setattr(page, "learnt", learnt)
+    monkeypatch.setattr(page, "learned", learned)
     for module in (page, sys.modules[watch.__module__]):
         monkeypatch.setattr(module, "views", views)
         monkeypatch.setattr(module, "gallery", lambda _: [])
@@ -115,7 +115,7 @@ def test_encoder_is_looked_through_when_it_is_there(port: int, run: Path, looks:
     assert b"seen" in html
     (run / "probes.csv").write_text("epoch,step,kNN\n")
     get(port)
-    assert looks == ["views", "learnt", "views"]
+    assert looks == ["views", "learned", "views"]
 
 
 def test_run_that_is_gone_is_told(port: int, run: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import shtab
 
-from mec.cli.errors import choices, hint_of, kinds
+from mec.option_errors import choices, hint_of, kinds
 
 PLACES = {
     "bash": "~/.local/share/bash-completion/completions/mec",

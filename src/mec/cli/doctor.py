@@ -31,7 +31,7 @@ EXTRAS = {
     "onnx": ("onnxruntime", "mec export --format onnx"),
     "tiff": ("tifffile", "TIFFs of many channels, bits or pages"),
     "tracking": ("trackeval", "the figures of mec evaluate mot and mots"),
-    "video": ("av", "videos as pictures, films of tracks"),
+    "video": ("av", "videos as images, films of tracks"),
     "webdataset": ("webdataset", "shards from URLs"),
 }
 """What each extra of the package brings, by the library that is imported."""
@@ -41,7 +41,7 @@ NETWORK_DISKS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "lustre",
 GIB, WIDTH = 2**30, 100
 LITTLE_SHARED, LITTLE_FREE, FEW_FILES, FEW_CORES = 1 * GIB, 5 * GIB, 1024, 4
 JPEG_SIDES, DECODING_SECONDS = (500, 375), 0.3
-"""Those of ImageNet's usual picture."""
+"""Those of ImageNet's usual image."""
 
 
 def doctor(folder: str | os.PathLike[str] = ".") -> str:
@@ -51,7 +51,7 @@ def doctor(folder: str | os.PathLike[str] = ".") -> str:
     Some seconds; a part that cannot be found out says so.
 
     Args:
-        folder: of pictures or runs, whose disk is looked at.
+        folder: of images or runs, whose disk is looked at.
     """
     parts: dict[str, Callable[[], str]] = {
         "versions": versions,
@@ -180,13 +180,13 @@ def decoding() -> tuple[str, float]:
 
 def _decode() -> tuple[str, Callable[[bytes], object]]:
     try:
-        from mec.data.decode import open_picture
-        from mec.data.pixels import Reading
+        from mec.data.decode import open_image
+        from mec.data.pixels import PixelFormat
     except ImportError:
         from PIL import Image
 
         return "Pillow, as simplejpeg is missing", lambda data: Image.open(io.BytesIO(data)).convert("RGB")
-    return "simplejpeg (libjpeg-turbo)", lambda data: open_picture(data).decode(Reading())
+    return "simplejpeg (libjpeg-turbo)", lambda data: open_image(data).decode(PixelFormat())
 
 
 def disk(folder: str | os.PathLike[str]) -> str:
@@ -235,7 +235,7 @@ def _slow(folder: str | os.PathLike[str]) -> Iterator[str]:
             yield f"less than {_gib(LITTLE_FREE)} free: a run keeps several checkpoints; put --out on another disk"
     with contextlib.suppress(OSError):
         if file_system(Path(folder).expanduser().resolve()) in NETWORK_DISKS:
-            yield "a disk over the network: copy the pictures to a local one, or read them as shards (.tar)"
+            yield "a disk over the network: copy the images to a local one, or read them as shards (.tar)"
 
 
 def _no_gpu() -> str | None:
@@ -252,7 +252,7 @@ def _no_gpu() -> str | None:
         return (
             f"an NVIDIA GPU that this PyTorch ({built}) cannot use: install one that fits the driver, see pytorch.org"
         )
-    return "no GPU: small pictures and networks train in minutes to hours (recipes digits and small), ImageNet does not"
+    return "no GPU: small images and networks train in minutes to hours (recipes digits and small), ImageNet does not"
 
 
 def _few_cores() -> str | None:
@@ -260,9 +260,7 @@ def _few_cores() -> str | None:
 
     needed = FEW_CORES * max(1, torch.cuda.device_count())
     if torch.cuda.is_available() and cores() < needed:
-        return (
-            f"{cores()} CPU cores for {torch.cuda.device_count()} GPU: it waits for pictures; give it {needed} or more"
-        )
+        return f"{cores()} CPU cores for {torch.cuda.device_count()} GPU: it waits for images; give it {needed} or more"
     return None
 
 
@@ -279,13 +277,13 @@ def _slow_decoder() -> str | None:
     try:
         import simplejpeg  # noqa: F401
     except ImportError:
-        return "no simplejpeg, without which mec reads no pictures: pip install simplejpeg"
+        return "no simplejpeg, without which mec reads no images: pip install simplejpeg"
     return None
 
 
 def _little_shared_memory() -> str | None:
     if Path("/dev/shm").exists() and shutil.disk_usage("/dev/shm").total < LITTLE_SHARED:
-        return "little shared memory, through which loaders send pictures: docker run --shm-size=8g, or --workers 0"
+        return "little shared memory, through which loaders send images: docker run --shm-size=8g, or --workers 0"
     return None
 
 

@@ -30,7 +30,7 @@ SEQUENCES_HELP = {
     "pose": 'those to take, or patterns, such as "*_mpii_test"; absent: all',
 }
 TASKS = {
-    "knn": ("weighted nearest neighbours, no training", "cifar10 --encoder runs/cifar10"),
+    "knn": ("weighted nearest neighbors, no training", "cifar10 --encoder runs/cifar10"),
     "linear": ("linear classifier on frozen features", "pets/ birds/ --encoder runs/pets"),
     "few-label": ("1, 5 or 10 labels per class, nearest class mean", "pets/ --encoder runs/pets"),
     "finetune": ("the whole network trained further with some of the labels", "pets/ --encoder runs/pets --labels 10%"),
@@ -70,7 +70,7 @@ def evaluate_options(parser: Parser, arguments: Sequence[str]) -> None:
         elif name in arguments and name in TRACKING_HELP:
             _tracking_options(task, name)
         elif name in arguments:
-            needed = task.add_argument_group("the pictures and the encoder")
+            needed = task.add_argument_group("the images and the encoder")
             needed.add_argument("data", nargs="+", help=f"one or several of: {DATA_HELP}")
             needed.add_argument("--encoder", required=True, help=ENCODER_HELP)
             needed.add_argument("--out", help="folder whose results.jsonl takes the result; absent: the run folder")
@@ -80,14 +80,14 @@ def evaluate_options(parser: Parser, arguments: Sequence[str]) -> None:
 def _detect_options(task: Parser) -> None:
     from mec.evaluate import detect
 
-    needed = task.add_argument_group("the pictures and the encoder")
+    needed = task.add_argument_group("the images and the encoder")
     needed.add_argument("data", nargs="?", help=f"{DETECTION_HELP}; absent: --predict with what is in --out")
     needed.add_argument("--encoder", help=f"{ENCODER_HELP}; absent: with --predict alone")
     needed.add_argument(
         "--out", help="folder for the detectors and their figures; absent: detect-SCHEDULE in the run folder"
     )
     needed.add_argument("--resume", action="store_true", help="go on with what is in --out, from the newest checkpoint")
-    drawn = task.add_argument_group("pictures to draw on")
+    drawn = task.add_argument_group("images to draw on")
     drawn.add_argument("--predict", help="a folder, a file, a video ... on which to draw what is found; absent: none")
     drawn.add_argument("--threshold", type=float, default=0.5, help="the least score, 0 to 1, of what is drawn")
     add_settings(task, "the protocol", detect, {"data", "encoder", "out", "resume"})

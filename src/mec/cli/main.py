@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rich.console import Console
 
 from mec import __version__
-from mec.errors import InputError
-from mec.files import is_first_process
-from mec.cli.errors import near, option_names
+from mec.cli.evaluate_options import DETECTION_HELP, TASKS, TRACKING_HELP, listed, task_of
 from mec.cli.options import COMMANDS
 from mec.cli.parser import Parser
-from mec.cli.evaluate_options import DETECTION_HELP, TASKS, TRACKING_HELP, listed, task_of
+from mec.distributed import is_rank_zero
+from mec.errors import InputError, did_you_mean
+from mec.option_errors import option_names
 
 if TYPE_CHECKING:
     from mec.evaluate import Result
@@ -29,7 +29,7 @@ def _parser(arguments: Sequence[str], everything: bool = False) -> Parser:
     parser = Parser(
         prog="mec",
         usage="mec COMMAND [options]",
-        description="Image encoders learnt without labels by Maximum Entropy Coding, and what they are worth.",
+        description="Image encoders learned without labels by Maximum Entropy Coding, and what they are worth.",
         version=__version__,
         epilog="example: mec demo\nmec COMMAND --help tells more: every option with its default, and an example",
     )
@@ -53,8 +53,8 @@ def _check_order(parser: Parser, arguments: Sequence[str]) -> None:
     name = asked.partition("=")[0]
     if name.startswith("-") and name not in known:
         where = "mec evaluate" if wanted == "TASK" else "mec"
-        proposed = near(name, known) or f"; expected {wanted} first, then its options"
-        print(f"{where}: unrecognised option {name}{proposed}", file=sys.stderr)
+        proposed = did_you_mean(name, known) or f"; expected {wanted} first, then its options"
+        print(f"{where}: unrecognized option {name}{proposed}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -66,8 +66,8 @@ def _run(arguments: Sequence[str]) -> None:
     _check_order(parser, arguments)
     options = parser.parse_args(arguments)
     if options.command == "pretrain":
-        from mec.pretraining.online_probe import online_probe
         from mec.pretraining import pretrain
+        from mec.pretraining.online_probe import online_probe
         from mec.pretraining.recipe_files import make_recipe
 
         settings = options.pretrain.as_dict()
@@ -78,32 +78,32 @@ def _run(arguments: Sequence[str]) -> None:
         probe = online_probe(data, every, recipe.workers)
         pretrain(data, out, recipe, resume, callbacks=[] if probe is None else [probe])
     elif options.command == "views":
+        from mec.pretraining.contact_sheet import contact_sheet
         from mec.pretraining.recipe_files import make_recipe
-        from mec.pretraining.contact_sheet import view_sheet
 
         settings = options.views.as_dict()
-        data, out, pictures, pairs, _ = (settings.pop(name) for name in ("data", "out", "pictures", "pairs", "recipe"))
-        print(view_sheet(data, out, make_recipe(settings), pictures, pairs))
+        data, out, images, pairs, _ = (settings.pop(name) for name in ("data", "out", "images", "pairs", "recipe"))
+        print(contact_sheet(data, out, make_recipe(settings), images, pairs))
     elif options.command == "evaluate" and options.evaluate.task == "detect":
         _detect(**options.evaluate.detect.as_dict())
     elif options.command == "evaluate" and options.evaluate.task in TRACKING_HELP:
         _follow(options.evaluate.task, **options.evaluate[options.evaluate.task].as_dict())
     elif options.command == "evaluate":
-        from mec.distributed import together
+        from mec.distributed import process_group
 
-        with together():
+        with process_group():
             _evaluate(options.evaluate.task, options.evaluate[options.evaluate.task].as_dict())
     elif options.command == "track":
         from mec.evaluate import track
 
         print(track(**options.track.as_dict()))
     elif options.command == "embed":
+        from mec.distributed import process_group
         from mec.embedding.embed import embed
-        from mec.distributed import together
 
-        with together():
+        with process_group():
             made = embed(**options.embed.as_dict())
-        if is_first_process():
+        if is_rank_zero():
             print(made)
     elif options.command == "export":
         from mec.models.export.export import export
@@ -127,22 +127,22 @@ def _run(arguments: Sequence[str]) -> None:
 
 def _evaluate(task: str, settings: dict[str, Any]) -> None:
     """One table of all the sources; each result is kept as soon as it is there."""
-    from mec.data import open_images
+    from mec.data import open_dataset
     from mec.results import table
 
     sources, out = settings.pop("data"), settings.pop("out")
     if out is None and (Path(settings["encoder"]) / "recipe.yaml").exists():
         out = settings["encoder"]
     for source in sources[1:]:
-        open_images(source, "test")  # a wrong name is told before the first source has taken its hours
+        open_dataset(source, "test")  # a wrong name is told before the first source has taken its hours
     results: list[Result] = []
     try:
         for source in sources:
             results.append(task_of(task)(source, **settings))
-            if out is not None and is_first_process():
+            if out is not None and is_rank_zero():
                 path = results[-1].append_to(out)
     finally:
-        if results and is_first_process():
+        if results and is_rank_zero():
             console = Console(soft_wrap=True)
             console.print(table(results))
             if out is not None:
@@ -154,10 +154,10 @@ def _detect(
 ) -> None:
     """Train and measure detectors, then draw; or only draw, with one that was trained before."""
     from mec import evaluate
-    from mec.evaluate.detection.predict import check_threshold, open_pictures
+    from mec.evaluate.detection.predict import check_threshold, open_images_to_predict
 
     if data is None and predict is None:
-        raise InputError(f"data: expected {DETECTION_HELP}; or --predict PICTURES --out DETECTORS")
+        raise InputError(f"data: expected {DETECTION_HELP}; or --predict IMAGES --out DETECTORS")
     if data is not None and encoder is None:
         raise InputError("encoder: expected what the detector begins with, such as a run folder")
     kept = out
@@ -167,16 +167,16 @@ def _detect(
         raise InputError("out: expected a folder for the detectors")
     if predict is not None:
         check_threshold(threshold)  # what is wrong is told before the hours of training
-        open_pictures(predict)
+        open_images_to_predict(predict)
     if data is not None:
         result = evaluate.detect(data, str(encoder), out, **settings)
-        if is_first_process():
+        if is_rank_zero():
             path = result.append_to(str(kept))
             Console(soft_wrap=True).print(result.table())
             print(f"added to {path}; detectors and detections in {out}")
     if predict is not None:
         drawn = evaluate.predict(predict, out, threshold, settings["devices"], settings["workers"])
-        if is_first_process():
+        if is_rank_zero():
             print(drawn)
 
 
@@ -213,7 +213,7 @@ def _report(runs: list[str], out: str | None, watch: bool, port: int | None, **s
 
 
 def _as_meant(argument: str) -> str:
-    """--max-broken is --max_broken: both spellings are natural, and the settings have the second. And --out=~/x is
+    """--max-broken is --max_corrupt: both spellings are natural, and the settings have the second. And --out=~/x is
     meant as it would be without the sign, where the shell fills in the home folder."""
     name, equals, value = argument.partition("=")
     if not name.startswith("--"):
@@ -227,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run([_as_meant(a) for a in (sys.argv[1:] if arguments is None else arguments)])
     except InputError as error:
         # a loader process sends its traceback along; the last line is the message
-        if is_first_process() or not error.agreed:
+        if is_rank_zero() or not error.agreed:
             print(f"mec: {str(error).splitlines()[-1].removeprefix('mec.errors.InputError: ')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -9,11 +9,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mec.cli.parser import DATA_HELP, ENCODER_HELP, MACHINE, Parser, about, add_settings
 from mec.cli.evaluate_options import evaluate_options
+from mec.cli.parser import DATA_HELP, ENCODER_HELP, MACHINE, Parser, about, add_settings
 
 RECIPE_GROUPS = {
-    "the pictures and their views": {"channels", "background", "every", "max_broken", "views", "image_size"},
+    "the images and their views": {"channels", "background", "every", "max_corrupt", "views", "image_size"},
     "the network": {"backbone", "backbone_options", "small_stem"},
     "the training": {"epochs", "batch_size", "chunk", "gradient_checkpointing", "seed", "log_every"},
     "the machine": set(MACHINE),
@@ -23,7 +23,7 @@ RECIPE_GROUPS = {
 
 def _pretrain_options(parser: Parser, arguments: Sequence[str]) -> None:
     parser.usage = "mec pretrain DATA --out RUN [--recipe NAME] [--resume] [any setting of the recipe]"
-    parser.description = "Learn an encoder from pictures, without labels."
+    parser.description = "Learn an encoder from images, without labels."
     parser.epilog = (
         "example: mec pretrain photographs/ --out runs/photographs --epochs 200 --batch_size 256\n"
         "stopped? mec pretrain photographs/ --out runs/photographs --resume"
@@ -47,13 +47,13 @@ def _pretrain_options(parser: Parser, arguments: Sequence[str]) -> None:
 
 def _views_options(parser: Parser, arguments: Sequence[str]) -> None:
     parser.usage = "mec views DATA --out SHEET.png [--recipe NAME] [any setting of the recipe]"
-    parser.description = "Draw pictures of a source and the pairs of views that training would show of them."
-    parser.epilog = "example: mec views photographs/ --out sheet.png --image_size 128 --view_2.solarise 0"
+    parser.description = "Draw images of a source and the pairs of views that training would show of them."
+    parser.epilog = "example: mec views photographs/ --out sheet.png --image_size 128 --view_2.solarize 0"
     sheet = parser.add_argument_group("the sheet")
     sheet.add_argument("data", help=DATA_HELP)
     sheet.add_argument("--out", required=True, help="the file to write, such as sheet.png")
-    sheet.add_argument("--pictures", type=int, default=8, help="rows")
-    sheet.add_argument("--pairs", type=int, default=6, help="pairs of views of each picture")
+    sheet.add_argument("--images", type=int, default=8, help="rows")
+    sheet.add_argument("--pairs", type=int, default=6, help="pairs of views of each image")
     _recipe_options(parser, sheet, arguments)
 
 
@@ -94,16 +94,16 @@ def _embed_options(parser: Parser, arguments: Sequence[str]) -> None:
     from mec.embedding.embed import embed
 
     parser.usage = "mec embed DATA --encoder ENCODER --out FILE.parquet|FILE.npy [options]"
-    parser.description = "Write the features of every picture, with its path and label; a broken-off call goes on."
+    parser.description = "Write the features of every image, with its path and label; a broken-off call goes on."
     parser.epilog = (
         "example: mec embed photographs/ --encoder runs/photographs --out photographs.parquet --near-duplicates"
     )
-    needed = parser.add_argument_group("the pictures and the encoder")
+    needed = parser.add_argument_group("the images and the encoder")
     needed.add_argument("data", help=DATA_HELP)
     needed.add_argument("--encoder", required=True, help=ENCODER_HELP)
     lists = parser.add_argument_group("lists to look through")
-    lists.add_argument("--near_duplicates", action="store_true", help="list and draw pictures that are nearly the same")
-    lists.add_argument("--outliers", action="store_true", help="list and draw pictures unlike all others")
+    lists.add_argument("--near_duplicates", action="store_true", help="list and draw images that are nearly the same")
+    lists.add_argument("--outliers", action="store_true", help="list and draw images unlike all others")
     add_settings(parser, "the embeddings", embed, {"data", "encoder", "near_duplicates", "outliers"})
 
 
@@ -120,13 +120,13 @@ def _export_options(parser: Parser, arguments: Sequence[str]) -> None:
 def _report_options(parser: Parser, arguments: Sequence[str]) -> None:
     parser.usage = "mec report RUN [RUN ...] [--out REPORT.html] [--data DATA] [--watch]"
     parser.description = (
-        "Write one HTML page: what was run, is it learning, what has it learnt, how good is it; runs side by side."
+        "Write one HTML page: what was run, is it learning, what has it learned, how good is it; runs side by side."
     )
     parser.epilog = "example: mec report runs/pets runs/other --out pets.html"
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders; of results.jsonl alone, too")
     parser.add_argument("--out", help="the page; absent: report.html in the first run folder")
-    parser.add_argument("--data", help=f"pictures to show; absent: those the run has learnt from; {DATA_HELP}")
-    parser.add_argument("--pictures", type=int, default=1000, help="on the maps, divided among the runs")
+    parser.add_argument("--data", help=f"images to show; absent: those the run has learned from; {DATA_HELP}")
+    parser.add_argument("--images", type=int, default=1000, help="on the maps, divided among the runs")
     parser.add_argument(
         "--watch", action="store_true", help="serve the page on this machine alone, and follow a run as it trains"
     )
@@ -148,7 +148,7 @@ def _doctor_options(parser: Parser, arguments: Sequence[str]) -> None:
     parser.usage = "mec doctor [FOLDER]"
     parser.description = about(doctor)
     parser.epilog = "example: mec doctor photographs/"
-    parser.add_argument("folder", nargs="?", default=".", help="of pictures or of runs: its disk; absent: this one")
+    parser.add_argument("folder", nargs="?", default=".", help="of images or of runs: its disk; absent: this one")
 
 
 def _completion_options(parser: Parser, arguments: Sequence[str]) -> None:
@@ -166,11 +166,11 @@ def _completion_options(parser: Parser, arguments: Sequence[str]) -> None:
 COMMANDS: dict[str, tuple[str, Callable[[Parser, Sequence[str]], None]]] = {
     "demo": ("the whole way on handwritten digits: two minutes, no download", _demo_options),
     "views": ("draw what the network will see, before training", _views_options),
-    "pretrain": ("learn an encoder from pictures, without labels", _pretrain_options),
-    "report": ("one HTML page of runs: what was run, what they learnt, how good they are", _report_options),
+    "pretrain": ("learn an encoder from images, without labels", _pretrain_options),
+    "report": ("one HTML page of runs: what was run, what they learned, how good they are", _report_options),
     "evaluate": ("measure an encoder on a downstream task", evaluate_options),
     "track": ("follow an object through a video, from a box or a mask in its first frame", _track_options),
-    "embed": ("write the features of every picture; list near-duplicates and outliers", _embed_options),
+    "embed": ("write the features of every image; list near-duplicates and outliers", _embed_options),
     "export": ("write an encoder for timm, torchvision, detectron2, ONNX or Hugging Face", _export_options),
     "doctor": ("versions, devices, decoder, disk, and what would be slow: for bug reports", _doctor_options),
     "completion": ("a script with which the Tab key completes commands, options and files", _completion_options),
@@ -180,7 +180,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser, Sequence[str]], None]]] = {
 def _recipe_defaults(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
     """The recipe is the default of every option, so it is read before them, wherever it stands."""
     from mec.pretraining.recipe_files import load_recipe
-    from mec.pretraining.pretrain import default_recipe
+    from mec.pretraining.run import default_recipe
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--recipe")

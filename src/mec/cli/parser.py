@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from mec.cli.errors import choices, hint_of, kinds, line
+from mec.option_errors import choices, hint_of, kinds, line
 
 DATA_HELP = (
-    "a folder of pictures (labels: its sub-folders), a .txt list or .csv of path and label, WebDataset shards "
+    "a folder of images (labels: its sub-folders), a .txt list or .csv of path and label, WebDataset shards "
     "(a-{0000..0099}.tar, a folder of them, a URL), .parquet or hf:owner/name, a video, an .npz file, or digits, "
     "cifar10, cifar100, fashion-mnist, stl10"
 )

@@ -34,7 +34,7 @@ class MECLoss(nn.Module):
     positive semi-definite, so that it is finite for every batch size, width, network and distortion.
     It needs neither teacher nor predictor. docs/objective.md derives and measures it.
 
-    m counts the rows of all processes once torch.distributed is initialised; each holds as many rows and
+    m counts the rows of all processes once torch.distributed is initialized; each holds as many rows and
     gets the same value, with a gradient whose average (DistributedDataParallel) is that of the joined batch.
 
     Args:
@@ -46,7 +46,7 @@ class MECLoss(nn.Module):
             leaves NaN and infinity in the value to the caller, and never waits.
 
     Shape:
-        each of p1, p2, z1, z2: (m, d), m >= 2, any scale (rows are normalised). Returns a scalar, in float32 at
+        each of p1, p2, z1, z2: (m, d), m >= 2, any scale (rows are normalized). Returns a scalar, in float32 at
         least; TF32 products are used only where ``torch.set_float32_matmul_precision`` allows them.
 
     Raises:

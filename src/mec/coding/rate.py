@@ -18,7 +18,7 @@ def coding_rate(z: Tensor, distortion: float, order: int | None = None) -> Tenso
     """Nats that code the rows of one matrix up to a distortion: log det(I + z z^T / (m distortion)).
 
     Args:
-        z: codes, (m, d), m >= 2, any scale: rows are normalised; a zero row stays zero.
+        z: codes, (m, d), m >= 2, any scale: rows are normalized; a zero row stays zero.
         distortion: the paper's eps_d^2 > 0. Smaller asks for a finer code.
         order: None for the exact log det, by Cholesky on the smaller of m x m and d x d; n >= 1 for the
             first n terms of its Taylor series, which converges when the matrix has a norm below 1.
@@ -51,7 +51,7 @@ def cross_coding_rate(p: Tensor, z: Tensor, distortion: float, order: int | None
     """Coding rate shared by two views: log |det(I + p z^T / (m distortion))| (Eq. 3 without mu).
 
     Args:
-        p: codes of one view, (m, d), m >= 2; rows are normalised.
+        p: codes of one view, (m, d), m >= 2; rows are normalized.
         z: codes of the other view, (m, d), row i beside row i of p.
         distortion: the paper's eps_d^2 > 0.
         order: None for the exact log |det| by LU; n >= 1 for Tr sum_{k<=n} (-1)^(k+1)/k C^k with

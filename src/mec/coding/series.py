@@ -145,7 +145,7 @@ def log_det(C: Tensor, order: int | None, symmetric: bool) -> Tensor:
         value: Tensor
         if order is not None:
             value = _TaylorLogDet.apply(C, order)
-        elif C.device.type == "mps":  # factorisations are incomplete there; C is the smallest thing to move
+        elif C.device.type == "mps":  # factorizations are incomplete there; C is the smallest thing to move
             value = log_det(C.cpu(), None, symmetric).to(C.device)
         else:
             value = (_LogDetSymmetric if symmetric else _LogDet).apply(C)

@@ -1,7 +1,7 @@
 """log det(I + C) of the batch of many processes: each works on its own block and has a share of the value.
 
 The shares of all processes sum to the value. Rows of the gradient dL/dC are computed in blocks, one a process: by
-the powers of C, or from its factors. What is replicated is the factorisation itself, s^3 / 3 by Cholesky.
+the powers of C, or from its factors. What is replicated is the factorization itself, s^3 / 3 by Cholesky.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def health(p: Tensor, z: Tensor, distortion: float, group: Group = None) -> Heal
     """All measures for the codes of two views: the norm of the pair, the rest of z alone.
 
     Args:
-        p: codes of one view, (m, d), m >= 2; rows are normalised.
+        p: codes of one view, (m, d), m >= 2; rows are normalized.
         z: codes of the other view, (m, d).
         distortion: the paper's eps_d^2 > 0.
         group: joins the rows of several processes, each of which must then call this; None is this one alone.

@@ -1,9 +1,18 @@
-"""Pictures: opening a source of them, and the two views of each that training looks at."""
+"""Images: opening a source of them, and the two views of each that training looks at."""
 
-from mec.data.dataset import ArrayImages, FileImages, Images, read
-from mec.data.transforms.view_settings import ViewSettings
-from mec.data.pixels import Reading
-from mec.data.datasets import open_images
+from mec.data.dataset import ArrayDataset, FileDataset, ImageDataset, read_image
+from mec.data.datasets import open_dataset
+from mec.data.pixels import PixelFormat
 from mec.data.transforms.multi_view import TwoViews
+from mec.data.transforms.view_settings import ViewSettings
 
-__all__ = ["ArrayImages", "FileImages", "Images", "Reading", "TwoViews", "ViewSettings", "open_images", "read"]
+__all__ = [
+    "ArrayDataset",
+    "FileDataset",
+    "ImageDataset",
+    "PixelFormat",
+    "TwoViews",
+    "ViewSettings",
+    "open_dataset",
+    "read_image",
+]

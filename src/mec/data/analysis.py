@@ -1,4 +1,4 @@
-"""What a source holds: the channels, the range and the colours of its pictures; small ones are taken into memory."""
+"""What a source holds: the channels, the range and the colors of its images; small ones are taken into memory."""
 
 from __future__ import annotations
 
@@ -10,73 +10,73 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.data.decode import Opened, open_picture
-from mec.data.dataset import ArrayImages, Images, read, spread
-from mec.data.pixels import BrokenPictureError, ImageArray, Reading, as_asked
-from mec.data.corrupt import Lost
+from mec.data.corrupt import CorruptImage
+from mec.data.dataset import ArrayDataset, ImageDataset, evenly_spaced, read_image
+from mec.data.decode import Opened, open_image
+from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat, convert_pixels
 from mec.errors import InputError
 
 RESIDENT_SIDE = 96
-"""Pictures up to this many pixels a side are kept in memory, decoded once."""
+"""Images up to this many pixels a side are kept in memory, decoded once."""
 RESIDENT_BYTES = 4 * 2**30
 SURVEYED, MEASURED = 64, 1000
-"""Pictures that tell channels and range, and those that tell the colours."""
+"""Images that tell channels and range, and those that tell the colors."""
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 
 
-def survey(dataset: Images, channels: int | None = None, background: str = "white") -> Reading:
-    """How the pictures of a source are best read, from an even sample of them.
+def infer_pixel_format(dataset: ImageDataset, channels: int | None = None, background: str = "white") -> PixelFormat:
+    """How the images of a source are best read, from an even sample of them.
 
-    Channels as asked, else 1 where all are grey, 3 where any is in colour, else what they have. Pictures of more than
+    Channels as asked, else 1 where all are gray, 3 where any is in color, else what they have. Images of more than
     8 bits get a value_range: the bit depth they fill for unsigned integers, [0, 1] for floats within it, else the
     0.1 and 99.9 % points.
     """
-    asked = Reading(channels or 3, None, background)
+    asked = PixelFormat(channels or 3, None, background)
     if len(dataset) == 0:
-        raise InputError("data: no picture")
+        raise InputError("data: no image")
     found: set[int] = set()
     deep: list[NDArray[Any]] = []
     highest = 0.0
     for values in sampled(dataset, SURVEYED, lambda opened: opened.raw(asked)):
-        grey = values.shape[2] == 3 and (values[..., :1] == values).all()
-        found.add(1 if grey else values.shape[2])
+        gray = values.shape[2] == 3 and (values[..., :1] == values).all()
+        found.add(1 if gray else values.shape[2])
         if values.dtype.kind in "uif" and values.dtype != np.uint8:
             deep.append(_pixels_of(values, 10_000 // values.shape[2]).copy())
             highest = max(highest, float(values.max()))  # a few bright pixels tell the bit depth
     if channels is None:
         several = found - {1}
         if len(several) > 1:
-            raise InputError(f"channels: the pictures have {', '.join(map(str, sorted(found)))} channels; choose one")
+            raise InputError(f"channels: the images have {', '.join(map(str, sorted(found)))} channels; choose one")
         channels = several.pop() if several else 1
-    return Reading(channels, _range_of(deep, highest) if deep else None, background)
+    return PixelFormat(channels, _range_of(deep, highest) if deep else None, background)
 
 
-def sampled(dataset: Images, count: int, take: Callable[[Opened], NDArray[Any]]) -> Iterator[NDArray[Any]]:
-    """What is taken of about ``count`` pictures from all over the source, without the broken ones.
+def sampled(dataset: ImageDataset, count: int, take: Callable[[Opened], NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    """What is taken of about ``count`` images from all over the source, without the broken ones.
 
     Raises:
         InputError: not one of them can be read.
     """
     found, reason = False, ""
-    for index in spread(dataset, count).tolist():
+    for index in evenly_spaced(dataset, count).tolist():
         try:
-            values = take(open_picture(dataset.load(index)))
-        except BrokenPictureError as error:
+            values = take(open_image(dataset.load(index)))
+        except CorruptImageError as error:
             reason = reason or f"{dataset.title(index)}: {error}"
             continue
         found = True
         yield values
     if not found:
-        raise InputError(f"data: none of {min(count, len(dataset))} pictures can be read; the first: {reason}")
+        raise InputError(f"data: none of {min(count, len(dataset))} images can be read; the first: {reason}")
 
 
-def _pixels_of(picture: NDArray[Any], count: int, least: int = 1) -> NDArray[Any]:
+def _pixels_of(image: NDArray[Any], count: int, least: int = 1) -> NDArray[Any]:
     """Every k-th pixel of (h, w, c), as (n, c): about ``count``, from all columns alike."""
-    height, width, channels = picture.shape
+    height, width, channels = image.shape
     step = max(least, height * width // max(1, count))
     while math.gcd(step, width) > 1:
         step += 1
-    return picture.reshape(-1, channels)[::step]
+    return image.reshape(-1, channels)[::step]
 
 
 def _range_of(deep: list[NDArray[Any]], highest: float) -> tuple[float, float]:
@@ -92,48 +92,48 @@ def _range_of(deep: list[NDArray[Any]], highest: float) -> tuple[float, float]:
     return low, high if high > low else low + 1.0
 
 
-def settle(dataset: Images, reading: Reading) -> tuple[Images, list[Lost]]:
+def load_into_memory(dataset: ImageDataset, reading: PixelFormat) -> tuple[ImageDataset, list[CorruptImage]]:
     """``images`` decoded into memory when all are alike, small, and fit, else as they came; and which are lost."""
-    if isinstance(dataset, ArrayImages) and dataset.settled:
+    if isinstance(dataset, ArrayDataset) and dataset.settled:
         return dataset, []
-    if isinstance(dataset, ArrayImages):
-        pictures = np.stack([as_asked(p, reading) for p in dataset.pictures])
-        return ArrayImages(dataset.name, pictures, dataset.labels, dataset.classes, dataset.left_out, True), []
+    if isinstance(dataset, ArrayDataset):
+        images = np.stack([convert_pixels(p, reading) for p in dataset.images])
+        return ArrayDataset(dataset.name, images, dataset.labels, dataset.classes, dataset.ignored_files, True), []
     first = next(sampled(dataset, 16, lambda opened: opened.decode(reading)))
     if max(first.shape[:2]) > RESIDENT_SIDE or first.nbytes * len(dataset) > RESIDENT_BYTES:
         return dataset, []
 
-    def picture(index: int) -> ImageArray | Lost:
+    def image(index: int) -> ImageArray | CorruptImage:
         try:
-            return read(dataset, index, reading)
-        except BrokenPictureError as error:
-            return Lost(dataset.title(index), str(error))
+            return read_image(dataset, index, reading)
+        except CorruptImageError as error:
+            return CorruptImage(dataset.title(index), str(error))
 
-    pictures = np.empty((len(dataset), *first.shape), dtype=first.dtype)
+    images = np.empty((len(dataset), *first.shape), dtype=first.dtype)
     kept: list[int] = []
-    lost: list[Lost] = []
+    lost: list[CorruptImage] = []
     # shards are read in order, files side by side
     with ThreadPoolExecutor(None if hasattr(dataset, "names") else 1) as pool:
-        for index, found in enumerate(pool.map(picture, range(len(dataset)))):
-            if isinstance(found, Lost):
+        for index, found in enumerate(pool.map(image, range(len(dataset)))):
+            if isinstance(found, CorruptImage):
                 lost.append(found)
             elif found.shape != first.shape:
                 pool.shutdown(cancel_futures=True)
                 return dataset, []
             else:
-                pictures[len(kept)] = found
+                images[len(kept)] = found
                 kept.append(index)
     labels = None if dataset.labels is None else dataset.labels[kept]
-    left_out = dataset.left_out + len(lost)
-    return ArrayImages(dataset.name, pictures[: len(kept)], labels, dataset.classes, left_out, True), lost
+    ignored_files = dataset.ignored_files + len(lost)
+    return ArrayDataset(dataset.name, images[: len(kept)], labels, dataset.classes, ignored_files, True), lost
 
 
-def measure_colours(dataset: Images, reading: Reading) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, of pictures in [0, 1], over an even sample of them."""
+def channel_statistics(dataset: ImageDataset, reading: PixelFormat) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of images in [0, 1], over an even sample of them."""
     pixels = []
-    for picture in sampled(dataset, MEASURED, lambda opened: opened.decode(reading)):
-        scale = 255.0 if picture.dtype == np.uint8 else 1.0
-        pixels.append(_pixels_of(picture, 4096, 7) / scale)
+    for image in sampled(dataset, MEASURED, lambda opened: opened.decode(reading)):
+        scale = 255.0 if image.dtype == np.uint8 else 1.0
+        pixels.append(_pixels_of(image, 4096, 7) / scale)
     joined = np.concatenate(pixels)
     deviation = np.maximum(joined.std(axis=0), 1e-3)
     return tuple(float(v) for v in joined.mean(axis=0)), tuple(float(v) for v in deviation)

@@ -1,4 +1,4 @@
-"""Pictures that could not be read: counted, listed once, and the end of the run when they are too many."""
+"""Images that could not be read: counted, listed once, and the end of the run when they are too many."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from typing import NamedTuple
 
 from mec.errors import InputError
 
-COLUMNS = ["picture", "reason"]
+COLUMNS = ["image", "reason"]
 
 
-class Lost(NamedTuple):
-    """A picture that could not be read: where it comes from and why."""
+class CorruptImage(NamedTuple):
+    """An image that could not be read: where it comes from and why."""
 
     title: str
     reason: str
 
 
-class Skipped:
-    """The pictures of a source that could not be read.
+class CorruptLog:
+    """The images of a source that could not be read.
 
     Args:
-        most: the share of pictures that may be unreadable.
-        pictures: how many the source has.
+        most: the share of images that may be unreadable.
+        images: how many the source has.
         setting: what the error begins with: the name of ``most`` where it can be chosen, else data.
     """
 
-    def __init__(self, most: float, pictures: int, setting: str = "data") -> None:
-        self.most, self.pictures, self.setting = most, pictures, setting
+    def __init__(self, most: float, images: int, setting: str = "data") -> None:
+        self.most, self.images, self.setting = most, images, setting
         self.seen = 0
         self.known = 0  # to a run before this one, not among those seen since
         self.listing: Path | None = None
         self.reasons: dict[str, str] = {}
 
     def list_in(self, path: Path) -> None:
-        """From now on write each picture and its reason, once, to a .csv; what it holds already is known."""
+        """From now on write each image and its reason, once, to a .csv; what it holds already is known."""
         before: dict[str, str] = {}
         if path.exists():
             with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -50,13 +50,13 @@ class Skipped:
     def __len__(self) -> int:
         return len(self.reasons)
 
-    def add(self, lost: Iterable[Lost], seen: int) -> None:
-        """Take note of what was lost among the ``seen`` pictures that were read since the last call.
+    def add(self, lost: Iterable[CorruptImage], seen: int) -> None:
+        """Take note of what was lost among the ``seen`` images that were read since the last call.
 
         Raises:
             InputError: more than the share allowed, beyond what chance would make of fewer.
         """
-        self.seen = min(self.seen + seen, self.pictures)
+        self.seen = min(self.seen + seen, self.images)
         new = {title: reason for title, reason in lost if title not in self.reasons}
         if not new:
             return
@@ -64,16 +64,16 @@ class Skipped:
         self._list(new)
         expected = self.most * self.seen
         # of the first few more may be broken by chance: four standard deviations are let pass
-        if self.seen < self.pictures and len(self) - self.known > expected + 4 * math.sqrt(expected) + 1:
+        if self.seen < self.images and len(self) - self.known > expected + 4 * math.sqrt(expected) + 1:
             share = f"{len(self) - self.known:,} of the first {self.seen:,}"
-        elif len(self) > self.most * self.pictures + 1e-6:  # 0.29 * 100 is a little less than 29
-            share = f"{len(self):,} of {self.pictures:,}"
+        elif len(self) > self.most * self.images + 1e-6:  # 0.29 * 100 is a little less than 29
+            share = f"{len(self):,} of {self.images:,}"
         else:
             return
         title, reason = next(iter(self.reasons.items()))
         where = f"; all are in {self.listing}" if self.listing is not None else ""
         raise InputError(
-            f"{self.setting}: {share} pictures cannot be read, at most {self.most:.3g} of all are let pass; "
+            f"{self.setting}: {share} images cannot be read, at most {self.most:.3g} of all are let pass; "
             f"the first: {title}: {reason}{where}"
         )
 

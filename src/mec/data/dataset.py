@@ -1,4 +1,4 @@
-"""A set of pictures: files or arrays, loaded by number, with labels where there are any."""
+"""A set of images: files or arrays, loaded by number, with labels where there are any."""
 
 from __future__ import annotations
 
@@ -9,49 +9,49 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.data.decode import open_picture
-from mec.data.pixels import BrokenPictureError, ImageArray, Reading
+from mec.data.decode import open_image
+from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat
 
 Labels = NDArray[np.int64]
-Self = TypeVar("Self", bound="Images")
+Self = TypeVar("Self", bound="ImageDataset")
 
 
-class Images(Protocol):
-    """A source of pictures.
+class ImageDataset(Protocol):
+    """A source of images.
 
     Attributes:
         name: of the source, for people.
         labels: (n,) indices into ``classes``, or None.
         classes: names of the labels.
-        left_out: how many files were found beside the pictures.
+        ignored_files: how many files were found beside the images.
     """
 
     name: str
     labels: Labels | None
     classes: list[str]
-    left_out: int
+    ignored_files: int
 
     def __len__(self) -> int: ...
 
     def load(self, index: int) -> bytes | NDArray[Any]:
-        """Picture ``index``, encoded or as an array; raises BrokenPictureError when it cannot be had."""
+        """Image ``index``, encoded or as an array; raises CorruptImageError when it cannot be had."""
 
     def title(self, index: int) -> str:
-        """Where picture ``index`` comes from."""
+        """Where image ``index`` comes from."""
 
     def subset(self: Self, indices: NDArray[np.int64]) -> Self: ...
 
 
 @dataclass
-class FileImages:
-    """Pictures in files. ``names[i]`` is the path of picture i within ``root``."""
+class FileDataset:
+    """Images in files. ``names[i]`` is the path of image i within ``root``."""
 
     name: str
     root: Path
     names: list[str]
     labels: Labels | None = None
     classes: list[str] = field(default_factory=list)
-    left_out: int = 0
+    ignored_files: int = 0
 
     def __len__(self) -> int:
         return len(self.names)
@@ -60,54 +60,54 @@ class FileImages:
         try:
             return (self.root / self.names[index]).read_bytes()
         except OSError as error:
-            raise BrokenPictureError(error.strerror or str(error)) from error
+            raise CorruptImageError(error.strerror or str(error)) from error
 
     def title(self, index: int) -> str:
         return str(self.root / self.names[index])
 
-    def subset(self, indices: NDArray[np.int64]) -> FileImages:
+    def subset(self, indices: NDArray[np.int64]) -> FileDataset:
         labels = None if self.labels is None else self.labels[indices]
         return replace(self, names=[self.names[i] for i in indices], labels=labels)
 
 
 @dataclass
-class ArrayImages:
-    """Pictures of one size in memory: (n, height, width, channels), numbers of any type.
+class ArrayDataset:
+    """Images of one size in memory: (n, height, width, channels), numbers of any type.
 
-    ``settled``: they are already as a Reading asked (mec.data.analysis.settle), not to be scaled once more.
+    ``settled``: they are already as a PixelFormat asked (mec.data.analysis.settle), not to be scaled once more.
     """
 
     name: str
-    pictures: NDArray[Any]
+    images: NDArray[Any]
     labels: Labels | None = None
     classes: list[str] = field(default_factory=list)
-    left_out: int = 0
+    ignored_files: int = 0
     settled: bool = False
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def load(self, index: int) -> NDArray[Any]:
-        return np.asarray(self.pictures[index])
+        return np.asarray(self.images[index])
 
     def title(self, index: int) -> str:
         return f"{self.name}[{index}]"
 
-    def subset(self, indices: NDArray[np.int64]) -> ArrayImages:
+    def subset(self, indices: NDArray[np.int64]) -> ArrayDataset:
         labels = None if self.labels is None else self.labels[indices]
-        return replace(self, pictures=self.pictures[indices], labels=labels)
+        return replace(self, images=self.images[indices], labels=labels)
 
 
-def read(dataset: Images, index: int, reading: Reading | None = None) -> ImageArray:
-    """Picture ``index`` as (height, width, channels); raises BrokenPictureError when it cannot be decoded."""
-    if isinstance(dataset, ArrayImages) and dataset.settled:
-        settled: ImageArray = dataset.pictures[index]
+def read_image(dataset: ImageDataset, index: int, reading: PixelFormat | None = None) -> ImageArray:
+    """Image ``index`` as (height, width, channels); raises CorruptImageError when it cannot be decoded."""
+    if isinstance(dataset, ArrayDataset) and dataset.settled:
+        settled: ImageArray = dataset.images[index]
         return settled
-    return open_picture(dataset.load(index)).decode(reading or Reading())
+    return open_image(dataset.load(index)).decode(reading or PixelFormat())
 
 
-def spread(dataset: Images, count: int) -> NDArray[np.int64]:
-    """Numbers of about ``count`` pictures from all over a source, rising; of streamed ones, those soonest reached."""
+def evenly_spaced(dataset: ImageDataset, count: int) -> NDArray[np.int64]:
+    """Numbers of about ``count`` images from all over a source, rising; of streamed ones, those soonest reached."""
     starts = getattr(dataset, "stretches", None)
     if starts is None:
         return np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(np.int64))
@@ -117,11 +117,11 @@ def spread(dataset: Images, count: int) -> NDArray[np.int64]:
     return numbers[:count]
 
 
-def summary(dataset: Images) -> str:
-    """3,969 pictures, 101 classes, 3 skipped"""
+def describe(dataset: ImageDataset) -> str:
+    """3,969 images, 101 classes, 3 skipped"""
     classes = len(dataset.classes)
-    parts = [f"{len(dataset):,} picture{'s' if len(dataset) != 1 else ''}"]
+    parts = [f"{len(dataset):,} image{'s' if len(dataset) != 1 else ''}"]
     parts.append(f"{classes} class{'es' if classes != 1 else ''}" if dataset.labels is not None else "no labels")
-    if dataset.left_out:
-        parts.append(f"{dataset.left_out:,} skipped")
+    if dataset.ignored_files:
+        parts.append(f"{dataset.ignored_files:,} skipped")
     return ", ".join(parts)

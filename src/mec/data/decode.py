@@ -15,7 +15,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from mec.data.pixels import BrokenPictureError, ImageArray, Reading, as_asked, channels_last, three_axes
+from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat, channels_last, convert_pixels, to_hwc
 from mec.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -28,7 +28,7 @@ ORIENTATION = 0x0112
 
 _PILLOWS_LIMIT = threading.Lock()
 
-Decoder = Callable[[Reading, int], NDArray[Any]]
+Decoder = Callable[[PixelFormat, int], NDArray[Any]]
 
 
 @contextlib.contextmanager
@@ -38,47 +38,47 @@ def _damage_named() -> Iterator[None]:
     except InputError:
         raise
     except UnidentifiedImageError as error:
-        raise BrokenPictureError("not a picture in a format that is read") from error
+        raise CorruptImageError("not an image in a format that is read") from error
     except Exception as error:  # Pillow, tifffile, numpy and the codecs raise every kind for a damaged file
-        raise BrokenPictureError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise CorruptImageError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A picture whose size is known and whose pixels are not yet decoded."""
+    """An image whose size is known and whose pixels are not yet decoded."""
 
     height: int
     width: int
     decoder: Decoder
 
-    def raw(self, reading: Reading) -> NDArray[Any]:
-        """As they are stored, (h, w, c) numbers of any type; raises BrokenPictureError."""
+    def raw(self, reading: PixelFormat) -> NDArray[Any]:
+        """As they are stored, (h, w, c) numbers of any type; raises CorruptImageError."""
         with _damage_named():
             return self.decoder(reading, 1)
 
-    def decode(self, reading: Reading, shrink: int = 1) -> ImageArray:
+    def decode(self, reading: PixelFormat, shrink: int = 1) -> ImageArray:
         """(height, width, channels) as ``reading`` asks; ``shrink`` 2, 4 or 8 allows a JPEG smaller by that factor.
 
         Raises:
-            BrokenPictureError: damaged, or of other channels.
+            CorruptImageError: damaged, or of other channels.
         """
         with _damage_named():
-            return as_asked(self.decoder(reading, shrink), reading)
+            return convert_pixels(self.decoder(reading, shrink), reading)
 
 
-def open_picture(data: bytes | NDArray[Any]) -> Opened:
-    """Read the header of a JPEG, PNG, WebP, BMP, GIF (first frame), TIFF, PNM or .npy picture; arrays stay as they are.
+def open_image(data: bytes | NDArray[Any]) -> Opened:
+    """Read the header of a JPEG, PNG, WebP, BMP, GIF (first frame), TIFF, PNM or .npy image; arrays stay as they are.
 
     Raises:
-        BrokenPictureError: not a picture, damaged, or of more than 400 million pixels.
+        CorruptImageError: not an image, damaged, or of more than 400 million pixels.
     """
     with _damage_named():
         opened = _open(data)
     if opened.height < 1 or opened.width < 1:
-        raise BrokenPictureError(f"no pixels ({opened.width} x {opened.height})")
+        raise CorruptImageError(f"no pixels ({opened.width} x {opened.height})")
     if opened.height * opened.width > MAX_PIXELS:
         size = f"{opened.width:,} x {opened.height:,} pixels"
-        raise BrokenPictureError(
+        raise CorruptImageError(
             f"{size}, taken for a decompression bomb: at most {MAX_PIXELS // 10**6} million are read"
         )
     return opened
@@ -88,7 +88,7 @@ def _open(data: bytes | NDArray[Any]) -> Opened:
     if isinstance(data, np.ndarray):
         return _open_array(data)
     if not data:
-        raise BrokenPictureError("the file is empty")
+        raise CorruptImageError("the file is empty")
     if data[:2] == b"\xff\xd8":
         return _open_jpeg(data)
     if data[:6] == b"\x93NUMPY":
@@ -99,7 +99,7 @@ def _open(data: bytes | NDArray[Any]) -> Opened:
 
 
 def _open_array(values: NDArray[Any]) -> Opened:
-    values = three_axes(values)
+    values = to_hwc(values)
     return Opened(values.shape[0], values.shape[1], lambda reading, shrink: values)
 
 
@@ -112,8 +112,8 @@ def _open_jpeg(data: bytes) -> Opened:
         return _open_pillow(data)
     turn = _orientation(lambda: _jpeg_orientation(data))
 
-    def decode(reading: Reading, shrink: int) -> NDArray[Any]:
-        # the luma of a JPEG is its grey picture
+    def decode(reading: PixelFormat, shrink: int) -> NDArray[Any]:
+        # the luma of a JPEG is its gray image
         wanted = "GRAY" if reading.channels == 1 or space == "Gray" else "RGB"
         low, narrow = math.ceil(height / shrink), math.ceil(width / shrink)
         try:
@@ -139,7 +139,7 @@ def _jpeg_orientation(jpeg: bytes) -> int | None:
 
 
 def _orientation(find: Callable[[], Any]) -> int:
-    """1 (upright) to 8; a picture whose EXIF is damaged is taken as it lies."""
+    """1 (upright) to 8; an image whose EXIF is damaged is taken as it lies."""
     with contextlib.suppress(Exception):
         turn = find()
         return int(turn) if turn in range(1, 9) else 1
@@ -160,7 +160,7 @@ def _turned(pixels: NDArray[Any], turn: int) -> NDArray[Any]:
 
 @contextlib.contextmanager
 def _any_size() -> Iterator[None]:
-    """Without Pillow's own limit, which is the process's: open_picture has another."""
+    """Without Pillow's own limit, which is the process's: open_image has another."""
     with _PILLOWS_LIMIT:
         own_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -176,7 +176,7 @@ def _pillow(data: bytes) -> Image.Image:
 
 def _open_pillow(data: bytes) -> Opened:
     image = _pillow(data)
-    turn = _orientation(lambda: Image.Image.getexif(image).get(ORIENTATION))  # that of PNGs decodes the whole picture
+    turn = _orientation(lambda: Image.Image.getexif(image).get(ORIENTATION))  # that of PNGs decodes the whole image
     width, height = image.size
     turned = turn
     if tags := getattr(image, "tag_v2", None):  # TIFFs are turned when they are loaded
@@ -184,23 +184,23 @@ def _open_pillow(data: bytes) -> Opened:
     if turn >= 5:
         width, height = height, width
 
-    def decode(reading: Reading, shrink: int) -> NDArray[Any]:
+    def decode(reading: PixelFormat, shrink: int) -> NDArray[Any]:
         # opened anew: an image that is kept keeps its pixels
         return _turned(_from_pillow(_pillow(data), reading), turned)
 
     return Opened(height, width, decode)
 
 
-def _from_pillow(image: Image.Image, reading: Reading) -> NDArray[Any]:
+def _from_pillow(image: Image.Image, reading: PixelFormat) -> NDArray[Any]:
     with _any_size() if image.format == "TIFF" else contextlib.nullcontext():
         image.load()
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return three_axes(np.asarray(image))
+        return to_hwc(np.asarray(image))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, reading.background), image)
-    grey = reading.channels == 1 or image.mode in ("1", "L")
-    return three_axes(np.asarray(image.convert("L" if grey else "RGB")))
+    gray = reading.channels == 1 or image.mode in ("1", "L")
+    return to_hwc(np.asarray(image.convert("L" if gray else "RGB")))
 
 
 def _open_tiff(data: bytes) -> Opened:
@@ -218,9 +218,9 @@ def _open_tiff(data: bytes) -> Opened:
         turn = _orientation(lambda: file.pages.first.tags.valueof(ORIENTATION))
     sizes = dict(zip(axes, shape, strict=True))
     if "Y" not in sizes or "X" not in sizes:
-        raise BrokenPictureError(f"a TIFF with axes {axes}, expected Y and X among them")
+        raise CorruptImageError(f"a TIFF with axes {axes}, expected Y and X among them")
 
-    def decode(reading: Reading, shrink: int) -> NDArray[Any]:
+    def decode(reading: PixelFormat, shrink: int) -> NDArray[Any]:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             values = file.series[0].asarray()
         # samples and channels are named; other pages are channels where there are as many as asked for
@@ -228,7 +228,7 @@ def _open_tiff(data: bytes) -> Opened:
         kept = next((a for a in ("S", "C", *pages) if a in sizes), "")
         values = values[tuple(slice(None) if a in f"YX{kept}" else 0 for a in axes)]
         left = [a for a in axes if a in f"YX{kept}"]
-        return _turned(three_axes(values.transpose([left.index(a) for a in f"YX{kept}"])), turn)
+        return _turned(to_hwc(values.transpose([left.index(a) for a in f"YX{kept}"])), turn)
 
     height, width = (sizes["X"], sizes["Y"]) if turn >= 5 else (sizes["Y"], sizes["X"])
     return Opened(height, width, decode)

@@ -1,4 +1,4 @@
-"""From a set of pictures to batches: small ones rest in memory, others are decoded and cropped by workers."""
+"""From a set of images to batches: small ones rest in memory, others are decoded and cropped by workers."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mec.data.transforms.crop import SUBSTITUTES, Batch, Cropper, Item, crop_and_resize
+from mec.data.corrupt import CorruptImage
+from mec.data.dataset import ArrayDataset, ImageDataset, read_image
+from mec.data.datasets.webdataset import ShardDataset
+from mec.data.pixels import CorruptImageError, PixelFormat
 from mec.data.rng import uniforms
-from mec.data.dataset import ArrayImages, Images, read
-from mec.data.pixels import BrokenPictureError, Reading
-from mec.data.transforms.torchvision_reference import ReferenceCropper, ReferenceViews
 from mec.data.samplers import EpochSampler, SlicedSampler, StepSampler
-from mec.data.corrupt import Lost
-from mec.data.datasets.webdataset import ShardImages
 from mec.data.streaming import ShuffledShards
+from mec.data.transforms.crop import SUBSTITUTES, Batch, Cropper, Item, crop_and_resize
 from mec.data.transforms.multi_view import Views
+from mec.data.transforms.torchvision_reference import ReferenceCropper, ReferenceViews
 from mec.data.workers import outlive_signals, signals_wait, worker_count
 
 REPLACING = 9
 """Stream of random numbers."""
-CENTRE, WHOLE_BELOW = 224 / 256, 96
+CENTER, WHOLE_BELOW = 224 / 256, 96
 """Share of the short side that is measured on (Resize 256, CenterCrop 224); encoders of fewer pixels see it whole."""
 
 
 class _Whole(Dataset[Batch]):
-    """Pictures of one size, as one tensor (n, c, h, w) on ``device``."""
+    """Images of one size, as one tensor (n, c, h, w) on ``device``."""
 
-    def __init__(self, dataset: ArrayImages, device: torch.device) -> None:
-        self.pictures = torch.from_numpy(np.ascontiguousarray(dataset.pictures.transpose(0, 3, 1, 2))).to(device)
+    def __init__(self, dataset: ArrayDataset, device: torch.device) -> None:
+        self.images = torch.from_numpy(np.ascontiguousarray(dataset.images.transpose(0, 3, 1, 2))).to(device)
 
     def __getitem__(self, keys: Sequence[tuple[int, int]]) -> Batch:
         indices = np.array([i for _, i in keys], dtype=np.int64)
-        rows = torch.from_numpy(indices).to(self.pictures.device)
-        return Batch(self.pictures[rows], indices, keys[0][0], [], indices)
+        rows = torch.from_numpy(indices).to(self.images.device)
+        return Batch(self.images[rows], indices, keys[0][0], [], indices)
 
 
 class _Cropped(Dataset[Batch]):
-    """Pictures of any size: each is decoded once and cropped twice, by a worker."""
+    """Images of any size: each is decoded once and cropped twice, by a worker."""
 
-    def __init__(self, dataset: Images, cropper: Cropper) -> None:
+    def __init__(self, dataset: ImageDataset, cropper: Cropper) -> None:
         self.dataset, self.cropper = dataset, cropper
 
     def __getitem__(self, keys: Sequence[tuple[int, int]]) -> Batch:
@@ -55,7 +55,7 @@ class _Cropped(Dataset[Batch]):
         return Item(index, partial(self.dataset.load, index), self.dataset.title(index))
 
     def _others(self, epoch: int, index: int) -> Iterator[Item]:
-        # drawn by the picture's number, as its views are: the same in any batch
+        # drawn by the image's number, as its views are: the same in any batch
         numbers = uniforms(self.cropper.views.seed, epoch, np.array([index]), SUBSTITUTES, REPLACING)[0]
         for i in (numbers * len(self.dataset)).astype(int):
             yield self._item(int(i))
@@ -67,13 +67,13 @@ def _as_is(batch: Any) -> Any:
 
 
 def training_sampler(
-    dataset: Images, batch: int, seed: int, rank: int = 0, processes: int = 1, whole: bool = False
+    dataset: ImageDataset, batch: int, seed: int, rank: int = 0, processes: int = 1, whole: bool = False
 ) -> EpochSampler | StepSampler:
     """The order of training: any for what is loaded by number, shard by shard for what is streamed.
 
     ``whole``: an epoch ends with a smaller batch of what is left, where the source can be read in any order.
     """
-    if isinstance(dataset, ShardImages):
+    if isinstance(dataset, ShardDataset):
         return StepSampler(len(dataset), batch, seed, rank, processes)
     return EpochSampler(len(dataset), batch, seed, rank, processes, whole)
 
@@ -96,19 +96,19 @@ class TrainingLoader(DataLoader[Batch]):
 
 def _joined(slices: Sequence[Batch], pinned: bool) -> Batch:
     # croppers write channels last, which is kept: it is copied at once
-    parts = [s.pictures.permute(0, 1, 3, 4, 2) for s in slices]
+    parts = [s.images.permute(0, 1, 3, 4, 2) for s in slices]
     shape = (sum(len(p) for p in parts), *parts[0].shape[1:])
-    pictures = torch.cat(parts, out=torch.empty(shape, dtype=parts[0].dtype, pin_memory=pinned))
+    images = torch.cat(parts, out=torch.empty(shape, dtype=parts[0].dtype, pin_memory=pinned))
     indices, shown = (np.concatenate(each) for each in zip(*((s.indices, s.shown) for s in slices), strict=True))
     lost = [lost for s in slices for lost in s.lost]
-    return Batch(pictures.permute(0, 1, 4, 2, 3), indices, slices[0].epoch, lost, shown)
+    return Batch(images.permute(0, 1, 4, 2, 3), indices, slices[0].epoch, lost, shown)
 
 
 def training_loader(
-    dataset: Images,
+    dataset: ImageDataset,
     views: Views,
     sampler: EpochSampler | StepSampler | Sequence[Sequence[tuple[int, int]]],
-    reading: Reading,
+    reading: PixelFormat,
     device: torch.device,
     workers: int | None = None,
     local_processes: int | None = None,
@@ -117,20 +117,20 @@ def training_loader(
 
     ``local_processes`` of training share the cores of this machine; None asks the environment.
     """
-    if isinstance(dataset, ArrayImages) and not isinstance(views, ReferenceViews):
+    if isinstance(dataset, ArrayDataset) and not isinstance(views, ReferenceViews):
         return TrainingLoader(_Whole(dataset, device), sampler=sampler)
     count = worker_count(workers, local_processes)
     crop = ReferenceCropper(views, reading) if isinstance(views, ReferenceViews) else Cropper(views, reading)
-    dataset: Dataset[Batch] = _Cropped(dataset, crop)
+    batches: Dataset[Batch] = _Cropped(dataset, crop)
     slices = 1
     keys: Iterable[Any] = sampler
-    if isinstance(dataset, ShardImages) and isinstance(sampler, StepSampler):
-        dataset = ShuffledShards(dataset, crop, sampler, max(1, count))
-        slices = dataset.slices
+    if isinstance(dataset, ShardDataset) and isinstance(sampler, StepSampler):
+        batches = shards = ShuffledShards(dataset, crop, sampler, max(1, count))
+        slices = shards.slices
         count = min(count, slices)  # the loader then gives a slice to the same worker at every step
         keys = SlicedSampler(sampler, slices)
     return TrainingLoader(
-        dataset,
+        batches,
         slices,
         pinned=device.type == "cuda",
         sampler=keys,
@@ -141,43 +141,43 @@ def training_loader(
     )
 
 
-class _Centred(Dataset[Batch]):
-    """Pictures as they are measured: the central square of the short side, or nearly, resized to ``size``."""
+class _Centered(Dataset[Batch]):
+    """Images as they are measured: the central square of the short side, or nearly, resized to ``size``."""
 
-    def __init__(self, dataset: Images, reading: Reading, size: int) -> None:
+    def __init__(self, dataset: ImageDataset, reading: PixelFormat, size: int) -> None:
         self.dataset, self.reading, self.size = dataset, reading, size
 
     def __getitem__(self, keys: range) -> Batch:
-        lost: list[Lost] = []
+        lost: list[CorruptImage] = []
         found: dict[int, torch.Tensor] = {}
         for index in keys:
             try:
-                found[index] = torch.from_numpy(self._central(read(self.dataset, index, self.reading)))
-            except BrokenPictureError as error:
-                lost.append(Lost(self.dataset.title(index), str(error)))
+                found[index] = torch.from_numpy(self._central(read_image(self.dataset, index, self.reading)))
+            except CorruptImageError as error:
+                lost.append(CorruptImage(self.dataset.title(index), str(error)))
         c, size = self.reading.channels, self.size
-        pictures = torch.stack(list(found.values())).permute(0, 3, 1, 2) if found else torch.empty(0, c, size, size)
+        images = torch.stack(list(found.values())).permute(0, 3, 1, 2) if found else torch.empty(0, c, size, size)
         numbers = np.array(list(found), dtype=np.int64)
-        return Batch(pictures, numbers, 0, lost, numbers)
+        return Batch(images, numbers, 0, lost, numbers)
 
-    def _central(self, picture: Any) -> Any:
-        height, width = picture.shape[:2]
-        share = CENTRE if self.size >= WHOLE_BELOW else 1.0
+    def _central(self, image: Any) -> Any:
+        height, width = image.shape[:2]
+        share = CENTER if self.size >= WHOLE_BELOW else 1.0
         side = max(1, round(min(height, width) * share))
         box = np.array([(height - side) // 2, (width - side) // 2, side, side])
-        return crop_and_resize(picture, box, self.size)
+        return crop_and_resize(image, box, self.size)
 
 
 def evaluation_loader(
-    dataset: Images, reading: Reading, size: int, batch: int = 256, workers: int | None = None
+    dataset: ImageDataset, reading: PixelFormat, size: int, batch: int = 256, workers: int | None = None
 ) -> DataLoader[Batch]:
-    """Every readable picture once, central crops (n, c, size, size), with their numbers; in any order."""
-    count = 0 if isinstance(dataset, ArrayImages) else worker_count(workers)
+    """Every readable image once, central crops (n, c, size, size), with their numbers; in any order."""
+    count = 0 if isinstance(dataset, ArrayDataset) else worker_count(workers)
     chunks = [range(start, min(start + batch, len(dataset))) for start in range(0, len(dataset), batch)]
     if count:
-        # worker w is asked for chunks w, w + count ...: each then reads a stretch of neighbours
+        # worker w is asked for chunks w, w + count ...: each then reads a stretch of neighbors
         each = -(-len(chunks) // count)
         chunks = [chunks[i] for turn in range(each) for i in range(turn, len(chunks), each)]
     return DataLoader(
-        _Centred(dataset, reading, size), batch_size=None, sampler=chunks, collate_fn=_as_is, num_workers=count
+        _Centered(dataset, reading, size), batch_size=None, sampler=chunks, collate_fn=_as_is, num_workers=count
     )

@@ -1,4 +1,4 @@
-"""Pictures as arrays: what is asked of them, arrays of any kind made so, and what people see of them."""
+"""Images as arrays: what is asked of them, arrays of any kind made so, and what people see of them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ MAX_CHANNELS = 64
 LUMA = (0.299, 0.587, 0.114)
 
 
-class BrokenPictureError(InputError):
-    """A picture that cannot be decoded; the message is the reason."""
+class CorruptImageError(InputError):
+    """An image that cannot be decoded; the message is the reason."""
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How a picture becomes an array.
+class PixelFormat:
+    """How an image becomes an array.
 
     Attributes:
-        channels: of the array: 3 for colour, 1 for grey; any other number takes pictures that have as many.
-        value_range: what becomes 0 and 1 in pictures of more than 8 bits; every picture is then float32. None: every
-            picture is uint8, deeper ones by the range of their type.
-        background: colour behind transparent pictures, by name or as #rrggbb.
+        channels: of the array: 3 for color, 1 for gray; any other number takes images that have as many.
+        value_range: what becomes 0 and 1 in images of more than 8 bits; every image is then float32. None: every
+            image is uint8, deeper ones by the range of their type.
+        background: color behind transparent images, by name or as #rrggbb.
     """
 
     channels: int = 3
@@ -45,11 +45,11 @@ class Reading:
             ImageColor.getrgb(self.background)
         except ValueError as error:
             raise InputError(
-                f"background: expected a colour such as white or #808080, got {self.background!r}"
+                f"background: expected a color such as white or #808080, got {self.background!r}"
             ) from error
 
 
-def as_asked(values: NDArray[Any], reading: Reading) -> ImageArray:
+def convert_pixels(values: NDArray[Any], reading: PixelFormat) -> ImageArray:
     """(h, w, c) numbers of any type -> as ``reading`` asks: uint8, or float32 in [0, 1] where it has a value_range."""
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * np.uint8(255)
@@ -74,18 +74,18 @@ def type_range(dtype: np.dtype[Any]) -> tuple[float, float]:
     return float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
 
 
-def with_channels(picture: NDArray[Any], channels: int) -> ImageArray:
-    """(..., c) -> (..., channels): grey is repeated, colour weighed to grey; anything else is refused."""
-    have = picture.shape[-1]
+def with_channels(image: NDArray[Any], channels: int) -> ImageArray:
+    """(..., c) -> (..., channels): gray is repeated, color weighed to gray; anything else is refused."""
+    have = image.shape[-1]
     if have == channels:
-        return picture
+        return image
     if have == 1:
-        return np.repeat(picture, channels, axis=-1)
+        return np.repeat(image, channels, axis=-1)
     if have == 3 and channels == 1:
-        grey = picture @ np.array(LUMA)
-        weighed: ImageArray = (np.rint(grey) if picture.dtype == np.uint8 else grey).astype(picture.dtype)[..., None]
+        gray = image @ np.array(LUMA)
+        weighed: ImageArray = (np.rint(gray) if image.dtype == np.uint8 else gray).astype(image.dtype)[..., None]
         return weighed
-    raise BrokenPictureError(f"channels: expected a picture with {channels} channels (or 1), got {have}")
+    raise CorruptImageError(f"channels: expected an image with {channels} channels (or 1), got {have}")
 
 
 def channels_last(values: NDArray[Any]) -> NDArray[Any]:
@@ -95,37 +95,37 @@ def channels_last(values: NDArray[Any]) -> NDArray[Any]:
     return values
 
 
-def three_axes(values: NDArray[Any]) -> NDArray[Any]:
+def to_hwc(values: NDArray[Any]) -> NDArray[Any]:
     """(h, w), (h, w, c) or (c, h, w) -> (h, w, c), where c is at most 64."""
     if values.dtype.kind not in "buif":
-        raise BrokenPictureError(f"an array of {values.dtype}, expected numbers")
+        raise CorruptImageError(f"an array of {values.dtype}, expected numbers")
     if values.ndim == 2:
         return values[..., None]
     if values.ndim == 3 and 1 <= values.shape[2] <= MAX_CHANNELS:
         return values
     if values.ndim == 3 and 1 <= values.shape[0] <= MAX_CHANNELS:
         return values.transpose(1, 2, 0)
-    raise BrokenPictureError(f"an array of shape {values.shape}, expected (height, width[, channels])")
+    raise CorruptImageError(f"an array of shape {values.shape}, expected (height, width[, channels])")
 
 
-def shown(picture: NDArray[Any]) -> Image.Image:
+def to_pil(image: NDArray[Any]) -> Image.Image:
     """uint8 or [0, 1] (h, w, c), of whose channels the first three, or the first, are shown."""
-    if picture.dtype != np.uint8:
-        picture = np.rint(picture * 255).astype(np.uint8)
-    return Image.fromarray(picture[..., :3] if picture.shape[2] >= 3 else picture[..., 0]).convert("RGB")
+    if image.dtype != np.uint8:
+        image = np.rint(image * 255).astype(np.uint8)
+    return Image.fromarray(image[..., :3] if image.shape[2] >= 3 else image[..., 0]).convert("RGB")
 
 
-def fitted(picture: NDArray[Any], side: int) -> Image.Image:
+def resize_longer_side(image: NDArray[Any], side: int) -> Image.Image:
     """As it is shown, its longer side resized to ``side`` pixels."""
-    fit = shown(picture)
+    fit = to_pil(image)
     scale = side / max(fit.size)
     size = (max(1, round(fit.width * scale)), max(1, round(fit.height * scale)))
     return fit.resize(size, Image.Resampling.BICUBIC)
 
 
-def in_square(picture: NDArray[Any], side: int) -> Image.Image:
+def pad_to_square(image: NDArray[Any], side: int) -> Image.Image:
     """All of it, in the middle of a white square."""
-    fit = fitted(picture, side)
+    fit = resize_longer_side(image, side)
     square = Image.new("RGB", (side, side), "white")
     square.paste(fit, ((side - fit.width) // 2, (side - fit.height) // 2))
     return square

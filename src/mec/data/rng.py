@@ -1,6 +1,6 @@
-"""Random numbers that belong to a picture, not to a process.
+"""Random numbers that belong to an image, not to a process.
 
-The numbers of picture i in epoch e under seed s are a hash of (s, e, i): the same whatever the batch size, the
+The numbers of image i in epoch e under seed s are a hash of (s, e, i): the same whatever the batch size, the
 number of workers or devices, and after a resume. No generator has a state to save.
 """
 
@@ -15,14 +15,14 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele et al. 2014): every bit of the input moves every bit of the output."""
+    """The finalizer of SplitMix64 (Steele et al. 2014): every bit of the input moves every bit of the output."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def uniforms(seed: int, epoch: int, indices: NDArray[np.int64], count: int, stream: int = 0) -> Numbers:
-    """``count`` independent numbers in [0, 1) for each picture: (n,) -> (n, count). ``stream`` tells uses apart."""
+    """``count`` independent numbers in [0, 1) for each image: (n,) -> (n, count). ``stream`` tells uses apart."""
     state = np.zeros((1, 1), dtype=np.uint64)
     for part in (seed, stream, epoch):
         state = _mix(state * _GOLDEN + np.uint64(part % 2**63) + _GOLDEN)

@@ -20,16 +20,16 @@ class _Epochs(Sampler[Key]):
     or, where ``whole``, shown in a smaller one."""
 
     def __init__(
-        self, pictures: int, batch: int, seed: int, rank: int = 0, processes: int = 1, whole: bool = False
+        self, images: int, batch: int, seed: int, rank: int = 0, processes: int = 1, whole: bool = False
     ) -> None:
-        self.pictures, self.batch, self.seed, self.rank, self.processes = pictures, batch, seed, rank, processes
+        self.images, self.batch, self.seed, self.rank, self.processes = images, batch, seed, rank, processes
         self.whole = whole
         self.epoch = 0
         self.resumed: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         joined = self.batch * self.processes
-        return -(-self.pictures // joined) if self.whole else self.pictures // joined
+        return -(-self.images // joined) if self.whole else self.images // joined
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -52,7 +52,7 @@ class EpochSampler(_Epochs[list[tuple[int, int]]]):
     """
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = uniforms(self.seed, self.epoch, np.arange(self.pictures), 1, ORDER)[:, 0].argsort()
+        order = uniforms(self.seed, self.epoch, np.arange(self.images), 1, ORDER)[:, 0].argsort()
         joined = self.batch * self.processes
         for start in range(self._first() * joined, len(self) * joined, joined):
             own = start + self.rank * self.batch
@@ -60,7 +60,7 @@ class EpochSampler(_Epochs[list[tuple[int, int]]]):
 
 
 class StepSampler(_Epochs[tuple[int, int]]):
-    """(epoch, step) for each step of an epoch, where the source itself says which pictures come next."""
+    """(epoch, step) for each step of an epoch, where the source itself says which images come next."""
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         for step in range(self._first(), len(self)):

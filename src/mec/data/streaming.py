@@ -1,4 +1,4 @@
-"""Training from shards: read forward in lanes, shuffled by shard and within a lane, each picture once an epoch."""
+"""Training from shards: read forward in lanes, shuffled by shard and within a lane, each image once an epoch."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from mec.data.transforms.crop import SUBSTITUTES, Batch, Cropper, Item
+from mec.data.datasets.webdataset import ShardDataset
+from mec.data.pixels import CorruptImageError
 from mec.data.rng import uniforms
-from mec.data.pixels import BrokenPictureError
 from mec.data.samplers import StepSampler
-from mec.data.datasets.webdataset import ShardImages
+from mec.data.transforms.crop import SUBSTITUTES, Batch, Cropper, Item
 
-BUFFER_PICTURES = 4096
+BUFFER_IMAGES = 4096
 BUFFER_BYTES = 512 * 2**20
-"""Of the pictures among which those of all lanes are shuffled."""
+"""Of the images among which those of all lanes are shuffled."""
 LEAST_BUFFER = 8
-"""Pictures of a lane."""
+"""Images of a lane."""
 MEASURED = 16
-"""How many pictures tell their usual size."""
+"""How many images tell their usual size."""
 ELSEWHERE = 8
-"""How many shards, and pictures of each, are tried where a lane has lost all of its own of late."""
+"""How many shards, and images of each, are tried where a lane has lost all of its own of late."""
 SHARDS, BUFFER, REPLACING, START = 5, 6, 10, 11
 """Streams of random numbers."""
 
@@ -44,19 +44,19 @@ def lanes_of(shards: int, joined: int, processes: int) -> int:
 
 
 class ShuffledShards(Dataset[Batch]):
-    """The pictures of all shards in one ring, the shards in a new order each epoch. Each lane reads a stretch of that
-    ring and shuffles it within a buffer; a joined batch is the next few pictures of every lane, in order of lanes.
+    """The images of all shards in one ring, the shards in a new order each epoch. Each lane reads a stretch of that
+    ring and shuffles it within a buffer; a joined batch is the next few images of every lane, in order of lanes.
 
-    So each picture comes once an epoch, whatever the sizes of the shards, and a joined batch is the same for any
+    So each image comes once an epoch, whatever the sizes of the shards, and a joined batch is the same for any
     number of workers, and of processes that divides the number of lanes. The first stretch begins anywhere: what is
-    left out at the end of an epoch may be any pictures.
+    left out at the end of an epoch may be any images.
 
     Args:
         slices: how many parts, of whole lanes, the batch of this process is loaded in; one is had by
             (epoch, step, part).
     """
 
-    def __init__(self, dataset: ShardImages, cropper: Cropper, order: StepSampler, slices: int = 1) -> None:
+    def __init__(self, dataset: ShardDataset, cropper: Cropper, order: StepSampler, slices: int = 1) -> None:
         self.dataset, self.cropper, self.order = dataset, cropper, order
         joined = order.batch * order.processes
         self.lanes = lanes_of(len(dataset.urls), joined, order.processes)
@@ -84,7 +84,7 @@ class ShuffledShards(Dataset[Batch]):
         return self.cropper(items, epoch, lambda index: self._others(epoch, recent[index], index))
 
     def stretch(self, epoch: int, lane: int) -> NDArray[np.int64]:
-        """Numbers of the pictures that a lane reads in an epoch, in order of reading."""
+        """Numbers of the images that a lane reads in an epoch, in order of reading."""
         begin = uniforms(self.order.seed, epoch, np.zeros(1, dtype=np.int64), 1, START)[0, 0]
         length = len(self.order) * self.share
         places = (int(begin * len(self.dataset)) + lane * length + np.arange(length)) % len(self.dataset)
@@ -98,7 +98,7 @@ class ShuffledShards(Dataset[Batch]):
         return uniforms(self.order.seed, epoch, np.arange(len(self.dataset.urls)), 1, SHARDS)[:, 0].argsort()
 
     def _read(self, epoch: int, lane: int, step: int) -> Iterator[tuple[list[Item], list[Item]]]:
-        """The loaded pictures of a lane for each step from ``step`` on, and the good ones that were read of late.
+        """The loaded images of a lane for each step from ``step`` on, and the good ones that were read of late.
 
         Neither depends on where it begins: what was shown before is passed over.
         """
@@ -127,12 +127,12 @@ class ShuffledShards(Dataset[Batch]):
             yield [held.pop(place) for place in wanted.tolist()], list(recent.values())
 
     def _buffer(self) -> int:
-        """How far a picture may move in its lane."""
+        """How far an image may move in its lane."""
         first, last = self.dataset.stretches[0]
         dataset = replace(self.dataset)
         sizes = [_loaded(dataset, index)[1] for index in range(first, min(last, first + MEASURED))]
         average = sum(sizes) / max(1, int(np.count_nonzero(sizes)))
-        return max(LEAST_BUFFER, int(min(BUFFER_PICTURES, BUFFER_BYTES / max(1, average))) // self.lanes)
+        return max(LEAST_BUFFER, int(min(BUFFER_IMAGES, BUFFER_BYTES / max(1, average))) // self.lanes)
 
     def _others(self, epoch: int, recent: list[Item], index: int) -> Iterator[Item]:
         numbers = uniforms(self.order.seed, epoch, np.array([index]), SUBSTITUTES, REPLACING)[0]
@@ -143,7 +143,7 @@ class ShuffledShards(Dataset[Batch]):
                 yield among[int(u * len(among))]
 
     def _elsewhere(self, epoch: int) -> list[Item]:
-        """Good pictures from the beginnings of some shards."""
+        """Good images from the beginnings of some shards."""
         if self.elsewhere[0] != epoch:
             dataset, bounds, found = replace(self.dataset), self.dataset.bounds, []
             for shard in self._shards(epoch)[:ELSEWHERE]:
@@ -156,15 +156,15 @@ class ShuffledShards(Dataset[Batch]):
         return self.elsewhere[1]
 
 
-def _loaded(dataset: ShardImages, index: int) -> tuple[Item, int]:
-    """The picture with its data and their size; or with the reason why there are none, and 0."""
+def _loaded(dataset: ShardDataset, index: int) -> tuple[Item, int]:
+    """The image with its data and their size; or with the reason why there are none, and 0."""
     title = dataset.title(index)
     try:
         data = dataset.load(index)
         return Item(index, lambda: data, title), len(data)
-    except BrokenPictureError as error:
+    except CorruptImageError as error:
         return Item(index, partial(_broken, str(error)), title), 0
 
 
 def _broken(reason: str) -> bytes:
-    raise BrokenPictureError(reason)
+    raise CorruptImageError(reason)

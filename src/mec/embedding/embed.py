@@ -1,4 +1,4 @@
-"""The embedding of every picture of a source, in one file."""
+"""The embedding of every image of a source, in one file."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mec.data.dataset import spread, summary
-from mec.data.pixels import BrokenPictureError
 from mec.data.corrupt import COLUMNS
-from mec.errors import InputError
+from mec.data.dataset import describe, evenly_spaced
+from mec.data.pixels import CorruptImageError
+from mec.distributed import all_gather_objects, broadcast_object, get_rank, local_rank_zero_first
+from mec.embedding.neighbor_lists import list_neighbors
 from mec.embedding.table import NPY, PARQUET, Embedded, Whole, open_csv, open_whole, writing
-from mec.embedding.neighbor_lists import list_neighbours
-from mec.engine.progress import say
-from mec.evaluate.task import EncoderLike, Source, reading_of
 from mec.embedding.writer import Making
+from mec.engine.progress import log
+from mec.errors import InputError
+from mec.evaluate.task import EncoderLike, Source, pixel_format_of
 from mec.models.encoder import Encoder
 from mec.models.io import load_encoder
-from mec.distributed import exchange, from_first, in_turn, rank
 
 SAMPLED = 64
-"""Pictures whose content is part of the fingerprint."""
+"""Images whose content is part of the fingerprint."""
 MADE_OF = "made-of.json"
 
 
@@ -38,21 +38,21 @@ def embed(
     every: int | None = None,
     workers: int | None = None,
 ) -> Path:
-    """Write the embedding of every picture of a source: path, label where there are any, split where it has its own.
+    """Write the embedding of every image of a source: path, label where there are any, split where it has its own.
 
     What is embedded is kept in OUT.parts until the file is whole: the same call goes on after an interruption, and
-    makes nothing anew when the file is there. Processes that are ``together`` divide the pictures, and need a disk
+    makes nothing anew when the file is there. Processes that are ``together`` divide the images, and need a disk
     that all of them see. Beside it STEM.json says what it is made of, and STEM.skipped.csv which
-    pictures could not be read.
+    images could not be read.
 
     Args:
-        data: any source (see ``mec.data.open_images``); all of its splits.
+        data: any source (see ``mec.data.open_dataset``); all of its splits.
         encoder: an Encoder, a run folder, a file of weights or a timm name.
         out: FILE.parquet, or FILE.npy with paths and labels in FILE.csv.
-        near_duplicates: list pairs of similar pictures in STEM.near-duplicates.csv and show some in .png.
-        outliers: list the 1 % of the pictures, at least 20, that are unlike all others in STEM.outliers.csv and .png.
+        near_duplicates: list pairs of similar images in STEM.near-duplicates.csv and show some in .png.
+        outliers: list the 1 % of the images, at least 20, that are unlike all others in STEM.outliers.csv and .png.
         similarity: of near-duplicates at least: cosine of their embeddings, less the mean of all.
-        every: take each n-th picture of a source, or frame of a video. null: all pictures, one frame a second.
+        every: take each n-th image of a source, or frame of a video. null: all images, one frame a second.
         workers: loader processes; null is one per core.
 
     Returns:
@@ -60,37 +60,37 @@ def embed(
 
     Raises:
         InputError: what is wrong with the source, the encoder or the file's name, or a file that is there and is of
-            other pictures or another encoder, or no room, or more than a twentieth of the pictures are broken.
+            other images or another encoder, or no room, or more than a twentieth of the images are broken.
     """
     out = Path(out).expanduser()
     _check(out, similarity, every, workers)
-    with in_turn():
+    with local_rank_zero_first():
         encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
         whole = open_whole(data, every)
     described = encoder.described
-    say(f"encoder: {described}")
-    say(f"{data}: " + "; ".join(f"{name} {summary(i)}".strip() for name, i in whole.splits.items()))
+    log(f"encoder: {described}")
+    log(f"{data}: " + "; ".join(f"{name} {describe(i)}".strip() for name, i in whole.splits.items()))
     made_of = {"data": str(data), "encoder": described, "fingerprint": _fingerprint(whole, encoder, every)}
-    if len(set(exchange(made_of["fingerprint"]))) > 1:
+    if len(set(all_gather_objects(made_of["fingerprint"]))) > 1:
         raise InputError(f"data, encoder: {data} or {described} is not the same for all processes")
     parts, about = out.with_name(f"{out.name}.parts"), out.with_suffix(".json")
-    if from_first(out.exists()):
-        if rank() == 0:
+    if broadcast_object(out.exists()):
+        if get_rank() == 0:
             _check_same(about, made_of, f"{out} exists", out)
-            say(f"{out} is there already")
+            log(f"{out} is there already")
     else:
-        if rank() == 0:
+        if get_rank() == 0:
             _begin(out, parts, made_of)
-        exchange(None)  # the folder is there
+        all_gather_objects(None)  # the folder is there
         making = Making(whole, encoder, parts, workers)
         making.run()
-        if rank() == 0:
+        if get_rank() == 0:
             _assemble(making, out, made_of)
             shutil.rmtree(parts, ignore_errors=True)
-    if (near_duplicates or outliers) and rank() == 0:
+    if (near_duplicates or outliers) and get_rank() == 0:
         numbers = np.delete(np.arange(len(whole)), json.loads(about.read_text())["skipped"])
-        made = Embedded(out, whole, numbers, reading_of(encoder))
-        list_neighbours(made, near_duplicates, outliers, similarity)
+        made = Embedded(out, whole, numbers, pixel_format_of(encoder))
+        list_neighbors(made, near_duplicates, outliers, similarity)
     return out
 
 
@@ -108,7 +108,7 @@ def _check(out: Path, similarity: float, every: int | None, workers: int | None)
 
 
 def _fingerprint(whole: Whole, encoder: Encoder, every: int | None) -> str:
-    """Of the weights and the spec, the names and labels of all pictures, and the content of some."""
+    """Of the weights and the spec, the names and labels of all images, and the content of some."""
     found = hashlib.sha256(json.dumps([encoder.spec.as_dict(), every], sort_keys=True, default=str).encode())
     for name, tensor in encoder.backbone.state_dict().items():
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -119,10 +119,10 @@ def _fingerprint(whole: Whole, encoder: Encoder, every: int | None) -> str:
             found.update(dataset.labels.tobytes())
         for index in range(len(dataset)):
             found.update(dataset.title(index).encode("utf-8", "surrogateescape") + b"\n")
-        for index in spread(dataset, SAMPLED).tolist():
+        for index in evenly_spaced(dataset, SAMPLED).tolist():
             try:
                 content = dataset.load(index)
-            except BrokenPictureError:  # it may be there the next time
+            except CorruptImageError:  # it may be there the next time
                 continue
             found.update(content if isinstance(content, bytes) else np.ascontiguousarray(content).tobytes())
     return found.hexdigest()
@@ -137,7 +137,7 @@ def _check_same(about: Path, made_of: dict[str, str], there: str, remove: Path) 
         raise InputError(f"out: {there}, and {about} does not say of what; remove it or choose another name") from error
     if fingerprint != made_of["fingerprint"]:
         raise InputError(
-            f"out: {there}, made of other weights or pictures ({of}); remove {remove} or choose another name"
+            f"out: {there}, made of other weights or images ({of}); remove {remove} or choose another name"
         )
 
 
@@ -157,14 +157,14 @@ def _begin(out: Path, parts: Path, made_of: dict[str, str]) -> None:
 def _assemble(making: Making, out: Path, made_of: dict[str, str]) -> None:
     """The parts in one file in the order of the source, and what lies beside it."""
     whole, numbers = making.whole, np.flatnonzero(making.place >= 0)
-    made = Embedded(out, whole, numbers, reading_of(making.encoder))
+    made = Embedded(out, whole, numbers, pixel_format_of(making.encoder))
     if len(numbers) < len(whole):
         with writing(made.beside("skipped.csv")) as path, open_csv(path) as add:
             add(COLUMNS)
             for row in making.lost():
                 add(row)
     width = making.encoder.num_features
-    counts = {"pictures": len(numbers), "features": width, "skipped": np.flatnonzero(making.place < 0).tolist()}
+    counts = {"images": len(numbers), "features": width, "skipped": np.flatnonzero(making.place < 0).tolist()}
     with writing(made.beside("json")) as path:
         path.write_text(json.dumps(made_of | counts) + "\n")
     made.write(making.blocks(numbers), width, making.folder / "whole")

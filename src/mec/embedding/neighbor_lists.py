@@ -1,4 +1,4 @@
-"""What the neighbours of embeddings tell: near-duplicates and outliers, as a .csv and as a sheet of pictures."""
+"""What the neighbors of embeddings tell: near-duplicates and outliers, as a .csv and as a sheet of images."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from mec.data.dataset import read
-from mec.data.pixels import BrokenPictureError, in_square
-from mec.errors import InputError
-from mec.embedding.table import BLOCK, Embedded, open_csv, writing
-from mec.evaluate.features import feature_table
+from mec.data.dataset import read_image
+from mec.data.pixels import CorruptImageError, pad_to_square
 from mec.embedding.neighbors import nearest
-from mec.engine.progress import Shown, say
+from mec.embedding.table import BLOCK, Embedded, open_csv, writing
+from mec.engine.progress import ProgressBar, log
+from mec.errors import InputError
+from mec.evaluate.features import feature_table
 
-NEIGHBOURS = 10
+NEIGHBORS = 10
 QUERIES = 2**18
-"""Pictures whose neighbours are sought at once: the whole table is read for each."""
+"""Images whose neighbors are sought at once: the whole table is read for each."""
 FLOOR = 1e-4
 """Distance from the mean, as a share of the length of embeddings, below which there is but rounding."""
 OUTLIERS, LEAST_OUTLIERS = 0.01, 20
@@ -32,34 +32,34 @@ SHOWN = 24
 CELL, GAP, MARGIN, LINE = 144, 4, 16, 17
 INK, PAPER = "#222222", "#ffffff"
 
-Neighbours = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
+Neighbors = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
 
 
-def list_neighbours(made: Embedded, near_duplicates: bool, outliers: bool, similarity: float) -> None:
+def list_neighbors(made: Embedded, near_duplicates: bool, outliers: bool, similarity: float) -> None:
     """Write STEM.near-duplicates.csv and .png, STEM.outliers.csv and .png beside a file of embeddings.
 
     Args:
         made: the file.
-        near_duplicates: list pairs at or above ``similarity`` among the 10 nearest of each picture.
+        near_duplicates: list pairs at or above ``similarity`` among the 10 nearest of each image.
         outliers: list the 1 % (at least 20) that are farthest from their 10 nearest.
         similarity: cosine of embeddings less their mean.
 
     Raises:
-        InputError: fewer than three pictures, or no room for what is written.
+        InputError: fewer than three images, or no room for what is written.
     """
     count = len(made.numbers)
     if count < 3:
-        raise InputError(f"near_duplicates, outliers: {made.file} has {count} pictures, expected at least 3")
-    pairs, values, scores = neighbours(centred(made.embeddings, count), similarity)
+        raise InputError(f"near_duplicates, outliers: {made.file} has {count} images, expected at least 3")
+    pairs, values, scores = neighbors(centered(made.embeddings, count), similarity)
     if near_duplicates:
         _list_near_duplicates(made, pairs, values)
     if outliers:
         _list_outliers(made, scores)
 
 
-def centred(blocks: Callable[[], Iterator[NDArray[np.float32]]], rows: int) -> Tensor:
+def centered(blocks: Callable[[], Iterator[NDArray[np.float32]]], rows: int) -> Tensor:
     """Embeddings (rows, d), gone through twice -> (rows, d + 1) float32 of length 1: without their mean, which most
-    encoders give to every picture.
+    encoders give to every image.
 
     The last number is a floor: embeddings at the mean, whose directions are but rounding, are then all alike.
     """
@@ -76,16 +76,16 @@ def centred(blocks: Callable[[], Iterator[NDArray[np.float32]]], rows: int) -> T
     return table
 
 
-def neighbours(table: Tensor, similarity: float) -> Neighbours:
+def neighbors(table: Tensor, similarity: float) -> Neighbors:
     """Pairs of rows (p, 2), i < j, at or above a similarity among the nearest of either, the most similar first;
     their similarities (p,); and of each row the mean cosine distance (n,) to its nearest.
 
     ``table`` (n, d) has rows of length 1.
     """
     n = len(table)
-    k = min(NEIGHBOURS, n - 1)
+    k = min(NEIGHBORS, n - 1)
     scores, found = np.empty(n), []
-    with Shown("neighbours", n * -(-n // QUERIES), unit="") as shown:
+    with ProgressBar("neighbors", n * -(-n // QUERIES), unit="") as shown:
         for start in range(0, n, QUERIES):
             values, rows = nearest(table[start : start + QUERIES], table, k + 1, progress=shown.advance)
             queries = torch.arange(start, start + len(rows))
@@ -129,10 +129,10 @@ def _list_near_duplicates(made: Embedded, pairs: NDArray[np.int64], values: NDAr
     closest = np.unique(groups, return_index=True)[1]
     some = closest[np.unique(np.linspace(0, len(closest) - 1, min(SHOWN, len(closest))).astype(int))]
     sizes = [len(np.unique(pairs[groups == groups[p]])) for p in some]
-    captions = [f"{values[p]:.3f}, group {groups[p]}: {size} pictures" for p, size in zip(some, sizes, strict=True)]
+    captions = [f"{values[p]:.3f}, group {groups[p]}: {size} images" for p, size in zip(some, sizes, strict=True)]
     drawn = draw(made, "near-duplicates.png", captions, pairs[some])
     found = f"{len(np.unique(pairs)):,} near-duplicates in {len(closest):,} groups"
-    say(f"{found}, in {path}; {drawn} shows some" if drawn else f"{found}; {path} is empty")
+    log(f"{found}, in {path}; {drawn} shows some" if drawn else f"{found}; {path} is empty")
 
 
 def _list_outliers(made: Embedded, scores: NDArray[np.float64]) -> None:
@@ -146,11 +146,11 @@ def _list_outliers(made: Embedded, scores: NDArray[np.float64]) -> None:
     shown = most[:SHOWN]
     captions = [f"{scores[row]:.3f} {made.row(row)[1] or ''}" for row in shown]
     drawn = draw(made, "outliers.png", captions, shown[:, None])
-    say(f"the {count:,} pictures that are farthest from all others are in {path}; {drawn} shows the first")
+    log(f"the {count:,} images that are farthest from all others are in {path}; {drawn} shows the first")
 
 
 def draw(made: Embedded, kind: str, captions: list[str], units: NDArray[np.int64]) -> Path | None:
-    """A sheet of pictures (units, side by side), by row of the file, a caption above each unit and their names below.
+    """A sheet of images (units, side by side), by row of the file, a caption above each unit and their names below.
 
     Without any unit there is none, nor what was there before.
     """
@@ -158,7 +158,7 @@ def draw(made: Embedded, kind: str, captions: list[str], units: NDArray[np.int64
     if not len(units):
         path.unlink(missing_ok=True)
         return None
-    # in rising order, which is quick where pictures are streamed
+    # in rising order, which is quick where images are streamed
     cells = {row: _cell(made, row) for row in np.unique(units).tolist()}
     beside = units.shape[1]
     columns = min(len(units), 8 // beside)
@@ -187,6 +187,6 @@ def _legible(text: str, most: int) -> str:
 def _cell(made: Embedded, row: int) -> Image.Image:
     try:
         _, dataset, index = made.whole.place(int(made.numbers[row]))
-        return in_square(read(dataset, index, made.reading), CELL)
-    except BrokenPictureError:  # it was there when it was embedded
+        return pad_to_square(read_image(dataset, index, made.reading), CELL)
+    except CorruptImageError:  # it was there when it was embedded
         return Image.new("RGB", (CELL, CELL), PAPER)

@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine similarity among any number of features, in bounded memory."""
+"""Nearest neighbors by cosine similarity among any number of features, in bounded memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file of embeddings and the pictures they are of."""
+"""A file of embeddings and the images they are of."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mec.data.dataset import Images
-from mec.data.pixels import Reading
-from mec.data.datasets import open_parts
+from mec.data.dataset import ImageDataset
+from mec.data.datasets import open_splits
 from mec.data.datasets.video import is_video
+from mec.data.pixels import PixelFormat
 from mec.errors import InputError
-from mec.files import replacing
+from mec.files import atomic_write
 
 BLOCK = 8192
 """Embeddings read or written at once."""
@@ -30,9 +30,9 @@ Blocks = Iterator[tuple[list[int], NDArray[np.float32]]]
 
 @dataclass(frozen=True)
 class Whole:
-    """All pictures of a source in one line, those of its splits after each other; one split "" where it has none."""
+    """All images of a source in one line, those of its splits after each other; one split "" where it has none."""
 
-    splits: dict[str, Images]
+    splits: dict[str, ImageDataset]
 
     def __len__(self) -> int:
         return sum(map(len, self.splits.values()))
@@ -41,8 +41,8 @@ class Whole:
     def columns(self) -> list[str]:
         return ["path", "label", "split"] if len(self.splits) > 1 else ["path", "label"]
 
-    def place(self, number: int) -> tuple[str, Images, int]:
-        """Split, its pictures, and which of them picture ``number`` is."""
+    def place(self, number: int) -> tuple[str, ImageDataset, int]:
+        """Split, its images, and which of them image ``number`` is."""
         for split, dataset in self.splits.items():
             if number < len(dataset):
                 return split, dataset, number
@@ -50,16 +50,16 @@ class Whole:
         raise IndexError(number)
 
     def row(self, number: int) -> list[str | None]:
-        """Path, label and split of a picture; no split where there is only one."""
+        """Path, label and split of an image; no split where there is only one."""
         split, dataset, index = self.place(number)
         label = None if dataset.labels is None else dataset.classes[dataset.labels[index]]
         return [dataset.title(index), label, split][: len(self.columns)]
 
 
 def open_whole(data: str | os.PathLike[str], every: int | None = None) -> Whole:
-    """All splits of a source (see ``mec.data.open_images``)."""
-    parts = open_parts(data, every=every)
-    named = {"train": parts.train, "test": parts.test, "unlabelled": parts.unlabelled}
+    """All splits of a source (see ``mec.data.open_dataset``)."""
+    parts = open_splits(data, every=every)
+    named = {"train": parts.train, "test": parts.test, "unlabeled": parts.unlabeled}
     splits = {name: dataset for name, dataset in named.items() if dataset is not None}
     if every is not None and not is_video(Path(data).expanduser()):
         splits = {name: dataset.subset(np.arange(0, len(dataset), every)) for name, dataset in splits.items()}
@@ -72,7 +72,7 @@ class Embedded:
 
     Attributes:
         file: .parquet or .npy of n embeddings.
-        whole: the pictures of the source.
+        whole: the images of the source.
         numbers: (n,) which of them have an embedding, in the order of the file.
         reading: how they are shown.
     """
@@ -80,7 +80,7 @@ class Embedded:
     file: Path
     whole: Whole
     numbers: NDArray[np.int64]
-    reading: Reading
+    reading: PixelFormat
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -152,9 +152,9 @@ def open_csv(path: Path) -> Iterator[Callable[[Sequence[object]], object]]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """``replacing``; a full disk or a folder that may not be written to is said in one line."""
+    """``atomic_write``; a full disk or a folder that may not be written to is said in one line."""
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             yield temporary
     except OSError as error:
         raise InputError(f"out: {path} cannot be written ({error.strerror or error})") from error

@@ -16,25 +16,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from mec.data.transforms.crop import Batch
+from mec.data.corrupt import CorruptImage
 from mec.data.loaders import evaluation_loader
-from mec.data.corrupt import Lost
-from mec.errors import InputError
-from mec.embedding.table import BLOCK, Whole, writing
-from mec.evaluate.features import frozen
+from mec.data.transforms.crop import Batch
+from mec.distributed import all_gather_objects, get_rank, shard_range, world_size
 from mec.embedding.neighbors import best_device
-from mec.engine.progress import Shown, say
-from mec.evaluate.task import BATCH, none_skipped, reading_of, say_skipped
+from mec.embedding.table import BLOCK, Whole, writing
+from mec.engine.progress import ProgressBar, log
+from mec.errors import InputError
+from mec.evaluate.features import frozen
+from mec.evaluate.task import BATCH, log_corrupt, new_corrupt_log, pixel_format_of
 from mec.models.encoder import Encoder
-from mec.distributed import count, exchange, rank, share
 
 PART, PART_SECONDS = 8192, 300
-"""Pictures, or seconds, after which what was embedded is written: as much is lost by an interruption."""
+"""Images, or seconds, after which what was embedded is written: as much is lost by an interruption."""
 
 
 @dataclass
 class Part:
-    """Pictures that were tried, of which some could not be read: the others have an embedding."""
+    """Images that were tried, of which some could not be read: the others have an embedding."""
 
     tried: list[NDArray[np.int64]] = field(default_factory=list)
     numbers: list[NDArray[np.int64]] = field(default_factory=list)
@@ -53,13 +53,13 @@ class Part:
 class Making:
     """The embeddings of a source, in parts that several processes may write into one folder.
 
-    ``part`` and ``place`` (n,) say where that of each picture is; -1: nowhere, and the place of one that was tried and
+    ``part`` and ``place`` (n,) say where that of each image is; -1: nowhere, and the place of one that was tried and
     could not be read. InputError: a part is damaged, or the processes see different folders.
     """
 
     def __init__(self, whole: Whole, encoder: Encoder, folder: Path, workers: int | None) -> None:
         self.whole, self.encoder, self.folder, self.workers = whole, encoder, folder, workers
-        self.skipped = none_skipped(len(whole))
+        self.skipped = new_corrupt_log(len(whole))
         self.part, self.place = (np.full(len(whole), -1, dtype=np.int32) for _ in range(2))
         self.files: list[Path] = []
         for file in sorted(folder.glob("[0-9]*.safetensors")):
@@ -68,7 +68,7 @@ class Making:
         # the parts of a call come after those of calls before: what was tried again counts as it was found last
         self.serial = 1 + max((int(file.name[:6]) for file in self.files), default=-1)
         self.written: list[Path] = []
-        if len(set(exchange((folder.exists(), *(file.name for file in self.files))))) > 1:
+        if len(set(all_gather_objects((folder.exists(), *(file.name for file in self.files))))) > 1:
             raise self._not_seen()
 
     def _not_seen(self) -> InputError:
@@ -88,12 +88,12 @@ class Making:
         """Embed what is missing, and try again what could not be read: each process its share. The first then knows
         the parts of all, and says or refuses what was lost."""
         if self.done:
-            say(f"going on: {self.done:,} of {len(self.whole):,} pictures are there")
+            log(f"going on: {self.done:,} of {len(self.whole):,} images are there")
         self._check_room()
         features = frozen(self.encoder, best_device())
-        self.skipped.list_in(self.folder / (f"skipped-{rank()}.csv" if rank() else "skipped.csv"))
+        self.skipped.list_in(self.folder / (f"skipped-{get_rank()}.csv" if get_rank() else "skipped.csv"))
         missing, lost = self.part < 0, (self.part >= 0) & (self.place < 0)
-        with Shown("embeddings", len(self.whole), self.done) as shown:
+        with ProgressBar("embeddings", len(self.whole), self.done) as shown:
             for todo in (missing, lost):
                 part = Part()
                 try:
@@ -102,7 +102,7 @@ class Making:
                         part.embeddings.append(self._embedded(features, batch, numbers))
                         part.numbers.append(numbers)
                         part.tried.append(tried)
-                        shown.advance(len(tried) * count() if todo is missing else 0)
+                        shown.advance(len(tried) * world_size() if todo is missing else 0)
                         if part.full():
                             part = self._written(part)
                 finally:  # on Ctrl-C too
@@ -110,8 +110,8 @@ class Making:
         self._join()
 
     def _join(self) -> None:
-        found = exchange(([file.name for file in self.written], self.skipped.reasons))
-        if rank() > 0:
+        found = all_gather_objects(([file.name for file in self.written], self.skipped.reasons))
+        if get_rank() > 0:
             return
         for files, reasons in found[1:]:
             self.skipped.reasons |= reasons
@@ -121,12 +121,12 @@ class Making:
                 self._add(self.folder / file)
         if (self.part < 0).any():
             raise InputError(f"out: {self.folder} lacks parts; is another process at it? Call again to go on")
-        lost = none_skipped(len(self.whole))
-        lost.add([Lost(*row) for row in self.lost()], len(self.whole))
-        say_skipped(lost)
+        lost = new_corrupt_log(len(self.whole))
+        lost.add([CorruptImage(*row) for row in self.lost()], len(self.whole))
+        log_corrupt(lost)
 
     def lost(self) -> Iterator[tuple[str, str]]:
-        """Title and reason of each picture that could not be read."""
+        """Title and reason of each image that could not be read."""
         for number in np.flatnonzero(self.place < 0).tolist():
             title = str(self.whole.row(number)[0])
             yield title, self.skipped.reasons.get(title, "")
@@ -142,7 +142,7 @@ class Making:
     def _written(self, part: Part) -> Part:
         if part.tried:
             # not the name of what a process of an earlier call, not yet ended, may write
-            file = self.folder / f"{self.serial:06}-{rank()}-{os.getpid()}.safetensors"
+            file = self.folder / f"{self.serial:06}-{get_rank()}-{os.getpid()}.safetensors"
             part.write(file)
             self._add(file)
             self.written.append(file)
@@ -150,15 +150,15 @@ class Making:
         return Part()
 
     def _batches(self, todo: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Batch]]:
-        """Numbers of the pictures of a batch and of those that could be read, and the batch.
+        """Numbers of the images of a batch and of those that could be read, and the batch.
 
-        Batches are of the same pictures after an interruption, and for any number of processes, for parts and shares
+        Batches are of the same images after an interruption, and for any number of processes, for parts and shares
         are of whole ones: so are the last bits.
         """
-        start, reading = 0, reading_of(self.encoder)
+        start, reading = 0, pixel_format_of(self.encoder)
         for dataset in self.whole.splits.values():
             mine = np.flatnonzero(todo[start : start + len(dataset)])
-            mine = mine[share(len(mine), BATCH)]
+            mine = mine[shard_range(len(mine), BATCH)]
             if len(mine):
                 some = dataset if len(mine) == len(dataset) else dataset.subset(mine)
                 loader = evaluation_loader(some, reading, self.encoder.image_size, BATCH, self.workers)
@@ -172,7 +172,7 @@ class Making:
     ) -> NDArray[np.float32]:
         if not len(numbers):
             return np.empty((0, self.encoder.num_features), dtype=np.float32)
-        found: NDArray[np.float32] = features(batch.pictures).cpu().numpy()
+        found: NDArray[np.float32] = features(batch.images).cpu().numpy()
         broken = ~np.isfinite(found).all(axis=1)
         if broken.any():
             title = self.whole.row(int(numbers[broken.argmax()]))[0]
@@ -180,7 +180,7 @@ class Making:
         return found
 
     def blocks(self, numbers: NDArray[np.int64]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-        """The embeddings (m, d) of pictures that have one, a block at a time."""
+        """The embeddings (m, d) of images that have one, a block at a time."""
         for start in range(0, len(numbers), BLOCK):
             some = numbers[start : start + BLOCK]
             found = np.empty((len(some), self.encoder.num_features), dtype=np.float32)

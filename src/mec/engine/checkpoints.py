@@ -14,15 +14,16 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from mec.distributed import is_rank_zero
 from mec.errors import InputError
-from mec.files import is_first_process, replacing
+from mec.files import atomic_write
 
 KEPT = 3
 CHECKSUM = 16
 """Hexadecimal digits of the SHA-256 of a checkpoint that end its name."""
 
 
-class AtomicCheckpoints(CheckpointIO):
+class AtomicCheckpointIO(CheckpointIO):
     """Written to a temporary file, flushed and renamed, its checksum in its name; read without running its code."""
 
     def save_checkpoint(
@@ -30,7 +31,7 @@ class AtomicCheckpoints(CheckpointIO):
     ) -> None:
         path = Path(path)
         try:
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 with temporary.open("wb") as file:
                     torch.save(checkpoint, file)
                 checksum = _checksum(temporary)
@@ -65,7 +66,7 @@ def save_checkpoint(trainer: lightning.Trainer, folder: Path) -> None:
             old.unlink(missing_ok=True)
 
 
-class KeepLatest(Checkpoint):
+class LatestCheckpoints(Checkpoint):
     """A checkpoint at the end of an epoch once ``every`` steps have passed, and at the end of the run."""
 
     def __init__(self, folder: Path, every: int) -> None:
@@ -83,7 +84,7 @@ class KeepLatest(Checkpoint):
         save_checkpoint(trainer, self.folder)
 
 
-def newest_checkpoint(run: Path, say: Callable[[str], object]) -> Path | None:
+def latest_checkpoint(run: Path, say: Callable[[str], object]) -> Path | None:
     """The sound checkpoint of the latest step in a run folder; None where there is none at all.
 
     Damaged ones that are newer are told to ``say`` and set aside as .damaged.
@@ -102,7 +103,7 @@ def newest_checkpoint(run: Path, say: Callable[[str], object]) -> Path | None:
         if found:
             raise InputError(f"resume: all checkpoints in {run} are damaged; start again in another folder")
         return None
-    if is_first_process():
+    if is_rank_zero():
         for bad in damaged:
             bad.replace(bad.with_suffix(".damaged"))
     return path

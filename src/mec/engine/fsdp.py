@@ -1,4 +1,4 @@
-"""Networks that do not fit one device: weights, gradients and optimiser spread over all of them (FSDP2)."""
+"""Networks that do not fit one device: weights, gradients and optimizer spread over all of them (FSDP2)."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Sharded(ModelParallelStrategy):
         checkpoint: dict[str, Any] = self.checkpoint_io.load_checkpoint(self.broadcast(os.fspath(checkpoint_path)))
         whole = StateDictOptions(full_state_dict=True, strict=True)
         set_model_state_dict(self.model, checkpoint["state_dict"], options=whole)
-        for optimiser, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            set_optimizer_state_dict(self.model, optimiser, state, options=whole)
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            set_optimizer_state_dict(self.model, optimizer, state, options=whole)
         return checkpoint
 
 

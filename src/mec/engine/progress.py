@@ -9,19 +9,19 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mec.distributed import rank
+from mec.distributed import get_rank
 
 LIVE_SECONDS, PLAIN_SECONDS = 0.5, 30
 """Between two lines on a terminal, and elsewhere."""
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """Of processes that are together, the first says it."""
-    if rank() == 0:
+    if get_rank() == 0:
         Console(stderr=True, soft_wrap=True).print(line, highlight=False, markup=False)
 
 
-class Shown:
+class ProgressBar:
     """How far it is and how long it will take: a live line on a terminal, a plain one every half minute elsewhere.
 
     Args:
@@ -31,8 +31,8 @@ class Shown:
         unit: for people; "" shows no numbers.
     """
 
-    def __init__(self, label: str, total: int, done: int = 0, unit: str = "pictures") -> None:
-        label = label if rank() == 0 else ""
+    def __init__(self, label: str, total: int, done: int = 0, unit: str = "images") -> None:
+        label = label if get_rank() == 0 else ""
         self.label, self.total, self.first, self.done, self.unit = label, total, done, done, unit
         self.started = self.said = time.monotonic()
         console = Console(stderr=True, soft_wrap=True)
@@ -45,7 +45,7 @@ class Shown:
         )  # fmt: skip
         self.row = self.bar.add_task(label, total=total, completed=done, figures="")
 
-    def __enter__(self) -> Shown:
+    def __enter__(self) -> ProgressBar:
         if self.drawn:
             self.bar.start()
         return self
@@ -70,4 +70,4 @@ class Shown:
         self.bar.update(self.row, completed=self.done, figures=words)
         if not self.live:
             left = (now - self.started) / max(1, self.done - self.first) * (self.total - self.done)
-            say(f"{self.label}: {words}, {left / 60:.0f} min left")
+            log(f"{self.label}: {words}, {left / 60:.0f} min left")

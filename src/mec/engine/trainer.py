@@ -18,10 +18,10 @@ from lightning.fabric.plugins.environments import (  # type: ignore[attr-defined
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
 
-from mec.engine.checkpoints import AtomicCheckpoints
 from mec.data.workers import PATIENCE
-from mec.errors import InputError
+from mec.engine.checkpoints import AtomicCheckpointIO
 from mec.engine.fsdp import Sharded
+from mec.errors import InputError
 
 # it announces devices and products; what matters of that is said by those who train
 for _name in ("lightning.pytorch", "lightning.fabric"):
@@ -60,7 +60,7 @@ def make_trainer(
         devices = torch.cuda.device_count() if on_gpu else 1  # one process uses every core already
     devices, nodes = _number("devices", devices), _number("nodes", nodes)
     _end_with_parent()
-    plugins: list[Any] = [AtomicCheckpoints()]
+    plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # a stopped run says so by its exit status
     processes = devices * nodes

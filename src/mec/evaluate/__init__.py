@@ -2,20 +2,19 @@
 
 from mec.evaluate.detection.detect import detect
 from mec.evaluate.detection.predict import predict
-from mec.evaluate.few_shot import few_label
+from mec.evaluate.few_shot import few_shot
 from mec.evaluate.finetune import finetune
 from mec.evaluate.knn import knn
 from mec.evaluate.linear import linear
-from mec.pretraining.online_probe import OnlineProbe
-from mec.results import Result
 from mec.evaluate.tracking.mot import mot
 from mec.evaluate.tracking.mots import mots
 from mec.evaluate.tracking.pose import pose
 from mec.evaluate.tracking.sot import sot
 from mec.evaluate.tracking.track import track
 from mec.evaluate.tracking.vos import vos
+from mec.results import Result
 
 __all__ = [
-    "OnlineProbe", "Result", "detect", "few_label", "finetune", "knn", "linear", "mot", "mots", "pose", "predict",
+    "Result", "detect", "few_shot", "finetune", "knn", "linear", "mot", "mots", "pose", "predict",
     "sot", "track", "vos",
 ]  # fmt: skip

@@ -23,7 +23,7 @@ def accuracies(ranked: Tensor, labels: Tensor, classes: int) -> dict[str, float]
 
     Returns:
         "top-1"; "top-5"; and "class mean", the mean over classes of the share within each, for classes of unequal
-        size. Classes without a picture are left out of the mean.
+        size. Classes without an image are left out of the mean.
     """
     right = ranked == labels[:, None]
     found = {"top-1": float(right[:, 0].double().mean())}

@@ -11,20 +11,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mec.data.transforms.crop import Batch
-from mec.data.dataset import ArrayImages, Images
+from mec.data.dataset import ArrayDataset, ImageDataset
 from mec.data.loaders import evaluation_loader, training_loader
-from mec.data.transforms.view_settings import ViewSettings
-from mec.data.pixels import Reading
+from mec.data.pixels import PixelFormat
+from mec.data.transforms.crop import Batch
 from mec.data.transforms.multi_view import Views
-from mec.errors import InputError
+from mec.data.transforms.view_settings import ViewSettings
+from mec.distributed import all_gather_objects, gather_rows, get_rank, shard_range, world_size
 from mec.embedding.neighbors import best_device
-from mec.engine.progress import Shown
-from mec.evaluate.task import BATCH, Task, announce, in_memory, none_skipped, of_all, reading_of, say_skipped
+from mec.engine.progress import ProgressBar
+from mec.errors import InputError
+from mec.evaluate.task import (
+    BATCH,
+    Task,
+    in_memory,
+    log_corrupt,
+    log_encoder,
+    merge_corrupt_logs,
+    new_corrupt_log,
+    pixel_format_of,
+)
 from mec.models.encoder import Encoder
-from mec.distributed import collect, count, exchange, rank, share
 
-CROP = ViewSettings(crop_scale=(0.08, 1.0), jitter=0.0, grey=0.0, blur=0.0, solarise=0.0)
+CROP = ViewSettings(crop_scale=(0.08, 1.0), jitter=0.0, gray=0.0, blur=0.0, solarize=0.0)
 """RandomResizedCrop and flip, torchvision's defaults: what the published protocols train classifiers with."""
 RAW_SIDE = 32
 """Raw pixels are compared at this side at most: beyond it they only grow, they do not get better."""
@@ -34,7 +43,7 @@ IN_MEMORY = 4 * 2**30
 
 @dataclass(frozen=True)
 class Features:
-    """Features (n, d) float32 and labels (n,) of the train and test pictures, on the CPU."""
+    """Features (n, d) float32 and labels (n,) of the train and test images, on the CPU."""
 
     name: str
     train: Tensor
@@ -46,104 +55,106 @@ class Features:
 def features_of(task: Task, crops_seed: int | None = None) -> Iterator[Features]:
     """The features of each row of the table in turn: the encoder's, the untrained one's, raw pixels.
 
-    They are of central crops; with a ``crops_seed``, those of the train pictures are of one random crop each, and raw
-    pixels are left out. Processes that are ``together`` divide the pictures, and the first of them alone gets features.
+    They are of central crops; with a ``crops_seed``, those of the train images are of one random crop each, and raw
+    pixels are left out. Processes that are ``together`` divide the images, and the first of them alone gets features.
     """
-    announce(task)
-    reading = reading_of(next(iter(task.encoders.values())))
+    log_encoder(task)
+    reading = pixel_format_of(next(iter(task.encoders.values())))
     train = in_memory(task.train, reading, divided=crops_seed is None)
     test = in_memory(task.test, reading, divided=True)
     for name, encoder in task.encoders.items():
         tested = with_labels(test, *extract(test, encoder, task.workers, name))
         if crops_seed is None:
-            learnt = with_labels(train, *extract(train, encoder, task.workers, name))
+            learned = with_labels(train, *extract(train, encoder, task.workers, name))
         else:
-            learnt = extract_crops(train, encoder, crops_seed, task.workers, name)
-        if rank() == 0:
-            yield Features(name, *learnt, *tested)
+            learned = extract_crops(train, encoder, crops_seed, task.workers, name)
+        if get_rank() == 0:
+            yield Features(name, *learned, *tested)
     if task.pixels and crops_seed is None:
-        learnt, tested = (with_labels(part, *_raw_pixels(part, reading, task.workers)) for part in (train, test))
-        if rank() == 0:
-            yield Features("raw pixels", *learnt, *tested)
+        learned, tested = (with_labels(part, *_raw_pixels(part, reading, task.workers)) for part in (train, test))
+        if get_rank() == 0:
+            yield Features("raw pixels", *learned, *tested)
 
 
-def with_labels(dataset: Images, features: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (n, d) of pictures ``numbers`` (m,) and their labels: in the first process those of all processes."""
+def with_labels(dataset: ImageDataset, features: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (n, d) of images ``numbers`` (m,) and their labels: in the first process those of all processes."""
     return _of_all(features, labels_of(dataset)[numbers])
 
 
 def _of_all(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    features = collect(features, lambda n, d: feature_table(n, d, torch.float32))
-    return features, collect(labels[:, None], lambda n, d: torch.empty(n, d, dtype=torch.int64))[:, 0]
+    features = gather_rows(features, lambda n, d: feature_table(n, d, torch.float32))
+    return features, gather_rows(labels[:, None], lambda n, d: torch.empty(n, d, dtype=torch.int64))[:, 0]
 
 
-def labels_of(dataset: Images) -> Tensor:
+def labels_of(dataset: ImageDataset) -> Tensor:
     assert dataset.labels is not None
     return torch.from_numpy(np.asarray(dataset.labels))
 
 
 def extract(
-    dataset: Images,
+    dataset: ImageDataset,
     encoder: Encoder,
     workers: int | None = None,
     label: str = "features",
     device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Features (n, d) of every readable picture, float32 on the CPU, and their numbers (n,), which rise.
+    """Features (n, d) of every readable image, float32 on the CPU, and their numbers (n,), which rise.
 
-    Of processes that are ``together`` each has pictures of its own here; ``with_labels`` joins what they found.
+    Of processes that are ``together`` each has images of its own here; ``with_labels`` joins what they found.
     Progress goes to standard error. Features of more than 4 GiB are kept in a temporary file. ``device`` None is a
     GPU where there is one.
 
     Raises:
-        InputError: more than a twentieth of the pictures cannot be read, or the temporary file does not fit.
+        InputError: more than a twentieth of the images cannot be read, or the temporary file does not fit.
     """
-    loader = evaluation_loader(dataset, reading_of(encoder), encoder.image_size, BATCH, workers)
+    loader = evaluation_loader(dataset, pixel_format_of(encoder), encoder.image_size, BATCH, workers)
     return gather(dataset, loader, label, frozen(encoder, device or best_device()))
 
 
 def extract_crops(
-    dataset: Images, encoder: Encoder, seed: int, workers: int | None = None, label: str = "features"
+    dataset: ImageDataset, encoder: Encoder, seed: int, workers: int | None = None, label: str = "features"
 ) -> tuple[Tensor, Tensor]:
-    """Features (n, d) of a random crop, mirrored or not, of each labelled picture, and its label (n,).
+    """Features (n, d) of a random crop, mirrored or not, of each labeled image, and its label (n,).
 
-    Processes that are ``together`` divide the pictures, and the first gets the features of all.
+    Processes that are ``together`` divide the images, and the first gets the features of all.
     """
-    views, reading, device = Views(encoder.image_size, [CROP], seed), reading_of(encoder), best_device()
-    features, labels, own = frozen(encoder, device), labels_of(dataset), share(len(dataset), BATCH)
-    skipped = none_skipped(len(dataset))
+    views, reading, device = Views(encoder.image_size, [CROP], seed), pixel_format_of(encoder), best_device()
+    features, labels, own = frozen(encoder, device), labels_of(dataset), shard_range(len(dataset), BATCH)
+    skipped = new_corrupt_log(len(dataset))
     # by their numbers among all: the crops are the same for any number of processes
     keys = [[(0, i) for i in range(s, min(s + BATCH, own.stop))] for s in range(own.start, own.stop, BATCH)]
     loader = training_loader(dataset, views, keys, reading, device, workers)
     table = feature_table(own.stop - own.start, encoder.num_features, torch.float32)
     shown = torch.empty(len(table), dtype=torch.int64)
-    with Shown(label, len(dataset)) as progress:
+    with ProgressBar(label, len(dataset)) as progress:
         for batch in loader:
             skipped.add(batch.lost, len(batch.indices))
-            (x,) = views(batch.pictures, batch.indices, batch.epoch)
+            (x,) = views(batch.images, batch.indices, batch.epoch)
             rows = torch.from_numpy(batch.indices) - own.start
             table[rows], shown[rows] = features(x).cpu(), labels[torch.from_numpy(batch.shown)]
-            progress.advance(len(x) * count())
-    say_skipped(of_all(skipped))
+            progress.advance(len(x) * world_size())
+    log_corrupt(merge_corrupt_logs(skipped))
     return _of_all(table, shown)
 
 
 def frozen(encoder: Encoder, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The encoder on a device, in evaluation mode, as a function: pictures (n, c, s, s) -> features (n, d) float32."""
+    """The encoder on a device, in evaluation mode, as a function: images (n, c, s, s) -> features (n, d) float32."""
     encoder = encoder.eval().to(device).to(memory_format=torch.channels_last)  # faster there, on CPUs and GPUs
 
     @torch.no_grad()
-    def features(pictures: Tensor) -> Tensor:
-        x = encoder.normalise(pictures.to(device, non_blocking=True))
+    def features(images: Tensor) -> Tensor:
+        x = encoder.normalize(images.to(device, non_blocking=True))
         found: Tensor = encoder(x.contiguous(memory_format=torch.channels_last))
         return found.float()
 
     return features
 
 
-def _raw_pixels(dataset: Images, reading: Reading, workers: int | None) -> tuple[Tensor, Tensor]:
-    side = min(dataset.pictures.shape[1:3]) if isinstance(dataset, ArrayImages) else RAW_SIDE
-    sides = {s for s in exchange(side if len(dataset) else None) if s is not None}  # of the shares that there are
+def _raw_pixels(dataset: ImageDataset, reading: PixelFormat, workers: int | None) -> tuple[Tensor, Tensor]:
+    side = min(dataset.images.shape[1:3]) if isinstance(dataset, ArrayDataset) else RAW_SIDE
+    sides = {
+        s for s in all_gather_objects(side if len(dataset) else None) if s is not None
+    }  # of the shares that there are
     side = min(RAW_SIDE, *sides) if len(sides) == 1 else RAW_SIDE
     loader = evaluation_loader(dataset, reading, side, BATCH, workers)
     scale = 255 if reading.value_range is None else 1
@@ -152,26 +163,26 @@ def _raw_pixels(dataset: Images, reading: Reading, workers: int | None) -> tuple
 
 @torch.no_grad()
 def gather(
-    dataset: Images, loader: Iterable[Batch], label: str, function: Callable[[Tensor], Tensor]
+    dataset: ImageDataset, loader: Iterable[Batch], label: str, function: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """What ``function`` gives for the pictures (n, c, h, w) of each batch, as one table (n, ...) in the order of the
-    source, on the CPU, and the numbers (n,) of the pictures that could be read."""
-    skipped = none_skipped(sum(exchange(len(dataset))))
+    """What ``function`` gives for the images (n, c, h, w) of each batch, as one table (n, ...) in the order of the
+    source, on the CPU, and the numbers (n,) of the images that could be read."""
+    skipped = new_corrupt_log(sum(all_gather_objects(len(dataset))))
     table: Tensor | None = None
     known = torch.zeros(len(dataset), dtype=torch.bool)
-    with Shown(label, skipped.pictures) as shown:
+    with ProgressBar(label, skipped.images) as shown:
         for batch in loader:
             skipped.add(batch.lost, len(batch.indices) + len(batch.lost))
             if len(batch.indices):
-                found, numbers = function(batch.pictures).cpu(), torch.from_numpy(batch.indices)
+                found, numbers = function(batch.images).cpu(), torch.from_numpy(batch.indices)
                 if table is None:
                     table = feature_table(len(dataset), found.shape[1], found.dtype)
                 table[numbers], known[numbers] = found, True
-            shown.advance((len(batch.indices) + len(batch.lost)) * count())  # the others are about as far
-    skipped = of_all(skipped)
-    if len(skipped) == skipped.pictures:
-        raise InputError("data: no picture can be read")
-    say_skipped(skipped)
+            shown.advance((len(batch.indices) + len(batch.lost)) * world_size())  # the others are about as far
+    skipped = merge_corrupt_logs(skipped)
+    if len(skipped) == skipped.images:
+        raise InputError("data: no image can be read")
+    log_corrupt(skipped)
     if table is None:  # others have some
         return torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
     numbers = known.nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""Weighted k nearest neighbours on frozen features (Wu et al. 2018, InstDisc; Caron et al. 2021, DINO)."""
+"""Weighted k nearest neighbors on frozen features (Wu et al. 2018, InstDisc; Caron et al. 2021, DINO)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mec.distributed import broadcast_object
+from mec.embedding.neighbors import nearest
 from mec.errors import InputError
 from mec.evaluate.accuracy import TOP, accuracies, ranking
 from mec.evaluate.features import features_of
-from mec.embedding.neighbors import nearest
-from mec.results import Result, Stopwatch
 from mec.evaluate.task import EncoderLike, Source, open_task
-from mec.distributed import from_first
+from mec.results import Result, Stopwatch
 
 VOTES = 2**24
 """Votes counted at once: queries times classes."""
@@ -28,18 +28,18 @@ def knn(
     workers: int | None = None,
     labels: str | None = None,
 ) -> Result:
-    """Classify test pictures by their nearest train pictures; no training.
+    """Classify test images by their nearest train images; no training.
 
     Exact, in bounded memory: the bank goes through the device a part at a time.
 
     Args:
-        data: a labelled source (see ``mec.data.open_images``).
+        data: a labeled source (see ``mec.data.open_dataset``).
         encoder: an Encoder, a run folder, a file of weights or a timm name.
-        k: numbers of neighbours; those above the number of train pictures are left out.
-        temperature: a neighbour of cosine similarity s weighs exp(s / temperature).
-        baselines: measure the untrained encoder and raw pixels too; null: up to 100,000 train pictures.
+        k: numbers of neighbors; those above the number of train images are left out.
+        temperature: a neighbor of cosine similarity s weighs exp(s / temperature).
+        baselines: measure the untrained encoder and raw pixels too; null: up to 100,000 train images.
         workers: loader processes; null is one per core.
-        labels: a .csv of path and label for pictures of a folder, in place of its sub-folders.
+        labels: a .csv of path and label for images of a folder, in place of its sub-folders.
     """
     if not k or min(k) < 1:
         raise InputError(f"k: expected numbers of at least 1, got {list(k)}")
@@ -50,7 +50,7 @@ def knn(
     most = len(task.train)
     kept = [n for n in k if n <= most]
     if not kept:
-        raise InputError(f"k: expected at most {most}, the number of train pictures, got {list(k)}")
+        raise InputError(f"k: expected at most {most}, the number of train images, got {list(k)}")
     classes = len(task.classes)
     figures: dict[str, dict[str, float]] = {}
     for f in features_of(task):
@@ -66,7 +66,7 @@ def knn(
         protocol=f"weighted kNN, cosine, temperature {temperature:g}, bank = train split, top-1 / top-5 %",
         data=task.data,
         encoder=task.encoder,
-        figures=from_first(figures),
+        figures=broadcast_object(figures),
         seconds=clock(),
     )
 
@@ -80,8 +80,8 @@ def knn_ranking(
     temperature: float = 0.07,
 ) -> dict[int, Tensor]:
     """For each k the five classes with most votes (n, min(5, classes)) of each query, most first."""
-    similarity, neighbours = nearest(queries, bank, min(max(k), len(bank)))
-    weights, labels = (similarity / temperature).exp(), bank_labels[neighbours]
+    similarity, neighbors = nearest(queries, bank, min(max(k), len(bank)))
+    weights, labels = (similarity / temperature).exp(), bank_labels[neighbors]
     found: dict[int, list[Tensor]] = {n: [] for n in k}
     at_once = max(1, VOTES // classes)
     for start in range(0, len(queries), at_once):

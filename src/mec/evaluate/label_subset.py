@@ -1,4 +1,4 @@
-"""Which train pictures have a label: a share or a number of each class, or those that a list names."""
+"""Which train images have a label: a share or a number of each class, or those that a list names."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mec.data.dataset import ImageDataset
 from mec.data.rng import uniforms
-from mec.data.dataset import Images
 from mec.errors import InputError
 
 CHOICE = 12
 """Stream of random numbers."""
 
 
-def labelled(dataset: Images, labels: str | int | os.PathLike[str], seed: int) -> NDArray[np.int64]:
-    """Numbers of the labelled pictures, rising.
+def labeled(dataset: ImageDataset, labels: str | int | os.PathLike[str], seed: int) -> NDArray[np.int64]:
+    """Numbers of the labeled images, rising.
 
     Args:
-        images: train pictures with labels.
+        dataset: train images with labels.
         labels: "1%", "10%" ...: this share of each class, at least one; 5 or "5": so many of each class; or a list
-            file, a picture a line, by its path or the end of it, as SimCLR's ImageNet lists have it
+            file, an image a line, by its path or the end of it, as SimCLR's ImageNet lists have it
             (n01440764_10026.JPEG).
-        seed: of the choice; the same pictures for any encoder, and those of 1% are among those of 10%.
+        seed: of the choice; the same images for any encoder, and those of 1% are among those of 10%.
 
     Raises:
-        InputError: not a share in (0, 100] %, more than the smallest class has, or a list that names a picture that
+        InputError: not a share in (0, 100] %, more than the smallest class has, or a list that names an image that
             is not there, or twice, or leaves a class without one.
     """
     assert dataset.labels is not None
@@ -42,10 +42,10 @@ def labelled(dataset: Images, labels: str | int | os.PathLike[str], seed: int) -
         return _of_each(of, counts, seed)
     if _number(text) is not None:
         if not text.isdigit() or int(text) < 1:
-            raise InputError(f"labels: expected a whole number of pictures a class, at least 1, got {text!r}")
+            raise InputError(f"labels: expected a whole number of images a class, at least 1, got {text!r}")
         fewest = int(np.bincount(of).min())
         if int(text) > fewest:
-            raise InputError(f"labels: expected at most {fewest}, the pictures of the smallest class, got {text}")
+            raise InputError(f"labels: expected at most {fewest}, the images of the smallest class, got {text}")
         return _of_each(of, np.full(of.max() + 1, int(text)), seed)
     return _listed(dataset, Path(text).expanduser())
 
@@ -63,13 +63,13 @@ def _of_each(of: NDArray[np.int64], counts: NDArray[np.int64], seed: int) -> NDA
     return np.sort(np.concatenate(chosen))
 
 
-def _listed(dataset: Images, path: Path) -> NDArray[np.int64]:
+def _listed(dataset: ImageDataset, path: Path) -> NDArray[np.int64]:
     try:
         wanted = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise InputError(
-            f"labels: expected 1%, 10% ..., a number of pictures a class or a list file, got {path} ({reason})"
+            f"labels: expected 1%, 10% ..., a number of images a class or a list file, got {path} ({reason})"
         ) from error
     if not wanted:
         raise InputError(f"labels: {path} is empty")
@@ -87,7 +87,7 @@ def _listed(dataset: Images, path: Path) -> NDArray[np.int64]:
     absent = [name for name, places in found.items() if not places]
     if absent:
         raise InputError(
-            f"labels: {path} names {absent[0]}, which is not among the train pictures ({len(absent)} of {len(wanted)})"
+            f"labels: {path} names {absent[0]}, which is not among the train images ({len(absent)} of {len(wanted)})"
         )
     several = next((name for name, places in found.items() if len(places) > 1), None)
     if several is not None:
@@ -97,5 +97,5 @@ def _listed(dataset: Images, path: Path) -> NDArray[np.int64]:
     assert dataset.labels is not None
     empty = np.setdiff1d(np.arange(len(dataset.classes)), dataset.labels[chosen])
     if len(empty):
-        raise InputError(f"labels: {path} names no picture of class {dataset.classes[empty[0]]!r}")
+        raise InputError(f"labels: {path} names no image of class {dataset.classes[empty[0]]!r}")
     return chosen

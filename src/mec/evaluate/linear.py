@@ -9,18 +9,18 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from mec.distributed import broadcast_object
 from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies, ranking
 from mec.evaluate.features import Features, features_of
 from mec.evaluate.logistic import LogisticFit
-from mec.results import Result, Stopwatch
 from mec.evaluate.supervised import PAPER_PROBE, SIMSIAM_PROBE, in_words, overridden, train_and_test
-from mec.evaluate.task import EncoderLike, Source, announce, open_task, settled
-from mec.distributed import from_first
+from mec.evaluate.task import EncoderLike, Source, log_encoder, open_task, with_images_in_memory
+from mec.results import Result, Stopwatch
 
 STRENGTHS = tuple(10.0**e for e in np.arange(-4, 1.1, 0.5))
 CHOOSING_LIMIT = 10_000
-"""The penalty is chosen on at most this many train pictures, or 20 of each class: it moves little with more."""
+"""The penalty is chosen on at most this many train images, or 20 of each class: it moves little with more."""
 PROTOCOLS = {"paper": PAPER_PROBE, "simsiam": SIMSIAM_PROBE}
 
 
@@ -33,44 +33,44 @@ def linear(
     iterations: int = 200,
     epochs: int | None = None,
     batch_size: int | None = None,
-    head_rate: float | None = None,
+    head_lr: float | None = None,
     seed: int = 0,
     workers: int | None = None,
     labels: str | None = None,
 ) -> Result:
     """Fit a linear classifier on frozen features, after pretraining (an offline probe).
 
-    fast: multinomial logistic regression on standardised features of crops that are extracted once. The L2 penalty is
+    fast: multinomial logistic regression on standardized features of crops that are extracted once. The L2 penalty is
     the best of eleven on a fifth of the train split that is held out, then the classifier is fitted again on all of it.
 
     paper: the probe of the paper's code. Each epoch sees new crops (RandomResizedCrop) and flips; BatchNorm without
     affine, then a linear layer, SGD with layer-wise rates (LARS), learning rate 0.03 for a batch of 256, batch 4096,
     cosine by epoch, 100 epochs; the last epoch counts. simsiam: without the BatchNorm, 0.02, 90 epochs. Both are made
-    for a million pictures: on a few thousand they take too few steps to learn.
+    for a million images: on a few thousand they take too few steps to learn.
 
     The test split is looked at once.
 
     Args:
-        data: a labelled source (see ``mec.data.open_images``).
+        data: a labeled source (see ``mec.data.open_dataset``).
         encoder: an Encoder, a run folder, a file of weights or a timm name.
         protocol: fast (minutes), or paper or simsiam (hours).
         baselines: measure the untrained encoder too, and in the fast protocol raw pixels; null: up to 100,000
-            train pictures.
-        crops: of the train pictures: central, or one random crop and flip of each, as the paper's probe trains;
-            fast only. For an encoder that learnt little from crops, the figures differ by some points.
+            train images.
+        crops: of the train images: central, or one random crop and flip of each, as the paper's probe trains;
+            fast only. For an encoder that learned little from crops, the figures differ by some points.
         iterations: of L-BFGS, at most; fast only.
         epochs: in place of the protocol's; paper and simsiam only.
         batch_size: in place of the protocol's, the learning rate scaled with it; paper and simsiam only.
-        head_rate: learning rate for a batch of 256, in place of the protocol's; paper and simsiam only.
+        head_lr: learning rate for a batch of 256, in place of the protocol's; paper and simsiam only.
         seed: of random crops, and of the classifier and the order of paper and simsiam.
         workers: loader processes; null is one per core.
-        labels: a .csv of path and label for pictures of a folder, in place of its sub-folders.
+        labels: a .csv of path and label for images of a folder, in place of its sub-folders.
     """
     if iterations < 1:
         raise InputError(f"iterations: expected at least 1, got {iterations}")
     if protocol not in ("fast", *PROTOCOLS):
         raise InputError(f"protocol: expected fast, {' or '.join(PROTOCOLS)}, got {protocol!r}")
-    changes = {"epochs": epochs, "batch_size": batch_size, "head_rate": head_rate}
+    changes = {"epochs": epochs, "batch_size": batch_size, "head_lr": head_lr}
     if protocol == "fast" and any(value is not None for value in changes.values()):
         raise InputError(f"{', '.join(changes)}: the fast protocol has none; take --protocol paper or simsiam")
     if crops not in ("central", "random"):
@@ -81,14 +81,14 @@ def linear(
     clock = Stopwatch()
     task = open_task(data, encoder, baselines, workers, labels)
     if protocol == "fast":
-        how = f"fast: logistic regression on standardised features of {crops} crops, penalty chosen on held-out train"
+        how = f"fast: logistic regression on standardized features of {crops} crops, penalty chosen on held-out train"
         found = features_of(task, seed if crops == "random" else None)
         figures = {f.name: probe(f, len(task.classes), iterations) for f in found}
     else:
         side = next(iter(task.encoders.values())).image_size
         how = f"{protocol}: {in_words(settings, len(task.train))}, {side} px, last epoch"
-        announce(task)
-        task = settled(task)
+        log_encoder(task)
+        task = with_images_in_memory(task)
         figures = {
             name: train_and_test(task, task.train, of, settings, seed, f"{protocol} probe, {name}")
             for name, of in task.encoders.items()
@@ -98,7 +98,7 @@ def linear(
         protocol=f"offline linear probe, {how}, %",
         data=task.data,
         encoder=task.encoder,
-        figures=from_first(figures),
+        figures=broadcast_object(figures),
         seconds=clock(),
     )
 

@@ -34,8 +34,8 @@ class Logistic:
 class LogisticFit:
     """Fits of the same features and labels with one L2 penalty after another, each beginning where the last ended.
 
-    The objective is scikit-learn's, mean cross-entropy + ||w||^2 / (2 C n) with w the weights of standardised
-    features and the biases free. Standardising is folded into the weights: the features are not copied.
+    The objective is scikit-learn's, mean cross-entropy + ||w||^2 / (2 C n) with w the weights of standardized
+    features and the biases free. Standardizing is folded into the weights: the features are not copied.
 
     Args:
         features: (n, d) float32 on the CPU; may be mapped from a file.
@@ -66,7 +66,7 @@ class LogisticFit:
         def closure() -> Tensor:
             solver.zero_grad()
             weight, bias = self._unscaled()
-            # the gradient is gathered part by part, then goes back through the standardisation once
+            # the gradient is gathered part by part, then goes back through the standardization once
             leaves = [t.detach().requires_grad_() for t in (weight, bias)]
             total = torch.zeros((), device=self.device, dtype=torch.float64)
             for x, y in self._parts or self._moved():
@@ -74,9 +74,9 @@ class LogisticFit:
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
             torch.autograd.backward([weight, bias], [leaf.grad for leaf in leaves])
-            penalised = penalty * self.weight.square().sum()
-            penalised.backward()  # type: ignore[no-untyped-call]
-            return (total + penalised.detach()).float()
+            penalized = penalty * self.weight.square().sum()
+            penalized.backward()  # type: ignore[no-untyped-call]
+            return (total + penalized.detach()).float()
 
         solver.step(closure)  # type: ignore[no-untyped-call]
         with torch.no_grad():

@@ -15,24 +15,24 @@ import torch.nn.functional as F
 from timm.optim.lars import Lars
 from torch import Tensor, nn
 
-from mec.data.transforms.crop import Batch
-from mec.data.dataset import Images
+from mec.data.corrupt import CorruptLog
+from mec.data.dataset import ImageDataset
 from mec.data.loaders import evaluation_loader, training_loader, training_sampler
-from mec.data.corrupt import Skipped
+from mec.data.transforms.crop import Batch
 from mec.data.transforms.multi_view import Views
+from mec.distributed import world_size
+from mec.embedding.neighbors import best_device
+from mec.engine.progress import ProgressBar
 from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies, ranking
 from mec.evaluate.features import CROP, gather, labels_of
-from mec.embedding.neighbors import best_device
-from mec.engine.progress import Shown
-from mec.evaluate.task import MAX_BROKEN, Task, in_memory, reading_of
+from mec.evaluate.task import MAX_CORRUPT, Task, in_memory, pixel_format_of
 from mec.models.encoder import Encoder
-from mec.distributed import count
 
 # it announces devices and products
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 FROZEN_AT_ONCE = 256
-"""Pictures of a batch that a frozen encoder sees at a time: nothing is kept for a gradient, and 4,096 fill no cache."""
+"""Images of a batch that a frozen encoder sees at a time: nothing is kept for a gradient, and 4,096 fill no cache."""
 
 
 @dataclass(frozen=True)
@@ -40,30 +40,30 @@ class Settings:
     """How a classifier is trained on an encoder.
 
     Attributes:
-        epochs: passes over the labelled pictures.
-        batch_size: pictures in a step, at most all of them.
-        head_rate: learning rate of the linear layer for a batch of 256; it is scaled with the batch.
-        backbone_rate: that of the encoder; 0 freezes it, its BatchNorm statistics too.
+        epochs: passes over the labeled images.
+        batch_size: images in a step, at most all of them.
+        head_lr: learning rate of the linear layer for a batch of 256; it is scaled with the batch.
+        backbone_lr: that of the encoder; 0 freezes it, its BatchNorm statistics too.
         schedule: cosine to 0, or steps: a fifth of it after 60 and 80 % of the epochs; by epoch.
-        optimiser: sgd with momentum 0.9, or lars: the same with layer-wise rates (trust 0.001, not clipped).
-        standardise: BatchNorm without affine (eps 1e-6) before the linear layer.
+        optimizer: sgd with momentum 0.9, or lars: the same with layer-wise rates (trust 0.001, not clipped).
+        standardize: BatchNorm without affine (eps 1e-6) before the linear layer.
         weight_decay: of all that is trained.
     """
 
     epochs: int
     batch_size: int
-    head_rate: float
-    backbone_rate: float = 0.0
+    head_lr: float
+    backbone_lr: float = 0.0
     schedule: Literal["cosine", "steps"] = "cosine"
-    optimiser: Literal["sgd", "lars"] = "sgd"
-    standardise: bool = False
+    optimizer: Literal["sgd", "lars"] = "sgd"
+    standardize: bool = False
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 2)):
             if getattr(self, name) < least:
                 raise InputError(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        for name in ("head_rate", "backbone_rate", "weight_decay"):
+        for name in ("head_lr", "backbone_lr", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name}: expected a number of at least 0, got {getattr(self, name)}")
 
@@ -75,8 +75,8 @@ class Settings:
 
 
 # the paper's code, benchmarks/linearprob; SimSiam's paper, appendix A
-PAPER_PROBE = Settings(100, 4096, head_rate=0.03, optimiser="lars", standardise=True)
-SIMSIAM_PROBE = Settings(90, 4096, head_rate=0.02, optimiser="lars")
+PAPER_PROBE = Settings(100, 4096, head_lr=0.03, optimizer="lars", standardize=True)
+SIMSIAM_PROBE = Settings(90, 4096, head_lr=0.02, optimizer="lars")
 
 
 def overridden(settings: Settings, **changes: Any) -> Settings:
@@ -84,12 +84,12 @@ def overridden(settings: Settings, **changes: Any) -> Settings:
     return replace(settings, **{name: value for name, value in changes.items() if value is not None})
 
 
-def in_words(settings: Settings, pictures: int) -> str:
-    s, batch = settings, min(settings.batch_size, pictures)
-    rates = f"{s.backbone_rate:g} (backbone) and {s.head_rate:g} (head)" if s.backbone_rate else f"{s.head_rate:g}"
+def in_words(settings: Settings, images: int) -> str:
+    s, batch = settings, min(settings.batch_size, images)
+    rates = f"{s.backbone_lr:g} (backbone) and {s.head_lr:g} (head)" if s.backbone_lr else f"{s.head_lr:g}"
     return (
-        f"{'BatchNorm and ' if s.standardise else ''}linear layer, {s.optimiser.upper()}, learning rate {rates} for "
-        f"256, batch {batch}, {s.schedule}, {s.epochs} epochs = {s.epochs * math.ceil(pictures / batch):,} steps, "
+        f"{'BatchNorm and ' if s.standardize else ''}linear layer, {s.optimizer.upper()}, learning rate {rates} for "
+        f"256, batch {batch}, {s.schedule}, {s.epochs} epochs = {s.epochs * math.ceil(images / batch):,} steps, "
         "crops and flips"
     )
 
@@ -97,7 +97,7 @@ def in_words(settings: Settings, pictures: int) -> str:
 class Classifier(lightning.LightningModule):
     """An encoder and a linear layer on its features, trained by cross-entropy.
 
-    ``labels`` (n,) are those of the pictures by number, ``batch`` the pictures of a step.
+    ``labels`` (n,) are those of the images by number, ``batch`` the images of a step.
     """
 
     def __init__(self, encoder: Encoder, labels: Tensor, classes: int, settings: Settings, batch: int, seed: int):
@@ -108,16 +108,16 @@ class Classifier(lightning.LightningModule):
         linear = nn.Linear(encoder.num_features, classes)
         nn.init.normal_(linear.weight, std=0.01)
         nn.init.zeros_(linear.bias)
-        norm = [nn.BatchNorm1d(encoder.num_features, affine=False, eps=1e-6)] if settings.standardise else []
+        norm = [nn.BatchNorm1d(encoder.num_features, affine=False, eps=1e-6)] if settings.standardize else []
         self.head = nn.Sequential(*norm, linear)
-        self.frozen = settings.backbone_rate == 0
+        self.frozen = settings.backbone_lr == 0
         self.to(memory_format=torch.channels_last)
-        self.skipped = Skipped(MAX_BROKEN, len(labels))
+        self.skipped = CorruptLog(MAX_CORRUPT, len(labels))
         self.latest = torch.tensor(math.nan)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Pictures (n, c, h, w), uint8 or in [0, 1] -> logits (n, classes)."""
-        x = self.encoder.normalise(pictures).contiguous(memory_format=torch.channels_last)
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (n, c, h, w), uint8 or in [0, 1] -> logits (n, classes)."""
+        x = self.encoder.normalize(images).contiguous(memory_format=torch.channels_last)
         if self.frozen:
             with torch.no_grad():
                 features = torch.cat([self.encoder(part) for part in torch.split(x, FROZEN_AT_ONCE)])
@@ -135,7 +135,7 @@ class Classifier(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.skipped.add(batch.lost, len(batch.indices))
-        (x,) = self.views(batch.pictures, batch.indices, batch.epoch)
+        (x,) = self.views(batch.images, batch.indices, batch.epoch)
         wanted = self.labels[torch.from_numpy(batch.shown)].to(x.device)
         loss = F.cross_entropy(self(x), wanted)
         self.latest = loss.detach()
@@ -143,44 +143,52 @@ class Classifier(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         if not self.latest.isfinite():
-            raise InputError(f"head_rate, backbone_rate: training diverged in epoch {self.current_epoch}; lower them")
+            raise InputError(f"head_lr, backbone_lr: training diverged in epoch {self.current_epoch}; lower them")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         s = self.settings
-        groups = [{"params": list(self.head.parameters()), "rate": s.head_rate}]
+        groups = [{"params": list(self.head.parameters()), "rate": s.head_lr}]
         if not self.frozen:
-            groups.append({"params": list(self.encoder.parameters()), "rate": s.backbone_rate})
-        if s.optimiser == "lars":
+            groups.append({"params": list(self.encoder.parameters()), "rate": s.backbone_lr})
+        if s.optimizer == "lars":
             # always_adapt without clipping is apex's LARC(clip=False), which the protocols use
             return Lars(groups, lr=1.0, momentum=0.9, weight_decay=s.weight_decay, always_adapt=True)
         return torch.optim.SGD(groups, lr=1.0, momentum=0.9, weight_decay=s.weight_decay)
 
 
 def train_and_test(
-    task: Task, train: Images, encoder: Encoder, settings: Settings, seed: int, label: str
+    task: Task, train: ImageDataset, encoder: Encoder, settings: Settings, seed: int, label: str
 ) -> dict[str, float]:
-    """Train a classifier of the task's classes on ``train``; its accuracies on the task's test pictures."""
-    if count() > 1:
-        raise InputError(f"processes: a classifier is trained by one, got {count()}; start it without torchrun or srun")
-    encoder = encoder if settings.backbone_rate == 0 else copy.deepcopy(encoder)
+    """Train a classifier of the task's classes on ``train``; its accuracies on the task's test images."""
+    if world_size() > 1:
+        raise InputError(
+            f"processes: a classifier is trained by one, got {world_size()}; start it without torchrun or srun"
+        )
+    encoder = encoder if settings.backbone_lr == 0 else copy.deepcopy(encoder)
     classifier = fit(train, len(task.classes), encoder, settings, seed, task.workers, label)
     device = best_device()
     classifier.eval().to(device)
-    loader = evaluation_loader(task.test, reading_of(encoder), encoder.image_size, workers=task.workers)
+    loader = evaluation_loader(task.test, pixel_format_of(encoder), encoder.image_size, workers=task.workers)
     ranked, numbers = gather(task.test, loader, f"{label}, test", lambda x: ranking(classifier(x.to(device)).float()))
     return accuracies(ranked, labels_of(task.test)[numbers], len(task.classes))
 
 
 def fit(
-    dataset: Images, classes: int, encoder: Encoder, settings: Settings, seed: int, workers: int | None, label: str
+    dataset: ImageDataset,
+    classes: int,
+    encoder: Encoder,
+    settings: Settings,
+    seed: int,
+    workers: int | None,
+    label: str,
 ) -> Classifier:
-    """Train a classifier on labelled pictures; ``encoder`` itself is trained with it unless it is frozen."""
-    reading = reading_of(encoder)
+    """Train a classifier on labeled images; ``encoder`` itself is trained with it unless it is frozen."""
+    reading = pixel_format_of(encoder)
     dataset = in_memory(dataset, reading)
     batch = min(settings.batch_size, len(dataset))
     if batch < 2:
-        raise InputError(f"labels: expected at least 2 labelled pictures, got {batch}")
-    # a last batch of one picture has no variance for BatchNorm
+        raise InputError(f"labels: expected at least 2 labeled images, got {batch}")
+    # a last batch of one image has no variance for BatchNorm
     sampler = training_sampler(dataset, batch, seed, whole=len(dataset) % batch != 1)
     device = best_device()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -211,10 +219,10 @@ def fit(
 class _Progress(lightning.Callback):
     def __init__(self, label: str) -> None:
         self.label = label
-        self.shown: Shown | None = None
+        self.shown: ProgressBar | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        self.shown = Shown(self.label, int(trainer.estimated_stepping_batches), unit="steps").__enter__()
+        self.shown = ProgressBar(self.label, int(trainer.estimated_stepping_batches), unit="steps").__enter__()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         assert self.shown is not None

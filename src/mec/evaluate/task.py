@@ -1,4 +1,4 @@
-"""A labelled source opened for an encoder, with the baselines it is measured against."""
+"""A labeled source opened for an encoder, with the baselines it is measured against."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mec.data.dataset import Images
-from mec.data.pixels import Reading
-from mec.data.corrupt import Lost, Skipped
-from mec.data.datasets import open_images
-from mec.data.analysis import sampled, settle
+from mec.data.analysis import load_into_memory, sampled
+from mec.data.corrupt import CorruptImage, CorruptLog
+from mec.data.dataset import ImageDataset
+from mec.data.datasets import open_dataset
+from mec.data.pixels import PixelFormat
+from mec.distributed import all_gather_objects, local_rank_zero_first, shard_range, world_size
+from mec.engine.progress import log
 from mec.errors import InputError
-from mec.engine.progress import say
 from mec.models.encoder import Encoder
 from mec.models.io import load_encoder, untrained
-from mec.distributed import count, exchange, in_turn, share
 
-MAX_BROKEN = 0.05
-"""Share of pictures that may be unreadable."""
+MAX_CORRUPT = 0.05
+"""Share of images that may be unreadable."""
 BATCH = 256
-"""Pictures embedded at once."""
+"""Images embedded at once."""
 BASELINES_UP_TO = 100_000
-"""Train pictures beyond which the baselines are measured only when asked for: each is another pass over all."""
+"""Train images beyond which the baselines are measured only when asked for: each is another pass over all."""
 
 EncoderLike = Encoder | str | os.PathLike[str]
 Source = str | os.PathLike[str]
@@ -37,8 +37,8 @@ class Task:
         data: the source, in words.
         encoder: what is measured, in words.
         classes: their names, in the order of their numbers.
-        train: training pictures with labels.
-        test: test pictures with labels.
+        train: training images with labels.
+        test: test images with labels.
         encoders: a row of the table each: "encoder", and the same one "untrained".
         pixels: whether raw pixels are a row too.
         workers: loader processes; None is one per core.
@@ -47,8 +47,8 @@ class Task:
     data: str
     encoder: str
     classes: list[str]
-    train: Images
-    test: Images
+    train: ImageDataset
+    test: ImageDataset
     encoders: dict[str, Encoder]
     pixels: bool
     workers: int | None
@@ -61,22 +61,22 @@ def open_task(
     workers: int | None = None,
     labels: Source | None = None,
 ) -> Task:
-    """Open the train and test pictures of a source, and the encoder.
+    """Open the train and test images of a source, and the encoder.
 
     Args:
-        data: a labelled source (see ``mec.data.open_images``).
+        data: a labeled source (see ``mec.data.open_dataset``).
         encoder: an Encoder, a run folder, a file of weights or a timm name.
-        baselines: measure the untrained encoder and raw pixels too; None: up to 100,000 train pictures.
+        baselines: measure the untrained encoder and raw pixels too; None: up to 100,000 train images.
         workers: loader processes; None is one per core.
-        labels: a .csv of path and label for pictures of a folder, in place of its sub-folders.
+        labels: a .csv of path and label for images of a folder, in place of its sub-folders.
 
     Raises:
-        InputError: no labels, fewer than two classes, a class without train or test pictures, an encoder
-            that cannot be read, or pictures that it cannot take.
+        InputError: no labels, fewer than two classes, a class without train or test images, an encoder
+            that cannot be read, or images that it cannot take.
     """
-    with in_turn():
+    with local_rank_zero_first():
         encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
-        train, test = open_images(data, "train", labels), open_images(data, "test", labels)
+        train, test = open_dataset(data, "train", labels), open_dataset(data, "test", labels)
     check_classes(train, test, data)
     check_channels(train, encoder, data)
     if baselines is None:
@@ -93,8 +93,8 @@ def with_baseline(encoder: Encoder, baseline: bool) -> dict[str, Encoder]:
     return {"encoder": encoder, "untrained": untrained(encoder)} if baseline else {"encoder": encoder}
 
 
-def check_classes(train: Images, test: Images, data: Source) -> None:
-    """Refuse what cannot be classified: two classes at least, each with train and test pictures."""
+def check_classes(train: ImageDataset, test: ImageDataset, data: Source) -> None:
+    """Refuse what cannot be classified: two classes at least, each with train and test images."""
     if train.labels is None or test.labels is None:
         raise InputError(f"data: {data} has no labels; expected a sub-folder per class, or a .csv of path and label")
     classes = train.classes
@@ -103,71 +103,71 @@ def check_classes(train: Images, test: Images, data: Source) -> None:
     for part, labels in (("train", train.labels), ("test", test.labels)):
         missing = np.setdiff1d(np.arange(len(classes)), labels)
         if len(missing):
-            raise InputError(f"data: class {classes[missing[0]]!r} of {data} has no {part} pictures")
+            raise InputError(f"data: class {classes[missing[0]]!r} of {data} has no {part} images")
 
 
-def check_channels(dataset: Images, encoder: Encoder, data: Source) -> None:
-    """Refuse pictures that cannot be given the channels of the encoder."""
+def check_channels(dataset: ImageDataset, encoder: Encoder, data: Source) -> None:
+    """Refuse images that cannot be given the channels of the encoder."""
     takes = encoder.spec.channels
-    have = next(sampled(dataset, 8, lambda opened: opened.raw(reading_of(encoder)))).shape[2]
-    if have not in (takes, 1) and (have, takes) != (3, 1):  # colour can be made grey, and grey colour
-        raise InputError(f"encoder: {encoder.described} takes {takes} channels, the pictures of {data} have {have}")
+    have = next(sampled(dataset, 8, lambda opened: opened.raw(pixel_format_of(encoder)))).shape[2]
+    if have not in (takes, 1) and (have, takes) != (3, 1):  # color can be made gray, and gray color
+        raise InputError(f"encoder: {encoder.described} takes {takes} channels, the images of {data} have {have}")
 
 
-def reading_of(encoder: Encoder) -> Reading:
-    """How the pictures of an encoder were read when it was trained."""
-    return Reading(encoder.spec.channels, encoder.spec.value_range, encoder.spec.background)
+def pixel_format_of(encoder: Encoder) -> PixelFormat:
+    """How the images of an encoder were read when it was trained."""
+    return PixelFormat(encoder.spec.channels, encoder.spec.value_range, encoder.spec.background)
 
 
-def announce(task: Task) -> None:
+def log_encoder(task: Task) -> None:
     """Say on standard error whose weights are measured, once nothing about the call is wrong any more."""
-    say(f"encoder: {task.encoder}")
+    log(f"encoder: {task.encoder}")
 
 
-def settled(task: Task) -> Task:
-    """Its pictures decoded once, for every row of the table, where they are small."""
-    reading = reading_of(next(iter(task.encoders.values())))
+def with_images_in_memory(task: Task) -> Task:
+    """Its images decoded once, for every row of the table, where they are small."""
+    reading = pixel_format_of(next(iter(task.encoders.values())))
     return replace(task, train=in_memory(task.train, reading), test=in_memory(task.test, reading))
 
 
-def in_memory(dataset: Images, reading: Reading, divided: bool = False) -> Images:
+def in_memory(dataset: ImageDataset, reading: PixelFormat, divided: bool = False) -> ImageDataset:
     """Decoded where they are small; what cannot be read is counted here, for it is gone afterwards.
 
     ``divided``: this process's share of them.
     """
-    skipped = none_skipped(len(dataset))
-    if divided and count() > 1:
-        dataset = dataset.subset(np.arange(len(dataset))[share(len(dataset), BATCH)])
+    skipped = new_corrupt_log(len(dataset))
+    if divided and world_size() > 1:
+        dataset = dataset.subset(np.arange(len(dataset))[shard_range(len(dataset), BATCH)])
     try:
-        settled, lost = settle(dataset, reading) if len(dataset) else (dataset, [])
+        with_images_in_memory, lost = load_into_memory(dataset, reading) if len(dataset) else (dataset, [])
     except InputError:  # none of them can be read
-        if not divided or count() == 1:
+        if not divided or world_size() == 1:
             raise
-        settled, lost = dataset, []
+        with_images_in_memory, lost = dataset, []
     skipped.add(lost, len(dataset))
-    say_skipped(of_all(skipped) if divided else skipped)
-    return settled
+    log_corrupt(merge_corrupt_logs(skipped) if divided else skipped)
+    return with_images_in_memory
 
 
-def none_skipped(pictures: int) -> Skipped:
-    """To count in, in one process or in each of those that divide so many pictures among them."""
-    skipped = Skipped(MAX_BROKEN, pictures)
-    if count() > 1:
-        skipped.seen = pictures  # broken ones may all be in one share: what it lets pass is a share of all pictures
+def new_corrupt_log(images: int) -> CorruptLog:
+    """To count in, in one process or in each of those that divide so many images among them."""
+    skipped = CorruptLog(MAX_CORRUPT, images)
+    if world_size() > 1:
+        skipped.seen = images  # broken ones may all be in one share: what it lets pass is a share of all images
     return skipped
 
 
-def of_all(skipped: Skipped) -> Skipped:
+def merge_corrupt_logs(skipped: CorruptLog) -> CorruptLog:
     """What all processes have skipped. InputError: too many together."""
-    if count() == 1:
+    if world_size() == 1:
         return skipped
-    whole = Skipped(skipped.most, skipped.pictures)
-    for reasons in exchange(skipped.reasons):
-        whole.add([Lost(*item) for item in reasons.items()], whole.pictures)
+    whole = CorruptLog(skipped.most, skipped.images)
+    for reasons in all_gather_objects(skipped.reasons):
+        whole.add([CorruptImage(*item) for item in reasons.items()], whole.images)
     return whole
 
 
-def say_skipped(skipped: Skipped) -> None:
+def log_corrupt(skipped: CorruptLog) -> None:
     if len(skipped):
         title, reason = next(iter(skipped.reasons.items()))
-        say(f"skipped {len(skipped):,} that could not be read; the first: {title}: {reason}")
+        log(f"skipped {len(skipped):,} that could not be read; the first: {title}: {reason}")

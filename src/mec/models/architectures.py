@@ -54,12 +54,12 @@ class Guess:
 
     fields: its arguments.
     note: what was assumed, for people.
-    own_colours: whether the architecture's own mean and standard deviation hold, for want of a project's.
+    own_colors: whether the architecture's own mean and standard deviation hold, for want of a project's.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
     note: str = ""
-    own_colours: bool = False
+    own_colors: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ def find_architecture(
 
     def tried(backbone: str, options: Mapping[str, Any], prune: bool = False) -> Fit:
         # the usual architectures were trained in many ways, none of them timm's own; the others as timm says
-        own_colours = guess.own_colours and backbone not in (name for name, _ in common)
-        read = _read_off(backbone, shapes, own_colours)
+        own_colors = guess.own_colors and backbone not in (name for name, _ in common)
+        read = _read_off(backbone, shapes, own_colors)
         options = dict(options)
         for said in (read, guess.fields, fields):
             options |= said.get("options", {})
@@ -137,7 +137,7 @@ def find_architecture(
                 break
         if not any(fit.whole for fit in fits):
             for backbone in _alike(shapes, family):
-                # one that this version of timm cannot build for such pictures is none of the file's either
+                # one that this version of timm cannot build for such images is none of the file's either
                 with contextlib.suppress(Exception):
                     fits.append(tried(backbone, {}, prune=True))
     whole = [fit for fit in fits if fit.whole]
@@ -170,8 +170,8 @@ def _common(shapes: Shapes) -> Iterator[tuple[str, dict[str, Any]]]:
             yield (name if timm.is_model(name) else f"vit_{VITS[width]}_patch{14 if width == 1280 else 16}_224"), {}
 
 
-def _read_off(backbone: str, shapes: Shapes, own_colours: bool) -> dict[str, Any]:
-    """What the shapes say of the pictures, or else what timm's description of the architecture does."""
+def _read_off(backbone: str, shapes: Shapes, own_colors: bool) -> dict[str, Any]:
+    """What the shapes say of the images, or else what timm's description of the architecture does."""
     published = timm.models.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
     known: dict[str, Any] = {"small_stem": False}
     for first in _first_convolutions(published) or ["conv1"]:
@@ -180,7 +180,7 @@ def _read_off(backbone: str, shapes: Shapes, own_colours: bool) -> dict[str, Any
             break
     if published is not None:
         known["image_size"] = published.input_size[-1]
-        if own_colours and known.get("channels", 3) == 3:
+        if own_colors and known.get("channels", 3) == 3:
             known |= {"mean": tuple(published.mean), "std": tuple(published.std)}
     stem = shapes.get("conv1.weight", ())
     kind = timm.models.model_entrypoint(backbone).__module__ if timm.is_model(backbone) else ""

@@ -1,4 +1,4 @@
-"""Encoders: any timm architecture, with the pictures' normalisation and, for small pictures, a small stem."""
+"""Encoders: any timm architecture, with the images' normalization and, for small images, a small stem."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mec.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-SMALL_PICTURE = 96
+SMALL_IMAGE = 96
 """Below this many pixels a stride-4 stem leaves too little to see (7x7 cells at 28 px become 1x1)."""
 
 
@@ -25,14 +25,14 @@ class EncoderSpec:
 
     Attributes:
         backbone: name of a timm architecture.
-        image_size: side in pixels of the square pictures it was made for.
-        channels: channels of a picture.
+        image_size: side in pixels of the square images it was made for.
+        channels: channels of an image.
         small_stem: 3x3 stride-1 stem without max-pool (ResNets), small patches (vision transformers).
-        mean: per channel, of pictures in [0, 1].
+        mean: per channel, of images in [0, 1].
         std: likewise.
         options: further arguments of the architecture, as ``timm.create_model`` takes them.
-        value_range: what is 0 and 1 in pictures of more than 8 bits; None where all have 8.
-        background: colour behind transparent pictures.
+        value_range: what is 0 and 1 in images of more than 8 bits; None where all have 8.
+        background: color behind transparent images.
         stem_padding: of the small stem's convolution; 1 keeps the size, and others have trained with 2.
     """
 
@@ -52,12 +52,12 @@ class EncoderSpec:
 
 
 class Encoder(nn.Module):
-    """A timm backbone that gives pooled features: normalised pictures (n, c, h, w) -> (n, num_features).
+    """A timm backbone that gives pooled features: normalized images (n, c, h, w) -> (n, num_features).
 
     Attributes:
         spec: what it is built of.
         num_features: width of the features.
-        image_size: side in pixels of the square pictures it was made for.
+        image_size: side in pixels of the square images it was made for.
         untrained: whether its weights are fresh.
     """
 
@@ -82,11 +82,11 @@ class Encoder(nn.Module):
         """Where its weights come from, for people; where that is not known, its architecture."""
         return self.origin or self.spec.backbone
 
-    def normalise(self, pictures: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """uint8 (n, c, h, w), or float in [0, 1] -> float, less the mean and over the standard deviation."""
-        if not pictures.is_floating_point():
-            pictures = pictures.to(self.mean.dtype) / 255
-        return (pictures - self.mean) / self.std
+        if not images.is_floating_point():
+            images = images.to(self.mean.dtype) / 255
+        return (images - self.mean) / self.std
 
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.backbone(x)
@@ -110,10 +110,10 @@ def create_encoder(
     Args:
         backbone: a timm architecture, as in ``timm.list_models()``: resnet50, vit_small_patch16_224, ...
             Residual branches start at zero where timm offers it (the ResNets).
-        image_size: side of the square pictures it will see, in pixels.
-        channels: channels of a picture: 3 for colour, 1 for grey, any other number for other instruments.
-        small_stem: see EncoderSpec; None takes it for pictures under 96 px where the architecture has one.
-        mean: per channel, of pictures in [0, 1]; None takes ImageNet's for 3 channels, else 0.5.
+        image_size: side of the square images it will see, in pixels.
+        channels: channels of an image: 3 for color, 1 for gray, any other number for other instruments.
+        small_stem: see EncoderSpec; None takes it for images under 96 px where the architecture has one.
+        mean: per channel, of images in [0, 1]; None takes ImageNet's for 3 channels, else 0.5.
         std: likewise; ImageNet's or 0.25.
         options: further arguments of the architecture, as ``timm.create_model`` takes them.
         value_range: see EncoderSpec.
@@ -136,13 +136,13 @@ def create_encoder(
     if len(mean) != channels or len(std) != channels:
         raise InputError(f"mean, std: expected {channels} numbers each, got {len(mean)} and {len(std)}")
     if small_stem is None:
-        small_stem = image_size < SMALL_PICTURE and _has_small_stem(backbone)
+        small_stem = image_size < SMALL_IMAGE and _has_small_stem(backbone)
     elif small_stem and not _has_small_stem(backbone):
         raise InputError(f"small_stem: {backbone} has none; it is for ResNets and vision transformers")
-    colours = tuple(mean), tuple(std)
+    colors = tuple(mean), tuple(std)
     shown = value_range, background
     return Encoder(
-        EncoderSpec(backbone, image_size, channels, small_stem, *colours, options or {}, *shown, stem_padding)
+        EncoderSpec(backbone, image_size, channels, small_stem, *colors, options or {}, *shown, stem_padding)
     )
 
 
@@ -175,7 +175,7 @@ def _build_backbone(spec: EncoderSpec) -> nn.Module:
     try:
         try:
             backbone = timm.create_model(spec.backbone, img_size=spec.image_size, **options)
-        except TypeError:  # architectures that take any size of picture have no img_size
+        except TypeError:  # architectures that take any size of image have no img_size
             backbone = timm.create_model(spec.backbone, **options)
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(

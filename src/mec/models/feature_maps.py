@@ -1,4 +1,4 @@
-"""Feature maps of an encoder, for pictures of any size."""
+"""Feature maps of an encoder, for images of any size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mec.errors import InputError
 from mec.models.encoder import Encoder
 
 PROBE = (224, 448)
-"""A picture tried on an encoder, of no square; 14 and 32, the usual coarsest cells, divide both sides."""
+"""An image tried on an encoder, of no square; 14 and 32, the usual coarsest cells, divide both sides."""
 
 
 def maps_of(body: Any, x: Tensor, levels: Sequence[int] | None = None, **options: Any) -> list[Tensor]:
@@ -27,7 +27,7 @@ def maps_of(body: Any, x: Tensor, levels: Sequence[int] | None = None, **options
 
 
 def blank(encoder: Encoder, more: int = 0) -> Tensor:
-    """A picture (1, c, h, w) to try an encoder on, of PROBE's size or ``more`` each way; where its weights are."""
+    """An image (1, c, h, w) to try an encoder on, of PROBE's size or ``more`` each way; where its weights are."""
     height, width = PROBE
     return torch.zeros(1, encoder.spec.channels, height + more, width + more, device=encoder.mean.device)
 
@@ -38,10 +38,10 @@ def cell_of(found: Tensor) -> int:
 
 
 def of_any_size(encoder: Encoder) -> tuple[Any, list[Tensor]]:
-    """A copy of the backbone that takes pictures of any size, and all its maps of a picture of PROBE's.
+    """A copy of the backbone that takes images of any size, and all its maps of an image of PROBE's.
 
     Raises:
-        InputError: it has no feature maps, or takes pictures of one size only.
+        InputError: it has no feature maps, or takes images of one size only.
     """
     x = blank(encoder)
     error: Exception | None = None
@@ -53,7 +53,7 @@ def of_any_size(encoder: Encoder) -> tuple[Any, list[Tensor]]:
         except Exception as refusal:  # timm's architectures refuse a size, or the option, each in its own way
             error = error or refusal
     raise InputError(
-        f"encoder: {encoder.spec.backbone} gives no feature maps of pictures of any size "
+        f"encoder: {encoder.spec.backbone} gives no feature maps of images of any size "
         f"({' '.join(str(error).split()) or type(error).__name__})"
     ) from error
 

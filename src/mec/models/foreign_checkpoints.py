@@ -1,8 +1,8 @@
-"""Recognising a checkpoint that others wrote: whose it is, which of its tensors are the backbone, what architecture.
+"""Recognizing a checkpoint that others wrote: whose it is, which of its tensors are the backbone, what architecture.
 
-The projects' names were read in their published code; tests/models/test_foreign_checkpoints.py and test_libraries.py say in
-which file of each.
-Where a file does not say how its pictures were normalised, and its project has no rule, ImageNet's mean and standard
+The projects' names were read in their published code; tests/models/test_foreign_checkpoints.py and test_libraries.py
+name the file of each.
+Where a file does not say how its images were normalized, and its project has no rule, ImageNet's mean and standard
 deviation are taken for ResNets and vision transformers of the usual kinds, and timm's for other architectures.
 """
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mec.errors import InputError
-from mec.models import names
+from mec.models import key_maps
 from mec.models.architectures import Guess, find_architecture
 from mec.models.encoder import Encoder, create_encoder
 
@@ -40,8 +40,8 @@ def _same(weights: Weights) -> Weights:
     return weights
 
 
-def _by(renames: names.Renames) -> Callable[[Weights], Weights]:
-    return lambda weights: {names.renamed(name, renames): tensor for name, tensor in weights.items()}
+def _by(renames: key_maps.Renames) -> Callable[[Weights], Weights]:
+    return lambda weights: {key_maps.renamed(name, renames): tensor for name, tensor in weights.items()}
 
 
 def _from_lightly(weights: Weights) -> Weights:
@@ -49,7 +49,7 @@ def _from_lightly(weights: Weights) -> Weights:
         return {name.removeprefix("vit."): tensor for name, tensor in weights.items()}
     # torchvision's ends at 7, after an activation and a pooling that hold no tensors; lightly's own ends at 5
     own = not any(name.startswith("7.") for name in weights)
-    return _by(names.FROM_LIGHTLY if own else names.FROM_SEQUENTIAL)(weights)
+    return _by(key_maps.FROM_LIGHTLY if own else key_maps.FROM_SEQUENTIAL)(weights)
 
 
 def _from_efficientnet_pytorch(weights: Weights) -> Weights:
@@ -66,9 +66,9 @@ def _from_efficientnet_pytorch(weights: Weights) -> Weights:
             stage, block = stages[int(match[1])]
             expands = f"_blocks.{match[1]}._expand_conv.weight" in weights
             name = f"blocks.{stage}.{block}.{match[2]}"
-            name = names.renamed(name, names.EXPANDING if expands else names.NOT_EXPANDING)
+            name = key_maps.renamed(name, key_maps.EXPANDING if expands else key_maps.NOT_EXPANDING)
             name = name if expands else re.sub(r"\._bn(\d)\.", r".bn\1.", name)
-        found[names.renamed(name, names.FROM_EFFICIENTNET_PYTORCH)] = tensor
+        found[key_maps.renamed(name, key_maps.FROM_EFFICIENTNET_PYTORCH)] = tensor
     return found
 
 
@@ -82,7 +82,7 @@ class Layout:
     words: what the project calls its parts.
     rename: from its names within a backbone to timm's.
     family: what the architecture's name begins with, where the layout tells.
-    shared: by many projects, so that the architecture alone says how its pictures were normalised.
+    shared: by many projects, so that the architecture alone says how its images were normalized.
     """
 
     project: str
@@ -132,8 +132,8 @@ LAYOUTS = (
     Layout("Barlow Twins checkpoint", (r"^backbone\.", r"^projector\.", r"^bn\."), "backbone."),
     Layout("VICReg checkpoint", (r"^backbone\.", r"^projector\."), "backbone."),
     Layout("SwAV checkpoint", (r"^projection_head\.", r"^prototypes"), ""),
-    Layout("detectron2 weights", (r"^stem\.conv1\.norm\.",), "", rename=_by(names.FROM_DETECTRON2)),
-    Layout("torchvision weights", (r"^conv_proj\.", r"^class_token$"), "", rename=_by(names.FROM_TORCHVISION_VIT)),
+    Layout("detectron2 weights", (r"^stem\.conv1\.norm\.",), "", rename=_by(key_maps.FROM_DETECTRON2)),
+    Layout("torchvision weights", (r"^conv_proj\.", r"^class_token$"), "", rename=_by(key_maps.FROM_TORCHVISION_VIT)),
     # its convolutions pad as TensorFlow's do, as those of timm's tf_ models
     Layout(
         "EfficientNet-PyTorch weights",
@@ -148,16 +148,16 @@ LAYOUTS = (
 )
 
 
-def recognise(
+def identify_checkpoint(
     content: Mapping[Any, Any], source: str, part: str | None, fields: Mapping[str, Any], called: str = ""
 ) -> Encoder:
-    """The encoder in a checkpoint, in evaluation mode; its ``origin`` says what was recognised.
+    """The encoder in a checkpoint, in evaluation mode; its ``origin`` says what was recognized.
 
     Args:
         content: what read_weights gave.
         source: what the user called it, for errors.
         part: "student" or "teacher"; None takes the one that the project itself evaluates.
-        fields: EncoderSpec's that are known already and overrule what would be recognised.
+        fields: EncoderSpec's that are known already and overrule what would be recognized.
         called: what the origin calls it, for want of a project.
 
     Raises:
@@ -212,7 +212,7 @@ def _choose(content: Mapping[Any, Any], source: str, part: str | None) -> tuple[
 
 
 def _tensors(state: Any) -> Weights:
-    """Name -> tensor, without what data-parallel training and compilation put before the names."""
+    """Name -> tensor, without what data-parallel training and compilation put before the key_maps."""
     if not isinstance(state, Mapping):
         return {}
     found: Weights = {}
@@ -233,7 +233,7 @@ def _conventions(layout: Layout, weights: Weights) -> Guess:
     note = ""
     first = weights.get("conv1.weight")
     if layout.project.startswith("solo-learn") and first is not None and first.shape[-1] == 3:
-        # its stem for CIFAR; CIFAR-100's pictures have nearly the same mean, and nothing tells which it was
+        # its stem for CIFAR; CIFAR-100's images have nearly the same mean, and nothing tells which it was
         fields = {"stem_padding": 2, "mean": CIFAR10_MEAN, "std": CIFAR10_STD}
         note = "CIFAR-10's mean and standard deviation"
     positions = weights.get("pos_embed")
@@ -246,7 +246,7 @@ def _conventions(layout: Layout, weights: Weights) -> Guess:
         if fixed and positions.shape[-1] < 768:
             fields["options"] = {"num_heads": 12}
             note = "12 heads as in MoCo v3"
-    return Guess(fields, note, own_colours=layout.shared)
+    return Guess(fields, note, own_colors=layout.shared)
 
 
 def _fill(encoder: Encoder, weights: Weights, source: str) -> None:

@@ -1,6 +1,6 @@
 """Reading and writing encoders: ``encoder.safetensors`` and beside it ``encoder.json``, enough to build it again.
 
-Other people's files of weights are recognised; see published.py.
+Other people's files of weights are recognized; see published.py.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from mec.errors import InputError
-from mec.files import replacing
-from mec.cli.errors import near
+from mec.errors import InputError, did_you_mean
+from mec.files import atomic_write
 from mec.models.encoder import Encoder, EncoderSpec, create_encoder
+from mec.models.foreign_checkpoints import EITHER, OWN_CHECKPOINT, identify_checkpoint
 from mec.models.safe_pickle import read_weights
-from mec.models.foreign_checkpoints import EITHER, OWN_CHECKPOINT, recognise
 
 WEIGHTS = "encoder.safetensors"
 SPEC = "encoder.json"
@@ -37,9 +36,9 @@ def save_encoder(encoder: Encoder, folder: str | os.PathLike[str]) -> Path:
     weights = {
         name: tensor.detach().cpu().clone().contiguous() for name, tensor in encoder.backbone.state_dict().items()
     }
-    with replacing(folder / SPEC) as path:
+    with atomic_write(folder / SPEC) as path:
         path.write_text(json.dumps(encoder.spec.as_dict(), indent=2) + "\n")
-    with replacing(folder / WEIGHTS) as path:
+    with atomic_write(folder / WEIGHTS) as path:
         path.write_bytes(save(weights, metadata={"format": "pt"}))  # save_file tells no cause of what fails
     return folder / WEIGHTS
 
@@ -52,7 +51,7 @@ def load_encoder(source: str | os.PathLike[str], **fields: Any) -> Encoder:
             (docs/encoders.md has the list), and ``FILE:student`` or ``FILE:teacher`` where it holds both; a folder
             that timm wrote, or ``hf:owner/name``, such a folder on the Hugging Face hub; or a timm name: the
             untrained architecture with seeded weights (its ``untrained`` is then true).
-        fields: EncoderSpec's, overruling what the files say or what is recognised: ``backbone`` where several
+        fields: EncoderSpec's, overruling what the files say or what is recognized: ``backbone`` where several
             architectures fit, ``image_size``, ``mean`` and ``std``, ... A .json beside another project's file,
             of the same name, may hold any of them too.
 
@@ -85,9 +84,8 @@ def load_encoder(source: str | os.PathLike[str], **fields: Any) -> Encoder:
     if os.sep in name or path.suffix or part:
         raise InputError(f"encoder: {name} does not exist")
     if not timm.is_model(name):
-        raise InputError(
-            f"encoder: {name!r} is neither a run folder, a file nor a timm architecture{near(name, timm.list_models())}"
-        )
+        proposal = did_you_mean(name, timm.list_models())
+        raise InputError(f"encoder: {name!r} is neither a run folder, a file nor a timm architecture{proposal}")
     published = timm.models.get_pretrained_cfg(name)
     size = published.input_size[-1] if published else 224
     return untrained(create_encoder(**{"backbone": name, "image_size": size, **fields}))
@@ -151,7 +149,7 @@ def _read_foreign(path: Path, part: str | None, fields: dict[str, Any]) -> Encod
         except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
             raise InputError(f"encoder: {beside} does not describe an encoder ({error})") from error
         called = f"encoder {path.name}" if known.keys() == FIELDS.keys() else ""  # mec export wrote it
-    return recognise(content, str(path), part, known | fields, called)
+    return identify_checkpoint(content, str(path), part, known | fields, called)
 
 
 def _read_timm_folder(folder: Path, name: str, part: str | None, fields: dict[str, Any]) -> Encoder:
@@ -189,7 +187,7 @@ def _from_timm_folder(folder: Path, name: str, part: str | None, fields: dict[st
     paths = [folder / weights for weights in TIMM_WEIGHTS if (folder / weights).exists()]
     if not paths:
         raise InputError(f"encoder: {folder} has a {TIMM_SPEC} but neither {' nor '.join(TIMM_WEIGHTS)}")
-    return recognise(read_weights(paths[0]), str(paths[0]), part, fields, f"timm folder {name}")
+    return identify_checkpoint(read_weights(paths[0]), str(paths[0]), part, fields, f"timm folder {name}")
 
 
 def _download(repository: str) -> Path:
@@ -223,7 +221,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "std": (lambda value: _are_numbers(value) and min(value) > 0, "a list of numbers above 0"),
     "options": (lambda value: isinstance(value, dict) and all(isinstance(k, str) for k in value), "a mapping"),
     "value_range": (lambda value: value is None or (_are_numbers(value) and len(value) == 2), "two numbers or nothing"),
-    "background": (lambda value: isinstance(value, str), "a colour"),
+    "background": (lambda value: isinstance(value, str), "a color"),
     "stem_padding": (lambda value: _is_whole(value) and value >= 0, "a whole number"),
 }
 

@@ -34,7 +34,7 @@ class Siamese(nn.Module):
             self.teacher = nn.ModuleList([copy.deepcopy(encoder), copy.deepcopy(projector)]).requires_grad_(False)
 
     def forward(self, x1: Tensor, x2: Tensor) -> tuple[Pair, Pair | None]:
-        """x1, x2: normalised pictures (m, c, h, w) -> codes (m, d) as the loss takes them."""
+        """x1, x2: normalized images (m, c, h, w) -> codes (m, d) as the loss takes them."""
         return self.codes((self.encoder(x1), self.encoder(x2)), self.teacher_features(x1, x2))
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """BatchNorm over the batch of all processes, for any network.
 
-PyTorch's SyncBatchNorm takes tensors of GPUs only; elsewhere ``JoinedBatchNorm`` does the same, in native operations
+PyTorch's SyncBatchNorm takes tensors of GPUs only; elsewhere ``SyncBatchNorm`` does the same, in native operations
 on parts of the batch that stay in the cache.
 """
 
@@ -22,7 +22,7 @@ ELEMENTS_IN_CACHE = 2**18
 Moments = tuple[Tensor, Tensor, Tensor]
 
 
-def join_batch_norms(network: nn.Module, device_type: str) -> nn.Module:
+def convert_sync_batch_norm(network: nn.Module, device_type: str) -> nn.Module:
     """The network with every BatchNorm joined over all processes in training mode; names and tensors stay.
 
     Changes ``network`` in place and returns it (another module only if it is itself a BatchNorm). Every process
@@ -33,13 +33,13 @@ def join_batch_norms(network: nn.Module, device_type: str) -> nn.Module:
         converted: nn.Module = convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         return converted
     if isinstance(network, _BatchNorm):
-        return JoinedBatchNorm(network)
+        return SyncBatchNorm(network)
     for name, child in network.named_children():
-        setattr(network, name, join_batch_norms(child, device_type))
+        setattr(network, name, convert_sync_batch_norm(child, device_type))
     return network
 
 
-class JoinedBatchNorm(_BatchNorm):
+class SyncBatchNorm(_BatchNorm):
     """Takes the place of ``norm``, shares its tensors and applies what timm hangs below one (drop, activation).
 
     In training mode the statistics are those of the rows of all processes, which may differ in number. The gradients
@@ -74,8 +74,8 @@ class JoinedBatchNorm(_BatchNorm):
             self.num_batches_tracked.add_(1)
             # without a momentum: the plain average of all batches
             momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        normalised: Tensor = _Normalise.apply(x, self.weight, self.bias, running, momentum, self.eps)
-        return normalised
+        normalized: Tensor = _Normalize.apply(x, self.weight, self.bias, running, momentum, self.eps)
+        return normalized
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -108,7 +108,7 @@ def _rows_in_cache(x: Tensor) -> int:
     return max(1, ELEMENTS_IN_CACHE * len(x) // x.numel())
 
 
-class _Normalise(Function):
+class _Normalize(Function):
     """weight * (x - mean) / sqrt(var + eps) + bias with the moments of all processes, which also move ``running``."""
 
     @staticmethod

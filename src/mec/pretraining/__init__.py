@@ -1,28 +1,30 @@
 """Pretraining: the recipe, the training step and the run."""
 
-from mec.pretraining.run_folder import Run
+from mec.pretraining.contact_sheet import contact_sheet
+from mec.pretraining.online_probe import OnlineProbe
 from mec.pretraining.recipe import (
     ObjectiveSettings,
-    OptimiserSettings,
+    OptimizerSettings,
     ProjectorSettings,
     Recipe,
     SpeedSettings,
     TeacherSettings,
 )
 from mec.pretraining.recipe_files import load_recipe, packaged_recipes
-from mec.pretraining.pretrain import pretrain
-from mec.pretraining.contact_sheet import view_sheet
+from mec.pretraining.run import pretrain
+from mec.pretraining.run_folder import Run
 
 __all__ = [
     "ObjectiveSettings",
-    "OptimiserSettings",
+    "OnlineProbe",
+    "OptimizerSettings",
     "ProjectorSettings",
     "Recipe",
     "Run",
     "SpeedSettings",
     "TeacherSettings",
+    "contact_sheet",
     "load_recipe",
     "packaged_recipes",
     "pretrain",
-    "view_sheet",
 ]

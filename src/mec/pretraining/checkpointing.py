@@ -17,8 +17,8 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from mec.engine.checkpoints import save_checkpoint
 from mec.errors import InputError
-from mec.pretraining.step_guard import MOST_IN_A_ROW
 from mec.pretraining.module import Pretraining
+from mec.pretraining.step_guard import MOST_IN_A_ROW
 
 PREEMPTED = 75
 """Exit status of a run that saved and stopped because of SIGTERM: sysexits' EX_TEMPFAIL, to be tried again."""
@@ -37,7 +37,7 @@ class StoppedError(Exception):
         self.signal = signal_number
 
 
-class KeepSafe(Checkpoint):
+class PreemptionCheckpoint(Checkpoint):
     """Saves every few minutes, at the end, and before it ends the run: at SIGTERM or SIGINT, in whichever process they
     come, or when several steps in a row are not finite."""
 
@@ -109,6 +109,6 @@ def _advice(step: int, module: Pretraining) -> str:
     return (
         f"training diverged: loss or gradient was not finite in {MOST_IN_A_ROW} steps in a row, up to step {step} "
         f"({int(module.guard.skipped)} steps left out in all); weights are those of the last good step, and saved. "
-        "Lower optimiser.learning_rate or lengthen optimiser.warmup_epochs; with objective.form cross raise "
+        "Lower optimizer.lr or lengthen optimizer.warmup_epochs; with objective.form cross raise "
         "objective.distortion, or take form pooled"
     )

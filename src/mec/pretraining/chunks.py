@@ -1,6 +1,6 @@
 """Batches larger than memory: the encoder sees a chunk at a time, the objective the whole batch.
 
-The loss depends on the pictures through the encoder's features alone. So the features are made without a graph, the
+The loss depends on the images through the encoder's features alone. So the features are made without a graph, the
 loss and its gradient in them are had for the whole batch, and each chunk passes the encoder once more, with a graph,
 to take its share of that gradient further (GradCache, Gao et al. 2021, 2101.06983). Projector and predictor see the
 whole batch, their BatchNorm included; in the encoder BatchNorm knows the statistics of a chunk only.

@@ -1,4 +1,4 @@
-"""Counting the pictures that could not be read while it trains."""
+"""Counting the images that could not be read while it trains."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 import lightning
 import torch.distributed
 
-from mec.data.corrupt import Lost, Skipped
+from mec.data.corrupt import CorruptImage, CorruptLog
 
 
-class SkipBroken(lightning.Callback):
+class CorruptImageCallback(lightning.Callback):
     """Passes what the loaders lost on to ``skipped``; at the end of an epoch, what those of all processes lost."""
 
-    def __init__(self, skipped: Skipped) -> None:
+    def __init__(self, skipped: CorruptLog) -> None:
         self.skipped = skipped
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -24,4 +24,4 @@ class SkipBroken(lightning.Callback):
             return
         gathered: list[Any] = [None] * trainer.world_size
         torch.distributed.all_gather_object(gathered, self.skipped.reasons)
-        self.skipped.add([Lost(*item) for reasons in gathered for item in reasons.items()], self.skipped.pictures)
+        self.skipped.add([CorruptImage(*item) for reasons in gathered for item in reasons.items()], self.skipped.images)

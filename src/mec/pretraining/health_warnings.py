@@ -35,7 +35,7 @@ class HealthWarnings(lightning.Callback):
             "skipped",
             skipped > 0,
             f"steps left out so far: {skipped}, their loss or gradient was not finite. Several in a row would end the "
-            "run: lower optimiser.learning_rate or lengthen optimiser.warmup_epochs",
+            "run: lower optimizer.lr or lengthen optimizer.warmup_epochs",
             patience=1,
         )
         if trainer.global_step <= pl_module.warmup:
@@ -46,14 +46,14 @@ class HealthWarnings(lightning.Callback):
         self._count(
             "collapse",
             rank < COLLAPSED_RANK,
-            f"the codes have collapsed: effective rank {rank:.1f}, all pictures look alike to the encoder. "
-            "Lower optimiser.learning_rate, weaken the augmentations, or raise batch_size",
+            f"the codes have collapsed: effective rank {rank:.1f}, all images look alike to the encoder. "
+            "Lower optimizer.lr, weaken the augmentations, or raise batch_size",
         )
         self._count(
             "falling",
             rank >= COLLAPSED_RANK and rank < FALL * self.best_rank,
             f"the effective rank fell from {self.best_rank:.1f} to {rank:.1f}: the codes lose directions. "
-            "Lower optimiser.learning_rate or objective.distortion",
+            "Lower optimizer.lr or objective.distortion",
         )
         self._count(
             "radius",

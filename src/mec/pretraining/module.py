@@ -17,23 +17,23 @@ from torch.distributed.fsdp import FSDPModule
 
 from mec.coding import Health, MECLoss, health
 from mec.coding.gram import all_processes
-from mec.data.transforms.crop import Batch
 from mec.data.rng import uniforms
-from mec.data.transforms.torchvision_reference import ReferenceViews
+from mec.data.transforms.crop import Batch
 from mec.data.transforms.multi_view import TwoViews
+from mec.data.transforms.torchvision_reference import ReferenceViews
+from mec.engine.fsdp import Sharded, shard, whole_encoder
 from mec.models.encoder import Encoder
 from mec.models.heads import Predictor, Projector
 from mec.models.siamese import Pair, Siamese
-from mec.engine.fsdp import Sharded, shard, whole_encoder
 from mec.pretraining.chunks import loss_in_chunks, running_statistics_kept
-from mec.pretraining.step_guard import StepGuard
 from mec.pretraining.recipe import Recipe
-from mec.pretraining.schedules import distortion_at, learning_rate_factor, teacher_momentum
+from mec.pretraining.schedules import distortion_at, lr_factor, teacher_momentum
+from mec.pretraining.step_guard import StepGuard
 
 NETWORK = 12
 """Stream of random numbers."""
 FUSED_ON = ("cpu", "cuda")
-"""Devices whose fused optimisers leave a step out when they are told to."""
+"""Devices whose fused optimizers leave a step out when they are told to."""
 
 
 def build_network(recipe: Recipe, encoder: Encoder) -> Siamese:
@@ -54,20 +54,20 @@ def views_of(recipe: Recipe, size: int) -> TwoViews:
 class Pretraining(lightning.LightningModule):
     """Two views, network, objective, teacher: the paper's training step.
 
-    ``batch`` is the number of pictures in a step over all processes, ``steps`` the length of the run and
+    ``batch`` is the number of images in a step over all processes, ``steps`` the length of the run and
     ``warmup`` that of its warm-up. After each step ``measured`` holds its loss, and every ``recipe.log_every``
     steps the label-free health of its codes too.
 
-    A step depends on the weights, the pictures and its number alone, not on what ran before it in the same process:
+    A step depends on the weights, the images and its number alone, not on what ran before it in the same process:
     whatever the network draws (drop path, dropout) is drawn from a generator that is seeded anew at each step.
     """
 
     def __init__(self, recipe: Recipe, encoder: Encoder, batch: int, steps: int, warmup: int) -> None:
         super().__init__()
         self.recipe, self.batch, self.steps, self.warmup = recipe, batch, steps, warmup
-        self.learning_rate = recipe.optimiser.learning_rate * batch / 256
+        self.lr = recipe.optimizer.lr * batch / 256
         self.views = views_of(recipe, encoder.image_size)
-        self.normalise = encoder.normalise
+        self.normalize = encoder.normalize
         self.network = build_network(recipe, encoder)
         self.memory_format = torch.channels_last if recipe.speed.channels_last else torch.contiguous_format
         self.network.to(memory_format=self.memory_format)
@@ -102,15 +102,15 @@ class Pretraining(lightning.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         (optimizer,) = self.trainer.optimizers
         optimizer.zero_grad()
-        rate = self.learning_rate * learning_rate_factor(self.global_step, self.steps, self.warmup)
+        rate = self.lr * lr_factor(self.global_step, self.steps, self.warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        self.measured = {"learning_rate": rate}
+        self.measured = {"lr": rate}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        pictures = len(batch.indices)
-        parts = -(-pictures // (self.recipe.chunk or pictures))
-        bounds = [pictures * part // parts for part in range(parts + 1)]  # of nearly equal size
+        images = len(batch.indices)
+        parts = -(-images // (self.recipe.chunk or images))
+        bounds = [images * part // parts for part in range(parts + 1)]  # of nearly equal size
         chunks = [partial(self._views, batch, slice(*rows)) for rows in pairwise(bounds)]
         if parts == 1:
             loss = self._loss(*self.network(*chunks[0]()))
@@ -120,14 +120,14 @@ class Pretraining(lightning.LightningModule):
         return loss
 
     def _views(self, batch: Batch, rows: slice) -> Pair:
-        """Of some pictures of the batch, as the network takes them, whose random numbers are then those of the step."""
+        """Of some images of the batch, as the network takes them, whose random numbers are then those of the step."""
         place = np.array([self.global_rank * 2**32 + rows.start])
         torch.manual_seed(int(uniforms(self.recipe.seed, self.global_step, place, 1, NETWORK)[0, 0] * 2**53))
-        x1, x2 = self.views(batch.pictures[rows], batch.indices[rows], batch.epoch)
+        x1, x2 = self.views(batch.images[rows], batch.indices[rows], batch.epoch)
         return self._prepared(x1), self._prepared(x2)
 
     def _prepared(self, x: Tensor) -> Tensor:
-        return self.normalise(x).contiguous(memory_format=self.memory_format)
+        return self.normalize(x).contiguous(memory_format=self.memory_format)
 
     def _loss(self, codes: Pair, targets: Pair | None) -> Tensor:
         loss: Tensor = self.objective(codes, targets, self.distortion)
@@ -173,7 +173,7 @@ class Pretraining(lightning.LightningModule):
     def fused(self) -> bool:
         strategy = self.trainer.strategy
         # PyTorch has no fused SGD for sharded weights
-        offered = self.recipe.optimiser.name != "sgd" or not isinstance(strategy, Sharded)
+        offered = self.recipe.optimizer.name != "sgd" or not isinstance(strategy, Sharded)
         return self.recipe.speed.fused and offered and strategy.root_device.type in FUSED_ON
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -182,15 +182,15 @@ class Pretraining(lightning.LightningModule):
             group["fused"] = self.fused
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        settings, fused = self.recipe.optimiser, self.fused
+        settings, fused = self.recipe.optimizer, self.fused
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         if settings.name == "adamw":
-            return torch.optim.AdamW(parameters, self.learning_rate, weight_decay=settings.weight_decay, fused=fused)
-        optimiser = torch.optim.SGD(
-            parameters, self.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=fused
+            return torch.optim.AdamW(parameters, self.lr, weight_decay=settings.weight_decay, fused=fused)
+        optimizer = torch.optim.SGD(
+            parameters, self.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=fused
         )
         if settings.momentum:
             # PyTorch leaves them unwritten when the very first fused step is left out
             for p in parameters:
-                optimiser.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        return optimiser
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return optimizer

@@ -13,26 +13,26 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from mec.data.dataset import Images
-from mec.data.datasets import open_images
-from mec.data.datasets.splits import divide
+from mec.data.dataset import ImageDataset
+from mec.data.datasets import open_dataset
+from mec.data.datasets.splits import random_split
 from mec.data.datasets.webdataset import is_shards
+from mec.distributed import broadcast_object, get_rank, process_group
 from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies
 from mec.evaluate.features import Features, extract, with_labels
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import probe
+from mec.evaluate.task import Source, check_classes, in_memory, pixel_format_of
+from mec.files import rows_before_step
 from mec.results import Stopwatch
-from mec.evaluate.task import Source, check_classes, in_memory, reading_of
-from mec.files import rows_before
-from mec.distributed import from_first, rank, together
 
 PROBES = "probes.csv"
 TIMES = 10
 """Probes in a run, when nobody says how often."""
 MOST = {"train": 10_000, "test": 2_500}
-"""Pictures probed: enough to see a point of difference, few enough for any run."""
-NEIGHBOURS = 20
+"""Images probed: enough to see a point of difference, few enough for any run."""
+NEIGHBORS = 20
 
 
 class OnlineProbe(lightning.Callback):
@@ -40,16 +40,16 @@ class OnlineProbe(lightning.Callback):
 
     The encoder is put into evaluation mode for the time, without gradient, and no generator of random numbers moves
     on: the run ends with the same weights as without. Figures go to ``probes.csv`` in the run folder, to TensorBoard
-    and to the console. Features are extracted by all processes of the run, each those of its share of the pictures.
+    and to the console. Features are extracted by all processes of the run, each those of its share of the images.
 
     Args:
-        data: a labelled source; at most 10,000 of its train and 2,500 of its test pictures are used.
+        data: a labeled source; at most 10,000 of its train and 2,500 of its test images are used.
         every: epochs between two probes; None probes ten times in the run.
         workers: loader processes; None is one per core.
         console: where a line of each probe goes; None is standard error.
 
     Raises:
-        InputError: the source has no labels, one class only, or a class without train or test pictures.
+        InputError: the source has no labels, one class only, or a class without train or test images.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class OnlineProbe(lightning.Callback):
             raise InputError(f"every: expected at least 1 epoch, got {every}")
         self.every, self.workers = every, workers
         self.console = console or Console(stderr=True)
-        parts: list[Images] = [open_images(data, "train"), open_images(data, "test")]
+        parts: list[ImageDataset] = [open_dataset(data, "train"), open_dataset(data, "test")]
         check_classes(parts[0], parts[1], data)
         self.classes = len(parts[0].classes)
         self.parts = [part.subset(_some(part, MOST[name])) for part, name in zip(parts, MOST, strict=True)]
@@ -76,7 +76,7 @@ class OnlineProbe(lightning.Callback):
         if not self.ended and (done % every == 0 or done == epochs):
             try:
                 self._probe(trainer, pl_module, done)
-            except InputError as error:  # of a probe's pictures: no reason to lose a run
+            except InputError as error:  # of a probe's images: no reason to lose a run
                 self.ended = True
                 self._say(trainer, f"no more online probes: {error}")
 
@@ -94,7 +94,7 @@ class OnlineProbe(lightning.Callback):
             logger.log_metrics({f"probe/{name}": value for name, value in figures.items()}, trainer.global_step)
         sizes = " and ".join(f"{size:,} {name}" for size, name in zip(self.sizes, MOST, strict=True))
         said = "  ".join(f"{name} {100 * value:.1f} %" for name, value in figures.items())
-        line = f"epoch {epoch}/{trainer.max_epochs}  online probe: {said}  ({sizes} pictures, {seconds:.0f} s)"
+        line = f"epoch {epoch}/{trainer.max_epochs}  online probe: {said}  ({sizes} images, {seconds:.0f} s)"
         self._say(trainer, line)
 
     def measure(self, encoder: Any, device: torch.device) -> dict[str, float]:
@@ -102,22 +102,22 @@ class OnlineProbe(lightning.Callback):
 
         All processes of a run come here, each with the whole encoder, and get the same.
         """
-        reading, training = reading_of(encoder), encoder.training
+        reading, training = pixel_format_of(encoder), encoder.training
         devices = [device] if device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices=devices), together():
+            with torch.random.fork_rng(devices=devices), process_group():
                 if not self.settled:
                     self.parts, self.settled = [in_memory(part, reading, divided=True) for part in self.parts], True
                 (train, of_train), (test, of_test) = (
                     with_labels(part, *extract(part, encoder, self.workers, "", device)) for part in self.parts
                 )
                 f = Features("encoder", train, of_train, test, of_test)
-                return from_first(self._figures(f) if rank() == 0 else {})
+                return broadcast_object(self._figures(f) if get_rank() == 0 else {})
         finally:
             encoder.train(training)
 
     def _figures(self, f: Features) -> dict[str, float]:
-        k = min(NEIGHBOURS, len(f.train))
+        k = min(NEIGHBORS, len(f.train))
         ranked = knn_ranking(f.train, f.train_labels, f.test, [k], self.classes)[k]
         return {
             "kNN": accuracies(ranked, f.test_labels, self.classes)["top-1"],
@@ -138,10 +138,10 @@ def online_probe(data: Source, every: int | None, workers: int | None = None) ->
         return None
 
 
-def _some(dataset: Images, most: int) -> NDArray[np.int64]:
+def _some(dataset: ImageDataset, most: int) -> NDArray[np.int64]:
     if len(dataset) <= most:
         return np.arange(len(dataset))
-    return divide(dataset, most / len(dataset))[1]
+    return random_split(dataset, most / len(dataset))[1]
 
 
 def _file(trainer: lightning.Trainer) -> Path:
@@ -152,7 +152,7 @@ def _cut(path: Path, step: int) -> None:
     """A run that is resumed measures again what came after its checkpoint."""
     if not path.exists():
         return
-    kept = rows_before(path, step + 1)
+    kept = rows_before_step(path, step + 1)
     path.unlink()
     for row in kept:
         _append(path, row)

@@ -11,19 +11,19 @@ import lightning
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mec.files import replacing, rows_before
+from mec.files import atomic_write, rows_before_step
 from mec.pretraining.module import Pretraining
 
 PLAIN_LINE_SECONDS = 30
 
 
 class Pace:
-    """Pictures per second and the share of time spent waiting for data, over the steps since it was last read."""
+    """Images per second and the share of time spent waiting for data, over the steps since it was last read."""
 
     def __init__(self) -> None:
         self.read_at = self.asked_at = time.perf_counter()
         self.waited = 0.0
-        self.pictures = 0
+        self.images = 0
 
     def data_asked(self) -> None:
         self.asked_at = time.perf_counter()
@@ -31,14 +31,14 @@ class Pace:
     def data_came(self) -> None:
         self.waited += time.perf_counter() - self.asked_at
 
-    def step_done(self, pictures: int) -> None:
-        self.pictures += pictures
+    def step_done(self, images: int) -> None:
+        self.images += images
 
     def read(self) -> dict[str, float]:
         now = time.perf_counter()
         elapsed = max(now - self.read_at, 1e-9)
-        figures = {"pictures_per_second": self.pictures / elapsed, "data_wait": self.waited / elapsed}
-        self.read_at, self.waited, self.pictures = now, 0.0, 0
+        figures = {"images_per_second": self.images / elapsed, "data_wait": self.waited / elapsed}
+        self.read_at, self.waited, self.images = now, 0.0, 0
         return figures
 
 
@@ -47,14 +47,14 @@ class MetricsFile:
 
     FIELDS = (
         "step", "epoch", "loss", "coding_length", "spectral_norm", "effective_rank", "rankme", "alpha_req",
-        "distortion", "learning_rate", "skipped", "pictures_per_second", "data_wait", "seconds",
+        "distortion", "lr", "skipped", "images_per_second", "data_wait", "seconds",
     )  # fmt: skip
 
     def __init__(self, path: Path, first_step: int) -> None:
         self.path = path
-        kept = rows_before(path, first_step)
+        kept = rows_before_step(path, first_step)
         self.seconds_before = float(kept[-1]["seconds"]) if kept else 0.0
-        with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.FIELDS)
             writer.writeheader()
             writer.writerows(kept)
@@ -133,7 +133,7 @@ class RunProgress(lightning.Callback):
         f = self.latest
         return (
             f"loss {f['loss']:.3f}  length {f['coding_length']:.0f} nats  rank {f['effective_rank']:.1f}  "
-            f"{f['pictures_per_second']:.0f} pictures/s  data wait {f['data_wait']:.0%}"
+            f"{f['images_per_second']:.0f} images/s  data wait {f['data_wait']:.0%}"
         )
 
     def _brief(self) -> str:
@@ -141,7 +141,7 @@ class RunProgress(lightning.Callback):
         if not self.latest:
             return ""
         f = self.latest
-        rate, wait = f["pictures_per_second"], f["data_wait"]
+        rate, wait = f["images_per_second"], f["data_wait"]
         return f"loss {f['loss']:.2f} rank {f['effective_rank']:.0f} {rate:.0f}/s wait {wait:.0%}"
 
     def _stop(self) -> None:

@@ -75,28 +75,28 @@ class TeacherSettings:
 
 
 @dataclass(frozen=True)
-class OptimiserSettings:
-    """The optimiser and its schedule: linear warm-up from 0, then a half cosine to 0, step by step.
+class OptimizerSettings:
+    """The optimizer and its schedule: linear warm-up from 0, then a half cosine to 0, step by step.
 
     Attributes:
         name: adamw, or sgd with momentum (the paper's).
-        learning_rate: for a batch of 256; it is scaled by batch / 256.
+        lr: for a batch of 256; it is scaled by batch / 256.
         weight_decay: on all parameters, as in the paper's code.
         momentum: of sgd.
         warmup_epochs: length of the warm-up in epochs, of the distortion too; at most a quarter of a short run.
     """
 
     name: Literal["sgd", "adamw"] = "adamw"
-    learning_rate: float = 1e-3
+    lr: float = 1e-3
     weight_decay: float = 1e-4
     momentum: float = 0.9
     warmup_epochs: float = 10
 
     def __post_init__(self) -> None:
-        _require(0 < self.learning_rate < math.inf, "optimiser.learning_rate", "a positive number", self.learning_rate)
-        _require(0 <= self.weight_decay < math.inf, "optimiser.weight_decay", "at least 0", self.weight_decay)
-        _require(0 <= self.momentum < 1, "optimiser.momentum", "a number in [0, 1)", self.momentum)
-        _require(0 <= self.warmup_epochs < math.inf, "optimiser.warmup_epochs", "at least 0", self.warmup_epochs)
+        _require(0 < self.lr < math.inf, "optimizer.lr", "a positive number", self.lr)
+        _require(0 <= self.weight_decay < math.inf, "optimizer.weight_decay", "at least 0", self.weight_decay)
+        _require(0 <= self.momentum < 1, "optimizer.momentum", "a number in [0, 1)", self.momentum)
+        _require(0 <= self.warmup_epochs < math.inf, "optimizer.warmup_epochs", "at least 0", self.warmup_epochs)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class SpeedSettings:
 
     Attributes:
         channels_last: convolutions on channels-last memory, faster on CPUs and GPUs.
-        fused: the optimiser's update in one kernel.
+        fused: the optimizer's update in one kernel.
         compile: the encoder through torch.compile; null: on a GPU, in runs of at least 2,000 steps, which pay for it.
     """
 
@@ -122,15 +122,15 @@ class Recipe:
         backbone: a timm architecture: resnet18, resnet50, vit_small_patch16_224, ...
         backbone_options: further arguments of that architecture, as timm.create_model takes them.
         image_size: side of a view in pixels.
-        channels: number of them in a picture; null takes 1 for grey pictures, 3 for colour, else what they have.
-        background: colour behind transparent pictures, by name or as #rrggbb.
-        every: take each n-th picture or frame; null: all pictures, one frame a second of a video.
-        max_broken: share of pictures that may be unreadable before the run stops; others take their places.
-        views: fast, or reference: torchvision's transforms on PIL pictures, to the letter, several times slower.
+        channels: number of them in an image; null takes 1 for gray images, 3 for color, else what they have.
+        background: color behind transparent images, by name or as #rrggbb.
+        every: take each n-th image or frame; null: all images, one frame a second of a video.
+        max_corrupt: share of images that may be unreadable before the run stops; others take their places.
+        views: fast, or reference: torchvision's transforms on PIL images, to the letter, several times slower.
         small_stem: 3x3 stem without max-pool, small patches; null: for views under 96 px.
-        epochs: passes over the pictures.
-        batch_size: pictures in a step, over all devices; at most the number of pictures.
-        chunk: pictures of each device that pass the encoder with gradient at a time: memory for a chunk, the loss of
+        epochs: passes over the images.
+        batch_size: images in a step, over all devices; at most the number of images.
+        chunk: images of each device that pass the encoder with gradient at a time: memory for a chunk, the loss of
             the whole batch, for a second forward pass; null: all at once.
         gradient_checkpointing: recompute activations on the way back: less memory, for a second forward pass.
         seed: of weights, order and views.
@@ -146,7 +146,7 @@ class Recipe:
         objective: the objective (the loss).
         projector: the projector (the head whose codes the objective sees).
         teacher: the teacher (the paper's asymmetric form, or none).
-        optimiser: the optimiser and its schedule.
+        optimizer: the optimizer and its schedule.
         speed: speed (what makes a step faster).
         view_1: the augmentations of the first view.
         view_2: the augmentations of the second view.
@@ -158,7 +158,7 @@ class Recipe:
     channels: int | None = None
     background: str = "white"
     every: int | None = None
-    max_broken: float = 0.05
+    max_corrupt: float = 0.05
     views: Literal["fast", "reference"] = "fast"
     small_stem: bool | None = None
     epochs: int = 100
@@ -176,7 +176,7 @@ class Recipe:
     objective: ObjectiveSettings = ObjectiveSettings()
     projector: ProjectorSettings = ProjectorSettings()
     teacher: TeacherSettings = TeacherSettings()
-    optimiser: OptimiserSettings = OptimiserSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
     speed: SpeedSettings = SpeedSettings()
     view_1: ViewSettings = VIEW_1
     view_2: ViewSettings = VIEW_2
@@ -185,7 +185,7 @@ class Recipe:
         _require(self.image_size >= 8, "image_size", "at least 8 pixels", self.image_size)
         _require(self.channels is None or self.channels >= 1, "channels", "at least 1, or null", self.channels)
         _require(self.every is None or self.every >= 1, "every", "at least 1, or null", self.every)
-        _require(0 <= self.max_broken <= 1, "max_broken", "a share in [0, 1]", self.max_broken)
+        _require(0 <= self.max_corrupt <= 1, "max_corrupt", "a share in [0, 1]", self.max_corrupt)
         _require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
         _require(self.batch_size >= 2, "batch_size", "at least 2", self.batch_size)
         _require(self.chunk is None or self.chunk >= 1, "chunk", "at least 1, or null", self.chunk)

@@ -12,8 +12,8 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from mec.data.transforms.view_settings import ViewSettings
-from mec.errors import InputError
-from mec.cli.errors import near, wrong_value
+from mec.errors import InputError, did_you_mean
+from mec.option_errors import wrong_value
 from mec.pretraining.recipe import Recipe
 
 
@@ -32,7 +32,7 @@ def read_recipe(source: str | os.PathLike[str]) -> dict[str, Any]:
     else:
         raise InputError(
             f"recipe: {name!r} is neither a YAML file nor one of {', '.join(packaged_recipes())}"
-            f"{near(name, packaged_recipes())}"
+            f"{did_you_mean(name, packaged_recipes())}"
         )
     try:
         settings = yaml.safe_load(text) or {}
@@ -73,7 +73,7 @@ def _check_names(settings: Mapping[str, Any], known: Mapping[str, Any], prefix: 
     for name, value in settings.items():
         full = f"{prefix}{name}"
         if name not in known:
-            raise InputError(f"recipe: no setting is called {full}{near(full, _names(Recipe().as_dict()))}")
+            raise InputError(f"recipe: no setting is called {full}{did_you_mean(full, _names(Recipe().as_dict()))}")
         if isinstance(known[name], dict) and not isinstance(value, Mapping):
             raise InputError(f"recipe: {full}: expected settings by name, got {value!r}")
         if known[name] and isinstance(known[name], dict):

@@ -23,10 +23,11 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 
+from mec.data.dataset import ImageDataset
+from mec.distributed import is_rank_zero
 from mec.engine.checkpoints import sweep
-from mec.data.dataset import Images
 from mec.errors import InputError
-from mec.files import is_first_process, replacing
+from mec.files import atomic_write
 from mec.models.encoder import Encoder
 from mec.models.io import SPEC, load_encoder
 from mec.pretraining.recipe import Recipe
@@ -78,7 +79,7 @@ def held(out: Path) -> Iterator[None]:
     Raises:
         InputError: another process trains into it, it cannot be written to, or its disk is full.
     """
-    if not is_first_process():
+    if not is_rank_zero():
         yield
         return
     lock = FileLock(out / LOCK, timeout=LINGER)
@@ -112,12 +113,12 @@ def _is_full(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno in FULL
 
 
-def environment_of(data: Any, dataset: Images, batch: int, trainer: lightning.Trainer) -> dict[str, Any]:
+def environment_of(data: Any, dataset: ImageDataset, batch: int, trainer: lightning.Trainer) -> dict[str, Any]:
     """What a run runs on: data, machine, versions."""
     return {
         "data": str(data),
         "directory": os.getcwd(),
-        "pictures": len(dataset),
+        "images": len(dataset),
         "classes": len(dataset.classes),
         "batch": batch,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -138,7 +139,7 @@ def check_same(out: Path, recipe: Recipe, environment: Mapping[str, Any]) -> Non
     if changed:
         raise InputError(f"resume: the recipe differs from the run's: {'; '.join(changed)}")
     before = json.loads((out / ENVIRONMENT).read_text()) if (out / ENVIRONMENT).exists() else {}
-    for name, words in (("pictures", "pictures"), ("batch", "pictures in a step"), ("precision", "precision")):
+    for name, words in (("images", "images"), ("batch", "images in a step"), ("precision", "precision")):
         if name in before and before[name] != environment[name]:
             raise InputError(f"resume: {words}: {before[name]} when the run was begun, here {environment[name]}")
 
@@ -146,9 +147,9 @@ def check_same(out: Path, recipe: Recipe, environment: Mapping[str, Any]) -> Non
 def begin(out: Path, recipe: Recipe, encoder: Encoder, environment: Mapping[str, Any]) -> None:
     """Write down what is run, before the first step."""
     # beside the weights at the end; the checkpoints need it before
-    with replacing(out / SPEC) as path:
+    with atomic_write(out / SPEC) as path:
         path.write_text(json.dumps(encoder.spec.as_dict(), indent=2) + "\n")
-    with replacing(out / ENVIRONMENT) as path:
+    with atomic_write(out / ENVIRONMENT) as path:
         path.write_text(json.dumps(environment, indent=2) + "\n")
-    with replacing(out / RECIPE) as path:  # last: with it the folder holds a run
+    with atomic_write(out / RECIPE) as path:  # last: with it the folder holds a run
         path.write_text(yaml.safe_dump(recipe.as_dict(), sort_keys=False))

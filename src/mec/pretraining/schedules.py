@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 
-def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
+def lr_factor(step: int, steps: int, warmup: int) -> float:
     """Share of the base rate at ``step``: 0 to 1 linearly over ``warmup`` steps, a half cosine to 0 at ``steps``."""
     if step < warmup:
         return step / max(1, warmup - 1)

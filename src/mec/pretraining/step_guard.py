@@ -9,9 +9,9 @@ MOST_IN_A_ROW = 3
 
 
 class StepGuard(nn.Module):
-    """Keeps NaN and infinity out of weights, optimiser and running statistics, and counts the steps left out.
+    """Keeps NaN and infinity out of weights, optimizer and running statistics, and counts the steps left out.
 
-    Everything is decided on the device: a fused optimiser takes ``found_inf``, BatchNorm's statistics are put back.
+    Everything is decided on the device: a fused optimizer takes ``found_inf``, BatchNorm's statistics are put back.
     A teacher's average goes on meanwhile: the student that it nears is the one of the last good step.
     ``skipped`` counts the steps left out in the whole run, ``in_a_row`` those at its end.
     """
@@ -34,8 +34,8 @@ class StepGuard(nn.Module):
         self.good = _flat(self.statistics)
 
     @torch.no_grad()
-    def judge(self, loss: Tensor, gradients: list[Tensor], optimiser: torch.optim.Optimizer) -> None:
-        """Before the optimiser's step: leave it out where loss or gradients, equal in all processes, are not finite."""
+    def judge(self, loss: Tensor, gradients: list[Tensor], optimizer: torch.optim.Optimizer) -> None:
+        """Before the optimizer's step: leave it out where loss or gradients, equal in all processes, are not finite."""
         self.bad = ~torch.isfinite(loss)
         if gradients:
             self.bad |= ~torch.isfinite(_whole(torch.nn.utils.get_total_norm(gradients)))
@@ -47,11 +47,11 @@ class StepGuard(nn.Module):
         if self.statistics:
             self.good = torch.where(self.bad, self.good, statistics)
             torch._foreach_copy_(self.statistics, _like(self.statistics, self.good))
-        if optimiser.defaults.get("fused"):
-            optimiser.found_inf = self.bad.float()  # type: ignore[attr-defined]
-            optimiser.grad_scale = None  # type: ignore[attr-defined]
+        if optimizer.defaults.get("fused"):
+            optimizer.found_inf = self.bad.float()  # type: ignore[attr-defined]
+            optimizer.grad_scale = None  # type: ignore[attr-defined]
         elif self.bad:
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:

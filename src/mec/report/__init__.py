@@ -1,4 +1,4 @@
-"""What run folders show: one HTML page, and the demo's picture."""
+"""What run folders show: one HTML page, and the demo's image."""
 
 from mec.report.page import write_report
 

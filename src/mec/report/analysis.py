@@ -1,4 +1,4 @@
-"""What an encoder makes of pictures: a map, groups, neighbours and the spectrum of its features."""
+"""What an encoder makes of images: a map, groups, neighbors and the spectrum of its features."""
 
 from __future__ import annotations
 
@@ -15,44 +15,46 @@ from PIL import Image
 from sklearn.cluster import KMeans
 from sklearn.manifold import TSNE
 
-from mec.data.transforms.crop import Batch
-from mec.data.dataset import Images, read, spread
+from mec.data.dataset import ImageDataset, evenly_spaced, read_image
+from mec.data.datasets import open_dataset
 from mec.data.loaders import evaluation_loader
-from mec.data.pixels import fitted, in_square
-from mec.data.datasets import open_images
+from mec.data.pixels import pad_to_square, resize_longer_side
+from mec.data.transforms.crop import Batch
+from mec.embedding.neighbors import best_device
 from mec.errors import InputError
 from mec.evaluate.features import frozen, gather
-from mec.embedding.neighbors import best_device
-from mec.evaluate.task import BATCH, check_channels, reading_of
+from mec.evaluate.task import BATCH, check_channels, pixel_format_of
 from mec.models.encoder import Encoder
 from mec.models.io import load_encoder
-from mec.report import pictures
-from mec.report.schema import Learnt, Missing, Neighbours, EmbeddedImage
-from mec.report.inputs import every_of, not_opened, source_of, weights_of
+from mec.report import images
 from mec.report.cache import keep, kept, key_of
+from mec.report.inputs import every_of, not_opened, source_of, weights_of
+from mec.report.schema import EmbeddedImage, Learned, Missing, Neighbors
 
 CELL, SIDE = 48, 96
-"""Pixels of the pictures of the map, and of those beside their neighbours."""
+"""Pixels of the images of the map, and of those beside their neighbors."""
 QUERIES = NEAREST = 8
 CLUSTERS, MEMBERS = 10, 5
-"""At most, and of how many pictures on average at least."""
+"""At most, and of how many images on average at least."""
 SECONDS, LEAST = 120, 100
-"""Of a CPU's time to embed the pictures, and how many are embedded whatever it takes."""
+"""Of a CPU's time to embed the images, and how many are embedded whatever it takes."""
 FLOOR = 1e-5
 """Distance from the mean, as a share of the length of features, below which there is but float32's rounding."""
 
 Matrix = NDArray[np.float64]
 
 
-def learnt(run: Path, data: str | os.PathLike[str] | None, most: int, say: Callable[[str], object]) -> Learnt | Missing:
-    """What the run's encoder, or that of its newest checkpoint, makes of at most ``most`` pictures from all over.
+def learned(
+    run: Path, data: str | os.PathLike[str] | None, most: int, say: Callable[[str], object]
+) -> Learned | Missing:
+    """What the run's encoder, or that of its newest checkpoint, makes of at most ``most`` images from all over.
 
-    Of a labelled source they are of the test part. What is found is kept in the run folder.
+    Of a labeled source they are of the test part. What is found is kept in the run folder.
 
     Args:
         run: a run folder.
-        data: any source of pictures; None is what the run has learnt from.
-        most: pictures; fewer where a CPU would take minutes.
+        data: any source of images; None is what the run has learned from.
+        most: images; fewer where a CPU would take minutes.
         say: is told what takes long before it begins.
 
     Raises:
@@ -78,23 +80,23 @@ def learnt(run: Path, data: str | os.PathLike[str] | None, most: int, say: Calla
         return not_opened(data, error)
     count = min(len(dataset), _affordable(encoder, most))
     some = "all" if count == len(dataset) else f"{count:,} of the"
-    words = f"{some} {len(dataset):,} {part} of {pictures.printable(source)}"
+    words = f"{some} {len(dataset):,} {part} of {images.printable(source)}"
     say(f"map: {weights.words} looks at {words}")
     try:
         found = _made(dataset, _chosen(dataset, count), encoder, source, words, weights.words)
-    except InputError as error:  # most of the pictures are broken
+    except InputError as error:  # most of the images are broken
         return not_opened(data, error)
-    if isinstance(found, Learnt):
+    if isinstance(found, Learned):
         keep(run, key, found)
     return found
 
 
-def _opened(source: str, every: int | None) -> tuple[Images, str]:
-    """The pictures, and what they are called."""
-    tested = open_images(source, "test", every=every)
+def _opened(source: str, every: int | None) -> tuple[ImageDataset, str]:
+    """The images, and what they are called."""
+    tested = open_dataset(source, "test", every=every)
     if tested.labels is not None and len(tested):
-        return tested, "test pictures"
-    return open_images(source, "all", every=every), "pictures"
+        return tested, "test images"
+    return open_dataset(source, "all", every=every), "images"
 
 
 def _affordable(encoder: Encoder, most: int) -> int:
@@ -108,52 +110,52 @@ def _affordable(encoder: Encoder, most: int) -> int:
     return min(most, max(LEAST, int(SECONDS / (time.perf_counter() - started) * len(few))))
 
 
-def _chosen(dataset: Images, count: int) -> NDArray[np.int64]:
+def _chosen(dataset: ImageDataset, count: int) -> NDArray[np.int64]:
     """From all over the source, of each class in proportion; streamed ones as they are soonest reached."""
     if dataset.labels is None or hasattr(dataset, "stretches"):
-        return spread(dataset, count)
+        return evenly_spaced(dataset, count)
     order = np.random.default_rng(0).permutation(len(dataset))
     order = order[np.asarray(dataset.labels)[order].argsort(kind="stable")]
     return np.sort(order[np.linspace(0, len(order) - 1, count).astype(int)])
 
 
 def _made(
-    whole: Images, chosen: NDArray[np.int64], encoder: Encoder, source: str, words: str, whose: str
-) -> Learnt | Missing:
+    whole: ImageDataset, chosen: NDArray[np.int64], encoder: Encoder, source: str, words: str, whose: str
+) -> Learned | Missing:
     dataset = whole.subset(chosen)
     seen: dict[int, Image.Image] = {}
-    reading = reading_of(encoder)
+    reading = pixel_format_of(encoder)
     loader = evaluation_loader(dataset, reading, encoder.image_size, BATCH)
     table, rows = gather(dataset, _noting(loader, seen), "features", frozen(encoder, best_device()))
     features, numbers = table.double().numpy(), rows.tolist()
     if len(numbers) < 2:
-        return Missing("A map takes at least two pictures that can be read.")
+        return Missing("A map takes at least two images that can be read.")
     if not np.isfinite(features).all():
         return Missing("The encoder gives features that are not finite numbers: training has diverged.")
     titles = [_title(whole.title(int(chosen[n])), source) for n in numbers]
     labels = None
     if dataset.labels is not None:
-        labels = [pictures.printable(dataset.classes[dataset.labels[n]]) for n in numbers]
-    centred = _centred(features)
-    clusters = _clusters(centred)
+        labels = [images.printable(dataset.classes[dataset.labels[n]]) for n in numbers]
+    centered = _centered(features)
+    clusters = _clusters(centered)
     captions = titles if labels is None else [f"{t} ({name})" for t, name in zip(titles, labels, strict=True)]
     groups = clusters if labels is None else np.unique(labels, return_inverse=True)[1]
 
-    def picture(row: int) -> EmbeddedImage:
-        return pictures.picture(fitted(read(dataset, numbers[row], reading), SIDE), captions[row])
+    def image(row: int) -> EmbeddedImage:
+        return images.image(resize_longer_side(read_image(dataset, numbers[row], reading), SIDE), captions[row])
 
-    values = torch.linalg.svdvals(torch.from_numpy(centred)).numpy()
-    return Learnt(
-        pictures=words,
+    values = torch.linalg.svdvals(torch.from_numpy(centered)).numpy()
+    return Learned(
+        images=words,
         encoder=whose,
         points=_points(features),
         titles=titles,
         labels=labels,
         clusters=clusters,
-        sprites=pictures.sprites([seen[n] for n in numbers], CELL),
-        neighbours=[
-            Neighbours(picture(query), [(cosine, picture(row)) for cosine, row in found])
-            for query, found in _nearest(centred, _queries(groups))
+        sprites=images.sprites([seen[n] for n in numbers], CELL),
+        neighbors=[
+            Neighbors(image(query), [(cosine, image(row)) for cosine, row in found])
+            for query, found in _nearest(centered, _queries(groups))
         ],
         singular_values=values / max(values.sum(), np.finfo(np.float64).tiny),
         effective_rank=_effective_rank(values),
@@ -161,10 +163,10 @@ def _made(
 
 
 def _noting(loader: Iterable[Batch], seen: dict[int, Image.Image]) -> Iterator[Batch]:
-    """The batches, and on the way what the encoder sees of each picture, by its number."""
+    """The batches, and on the way what the encoder sees of each image, by its number."""
     for batch in loader:
-        for number, x in zip(batch.indices.tolist(), batch.pictures, strict=True):
-            seen[number] = in_square(x.permute(1, 2, 0).numpy(), CELL)
+        for number, x in zip(batch.indices.tolist(), batch.images, strict=True):
+            seen[number] = pad_to_square(x.permute(1, 2, 0).numpy(), CELL)
         yield batch
 
 
@@ -172,13 +174,13 @@ def _title(title: str, source: str) -> str:
     """Within the source where that is a folder, or the folder of a file."""
     path = Path(source).expanduser()
     root = path if path.is_dir() else path.parent
-    return pictures.printable(title.removeprefix(f"{root}{os.sep}"))
+    return images.printable(title.removeprefix(f"{root}{os.sep}"))
 
 
-def _centred(features: Matrix) -> Matrix:
+def _centered(features: Matrix) -> Matrix:
     """(n, d) less its mean; 0 where it is nothing but rounding."""
-    centred: Matrix = features - features.mean(axis=0)
-    return centred if np.linalg.norm(centred) > FLOOR * np.linalg.norm(features) else np.zeros_like(centred)
+    centered: Matrix = features - features.mean(axis=0)
+    return centered if np.linalg.norm(centered) > FLOOR * np.linalg.norm(features) else np.zeros_like(centered)
 
 
 def _unit(rows: Matrix) -> Matrix:
@@ -190,16 +192,16 @@ def _unit(rows: Matrix) -> Matrix:
 def _points(features: Matrix) -> NDArray[np.float32]:
     """(n, d) -> (n, 2): t-SNE of their directions; all in one place where they have but one."""
     directions = _unit(features)
-    if not _centred(directions).any():
+    if not _centered(directions).any():
         return np.zeros((len(features), 2), dtype=np.float32)
     perplexity = min(30, (len(features) - 1) / 3)
     points: NDArray[np.float32] = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(directions)
     return points
 
 
-def _clusters(centred: Matrix) -> NDArray[np.int64]:
+def _clusters(centered: Matrix) -> NDArray[np.int64]:
     """(n,) of k-means on directions from the mean, the largest cluster 0."""
-    directions = _unit(centred)
+    directions = _unit(centered)
     distinct = len(np.unique(directions.round(6), axis=0))
     count = max(1, min(CLUSTERS, len(directions) // MEMBERS, distinct))
     found = KMeans(count, n_init=4, random_state=0).fit(directions).labels_
@@ -215,9 +217,9 @@ def _queries(groups: NDArray[np.int64]) -> list[int]:
     return chosen
 
 
-def _nearest(centred: Matrix, queries: Sequence[int]) -> Iterator[tuple[int, list[tuple[float, int]]]]:
+def _nearest(centered: Matrix, queries: Sequence[int]) -> Iterator[tuple[int, list[tuple[float, int]]]]:
     """Each query and the others nearest to it: their cosines and rows."""
-    directions = _unit(centred)
+    directions = _unit(centered)
     for query in queries:
         cosines = directions @ directions[query]
         nearest = [row for row in np.argsort(-cosines, kind="stable").tolist() if row != query][:NEAREST]

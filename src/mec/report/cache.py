@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from mec.files import replacing
+from mec.files import atomic_write
 from mec.models.io import SPEC
-from mec.report.schema import Learnt, Neighbours, EmbeddedImage, Sprites
 from mec.report.inputs import Weights
+from mec.report.schema import EmbeddedImage, Learned, Neighbors, Sprites
 
 FORM = 1
 """Of the file; another makes all anew."""
@@ -33,23 +33,23 @@ def key_of(weights: Weights, source: str, most: int) -> str:
     return digest.hexdigest()[:32]
 
 
-def kept(run: Path, key: str) -> Learnt | None:
+def kept(run: Path, key: str) -> Learned | None:
     """None where there is none, or none that is whole."""
     try:
         with np.load(_path(run, key)) as file:
             arrays = {name: file[name] for name in ARRAYS}
             words = json.loads(file["words"].tobytes())
-        found = Learnt(
+        found = Learned(
             **arrays,
             **words
-            | {"sprites": Sprites(**words["sprites"]), "neighbours": [_neighbours(row) for row in words["neighbours"]]},
+            | {"sprites": Sprites(**words["sprites"]), "neighbors": [_neighbors(row) for row in words["neighbors"]]},
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
     return found if len({len(found.points), len(found.titles), len(found.clusters)}) == 1 else None
 
 
-def keep(run: Path, key: str, found: Learnt) -> None:
+def keep(run: Path, key: str, found: Learned) -> None:
     """In place of what was kept before. A folder that cannot be written to is left as it is."""
     words = {name: value for name, value in asdict(found).items() if name not in ARRAYS}
     text = np.frombuffer(json.dumps(words).encode(), np.uint8)
@@ -57,17 +57,19 @@ def keep(run: Path, key: str, found: Learnt) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, words=text, **{name: getattr(found, name) for name in ARRAYS})
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(buffer.getvalue())
-        for old in set(path.parent.glob("learnt-*.npz")) - {path}:
+        for old in set(path.parent.glob("learned-*.npz")) - {path}:
             old.unlink(missing_ok=True)
     except OSError:
         pass
 
 
 def _path(run: Path, key: str) -> Path:
-    return run / "report" / f"learnt-{key}.npz"
+    return run / "report" / f"learned-{key}.npz"
 
 
-def _neighbours(row: dict[str, Any]) -> Neighbours:
-    return Neighbours(EmbeddedImage(**row["query"]), [(float(cosine), EmbeddedImage(**one)) for cosine, one in row["found"]])
+def _neighbors(row: dict[str, Any]) -> Neighbors:
+    return Neighbors(
+        EmbeddedImage(**row["query"]), [(float(cosine), EmbeddedImage(**one)) for cosine, one in row["found"]]
+    )

@@ -1,4 +1,4 @@
-"""The report's figures: curves of the runs, maps of features, spectra; their colours are the page's."""
+"""The report's figures: curves of the runs, maps of features, spectra; their colors are the page's."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from mec.report.schema import Learnt
 from mec.report.record import Record
+from mec.report.schema import Learned
 
-COLOURS = {
+COLORS = {
     "light": (
         "#0067ad", "#c84f00", "#00795a", "#a8487f", "#8a6300", "#5b6470", "#0f8ea8", "#b3261e", "#6a4fbf", "#56750a",
     ),
@@ -23,13 +23,13 @@ COLOURS = {
         "#5ab4f0", "#f28c4e", "#35c79d", "#e59cc6", "#e3b93f", "#b4bcc8", "#8ae0ee", "#ff8a80", "#b7a3f7", "#bcd65c",
     ),
 }  # fmt: skip
-"""Of runs, and of groups on a map; dashes and shapes tell them apart for the colour-blind."""
+"""Of runs, and of groups on a map; dashes and shapes tell them apart for the color-blind."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x")
 OTHERS = 5
-"""The grey among them, of labels that are too many for a colour each."""
+"""The gray among them, of labels that are too many for a color each."""
 GROUPS = 30
-"""Labels that have a colour and shape of their own on a map; there are not many more."""
+"""Labels that have a color and shape of their own on a map; there are not many more."""
 POINTS = 2_000
 """Of a curve, where the page has room."""
 
@@ -87,19 +87,19 @@ CURVES = (
         "effective_rank",
         "Effective rank",
         "Directions that the codes use. It falls at first, as an untrained network's noise goes, then rises and stays; "
-        "near 1 all pictures have the same code (collapse).",
+        "near 1 all images have the same code (collapse).",
     ),
-    Curve("learning_rate", "Learning rate", "Up during the warm-up, then down along half a cosine to zero."),
+    Curve("lr", "Learning rate", "Up during the warm-up, then down along half a cosine to zero."),
     Curve(
         "data_wait",
         "Waiting for data, share of the time",
-        "Above the line the device is idle for want of pictures: raise workers, keep smaller files, or a faster disk.",
+        "Above the line the device is idle for want of images: raise workers, keep smaller files, or a faster disk.",
         kind="share",
         line=(0.2, "20 %"),
     ),
-    Curve("pictures_per_second", "Pictures per second", "Speed of training; level after the first steps."),
+    Curve("images_per_second", "Images per second", "Speed of training; level after the first steps."),
 )  # fmt: skip
-PROBED = "Accuracy on held-out labelled pictures of the data, while training; labels are used for this figure only."
+PROBED = "Accuracy on held-out labeled images of the data, while training; labels are used for this figure only."
 
 
 def curves(records: Sequence[Record], points: int = POINTS) -> list[Chart]:
@@ -125,7 +125,7 @@ def _curve(curve: Curve, records: Sequence[Record], points: int, table: str) -> 
             mode="lines+markers" if table == "probes" or len(x) < 3 else "lines",
             line={"width": 2, "dash": DASHES[look(number)[1]]},
             marker={"symbol": SYMBOLS[look(number)[1]], "size": 7},
-            meta={"colour": look(number)[0], "run": number, "per_epoch": record.steps_per_epoch},
+            meta={"color": look(number)[0], "run": number, "per_epoch": record.steps_per_epoch},
         )
         figure.add_trace(trace)
         said.append(f"{record.name}: {_tell(curve, y[0])} at step {x[0]:,.0f}, {_tell(curve, y[-1])} at {x[-1]:,.0f}")
@@ -147,9 +147,9 @@ def _curve(curve: Curve, records: Sequence[Record], points: int, table: str) -> 
 
 
 def look(number: int) -> tuple[int, int]:
-    """Of a run or group: which colour, and which dash or symbol; no two of the first 50 are alike."""
-    colours = len(COLOURS["light"])
-    return number % colours, (number + number // colours) % len(DASHES)
+    """Of a run or group: which color, and which dash or symbol; no two of the first 50 are alike."""
+    colors = len(COLORS["light"])
+    return number % colors, (number + number // colors) % len(DASHES)
 
 
 def thinned(
@@ -169,11 +169,11 @@ def thinned(
     return x[order], y[order]
 
 
-def spectrum(found: Sequence[tuple[int, str, Learnt]]) -> Chart:
-    """Singular values of the runs' features; (number, name, what was learnt) of each."""
+def spectrum(found: Sequence[tuple[int, str, Learned]]) -> Chart:
+    """Singular values of the runs' features; (number, name, what was learned) of each."""
     figure, said = go.Figure(), []
-    for number, name, learnt in found:
-        values = learnt.singular_values[learnt.singular_values > 0]
+    for number, name, learned in found:
+        values = learned.singular_values[learned.singular_values > 0]
         x, y = thinned(np.arange(1, len(values) + 1, dtype=np.float64), values.astype(np.float64), 600)
         figure.add_trace(
             go.Scatter(
@@ -182,10 +182,10 @@ def spectrum(found: Sequence[tuple[int, str, Learnt]]) -> Chart:
                 name=shown(name),
                 mode="lines",
                 line={"width": 2, "dash": DASHES[look(number)[1]]},
-                meta={"colour": look(number)[0], "run": number},
+                meta={"color": look(number)[0], "run": number},
             )
         )
-        said.append(f"{name}: effective rank {learnt.effective_rank:.1f} of {len(learnt.singular_values)}")
+        said.append(f"{name}: effective rank {learned.effective_rank:.1f} of {len(learned.singular_values)}")
     figure.update_layout(hovermode="x unified", showlegend=len(found) > 1)
     figure.update_xaxes(type="log", title_text="number of the singular value")
     figure.update_yaxes(type="log", title_text="share of the sum", exponentformat="power")
@@ -199,9 +199,11 @@ def spectrum(found: Sequence[tuple[int, str, Learnt]]) -> Chart:
     )
 
 
-def embedding(learnt: Learnt, number: int, by: str) -> dict[str, Any]:
-    """Map of a run's pictures, a trace for each group; ``by`` label or cluster. customdata: which picture."""
-    groups = learnt.labels if by == "label" and learnt.labels is not None else [f"cluster {c}" for c in learnt.clusters]
+def embedding(learned: Learned, number: int, by: str) -> dict[str, Any]:
+    """Map of a run's images, a trace for each group; ``by`` label or cluster. customdata: which image."""
+    groups = (
+        learned.labels if by == "label" and learned.labels is not None else [f"cluster {c}" for c in learned.clusters]
+    )
     counts = Counter(groups)
     own = sorted((name for name, _ in counts.most_common(GROUPS)), key=_natural)
     figure = go.Figure()
@@ -211,14 +213,14 @@ def embedding(learnt: Learnt, number: int, by: str) -> dict[str, Any]:
             continue
         figure.add_trace(
             go.Scatter(
-                x=[round(float(v), 2) for v in learnt.points[members, 0]],
-                y=[round(float(v), 2) for v in learnt.points[members, 1]],
+                x=[round(float(v), 2) for v in learned.points[members, 0]],
+                y=[round(float(v), 2) for v in learned.points[members, 1]],
                 customdata=members,
                 name=shown(name) if name is not None else f"{len(counts) - len(own)} others",
                 mode="markers",
                 marker={"size": 7, "symbol": SYMBOLS[look(i)[1]] if name is not None else "circle-open"},
                 hoverinfo="none",
-                meta={"colour": look(i)[0] if name is not None else OTHERS},
+                meta={"color": look(i)[0] if name is not None else OTHERS},
             )
         )
     figure.update_layout(hovermode="closest", showlegend=True, meta={"map": number})
@@ -228,7 +230,7 @@ def embedding(learnt: Learnt, number: int, by: str) -> dict[str, Any]:
 
 
 def plain(figure: go.Figure) -> dict[str, Any]:
-    """Without plotly's own colours, which the page sets."""
+    """Without plotly's own colors, which the page sets."""
     whole: dict[str, Any] = json.loads(figure.to_json())
     whole["layout"].pop("template", None)
     return whole

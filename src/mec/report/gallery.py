@@ -1,4 +1,4 @@
-"""Pictures that detection and tracking have left in a run folder."""
+"""Images that detection and tracking have left in a run folder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from PIL import Image
 from mec.errors import InputError
 from mec.evaluate.detection.predict import DRAWN as PREDICTED
 from mec.evaluate.tracking.runner import DRAWN, SETTINGS
-from mec.evaluate.tracking.sequences import BrokenSequenceError
-from mec.report import pictures
+from mec.evaluate.tracking.sequences import SequenceError
+from mec.report import images
 from mec.report.schema import EmbeddedImage
 
 MOST = 3
@@ -62,25 +62,25 @@ def _filmed(run: Path) -> Iterator[EmbeddedImage | None]:
         try:
             frames = open_frames(file)
             frame = next(islice(frames, min(len(frames) // 2, EARLY), None), None)
-        except (InputError, BrokenSequenceError):
+        except (InputError, SequenceError):
             continue
         if frame is not None:
-            yield _picture(Image.fromarray(frame), f"film: a frame of {file.relative_to(run)}")
+            yield _image(Image.fromarray(frame), f"film: a frame of {file.relative_to(run)}")
 
 
 def _opened(file: Path, caption: str) -> EmbeddedImage | None:
     try:
         with Image.open(file, formats=FORMATS) as image:
             image.draft("RGB", (SIDE, SIDE))
-            return _picture(image, caption)
+            return _image(image, caption)
     except (OSError, ValueError, Image.DecompressionBombError):
         return None
 
 
-def _picture(image: Image.Image, caption: str) -> EmbeddedImage:
+def _image(image: Image.Image, caption: str) -> EmbeddedImage:
     image = image.convert("RGB")
     image.thumbnail((SIDE, SIDE))
-    return pictures.picture(image, pictures.printable(caption))
+    return images.image(image, images.printable(caption))
 
 
 def _newest_first(paths: Iterable[Path]) -> list[Path]:

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.report.record import Columns, Record
 from mec.pretraining.health_warnings import COLLAPSED_RANK, FALL, FAR_OUTSIDE, PATIENCE
+from mec.report.record import Columns, Record
 
 WAITS = 0.2
 """Share of the time spent waiting for data from which on more workers, or smaller files, pay."""
@@ -42,7 +42,7 @@ def _skipped(metrics: Columns) -> list[str]:
         return []
     return [
         f"{skipped:,} step{'s were' if skipped > 1 else ' was'} left out: loss or gradient was not finite. Lower "
-        "optimiser.learning_rate or lengthen optimiser.warmup_epochs."
+        "optimizer.lr or lengthen optimizer.warmup_epochs."
     ]
 
 
@@ -55,13 +55,13 @@ def _rank(metrics: Columns) -> list[str]:
     falling = _since((rank >= COLLAPSED_RANK) & (rank < FALL * best))
     if collapsed is not None:
         return [
-            f"The codes collapsed at step {steps[collapsed]:,.0f}: effective rank {rank[collapsed]:.1f}, all pictures "
-            "look alike to the encoder. Lower optimiser.learning_rate, weaken the augmentations, or raise batch_size."
+            f"The codes collapsed at step {steps[collapsed]:,.0f}: effective rank {rank[collapsed]:.1f}, all images "
+            "look alike to the encoder. Lower optimizer.lr, weaken the augmentations, or raise batch_size."
         ]
     if falling is not None:
         return [
             f"The effective rank fell from {best[falling]:.1f} to {rank[falling]:.1f} by step {steps[falling]:,.0f}: "
-            "the codes lose directions. Lower optimiser.learning_rate or objective.distortion."
+            "the codes lose directions. Lower optimizer.lr or objective.distortion."
         ]
     return []
 
@@ -86,7 +86,7 @@ def _waiting(metrics: Columns) -> list[str]:
     if not len(waited) or (share := float(np.mean(waited))) <= WAITS:
         return []
     return [
-        f"{share:.0%} of the time went by waiting for data. Raise workers, keep the pictures on a faster disk or "
+        f"{share:.0%} of the time went by waiting for data. Raise workers, keep the images on a faster disk or "
         "smaller, or give the loader more cores."
     ]
 
@@ -106,7 +106,7 @@ def _after_warmup(metrics: Columns, name: str) -> tuple[NDArray[np.float64], NDA
     if name not in metrics:
         return np.empty(0), np.empty(0)
     steps, values = metrics["step"], metrics[name]
-    rate = metrics.get("learning_rate", np.empty(0))
+    rate = metrics.get("lr", np.empty(0))
     over = np.ones(len(steps), dtype=bool)
     if np.isfinite(rate).any():
         over = np.arange(len(steps)) > int(np.nanargmax(rate))

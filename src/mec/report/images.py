@@ -1,4 +1,4 @@
-"""Pictures as a page carries them: small, in data: URIs."""
+"""Images as a page carries them: small, in data: URIs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from PIL import Image
 from mec.report.schema import EmbeddedImage, Sprites
 
 QUALITY, SMALL_QUALITY = 75, 55
-"""Of WebP: of pictures that are looked at, and of those seen in passing."""
+"""Of WebP: of images that are looked at, and of those seen in passing."""
 
 
-def picture(image: Image.Image, alt: str) -> EmbeddedImage:
+def image(image: Image.Image, alt: str) -> EmbeddedImage:
     """``alt``: what it shows, as plain text."""
     return EmbeddedImage(_webp(image, QUALITY), alt, image.width, image.height)
 
 
 def sprites(images: Sequence[Image.Image], cell: int) -> Sprites:
-    """Pictures of ``cell`` x ``cell`` pixels in one that is about square, in their order, row after row."""
+    """Images of ``cell`` x ``cell`` pixels in one that is about square, in their order, row after row."""
     columns = math.isqrt(len(images) - 1) + 1
     sheet = Image.new("RGB", (columns * cell, -(-len(images) // columns) * cell))
     for number, image in enumerate(images):

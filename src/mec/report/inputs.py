@@ -1,4 +1,4 @@
-"""Where the encoder and the pictures of a run are."""
+"""Where the encoder and the images of a run are."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import NamedTuple
 from mec.engine.checkpoints import by_step, is_whole, step_of
 from mec.errors import InputError
 from mec.models.io import WEIGHTS
-from mec.report.schema import Missing
 from mec.pretraining.run_folder import ENVIRONMENT, Run
+from mec.report.schema import Missing
 
 ADVICE = "--data says where they are now"
 
@@ -37,7 +37,7 @@ def weights_of(run: Path) -> Weights | Missing:
 
 
 def source_of(run: Path, data: str | os.PathLike[str] | None) -> str | Missing:
-    """``data``, or what the run has learnt from."""
+    """``data``, or what the run has learned from."""
     if data is not None:
         return os.fspath(data)
     try:
@@ -47,11 +47,11 @@ def source_of(run: Path, data: str | os.PathLike[str] | None) -> str | Missing:
         there = Path(environment.get("directory", ".")) / typed
         return str(there) if there.exists() and not Path(typed).exists() else typed
     except (OSError, ValueError, KeyError, TypeError):
-        return Missing(f"The run does not say which pictures it learnt from; {ADVICE}.")
+        return Missing(f"The run does not say which images it learned from; {ADVICE}.")
 
 
 def every_of(run: Path) -> int | None:
-    """Of the pictures or frames, each n-th is what the run has learnt from; None is all."""
+    """Of the images or frames, each n-th is what the run has learned from; None is all."""
     try:
         return Run(run).recipe().every
     except (InputError, OSError):
@@ -59,8 +59,8 @@ def every_of(run: Path) -> int | None:
 
 
 def not_opened(data: str | os.PathLike[str] | None, error: InputError) -> Missing:
-    """Of the run's own pictures, why they are not shown; those of ``data`` were asked for: raises the error."""
+    """Of the run's own images, why they are not shown; those of ``data`` were asked for: raises the error."""
     if data is not None:
         raise error
     reason = str(error).splitlines()[-1].removeprefix("data: ")
-    return Missing(f"The pictures it learnt from cannot be opened ({reason}); {ADVICE}.")
+    return Missing(f"The images it learned from cannot be opened ({reason}); {ADVICE}.")

@@ -21,36 +21,36 @@ from rich.console import Console
 
 from mec import __version__
 from mec.errors import InputError
-from mec.files import replacing
+from mec.files import atomic_write
 from mec.report import charts
-from mec.report.schema import Learnt, Missing, EmbeddedImage, Sprites, Views
+from mec.report.analysis import learned
 from mec.report.gallery import gallery
-from mec.report.analysis import learnt
+from mec.report.health import verdicts
 from mec.report.published import published
 from mec.report.record import Record, read_records
+from mec.report.schema import EmbeddedImage, Learned, Missing, Sprites, Views
 from mec.report.tables import evaluations, facts, settings, told
-from mec.report.health import verdicts
 from mec.report.views import views
 
 LIMIT = 5_000_000
 """Bytes of a page: it is sent by mail, and opened on phones."""
-FOR_PICTURES = 2_200_000
-"""Of them, plotly.js taken off, at most for the pictures of all runs."""
+FOR_IMAGES = 2_200_000
+"""Of them, plotly.js taken off, at most for the images of all runs."""
 CURVE_POINTS = 12_000
 """Points of a curve, over all runs."""
-PICTURES = 1_000
+IMAGES = 1_000
 """On the maps of all runs, when nobody says how many."""
-NO_ROOM = "Left out, to keep the page below 5 MB; a report of fewer runs, or with fewer --pictures, has them."
+NO_ROOM = "Left out, to keep the page below 5 MB; a report of fewer runs, or with fewer --images, has them."
 DASH_LENGTHS = ("none", "8 4", "2 3", "8 3 2 3", "14 4")
 Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A run and the pictures that the page has of it."""
+    """A run and the images that the page has of it."""
 
     record: Record
-    learnt: Learnt | Missing
+    learned: Learned | Missing
     views: list[Views] | Missing
     gallery: list[EmbeddedImage]
 
@@ -59,16 +59,16 @@ def write_report(
     runs: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str] | None = None,
     data: str | os.PathLike[str] | None = None,
-    pictures: int = PICTURES,
+    images: int = IMAGES,
     console: Console | None = None,
 ) -> Path:
-    """Write one HTML page that says what was run, whether it learns, what it has learnt and how good it is.
+    """Write one HTML page that says what was run, whether it learns, what it has learned and how good it is.
 
     Args:
         runs: run folders, shown side by side; folders that hold only results.jsonl too.
         out: the page; None is report.html in the first run's folder.
-        data: pictures to look at through the encoders, any source; None is what each run was trained on.
-        pictures: on the maps, divided among the runs.
+        data: images to look at through the encoders, any source; None is what each run was trained on.
+        images: on the maps, divided among the runs.
         console: where progress goes; None is standard error.
 
     Returns:
@@ -77,38 +77,41 @@ def write_report(
     Raises:
         InputError: a folder holds no run, or the page cannot be written.
     """
-    check_pictures(pictures)
+    check_images(images)
     records = read_records(runs)
     path = records[0].folder / "report.html" if out is None else Path(out).expanduser()
     if path.is_dir() or path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"out: expected a file that ends with .html, got {path}")
     say = functools.partial((console or Console(stderr=True)).print, highlight=False, markup=False, soft_wrap=True)
-    page = make_page([gather(record, data, pictures // len(records), say) for record in records])
+    page = make_page([gather(record, data, images // len(records), say) for record in records])
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(page)
     except OSError as error:
         raise InputError(f"out: {path} cannot be written ({error.strerror or error})") from error
     return path
 
 
-def check_pictures(pictures: int) -> None:
-    if not 1 <= pictures <= 10_000:
-        raise InputError(f"pictures: expected 1 to 10,000 pictures on the maps, got {pictures}")
+def check_images(images: int) -> None:
+    if not 1 <= images <= 10_000:
+        raise InputError(f"images: expected 1 to 10,000 images on the maps, got {images}")
 
 
 def gather(record: Record, data: str | os.PathLike[str] | None, most: int, say: Say) -> Shown:
-    """What a run's encoder makes of pictures; the first time it takes as long as the encoder takes for them."""
+    """What a run's encoder makes of images; the first time it takes as long as the encoder takes for them."""
     if not record.recipe:
         nothing = Missing("This folder holds evaluations only: there is no encoder to look through.")
         return Shown(record, nothing, nothing, gallery(record.folder))
     return Shown(
-        record, learnt(record.folder, data, max(20, most), say), views(record.folder, data, say), gallery(record.folder)
+        record,
+        learned(record.folder, data, max(20, most), say),
+        views(record.folder, data, say),
+        gallery(record.folder),
     )
 
 
 def make_page(shown: Sequence[Shown], stamp: str | None = None) -> bytes:
-    """The page, with as many pictures and points as it holds.
+    """The page, with as many images and points as it holds.
 
     Args:
         shown: the runs.
@@ -118,7 +121,7 @@ def make_page(shown: Sequence[Shown], stamp: str | None = None) -> bytes:
         InputError: so many runs that not even their tables fit.
     """
     for share in (1.0, 0.5, 0.25, 0.0):
-        budget, points = int(share * FOR_PICTURES / len(shown)), max(20, int(share * CURVE_POINTS / len(shown)))
+        budget, points = int(share * FOR_IMAGES / len(shown)), max(20, int(share * CURVE_POINTS / len(shown)))
         page = _render([_within(s, budget) for s in shown], min(points, charts.POINTS), stamp)
         if len(page) < LIMIT:
             return page
@@ -126,30 +129,30 @@ def make_page(shown: Sequence[Shown], stamp: str | None = None) -> bytes:
 
 
 def _within(shown: Shown, budget: int) -> Shown:
-    """The most telling pictures first, as long as they fit: thumbnails, neighbours, views, the gallery."""
+    """The most telling images first, as long as they fit: thumbnails, neighbors, views, the gallery."""
     left = budget
 
-    def fits(*pictures: EmbeddedImage | Sprites) -> bool:
+    def fits(*images: EmbeddedImage | Sprites) -> bool:
         nonlocal left
-        size = sum(len(p.source) for p in pictures)
+        size = sum(len(p.source) for p in images)
         if size > left:
             return False
         left -= size
         return True
 
-    seen, looked = shown.learnt, shown.views
-    if isinstance(seen, Learnt):
+    seen, looked = shown.learned, shown.views
+    if isinstance(seen, Learned):
         sprites = seen.sprites if fits(seen.sprites) else Sprites("", 1, 1)
-        rows = [row for row in seen.neighbours if fits(row.query, *(p for _, p in row.found))]
-        seen = replace(seen, sprites=sprites, neighbours=rows)
+        rows = [row for row in seen.neighbors if fits(row.query, *(p for _, p in row.found))]
+        seen = replace(seen, sprites=sprites, neighbors=rows)
     if not isinstance(looked, Missing):
-        looked = [v for v in looked if fits(v.picture, *(p for pair in v.pairs for p in pair))] or Missing(NO_ROOM)
+        looked = [v for v in looked if fits(v.image, *(p for pair in v.pairs for p in pair))] or Missing(NO_ROOM)
     return Shown(shown.record, seen, looked, [p for p in shown.gallery if fits(p)])
 
 
 def _render(shown: Sequence[Shown], points: int, stamp: str | None) -> bytes:
     records = [s.record for s in shown]
-    seen = [(n, s.record.name, s.learnt) for n, s in enumerate(shown) if isinstance(s.learnt, Learnt)]
+    seen = [(n, s.record.name, s.learned) for n, s in enumerate(shown) if isinstance(s.learned, Learned)]
     drawn = charts.curves(records, points)
     spectrum = charts.spectrum(seen) if seen else None
     data = {
@@ -168,7 +171,7 @@ def _render(shown: Sequence[Shown], points: int, stamp: str | None) -> bytes:
         made=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
         stamp=stamp,
         hashes=Markup(f"{_hash(script)} {plotly_hash}"),
-        colours=charts.COLOURS,
+        colors=charts.COLORS,
         dashes=DASH_LENGTHS,
         css=Markup(_text("report.css")),
         script=Markup(script),
@@ -189,7 +192,7 @@ def _render(shown: Sequence[Shown], points: int, stamp: str | None) -> bytes:
     return html.encode("utf-8", errors="replace")  # a name may be of bytes that are no text
 
 
-def _map(number: int, found: Learnt) -> dict[str, Any]:
+def _map(number: int, found: Learned) -> dict[str, Any]:
     figures = {
         by: charts.embedding(found, number, by) for by in ("label", "cluster") if by == "cluster" or found.labels
     }

@@ -33,11 +33,11 @@ class Record:
     Attributes:
         folder: where it is.
         name: what it is called among the runs beside it.
-        recipe: setting, such as optimiser.learning_rate -> value; empty where nothing was trained.
+        recipe: setting, such as optimizer.lr -> value; empty where nothing was trained.
         environment: of environment.json.
         metrics: of metrics.csv. probes: of probes.csv.
         results: lines of results.jsonl that are results, the oldest first.
-        skipped: pictures that could not be read.
+        skipped: images that could not be read.
         ended: the encoder is written.
         notes: what could not be read, in sentences.
     """
@@ -56,10 +56,10 @@ class Record:
     @property
     def steps_per_epoch(self) -> int | None:
         """None where the run does not say."""
-        pictures, batch = self.environment.get("pictures"), self.environment.get("batch")
-        if not isinstance(pictures, int) or not isinstance(batch, int) or batch < 1:
+        images, batch = self.environment.get("images"), self.environment.get("batch")
+        if not isinstance(images, int) or not isinstance(batch, int) or batch < 1:
             return None
-        return pictures // batch or None
+        return images // batch or None
 
     @property
     def written(self) -> datetime | None:
@@ -131,7 +131,7 @@ def _mapping(path: Path, parse: Callable[[str], Any], notes: list[str]) -> dict[
 
 
 def _flat(settings: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Of settings within settings: optimiser.learning_rate -> value."""
+    """Of settings within settings: optimizer.lr -> value."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) and value else {f"{above}{name}": value}

@@ -17,7 +17,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class EmbeddedImage:
-    """A picture as it stands in the page.
+    """An image as it stands in the page.
 
     Attributes:
         source: a data: URI.
@@ -33,11 +33,11 @@ class EmbeddedImage:
 
 @dataclass(frozen=True)
 class Sprites:
-    """Many small pictures in one, row after row.
+    """Many small images in one, row after row.
 
     Attributes:
         source: a data: URI.
-        columns: pictures in a row.
+        columns: images in a row.
         cell: width and height of each, in pixels.
     """
 
@@ -47,47 +47,47 @@ class Sprites:
 
 
 @dataclass(frozen=True)
-class Neighbours:
-    """A picture and those nearest to it, the nearest first, each with its cosine; alts are titles and labels."""
+class Neighbors:
+    """An image and those nearest to it, the nearest first, each with its cosine; alts are titles and labels."""
 
     query: EmbeddedImage
     found: list[tuple[float, EmbeddedImage]]
 
 
 @dataclass(frozen=True)
-class Learnt:
-    """What an encoder makes of n pictures.
+class Learned:
+    """What an encoder makes of n images.
 
     Attributes:
-        pictures: which ones, in words ("1,000 of the 3,969 pictures of photographs/, labels not used").
+        images: which ones, in words ("1,000 of the 3,969 images of photographs/, labels not used").
         encoder: which one, in words ("the trained encoder", "checkpoint of step 1,200").
         points: (n, 2) map of the features, t-SNE.
         titles: n, plain text.
         labels: n names, or None where there are none.
         clusters: (n,) numbers of k-means on the features.
-        sprites: the n pictures.
-        neighbours: rows.
-        singular_values: (min(n, d),) of the centred features, falling, divided by their sum.
+        sprites: the n images.
+        neighbors: rows.
+        singular_values: (min(n, d),) of the centered features, falling, divided by their sum.
         effective_rank: exp of the entropy of the squared singular values' shares.
     """
 
-    pictures: str
+    images: str
     encoder: str
     points: NDArray[np.float32]
     titles: list[str]
     labels: list[str] | None
     clusters: NDArray[np.int64]
     sprites: Sprites
-    neighbours: list[Neighbours]
+    neighbors: list[Neighbors]
     singular_values: NDArray[np.float64]
     effective_rank: float
 
 
 @dataclass(frozen=True)
 class Views:
-    """A picture and pairs of the views that training showed of it."""
+    """An image and pairs of the views that training showed of it."""
 
-    picture: EmbeddedImage
+    image: EmbeddedImage
     pairs: list[tuple[EmbeddedImage, EmbeddedImage]]
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from mec.results import cell, columns_of
-from mec.report.schema import Published
 from mec.report.record import Record
+from mec.report.schema import Published
+from mec.results import cell, columns_of
 
 MAIN = (
     "backbone", "image_size", "epochs", "batch_size", "objective.form", "objective.distortion", "objective.order",
-    "projector.outputs", "teacher.enabled", "optimiser.name", "optimiser.learning_rate", "seed",
+    "projector.outputs", "teacher.enabled", "optimizer.name", "optimizer.lr", "seed",
 )  # fmt: skip
 """Settings told of a run that stands alone."""
 
@@ -75,8 +75,8 @@ def facts(records: Sequence[Record]) -> list[Row]:
     rows: list[tuple[str, Callable[[Record], str]]] = [
         ("state", _state),
         ("data", lambda r: told(r.environment.get("data", ""))),
-        ("pictures", _pictures),
-        ("pictures in a step", lambda r: told(r.environment.get("batch", ""))),
+        ("images", _images),
+        ("images in a step", lambda r: told(r.environment.get("batch", ""))),
         ("time", _time),
         ("started", lambda r: told(r.environment.get("started", "")).replace("T", " ").replace("+00:00", " UTC")),
         ("machine", lambda r: told(r.environment.get("platform", ""))),
@@ -181,9 +181,9 @@ def _state(record: Record) -> str:
     return f"not ended{written}"
 
 
-def _pictures(record: Record) -> str:
-    pictures, classes = (record.environment.get(name) for name in ("pictures", "classes"))
-    words = [f"{pictures:,}"] if isinstance(pictures, int) else []
+def _images(record: Record) -> str:
+    images, classes = (record.environment.get(name) for name in ("images", "classes"))
+    words = [f"{images:,}"] if isinstance(images, int) else []
     if isinstance(classes, int) and classes:
         words.append(f"{classes:,} classes, not used to train")
     if record.skipped:

@@ -17,24 +17,24 @@ from pathlib import Path
 from rich.console import Console
 
 from mec.errors import InputError
-from mec.report.schema import Missing
 from mec.report.gallery import gallery
-from mec.report.page import PICTURES, Say, Shown, check_pictures, gather, make_page
+from mec.report.page import IMAGES, Say, Shown, check_images, gather, make_page
 from mec.report.record import ENCODER, READ, RESULTS, Record, read_records
+from mec.report.schema import Missing
 from mec.report.views import views
 
 ADDRESS = "127.0.0.1"
 """Of this machine alone: nobody else in the network sees the page."""
 PORT, PORTS = 8765, 20
 """The first that is tried, and how many after it."""
-TRAINS = Missing("The run trains; what it has learnt is shown as soon as its encoder is written.")
+TRAINS = Missing("The run trains; what it has learned is shown as soon as its encoder is written.")
 
 
 class Live:
     """The page of some runs, as their folders are now."""
 
-    def __init__(self, runs: Sequence[str | os.PathLike[str]], data: str | None, pictures: int, say: Say) -> None:
-        self.runs, self.data, self.pictures, self.say = runs, data, pictures, say
+    def __init__(self, runs: Sequence[str | os.PathLike[str]], data: str | None, images: int, say: Say) -> None:
+        self.runs, self.data, self.images, self.say = runs, data, images, say
         self.folders = [record.folder for record in read_records(runs)]
         self.looked: dict[Path, tuple[str, Shown]] = {}
         self.made: tuple[str, bytes] = ("", b"")
@@ -60,7 +60,7 @@ class Live:
 
     def _look(self, record: Record) -> Shown:
         if record.ended or not record.recipe:
-            return gather(record, self.data, self.pictures // len(self.folders), self.say)
+            return gather(record, self.data, self.images // len(self.folders), self.say)
         return Shown(record, TRAINS, views(record.folder, self.data, self.say), gallery(record.folder))
 
 
@@ -135,7 +135,7 @@ def server_of(live: Live, port: int | None) -> ThreadingHTTPServer:
 def watch(
     runs: Sequence[str | os.PathLike[str]],
     data: str | None = None,
-    pictures: int = PICTURES,
+    images: int = IMAGES,
     port: int | None = None,
     console: Console | None = None,
 ) -> None:
@@ -144,17 +144,17 @@ def watch(
     Args:
         runs: run folders, as of ``write_report``.
         data: as there.
-        pictures: as there.
+        images: as there.
         port: of 127.0.0.1; None is the first free one from 8765 on.
         console: where the address goes; None is standard error.
 
     Raises:
         InputError: a folder holds no run, or the port is taken.
     """
-    check_pictures(pictures)
+    check_images(images)
     console = console or Console(stderr=True)
     say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    live = Live(runs, data, pictures, say)
+    live = Live(runs, data, images, say)
     with server_of(live, port) as server:
         try:
             live.page()  # what takes long is told before there is an address to open

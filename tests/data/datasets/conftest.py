@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mec.data import Reading, TwoViews, open_images
+from mec.data import PixelFormat, TwoViews, open_dataset
 from mec.data.loaders import EpochSampler, training_loader
-from tests.data.datasets.shard_files import CPU, PICTURES, TOTAL, views_of, write_shards
+from tests.data.datasets.shard_files import CPU, IMAGES, TOTAL, views_of, write_shards
 
 
 @pytest.fixture(autouse=True)
@@ -50,16 +50,16 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same pictures as files, in the same order."""
+    """The same images as files, in the same order."""
     folder = tmp_path_factory.mktemp("folder")
-    for i, content in enumerate(PICTURES):
+    for i, content in enumerate(IMAGES):
         (folder / f"{i:04}.jpg").write_bytes(content)
     return folder
 
 
 @pytest.fixture(scope="module")
 def expected(folder: Path) -> dict[int, torch.Tensor]:
-    """The views of each picture in epoch 2, cropped from files."""
+    """The views of each image in epoch 2, cropped from files."""
     sampler = EpochSampler(TOTAL, TOTAL, seed=0)
     sampler.set_epoch(2)
-    return views_of(list(training_loader(open_images(folder), TwoViews(16, seed=3), sampler, Reading(), CPU, 0)))
+    return views_of(list(training_loader(open_dataset(folder), TwoViews(16, seed=3), sampler, PixelFormat(), CPU, 0)))

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from mec.data import Reading, TwoViews, open_images, read
-from mec.data.dataset import FileImages
+from mec.data import PixelFormat, TwoViews, open_dataset, read_image
+from mec.data.dataset import FileDataset
+from mec.data.datasets.huggingface import TableDataset
 from mec.data.loaders import EpochSampler, training_loader
-from mec.data.datasets.huggingface import TableImages
 from mec.errors import InputError
-from tests.data.datasets.table_files import PICTURES, SPECIES, TOTAL, data_set, write_plain
+from tests.data.datasets.table_files import IMAGES, SPECIES, TOTAL, data_set, write_plain
 
 pytestmark = pytest.mark.usefixtures("own_cache", "asked")
 CPU = torch.device("cpu")
@@ -23,9 +23,9 @@ Source = Callable[[Path], Path]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pictures as files in folders of their classes."""
+    """The images as files in folders of their classes."""
     folder = tmp_path_factory.mktemp("folder")
-    for i, (content, name) in enumerate(zip(PICTURES, SPECIES, strict=True)):
+    for i, (content, name) in enumerate(zip(IMAGES, SPECIES, strict=True)):
         (folder / name).mkdir(exist_ok=True)
         (folder / name / f"{i:02}.png").write_bytes(content)
     return folder
@@ -41,7 +41,7 @@ def by_pyarrow(folder: Path) -> Path:
 
 
 def by_pyarrow_as_structs(folder: Path) -> Path:
-    structs = [{"bytes": content, "path": f"{i}.png"} for i, content in enumerate(PICTURES)]
+    structs = [{"bytes": content, "path": f"{i}.png"} for i, content in enumerate(IMAGES)]
     pq.write_table(pa.table({"img": structs, "class": SPECIES}), folder / "a.parquet")
     return folder / "a.parquet"
 
@@ -73,16 +73,16 @@ SOURCES = [
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_table_gives_what_the_folder_gives(tmp_path: Path, folder: Path, source: Source, asked: list[object]) -> None:
-    images, files = open_images(source(tmp_path)), open_images(folder)
-    assert isinstance(images, TableImages)
-    assert isinstance(files, FileImages)
+    images, files = open_dataset(source(tmp_path)), open_dataset(folder)
+    assert isinstance(images, TableDataset)
+    assert isinstance(files, FileDataset)
     assert len(images) == len(files) == TOTAL
     assert images.classes == files.classes == ["ant", "bee", "cat"]
     for j, name in enumerate(files.names):
         i = int(Path(name).stem)
         assert images.load(i) == files.load(j)
         assert images.labels[i] == files.labels[j]
-        assert np.array_equal(read(images, i), read(files, j))
+        assert np.array_equal(read_image(images, i), read_image(files, j))
     assert not asked
 
 
@@ -109,8 +109,8 @@ def saved_in_splits(folder: Path) -> Path:
 def test_a_table_has_its_own_split(tmp_path: Path, source: Source, asked: list[object]) -> None:
     path = source(tmp_path)
     for split, rows in (("train", range(8)), ("pretrain", range(8)), ("all", range(8)), ("test", range(8, TOTAL))):
-        images = open_images(path, split)
-        assert [images.load(i) for i in range(len(images))] == [PICTURES[i] for i in rows]
+        images = open_dataset(path, split)
+        assert [images.load(i) for i in range(len(images))] == [IMAGES[i] for i in rows]
         assert images.classes == ["ant", "bee", "cat"]
         assert [images.classes[i] for i in images.labels] == [SPECIES[i] for i in rows]
     assert not asked
@@ -120,61 +120,61 @@ def test_unknown_classes_in_the_test_part_are_named(tmp_path: Path) -> None:
     write_plain(tmp_path / "train.parquet", range(2))
     write_plain(tmp_path / "test.parquet", range(2, 4))
     with pytest.raises(InputError, match=r"classes that the training ones lack: cat$"):
-        open_images(tmp_path)
+        open_dataset(tmp_path)
 
 
-def test_parquet_beside_pictures_is_left_alone(tmp_path: Path) -> None:
+def test_parquet_beside_images_is_left_alone(tmp_path: Path) -> None:
     write_plain(tmp_path / "metadata.parquet")
     for part in ("train", "test"):
         (tmp_path / part).mkdir()
-        (tmp_path / part / "0.png").write_bytes(PICTURES[0])
-    assert isinstance(open_images(tmp_path), FileImages)
+        (tmp_path / part / "0.png").write_bytes(IMAGES[0])
+    assert isinstance(open_dataset(tmp_path), FileDataset)
 
 
 def test_a_part_of_the_rows(tmp_path: Path) -> None:
     path = write_plain(tmp_path / "a.parquet")
-    images = open_images(path, every=2).subset(np.array([4, 1]))
-    assert [images.load(i) for i in (0, 1)] == [PICTURES[8], PICTURES[2]]
+    images = open_dataset(path, every=2).subset(np.array([4, 1]))
+    assert [images.load(i) for i in (0, 1)] == [IMAGES[8], IMAGES[2]]
     assert [images.classes[i] for i in images.labels] == [SPECIES[8], SPECIES[2]]
     assert images.title(0) == "a.parquet, row 8"
-    train, test = open_images(path, "train"), open_images(path, "test")
+    train, test = open_dataset(path, "train"), open_dataset(path, "test")
     parts = [{part.load(i) for i in range(len(part))} for part in (train, test)]
-    assert parts[0] | parts[1] == set(PICTURES)
+    assert parts[0] | parts[1] == set(IMAGES)
     assert len(parts[1]) == 3
 
 
 @pytest.mark.parametrize("source", [by_datasets, by_pyarrow, saved_to_disk])
 def test_workers_read_tables(tmp_path: Path, folder: Path, source: Source) -> None:
-    images, views = open_images(source(tmp_path)), TwoViews(16, seed=3)
+    images, views = open_dataset(source(tmp_path)), TwoViews(16, seed=3)
     found = []
     for workers in (0, 2):
-        loader = training_loader(images, views, EpochSampler(TOTAL, 4, seed=0), Reading(), CPU, workers)
+        loader = training_loader(images, views, EpochSampler(TOTAL, 4, seed=0), PixelFormat(), CPU, workers)
         found.append(list(loader))
         assert not [lost for batch in found[-1] for lost in batch.lost]
     for a, b in zip(*found, strict=True):
         assert a.indices.tolist() == b.indices.tolist()
-        assert torch.equal(a.pictures, b.pictures)
+        assert torch.equal(a.images, b.images)
 
 
 def test_a_table_that_changed_is_read_anew(tmp_path: Path) -> None:
     """datasets keeps a copy that it can read at any row, which parquet cannot; it goes by the date of the file."""
     path = write_plain(tmp_path / "a.parquet", range(4))
-    assert open_images(path).load(3) == PICTURES[3]
+    assert open_dataset(path).load(3) == IMAGES[3]
     copies = list(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow"))
     assert len(copies) == 1
-    assert open_images(path).load(0) == PICTURES[0]
+    assert open_dataset(path).load(0) == IMAGES[0]
     assert list(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow")) == copies
     before = path.stat()
     write_plain(path, range(5, 9))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
-    images = open_images(path)
-    assert [images.load(i) for i in range(4)] == PICTURES[5:9]
+    images = open_dataset(path)
+    assert [images.load(i) for i in range(4)] == IMAGES[5:9]
 
 
 def test_nothing_is_written_beside_the_files_or_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     path = write_plain(tmp_path / "data" / "a.parquet")
-    open_images(path).load(0)
+    open_dataset(path).load(0)
     assert list(path.parent.iterdir()) == [path]
     assert not list((tmp_path / "home").iterdir())

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mec.data import open_images, read
+from mec.data import open_dataset, read_image
 from mec.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("own_cache", "asked")
@@ -34,7 +34,7 @@ def test_a_missing_extra_is_said(
     (tmp_path / "a.tar").touch()
     (tmp_path / "a.mp4").touch()
     with pytest.raises(InputError, match=rf"{name[-4:]}.* needs .*pip install 'mec-ssl\[{extra}\]'$"):
-        open_images(name if "://" in name else tmp_path / name)
+        open_dataset(name if "://" in name else tmp_path / name)
 
 
 def test_a_missing_tiff_reader_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,4 +43,4 @@ def test_a_missing_tiff_reader_is_said(tmp_path: Path, monkeypatch: pytest.Monke
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((5, 8, 9), np.uint16), photometric="minisblack")
     hide("tifffile", monkeypatch)
     with pytest.raises(InputError, match=r"a TIFF with more .*; pip install 'mec-ssl\[tiff\]'$"):
-        read(open_images(tmp_path), 0)
+        read_image(open_dataset(tmp_path), 0)

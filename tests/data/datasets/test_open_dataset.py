@@ -5,84 +5,84 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mec.data import ArrayImages, FileImages, Reading, open_images, read
+from mec.data import ArrayDataset, FileDataset, PixelFormat, open_dataset, read_image
 from mec.errors import InputError
 
 
-def write(path: Path, size: tuple[int, int] = (20, 10), colour: object = (200, 30, 60), mode: str = "RGB") -> Path:
+def write(path: Path, size: tuple[int, int] = (20, 10), color: object = (200, 30, 60), mode: str = "RGB") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour).save(path)
+    Image.new(mode, size, color).save(path)
     return path
 
 
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
-    """Two classes of ten pictures."""
+    """Two classes of ten images."""
     for name in ("ant", "bee"):
         for i in range(10):
-            write(tmp_path / name / f"{i}.png", colour=(i, 0, 0))
+            write(tmp_path / name / f"{i}.png", color=(i, 0, 0))
     return tmp_path
 
 
 def test_a_folder_of_classes(classes: Path) -> None:
-    dataset = open_images(classes)
-    assert isinstance(dataset, FileImages)
+    dataset = open_dataset(classes)
+    assert isinstance(dataset, FileDataset)
     assert dataset.classes == ["ant", "bee"]
     assert dataset.labels.tolist() == [0] * 10 + [1] * 10
-    assert read(dataset, 3).shape == (10, 20, 3)
+    assert read_image(dataset, 3).shape == (10, 20, 3)
 
 
 def test_the_fixed_division_keeps_a_fifth_of_each_class(classes: Path) -> None:
-    train, test = open_images(classes, "train"), open_images(classes, "test")
-    assert sorted(train.names + test.names) == sorted(open_images(classes).names)
+    train, test = open_dataset(classes, "train"), open_dataset(classes, "test")
+    assert sorted(train.names + test.names) == sorted(open_dataset(classes).names)
     assert np.bincount(test.labels).tolist() == [2, 2]
-    assert open_images(classes, "test").names == test.names
+    assert open_dataset(classes, "test").names == test.names
 
 
-def test_pictures_at_any_depth_without_labels(tmp_path: Path) -> None:
+def test_images_at_any_depth_without_labels(tmp_path: Path) -> None:
     for name in ("a.JPG", "deep/er/b.png", "deep/c.webp", "d.txt", ".hidden.png", ".cache/e.png"):
-        write(tmp_path / name) if not name.endswith("txt") else (tmp_path / name).write_text("no picture")
-    dataset = open_images(tmp_path)
+        write(tmp_path / name) if not name.endswith("txt") else (tmp_path / name).write_text("no image")
+    dataset = open_dataset(tmp_path)
     assert dataset.labels is None
     assert sorted(dataset.names) == ["a.JPG", os.path.join("deep", "c.webp"), os.path.join("deep", "er", "b.png")]
 
 
 def test_links_in_a_circle_end(classes: Path) -> None:
     (classes / "ant" / "again").symlink_to(classes)
-    assert len(open_images(classes)) == 20
+    assert len(open_dataset(classes)) == 20
 
 
 def test_a_folder_with_its_own_split(tmp_path: Path) -> None:
     for part, names in (("train", ("a", "b")), ("val", ("b", "a"))):
         for name in names:
             write(tmp_path / part / name / "x.png")
-    assert open_images(tmp_path, "test").classes == ["a", "b"]
-    assert len(open_images(tmp_path, "train")) == 2
+    assert open_dataset(tmp_path, "test").classes == ["a", "b"]
+    assert len(open_dataset(tmp_path, "train")) == 2
     write(tmp_path / "val" / "new" / "x.png")
-    with pytest.raises(InputError, match="classes that the training pictures lack: new"):
-        open_images(tmp_path)
+    with pytest.raises(InputError, match="classes that the training images lack: new"):
+        open_dataset(tmp_path)
 
 
 def test_npz(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (6, 8, 9, 3), dtype=np.uint8)
-    np.savez(tmp_path / "a.npz", images=pictures, labels=np.array([5, 7, 5, 7, 5, 7]))
-    dataset = open_images(tmp_path / "a.npz")
+    images = rng.integers(0, 256, (6, 8, 9, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.array([5, 7, 5, 7, 5, 7]))
+    dataset = open_dataset(tmp_path / "a.npz")
     assert dataset.classes == ["5", "7"]
     assert dataset.labels.tolist() == [0, 1, 0, 1, 0, 1]
-    assert np.array_equal(read(dataset, 2), pictures[2])
+    assert np.array_equal(read_image(dataset, 2), images[2])
     np.savez(tmp_path / "b.npz", x=rng.random((4, 8, 8)).astype(np.float32))
-    assert read(open_images(tmp_path / "b.npz"), 0).shape == (8, 8, 3)
-    halves = {"images": pictures, "labels": np.eye(6)[:, :1]}
+    assert read_image(open_dataset(tmp_path / "b.npz"), 0).shape == (8, 8, 3)
+    halves = {"images": images, "labels": np.eye(6)[:, :1]}
     medmnist = {f"{part}_{key}": value for part in ("train", "test") for key, value in halves.items()}
     np.savez(tmp_path / "c.npz", **medmnist)
-    assert len(open_images(tmp_path / "c.npz", "test")) == 6
+    assert len(open_dataset(tmp_path / "c.npz", "test")) == 6
 
 
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": np.full((4, 8, 8), "a")}, "expected pictures as numbers"),
+        ({"images": np.full((4, 8, 8), "a")}, "expected images as numbers"),
         ({"images": np.zeros((4, 8), np.uint8)}, r"\(n, height, width"),
         ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.zeros(3)}, "expected 4 labels, got 3"),
         ({"weights": np.zeros(3)}, "none of images"),
@@ -92,22 +92,22 @@ def test_npz(tmp_path: Path) -> None:
 def test_bad_npz(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(InputError, match=message):
-        open_images(tmp_path / "a.npz")
+        open_dataset(tmp_path / "a.npz")
 
 
 def test_digits_are_the_embedded_default() -> None:
-    train, test = open_images("digits", "train"), open_images("digits", "test")
-    assert isinstance(train, ArrayImages)
+    train, test = open_dataset("digits", "train"), open_dataset("digits", "test")
+    assert isinstance(train, ArrayDataset)
     assert (len(train), len(test)) == (1347, 450)
-    assert train.pictures.shape[1:] == (8, 8, 1)
-    assert train.pictures.max() == 255
+    assert train.images.shape[1:] == (8, 8, 1)
+    assert train.images.max() == 255
 
 
 def test_a_local_copy_of_a_named_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part in ("train", "test"):
         write(tmp_path / "cifar10" / part / "cat" / "0.png", size=(32, 32))
     monkeypatch.setenv("MEC_DATA", str(tmp_path))
-    assert open_images("cifar10", "test").classes == ["cat"]
+    assert open_dataset("cifar10", "test").classes == ["cat"]
 
 
 def test_torchvisions_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,8 +124,8 @@ def test_torchvisions_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
     monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
-    assert len(open_images(tmp_path, "train")) == 10
-    assert len(open_images(tmp_path, "test")) == 2
+    assert len(open_dataset(tmp_path, "train")) == 10
+    assert len(open_dataset(tmp_path, "test")) == 2
 
 
 def test_a_download_that_is_impossible_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +135,7 @@ def test_a_download_that_is_impossible_says_what_to_do(tmp_path: Path, monkeypat
     monkeypatch.setenv("MEC_DATA", str(tmp_path))
     monkeypatch.setattr("torchvision.datasets.FashionMNIST.download", refuse)
     with pytest.raises(InputError, match=r"fashion-mnist is not under .*no route to host.*MEC_DATA"):
-        open_images("fashion-mnist")
+        open_dataset("fashion-mnist")
 
 
 def test_what_is_not_a_source(tmp_path: Path) -> None:
@@ -144,16 +144,16 @@ def test_what_is_not_a_source(tmp_path: Path) -> None:
     (tmp_path / "a.doc").write_text("")
     for source, message in (
         (tmp_path / "absent", r"does not exist; the named sets are cifar10, cifar100, digits"),
-        (tmp_path / "empty", "no picture in"),
-        (tmp_path / "a.txt", "lists no picture"),
+        (tmp_path / "empty", "no image in"),
+        (tmp_path / "a.txt", "lists no image"),
         (tmp_path / "a.doc", "none of a folder, .txt"),
     ):
         with pytest.raises(InputError, match=message):
-            open_images(source)
+            open_dataset(source)
 
 
 @pytest.mark.parametrize(
-    ("mode", "colour", "expected"),
+    ("mode", "color", "expected"),
     [
         ("L", 70, (70, 70, 70)),
         ("RGB", (1, 2, 3), (1, 2, 3)),
@@ -164,58 +164,58 @@ def test_what_is_not_a_source(tmp_path: Path) -> None:
         ("I;16", 65535, (255, 255, 255)),
     ],
 )
-def test_modes_of_pictures(tmp_path: Path, mode: str, colour: object, expected: tuple[int, ...] | None) -> None:
-    write(tmp_path / "a.png", colour=colour, mode=mode)
-    picture = read(open_images(tmp_path), 0)
-    assert picture.dtype == np.uint8
-    assert picture.shape == (10, 20, 3)
-    assert expected is None or tuple(picture[0, 0]) == expected
-    assert read(open_images(tmp_path), 0, Reading(1)).shape == (10, 20, 1)
+def test_modes_of_images(tmp_path: Path, mode: str, color: object, expected: tuple[int, ...] | None) -> None:
+    write(tmp_path / "a.png", color=color, mode=mode)
+    image = read_image(open_dataset(tmp_path), 0)
+    assert image.dtype == np.uint8
+    assert image.shape == (10, 20, 3)
+    assert expected is None or tuple(image[0, 0]) == expected
+    assert read_image(open_dataset(tmp_path), 0, PixelFormat(1)).shape == (10, 20, 1)
 
 
-def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
+def test_exif_orientation_is_honored(tmp_path: Path) -> None:
     image = Image.new("RGB", (20, 10))
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(tmp_path / "a.jpg", exif=exif)
-    assert read(open_images(tmp_path), 0).shape == (20, 10, 3)
+    assert read_image(open_dataset(tmp_path), 0).shape == (20, 10, 3)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n"])
-def test_a_broken_picture_is_named(tmp_path: Path, content: bytes) -> None:
+def test_a_broken_image_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "broken.png").write_bytes(content)
-    with pytest.raises(InputError, match=r"the file is empty|not a picture|truncated|broken"):
-        read(open_images(tmp_path), 0)
+    with pytest.raises(InputError, match=r"the file is empty|not an image|truncated|broken"):
+        read_image(open_dataset(tmp_path), 0)
 
 
 def test_real_photographs(real_data: Path) -> None:
-    dataset = open_images(real_data / "caltech101" / "101_ObjectCategories")
+    dataset = open_dataset(real_data / "caltech101" / "101_ObjectCategories")
     assert (len(dataset), len(dataset.classes)) == (3969, 101)
-    assert read(dataset, 0).shape[2] == 3
+    assert read_image(dataset, 0).shape[2] == 3
 
 
-def test_stl10_pretrains_on_its_unlabelled_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stl10_pretrains_on_its_unlabeled_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The layout that torchvision unpacks: (n, channel, column, row) bytes and labels from 1."""
     from torchvision.datasets import STL10
 
     folder = tmp_path / STL10.base_folder
     folder.mkdir()
     rng = np.random.default_rng(0)
-    pictures = {name: rng.integers(0, 256, (n, 3, 96, 96), dtype=np.uint8) for name, n in (("train", 4), ("test", 3))}
-    pictures["unlabeled"] = rng.integers(0, 256, (5, 3, 96, 96), dtype=np.uint8)
-    for name, values in pictures.items():
+    images = {name: rng.integers(0, 256, (n, 3, 96, 96), dtype=np.uint8) for name, n in (("train", 4), ("test", 3))}
+    images["unlabeled"] = rng.integers(0, 256, (5, 3, 96, 96), dtype=np.uint8)
+    for name, values in images.items():
         (folder / f"{name}_X.bin").write_bytes(values.tobytes())
     (folder / "train_y.bin").write_bytes(bytes([1, 2, 3, 10]))
     (folder / "test_y.bin").write_bytes(bytes([10, 1, 2]))
     (folder / STL10.class_names_file).write_text("\n".join("abcdefghij"))
     monkeypatch.setattr(STL10, "_check_integrity", lambda self: True)
     monkeypatch.setenv("MEC_DATA", str(tmp_path))
-    pretrain, train, test = (open_images("stl10", part) for part in ("pretrain", "train", "test"))
+    pretrain, train, test = (open_dataset("stl10", part) for part in ("pretrain", "train", "test"))
     assert (len(pretrain), len(train), len(test)) == (5, 4, 3)
     assert pretrain.labels is None
     assert train.labels.tolist() == [0, 1, 2, 9]
     assert test.classes == list("abcdefghij")
-    assert np.array_equal(read(pretrain, 1), pictures["unlabeled"][1].transpose(2, 1, 0))
+    assert np.array_equal(read_image(pretrain, 1), images["unlabeled"][1].transpose(2, 1, 0))
 
 
 def test_cifar100_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,9 +230,9 @@ def test_cifar100_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"c{i:02}" for i in range(100)]}))
     monkeypatch.setattr(CIFAR100, "_check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
-    assert open_images(tmp_path, "test").labels.tolist() == [0, 99]
+    assert open_dataset(tmp_path, "test").labels.tolist() == [0, 99]
     monkeypatch.setenv("MEC_DATA", str(tmp_path))
-    assert len(open_images("cifar100").classes) == 100
+    assert len(open_dataset("cifar100").classes) == 100
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_classes_of_whole_numbers_are_in_their_order_and_others_in_the_alphabets
 ) -> None:
     path = tmp_path / "labels.csv"
     path.write_text("".join(f"{i}.png,{name}\n" for i, name in enumerate(names)))
-    assert open_images(path).classes == order
+    assert open_dataset(path).classes == order
 
 
 def test_a_table_without_a_column_of_labels_is_told(tmp_path: Path) -> None:
@@ -252,6 +252,6 @@ def test_a_table_without_a_column_of_labels_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"^labels: .*labels\.csv has the columns image, species, expected one of label, "
     ):
-        open_images(path)
+        open_dataset(path)
     path.write_text("a.jpg,cat\nb.jpg,image\n")
-    assert open_images(path).classes == ["cat", "image"]
+    assert open_dataset(path).classes == ["cat", "image"]

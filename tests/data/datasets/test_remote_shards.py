@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from mec.data import Reading, TwoViews, open_images
+from mec.data import PixelFormat, TwoViews, open_dataset
 from mec.data.loaders import training_loader, training_sampler
 from mec.errors import InputError
 from tests.data.datasets.shard_files import (
     CPU,
-    PICTURES,
+    IMAGES,
     SIZES,
     TOTAL,
     Members,
@@ -130,20 +130,20 @@ def serve(server: Server, folder: Path) -> str:
 
 
 def middle_of(content: bytes, number: int) -> int:
-    """A byte within the picture of sample ``number``."""
+    """A byte within the image of sample ``number``."""
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         (at,) = [m.offset_data + m.size // 2 for m in tar if m.name == f"{number:04}.jpg"]
     return at
 
 
 def serve_large(server: Server, tmp_path: Path, breaks_in: int) -> Members:
-    """A shard of 20 pictures of 200 kB, whose connection breaks within one of them, and a whole shard.
+    """A shard of 20 images of 200 kB, whose connection breaks within one of them, and a whole shard.
 
     aiohttp keeps to itself what it has received last before a break: some 400 kB.
     """
-    members = [(f"{i:04}.jpg", PICTURES[i] + bytes(200_000)) for i in range(20)]
+    members = [(f"{i:04}.jpg", IMAGES[i] + bytes(200_000)) for i in range(20)]
     server.files["a.tar"] = write_tar(tmp_path / "a.tar", members).read_bytes()
-    server.files["b.tar"] = write_tar(tmp_path / "b.tar", samples(range(20, 24), labelled=False)).read_bytes()
+    server.files["b.tar"] = write_tar(tmp_path / "b.tar", samples(range(20, 24), labeled=False)).read_bytes()
     server.files["sizes.json"] = b'{"a.tar": 20, "b.tar": 4}'
     server.cuts["a.tar"] = (middle_of(server.files["a.tar"], breaks_in), 1000)
     return members
@@ -151,9 +151,9 @@ def serve_large(server: Server, tmp_path: Path, breaks_in: int) -> Members:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_remote_shards(server: Server, tmp_path: Path, expected: dict[int, torch.Tensor], workers: int) -> None:
-    images = open_images(serve(server, tmp_path))
+    images = open_dataset(serve(server, tmp_path))
     assert [images.classes[i] for i in images.labels] == [species(i) for i in range(TOTAL)]
-    assert [images.load(i) for i in range(TOTAL)] == PICTURES
+    assert [images.load(i) for i in range(TOTAL)] == IMAGES
     (batches,) = an_epoch(images, workers=workers, epoch=2, batch=2)
     assert sorted(numbers_of(batches)) == list(range(TOTAL))
     for i, views in views_of(batches).items():
@@ -162,23 +162,23 @@ def test_remote_shards(server: Server, tmp_path: Path, expected: dict[int, torch
 
 def test_remote_contents_are_kept_until_the_shard_changes(server: Server, tmp_path: Path) -> None:
     source = serve(server, tmp_path)
-    open_images(source)
+    open_dataset(source)
     before = len(server.asked)
-    assert len(open_images(source)) == TOTAL
+    assert len(open_dataset(source)) == TOTAL
     # what the size and date are asked with, HEAD, for each
     assert len(server.asked) - before == len(SIZES)
     size = len(server.files["x-0001.tar"])
     server.files["x-0001.tar"] = write_tar(tmp_path / "x-0001.tar", samples(range(2))).read_bytes()
     assert len(server.files["x-0001.tar"]) == size
     server.date += 60
-    assert len(open_images(source)) == TOTAL + 1
+    assert len(open_dataset(source)) == TOTAL + 1
 
 
 def test_stated_counts_of_remote_shards(server: Server, tmp_path: Path) -> None:
     source = serve(server, tmp_path)
     counts = {f"x-{shard:04}.tar": size for shard, size in enumerate(SIZES)}
     server.files["sizes.json"] = json.dumps(counts).encode()
-    assert len(open_images(source, "pretrain")) == TOTAL
+    assert len(open_dataset(source, "pretrain")) == TOTAL
     assert set(server.asked) == {"sizes.json"}
 
 
@@ -191,16 +191,16 @@ def test_a_shard_larger_than_a_block(server: Server, tmp_path: Path) -> None:
         np.save(file, array)
         members.append((f"{i}.npy", file.getvalue()))
     server.files["a.tar"] = write_tar(tmp_path / "a.tar", members).read_bytes()
-    images = open_images(server.url("a.tar"))
+    images = open_dataset(server.url("a.tar"))
     assert [images.load(i) for i in range(7)] == [content for _, content in members]
-    assert images.left_out == 0
+    assert images.ignored_files == 0
 
 
 def test_a_slow_reader_is_no_silent_server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mec.data.datasets.tar_reader.SILENCE", 1.0)
-    members = [(f"{i}.jpg", PICTURES[i] + bytes(2**21)) for i in range(7)]
+    members = [(f"{i}.jpg", IMAGES[i] + bytes(2**21)) for i in range(7)]
     server.files["a.tar"] = write_tar(tmp_path / "a.tar", members).read_bytes()
-    images = open_images(server.url("a.tar"))
+    images = open_dataset(server.url("a.tar"))
     before = len(server.asked)
     for i in range(7):
         assert images.load(i) == members[i][1]
@@ -213,40 +213,40 @@ def test_a_connection_that_breaks_once_is_made_again(server: Server, tmp_path: P
     source = serve(server, tmp_path)
     at = middle_of(server.files["x-0002.tar"], 15)
     server.cuts["x-0002.tar"] = (at, 1)
-    images = open_images(source)
-    assert (len(images), images.left_out, server.cuts["x-0002.tar"]) == (TOTAL, 0, (at, 0))
+    images = open_dataset(source)
+    assert (len(images), images.ignored_files, server.cuts["x-0002.tar"]) == (TOTAL, 0, (at, 0))
     server.cuts["x-0002.tar"] = (at, 2)
-    assert [images.load(i) for i in range(TOTAL)] == PICTURES
+    assert [images.load(i) for i in range(TOTAL)] == IMAGES
     assert server.cuts["x-0002.tar"] == (at, 0)
 
 
 def test_a_server_that_is_busy_is_asked_again(server: Server, tmp_path: Path) -> None:
     source = serve(server, tmp_path)
     server.busy = {"x-0001.tar": 4}
-    assert len(open_images(source)) == TOTAL
+    assert len(open_dataset(source)) == TOTAL
 
 
 def test_a_connection_that_always_breaks_gives_what_comes_before(server: Server, tmp_path: Path) -> None:
     members = serve_large(server, tmp_path, breaks_in=14)
-    images = open_images(server.url("{a,b}.tar"))
-    assert images.left_out == 1
+    images = open_dataset(server.url("{a,b}.tar"))
+    assert images.ignored_files == 1
     before = len(images) - 4
     assert 9 <= before <= 14
     assert [images.load(i) for i in range(9)] == [content for _, content in members[:9]]
-    assert [images.load(before + i) for i in range(4)] == PICTURES[20:24]
+    assert [images.load(before + i) for i in range(4)] == IMAGES[20:24]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_goes_on_over_a_connection_that_always_breaks(server: Server, tmp_path: Path, workers: int) -> None:
     serve_large(server, tmp_path, breaks_in=14)
-    images = open_images(server.url("{a,b}.tar"), "pretrain")
+    images = open_dataset(server.url("{a,b}.tar"), "pretrain")
     sampler = training_sampler(images, 2, seed=0)
-    loader = training_loader(images, TwoViews(16, seed=3), sampler, Reading(), CPU, workers)
+    loader = training_loader(images, TwoViews(16, seed=3), sampler, PixelFormat(), CPU, workers)
     for epoch in range(2):
         sampler.set_epoch(epoch)
         batches = list(loader)
         assert sorted(numbers_of(batches)) == list(range(24))
-        assert all(len(b.pictures) == 2 for b in batches)
+        assert all(len(b.images) == 2 for b in batches)
         lost = {title.rpartition(" ")[2] for title in lost_of(batches)}
         assert {str(i) for i in range(14, 20)} <= lost <= {str(i) for i in range(9, 20)}
 
@@ -256,17 +256,17 @@ def test_what_a_server_lacks_is_said_at_once(server: Server, tmp_path: Path, mon
     source = serve(server, tmp_path)
     del server.files["x-0003.tar"]
     with pytest.raises(InputError, match=r"x-0003\.tar cannot be read \(404, message='Not Found'") as raised:
-        open_images(source)
+        open_dataset(source)
     assert "\n" not in str(raised.value)
     server.key = "secret"
     with pytest.raises(InputError, match=r"x-0000\.tar cannot be read \(403"):
-        open_images(source)
+        open_dataset(source)
 
 
 def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mec.data.datasets.webdataset.PAUSE", 0.01)
     with pytest.raises(InputError, match=r"a\.tar cannot be read \(.*[Cc]onnect"):
-        open_images("http://127.0.0.1:9/a.tar")
+        open_dataset("http://127.0.0.1:9/a.tar")
 
 
 @pytest.mark.parametrize("at", [0, 4000])
@@ -279,11 +279,11 @@ def test_a_server_that_falls_silent_is_given_up(
     begun = time.monotonic()
     if at == 0:
         with pytest.raises(InputError, match=r"x-0000\.tar cannot be read \(.*[Tt]ime"):
-            open_images(source)
+            open_dataset(source)
     else:
-        images = open_images(source)
-        assert images.left_out == 1
-        assert images.load(0) == PICTURES[0]
+        images = open_dataset(source)
+        assert images.ignored_files == 1
+        assert images.load(0) == IMAGES[0]
     assert time.monotonic() - begun < 60
 
 
@@ -293,4 +293,4 @@ def test_settings_for_fsspec_are_kept(server: Server, tmp_path: Path, monkeypatc
     source = serve(server, tmp_path)
     server.key = "secret"
     monkeypatch.setitem(fsspec.config.conf, "http", {"client_kwargs": {"headers": {"X-Key": "secret"}}})
-    assert len(open_images(source)) == TOTAL
+    assert len(open_dataset(source)) == TOTAL

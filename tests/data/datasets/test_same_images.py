@@ -1,4 +1,4 @@
-"""One set of photographs as a folder, as shards and as parquet: the same pictures, labels and views."""
+"""One set of photographs as a folder, as shards and as parquet: the same images, labels and views."""
 
 import hashlib
 import tarfile
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mec.data import Images, Reading, TwoViews, open_images
+from mec.data import ImageDataset, PixelFormat, TwoViews, open_dataset
 from mec.data.loaders import training_loader, training_sampler
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def sources(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return {name: made / name for name in ("folder", "shards", "parquet")}
 
 
-def contents(dataset: Images) -> list[str]:
+def contents(dataset: ImageDataset) -> list[str]:
     return [hashlib.sha256(dataset.load(i)).hexdigest() for i in range(len(dataset))]
 
 
@@ -49,27 +49,27 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEC_DATA", str(tmp_path))
 
 
-def test_the_same_pictures_and_labels(sources: dict[str, Path]) -> None:
-    opened = {name: open_images(path) for name, path in sources.items()}
+def test_the_same_images_and_labels(sources: dict[str, Path]) -> None:
+    opened = {name: open_dataset(path) for name, path in sources.items()}
     expected = contents(opened["folder"])
     for dataset in opened.values():
         assert contents(dataset) == expected
         assert dataset.classes == ["accordion", "anchor", "ant", "butterfly"]
         assert np.array_equal(dataset.labels, opened["folder"].labels)
-        train, test = (open_images(sources["folder"], part) for part in ("train", "test"))
+        train, test = (open_dataset(sources["folder"], part) for part in ("train", "test"))
         assert len(train) + len(test) == len(dataset)
 
 
-def test_training_sees_each_picture_once_with_the_same_views(sources: dict[str, Path]) -> None:
+def test_training_sees_each_image_once_with_the_same_views(sources: dict[str, Path]) -> None:
     views, seen = TwoViews(32, seed=1), {}
     for name, path in sources.items():
-        dataset = open_images(path, "pretrain")
+        dataset = open_dataset(path, "pretrain")
         for workers in (0, 2):
             sampler = training_sampler(dataset, 1, seed=0)
             sampler.set_epoch(3)
-            loader = training_loader(dataset, views, sampler, Reading(), CPU, workers)
-            batches = {int(b.indices[0]): b.pictures[0] for b in loader}
+            loader = training_loader(dataset, views, sampler, PixelFormat(), CPU, workers)
+            batches = {int(b.indices[0]): b.images[0] for b in loader}
             assert sorted(batches) == list(range(len(dataset))), name
             seen[name, workers] = torch.stack([batches[i] for i in range(len(dataset))])
     first = seen["folder", 0]
-    assert all(torch.equal(pictures, first) for pictures in seen.values())
+    assert all(torch.equal(images, first) for images in seen.values())

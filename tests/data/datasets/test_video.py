@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mec.data import open_images, read
-from mec.data.dataset import FileImages, Images
+from mec.data import open_dataset, read_image
+from mec.data.dataset import FileDataset, ImageDataset
 from mec.errors import InputError
 
 av = pytest.importorskip("av")
@@ -41,9 +41,9 @@ def write_video(path: Path, frames: Iterable[int] = range(FRAMES), rate: int = R
     return path
 
 
-def frames_of(images: Images) -> list[float]:
+def frames_of(images: ImageDataset) -> list[float]:
     """The numbers of the frames, read from their brightness, which the codecs keep to within one frame's."""
-    return [(float(read(images, i).mean()) - brightness(0)) / 2 for i in range(len(images))]
+    return [(float(read_image(images, i).mean()) - brightness(0)) / 2 for i in range(len(images))]
 
 
 def about(frames: Iterable[int]) -> object:
@@ -60,24 +60,24 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [(None, [0, 30, 60]), (10, list(range(0, 90, 10))), (1, list(range(90))), (89, [0, 89]), (1000, [0])],
 )
 def test_every_nth_frame(video: Path, every: int | None, expected: list[int]) -> None:
-    images = open_images(video, every=every)
-    assert isinstance(images, FileImages)
+    images = open_dataset(video, every=every)
+    assert isinstance(images, FileDataset)
     assert images.labels is None
-    assert read(images, 0).shape == (48, 64, 3)
+    assert read_image(images, 0).shape == (48, 64, 3)
     assert frames_of(images) == about(expected)
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.AVI", "mpeg4"), ("a.webm", "libvpx")])
 def test_containers_and_codecs(tmp_path: Path, name: str, codec: str) -> None:
     path = write_video(tmp_path / name.lower(), range(0, 90, 3), 10, codec).rename(tmp_path / name)
-    assert len(open_images(path)) == 3
-    assert frames_of(open_images(path, every=5)) == about(range(0, 90, 15))
+    assert len(open_dataset(path)) == 3
+    assert frames_of(open_dataset(path, every=5)) == about(range(0, 90, 15))
 
 
 def test_a_part_of_a_video_for_testing(video: Path) -> None:
-    train, test = open_images(video, "train", every=3), open_images(video, "test", every=3)
+    train, test = open_dataset(video, "train", every=3), open_dataset(video, "test", every=3)
     assert (len(train), len(test)) == (24, 6)
-    assert sorted(train.names + test.names) == open_images(video, every=3).names
+    assert sorted(train.names + test.names) == open_dataset(video, every=3).names
 
 
 def test_folders_of_videos_give_labels(tmp_path: Path) -> None:
@@ -87,34 +87,34 @@ def test_folders_of_videos_give_labels(tmp_path: Path) -> None:
     (tmp_path / "run" / "notes.txt").write_text("no video")
     (tmp_path / ".thumbnails").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / ".thumbnails" / "a.jpg")
-    images = open_images(tmp_path)
+    images = open_dataset(tmp_path)
     assert images.classes == ["run", "swim"]
     assert images.labels.tolist() == [0, 0, 0, 1, 1]
     assert frames_of(images) == about([30, 60, 60, 0, 30])
-    assert len(open_images(tmp_path, "test")) == 2
+    assert len(open_dataset(tmp_path, "test")) == 2
     write_video(tmp_path / "c.mp4", range(30))
-    assert open_images(tmp_path).labels is None
-    assert len(open_images(tmp_path)) == 6
+    assert open_dataset(tmp_path).labels is None
+    assert len(open_dataset(tmp_path)) == 6
 
 
 def test_linked_folders_of_videos(tmp_path: Path, video: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "swim").symlink_to(video.parent)
     (tmp_path / "videos" / "gone.mp4").symlink_to(tmp_path / "absent.mp4")
-    images = open_images(tmp_path / "videos")
+    images = open_dataset(tmp_path / "videos")
     assert frames_of(images) == about([0, 30, 60])
-    assert (images.classes, images.left_out) == (["swim"], 1)
+    assert (images.classes, images.ignored_files) == (["swim"], 1)
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.avi", "mpeg4")])
 def test_a_cut_video_gives_the_frames_before(tmp_path: Path, name: str, codec: str) -> None:
     path = write_video(tmp_path / name, codec=codec)
     os.truncate(path, path.stat().st_size * 7 // 10)
-    images = open_images(path, every=1)
+    images = open_dataset(path, every=1)
     assert 20 < len(images) < 80
     # the last may be half a frame
     assert frames_of(images)[:-1] == about(range(len(images) - 1))
-    assert images.left_out == 0
+    assert images.ignored_files == 0
 
 
 def test_damage_in_the_middle_costs_what_it_hits(tmp_path: Path) -> None:
@@ -125,14 +125,14 @@ def test_damage_in_the_middle_costs_what_it_hits(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[start : start + size] = bytes([255] * size)
     path.write_bytes(data)
-    assert len(open_images(path, every=1)) > 80
+    assert len(open_dataset(path, every=1)) > 80
 
 
 def test_videos_may_have_a_split_of_their_own(tmp_path: Path, video: Path) -> None:
     for name in ("train/run/a.mp4", "train/swim/b.mp4", "val/swim/c.mp4"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).symlink_to(video)
-    train, test = (open_images(tmp_path, part, every=45) for part in ("train", "test"))
+    train, test = (open_dataset(tmp_path, part, every=45) for part in ("train", "test"))
     assert (len(train), len(test)) == (4, 2)
     assert train.classes == test.classes == ["run", "swim"]
     assert test.labels.tolist() == [1, 1]
@@ -143,10 +143,10 @@ def test_what_is_no_video_is_left_out(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.mp4").write_bytes(content)
     for source in (tmp_path / "a.mp4", tmp_path):
         with pytest.raises(InputError, match=r"^data: no frame of .* can be read$"):
-            open_images(source)
+            open_dataset(source)
     write_video(tmp_path / "b.mp4")
-    images = open_images(tmp_path)
-    assert (frames_of(images), images.left_out) == (about([0, 30, 60]), 1)
+    images = open_dataset(tmp_path)
+    assert (frames_of(images), images.ignored_files) == (about([0, 30, 60]), 1)
 
 
 def test_sound_alone_is_no_video(tmp_path: Path) -> None:
@@ -157,23 +157,23 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
         container.mux(stream.encode(silence))
         container.mux(stream.encode())
     with pytest.raises(InputError, match="no frame of"):
-        open_images(tmp_path / "a.mp4")
+        open_dataset(tmp_path / "a.mp4")
 
 
 def test_frames_are_kept(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.mp4")
     (tmp_path / "b.mp4").write_text("no video")
-    first = open_images(tmp_path, every=30)
+    first = open_dataset(tmp_path, every=30)
     assert len(list(home.rglob("*.jpg"))) == 3
     with monkeypatch.context() as patch:
         patch.setattr(av, "open", decoded)
-        again = open_images(tmp_path, every=30)
+        again = open_dataset(tmp_path, every=30)
         assert [again.load(i) for i in range(3)] == [first.load(i) for i in range(3)]
-        assert again.left_out == 1
+        assert again.ignored_files == 1
         with pytest.raises(AssertionError, match="decoded"):
-            open_images(tmp_path, every=45)
+            open_dataset(tmp_path, every=45)
     write_video(path, range(40, 70))
-    assert frames_of(open_images(path, every=30)) == about([40])
+    assert frames_of(open_dataset(path, every=30)) == about([40])
     assert not [f for f in (home / "frames").iterdir() if f.name.startswith(".")]
 
 
@@ -185,16 +185,16 @@ def test_frames_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for i in range(20):
         Image.new("RGB", (16, 12), (brightness(i),) * 3).save(tmp_path / f"{i:05}.jpg")
     monkeypatch.setitem(sys.modules, "av", None)
-    images = open_images(tmp_path, every=3)
+    images = open_dataset(tmp_path, every=3)
     assert images.names == [f"{i:05}.jpg" for i in range(0, 20, 3)]
     assert frames_of(images) == about(range(0, 20, 3))
-    assert len(open_images(tmp_path)) == 20
+    assert len(open_dataset(tmp_path)) == 20
 
 
 @pytest.mark.parametrize("every", [0, -1])
 def test_every_is_at_least_one(video: Path, every: int) -> None:
     with pytest.raises(InputError, match=f"every: expected at least 1, got {every}"):
-        open_images(video, every=every)
+        open_dataset(video, every=every)
 
 
 def test_real_frames(real_data: Path) -> None:
@@ -202,8 +202,8 @@ def test_real_frames(real_data: Path) -> None:
     if not folder.is_dir():
         pytest.skip(f"no DAVIS frames at {folder}")
     files = sorted(folder.rglob("*.jpg"))
-    images = open_images(folder, every=10)
+    images = open_dataset(folder, every=10)
     assert [images.root / name for name in images.names] == files[::10]
     assert images.classes == sorted(f.name for f in folder.iterdir())
     assert [images.classes[i] for i in images.labels] == [f.parent.name for f in files[::10]]
-    assert np.array_equal(read(images, 1)[::9, ::9], np.asarray(Image.open(files[10]))[::9, ::9])
+    assert np.array_equal(read_image(images, 1)[::9, ::9], np.asarray(Image.open(files[10]))[::9, ::9])

@@ -6,9 +6,9 @@ import pytest
 import torchvision.transforms.functional as TF
 from PIL import Image
 
-from mec.data import Reading
+from mec.data import PixelFormat
+from mec.data.decode import open_image
 from mec.data.transforms.crop import crop_and_resize, shrink_for, shrunk
-from mec.data.decode import open_picture
 from tests.data.transforms.test_geometry import photograph
 
 
@@ -39,18 +39,18 @@ def sharpness(array: np.ndarray) -> float:
 
 @pytest.mark.parametrize("shrink", [2, 4, 8])
 def test_crops_of_a_smaller_decode_are_as_sharp_as_pils(shrink: int) -> None:
-    """Against a full decode and PIL's resize of the same crop: the same picture, a twentieth less sharp at most."""
-    size, picture = 48, photograph(48 * 10, 48 * 12)
-    encoded = jpeg(picture)
-    full, opened = Image.open(io.BytesIO(encoded)).convert("RGB"), open_picture(encoded)
-    decoded = opened.decode(Reading(), shrink)
+    """Against a full decode and PIL's resize of the same crop: the same image, a twentieth less sharp at most."""
+    size, image = 48, photograph(48 * 10, 48 * 12)
+    encoded = jpeg(image)
+    full, opened = Image.open(io.BytesIO(encoded)).convert("RGB"), open_image(encoded)
+    decoded = opened.decode(PixelFormat(), shrink)
     assert decoded.shape[:2] == (480 // shrink, 576 // shrink)
     ratios = []
     for seed in range(20):
         rng = np.random.default_rng(seed)
         side = int(min(480, size * shrink * rng.uniform(1, 2)))
         top, left = int(rng.integers(0, 481 - side)), int(rng.integers(0, 577 - side))
-        # crops on the grid of the smaller picture, so that only the sharpness can differ
+        # crops on the grid of the smaller image, so that only the sharpness can differ
         top, left, side = (v // shrink * shrink for v in (top, left, side))
         box = shrunk(np.array([top, left, side, side]), (480, 576), decoded.shape[:2])
         ours = crop_and_resize(decoded, box, size)
@@ -64,8 +64,8 @@ def test_real_photographs_decode_smaller_as_sharp(real_data: Path) -> None:
     ratios = []
     for path in sorted((real_data / "davis16-subset").rglob("*.jpg"))[::60]:
         encoded = path.read_bytes()
-        opened, full = open_picture(encoded), Image.open(path).convert("RGB")
-        decoded = opened.decode(Reading(), 2)
+        opened, full = open_image(encoded), Image.open(path).convert("RGB")
+        decoded = opened.decode(PixelFormat(), 2)
         side = min(opened.height, opened.width) // 2 * 2
         ours = crop_and_resize(decoded, np.array([0, 0, side // 2, side // 2]), 200)
         theirs = np.asarray(TF.resized_crop(full, 0, 0, side, side, [200, 200]))

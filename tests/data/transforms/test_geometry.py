@@ -6,8 +6,8 @@ from PIL import Image
 from scipy import stats
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
-from mec.data.transforms.crop import crop_and_resize
 from mec.data.rng import uniforms
+from mec.data.transforms.crop import crop_and_resize
 from mec.data.transforms.geometry import CROP_NUMBERS, crop_boxes, resized_crops
 
 
@@ -45,19 +45,19 @@ def test_crops_have_the_distribution_of_torchvisions(height: int, width: int, sc
 @pytest.mark.parametrize("size", [32, 64, 224])
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_resampling_is_pils(size: int, mirrored: bool) -> None:
-    picture = photograph()
+    image = photograph()
     box = np.array([[20, 30, 150, 181]])
-    x = torch.from_numpy(picture.transpose(2, 0, 1).copy())[None]
+    x = torch.from_numpy(image.transpose(2, 0, 1).copy())[None]
     ours = resized_crops(x, box, size, np.array([mirrored]))[0] / 255
-    theirs = TF.resized_crop(Image.fromarray(picture), 20, 30, 150, 181, [size, size], InterpolationMode.BILINEAR)
+    theirs = TF.resized_crop(Image.fromarray(image), 20, 30, 150, 181, [size, size], InterpolationMode.BILINEAR)
     theirs = TF.to_tensor(TF.hflip(theirs) if mirrored else theirs)
     assert psnr(ours, theirs) > 50
-    worker = torch.from_numpy(crop_and_resize(picture, box[0], size, mirrored).transpose(2, 0, 1) / 255.0)
+    worker = torch.from_numpy(crop_and_resize(image, box[0], size, mirrored).transpose(2, 0, 1) / 255.0)
     assert (worker - theirs).abs().max() <= 1.001 / 255
     assert psnr(worker, theirs) > 50
 
 
-def test_a_single_pixel_and_the_whole_picture() -> None:
+def test_a_single_pixel_and_the_whole_image() -> None:
     x = torch.arange(12, dtype=torch.uint8).view(1, 1, 3, 4)
     one = resized_crops(x, np.array([[1, 2, 1, 1]]), 5, np.array([False]))
     assert torch.allclose(one, torch.full((1, 1, 5, 5), 6.0))
@@ -66,8 +66,8 @@ def test_a_single_pixel_and_the_whole_picture() -> None:
 
 
 def test_worker_crops_of_many_channels() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 5), dtype=np.uint8)
-    out = crop_and_resize(picture, np.array([2, 3, 10, 12]), 8)
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 5), dtype=np.uint8)
+    out = crop_and_resize(image, np.array([2, 3, 10, 12]), 8)
     assert out.shape == (8, 8, 5)
-    alone = crop_and_resize(picture[..., :1], np.array([2, 3, 10, 12]), 8)
+    alone = crop_and_resize(image[..., :1], np.array([2, 3, 10, 12]), 8)
     assert np.abs(out[..., :1].astype(int) - alone).max() <= 1

@@ -8,22 +8,22 @@ import torchvision.transforms.functional as TF
 from PIL import Image, ImageFilter, ImageOps
 from scipy import ndimage, stats
 
-from mec.data.transforms.color import blur, colour, colour_maps, rotate
 from mec.data.rng import uniforms
-from mec.data.transforms.view_settings import NUMBERS, VIEW_1, VIEW_2, ViewParameters, ViewSettings, draw_parameters
+from mec.data.transforms.color import apply_color, blur, color_maps, rotate
 from mec.data.transforms.multi_view import CACHE_BYTES, TwoViews
+from mec.data.transforms.view_settings import NUMBERS, VIEW_1, VIEW_2, ViewParameters, ViewSettings, sample_parameters
 from mec.errors import InputError
 from tests.data.transforms.test_geometry import photograph, psnr
 
-OFF = ViewSettings(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0, jitter=0, grey=0, blur=0, solarise=0)
+OFF = ViewSettings(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0, jitter=0, gray=0, blur=0, solarize=0)
 
 
 def parameters(
     factors: tuple[float, ...] = (1, 1, 1, 0),
     order: tuple[int, ...] = (0, 1, 2, 3),
-    grey: bool = False,
+    gray: bool = False,
     sigma: float = 0.0,
-    solarise: bool = False,
+    solarize: bool = False,
 ) -> ViewParameters:
     return ViewParameters(
         boxes=np.zeros((1, 4), dtype=np.int64),
@@ -31,19 +31,19 @@ def parameters(
         angle=np.zeros(1),
         factors=np.array([factors], dtype=np.float64),
         order=np.array([order]),
-        grey=np.array([grey]),
+        gray=np.array([gray]),
         sigma=np.array([sigma]),
-        solarise=np.array([solarise]),
+        solarize=np.array([solarize]),
     )
 
 
-def applied(picture: np.ndarray, p: ViewParameters) -> torch.Tensor:
-    x = TF.to_tensor(picture)[None]
-    return colour(x, p, torch.from_numpy(colour_maps(p, x.shape[1])).float(), torch.empty_like(x))[0]
+def applied(image: np.ndarray, p: ViewParameters) -> torch.Tensor:
+    x = TF.to_tensor(image)[None]
+    return apply_color(x, p, torch.from_numpy(color_maps(p, x.shape[1])).float(), torch.empty_like(x))[0]
 
 
-PICTURE = photograph()
-PIL_IMAGE = Image.fromarray(PICTURE)
+IMAGE = photograph()
+PIL_IMAGE = Image.fromarray(IMAGE)
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,14 @@ PIL_IMAGE = Image.fromarray(PICTURE)
         (parameters((1, 0.6, 1, 0)), TF.adjust_contrast(PIL_IMAGE, 0.6), 50),
         (parameters((1, 1, 0.8, 0)), TF.adjust_saturation(PIL_IMAGE, 0.8), 50),
         (parameters((1, 1, 1.2, 0)), TF.adjust_saturation(PIL_IMAGE, 1.2), 50),
-        (parameters(grey=True), TF.to_grayscale(PIL_IMAGE, 3), 50),
+        (parameters(gray=True), TF.to_grayscale(PIL_IMAGE, 3), 50),
         (parameters(sigma=1.0), PIL_IMAGE.filter(ImageFilter.GaussianBlur(1.0)), 45),
         (parameters(sigma=2.0), PIL_IMAGE.filter(ImageFilter.GaussianBlur(2.0)), 45),
-        (parameters(solarise=True), ImageOps.solarize(PIL_IMAGE), 100),
+        (parameters(solarize=True), ImageOps.solarize(PIL_IMAGE), 100),
     ],
 )
 def test_each_augmentation_is_pils(ours: ViewParameters, theirs: Image.Image, least: float) -> None:
-    assert psnr(applied(PICTURE, ours), TF.to_tensor(theirs)) > least
+    assert psnr(applied(IMAGE, ours), TF.to_tensor(theirs)) > least
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 1, 0, 3), (1, 2, 0, 3)])
@@ -78,7 +78,7 @@ def test_jitter_in_any_order_is_pils(order: tuple[int, ...]) -> None:
     for step in order:
         theirs = steps[step](theirs)
     # PIL cuts to whole tones at every step, which is a tone or so in all
-    assert psnr(applied(PICTURE, parameters((0.7, 0.8, 1.2, 0), order)), TF.to_tensor(theirs)) > 40
+    assert psnr(applied(IMAGE, parameters((0.7, 0.8, 1.2, 0), order)), TF.to_tensor(theirs)) > 40
 
 
 @pytest.mark.parametrize("side", [7, 32, 64, 65, 130])
@@ -105,9 +105,9 @@ def in_pil(image: Image.Image, p: ViewParameters, size: int) -> Image.Image:
     adjust = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
     for step in p.order[0] if p.factors[0, 0] != 1 else ():
         image = adjust[step](image, float(p.factors[0, step]))
-    image = TF.to_grayscale(image, 3) if p.grey[0] else image
+    image = TF.to_grayscale(image, 3) if p.gray[0] else image
     image = image.filter(ImageFilter.GaussianBlur(float(p.sigma[0]))) if p.sigma[0] else image
-    image = ImageOps.solarize(image) if p.solarise[0] else image
+    image = ImageOps.solarize(image) if p.solarize[0] else image
     return TF.hflip(image) if p.flip[0] else image
 
 
@@ -138,13 +138,13 @@ def test_whole_views_of_real_photographs_are_pils(real_data: Path, settings: Vie
     assert agreement([Image.open(path).convert("RGB") for path in paths], settings) > least
 
 
-def test_more_pictures_than_are_made_at_once() -> None:
-    pictures = torch.randint(0, 256, (9, 3, 230, 230), dtype=torch.uint8)
+def test_more_images_than_are_made_at_once() -> None:
+    images = torch.randint(0, 256, (9, 3, 230, 230), dtype=torch.uint8)
     views = TwoViews(224)
     assert CACHE_BYTES // (4 * 3 * 224**2) < 9
-    whole = views(pictures, np.arange(9), epoch=1)
+    whole = views(images, np.arange(9), epoch=1)
     for row in (0, 8):
-        one = views(pictures[row : row + 1], np.array([row]), epoch=1)
+        one = views(images[row : row + 1], np.array([row]), epoch=1)
         assert all(torch.allclose(a[row], b[0], atol=1e-5) for a, b in zip(whole, one, strict=True))
 
 
@@ -153,13 +153,13 @@ def test_hue_turns_the_way_of_hsv(shift: float) -> None:
     """YIQ against HSV: the same direction and nearly the same angle, for every hue."""
     hues = np.linspace(0, 255, 36, endpoint=False).astype(np.uint8)
     hsv = np.stack([hues, np.full(36, 100, np.uint8), np.full(36, 160, np.uint8)], axis=1)[None]
-    picture = np.asarray(Image.fromarray(hsv, "HSV").convert("RGB"))
+    image = np.asarray(Image.fromarray(hsv, "HSV").convert("RGB"))
 
     def angle(x: torch.Tensor) -> np.ndarray:
         r, g, b = x.double().numpy()[:, 0]
         return np.arctan2(np.sqrt(3) * (g - b), 2 * r - g - b)
 
-    turned = angle(applied(picture, parameters((1, 1, 1, shift)))) - angle(TF.to_tensor(picture))
+    turned = angle(applied(image, parameters((1, 1, 1, shift)))) - angle(TF.to_tensor(image))
     turned = (turned + np.pi) % (2 * np.pi) - np.pi
     assert np.abs(turned - 2 * np.pi * shift).max() < 0.3
     assert abs(turned.mean() - 2 * np.pi * shift) < 0.05
@@ -167,17 +167,17 @@ def test_hue_turns_the_way_of_hsv(shift: float) -> None:
 
 def test_drawn_parameters_have_the_recipes_distribution() -> None:
     n = 20_000
-    p = draw_parameters(VIEW_2, uniforms(0, 0, np.arange(n), NUMBERS), 224, 224)
+    p = sample_parameters(VIEW_2, uniforms(0, 0, np.arange(n), NUMBERS), 224, 224)
     rate = lambda hits, expected: stats.binomtest(int(hits.sum()), n, expected).pvalue > 1e-3  # noqa: E731
     assert rate(p.flip, 0.5)
-    assert rate(p.grey, 0.2)
-    assert rate(p.solarise, 0.2)
+    assert rate(p.gray, 0.2)
+    assert rate(p.solarize, 0.2)
     assert rate(p.sigma > 0, 0.1)
     jittered = p.factors[:, 0] != 1
     assert rate(jittered, 0.8)
-    for column, (centre, strength) in enumerate([(1, 0.4), (1, 0.4), (1, 0.2), (0, 0.1)]):
+    for column, (center, strength) in enumerate([(1, 0.4), (1, 0.4), (1, 0.2), (0, 0.1)]):
         drawn = p.factors[jittered, column]
-        assert stats.kstest(drawn, "uniform", (centre - strength, 2 * strength)).pvalue > 1e-3
+        assert stats.kstest(drawn, "uniform", (center - strength, 2 * strength)).pvalue > 1e-3
     assert stats.kstest(p.sigma[p.sigma > 0], "uniform", (0.1, 1.9)).pvalue > 1e-3
     _, counts = np.unique(p.order, axis=0, return_counts=True)
     assert len(counts) == 24
@@ -185,38 +185,38 @@ def test_drawn_parameters_have_the_recipes_distribution() -> None:
 
 
 def test_every_part_can_be_switched_off() -> None:
-    pictures = torch.from_numpy(PICTURE[:180, :180].transpose(2, 0, 1).copy())[None]
-    x1, x2 = TwoViews(180, OFF, OFF)(pictures, np.array([5]), epoch=3)
-    assert torch.allclose(x1, pictures / 255, atol=1e-5)
+    images = torch.from_numpy(IMAGE[:180, :180].transpose(2, 0, 1).copy())[None]
+    x1, x2 = TwoViews(180, OFF, OFF)(images, np.array([5]), epoch=3)
+    assert torch.allclose(x1, images / 255, atol=1e-5)
     assert torch.equal(x1, x2)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
-def test_pictures_of_any_channels(channels: int) -> None:
-    pictures = torch.randint(0, 256, (6, channels, 40, 30), dtype=torch.uint8)
-    for x in TwoViews(16)(pictures, np.arange(6), epoch=0):
+def test_images_of_any_channels(channels: int) -> None:
+    images = torch.randint(0, 256, (6, channels, 40, 30), dtype=torch.uint8)
+    for x in TwoViews(16)(images, np.arange(6), epoch=0):
         assert x.shape == (6, channels, 16, 16)
         assert x.min() >= 0
         assert x.max() <= 1
 
 
-def test_views_belong_to_the_picture_not_to_the_batch() -> None:
-    pictures = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+def test_views_belong_to_the_image_not_to_the_batch() -> None:
+    images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     views = TwoViews(32, seed=4)
-    whole = views(pictures, np.arange(8), epoch=2)
-    part = views(pictures[[6, 1]], np.array([6, 1]), epoch=2)
+    whole = views(images, np.arange(8), epoch=2)
+    part = views(images[[6, 1]], np.array([6, 1]), epoch=2)
     for a, b in zip(whole, part, strict=True):
         assert torch.allclose(a[[6, 1]], b, atol=1e-6)
     assert not torch.allclose(whole[0], whole[1])
-    assert not torch.allclose(whole[0], views(pictures, np.arange(8), epoch=3)[0])
-    assert not torch.allclose(whole[0], TwoViews(32, seed=5)(pictures, np.arange(8), epoch=2)[0])
+    assert not torch.allclose(whole[0], views(images, np.arange(8), epoch=3)[0])
+    assert not torch.allclose(whole[0], TwoViews(32, seed=5)(images, np.arange(8), epoch=2)[0])
 
 
 def test_half_precision_of_the_training_does_not_reach_the_views() -> None:
-    pictures = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    full = TwoViews(32)(pictures, np.arange(4), 0)
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    full = TwoViews(32)(images, np.arange(4), 0)
     with torch.autocast("cpu", torch.bfloat16):
-        half = TwoViews(32)(pictures, np.arange(4), 0)
+        half = TwoViews(32)(images, np.arange(4), 0)
     assert all(torch.equal(a, b) for a, b in zip(full, half, strict=True))
 
 
@@ -229,8 +229,8 @@ def test_rotation() -> None:
 
 
 def test_the_papers_pair() -> None:
-    assert (VIEW_1.blur, VIEW_2.blur, VIEW_1.solarise, VIEW_2.solarise) == (1.0, 0.1, 0.0, 0.2)
-    assert replace(VIEW_2, blur=1.0, solarise=0.0) == VIEW_1
+    assert (VIEW_1.blur, VIEW_2.blur, VIEW_1.solarize, VIEW_2.solarize) == (1.0, 0.1, 0.0, 0.2)
+    assert replace(VIEW_2, blur=1.0, solarize=0.0) == VIEW_1
 
 
 @pytest.mark.parametrize(

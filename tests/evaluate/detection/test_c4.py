@@ -19,7 +19,7 @@ SMALL = replace(SCHEDULES["short"], anchors=32, regions=8, proposals=20, proposa
 
 
 def targets(masks: bool = True) -> dict[str, Tensor]:
-    """Two objects in a picture of 64 x 64."""
+    """Two objects in an image of 64 x 64."""
     found = {"boxes": torch.tensor([[4.0, 6, 40, 38], [20, 24, 60, 64]]), "labels": torch.tensor([1, 3])}
     if masks:
         found["masks"] = torch.zeros(2, 64, 64, dtype=torch.uint8)
@@ -35,7 +35,7 @@ def detecting(masks: bool = True, seed: int = 0) -> Detector:
     return detector.eval()
 
 
-def pictures(*sizes: tuple[int, int]) -> list[Tensor]:
+def images(*sizes: tuple[int, int]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8) for size in sizes]
 
@@ -67,7 +67,7 @@ def test_its_settings_are_detectron2s() -> None:
 
 
 def test_shapes_and_gradients_of_a_resnet_50() -> None:
-    """res5 takes 14 x 14 and gives 7 x 7; all parameters are learnt, no norm is frozen."""
+    """res5 takes 14 x 14 and gives 7 x 7; all parameters are learned, no norm is frozen."""
     torch.manual_seed(0)
     detector = Detector(create_encoder("resnet50"), 5, True, "c4", SMALL).train()
     heads, shapes = detector.roi_heads, {}
@@ -75,7 +75,7 @@ def test_shapes_and_gradients_of_a_resnet_50() -> None:
         heads.get_submodule(name).register_forward_hook(
             lambda module, given, found, name=name: shapes.update({name: (given[0].shape[1:], found.shape[1:])})
         )
-    losses = detector(pictures((64, 64)), [targets()])
+    losses = detector(images((64, 64)), [targets()])
     assert shapes == {
         "res5": ((1024, 14, 14), (2048, 7, 7)),
         "box_predictor.cls_score": ((2048,), (6,)),
@@ -105,7 +105,7 @@ def test_the_encoder_is_copied() -> None:
     ("backbone", "side", "stride"), [("resnet18", 224, 16), ("resnet26d", 224, 16), ("resnet18", 32, 4)]
 )
 def test_regions_are_where_their_boxes_are(backbone: str, side: int, stride: int) -> None:
-    """A map holding the x and y of its cells' centres, pooled: the centres of the 14 x 14 bins."""
+    """A map holding the x and y of its cells' centers, pooled: the centers of the 14 x 14 bins."""
     encoder = create_encoder(backbone, side)
     trunk, _, heads = c4_parts(encoder, 2, False, SMALL)
     (seen,) = trunk(torch.zeros(1, 3, 160, 224)).values()
@@ -136,7 +136,7 @@ def test_an_object_is_seen_in_the_region_over_it(side: int, size: int, square: t
 
 
 def test_losses_of_proposals() -> None:
-    """Of 6 anchors in two pictures 4 are sampled, 2 of them objects; by hand in float64."""
+    """Of 6 anchors in two images 4 are sampled, 2 of them objects; by hand in float64."""
     _, rpn, _ = c4_parts(create_encoder("resnet18"), 2, False, SMALL)
     rng = np.random.default_rng(0)
     logits, deltas, wanted = rng.normal(size=6), rng.normal(size=(6, 4)), rng.normal(size=(6, 4))
@@ -196,7 +196,7 @@ class Says(nn.Module):
 
 
 def test_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    detector, shown = detecting(), pictures((64, 96), (96, 64))
+    detector, shown = detecting(), images((64, 96), (96, 64))
     with torch.no_grad():
         whole = detector(shown)
         monkeypatch.setattr(c4, "REGIONS_AT_ONCE", 7)
@@ -208,11 +208,11 @@ def test_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.testing.assert_close(b[name], found, atol=1e-4, rtol=1e-4)
 
 
-def test_what_is_found_lies_within_its_picture_best_first() -> None:
-    """However much the picture is padded: the second is larger both ways."""
+def test_what_is_found_lies_within_its_image_best_first() -> None:
+    """However much the image is padded: the second is larger both ways."""
     sizes = ((40, 70), (96, 128))
     with torch.no_grad():
-        found = detecting(masks=False)(pictures(*sizes))
+        found = detecting(masks=False)(images(*sizes))
     for (height, width), one in zip(sizes, found, strict=True):
         assert len(one["boxes"]) > 0
         assert (one["boxes"] >= 0).all()
@@ -227,24 +227,22 @@ def test_nothing_found_has_masks_of_nothing() -> None:
     detector.roi_heads.box_predictor.cls_score.weight.data.zero_()
     detector.roi_heads.box_predictor.cls_score.bias.data[0] = 9  # background everywhere
     with torch.no_grad():
-        found = detector(pictures((64, 64), (64, 64)))
+        found = detector(images((64, 64), (64, 64)))
     assert [{name: tuple(value.shape) for name, value in one.items()} for one in found] == [
         {"boxes": (0, 4), "labels": (0,), "scores": (0,), "masks": (0, 1, 14, 14)}
     ] * 2
 
 
-def test_pictures_are_joined_at_the_top_left() -> None:
+def test_images_are_joined_at_the_top_left() -> None:
     encoder = create_encoder("resnet18", mean=(0.5, 0.25, 0.125), std=(0.5, 1, 2))
-    shown = pictures((40, 70), (33, 20))
+    shown = images((40, 70), (33, 20))
     joined = Detector(encoder, 2, False, "c4", SMALL)._joined([shown[0], shown[1].float() / 255])
     assert joined.tensors.shape == (2, 3, 64, 96)
     assert joined.image_sizes == [(40, 70), (33, 20)]
-    for padded, picture in zip(joined.tensors.numpy(), shown, strict=True):
+    for padded, image in zip(joined.tensors.numpy(), shown, strict=True):
         expected = np.zeros((3, 64, 96))
-        normal = (picture.numpy() / 255 - np.reshape([0.5, 0.25, 0.125], (3, 1, 1))) / np.reshape(
-            [0.5, 1, 2], (3, 1, 1)
-        )
-        expected[:, : picture.shape[1], : picture.shape[2]] = normal
+        normal = (image.numpy() / 255 - np.reshape([0.5, 0.25, 0.125], (3, 1, 1))) / np.reshape([0.5, 1, 2], (3, 1, 1))
+        expected[:, : image.shape[1], : image.shape[2]] = normal
         np.testing.assert_allclose(padded, expected, atol=1e-6)
 
 
@@ -254,8 +252,8 @@ def test_boxes_and_losses_are_float32_where_the_layers_are_bfloat16() -> None:
     detector.rpn.head.register_forward_hook(lambda module, given, found: seen.update({x.dtype for x in found[0]}))
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
-            (found,) = detector(pictures((64, 64)))
-        losses = detector.train()(pictures((64, 64)), [targets()])
+            (found,) = detector(images((64, 64)))
+        losses = detector.train()(images((64, 64)), [targets()])
     assert seen == {torch.bfloat16, torch.float32}
     assert {found[name].dtype for name in ("boxes", "scores", "masks")} == {torch.float32}
     assert {value.dtype for value in losses.values()} == {torch.float32}

@@ -13,8 +13,8 @@ from mec.errors import InputError
 from mec.evaluate.detection import detect as module
 from mec.evaluate.detection.detect import detect
 from mec.evaluate.detection.detectors import DetectorSpec, load_detector, save_detector
-from mec.results import Result
 from mec.models.encoder import Encoder, create_encoder
+from mec.results import Result
 from tests.evaluate.detection.scenes import QUICK, coco_set, make_quick, tiny_encoder, voc_set
 
 BOXES, MASKS = ["AP", "AP50", "AP75"], ["mask AP", "mask AP50", "mask AP75"]
@@ -175,7 +175,7 @@ def moved(folder: Path) -> Encoder:
         ({"architecture": "c5"}, "architecture: expected c4 or fpn, got 'c5'"),
         ({"architecture": "c4", "encoder": "test_vit"}, "architecture: c4 is made of a ResNet's stages, test_vit has"),
         ({"encoder": "nowhere"}, "encoder: 'nowhere'"),
-        ({"encoder": 5}, "encoder: resnet18 takes 5 channels, the pictures of"),
+        ({"encoder": 5}, "encoder: resnet18 takes 5 channels, the images of"),
         ({"schedule": "voc07"}, "is in COCO's format, expected a VOCdevkit for VOC2007"),
         ({"data": "/nonexistent"}, "data: /nonexistent does not exist"),
         ({"resume": True}, "holds no detectors"),
@@ -208,7 +208,7 @@ def test_a_folder_in_use_and_a_file_are_refused(data: Path, tmp_path: Path) -> N
         alone(data, tmp_path / "file")
 
 
-def test_an_encoder_of_grey_pictures_reads_colour_ones_grey(data: Path, tmp_path: Path) -> None:
+def test_an_encoder_of_gray_images_reads_color_ones_gray(data: Path, tmp_path: Path) -> None:
     assert alone(data, tmp_path / "out", tiny_encoder(1), iterations=1).figures["encoder"].keys() == set(BOXES)
 
 
@@ -223,9 +223,9 @@ def test_vocs_rules_for_voc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (len(spec.categories), spec.category_ids, spec.masks) == (20, list(range(1, 21)), False)
 
 
-def test_a_broken_test_picture_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_test_image_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = coco_set(tmp_path / "data", test=21, masks=False)
-    (data / "val2017" / "1004.png").write_bytes(b"no picture")
+    (data / "val2017" / "1004.png").write_bytes(b"no image")
     result = alone(data, tmp_path / "out", iterations=1)
     assert "AP50" in result.figures["encoder"]
     assert f"skipped 1 that could not be read; the first: {data}/val2017/1004.png" in capsys.readouterr().err
@@ -235,8 +235,8 @@ def test_a_broken_test_picture_is_left_out_and_said(tmp_path: Path, capsys: pyte
 
 def test_more_than_a_twentieth_broken_is_refused(tmp_path: Path) -> None:
     data = coco_set(tmp_path / "data", test=10, masks=False)
-    (data / "val2017" / "1004.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"1 of 10 pictures cannot be read, .*1004\.png"):
+    (data / "val2017" / "1004.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"1 of 10 images cannot be read, .*1004\.png"):
         alone(data, tmp_path / "out", iterations=1)
     assert not (tmp_path / "out" / "encoder-0" / "figures.json").exists()
 

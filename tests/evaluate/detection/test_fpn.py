@@ -23,7 +23,7 @@ LEVELS = {
 
 
 def targets() -> dict[str, Tensor]:
-    """Two objects in a picture of 80 x 120."""
+    """Two objects in an image of 80 x 120."""
     masks = torch.zeros(2, 80, 120, dtype=torch.uint8)
     masks[0, 6:38, 4:40] = masks[1, 24:64, 30:60] = 1
     boxes = torch.tensor([[4.0, 6, 40, 38], [20, 24, 60, 64]])
@@ -31,7 +31,7 @@ def targets() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("backbone", LEVELS)
-def test_maps_of_strides_4_to_64_of_pictures_of_any_size(backbone: str) -> None:
+def test_maps_of_strides_4_to_64_of_images_of_any_size(backbone: str) -> None:
     pyramid = Pyramid(create_encoder(backbone)).eval()
     for height, width in ((96, 160), (224, 64)):
         with torch.no_grad():
@@ -62,7 +62,7 @@ def test_the_maps_are_the_encoders(backbone: str) -> None:
 
 @pytest.mark.parametrize("backbone", LEVELS)
 def test_every_parameter_has_a_gradient(backbone: str) -> None:
-    """Training on several devices stops at one that has none; the sides of the picture are no multiple of 16."""
+    """Training on several devices stops at one that has none; the sides of the image are no multiple of 16."""
     torch.manual_seed(0)
     detector = Detector(create_encoder(backbone), 3, True, "fpn", SMALL).train()
     losses = detector([torch.rand(3, 80, 120)], [targets()])
@@ -97,7 +97,7 @@ def test_the_heads_are_torchvisions(masks: bool) -> None:
     assert ours.rpn.anchor_generator.aspect_ratios == theirs.rpn.anchor_generator.aspect_ratios
 
 
-def test_boxes_are_where_the_pictures_are() -> None:
+def test_boxes_are_where_the_images_are() -> None:
     """Whatever the padding: the first is smaller both ways."""
     torch.manual_seed(0)
     detector = Detector(create_encoder("convnext_atto"), 3, True, "fpn", SMALL).eval()
@@ -115,7 +115,7 @@ def test_boxes_are_where_the_pictures_are() -> None:
 @pytest.mark.parametrize(
     ("backbone", "options", "message"),
     [
-        ("mixer_s16_224", {}, "mixer_s16_224 gives no feature maps of pictures of any size (Input width (448)"),
+        ("mixer_s16_224", {}, "mixer_s16_224 gives no feature maps of images of any size (Input width (448)"),
         *(
             (
                 "vit_tiny_patch16_224",

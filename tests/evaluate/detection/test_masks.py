@@ -31,7 +31,7 @@ def pixels(size: tuple[int, int], y: slice, x: slice) -> NDArray[np.uint8]:
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("size", [(13, 9), (26, 18), (5, 4), (20, 9)])
 def test_decoded_and_resized_by_the_nearest_pixel(size: tuple[int, int], mirrored: bool) -> None:
-    """The pixel whose square the centre of the new one lies in."""
+    """The pixel whose square the center of the new one lies in."""
     given = np.random.default_rng(0).random((3, 13, 9)) < 0.5
     found = decoded([encoded(mask) for mask in given], size, mirrored)
     assert found.dtype == torch.uint8
@@ -45,7 +45,7 @@ def test_decoded_without_masks() -> None:
     assert decoded([], (4, 5)).dtype == torch.uint8
 
 
-def test_a_full_mask_is_the_pixels_whose_centres_are_in_the_box() -> None:
+def test_a_full_mask_is_the_pixels_whose_centers_are_in_the_box() -> None:
     full = torch.ones(14, 14)
     assert np.array_equal(drawn(full, [3, 2, 11, 7]), pixels((12, 16), slice(2, 7), slice(3, 11)))
     assert np.array_equal(drawn(full, [3.4, 1.6, 11.6, 7.4]), pixels((12, 16), slice(2, 7), slice(3, 12)))
@@ -60,7 +60,7 @@ def test_halves_of_a_mask() -> None:
     assert drawn(torch.full((14, 14), 0.49), [2, 1, 14, 11]).sum() == 0
 
 
-def test_boxes_beyond_the_picture() -> None:
+def test_boxes_beyond_the_image() -> None:
     full, upper_left = torch.ones(14, 14), torch.zeros(14, 14)
     upper_left[:7, :7] = 1
     assert np.array_equal(drawn(full, [-4, -3, 5, 4]), pixels((12, 16), slice(0, 4), slice(0, 5)))
@@ -83,7 +83,7 @@ def test_no_masks() -> None:
 
 
 @pytest.mark.parametrize("side", [14, 28])
-def test_pasted_as_interpolated_between_the_centres_of_the_cells(side: int) -> None:
+def test_pasted_as_interpolated_between_the_centers_of_the_cells(side: int) -> None:
     """In float64, pixel by pixel; nothing beyond the edges of the box."""
     rng = np.random.default_rng(side)
     size = (31, 42)
@@ -104,5 +104,5 @@ def test_pasted_as_interpolated_between_the_centres_of_the_cells(side: int) -> N
 
 
 def weights(at: NDArray[np.float64], side: int) -> NDArray[np.float64]:
-    """(n, side) of the two cells whose centres are nearest, in units of cells from the edge of the box."""
+    """(n, side) of the two cells whose centers are nearest, in units of cells from the edge of the box."""
     return np.maximum(0, 1 - abs(at[:, None] - 0.5 - np.arange(side)))

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mec.data.dataset import FileImages
+from mec.data.dataset import FileDataset
 from mec.errors import InputError
-from mec.evaluate.detection.datasets.annotations import Annotated, Detections
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections
 from mec.evaluate.detection.metrics import COLUMNS, figures
 
 pytest.importorskip("pycocotools")
@@ -27,14 +27,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  
 def truth(real_data: Path) -> Json:
     path = real_data / "coco128/annotations/instances_val2017.json"
     if not path.exists():
-        pytest.skip(f"no COCO pictures at {path}")
+        pytest.skip(f"no COCO images at {path}")
     content = json.loads(path.read_text())
     crowded = {a["image_id"] for a in content["annotations"] if a["iscrowd"]}
-    content["images"].sort(key=lambda picture: picture["id"] not in crowded)
+    content["images"].sort(key=lambda image: image["id"] not in crowded)
     content["images"] = content["images"][:50]
-    kept = {picture["id"] for picture in content["images"]}
+    kept = {image["id"] for image in content["images"]}
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
-    sizes = {picture["id"]: (picture["height"], picture["width"]) for picture in content["images"]}
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     for annotation in content["annotations"]:
         if isinstance(annotation["segmentation"]["counts"], list):
             annotation["segmentation"] = masks.frPyObjects(annotation["segmentation"], *sizes[annotation["image_id"]])
@@ -43,23 +43,23 @@ def truth(real_data: Path) -> Json:
 
 def renumbered(content: Json) -> Json:
     """From 0, since sets made by others have that; categories with a gap."""
-    pictures = {picture["id"]: i for i, picture in enumerate(content["images"])}
+    images = {image["id"]: i for i, image in enumerate(content["images"])}
     categories = {category["id"]: 3 * i for i, category in enumerate(content["categories"])}
-    for picture in content["images"]:
-        picture["id"] = pictures[picture["id"]]
+    for image in content["images"]:
+        image["id"] = images[image["id"]]
     for category in content["categories"]:
         category["id"] = categories[category["id"]]
     for number, annotation in enumerate(content["annotations"]):
         annotation["image_id"], annotation["category_id"] = (
-            pictures[annotation["image_id"]],
+            images[annotation["image_id"]],
             categories[annotation["category_id"]],
         )
         annotation["id"] = number + 1
     return content
 
 
-def annotated_of(truth: Json, with_masks: bool = True) -> Annotated:
-    numbers = [picture["id"] for picture in truth["images"]]
+def annotated_of(truth: Json, with_masks: bool = True) -> AnnotatedDataset:
+    numbers = [image["id"] for image in truth["images"]]
     ids = [category["id"] for category in truth["categories"]]
     objects = sorted(truth["annotations"], key=lambda a: numbers.index(a["image_id"]))
     of = [numbers.index(a["image_id"]) for a in objects]
@@ -67,8 +67,8 @@ def annotated_of(truth: Json, with_masks: bool = True) -> Annotated:
     boxes[:, 2:] += boxes[:, :2]
     counts = [np.frombuffer(encoded(a), np.uint8) for a in objects] if with_masks else None
     crowd = np.array([a["iscrowd"] for a in objects], bool)
-    return Annotated(
-        "val", FileImages("val", Path(), [f"{i}.jpg" for i in numbers]), np.array(numbers),
+    return AnnotatedDataset(
+        "val", FileDataset("val", Path(), [f"{i}.jpg" for i in numbers]), np.array(numbers),
         np.array([[p["height"], p["width"]] for p in truth["images"]]), [c["name"] for c in truth["categories"]],
         np.array(ids), "coco", np.searchsorted(of, np.arange(len(numbers) + 1)), boxes,
         np.array([ids.index(a["category_id"]) for a in objects], np.int64), np.array([a["area"] for a in objects]),
@@ -115,8 +115,8 @@ def detections(truth: Json, kind: str) -> list[Json]:
 def found_of(records: list[Json], truth: Json, with_masks: bool = True) -> list[Detections]:
     ids = [category["id"] for category in truth["categories"]]
     found = []
-    for picture in truth["images"]:
-        own = [r for r in records if r["image_id"] == picture["id"]]
+    for image in truth["images"]:
+        own = [r for r in records if r["image_id"] == image["id"]]
         own.sort(key=lambda r: -r["score"])
         boxes = np.array([r["bbox"] for r in own], np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
@@ -165,7 +165,7 @@ def test_as_pycocotools(truth: Json, kind: str, capfd: pytest.CaptureFixture[str
 
 
 def small(*objects: Json, categories: int = 2) -> Json:
-    """One picture of 200 x 200 with objects of 40 x 40 (medium) at their corner."""
+    """One image of 200 x 200 with objects of 40 x 40 (medium) at their corner."""
     return {
         "images": [{"id": 0, "height": 200, "width": 200}],
         "categories": [{"id": i, "name": "ab"[i]} for i in range(categories)],

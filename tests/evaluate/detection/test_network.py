@@ -27,7 +27,7 @@ def test_anchors_are_not_rounded() -> None:
 
 @pytest.mark.parametrize(("architecture", "strides"), [("c4", [4]), ("fpn", [1, 2, 4, 8, 16])])
 def test_a_stem_that_adds_pixels_adds_none_in_a_detector(architecture: Any, strides: list[int]) -> None:
-    """Of small pictures, padded by 2: other projects train so; the strides would be no whole numbers."""
+    """Of small images, padded by 2: other projects train so; the strides would be no whole numbers."""
     encoder = create_encoder("resnet18", 32, stem_padding=2)
     detector = Detector(encoder, 3, False, architecture, SMALL).eval()
     with torch.no_grad():

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mec.errors import InputError
 from mec.evaluate.detection.detectors import DetectorSpec, save_detector
-from mec.evaluate.detection.predict import open_pictures, predict
+from mec.evaluate.detection.predict import open_images_to_predict, predict
 from tests.evaluate.detection.scenes import QUICK, disc, noise, tiny_encoder
 
 SPEC = DetectorSpec(tiny_encoder().spec, "c4", ["nut", "bolt"], [3, 9], True, QUICK)
@@ -58,12 +58,12 @@ def described(folder: Path) -> dict[str, Any]:
     return content
 
 
-def test_pictures_are_drawn_under_their_own_names(out: Path, tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
+def test_images_are_drawn_under_their_own_names(out: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
     for i, name in enumerate(("a.png", "a.jpg", "b/a.jpg", "b/c/d.e.bmp", "a-2.jpg", "é ü.png")):
-        save(pictures / name, disc(60 + i, 80, i)[0])
+        save(images / name, disc(60 + i, 80, i)[0])
     before = [(p, p.stat().st_mtime_ns) for p in sorted(tmp_path.rglob("*")) if p.is_file()]
-    assert predict(pictures, out, workers=0) == out / "predicted"
+    assert predict(images, out, workers=0) == out / "predicted"
     names = [name for name in drawn(out / "predicted") if name != "detections.json"]
     assert len(names) == 6
     assert {"a.jpg", "b/a.jpg", "b/c/d.e.jpg", "é ü.jpg"} < set(names)
@@ -71,8 +71,8 @@ def test_pictures_are_drawn_under_their_own_names(out: Path, tmp_path: Path) -> 
     sizes = {one["file_name"]: (one["width"], one["height"]) for one in content["images"]}
     assert sorted(sizes) == sorted(["a.png", "a.jpg", "b/a.jpg", "b/c/d.e.bmp", "a-2.jpg", "é ü.png"])
     for name in names:
-        with Image.open(out / "predicted" / name) as picture:
-            assert picture.size in sizes.values()
+        with Image.open(out / "predicted" / name) as image:
+            assert image.size in sizes.values()
     heights = sorted(Image.open(out / "predicted" / name).height for name in names)
     assert heights == [60, 61, 62, 63, 64, 65], "none was written over another"
     after = [p for p in sorted(tmp_path.rglob("*")) if p.is_file() and "predicted" not in p.parts]
@@ -81,8 +81,8 @@ def test_pictures_are_drawn_under_their_own_names(out: Path, tmp_path: Path) -> 
 
 def test_the_detections_are_a_data_set_in_cocos_format(out: Path, tmp_path: Path) -> None:
     for i in range(3):
-        save(tmp_path / "pictures" / f"{i}.png", disc(60, 80, i)[0])
-    predict(tmp_path / "pictures", out, workers=0)
+        save(tmp_path / "images" / f"{i}.png", disc(60, 80, i)[0])
+    predict(tmp_path / "images", out, workers=0)
     content = described(out)
     assert content["categories"] == [{"id": 3, "name": "nut"}, {"id": 9, "name": "bolt"}]
     annotations = content["annotations"]
@@ -104,8 +104,8 @@ def test_the_detections_are_a_data_set_in_cocos_format(out: Path, tmp_path: Path
 
 def test_without_masks_the_area_is_the_boxs(tmp_path: Path) -> None:
     detector_in(tmp_path / "out", replace(SPEC, masks=False))
-    picture = save(tmp_path / "a.png", disc(60, 80, 0)[0])
-    predict(picture, tmp_path / "out", workers=0)
+    image = save(tmp_path / "a.png", disc(60, 80, 0)[0])
+    predict(image, tmp_path / "out", workers=0)
     assert drawn(tmp_path / "out" / "predicted") == ["a.jpg", "detections.json"]
     for one in described(tmp_path / "out")["annotations"]:
         assert "segmentation" not in one
@@ -114,10 +114,10 @@ def test_without_masks_the_area_is_the_boxs(tmp_path: Path) -> None:
 
 def test_thresholds(out: Path, tmp_path: Path) -> None:
     pixels = noise(60, 80, 0)
-    picture = save(tmp_path / "a.png", pixels)
+    image = save(tmp_path / "a.png", pixels)
     counts = {}
     for threshold in (0, 0.5, 0.99, 1):
-        predict(picture, out, threshold, workers=0)
+        predict(image, out, threshold, workers=0)
         counts[threshold] = len(described(out)["annotations"])
         again = np.asarray(Image.open(out / "predicted" / "a.jpg")).astype(int)
         changed = np.abs(again - pixels).mean() > 15  # of JPEG on noise
@@ -133,8 +133,8 @@ def test_thresholds_that_are_none(out: Path, tmp_path: Path, threshold: float) -
 
 
 def test_one_detectors_folder(out: Path, tmp_path: Path) -> None:
-    picture = save(tmp_path / "a.png", noise(60, 80, 0))
-    assert predict(str(picture), str(out / "encoder-0"), workers=0) == out / "encoder-0" / "predicted"
+    image = save(tmp_path / "a.png", noise(60, 80, 0))
+    assert predict(str(image), str(out / "encoder-0"), workers=0) == out / "encoder-0" / "predicted"
     assert drawn(out / "encoder-0" / "predicted") == ["a.jpg", "detections.json"]
 
 
@@ -147,46 +147,44 @@ def test_the_first_seed_of_the_encoder_is_taken(tmp_path: Path) -> None:
 
 
 def test_nothing_to_predict_with_or_on(out: Path, tmp_path: Path) -> None:
-    picture = save(tmp_path / "a.png", noise(60, 80, 0))
+    image = save(tmp_path / "a.png", noise(60, 80, 0))
     for folder in (tmp_path / "nowhere", out / "untrained-0"):
         with pytest.raises(InputError, match="holds no trained detector; mec evaluate detect DATA --encoder E"):
-            predict(picture, folder)
+            predict(image, folder)
     (tmp_path / "empty").mkdir()
-    for source, message in ((tmp_path / "empty", "no picture in"), (tmp_path / "no", "data: .*no does not exist")):
+    for source, message in ((tmp_path / "empty", "no image in"), (tmp_path / "no", "data: .*no does not exist")):
         with pytest.raises(InputError, match=message):
             predict(source, out)
     assert not (out / "predicted").exists()
 
 
-def test_broken_pictures_are_left_out_or_too_many(
-    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_broken_images_are_left_out_or_too_many(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(20):
-        save(tmp_path / "pictures" / f"{i:02}.png", noise(40, 60, i))
-    (tmp_path / "pictures" / "07.png").write_bytes(b"no picture")
-    predict(tmp_path / "pictures", out, workers=0)
+        save(tmp_path / "images" / f"{i:02}.png", noise(40, 60, i))
+    (tmp_path / "images" / "07.png").write_bytes(b"no image")
+    predict(tmp_path / "images", out, workers=0)
     assert drawn(out / "predicted") == [*(f"{i:02}.jpg" for i in range(20) if i != 7), "detections.json"]
     assert "skipped 1 that could not be read; the first:" in capsys.readouterr().err
-    (tmp_path / "pictures" / "08.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match="2 of 20 pictures cannot be read"):
-        predict(tmp_path / "pictures", out, workers=0)
+    (tmp_path / "images" / "08.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="2 of 20 images cannot be read"):
+        predict(tmp_path / "images", out, workers=0)
 
 
 @pytest.mark.parametrize("kind", ["L", "I;16", "RGBA"])
-def test_pictures_of_other_kinds(out: Path, tmp_path: Path, kind: str) -> None:
+def test_images_of_other_kinds(out: Path, tmp_path: Path, kind: str) -> None:
     pixels = noise(60, 80, 0)
-    grey = pixels[:, :, 0]
-    pixels = {"L": grey, "I;16": grey.astype(np.uint16) * 257, "RGBA": np.dstack([pixels, grey * 0 + 255])}[kind]
+    gray = pixels[:, :, 0]
+    pixels = {"L": gray, "I;16": gray.astype(np.uint16) * 257, "RGBA": np.dstack([pixels, gray * 0 + 255])}[kind]
     predict(save(tmp_path / "a.png", pixels), out, threshold=0.99, workers=0)
     again = np.asarray(Image.open(out / "predicted" / "a.jpg").convert("L")).astype(int)
     assert again.shape == (60, 80)
     assert np.abs(again - np.asarray(Image.fromarray(noise(60, 80, 0)).convert("L"))).mean() < 25
 
 
-def test_a_detector_of_grey_pictures(tmp_path: Path) -> None:
+def test_a_detector_of_gray_images(tmp_path: Path) -> None:
     detector_in(tmp_path / "out", replace(SPEC, encoder=tiny_encoder(1).spec))
     predict(save(tmp_path / "a.png", disc(60, 80, 0)[0]), tmp_path / "out", threshold=0.99, workers=0)
-    assert np.ptp(np.asarray(Image.open(tmp_path / "out" / "predicted" / "a.jpg")), axis=2).max() > 50, "in colour"
+    assert np.ptp(np.asarray(Image.open(tmp_path / "out" / "predicted" / "a.jpg")), axis=2).max() > 50, "in color"
 
 
 def test_lists_and_arrays(out: Path, tmp_path: Path) -> None:
@@ -213,7 +211,7 @@ def test_a_video(out: Path, tmp_path: Path) -> None:
             frame = av.VideoFrame.from_ndarray(disc(64, 80, i)[0], format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    frames = len(open_pictures(tmp_path / "film.mp4"))
+    frames = len(open_images_to_predict(tmp_path / "film.mp4"))
     assert frames >= 1
     predict(tmp_path / "film.mp4", out, workers=0)
     assert len(drawn(out / "predicted")) == frames + 1

@@ -39,7 +39,7 @@ def test_the_published_schedules() -> None:
     assert {(s.side_at_test, s.longest, s.precise) for n, s in SCHEDULES.items() if n != "short"} == {(800, 1333, 200)}
 
 
-def test_a_smaller_batch_sees_as_many_pictures() -> None:
+def test_a_smaller_batch_sees_as_many_images() -> None:
     small = SCHEDULES["coco-1x"].adapted(None, 4, None, None)
     assert small == replace(
         ONE, iterations=360_000, milestones=(240_000, 320_000), warmup=4000, batch_size=4, rate=0.005

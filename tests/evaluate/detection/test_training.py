@@ -15,16 +15,16 @@ from faster_coco_eval import mask as coco_mask
 from torch import nn
 
 import mec
-from mec.data.pixels import Reading
+from mec.data.pixels import PixelFormat
 from mec.errors import InputError
 from mec.evaluate.detection import detect as detecting
 from mec.evaluate.detection import training
-from mec.evaluate.detection.datasets.annotations import Annotated, Detections
-from mec.evaluate.detection.loaders import Order, training_batches
+from mec.evaluate.detection.datasets import open_annotated
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections
 from mec.evaluate.detection.detect import detect
+from mec.evaluate.detection.loaders import Order, training_batches
 from mec.evaluate.detection.network import Detector
 from mec.evaluate.detection.schedules import Schedule
-from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.trainer import detection_trainer
 from mec.evaluate.detection.training import Detection, in_file, look, train
 from tests.evaluate.detection.scenes import QUICK, coco_set, make_quick, tiny_encoder
@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def parts(data: Path) -> tuple[Annotated, Annotated]:
+def parts(data: Path) -> tuple[AnnotatedDataset, AnnotatedDataset]:
     return open_annotated(data)
 
 
@@ -55,12 +55,12 @@ def test_a_short_training_finds_discs_and_their_masks(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_quick(monkeypatch, iterations=100, milestones=(80,), warmup=20, batch_size=4, rate=0.02)
-    learnt = alone(data, tmp_path / "learnt")
+    learned = alone(data, tmp_path / "learned")
     untrained = alone(data, tmp_path / "untrained", iterations=1, rate=1e-9)
     for column in ("AP50", "mask AP50"):
-        assert learnt[column] > 0.6
+        assert learned[column] > 0.6
         assert untrained[column] < 0.3
-    with (tmp_path / "learnt" / "encoder-0" / "metrics.csv").open(newline="") as file:
+    with (tmp_path / "learned" / "encoder-0" / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == [20, 40, 60, 80, 100]
     # the twentieth step is the last of the warm-up, the eightieth the last before the milestone
@@ -73,23 +73,23 @@ def test_a_short_training_finds_discs_and_their_masks(
 
 
 def test_statistics_of_batch_norm_are_those_of_the_final_weights(
-    parts: tuple[Annotated, Annotated], tmp_path: Path
+    parts: tuple[AnnotatedDataset, AnnotatedDataset], tmp_path: Path
 ) -> None:
     schedule, annotated = replace(QUICK, iterations=3, rate=0.5, precise=4), parts[0]
     detector = new_detector(schedule)
     trainer = detection_trainer(schedule, tmp_path, "", 1, 1, "32-true")
     momenta = [m.momentum for m in detector.modules() if isinstance(m, nn.BatchNorm2d)]
-    train(detector, annotated, Reading(), schedule, trainer, 5, 0, None)
+    train(detector, annotated, PixelFormat(), schedule, trainer, 5, 0, None)
     assert [m.momentum for m in detector.modules() if isinstance(m, nn.BatchNorm2d)] == momenta
     order = Order(annotated.sizes[:, 1] > annotated.sizes[:, 0], 2, 4, seed=5)
     weight = detector.backbone.conv1.weight.detach().double()
     means, variances = [], []
-    for batch in training_batches(annotated, order, Reading(), schedule, False, 0):
-        height, width = (-(-max(p.shape[i] for p in batch.pictures) // 32) * 32 for i in (1, 2))
+    for batch in training_batches(annotated, order, PixelFormat(), schedule, False, 0):
+        height, width = (-(-max(p.shape[i] for p in batch.images) // 32) * 32 for i in (1, 2))
         joined = torch.zeros(2, 3, height, width, dtype=torch.float64)
-        for row, picture in zip(joined, batch.pictures, strict=True):
-            normalised = (picture.double() / 255 - detector.mean[0].double()) / detector.std[0].double()
-            row[:, : picture.shape[1], : picture.shape[2]] = normalised
+        for row, image in zip(joined, batch.images, strict=True):
+            normalized = (image.double() / 255 - detector.mean[0].double()) / detector.std[0].double()
+            row[:, : image.shape[1], : image.shape[2]] = normalized
         seen = F.conv2d(joined, weight, stride=2, padding=3)
         means.append(seen.mean((0, 2, 3)))
         variances.append(seen.var((0, 2, 3), correction=1))
@@ -178,7 +178,7 @@ def test_divergence_is_one_line_and_leaves_no_detector(
 
 
 def test_detections_are_in_pixels_of_the_file() -> None:
-    """A picture of 100 x 300 pixels in its file, seen with 50 x 100."""
+    """An image of 100 x 300 pixels in its file, seen with 50 x 100."""
     found = {
         "boxes": torch.tensor([[10.0, 5.0, 20.0, 25.0]]),
         "labels": torch.tensor([2]),
@@ -195,12 +195,14 @@ def test_detections_are_in_pixels_of_the_file() -> None:
     assert np.array_equal(coco_mask.decode(mask), expected)
 
 
-def test_bfloat16_trains_and_finds_boxes_in_float32(parts: tuple[Annotated, Annotated], tmp_path: Path) -> None:
+def test_bfloat16_trains_and_finds_boxes_in_float32(
+    parts: tuple[AnnotatedDataset, AnnotatedDataset], tmp_path: Path
+) -> None:
     detector = new_detector()
     trainer = detection_trainer(QUICK, tmp_path, "", 1, 1, "bf16-mixed")
-    train(detector, parts[0], Reading(), QUICK, trainer, 0, 0, None)
+    train(detector, parts[0], PixelFormat(), QUICK, trainer, 0, 0, None)
     assert {p.dtype for p in detector.parameters()} == {torch.float32}
-    found = look(detector, parts[1].pictures, Reading(), QUICK, trainer, 0)
+    found = look(detector, parts[1].images, PixelFormat(), QUICK, trainer, 0)
     assert sorted(found) == list(range(12))
     for number, one in found.items():
         assert isinstance(one, Detections)
@@ -227,5 +229,5 @@ def test_two_processes_train_and_look_together(data: Path, tmp_path: Path) -> No
     assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 1
     records = json.loads((tmp_path / "out" / "encoder-0" / "detections.json").read_text())
     seen = [(r["image_id"], *r["bbox"], r["score"]) for r in records]
-    assert {picture for picture, *_ in seen} == set(range(1005, 1017))
-    assert len(set(seen)) == len(seen), "a picture that was looked at twice has everything twice"
+    assert {image for image, *_ in seen} == set(range(1005, 1017))
+    assert len(set(seen)) == len(seen), "an image that was looked at twice has everything twice"

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mec.data.dataset import FileImages
+from mec.data.dataset import FileDataset
 from mec.errors import InputError
-from mec.evaluate.detection.datasets.annotations import Annotated, Detections, Rules
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections, Rules
 from mec.evaluate.detection.metrics import figures
 from mec.evaluate.detection.voc_metrics import precisions
 
@@ -21,18 +21,18 @@ SQUARE = (10, 10, 50, 50)
 NOWHERE = (300, 300, 340, 340)
 
 
-def scene(rules: Rules, pictures: list[list[Object]], categories: int = 2) -> Annotated:
-    flat = [one for objects in pictures for one in objects]
-    none, n = np.zeros(len(flat), bool), len(pictures)
-    return Annotated(
-        "VOC", FileImages("VOC", Path(), [f"{i}.jpg" for i in range(n)]), np.arange(n), np.full((n, 2), 500),
+def scene(rules: Rules, images: list[list[Object]], categories: int = 2) -> AnnotatedDataset:
+    flat = [one for objects in images for one in objects]
+    none, n = np.zeros(len(flat), bool), len(images)
+    return AnnotatedDataset(
+        "VOC", FileDataset("VOC", Path(), [f"{i}.jpg" for i in range(n)]), np.arange(n), np.full((n, 2), 500),
         ["cat", "dog", "cow", "emu"][:categories], np.arange(categories), rules,
-        np.cumsum([0, *map(len, pictures)]), np.array([o[0] for o in flat], float).reshape(-1, 4),
+        np.cumsum([0, *map(len, images)]), np.array([o[0] for o in flat], float).reshape(-1, 4),
         np.array([o[1] for o in flat], np.int64), np.ones(len(flat)), none, np.array([o[2] for o in flat], bool), ~none,
     )  # fmt: skip
 
 
-def found_in(pictures: list[list[Found]]) -> list[Detections]:
+def found_in(images: list[list[Found]]) -> list[Detections]:
     return [
         Detections(
             np.array([f[0] for f in own], np.float32).reshape(-1, 4),
@@ -40,7 +40,7 @@ def found_in(pictures: list[list[Found]]) -> list[Detections]:
             np.array([f[2] for f in own], np.float32),
             None,
         )
-        for own in pictures
+        for own in images
     ]
 
 
@@ -114,21 +114,21 @@ def test_nothing_found_and_nothing_to_find() -> None:
         figures(scene("voc07", [[(SQUARE, 0, True)], []]), nothing)
 
 
-def slowly(pictures: list[list[Object]], found: list[Detections], c: int, threshold: float, points: bool) -> float:
+def slowly(images: list[list[Object]], found: list[Detections], c: int, threshold: float, points: bool) -> float:
     """From lines of text as result files have them, in plain loops."""
     lines = []
-    for picture, own in enumerate(found):
+    for image, own in enumerate(found):
         for (x1, y1, x2, y2), label, score in zip(own.boxes, own.labels, own.scores, strict=True):
             if label == c:
                 one = np.float32(1)
-                lines.append(f"{picture} {score:.3f} {x1 + one:.1f} {y1 + one:.1f} {x2:.1f} {y2:.1f}".split())
+                lines.append(f"{image} {score:.3f} {x1 + one:.1f} {y1 + one:.1f} {x2:.1f} {y2:.1f}".split())
     lines.sort(key=lambda line: -float(line[1]))
     taken, curve, right, wrong = set(), [], 0, 0
-    total = sum(label == c and not difficult for objects in pictures for _, label, difficult in objects)
+    total = sum(label == c and not difficult for objects in images for _, label, difficult in objects)
     for line in lines:
         a, b, d, e = map(float, line[2:])
         best, which = 0.0, None
-        for k, ((x1, y1, x2, y2), label, difficult) in enumerate(pictures[int(line[0])]):
+        for k, ((x1, y1, x2, y2), label, difficult) in enumerate(images[int(line[0])]):
             if label == c:
                 wide, high = min(d, x2) - max(a, x1 + 1) + 1, min(e, y2) - max(b, y1 + 1) + 1
                 common = wide * high if wide > 0 and high > 0 else 0.0
@@ -152,22 +152,22 @@ def slowly(pictures: list[list[Object]], found: list[Detections], c: int, thresh
 def test_against_plain_loops(rules: Rules, seed: int) -> None:
     """Random objects of three classes, some difficult; detections about them, several of one, some of other classes."""
     draws = np.random.default_rng(seed)
-    pictures: list[list[Object]] = []
+    images: list[list[Object]] = []
     found: list[list[Found]] = []
     for _ in range(30):
         corners, sides = draws.integers(0, 100, (4, 2)), draws.integers(20, 120, (4, 2))
         boxes = np.concatenate([corners, corners + sides], axis=1)
-        pictures.append([(box, int(draws.integers(3)), bool(draws.random() < 0.25)) for box in boxes])
+        images.append([(box, int(draws.integers(3)), bool(draws.random() < 0.25)) for box in boxes])
         found.append([])
-        for box, label, _ in pictures[-1]:
+        for box, label, _ in images[-1]:
             for _ in range(draws.integers(4)):
                 other = int(draws.integers(3)) if draws.random() < 0.2 else label
                 near = box + draws.normal(0, draws.choice([0.5, 3, 8]), 4)
                 found[-1].append((near, other, round(draws.random(), 2)))
-    annotated, detections = scene(rules, pictures, 3), found_in(found)
+    annotated, detections = scene(rules, images, 3), found_in(found)
     table = precisions(annotated, detections)
     for c in range(3):
         for t, threshold in enumerate(range(50, 100, 5)):
-            expected = slowly(pictures, detections, c, threshold / 100, rules == "voc07")
+            expected = slowly(images, detections, c, threshold / 100, rules == "voc07")
             assert table[c, t] == pytest.approx(expected, abs=1e-12)
     assert 0.05 < table.mean() < 0.95

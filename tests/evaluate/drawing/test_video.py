@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from mec.errors import InputError
-from mec.evaluate.tracking import render
-from mec.evaluate.drawing.tracks import Film, check_render
-from mec.evaluate.tracking.sequences import Frame
+from mec.evaluate.drawing import tracks as render
+from mec.evaluate.drawing.tracks import VideoWriter, check_render
 from mec.evaluate.tracking.datasets.video import open_frames
+from mec.evaluate.tracking.sequences import Frame
 
-GREY = 90
+GRAY = 90
 
 
 def patches(number: int, height: int = 48, width: int = 64) -> Frame:
-    """Smooth, and another colour for each number."""
+    """Smooth, and another color for each number."""
     rows, columns = np.indices((height, width))
     return np.stack([rows * 4, columns * 3, np.full_like(rows, 25 * number)], axis=2).clip(0, 255).astype(np.uint8)
 
@@ -32,7 +32,7 @@ def film_path(tmp_path: Path) -> Path:
 def test_a_film_holds_its_frames(film_path: Path, encoders: tuple[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """With and without H.264; at the rate of NTSC."""
     monkeypatch.setattr(render, "ENCODERS", encoders)
-    with Film(film_path, 30000 / 1001) as film:
+    with VideoWriter(film_path, 30000 / 1001) as film:
         for i in range(10):
             film.add(patches(i))
             assert not film_path.exists()
@@ -49,7 +49,7 @@ def test_a_film_holds_its_frames(film_path: Path, encoders: tuple[str], monkeypa
 def test_players_know_the_film(film_path: Path) -> None:
     import av
 
-    with Film(film_path, 25) as film:
+    with VideoWriter(film_path, 25) as film:
         film.add(patches(1))
     with av.open(str(film_path)) as container:
         codec = container.streams.video[0].codec_context
@@ -60,7 +60,7 @@ def test_players_know_the_film(film_path: Path) -> None:
 
 def test_frames_of_other_sizes_are_fitted(film_path: Path) -> None:
     """47 x 63 becomes even by a pixel; 24 of 64 columns leave 20 at each side."""
-    with Film(film_path, 25) as film:
+    with VideoWriter(film_path, 25) as film:
         film.add(np.full((47, 63, 3), 200, np.uint8))
         film.add(np.full((48, 24, 3), 200, np.uint8))
         film.add(np.full((480, 640, 3), 200, np.uint8))
@@ -74,14 +74,14 @@ def test_frames_of_other_sizes_are_fitted(film_path: Path) -> None:
 
 
 def test_the_note_is_in_the_lower_left_corner(film_path: Path) -> None:
-    plain = np.full((120, 160, 3), GREY, np.uint8)
-    with Film(film_path, 25, "one") as film:
+    plain = np.full((120, 160, 3), GRAY, np.uint8)
+    with VideoWriter(film_path, 25, "one") as film:
         film.add(plain)
         film.note = ""
         film.add(plain)
         film.note = "another\nand longer"
         film.add(plain)
-    noted, bare, longer = ((abs(frame.astype(int) - GREY) > 25).any(axis=2) for frame in open_frames(film_path))
+    noted, bare, longer = ((abs(frame.astype(int) - GRAY) > 25).any(axis=2) for frame in open_frames(film_path))
     assert noted[-9:, :10].mean() > 0.5
     assert not noted[:-16].any()
     assert not noted[:, 50:].any()
@@ -92,10 +92,10 @@ def test_the_note_is_in_the_lower_left_corner(film_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_whole_or_not_at_all(film_path: Path, error: type[BaseException]) -> None:
-    with Film(film_path, 25) as film:
+    with VideoWriter(film_path, 25) as film:
         film.add(patches(0))
     before = film_path.read_bytes()
-    with pytest.raises(error), Film(film_path, 25) as film:
+    with pytest.raises(error), VideoWriter(film_path, 25) as film:
         film.add(patches(1))
         raise error
     assert film_path.read_bytes() == before
@@ -103,7 +103,7 @@ def test_whole_or_not_at_all(film_path: Path, error: type[BaseException]) -> Non
 
 
 def test_no_frames_no_film(film_path: Path) -> None:
-    with Film(film_path, 25):
+    with VideoWriter(film_path, 25):
         pass
     assert not film_path.parent.exists()
 
@@ -121,10 +121,10 @@ def test_a_film_that_cannot_be_written_is_said_at_once(
         (tmp_path / "file" / "film.mp4", "file is no folder"),
     ):
         with pytest.raises(InputError, match=f"^render: .*{reason}$"):
-            Film(path, 25)
+            VideoWriter(path, 25)
     for rate in (0, -1, float("nan"), float("inf")):
         with pytest.raises(InputError, match="rate: expected frames a second, got"):
-            Film(film_path, rate)
+            VideoWriter(film_path, rate)
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda *_: False)  # for whoever may write everywhere
         with pytest.raises(InputError, match=rf"^render: {tmp_path} cannot be written to$"):

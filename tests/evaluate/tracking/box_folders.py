@@ -1,4 +1,4 @@
-"""Folders of small pictures in the forms of OTB, GOT-10k and LaSOT, for the tests."""
+"""Folders of small images in the forms of OTB, GOT-10k and LaSOT, for the tests."""
 
 import io
 import re
@@ -19,13 +19,13 @@ def encoded(sides: tuple[int, int] = SIDES, form: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-PICTURE = encoded()
+IMAGE = encoded()
 
 
-def frames(folder: Path, numbers: Iterable[int], name: str = "{:04d}.jpg", picture: bytes = PICTURE) -> None:
+def frames(folder: Path, numbers: Iterable[int], name: str = "{:04d}.jpg", image: bytes = IMAGE) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
-        (folder / name.format(number)).write_bytes(picture)
+        (folder / name.format(number)).write_bytes(image)
 
 
 def otb(folder: Path, text: str = "1,1,5,5\n2,1,5,5\n3,1,5,5\n", numbers: Iterable[int] = range(1, 4)) -> Path:

@@ -27,14 +27,14 @@ def text(lines: Sequence[Line], end: str = "") -> str:
     return "".join(parts)
 
 
-def pictures(folder: Path, first: int, count: int) -> None:
+def images(folder: Path, first: int, count: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(first, first + count):
         Image.new("RGB", (WIDTH, HEIGHT), (number, 0, 0)).save(folder / f"{number:06d}.png")
 
 
 def instances(folder: Path, lines: Sequence[Line], first: int, count: int) -> None:
-    """The same as pictures of 16 bits."""
+    """The same as images of 16 bits."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(first, first + count):
         values = np.zeros((HEIGHT, WIDTH), np.uint16)
@@ -47,7 +47,7 @@ def instances(folder: Path, lines: Sequence[Line], first: int, count: int) -> No
 def challenge(folder: Path, lines: Sequence[Line], count: int = 3, name: str = "MOTS20-02") -> Path:
     """One sequence of MOTSChallenge in ``folder``/train; its own folder."""
     sequence = folder / "train" / name
-    pictures(sequence / "img1", 1, count)
+    images(sequence / "img1", 1, count)
     (sequence / "gt").mkdir()
     (sequence / "gt" / "gt.txt").write_text(text(lines))
     said = f"[Sequence]\nname={name}\nimDir=img1\nframeRate=25\nseqLength={count}\nimExt=.png\n"
@@ -57,7 +57,7 @@ def challenge(folder: Path, lines: Sequence[Line], count: int = 3, name: str = "
 
 def kitti(folder: Path, lines: Sequence[Line], count: int = 3, name: str = "0002") -> Path:
     """One sequence of KITTI MOTS in ``folder``; its annotation."""
-    pictures(folder / "training" / "image_02" / name, 0, count)
+    images(folder / "training" / "image_02" / name, 0, count)
     file = folder / "instances_txt" / f"{name}.txt"
     file.parent.mkdir(exist_ok=True)
     file.write_text(text(lines))

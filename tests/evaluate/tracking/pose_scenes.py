@@ -36,22 +36,22 @@ def person(frame: int, track: int, pose: np.ndarray, **more: Any) -> dict[str, A
     return {**one, "keypoints": keypoints(pose), "bbox_head": [0, 0, 30, 40], **more}
 
 
-def image(frame: int, labelled: bool = True, **more: Any) -> dict[str, Any]:
-    return {"id": frame, "file_name": f"images/val/{VIDEO}/{frame:06d}.jpg", "is_labeled": labelled, **more}
+def image(frame: int, labeled: bool = True, **more: Any) -> dict[str, Any]:
+    return {"id": frame, "file_name": f"images/val/{VIDEO}/{frame:06d}.jpg", "is_labeled": labeled, **more}
 
 
 def posetrack18(
     root: Path, images: Sequence[dict], persons: Sequence[dict], folder: str = "annotations/val", name: str = VIDEO
 ) -> Path:
-    """The json, and its pictures under ``root``."""
+    """The json, and its images under ``root``."""
     categories = [{"id": 1, "name": "person", "keypoints": NAMES}]
     file = root / folder / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"images": images, "annotations": persons, "categories": categories}))
     for one in images:
-        picture = root / one["file_name"]
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (200, 160), (one["id"], 0, 0)).save(picture)
+        image = root / one["file_name"]
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (200, 160), (one["id"], 0, 0)).save(image)
     return file
 
 

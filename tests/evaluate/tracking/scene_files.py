@@ -25,7 +25,7 @@ RATE = 20
 
 
 def write_mot(scene: Scene, folder: Path, name: str) -> Path:
-    """MOT17's: rows of gt.txt for all who are partly within the picture, also hidden ones; 1-based boxes."""
+    """MOT17's: rows of gt.txt for all who are partly within the image, also hidden ones; 1-based boxes."""
     path = folder / name
     _sequence(scene, path, name)
     truth, given = [], []
@@ -45,7 +45,7 @@ def write_mot(scene: Scene, folder: Path, name: str) -> Path:
 
 
 def _is_near(scene: Scene, i: int, t: int) -> bool:
-    """Its box meets the picture."""
+    """Its box meets the image."""
     left, top, width, height = scene.boxes[i, t]
     rows, columns = scene.frames[t].shape[:2]
     return bool(left < columns and top < rows and left + width > 0 and top + height > 0)
@@ -57,7 +57,7 @@ def _by_track(line: str) -> tuple[int, int]:
 
 
 def _sequence(scene: Scene, path: Path, name: str) -> None:
-    _pictures(scene, path / "img1", "{:06}.jpg", first=1)
+    _images(scene, path / "img1", "{:06}.jpg", first=1)
     height, width = scene.frames[0].shape[:2]
     (path / "seqinfo.ini").write_text(
         f"[Sequence]\nname={name}\nimDir=img1\nframeRate={RATE}\nseqLength={len(scene.frames)}\n"
@@ -65,7 +65,7 @@ def _sequence(scene: Scene, path: Path, name: str) -> None:
     )
 
 
-def _pictures(scene: Scene, folder: Path, name: str, first: int = 0) -> None:
+def _images(scene: Scene, folder: Path, name: str, first: int = 0) -> None:
     folder.mkdir(parents=True)
     for number, frame in enumerate(scene.frames, first):
         Image.fromarray(frame).save(folder / name.format(number), quality=95, subsampling=0, compress_level=1)
@@ -93,7 +93,7 @@ def _mask_rows(scene: Scene, first: int) -> list[str]:
 
 def write_kitti_mots(scene: Scene, root: Path, name: str) -> Path:
     """KITTI MOTS's: image_02/NAME/000000.png, and rows as MOTS20's in instances_txt/NAME.txt; frames count from 0."""
-    _pictures(scene, root / "image_02" / name, "{:06}.png")
+    _images(scene, root / "image_02" / name, "{:06}.png")
     (root / "instances_txt").mkdir(exist_ok=True)
     (root / "instances_txt" / f"{name}.txt").write_text("".join(_mask_rows(scene, first=0)))
     return root
@@ -102,7 +102,7 @@ def write_kitti_mots(scene: Scene, root: Path, name: str) -> Path:
 def write_posetrack(scene: Scene, root: Path, name: str) -> Path:
     """PoseTrack18's: annotations/val/NAME.json of all who have a visible joint; NAME begins with six digits."""
     inner = f"images/val/{name}"
-    _pictures(scene, root / inner, "{:06}.jpg")
+    _images(scene, root / inner, "{:06}.jpg")
     height, width = scene.frames[0].shape[:2]
     images: list[dict[str, Any]] = []
     people: list[dict[str, Any]] = []
@@ -136,15 +136,15 @@ def _person(scene: Scene, i: int, t: int, image: int) -> dict[str, Any]:
 
 
 def write_davis(scene: Scene, root: Path, name: str) -> Path:
-    """DAVIS 2017's at 480p, pictures with a palette; NAME is added to the list of val."""
-    _pictures(scene, root / "JPEGImages" / "480p" / name, "{:05}.jpg")
+    """DAVIS 2017's at 480p, images with a palette; NAME is added to the list of val."""
+    _images(scene, root / "JPEGImages" / "480p" / name, "{:05}.jpg")
     folder = root / "Annotations" / "480p" / name
     folder.mkdir(parents=True)
     for t in range(len(scene.frames)):
         labels = sum(np.uint8(i + 1) * scene.visible[i, t] for i in range(len(scene.visible)))
-        picture = Image.fromarray(np.asarray(labels, np.uint8))
-        picture.putpalette(palette())
-        picture.save(folder / f"{t:05}.png")
+        image = Image.fromarray(np.asarray(labels, np.uint8))
+        image.putpalette(palette())
+        image.save(folder / f"{t:05}.png")
     listed = root / "ImageSets" / "2017" / "val.txt"
     listed.parent.mkdir(parents=True, exist_ok=True)
     with listed.open("a") as file:
@@ -153,20 +153,20 @@ def write_davis(scene: Scene, root: Path, name: str) -> Path:
 
 
 def palette() -> list[int]:
-    """VOC's 256 colours, which DAVIS has: bits 0, 3, 6 of a label are red's highest, and so on."""
+    """VOC's 256 colors, which DAVIS has: bits 0, 3, 6 of a label are red's highest, and so on."""
     numbers = np.arange(256)
-    colours = np.zeros((256, 3), int)
+    colors = np.zeros((256, 3), int)
     for bit in range(8):
         for channel in range(3):
-            colours[:, channel] |= (numbers >> channel & 1) << 7 - bit
+            colors[:, channel] |= (numbers >> channel & 1) << 7 - bit
         numbers >>= 3
-    return list(map(int, colours.ravel()))
+    return list(map(int, colors.ravel()))
 
 
 def write_otb(scene: Scene, root: Path, name: str, target: int) -> Path:
     """OTB's: img/0001.jpg and the 1-based box of one object in every frame."""
     path = root / name
-    _pictures(scene, path / "img", "{:04}.jpg", first=1)
+    _images(scene, path / "img", "{:04}.jpg", first=1)
     boxes = scene.boxes[target] + (1, 1, 0, 0)
     np.savetxt(path / "groundtruth_rect.txt", boxes, "%d", ",")
     return path

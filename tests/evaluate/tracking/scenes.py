@@ -29,25 +29,25 @@ CASTS = ((221369, 190379, 516492, 1711740), (473611, 222838, 193269, 1218065))
 """People of coco128's train part by the numbers of their annotations: far, behind the pole, away, near."""
 PLACES = ("000000000094.jpg", "000000000626.jpg")
 BLOBS = (((600, 230), (26, 58)), ((200, 190), (24, 60)), ((425, 215), (22, 48)), ((200, 265), (58, 88)))
-"""In scikit-learn's photograph of a pagoda: centres (x, y) and half sides, in the order of a cast."""
+"""In scikit-learn's photograph of a pagoda: centers (x, y) and half sides, in the order of a cast."""
 
 
 @dataclass(frozen=True)
 class Cutout:
     """A piece of a photograph; its mask touches all four edges.
 
-    picture: (h, w, 3).
+    image: (h, w, 3).
     mask: (h, w), what of it belongs to the piece.
     """
 
-    picture: Frame
+    image: Frame
     mask: NDArray[np.bool_]
 
     def resized(self, height: int) -> Cutout:
         width = max(1, round(self.mask.shape[1] * height / self.mask.shape[0]))
-        picture = Image.fromarray(self.picture).resize((width, height), Image.Resampling.BILINEAR)
+        image = Image.fromarray(self.image).resize((width, height), Image.Resampling.BILINEAR)
         mask = Image.fromarray(self.mask).resize((width, height), Image.Resampling.NEAREST)
-        return cut(np.asarray(picture), np.asarray(mask))
+        return cut(np.asarray(image), np.asarray(mask))
 
     def joints(self) -> NDArray[np.float64]:
         """(15, 2) x, y of JOINTS, each at the pixel of the mask that is nearest to where it should be."""
@@ -62,7 +62,7 @@ class Scene:
     """What is to be seen in ``frames``; objects are in order, those behind first.
 
     visible: (objects, frames, h, w), which pixels are of the object: of one at most.
-    boxes: (objects, frames, 4) left, top, width, height, whether or not it is hidden or beyond the picture's edge.
+    boxes: (objects, frames, 4) left, top, width, height, whether or not it is hidden or beyond the image's edge.
     shares: (objects, frames), of the object that is visible.
     poses: (objects, frames, 15, 3) x, y and whether the joint is visible, 1 or 0; columns and rows count from 0.
     """
@@ -82,10 +82,10 @@ class Scene:
         return Found(self.boxes[kept, t], np.ones(len(kept)), kept + 1, masks, self.poses[kept, t])
 
 
-def cut(picture: Frame, mask: NDArray[np.bool_]) -> Cutout:
+def cut(image: Frame, mask: NDArray[np.bool_]) -> Cutout:
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     inner = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return Cutout(picture[inner], mask[inner])
+    return Cutout(image[inner], mask[inner])
 
 
 def make_scene(
@@ -122,7 +122,7 @@ def make_scene(
             here = np.zeros(size, bool)
             here[outer] = now.mask[inner]
             here &= free
-            frames[t][here] = now.picture[inner][here[outer]]
+            frames[t][here] = now.image[inner][here[outer]]
             visible[:i, t] &= ~here
             visible[i, t], whole[i] = here, now.mask.sum()
             boxes[i, t] = left, top, width, height
@@ -142,7 +142,7 @@ def _seen(poses: NDArray[np.float64], visible: NDArray[np.bool_]) -> NDArray[np.
 
 
 def _meeting(corner: Sequence[int], sides: Sequence[int], size: Sequence[int]) -> tuple[tuple[slice, ...], ...]:
-    """The part that is in the picture, in the picture's rows and columns and in the piece's."""
+    """The part that is in the image, in the image's rows and columns and in the piece's."""
     starts = [min(max(start, 0), full) for start, full in zip(corner, size, strict=True)]
     ends = [max(min(a + n, full), start) for a, n, full, start in zip(corner, sides, size, starts, strict=True)]
     outer = tuple(map(slice, starts, ends))
@@ -175,7 +175,7 @@ def story(cast: Sequence[Cutout], background: Frame, length: int = 40, size: tup
 
 
 SHARES = (0.26, 0.42, 0.45, 0.56)
-"""Of the picture's height that a cast has."""
+"""Of the image's height that a cast has."""
 
 
 def street(real_data: Path, take: int = 0) -> Scene:
@@ -188,9 +188,9 @@ def street(real_data: Path, take: int = 0) -> Scene:
     files = {one["id"]: folder / "train2017" / one["file_name"] for one in raw["images"]}
     cast = []
     for number in CASTS[take]:
-        picture = np.asarray(Image.open(files[known[number]["image_id"]]).convert("RGB"))
-        polygons = coco_mask.frPyObjects(known[number]["segmentation"], *picture.shape[:2])
-        cast.append(cut(picture, coco_mask.decode(coco_mask.merge(polygons)).astype(bool)))
+        image = np.asarray(Image.open(files[known[number]["image_id"]]).convert("RGB"))
+        polygons = coco_mask.frPyObjects(known[number]["segmentation"], *image.shape[:2])
+        cast.append(cut(image, coco_mask.decode(coco_mask.merge(polygons)).astype(bool)))
     place = np.asarray(Image.open(folder / "train2017" / PLACES[take]).convert("RGB"))
     return story(cast, place)
 
@@ -202,11 +202,11 @@ def garden(length: int = 40, size: tuple[int, int] = SIZE) -> Scene:
                  load_sample_image("flower.jpg"), length, size)  # fmt: skip
 
 
-def blob(picture: Frame, centre: tuple[int, int], half: tuple[int, int], seed: int) -> Cutout:
+def blob(image: Frame, center: tuple[int, int], half: tuple[int, int], seed: int) -> Cutout:
     """An ellipse with a wavy edge."""
     rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[: picture.shape[0], : picture.shape[1]]
-    x, y = (columns - centre[0]) / half[0], (rows - centre[1]) / half[1]
+    rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
+    x, y = (columns - center[0]) / half[0], (rows - center[1]) / half[1]
     angle = np.arctan2(y, x)
     waves = sum(0.06 * np.cos(n * angle + rng.uniform(0, 2 * np.pi)) for n in (2, 3, 5))
-    return cut(picture, np.hypot(x, y) < 1 - 0.15 + waves)
+    return cut(image, np.hypot(x, y) < 1 - 0.15 + waves)

@@ -16,10 +16,10 @@ Floats = NDArray[np.float64]
 
 
 def dense(stride: int = 8, mean: float = 0.0, std: float = 1.0, features: Tensor | None = None) -> Any:
-    """Stands for Dense: its numbers, and a map that it gives of any picture."""
+    """Stands for Dense: its numbers, and a map that it gives of any image."""
 
-    def told(picture: Tensor) -> Tensor | None:
-        assert tuple(picture.shape[2:]) == (608, 1088)
+    def told(image: Tensor) -> Tensor | None:
+        assert tuple(image.shape[2:]) == (608, 1088)
         return features
 
     told.stride, told.mean, told.std = stride, torch.full((1, 3, 1, 1), mean), torch.full((1, 3, 1, 1), std)  # type: ignore[attr-defined]
@@ -49,27 +49,27 @@ def test_letterbox_by_areas(size: tuple[int, int]) -> None:
     assert fitted.ratio == pytest.approx(ratio)
     assert (fitted.left, fitted.top) == ((1088 - wide) / 2, (608 - high) / 2)
     top, left = (608 - high) // 2, (1088 - wide) // 2
-    picture = fitted.picture[0].permute(1, 2, 0).double().numpy() * 0.2 + 0.4
-    inside = picture[top : top + high, left : left + wide].copy()
+    image = fitted.image[0].permute(1, 2, 0).double().numpy() * 0.2 + 0.4
+    inside = image[top : top + high, left : left + wide].copy()
     down, across = shares(height, high), shares(width, wide)
     for channel in range(3):
         np.testing.assert_allclose(inside[..., channel], down @ frame[..., channel] @ across.T, atol=1e-5)
-    picture[top : top + high, left : left + wide] = 128 / 255
-    np.testing.assert_allclose(picture, 128 / 255, atol=1e-6, err_msg="127.5, as OpenCV rounds it")
+    image[top : top + high, left : left + wide] = 128 / 255
+    np.testing.assert_allclose(image, 128 / 255, atol=1e-6, err_msg="127.5, as OpenCV rounds it")
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_letterbox_as_opencv_does(size: tuple[int, int]) -> None:
     cv2 = pytest.importorskip("cv2")
     frame = np.random.default_rng(0).random((*size, 3)).astype(np.float32)
-    picture = letterbox(torch.from_numpy(frame).permute(2, 0, 1)[None], dense()).picture[0].permute(1, 2, 0).numpy()
+    image = letterbox(torch.from_numpy(frame).permute(2, 0, 1)[None], dense()).image[0].permute(1, 2, 0).numpy()
     ratio = min(608 / size[0], 1088 / size[1])
     high, wide = round(size[0] * ratio), round(size[1] * ratio)
     top, left = (608 - high) // 2, (1088 - wide) // 2
     wanted = cv2.resize(frame, (wide, high), interpolation=cv2.INTER_AREA)
     # a pixel of which less than a thousandth is covered is left out there
-    np.testing.assert_allclose(picture[top : top + high, left : left + wide], wanted, atol=1.5e-3)
-    assert np.abs(picture[top : top + high, left : left + wide] - wanted).mean() < 1e-5
+    np.testing.assert_allclose(image[top : top + high, left : left + wide], wanted, atol=1.5e-3)
+    assert np.abs(image[top : top + high, left : left + wide] - wanted).mean() < 1e-5
 
 
 @pytest.mark.parametrize("corrected", [False, True])
@@ -121,7 +121,7 @@ def test_the_box_of_a_mask_by_hand() -> None:
 
 
 def resized(features: Tensor, mask: NDArray[np.bool_], most: int) -> Tensor:
-    """The masked map and the mask made smaller as pictures are, whole."""
+    """The masked map and the mask made smaller as images are, whole."""
     flat = torch.from_numpy(mask)[None, None].double()
     scale = math.sqrt(most / mask.sum())
     small = F.interpolate(features * flat, scale_factor=scale, mode="bilinear")

@@ -5,8 +5,8 @@ import shlex
 
 import pytest
 
-from mec.cli.main import _parser, main
 from mec.cli.evaluate_options import listed
+from mec.cli.main import _parser, main
 from tests.evaluate.tracking.crossings import TASKS
 
 

@@ -18,8 +18,8 @@ def window(size: int) -> Floats:
     return line[:, None] * line
 
 
-def maps(seed: int, size: int, channels: int = 3, pictures: int = 1) -> Floats:
-    return np.random.default_rng(seed).normal(size=(pictures, channels, size, size))
+def maps(seed: int, size: int, channels: int = 3, images: int = 1) -> Floats:
+    return np.random.default_rng(seed).normal(size=(images, channels, size, size))
 
 
 def spot(size: int, row: int, column: int) -> Tensor:
@@ -50,14 +50,14 @@ def test_the_search_map_is_odd_and_about_520_pixels(stride: int, cells: int) -> 
 
 def test_cross_correlation_by_loops() -> None:
     size, (start, stop) = 19, (7, 11)
-    first, search = maps(1, size), maps(2, size, pictures=2)
+    first, search = maps(1, size), maps(2, size, images=2)
     found = CrossCorrelation(torch.from_numpy(first).float()).respond(torch.from_numpy(search).float()).numpy()
     template, seen = first[0, :, start:stop, start:stop], search * window(size)
     wanted = np.zeros((2, 16, 16))
-    for picture in range(2):
+    for image in range(2):
         for row in range(16):
             for column in range(16):
-                wanted[picture, row, column] = (seen[picture, :, row : row + 4, column : column + 4] * template).sum()
+                wanted[image, row, column] = (seen[image, :, row : row + 4, column : column + 4] * template).sum()
     np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
@@ -135,7 +135,7 @@ def test_the_filter_by_loops(ridge: float, rate: float, sigma: float) -> None:
 
 
 @pytest.mark.parametrize("size", [65, 33, 9])
-def test_the_filter_answers_its_target_with_the_peak_that_it_learnt(size: int) -> None:
+def test_the_filter_answers_its_target_with_the_peak_that_it_learned(size: int) -> None:
     target = spot(size, size // 2, size // 2)
     response = CorrelationFilter(target, ridge=1e-6).respond(target)[0].numpy()
     away = np.array([min(i, size - i) for i in range(size)])

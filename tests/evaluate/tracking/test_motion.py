@@ -96,7 +96,7 @@ def test_the_mean_given_is_not_shared_between_frames() -> None:
         np.testing.assert_array_equal(array, copied)
 
 
-def test_a_velocity_is_learnt() -> None:
+def test_a_velocity_is_learned() -> None:
     motion = Motion.of(np.array([0.0, 0, 20, 40]))
     for frame in range(1, 30):
         motion.predict(still_seen=True)

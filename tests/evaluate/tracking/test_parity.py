@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from mec import evaluate
 from mec.evaluate.tracking.association import Association, Associator
-from mec.evaluate.tracking.metrics.otb import box_figures
+from mec.evaluate.tracking.datasets.davis import open_mask_sequences
 from mec.evaluate.tracking.datasets.single_object import open_box_sequences
 from mec.evaluate.tracking.dense_features import Dense
-from mec.evaluate.tracking.track_objects import boxes_look
-from mec.evaluate.tracking.datasets.davis import open_mask_sequences
+from mec.evaluate.tracking.metrics.otb import box_figures
 from mec.evaluate.tracking.sequences import Found, ImageFrames
 from mec.evaluate.tracking.similarity import reconstruction_similarity
+from mec.evaluate.tracking.track_objects import boxes_look
 from mec.evaluate.tracking.vos import follow_masks
 from tests.conftest import SHARED
 

@@ -34,8 +34,8 @@ def reference(features: Floats, first: Floats, settings: Propagation, stride: in
                 for other in np.arange(height * width) if number == 0 else np.flatnonzero(within[cell]):
                     voters.append((float(alike[other]), labels[memory][:, other]))
             voters.sort(key=lambda voter: -voter[0])
-            weights = np.array([math.exp(alike / settings.temperature) for alike, _ in voters[: settings.neighbours]])
-            shares = np.array([share for _, share in voters[: settings.neighbours]])
+            weights = np.array([math.exp(alike / settings.temperature) for alike, _ in voters[: settings.neighbors]])
+            shares = np.array([share for _, share in voters[: settings.neighbors]])
             found[:, cell] = weights @ shares / weights.sum()
         labels.append(found)
     return [found.reshape(first.shape) for found in labels[1:]]
@@ -74,7 +74,7 @@ def check(found: Sequence[Floats], wanted: Sequence[Floats]) -> None:
 )
 def test_as_by_comparing_all_cells_with_all(size: tuple[int, int], radius: float, stride: int, context: int) -> None:
     features, first = scene(4 if context < 5 else 8, size, 3)
-    settings = Propagation(neighbours=10, temperature=0.05, radius=radius, context=context)
+    settings = Propagation(neighbors=10, temperature=0.05, radius=radius, context=context)
     check(propagated(features, first, settings, stride), reference(features, first, settings, stride))
 
 
@@ -82,15 +82,15 @@ def test_as_by_comparing_all_cells_with_all(size: tuple[int, int], radius: float
 def test_tiles_change_nothing(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TILE", {"cpu": tile})
     features, first = scene(4, (8, 9), 5, seed=tile)
-    settings = Propagation(neighbours=3, temperature=0.2, radius=3.2, context=2)
+    settings = Propagation(neighbors=3, temperature=0.2, radius=3.2, context=2)
     check(propagated(features, first, settings, 8), reference(features, first, settings, 8))
 
 
 @pytest.mark.parametrize("context", [0, 1, 3])
-def test_fewer_cells_than_neighbours(context: int) -> None:
+def test_fewer_cells_than_neighbors(context: int) -> None:
     for size in ((1, 1), (2, 2), (3, 5)):
         features, first = scene(4, size, 2)
-        settings = Propagation(neighbours=50, temperature=0.5, radius=1.0, context=context)
+        settings = Propagation(neighbors=50, temperature=0.5, radius=1.0, context=context)
         check(propagated(features, first, settings, 8), reference(features, first, settings, 8))
 
 
@@ -109,7 +109,7 @@ def test_an_object_that_moves_takes_its_labels_along() -> None:
     start[0] = 1 - start[1]
     cells = rng.normal(size=(64, 16, 18))
     moved = [np.roll(cells, (step, 2 * step), (1, 2)) for step in range(6)]
-    found = propagated(np.stack(moved), start, Propagation(neighbours=1, radius=3), 8)
+    found = propagated(np.stack(moved), start, Propagation(neighbors=1, radius=3), 8)
     for step, labels in enumerate(found, 1):
         np.testing.assert_allclose(labels, np.roll(start, (step, 2 * step), (1, 2)), atol=1e-6)
 
@@ -124,7 +124,7 @@ def test_from_one_of_the_last_frames_only_within_the_radius() -> None:
     first = np.zeros((2, 1, 8))
     first[1, 0, 1] = 1
     first[0] = 1 - first[1]
-    found = propagated(features, first, Propagation(neighbours=1, radius=3, context=1), 8)
+    found = propagated(features, first, Propagation(neighbors=1, radius=3, context=1), 8)
     np.testing.assert_array_equal(found[0], first)
     assert found[1][1, 0].tolist() == [1, 0, 0, 1, 0, 0, 0, 0], "three cells are not less than three"
 
@@ -149,7 +149,7 @@ def test_largest_numbers_and_where_they_are(columns: int, k: int, numbers: str) 
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("neighbours", 0, "neighbours: expected at least 1, got 0"),
+        ("neighbors", 0, "neighbors: expected at least 1, got 0"),
         ("context", -1, "context: expected at least 0, got -1"),
         ("temperature", 0.0, "temperature: expected a positive number, got 0.0"),
         ("radius", math.nan, "radius: expected a positive number, got nan"),

@@ -14,9 +14,9 @@ import torch
 
 import mec
 from mec import evaluate
+from mec.engine.progress import ProgressBar
 from mec.errors import InputError
 from mec.evaluate import Result
-from mec.engine.progress import Shown
 from mec.evaluate.tracking.dense_features import Dense
 from mec.evaluate.tracking.runner import weights_digest
 from mec.models.encoder import Encoder
@@ -75,16 +75,16 @@ def test_what_was_interrupted_goes_on(
 ) -> None:  # fmt: skip
     whole, out = tmp_path / "whole", tmp_path / "out"
     expected = call(task, data, encoder, out=whole)
-    advance, seen = Shown.advance, [0]
+    advance, seen = ProgressBar.advance, [0]
 
-    def stops(self: Shown, *arguments: Any) -> None:
+    def stops(self: ProgressBar, *arguments: Any) -> None:
         seen[0] += 1
         if seen[0] == LENGTH + 2:
             raise KeyboardInterrupt
         advance(self, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Shown, "advance", stops)
+        patch.setattr(ProgressBar, "advance", stops)
         call(task, data, encoder, out=out)
     there = files_of(out)
     kept = {name for name in files_of(whole) if ONE in name and not name.startswith("drawn")}
@@ -103,7 +103,7 @@ def test_all_that_was_done_is_only_read(
     task: str, data: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = call(task, data, encoder, out=tmp_path / "out")
-    monkeypatch.setattr("mec.evaluate.tracking.sot.follow_box", None)
+    monkeypatch.setattr("mec.evaluate.tracking.sot.track_box", None)
     again = call(task, data, encoder, out=tmp_path / "out", resume=True)
     assert again.figures == first.figures
     assert "tracks from before" in again.protocol

@@ -56,8 +56,8 @@ def near_photograph(file: Path, frame: NDArray[np.uint8]) -> bool:
 
 
 def test_two_squares_by_hand() -> None:
-    red, blue = (np.full((2, 2, 3), colour, np.uint8) for colour in ((200, 0, 0), (0, 0, 200)))
-    squares = [Cutout(picture, np.ones((2, 2), bool)) for picture in (red, blue)]
+    red, blue = (np.full((2, 2, 3), color, np.uint8) for color in ((200, 0, 0), (0, 0, 200)))
+    squares = [Cutout(image, np.ones((2, 2), bool)) for image in (red, blue)]
     paths = np.array([[[2.0, 1.0], [2.0, 1.0]], [[5.0, 1.0], [3.0, 1.0]]])
     cover = np.zeros((3, 6), bool)
     cover[:, 5] = True
@@ -114,7 +114,7 @@ def test_visible_pixels_are_the_pieces_and_all_others_the_background() -> None:
             assert abs(top + height / 2 - paths[i, t, 1]) <= 0.5
             rows, columns = np.nonzero(scene.visible[i, t])
             assert piece.mask[rows - top, columns - left].all()
-            assert (frame[rows, columns] == piece.picture[rows - top, columns - left]).all()
+            assert (frame[rows, columns] == piece.image[rows - top, columns - left]).all()
             assert scene.shares[i, t] == len(rows) / piece.mask.sum()
         rest = ~scene.visible[:, t].any(axis=0)
         assert (frame[rest] == noise[2][rest]).all()
@@ -172,7 +172,7 @@ def test_mot(scene: Scene, tmp_path: Path) -> None:
     for i, t in np.ndindex(scene.shares.shape):
         assert shares.get((i, t), 0) == pytest.approx(scene.shares[i, t], abs=1e-5)
     assert sum(share == 0 for share in shares.values()) > 5, "hidden ones have rows too"
-    assert len(shares) == len(truth) < scene.shares.size, "but not one that is out of the picture"
+    assert len(shares) == len(truth) < scene.shares.size, "but not one that is out of the image"
     for frame, track, left, top, width, height, *rest in truth:
         box = (left - 1, top - 1, width, height)
         assert box == tuple(scene.boxes[int(track) - 1, int(frame) - 1])
@@ -231,13 +231,13 @@ def test_davis(scene: Scene, tmp_path: Path) -> None:
     assert (tmp_path / "ImageSets" / "2017" / "val.txt").read_text() == "pagoda\nagain\n"
     for t, frame in enumerate(scene.frames):
         assert near_photograph(tmp_path / "JPEGImages" / "480p" / "pagoda" / f"{t:05}.jpg", frame)
-        picture = Image.open(tmp_path / "Annotations" / "480p" / "pagoda" / f"{t:05}.png")
-        labels = np.asarray(picture)
-        assert picture.mode == "P"
+        image = Image.open(tmp_path / "Annotations" / "480p" / "pagoda" / f"{t:05}.png")
+        labels = np.asarray(image)
+        assert image.mode == "P"
         assert all(((labels == i + 1) == scene.visible[i, t]).all() for i in range(4))
         assert labels.max() <= 4
-    colours = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128)]
-    assert np.reshape(picture.getpalette(), (-1, 3))[:5].tolist() == [list(colour) for colour in colours]
+    colors = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128)]
+    assert np.reshape(image.getpalette(), (-1, 3))[:5].tolist() == [list(color) for color in colors]
 
 
 def test_otb(scene: Scene, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_what_is_outside_or_unseen_is_left_out() -> None:
     assert not pose_mask(pose(left_hip=(-100, 5), left_knee=(-50, 5)), (20, 30)).any()
     assert not pose_mask(pose(left_hip=(5, 300), left_knee=(5, 400)), (20, 30)).any()
     crossing = pose_mask(pose(left_hip=(-1e9, 10), left_knee=(1e9, 10)), (20, 30))
-    assert crossing.all(), "wider than the picture is high"
+    assert crossing.all(), "wider than the image is high"
     half = pose_mask(pose(left_hip=(-20, 10), left_knee=(15, 10)), (20, 30))
     assert half[10, :20].all()
     assert not half[10, 20:].any()

@@ -51,7 +51,7 @@ def work(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def mask(scene: Scene, work: Path) -> Path:
-    """Both objects, as greys 1 and 2."""
+    """Both objects, as grays 1 and 2."""
     labels = scene.visible[0, 0] + 2 * scene.visible[1, 0]
     Image.fromarray(labels.astype(np.uint8)).save(work / "first.png")
     return work / "first.png"
@@ -148,8 +148,8 @@ REFUSED = [
     (("bird", "--mask", "black.png"), "mask: black.png: no object .*"),
     (("bird", "--mask", "bird.mp4"), "mask: bird.mp4: not a PNG"),
     (("brd", "--box", "1,2,3,4"), "video: brd does not exist; did you mean bird.?"),
-    (("encoder", "--box", "1,2,3,4"), "video: no picture in encoder; expected .*"),
-    (("small.png", "--box", "1,2,3,4"), "video: expected a video .* or a folder of pictures, got small.png"),
+    (("encoder", "--box", "1,2,3,4"), "video: no image in encoder; expected .*"),
+    (("small.png", "--box", "1,2,3,4"), "video: expected a video .* or a folder of images, got small.png"),
     (("bad.mp4", "--box", "1,2,3,4"), "video: bad.mp4 cannot be read as a video .*"),
 ]
 

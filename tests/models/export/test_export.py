@@ -9,7 +9,7 @@ import torch
 from mec.errors import InputError
 from mec.models import load_encoder, save_encoder
 from mec.models.export.export import export
-from tests.models.moved import NARROW, SHALLOW, features, moved, pictures
+from tests.models.moved import NARROW, SHALLOW, features, images, moved
 
 FILES = {"torchvision": "e.pth", "detectron2": "e.pkl", "onnx": "e.onnx", "safetensors": "e.safetensors"}
 FORMATS = {**FILES, "timm": "e", "huggingface": "e"}
@@ -42,8 +42,8 @@ def test_what_cannot_be_expressed_is_refused_in_a_line(tmp_path) -> None:
         ({"format": "onnx", "out": "e.pth"}, r"out: expected a \.onnx file for onnx, got .*e\.pth"),
         ({"format": "timm", "push": "me/it"}, "push: expected format huggingface, got timm"),
         ({"format": "huggingface", "push": "it"}, "push: expected owner/name, got 'it'"),
-        ({"format": "huggingface", "licence": "do what\nyou want"}, "licence: expected a name such as"),
-        ({"format": "torchvision", "out": "e.pth", "licence": "mit"}, "licence: a torchvision file has no place"),
+        ({"format": "huggingface", "license": "do what\nyou want"}, "license: expected a name such as"),
+        ({"format": "torchvision", "out": "e.pth", "license": "mit"}, "license: a torchvision file has no place"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, arguments, message) -> None:
@@ -168,7 +168,7 @@ def test_the_encoder_and_the_generator_stay_as_they_were(tmp_path) -> None:
 def test_this_library_reads_the_files_of_others_back(tmp_path, format) -> None:
     encoder = moved("resnet18", 224)
     loaded = load_encoder(export(encoder, format, tmp_path / FORMATS[format]))
-    x = pictures(encoder)
+    x = images(encoder)
     assert torch.equal(features(loaded, x), features(encoder, x))
 
 
@@ -177,7 +177,7 @@ def test_this_library_reads_its_own_form_back(tmp_path, format) -> None:
     encoder = moved("resnet18", 32, 2, options=NARROW, value_range=(0, 4095), background="black")
     loaded = load_encoder(export(encoder, format, tmp_path / FORMATS[format]))
     assert loaded.spec == encoder.spec
-    x = pictures(encoder)
+    x = images(encoder)
     assert torch.equal(features(loaded, x), features(encoder, x))
 
 
@@ -190,7 +190,7 @@ def test_this_library_reads_the_timm_form_back(tmp_path, backbone, size, options
     loaded = load_encoder(out)
     for name in ("backbone", "image_size", "channels", "mean", "std"):
         assert getattr(loaded.spec, name) == getattr(encoder.spec, name)
-    x = pictures(encoder)
+    x = images(encoder)
     assert torch.equal(features(loaded, x), features(encoder, x))
     kept = json.loads((out / "config.json").read_text())["mec"]["spec"]
     assert (kept["value_range"], kept["background"]) == ([0, 4095], "black")

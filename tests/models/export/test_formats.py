@@ -12,11 +12,11 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
-from mec.data.dataset import ArrayImages
+from mec.data.dataset import ArrayDataset
 from mec.data.loaders import evaluation_loader
-from mec.data.pixels import Reading
+from mec.data.pixels import PixelFormat
 from mec.models.export.export import export
-from tests.models.moved import NARROW, SHALLOW, agree, features, moved, pictures
+from tests.models.moved import NARROW, SHALLOW, agree, features, images, moved
 
 
 @pytest.mark.parametrize("format", ["timm", "huggingface"])
@@ -33,7 +33,7 @@ from tests.models.moved import NARROW, SHALLOW, agree, features, moved, pictures
 def test_timm_loads_the_folder_without_further_arguments(tmp_path, format, backbone, size, channels, options) -> None:
     mean = [0.1 * (c + 1) for c in range(channels)]
     encoder = moved(backbone, size, channels, mean=mean, std=[0.3] * channels, options=options)
-    out = export(encoder, format, tmp_path / "folder", licence="MIT")
+    out = export(encoder, format, tmp_path / "folder", license="MIT")
     loaded = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     settings = timm.data.resolve_model_data_config(loaded)
     assert tuple(settings["input_size"]) == (channels, size, size)
@@ -41,7 +41,7 @@ def test_timm_loads_the_folder_without_further_arguments(tmp_path, format, backb
     assert settings["std"] == pytest.approx([0.3] * channels)
     assert loaded.pretrained_cfg["license"] == "mit"
     assert loaded.num_classes == 0
-    x = pictures(encoder)
+    x = images(encoder)
     with torch.no_grad():
         y = loaded((x - torch.tensor(settings["mean"]).view(-1, 1, 1)) / torch.tensor(settings["std"]).view(-1, 1, 1))
     assert agree(y, features(encoder, x))
@@ -54,10 +54,10 @@ def test_timm_crops_as_an_evaluation_does(tmp_path, size) -> None:
         timm.create_model(f"local-dir:{export(encoder, 'timm', tmp_path / 'e')}", pretrained=True)
     )
     rows, columns = np.mgrid[0:200, 0:300]
-    picture = np.stack([rows, columns * 0.8, (rows - 100) ** 2 / 50], axis=-1).clip(0, 255).astype(np.uint8)
+    image = np.stack([rows, columns * 0.8, (rows - 100) ** 2 / 50], axis=-1).clip(0, 255).astype(np.uint8)
     crop = timm.data.create_transform(**settings | {"mean": (0,) * 3, "std": (1,) * 3})
-    theirs = 255 * crop(Image.fromarray(picture))
-    ours = next(iter(evaluation_loader(ArrayImages("one", picture[None]), Reading(3), size))).pictures[0]
+    theirs = 255 * crop(Image.fromarray(image))
+    ours = next(iter(evaluation_loader(ArrayDataset("one", image[None]), PixelFormat(3), size))).images[0]
     assert (theirs - ours).abs().mean() < 1.5
 
 
@@ -72,7 +72,7 @@ def test_torchvision_fills_its_resnet(tmp_path, backbone) -> None:
     model.load_state_dict(weights)
     x = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        assert agree(model(encoder.normalise(x)), features(encoder, x))
+        assert agree(model(encoder.normalize(x)), features(encoder, x))
 
 
 def test_torchvision_fills_its_vision_transformer(tmp_path) -> None:
@@ -83,7 +83,7 @@ def test_torchvision_fills_its_vision_transformer(tmp_path) -> None:
     model.load_state_dict(weights)
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        assert agree(model(encoder.normalise(x)), features(encoder, x))
+        assert agree(model(encoder.normalize(x)), features(encoder, x))
 
 
 def as_detectron2(weights: dict, x: Tensor, blocks: list[int]) -> Tensor:
@@ -119,7 +119,7 @@ def test_detectron2_has_every_tensor_under_its_own_name(tmp_path, backbone, chan
     assert all(type(a) is np.ndarray and a.dtype == np.float32 for a in content["model"].values())
     x = torch.rand(2, channels, 96, 96)
     weights = {name: torch.from_numpy(array) for name, array in content["model"].items()}
-    assert agree(as_detectron2(weights, encoder.normalise(x), blocks), features(encoder, x))
+    assert agree(as_detectron2(weights, encoder.normalize(x), blocks), features(encoder, x))
 
 
 def test_detectron2_needs_no_module_that_only_numpy_2_has(tmp_path) -> None:
@@ -132,23 +132,23 @@ def test_detectron2_needs_no_module_that_only_numpy_2_has(tmp_path) -> None:
     ("backbone", "size", "channels", "options"),
     [("resnet18", 96, 3, NARROW), ("resnet18", 32, 2, NARROW), ("vit_tiny_patch16_224", 32, 3, SHALLOW)],
 )
-def test_onnxruntime_takes_pictures_and_any_batch(tmp_path, capfd, backbone, size, channels, options) -> None:
+def test_onnxruntime_takes_images_and_any_batch(tmp_path, capfd, backbone, size, channels, options) -> None:
     encoder = moved(backbone, size, channels, options=options, value_range=(0, 4095), background="#102030")
     encoder.origin = "a run"
-    out = export(encoder, "onnx", tmp_path / "e.onnx", licence="cc-by-4.0")
+    out = export(encoder, "onnx", tmp_path / "e.onnx", license="cc-by-4.0")
     assert capfd.readouterr() == ("", "")
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     (taken,), (given,) = session.get_inputs(), session.get_outputs()
-    assert (taken.name, taken.type, taken.shape) == ("pictures", "tensor(float)", ["batch", channels, size, size])
+    assert (taken.name, taken.type, taken.shape) == ("images", "tensor(float)", ["batch", channels, size, size])
     assert (given.name, given.shape) == ("features", ["batch", encoder.num_features])
     for n in (1, 5):
-        x = pictures(encoder, n)
-        y = torch.from_numpy(session.run(None, {"pictures": x.numpy()})[0])
+        x = images(encoder, n)
+        y = torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
         assert (y - features(encoder, x)).abs().max() <= 1e-4 * y.abs().max()
     notes = session.get_modelmeta().custom_metadata_map
     assert json.loads(notes["spec"])["value_range"] == [0, 4095]
     assert json.loads(notes["spec"])["background"] == "#102030"
-    assert (notes["origin"], notes["untrained"], notes["licence"]) == ("a run", "false", "cc-by-4.0")
+    assert (notes["origin"], notes["untrained"], notes["license"]) == ("a run", "false", "cc-by-4.0")
     # the exporter's notes on each node hold lines and paths of the source
     assert not any(node.metadata_props for node in onnx.load(out).graph.node)
     assert [p.name for p in tmp_path.iterdir()] == ["e.onnx"]

@@ -19,12 +19,12 @@ RECIPE = {
     "batch_size": 64,
     "seed": 3,
     "objective": {"form": "pooled", "distortion": 0.03125, "order": None},
-    "optimiser": {"name": "adamw", "learning_rate": 0.002},
+    "optimizer": {"name": "adamw", "lr": 0.002},
     "background": "``` # not: [the end",
 }
 ENVIRONMENT = {
     "data": "/home/jane doe/photos",
-    "pictures": 12345,
+    "images": 12345,
     "python": "3.11.2",
     "platform": "Linux-6.1",
     "cores": 8,
@@ -82,7 +82,7 @@ def python_blocks(text: str) -> list[str]:
 
 
 def test_the_card_tells_the_run(run: Path, tmp_path: Path) -> None:
-    card = card_of(run, tmp_path / "photographs", licence="Apache-2.0")
+    card = card_of(run, tmp_path / "photographs", license="Apache-2.0")
     assert card.data.license == "apache-2.0"
     assert card.data.library_name == "timm"
     assert card.data.pipeline_tag == "image-feature-extraction"
@@ -91,10 +91,10 @@ def test_the_card_tells_the_run(run: Path, tmp_path: Path) -> None:
     assert "# photographs\n" in text
     for row in (
         "| data | photos |",
-        "| pictures | 12,345 |",
+        "| images | 12,345 |",
         "| epochs | 20 |",
         "| objective.order | null |",
-        "| optimiser.learning\\_rate | 0.002 |",
+        "| optimizer.learning\\_rate | 0.002 |",
         "| devices | Accelerator X |",
         "| seconds | 321.5 |",
         "| packages | python 3.11.2, mec-ssl 0.1.0, torch 2.11.0 |",
@@ -145,7 +145,7 @@ def test_without_a_run_only_what_is_known_is_told(tmp_path: Path) -> None:
     encoder = moved("resnet18", 96, 1, options=NARROW, value_range=(0, 4095))
     card = card_of(encoder, tmp_path / "a")
     assert card.data.license == "unknown"
-    assert "No licence was chosen" in card.text
+    assert "No license was chosen" in card.text
     assert "How it was trained is not recorded." in card.text
     assert "Nothing was measured" in card.text
     assert "0 is 0 and 4095 is 1" in card.text

@@ -1,4 +1,4 @@
-"""Sets of pictures that have a name: scikit-learn's digits, and those that torchvision knows."""
+"""Sets of images that have a name: scikit-learn's digits, and those that torchvision knows."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from mec.data.dataset import ArrayImages
+from mec.data.dataset import ArrayDataset
 from mec.data.datasets.folder import open_folder
-from mec.data.datasets.npz import to_pictures
-from mec.data.datasets.splits import Parts, divide
+from mec.data.datasets.npz import to_images
+from mec.data.datasets.splits import Splits, random_split
 from mec.errors import InputError
 
 
@@ -21,61 +21,61 @@ def data_home() -> Path:
     return Path(os.environ.get("MEC_DATA", "~/.cache/mec")).expanduser()
 
 
-def _digits() -> Parts:
+def _digits() -> Splits:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    pictures = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    dataset = ArrayImages("digits", pictures, bunch.target.astype(np.int64), [str(c) for c in bunch.target_names])
-    train, test = divide(dataset, 0.25)
-    return Parts(dataset.subset(train), dataset.subset(test))
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    dataset = ArrayDataset("digits", images, bunch.target.astype(np.int64), [str(c) for c in bunch.target_names])
+    train, test = random_split(dataset, 0.25)
+    return Splits(dataset.subset(train), dataset.subset(test))
 
 
 def is_torchvision_cifar(folder: Path) -> bool:
     return (folder / "cifar-10-batches-py").is_dir() or (folder / "cifar-100-python").is_dir()
 
 
-def open_torchvision_cifar(folder: Path) -> Parts:
+def open_torchvision_cifar(folder: Path) -> Splits:
     """A folder in which torchvision has unpacked CIFAR-10 or CIFAR-100."""
     name = "cifar10" if (folder / "cifar-10-batches-py").is_dir() else "cifar100"
     return _cifar_like(TORCHVISION[name])(str(folder), False)
 
 
-Build = Callable[[str, bool], Parts]
+Build = Callable[[str, bool], Splits]
 
 
 def _cifar_like(cls: str) -> Build:
-    def build(root: str, download: bool) -> Parts:
+    def build(root: str, download: bool) -> Splits:
         import torchvision.datasets
 
-        def dataset(train: bool) -> ArrayImages:
+        def dataset(train: bool) -> ArrayDataset:
             data: Any = getattr(torchvision.datasets, cls)(root, train=train, download=download)
             labels = np.asarray(data.targets, dtype=np.int64)
-            return ArrayImages(cls, to_pictures(np.asarray(data.data), cls), labels, [str(c) for c in data.classes])
+            return ArrayDataset(cls, to_images(np.asarray(data.data), cls), labels, [str(c) for c in data.classes])
 
-        return Parts(dataset(True), dataset(False))
+        return Splits(dataset(True), dataset(False))
 
     return build
 
 
-def _stl10(root: str, download: bool) -> Parts:
+def _stl10(root: str, download: bool) -> Splits:
     import torchvision.datasets
 
-    def dataset(split: str) -> ArrayImages:
+    def dataset(split: str) -> ArrayDataset:
         data: Any = torchvision.datasets.STL10(root, split=split, download=download)
-        pictures = np.ascontiguousarray(data.data.transpose(0, 2, 3, 1))
+        images = np.ascontiguousarray(data.data.transpose(0, 2, 3, 1))
         if split == "unlabeled":
-            return ArrayImages("stl10", pictures)
-        return ArrayImages("stl10", pictures, np.asarray(data.labels, dtype=np.int64), list(data.classes))
+            return ArrayDataset("stl10", images)
+        return ArrayDataset("stl10", images, np.asarray(data.labels, dtype=np.int64), list(data.classes))
 
-    return Parts(dataset("train"), dataset("test"), dataset("unlabeled"))
+    return Splits(dataset("train"), dataset("test"), dataset("unlabeled"))
 
 
 TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion-mnist": "FashionMNIST"}
 
 
-def _from_torchvision(name: str, build: Build) -> Callable[[], Parts]:
-    def open_named() -> Parts:
+def _from_torchvision(name: str, build: Build) -> Callable[[], Splits]:
+    def open_named() -> Splits:
         home = data_home()
         if (home / name / "train").is_dir():
             return open_folder(home / name)
@@ -91,7 +91,7 @@ def _from_torchvision(name: str, build: Build) -> Callable[[], Parts]:
     return open_named
 
 
-NAMED: dict[str, Callable[[], Parts]] = {
+NAMED: dict[str, Callable[[], Splits]] = {
     "digits": _digits,
     **{name: _from_torchvision(name, _cifar_like(cls)) for name, cls in TORCHVISION.items()},
     "stl10": _from_torchvision("stl10", _stl10),

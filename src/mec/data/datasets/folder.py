@@ -1,4 +1,4 @@
-"""Pictures in files: a folder at any depth, a list of paths, a table of paths and labels."""
+"""Images in files: a folder at any depth, a list of paths, a table of paths and labels."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mec.data.dataset import FileDataset
+from mec.data.datasets.splits import TEST_NAMES, TRAIN_NAMES, Splits, encode_labels
 from mec.data.decode import EXTENSIONS
-from mec.data.dataset import FileImages
-from mec.data.datasets.splits import TEST_NAMES, TRAIN_NAMES, Parts, numbered
 from mec.errors import InputError
 
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "name")
 LABEL_COLUMNS = ("label", "class", "category", "target")
 
 
-def open_folder(folder: Path) -> Parts:
-    """Pictures below a folder; ``train`` and ``test`` or ``val`` in it are its own split."""
+def open_folder(folder: Path) -> Splits:
+    """Images below a folder; ``train`` and ``test`` or ``val`` in it are its own split."""
     train, test = subfolder(folder, TRAIN_NAMES), subfolder(folder, TEST_NAMES)
     if train and test:
-        part = _pictures_in(train, folder.name)
-        return Parts(part, _pictures_in(test, folder.name, part.classes if part.labels is not None else None))
-    return Parts(_pictures_in(folder, folder.name))
+        part = _images_in(train, folder.name)
+        return Splits(part, _images_in(test, folder.name, part.classes if part.labels is not None else None))
+    return Splits(_images_in(folder, folder.name))
 
 
 def files_of_kind(folder: Path, suffix: str | tuple[str, ...]) -> tuple[list[str], list[str]] | None:
@@ -84,31 +84,31 @@ def walk(root: str, onerror: Callable[[OSError], None] | None = None) -> Iterato
         yield parent, [f for f in files if not f.startswith(".")]
 
 
-def _pictures_in(folder: Path, name: str, classes: list[str] | None = None) -> FileImages:
+def _images_in(folder: Path, name: str, classes: list[str] | None = None) -> FileDataset:
     files, closed = files_below(folder)
     names = [f for f in files if os.path.splitext(f)[1].lower() in EXTENSIONS]
     if not names:
-        raise InputError(f"data: no picture in {folder} ({', '.join(sorted(EXTENSIONS))}, at any depth)")
-    left_out = len(files) - len(names) + closed
+        raise InputError(f"data: no image in {folder} ({', '.join(sorted(EXTENSIONS))}, at any depth)")
+    ignored_files = len(files) - len(names) + closed
     heads = [n.split(os.sep, 1)[0] for n in names]
     if any(head == whole for head, whole in zip(heads, names, strict=True)):
-        return FileImages(name, folder, names, left_out=left_out)
+        return FileDataset(name, folder, names, ignored_files=ignored_files)
     if classes is not None and (unknown := sorted(set(heads) - set(classes))):
-        raise InputError(f"data: {folder} has classes that the training pictures lack: {', '.join(unknown[:5])}")
-    labels, classes = numbered(heads, classes or sorted(set(heads)))
-    return FileImages(name, folder, names, labels, classes, left_out)
+        raise InputError(f"data: {folder} has classes that the training images lack: {', '.join(unknown[:5])}")
+    labels, classes = encode_labels(heads, classes or sorted(set(heads)))
+    return FileDataset(name, folder, names, labels, classes, ignored_files)
 
 
-def open_list(path: Path) -> FileImages:
+def open_list(path: Path) -> FileDataset:
     """A text file with a path on each line, relative to its folder."""
     names = [line.strip() for line in _text(path).splitlines()]
     names = [n for n in names if n and not n.startswith("#")]
     if not names:
-        raise InputError(f"data: {path} lists no picture")
-    return FileImages(path.stem, path.parent, names)
+        raise InputError(f"data: {path} lists no image")
+    return FileDataset(path.stem, path.parent, names)
 
 
-def open_table_of_labels(path: Path, root: Path) -> FileImages:
+def open_table_of_labels(path: Path, root: Path) -> FileDataset:
     """A .csv of path and label, with or without a line of column names; paths are relative to ``root``."""
     rows = [row for row in csv.reader(_text(path).splitlines()) if row]
     if not rows:
@@ -129,8 +129,8 @@ def open_table_of_labels(path: Path, root: Path) -> FileImages:
         if len(row) <= max(path_column, label_column):
             raise InputError(f"labels: {path}, row {number}: expected a path and a label, got {','.join(row)!r}")
     names = [row[path_column].strip() for row in rows]
-    labels, classes = numbered([row[label_column].strip() for row in rows])
-    return FileImages(path.stem, root, names, labels, classes)
+    labels, classes = encode_labels([row[label_column].strip() for row in rows])
+    return FileDataset(path.stem, root, names, labels, classes)
 
 
 def _text(path: Path) -> str:

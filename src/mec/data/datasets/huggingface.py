@@ -1,4 +1,4 @@
-"""Pictures in parquet files and Hugging Face data sets, through ``datasets``."""
+"""Images in parquet files and Hugging Face data sets, through ``datasets``."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mec.data.dataset import Labels
-from mec.data.pixels import BrokenPictureError
 from mec.data.datasets.folder import files_of_kind
-from mec.data.datasets.splits import TEST_NAMES, TRAIN_NAMES, Parts, numbered
+from mec.data.datasets.splits import TEST_NAMES, TRAIN_NAMES, Splits, encode_labels
+from mec.data.pixels import CorruptImageError
 from mec.errors import InputError
 
 HUB = "hf:"
-PICTURE_COLUMNS = ("image", "img", "picture", "jpg", "png", "pixels")
+IMAGE_COLUMNS = ("image", "img", "image", "jpg", "png", "pixels")
 LABEL_COLUMNS = ("label", "labels", "class", "cls", "target", "fine_label")
 SAVED = ("state.json", "dataset_dict.json")
 
 
 @dataclass
-class TableImages:
-    """Pictures in the ``rows`` (n,) of a ``datasets.Dataset``, read from disk when asked for."""
+class TableDataset:
+    """Images in the ``rows`` (n,) of a ``datasets.Dataset``, read from disk when asked for."""
 
     name: str
     table: Any
@@ -32,7 +32,7 @@ class TableImages:
     rows: NDArray[np.int64]
     labels: Labels | None = None
     classes: list[str] = field(default_factory=list)
-    left_out: int = 0
+    ignored_files: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -45,20 +45,20 @@ class TableImages:
                 try:
                     return Path(path).read_bytes()
                 except OSError as error:
-                    raise BrokenPictureError(error.strerror or str(error)) from error
+                    raise CorruptImageError(error.strerror or str(error)) from error
         if value is None:
-            raise BrokenPictureError("the row has no picture")
+            raise CorruptImageError("the row has no image")
         if isinstance(value, bytes):
             return value
         try:
             return np.asarray(value, dtype=_type_of_numbers(self.table.features[self.column]))
         except (TypeError, ValueError) as error:
-            raise BrokenPictureError(f"not an array of numbers ({error})") from error
+            raise CorruptImageError(f"not an array of numbers ({error})") from error
 
     def title(self, index: int) -> str:
         return f"{self.name}, row {self.rows[index]}"
 
-    def subset(self, indices: NDArray[np.int64]) -> TableImages:
+    def subset(self, indices: NDArray[np.int64]) -> TableDataset:
         labels = None if self.labels is None else self.labels[indices]
         return replace(self, rows=self.rows[indices], labels=labels)
 
@@ -73,8 +73,8 @@ def is_table(source: str) -> bool:
     )
 
 
-def open_table(source: str) -> Parts:
-    """Open what ``is_table`` recognises; splits named train and test, validation or val are its own."""
+def open_table(source: str) -> Splits:
+    """Open what ``is_table`` recognizes; splits named train and test, validation or val are its own."""
     try:
         import datasets
     except ImportError as error:
@@ -99,31 +99,31 @@ def open_table(source: str) -> Parts:
     parts = found if isinstance(found, dict) else {"train": found}
     train_name = next((name for name in TRAIN_NAMES if name in parts), next(iter(parts)))
     test_name = next((name for name in TEST_NAMES if name in parts and name != train_name), None)
-    train_part = _pictures_in(parts[train_name], source, None)
-    test_part = None if test_name is None else _pictures_in(parts[test_name], source, train_part.classes or None)
-    return Parts(train_part, test_part)
+    train_part = _images_in(parts[train_name], source, None)
+    test_part = None if test_name is None else _images_in(parts[test_name], source, train_part.classes or None)
+    return Splits(train_part, test_part)
 
 
-def _pictures_in(table: Any, source: str, classes: list[str] | None) -> TableImages:
+def _images_in(table: Any, source: str, classes: list[str] | None) -> TableDataset:
     import datasets
 
     features = table.features
-    pictures = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-    column = next(iter(pictures), None) or next((c for c in PICTURE_COLUMNS if c in features), None)
+    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    column = next(iter(images), None) or next((c for c in IMAGE_COLUMNS if c in features), None)
     if column is None:
-        raise InputError(f"data: {source} has no column of pictures (it has {', '.join(features)})")
-    if column in pictures:
+        raise InputError(f"data: {source} has no column of images (it has {', '.join(features)})")
+    if column in images:
         table = table.cast_column(column, datasets.Image(decode=False))
     label = next((c for c in LABEL_COLUMNS if c in features), None)
-    # only the pictures are read from here on
-    dataset = TableImages(Path(source).name, table.select_columns([column]), column, np.arange(len(table)))
+    # only the images are read from here on
+    dataset = TableDataset(Path(source).name, table.select_columns([column]), column, np.arange(len(table)))
     if label is not None:
         kind, values = features[label], table[label][:]
         if isinstance(kind, datasets.ClassLabel):
             classes = classes or list(kind.names)
             values = [None if v is None or v < 0 else kind.names[v] for v in values]
         if all(v is not None for v in values):
-            dataset.labels, dataset.classes = numbered([str(v) for v in values], classes)
+            dataset.labels, dataset.classes = encode_labels([str(v) for v in values], classes)
     return dataset
 
 

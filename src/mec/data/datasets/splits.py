@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mec.data.dataset import ImageDataset
 from mec.data.rng import uniforms
-from mec.data.dataset import Images
 from mec.errors import InputError
 
 TRAIN_NAMES = ("train",)
@@ -21,25 +21,25 @@ HELD_OUT = 0.2
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Training pictures and, where the source has them, test pictures and pictures without labels."""
+class Splits:
+    """Training images and, where the source has them, test images and images without labels."""
 
-    train: Images
-    test: Images | None = None
-    unlabelled: Images | None = None
+    train: ImageDataset
+    test: ImageDataset | None = None
+    unlabeled: ImageDataset | None = None
 
-    def take(self, split: str) -> Images:
+    def take(self, split: str) -> ImageDataset:
         if split == "pretrain":
-            return self.unlabelled or self.train
+            return self.unlabeled or self.train
         if split == "all":
             return self.train
         if self.test is not None:
             return self.train if split == "train" else self.test
-        train, test = divide(self.train, HELD_OUT)
+        train, test = random_split(self.train, HELD_OUT)
         return self.train.subset(train if split == "train" else test)
 
 
-def divide(dataset: Images, share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def random_split(dataset: ImageDataset, share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices of a fixed random division, (kept, held out), with ``share`` of each class held out (at least one)."""
     order = uniforms(0, 0, np.arange(len(dataset)), 1, DIVISION)[:, 0].argsort()
     labels = np.zeros(len(dataset), dtype=np.int64) if dataset.labels is None else dataset.labels
@@ -51,13 +51,13 @@ def divide(dataset: Images, share: float) -> tuple[NDArray[np.int64], NDArray[np
     return np.setdiff1d(np.arange(len(dataset)), test), test
 
 
-def numbered(values: list[str], classes: list[str] | None = None) -> tuple[NDArray[np.int64], list[str]]:
+def encode_labels(values: list[str], classes: list[str] | None = None) -> tuple[NDArray[np.int64], list[str]]:
     """Labels as numbers and the names of the classes, in the order of their numbers or of the alphabet.
 
-    ``classes`` are those of the training pictures, where ``values`` belong to the test pictures.
+    ``classes`` are those of the training images, where ``values`` belong to the test images.
     """
     if classes is not None and (unknown := sorted(set(values) - set(classes))):
-        raise InputError(f"data: the test pictures have classes that the training ones lack: {', '.join(unknown[:5])}")
+        raise InputError(f"data: the test images have classes that the training ones lack: {', '.join(unknown[:5])}")
     if classes is None:
         found = set(values)
         whole = all(re.fullmatch(r"-?[0-9]+", v) for v in found)

@@ -1,4 +1,4 @@
-"""Reading a tar file of pictures forward, local or remote, sample by sample."""
+"""Reading a tar file of images forward, local or remote, sample by sample."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from mec.data.decode import EXTENSIONS
 
 LABEL_SUFFIXES = ("cls", "label")
-PICTURE_SUFFIXES = frozenset(e.lstrip(".") for e in EXTENSIONS)
+IMAGE_SUFFIXES = frozenset(e.lstrip(".") for e in EXTENSIONS)
 META = re.compile(r"__[^/]*__($|/)")
 """What webdataset passes over."""
 SILENCE = 30.0
@@ -34,9 +34,9 @@ class _Header(tarfile.TarInfo):
 
 
 def read_samples(url: str, labels_only: bool = False, in_blocks: bool = True) -> Generator[dict[str, Any], None, None]:
-    """The samples of a shard that hold a picture, as dicts of bytes by suffix.
+    """The samples of a shard that hold an image, as dicts of bytes by suffix.
 
-    ``labels_only``, for a local shard, leaves the pictures where they lie. ``in_blocks`` asks an http server for a few
+    ``labels_only``, for a local shard, leaves the images where they lie. ``in_blocks`` asks an http server for a few
     MB at a time, which bears a slow reader; without, what comes before a break is had up to the break.
     """
     from webdataset.tariterators import group_by_keys
@@ -59,7 +59,7 @@ def read_samples(url: str, labels_only: bool = False, in_blocks: bool = True) ->
     mode: Any = "r:*" if labels_only else "r|*"
     with _opened(url, in_blocks) as stream, tarfile.open(fileobj=stream, mode=mode, tarinfo=_Header) as tar:
         for sample in group_by_keys(files(tar)):
-            if not PICTURE_SUFFIXES.isdisjoint(sample):
+            if not IMAGE_SUFFIXES.isdisjoint(sample):
                 yield sample
 
 

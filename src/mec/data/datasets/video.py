@@ -1,4 +1,4 @@
-"""Frames of videos as pictures: every n-th is decoded once and kept as a JPEG."""
+"""Frames of videos as images: every n-th is decoded once and kept as a JPEG."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from mec.data.decode import EXTENSIONS
-from mec.data.dataset import FileImages
-from mec.data.datasets.folder import files_below, subfolder, walk
+from mec.data.dataset import FileDataset
 from mec.data.datasets.builtin import data_home
-from mec.data.datasets.splits import TEST_NAMES, TRAIN_NAMES, Parts, numbered
+from mec.data.datasets.folder import files_below, subfolder, walk
+from mec.data.datasets.splits import TEST_NAMES, TRAIN_NAMES, Splits, encode_labels
+from mec.data.decode import EXTENSIONS
 from mec.errors import InputError
 
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
@@ -29,7 +29,7 @@ QUALITY = 95
 
 
 def is_video(path: Path) -> bool:
-    """A video, or a folder, at any depth, that holds videos and no pictures."""
+    """A video, or a folder, at any depth, that holds videos and no images."""
     if path.is_file():
         return path.suffix.lower() in VIDEOS
     if not path.is_dir():
@@ -43,21 +43,21 @@ def is_video(path: Path) -> bool:
     return seen
 
 
-def open_videos(path: Path, every: int | None = None) -> Parts:
+def open_videos(path: Path, every: int | None = None) -> Splits:
     """Every n-th frame of each video (None: one a second).
 
-    Labels are first-level sub-folders, and ``train`` and ``test`` or ``val`` are a folder's own split, as for pictures.
+    Labels are first-level sub-folders, and ``train`` and ``test`` or ``val`` are a folder's own split, as for images.
     The frames are kept under ``data_home()/frames`` and found there the next time. A damaged video gives the frames
     that can be decoded; one without any is left out.
     """
     train, test = subfolder(path, TRAIN_NAMES), subfolder(path, TEST_NAMES)
     if train and test:
         part = _frames_of(train, every)
-        return Parts(part, _frames_of(test, every, part.classes or None))
-    return Parts(_frames_of(path, every))
+        return Splits(part, _frames_of(test, every, part.classes or None))
+    return Splits(_frames_of(path, every))
 
 
-def _frames_of(path: Path, every: int | None, classes: list[str] | None = None) -> FileImages:
+def _frames_of(path: Path, every: int | None, classes: list[str] | None = None) -> FileDataset:
     try:
         import av
     except ImportError as error:
@@ -70,12 +70,12 @@ def _frames_of(path: Path, every: int | None, classes: list[str] | None = None) 
     console = Console(stderr=True)
     names: list[str] = []
     heads: list[str] = []
-    left_out = 0
+    ignored_files = 0
     for video in track(videos, "reading frames", console=console, transient=True, disable=not console.is_terminal):
         try:
             state = (folder / video).resolve().stat()
         except OSError:  # a link to nowhere
-            left_out += 1
+            ignored_files += 1
             continue
         # another size, date or step is another set of frames
         key = f"{(folder / video).resolve()} {state.st_size} {state.st_mtime_ns} {every}"
@@ -83,14 +83,14 @@ def _frames_of(path: Path, every: int | None, classes: list[str] | None = None) 
         if not kept.is_dir():
             _extract(av, folder / video, kept, every)
         frames = sorted(os.listdir(kept))
-        left_out += not frames
+        ignored_files += not frames
         names += [os.path.join(kept.name, f) for f in frames]
         heads += [video.split(os.sep, 1)[0]] * len(frames)
     if not names:
         raise InputError(f"data: no frame of {path} can be read")
-    dataset = FileImages(path.stem, cache, names, left_out=left_out)
+    dataset = FileDataset(path.stem, cache, names, ignored_files=ignored_files)
     if not any(head in videos for head in heads):
-        dataset.labels, dataset.classes = numbered(heads, classes)
+        dataset.labels, dataset.classes = encode_labels(heads, classes)
     return dataset
 
 

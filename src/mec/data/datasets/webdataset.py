@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files of pictures, local or remote, read in one direction."""
+"""WebDataset shards: tar files of images, local or remote, read in one direction."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.progress import track
 
 from mec.data.dataset import Labels
-from mec.data.pixels import BrokenPictureError
-from mec.data.datasets.folder import files_of_kind
 from mec.data.datasets.builtin import data_home
-from mec.data.datasets.splits import Parts, numbered
-from mec.data.datasets.tar_reader import LABEL_SUFFIXES, PICTURE_SUFFIXES, fsspec_options, read_samples
+from mec.data.datasets.folder import files_of_kind
+from mec.data.datasets.splits import Splits, encode_labels
+from mec.data.datasets.tar_reader import IMAGE_SUFFIXES, LABEL_SUFFIXES, fsspec_options, read_samples
+from mec.data.pixels import CorruptImageError
 from mec.errors import InputError
-from mec.files import replacing
+from mec.files import atomic_write
 
 RETRIES = 3
 PAUSE = 1.0
@@ -40,11 +40,11 @@ def is_shards(source: str) -> bool:
     return source.endswith(TAR) or (path.is_dir() and files_of_kind(path, TAR) is not None)
 
 
-def open_shards(source: str, counts_will_do: bool = False) -> Parts:
-    """Open shards and learn how many pictures each has.
+def open_shards(source: str, skip_labels: bool = False) -> Splits:
+    """Open shards and learn how many images each has.
 
     A ``sizes.json`` beside them ({"shard-0000.tar": 1000, ...}) says so; without it, or for labels (``cls`` or
-    ``json`` with ``label`` beside each picture), every shard is gone through once and remembered.
+    ``json`` with ``label`` beside each image), every shard is gone through once and remembered.
     """
     try:
         from webdataset.shardlists import expand_urls
@@ -58,13 +58,13 @@ def open_shards(source: str, counts_will_do: bool = False) -> Parts:
     missing = [url for url in train + test if "://" not in url and not Path(url).expanduser().is_file()]
     if missing:
         raise InputError(f"data: {missing[0]} does not exist ({len(missing)} of {len(train + test)} shards)")
-    part = _open(train, source, None, counts_will_do)
-    return Parts(part, _open(test, source, part.classes or None, counts_will_do) if test else None)
+    part = _open(train, source, None, skip_labels)
+    return Splits(part, _open(test, source, part.classes or None, skip_labels) if test else None)
 
 
 @dataclass
-class ShardImages:
-    """Pictures in tar files: numbered in the order of ``urls``, of which the i-th holds ``counts[i]``.
+class ShardDataset:
+    """Images in tar files: numbered in the order of ``urls``, of which the i-th holds ``counts[i]``.
 
     ``chosen`` (n,), rising, are the numbers of those that belong to it. Loading is quick in rising order and
     starts the shard anew otherwise.
@@ -75,7 +75,7 @@ class ShardImages:
     counts: list[int]
     labels: Labels | None = None
     classes: list[str] = field(default_factory=list)
-    left_out: int = 0
+    ignored_files: int = 0
     chosen: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
@@ -90,16 +90,16 @@ class ShardImages:
 
     @property
     def bounds(self) -> NDArray[np.int64]:
-        """The numbers of the pictures of shard i are bounds[i] ... bounds[i + 1]."""
+        """The numbers of the images of shard i are bounds[i] ... bounds[i + 1]."""
         return self.starts if self.chosen is None else np.searchsorted(self.chosen, self.starts)
 
     @property
     def stretches(self) -> list[tuple[int, int]]:
-        """The pictures that each shard has of it, where it has some: from the first number to before the last."""
+        """The images that each shard has of it, where it has some: from the first number to before the last."""
         return [(int(a), int(b)) for a, b in itertools.pairwise(self.bounds) if a < b]
 
     def place(self, index: int) -> tuple[int, int]:
-        """(shard, position in it) of picture ``index``."""
+        """(shard, position in it) of image ``index``."""
         number = index if self.chosen is None else int(self.chosen[index])
         shard = int(np.searchsorted(self.starts, number, side="right")) - 1
         return shard, number - int(self.starts[shard])
@@ -109,13 +109,13 @@ class ShardImages:
         if self._cursor is None or not self._cursor.reaches(self.urls[shard], position):
             self._cursor = Cursor(self.urls[shard])
         sample = self._cursor.sample(position)
-        return next(bytes(value) for suffix, value in sample.items() if suffix in PICTURE_SUFFIXES)
+        return next(bytes(value) for suffix, value in sample.items() if suffix in IMAGE_SUFFIXES)
 
     def title(self, index: int) -> str:
         shard, position = self.place(index)
-        return f"{self.urls[shard]}, picture {position}"
+        return f"{self.urls[shard]}, image {position}"
 
-    def subset(self, indices: NDArray[np.int64]) -> ShardImages:
+    def subset(self, indices: NDArray[np.int64]) -> ShardDataset:
         chosen = np.asarray(indices) if self.chosen is None else self.chosen[indices]
         labels = None if self.labels is None else self.labels[indices]
         return replace(self, chosen=chosen, labels=labels)
@@ -141,7 +141,7 @@ class Cursor:
         """The sample at ``position``, at least the position after the last one.
 
         Raises:
-            BrokenPictureError: it is lost; from the reason, or from nothing where the shard ends as it should.
+            CorruptImageError: it is lost; from the reason, or from nothing where the shard ends as it should.
         """
         attempt = 0
         while self.lost is None:
@@ -150,16 +150,16 @@ class Cursor:
                     self.position += 1
                     if self.position > position:
                         return sample
-                self.lost = f"the shard ends after {self.position} pictures"
+                self.lost = f"the shard ends after {self.position} images"
             except Exception as error:  # tarfile, fsspec and what lies under them raise many kinds
                 self.samples.close()
                 if attempt == RETRIES or not _passing(self.url, error):
                     self.lost = f"the shard broke off ({_reason(error)})"
-                    raise BrokenPictureError(self.lost) from error
+                    raise CorruptImageError(self.lost) from error
                 time.sleep(PAUSE * 2**attempt)
                 attempt += 1
                 self._begin(in_blocks=False)
-        raise BrokenPictureError(self.lost)
+        raise CorruptImageError(self.lost)
 
 
 def _passing(url: str, error: BaseException) -> bool:
@@ -192,21 +192,21 @@ def _label(sample: dict[str, Any]) -> str | None:
     return None
 
 
-def _open(urls: list[str], source: str, classes: list[str] | None, counts_will_do: bool) -> ShardImages:
-    counts = _stated_counts(urls) if counts_will_do else None
+def _open(urls: list[str], source: str, classes: list[str] | None, skip_labels: bool) -> ShardDataset:
+    counts = _stated_counts(urls) if skip_labels else None
     if counts is not None:
-        return ShardImages(Path(source).name, urls, counts)
+        return ShardDataset(Path(source).name, urls, counts)
     console = Console(stderr=True)
     shown = track(urls, "reading shards", console=console, transient=True, disable=not console.is_terminal)
     contents = [_contents(url) for url in shown]
     broken = [reason for _, reason in contents if reason]
-    found = ShardImages(Path(source).name, urls, [len(labels) for labels, _ in contents], left_out=len(broken))
+    found = ShardDataset(Path(source).name, urls, [len(labels) for labels, _ in contents], ignored_files=len(broken))
     if not len(found):
-        reason = broken[0] if broken else ", ".join(sorted(PICTURE_SUFFIXES))
-        raise InputError(f"data: no picture in the shards of {source} ({reason})")
+        reason = broken[0] if broken else ", ".join(sorted(IMAGE_SUFFIXES))
+        raise InputError(f"data: no image in the shards of {source} ({reason})")
     labels = [label for each, _ in contents for label in each]
     if all(label is not None for label in labels):
-        found.labels, found.classes = numbered([str(label) for label in labels], classes)
+        found.labels, found.classes = encode_labels([str(label) for label in labels], classes)
     return found
 
 
@@ -223,7 +223,7 @@ def _stated_counts(urls: list[str]) -> list[int] | None:
 
 
 def _contents(url: str) -> tuple[list[str | None], str]:
-    """The label, or None, of each picture of a shard, and why the rest of it is lost, if it is.
+    """The label, or None, of each image of a shard, and why the rest of it is lost, if it is.
 
     The labels are kept as long as the shard does not change.
     """
@@ -236,7 +236,7 @@ def _contents(url: str) -> tuple[list[str | None], str]:
     try:
         while True:
             labels.append(_label(cursor.sample(len(labels))))
-    except BrokenPictureError as end:
+    except CorruptImageError as end:
         cause = end.__cause__
     if cause is not None:
         if not labels and not isinstance(cause, tarfile.TarError):
@@ -244,7 +244,7 @@ def _contents(url: str) -> tuple[list[str | None], str]:
         if labels and labels[-1] is None and any(label is not None for label in labels):
             labels.pop()  # its label is among what is lost
         return labels, _reason(cause)  # not kept: it may be whole next time
-    with contextlib.suppress(OSError), replacing(kept) as path:
+    with contextlib.suppress(OSError), atomic_write(kept) as path:
         path.write_text(json.dumps(labels))
     return labels, ""
 

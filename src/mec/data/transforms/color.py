@@ -1,4 +1,4 @@
-"""What happens to the colours and the sharpness of cropped pictures, batched, with parameters for each."""
+"""What happens to the colors and the sharpness of cropped images, batched, with parameters for each."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mec.data.transforms.view_settings import Array, ViewParameters
 from mec.data.pixels import LUMA
+from mec.data.transforms.view_settings import Array, ViewParameters
 
 YIQ = np.array([(0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
 SMALL_SIDE = 64
 """Up to this side a CPU blurs fastest by matrices, as an accelerator does at any."""
 
 
-def colour(x: Tensor, parameters: ViewParameters, maps: Tensor, out: Tensor) -> Tensor:
-    """Jitter, grey, blur and solarisation of float pictures (n, c, h, w), into ``out`` (n, c, h, w) in [0, 1].
+def apply_color(x: Tensor, parameters: ViewParameters, maps: Tensor, out: Tensor) -> Tensor:
+    """Jitter, gray, blur and solarization of float images (n, c, h, w), into ``out`` (n, c, h, w) in [0, 1].
 
-    maps (n, 2, c, c): ``colour_maps`` of the parameters, over the white of ``x``.
+    maps (n, 2, c, c): ``color_maps`` of the parameters, over the white of ``x``.
     """
     n, c, h, w = x.shape
     offset = maps[:, 1] @ x.mean(dim=(2, 3))[:, :, None]
@@ -30,39 +30,39 @@ def colour(x: Tensor, parameters: ViewParameters, maps: Tensor, out: Tensor) -> 
     x = out.clamp_(0, 1)
     if (blurred := np.flatnonzero(parameters.sigma)).size:
         blur(x, parameters.sigma, blurred)
-    if (inverted := np.flatnonzero(parameters.solarise)).size:
+    if (inverted := np.flatnonzero(parameters.solarize)).size:
         rows = torch.from_numpy(inverted).to(x.device)
         # 1 - x above the middle, x below it
         x.index_copy_(0, rows, 0.5 - (x[rows] - 0.5).abs_())
     return out
 
 
-def colour_maps(parameters: ViewParameters, channels: int) -> NDArray[np.float64]:
-    """The affine map A x + B mean that the jitter and grey of each picture amount to: A and B as (n, 2, c, c).
+def color_maps(parameters: ViewParameters, channels: int) -> NDArray[np.float64]:
+    """The affine map A x + B mean that the jitter and gray of each image amount to: A and B as (n, 2, c, c).
 
-    ``mean`` (c,) is the mean colour of the picture, about whose luma contrast turns. Pictures without three channels
+    ``mean`` (c,) is the mean color of the image, about whose luma contrast turns. Images without three channels
     have brightness and contrast only; their luma is the mean channel.
     """
-    n, c = len(parameters.grey), channels
+    n, c = len(parameters.gray), channels
     brightness, contrast, saturation, hue = parameters.factors.T[:, :, None, None]
     identity = np.eye(c)
     # every channel becomes the luma
-    to_grey = np.tile(LUMA if c == 3 else np.full(c, 1 / c), (c, 1))
+    to_gray = np.tile(LUMA if c == 3 else np.full(c, 1 / c), (c, 1))
     steps = np.empty((n, 4, c, c))
     steps[:, 0] = brightness * identity
     steps[:, 1] = contrast * identity
-    steps[:, 2] = saturation * identity + (1 - saturation) * to_grey if c == 3 else identity
+    steps[:, 2] = saturation * identity + (1 - saturation) * to_gray if c == 3 else identity
     steps[:, 3] = _hue_turns(hue[:, 0, 0]) if c == 3 else identity
 
     A, B = np.tile(identity, (n, 1, 1)), np.zeros((n, c, c))
     for step in parameters.order.T:
         S = steps[np.arange(n), step]
-        # contrast alone adds something: it keeps the luma of the mean colour as it is at that moment
-        added = np.where(step[:, None, None] == 1, (1 - contrast) * (to_grey @ (A + B)), 0.0)
+        # contrast alone adds something: it keeps the luma of the mean color as it is at that moment
+        added = np.where(step[:, None, None] == 1, (1 - contrast) * (to_gray @ (A + B)), 0.0)
         A, B = S @ A, S @ B + added
     if c == 3:
-        grey = parameters.grey[:, None, None]
-        A, B = np.where(grey, to_grey @ A, A), np.where(grey, to_grey @ B, B)
+        gray = parameters.gray[:, None, None]
+        A, B = np.where(gray, to_gray @ A, A), np.where(gray, to_gray @ B, B)
     return np.stack([A, B], axis=1)
 
 
@@ -95,10 +95,10 @@ def blur(x: Tensor, sigma: Array, rows: NDArray[np.int64]) -> None:
 
 
 def _weights(sigma: Array, radius: int) -> Array:
-    """(n,) -> (n, 2 radius + 1), each row a normalised Gaussian."""
+    """(n,) -> (n, 2 radius + 1), each row a normalized Gaussian."""
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma[:, None]) ** 2)
-    normalised: Array = weights / weights.sum(axis=1, keepdims=True)
-    return normalised
+    normalized: Array = weights / weights.sum(axis=1, keepdims=True)
+    return normalized
 
 
 def _blur_matrices(sigma: Array, side: int) -> Tensor:
@@ -118,28 +118,28 @@ def _shifts(radius: int, side: int) -> Tensor:
     return torch.from_numpy(matrices).flatten(1)
 
 
-def _blur_one(picture: Tensor, sigma: float) -> None:
+def _blur_one(image: Tensor, sigma: float) -> None:
     """In place on (c, h, w): symmetric taps are added first, so half the products are left."""
-    h, w = picture.shape[1:]
+    h, w = image.shape[1:]
     radius = math.ceil(3 * sigma)
     taps = _weights(np.array([sigma]), radius)[0].tolist()
-    pair, first = torch.empty_like(picture), torch.empty_like(picture)
-    padded = F.pad(picture[None], (radius, radius, 0, 0), mode="replicate")[0]
+    pair, first = torch.empty_like(image), torch.empty_like(image)
+    padded = F.pad(image[None], (radius, radius, 0, 0), mode="replicate")[0]
     torch.mul(padded[:, :, radius : radius + w], taps[radius], out=first)
     for near in range(radius):
         far = 2 * radius - near
         torch.add(padded[:, :, near : near + w], padded[:, :, far : far + w], out=pair)
         first.add_(pair, alpha=taps[near])
     padded = F.pad(first[None], (0, 0, radius, radius), mode="replicate")[0]
-    torch.mul(padded[:, radius : radius + h], taps[radius], out=picture)
+    torch.mul(padded[:, radius : radius + h], taps[radius], out=image)
     for near in range(radius):
         far = 2 * radius - near
         torch.add(padded[:, near : near + h], padded[:, far : far + h], out=pair)
-        picture.add_(pair, alpha=taps[near])
+        image.add_(pair, alpha=taps[near])
 
 
 def rotate(x: Tensor, degrees: Array) -> Tensor:
-    """Turn each of (n, c, h, w) anti-clockwise about its centre, bilinear, edges repeated."""
+    """Turn each of (n, c, h, w) anti-clockwise about its center, bilinear, edges repeated."""
     a = torch.from_numpy(np.deg2rad(degrees)).to(x)
     cos, sin, zero = a.cos(), a.sin(), torch.zeros_like(a)
     aspect = x.shape[2] / x.shape[3]

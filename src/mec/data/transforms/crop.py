@@ -1,4 +1,4 @@
-"""What a loader process does: decode a picture once and cut the crops of its views from it, as bytes."""
+"""What a loader process does: decode an image once and cut the crops of its views from it, as bytes."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mec.data.decode import SHRINKS, Opened, open_picture
+from mec.data.corrupt import CorruptImage
+from mec.data.decode import SHRINKS, Opened, open_image
+from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat
 from mec.data.transforms.geometry import Boxes
-from mec.data.pixels import BrokenPictureError, ImageArray, Reading
-from mec.data.corrupt import Lost
 from mec.data.transforms.multi_view import Views
 from mec.errors import InputError
 
 SUBSTITUTES = 100
-"""How many other pictures are tried in place of one that cannot be read."""
+"""How many other images are tried in place of one that cannot be read."""
 SHARP = 1.0
-"""A picture is decoded smaller when its crops then still have this many times the pixels a side of a view."""
+"""An image is decoded smaller when its crops then still have this many times the pixels a side of a view."""
 
 Encoded = bytes | NDArray[Any]
 Load = Callable[[], Encoded]
 
 
 class Batch(NamedTuple):
-    """Pictures for ``Views``.
+    """Images for ``Views``.
 
-    pictures: (n, c, h, w) whole, or (n, views, c, s, s) the crops of each view; uint8, or float32 in [0, 1].
+    images: (n, c, h, w) whole, or (n, views, c, s, s) the crops of each view; uint8, or float32 in [0, 1].
     indices: (n,) their numbers in the source, which fix their views. lost: those that could not be read.
-    shown: (n,) the numbers of the pictures that are there: others where one could not be read.
+    shown: (n,) the numbers of the images that are there: others where one could not be read.
     """
 
-    pictures: Tensor
+    images: Tensor
     indices: NDArray[np.int64]
     epoch: int
-    lost: list[Lost]
+    lost: list[CorruptImage]
     shown: NDArray[np.int64]
 
 
 class Item(NamedTuple):
-    """A picture to be had: its number, what loads it and where it comes from."""
+    """An image to be had: its number, what loads it and where it comes from."""
 
     number: int
     load: Load
@@ -52,17 +52,17 @@ class Item(NamedTuple):
 
 
 class Cropper:
-    """Encoded pictures -> a Batch of crops. Pictures that cannot be read are replaced, under their own numbers."""
+    """Encoded images -> a Batch of crops. Images that cannot be read are replaced, under their own numbers."""
 
-    def __init__(self, views: Views, reading: Reading) -> None:
+    def __init__(self, views: Views, reading: PixelFormat) -> None:
         self.views, self.reading = views, reading
 
     def __call__(self, items: Sequence[Item], epoch: int, others: Callable[[int], Iterator[Item]]) -> Batch:
-        """``others(index)`` gives pictures to take in place of picture ``index``."""
+        """``others(index)`` gives images to take in place of image ``index``."""
         size, indices = self.views.size, np.array([item.number for item in items], dtype=np.int64)
         kind = np.uint8 if self.reading.value_range is None else np.float32
         out = np.empty((len(items), len(self.views.settings), size, size, self.reading.channels), dtype=kind)
-        lost: list[Lost] = []
+        lost: list[CorruptImage] = []
         shown = indices.copy()
         opened = [self._open(item, lost) for item in items]
         plans = self.plans(indices, epoch, opened)
@@ -72,7 +72,7 @@ class Cropper:
         return Batch(torch.from_numpy(out).permute(0, 1, 4, 2, 3), indices, epoch, lost, shown)
 
     def plans(self, indices: NDArray[np.int64], epoch: int, opened: Sequence[Opened | None]) -> Sequence[Any]:
-        """What to cut from each picture: boxes (views, 4) and whether to mirror (views,), drawn for all at once."""
+        """What to cut from each image: boxes (views, 4) and whether to mirror (views,), drawn for all at once."""
         heights = np.array([o.height if o else 1 for o in opened])
         widths = np.array([o.width if o else 1 for o in opened])
         views = range(len(self.views.settings))
@@ -81,51 +81,53 @@ class Cropper:
         return list(zip(boxes, np.stack([d.flip for d in drawn], axis=1), strict=True))
 
     def cut(self, out: ImageArray, opened: Opened, plan: Any) -> None:
-        """The crops of one picture, written into ``out`` (views, size, size, channels)."""
+        """The crops of one image, written into ``out`` (views, size, size, channels)."""
         boxes, mirrored = plan
-        picture = opened.decode(self.reading, shrink_for(boxes, self.views.size))
+        image = opened.decode(self.reading, shrink_for(boxes, self.views.size))
         for view in range(len(out)):
-            box = shrunk(boxes[view], (opened.height, opened.width), (picture.shape[0], picture.shape[1]))
-            out[view] = crop_and_resize(picture, box, self.views.size, bool(mirrored[view]))
+            box = shrunk(boxes[view], (opened.height, opened.width), (image.shape[0], image.shape[1]))
+            out[view] = crop_and_resize(image, box, self.views.size, bool(mirrored[view]))
 
-    def _open(self, item: Item, lost: list[Lost]) -> Opened | None:
+    def _open(self, item: Item, lost: list[CorruptImage]) -> Opened | None:
         try:
-            return open_picture(item.load())
-        except BrokenPictureError as error:
-            lost.append(Lost(item.title, str(error)))
+            return open_image(item.load())
+        except CorruptImageError as error:
+            lost.append(CorruptImage(item.title, str(error)))
             return None
 
-    def _cut(self, out: ImageArray, item: Item, opened: Opened | None, plan: Any, lost: list[Lost]) -> bool:
+    def _cut(self, out: ImageArray, item: Item, opened: Opened | None, plan: Any, lost: list[CorruptImage]) -> bool:
         if opened is None:
             return False
         try:
             self.cut(out, opened, plan)
-        except BrokenPictureError as error:
-            lost.append(Lost(item.title, str(error)))
+        except CorruptImageError as error:
+            lost.append(CorruptImage(item.title, str(error)))
             return False
         return True
 
-    def _replace(self, out: ImageArray, index: int, epoch: int, others: Iterator[Item], lost: list[Lost]) -> int:
-        """The number of the picture that was cut instead."""
+    def _replace(
+        self, out: ImageArray, index: int, epoch: int, others: Iterator[Item], lost: list[CorruptImage]
+    ) -> int:
+        """The number of the image that was cut instead."""
         for item in itertools.islice(others, SUBSTITUTES):
             opened = self._open(item, lost)
             (plan,) = self.plans(np.array([index]), epoch, [opened])
             if self._cut(out, item, opened, plan, lost):
                 return item.number
         raise InputError(
-            f"data: no picture could be read in place of picture {index}; the last tried: {lost[-1].title}: "
+            f"data: no image could be read in place of image {index}; the last tried: {lost[-1].title}: "
             f"{lost[-1].reason}"
         )
 
 
 def shrink_for(boxes: Boxes, size: int) -> int:
-    """The largest factor by which a picture may be decoded smaller, its crops (n, 4) still at least ``size`` wide."""
+    """The largest factor by which an image may be decoded smaller, its crops (n, 4) still at least ``size`` wide."""
     least = float(boxes[:, 2:].min())
     return next((f for f in SHRINKS if least / f >= SHARP * size), 1)
 
 
 def shrunk(box: Boxes, whole: tuple[int, int], decoded: tuple[int, int]) -> Boxes:
-    """The box (4,) of a picture of ``whole`` pixels in the array that was decoded, to the nearest pixel."""
+    """The box (4,) of an image of ``whole`` pixels in the array that was decoded, to the nearest pixel."""
     if whole == decoded:
         return box
     vertical, horizontal = decoded[0] / whole[0], decoded[1] / whole[1]
@@ -134,11 +136,11 @@ def shrunk(box: Boxes, whole: tuple[int, int], decoded: tuple[int, int]) -> Boxe
     return np.array([top, left, min(bottom, decoded[0]) - top, min(right, decoded[1]) - left])
 
 
-def crop_and_resize(picture: ImageArray, box: Boxes, size: int, mirrored: bool = False) -> ImageArray:
+def crop_and_resize(image: ImageArray, box: Boxes, size: int, mirrored: bool = False) -> ImageArray:
     """(h, w, c), box (4,) = top, left, height, width -> (size, size, c), bilinear with antialiasing, as PIL's."""
     top, left, height, width = (int(v) for v in box)
     # a copy, because PyTorch resizes it faster than a view, and wants to be able to write to it
-    part = picture[top : top + height, left : left + width].copy()
+    part = image[top : top + height, left : left + width].copy()
     x = torch.from_numpy(part).view(1, *part.shape).permute(0, 3, 1, 2)
     y = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
     if mirrored:

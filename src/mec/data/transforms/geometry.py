@@ -18,9 +18,9 @@ Sides = int | NDArray[np.int64]
 def crop_boxes(
     numbers: Numbers, height: Sides, width: Sides, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Boxes:
-    """(n, CROP_NUMBERS), pictures of height x width pixels (one size, or n) -> (n, 4) top, left, height, width.
+    """(n, CROP_NUMBERS), images of height x width pixels (one size, or n) -> (n, 4) top, left, height, width.
 
-    Area uniform in ``scale`` times the picture's, log aspect ratio uniform; the first of ten attempts that fits,
+    Area uniform in ``scale`` times the image's, log aspect ratio uniform; the first of ten attempts that fits,
     else the largest central crop with an allowed ratio: the distribution of torchvision's RandomResizedCrop.
     """
     height, width = (np.broadcast_to(np.asarray(side, dtype=np.int64), len(numbers)) for side in (height, width))
@@ -51,29 +51,29 @@ def resampling(start: Tensor, length: Tensor, source: int, target: int, mirrored
     """Matrices (n, target, source) that resize [start, start + length) to ``target`` samples along one axis.
 
     Bilinear with antialiasing as PIL does it: a triangle as wide as the larger of a source and a target
-    pixel, cut at the crop and normalised. ``mirrored`` (n,) marks the rows to write backwards.
+    pixel, cut at the crop and normalized. ``mirrored`` (n,) marks the rows to write backwards.
     """
     scale = (length / target).view(-1, 1, 1)
     support = scale.clamp_min(1.0)
     out = torch.arange(target, device=start.device, dtype=torch.float32).view(1, -1, 1)
     if mirrored is not None:
         out = torch.where(mirrored.view(-1, 1, 1), target - 1 - out, out)
-    centre = start.view(-1, 1, 1) + (out + 0.5) * scale
+    center = start.view(-1, 1, 1) + (out + 0.5) * scale
     pixel = torch.arange(source, device=start.device, dtype=torch.float32).view(1, 1, -1) + 0.5
-    weights = (1 - (pixel - centre).abs() / support).clamp_min(0)
+    weights = (1 - (pixel - center).abs() / support).clamp_min(0)
     inside = (pixel > start.view(-1, 1, 1)) & (pixel < (start + length).view(-1, 1, 1))
     weights = weights * inside
     return weights / weights.sum(dim=2, keepdim=True)
 
 
-def resized_crops(pictures: Tensor, boxes: Boxes, size: int, mirrored: NDArray[np.bool_]) -> Tensor:
+def resized_crops(images: Tensor, boxes: Boxes, size: int, mirrored: NDArray[np.bool_]) -> Tensor:
     """uint8 or float (n, c, h, w) and a box each -> float (n, c, size, size), in the range of the input."""
-    device = pictures.device
+    device = images.device
     box = torch.from_numpy(boxes).to(device, torch.float32)
     mirror = torch.from_numpy(mirrored).to(device)
-    n, c, h, w = pictures.shape
+    n, c, h, w = images.shape
     vertical = resampling(box[:, 0], box[:, 2], h, size)
     horizontal = resampling(box[:, 1], box[:, 3], w, size, mirror)
     # rows of all channels at once: (n, size, h) (n, h, c w), then (n, size c, w) (n, w, size)
-    x = torch.bmm(vertical, pictures.transpose(1, 2).float().reshape(n, h, c * w)).view(n, size * c, w)
+    x = torch.bmm(vertical, images.transpose(1, 2).float().reshape(n, h, c * w)).view(n, size * c, w)
     return torch.bmm(x, horizontal.mT).view(n, size, c, size).transpose(1, 2).contiguous()

@@ -1,4 +1,4 @@
-"""What is drawn for a view of each picture: its crop, colours, blur and the rest."""
+"""What is drawn for a view of each image: its crop, colors, blur and the rest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ViewSettings:
     """Augmentations of one view; a probability or a strength of 0 switches one off.
 
     Attributes:
-        crop_scale: share of the picture's area that the crop covers, least and most.
+        crop_scale: share of the image's area that the crop covers, least and most.
         crop_ratio: width over height of the crop, least and most.
         flip: probability of a horizontal flip.
         rotation: most degrees of rotation, to either side; what turns in from outside is the edge pixel.
@@ -30,10 +30,10 @@ class ViewSettings:
         contrast: its factor is uniform in [1 - x, 1 + x].
         saturation: its factor is uniform in [1 - x, 1 + x].
         hue: its shift is uniform in [-x, x], as a share of the full circle; at most 0.5.
-        grey: probability of grey.
+        gray: probability of gray.
         blur: probability of a Gaussian blur.
         blur_sigma: its standard deviation in pixels, least and most.
-        solarise: probability that tones above the middle are inverted.
+        solarize: probability that tones above the middle are inverted.
     """
 
     crop_scale: tuple[float, float] = (0.2, 1.0)
@@ -45,13 +45,13 @@ class ViewSettings:
     contrast: float = 0.4
     saturation: float = 0.2
     hue: float = 0.1
-    grey: float = 0.2
+    gray: float = 0.2
     blur: float = 1.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarise: float = 0.0
+    solarize: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "grey", "blur", "solarise", "brightness", "contrast", "saturation"):
+        for name in ("flip", "jitter", "gray", "blur", "solarize", "brightness", "contrast", "saturation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}: expected a number in [0, 1], got {getattr(self, name)}")
         if not 0 <= self.hue <= 0.5:
@@ -65,15 +65,15 @@ class ViewSettings:
 
 
 # MoCo v3's asymmetric pair, which the paper's code uses
-VIEW_1 = ViewSettings(blur=1.0, solarise=0.0)
-VIEW_2 = replace(VIEW_1, blur=0.1, solarise=0.2)
+VIEW_1 = ViewSettings(blur=1.0, solarize=0.0)
+VIEW_2 = replace(VIEW_1, blur=0.1, solarize=0.2)
 
 NUMBERS = CROP_NUMBERS + 16
 
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """What was drawn for one view of n pictures. A factor of 1 and a shift, angle or sigma of 0 do nothing.
+    """What was drawn for one view of n images. A factor of 1 and a shift, angle or sigma of 0 do nothing.
 
     boxes (n, 4): crop, as top, left, height, width; factors (n, 4): brightness, contrast, saturation (factors) and
     hue (share of the circle); order (n, 4): in which these four follow each other; the others (n,).
@@ -84,17 +84,17 @@ class ViewParameters:
     angle: Array
     factors: Array
     order: NDArray[np.int64]
-    grey: Mask
+    gray: Mask
     sigma: Array
-    solarise: Mask
+    solarize: Mask
 
     def rows(self, rows: slice) -> ViewParameters:
-        """Those of some of the pictures."""
+        """Those of some of the images."""
         return ViewParameters(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
-def draw_parameters(settings: ViewSettings, numbers: Numbers, height: Sides, width: Sides) -> ViewParameters:
-    """(n, NUMBERS) uniform numbers -> the parameters of a view of pictures of height x width pixels."""
+def sample_parameters(settings: ViewSettings, numbers: Numbers, height: Sides, width: Sides) -> ViewParameters:
+    """(n, NUMBERS) uniform numbers -> the parameters of a view of images of height x width pixels."""
     boxes = crop_boxes(numbers[:, :CROP_NUMBERS], height, width, settings.crop_scale, settings.crop_ratio)
     u = numbers[:, CROP_NUMBERS:]
     jittered = u[:, 2:3] < settings.jitter
@@ -107,7 +107,7 @@ def draw_parameters(settings: ViewSettings, numbers: Numbers, height: Sides, wid
         angle=(2 * u[:, 1] - 1) * settings.rotation,
         factors=factors,
         order=np.argsort(u[:, 7:11], axis=1),
-        grey=u[:, 11] < settings.grey,
+        gray=u[:, 11] < settings.gray,
         sigma=np.where(u[:, 12] < settings.blur, low + u[:, 13] * (high - low), 0.0),
-        solarise=u[:, 14] < settings.solarise,
+        solarize=u[:, 14] < settings.solarize,
     )

@@ -163,7 +163,7 @@ class C4Heads(RoIHeads):  # type: ignore[misc]
             of_objects = [n > 0 for n in labels]
             losses["loss_mask"] = maskrcnn_loss(
                 self.mask_predictor(x[positive]),
-                # it crops the masks by the older RoIAlign, which sees a picture half a pixel further right and below
+                # it crops the masks by the older RoIAlign, which sees an image half a pixel further right and below
                 [boxes[chosen] - 0.5 for boxes, chosen in zip(proposals, of_objects, strict=True)],
                 [t["masks"] for t in targets],
                 [t["labels"] - 1 for t in targets],

@@ -12,23 +12,24 @@ from typing import Any, Literal
 import lightning
 import torch
 
-from mec.engine.checkpoints import newest_checkpoint
+from mec.distributed import is_rank_zero
+from mec.engine.checkpoints import latest_checkpoint
+from mec.engine.progress import log
 from mec.errors import InputError
 from mec.evaluate.accuracy import spread_of
-from mec.evaluate.detection.datasets.annotations import Annotated, Detections, as_records
+from mec.evaluate.detection.datasets import open_annotated
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections, as_records
 from mec.evaluate.detection.detectors import WEIGHTS, DetectorSpec, load_detector, save_detector
 from mec.evaluate.detection.metrics import figures
 from mec.evaluate.detection.network import architecture_for
 from mec.evaluate.detection.schedules import SCHEDULES, YEARS
-from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.trainer import detection_trainer
 from mec.evaluate.detection.training import look, train
-from mec.engine.progress import say
-from mec.results import Result, Stopwatch
-from mec.evaluate.task import EncoderLike, Source, check_channels, reading_of, with_baseline
-from mec.files import is_first_process, replacing
+from mec.evaluate.task import EncoderLike, Source, check_channels, pixel_format_of, with_baseline
+from mec.files import atomic_write
 from mec.models.encoder import Encoder
 from mec.models.io import load_encoder
+from mec.results import Result, Stopwatch
 
 ASKED, FIGURES, DETECTIONS = "detect.json", "figures.json", "detections.json"
 TABLE = ("AP", "AP50", "AP75", "mask AP", "mask AP50", "mask AP75")
@@ -56,14 +57,14 @@ def detect(
     """Train a detector that begins with the encoder, all layers, and measure its AP, AP50 and AP75.
 
     Faster R-CNN; Mask R-CNN where the data has masks. Data is PASCAL VOC (a VOCdevkit) or COCO (annotations/*.json
-    beside the pictures; Roboflow's layout; one .json).
+    beside the images; Roboflow's layout; one .json).
 
-    Schedules: voc07+12 (24,000 iterations of 16 pictures, tested on VOC2007 test), voc07 (9,000), coco-1x (90,000) and
+    Schedules: voc07+12 (24,000 iterations of 16 images, tested on VOC2007 test), voc07 (9,000), coco-1x (90,000) and
     coco-2x (180,000), all as MoCo and SimSiam have them with detectron2; and short, for a trial or a laptop: 500
-    iterations of 8 small pictures, whose figures compare with nothing but each other.
+    iterations of 8 small images, whose figures compare with nothing but each other.
 
     Args:
-        data: a detection set; pictures of one part are learnt from, those of the other are tested on.
+        data: a detection set; images of one part are learned from, those of the other are tested on.
         encoder: an Encoder, a run folder, a file of weights or a timm name.
         out: a folder for the detectors, their checkpoints, figures and detections.
         schedule: short, voc07, voc07+12, coco-1x or coco-2x.
@@ -75,7 +76,7 @@ def detect(
         iterations: in place of the schedule's; milestones and warm-up move in proportion.
         batch_size: in place of the schedule's; the rate changes in proportion, the iterations inversely.
         rate: learning rate, in place of the schedule's.
-        side: short side of the pictures in testing; those in training change in proportion.
+        side: short side of the images in testing; those in training change in proportion.
         devices: auto (all GPUs, or one process of a CPU) or a number of them.
         nodes: machines, or auto: as torchrun or SLURM started the command on each, else one.
         precision: auto is bf16-mixed on GPUs that have it, else 32-true.
@@ -95,29 +96,29 @@ def detect(
     encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
     form = architecture_for(encoder, architecture)
     out = _checked(Path(out).expanduser(), resume)
-    learnt, tested = open_annotated(data, YEARS.get(schedule))
-    check_channels(learnt.pictures, encoder, data)
+    learned, tested = open_annotated(data, YEARS.get(schedule))
+    check_channels(learned.images, encoder, data)
     spec = DetectorSpec(
-        encoder.spec, form, learnt.categories, learnt.category_ids.tolist(), learnt.has_masks, plan
+        encoder.spec, form, learned.categories, learned.category_ids.tolist(), learned.has_masks, plan
     )  # fmt: skip
     encoders = with_baseline(encoder, schedule == "short" if baselines is None else baselines)
     _try(spec, encoder, detection_trainer(plan, out, "", devices, nodes, precision))
     _begin(out, {"data": str(data), "weights": encoder.described, **asdict(spec)}, resume)
-    if is_first_process():
-        say(f"encoder: {encoder.described}")
+    if is_rank_zero():
+        log(f"encoder: {encoder.described}")
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in encoders}
     for number in range(seed, seed + seeds):
         for name, of in encoders.items():
             label = f"{name}-{number}" if seeds > 1 else name
-            maker = _Making(spec, of, learnt, tested, out / f"{name}-{number}", label, number, workers)
+            maker = _Making(spec, of, learned, tested, out / f"{name}-{number}", label, number, workers)
             rows[name].append(maker.run(devices, nodes, precision))
-    kind = f"{'Mask' if learnt.has_masks else 'Faster'} R-CNN {form.upper()}"
+    kind = f"{'Mask' if learned.has_masks else 'Faster'} R-CNN {form.upper()}"
     rules = {"coco": "COCO's figures", "voc07": "VOC2007's figures (11 points)", "voc": "VOC's figures"}[tested.rules]
     return Result(
         task="detect",
         protocol=f"{kind}, {schedule}: {plan.in_words()}; {rules}; "
         + (f"mean ± std of {seeds} seeds" if seeds > 1 else f"seed {seed}"),
-        data=f"{data} ({len(learnt):,} train, {len(tested):,} test, {len(learnt.categories)} classes)",
+        data=f"{data} ({len(learned):,} train, {len(tested):,} test, {len(learned.categories)} classes)",
         encoder=encoder.described,
         figures={
             name: spread_of([{k: v for k, v in row.items() if k in TABLE} for row in of]) for name, of in rows.items()
@@ -131,7 +132,7 @@ def _checked(out: Path, resume: bool) -> Path:
         raise InputError(f"out: {out} is a file, expected a folder")
     if resume and not (out / ASKED).exists():
         raise InputError(f"resume: {out} holds no detectors")
-    if not resume and (out / ASKED).exists() and is_first_process():
+    if not resume and (out / ASKED).exists() and is_rank_zero():
         raise InputError(f"out: {out} already holds detectors; take another folder, or --resume")
     return out
 
@@ -156,9 +157,9 @@ def _begin(out: Path, asked: dict[str, Any], resume: bool) -> None:
         if changed := [name for name in now if now[name] != before.get(name)]:
             shown = "; ".join(f"{name} was {before.get(name)}, is {now[name]}" for name in changed)
             raise InputError(f"resume: {out} was made with other settings: {shown}")
-    elif is_first_process():
+    elif is_rank_zero():
         try:
-            with replacing(out / ASKED) as path:
+            with atomic_write(out / ASKED) as path:
                 path.write_text(json.dumps(asked, indent=2) + "\n")
         except OSError as error:
             raise InputError(f"out: {out} cannot be written to ({error.strerror})") from error
@@ -176,10 +177,10 @@ class _Making:
     """One detector: trained, saved, tested; what is there already is not done again."""
 
     def __init__(
-        self, spec: DetectorSpec, encoder: Encoder, learnt: Annotated, tested: Annotated, folder: Path, label: str,
-        seed: int, workers: int | None,
+        self, spec: DetectorSpec, encoder: Encoder, learned: AnnotatedDataset, tested: AnnotatedDataset, folder: Path,
+        label: str, seed: int, workers: int | None,
     ) -> None:  # fmt: skip
-        self.spec, self.encoder, self.learnt, self.tested = spec, encoder, learnt, tested
+        self.spec, self.encoder, self.learned, self.tested = spec, encoder, learned, tested
         self.folder, self.label, self.seed, self.workers = folder, label, seed, workers
 
     def run(self, devices: int | str, nodes: int | str, precision: str) -> dict[str, float]:
@@ -187,7 +188,7 @@ class _Making:
         if (self.folder / FIGURES).exists():
             overall: dict[str, float] = json.loads((self.folder / FIGURES).read_text())["overall"]
             return overall
-        plan, reading = self.spec.schedule, reading_of(self.encoder)
+        plan, reading = self.spec.schedule, pixel_format_of(self.encoder)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             trainer = detection_trainer(plan, self.folder, self.label, devices, nodes, precision)
@@ -195,15 +196,15 @@ class _Making:
                 detector, _ = load_detector(self.folder)
             else:
                 detector = self.spec.build(self.encoder)
-                checkpoint = newest_checkpoint(self.folder, say)
-                train(detector, self.learnt, reading, plan, trainer, self.seed, self.workers, checkpoint)
+                checkpoint = latest_checkpoint(self.folder, log)
+                train(detector, self.learned, reading, plan, trainer, self.seed, self.workers, checkpoint)
                 if trainer.is_global_zero:
                     save_detector(detector, self.spec, self.folder)
-            found = look(detector, self.tested.pictures, reading, plan, trainer, self.workers)
+            found = look(detector, self.tested.images, reading, plan, trainer, self.workers)
         return self._measured(found, trainer.is_global_zero)
 
     def _measured(self, found: dict[int, Detections], writes: bool) -> dict[str, float]:
-        """The figures over the pictures that could be read."""
+        """The figures over the images that could be read."""
         numbers = torch.tensor(sorted(found)).numpy()
         measured = figures(self.tested.subset(numbers), [found[n] for n in numbers.tolist()])
         if writes:
@@ -212,9 +213,9 @@ class _Making:
                 for n in numbers.tolist()
                 for record in as_records(found[n], self.tested.ids[n], self.tested.category_ids)
             ]
-            with replacing(self.folder / DETECTIONS) as path:
+            with atomic_write(self.folder / DETECTIONS) as path:
                 path.write_text(json.dumps(records))
-            with replacing(self.folder / FIGURES) as path:
+            with atomic_write(self.folder / FIGURES) as path:
                 path.write_text(json.dumps(measured._asdict(), indent=2) + "\n")
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)  # the detector has them in it
         return measured.overall

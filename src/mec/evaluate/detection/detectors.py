@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from mec.errors import InputError
 from mec.evaluate.detection.network import Architecture, Detector
 from mec.evaluate.detection.schedules import Schedule
-from mec.files import replacing
+from mec.files import atomic_write
 from mec.models.encoder import Encoder, EncoderSpec
 
 WEIGHTS, SPEC = "detector.safetensors", "detector.json"
@@ -26,7 +26,7 @@ class DetectorSpec:
     encoder: the spec of the encoder it began with.
     architecture: c4 or fpn.
     categories: names of the classes, in the order of their numbers.
-    category_ids: their numbers in the set it learnt from.
+    category_ids: their numbers in the set it learned from.
     masks: whether it predicts masks.
     schedule: by which it was trained, and looks.
     """
@@ -46,10 +46,10 @@ class DetectorSpec:
 
 def save_detector(detector: Detector, spec: DetectorSpec, folder: Path) -> None:
     """Each file whole or not at all; the weights last, so that where they are all is there."""
-    with replacing(folder / SPEC) as path:
+    with atomic_write(folder / SPEC) as path:
         path.write_text(json.dumps(asdict(spec), indent=2) + "\n")
     weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in detector.state_dict().items()}
-    with replacing(folder / WEIGHTS) as path:
+    with atomic_write(folder / WEIGHTS) as path:
         save_file(weights, path, metadata={"format": "pt"})
 
 

@@ -27,11 +27,11 @@ def fpn_parts(
     """Backbone, proposals and heads; the encoder is copied.
 
     Raises:
-        InputError: the encoder has no feature maps, or takes pictures of one size only.
+        InputError: the encoder has no feature maps, or takes images of one size only.
     """
     pyramid = Pyramid(encoder)
     build = MaskRCNN if masks else FasterRCNN
-    # its own resizing and normalising of pictures goes unused
+    # its own resizing and normalizing of images goes unused
     built = build(
         pyramid,
         1 + classes,

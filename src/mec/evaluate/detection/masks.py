@@ -1,4 +1,4 @@
-"""Masks of whole pictures from and to COCO's run lengths, and those from their text."""
+"""Masks of whole images from and to COCO's run lengths, and those from their text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from mec.evaluate.detection.datasets.annotations import Rle
 
 LONGEST = 8
-"""Characters of a run; those of any picture are shorter."""
+"""Characters of a run; those of any image are shorter."""
 
 
 def run_lengths(text: str) -> NDArray[np.int64]:
@@ -49,15 +49,15 @@ def decoded(masks: list[Rle], size: tuple[int, int], mirrored: bool = False) -> 
 
 
 def pasted(shares: Tensor, boxes: NDArray[np.float32], size: tuple[int, int]) -> list[Rle]:
-    """Masks as predicted within their boxes -> run lengths of masks of the whole picture.
+    """Masks as predicted within their boxes -> run lengths of masks of the whole image.
 
     Args:
-        shares: (k, s, s) probabilities; the cells fill the box, and are interpolated between their centres.
-        boxes: (k, 4) x1, y1, x2, y2 in pixels of the picture.
-        size: height and width of the picture.
+        shares: (k, s, s) probabilities; the cells fill the box, and are interpolated between their centers.
+        boxes: (k, 4) x1, y1, x2, y2 in pixels of the image.
+        size: height and width of the image.
     """
     found = []
-    for share, box in zip(shares, boxes.tolist(), strict=True):  # one by one: a picture has up to a hundred
+    for share, box in zip(shares, boxes.tolist(), strict=True):  # one by one: an image has up to a hundred
         whole = np.zeros(size, np.uint8, order="F")
         x, y = (_cells_crossed(low, high, end) for low, high, end in zip(box[:2], box[2:], size[::-1], strict=True))
         if x and y:
@@ -73,6 +73,6 @@ def _cells_crossed(low: float, high: float, end: int) -> range:
 
 
 def _within(cells: range, low: float, high: float) -> Tensor:
-    """Centres of pixels, -1 at one edge of the box and 1 at the other."""
-    centres = torch.arange(cells.start, cells.stop) + 0.5
-    return (centres - low) / (high - low) * 2 - 1
+    """Centers of pixels, -1 at one edge of the box and 1 at the other."""
+    centers = torch.arange(cells.start, cells.stop) + 0.5
+    return (centers - low) / (high - low) * 2 - 1

@@ -10,7 +10,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
 from mec.errors import InputError
-from mec.evaluate.detection.datasets.annotations import Annotated, Detections, as_records
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections, as_records
 from mec.evaluate.detection.voc_metrics import precisions
 
 COLUMNS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
@@ -34,14 +34,14 @@ class Figures(NamedTuple):
     by_class: dict[str, dict[str, float]]
 
 
-def figures(annotated: Annotated, found: Sequence[Detections]) -> Figures:
+def figures(annotated: AnnotatedDataset, found: Sequence[Detections]) -> Figures:
     """By the rules of the set: those of pycocotools, or those of VOC's development kit (see voc_figures).
 
     Masks count where the set has them and all detections have them.
 
     Args:
-        annotated: n pictures.
-        found: n, those in each picture.
+        annotated: n images.
+        found: n, those in each image.
 
     Raises:
         InputError: no object that counts.
@@ -60,7 +60,7 @@ def figures(annotated: Annotated, found: Sequence[Detections]) -> Figures:
     return Figures(overall, by_class)
 
 
-def _coco(annotated: Annotated, found: Sequence[Detections], of: Literal["bbox", "segm"]) -> Figures:
+def _coco(annotated: AnnotatedDataset, found: Sequence[Detections], of: Literal["bbox", "segm"]) -> Figures:
     truth = COCO(annotated.as_coco())
     records: list[dict[str, Any]] = []
     for number, detections in zip(annotated.ids, found, strict=True):
@@ -81,7 +81,7 @@ def _coco(annotated: Annotated, found: Sequence[Detections], of: Literal["bbox",
     return Figures(overall, _rows([names[number] for number in evaluation.params.catIds], table.T))
 
 
-def _voc(annotated: Annotated, found: Sequence[Detections]) -> Figures:
+def _voc(annotated: AnnotatedDataset, found: Sequence[Detections]) -> Figures:
     table = precisions(annotated, found)
     by_class = _rows(annotated.categories, np.nan_to_num(table, nan=-1))
     overall = {c: float(np.mean([row[c] for row in by_class.values()])) for c in OVERLAPS}

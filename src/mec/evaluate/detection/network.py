@@ -19,14 +19,14 @@ from mec.models.encoder import Encoder, EncoderSpec
 
 Architecture = Literal["c4", "fpn"]
 PAD_TO = 32
-"""Pictures of a batch are padded to a multiple of this: the deepest stride of the usual encoders."""
+"""Images of a batch are padded to a multiple of this: the deepest stride of the usual encoders."""
 
 
 class Detector(nn.Module):
     """Faster R-CNN, or with ``masks`` Mask R-CNN, on an encoder whose layers are trained further.
 
     The encoder's weights are copied. What torchvision returns it returns: losses in training, else boxes, labels
-    (from 1), scores and masks (k, 1, s, s) of each picture.
+    (from 1), scores and masks (k, 1, s, s) of each image.
 
     Args:
         encoder: any for fpn, a ResNet for c4.
@@ -61,27 +61,27 @@ class Detector(nn.Module):
         self.register_buffer("std", encoder.std.clone(), persistent=False)
         self.to(memory_format=torch.channels_last)  # faster there, on CPUs and GPUs
 
-    def forward(self, pictures: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
-        """Pictures (c, h, w), uint8 or in [0, 1], each of its own size.
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
+        """Images (c, h, w), uint8 or in [0, 1], each of its own size.
 
         Targets are boxes (k, 4) float32 in pixels, labels (k,) int64 from 1, masks (k, h, w) uint8.
         """
-        batch = self._joined(pictures)
+        batch = self._joined(images)
         features = {name: found.float() for name, found in self.backbone(batch.tensors).items()}
         proposals, losses = self.rpn(batch, features, targets)
         found, of_heads = self.roi_heads(features, proposals, batch.image_sizes, targets)
         return losses | of_heads if self.training else found
 
-    def _joined(self, pictures: list[Tensor]) -> ImageList:
-        """One tensor (n, c, H, W); the mean colour fills it at the right and below."""
-        height, width = (math.ceil(max(p.shape[i] for p in pictures) / PAD_TO) * PAD_TO for i in (1, 2))
-        normalised = []
-        for picture in pictures:
-            x = picture if picture.is_floating_point() else picture.to(self.mean.dtype) / 255
+    def _joined(self, images: list[Tensor]) -> ImageList:
+        """One tensor (n, c, H, W); the mean color fills it at the right and below."""
+        height, width = (math.ceil(max(p.shape[i] for p in images) / PAD_TO) * PAD_TO for i in (1, 2))
+        normalized = []
+        for image in images:
+            x = image if image.is_floating_point() else image.to(self.mean.dtype) / 255
             x = ((x[None] - self.mean) / self.std)[0]
-            normalised.append(F.pad(x, (0, width - x.shape[2], 0, height - x.shape[1])))
-        joined = torch.stack(normalised).contiguous(memory_format=torch.channels_last)
-        return ImageList(joined, [(p.shape[1], p.shape[2]) for p in pictures])
+            normalized.append(F.pad(x, (0, width - x.shape[2], 0, height - x.shape[1])))
+        joined = torch.stack(normalized).contiguous(memory_format=torch.channels_last)
+        return ImageList(joined, [(p.shape[1], p.shape[2]) for p in images])
 
 
 def _with_even_stem(encoder: Encoder) -> Encoder:

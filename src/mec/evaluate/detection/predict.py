@@ -1,4 +1,4 @@
-"""``predict``: a trained detector at work on pictures that nobody annotated."""
+"""``predict``: a trained detector at work on images that nobody annotated."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import numpy as np
 from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 
-from mec.data.decode import EXTENSIONS, open_picture
-from mec.data.dataset import FileImages, Images
-from mec.data.pixels import Reading
-from mec.data.datasets import open_images
+from mec.data.dataset import FileDataset, ImageDataset
+from mec.data.datasets import open_dataset
+from mec.data.decode import EXTENSIONS, open_image
+from mec.data.pixels import PixelFormat
+from mec.distributed import is_rank_zero
+from mec.engine.progress import ProgressBar
 from mec.errors import InputError
 from mec.evaluate.detection.datasets.annotations import Detections, as_records
 from mec.evaluate.detection.detect import DETECTIONS
 from mec.evaluate.detection.detectors import WEIGHTS, load_detector
-from mec.evaluate.drawing.detections import draw
 from mec.evaluate.detection.trainer import detection_trainer
 from mec.evaluate.detection.training import look
-from mec.engine.progress import Shown
+from mec.evaluate.drawing.detections import draw
 from mec.evaluate.task import Source
-from mec.files import is_first_process, replacing
+from mec.files import atomic_write
 
 DRAWN = "predicted"
 QUALITY = 90
@@ -32,7 +33,7 @@ QUALITY = 90
 
 
 def predict(
-    pictures: Source,
+    images: Source,
     out: str | os.PathLike[str],
     threshold: float = 0.5,
     devices: int | str = "auto",
@@ -41,9 +42,9 @@ def predict(
     """Draw what a detector finds: boxes, and masks if it predicts them.
 
     Args:
-        pictures: any source of pictures (see ``mec.data.open_images``), or one file.
+        images: any source of images (see ``mec.data.open_dataset``), or one file.
         out: a folder that ``detect`` has made, whose first detector is taken, or one detector's folder in it. The
-            pictures go to ``predicted/`` in it, under their own names, and beside them a detections.json: a data set
+            images go to ``predicted/`` in it, under their own names, and beside them a detections.json: a data set
             in COCO's format, with a score for each object, as annotation tools read it.
         threshold: the least score of an object that is drawn and written.
         devices: auto (all GPUs, or one process of a CPU) or a number of them.
@@ -53,17 +54,17 @@ def predict(
         The folder ``predicted``.
 
     Raises:
-        InputError: no detector there, no pictures, or more than a twentieth of them that cannot be read.
+        InputError: no detector there, no images, or more than a twentieth of them that cannot be read.
     """
     check_threshold(threshold)
     folder = _detector_in(Path(out).expanduser())
     detector, spec = load_detector(folder)
-    dataset = open_pictures(pictures)
-    reading = Reading(spec.encoder.channels, spec.encoder.value_range, spec.encoder.background)
+    dataset = open_images_to_predict(images)
+    reading = PixelFormat(spec.encoder.channels, spec.encoder.value_range, spec.encoder.background)
     trainer = detection_trainer(spec.schedule, folder, "predict", devices, 1, "auto")
     found = look(detector, dataset, reading, spec.schedule, trainer, workers)
     drawn = Path(out).expanduser() / DRAWN
-    if is_first_process():
+    if is_rank_zero():
         _write(dataset, found, spec.categories, spec.category_ids, threshold, drawn)
     return drawn
 
@@ -83,16 +84,21 @@ def check_threshold(threshold: float) -> None:
         raise InputError(f"threshold: expected a number from 0 to 1, got {threshold}")
 
 
-def open_pictures(pictures: Source) -> Images:
+def open_images_to_predict(images: Source) -> ImageDataset:
     """A source, or one file."""
-    path = Path(pictures).expanduser()
+    path = Path(images).expanduser()
     if path.is_file() and path.suffix.lower() in EXTENSIONS:
-        return FileImages(path.name, path.parent, [path.name])
-    return open_images(pictures, "all")
+        return FileDataset(path.name, path.parent, [path.name])
+    return open_dataset(images, "all")
 
 
 def _write(
-    dataset: Images, found: dict[int, Detections], categories: list[str], ids: list[int], threshold: float, out: Path
+    dataset: ImageDataset,
+    found: dict[int, Detections],
+    categories: list[str],
+    ids: list[int],
+    threshold: float,
+    out: Path,
 ) -> None:
     described: dict[str, Any] = {
         "images": [],
@@ -100,16 +106,16 @@ def _write(
         "categories": [{"id": n, "name": name} for n, name in zip(ids, categories, strict=True)],
     }
     names = _names(dataset, list(found))
-    with Shown("drawing", len(found)) as line:
+    with ProgressBar("drawing", len(found)) as line:
         for index, detections in found.items():
-            picture = _seen(dataset, index)
+            image = _seen(dataset, index)
             some = _above(detections, threshold)
             described["images"].append(
                 {
                     "id": index,
                     "file_name": _own_name(dataset, index),
-                    "height": picture.shape[0],
-                    "width": picture.shape[1],
+                    "height": image.shape[0],
+                    "width": image.shape[1],
                 }
             )
             for record in as_records(some, index, ids):
@@ -117,10 +123,10 @@ def _write(
                 described["annotations"].append(
                     {"id": len(described["annotations"]) + 1, **record, "area": area, "iscrowd": 0}
                 )
-            with replacing(out / names[index]) as path:
-                draw(picture, some, categories, threshold).save(path, "JPEG", quality=QUALITY)
+            with atomic_write(out / names[index]) as path:
+                draw(image, some, categories, threshold).save(path, "JPEG", quality=QUALITY)
             line.advance(1)
-    with replacing(out / DETECTIONS) as path:
+    with atomic_write(out / DETECTIONS) as path:
         path.write_text(json.dumps(described))
 
 
@@ -130,13 +136,13 @@ def _area(record: dict[str, Any]) -> float:
     return float(record["bbox"][2] * record["bbox"][3])
 
 
-def _own_name(dataset: Images, index: int) -> str:
+def _own_name(dataset: ImageDataset, index: int) -> str:
     """Within the source where it is a folder."""
-    return dataset.names[index] if isinstance(dataset, FileImages) else dataset.title(index)
+    return dataset.names[index] if isinstance(dataset, FileDataset) else dataset.title(index)
 
 
-def _names(dataset: Images, numbers: list[int]) -> dict[int, str]:
-    """Of the drawn pictures: those of the files, in their sub-folders; with the number where one is taken."""
+def _names(dataset: ImageDataset, numbers: list[int]) -> dict[int, str]:
+    """Of the drawn images: those of the files, in their sub-folders; with the number where one is taken."""
     names: dict[int, str] = {}
     taken: set[str] = set()
     for n in numbers:
@@ -150,8 +156,8 @@ def _names(dataset: Images, numbers: list[int]) -> dict[int, str]:
     return names
 
 
-def _seen(dataset: Images, index: int) -> NDArray[np.uint8]:
-    return open_picture(dataset.load(index)).decode(Reading()).astype(np.uint8, copy=False)
+def _seen(dataset: ImageDataset, index: int) -> NDArray[np.uint8]:
+    return open_image(dataset.load(index)).decode(PixelFormat()).astype(np.uint8, copy=False)
 
 
 def _above(found: Detections, threshold: float) -> Detections:

@@ -16,17 +16,17 @@ class Schedule:
     """Settings of one training.
 
     Attributes:
-        iterations: steps of the optimiser.
+        iterations: steps of the optimizer.
         milestones: steps at which the learning rate is divided by 10.
         warmup: steps in which it rises, from a thousandth of it.
-        batch_size: pictures in a step, over all devices.
+        batch_size: images in a step, over all devices.
         rate: learning rate of SGD with momentum 0.9 and weight decay 1e-4, none on norms.
-        sides: short sides in pixels, one of which is drawn for each picture.
+        sides: short sides in pixels, one of which is drawn for each image.
         side_at_test: short side in pixels.
         longest: the long side is at most this many pixels.
-        anchors: of each picture for the loss of the proposals.
-        regions: of each picture for the losses of the heads, a quarter of them objects.
-        proposals: of each picture, after NMS, in training.
+        anchors: of each image for the loss of the proposals.
+        regions: of each image for the losses of the heads, a quarter of them objects.
+        proposals: of each image, after NMS, in training.
         proposals_at_test: the same in testing.
         precise: batches over which BatchNorm's statistics are measured anew after training (precise BN).
     """
@@ -63,8 +63,8 @@ class Schedule:
     def adapted(self, iterations: int | None, batch_size: int | None, rate: float | None, side: int | None) -> Schedule:
         """With other settings, and all that depends on them.
 
-        Batches of another size change the rate in proportion and the steps inversely: the same number of pictures is
-        seen. Other iterations move the milestones and the warm-up in proportion, another side of the pictures those
+        Batches of another size change the rate in proportion and the steps inversely: the same number of images is
+        seen. Other iterations move the milestones and the warm-up in proportion, another side of the images those
         of training.
         """
         batch = self.batch_size if batch_size is None else batch_size
@@ -94,7 +94,7 @@ class Schedule:
 
 
 # MoCo's detection/configs, of detectron2; voc07's milestones are in the proportion of its other schedule. On a CPU most
-# of the time goes to the regions, so that short has few of each picture, and more pictures in a step.
+# of the time goes to the regions, so that short has few of each image, and more images in a step.
 SCHEDULES = {
     "short": Schedule(
         500, (375, 458), warmup=50, batch_size=8, rate=0.02, sides=(224, 256, 288), side_at_test=256, longest=427,
@@ -106,4 +106,4 @@ SCHEDULES = {
     "coco-2x": Schedule(180_000, (120_000, 160_000)),
 }  # fmt: skip
 YEARS = {"voc07": (2007,), "voc07+12": (2007, 2012)}
-"""Of VOC, from whose pictures is learnt."""
+"""Of VOC, from whose images is learned."""

@@ -10,12 +10,12 @@ from typing import Any
 import lightning
 from torch import Tensor
 
-from mec.engine.checkpoints import KeepLatest
+from mec.engine.checkpoints import LatestCheckpoints
+from mec.engine.progress import ProgressBar
+from mec.engine.trainer import make_trainer
 from mec.errors import InputError
 from mec.evaluate.detection.schedules import Schedule
-from mec.engine.progress import Shown
-from mec.files import replacing, rows_before
-from mec.engine.trainer import make_trainer
+from mec.files import atomic_write, rows_before_step
 
 METRICS = "metrics.csv"
 CHECKPOINTS = 10
@@ -49,7 +49,7 @@ def detection_trainer(
         # counted in steps, lightning would not go on where a checkpoint ends: it skips most of an epoch
         max_epochs=math.ceil(schedule.iterations / period(schedule)),
         logger=False,
-        callbacks=[DetectionProgress(folder, label), KeepLatest(folder / "checkpoints", period(schedule))],
+        callbacks=[DetectionProgress(folder, label), LatestCheckpoints(folder / "checkpoints", period(schedule))],
     )
 
 
@@ -58,18 +58,18 @@ class DetectionProgress(lightning.Callback):
 
     def __init__(self, folder: Path, label: str) -> None:
         self.folder, self.label = folder, label
-        self.line: Shown | None = None
+        self.line: ProgressBar | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero:
             self._keep_rows(trainer.global_step)
-            self.line = Shown(self.label, pl_module.schedule.iterations, trainer.global_step, "").__enter__()
+            self.line = ProgressBar(self.label, pl_module.schedule.iterations, trainer.global_step, "").__enter__()
 
     def _keep_rows(self, first: int) -> None:
         """What a resumed training will write again is cut off."""
         path = self.folder / METRICS
-        kept = rows_before(path, first + 1)
-        with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        kept = rows_before_step(path, first + 1)
+        with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, ["step", "rate", "loss", *LOSSES], restval="")
             writer.writeheader()
             writer.writerows(kept)
@@ -100,8 +100,8 @@ class DetectionProgress(lightning.Callback):
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.is_global_zero:
-            pictures = len(trainer.test_dataloaders) * trainer.world_size
-            self.line = Shown(f"{self.label}, looking", pictures).__enter__()
+            images = len(trainer.test_dataloaders) * trainer.world_size
+            self.line = ProgressBar(f"{self.label}, looking", images).__enter__()
 
     def on_test_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

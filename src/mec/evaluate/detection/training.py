@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
-from mec.data.dataset import Images
-from mec.data.pixels import Reading
-from mec.data.corrupt import Lost, Skipped
-from mec.evaluate.detection.datasets.annotations import Annotated, Detections
+from mec.data.corrupt import CorruptImage, CorruptLog
+from mec.data.dataset import ImageDataset
+from mec.data.pixels import PixelFormat
+from mec.engine.progress import ProgressBar
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections
 from mec.evaluate.detection.loaders import Order, TestingBatch, TrainingBatch, testing_batches, training_batches
 from mec.evaluate.detection.masks import pasted
 from mec.evaluate.detection.network import Detector
 from mec.evaluate.detection.schedules import Schedule
 from mec.evaluate.detection.trainer import period
-from mec.engine.progress import Shown
-from mec.evaluate.task import MAX_BROKEN, say_skipped
-from mec.models.sync_batch_norm import join_batch_norms
+from mec.evaluate.task import MAX_CORRUPT, log_corrupt
+from mec.models.sync_batch_norm import convert_sync_batch_norm
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
 
@@ -35,13 +35,13 @@ MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
 class Detection(lightning.LightningModule):
     """A detector as lightning trains it, by a schedule."""
 
-    def __init__(self, detector: Detector, schedule: Schedule, seed: int, pictures: int) -> None:
+    def __init__(self, detector: Detector, schedule: Schedule, seed: int, images: int) -> None:
         super().__init__()
         self.detector, self.schedule, self.seed = detector, schedule, seed
-        self.skipped = Skipped(MAX_BROKEN, pictures)
+        self.skipped = CorruptLog(MAX_CORRUPT, images)
         self.measured: dict[str, Tensor] = {}
         self.found: list[tuple[int, Detections]] = []
-        self.lost: list[Lost] = []
+        self.lost: list[CorruptImage] = []
 
     def on_train_start(self) -> None:
         self.detector.train()
@@ -50,10 +50,10 @@ class Detection(lightning.LightningModule):
         return -1 if self.global_step == self.schedule.iterations else None  # the last stretch may be shorter
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
-        self.skipped.add(batch.lost, len(batch.pictures))
+        self.skipped.add(batch.lost, len(batch.images))
         # anchors and regions are drawn as torchvision draws them: the same at this step in a resumed training
         torch.manual_seed(hash((self.seed, self.global_step, self.global_rank)) % 2**63)
-        losses: dict[str, Tensor] = self.detector(batch.pictures, batch.targets)
+        losses: dict[str, Tensor] = self.detector(batch.images, batch.targets)
         loss = torch.stack(list(losses.values())).sum()
         self.measured = {name: value.detach() for name, value in losses.items()} | {"loss": loss.detach()}
         return loss
@@ -66,22 +66,22 @@ class Detection(lightning.LightningModule):
             {"params": [p for p in parameters if id(p) not in of_norms], "weight_decay": WEIGHT_DECAY},
             {"params": [p for p in parameters if id(p) in of_norms], "weight_decay": 0.0},
         ]
-        optimiser = torch.optim.SGD([g for g in groups if g["params"]], self.schedule.rate, momentum=MOMENTUM)
-        rates = torch.optim.lr_scheduler.LambdaLR(optimiser, self.schedule.factor)
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
+        optimizer = torch.optim.SGD([g for g in groups if g["params"]], self.schedule.rate, momentum=MOMENTUM)
+        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
 
     def test_step(self, batch: TestingBatch, batch_idx: int) -> None:
         self.lost += batch.lost
-        if not batch.pictures:
+        if not batch.images:
             return
-        for found, number, size, picture in zip(
-            self.detector(batch.pictures), batch.numbers, batch.sizes, batch.pictures, strict=True
+        for found, number, size, image in zip(
+            self.detector(batch.images), batch.numbers, batch.sizes, batch.images, strict=True
         ):
-            self.found.append((number, in_file(found, size, (picture.shape[1], picture.shape[2]))))
+            self.found.append((number, in_file(found, size, (image.shape[1], image.shape[2]))))
 
 
 def in_file(found: dict[str, Tensor], size: tuple[int, int], seen: tuple[int, int]) -> Detections:
-    """torchvision's detections in a picture resized to ``seen`` -> in the picture of ``size`` as it is in its file."""
+    """torchvision's detections in an image resized to ``seen`` -> in the image of ``size`` as it is in its file."""
     found = {name: value.cpu() for name, value in found.items()}
     (height, width), (seen_height, seen_width) = size, seen
     boxes = (found["boxes"] * torch.tensor([width / seen_width, height / seen_height]).repeat(2)).numpy()
@@ -91,8 +91,8 @@ def in_file(found: dict[str, Tensor], size: tuple[int, int], seen: tuple[int, in
 
 def train(
     detector: Detector,
-    annotated: Annotated,
-    reading: Reading,
+    annotated: AnnotatedDataset,
+    reading: PixelFormat,
     schedule: Schedule,
     trainer: lightning.Trainer,
     seed: int,
@@ -102,7 +102,7 @@ def train(
     """Train by the schedule, on what has objects.
 
     Raises:
-        InputError: divergence, or too many broken pictures.
+        InputError: divergence, or too many broken images.
     """
     processes = trainer.world_size
     having = np.array([i for i in range(len(annotated)) if annotated.usable[slice(*annotated.starts[i : i + 2])].any()])
@@ -114,7 +114,7 @@ def train(
     module = Detection(detector, schedule, seed, len(annotated))
     on_gpu = trainer.strategy.root_device.type == "cuda"
     if on_gpu and processes > 1:
-        join_batch_norms(module.detector, "cuda")
+        convert_sync_batch_norm(module.detector, "cuda")
     loader = training_batches(annotated, order, reading, schedule, on_gpu, workers)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")  # it advises what is decided here
@@ -124,7 +124,7 @@ def train(
             raise KeyboardInterrupt from error
     measure_norms(module, loader, trainer)
     if trainer.is_global_zero:
-        say_skipped(module.skipped)
+        log_corrupt(module.skipped)
 
 
 @torch.no_grad()
@@ -142,12 +142,12 @@ def measure_norms(module: Detection, loader: DataLoader[TrainingBatch], trainer:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over all batches
     module.to(trainer.strategy.root_device).train()
-    with Shown("statistics of BatchNorm" if trainer.is_global_zero else "", batches, unit="batches") as shown:
+    with ProgressBar("statistics of BatchNorm" if trainer.is_global_zero else "", batches, unit="batches") as shown:
         for number, batch in enumerate(islice(_from_the_first(loader), batches)):
             batch = trainer.strategy.batch_to_device(batch)
             torch.manual_seed(hash((module.seed, -1 - number, trainer.global_rank)) % 2**63)
             with trainer.precision_plugin.forward_context():
-                module.detector(batch.pictures, batch.targets)
+                module.detector(batch.images, batch.targets)
             shown.advance(1)
     for norm, momentum in zip(norms, kept, strict=True):
         norm.momentum = momentum
@@ -166,13 +166,13 @@ def _from_the_first(loader: DataLoader[TrainingBatch]) -> Iterator[TrainingBatch
 
 def look(
     detector: Detector,
-    dataset: Images,
-    reading: Reading,
+    dataset: ImageDataset,
+    reading: PixelFormat,
     schedule: Schedule,
     trainer: lightning.Trainer,
     workers: int | None,
 ) -> dict[int, Detections]:
-    """What is found in each picture that can be read, by its number; on all processes, each of which looks at some."""
+    """What is found in each image that can be read, by its number; on all processes, each of which looks at some."""
     module = Detection(detector, schedule, 0, len(dataset))
     loader = testing_batches(dataset, reading, schedule, trainer.global_rank, trainer.world_size, workers)
     with warnings.catch_warnings():
@@ -187,5 +187,5 @@ def look(
         torch.distributed.all_gather_object(parts, (module.found, module.lost))
     module.skipped.add([one for _, lost in parts for one in lost], len(dataset))
     if trainer.is_global_zero:
-        say_skipped(module.skipped)
+        log_corrupt(module.skipped)
     return {number: one for found, _ in parts for number, one in found}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.evaluate.detection.datasets.annotations import Annotated, Detections
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections
 
 THRESHOLDS = np.arange(50, 100, 5) / 100
 POINTS = np.arange(11) * 0.1
@@ -19,17 +19,17 @@ POINTS = np.arange(11) * 0.1
 Floats = NDArray[np.float64]
 
 
-def precisions(annotated: Annotated, found: Sequence[Detections]) -> Floats:
+def precisions(annotated: AnnotatedDataset, found: Sequence[Detections]) -> Floats:
     """Average precision of each class at overlaps above 0.50, 0.55 ... 0.95.
 
     A detection goes to the object of its class that it overlaps most, in VOC's pixels, whose last one counts too: boxes
     are those of result files, with one decimal, and scores have three. The best detection of an object is right, others
     of it are wrong, and those of a difficult object are neither. Detections of equal score stay in the order of the
-    pictures, where detectron2 leaves it to an unstable sort.
+    images, where detectron2 leaves it to an unstable sort.
 
     Args:
-        annotated: n pictures; ``rules`` "voc07" takes the mean precision at 11 points of recall, "voc" the area.
-        found: n, those in each picture.
+        annotated: n images; ``rules`` "voc07" takes the mean precision at 11 points of recall, "voc" the area.
+        found: n, those in each image.
 
     Returns:
         (c, 10); nan for a class without objects that count. detectron2 has 0 or nan there; none of VOC's own test sets
@@ -60,14 +60,14 @@ def _rounded(values: NDArray[np.float32], decimals: int) -> Floats:
 
 
 def _nearest(
-    annotated: Annotated, counts: Sequence[int], boxes: Floats, labels: NDArray[np.int64]
+    annotated: AnnotatedDataset, counts: Sequence[int], boxes: Floats, labels: NDArray[np.int64]
 ) -> tuple[Floats, NDArray[np.int64]]:
     """For each of D detections the largest overlap with an object of its class, -inf without one, and that object."""
     overlaps, objects = np.full(len(boxes), -np.inf), np.zeros(len(boxes), np.int64)
     theirs = annotated.boxes + np.array([1, 1, 0, 0])
     ends = np.cumsum(counts)
-    for picture, (end, count) in enumerate(zip(ends, counts, strict=True)):
-        rows, first, last = slice(end - count, end), annotated.starts[picture], annotated.starts[picture + 1]
+    for image, (end, count) in enumerate(zip(ends, counts, strict=True)):
+        rows, first, last = slice(end - count, end), annotated.starts[image], annotated.starts[image + 1]
         if count == 0 or first == last:
             continue
         each = _overlaps(boxes[rows], theirs[first:last])

@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mec.errors import InputError
-from mec.evaluate.drawing.detections import LIGHT, LINE, LUMINANCE, SMALLEST, Colour, Place, colour_of
+from mec.evaluate.drawing.detections import LIGHT, LINE, LUMINANCE, SMALLEST, Color, Place, color_of
+from mec.evaluate.tracking.datasets.video import video_library
 from mec.evaluate.tracking.sequences import VOID, Boxes, Found, Frame, Labels
 from mec.evaluate.tracking.skeletons import JOINTS, LIMBS
-from mec.evaluate.tracking.datasets.video import video_library
-from mec.files import replacing
+from mec.files import atomic_write
 
 LETTERS = 45
-"""Heights of letters in the root of the picture's area: numbers are many, and short."""
-NOBODY: Colour = (255, 200, 0)
+"""Heights of letters in the root of the image's area: numbers are many, and short."""
+NOBODY: Color = (255, 200, 0)
 """Of what has no number."""
-TRUTH: Colour = (255, 255, 255)
+TRUTH: Color = (255, 255, 255)
 LINES = [(JOINTS.index(a), JOINTS.index(b)) for a, b in (*LIMBS, ("left_hip", "right_hip"))]
 OPAQUE, HALF = 255, 128
 ENCODERS = ("libx264", "libopenh264", "mpeg4")
@@ -42,7 +42,7 @@ BT601 = 6
 def draw_found(frame: Frame, found: Found, truth_box: Boxes | None = None) -> Frame:
     """A copy of the frame with what was found: half-transparent masks, else skeletons, else boxes; and the ids.
 
-    An id has the same colour in all frames. Lines and letters grow with the frame. Smaller objects lie above larger
+    An id has the same color in all frames. Lines and letters grow with the frame. Smaller objects lie above larger
     ones, and ids above all.
 
     Args:
@@ -50,14 +50,14 @@ def draw_found(frame: Frame, found: Found, truth_box: Boxes | None = None) -> Fr
         found: in its pixels; boxes that are NaN or outside of the frame are not drawn.
         truth_box: (4,) where the target is, drawn in white; NaN where it is not to be seen.
     """
-    colours = [NOBODY] * len(found) if found.ids is None else [colour_of(i) for i in found.ids.tolist()]
+    colors = [NOBODY] * len(found) if found.ids is None else [color_of(i) for i in found.ids.tolist()]
     largest_first = np.argsort(-found.boxes[:, 2:].prod(axis=1), kind="stable").tolist()
     image = Image.fromarray(frame)
     if found.masks is not None:
         numbers = np.zeros(frame.shape[:2], np.uint16, order="F")  # that of the masks
         for i in largest_first:
             np.copyto(numbers, i + 1, where=rle.decode(found.masks[i]).view(bool))
-        _paint(image, np.ascontiguousarray(numbers), np.array([(0, 0, 0), *colours], np.uint8))
+        _paint(image, np.ascontiguousarray(numbers), np.array([(0, 0, 0), *colors], np.uint8))
     pencil, line = ImageDraw.Draw(image), _line(image)
     if truth_box is not None and (place := _place(truth_box, image.size)):
         _outline(pencil, place, TRUTH, line)
@@ -65,19 +65,19 @@ def draw_found(frame: Frame, found: Found, truth_box: Boxes | None = None) -> Fr
     places = [_place(box, image.size) for box in found.boxes]
     for i in largest_first:
         if found.poses is not None and found.masks is None:
-            _skeleton(pencil, found.poses[i], colours[i], line, image.size)
+            _skeleton(pencil, found.poses[i], colors[i], line, image.size)
         elif boxed and (place := places[i]):
-            _outline(pencil, place, colours[i], line)
+            _outline(pencil, place, colors[i], line)
     if found.ids is not None:
         for i in largest_first:
             if place := places[i]:
                 x = place[0] if boxed else (place[0] + place[2]) / 2
-                _write(image, str(found.ids[i]), colours[i], x, place[1], centred=not boxed)
+                _write(image, str(found.ids[i]), colors[i], x, place[1], centered=not boxed)
     return np.array(image)
 
 
 def draw_labels(frame: Frame, labels: Labels, palette: NDArray[np.uint8]) -> Frame:
-    """A copy of the frame (h, w, 3) with its labels (h, w) half-transparent in colours of the palette (256, 3).
+    """A copy of the frame (h, w, 3) with its labels (h, w) half-transparent in colors of the palette (256, 3).
 
     Background and VOID stay as they are.
     """
@@ -86,8 +86,8 @@ def draw_labels(frame: Frame, labels: Labels, palette: NDArray[np.uint8]) -> Fra
     return np.array(image)
 
 
-def _paint(image: Image.Image, numbers: NDArray[Any], colours: NDArray[np.uint8]) -> None:
-    """Half in the number's colour, and all of it at the rims; where it is 0, the picture is left."""
+def _paint(image: Image.Image, numbers: NDArray[Any], colors: NDArray[np.uint8]) -> None:
+    """Half in the number's color, and all of it at the rims; where it is 0, the image is left."""
     rows, columns = np.flatnonzero(numbers.any(axis=1)), np.flatnonzero(numbers.any(axis=0))
     if not len(rows):
         return
@@ -99,8 +99,8 @@ def _paint(image: Image.Image, numbers: NDArray[Any], colours: NDArray[np.uint8]
     for y, x in ((0, line), (2 * line, line), (line, 0), (line, 2 * line)):
         rim |= around[y : y + height, x : x + width] != numbers
     opacity = inside.view(np.uint8) * np.uint8(HALF) + (inside & rim).view(np.uint8) * np.uint8(OPAQUE - HALF)
-    coloured = Image.fromarray(np.take(colours, numbers, axis=0))
-    image.paste(coloured, (int(columns[0]), int(rows[0])), Image.fromarray(opacity))
+    colored = Image.fromarray(np.take(colors, numbers, axis=0))
+    image.paste(colored, (int(columns[0]), int(rows[0])), Image.fromarray(opacity))
 
 
 def _line(image: Image.Image) -> int:
@@ -108,7 +108,7 @@ def _line(image: Image.Image) -> int:
 
 
 def _place(box: Boxes, size: tuple[int, int]) -> Place | None:
-    """In whole pixels, at least one, within the picture; None where it is not in it."""
+    """In whole pixels, at least one, within the image; None where it is not in it."""
     if not np.isfinite(box).all():
         return None
     left, top, wide, high = box.tolist()
@@ -118,15 +118,15 @@ def _place(box: Boxes, size: tuple[int, int]) -> Place | None:
     return x, y, max(min(round(left + wide), size[0]), x + 1), max(min(round(top + high), size[1]), y + 1)
 
 
-def _outline(pencil: ImageDraw.ImageDraw, place: Place, colour: Colour, line: int) -> None:
+def _outline(pencil: ImageDraw.ImageDraw, place: Place, color: Color, line: int) -> None:
     left, top, right, bottom = place
     # no wider than leaves half of a small object to be seen
     line = max(1, min(line, (right - left) // 4, (bottom - top) // 4))
-    pencil.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=line)
+    pencil.rectangle((left, top, right - 1, bottom - 1), outline=color, width=line)
 
 
 def _skeleton(
-    pencil: ImageDraw.ImageDraw, pose: NDArray[np.float64], colour: Colour, line: int, size: tuple[int, int]
+    pencil: ImageDraw.ImageDraw, pose: NDArray[np.float64], color: Color, line: int, size: tuple[int, int]
 ) -> None:
     """The joints that are seen, and the limbs between two of them; (15, 3)."""
     places, sides = pose[:, :2], np.array(size)
@@ -134,9 +134,9 @@ def _skeleton(
     seen = (pose[:, 2] > 0) & ((places > -sides) & (places < 2 * sides)).all(axis=1)
     for a, b in LINES:
         if seen[a] and seen[b]:
-            pencil.line([tuple(places[a].tolist()), tuple(places[b].tolist())], fill=colour, width=line)
+            pencil.line([tuple(places[a].tolist()), tuple(places[b].tolist())], fill=color, width=line)
     for x, y in places[seen].tolist():
-        pencil.ellipse((x - line, y - line, x + line, y + line), fill=colour)
+        pencil.ellipse((x - line, y - line, x + line, y + line), fill=color)
 
 
 @lru_cache(maxsize=8)
@@ -144,17 +144,17 @@ def _font(letters: int) -> Any:
     return ImageFont.load_default(letters)
 
 
-def _write(image: Image.Image, text: str, colour: Colour, x: float, bottom: int, centred: bool = False) -> None:
-    """On a plate of the colour above ``bottom``, from x or with x in its middle, but within the picture."""
+def _write(image: Image.Image, text: str, color: Color, x: float, bottom: int, centered: bool = False) -> None:
+    """On a plate of the color above ``bottom``, from x or with x in its middle, but within the image."""
     letters = max(SMALLEST, round(sqrt(image.width * image.height) / LETTERS))
     font, margin = _font(letters), max(1, letters // 6)
     _, above, _, below = font.getbbox("0" if text.isdigit() else "Ag", anchor="ls")
     wide, high = ceil(font.getlength(text)) + 2 * margin, ceil(below - above) + 2 * margin
-    left = max(0, min(round(x - wide / 2 if centred else x), image.width - wide))
+    left = max(0, min(round(x - wide / 2 if centered else x), image.width - wide))
     top = max(0, min(bottom - high, image.height - high))
     pencil = ImageDraw.Draw(image)
-    pencil.rectangle((left, top, left + wide - 1, top + high - 1), fill=colour)
-    ink = "black" if np.dot(np.divide(colour, 255) ** 2.2, LUMINANCE) > LIGHT else "white"
+    pencil.rectangle((left, top, left + wide - 1, top + high - 1), fill=color)
+    ink = "black" if np.dot(np.divide(color, 255) ** 2.2, LUMINANCE) > LIGHT else "white"
     pencil.text((left + margin, top + margin - above), text, fill=ink, font=font, anchor="ls")
 
 
@@ -172,8 +172,8 @@ def check_render(path: Path, argument: str = "render") -> None:
     video_library(f"{argument}: {path}")
 
 
-class Film:
-    """Frames written to an .mp4, whole or not at all: ``with Film(path, rate) as film: film.add(frame)``.
+class VideoWriter:
+    """Frames written to an .mp4, whole or not at all: ``with VideoWriter(path, rate) as film: film.add(frame)``.
 
     The first frame gives the size, an even one; others are scaled to fit in it. Without frames nothing is written.
 
@@ -198,7 +198,7 @@ class Film:
         self._container: Any = None
         self._stream: Any = None
 
-    def __enter__(self) -> Film:
+    def __enter__(self) -> VideoWriter:
         return self
 
     def __exit__(
@@ -227,7 +227,7 @@ class Film:
         self.count += 1
 
     def _open(self, av: Any, width: int, height: int) -> None:
-        temporary = self._opened.enter_context(replacing(self.path))
+        temporary = self._opened.enter_context(atomic_write(self.path))
         options = {"movflags": "faststart"}
         self._container = self._opened.enter_context(av.open(str(temporary), "w", format="mp4", options=options))
         encoder = next(name for name in ENCODERS if name in av.codecs_available)

@@ -18,7 +18,7 @@ from mec.evaluate.tracking.sequences import Boxes
 Mask = NDArray[np.uint8]
 LETTERBOX = (608, 1088)
 """Height and width that every frame is fitted into, for boxes."""
-GREY = 128 / 255
+GRAY = 128 / 255
 BOX_CELLS = (4, 10)
 """Rows and columns of a box's features in the published protocol."""
 UPRIGHT_CELLS = (10, 4)
@@ -28,25 +28,25 @@ SPREAD = 2.0
 
 @dataclass(frozen=True)
 class Fitted:
-    """A frame within LETTERBOX, grey around it. A point (x, y) of the frame lies at ratio * (x, y) + (left, top)."""
+    """A frame within LETTERBOX, gray around it. A point (x, y) of the frame lies at ratio * (x, y) + (left, top)."""
 
-    picture: Tensor
+    image: Tensor
     ratio: float
     left: float
     top: float
 
 
-def letterbox(picture: Tensor, dense: Dense) -> Fitted:
-    """(1, c, h, w) as ``Dense.picture`` gives it -> resized by areas, and padded (UniTrack)."""
-    height, width = picture.shape[2:]
+def letterbox(image: Tensor, dense: Dense) -> Fitted:
+    """(1, c, h, w) as ``Dense.image`` gives it -> resized by areas, and padded (UniTrack)."""
+    height, width = image.shape[2:]
     ratio = min(LETTERBOX[0] / height, LETTERBOX[1] / width)
     high, wide = round(height * ratio), round(width * ratio)
     left, top = (LETTERBOX[1] - wide) / 2, (LETTERBOX[0] - high) / 2
     # the odd pixel, where there is one, goes to the right and below
     first_column, first_row = round(left - 0.1), round(top - 0.1)
-    grey = ((GREY - dense.mean) / dense.std).expand(1, -1, *LETTERBOX)
-    fitted = grey.clone()
-    small = _by_area(_by_area(picture, high, 2), wide, 3)
+    gray = ((GRAY - dense.mean) / dense.std).expand(1, -1, *LETTERBOX)
+    fitted = gray.clone()
+    small = _by_area(_by_area(image, high, 2), wide, 3)
     fitted[:, :, first_row : first_row + high, first_column : first_column + wide] = small
     return Fitted(fitted, ratio, left, top)
 
@@ -74,7 +74,7 @@ def box_looks(fitted: Fitted, boxes: Boxes, dense: Dense, corrected: bool = Fals
     """
     if not len(boxes):
         return []
-    features = dense(fitted.picture)
+    features = dense(fitted.image)
     edges = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     edges = edges * fitted.ratio + [fitted.left, fitted.top] * 2
     regions = [torch.from_numpy(edges).to(features)]

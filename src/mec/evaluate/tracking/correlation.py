@@ -1,4 +1,4 @@
-"""Where the target is: the response of its template over a search region, by cross-correlation or a learnt filter."""
+"""Where the target is: the response of its template over a search region, by cross-correlation or a learned filter."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class CrossCorrelation:
 
 class CorrelationFilter:
     """The ridge regression from the target's map to a narrow peak, in closed form in the Fourier domain, with a linear
-    kernel (DCFNet, Wang et al. 2017; Henriques et al. 2015); learnt anew in every frame and averaged over time.
+    kernel (DCFNet, Wang et al. 2017; Henriques et al. 2015); learned anew in every frame and averaged over time.
 
     Args:
         target: (1, d, s, s), around the target in the first frame.
@@ -82,7 +82,7 @@ class CorrelationFilter:
         away = torch.fft.fftfreq(self.size, 1 / self.size).to(target.device)  # cells from the first, either way round
         peak = torch.exp(-0.5 * (away / (sigma * self.size / (1 + PADDING))) ** 2)
         self.wanted = torch.fft.rfft2(peak[:, None] * peak)
-        self.template, self.weights = self._learnt(target)
+        self.template, self.weights = self._learned(target)
 
     def respond(self, search: Tensor) -> Tensor:
         found = torch.fft.rfft2(search * self.window)
@@ -91,11 +91,11 @@ class CorrelationFilter:
         return response
 
     def learn(self, target: Tensor) -> None:
-        template, weights = self._learnt(target)
+        template, weights = self._learned(target)
         self.template = (1 - self.rate) * self.template + self.rate * template
         self.weights = (1 - self.rate) * self.weights + self.rate * weights
 
-    def _learnt(self, target: Tensor) -> tuple[Tensor, Tensor]:
+    def _learned(self, target: Tensor) -> tuple[Tensor, Tensor]:
         template = torch.fft.rfft2(target * self.box)
         energy = (template.real**2 + template.imag**2).sum(1)
         return template, self.wanted / (energy + self.ridge)

@@ -15,13 +15,13 @@ from timm.models import ResNet
 from torch import Tensor, nn
 
 from mec.data.pixels import with_channels
-from mec.errors import InputError
 from mec.embedding.neighbors import best_device
+from mec.errors import InputError
 from mec.evaluate.task import EncoderLike
 from mec.evaluate.tracking.sequences import Frame
 from mec.models.encoder import Encoder
-from mec.models.io import load_encoder
 from mec.models.feature_maps import PROBE, blank, cell_of, maps_of, of_any_size
+from mec.models.io import load_encoder
 
 STRIDE = 8
 """Pixels from cell to cell in the published protocol: no map is finer here."""
@@ -29,12 +29,12 @@ STAGES = ("s3", "s4")
 
 
 class Dense:
-    """Pictures -> feature maps of a frozen encoder.
+    """Images -> feature maps of a frozen encoder.
 
     ResNets: "s3" is layer3, "s4" layer4, the strides of both set to 1 where the map would otherwise be coarser than 8
     pixels (UniTrack). Other encoders at their own stride: "s4" is the last map, "s3" the last of those finer than it;
     where all are of one size, as in vision transformers, that of three quarters of the depth. A map finer than 8
-    pixels, as encoders of small pictures give it, is averaged.
+    pixels, as encoders of small images give it, is averaged.
 
     Args:
         encoder: an Encoder, a run folder, a file of weights or a timm name.
@@ -47,7 +47,7 @@ class Dense:
         seconds: spent in the network so far.
 
     Raises:
-        InputError: another stage, or an encoder without maps of whole pictures or of other channels than 1 or 3.
+        InputError: another stage, or an encoder without maps of whole images or of other channels than 1 or 3.
     """
 
     def __init__(self, encoder: EncoderLike, stage: str = "s3", half: bool | None = None) -> None:
@@ -56,10 +56,10 @@ class Dense:
         encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
         if encoder.spec.channels not in (1, 3):
             raise InputError(
-                f"encoder: {encoder.spec.backbone} takes {encoder.spec.channels} channels; frames have 3, or 1 as grey"
+                f"encoder: {encoder.spec.backbone} takes {encoder.spec.channels} channels; frames have 3, or 1 as gray"
             )
         self.described = f"{encoder.described}, {stage}"
-        self.grey = encoder.spec.channels == 1
+        self.gray = encoder.spec.channels == 1
         if isinstance(encoder.backbone, ResNet):
             self.body: Any = _resnet(encoder, stage)
             self.level = STAGES.index(stage) + 3
@@ -72,7 +72,7 @@ class Dense:
         self.takes_any_size = isinstance(encoder.backbone, ResNet) and self._takes_odd_sizes(encoder)
         own = cell_of(probe)
         if own * probe.shape[2] < PROBE[0]:
-            raise InputError(f"encoder: maps of {encoder.spec.backbone} leave out the borders of a picture")
+            raise InputError(f"encoder: maps of {encoder.spec.backbone} leave out the borders of an image")
         self.pooled = max(1, STRIDE // own)
         self.stride, self.channels = own * self.pooled, int(probe.shape[1])
         self.device = best_device()
@@ -89,22 +89,22 @@ class Dense:
             return False
         return True
 
-    def picture(self, frame: Frame) -> Tensor:
+    def image(self, frame: Frame) -> Tensor:
         """(h, w, 3) uint8 -> (1, c, h, w) float32 on the device, less the mean and over the standard deviation."""
-        pixels = with_channels(frame, 1) if self.grey else frame
+        pixels = with_channels(frame, 1) if self.gray else frame
         # a copy: what Pillow decodes may not be written to, of which PyTorch warns
         x = torch.from_numpy(np.array(pixels, order="C")).to(self.device, non_blocking=True)
         return (x.permute(2, 0, 1)[None].float() / 255 - self.mean) / self.std
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """(n, c, h, w) as ``picture`` gives them -> (n, d, ceil(h / stride), ceil(w / stride)) float32."""
+    def __call__(self, images: Tensor) -> Tensor:
+        """(n, c, h, w) as ``image`` gives them -> (n, d, ceil(h / stride), ceil(w / stride)) float32."""
         started = time.perf_counter()
-        height, width = pictures.shape[2:]
+        height, width = images.shape[2:]
         if not self.takes_any_size:
-            pictures = F.pad(pictures, (0, -width % self.stride, 0, -height % self.stride))
+            images = F.pad(images, (0, -width % self.stride, 0, -height % self.stride))
         with torch.autocast(self.device.type, _half_type(self.device), enabled=self.half):
-            x = pictures.contiguous(memory_format=torch.channels_last)
+            x = images.contiguous(memory_format=torch.channels_last)
             found = maps_of(self.body, x, [self.level], norm=True, stop_early=True)[0].float()
         if self.pooled > 1:
             found = F.avg_pool2d(found, self.pooled, ceil_mode=True)

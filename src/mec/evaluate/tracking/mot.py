@@ -6,14 +6,14 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mec.results import Result, Stopwatch
 from mec.evaluate.task import EncoderLike, Source
 from mec.evaluate.tracking.association import Association
-from mec.evaluate.tracking.track_objects import Look, boxes_look, tell_apart
-from mec.evaluate.tracking.metrics.identity import identity_scores
 from mec.evaluate.tracking.datasets.motchallenge import compare_boxes, open_found_boxes, read_tracks, write_tracks
+from mec.evaluate.tracking.metrics.identity import identity_scores
 from mec.evaluate.tracking.runner import Call, Keeping, loaded
-from mec.evaluate.tracking.sequences import Found, FoundSequence, Scores, Tracks
+from mec.evaluate.tracking.sequences import DetectionSequence, Found, Scores, Tracks
+from mec.evaluate.tracking.track_objects import Look, boxes_look, tell_apart
+from mec.results import Result, Stopwatch
 
 COLUMNS = ("HOTA", "IDF1", "MOTA", "switches")
 
@@ -22,7 +22,7 @@ def mot(
     data: Source,
     encoder: EncoderLike,
     detections: str | None = None,
-    least_score: float = 0.5,
+    min_score: float = 0.5,
     stage: str = "s3",
     motion: bool = False,
     corrected: bool = False,
@@ -42,7 +42,7 @@ def mot(
         data: sequences as MOTChallenge has them (MOT15, 16, 17, 20), or one of them.
         encoder: an Encoder, a run folder, a file of weights or a timm name.
         detections: null for the det/det.txt of each sequence; gt for the true boxes; or a folder of SEQUENCE.txt.
-        least_score: boxes of higher scores are taken.
+        min_score: boxes of higher scores are taken.
         stage: which maps of the encoder: s3, of its last stage but one, or s4, of its last. The paper reports the
             better of the two.
         motion: let the distance from where a track is expected share in the cost of a pair; false compares what
@@ -57,24 +57,24 @@ def mot(
     """
     clock = Stopwatch()
     settings = Association(motion=0.02 if motion else 0.0, gated=True, patience=patience, published=not corrected)
-    opened = loaded(data, open_found_boxes(Path(data).expanduser(), detections, least_score, sequences))
-    chosen = {"task": "mot", "corrected": corrected, "detections": detections, "least_score": least_score}
+    opened = loaded(data, open_found_boxes(Path(data).expanduser(), detections, min_score, sequences))
+    chosen = {"task": "mot", "corrected": corrected, "detections": detections, "min_score": min_score}
     call = Call(data, encoder, stage, half, out, resume, render, chosen | vars(settings))
 
     def look(appearance: bool) -> Look:
         return boxes_look(call.dense if appearance else None, corrected)
 
     told = tell_apart(call, opened, look, settings, Keeping(_write, _read), _score, COLUMNS)
-    return told.result(call, settings, "boxes", f"boxes above {least_score:g} in frames of 1088 x 608", clock())
+    return told.result(call, settings, "boxes", f"boxes above {min_score:g} in frames of 1088 x 608", clock())
 
 
-def _score(sequences: list[FoundSequence], tracks: Mapping[str, Tracks]) -> Scores:
+def _score(sequences: list[DetectionSequence], tracks: Mapping[str, Tracks]) -> Scores:
     return identity_scores({one.name: compare_boxes(one, tracks[one.name]) for one in sequences})
 
 
-def _write(folder: Path, sequence: FoundSequence, tracks: list[Found]) -> None:
+def _write(folder: Path, sequence: DetectionSequence, tracks: list[Found]) -> None:
     write_tracks(folder, sequence.name, tracks)
 
 
-def _read(folder: Path, sequence: FoundSequence) -> list[Found]:
+def _read(folder: Path, sequence: DetectionSequence) -> list[Found]:
     return read_tracks(folder, sequence.name, len(sequence.frames))

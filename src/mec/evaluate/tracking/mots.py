@@ -6,15 +6,15 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mec.results import Result, Stopwatch
 from mec.evaluate.task import EncoderLike, Source
 from mec.evaluate.tracking.association import Association
-from mec.evaluate.tracking.track_objects import MASK_CELLS, Look, masks_look, tell_apart
-from mec.evaluate.tracking.metrics.mots import compare_masks, mots_scores
-from mec.evaluate.tracking.datasets.mots_format import read_masks_text, write_masks_text
 from mec.evaluate.tracking.datasets.mots import open_found_masks
+from mec.evaluate.tracking.datasets.mots_format import read_masks_text, write_masks_text
+from mec.evaluate.tracking.metrics.mots import compare_masks, mots_scores
 from mec.evaluate.tracking.runner import Call, Keeping, loaded
-from mec.evaluate.tracking.sequences import Found, FoundSequence, Scores, Tracks
+from mec.evaluate.tracking.sequences import DetectionSequence, Found, Scores, Tracks
+from mec.evaluate.tracking.track_objects import MASK_CELLS, Look, masks_look, tell_apart
+from mec.results import Result, Stopwatch
 
 COLUMNS = ("sMOTSA", "HOTA", "IDF1", "switches")
 
@@ -69,13 +69,13 @@ def mots(
     return told.result(call, settings, "masks", f"at most {MASK_CELLS} cells of each", clock())
 
 
-def _score(sequences: list[FoundSequence], tracks: Mapping[str, Tracks]) -> Scores:
+def _score(sequences: list[DetectionSequence], tracks: Mapping[str, Tracks]) -> Scores:
     return mots_scores({one.name: compare_masks(one, tracks[one.name]) for one in sequences})
 
 
-def _write(folder: Path, sequence: FoundSequence, tracks: list[Found]) -> None:
+def _write(folder: Path, sequence: DetectionSequence, tracks: list[Found]) -> None:
     write_masks_text(folder, sequence.name, tracks)
 
 
-def _read(folder: Path, sequence: FoundSequence) -> list[Found]:
+def _read(folder: Path, sequence: DetectionSequence) -> list[Found]:
     return read_masks_text(folder, sequence.name, len(sequence.frames))

@@ -6,14 +6,14 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mec.results import Result, Stopwatch
 from mec.evaluate.task import EncoderLike, Source
 from mec.evaluate.tracking.association import Association
-from mec.evaluate.tracking.track_objects import POSE_CELLS, Look, poses_look, tell_apart
-from mec.evaluate.tracking.metrics.posetrack import compare_poses, pose_scores
 from mec.evaluate.tracking.datasets.posetrack import open_poses, read_poses, write_poses
+from mec.evaluate.tracking.metrics.posetrack import compare_poses, pose_scores
 from mec.evaluate.tracking.runner import Call, Keeping, loaded
-from mec.evaluate.tracking.sequences import Found, FoundSequence, Scores, Tracks
+from mec.evaluate.tracking.sequences import DetectionSequence, Found, Scores, Tracks
+from mec.evaluate.tracking.track_objects import POSE_CELLS, Look, poses_look, tell_apart
+from mec.results import Result, Stopwatch
 
 COLUMNS = ("IDF1", "MOTA", "switches", "person IDF1")
 
@@ -70,13 +70,13 @@ def pose(
     return told.result(call, settings, "poses", f"at most {POSE_CELLS} cells of each", clock())
 
 
-def _score(sequences: list[FoundSequence], tracks: Mapping[str, Tracks]) -> Scores:
+def _score(sequences: list[DetectionSequence], tracks: Mapping[str, Tracks]) -> Scores:
     return pose_scores({one.name: compare_poses(one, tracks[one.name]) for one in sequences})
 
 
-def _write(folder: Path, sequence: FoundSequence, tracks: list[Found]) -> None:
+def _write(folder: Path, sequence: DetectionSequence, tracks: list[Found]) -> None:
     write_poses(folder, sequence, tracks)
 
 
-def _read(folder: Path, sequence: FoundSequence) -> list[Found]:
+def _read(folder: Path, sequence: DetectionSequence) -> list[Found]:
     return read_poses(folder, sequence)

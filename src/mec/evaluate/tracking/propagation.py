@@ -17,20 +17,20 @@ from mec.evaluate.tracking.dense_features import STRIDE
 class Propagation:
     """How labels are carried on; the defaults are UniTrack's.
 
-    neighbours: most similar cells that vote.
-    temperature: a neighbour of cosine similarity s weighs exp(s / temperature).
+    neighbors: most similar cells that vote.
+    temperature: a neighbor of cosine similarity s weighs exp(s / temperature).
     radius: how far a cell may have moved since one of the last frames, strictly, in cells of 8 pixels; from the first
         frame it may come from anywhere.
     context: frames before this one that vote, beside the first.
     """
 
-    neighbours: int = 10
+    neighbors: int = 10
     temperature: float = 0.05
     radius: float = 12.0
     context: int = 5
 
     def __post_init__(self) -> None:
-        for name, least in (("neighbours", 1), ("context", 0)):
+        for name, least in (("neighbors", 1), ("context", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         for name in ("temperature", "radius"):
@@ -100,10 +100,10 @@ class LabelPropagation:
         torch.mm(asking, near, out=similarity[:, everywhere:total])
         far = self._too_far(top, bottom, left, right, rows, columns)
         similarity[:, everywhere:total].view(len(asking), -1, far.shape[1]).masked_fill_(far[:, None], -torch.inf)
-        values, places = largest(similarity, self.settings.neighbours)
+        values, places = largest(similarity, self.settings.neighbors)
         weights = F.softmax(values / self.settings.temperature, dim=1)
         known = torch.cat([self.first_labels, self.last_labels[:, :, rows, columns].flatten(1).T])
-        # where there are fewer cells than neighbours, filling is found too, and weighs nothing
+        # where there are fewer cells than neighbors, filling is found too, and weighs nothing
         labels = (known[places.clamp(max=total - 1)] * weights[:, :, None]).sum(1)
         return labels.T.reshape(-1, bottom - top, right - left)
 

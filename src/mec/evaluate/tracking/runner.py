@@ -18,16 +18,16 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from PIL import Image
 
+from mec.engine.progress import ProgressBar, log
 from mec.errors import InputError
-from mec.engine.progress import Shown, say
+from mec.evaluate.drawing.tracks import VideoWriter, check_render
 from mec.evaluate.task import EncoderLike, Source
 from mec.evaluate.tracking.dense_features import Dense
-from mec.evaluate.drawing.tracks import Film, check_render
-from mec.evaluate.tracking.sequences import BrokenSequenceError, Frame, Frames, Loads, Scores
-from mec.files import replacing
+from mec.evaluate.tracking.sequences import Frame, Frames, Loads, Scores, SequenceError
+from mec.files import atomic_write
 
 SETTINGS, FIGURES, TRACKS, DRAWN = "settings.json", "figures.json", "tracks", "drawn"
-PICTURED, PICTURE_SIDE = 3, 960
+IMAGED, IMAGE_SIDE = 3, 960
 """Sequences of which a frame is drawn, and the pixels of its longer side at most."""
 
 
@@ -73,7 +73,7 @@ class Followed(Generic[S, X]):
 @dataclass(frozen=True)
 class Keeping(Generic[S, X]):
     """How tracks of one sequence are written into a folder, and read again; ``read`` gives None, or raises
-    BrokenSequenceError, where they are not there as a whole."""
+    SequenceError, where they are not there as a whole."""
 
     write: Callable[[Path, S, list[X]], None]
     read: Callable[[Path, S], list[X] | None]
@@ -133,7 +133,7 @@ class Call:
             check_render(self.render)
         self.dense = Dense(encoder, stage, half)
         self.settings = {**settings, "stage": stage, "half": self.dense.half}
-        say(f"encoder: {self.dense.described}, a cell every {self.dense.stride} pixels")
+        log(f"encoder: {self.dense.described}, a cell every {self.dense.stride} pixels")
         if out is None:
             self._temporary = TemporaryDirectory(prefix="mec-")  # as long as this
             self.folder = Path(self._temporary.name)
@@ -160,13 +160,13 @@ class Call:
                     f"out: the tracks in {folder} are of {name} {had.get(name)!r}, expected {wanted[name]!r}"
                 )
         try:
-            with replacing(file) as path:
+            with atomic_write(file) as path:
                 path.write_text(json.dumps(wanted, indent=2) + "\n")
         except OSError as error:
             raise InputError(f"out: {folder} cannot be written to ({error.strerror})") from error
 
     def keep_figures(self, scores: Scores, broken: dict[str, str]) -> None:
-        with replacing(self.folder / FIGURES) as path:
+        with atomic_write(self.folder / FIGURES) as path:
             path.write_text(json.dumps({"figures": scores, "broken": broken}, indent=2) + "\n")
 
 
@@ -188,7 +188,7 @@ def loaded(data: Source, loads: Loads[S]) -> Followed[S, Any]:
     for name, load in loads.items():
         try:
             followed.sequences.append(load())
-        except BrokenSequenceError as error:
+        except SequenceError as error:
             _break(followed, name, error)
     _expect_some(data, followed)
     return followed
@@ -214,7 +214,7 @@ def follow_all(
     folder = call.folder / TRACKS / part
     in_encoder = call.dense.seconds
     total = sum(len(one.frames) for one in opened.sequences)
-    with Shown(part or "following", total, unit="frames") as shown:
+    with ProgressBar(part or "following", total, unit="frames") as shown:
         for sequence in opened.sequences:
             if call.resume and _is_there(folder, sequence, keeping):
                 shown.advance(len(sequence.frames))
@@ -226,7 +226,7 @@ def follow_all(
                 for found in follow(sequence):
                     tracks.append(found)
                     shown.advance(1, partial(str, sequence.name))
-            except BrokenSequenceError as error:
+            except SequenceError as error:
                 _break(done, sequence.name, error)
                 continue
             taken = time.perf_counter() - started
@@ -234,7 +234,7 @@ def follow_all(
             named, share = f"{part} {sequence.name}".strip(), (call.dense.seconds - before) / taken
             keeping.write(folder, sequence, tracks)
             done.sequences.append(sequence)
-            say(f"{named}: {counted(len(tracks))}, {len(tracks) / taken:.2f} a second, {share:.0%} in the encoder")
+            log(f"{named}: {counted(len(tracks))}, {len(tracks) / taken:.2f} a second, {share:.0%} in the encoder")
     _expect_some(call.data, done)
     done.tracks = _OnDisk(folder, done.sequences, keeping)
     done.share = (call.dense.seconds - in_encoder) / done.seconds if done.seconds else 0.0
@@ -244,13 +244,13 @@ def follow_all(
 def _is_there(folder: Path, sequence: S, keeping: Keeping[S, X]) -> bool:
     try:
         return keeping.read(folder, sequence) is not None
-    except BrokenSequenceError:  # not whole: followed anew
+    except SequenceError:  # not whole: followed anew
         return False
 
 
-def _break(followed: Followed[Any, Any], name: str, error: BrokenSequenceError) -> None:
+def _break(followed: Followed[Any, Any], name: str, error: SequenceError) -> None:
     followed.broken[name] = str(error)
-    say(f"{name}: {error}")
+    log(f"{name}: {error}")
 
 
 def _expect_some(data: Source, followed: Followed[Any, Any]) -> None:
@@ -262,27 +262,27 @@ def _expect_some(data: Source, followed: Followed[Any, Any]) -> None:
 def film(call: Call, sequences: list[S], draw: Callable[[S], Callable[[int, Frame], Frame]]) -> None:
     """Every frame of every sequence, one after the other, as ``draw(sequence)(number, frame)`` has drawn over it; and
     the middle one of the first few in drawn/SEQUENCE.jpg beside the tracks."""
-    for sequence in sequences[:PICTURED]:
-        _picture(call.folder / DRAWN / f"{sequence.name}.jpg", sequence, draw(sequence))
+    for sequence in sequences[:IMAGED]:
+        _image(call.folder / DRAWN / f"{sequence.name}.jpg", sequence, draw(sequence))
     if call.render is None:
         return
     path = call.render
     total = sum(len(one.frames) for one in sequences)
-    with Shown("drawing", total, unit="frames") as shown, Film(path, sequences[0].frames.rate) as drawn:
+    with ProgressBar("drawing", total, unit="frames") as shown, VideoWriter(path, sequences[0].frames.rate) as drawn:
         for sequence in sequences:
             drawn.note, over = sequence.name, draw(sequence)
             for number, frame in enumerate(sequence.frames):
                 drawn.add(over(number, frame))
                 shown.advance(1)
-    say(f"drawn: {path}")
+    log(f"drawn: {path}")
 
 
-def _picture(path: Path, sequence: Followable, over: Callable[[int, Frame], Frame]) -> None:
+def _image(path: Path, sequence: Followable, over: Callable[[int, Frame], Frame]) -> None:
     middle = len(sequence.frames) // 2
-    with suppress(BrokenSequenceError):  # it was read for the tracks, which may be long ago
+    with suppress(SequenceError):  # it was read for the tracks, which may be long ago
         frame = next(islice(sequence.frames, middle, None), None)
         if frame is not None:
             image = Image.fromarray(over(middle, frame))
-            image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-            with replacing(path) as temporary:
+            image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
+            with atomic_write(path) as temporary:
                 image.save(temporary, "JPEG", quality=90)

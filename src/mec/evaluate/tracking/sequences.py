@@ -13,8 +13,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.data.decode import open_picture
-from mec.data.pixels import BrokenPictureError, Reading
+from mec.data.decode import open_image
+from mec.data.pixels import CorruptImageError, PixelFormat
 from mec.errors import InputError
 
 Frame = NDArray[np.uint8]
@@ -28,7 +28,7 @@ Labels = NDArray[np.uint8]
 VOID = 255
 
 
-class BrokenSequenceError(Exception):
+class SequenceError(Exception):
     """One sequence cannot be used; the message is the reason, in a line. The others go on."""
 
 
@@ -65,23 +65,23 @@ class ImageFrames:
 
 
 def read_frame(file: Path) -> Frame:
-    """Raises BrokenSequenceError when it is missing or damaged."""
+    """Raises SequenceError when it is missing or damaged."""
     try:
-        return open_picture(file.read_bytes()).decode(Reading()).astype(np.uint8, copy=False)
+        return open_image(file.read_bytes()).decode(PixelFormat()).astype(np.uint8, copy=False)
     except OSError as error:
-        raise BrokenSequenceError(f"{file}: {error.strerror or error}") from error
-    except BrokenPictureError as error:
-        raise BrokenSequenceError(f"{file}: {error}") from error
+        raise SequenceError(f"{file}: {error.strerror or error}") from error
+    except CorruptImageError as error:
+        raise SequenceError(f"{file}: {error}") from error
 
 
-def picture_size(file: Path) -> tuple[int, int]:
-    """Height and width. Raises BrokenSequenceError when it is missing or damaged."""
+def image_size(file: Path) -> tuple[int, int]:
+    """Height and width. Raises SequenceError when it is missing or damaged."""
     try:
-        opened = open_picture(file.read_bytes())
+        opened = open_image(file.read_bytes())
     except OSError as error:
-        raise BrokenSequenceError(f"{file}: {error.strerror or error}") from error
-    except BrokenPictureError as error:
-        raise BrokenSequenceError(f"{file}: {error}") from error
+        raise SequenceError(f"{file}: {error.strerror or error}") from error
+    except CorruptImageError as error:
+        raise SequenceError(f"{file}: {error}") from error
     return opened.height, opened.width
 
 
@@ -121,7 +121,7 @@ class Found:
 class BoxSequence:
     """One target to follow from its first box (``sot``).
 
-    truth: (frames, 4) left, top, width, height in pixels; the upper left corner of the picture is (0, 0). Rows of NaN
+    truth: (frames, 4) left, top, width, height in pixels; the upper left corner of the image is (0, 0). Rows of NaN
         where the data set says that the target is not to be seen.
     attributes: such as OCC, SV.
     """
@@ -137,8 +137,8 @@ class MaskSequence:
     """Objects to follow from their masks in the first frame (``vos``).
 
     truth: labels of frame i, or None where it is not annotated; that of frame 0 is always there. Raises
-        BrokenSequenceError.
-    palette: (256, 3) colours of the labels, as the annotation has them.
+        SequenceError.
+    palette: (256, 3) colors of the labels, as the annotation has them.
     """
 
     name: str
@@ -150,7 +150,7 @@ class MaskSequence:
 
 
 @dataclass(frozen=True)
-class FoundSequence:
+class DetectionSequence:
     """Objects found in every frame, to be told apart (``mot``, ``mots``, ``pose``).
 
     given: what was found, frame by frame, without ids.
@@ -167,7 +167,7 @@ Tracks = Sequence[Found]
 """What a tracker says: one for every frame, with ids."""
 T = TypeVar("T", covariant=True)
 Loads = dict[str, Callable[[], T]]
-"""Sequences by name, each read when it is called: one that raises BrokenSequenceError does not lose the others."""
+"""Sequences by name, each read when it is called: one that raises SequenceError does not lose the others."""
 Scores = dict[str, dict[str, float]]
 """Figures of each sequence by name: column -> value. Shares are real numbers, counts are whole ones (int)."""
 V = TypeVar("V")

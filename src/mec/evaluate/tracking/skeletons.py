@@ -35,7 +35,7 @@ FARTHEST = 100_000
 def pose_mask(pose: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.uint8]:
     """(joints, 3) x, y, seen -> mask, (height, width) 0 and 1: torso filled, limbs with round ends.
 
-    What lies outside of the picture is left out; so are limbs with an unseen end, and a torso of fewer than three
+    What lies outside of the image is left out; so are limbs with an unseen end, and a torso of fewer than three
     corners. The nose belongs to no limb.
     """
     places = {

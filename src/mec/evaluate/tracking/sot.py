@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mec.errors import InputError
-from mec.results import Result, Stopwatch
+from mec.evaluate.drawing.tracks import draw_found
 from mec.evaluate.task import EncoderLike, Source
-from mec.evaluate.tracking.metrics.otb import box_scores
+from mec.evaluate.tracking.correlation import grid_size
 from mec.evaluate.tracking.datasets.box_text import read_boxes, write_boxes
 from mec.evaluate.tracking.datasets.single_object import open_box_sequences
-from mec.evaluate.tracking.correlation import grid_size
-from mec.evaluate.tracking.track_box import TRACKERS, follow_box
-from mec.evaluate.drawing.tracks import draw_found
+from mec.evaluate.tracking.metrics.otb import box_scores
 from mec.evaluate.tracking.runner import Call, Followed, Keeping, film, follow_all, loaded
-from mec.evaluate.tracking.sequences import BoxSequence, BrokenSequenceError, Found, Frame, Scores
+from mec.evaluate.tracking.sequences import BoxSequence, Found, Frame, Scores, SequenceError
+from mec.evaluate.tracking.track_box import TRACKERS, track_box
+from mec.results import Result, Stopwatch
 
 Box = NDArray[np.float64]
 BOTH = "both"
@@ -46,12 +46,12 @@ def sot(
     Args:
         data: sequences as OTB, GOT-10k or LaSOT have them, or one of them.
         encoder: an Encoder, a run folder, a file of weights or a timm name.
-        tracker: dcf, a correlation filter learnt anew in every frame; xcorr, cross-correlation with the first frame; or
-            both.
+        tracker: dcf, a correlation filter updated in every frame; xcorr, cross-correlation with the first frame;
+            or both.
         stage: which maps of the encoder: s3, of its last stage but one, or s4, of its last. The paper reports the
             better of the two.
         corrected: put right what the published code does otherwise than it means to; false compares with published
-            figures. See ``follow_box``.
+            figures. See ``track_box``.
         sequences: those to take, such as [Couple,Jogging-1]; null is all.
         out: folder for the boxes, as OTB has them, and the figures of each sequence.
         resume: go on with what is in ``out``.
@@ -71,7 +71,7 @@ def sot(
     for name in TRACKERS if tracker == BOTH else (tracker,):
 
         def follow(one: BoxSequence, name: str = name) -> Iterator[Box]:
-            return follow_box(one.frames, one.truth[0], call.dense, name, corrected)
+            return track_box(one.frames, one.truth[0], call.dense, name, corrected)
 
         opened = runs[name] = follow_all(call, opened, follow, keeping, name)
         for row, values in box_scores(runs[name].sequences, _stacked(runs[name])).items():
@@ -104,7 +104,7 @@ def _write(folder: Path, sequence: BoxSequence, boxes: list[Box]) -> None:
 def _read(folder: Path, sequence: BoxSequence) -> list[Box]:
     boxes = list(read_boxes(folder, sequence.name))
     if len(boxes) != len(sequence.frames):
-        raise BrokenSequenceError(f"{folder}: {len(boxes)} boxes of {sequence.name}")
+        raise SequenceError(f"{folder}: {len(boxes)} boxes of {sequence.name}")
     return boxes
 
 

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mec.engine.progress import ProgressBar, log
 from mec.errors import InputError
-from mec.engine.progress import Shown, say
+from mec.evaluate.drawing.tracks import VideoWriter, check_render, draw_found, draw_labels
 from mec.evaluate.task import EncoderLike
 from mec.evaluate.tracking.datasets.box_text import write_boxes
-from mec.evaluate.tracking.dense_features import Dense
-from mec.evaluate.tracking.track_box import follow_box
 from mec.evaluate.tracking.datasets.davis import read_mask, write_labels
-from mec.evaluate.drawing.tracks import Film, check_render, draw_found, draw_labels
-from mec.evaluate.tracking.runner import counted
-from mec.evaluate.tracking.sequences import BrokenSequenceError, Found, Frame, Frames, Labels
 from mec.evaluate.tracking.datasets.video import open_frames
+from mec.evaluate.tracking.dense_features import Dense
+from mec.evaluate.tracking.runner import counted
+from mec.evaluate.tracking.sequences import Found, Frame, Frames, Labels, SequenceError
+from mec.evaluate.tracking.track_box import track_box
 from mec.evaluate.tracking.vos import follow_masks
 
 
@@ -40,11 +40,11 @@ def track(
         encoder: an Encoder, a run folder, a file of weights or a timm name; the default is an untrained one, which is
             enough for a first look.
         box: of the object in the first frame: left, top, width, height in pixels.
-        mask: a PNG as large as the first frame: white or another grey where the object is; several objects have a
-            colour or an index each.
+        mask: a PNG as large as the first frame: white or another gray where the object is; several objects have a
+            color or an index each.
         out: film to draw; null is VIDEO-tracked.mp4 in the working folder. Beside it lie the boxes, one a line as OTB
             has them, in a .txt, or a folder of masks, which must be new.
-        tracker: of boxes: dcf, a correlation filter learnt anew in every frame; or xcorr, cross-correlation with the
+        tracker: of boxes: dcf, a correlation filter learned anew in every frame; or xcorr, cross-correlation with the
             first frame.
         stage: which maps of the encoder: s3, of its last stage but one, or s4, of its last.
         half: compute in 16 bits; null: on GPUs.
@@ -69,24 +69,24 @@ def track(
         raise InputError(f"out: {masks_folder}, where the masks would lie, is there already")
     frames = open_frames(path)
     dense = Dense(encoder, stage, half)
-    say(f"encoder: {dense.described}, a cell every {dense.stride} pixels")
+    log(f"encoder: {dense.described}, a cell every {dense.stride} pixels")
     watched = _Watched(frames)
     try:
-        with Shown("following", len(frames), unit="frames") as shown, Film(film, frames.rate) as drawn:
+        with ProgressBar("following", len(frames), unit="frames") as shown, VideoWriter(film, frames.rate) as drawn:
             if place is not None:
-                found = follow_box(watched, place, dense, tracker, corrected=True)
+                found = track_box(watched, place, dense, tracker, corrected=True)
                 write_boxes(film.parent, film.stem, np.stack(list(_boxes_drawn(found, watched, drawn, shown))))
             else:
                 first = next(iter(frames), None)
                 if first is None:
-                    raise BrokenSequenceError("no frame can be read")
+                    raise SequenceError("no frame can be read")
                 labels, palette = _read(Path(str(mask)).expanduser(), first.shape[:2])
                 masks = follow_masks(watched, labels, dense)
                 write_labels(masks_folder, _masks_drawn(masks, palette, watched, drawn, shown))
-    except BrokenSequenceError as error:
+    except SequenceError as error:
         raise InputError(f"video: {error}") from error
     speed, share = shown.done / shown.seconds, dense.seconds / shown.seconds
-    say(f"{counted(shown.done)}, {speed:.2f} a second, {share:.0%} in the encoder")
+    log(f"{counted(shown.done)}, {speed:.2f} a second, {share:.0%} in the encoder")
     return film
 
 
@@ -95,7 +95,7 @@ def _read(mask: Path, size: tuple[int, int]) -> tuple[Labels, NDArray[np.uint8]]
         raise InputError(f"mask: {mask} {'is no file' if mask.exists() else 'does not exist'}")
     try:
         return read_mask(mask, size)
-    except BrokenSequenceError as error:
+    except SequenceError as error:
         raise InputError(f"mask: {error}") from error
 
 
@@ -116,7 +116,7 @@ class _Watched:
 
 
 def _boxes_drawn(
-    boxes: Iterator[NDArray[np.float64]], watched: _Watched, film: Film, shown: Shown
+    boxes: Iterator[NDArray[np.float64]], watched: _Watched, film: VideoWriter, shown: ProgressBar
 ) -> Iterator[NDArray[np.float64]]:
     for box in boxes:
         film.add(draw_found(watched.frame, Found(box[None], np.ones(1), np.ones(1, np.int64))))
@@ -125,7 +125,7 @@ def _boxes_drawn(
 
 
 def _masks_drawn(
-    masks: Iterator[Labels], palette: NDArray[np.uint8], watched: _Watched, film: Film, shown: Shown
+    masks: Iterator[Labels], palette: NDArray[np.uint8], watched: _Watched, film: VideoWriter, shown: ProgressBar
 ) -> Iterator[tuple[str, Labels]]:
     for number, labels in enumerate(masks):
         film.add(draw_labels(watched.frame, labels, palette))

@@ -20,7 +20,7 @@ from mec.evaluate.tracking.correlation import (
     grid_size,
 )
 from mec.evaluate.tracking.dense_features import Dense
-from mec.evaluate.tracking.sequences import BrokenSequenceError, Frames
+from mec.evaluate.tracking.sequences import Frames, SequenceError
 
 TRACKERS = ("dcf", "xcorr")
 SCALES = 1.0275 ** np.array([-1.0, 0.0, 1.0])
@@ -31,20 +31,20 @@ LEAST, LEAST_PIXELS, MOST = 0.2, 4.0, 5.0
 
 @dataclass
 class _Target:
-    """Where it is: ``centre`` x, y with the middle of the first pixel at (0, 0), and ``size`` w, h, in pixels."""
+    """Where it is: ``center`` x, y with the middle of the first pixel at (0, 0), and ``size`` w, h, in pixels."""
 
-    centre: NDArray[np.float64]
+    center: NDArray[np.float64]
     size: NDArray[np.float64]
 
 
-def follow_box(
+def track_box(
     frames: Frames, box: NDArray[np.float64], dense: Dense, tracker: str = "dcf", corrected: bool = False
 ) -> Iterator[NDArray[np.float64]]:
     """The box (4,) in each frame: that of the first as it was given, then what is found.
 
     Args:
         frames: of one video.
-        box: left, top, width, height of the target in the first frame; the upper left corner of the picture is (0, 0).
+        box: left, top, width, height of the target in the first frame; the upper left corner of the image is (0, 0).
         dense: whose features tell it.
         tracker: dcf (a discriminative correlation filter) or xcorr (cross-correlation with the first frame).
         corrected: put right what UniTrack's code does otherwise than it means to: crops half a pixel off and 1/520 too
@@ -52,7 +52,7 @@ def follow_box(
             gives figures that compare with published ones.
 
     Raises:
-        BrokenSequenceError: a frame that cannot be read, of another size, or a box outside the first.
+        SequenceError: a frame that cannot be read, of another size, or a box outside the first.
     """
     if tracker not in TRACKERS:
         raise InputError(f"tracker: expected dcf or xcorr, got {tracker!r}")
@@ -70,44 +70,42 @@ def follow_box(
             shape = frame.shape
             height, width = shape[:2]
             if not (box[2:] > 0).all() or (box[:2] >= (width, height)).any() or (box[:2] + box[2:] <= 0).any():
-                raise BrokenSequenceError(f"the box {_words(box)} is not within the first frame ({width} x {height})")
+                raise SequenceError(f"the box {_words(box)} is not within the first frame ({width} x {height})")
             sides = (width, height) if corrected else (height, width)
             largest = np.minimum(sides, MOST * target.size)
         elif frame.shape != shape:
-            raise BrokenSequenceError(f"a frame is {frame.shape[1]} x {frame.shape[0]}, the first {width} x {height}")
-        picture = dense.picture(frame)
+            raise SequenceError(f"a frame is {frame.shape[1]} x {frame.shape[0]}, the first {width} x {height}")
+        image = dense.image(frame)
         if correlator is None:
-            around = dense(crop(picture, target.centre, target.size[None] * (1 + PADDING), side, corrected))
+            around = dense(crop(image, target.center, target.size[None] * (1 + PADDING), side, corrected))
             correlator = CorrelationFilter(around) if tracker == "dcf" else CrossCorrelation(around, corrected)
         else:
             windows = target.size * SCALES[:, None] * (1 + PADDING)
-            response = correlator.respond(dense(crop(picture, target.centre, windows, side, corrected)))
+            response = correlator.respond(dense(crop(image, target.center, windows, side, corrected)))
             peaks, places = response.flatten(1).max(1)
             best = int(np.argmax(peaks.cpu().numpy() * PENALTIES))
             down, right = correlator.shift(*divmod(int(places[best]), response.shape[2]))
-            target.centre = target.centre + np.array([right, down]) * windows[best] / cells
+            target.center = target.center + np.array([right, down]) * windows[best] / cells
             target.size = np.clip(windows[best] / (1 + PADDING), smallest, largest)
             if tracker == "dcf":
-                correlator.learn(
-                    dense(crop(picture, target.centre, target.size[None] * (1 + PADDING), side, corrected))
-                )
-        yield np.concatenate([target.centre - target.size / 2 + offset, target.size])
+                correlator.learn(dense(crop(image, target.center, target.size[None] * (1 + PADDING), side, corrected)))
+        yield np.concatenate([target.center - target.size / 2 + offset, target.size])
 
 
 def crop(
-    picture: Tensor, centre: NDArray[np.float64], windows: NDArray[np.float64], side: int, corrected: bool = False
+    image: Tensor, center: NDArray[np.float64], windows: NDArray[np.float64], side: int, corrected: bool = False
 ) -> Tensor:
-    """Windows (n, 2) of w, h pixels around ``centre`` -> (n, c, side, side), 0 beyond the picture (1, c, h, w)."""
-    height, width = picture.shape[2:]
+    """Windows (n, 2) of w, h pixels around ``center`` -> (n, c, side, side), 0 beyond the image (1, c, h, w)."""
+    height, width = image.shape[2:]
     along = np.arange(side, dtype=np.float64)
     along = (along + 0.5) / side - 0.5 if corrected else along / (side - 1) - 0.5
-    places = centre[:, None] + windows[:, :, None] * along  # (n, 2, side)
+    places = center[:, None] + windows[:, :, None] * along  # (n, 2, side)
     scaled = (2 * places + 1) / np.array([[width], [height]]) - 1
-    grid = torch.from_numpy(scaled).to(picture.device, torch.float32)
+    grid = torch.from_numpy(scaled).to(image.device, torch.float32)
     across = grid[:, 0, None, :].expand(-1, side, -1)
     down = grid[:, 1, :, None].expand(-1, -1, side)
-    pictures = picture.expand(len(windows), -1, -1, -1)
-    return F.grid_sample(pictures, torch.stack([across, down], dim=3), align_corners=False)
+    images = image.expand(len(windows), -1, -1, -1)
+    return F.grid_sample(images, torch.stack([across, down], dim=3), align_corners=False)
 
 
 def _words(box: NDArray[np.float64]) -> str:

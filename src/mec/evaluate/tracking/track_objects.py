@@ -11,15 +11,15 @@ from faster_coco_eval import mask as rle
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mec.results import Result
+from mec.evaluate.drawing.tracks import draw_found
+from mec.evaluate.tracking.appearance import box_looks, letterbox, mask_looks, on_map, spread_box
 from mec.evaluate.tracking.association import Association, Associator, overlaps
 from mec.evaluate.tracking.dense_features import Dense
-from mec.evaluate.tracking.appearance import box_looks, letterbox, mask_looks, on_map, spread_box
 from mec.evaluate.tracking.metrics.library import trackeval
-from mec.evaluate.drawing.tracks import draw_found
 from mec.evaluate.tracking.runner import Call, Followed, Keeping, film, follow_all
-from mec.evaluate.tracking.sequences import Boxes, BrokenSequenceError, Found, FoundSequence, Frame, Scores, Tracks
+from mec.evaluate.tracking.sequences import Boxes, DetectionSequence, Found, Frame, Scores, SequenceError, Tracks
 from mec.evaluate.tracking.skeletons import pose_boxes, pose_mask
+from mec.results import Result
 
 MASK_CELLS, POSE_CELLS = 200, 400
 """Cells of an object that are compared at most."""
@@ -41,13 +41,13 @@ class Looked:
 Look = Callable[[Frame, Found], Looked]
 
 
-def follow_found(sequence: FoundSequence, look: Look, settings: Association) -> Iterator[Found]:
+def track_objects(sequence: DetectionSequence, look: Look, settings: Association) -> Iterator[Found]:
     """What is found in each frame and belongs to a track, with its id.
 
     Boxes are as the filter has them where they are what was found; masks and poses as they were given.
 
     Raises:
-        BrokenSequenceError: a frame that cannot be read.
+        SequenceError: a frame that cannot be read.
     """
     associator = Associator(settings, sequence.frames.rate)
     for frame, given in zip(sequence.frames, sequence.given, strict=True):
@@ -64,9 +64,7 @@ def boxes_look(dense: Dense | None, corrected: bool = False) -> Look:
     """Of boxes in a frame fitted into 1088 x 608; without ``dense`` they have no looks."""
 
     def look(frame: Frame, found: Found) -> Looked:
-        looks = (
-            [] if dense is None else box_looks(letterbox(dense.picture(frame), dense), found.boxes, dense, corrected)
-        )
+        looks = [] if dense is None else box_looks(letterbox(dense.image(frame), dense), found.boxes, dense, corrected)
         return Looked(found, found.boxes, looks)
 
     return look
@@ -80,7 +78,7 @@ def masks_look(dense: Dense, appearance: bool = True) -> Look:
         cells = on_map(masks, dense)
         boxes = np.array([spread_box(one) for one in cells]).reshape(-1, 4)
         kept = _apart(boxes, np.flatnonzero(cells.any(axis=(1, 2))))
-        looks = mask_looks(dense(dense.picture(frame)), cells[kept], MASK_CELLS) if appearance and len(kept) else []
+        looks = mask_looks(dense(dense.image(frame)), cells[kept], MASK_CELLS) if appearance and len(kept) else []
         return Looked(found.take(kept), boxes[kept], looks)
 
     return look
@@ -96,7 +94,7 @@ def poses_look(dense: Dense, appearance: bool = True) -> Look:
         if not appearance or not len(found):
             return Looked(found, boxes, [])
         masks = np.stack([pose_mask(pose, frame.shape[:2]) for pose in poses])
-        return Looked(found, boxes, mask_looks(dense(dense.picture(frame)), on_map(masks, dense), POSE_CELLS))
+        return Looked(found, boxes, mask_looks(dense(dense.image(frame)), on_map(masks, dense), POSE_CELLS))
 
     return look
 
@@ -108,7 +106,7 @@ def _decoded(frame: Frame, found: Found) -> NDArray[np.uint8]:
     for mask in found.masks:
         if tuple(mask["size"]) != (height, width):
             size = f"{mask['size'][1]} x {mask['size'][0]}"
-            raise BrokenSequenceError(f"a mask is {size}, its frame {width} x {height}")
+            raise SequenceError(f"a mask is {size}, its frame {width} x {height}")
     if not found.masks:
         return np.zeros((0, height, width), np.uint8)
     return np.stack([rle.decode(mask) for mask in found.masks])
@@ -127,7 +125,7 @@ def _apart(boxes: Boxes, there: NDArray[np.int64]) -> NDArray[np.int64]:
 class Told(NamedTuple):
     """run: the tracks. figures: of all sequences, a row with looks and one without."""
 
-    run: Followed[FoundSequence, Found]
+    run: Followed[DetectionSequence, Found]
     figures: Scores
 
     def result(self, call: Call, settings: Association, given: str, how: str, seconds: float) -> Result:
@@ -143,11 +141,11 @@ class Told(NamedTuple):
 
 def tell_apart(
     call: Call,
-    opened: Followed[FoundSequence, Found],
+    opened: Followed[DetectionSequence, Found],
     look: Callable[[bool], Look],
     settings: Association,
-    keeping: Keeping[FoundSequence, Found],
-    score: Callable[[list[FoundSequence], Mapping[str, Tracks]], Scores],
+    keeping: Keeping[DetectionSequence, Found],
+    score: Callable[[list[DetectionSequence], Mapping[str, Tracks]], Scores],
     columns: Sequence[str],
 ) -> Told:
     """Follow all sequences by looks; then by overlap with where each is expected alone, to read the figures against.
@@ -155,10 +153,10 @@ def tell_apart(
     Of the figures those in ``columns`` are told; all are kept.
     """
     trackeval()  # what is missing for the figures is better known before hours of tracking
-    run = follow_all(call, opened, lambda one: follow_found(one, look(True), settings), keeping)
+    run = follow_all(call, opened, lambda one: track_objects(one, look(True), settings), keeping)
     scores = score(run.sequences, run.tracks)
     blind = replace(settings, appearance=False)
-    without = {one.name: list(follow_found(one, look(False), blind)) for one in run.sequences}
+    without = {one.name: list(track_objects(one, look(False), blind)) for one in run.sequences}
     alone = score(run.sequences, without)["all"]
     call.keep_figures({**scores, "overlap alone": alone}, run.broken)
     film(call, run.sequences, lambda one: _drawn(run.tracks[one.name]))

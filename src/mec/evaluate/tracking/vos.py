@@ -11,22 +11,22 @@ import torch
 import torch.nn.functional as F
 
 from mec.errors import InputError
-from mec.results import Result, Stopwatch
+from mec.evaluate.drawing.tracks import draw_labels
 from mec.evaluate.task import EncoderLike, Source
+from mec.evaluate.tracking.datasets.davis import open_mask_sequences, read_masks, write_masks
 from mec.evaluate.tracking.dense_features import Dense
 from mec.evaluate.tracking.metrics.davis import mask_scores
-from mec.evaluate.tracking.datasets.davis import open_mask_sequences, read_masks, write_masks
 from mec.evaluate.tracking.propagation import LabelPropagation, Propagation
-from mec.evaluate.drawing.tracks import draw_labels
 from mec.evaluate.tracking.runner import Call, Keeping, film, follow_all, loaded
-from mec.evaluate.tracking.sequences import VOID, BrokenSequenceError, Frame, Frames, Labels, MaskSequence
+from mec.evaluate.tracking.sequences import VOID, Frame, Frames, Labels, MaskSequence, SequenceError
+from mec.results import Result, Stopwatch
 
 
 def vos(
     data: Source,
     encoder: EncoderLike,
     stage: str = "s3",
-    neighbours: int = 10,
+    neighbors: int = 10,
     temperature: float = 0.05,
     radius: float = 12.0,
     context: int = 5,
@@ -48,8 +48,8 @@ def vos(
         encoder: an Encoder, a run folder, a file of weights or a timm name.
         stage: which maps of the encoder: s3, of its last stage but one, or s4, of its last. The paper reports the
             better of the two.
-        neighbours: most similar cells that vote for the label of a cell.
-        temperature: a neighbour of cosine similarity s weighs exp(s / temperature).
+        neighbors: most similar cells that vote for the label of a cell.
+        temperature: a neighbor of cosine similarity s weighs exp(s / temperature).
         radius: how far a cell may have moved since one of the last frames, in cells of 8 pixels.
         context: frames before this one that vote, beside the first.
         sequences: those to take, such as [blackswan,dog]; null is the val list, or all where there is none.
@@ -59,7 +59,7 @@ def vos(
         half: compute in 16 bits; null: on GPUs.
     """
     clock = Stopwatch()
-    settings = Propagation(neighbours, temperature, radius, context)
+    settings = Propagation(neighbors, temperature, radius, context)
     opened = loaded(data, open_mask_sequences(Path(data).expanduser(), sequences))
     call = Call(data, encoder, stage, half, out, resume, render, {"task": "vos", **vars(settings)})
 
@@ -77,7 +77,7 @@ def vos(
     call.keep_figures({**scores, "first mask": still["all"]}, run.broken)
     film(call, run.sequences, lambda one: _drawn(one, run.tracks[one.name]))
     protocol = (
-        f"frozen features (UniTrack): labels of the {neighbours} most similar cells of the first frame and of the last "
+        f"frozen features (UniTrack): labels of the {neighbors} most similar cells of the first frame and of the last "
         f"{context} within {radius:g} cells, temperature {temperature:g}; {run.speed or 'masks from before'}"
     )
     return Result("vos", protocol, run.words(data), call.dense.described, figures, clock(), broken=run.broken)
@@ -87,7 +87,7 @@ def follow_masks(frames: Frames, first: Labels, dense: Dense, settings: Propagat
     """The labels (h, w) of each frame: those of the first as they were given, then what is found.
 
     Raises:
-        BrokenSequenceError: a frame that cannot be read, or of another size than the mask.
+        SequenceError: a frame that cannot be read, or of another size than the mask.
     """
     ids = np.unique(first[first != VOID])
     ids = np.union1d([0], ids).astype(np.uint8)
@@ -95,8 +95,8 @@ def follow_masks(frames: Frames, first: Labels, dense: Dense, settings: Propagat
     for frame in frames:
         if frame.shape[:2] != first.shape:
             sizes = f"{frame.shape[1]} x {frame.shape[0]}", f"{first.shape[1]} x {first.shape[0]}"
-            raise BrokenSequenceError(f"a frame is {sizes[0]}, the mask of the first {sizes[1]}")
-        features = dense(dense.picture(frame))
+            raise SequenceError(f"a frame is {sizes[0]}, the mask of the first {sizes[1]}")
+        features = dense(dense.image(frame))
         if propagation is None:
             shares = torch.from_numpy(first[None] == ids[:, None, None]).to(features)
             coarse = F.interpolate(shares[None], size=features.shape[2:], mode="bilinear")[0]

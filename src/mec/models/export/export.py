@@ -16,11 +16,11 @@ import torch
 from huggingface_hub import HfApi
 
 from mec.errors import InputError
-from mec.files import replacing
-from mec.models.export.model_card import Library, model_card, without_folders
+from mec.files import atomic_write
 from mec.models.encoder import Encoder
-from mec.models.io import SPEC, WEIGHTS, load_encoder, save_encoder
 from mec.models.export.formats import require_same, write_detectron2, write_onnx, write_timm, write_torchvision
+from mec.models.export.model_card import Library, model_card, without_folders
+from mec.models.io import SPEC, WEIGHTS, load_encoder, save_encoder
 
 Format = Literal["timm", "torchvision", "detectron2", "onnx", "huggingface", "safetensors"]
 SUFFIXES = {"torchvision": ".pth", "detectron2": ".pkl", "onnx": ".onnx", "safetensors": ".safetensors"}
@@ -31,22 +31,22 @@ def export(
     encoder: Encoder | str | os.PathLike[str],
     format: Format,
     out: str | os.PathLike[str],
-    licence: str | None = None,
+    license: str | None = None,
     push: str | None = None,
 ) -> Path:
     """Write an encoder in the form that another library loads.
 
-    The other library's network is filled and compared with the encoder on random pictures before anything gets its
+    The other library's network is filled and compared with the encoder on random images before anything gets its
     name: what is at ``out`` is whole and gives the same features, or it is not there.
 
     Args:
         encoder: an Encoder, or what ``mec.load_encoder`` takes: a run folder, a file of weights, a timm name ...
         format: timm, a folder for timm.create_model("local-dir:..."); torchvision, its state dict; detectron2, its
-            pickle; onnx, from pictures in [0, 1] to features; huggingface, a folder with a model card made from
+            pickle; onnx, from images in [0, 1] to features; huggingface, a folder with a model card made from
             the run; safetensors, this library's own, with a .json beside it.
         out: what is written, and must not exist: a folder for timm and huggingface, a .pth file for torchvision,
             .pkl for detectron2, .onnx or .safetensors.
-        licence: of the weights, as the Hugging Face hub spells it: apache-2.0, mit, cc-by-4.0 ... Absent: the model
+        license: of the weights, as the Hugging Face hub spells it: apache-2.0, mit, cc-by-4.0 ... Absent: the model
             card says that none was chosen. Files of torchvision and safetensors have no place for one.
         push: owner/name on the Hugging Face hub, with format huggingface: the folder is sent there, and the
             repository made, public, if there is none. Absent: nothing is sent anywhere.
@@ -59,14 +59,14 @@ def export(
             a package is missing, or the hub refused.
     """
     out = Path(out).expanduser()
-    licence = _check(format, out, licence, push)
+    license = _check(format, out, license, push)
     with torch.random.fork_rng(devices=[]):
         source = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
         model = copy.deepcopy(source).cpu().float().eval()
         model.origin = without_folders(model.origin)
         run = None if isinstance(encoder, Encoder) else _run_of(Path(encoder).expanduser())
         try:
-            _write(model, format, out, licence, push, run)
+            _write(model, format, out, license, push, run)
         except OSError as error:
             raise InputError(f"out: {out} cannot be written ({error.strerror or error})") from error
     if push is not None:
@@ -74,8 +74,8 @@ def export(
     return out
 
 
-def _check(format: Format, out: Path, licence: str | None, push: str | None) -> str | None:
-    """All that can be known before the encoder is read. Returns the licence as the hub spells it."""
+def _check(format: Format, out: Path, license: str | None, push: str | None) -> str | None:
+    """All that can be known before the encoder is read. Returns the license as the hub spells it."""
     if format not in get_args(Format):
         raise InputError(f"format: expected one of {', '.join(get_args(Format))}, got {format!r}")
     suffix = SUFFIXES.get(format)
@@ -89,13 +89,13 @@ def _check(format: Format, out: Path, licence: str | None, push: str | None) -> 
         raise InputError(f"push: expected format huggingface, got {format}; only that is sent to the hub")
     if push is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", push, re.ASCII):
         raise InputError(f"push: expected owner/name, got {push!r}")
-    if licence is None:
+    if license is None:
         return None
     if format in ("torchvision", "safetensors"):
-        raise InputError(f"licence: a {format} file has no place for one; huggingface, timm, onnx and detectron2 have")
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence.lower()):
-        raise InputError(f"licence: expected a name such as apache-2.0, mit or cc-by-4.0, got {licence!r}")
-    return licence.lower()
+        raise InputError(f"license: a {format} file has no place for one; huggingface, timm, onnx and detectron2 have")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license.lower()):
+        raise InputError(f"license: expected a name such as apache-2.0, mit or cc-by-4.0, got {license!r}")
+    return license.lower()
 
 
 def _run_of(source: Path) -> Path | None:
@@ -103,14 +103,14 @@ def _run_of(source: Path) -> Path | None:
     return folder if (folder / "recipe.yaml").is_file() else None
 
 
-def _write(model: Encoder, format: Format, out: Path, licence: str | None, push: str | None, run: Path | None) -> None:
+def _write(model: Encoder, format: Format, out: Path, license: str | None, push: str | None, run: Path | None) -> None:
     if format == "timm":
         with _replacing_folder(out) as folder:
-            write_timm(model, folder, licence)
+            write_timm(model, folder, license)
     elif format == "huggingface":
         with _replacing_folder(out) as folder:
-            library = _write_for_hub(model, folder, licence)
-            card = model_card(model, library, out.resolve().name, push, run, licence)
+            library = _write_for_hub(model, folder, license)
+            card = model_card(model, library, out.resolve().name, push, run, license)
             (folder / "README.md").write_text(card, encoding="utf-8")
     elif format == "safetensors":
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -120,14 +120,14 @@ def _write(model: Encoder, format: Format, out: Path, licence: str | None, push:
             Path(name, WEIGHTS).replace(out)
     else:
         write = {"torchvision": write_torchvision, "detectron2": write_detectron2, "onnx": write_onnx}[format]
-        with replacing(out) as path:
-            write(model, path, licence)
+        with atomic_write(out) as path:
+            write(model, path, license)
 
 
-def _write_for_hub(model: Encoder, folder: Path, licence: str | None) -> Library:
+def _write_for_hub(model: Encoder, folder: Path, license: str | None) -> Library:
     """timm's form where it can express the encoder, else this library's."""
     try:
-        write_timm(model, folder, licence)
+        write_timm(model, folder, license)
     except InputError:
         for file in folder.iterdir():
             file.unlink()
@@ -139,12 +139,12 @@ def _write_for_hub(model: Encoder, folder: Path, licence: str | None) -> Library
 def _write_own(model: Encoder, folder: Path) -> None:
     save_encoder(model, folder)
     loaded = load_encoder(folder)
-    require_same(model, lambda pictures: loaded(loaded.normalise(pictures)), "safetensors")
+    require_same(model, lambda images: loaded(loaded.normalize(images)), "safetensors")
 
 
 @contextlib.contextmanager
 def _replacing_folder(path: Path) -> Iterator[Path]:
-    """As ``replacing``, for a folder: a temporary one beside ``path`` that takes its place when the block ends well."""
+    """``atomic_write`` for a folder: a temporary folder replaces ``path`` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:

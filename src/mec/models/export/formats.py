@@ -39,13 +39,13 @@ ONNX_BYTES = 2 * 10**9
 OTHERS = "onnx, safetensors and huggingface can hold it"
 
 
-def describe(model: Encoder, licence: str | None) -> dict[str, Any]:
+def describe(model: Encoder, license: str | None) -> dict[str, Any]:
     """What goes into the metadata of every format that has room."""
     return {
         "spec": model.spec.as_dict(),
         "untrained": model.untrained,
         "origin": model.origin,
-        "licence": licence,
+        "license": license,
     }
 
 
@@ -56,11 +56,11 @@ def _weights(model: Encoder) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def require_same(model: Encoder, other: Callable[[Tensor], Tensor], format: str, batch: int = 2) -> None:
-    """``other`` takes pictures in [0, 1] (batch, c, s, s) and gives features as ``model`` does, or InputError."""
+    """``other`` takes images in [0, 1] (batch, c, s, s) and gives features as ``model`` does, or InputError."""
     spec, generator = model.spec, torch.Generator().manual_seed(batch)
-    pictures = torch.rand(batch, spec.channels, spec.image_size, spec.image_size, generator=generator)
-    expected = model(model.normalise(pictures))
-    came = other(pictures)
+    images = torch.rand(batch, spec.channels, spec.image_size, spec.image_size, generator=generator)
+    expected = model(model.normalize(images))
+    came = other(images)
     if came.shape == expected.shape:
         difference = float((came - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
         if difference <= TOLERANCE:
@@ -76,7 +76,7 @@ def _require_whole_stem(model: Encoder, format: str) -> None:
         raise InputError(f"format: {format} has no {model.spec.backbone} with the small stem; {OTHERS}")
 
 
-def write_timm(model: Encoder, folder: Path, licence: str | None) -> None:
+def write_timm(model: Encoder, folder: Path, license: str | None) -> None:
     """A folder that ``timm.create_model("local-dir:...", pretrained=True)`` needs no further argument for."""
     spec: Any = model.spec
     _require_whole_stem(model, "timm")
@@ -98,14 +98,14 @@ def write_timm(model: Encoder, folder: Path, licence: str | None) -> None:
         # older timm takes a named first convolution for one of 3 channels, and adapts it
         "first_conv": published.get("first_conv") if spec.channels == 3 else None,
         "classifier": published.get("classifier"),
-        "license": licence,
+        "license": license,
     }
     config = {
         "architecture": spec.backbone,
         "num_classes": 0,
         "num_features": model.num_features,
         "pretrained_cfg": {name: value for name, value in settings.items() if value is not None},
-        "mec": describe(model, licence),
+        "mec": describe(model, license),
     }
     # which architectures have an img_size is known by trying, as when the encoder was made
     for sized in ({"img_size": spec.image_size} | arguments, arguments):
@@ -121,10 +121,10 @@ def write_timm(model: Encoder, folder: Path, licence: str | None) -> None:
             raise InputError(f"format: timm does not read back its {spec.backbone} ({reason}); {OTHERS}") from error
     else:
         raise InputError(f"format: timm cannot make {spec.backbone} with {spec.options}")
-    require_same(model, lambda pictures: loaded(model.normalise(pictures)), "timm")
+    require_same(model, lambda images: loaded(model.normalize(images)), "timm")
 
 
-def write_torchvision(model: Encoder, path: Path, licence: str | None) -> None:
+def write_torchvision(model: Encoder, path: Path, license: str | None) -> None:
     """The state dict of torchvision's network, without the classifier."""
     spec = model.spec
     if spec.channels != 3:
@@ -133,7 +133,7 @@ def write_torchvision(model: Encoder, path: Path, licence: str | None) -> None:
         twin, weights = _vision_transformer(model)
     else:
         twin, weights = _plain_resnet(model, "torchvision"), _weights(model)
-    require_same(model, lambda pictures: twin(model.normalise(pictures)), "torchvision")
+    require_same(model, lambda images: twin(model.normalize(images)), "torchvision")
     torch.save(weights, path)
 
 
@@ -176,36 +176,36 @@ def _vision_transformer(model: Encoder) -> tuple[nn.Module, dict[str, Tensor]]:
     return twin.eval(), weights
 
 
-def write_detectron2(model: Encoder, path: Path, licence: str | None) -> None:
+def write_detectron2(model: Encoder, path: Path, license: str | None) -> None:
     """A pickle that detectron2's checkpointer reads, of numpy arrays under its names."""
     twin = _plain_resnet(model, "detectron2")
-    require_same(model, lambda pictures: twin(model.normalise(pictures)), "detectron2")
+    require_same(model, lambda images: twin(model.normalize(images)), "detectron2")
     weights = {
         renamed(name, TO_DETECTRON2): tensor.numpy()
         for name, tensor in _weights(model).items()
         if not name.endswith("num_batches_tracked")
     }
-    content = {"model": weights, "__author__": "mec", "matching_heuristics": True, "mec": describe(model, licence)}
+    content = {"model": weights, "__author__": "mec", "matching_heuristics": True, "mec": describe(model, license)}
     # numpy 2 writes a name that the numpy beside most detectron2 lacks, and reads the older one as well
     path.write_bytes(
         pickle.dumps(content, protocol=3).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
     )
 
 
-class _FromPictures(nn.Module):
-    """Pictures in [0, 1] -> features."""
+class _FromImages(nn.Module):
+    """Images in [0, 1] -> features."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        features: Tensor = self.encoder((pictures - self.encoder.mean) / self.encoder.std)
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.encoder((images - self.encoder.mean) / self.encoder.std)
         return features
 
 
-def write_onnx(model: Encoder, path: Path, licence: str | None) -> None:
-    """Pictures (batch, c, s, s) in [0, 1] -> features (batch, num_features), for any batch."""
+def write_onnx(model: Encoder, path: Path, license: str | None) -> None:
+    """Images (batch, c, s, s) in [0, 1] -> features (batch, num_features), for any batch."""
     try:
         import onnx
         import onnxruntime
@@ -220,12 +220,12 @@ def write_onnx(model: Encoder, path: Path, licence: str | None) -> None:
     try:
         with _quiet():
             torch.onnx.export(
-                _FromPictures(model).eval(),
+                _FromImages(model).eval(),
                 (example,),
                 path,
-                input_names=["pictures"],
+                input_names=["images"],
                 output_names=["features"],
-                dynamic_shapes={"pictures": {0: torch.export.Dim("batch")}},
+                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
                 external_data=False,
                 dynamo=True,
             )
@@ -237,7 +237,7 @@ def write_onnx(model: Encoder, path: Path, licence: str | None) -> None:
         node.ClearField("metadata_props")  # lines of the source, with the paths of this machine
     scale = {"input_range": [0, 1], "mean_and_std": "already applied inside"}
     notes = {"image_size": spec.image_size, "channels": spec.channels, "num_features": model.num_features} | scale
-    kept = {name: value for name, value in (notes | describe(model, licence)).items() if value not in (None, "")}
+    kept = {name: value for name, value in (notes | describe(model, license)).items() if value not in (None, "")}
     onnx.helper.set_model_props(
         graph, {name: value if isinstance(value, str) else json.dumps(value) for name, value in kept.items()}
     )
@@ -247,7 +247,7 @@ def write_onnx(model: Encoder, path: Path, licence: str | None) -> None:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     for batch in (1, 3):
-        require_same(model, lambda x: torch.from_numpy(session.run(None, {"pictures": x.numpy()})[0]), "onnx", batch)
+        require_same(model, lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0]), "onnx", batch)
 
 
 @contextlib.contextmanager

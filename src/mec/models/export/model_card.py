@@ -1,4 +1,4 @@
-"""The model card of an encoder: what it is, what it learnt from, what was measured, how to load it. Nothing else."""
+"""The model card of an encoder: what it is, what it learned from, what was measured, how to load it. Nothing else."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ CITATION = """```bibtex
 ```"""
 SETTINGS = (
     "epochs", "batch_size", "image_size", "objective.form", "objective.distortion", "objective.order",
-    "projector.hidden", "projector.outputs", "teacher.enabled", "optimiser.name", "optimiser.learning_rate",
-    "optimiser.weight_decay", "views", "seed",
+    "projector.hidden", "projector.outputs", "teacher.enabled", "optimizer.name", "optimizer.lr",
+    "optimizer.weight_decay", "views", "seed",
 )  # fmt: skip
 """Of the recipe, those in the table; all of it stands below."""
 
@@ -38,17 +38,17 @@ import torch
 
 model = timm.create_model({source}, pretrained=True).eval(){where}
 settings = timm.data.resolve_model_data_config(model)
-pictures = torch.rand(2, *settings["input_size"])  # of values in [0, 1]
+images = torch.rand(2, *settings["input_size"])  # of values in [0, 1]
 mean, std = (torch.tensor(settings[name]).view(-1, 1, 1) for name in ("mean", "std"))
-features = model((pictures - mean) / std)  # (2, {features})
+features = model((images - mean) / std)  # (2, {features})
 ```"""
 MEC_CODE = """```python
 import mec
 import torch
 
 encoder = mec.load_encoder({source}){where}
-pictures = torch.rand(2, {channels}, encoder.image_size, encoder.image_size)  # of values in [0, 1]
-features = encoder(encoder.normalise(pictures))  # (2, {features})
+images = torch.rand(2, {channels}, encoder.image_size, encoder.image_size)  # of values in [0, 1]
+features = encoder(encoder.normalize(images))  # (2, {features})
 ```"""
 
 
@@ -58,7 +58,7 @@ def model_card(
     name: str,
     repository: str | None = None,
     run: Path | None = None,
-    licence: str | None = None,
+    license: str | None = None,
 ) -> str:
     """The README.md of a model folder: Markdown after YAML.
 
@@ -68,14 +68,14 @@ def model_card(
         name: of the folder.
         repository: owner/name on the Hugging Face hub, where it goes there.
         run: the folder of the run that it comes from; without one, only what the encoder tells is told.
-        licence: of the weights.
+        license: of the weights.
 
     Raises:
         InputError: a file of the run is damaged.
     """
     recipe, environment, results = _read_run(run) if run else ({}, {}, [])
     data = str(environment.get("data", ""))
-    front: dict[str, Any] = {"license": licence or "unknown", "library_name": library}
+    front: dict[str, Any] = {"license": license or "unknown", "library_name": library}
     front["pipeline_tag"] = "image-feature-extraction"
     front["tags"] = ["image-feature-extraction", "self-supervised-learning", "maximum-entropy-coding"]
     if re.fullmatch(r"hf:[\w.-]+/[\w.-]+", data):
@@ -90,9 +90,9 @@ def model_card(
         *_loading(encoder, library, name, repository),
         "## Limits",
         _limits(encoder, results),
-        "## Licence",
-        f"The weights are under {_text(licence)}." if licence else
-        "No licence was chosen for these weights; ask those who made them before you use them.",
+        "## License",
+        f"The weights are under {_text(license)}." if license else
+        "No license was chosen for these weights; ask those who made them before you use them.",
         "## Citation",
         CITATION,
     ]  # fmt: skip
@@ -161,26 +161,26 @@ def _what_it_is(encoder: Encoder, trained_here: bool) -> str:
     stem = ", small stem" if spec.small_stem else ""
     channels = "" if spec.channels == 3 else f" and {spec.channels} channel{'s' if spec.channels > 1 else ''}"
     what = (
-        f"{_text(spec.backbone)} ({size}{stem}): {encoder.num_features} features of pictures of "
+        f"{_text(spec.backbone)} ({size}{stem}): {encoder.num_features} features of images of "
         f"{spec.image_size} x {spec.image_size} pixels{channels}."
     )
     if encoder.untrained:
         how = "**It is untrained**: the weights are random, good only to compare others with."
     elif trained_here:
-        how = f"Learnt from pictures without labels by {METHOD}, with mec-ssl."
+        how = f"Learned from images without labels by {METHOD}, with mec-ssl."
     else:
         how = f"Its origin: {_place(encoder.origin)}." if encoder.origin else "How it was trained is not recorded."
     deep = ""
     if spec.value_range is not None:
         low, high = spec.value_range
-        deep = f" The pictures had more than 8 bits: {low:g} is 0 and {high:g} is 1 before normalisation."
+        deep = f" The images had more than 8 bits: {low:g} is 0 and {high:g} is 1 before normalization."
     return f"{what} {how}{deep}"
 
 
 def _training(recipe: dict[str, Any], environment: dict[str, Any], last: dict[str, str]) -> Iterable[str]:
     machine = {
         "data": _place(environment["data"]) if "data" in environment else None,
-        "pictures": f"{environment['pictures']:,}" if isinstance(environment.get("pictures"), int) else None,
+        "images": f"{environment['images']:,}" if isinstance(environment.get("images"), int) else None,
         "labels": "none used",
     }
     rows = machine | {name: _setting(recipe, name) for name in SETTINGS}
@@ -261,12 +261,12 @@ def _loading(encoder: Encoder, library: Library, name: str, repository: str | No
 def _limits(encoder: Encoder, results: list[dict[str, Any]]) -> str:
     tasks = ", ".join(sorted({_text(result["task"]) for result in results}))
     measured = (
-        f"Only what stands under Figures was measured ({tasks}): no other task or pictures, no robustness, and no bias "
-        "that the training pictures may carry."
+        f"Only what stands under Figures was measured ({tasks}): no other task or images, no robustness, and no bias "
+        "that the training images may carry."
         if results
-        else "Nothing was measured: no task, no robustness, and no bias that the training pictures may carry."
+        else "Nothing was measured: no task, no robustness, and no bias that the training images may carry."
     )
     return (
         f"{measured} It gives features, not classes; what is built on them has to be measured itself. "
-        f"Transparent pictures were laid on {_text(encoder.spec.background)}."
+        f"Transparent images were laid on {_text(encoder.spec.background)}."
     )

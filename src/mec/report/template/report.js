@@ -16,25 +16,25 @@ function recall() {
   try { return page.stamp ? JSON.parse(sessionStorage.getItem(KEPT)) : null; } catch { return null; }
 }
 
-const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+const color = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
 function themed(figure) {
-  const soft = colour("--soft"), line = colour("--line"), ink = colour("--ink");
+  const soft = color("--soft"), line = color("--line"), ink = color("--ink");
   const axis = { gridcolor: line, linecolor: line, zerolinecolor: line, tickcolor: line };
   const layout = structuredClone(figure.layout);
   Object.assign(layout, {
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: soft },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 52, r: 14, t: 8, b: 44 },
-    hoverlabel: { bgcolor: colour("--raised"), bordercolor: line, font: { color: ink }, namelength: 40 },
+    hoverlabel: { bgcolor: color("--raised"), bordercolor: line, font: { color: ink }, namelength: 40 },
     dragmode: touched ? false : "zoom", // a finger scrolls the page
     modebar: { bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink }, uirevision: "kept",
   });
   for (const key of ["xaxis", "yaxis"]) layout[key] = { ...axis, ...layout[key] };
-  for (const shape of layout.shapes ?? []) shape.line = { ...shape.line, color: colour("--warn") };
-  for (const note of layout.annotations ?? []) note.font = { color: colour("--warn"), size: 11 };
+  for (const shape of layout.shapes ?? []) shape.line = { ...shape.line, color: color("--warn") };
+  for (const note of layout.annotations ?? []) note.font = { color: color("--warn"), size: 11 };
   const data = structuredClone(figure.data);
   for (const trace of data) {
-    const chosen = colour(`--run-${trace.meta.colour}`);
+    const chosen = color(`--run-${trace.meta.color}`);
     trace.line = { ...trace.line, color: chosen };
     trace.marker = { ...trace.marker, color: chosen };
   }
@@ -101,33 +101,33 @@ function followZoom(div) {
   });
 }
 
-/* Maps: the picture that is pointed at, touched, or stepped to. */
-function ring(figures, picture) {
-  const [x, y] = figures.points[picture];
+/* Maps: the image that is pointed at, touched, or stepped to. */
+function ring(figures, image) {
+  const [x, y] = figures.points[image];
   return {
     type: "circle", xsizemode: "pixel", ysizemode: "pixel", xanchor: x, yanchor: y, x0: -9, x1: 9, y0: -9, y1: 9,
-    line: { width: 2.5, color: colour("--ink") },
+    line: { width: 2.5, color: color("--ink") },
   };
 }
 
-function choose(number, picture) {
+function choose(number, image) {
   const figures = page.maps[number];
   const div = document.getElementById(`map-${number}`), card = document.getElementById(`card-${number}`);
-  if (div.chosen === picture) return;
-  div.chosen = picture;
-  Plotly.relayout(div, { shapes: [ring(figures, picture)] });
+  if (div.chosen === image) return;
+  div.chosen = image;
+  Plotly.relayout(div, { shapes: [ring(figures, image)] });
   card.classList.add("chosen");
   const sprite = card.querySelector(".sprite");
   if (sprite) {
     const side = card.querySelector(".window").clientWidth, columns = Number(sprite.dataset.columns);
     sprite.style.width = `${columns * side}px`;
     sprite.style.imageRendering = Number(sprite.dataset.cell) < 48 ? "pixelated" : "auto";
-    sprite.style.transform = `translate(${-(picture % columns) * side}px, ${-Math.floor(picture / columns) * side}px)`;
+    sprite.style.transform = `translate(${-(image % columns) * side}px, ${-Math.floor(image / columns) * side}px)`;
   }
   const title = document.createElement("strong"), group = document.createElement("span");
-  title.append(isolated(figures.titles[picture]));
-  if (figures.labels) group.append("label ", isolated(figures.labels[picture]), ", ");
-  group.append(`cluster ${figures.clusters[picture]}`);
+  title.append(isolated(figures.titles[image]));
+  if (figures.labels) group.append("label ", isolated(figures.labels[image]), ", ");
+  group.append(`cluster ${figures.clusters[image]}`);
   card.querySelector("figcaption").replaceChildren(title, group);
 }
 
@@ -252,7 +252,7 @@ async function begin() {
     root.classList.add("still");
     const trouble = document.getElementById("trouble");
     trouble.hidden = false;
-    trouble.textContent = `This browser cannot draw the charts (${error.message}); tables and pictures are here. `
+    trouble.textContent = `This browser cannot draw the charts (${error.message}); tables and images are here. `
       + "It takes one with DecompressionStream: Chrome or Edge 80, Safari 16.4, Firefox 113, or newer.";
   }
   if (state.scroll) scrollTo({ top: state.scroll, behavior: "instant" });

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from faster_coco_eval import mask as coco_mask
 
-from mec.data import FileImages
-from mec.evaluate.detection.datasets.annotations import Annotated, Detections, as_records
+from mec.data import FileDataset
 from mec.evaluate.detection.datasets import open_annotated
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections, as_records
 
 SIZES = [(4, 6), (5, 5), (8, 3)]
 SPANS = [(0, 0, 2, 2), (1, 1, 6, 4), (0, 0, 3, 8)]
-"""Of the masks, in pictures 0, 0 and 2: x1, y1, x2, y2."""
+"""Of the masks, in images 0, 0 and 2: x1, y1, x2, y2."""
 
 
 def filled(size: tuple[int, int], span: tuple[int, int, int, int]) -> np.ndarray:
@@ -22,13 +22,13 @@ def filled(size: tuple[int, int], span: tuple[int, int, int, int]) -> np.ndarray
 
 
 @pytest.fixture
-def part() -> Annotated:
-    """Two objects with masks and one without in the first picture, none in the second, one and a crowd in the third."""
+def part() -> AnnotatedDataset:
+    """Two objects with masks and one without in the first image, none in the second, one and a crowd in the third."""
     masks = [coco_mask.encode(filled(SIZES[i], span))["counts"] for i, span in zip((0, 0, 2), SPANS, strict=True)]
     counts = [masks[0], b"", masks[1], masks[2], b""]
-    return Annotated(
+    return AnnotatedDataset(
         name="three",
-        pictures=FileImages("three", Path("/data"), ["a.jpg", "b.jpg", "c.jpg"]),
+        images=FileDataset("three", Path("/data"), ["a.jpg", "b.jpg", "c.jpg"]),
         ids=np.array([30, 10, 20]),
         sizes=np.array(SIZES),
         categories=["cat", "dog"],
@@ -46,7 +46,7 @@ def part() -> Annotated:
     )
 
 
-def test_targets_are_what_can_be_learnt_within_the_picture(part: Annotated) -> None:
+def test_targets_are_what_can_be_learned_within_the_image(part: AnnotatedDataset) -> None:
     first, second, third = (part.targets(i) for i in range(3))
     assert first.boxes.tolist() == [[0, 0, 2, 2], [1, 1, 6, 4]]
     assert first.boxes.dtype == np.float32
@@ -62,11 +62,11 @@ def test_targets_are_what_can_be_learnt_within_the_picture(part: Annotated) -> N
 
 
 @pytest.mark.parametrize("chosen", [[2, 0], [0, 1, 2], [1], [2], []])
-def test_a_subset_has_the_objects_of_its_pictures(part: Annotated, chosen: list[int]) -> None:
+def test_a_subset_has_the_objects_of_its_images(part: AnnotatedDataset, chosen: list[int]) -> None:
     some = part.subset(np.array(chosen, np.int64))
     assert len(some) == len(chosen)
     assert some.ids.tolist() == [[30, 10, 20][i] for i in chosen]
-    assert [some.pictures.title(i) for i in range(len(some))] == [part.pictures.title(i) for i in chosen]
+    assert [some.images.title(i) for i in range(len(some))] == [part.images.title(i) for i in chosen]
     assert some.starts[-1] == len(some.boxes) == sum([3, 0, 2][i] for i in chosen)
     for place, i in enumerate(chosen):
         ours, whole = some.targets(place), part.targets(i)
@@ -76,7 +76,7 @@ def test_a_subset_has_the_objects_of_its_pictures(part: Annotated, chosen: list[
     assert some.has_masks
 
 
-def test_as_coco_names_the_numbers_of_the_files(part: Annotated) -> None:
+def test_as_coco_names_the_numbers_of_the_files(part: AnnotatedDataset) -> None:
     written = part.as_coco()
     json.dumps(written)
     assert written["images"][2] == {"id": 20, "file_name": "c.jpg", "height": 8, "width": 3}
@@ -89,15 +89,15 @@ def test_as_coco_names_the_numbers_of_the_files(part: Annotated) -> None:
     assert one == {"id": 3, "image_id": 30, "category_id": 7, "bbox": [1, 1, 6.5, 3], "area": 15, "iscrowd": 0}
 
 
-def test_what_is_written_as_coco_is_read_again(part: Annotated, tmp_path: Path) -> None:
+def test_what_is_written_as_coco_is_read_again(part: AnnotatedDataset, tmp_path: Path) -> None:
     written = part.as_coco()
     for one in written["annotations"]:
         if not one["segmentation"]["counts"]:
             del one["segmentation"]
     for name in ("train", "val"):
         (tmp_path / f"{name}.json").write_text(json.dumps(written))
-    for picture in part.pictures.names:
-        (tmp_path / picture).touch()
+    for image in part.images.names:
+        (tmp_path / image).touch()
     for read in open_annotated(tmp_path):
         for name in ("ids", "sizes", "category_ids", "starts", "boxes", "labels", "areas", "crowd", "difficult",
                      "usable", "counts", "ends"):  # fmt: skip

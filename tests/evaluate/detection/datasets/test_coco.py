@@ -8,7 +8,7 @@ import pytest
 from faster_coco_eval import mask as coco_mask
 
 from mec.errors import InputError
-from mec.evaluate.detection.datasets.annotations import Annotated
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset
 from mec.evaluate.detection.datasets.coco import coco_files, open_coco
 
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
@@ -25,7 +25,7 @@ def annotation(number: int, image: int, box: list[float], **more: Any) -> dict[s
 
 
 def write(folder: Path, file: str, annotations: list[dict[str, Any]], **more: Any) -> Path:
-    """A json and empty files of its pictures beside it."""
+    """A json and empty files of its images beside it."""
     raw = {"images": IMAGES, "annotations": annotations, "categories": CATEGORIES, **more}
     path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,8 +37,8 @@ def write(folder: Path, file: str, annotations: list[dict[str, Any]], **more: An
     return path
 
 
-def decoded(part: Annotated) -> list[np.ndarray]:
-    """The mask of each object that can be learnt."""
+def decoded(part: AnnotatedDataset) -> list[np.ndarray]:
+    """The mask of each object that can be learned."""
     return [coco_mask.decode(mask) for i in range(len(part)) for mask in part.targets(i).masks or []]
 
 
@@ -55,7 +55,7 @@ def test_real_annotations_are_read_as_pycocotools_reads_them(real_data: Path, sp
     assert part.category_ids.tolist() == sorted(theirs.cats)
     assert part.categories == [theirs.cats[number]["name"] for number in sorted(theirs.cats)]
     assert (len(part), len(part.boxes), part.crowd.sum()) == {"train": (128, 939, 10), "val": (100, 712, 5)}[split]
-    assert part.pictures.title(0) == str(folder / f"{split}2017" / part.pictures.names[0])
+    assert part.images.title(0) == str(folder / f"{split}2017" / part.images.names[0])
     for i, number in enumerate(part.ids.tolist()):
         annotations = theirs.imgToAnns[number]
         assert part.starts[i + 1] - part.starts[i] == len(annotations)
@@ -100,7 +100,7 @@ def test_every_form_of_mask(tmp_path: Path) -> None:
     assert part.areas.tolist() == [12, 12, 12, 20] + [36] * 8, "of the mask, else of the box"
 
 
-def test_objects_are_in_the_order_of_the_pictures_and_labels_in_that_of_the_numbers(tmp_path: Path) -> None:
+def test_objects_are_in_the_order_of_the_images_and_labels_in_that_of_the_numbers(tmp_path: Path) -> None:
     annotations = [
         annotation(5, 10, [0, 0, 4, 5], area=3.5),
         annotation(4, 20, [1, 1, 2, 2], category_id=7),
@@ -118,7 +118,7 @@ def test_objects_are_in_the_order_of_the_pictures_and_labels_in_that_of_the_numb
     assert (part.rules, part.has_masks) == ("coco", False)
 
 
-def test_what_can_be_learnt_without_masks(tmp_path: Path) -> None:
+def test_what_can_be_learned_without_masks(tmp_path: Path) -> None:
     boxes = [[0, 0, 5, 5], [-3, 2, 5, 20], [10, 0, 5, 5], [2, 2, 0, 5], [5, 5, -2, 3], [-9, 0, 9, 9], [3, 3, 1e-9, 4]]
     annotations = [annotation(i, 10, box) for i, box in enumerate(boxes, 1)]
     part, _ = open_coco(write(tmp_path, "a.json", annotations), None)
@@ -187,7 +187,7 @@ def test_files_that_may_both_be_meant(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "pictures"),
+    ("file", "images"),
     [
         ("annotations/instances_train2017.json", "train2017"),
         ("annotations/instances_train2017.json", "images/train2017"),
@@ -199,25 +199,23 @@ def test_files_that_may_both_be_meant(tmp_path: Path) -> None:
         ("a.json", "images"),
     ],
 )
-def test_where_pictures_are_looked_for(tmp_path: Path, file: str, pictures: str) -> None:
+def test_where_images_are_looked_for(tmp_path: Path, file: str, images: str) -> None:
     images = [{**IMAGES[0], "file_name": "deep/b.jpg"}, IMAGES[1]]
     path = write(tmp_path, file, [annotation(1, 10, [0, 0, 2, 2])], images=images)
     for name in ("deep/b.jpg", "a.jpg"):
-        (tmp_path / pictures / name).parent.mkdir(parents=True, exist_ok=True)
-        (path.parent / name).replace(tmp_path / pictures / name)
+        (tmp_path / images / name).parent.mkdir(parents=True, exist_ok=True)
+        (path.parent / name).replace(tmp_path / images / name)
     part, _ = open_coco(path, None)
-    assert [Path(part.pictures.title(i)) for i in range(2)] == [
-        tmp_path / pictures / n for n in ("deep/b.jpg", "a.jpg")
-    ]
+    assert [Path(part.images.title(i)) for i in range(2)] == [tmp_path / images / n for n in ("deep/b.jpg", "a.jpg")]
 
 
-def test_missing_pictures_are_counted(tmp_path: Path) -> None:
+def test_missing_images_are_counted(tmp_path: Path) -> None:
     path = write(tmp_path, "a.json", [])
     (tmp_path / "a.jpg").unlink()
     with pytest.raises(InputError) as error:
         open_coco(path, None)
     assert str(error.value) == (
-        f"data: 1 of 2 pictures of {path} are missing, the first is a.jpg; looked for in {tmp_path}"
+        f"data: 1 of 2 images of {path} are missing, the first is a.jpg; looked for in {tmp_path}"
     )
 
 
@@ -238,7 +236,7 @@ RUNS = {"size": [10, 10], "counts": [0, 100]}
         ("images.0.id", "20", "expected a whole number of up to 63 bits as image id, got '20'"),
         ("images.0.id", 2**63, "expected a whole number of up to 63 bits as image id"),
         ("images.0.id", 10, "has image 10 twice"),
-        ("images.0.file_name", "a.jpg", "has picture a.jpg twice"),
+        ("images.0.file_name", "a.jpg", "has image a.jpg twice"),
         ("categories.0.id", 3, "has category 3 twice"),
         ("categories.0.name", "cat", "has category cat twice"),
         ("categories.0.name", None, "an image or category has no name"),
@@ -251,7 +249,7 @@ RUNS = {"size": [10, 10], "counts": [0, 100]}
         ("annotations.1.bbox", [1, 2, 3], "annotation 2 has the bbox [1, 2, 3]; expected 4 finite numbers"),
         ("annotations.1.bbox", [1, 2, 3, float("nan")], "expected 4 finite numbers"),
         ("annotations.1.bbox", [1, 2, 3, "4"], "expected 4 finite numbers"),
-        ("annotations.1.segmentation", RUNS, "annotation 2: expected the size of its picture, [4, 6], got [10, 10]"),
+        ("annotations.1.segmentation", RUNS, "annotation 2: expected the size of its image, [4, 6], got [10, 10]"),
         ("annotations.0.segmentation", {**RUNS, "counts": [0, 99]}, "expected run lengths of 100 pixels in all"),
         ("annotations.0.segmentation", {**RUNS, "counts": [-1, 101]}, "expected run lengths of 100"),
         ("annotations.0.segmentation", {**RUNS, "counts": "zz"}, "expected COCO's compressed run lengths, got 'zz'"),

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mec.errors import InputError
-from mec.evaluate.detection.datasets.annotations import Annotated
 from mec.evaluate.detection.datasets import open_annotated
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset
 
 OFFICIAL = [
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -19,7 +19,7 @@ def thing(name: str, box: str = "1 1 10 20", more: str = "") -> str:
     return f"<object>{more}<name>{name}</name><bndbox>{inner}</bndbox></object>"
 
 
-def picture(folder: Path, stem: str, *objects: str, size: str = "<width>30</width><height>20</height>") -> None:
+def image(folder: Path, stem: str, *objects: str, size: str = "<width>30</width><height>20</height>") -> None:
     """An xml and an empty file; the pixels are not read here."""
     for inner in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (folder / inner).mkdir(parents=True, exist_ok=True)
@@ -39,15 +39,15 @@ def devkit(tmp_path: Path) -> Path:
     kit = tmp_path / "VOCdevkit"
     for year, stems in ((2007, ["000001", "000002", "000003", "000004"]), (2012, ["2008_000008", "2011_003216"])):
         for i, stem in enumerate(stems):
-            picture(kit / f"VOC{year}", stem, thing(OFFICIAL[i + year - 2007]), thing("person"))
+            image(kit / f"VOC{year}", stem, thing(OFFICIAL[i + year - 2007]), thing("person"))
     lists(kit / "VOC2007", train="000001", val="000002", trainval="000001 000002", test="000004 000003")
     lists(kit / "VOC2012", train="2008_000008", val="2011_003216", trainval="2008_000008 2011_003216", test="absent")
     (kit / "VOC2007" / "ImageSets" / "Main" / "dog_trainval.txt").write_text("000001 -1\n000002  1\n")
     return kit
 
 
-def files(part: Annotated) -> list[str]:
-    return [Path(part.pictures.title(i)).stem for i in range(len(part))]
+def files(part: AnnotatedDataset) -> list[str]:
+    return [Path(part.images.title(i)).stem for i in range(len(part))]
 
 
 BOTH = ["000001", "000002", "2008_000008", "2011_003216"]
@@ -62,7 +62,7 @@ def test_trainval_of_the_years_and_test_of_2007(
 ) -> None:
     ours, test = open_annotated(devkit / within, years)
     assert (files(ours), files(test)) == (train, ["000004", "000003"])
-    assert all(Path(part.pictures.title(i)).is_file() for part in (ours, test) for i in range(len(part)))
+    assert all(Path(part.images.title(i)).is_file() for part in (ours, test) for i in range(len(part)))
     assert (ours.ids.tolist(), test.ids.tolist()) == (list(range(1, len(train) + 1)), [1, 2])
     assert ours.categories == test.categories == OFFICIAL
     assert ours.category_ids.tolist() == list(range(1, 21))
@@ -93,7 +93,7 @@ def test_without_a_test_list_train_and_val(devkit: Path, year: int, rules: str) 
 def test_years_that_are_not_there(devkit: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data: VOC2010 is asked for, .* has VOC2007 and VOC2012"):
         open_annotated(devkit, (2007, 2010))
-    picture(tmp_path / "mine", "a", thing("dog"))
+    image(tmp_path / "mine", "a", thing("dog"))
     with pytest.raises(InputError, match=r"data: VOC2007 is asked for, .*mine has a set without years"):
         open_annotated(tmp_path / "mine", (2007,))
 
@@ -101,7 +101,7 @@ def test_years_that_are_not_there(devkit: Path, tmp_path: Path) -> None:
 def test_objects(devkit: Path) -> None:
     """Boxes by hand: pixels are numbered from 1 and the last is within."""
     part = "<part><name>head</name><bndbox><xmin>3</xmin><ymin>3</ymin><xmax>5</xmax><ymax>5</ymax></bndbox></part>"
-    picture(
+    image(
         devkit / "VOC2007",
         "000001",
         thing("dog", "1 1 30 20", "<difficult>1</difficult>"),
@@ -115,25 +115,25 @@ def test_objects(devkit: Path) -> None:
     assert [train.categories[i] for i in train.labels[:3]] == ["dog", "person", "cat"]
     assert train.areas[:3].tolist() == [600, 0, 2.75 * 3]
     assert train.difficult.tolist() == [True] + [False] * 4
-    assert train.usable.tolist() == [True, False, True, True, True], "difficult ones are learnt"
+    assert train.usable.tolist() == [True, False, True, True, True], "difficult ones are learned"
     assert not train.crowd.any()
 
 
 def test_a_set_of_ones_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     mine = tmp_path / "mine"
     for i, name in enumerate(["wolf", "dog", "wolf", "ant", "dog"]):
-        picture(mine, f"p{i}", thing(name))
+        image(mine, f"p{i}", thing(name))
     (mine / "JPEGImages" / "p1.jpg").rename(mine / "JPEGImages" / "p1.PNG")
     for folder in ("ImageSets/Main", "ImageSets"):
         (mine / folder).rmdir()
     train, test = open_annotated(mine)
     assert (len(train), len(test)) == (4, 1), "there are no lists"
-    assert "mine all is one part: 1 of its 5 pictures are held out" in capfd.readouterr().err
+    assert "mine all is one part: 1 of its 5 images are held out" in capfd.readouterr().err
     (mine / "ImageSets" / "Main").mkdir(parents=True)
     lists(mine, train="p0 p1 p3", val="p2", test="p4")
     train, test = open_annotated(mine)
     assert (files(train), files(test), test.rules) == (["p0", "p1", "p3"], ["p4"], "voc")
-    assert train.pictures.names[1] == "mine/JPEGImages/p1.PNG"
+    assert train.images.names[1] == "mine/JPEGImages/p1.PNG"
     assert train.categories == test.categories == ["ant", "dog", "wolf"]
     assert (train.labels.tolist(), test.labels.tolist()) == ([2, 1, 0], [1])
     lists(mine, train="p1 p0", test="p3")
@@ -150,7 +150,7 @@ def test_folders_without_annotations(tmp_path: Path) -> None:
 
 def test_a_list_of_all_is_divided(tmp_path: Path) -> None:
     for i in range(10):
-        picture(tmp_path / "mine", f"p{i}", thing("dog"))
+        image(tmp_path / "mine", f"p{i}", thing("dog"))
     lists(tmp_path / "mine", trainval=" ".join(f"p{i}" for i in range(10)))
     train, test = open_annotated(tmp_path / "mine")
     assert (len(train), len(test)) == (8, 2)
@@ -159,7 +159,7 @@ def test_a_list_of_all_is_divided(tmp_path: Path) -> None:
     assert train.categories == OFFICIAL
 
 
-def test_real_pictures_in_the_form_of_voc(real_data: Path, tmp_path: Path) -> None:
+def test_real_images_in_the_form_of_voc(real_data: Path, tmp_path: Path) -> None:
     """The boxes of COCO's cats and persons, rounded outwards, come back through xml."""
     folder = real_data / "coco128"
     if not folder.is_dir():
@@ -175,9 +175,9 @@ def test_real_pictures_in_the_form_of_voc(real_data: Path, tmp_path: Path) -> No
                 expected.append([*low, *high])
         height, width = coco.sizes[i]
         size = f"<width>{width}</width><height>{height}</height>"
-        stem = Path(coco.pictures.names[i]).stem
-        picture(tmp_path / "VOC2007", stem, *things, size=size)
-    stems = " ".join(Path(name).stem for name in coco.pictures.names)
+        stem = Path(coco.images.names[i]).stem
+        image(tmp_path / "VOC2007", stem, *things, size=size)
+    stems = " ".join(Path(name).stem for name in coco.images.names)
     lists(tmp_path / "VOC2007", trainval=stems, test=stems)
     train, _ = open_annotated(tmp_path)
     assert train.boxes.tolist() == expected
@@ -201,7 +201,7 @@ def test_real_pictures_in_the_form_of_voc(real_data: Path, tmp_path: Path) -> No
 def test_xml_that_is_not_as_it_should_be(devkit: Path, xml: str, message: str) -> None:
     path = devkit / "VOC2007" / "Annotations" / "000001.xml"
     if xml.startswith("<object>"):
-        picture(devkit / "VOC2007", "000001", thing("dog"), xml)
+        image(devkit / "VOC2007", "000001", thing("dog"), xml)
     else:
         path.write_text(xml)
     with pytest.raises(InputError) as error:
@@ -216,7 +216,7 @@ def test_what_is_missing_is_counted(devkit: Path) -> None:
     with pytest.raises(InputError) as error:
         open_annotated(devkit)
     where = folder / "JPEGImages"
-    assert str(error.value) == f"data: 1 of 2 pictures are missing, the first is 000003; looked for in {where}"
+    assert str(error.value) == f"data: 1 of 2 images are missing, the first is 000003; looked for in {where}"
     (folder / "Annotations" / "000001.xml").unlink()
     with pytest.raises(InputError, match=r"1 of 2 annotations are missing, the first is 000001; .*VOC2007/Annotations"):
         open_annotated(devkit)
@@ -224,7 +224,7 @@ def test_what_is_missing_is_counted(devkit: Path) -> None:
     with pytest.raises(InputError, match=r"trainval.txt names 000001 twice"):
         open_annotated(devkit)
     lists(folder, trainval="")
-    with pytest.raises(InputError, match=r"trainval.txt names no picture"):
+    with pytest.raises(InputError, match=r"trainval.txt names no image"):
         open_annotated(devkit)
     for kind in ("trainval", "train"):
         (folder / "ImageSets" / "Main" / f"{kind}.txt").unlink()

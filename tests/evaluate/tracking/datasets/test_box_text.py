@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mec.evaluate.tracking.datasets.box_text import read_boxes, write_boxes
-from mec.evaluate.tracking.sequences import BrokenSequenceError
+from mec.evaluate.tracking.sequences import SequenceError
 
 BOXES = np.array([[0, 0, 10, 20], [-3.25, 1e-9, 1 / 3, 4], [639.99996, 2, 3, 1234567.5]], np.float64)
 
@@ -51,7 +51,7 @@ def test_results_of_other_programs(tmp_path: Path) -> None:
 def test_damage_is_named(tmp_path: Path, text: bytes | None, said: str) -> None:
     if text is not None:
         (tmp_path / "a.txt").write_bytes(text)
-    with pytest.raises(BrokenSequenceError) as error:
+    with pytest.raises(SequenceError) as error:
         read_boxes(tmp_path, "a")
     assert said in str(error.value)
     assert "\n" not in str(error.value)

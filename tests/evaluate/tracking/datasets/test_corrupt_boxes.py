@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mec.evaluate.tracking.datasets.single_object import open_box_sequences
-from mec.evaluate.tracking.sequences import BrokenSequenceError
-from tests.evaluate.tracking.box_folders import PICTURE, encoded, frames, only, otb, rows
+from mec.evaluate.tracking.sequences import SequenceError
+from tests.evaluate.tracking.box_folders import IMAGE, encoded, frames, only, otb, rows
 
 
 def changed(name: str, text: str | bytes) -> Callable[[Path], object]:
@@ -24,7 +24,7 @@ def row(line: str) -> Callable[[Path], object]:
 
 BOX = "line 2: expected a finite box with an area, got"
 NUMBERS = "line 2: expected 4 numbers (left, top, width, height), got"
-INSIDE = "line 2: expected a box within the picture of 40 x 30 pixels, got"
+INSIDE = "line 2: expected a box within the image of 40 x 30 pixels, got"
 
 
 @pytest.mark.parametrize(
@@ -53,12 +53,12 @@ INSIDE = "line 2: expected a box within the picture of 40 x 30 pixels, got"
         (row("1,-9,5,5"), f"{INSIDE} 1, -9, 5, 5"),
         (lost("img/0002.jpg"), "img lacks 1 of the frames 1 to 3, the first is number 2"),
         (lost("img/0001.jpg"), "has 3 boxes for 2 frames, 2 to 3 in"),
-        (changed("img/0004.jpg", PICTURE), "has 3 boxes for 4 frames, 1 to 4 in"),
-        (changed("img/20240101123456.jpg", PICTURE), "of the frames 1 to 20240101123456, the first is number 4"),
-        (changed("img/2.png", PICTURE), "img has frame 2 twice, 0002.jpg and 2.png"),
+        (changed("img/0004.jpg", IMAGE), "has 3 boxes for 4 frames, 1 to 4 in"),
+        (changed("img/20240101123456.jpg", IMAGE), "of the frames 1 to 20240101123456, the first is number 4"),
+        (changed("img/2.png", IMAGE), "img has frame 2 twice, 0002.jpg and 2.png"),
         (changed("img/0001.jpg", b""), "img/0001.jpg: the file is empty"),
-        (changed("img/0001.jpg", PICTURE[:20]), "img/0001.jpg: "),
-        (lambda folder: shutil.rmtree(folder / "img"), "broken has no numbered pictures"),
+        (changed("img/0001.jpg", IMAGE[:20]), "img/0001.jpg: "),
+        (lambda folder: shutil.rmtree(folder / "img"), "broken has no numbered images"),
         (changed("absence.label", "0\n0\n"), "absence.label: expected 3 times 0 or 1, a box of groundtruth_rect.txt"),
         (changed("absence.label", "0\n0\n2\n"), "absence.label: expected 3 times 0 or 1"),
         (changed("out_of_view.txt", "1,0,0"), "the target is not to be seen in the first frame, "),
@@ -71,7 +71,7 @@ def test_one_broken_sequence_does_not_lose_the_others(
         otb(tmp_path / name)
     damage(tmp_path / "broken")
     loads = open_box_sequences(tmp_path)
-    with pytest.raises(BrokenSequenceError) as error:
+    with pytest.raises(SequenceError) as error:
         loads["broken"]()
     assert said in str(error.value)
     assert str(tmp_path / "broken") in str(error.value)
@@ -79,11 +79,11 @@ def test_one_broken_sequence_does_not_lose_the_others(
     assert len(loads["whole"]().frames) == 3
 
 
-def test_boxes_that_touch_the_picture_and_frames_of_another_size(tmp_path: Path) -> None:
+def test_boxes_that_touch_the_image_and_frames_of_another_size(tmp_path: Path) -> None:
     folder = otb(tmp_path / "a", "-3,1,5,5\n40,30,5,5\n100,90,5,5\n")
-    with pytest.raises(BrokenSequenceError, match="line 3: expected a box within the picture of 40 x 30"):
+    with pytest.raises(SequenceError, match="line 3: expected a box within the image of 40 x 30"):
         only(folder)
-    frames(folder / "img", [3], picture=encoded((200, 100)))
+    frames(folder / "img", [3], image=encoded((200, 100)))
     assert only(folder).truth.tolist() == [[-4, 0, 5, 5], [39, 29, 5, 5], [99, 89, 5, 5]]
 
 
@@ -94,7 +94,7 @@ def test_only_the_published_empty_file_is_passed_over(tmp_path: Path) -> None:
         (folder / "groundtruth_rect.1.txt").touch()
     loads = open_box_sequences(tmp_path)
     assert list(loads) == ["Human4-2", "Skating2-1", "Skating2-2"]
-    with pytest.raises(BrokenSequenceError, match=r"groundtruth_rect.1.txt is empty"):
+    with pytest.raises(SequenceError, match=r"groundtruth_rect.1.txt is empty"):
         loads["Skating2-1"]()
 
 
@@ -102,7 +102,7 @@ def test_known_lines_are_forgiven_only_where_they_are(tmp_path: Path) -> None:
     folder = otb(tmp_path / "Board", rows(697) + "0 0 0 0\n", range(1, 699))
     assert np.flatnonzero(np.isnan(only(folder).truth[:, 0])).tolist() == [697]
     (folder / "groundtruth_rect.txt").write_text(rows(600) + "0 0 0 0\n" + rows(97))
-    with pytest.raises(BrokenSequenceError, match="line 601: expected a finite box with an area"):
+    with pytest.raises(SequenceError, match="line 601: expected a finite box with an area"):
         only(folder)
     (folder / "groundtruth_rect.txt").write_text(rows(698))
     assert np.isfinite(only(folder).truth).all(), "where somebody has mended it"

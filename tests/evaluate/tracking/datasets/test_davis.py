@@ -9,10 +9,10 @@ from PIL import Image
 
 from mec.errors import InputError
 from mec.evaluate.tracking.datasets.davis import PALETTE, open_mask_sequences
-from mec.evaluate.tracking.sequences import BrokenSequenceError, Labels, MaskSequence
+from mec.evaluate.tracking.sequences import Labels, MaskSequence, SequenceError
 
 RED, GREEN, YELLOW, PALETTES_VOID = (128, 0, 0), (0, 128, 0), (128, 128, 0), (224, 224, 192)
-"""The first three colours of DAVIS, and its 256th."""
+"""The first three colors of DAVIS, and its 256th."""
 H, W = 6, 8
 
 
@@ -23,7 +23,7 @@ def grid(*values: Any) -> np.ndarray:
     return mask
 
 
-def picture(mask: np.ndarray, kind: str) -> Image.Image:
+def image(mask: np.ndarray, kind: str) -> Image.Image:
     image = Image.fromarray(mask)
     if kind == "P":
         image.putpalette([*(0, 0, 0), *RED, *GREEN, *YELLOW, *[7] * 753])
@@ -33,14 +33,14 @@ def picture(mask: np.ndarray, kind: str) -> Image.Image:
 def write(
     root: Path, masks: Sequence[np.ndarray | None], kind: str = "P", name: str = "dog", size: str = "480p"
 ) -> Path:
-    """A sequence; frames are named by fives, as those of YouTube-VOS, and frame i is grey i."""
+    """A sequence; frames are named by fives, as those of YouTube-VOS, and frame i is gray i."""
     frames, annotations = root / "JPEGImages" / size / name, root / "Annotations" / size / name
     for folder in (frames, annotations):
         folder.mkdir(parents=True)
     for i, mask in enumerate(masks):
         Image.fromarray(np.full((H, W, 3), i, np.uint8)).save(frames / f"{5 * i:05}.jpg")
         if mask is not None:
-            picture(mask, kind).save(annotations / f"{5 * i:05}.png")
+            image(mask, kind).save(annotations / f"{5 * i:05}.png")
     return annotations
 
 
@@ -62,7 +62,7 @@ def test_the_palette_is_vocs() -> None:
         [64, 0, 0],
     ]  # fmt: skip
     assert PALETTE[[20, 255]].tolist() == [[0, 64, 128], [224, 224, 192]]
-    assert len({tuple(colour) for colour in PALETTE.tolist()}) == 256
+    assert len({tuple(color) for color in PALETTE.tolist()}) == 256
 
 
 @pytest.mark.parametrize(
@@ -72,12 +72,12 @@ def test_the_palette_is_vocs() -> None:
         pytest.param("P", (3, 7), (7, 1), [3, 7], [7, 0], id="indices that skip some"),
         pytest.param("L", (255, 255), (0, 255), [1, 1], [0, 1], id="white is the object of DAVIS 2016"),
         pytest.param("1", (0, 255), (255,), [0, 1], [1], id="one bit"),
-        pytest.param("L", (1, 2), (2, 255), [1, 2], [2, 255], id="greys are labels"),
+        pytest.param("L", (1, 2), (2, 255), [1, 2], [2, 255], id="grays are labels"),
         pytest.param("L", (1, 2, 255), (255, 1), [1, 2, 255], [255, 1], id="white beside labels is void"),
-        pytest.param("RGB", (GREEN, RED, YELLOW), (RED, (9, 9, 9)), [2, 1, 3], [1, 0], id="DAVIS's colours"),
+        pytest.param("RGB", (GREEN, RED, YELLOW), (RED, (9, 9, 9)), [2, 1, 3], [1, 0], id="DAVIS's colors"),
         pytest.param("RGB", (GREEN, RED), (PALETTES_VOID, RED), [2, 1], [255, 1], id="and its void"),
-        pytest.param("RGB", ((9, 0, 0), (0, 9, 0)), ((0, 9, 0), RED), [2, 1], [1, 0], id="other colours"),
-        pytest.param("RGB", ((0, 0, 9), RED), (RED, (0, 0, 9)), [1, 2], [2, 1], id="other colours and one of DAVIS's"),
+        pytest.param("RGB", ((9, 0, 0), (0, 9, 0)), ((0, 9, 0), RED), [2, 1], [1, 0], id="other colors"),
+        pytest.param("RGB", ((0, 0, 9), RED), (RED, (0, 0, 9)), [1, 2], [2, 1], id="other colors and one of DAVIS's"),
         pytest.param("RGB", ((255,) * 3,), ((0,) * 3, (255,) * 3), [1], [0, 1], id="white in three channels"),
         pytest.param("RGB", ((1,) * 3, (2,) * 3), ((2,) * 3,), [1, 2], [2], id="labels in three channels"),
         pytest.param("RGBA", ((*RED, 255), (*GREEN, 0)), ((*GREEN, 0), (*RED, 9)), [1, 0], [0, 1], id="transparent"),
@@ -93,7 +93,7 @@ def test_what_masks_mean(
 
 
 @pytest.mark.parametrize(
-    ("kind", "first", "colours"),
+    ("kind", "first", "colors"),
     [
         ("P", (1, 2), {1: RED, 2: GREEN, 9: (7, 7, 7)}),
         ("L", (255,), {1: (255,) * 3}),
@@ -102,11 +102,11 @@ def test_what_masks_mean(
         ("RGB", (GREEN, RED), {1: RED, 2: GREEN}),
     ],
 )
-def test_colours_are_those_of_the_masks(tmp_path: Path, kind: str, first: Any, colours: dict[int, Any]) -> None:
+def test_colors_are_those_of_the_masks(tmp_path: Path, kind: str, first: Any, colors: dict[int, Any]) -> None:
     write(tmp_path, [grid(*first)], kind)
     palette = load(tmp_path).palette
     assert palette.shape == (256, 3)
-    assert {label: tuple(palette[label].tolist()) for label in colours} == colours
+    assert {label: tuple(palette[label].tolist()) for label in colors} == colors
 
 
 def test_frames_and_which_are_annotated(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_the_tenth_frame_comes_after_the_ninth(tmp_path: Path) -> None:
     folder = write(tmp_path, [])
     for i in (10, 9, 8):
         Image.fromarray(np.full((H, W, 3), i, np.uint8)).save(tmp_path / f"JPEGImages/480p/dog/{i}.png")
-        picture(grid(i), "L").save(folder / f"{i}.png")
+        image(grid(i), "L").save(folder / f"{i}.png")
     sequence = load(tmp_path)
     assert sequence.names == ("8", "9", "10")
     assert [int(frame[0, 0, 0]) for frame in sequence.frames] == [8, 9, 10]
@@ -171,7 +171,7 @@ def test_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "the 2 sequences of" in (said := capsys.readouterr().err)
     assert "2017/val.txt" in said
     assert list(open_mask_sequences(tmp_path, ["ape"])) == ["ape"]
-    with pytest.raises(BrokenSequenceError, match="gone: no frames"):
+    with pytest.raises(SequenceError, match="gone: no frames"):
         load(tmp_path, "gone")
     (tmp_path / "ImageSets/2017/val.txt").unlink()
     assert list(open_mask_sequences(tmp_path)) == ["cow", "ape"]
@@ -217,32 +217,30 @@ def test_what_makes_all_impossible(tmp_path: Path) -> None:
         ([grid(1), grid(1), grid(1), None], "P", "3 masks for 4 frames, 00015.png is the first that is missing"),
         ([grid(1), grid(1)[:, 1:]], "P", "00005.png: 7 x 6 pixels, expected 8 x 6 as in its frame"),
         ([grid(1)[1:]], "P", "00000.png: 8 x 5 pixels, expected 8 x 6 as in its frame"),
-        ([grid(64, 128, 255)], "L", "00000.png: greys 64, 128, 255 ...; expected labels 1, 2 ..., or white alone"),
-        ([grid((9, 9, 9), (255, 255, 255))], "RGB", "00000.png: greys 9, 255 ...; expected"),
-        ([grid(1).astype(np.uint16)], "I;16", "00000.png: a picture of mode I;16; expected indices"),
+        ([grid(64, 128, 255)], "L", "00000.png: grays 64, 128, 255 ...; expected labels 1, 2 ..., or white alone"),
+        ([grid((9, 9, 9), (255, 255, 255))], "RGB", "00000.png: grays 9, 255 ...; expected"),
+        ([grid(1).astype(np.uint16)], "I;16", "00000.png: an image of mode I;16; expected indices"),
     ],
 )
 def test_what_breaks_a_sequence(tmp_path: Path, masks: Any, kind: str, said: str) -> None:
     write(tmp_path, masks, kind)
     opened = open_mask_sequences(tmp_path)
-    with pytest.raises(BrokenSequenceError, match=re.escape(said)):
+    with pytest.raises(SequenceError, match=re.escape(said)):
         opened["dog"]()
 
 
-def test_pictures_that_are_no_masks(tmp_path: Path) -> None:
+def test_images_that_are_no_masks(tmp_path: Path) -> None:
     folder = write(tmp_path, [None, None])
     for i in range(2):
         smooth = np.random.default_rng(i).integers(0, 256, (H, W, 3), np.uint8).repeat(6, 0).repeat(6, 1)
         for name, kind in (("JPEGImages/480p/dog", "jpg"), ("Annotations/480p/dog", "png")):
             Image.fromarray(smooth).resize((90, 90)).save(tmp_path / name / f"{5 * i:05}.{kind}")
-    with pytest.raises(
-        BrokenSequenceError, match=r"00000.png: \d+ colours; expected one for each of up to 254 objects"
-    ):
+    with pytest.raises(SequenceError, match=r"00000.png: \d+ colors; expected one for each of up to 254 objects"):
         load(tmp_path)
     for file in folder.iterdir():
-        picture(np.ones((90, 90), np.uint8), "P").save(file)
+        image(np.ones((90, 90), np.uint8), "P").save(file)
     Image.fromarray(np.ones((90, 90, 3), np.uint8)).save(folder / "00005.png")
-    with pytest.raises(BrokenSequenceError, match=r"00005.png: expected indices or greys as in the first mask"):
+    with pytest.raises(SequenceError, match=r"00005.png: expected indices or grays as in the first mask"):
         load(tmp_path)
 
 
@@ -251,23 +249,23 @@ def test_damage_is_found_before_anything_is_tracked(tmp_path: Path) -> None:
     whole, frame = (folder / "00010.png").read_bytes(), tmp_path / "JPEGImages/480p/dog/00010.jpg"
     for damaged in (b"", b"text", frame.read_bytes(), whole[:-30], whole.replace(b"IDAT", b"IDAX")):
         (folder / "00010.png").write_bytes(damaged)
-        with pytest.raises(BrokenSequenceError, match=r"00010.png: .") as error:
+        with pytest.raises(SequenceError, match=r"00010.png: .") as error:
             load(tmp_path)
         assert "\n" not in str(error.value)
     (folder / "00010.png").write_bytes(whole)
     frame.write_bytes(b"text")
-    with pytest.raises(BrokenSequenceError, match=r"00010.jpg: ."):
+    with pytest.raises(SequenceError, match=r"00010.jpg: ."):
         load(tmp_path)
     Image.fromarray(np.zeros((H, 2 * W, 3), np.uint8)).save(frame)
-    with pytest.raises(BrokenSequenceError, match=r"00010.jpg: 16 x 6 pixels, expected 8 x 6 as in the first frame"):
+    with pytest.raises(SequenceError, match=r"00010.jpg: 16 x 6 pixels, expected 8 x 6 as in the first frame"):
         load(tmp_path)
     frame.unlink()
-    with pytest.raises(BrokenSequenceError, match=r"00010.png: a mask without a frame"):
+    with pytest.raises(SequenceError, match=r"00010.png: a mask without a frame"):
         load(tmp_path)
     Image.fromarray(np.zeros((H, W, 3), np.uint8)).save(frame)
     assert len(load(tmp_path).frames) == 3
     Image.fromarray(np.zeros((H, W, 3), np.uint8)).save(frame.with_suffix(".png"))
-    with pytest.raises(BrokenSequenceError, match="dog: two frames of one name"):
+    with pytest.raises(SequenceError, match="dog: two frames of one name"):
         load(tmp_path)
 
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from mec.evaluate.tracking.datasets.davis import PALETTE, read_masks, write_masks
-from mec.evaluate.tracking.sequences import BrokenSequenceError, ImageFrames, Labels, MaskSequence
+from mec.evaluate.tracking.sequences import ImageFrames, Labels, MaskSequence, SequenceError
 
 H, W = 6, 8
 
@@ -45,13 +45,13 @@ def test_what_is_written_is_davis_and_comes_back(tmp_path: Path) -> None:
 def test_what_ends_early_leaves_what_was_there(tmp_path: Path) -> None:
     def breaking() -> Iterator[Labels]:
         yield grid(2)
-        raise BrokenSequenceError("00005.jpg")
+        raise SequenceError("00005.jpg")
 
     sequence, out = three(), tmp_path / "out"
     for before in (None, [grid(1)] * 3):
         if before:
             write_masks(out, sequence, before)
-        with pytest.raises(BrokenSequenceError, match=r"00005.jpg"):
+        with pytest.raises(SequenceError, match=r"00005.jpg"):
             write_masks(out, sequence, breaking())
         for wrong in (2, 4):
             with pytest.raises(ValueError, match="zip"):

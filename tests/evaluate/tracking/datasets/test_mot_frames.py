@@ -8,8 +8,8 @@ from PIL import Image
 from mec.errors import InputError
 from mec.evaluate.tracking.datasets.mot_frames import read_frames
 from mec.evaluate.tracking.datasets.motchallenge import open_found_boxes
-from mec.evaluate.tracking.sequences import BrokenSequenceError, FoundSequence
 from mec.evaluate.tracking.datasets.text_table import read_table
+from mec.evaluate.tracking.sequences import DetectionSequence, SequenceError
 
 INI = "[Sequence]\nframeRate=14\nseqLength=3\nimWidth=64\nimHeight=48\nimExt=.png\n"
 GT = "1,1,2,3,10,20,1,1,1\n1,2,30,3,10,20,1,1,0.5\n3,2,30,4,10,20,1,1,1\n"
@@ -30,7 +30,7 @@ def write(folder: Path, *frames: str, **texts: str | None) -> Path:
     return folder
 
 
-def load(data: Path, name: str = "a", detections: str | None = None) -> FoundSequence:
+def load(data: Path, name: str = "a", detections: str | None = None) -> DetectionSequence:
     return open_found_boxes(data, detections)[name]()
 
 
@@ -39,7 +39,7 @@ def reason(folder: Path) -> str:
     write(folder.parent / "whole")
     loads = open_found_boxes(folder.parent)
     assert len(loads["whole"]().given) == 3
-    with pytest.raises(BrokenSequenceError) as caught:
+    with pytest.raises(SequenceError) as caught:
         loads["a"]()
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -63,7 +63,7 @@ def reason(folder: Path) -> str:
         ("1,7,2,3,10,20,1,1,1\n2,7,2,3,10,20,1,1,1\n1,7,40,3,10,20,1,8,1\n", "line 3: expected the number in column"),
         ("1,1,2,3,10,20,1,1,1\n2,1,2,3,10,20,1,14,1\n", "line 2: expected a class of 1 to 13 in column 8"),
         ("1,1,2,3,10,20,1,1,1\n2,1,2,3,10,20,1,-1,1\n", "line 2: expected a class of 1 to 13 in column 8"),
-        ("1,1,640,3,10,20,1,1,1\n1,2,2,480,10,20,1,1,1\n2,1,2,3,10,20,1,1,1\n", "2 of 3 boxes are outside pictures of"),
+        ("1,1,640,3,10,20,1,1,1\n1,2,2,480,10,20,1,1,1\n2,1,2,3,10,20,1,1,1\n", "2 of 3 boxes are outside images of"),
         ("1,1,2,3,10,20,1,1,\xff\n", "gt.txt cannot be read as text"),
     ],
 )  # fmt: skip
@@ -79,7 +79,7 @@ def test_damaged_truth(tmp_path: Path, gt: str, expected: str) -> None:
         (("000000.png", "000001.png"), None, "expected frames 1, 2 ... without gaps, got frame 0"),
         (("000001.png", "1.png"), None, "1.png: frame 1 is there twice, as 000001.png too"),
         (("frame1.png",), None, "frame1.png: expected the number of a frame as name, such as 000001.png"),
-        (("000001.jpg",), INI, "no picture in"),
+        (("000001.jpg",), INI, "no image in"),
         ((), INI.replace("64", "65"), "000001.png: expected 65x48 from seqinfo.ini, got 64x48"),
         ((), INI.replace("seqLength=3", "seqLength=many"), "expected a number above 0 as seqlength, got 'many'"),
         ((), INI.replace("seqLength=3", "seqLength=0"), "expected a number above 0 as seqlength, got '0'"),
@@ -87,7 +87,7 @@ def test_damaged_truth(tmp_path: Path, gt: str, expected: str) -> None:
         ((), INI.replace("14", "nan"), "expected a number above 0 as framerate, got 'nan'"),
         ((), INI.replace("[Sequence]", ""), "expected [Sequence] and lines of key=value"),
         ((), INI.replace("Sequence", "Other"), "expected [Sequence] and lines of key=value"),
-        ((), INI + "imDir=img2\n", "no folder of pictures"),
+        ((), INI + "imDir=img2\n", "no folder of images"),
     ],
 )
 def test_damaged_frames(tmp_path: Path, frames: tuple[str, ...], ini: str | None, expected: str) -> None:
@@ -99,7 +99,7 @@ def test_damaged_frames(tmp_path: Path, frames: tuple[str, ...], ini: str | None
     [
         ("1,-1,2,3,10,20,0.9\n2,-1,2,3,ten,20,0.9\n", "det.txt: line 2: expected numbers"),
         ("1,-1,2,3,10,20,0.9\n2,-1,2,3,10,20,nan\n", "det.txt: line 2: expected finite numbers"),
-        ("1,-1,80,3,10,20,0.9\n2,-1,2,60,10,20,0.8\n", "det.txt: 2 of 2 boxes are outside pictures of 64x48"),
+        ("1,-1,80,3,10,20,0.9\n2,-1,2,60,10,20,0.8\n", "det.txt: 2 of 2 boxes are outside images of 64x48"),
         ("1,2,3,10,0.9\n", "line 1: expected 6 or more columns, got 5"),
     ],
 )
@@ -107,12 +107,12 @@ def test_damaged_detections(tmp_path: Path, det: str, expected: str) -> None:
     assert expected in reason(write(tmp_path / "a", det=det))
 
 
-def test_a_picture_or_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_image_or_file_that_is_not_there(tmp_path: Path) -> None:
     assert "no " + str(tmp_path / "1/a/gt/gt.txt") in reason(write(tmp_path / "1" / "a", gt=None))
     assert f"no detections of a in {tmp_path / '2/a'}" in reason(write(tmp_path / "2" / "a", det=None))
     folder = write(tmp_path / "3" / "a")
     (folder / "img1/000001.png").write_bytes(b"damage")
-    assert "000001.png: not a picture" in reason(folder)
+    assert "000001.png: not an image" in reason(folder)
 
 
 def test_what_is_after_the_last_frame_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +128,7 @@ def test_what_is_after_the_last_frame_is_left_out(tmp_path: Path, capsys: pytest
     assert ([file.name for file in frames.files], size, frames.rate) == (["000001.png"], (48, 64), 14)
 
 
-def test_other_names_of_folder_and_pictures(tmp_path: Path) -> None:
+def test_other_names_of_folder_and_images(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", "._000001.png", "1.png", "2.png", "10.jpg", ini=None)
     (folder / "img1/Thumbs.db").touch()
     (folder / "img1").rename(folder / "color")
@@ -137,7 +137,7 @@ def test_other_names_of_folder_and_pictures(tmp_path: Path) -> None:
     assert [file.name for file in frames.files] == ["1.png", "2.png"]
 
 
-def test_boxes_that_hold_nothing_of_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_boxes_that_hold_nothing_of_the_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edges = [(-9, 3), (-10, 3), (63, 3), (64, 3), (5, -19), (5, -20), (5, 47), (5, 48)]
     det = "".join(f"1,-1,{x},{y},10,20,0.9\n" for x, y in edges) + "2,-1,5,5,0,20,0.8\n2,-1,5,5,10,-20,0.8\n"
     gt = GT + "2,1,64,3,10,20,1,1,1\n2,5,5,5,0,0,0,1,1\n"
@@ -145,7 +145,7 @@ def test_boxes_that_hold_nothing_of_the_picture(tmp_path: Path, capsys: pytest.C
     inside = load(folder).given
     assert inside[0].boxes[:, :2].tolist() == [[-9, 3], [63, 3], [5, -19], [5, 47]]
     assert len(inside[1]) == 0
-    assert capsys.readouterr().err == "a: 6 of 10 boxes are left out, without area or outside the picture\n"
+    assert capsys.readouterr().err == "a: 6 of 10 boxes are left out, without area or outside the image\n"
     sequence = load(folder, detections="gt")
     assert [len(found) for found in sequence.given] == [2, 0, 1]
     assert [len(ids) for ids in sequence.truth.ids] == [2, 2, 1], "what cannot be seen is still to be found"

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from mec.errors import InputError
-from mec.evaluate.tracking.metrics.identity import identity_scores
 from mec.evaluate.tracking.datasets.motchallenge import (
     compare_boxes,
     open_found_boxes,
@@ -16,7 +15,8 @@ from mec.evaluate.tracking.datasets.motchallenge import (
     read_truth,
     write_tracks,
 )
-from mec.evaluate.tracking.sequences import BrokenSequenceError, Found, FoundSequence, ImageFrames
+from mec.evaluate.tracking.metrics.identity import identity_scores
+from mec.evaluate.tracking.sequences import DetectionSequence, Found, ImageFrames, SequenceError
 
 INI = "[Sequence]\nname=x\nimDir=img1\nframeRate=14\nseqLength=3\nimWidth=64\nimHeight=48\nimExt=.png\n"
 GT = "1,1,2,3,10,20,1,1,1\n1,2,30,3,10,20,1,1,0.5\n2,1,3,3,10,20,1,1,1\n3,2,30,4,10,20,0,1,1\n3,9,50,4,10,20,1,7,1\n"
@@ -34,11 +34,11 @@ def write(folder: Path, gt: str | None = GT, det: str | None = DET, ini: str | N
     return folder
 
 
-def load(folder: Path, detections: str | None = None, least_score: float = 0.5) -> FoundSequence:
-    return open_found_boxes(folder, detections, least_score)[folder.name]()
+def load(folder: Path, detections: str | None = None, min_score: float = 0.5) -> DetectionSequence:
+    return open_found_boxes(folder, detections, min_score)[folder.name]()
 
 
-def boxes(sequence: FoundSequence) -> list[list[list[float]]]:
+def boxes(sequence: DetectionSequence) -> list[list[list[float]]]:
     return [found.boxes.tolist() for found in sequence.given]
 
 
@@ -49,9 +49,9 @@ def tracks(*frames: dict[int, list[float]]) -> list[Found]:
     ]
 
 
-def text_only(folder: Path, name: str, text: str, frames: int) -> FoundSequence:
+def text_only(folder: Path, name: str, text: str, frames: int) -> DetectionSequence:
     (folder / f"{name}.txt").write_text(text)
-    return FoundSequence(name, ImageFrames(()), (), read_truth(folder / f"{name}.txt", frames, name))
+    return DetectionSequence(name, ImageFrames(()), (), read_truth(folder / f"{name}.txt", frames, name))
 
 
 def test_figures_that_were_published(real_data: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +60,7 @@ def test_figures_that_were_published(real_data: Path, capfd: pytest.CaptureFixtu
     for name, frames in (("TUD-Campus", 71), ("TUD-Stadtmitte", 179)):
         truth = read_truth(folder / "train" / name / "gt/gt.txt", frames, name)
         found = read_tracks(folder / "results", name, frames)
-        compared[name] = compare_boxes(FoundSequence(name, ImageFrames(()), (), truth), found)
+        compared[name] = compare_boxes(DetectionSequence(name, ImageFrames(()), (), truth), found)
     scores = identity_scores(compared)
     assert capfd.readouterr() == ("", "")
     columns = ("IDF1", "IDP", "IDR", "MOTA", "MOTP", "false", "missed", "switches", "fragmentations")
@@ -129,7 +129,7 @@ def test_trackevals_command_has_the_same_figures(real_data: Path, tmp_path: Path
             write_tracks(found / "ours/data", name, said)
             known = read_truth(truth / name / "gt/gt.txt", lengths[name], name)
             assert known.benchmark == benchmark
-            compared[name] = compare_boxes(FoundSequence(name, ImageFrames(()), (), known), said)
+            compared[name] = compare_boxes(DetectionSequence(name, ImageFrames(()), (), known), said)
         ours = identity_scores(compared)
         assert 0.1 < ours["all"]["HOTA"] < 0.9
         assert min(ours["all"][c] for c in ("switches", "fragmentations", "false", "missed")) > 0
@@ -200,7 +200,7 @@ def test_tracks_are_for_every_frame_and_have_ids(tmp_path: Path) -> None:
         compare_boxes(sequence, tracks({}, {}))
     with pytest.raises(ValueError, match="expected tracks with ids"):
         compare_boxes(sequence, [Found(np.zeros((0, 4)), np.zeros(0))] * 3)
-    with pytest.raises(BrokenSequenceError, match=r"line 2: expected the number in column 2 once in a frame"):
+    with pytest.raises(SequenceError, match=r"line 2: expected the number in column 2 once in a frame"):
         text_only(tmp_path, "b", "1,1,2,3,10,20\n1,1,30,3,10,20\n", 3)
 
 
@@ -213,7 +213,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one.boxes, other.boxes)
         np.testing.assert_array_equal(one.ids, other.ids)
         np.testing.assert_array_equal(one.scores, other.scores)
-    with pytest.raises(BrokenSequenceError, match=r"a.txt: line 3: expected a frame of 1 to 2"):
+    with pytest.raises(SequenceError, match=r"a.txt: line 3: expected a frame of 1 to 2"):
         read_tracks(tmp_path, "a", 2)
     with pytest.raises(ValueError, match="ids"):
         write_tracks(tmp_path, "a", [*tracks({1: [0, 0, 1, 1]}), Found(np.zeros((1, 4)), np.ones(1))])
@@ -230,11 +230,11 @@ def test_a_small_sequence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert boxes(sequence) == [[[2.5, 3, 10, 20], [30, 3, 10, 20]], [], [[50, 4, 10, 20]]]
     assert [found.scores.tolist() for found in sequence.given] == [[0.9, 0.7], [], [0.51]]
     assert boxes(load(tmp_path / "a", "gt")) == [[[2, 3, 10, 20], [30, 3, 10, 20]], [[3, 3, 10, 20]], []]
-    assert boxes(load(tmp_path / "a", least_score=0.7)) == [[[2.5, 3, 10, 20]], [], []]
+    assert boxes(load(tmp_path / "a", min_score=0.7)) == [[[2.5, 3, 10, 20]], [], []]
     assert capsys.readouterr() == ("", "")
     (tmp_path / "a/seqinfo.ini").unlink()
     assert (len(load(tmp_path / "a").frames), load(tmp_path / "a").frames.rate) == (3, 30)
-    assert boxes(load(tmp_path / "a", least_score=0.9)) == [[], [], []]
+    assert boxes(load(tmp_path / "a", min_score=0.9)) == [[], [], []]
     assert capsys.readouterr().err == "a: no box in any of the 3 frames, so there will be no tracks\n"
 
 
@@ -275,7 +275,7 @@ def test_detections_of_others(
     assert "test is left out" in said
     assert '2 sequences are the videos of others; --sequences "*-FRCNN"' in said
     assert len(loads["MOT17-01-SDP"]().given[0]) == 2
-    with pytest.raises(BrokenSequenceError, match=r"no detections of MOT17-01-DPM in .*own"):
+    with pytest.raises(SequenceError, match=r"no detections of MOT17-01-DPM in .*own"):
         loads["MOT17-01-DPM"]()
     assert list(open_found_boxes(tmp_path, "gt", names=["*-S?P", "*-DPM"])) == [names[0], names[2]]
     with pytest.raises(

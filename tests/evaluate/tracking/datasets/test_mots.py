@@ -8,15 +8,15 @@ from PIL import Image
 
 from mec.errors import InputError
 from mec.evaluate.tracking.datasets.mots import open_found_masks
-from mec.evaluate.tracking.sequences import BrokenSequenceError, Found
+from mec.evaluate.tracking.sequences import Found, SequenceError
 from tests.evaluate.tracking.mots_scenes import (
     HEIGHT,
     WIDTH,
     block,
     challenge,
+    images,
     instances,
     kitti,
-    pictures,
     rle,
     text,
 )
@@ -60,22 +60,22 @@ def test_a_folder_above_or_the_sequence_itself(tmp_path: Path, data: str) -> Non
 
 
 @pytest.mark.parametrize("place", ["gt", "../instances/MOTS20-02"])
-def test_pictures_of_instances_are_read_as_the_text(tmp_path: Path, place: str) -> None:
+def test_images_of_instances_are_read_as_the_text(tmp_path: Path, place: str) -> None:
     folder = challenge(tmp_path, LINES)
     of_text = open_found_masks(tmp_path)["MOTS20-02"]()
     (folder / "gt" / "gt.txt").unlink()
     instances(folder / place, [(f, i % 1000, c, m) for f, i, c, m in LINES], 1, 3)
-    of_pictures = open_found_masks(tmp_path)["MOTS20-02"]()
-    for a, b in zip(of_text.given, of_pictures.given, strict=True):
+    of_images = open_found_masks(tmp_path)["MOTS20-02"]()
+    for a, b in zip(of_text.given, of_images.given, strict=True):
         assert (np.array(decoded(a)) == np.array(decoded(b))).all()
-    assert [ids.tolist() for ids in of_pictures.truth.ids] == [[2001, 2005], [], [2005]]
-    assert [coco_mask.area(region) for region in of_pictures.truth.ignored] == [25, 0, 0]
+    assert [ids.tolist() for ids in of_images.truth.ids] == [[2001, 2005], [], [2005]]
+    assert [coco_mask.area(region) for region in of_images.truth.ignored] == [25, 0, 0]
 
 
-@pytest.mark.parametrize("as_pictures", [False, True])
-def test_kittis_classes_are_sequences_of_their_own(tmp_path: Path, as_pictures: bool) -> None:
+@pytest.mark.parametrize("as_images", [False, True])
+def test_kittis_classes_are_sequences_of_their_own(tmp_path: Path, as_images: bool) -> None:
     file = kitti(tmp_path, KITTIS)
-    if as_pictures:
+    if as_images:
         file.unlink()
         instances(tmp_path / "instances" / "0002", [(f, i % 1000, c, m) for f, i, c, m in KITTIS], 0, 3)
     loads = open_found_masks(tmp_path)
@@ -146,7 +146,7 @@ def test_damaged_lines_are_named(tmp_path: Path, line: str, message: str, truth:
     file = folder / "gt" / "gt.txt" if truth else tmp_path / "MOTS20-02.txt"
     file.write_text(f"{text(LINES)}\n{line}\n")
     load = open_found_masks(tmp_path, None if truth else str(tmp_path))["MOTS20-02"]
-    with pytest.raises(BrokenSequenceError) as error:
+    with pytest.raises(SequenceError) as error:
         load()
     assert str(error.value).startswith(f"{file}: line {len(LINES) + 2}: ")
     assert message in str(error.value)
@@ -163,7 +163,7 @@ def test_damaged_lines_are_named(tmp_path: Path, line: str, message: str, truth:
 )
 def test_what_the_truth_must_not_have(tmp_path: Path, more: tuple, message: str) -> None:
     folder = challenge(tmp_path, [*LINES, more])
-    with pytest.raises(BrokenSequenceError, match=re.escape(f"{folder / 'gt' / 'gt.txt'}: {message}")):
+    with pytest.raises(SequenceError, match=re.escape(f"{folder / 'gt' / 'gt.txt'}: {message}")):
         open_found_masks(tmp_path)["MOTS20-02"]()
 
 
@@ -173,7 +173,7 @@ def test_one_broken_sequence_does_not_lose_the_others(tmp_path: Path) -> None:
     (other / "gt" / "gt.txt").unlink()
     loads = open_found_masks(tmp_path)
     assert len(loads["MOTS20-02"]().given) == 3
-    with pytest.raises(BrokenSequenceError, match=r"no .*gt\.txt"):
+    with pytest.raises(SequenceError, match=r"no .*gt\.txt"):
         loads["MOTS20-05"]()
 
 
@@ -181,11 +181,11 @@ def test_one_broken_sequence_does_not_lose_the_others(tmp_path: Path) -> None:
 def test_frames_that_are_missing(tmp_path: Path, lacking: str) -> None:
     kitti(tmp_path, KITTIS)
     (tmp_path / "training" / "image_02" / "0002" / lacking).unlink()
-    with pytest.raises(BrokenSequenceError, match=r"expected frames 000000, 000001 \.\.\. without gaps, got 0"):
+    with pytest.raises(SequenceError, match=r"expected frames 000000, 000001 \.\.\. without gaps, got 0"):
         open_found_masks(tmp_path)["0002 car"]()
 
 
-def test_damaged_pictures_of_instances(tmp_path: Path) -> None:
+def test_damaged_images_of_instances(tmp_path: Path) -> None:
     folder = challenge(tmp_path, LINES)
     (folder / "gt" / "gt.txt").unlink()
     instances(folder / "gt", LINES, 1, 3)
@@ -193,13 +193,13 @@ def test_damaged_pictures_of_instances(tmp_path: Path) -> None:
     whole = file.read_bytes()
     for damage, message in [
         (lambda: file.write_bytes(whole[:40]), "000002.png"),
-        (lambda: pictures(folder / "gt", 2, 1), "expected one whole number a pixel"),
+        (lambda: images(folder / "gt", 2, 1), "expected one whole number a pixel"),
         (lambda: Image.fromarray(np.full((HEIGHT, WIDTH), 7, np.uint16)).save(file), "expected class 1 .* got 0"),
         (lambda: Image.fromarray(np.full((9, WIDTH), 2007, np.uint16)).save(file), "a mask of 60x9, expected 60x40"),
         (lambda: file.unlink(), "No such file"),
     ]:
         damage()
-        with pytest.raises(BrokenSequenceError, match=message):
+        with pytest.raises(SequenceError, match=message):
             load()
 
 

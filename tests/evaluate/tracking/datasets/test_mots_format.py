@@ -11,7 +11,7 @@ from mec.evaluate.tracking.datasets.mots_format import (
     read_masks_text,
     write_masks_text,
 )
-from mec.evaluate.tracking.sequences import BrokenSequenceError, Found
+from mec.evaluate.tracking.sequences import Found, SequenceError
 from tests.evaluate.tracking.mots_scenes import HEIGHT, WIDTH, block, rle, text
 
 
@@ -31,7 +31,7 @@ def test_run_lengths_of_any_mask_are_read(tmp_path: Path) -> None:
         assert (coco_mask.decode(row.mask) == shape).all()
 
 
-def test_a_large_picture(tmp_path: Path) -> None:
+def test_a_large_image(tmp_path: Path) -> None:
     mask = np.zeros((2000, 3000), np.uint8)
     mask[1500:1900, 2500:] = 1
     counts = rle(mask)["counts"].decode()
@@ -45,7 +45,7 @@ def test_no_garbage_is_taken_for_a_mask(tmp_path: Path) -> None:
     for _ in range(100):
         junk = bytes(chance.integers(33, 127, chance.integers(1, 30)).astype(np.uint8)).decode()
         (tmp_path / "a.txt").write_text(f"1 2001 2 40 60 {junk}\n")
-        with pytest.raises(BrokenSequenceError, match=r"a\.txt: line 1: expected "):
+        with pytest.raises(SequenceError, match=r"a\.txt: line 1: expected "):
             read_mask_lines(tmp_path / "a.txt")
 
 
@@ -108,7 +108,7 @@ def test_tracks_without_ids_are_not_written(tmp_path: Path) -> None:
 )
 def test_other_peoples_tracks(tmp_path: Path, lines: list, message: str) -> None:
     (tmp_path / "a.txt").write_text(text(lines))
-    with pytest.raises(BrokenSequenceError, match=message):
+    with pytest.raises(SequenceError, match=message):
         read_masks_text(tmp_path, "a", 2)
 
 
@@ -116,5 +116,5 @@ def test_other_peoples_tracks(tmp_path: Path, lines: list, message: str) -> None
 def test_files_that_are_no_text(tmp_path: Path, data: bytes | None) -> None:
     if data is not None:
         (tmp_path / "a.txt").write_bytes(data)
-    with pytest.raises(BrokenSequenceError, match="cannot be read as text"):
+    with pytest.raises(SequenceError, match="cannot be read as text"):
         read_masks_text(tmp_path, "a", 2)

@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 
 from mec.errors import InputError
-from mec.evaluate.tracking.datasets.posetrack_format import read_pose_frames
 from mec.evaluate.tracking.datasets.posetrack import open_poses, read_poses, write_poses
-from mec.evaluate.tracking.sequences import BrokenSequenceError, Found, FoundSequence
+from mec.evaluate.tracking.datasets.posetrack_format import read_pose_frames
+from mec.evaluate.tracking.sequences import DetectionSequence, Found, SequenceError
 from mec.evaluate.tracking.skeletons import JOINTS
 from tests.evaluate.tracking.pose_scenes import NAMES, VIDEO, body, image, older, person, posetrack18, rect
 
-IMAGES = [image(0), image(1, labelled=False), image(2), image(3)]
+IMAGES = [image(0), image(1, labeled=False), image(2), image(3)]
 PERSONS = [person(2, 4, body(90)), person(0, 4, body(80)), person(0, 9, body(150, unseen=["nose", "left_wrist"]))]
 
 
-def tracked(sequence: FoundSequence) -> list[Found]:
+def tracked(sequence: DetectionSequence) -> list[Found]:
     return [replace(found, ids=np.arange(len(found)) + 3) for found in sequence.given]
 
 
-def test_the_truths_own_poses_in_the_frames_that_are_labelled(tmp_path: Path) -> None:
+def test_the_truths_own_poses_in_the_frames_that_are_labeled(tmp_path: Path) -> None:
     posetrack18(tmp_path, IMAGES, PERSONS)
     loads = open_poses(tmp_path)
     assert list(loads) == [VIDEO]
@@ -108,10 +108,10 @@ def test_detections_of_other_frames(tmp_path: Path) -> None:
     posetrack18(tmp_path, IMAGES, PERSONS)
     file = older(tmp_path / "obs" / f"{VIDEO}.json", [[rect(body(80))]] * 3)
     load = open_poses(tmp_path, str(tmp_path / "obs"))[VIDEO]
-    with pytest.raises(BrokenSequenceError, match=r"1 labelled frames are missing, the first is .*/000003.jpg"):
+    with pytest.raises(SequenceError, match=r"1 labeled frames are missing, the first is .*/000003.jpg"):
         load()
     older(file, [[rect(body(80))]] * 5)
-    with pytest.raises(BrokenSequenceError, match=r"000004.jpg is none of the 4 frames of the annotation"):
+    with pytest.raises(SequenceError, match=r"000004.jpg is none of the 4 frames of the annotation"):
         load()
 
 
@@ -125,11 +125,11 @@ def test_frames_that_are_missing(tmp_path: Path) -> None:
     posetrack18(tmp_path, IMAGES, PERSONS)
     folder = tmp_path / "images" / "val" / VIDEO
     (folder / "000002.jpg").unlink()
-    with pytest.raises(BrokenSequenceError, match=r"1 of 3 frames of .* are missing in .*first is .*/000002.jpg"):
+    with pytest.raises(SequenceError, match=r"1 of 3 frames of .* are missing in .*first is .*/000002.jpg"):
         open_poses(tmp_path)[VIDEO]()
     for file in folder.iterdir():
         file.unlink()
-    with pytest.raises(BrokenSequenceError, match=r"no images/val/.*/000000.jpg in any of the folders above"):
+    with pytest.raises(SequenceError, match=r"no images/val/.*/000000.jpg in any of the folders above"):
         open_poses(tmp_path)[VIDEO]()
 
 
@@ -143,7 +143,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         for field in ("boxes", "scores", "ids", "poses"):
             assert np.array_equal(getattr(a, field), getattr(b, field))
     raw = json.loads((tmp_path / "out" / f"{VIDEO}.json").read_text())
-    assert [one["file_name"] for one in raw["images"]] == [one["file_name"] for one in IMAGES], "unlabelled ones too"
+    assert [one["file_name"] for one in raw["images"]] == [one["file_name"] for one in IMAGES], "unlabeled ones too"
     one = raw["annotations"][1]
     assert (one["track_id"], one["image_id"], len(one["scores"])) == (4, 0, 17)
     assert dict(zip(NAMES, np.reshape(one["keypoints"], (17, 3)).tolist(), strict=True))["right_wrist"] == [120, 95, 1]
@@ -154,9 +154,9 @@ def test_tracks_of_other_sequences_are_not_read(tmp_path: Path) -> None:
     posetrack18(tmp_path, IMAGES, PERSONS)
     sequence = open_poses(tmp_path)[VIDEO]()
     posetrack18(tmp_path, IMAGES[:2], [], folder="out")
-    with pytest.raises(BrokenSequenceError, match=r"expected images/val/.*/000002.jpg, and a track_id of each person"):
+    with pytest.raises(SequenceError, match=r"expected images/val/.*/000002.jpg, and a track_id of each person"):
         read_poses(tmp_path / "out", sequence)
-    with pytest.raises(BrokenSequenceError, match="cannot be read as JSON"):
+    with pytest.raises(SequenceError, match="cannot be read as JSON"):
         read_poses(tmp_path / "nowhere", sequence)
     with pytest.raises(ValueError, match="expected tracks with ids and poses"):
         write_poses(tmp_path / "out", sequence, sequence.given)
@@ -208,7 +208,7 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path: Path, place: str, value: Any,
     else:
         inner[last] = value
     file.write_text(json.dumps(raw))
-    with pytest.raises(BrokenSequenceError, match=message) as error:
+    with pytest.raises(SequenceError, match=message) as error:
         open_poses(tmp_path)[VIDEO]()
     assert str(error.value).startswith(f"{file}: ")
     assert "\n" not in str(error.value)
@@ -217,13 +217,13 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path: Path, place: str, value: Any,
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", '{"annolist": 3}', '{"annolist": [{}]}', "\xff"])
 def test_files_of_other_kinds(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text, encoding="latin-1")
-    with pytest.raises(BrokenSequenceError, match=r"a\.json"):
+    with pytest.raises(SequenceError, match=r"a\.json"):
         read_pose_frames(tmp_path / "a.json")
 
 
-def test_nobody_labelled_anything(tmp_path: Path) -> None:
-    posetrack18(tmp_path, [image(0, labelled=False)], [])
-    with pytest.raises(BrokenSequenceError, match="none of the 1 frames is labelled"):
+def test_nobody_labeled_anything(tmp_path: Path) -> None:
+    posetrack18(tmp_path, [image(0, labeled=False)], [])
+    with pytest.raises(SequenceError, match="none of the 1 frames is labeled"):
         open_poses(tmp_path)[VIDEO]()
 
 

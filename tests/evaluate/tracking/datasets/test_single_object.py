@@ -7,7 +7,7 @@ import pytest
 
 from mec.errors import InputError
 from mec.evaluate.tracking.datasets.single_object import open_box_sequences
-from mec.evaluate.tracking.sequences import BrokenSequenceError, ImageFrames
+from mec.evaluate.tracking.sequences import ImageFrames, SequenceError
 from tests.evaluate.tracking.box_folders import encoded, frames, numbers, only, otb, rows
 
 
@@ -34,7 +34,7 @@ def test_otb_as_published(real_data: Path) -> None:
     assert open_box_sequences(folder / "Jogging")["Jogging-1"]().attributes == ("OCC", "DEF", "OPR")
 
 
-PUBLISHED = {  # what the archives hold: pictures; and those that are evaluated
+PUBLISHED = {  # what the archives hold: images; and those that are evaluated
     "David": (1, 770, 300, 770), "Diving": (1, 231, 1, 215), "Football1": (1, 81, 1, 74), "Freeman3": (1, 474, 1, 460),
     "Freeman4": (1, 297, 1, 283), "BlurCar1": (247, 988, 247, 988), "BlurCar3": (3, 359, 3, 359),
     "BlurCar4": (18, 397, 18, 397), "Tiger1": (1, 354, 6, 354), "Board": (1, 698, 1, 698),
@@ -45,7 +45,7 @@ PUBLISHED = {  # what the archives hold: pictures; and those that are evaluated
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_odd_sequences_of_otb(real_data: Path, tmp_path: Path, name: str) -> None:
-    """Their published truth beside pictures without content; only the first one's header is read."""
+    """Their published truth beside images without content; only the first one's header is read."""
     truth = real_data / "OTB100" / "anno" / f"{name}.txt"
     if not truth.is_file():
         pytest.skip(f"no {truth}")
@@ -109,7 +109,7 @@ def test_what_lies_about_is_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["{}.PNG", "img{:05d}.tif", "2024-frame_{:03d}.webp"])
-def test_pictures_of_any_name_are_in_the_order_of_their_numbers(tmp_path: Path, name: str) -> None:
+def test_images_of_any_name_are_in_the_order_of_their_numbers(tmp_path: Path, name: str) -> None:
     frames(tmp_path / "s" / "img", range(8, 12), name)
     frames(tmp_path / "s" / "img", [9], f"._{name}")
     (tmp_path / "s" / "groundtruth_rect.txt").write_text(rows(4))
@@ -137,12 +137,12 @@ def test_the_range_in_cfg_json(tmp_path: Path) -> None:
     assert numbers(only(folder)) == [12, 13, 14]
     for damaged in ('{"startFrame": 12', "[]", "\xff", '{"startFrame": 12, "endFrame": "14"}'):
         (folder / "cfg.json").write_text(damaged, encoding="latin-1")
-        with pytest.raises(BrokenSequenceError, match="3 boxes for 10 frames, 10 to 19"):
+        with pytest.raises(SequenceError, match="3 boxes for 10 frames, 10 to 19"):
             only(folder)
     for wrong in ("15, 12", "12, 15", "19, 99999999999999"):
         first, last = wrong.split(", ")
         (folder / "cfg.json").write_text(f'{{"startFrame": {first}, "endFrame": {last}}}')
-        with pytest.raises(BrokenSequenceError, match=r"boxes for|lacks"):
+        with pytest.raises(SequenceError, match=r"boxes for|lacks"):
             only(folder)
 
 
@@ -158,7 +158,7 @@ def test_got_10k(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert one.truth[[0, 2]].tolist() == [[0, 1, 5.5, 6]] * 2
     assert np.isnan(one.truth[[1, 3]]).all()
     assert only(tmp_path / "val" / "GOT-10k_val_000001").name == "GOT-10k_val_000001"
-    with pytest.raises(BrokenSequenceError, match="a box for the first frame alone, as GOT-10k's test part"):
+    with pytest.raises(SequenceError, match="a box for the first frame alone, as GOT-10k's test part"):
         only(tmp_path / "test")
     with pytest.raises(InputError, match=r"data: .* has the parts test, val; expected one of them"):
         open_box_sequences(tmp_path)

@@ -12,35 +12,35 @@ import pytest
 from PIL import Image
 
 from mec.errors import InputError
-from mec.evaluate.tracking.sequences import BrokenSequenceError, Frame, Frames, ImageFrames
 from mec.evaluate.tracking.datasets.video import AHEAD, VideoFrames, open_frames
+from mec.evaluate.tracking.sequences import Frame, Frames, ImageFrames, SequenceError
 
 av = pytest.importorskip("av")
 
 
-def grey(frame: int) -> int:
+def gray(frame: int) -> int:
     return 30 + 3 * frame
 
 
 def write_video(
     path: Path, frames: Iterable[int], rate: int = 25, codec: str = "libx264", size: tuple[int, int] = (48, 64)
 ) -> Path:
-    """Each frame of one grey with a little noise, which keeps its packets from being empty."""
+    """Each frame of one gray with a little noise, which keeps its packets from being empty."""
     noise = np.random.default_rng(0)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = size
         stream.pix_fmt, stream.bit_rate = "yuvj420p" if codec == "mjpeg" else "yuv420p", 4_000_000
         for i in frames:
-            pixels = (grey(i) + noise.integers(-15, 16, (*size, 3))).astype(np.uint8)
+            pixels = (gray(i) + noise.integers(-15, 16, (*size, 3))).astype(np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
     return path
 
 
 def numbers(frames: Iterable[Frame]) -> list[int]:
-    """Of the frames, by their grey, which the codecs keep to within half of a step."""
-    return [round((float(frame.mean()) - grey(0)) / 3) for frame in frames]
+    """Of the frames, by their gray, which the codecs keep to within half of a step."""
+    return [round((float(frame.mean()) - gray(0)) / 3) for frame in frames]
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_threads_end_with_the_frames_and_with_the_consumer(video: Path) -> None:
 
 
 def test_damage_costs_what_it_hits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The packets of MJPEG are pictures, so at most two of 30 are lost: decoders of several threads may save them."""
+    """The packets of MJPEG are images, so at most two of 30 are lost: decoders of several threads may save them."""
     path = write_video(tmp_path / "a.avi", range(30), codec="mjpeg")
     with av.open(str(path)) as container:
         places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
@@ -185,7 +185,7 @@ def test_frames_that_change_their_size(tmp_path: Path) -> None:
     path = tmp_path / "both.mpg"
     path.write_bytes(one.read_bytes() + two.read_bytes())
     frames = open_frames(path)
-    with pytest.raises(BrokenSequenceError, match=r"both.mpg: frame 1\d is 96 x 80, those before 64 x 48$"):
+    with pytest.raises(SequenceError, match=r"both.mpg: frame 1\d is 96 x 80, those before 64 x 48$"):
         for frame in frames:
             assert frame.shape == (48, 64, 3)
 
@@ -212,7 +212,7 @@ def test_sound_alone(tmp_path: Path) -> None:
         silence.sample_rate = 48000
         container.mux(stream.encode(silence))
         container.mux(stream.encode())
-    assert "a.mp4 has no pictures" in refusal(tmp_path / "a.mp4")
+    assert "a.mp4 has no images" in refusal(tmp_path / "a.mp4")
 
 
 def test_a_video_all_of_whose_frames_are_damaged(tmp_path: Path) -> None:
@@ -229,8 +229,8 @@ def test_other_paths(tmp_path: Path, video: Path) -> None:
     assert "expected a video (.avi, " in refusal(tmp_path / "notes.txt")
     assert f"swin.mp4 does not exist; did you mean {video}?" in refusal(video.parent / "swin.mp4")
     assert "does not exist; expected a video" in refusal(tmp_path / "gone" / "a.mp4")
-    assert f"no picture in {tmp_path}; expected .bmp, " in refusal(tmp_path)
-    assert f"no picture in {video.parent}; did you mean {video}?" in refusal(video.parent)
+    assert f"no image in {tmp_path}; expected .bmp, " in refusal(tmp_path)
+    assert f"no image in {video.parent}; did you mean {video}?" in refusal(video.parent)
 
 
 def test_the_library_is_asked_for_only_where_it_is_needed(
@@ -242,11 +242,11 @@ def test_the_library_is_asked_for_only_where_it_is_needed(
     assert len(open_frames(tmp_path)) == 1
 
 
-def test_pictures_in_a_folder_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_images_in_a_folder_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     names = ["frame9.png", "frame10.png", "frame2.png", "frame100.PNG", "frame09b.png", ".frame3.png"]
     for i, name in enumerate(names):
-        Image.new("RGB", (16, 12), (grey(i),) * 3).save(tmp_path / name)
-    (tmp_path / "frame5.txt").write_text("no picture")
+        Image.new("RGB", (16, 12), (gray(i),) * 3).save(tmp_path / name)
+    (tmp_path / "frame5.txt").write_text("no image")
     (tmp_path / "frame4.png").mkdir()
     frames: Frames = open_frames(tmp_path)
     assert isinstance(frames, ImageFrames)
@@ -255,12 +255,12 @@ def test_pictures_in_a_folder_are_in_the_order_of_their_numbers(tmp_path: Path) 
 
 
 def test_real_video(real_data: Path) -> None:
-    """The first frames of a film beside the same frames as pictures, which differ by how they were compressed."""
+    """The first frames of a film beside the same frames as images, which differ by how they were compressed."""
     folder = real_data / "posetrack18" / "videos" / "000001_mpiinew_test"
     if not folder.is_dir():
         pytest.skip(f"no PoseTrack18 at {folder}")
-    film, pictures = open_frames(folder / "000001_mpiinew_test.mp4"), open_frames(folder)
-    assert (len(film), len(pictures)) == (5, 5)
-    for shown, picture in zip(film, pictures, strict=True):
-        assert shown.shape == picture.shape
-        assert abs(shown.astype(int) - picture).mean() < 5
+    film, images = open_frames(folder / "000001_mpiinew_test.mp4"), open_frames(folder)
+    assert (len(film), len(images)) == (5, 5)
+    for shown, image in zip(film, images, strict=True):
+        assert shown.shape == image.shape
+        assert abs(shown.astype(int) - image).mean() < 5

@@ -8,8 +8,8 @@ import pytest
 from faster_coco_eval import mask as coco_mask
 from scipy import ndimage
 
-from mec.evaluate.tracking.metrics.davis import contours, mask_scores
 from mec.evaluate.tracking.datasets.davis import PALETTE, open_mask_sequences, read_masks
+from mec.evaluate.tracking.metrics.davis import contours, mask_scores
 from mec.evaluate.tracking.sequences import ImageFrames, Labels, MaskSequence
 
 H, W = 40, 60
@@ -103,7 +103,7 @@ def test_contours_are_those_of_an_independent_measure(real_data: Path, name: str
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_contours_at_the_edges_of_the_picture(seed: int) -> None:
+def test_contours_at_the_edges_of_the_image(seed: int) -> None:
     random = np.random.default_rng(seed)
     truth, found = (ndimage.gaussian_filter(random.normal(size=(90, 130)), 5) > 0.02 for _ in range(2))
     row = mask_scores([sequence([truth.astype(np.uint8)] * 3)], {"dog": [found.astype(np.uint8)] * 3})["dog"]

@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mec.evaluate.tracking.metrics.mots import compare_masks, mots_scores
-from mec.evaluate.tracking.datasets.mots_format import found_masks, write_masks_text
 from mec.evaluate.tracking.datasets.mots import open_found_masks
+from mec.evaluate.tracking.datasets.mots_format import found_masks, write_masks_text
+from mec.evaluate.tracking.metrics.mots import compare_masks, mots_scores
 from mec.evaluate.tracking.sequences import Found
 from tests.evaluate.tracking.mots_scenes import Line, block, challenge, kitti, rle
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mec.evaluate.tracking.metrics.otb import box_figures, box_scores, overlaps, precision, success
 from mec.evaluate.tracking.datasets.single_object import open_box_sequences
+from mec.evaluate.tracking.metrics.otb import box_figures, box_scores, overlaps, precision, success
 from mec.evaluate.tracking.sequences import Boxes, BoxSequence, ImageFrames
 
 NAN = float("nan")
@@ -55,7 +55,7 @@ def test_success_is_strictly_above_the_threshold() -> None:
 
 
 def test_precision_includes_the_distance() -> None:
-    """Centres 0, 5 (3, 4), 20 (12, 16) and 20.5 pixels apart, the last two by their size alone."""
+    """Centers 0, 5 (3, 4), 20 (12, 16) and 20.5 pixels apart, the last two by their size alone."""
     truth = boxes((10, 10, 4, 4), (10, 10, 4, 4), (10, 10, 4, 4), (10, 10, 4, 4))
     found = boxes((10, 10, 4, 4), (13, 14, 4, 4), (10, 10, 28, 36), (10, 10, 45, 4))
     expected = [0.25] * 5 + [0.5] * 15 + [0.75] + [1] * 30

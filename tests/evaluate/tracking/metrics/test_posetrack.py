@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mec.evaluate.tracking.metrics.posetrack import compare_poses, pose_scores
 from mec.evaluate.tracking.datasets.posetrack import open_poses
-from mec.evaluate.tracking.sequences import Found, FoundSequence
+from mec.evaluate.tracking.metrics.posetrack import compare_poses, pose_scores
+from mec.evaluate.tracking.sequences import DetectionSequence, Found
 from mec.evaluate.tracking.skeletons import JOINTS, pose_boxes
 from tests.evaluate.tracking.pose_scenes import VIDEO, body, image, person, posetrack18
 
@@ -24,12 +24,12 @@ def tracks(*frames: Sequence[tuple[int, np.ndarray]]) -> list[Found]:
     return found
 
 
-def opened(folder: Path, persons: Sequence[dict], frames: int, **more: object) -> FoundSequence:
+def opened(folder: Path, persons: Sequence[dict], frames: int, **more: object) -> DetectionSequence:
     posetrack18(folder, [image(f, **more) for f in range(frames)], persons)
     return open_poses(folder)[VIDEO]()
 
 
-def two_persons(folder: Path, frames: int = 4) -> FoundSequence:
+def two_persons(folder: Path, frames: int = 4) -> DetectionSequence:
     persons = [person(f, track, body(x)) for f in range(frames) for track, x in ((0, 50), (1, 140))]
     return opened(folder, persons, frames)
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.data.dataset import FileImages
-from mec.evaluate.detection.datasets.annotations import Annotated, Rules
+from mec.data.dataset import FileDataset
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Rules
 
 BEYOND = 1.0
-"""Pixels by which a box may pass the edge of its picture and be taken for rounding."""
+"""Pixels by which a box may pass the edge of its image and be taken for rounding."""
 
 
 def _whole() -> array[int]:
@@ -24,14 +24,15 @@ def _real() -> array[float]:
 
 
 @dataclass
-class Gathered:
-    """A part of a detection set while it is read. Objects are added in the order of the pictures.
+class AnnotationBuilder:
+    """A part of a detection set while it is read. Objects are added in the order of the images.
 
-    ``name`` to ``rules`` are those of Annotated; the rest grows with ``add``, without a Python object per object.
+    ``name`` to ``rules`` are those of AnnotatedDataset. ``add`` appends to flat arrays, without a Python object per
+    annotation.
     """
 
     name: str
-    pictures: FileImages
+    images: FileDataset
     ids: NDArray[np.int64]
     sizes: NDArray[np.int64]
     categories: list[str]
@@ -49,7 +50,7 @@ class Gathered:
 
     def add(
         self,
-        picture: int,
+        image: int,
         box: tuple[float, float, float, float],
         label: int,
         area: float,
@@ -57,8 +58,8 @@ class Gathered:
         difficult: bool = False,
         mask: bytes = b"",
     ) -> None:
-        """One more object of picture number ``picture``; ``mask``: compressed run lengths, empty where it has none."""
-        self.numbers.append(picture)
+        """One more object of image number ``image``; ``mask``: compressed run lengths, empty where it has none."""
+        self.numbers.append(image)
         self.boxes.extend(box)
         self.labels.append(label)
         self.areas.append(area)
@@ -68,16 +69,16 @@ class Gathered:
         self.ends.append(len(self.counts))
         self.has_masks |= bool(mask) and not crowd
 
-    def annotated(self, masks: bool) -> Annotated:
-        """All of it, with or without the masks; without, an object that has none can be learnt too."""
+    def annotated(self, masks: bool) -> AnnotatedDataset:
+        """All of it, with or without the masks; without, an object that has none can be learned too."""
         numbers, boxes = np.asarray(self.numbers), np.asarray(self.boxes).reshape(-1, 4)
         crowd, ends = np.asarray(self.crowd).astype(bool), np.asarray(self.ends)
         usable = some_within(boxes, self.sizes[numbers]) & ~crowd
         if masks:
             usable &= np.diff(ends, prepend=0) > 0
-        return Annotated(
+        return AnnotatedDataset(
             name=self.name,
-            pictures=self.pictures,
+            images=self.images,
             ids=self.ids,
             sizes=self.sizes,
             categories=self.categories,
@@ -96,31 +97,31 @@ class Gathered:
 
 
 def some_within(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(N,) whether some area of boxes (N, 4) is within pictures of heights and widths (N, 2)."""
+    """(N,) whether some area of boxes (N, 4) is within images of heights and widths (N, 2)."""
     within = boxes.clip(0, sizes[:, [1, 0, 1, 0]]).astype(np.float32)  # in float32 a sliver may have no area left
     return (within[:, 2] > within[:, 0]) & (within[:, 3] > within[:, 1])
 
 
-def remark(part: Annotated, learnt: bool) -> str:
-    """What is odd in the training part (``learnt``) or the test part, counted in one line; "" where nothing is."""
+def remark(part: AnnotatedDataset, learned: bool) -> str:
+    """What is odd in the training part (``learned``) or the test part, counted in one line; "" where nothing is."""
     spans = np.diff(part.starts)
-    picture = np.repeat(np.arange(len(part)), spans)
-    sizes = part.sizes[picture]
+    image = np.repeat(np.arange(len(part)), spans)
+    sizes = part.sizes[image]
     some = some_within(part.boxes, sizes)
     past = (part.boxes < -BEYOND) | (part.boxes > sizes[:, [1, 0, 1, 0]] + BEYOND)
     single = ~part.crowd
     maskless = np.diff(part.ends, prepend=0) == 0 if part.ends is not None else np.zeros(len(some), bool)
-    usable = np.bincount(picture[part.usable], minlength=len(part))
+    usable = np.bincount(image[part.usable], minlength=len(part))
     found = [
-        ("boxes that reach beyond the picture", past.any(1) & some & single, "clipped", "as annotated"),
-        ("boxes outside the picture or without area", ~some & single, "not learnt", "as annotated"),
-        ("objects without a mask", maskless & some & single, "not learnt", "cannot be found by mask"),
-        ("crowd regions", part.crowd, "not learnt", "not counted"),
-        ("pictures without objects", (usable if learnt else spans) == 0, "not learnt", "counted"),
+        ("boxes that reach beyond the image", past.any(1) & some & single, "clipped", "as annotated"),
+        ("boxes outside the image or without area", ~some & single, "not learned", "as annotated"),
+        ("objects without a mask", maskless & some & single, "not learned", "cannot be found by mask"),
+        ("crowd regions", part.crowd, "not learned", "not counted"),
+        ("images without objects", (usable if learned else spans) == 0, "not learned", "counted"),
     ]
     words = [
-        f"{what} {np.count_nonzero(which):,} ({in_train if learnt else in_test})"
+        f"{what} {np.count_nonzero(which):,} ({in_train if learned else in_test})"
         for what, which, in_train, in_test in found
         if which.any()
     ]
-    return f"{part.name}, for {'training' if learnt else 'testing'}: {', '.join(words)}" if words else ""
+    return f"{part.name}, for {'training' if learned else 'testing'}: {', '.join(words)}" if words else ""

@@ -14,12 +14,12 @@ import numpy as np
 from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 
-from mec.data.dataset import FileImages
+from mec.data.dataset import FileDataset
+from mec.engine.progress import ProgressBar, log
 from mec.errors import InputError
-from mec.evaluate.detection.datasets.annotations import Annotated
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset
+from mec.evaluate.detection.datasets.builder import AnnotationBuilder
 from mec.evaluate.detection.masks import run_lengths
-from mec.evaluate.detection.datasets.builder import Gathered
-from mec.engine.progress import Shown, say
 
 OTHERS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
 """What COCO has beside the objects."""
@@ -55,7 +55,7 @@ def coco_files(path: Path) -> tuple[Path, Path | None] | None:
     return None
 
 
-def open_coco(train_file: Path, test_file: Path | None) -> tuple[Annotated, Annotated | None]:
+def open_coco(train_file: Path, test_file: Path | None) -> tuple[AnnotatedDataset, AnnotatedDataset | None]:
     """The part of each json; with masks, where both parts have some.
 
     Raises:
@@ -72,12 +72,12 @@ def open_coco(train_file: Path, test_file: Path | None) -> tuple[Annotated, Anno
             raise InputError(f"data: category {number} is {words}; expected the same categories")
     if train.has_masks != test.has_masks:
         have, lack = (train, test) if train.has_masks else (test, train)
-        say(f"{have.name} has masks and {lack.name} has none: both are read without")
+        log(f"{have.name} has masks and {lack.name} has none: both are read without")
     masks = train.has_masks and test.has_masks
     return train.annotated(masks), test.annotated(masks)
 
 
-def _read(path: Path) -> Gathered:
+def _read(path: Path) -> AnnotationBuilder:
     raw = _loaded(path)
     try:
         categories = _categories(path, raw["categories"])
@@ -87,14 +87,14 @@ def _read(path: Path) -> Gathered:
     except KeyError as error:
         raise InputError(f"data: {path}: an image or category has no {error.args[0]}") from error
     _once(path, "image", [one["id"] for one in raw["images"]])
-    _once(path, "picture", names)
+    _once(path, "image", names)
     for name, size in zip(names, sizes, strict=True):
         if not all(_is_number(side) and side >= 1 and side == int(side) for side in size):
             raise InputError(f"data: {path}: expected height and width of {name} in whole pixels, got {size}")
     name = "/".join(path.absolute().parts[-2:])
-    part = Gathered(
+    part = AnnotationBuilder(
         name=name,
-        pictures=FileImages(name, _root(path, names), names),
+        images=FileDataset(name, _root(path, names), names),
         ids=np.array(list(numbers), np.int64),
         sizes=np.array(sizes, np.int64).reshape(-1, 2),
         categories=list(categories.values()),
@@ -151,7 +151,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _root(path: Path, names: list[str]) -> Path:
-    """The folder in which the pictures are."""
+    """The folder in which the images are."""
     split = path.stem.removeprefix("instances_")
     words = dict.fromkeys([split, path.stem, *re.split(r"[-_.]", path.stem)])
     above = [path.parent.parent] if path.parent.name == "annotations" else []
@@ -166,7 +166,7 @@ def _root(path: Path, names: list[str]) -> Path:
         if not missing:
             return best
     where = best if len(missing) < len(names) else " and ".join(dict.fromkeys(str(f) for f in folders))
-    count = f"{len(missing):,} of {len(names):,} pictures"
+    count = f"{len(missing):,} of {len(names):,} images"
     raise InputError(f"data: {count} of {path} are missing, the first is {missing[0]}; looked for in {where}")
 
 
@@ -178,19 +178,19 @@ def _absent(folder: Path, names: list[str]) -> list[str]:
     return [name for name in names if name not in there]
 
 
-def _fill(part: Gathered, path: Path, annotations: list[dict[str, Any]], numbers: dict[int, int]) -> None:
+def _fill(part: AnnotationBuilder, path: Path, annotations: list[dict[str, Any]], numbers: dict[int, int]) -> None:
     labels = {number: label for label, number in enumerate(part.category_ids.tolist())}
     for place, one in enumerate(annotations):
         if wrong := _wrong(one, numbers, labels):
             raise InputError(f"data: {path}: annotation {one.get('id', f'at place {place}')} {wrong}")
     _once(path, "annotation", (one["id"] for one in annotations if "id" in one))
     order = np.argsort([numbers[one["image_id"]] for one in annotations], kind="stable")
-    with Shown(f"reading {part.name}", len(annotations), unit="objects") as shown:
+    with ProgressBar(f"reading {part.name}", len(annotations), unit="objects") as shown:
         for i in order.tolist():
             one, annotations[i] = annotations[i], {}  # a large set is several GB in this form
-            picture = numbers[one["image_id"]]
+            image = numbers[one["image_id"]]
             try:
-                counts, pixels = _mask(one.get("segmentation"), part.sizes[picture])
+                counts, pixels = _mask(one.get("segmentation"), part.sizes[image])
             except ValueError as error:
                 raise InputError(f"data: {path}: the mask of annotation {one.get('id', i)}: {error}") from error
             x, y, width, height = map(float, one["bbox"])
@@ -198,7 +198,7 @@ def _fill(part: Gathered, path: Path, annotations: list[dict[str, Any]], numbers
             if not _is_number(area):
                 area = pixels if counts else width * height
             label, crowd = labels[one["category_id"]], bool(one.get("iscrowd"))
-            part.add(picture, (x, y, x + width, y + height), label, float(area), crowd, mask=counts)
+            part.add(image, (x, y, x + width, y + height), label, float(area), crowd, mask=counts)
             shown.advance(1)
 
 
@@ -252,7 +252,7 @@ def _compressed(mask: Any, height: int, width: int) -> dict[str, Any]:
     if not isinstance(mask, dict) or not mask.keys() >= {"size", "counts"}:
         raise ValueError("expected polygons, or a size and counts of run lengths")
     if mask["size"] != [height, width]:
-        raise ValueError(f"expected the size of its picture, [{height}, {width}], got {mask['size']}")
+        raise ValueError(f"expected the size of its image, [{height}, {width}], got {mask['size']}")
     runs = run_lengths(mask["counts"]).tolist() if isinstance(mask["counts"], str) else mask["counts"]
     whole = isinstance(runs, list) and all(isinstance(run, int) and run >= 0 for run in runs)
     if not whole or sum(runs) != height * width:  # what decodes them may not look

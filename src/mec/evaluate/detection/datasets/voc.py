@@ -1,4 +1,4 @@
-"""Annotations in the form of the PASCAL VOC challenges (Everingham et al. 2010): an xml file for each picture."""
+"""Annotations in the form of the PASCAL VOC challenges (Everingham et al. 2010): an xml file for each image."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from mec.data.dataset import FileDataset
 from mec.data.decode import EXTENSIONS
-from mec.data.dataset import FileImages
+from mec.engine.progress import ProgressBar
 from mec.errors import InputError
-from mec.evaluate.detection.datasets.annotations import Annotated, Rules
-from mec.evaluate.detection.datasets.builder import Gathered
-from mec.engine.progress import Shown
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Rules
+from mec.evaluate.detection.datasets.builder import AnnotationBuilder
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -29,7 +29,7 @@ NO_YEAR = 0
 """In place of a year: a set of somebody's own in the form of VOC."""
 
 List = tuple[Path, str, list[str]]
-"""A folder, the name of a list in it, and the stems of the pictures that it names."""
+"""A folder, the name of a list in it, and the stems of the images that it names."""
 
 
 def voc_folders(path: Path) -> dict[int, Path]:
@@ -55,7 +55,9 @@ def _year(path: Path) -> int:
     return int(found[1]) if found else NO_YEAR
 
 
-def open_voc(path: Path, folders: dict[int, Path], years: tuple[int, ...] | None) -> tuple[Annotated, Annotated | None]:
+def open_voc(
+    path: Path, folders: dict[int, Path], years: tuple[int, ...] | None
+) -> tuple[AnnotatedDataset, AnnotatedDataset | None]:
     """The part to learn from, of some years or of all, and that to test on, None where there is none.
 
     That is trainval, and test of 2007 or of a set without years; without such a test list, train and val.
@@ -108,42 +110,44 @@ def _list(folder: Path, kind: str) -> List | None:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"data: {path} cannot be read as text ({error})") from error
     if not stems:
-        raise InputError(f"data: {path} names no picture")
+        raise InputError(f"data: {path} names no image")
     if twice := next((stem for stem, count in Counter(stems).items() if count > 1), None):
         raise InputError(f"data: {path} names {twice} twice")
     return folder, kind, stems
 
 
-def _read(lists: list[List], rules: Rules) -> Gathered:
+def _read(lists: list[List], rules: Rules) -> AnnotationBuilder:
     """With the classes in the order in which they come."""
     root = lists[0][0].parent
-    names = [f"{folder.name}/{name}" for folder, _, stems in lists for name in _pictures(folder, stems)]
+    names = [f"{folder.name}/{name}" for folder, _, stems in lists for name in _images(folder, stems)]
     files = [folder / "Annotations" / f"{stem}.xml" for folder, _, stems in lists for stem in stems]
     name = " + ".join(f"{folder.name} {kind}" for folder, kind, _ in lists)
     empty = np.empty(0, np.int64)
     sizes = np.zeros((len(files), 2), np.int64)
-    part = Gathered(name, FileImages(name, root, names), np.arange(1, len(files) + 1), sizes, [], empty, rules)
+    part = AnnotationBuilder(
+        name, FileDataset(name, root, names), np.arange(1, len(files) + 1), sizes, [], empty, rules
+    )
     numbers: dict[str, int] = {}
-    with Shown(f"reading {name}", len(files)) as shown:
-        for picture, file in enumerate(files):
-            _add(part, picture, file, numbers)
+    with ProgressBar(f"reading {name}", len(files)) as shown:
+        for image, file in enumerate(files):
+            _add(part, image, file, numbers)
             shown.advance(1)
     return replace(part, categories=list(numbers))
 
 
-def _pictures(folder: Path, stems: list[str]) -> list[str]:
-    """The file of each picture within the folder; their annotations are there too."""
+def _images(folder: Path, stems: list[str]) -> list[str]:
+    """The file of each image within the folder; their annotations are there too."""
     files = sorted((folder / "JPEGImages").glob("*"), reverse=True)  # of two with a stem, the first of the alphabet
     known = {f.stem: f.name for f in files if f.suffix.lower() in EXTENSIONS}
     described = {f.stem for f in (folder / "Annotations").glob("*.xml")}
-    for what, there, inner in (("pictures", known, "JPEGImages"), ("annotations", described, "Annotations")):
+    for what, there, inner in (("images", known, "JPEGImages"), ("annotations", described, "Annotations")):
         if absent := [stem for stem in stems if stem not in there]:
             count = f"{len(absent):,} of {len(stems):,} {what}"
             raise InputError(f"data: {count} are missing, the first is {absent[0]}; looked for in {folder / inner}")
     return [f"JPEGImages/{known[stem]}" for stem in stems]
 
 
-def _add(part: Gathered, picture: int, path: Path, numbers: dict[str, int]) -> None:
+def _add(part: AnnotationBuilder, image: int, path: Path, numbers: dict[str, int]) -> None:
     try:
         root = ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
@@ -152,7 +156,7 @@ def _add(part: Gathered, picture: int, path: Path, numbers: dict[str, int]) -> N
     height, width = (_number(size, side) for side in ("height", "width"))
     if not (height >= 1 and width >= 1):
         raise InputError(f"data: {path}: expected a size with a height and a width of at least a pixel")
-    part.sizes[picture] = height, width
+    part.sizes[image] = height, width
     for place, one in enumerate(root.findall("object"), 1):  # a <part> of an object has a name and a box of its own
         name = (one.findtext("name") or "").strip()
         edges = [_number(one.find("bndbox"), edge) for edge in ("xmin", "ymin", "xmax", "ymax")]
@@ -162,7 +166,7 @@ def _add(part: Gathered, picture: int, path: Path, numbers: dict[str, int]) -> N
         box = (xmin - 1, ymin - 1, xmax, ymax)  # the pixels from xmin to xmax, of which the first is 1
         label = numbers.setdefault(name, len(numbers))
         area = max(0.0, xmax - box[0]) * max(0.0, ymax - box[1])
-        part.add(picture, box, label, area, difficult=(one.findtext("difficult") or "").strip() == "1")
+        part.add(image, box, label, area, difficult=(one.findtext("difficult") or "").strip() == "1")
 
 
 def _number(parent: ElementTree.Element | None, tag: str) -> float:
@@ -174,7 +178,7 @@ def _number(parent: ElementTree.Element | None, tag: str) -> float:
     return value if math.isfinite(value) else math.nan
 
 
-def _with_classes(part: Gathered, classes: list[str]) -> Annotated:
+def _with_classes(part: AnnotationBuilder, classes: list[str]) -> AnnotatedDataset:
     whole = part.annotated(masks=False)
     number = np.array([classes.index(name) for name in part.categories], np.int64)
     return replace(whole, categories=classes, category_ids=np.arange(1, len(classes) + 1), labels=number[whole.labels])

@@ -1,4 +1,4 @@
-"""The pictures of a sequence of MOTChallenge, and what its seqinfo.ini says of them."""
+"""The images of a sequence of MOTChallenge, and what its seqinfo.ini says of them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 
 from mec.data.decode import EXTENSIONS
-from mec.engine.progress import say
-from mec.evaluate.tracking.sequences import BrokenSequenceError, ImageFrames, read_frame
+from mec.engine.progress import log
+from mec.evaluate.tracking.sequences import ImageFrames, SequenceError, read_frame
 
 RATE = 30.0
 """Frames a second where nothing is said."""
@@ -17,23 +17,23 @@ RATE = 30.0
 def read_frames(folder: Path) -> tuple[ImageFrames, tuple[int, int]]:
     """The frames 1, 2 ... of a sequence and their height and width.
 
-    They are in imDir, or img1, and end in imExt, or as any picture. Those that are missing at the end are remarked on;
+    They are in imDir, or img1, and end in imExt, or as any image. Those that are missing at the end are remarked on;
     so are those after seqLength, which are left out.
 
     Raises:
-        BrokenSequenceError: none, a gap, or other pictures than seqinfo.ini says.
+        SequenceError: none, a gap, or other images than seqinfo.ini says.
     """
     said = _said(folder / "seqinfo.ini")
     numbered = _numbered(folder / said.get("imdir", "img1"), said.get("imext"))
     count = int(_number(folder, said, "seqlength", len(numbered)))
     if count != len(numbered):
-        say(f"{folder.name}: {len(numbered):,} frames are there, {count:,} in seqinfo.ini; the fewer are taken")
+        log(f"{folder.name}: {len(numbered):,} frames are there, {count:,} in seqinfo.ini; the fewer are taken")
     files = tuple(numbered[number] for number in sorted(numbered)[:count])
     height, width = read_frame(files[0]).shape[:2]
     expected = tuple(int(_number(folder, said, key, side)) for key, side in (("imheight", height), ("imwidth", width)))
     if expected != (height, width):
         wanted = f"expected {expected[1]}x{expected[0]} from seqinfo.ini, got {width}x{height}"
-        raise BrokenSequenceError(f"{files[0]}: {wanted}")
+        raise SequenceError(f"{files[0]}: {wanted}")
     return ImageFrames(files, _number(folder, said, "framerate", RATE)), (height, width)
 
 
@@ -45,7 +45,7 @@ def _said(file: Path) -> dict[str, str]:
         return {key: value.strip() for key, value in parser["Sequence"].items()} if parser.sections() else {}
     except (configparser.Error, UnicodeDecodeError, KeyError) as error:
         reason = " ".join(str(error).split())
-        raise BrokenSequenceError(f"{file}: expected [Sequence] and lines of key=value ({reason})") from error
+        raise SequenceError(f"{file}: expected [Sequence] and lines of key=value ({reason})") from error
 
 
 def _number(folder: Path, said: dict[str, str], key: str, default: float) -> float:
@@ -55,30 +55,28 @@ def _number(folder: Path, said: dict[str, str], key: str, default: float) -> flo
     except ValueError:
         value = math.nan
     if not (value > 0 and math.isfinite(value)) or (key != "framerate" and value != int(value)):
-        raise BrokenSequenceError(f"{folder / 'seqinfo.ini'}: expected a number above 0 as {key}, got {text!r}")
+        raise SequenceError(f"{folder / 'seqinfo.ini'}: expected a number above 0 as {key}, got {text!r}")
     return value
 
 
 def _numbered(folder: Path, extension: str | None) -> dict[int, Path]:
     endings = {f".{extension.lstrip('.').lower()}"} if extension else EXTENSIONS
     if not folder.is_dir():
-        raise BrokenSequenceError(f"no folder of pictures {folder}")
+        raise SequenceError(f"no folder of images {folder}")
     found: dict[int, Path] = {}
     for file in sorted(folder.iterdir()):
         if file.name.startswith(".") or file.suffix.lower() not in endings:
             continue
         if not file.stem.isdecimal():
-            raise BrokenSequenceError(f"{file}: expected the number of a frame as name, such as 000001{file.suffix}")
+            raise SequenceError(f"{file}: expected the number of a frame as name, such as 000001{file.suffix}")
         if int(file.stem) in found:
-            raise BrokenSequenceError(
-                f"{file}: frame {int(file.stem)} is there twice, as {found[int(file.stem)].name} too"
-            )
+            raise SequenceError(f"{file}: frame {int(file.stem)} is there twice, as {found[int(file.stem)].name} too")
         found[int(file.stem)] = file
     if not found:
-        raise BrokenSequenceError(f"no picture in {folder}{f' that ends in {extension}' if extension else ''}")
+        raise SequenceError(f"no image in {folder}{f' that ends in {extension}' if extension else ''}")
     last = max(found)
     missing = [number for number in range(1, last) if number not in found]
     if missing or 0 in found:
         what = f"{len(missing):,} frames before {last} are missing, the first is {missing[0]}" if missing else "frame 0"
-        raise BrokenSequenceError(f"{folder}: expected frames 1, 2 ... without gaps, got {what}")
+        raise SequenceError(f"{folder}: expected frames 1, 2 ... without gaps, got {what}")
     return found

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mec.engine.progress import log
 from mec.errors import InputError
-from mec.engine.progress import say
+from mec.evaluate.tracking.datasets.mot_frames import read_frames
+from mec.evaluate.tracking.datasets.text_table import read_table
 from mec.evaluate.tracking.metrics.identity import Compared, numbered
 from mec.evaluate.tracking.metrics.library import rules_of
-from mec.evaluate.tracking.datasets.mot_frames import read_frames
-from mec.evaluate.tracking.sequences import Boxes, BrokenSequenceError, Found, FoundSequence, Loads, Tracks, matching
-from mec.evaluate.tracking.datasets.text_table import read_table
-from mec.files import replacing
+from mec.evaluate.tracking.sequences import Boxes, DetectionSequence, Found, Loads, SequenceError, Tracks, matching
+from mec.files import atomic_write
 
 CLASSES = np.arange(1, 14)
 PEDESTRIAN = 1
@@ -48,8 +48,8 @@ class BoxTruth:
 
 
 def open_found_boxes(
-    data: Path, detections: str | None = None, least_score: float = 0.5, names: Sequence[str] | None = None
-) -> Loads[FoundSequence]:
+    data: Path, detections: str | None = None, min_score: float = 0.5, names: Sequence[str] | None = None
+) -> Loads[DetectionSequence]:
     """Sequences with what was detected in them; ``truth`` is a BoxTruth.
 
     Args:
@@ -58,7 +58,7 @@ def open_found_boxes(
         detections: None for det/det.txt of each sequence, "gt" for the truth's own boxes that count, or a folder with
             SEQUENCE.txt, SEQUENCE/det.txt or SEQUENCE/det/det.txt. A line is frame, -1, left, top, width, height and
             score, or, with six columns, the same without the -1.
-        least_score: boxes of larger scores are taken, on whatever scale they are; all, where all scores are equal.
+        min_score: boxes of larger scores are taken, on whatever scale they are; all, where all scores are equal.
         names: those to take, "MOT17-02-SDP" or patterns such as "*-FRCNN".
 
     Raises:
@@ -76,7 +76,7 @@ def open_found_boxes(
         if detections is None:
             raise InputError(f'detections: no sequence of {data} has {place}; expected "gt" or a folder')
         raise InputError(f"detections: expected a file of each sequence in {detections}, such as {name}.txt, got none")
-    return {name: partial(_load, folder, detections, least_score) for name, folder in folders.items()}
+    return {name: partial(_load, folder, detections, min_score) for name, folder in folders.items()}
 
 
 def _sequences(data: Path) -> list[Path]:
@@ -87,7 +87,7 @@ def _sequences(data: Path) -> list[Path]:
     for folder in (data / "train", data / "images" / "train", data):
         found = sorted(f for f in folder.glob("*") if _is_sequence(f))
         if found and folder != data and (folder.parent / "test").is_dir():
-            say(f"{folder}: read; test is left out, for its truth is not public")
+            log(f"{folder}: read; test is left out, for its truth is not public")
         if found:
             return found
     raise InputError(f"data: no sequence in {data}; expected MOTChallenge's train/SEQUENCE/img1/000001.jpg")
@@ -101,7 +101,7 @@ def _chosen(folders: list[Path], names: Sequence[str] | None) -> dict[str, Path]
     known = matching({folder.name: folder for folder in folders}, names)
     videos = {name.removesuffix(next(filter(name.endswith, DETECTORS), "")) for name in known}
     if not names and len(videos) < len(known):
-        say(f'{len(known) - len(videos)} sequences are the videos of others; --sequences "*-FRCNN" takes each once')
+        log(f'{len(known) - len(videos)} sequences are the videos of others; --sequences "*-FRCNN" takes each once')
     return known
 
 
@@ -113,11 +113,11 @@ def _detections(folder: Path, detections: str | None) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _load(folder: Path, detections: str | None, least_score: float) -> FoundSequence:
+def _load(folder: Path, detections: str | None, min_score: float) -> DetectionSequence:
     name = folder.name
     truth_file = folder / "gt" / "gt.txt"
     if not truth_file.is_file():
-        raise BrokenSequenceError(f"no {truth_file}")
+        raise SequenceError(f"no {truth_file}")
     frames, size = read_frames(folder)
     truth = read_truth(truth_file, len(frames), name)
     _not_elsewhere(truth_file, np.concatenate(truth.boxes), size)
@@ -127,26 +127,24 @@ def _load(folder: Path, detections: str | None, least_score: float) -> FoundSequ
     else:
         file = _detections(folder, detections)
         if file is None:
-            raise BrokenSequenceError(f"no detections of {name} in {detections or folder}")
-        given = read_detections(file, len(frames), least_score)
+            raise SequenceError(f"no detections of {name} in {detections or folder}")
+        given = read_detections(file, len(frames), min_score)
         _not_elsewhere(file, np.concatenate([found.boxes for found in given]), size)
     usable = [found.take(_has_area(found.boxes) & ~_outside(found.boxes, size)) for found in given]
     total, kept = (sum(map(len, some)) for some in (given, usable))
     if kept < total:
-        say(f"{name}: {total - kept:,} of {total:,} boxes are left out, without area or outside the picture")
+        log(f"{name}: {total - kept:,} of {total:,} boxes are left out, without area or outside the image")
     if kept == 0:
-        say(f"{name}: no box in any of the {len(frames)} frames, so there will be no tracks")
-    return FoundSequence(name, frames, tuple(usable), truth)
+        log(f"{name}: no box in any of the {len(frames)} frames, so there will be no tracks")
+    return DetectionSequence(name, frames, tuple(usable), truth)
 
 
 def _not_elsewhere(file: Path, boxes: Boxes, size: tuple[int, int]) -> None:
-    """Single boxes of real annotations are outside; most of them are when they are those of another picture."""
+    """Single boxes of real annotations are outside; most of them are when they are those of another image."""
     outside = int(_outside(boxes, size).sum())
     if 2 * outside > len(boxes):
         height, width = size
-        raise BrokenSequenceError(
-            f"{file}: {outside:,} of {len(boxes):,} boxes are outside pictures of {width}x{height}"
-        )
+        raise SequenceError(f"{file}: {outside:,} of {len(boxes):,} boxes are outside images of {width}x{height}")
 
 
 def _outside(boxes: Boxes, size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -167,12 +165,12 @@ def read_truth(file: Path, frames: int, name: str) -> BoxTruth:
     that a box does not count; without that column all do.
 
     Raises:
-        BrokenSequenceError: damage, no line, a box without area, an unknown class, or an id twice in a frame.
+        SequenceError: damage, no line, a box without area, an unknown class, or an id twice in a frame.
     """
     table = read_table(file, 6)
     values = table.values
     if len(values) == 0:
-        raise BrokenSequenceError(f"{file} is empty")
+        raise SequenceError(f"{file} is empty")
     table.expect_once(1)
     flags = values[:, 6] if table.columns > 6 else np.ones(len(values))
     table.expect(_has_area(values[:, 2:6]) | (flags == 0), "a box with a width and a height")
@@ -181,7 +179,7 @@ def read_truth(file: Path, frames: int, name: str) -> BoxTruth:
         table.expect(np.isin(values[:, 7], CLASSES), f"a class of {CLASSES[0]} to {CLASSES[-1]} in column 8")
         classes, benchmark = values[:, 7].astype(np.int64), "MOT20" if name.startswith("MOT20") else "MOT17"
     if later := int((values[:, 0] > frames).sum()):
-        say(
+        log(
             f"{name}: {later:,} of {len(values):,} lines of {file.name} are of frames after {frames}; they are left out"
         )
     rows = table.per_frame(frames)
@@ -194,11 +192,11 @@ def read_truth(file: Path, frames: int, name: str) -> BoxTruth:
     )
 
 
-def read_detections(file: Path, frames: int, least_score: float) -> list[Found]:
+def read_detections(file: Path, frames: int, min_score: float) -> list[Found]:
     """What ``open_found_boxes`` says of ``detections``, boxes without area included.
 
     Raises:
-        BrokenSequenceError: damage.
+        SequenceError: damage.
     """
     table = read_table(file, 6)
     values, columns = table.values, table.columns
@@ -207,11 +205,11 @@ def read_detections(file: Path, frames: int, least_score: float) -> list[Found]:
     scores = values[:, 5] if short else values[:, 6] if columns > 6 else np.ones(len(values))
     said = len(np.unique(scores)) > 1
     found = Found(boxes, scores if said else np.ones(len(scores)))
-    taken = scores > least_score if said else np.ones(len(scores), bool)
+    taken = scores > min_score if said else np.ones(len(scores), bool)
     return [found.take(rows[taken[rows]]) for rows in table.per_frame(frames)]
 
 
-def compare_boxes(sequence: FoundSequence, tracks: Tracks) -> Compared:
+def compare_boxes(sequence: DetectionSequence, tracks: Tracks) -> Compared:
     """After MOTChallenge's own preprocessing, by trackeval: of the truth only pedestrians with a flag count.
 
     With the rules of MOT16, MOT17 and MOT20, a box of a track that fits somebody on a vehicle, a standing person, a
@@ -251,7 +249,7 @@ def _ids(found: Found) -> NDArray[np.int64]:
 
 def write_tracks(folder: Path, name: str, tracks: Tracks) -> None:
     """``name``.txt with lines of frame, id, left, top, width, height, score, -1, -1, -1, as MOTChallenge asks for."""
-    with replacing(folder / f"{name}.txt") as path, path.open("w", encoding="utf-8", newline="\n") as file:
+    with atomic_write(folder / f"{name}.txt") as path, path.open("w", encoding="utf-8", newline="\n") as file:
         for frame, found in enumerate(tracks, 1):
             for number, box, score in zip(
                 _ids(found).tolist(), found.boxes.tolist(), found.scores.tolist(), strict=True
@@ -263,7 +261,7 @@ def read_tracks(folder: Path, name: str, frames: int) -> list[Found]:
     """What ``write_tracks`` wrote, or others in this form, with one entry for each of ``frames``.
 
     Raises:
-        BrokenSequenceError: damage, frames after the last, or an id twice in a frame.
+        SequenceError: damage, frames after the last, or an id twice in a frame.
     """
     table = read_table(folder / f"{name}.txt", 7)
     values = table.values

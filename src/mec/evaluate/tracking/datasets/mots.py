@@ -13,16 +13,23 @@ from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 
 from mec.data.decode import EXTENSIONS
+from mec.engine.progress import log
 from mec.errors import InputError
-from mec.engine.progress import say
 from mec.evaluate.tracking.datasets.mot_frames import read_frames
-from mec.evaluate.tracking.datasets.mots_format import CLASSES, IGNORED, MaskRow, found_masks, read_instances, read_mask_lines
+from mec.evaluate.tracking.datasets.mots_format import (
+    CLASSES,
+    IGNORED,
+    MaskRow,
+    found_masks,
+    read_instances,
+    read_mask_lines,
+)
 from mec.evaluate.tracking.sequences import (
     RLE,
-    BrokenSequenceError,
-    FoundSequence,
+    DetectionSequence,
     ImageFrames,
     Loads,
+    SequenceError,
     matching,
     read_frame,
 )
@@ -46,7 +53,7 @@ class _Place:
     """A video on disk. first: number of the first frame. texts, folders: where the truth may be."""
 
     name: str
-    pictures: Path
+    images: Path
     first: int
     texts: tuple[Path, ...]
     folders: tuple[Path, ...]
@@ -60,7 +67,7 @@ class _Place:
 
 def open_found_masks(
     data: Path, detections: str | None = None, names: Sequence[str] | None = None
-) -> Loads[FoundSequence]:
+) -> Loads[DetectionSequence]:
     """Sequences with the masks found in them; ``truth`` is a MaskTruth. Boxes are those around the masks.
 
     Args:
@@ -79,7 +86,7 @@ def open_found_masks(
         detections = os.path.expanduser(detections)
     if not data.is_dir():
         raise InputError(f"data: no folder {data}")
-    loads: dict[str, Callable[[], FoundSequence]] = {}
+    loads: dict[str, Callable[[], DetectionSequence]] = {}
     places = _kittis(data) or _challenges(data)
     for place in places:
         for word in CLASSES if place.first == 0 else ["pedestrian"]:
@@ -120,8 +127,8 @@ def _challenges(data: Path) -> list[_Place]:
     return [_Place(f.name, f, 1, (f / "gt" / "gt.txt",), (f / "gt", f.parent / "instances" / f.name)) for f in folders]
 
 
-def _load(name: str, place: _Place, category: int, detections: str | None) -> FoundSequence:
-    frames, size = _kittis_frames(place.pictures) if place.first == 0 else read_frames(place.pictures)
+def _load(name: str, place: _Place, category: int, detections: str | None) -> DetectionSequence:
+    frames, size = _kittis_frames(place.images) if place.first == 0 else read_frames(place.images)
     rows = _per_frame(place, _truth_rows(place, len(frames)), len(frames), size)
     for some in rows:
         _check_truth(some)
@@ -136,16 +143,16 @@ def _load(name: str, place: _Place, category: int, detections: str | None) -> Fo
         rows = _per_frame(place, read_mask_lines(file), len(frames), size)
         of_class = [[row for row in some if row.category == category and row.pixels] for some in rows]
     given = [found_masks([row.mask for row in some], np.array([row.score for row in some])) for some in of_class]
-    return FoundSequence(name, frames, tuple(given), truth)
+    return DetectionSequence(name, frames, tuple(given), truth)
 
 
 def _kittis_frames(folder: Path) -> tuple[ImageFrames, Size]:
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in EXTENSIONS and file.name[0] != ".")
     for number, file in enumerate(files):
         if file.stem != f"{number:06d}":
-            raise BrokenSequenceError(f"{folder}: expected frames 000000, 000001 ... without gaps, got {file.name}")
+            raise SequenceError(f"{folder}: expected frames 000000, 000001 ... without gaps, got {file.name}")
     if not files:
-        raise BrokenSequenceError(f"no picture in {folder}")
+        raise SequenceError(f"no image in {folder}")
     height, width = read_frame(files[0]).shape[:2]
     return ImageFrames(tuple(files), KITTIS_RATE), (height, width)
 
@@ -155,7 +162,7 @@ def _truth_rows(place: _Place, frames: int) -> list[MaskRow]:
     if text is not None:
         return read_mask_lines(text)
     if folder is None:
-        raise BrokenSequenceError(f"no {place.texts[0]}")
+        raise SequenceError(f"no {place.texts[0]}")
     numbers = range(place.first, place.first + frames)
     return [row for number in numbers for row in read_instances(folder / f"{number:06d}.png", number)]
 
@@ -165,17 +172,17 @@ def _per_frame(place: _Place, rows: Sequence[MaskRow], frames: int, size: Size) 
     later = 0
     for row in rows:
         if row.frame < place.first:
-            raise BrokenSequenceError(f"{row.place}: expected a frame, counted from {place.first}, got {row.frame}")
+            raise SequenceError(f"{row.place}: expected a frame, counted from {place.first}, got {row.frame}")
         if tuple(row.mask["size"]) != size:
             got = "x".join(map(str, reversed(row.mask["size"])))
-            raise BrokenSequenceError(f"{row.place}: a mask of {got}, expected {size[1]}x{size[0]} as the first frame")
+            raise SequenceError(f"{row.place}: a mask of {got}, expected {size[1]}x{size[0]} as the first frame")
         if row.frame - place.first < frames:
             each[row.frame - place.first].append(row)
         else:
             later += 1
     if later:
         last = place.first + frames - 1
-        say(f"{place.name}: {later:,} of {len(rows):,} masks are of frames after {last}, the last; they are left out")
+        log(f"{place.name}: {later:,} of {len(rows):,} masks are of frames after {last}, the last; they are left out")
     return each
 
 
@@ -183,13 +190,11 @@ def _check_truth(rows: Sequence[MaskRow]) -> None:
     seen: set[int] = set()
     for row in rows:
         if not row.pixels:
-            raise BrokenSequenceError(f"{row.place}: the mask of object {row.id} has no pixel")
+            raise SequenceError(f"{row.place}: the mask of object {row.id} has no pixel")
         if row.category != IGNORED and row.id in seen:
-            raise BrokenSequenceError(f"{row.place}: object {row.id} is twice in frame {row.frame}")
+            raise SequenceError(f"{row.place}: object {row.id} is twice in frame {row.frame}")
         seen.add(row.id)
     if len(rows) > 1 and coco_mask.area(coco_mask.merge([row.mask for row in rows])) < sum(row.pixels for row in rows):
         pairs = ((a, b) for i, b in enumerate(rows) for a in rows[:i])
         a, b = next(pair for pair in pairs if coco_mask.iou([pair[0].mask], [pair[1].mask], [False])[0, 0] > 0)
-        raise BrokenSequenceError(
-            f"{b.place}: objects {a.id} and {b.id} overlap in frame {b.frame}; MOTS allows none to"
-        )
+        raise SequenceError(f"{b.place}: objects {a.id} and {b.id} overlap in frame {b.frame}; MOTS allows none to")

@@ -1,4 +1,4 @@
-"""Masks in the files of MOTS (Voigtlaender et al. 2019): lines with COCO's run lengths, and pictures of instances."""
+"""Masks in the files of MOTS (Voigtlaender et al. 2019): lines with COCO's run lengths, and images of instances."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import numpy as np
 from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 
-from mec.data.decode import open_picture
-from mec.data.pixels import BrokenPictureError, Reading
+from mec.data.decode import open_image
+from mec.data.pixels import CorruptImageError, PixelFormat
 from mec.evaluate.detection.masks import run_lengths
-from mec.evaluate.tracking.sequences import RLE, BrokenSequenceError, Found, Tracks
-from mec.files import replacing
+from mec.evaluate.tracking.sequences import RLE, Found, SequenceError, Tracks
+from mec.files import atomic_write
 
 CLASSES = {"car": 1, "pedestrian": 2}
 IGNORED = 10
 """The class of regions in which a mask is neither right nor wrong."""
 DIVISOR = 1000
-"""In pictures of instances a pixel is its class times this, and a number."""
+"""In images of instances a pixel is its class times this, and a number."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ def read_mask_lines(file: Path) -> list[MaskRow]:
     """Lines of frame, id, class, height, width, run lengths and, if there is a seventh column, score.
 
     Raises:
-        BrokenSequenceError: unreadable or damaged.
+        SequenceError: unreadable or damaged.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise BrokenSequenceError(f"{file} cannot be read as text ({error})") from error
+        raise SequenceError(f"{file} cannot be read as text ({error})") from error
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
         if words := line.split():
@@ -56,7 +56,7 @@ def read_mask_lines(file: Path) -> list[MaskRow]:
             try:
                 rows.append(_row(place, words))
             except ValueError as error:
-                raise BrokenSequenceError(f"{place}: {error}") from None
+                raise SequenceError(f"{place}: {error}") from None
     return rows
 
 
@@ -90,13 +90,13 @@ def _expect_class(category: int) -> None:
 
 
 def read_instances(file: Path, frame: int) -> list[MaskRow]:
-    """A picture of 16 bits whose pixels are class * 1000 + number, 10000 where nothing counts, 0 elsewhere.
+    """An image of 16 bits whose pixels are class * 1000 + number, 10000 where nothing counts, 0 elsewhere.
 
     Raises:
-        BrokenSequenceError: missing, damaged, in colour, or with other classes.
+        SequenceError: missing, damaged, in color, or with other classes.
     """
     try:
-        pixels: NDArray[Any] = open_picture(file.read_bytes()).raw(Reading())
+        pixels: NDArray[Any] = open_image(file.read_bytes()).raw(PixelFormat())
         if pixels.shape[2] != 1 or pixels.dtype.kind not in "iu":
             raise ValueError(f"expected one whole number a pixel, got {pixels.shape[2]} of {pixels.dtype}")
         rows = []
@@ -105,9 +105,9 @@ def read_instances(file: Path, frame: int) -> list[MaskRow]:
             mask = coco_mask.encode(np.asfortranarray(pixels[..., 0] == value, np.uint8))
             rows.append(MaskRow(str(file), frame, value, value // DIVISOR, mask, int(coco_mask.area(mask))))
     except OSError as error:
-        raise BrokenSequenceError(f"{file}: {error.strerror or error}") from error
-    except (BrokenPictureError, ValueError) as error:
-        raise BrokenSequenceError(f"{file}: {error}") from error
+        raise SequenceError(f"{file}: {error.strerror or error}") from error
+    except (CorruptImageError, ValueError) as error:
+        raise SequenceError(f"{file}: {error}") from error
     return rows
 
 
@@ -150,7 +150,7 @@ def write_masks_text(folder: Path, name: str, tracks: Tracks) -> None:
     pedestrian.txt" make the 0002.txt of its evaluation when they are joined.
     """
     category, first = _kitti(name)
-    with replacing(folder / f"{name}.txt") as path, path.open("w", encoding="ascii", newline="\n") as file:
+    with atomic_write(folder / f"{name}.txt") as path, path.open("w", encoding="ascii", newline="\n") as file:
         for frame, found in enumerate(map(disjoint, tracks), first):
             if found.ids is None or found.masks is None:
                 raise ValueError("expected tracks with ids and masks")
@@ -164,15 +164,15 @@ def read_masks_text(folder: Path, name: str, frames: int) -> list[Found]:
     """What ``write_masks_text`` wrote, with one entry for each of ``frames``; scores are 1.
 
     Raises:
-        BrokenSequenceError: damage, other frames, or an id twice in a frame.
+        SequenceError: damage, other frames, or an id twice in a frame.
     """
     category, first = _kitti(name)
     each: list[dict[int, RLE]] = [{} for _ in range(frames)]
     for row in read_mask_lines(folder / f"{name}.txt"):
         number = row.id if first else row.id // 10
         if not 0 <= row.frame - first < frames:
-            raise BrokenSequenceError(f"{row.place}: expected a frame of {first} to {frames - 1 + first}")
+            raise SequenceError(f"{row.place}: expected a frame of {first} to {frames - 1 + first}")
         if row.category != category or number in each[row.frame - first]:
-            raise BrokenSequenceError(f"{row.place}: expected class {category}, and every id once in a frame")
+            raise SequenceError(f"{row.place}: expected class {category}, and every id once in a frame")
         each[row.frame - first][number] = row.mask
     return [found_masks(list(one.values()), np.ones(len(one)), np.array(list(one), np.int64)) for one in each]

@@ -12,11 +12,11 @@ import numpy as np
 from mec.errors import InputError
 from mec.evaluate.tracking.datasets.posetrack_format import PoseFrame, read_pose_frames, write_pose_frames
 from mec.evaluate.tracking.sequences import (
-    BrokenSequenceError,
+    DetectionSequence,
     Found,
-    FoundSequence,
     ImageFrames,
     Loads,
+    SequenceError,
     Tracks,
     matching,
 )
@@ -35,15 +35,17 @@ class PoseTruth:
     names: tuple[str, ...]
 
 
-def open_poses(data: Path, detections: str | None = None, names: Sequence[str] | None = None) -> Loads[FoundSequence]:
+def open_poses(
+    data: Path, detections: str | None = None, names: Sequence[str] | None = None
+) -> Loads[DetectionSequence]:
     """Sequences with the poses found in them; ``truth`` is a PoseTruth.
 
     Args:
         data: a folder with annotations/val/SEQUENCE.json in PoseTrack18's form, a folder of such files, or one. The
             frames are looked for in the folders above them.
-        detections: None for the truth's own poses, in the labelled frames, which are then all there are; or a folder
+        detections: None for the truth's own poses, in the labeled frames, which are then all there are; or a folder
             with SEQUENCE.json in PoseTrack18's or the older form. Its frames, in its order, are those of the sequence,
-            all labelled ones among them.
+            all labeled ones among them.
         names: those to take, "000342_mpii_test" or patterns such as "*_mpii_test".
 
     Raises:
@@ -71,56 +73,56 @@ def _annotations(data: Path) -> dict[str, Path]:
     raise InputError(f"data: no sequence in {data}; expected PoseTrack18's annotations/val/SEQUENCE.json")
 
 
-def _load(file: Path, detections: Path | None) -> FoundSequence:
+def _load(file: Path, detections: Path | None) -> DetectionSequence:
     images = read_pose_frames(file)
     videos = sorted({PurePosixPath(one.name).parent.name for one in images})
     if len(videos) != 1:
-        raise BrokenSequenceError(f"{file}: expected the frames of one video, got {len(videos)} {' '.join(videos[:2])}")
+        raise SequenceError(f"{file}: expected the frames of one video, got {len(videos)} {' '.join(videos[:2])}")
     for one in images:
         _check(file, one)
-    frames = [one for one in images if one.labelled]
+    frames = [one for one in images if one.labeled]
     if not frames:
-        raise BrokenSequenceError(f"{file}: none of the {len(images)} frames is labelled")
+        raise SequenceError(f"{file}: none of the {len(images)} frames is labeled")
     if detections is not None:
         frames = _detected(detections, images)
     names = tuple(one.name for one in frames)
     given = tuple(replace(one.found, ids=None) for one in frames)
-    return FoundSequence(file.stem, _pictures(file, names), given, PoseTruth(tuple(images), names))
+    return DetectionSequence(file.stem, _images(file, names), given, PoseTruth(tuple(images), names))
 
 
 def _check(file: Path, one: PoseFrame) -> None:
     """What the truth must have, and detections need not."""
     if one.found.ids is None:
-        raise BrokenSequenceError(f"{file}: {one.name}: a person has no track_id")
+        raise SequenceError(f"{file}: {one.name}: a person has no track_id")
     if len(np.unique(one.found.ids)) < len(one.found):
-        raise BrokenSequenceError(f"{file}: {one.name}: a track_id is there twice")
+        raise SequenceError(f"{file}: {one.name}: a track_id is there twice")
     if np.isnan(one.heads).any():
         track = one.found.ids[np.isnan(one.heads)][0]
-        raise BrokenSequenceError(f"{file}: {one.name}: the person of track_id {track} has no bbox_head")
+        raise SequenceError(f"{file}: {one.name}: the person of track_id {track} has no bbox_head")
 
 
 def _detected(file: Path, images: Sequence[PoseFrame]) -> list[PoseFrame]:
     frames = read_pose_frames(file)
     names, known = {one.name for one in frames}, {one.name for one in images}
     if other := sorted(names - known):
-        raise BrokenSequenceError(f"{file}: {other[0]} is none of the {len(known)} frames of the annotation")
-    if lacking := [one.name for one in images if one.labelled and one.name not in names]:
-        raise BrokenSequenceError(f"{file}: {len(lacking)} labelled frames are missing, the first is {lacking[0]}")
+        raise SequenceError(f"{file}: {other[0]} is none of the {len(known)} frames of the annotation")
+    if lacking := [one.name for one in images if one.labeled and one.name not in names]:
+        raise SequenceError(f"{file}: {len(lacking)} labeled frames are missing, the first is {lacking[0]}")
     return frames
 
 
-def _pictures(file: Path, names: Sequence[str]) -> ImageFrames:
+def _images(file: Path, names: Sequence[str]) -> ImageFrames:
     above = [folder for folder in file.absolute().parents if any((folder / name).is_file() for name in names)]
     if not above:
-        raise BrokenSequenceError(f"no {names[0]} in any of the folders above {file}")
+        raise SequenceError(f"no {names[0]} in any of the folders above {file}")
     missing = [name for name in names if not (above[0] / name).is_file()]
     if missing:
         count = f"{len(missing)} of {len(names)} frames"
-        raise BrokenSequenceError(f"{count} of {file} are missing in {above[0]}, the first is {missing[0]}")
+        raise SequenceError(f"{count} of {file} are missing in {above[0]}, the first is {missing[0]}")
     return ImageFrames(tuple(above[0] / name for name in names), RATE)
 
 
-def write_poses(folder: Path, sequence: FoundSequence, tracks: Tracks) -> None:
+def write_poses(folder: Path, sequence: DetectionSequence, tracks: Tracks) -> None:
     """SEQUENCE.json in PoseTrack18's form, with all frames that the annotation lists, as PoseTrack's evaluation asks.
 
     ``tracks`` has one entry for each frame of a sequence of ``open_poses``; a person's score is that of all joints.
@@ -133,16 +135,16 @@ def write_poses(folder: Path, sequence: FoundSequence, tracks: Tracks) -> None:
     )
 
 
-def read_poses(folder: Path, sequence: FoundSequence) -> list[Found]:
+def read_poses(folder: Path, sequence: DetectionSequence) -> list[Found]:
     """What ``write_poses`` wrote for this sequence; boxes are around the joints.
 
     Raises:
-        BrokenSequenceError: damage, another sequence, or a person without track.
+        SequenceError: damage, another sequence, or a person without track.
     """
     file = folder / f"{sequence.name}.json"
     known = {one.name: one.found for one in read_pose_frames(file)}
     truth: PoseTruth = sequence.truth
     for name in truth.names:
         if name not in known or known[name].ids is None:
-            raise BrokenSequenceError(f"{file}: expected {name}, and a track_id of each person in it")
+            raise SequenceError(f"{file}: expected {name}, and a track_id of each person in it")
     return [known[name] for name in truth.names]

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.evaluate.tracking.sequences import BrokenSequenceError, Found
+from mec.evaluate.tracking.sequences import Found, SequenceError
 from mec.evaluate.tracking.skeletons import JOINTS, pose_boxes
-from mec.files import replacing
+from mec.files import atomic_write
 
 KEYPOINTS = (
     "nose", "head_bottom", "head_top", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
@@ -33,9 +33,9 @@ Person = tuple[NDArray[np.float64], float, int | None, float]
 class PoseFrame:
     """What a file says of one frame.
 
-    name: of the picture, from the folder of the data on.
+    name: of the image, from the folder of the data on.
     number: the file's own, or the place in it.
-    labelled: whether somebody has looked who is there.
+    labeled: whether somebody has looked who is there.
     annotated: whether there is a person, be it one without joints.
     found: persons with joints; ``ids`` is None where one has none.
     heads: (k,) sizes in pixels, NaN where it is not said.
@@ -44,7 +44,7 @@ class PoseFrame:
 
     name: str
     number: int
-    labelled: bool
+    labeled: bool
     annotated: bool
     found: Found
     heads: NDArray[np.float64]
@@ -55,14 +55,14 @@ def read_pose_frames(file: Path) -> list[PoseFrame]:
     """All frames that a file lists, in its order. A joint whose flag is 0 is not there; nor is one that is not listed.
 
     Raises:
-        BrokenSequenceError: unreadable, without what is needed, numbers that are none, or a frame twice.
+        SequenceError: unreadable, without what is needed, numbers that are none, or a frame twice.
     """
     try:
         raw = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise BrokenSequenceError(f"{file} cannot be read as JSON ({error})") from error
+        raise SequenceError(f"{file} cannot be read as JSON ({error})") from error
     if not isinstance(raw, dict):
-        raise BrokenSequenceError(f"{file}: expected PoseTrack18's images, annotations and categories, or an annolist")
+        raise SequenceError(f"{file}: expected PoseTrack18's images, annotations and categories, or an annolist")
     with _named(file):
         frames = list(_older(file, raw["annolist"]) if "annolist" in raw else _posetrack18(file, raw))
     for what in ("name", "number"):
@@ -70,7 +70,7 @@ def read_pose_frames(file: Path) -> list[PoseFrame]:
         for frame in frames:
             value = getattr(frame, what)
             if value in seen:
-                raise BrokenSequenceError(f"{file}: frame {value} is there twice")
+                raise SequenceError(f"{file}: frame {value} is there twice")
             seen.add(value)
     return frames
 
@@ -81,11 +81,11 @@ def _named(place: str | Path) -> Iterator[None]:
     try:
         yield
     except KeyError as error:
-        raise BrokenSequenceError(f"{place}: no {error.args[0]}") from error
+        raise SequenceError(f"{place}: no {error.args[0]}") from error
     except ValueError as error:
-        raise BrokenSequenceError(f"{place}: {error}") from error
+        raise SequenceError(f"{place}: {error}") from error
     except (AttributeError, IndexError, TypeError) as error:
-        raise BrokenSequenceError(f"{place}: not in PoseTrack's form ({error})") from error
+        raise SequenceError(f"{place}: not in PoseTrack's form ({error})") from error
 
 
 def _posetrack18(file: Path, raw: dict[str, Any]) -> Iterator[PoseFrame]:
@@ -102,8 +102,8 @@ def _posetrack18(file: Path, raw: dict[str, Any]) -> Iterator[PoseFrame]:
     for one in raw["images"]:
         with _named(f"{file}: image {one['id']}"):
             ignored = _polygons(one.get("ignore_regions_x") or [], one.get("ignore_regions_y") or [])
-            labelled = bool(one.get("is_labeled", True))
-            yield _frame(str(one["file_name"]), _whole(one["id"]), labelled, persons[one["id"]], ignored)
+            labeled = bool(one.get("is_labeled", True))
+            yield _frame(str(one["file_name"]), _whole(one["id"]), labeled, persons[one["id"]], ignored)
 
 
 def _person18(one: dict[str, Any], count: int, places: list[int]) -> Person:
@@ -140,7 +140,7 @@ def _older(file: Path, entries: list[dict[str, Any]]) -> Iterator[PoseFrame]:
 
 
 def _frame(
-    name: str, number: int, labelled: bool, persons: Sequence[Person], ignored: Iterable[NDArray[np.float64]]
+    name: str, number: int, labeled: bool, persons: Sequence[Person], ignored: Iterable[NDArray[np.float64]]
 ) -> PoseFrame:
     kept = [person for person in persons if person[0][:, 2].any()]
     poses = np.array([pose for pose, *_ in kept]).reshape(-1, len(JOINTS), 3)
@@ -148,7 +148,7 @@ def _frame(
     ids = np.array(tracks, np.int64) if len(tracks) == len(kept) else None
     found = Found(pose_boxes(poses), np.array([score for _, score, _, _ in kept], float), ids, poses=poses)
     heads = np.array([head for *_, head in kept], float)
-    return PoseFrame(name, number, labelled, bool(persons), found, heads, tuple(ignored))
+    return PoseFrame(name, number, labeled, bool(persons), found, heads, tuple(ignored))
 
 
 def _only(value: Any) -> Any:
@@ -191,9 +191,9 @@ def write_pose_frames(file: Path, frames: Sequence[PoseFrame], tracks: Sequence[
                 "bbox": found.boxes[i].tolist(),
                 "keypoints": [number for name in KEYPOINTS for number in joints.get(name, (0.0, 0.0, 0.0))],
             })  # fmt: skip
-    images = [{"id": one.number, "file_name": one.name, "is_labeled": one.labelled} for one in frames]
+    images = [{"id": one.number, "file_name": one.name, "is_labeled": one.labeled} for one in frames]
     categories = [{"id": 1, "name": "person", "supercategory": "person", "keypoints": KEYPOINTS}]
-    with replacing(file) as path:
+    with atomic_write(file) as path:
         path.write_text(
             json.dumps({"images": images, "annotations": annotations, "categories": categories}), encoding="utf-8"
         )

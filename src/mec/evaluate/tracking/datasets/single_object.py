@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mec.data.decode import EXTENSIONS
+from mec.engine.progress import log
 from mec.errors import InputError
-from mec.engine.progress import say
 from mec.evaluate.tracking.datasets.box_text import FIRST, read_rows, read_text, said, without_area
-from mec.evaluate.tracking.sequences import Boxes, BoxSequence, BrokenSequenceError, ImageFrames, Loads, picture_size
+from mec.evaluate.tracking.sequences import Boxes, BoxSequence, ImageFrames, Loads, SequenceError, image_size
 
 FORMS = (
-    "folders with pictures in img and groundtruth_rect.txt (OTB) or groundtruth.txt (LaSOT), or with pictures and "
+    "folders with images in img and groundtruth_rect.txt (OTB) or groundtruth.txt (LaSOT), or with images and "
     "groundtruth.txt (GOT-10k), or one of them"
 )
 TRUTH = re.compile(r"groundtruth(?:_rect(?:\.(\d+))?)?\.txt")
@@ -36,7 +36,7 @@ FRAMES = {
     "David": (300, 770), "Diving": (1, 215), "Football1": (1, 74), "Freeman3": (1, 460), "Freeman4": (1, 283),
     "Tiger1": (6, 354),
 }  # fmt: skip
-"""Of OTB's sequences with more pictures than boxes, the first and the last that have one."""
+"""Of OTB's sequences with more images than boxes, the first and the last that have one."""
 LEFT_OUT = {"Tiger1": (354, 5)}
 """Rows of a truth that has more than OTB's evaluation uses (its initOmit), and how many it leaves out at the start."""
 WITHOUT_AREA = {
@@ -54,12 +54,12 @@ GOT_RATE = 10.0
 
 @dataclass(frozen=True)
 class Target:
-    """One to follow: the folder of its sequence, the file of its boxes, the folder of the pictures."""
+    """One to follow: the folder of its sequence, the file of its boxes, the folder of the images."""
 
     name: str
     folder: Path
     truth: Path
-    pictures: Path
+    images: Path
 
 
 def open_box_sequences(data: str | os.PathLike[str], names: Sequence[str] | None = None) -> Loads[BoxSequence]:
@@ -109,7 +109,7 @@ def _sequences(path: Path) -> list[Path]:
 
 
 def _folders(path: Path) -> list[Path]:
-    # "__MACOSX" has the names of all sequences and none of their pictures
+    # "__MACOSX" has the names of all sequences and none of their images
     return [path / n for n in _names(path) if (path / n).is_dir() and not n.startswith((".", "__"))]
 
 
@@ -117,12 +117,12 @@ def _names(folder: Path) -> list[str]:
     try:
         return sorted(os.listdir(folder))
     except PermissionError:
-        say(f"{folder} may not be read and is passed over")
+        log(f"{folder} may not be read and is passed over")
         return []
 
 
 def _is_sequence(folder: Path) -> bool:
-    # one with pictures that lost its truth shall be told, not passed over
+    # one with images that lost its truth shall be told, not passed over
     return (folder / "img").is_dir() or any(TRUTH.fullmatch(name) for name in _names(folder))
 
 
@@ -132,7 +132,7 @@ def _remark_absent(part: Path) -> None:
     listed = file.read_text(errors="replace").splitlines() if file.is_file() else []
     absent = [name for name in filter(None, map(str.strip, listed)) if not (part / name).is_dir()]
     if absent and len(absent) < len(listed):
-        say(f"{len(absent):,} of {len(listed):,} sequences in {file} are not there, the first is {absent[0]}")
+        log(f"{len(absent):,} of {len(listed):,} sequences in {file} are not there, the first is {absent[0]}")
 
 
 def _targets(folder: Path) -> list[Target]:
@@ -150,13 +150,13 @@ def _targets(folder: Path) -> list[Target]:
     if NEVER_FILLED in numbered and not numbered[NEVER_FILLED].read_bytes().strip():
         del numbered[NEVER_FILLED]
     truths = numbered or {base: plain or folder / "groundtruth_rect.txt"}
-    pictures = folder / "img" if (folder / "img").is_dir() else folder
-    return [Target(name, folder, file, pictures) for name, file in sorted(truths.items())]
+    images = folder / "img" if (folder / "img").is_dir() else folder
+    return [Target(name, folder, file, images) for name, file in sorted(truths.items())]
 
 
 def _load(target: Target, listed: dict[str, tuple[str, ...]]) -> BoxSequence:
     rows = read_rows(target.truth)
-    files = _pictures(target, len(rows))
+    files = _images(target, len(rows))
     unseen = _unseen(target, len(rows))
     wrong = ~unseen & without_area(rows)
     if (line := WITHOUT_AREA.get(target.name, 0)) and line <= len(rows) and wrong[line - 1]:
@@ -164,31 +164,31 @@ def _load(target: Target, listed: dict[str, tuple[str, ...]]) -> BoxSequence:
     if wrong.any():
         _fail(target, rows, int(wrong.argmax()), "a finite box with an area")
     boxes = rows - FIRST
-    size = picture_size(files[0])
+    size = image_size(files[0])
     for i in np.flatnonzero(~unseen & _outside(boxes, size)).tolist():
-        own = picture_size(files[i])  # which changes in some of GOT-10k's videos
+        own = image_size(files[i])  # which changes in some of GOT-10k's videos
         if _outside(boxes[i : i + 1], own).any():
-            _fail(target, rows, i, f"a box within the picture of {own[1]} x {own[0]} pixels")
-    count, left_out = LEFT_OUT.get(target.name, (0, 0))
-    kept = slice(left_out if len(rows) == count else 0, None)
+            _fail(target, rows, i, f"a box within the image of {own[1]} x {own[0]} pixels")
+    count, ignored_files = LEFT_OUT.get(target.name, (0, 0))
+    kept = slice(ignored_files if len(rows) == count else 0, None)
     boxes[unseen] = np.nan
     if unseen[kept][0]:
-        raise BrokenSequenceError(f"{target.truth}: the target is not to be seen in the first frame, {files[kept][0]}")
-    rate = GOT_RATE if target.pictures == target.folder else ImageFrames.rate
+        raise SequenceError(f"{target.truth}: the target is not to be seen in the first frame, {files[kept][0]}")
+    rate = GOT_RATE if target.images == target.folder else ImageFrames.rate
     return BoxSequence(target.name, ImageFrames(files[kept], rate), boxes[kept], _attributes(target, listed))
 
 
 def _fail(target: Target, rows: Boxes, row: int, expected: str) -> NoReturn:
-    raise BrokenSequenceError(f"{target.truth}, line {row + 1}: expected {expected}, got {said(rows[row])}")
+    raise SequenceError(f"{target.truth}, line {row + 1}: expected {expected}, got {said(rows[row])}")
 
 
-def _pictures(target: Target, count: int) -> tuple[Path, ...]:
+def _images(target: Target, count: int) -> tuple[Path, ...]:
     """One for each row of the truth."""
-    files = _numbered(target.pictures)
+    files = _numbered(target.images)
     if not files:
-        raise BrokenSequenceError(f"{target.pictures} has no numbered pictures")
+        raise SequenceError(f"{target.images} has no numbered images")
     if count == 1 < len(files) and target.truth.name == "groundtruth.txt":
-        raise BrokenSequenceError(
+        raise SequenceError(
             f"{target.truth} has a box for the first frame alone, as GOT-10k's test part: only its server scores that"
         )
     first, last = min(files), max(files)
@@ -199,12 +199,12 @@ def _pictures(target: Target, count: int) -> tuple[Path, ...]:
     absent = frames - sum(first <= number <= last for number in files)
     if absent > 0:
         missing = next(number for number in range(first, last + 1) if number not in files)
-        raise BrokenSequenceError(
-            f"{target.pictures} lacks {absent:,} of the frames {first} to {last}, the first is number {missing}"
+        raise SequenceError(
+            f"{target.images} lacks {absent:,} of the frames {first} to {last}, the first is number {missing}"
         )
     if frames != count:
-        raise BrokenSequenceError(
-            f"{target.truth} has {count:,} boxes for {frames:,} frames, {first} to {last} in {target.pictures}"
+        raise SequenceError(
+            f"{target.truth} has {count:,} boxes for {frames:,} frames, {first} to {last} in {target.images}"
         )
     return tuple(files[number] for number in range(first, last + 1))
 
@@ -213,14 +213,14 @@ def _numbered(folder: Path) -> dict[int, Path]:
     try:
         names = [n for n in os.listdir(folder) if not n.startswith(".") and Path(n).suffix.lower() in EXTENSIONS]
     except OSError as error:
-        raise BrokenSequenceError(f"{folder}: {error.strerror or error}") from error
+        raise SequenceError(f"{folder}: {error.strerror or error}") from error
     pure = [name for name in names if re.fullmatch(r"[0-9]+", Path(name).stem)]
     files: dict[int, Path] = {}
     for name in sorted(pure or names):
         if match := re.search(r"[0-9]+$", Path(name).stem):
             other = files.setdefault(int(match[0]), folder / name)
             if other.name != name:
-                raise BrokenSequenceError(f"{folder} has frame {int(match[0])} twice, {other.name} and {name}")
+                raise SequenceError(f"{folder} has frame {int(match[0])} twice, {other.name} and {name}")
     return files
 
 
@@ -232,13 +232,13 @@ def _unseen(target: Target, count: int) -> NDArray[np.bool_]:
             continue
         words = re.findall(r"[^,\s]+", read_text(file))
         if len(words) != count or set(words) - {"0", "1"}:
-            raise BrokenSequenceError(f"{file}: expected {count:,} times 0 or 1, a box of {target.truth.name} each")
+            raise SequenceError(f"{file}: expected {count:,} times 0 or 1, a box of {target.truth.name} each")
         unseen |= np.array(words) == "1"
     return unseen
 
 
 def _outside(boxes: Boxes, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Wholly, of pictures of this height and width."""
+    """Wholly, of images of this height and width."""
     return np.asarray((boxes[:, :2] >= size[::-1]).any(axis=1) | (boxes[:, :2] + boxes[:, 2:] <= 0).any(axis=1))
 
 

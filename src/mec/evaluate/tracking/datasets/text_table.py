@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.evaluate.tracking.sequences import BrokenSequenceError
+from mec.evaluate.tracking.sequences import SequenceError
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Table:
         return int(self.values.shape[1])
 
     def expect(self, right: Any, what: str) -> None:
-        """``right``: (n,) truths; raises BrokenSequenceError with the first line that has none."""
+        """``right``: (n,) truths; raises SequenceError with the first line that has none."""
         if not np.all(right):
             row = int(np.argmin(right))
             got = ",".join(f"{value:g}" for value in self.values[row])
-            raise BrokenSequenceError(f"{self.file}: line {self.lines[row]}: expected {what}, got {got}")
+            raise SequenceError(f"{self.file}: line {self.lines[row]}: expected {what}, got {got}")
 
     def expect_once(self, column: int) -> None:
-        """Whole numbers, none twice in a frame; else raises BrokenSequenceError."""
+        """Whole numbers, none twice in a frame; else raises SequenceError."""
         ids, frames = self.values[:, column], self.values[:, 0]
         self.expect((ids == np.rint(ids)) & (abs(ids) < 2**53), f"a whole number in column {column + 1}")
         order = np.lexsort((ids, frames))
@@ -58,12 +58,12 @@ def read_table(file: Path, least_columns: int) -> Table:
     """A table, of 0 rows for an empty file.
 
     Raises:
-        BrokenSequenceError: unreadable, a line without numbers or with fewer than the others, or with a frame below 1.
+        SequenceError: unreadable, a line without numbers or with fewer than the others, or with a frame below 1.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise BrokenSequenceError(f"{file} cannot be read as text ({error})") from error
+        raise SequenceError(f"{file} cannot be read as text ({error})") from error
     rows: list[list[float]] = []
     lines: list[int] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -73,11 +73,11 @@ def read_table(file: Path, least_columns: int) -> Table:
             rows.append([float(word) for word in line.split(",")])
         except ValueError:
             got = f"expected numbers with commas between them, got {line.strip()[:60]!r}"
-            raise BrokenSequenceError(f"{file}: line {number}: {got}") from None
+            raise SequenceError(f"{file}: line {number}: {got}") from None
         lines.append(number)
         if len(rows[-1]) != len(rows[0]) or len(rows[-1]) < least_columns:
             expected = len(rows[0]) if len(rows) > 1 else f"{least_columns} or more"
-            raise BrokenSequenceError(f"{file}: line {number}: expected {expected} columns, got {len(rows[-1])}")
+            raise SequenceError(f"{file}: line {number}: expected {expected} columns, got {len(rows[-1])}")
     table = Table(file, np.array(rows, np.float64).reshape(len(rows), len(rows[0]) if rows else least_columns), lines)
     table.expect(np.isfinite(table.values).all(axis=1), "finite numbers")
     frames = table.values[:, 0]

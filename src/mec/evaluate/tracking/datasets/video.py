@@ -1,4 +1,4 @@
-"""The frames of a video that has no annotation: a file, or a folder of pictures."""
+"""The frames of a video that has no annotation: a file, or a folder of images."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mec.data.decode import EXTENSIONS
 from mec.data.datasets.video import VIDEOS, decoded, upright
+from mec.data.decode import EXTENSIONS
+from mec.engine.progress import log
 from mec.errors import InputError
-from mec.engine.progress import say
-from mec.evaluate.tracking.sequences import BrokenSequenceError, Frame, Frames, ImageFrames
+from mec.evaluate.tracking.sequences import Frame, Frames, ImageFrames, SequenceError
 
 RATE = 30.0
 """Frames a second, where a file does not say."""
 AHEAD = 4
 """Frames that are decoded before they are asked for; of 4K, each is 25 MB."""
-EXPECTED = f"expected a video ({', '.join(sorted(VIDEOS))}) or a folder of pictures"
+EXPECTED = f"expected a video ({', '.join(sorted(VIDEOS))}) or a folder of images"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class VideoFrames:
         return self.length
 
     def __iter__(self) -> Iterator[Frame]:
-        """Raises BrokenSequenceError when the frames change their size; damaged packets are passed over."""
+        """Raises SequenceError when the frames change their size; damaged packets are passed over."""
         decoding = self.decode()
         ahead = ThreadPoolExecutor(1)
         try:
@@ -68,24 +68,24 @@ class VideoFrames:
                     shape = shape or frame.shape
                     if frame.shape != shape:
                         sizes = [f"{width} x {height}" for height, width, _ in (frame.shape, shape)]
-                        raise BrokenSequenceError(f"{self.path}: frame {count} is {sizes[0]}, those before {sizes[1]}")
+                        raise SequenceError(f"{self.path}: frame {count} is {sizes[0]}, those before {sizes[1]}")
                     yield frame
         except av.FFmpegError as error:
             if not count:
-                raise BrokenSequenceError(f"{self.path}: {error.strerror}") from error
+                raise SequenceError(f"{self.path}: {error.strerror}") from error
             damaged.append(error)
         if damaged:
-            say(f"{self.path}: {len(damaged)} damaged packets were passed over; {count} frames are left")
+            log(f"{self.path}: {len(damaged)} damaged packets were passed over; {count} frames are left")
 
 
 def open_frames(path: Path) -> Frames:
-    """The frames of a video file, or the pictures in a folder in the order of the numbers in their names.
+    """The frames of a video file, or the images in a folder in the order of the numbers in their names.
 
     Raises:
         InputError: nothing there that can be read as frames, or no library that reads videos.
     """
     if path.is_dir():
-        return ImageFrames(_pictures_in(path), RATE)
+        return ImageFrames(_images_in(path), RATE)
     if not path.exists():
         beside = os.listdir(path.parent) if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, beside, n=1)
@@ -101,7 +101,7 @@ def _open_video(path: Path) -> VideoFrames:
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise InputError(f"video: {path} has no pictures, only sound or text")
+                raise InputError(f"video: {path} has no images, only sound or text")
             stream = container.streams.video[0]
             rate = float(stream.average_rate or stream.guessed_rate or RATE)
             length = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
@@ -110,25 +110,25 @@ def _open_video(path: Path) -> VideoFrames:
     frames = VideoFrames(path, rate, max(1, length))
     try:
         first = next(frames.decode(), None)
-    except BrokenSequenceError as error:
+    except SequenceError as error:
         raise InputError(f"video: {error}") from error
     if first is None:
         raise InputError(f"video: no frame of {path} can be decoded")
     return frames
 
 
-def _pictures_in(folder: Path) -> tuple[Path, ...]:
+def _images_in(folder: Path) -> tuple[Path, ...]:
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
     except OSError as error:
         raise InputError(f"video: {folder} cannot be entered ({error.strerror})") from error
-    pictures = sorted((n for n in names if os.path.splitext(n)[1].lower() in EXTENSIONS), key=_natural)
-    if pictures:
-        return tuple(folder / name for name in pictures)
+    images = sorted((n for n in names if os.path.splitext(n)[1].lower() in EXTENSIONS), key=_natural)
+    if images:
+        return tuple(folder / name for name in images)
     videos = sorted(n for n in names if os.path.splitext(n)[1].lower() in VIDEOS)
     hint = f"did you mean {folder / videos[0]}?" if videos else f"expected {', '.join(sorted(EXTENSIONS))}"
-    raise InputError(f"video: no picture in {folder}; {hint}")
+    raise InputError(f"video: no image in {folder}; {hint}")
 
 
 def _natural(name: str) -> tuple[list[tuple[int, str]], str]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from mec.engine.progress import Shown, say
+from mec.engine.progress import ProgressBar, log
 from mec.evaluate.tracking.sequences import VOID, Labels, MaskSequence, Scores
 
 COLUMNS = ("J&F", "J", "J recall", "J decay", "F", "F recall", "F decay")
@@ -43,16 +43,16 @@ def mask_scores(sequences: Sequence[MaskSequence], tracks: Mapping[str, Sequence
 
     Raises:
         ValueError: more or fewer labels than frames, or of another size.
-        BrokenSequenceError: by the truth.
+        SequenceError: by the truth.
     """
     found: dict[str, Floats] = {}
-    with Shown("comparing masks", len(sequences), unit="sequences") as shown:
+    with ProgressBar("comparing masks", len(sequences), unit="sequences") as shown:
         for sequence in sequences:
             measured = _measured(sequence, tracks[sequence.name])
             if len(measured):
                 found[sequence.name] = np.stack([_summary(measured[:, k]) for k in range(measured.shape[1])])
             else:
-                say(f"{sequence.name}: no figures, for no frame between the first and the last has a mask")
+                log(f"{sequence.name}: no figures, for no frame between the first and the last has a mask")
             shown.advance(1)
     if found:
         found["all"] = np.concatenate(list(found.values()))

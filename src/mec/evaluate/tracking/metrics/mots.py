@@ -6,17 +6,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mec.evaluate.tracking.datasets.mots import MaskTruth
+from mec.evaluate.tracking.datasets.mots_format import CLASSES, disjoint
 from mec.evaluate.tracking.metrics.identity import Compared, identity_scores, numbered
 from mec.evaluate.tracking.metrics.library import rules_of
-from mec.evaluate.tracking.datasets.mots_format import CLASSES, disjoint
-from mec.evaluate.tracking.datasets.mots import MaskTruth
-from mec.evaluate.tracking.sequences import FoundSequence, Scores, Tracks
+from mec.evaluate.tracking.sequences import DetectionSequence, Scores, Tracks
 
 RULES = "pedestrian"
 """trackeval's class in whose name all are compared: its rules are the same for cars."""
 
 
-def compare_masks(sequence: FoundSequence, tracks: Tracks) -> Compared:
+def compare_masks(sequence: DetectionSequence, tracks: Tracks) -> Compared:
     """Tracks made ``disjoint``; a mask that fits nobody and lies by more than half in an ignored region does not count.
 
     Args:

@@ -1,8 +1,8 @@
 """OTB's one-pass evaluation of single-object trackers (Wu, Lim and Yang, CVPR 2013 and PAMI 2015).
 
-Shares of frames in which the overlap of the boxes is above a threshold (success) and in which their centres are within
+Shares of frames in which the overlap of the boxes is above a threshold (success) and in which their centers are within
 a distance (precision). All frames with a box in the truth count, the given first one too. OTB's own toolkit takes a
-frame whose true box begins left of or above the picture for a failure of every tracker: 8 of 59,040 frames, which here
+frame whose true box begins left of or above the image for a failure of every tracker: 8 of 59,040 frames, which here
 count as they are.
 """
 
@@ -44,7 +44,7 @@ def success(truth: Boxes, boxes: Boxes) -> Floats:
 
 
 def precision(truth: Boxes, boxes: Boxes) -> Floats:
-    """(51,) shares of frames whose centres are at most 0, 1 ... 50 pixels apart; else as ``success``."""
+    """(51,) shares of frames whose centers are at most 0, 1 ... 50 pixels apart; else as ``success``."""
     truth, boxes = _counted(truth, boxes)
     apart = (boxes[:, :2] + boxes[:, 2:] / 2) - (truth[:, :2] + truth[:, 2:] / 2)
     return np.asarray((np.hypot(apart[:, 0], apart[:, 1])[:, None] <= DISTANCES).mean(axis=0))

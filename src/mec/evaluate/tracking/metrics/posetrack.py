@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.evaluate.tracking.metrics.identity import Compared, identity_scores
 from mec.evaluate.tracking.datasets.posetrack import PoseTruth
-from mec.evaluate.tracking.sequences import FoundSequence, Scores, Tracks
+from mec.evaluate.tracking.metrics.identity import Compared, identity_scores
+from mec.evaluate.tracking.sequences import DetectionSequence, Scores, Tracks
 from mec.evaluate.tracking.skeletons import JOINTS
 
 NEAR = 0.5
@@ -39,7 +39,7 @@ class ComparedPoses:
     joints: tuple[Compared, ...]
 
 
-def compare_poses(sequence: FoundSequence, tracks: Tracks) -> ComparedPoses:
+def compare_poses(sequence: DetectionSequence, tracks: Tracks) -> ComparedPoses:
     """In the frames in which somebody is annotated, without joints in ignored regions and persons who have no other.
 
     Two joints of a kind are alike by 1 less their distance in sizes of the true head, so that 0.5 is where PoseTrack

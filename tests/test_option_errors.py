@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from mec.cli.main import main
-from mec.errors import InputError
-from mec.cli.errors import near
+from mec.errors import InputError, did_you_mean
 from mec.pretraining.recipe_files import load_recipe
 
 TRAIN = "pretrain x --out o "
@@ -15,17 +14,17 @@ TRAIN = "pretrain x --out o "
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (TRAIN + "--epoch 3", "mec pretrain: unrecognised option --epoch; did you mean --epochs?"),
-        (TRAIN + "--lr 3", "mec pretrain: unrecognised option --lr; did you mean --optimiser.learning_rate?"),
+        (TRAIN + "--epoch 3", "mec pretrain: unrecognized option --epoch; did you mean --epochs?"),
+        (TRAIN + "--lr 3", "mec pretrain: unrecognized option --lr; did you mean --optimizer.lr?"),
         (
             TRAIN + "--optimizer.lr=3",
-            "mec pretrain: unrecognised option --optimizer.lr; did you mean --optimiser.learning_rate?",
+            "mec pretrain: unrecognized option --optimizer.lr; did you mean --optimizer.lr?",
         ),
         (
             TRAIN + "--objectve.order 3",
-            "mec pretrain: unrecognised option --objectve.order; did you mean --objective.order?",
+            "mec pretrain: unrecognized option --objectve.order; did you mean --objective.order?",
         ),
-        (TRAIN + "--zzzzzz", "mec pretrain: unrecognised option --zzzzzz"),
+        (TRAIN + "--zzzzzz", "mec pretrain: unrecognized option --zzzzzz"),
         (TRAIN + "y", "mec pretrain: unexpected argument 'y'"),
         (TRAIN + "--epochs ten", "mec pretrain: --epochs: expected a whole number, got 'ten'"),
         (TRAIN + "--epochs", "mec pretrain: --epochs: expected a whole number, got nothing"),
@@ -52,10 +51,10 @@ TRAIN = "pretrain x --out o "
         ),
         (
             "evaluate --encoder x knn y",
-            "mec evaluate: unrecognised option --encoder; expected TASK first, then its options",
+            "mec evaluate: unrecognized option --encoder; expected TASK first, then its options",
         ),
-        ("--epochs 3 pretrain x", "mec: unrecognised option --epochs; expected COMMAND first, then its options"),
-        ("--verison", "mec: unrecognised option --verison; did you mean --version?"),
+        ("--epochs 3 pretrain x", "mec: unrecognized option --epochs; expected COMMAND first, then its options"),
+        ("--verison", "mec: unrecognized option --verison; did you mean --version?"),
         ("pretrian x", "mec: unknown command 'pretrian'; did you mean pretrain?"),
         ("completion bsh", "mec completion: unknown shell 'bsh'; did you mean bash?"),
     ],
@@ -74,7 +73,7 @@ def test_one_line_that_names_what_is_wrong(arguments: str, line: str, capsys: py
     ("text", "message"),
     [
         ("epoch: 3", "recipe: no setting is called epoch; did you mean epochs?"),
-        ("optimizer: {lr: 3}", "recipe: no setting is called optimizer; did you mean optimiser?"),
+        ("optimizer: {lr: 3}", "recipe: no setting is called optimizer; did you mean optimizer?"),
         ("objective: {ordre: 3}", "recipe: no setting is called objective.ordre; did you mean objective.order?"),
         ("objective: 3", "recipe: objective: expected settings by name, got 3"),
         ("epochs: ten", "recipe: epochs: expected a whole number, got 'ten'"),
@@ -101,15 +100,15 @@ def test_a_recipe_that_is_nearly_one_of_the_package() -> None:
 @pytest.mark.parametrize(
     ("word", "proposed"),
     [
-        ("--optimizer.weight-decay", "--optimiser.weight_decay"),
-        ("--learning_rate", "--optimiser.learning_rate"),
+        ("--optimizer.weight-decay", "--optimizer.weight_decay"),
+        ("--lr", "--optimizer.lr"),
         ("--batch", "--batch_size"),
         ("--projector.dim", None),
     ],
 )
-def test_what_is_near(word: str, proposed: str | None) -> None:
+def test_what_is_did_you_mean(word: str, proposed: str | None) -> None:
     names = [
-        "--epochs", "--batch_size", "--seed", "--optimiser.name", "--optimiser.learning_rate",
-        "--optimiser.weight_decay", "--teacher.momentum",
+        "--epochs", "--batch_size", "--seed", "--optimizer.name", "--optimizer.lr",
+        "--optimizer.weight_decay", "--teacher.momentum",
     ]  # fmt: skip
-    assert near(word, names) == (f"; did you mean {proposed}?" if proposed else "")
+    assert did_you_mean(word, names) == (f"; did you mean {proposed}?" if proposed else "")

@@ -12,11 +12,11 @@ from PIL import Image
 from rich.console import Console
 
 import mec
-from mec.data import open_images
+from mec.data import open_dataset
 from mec.errors import InputError
 from mec.pretraining import (
     ObjectiveSettings,
-    OptimiserSettings,
+    OptimizerSettings,
     ProjectorSettings,
     Recipe,
     Run,
@@ -56,7 +56,7 @@ def test_a_run_folder_has_what_the_design_says(run: Run) -> None:
     }  # fmt: skip
     assert run.recipe() == TINY
     environment = json.loads((run.folder / "environment.json").read_text())
-    assert environment["pictures"] == 1347
+    assert environment["images"] == 1347
     assert torch.__version__.startswith(environment["packages"]["torch"])
     assert run.encoder().num_features == 16
 
@@ -67,16 +67,16 @@ def test_every_step_is_measured_and_the_loss_falls(run: Run) -> None:
     assert all(math.isfinite(v) for row in rows for v in row.values())
     assert np.mean([r["loss"] for r in rows[-4:]]) < np.mean([r["loss"] for r in rows[:4]]) - 0.05
     assert 1 < rows[-1]["effective_rank"] <= 16
-    assert rows[0]["learning_rate"] == 0
-    assert max(r["learning_rate"] for r in rows) == pytest.approx(5e-3)
+    assert rows[0]["lr"] == 0
+    assert max(r["lr"] for r in rows) == pytest.approx(5e-3)
 
 
 def test_every_epoch_shows_other_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, torch.Tensor]] = []
     forward = mec.TwoViews.forward
 
-    def noted(self: mec.TwoViews, pictures: torch.Tensor, indices: np.ndarray, epoch: int) -> object:
-        x1, x2 = forward(self, pictures, indices, epoch)
+    def noted(self: mec.TwoViews, images: torch.Tensor, indices: np.ndarray, epoch: int) -> object:
+        x1, x2 = forward(self, images, indices, epoch)
         seen.append((epoch, x1[np.flatnonzero(indices == 7)]))
         return x1, x2
 
@@ -141,7 +141,7 @@ def test_the_papers_form_trains_with_its_teacher(tmp_path: Path) -> None:
         epochs=2,
         objective=ObjectiveSettings("cross", 0.25, 4, 8),
         teacher=TeacherSettings(True, 0.9, 8),
-        optimiser=OptimiserSettings("sgd", 0.1, 1e-5, 0.9, 1),
+        optimizer=OptimizerSettings("sgd", 0.1, 1e-5, 0.9, 1),
     )
     rows = pretrain("digits", tmp_path / "run", recipe, console=quiet()).metrics()
     # a quarter of ten steps warms up: from eight times the distortion down to it
@@ -159,17 +159,17 @@ def test_photographs_of_any_size_through_workers(tmp_path: Path) -> None:
     console = quiet()
     rows = pretrain(tmp_path, tmp_path / "run", recipe, console=console).metrics()
     assert len(rows) == 4
-    assert "10 pictures, no labels" in console.file.getvalue()
+    assert "10 images, no labels" in console.file.getvalue()
 
 
-def test_fewer_pictures_than_a_batch_are_one_batch(tmp_path: Path) -> None:
+def test_fewer_images_than_a_batch_are_one_batch(tmp_path: Path) -> None:
     np.savez(tmp_path / "few.npz", images=np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8))
     rows = pretrain(tmp_path / "few.npz", tmp_path / "run", replace(TINY, channels=None, epochs=1)).metrics()
     assert len(rows) == 1
 
 
 # weights that hardly move: what differs between two runs is not multiplied by training
-STILL = replace(TINY, epochs=1, batch_size=200, optimiser=replace(TINY.optimiser, learning_rate=1e-7))
+STILL = replace(TINY, epochs=1, batch_size=200, optimizer=replace(TINY.optimizer, lr=1e-7))
 
 
 def train_in_one_of_two(rank: int, data: str, out: str, port: int, recipe: Recipe) -> None:
@@ -198,10 +198,10 @@ def test_two_processes_list_what_either_could_not_read(tmp_path: Path) -> None:
     broken = [tmp_path / "data" / f"{i:02}.jpg" for i in (3, 7, 12)]
     for path in broken:
         path.write_bytes(b"")
-    recipe = replace(STILL, channels=3, batch_size=8, epochs=2, workers=1, max_broken=0.2)
+    recipe = replace(STILL, channels=3, batch_size=8, epochs=2, workers=1, max_corrupt=0.2)
     run = in_two_processes(tmp_path / "data", tmp_path / "run", recipe)
     rows = (run.folder / "skipped.csv").read_text().splitlines()
-    assert rows[0] == "picture,reason"
+    assert rows[0] == "image,reason"
     assert sorted(rows[1:]) == [f"{path},the file is empty" for path in broken]
 
 
@@ -210,15 +210,15 @@ def test_two_processes_share_every_batch(tmp_path: Path) -> None:
     one = pretrain("digits", tmp_path / "one", STILL, console=quiet())
     losses = [[row["loss"] for row in r.metrics()] for r in (one, two)]
     assert len(losses[0]) == len(losses[1]) == 6
-    # the joined batch and its loss are the same; BatchNorm, which PyTorch synchronises on GPUs only, is not
+    # the joined batch and its loss are the same; BatchNorm, which PyTorch synchronizes on GPUs only, is not
     np.testing.assert_allclose(losses[0], losses[1], atol=0.02)
 
 
 def test_the_default_recipe_fits_the_source() -> None:
-    from mec.pretraining.pretrain import default_recipe
+    from mec.pretraining.run import default_recipe
 
     assert [default_recipe(d) for d in ("digits", "cifar10", "photos/")] == ["digits", "cifar10-resnet18", "small"]
-    assert len(open_images("digits")) == 1347
+    assert len(open_dataset("digits")) == 1347
 
 
 def test_a_loader_process_that_is_killed_ends_the_run_with_a_line(
@@ -235,7 +235,9 @@ def test_a_loader_process_that_is_killed_ends_the_run_with_a_line(
     (tmp_path / "data").mkdir()
     for i in range(8):
         Image.fromarray(photograph(100, 140)).save(tmp_path / "data" / f"{i}.jpg")
-    monkeypatch.setattr(mec.data.transforms.crop, "crop_and_resize", killed)  # the loader process is forked from this one
+    monkeypatch.setattr(
+        mec.data.transforms.crop, "crop_and_resize", killed
+    )  # the loader process is forked from this one
     with pytest.raises(InputError, match=r"workers: a loader process ended .* fewer workers"):
         pretrain(
             tmp_path / "data", tmp_path / "run", replace(TINY, channels=3, workers=1, batch_size=4), console=quiet()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 import types
-from collections.abc import Iterable
-from difflib import SequenceMatcher
 from typing import Any, Literal, Union, get_args, get_origin
+
+from mec.errors import did_you_mean, either
 
 WORDS: dict[Any, str] = {
     int: "a whole number",
@@ -16,8 +16,6 @@ WORDS: dict[Any, str] = {
     type(None): "null",
     dict: "{name: value, ...}",
 }
-NEAR, AS_NEAR, MOST = 0.6, 0.1, 3
-"""How alike a name must be to be proposed, by how much less than the best, and how many."""
 
 
 def kinds(hint: Any) -> tuple[Any, ...]:
@@ -55,37 +53,7 @@ def expected(hint: Any) -> str:
             said += ["true", "false"]
         else:
             said.append(WORDS.get(origin or kind, "a path"))
-    return _either(said)
-
-
-def _either(words: list[str]) -> str:
-    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def near(word: str, names: Iterable[str]) -> str:
-    """``; did you mean --epochs?``, or nothing where no name is like the word.
-
-    The parts of a dotted name are compared one by one, and its last part may be given alone, or as initials (lr).
-    """
-    scores = {name: _likeness(word.lstrip("-"), name.lstrip("-")) for name in names}
-    best = sorted((n for n in scores if scores[n] >= NEAR), key=lambda n: -scores[n])[:MOST]
-    best = [n for n in best if scores[n] > scores[best[0]] - AS_NEAR]
-    return f"; did you mean {_either(best)}?" if best else ""
-
-
-def _likeness(word: str, name: str) -> float:
-    word, name = word.lower().replace("-", "_"), name.lower().replace("-", "_")
-    word_head, _, word_leaf = word.rpartition(".")
-    name_head, _, name_leaf = name.rpartition(".")
-    parts = name_leaf.split("_")
-    if word_leaf == name_leaf or (len(parts) > 1 and word_leaf == "".join(p[:1] for p in parts)):
-        leaf = 1.0
-    else:
-        leaf = 0.8 if word_leaf in parts else SequenceMatcher(None, word_leaf, name_leaf).ratio()
-    if word_head and name_head:
-        return (SequenceMatcher(None, word_head, name_head).ratio() + leaf) / 2
-    whole = SequenceMatcher(None, word, name).ratio()
-    return max(whole, leaf - 0.05 if name_head or word_head else leaf)
+    return either(said)
 
 
 def line(message: str, parser: argparse.ArgumentParser) -> str:
@@ -108,7 +76,7 @@ def _sentence(message: str, parser: argparse.ArgumentParser) -> str:
         option = next((w.partition("=")[0] for w in words if w.startswith("-")), None)
         if option is None:
             return f"unexpected argument {words[0]!r}"
-        return f"unrecognised option {option}{near(option, option_names(parser))}"
+        return f"unrecognized option {option}{did_you_mean(option, option_names(parser))}"
     if found := re.match(r"the following arguments are required: (.*)", message):
         missing = [shown(parser, key) for key in found[1].split(", ")]
         return f"expected {' and '.join(missing)}"
@@ -118,7 +86,7 @@ def _sentence(message: str, parser: argparse.ArgumentParser) -> str:
         return f"expected {action.metavar}, one of {', '.join(action.choices)}"
     if found := re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message):
         names = [name.strip("' ") for name in found[3].split(",")]
-        proposed = near(found[2], names) or f"; expected {_either(names)}"
+        proposed = did_you_mean(found[2], names) or f"; expected {either(names)}"
         return f"unknown {found[1].lower()} {found[2]!r}{proposed}"
     if found := re.match(r"argument (\S+): expected (one|at least one) argument", message):
         return f"{found[1]}: expected {_expected(parser, found[1].lstrip('-'))}, got nothing"
@@ -144,7 +112,7 @@ def wrong_value(message: str, parser: argparse.ArgumentParser) -> tuple[str, str
     value = re.search(r"(?:Got value: |Given value: |invalid \w+ value: |load config )(.*)$", message)
     came = value[1].partition(" - ")[0].strip("'\"") if value else None
     words = choices(hint)
-    got = "" if came is None else f", got {came!r}{near(came, words)}"
+    got = "" if came is None else f", got {came!r}{did_you_mean(came, words)}"
     return key, f"expected {expected(hint)}{got}"
 
 

@@ -1,4 +1,4 @@
-"""``pretrain``: from pictures to a run folder with an encoder in it."""
+"""``pretrain``: from images to a run folder with an encoder in it."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
-from mec.engine.checkpoints import newest_checkpoint, step_of
-from mec.data.dataset import Images, summary
+from mec.data.analysis import channel_statistics, infer_pixel_format, load_into_memory
+from mec.data.corrupt import CorruptLog
+from mec.data.dataset import ImageDataset, describe
+from mec.data.datasets import open_dataset
 from mec.data.loaders import training_loader, training_sampler
-from mec.data.pixels import Reading
+from mec.data.pixels import PixelFormat
 from mec.data.samplers import EpochSampler, StepSampler
-from mec.data.corrupt import Skipped
-from mec.data.datasets import open_images
-from mec.data.analysis import measure_colours, settle, survey
+from mec.distributed import is_rank_zero
+from mec.engine.checkpoints import latest_checkpoint, step_of
+from mec.engine.trainer import make_trainer, native_bfloat16
 from mec.errors import InputError
-from mec.files import is_first_process
 from mec.models.encoder import Encoder, create_encoder, recompute_activations
 from mec.models.io import save_encoder
-from mec.models.sync_batch_norm import join_batch_norms
-from mec.engine.trainer import make_trainer, native_bfloat16
-from mec.pretraining.run_folder import RECIPE, Run, begin, check_same, environment_of, held, holds_run
-from mec.pretraining.checkpointing import PREEMPTED, KeepSafe, StoppedError
+from mec.models.sync_batch_norm import convert_sync_batch_norm
+from mec.pretraining.checkpointing import PREEMPTED, PreemptionCheckpoint, StoppedError
+from mec.pretraining.corrupt_images import CorruptImageCallback
+from mec.pretraining.health_warnings import HealthWarnings
 from mec.pretraining.module import Pretraining
 from mec.pretraining.progress import RunProgress
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.recipe_files import load_recipe
-from mec.pretraining.corrupt_images import SkipBroken
-from mec.pretraining.health_warnings import HealthWarnings
+from mec.pretraining.run_folder import RECIPE, Run, begin, check_same, environment_of, held, holds_run
 
 SKIPPED = "skipped.csv"
 POINT_SIZE = 16
@@ -61,24 +61,24 @@ def pretrain(
     console: Console | None = None,
     callbacks: Sequence[lightning.Callback] = (),
 ) -> Run:
-    """Learn an encoder from pictures, without labels.
+    """Learn an encoder from images, without labels.
 
     A run that is stopped at any moment and resumed ends with the weights of one that was not. SIGTERM and Ctrl-C save
     first; after SIGTERM the process ends with status 75, for a scheduler to start it again.
 
     Args:
-        data: a folder of pictures, shards, a table, a video, an .npz file or a named set (see ``mec.open_images``).
-            Its unlabelled part is used where there is one, else its training part, else every picture.
+        data: a folder of images, shards, a table, a video, an .npz file or a named set (see ``mec.open_dataset``).
+            Its unlabeled part is used where there is one, else its training part, else every image.
         out: the run folder; it is made, and must not hold another run.
         recipe: a Recipe, the name of a packaged one or a path; None takes the one that fits the data.
         resume: go on from the newest sound checkpoint in ``out``, with the recipe it was started with; where there is
             none yet, begin.
         console: where progress goes; None is standard error.
-        callbacks: more of lightning's, such as ``mec.evaluate.OnlineProbe``.
+        callbacks: more of lightning's, such as ``mec.pretraining.OnlineProbe``.
 
     Returns:
         The run: its folder holds recipe.yaml, environment.json, metrics.csv, TensorBoard events, checkpoints/,
-        encoder.safetensors and encoder.json; and skipped.csv where pictures could not be read.
+        encoder.safetensors and encoder.json; and skipped.csv where images could not be read.
 
     Raises:
         InputError: what is wrong with the data, the folder or the recipe, before anything is written; that another
@@ -89,20 +89,20 @@ def pretrain(
     console = console or Console(stderr=True)
     out = Path(out).expanduser()
     recipe = _resolve(recipe, data, out, resume)
-    with console.status("looking for pictures"):
-        dataset = open_images(data, "pretrain", every=recipe.every)
-        reading = survey(dataset, recipe.channels, recipe.background)
+    with console.status("looking for images"):
+        dataset = open_dataset(data, "pretrain", every=recipe.every)
+        reading = infer_pixel_format(dataset, recipe.channels, recipe.background)
     recipe = replace(recipe, channels=reading.channels)
     lightning.seed_everything(recipe.seed, verbose=False)
-    skipped = Skipped(recipe.max_broken, len(dataset), "max_broken")
-    with console.status("reading the pictures"):
-        found = summary(dataset)
-        dataset, lost = settle(dataset, reading)
+    skipped = CorruptLog(recipe.max_corrupt, len(dataset), "max_corrupt")
+    with console.status("reading the images"):
+        found = describe(dataset)
+        dataset, lost = load_into_memory(dataset, reading)
         if lost:  # it was taken into memory, so all of it was tried
-            skipped.add(lost, skipped.pictures)
+            skipped.add(lost, skipped.images)
         encoder = _new_encoder(recipe, reading, dataset)
     if len(dataset) < 2:
-        raise InputError(f"data: expected at least 2 pictures, got {len(dataset)}")
+        raise InputError(f"data: expected at least 2 images, got {len(dataset)}")
     trainer = _trainer(recipe, out, console, skipped, callbacks)
     sampler = _sampler(recipe, dataset, trainer)
     steps = len(sampler) * recipe.epochs
@@ -124,7 +124,7 @@ def pretrain(
             say(
                 console,
                 f"{found} -> {recipe.backbone} ({size}), {recipe.epochs} epochs of {len(sampler)} steps of "
-                f"{module.batch} pictures at {recipe.image_size} px on {trainer.world_size} x {device.type}",
+                f"{module.batch} images at {recipe.image_size} px on {trainer.world_size} x {device.type}",
             )
         _fit(trainer, module, loader, checkpoint, console)
         trained = module.whole_encoder()
@@ -142,7 +142,7 @@ def pretrain(
 
 def _resolve(recipe: Recipe | str | os.PathLike[str] | None, data: Any, out: Path, resume: bool) -> Recipe:
     # another process of the same run may come when the first has begun it
-    if not resume and holds_run(out) and is_first_process():
+    if not resume and holds_run(out) and is_rank_zero():
         raise _taken(out)
     if out.exists() and not out.is_dir():
         raise InputError(f"out: {out} is a file, expected a folder")
@@ -163,16 +163,16 @@ def _go_on(out: Path, recipe: Recipe, environment: dict[str, Any], console: Cons
         say(console, f"{out} holds no run yet: it begins")
         return None
     check_same(out, recipe, environment)
-    checkpoint = newest_checkpoint(out, partial(say, console))
+    checkpoint = latest_checkpoint(out, partial(say, console))
     say(console, f"going on from {checkpoint}" if checkpoint else f"{out} holds no checkpoint yet: from the beginning")
     return checkpoint
 
 
-def _sampler(recipe: Recipe, dataset: Images, trainer: lightning.Trainer) -> EpochSampler | StepSampler:
+def _sampler(recipe: Recipe, dataset: ImageDataset, trainer: lightning.Trainer) -> EpochSampler | StepSampler:
     processes = trainer.world_size
     batch = min(recipe.batch_size, len(dataset)) // processes
     if batch < 2:
-        asked = f"{recipe.batch_size} of {len(dataset)} pictures over {processes} processes"
+        asked = f"{recipe.batch_size} of {len(dataset)} images over {processes} processes"
         raise InputError(f"batch_size: {asked} leaves {batch} for each, expected at least 2")
     return training_sampler(dataset, batch, recipe.seed, trainer.global_rank, processes)
 
@@ -180,13 +180,13 @@ def _sampler(recipe: Recipe, dataset: Images, trainer: lightning.Trainer) -> Epo
 def _module(
     recipe: Recipe, encoder: Encoder, sampler: EpochSampler | StepSampler, steps: int, trainer: lightning.Trainer
 ) -> Pretraining:
-    warmup = min(round(recipe.optimiser.warmup_epochs * len(sampler)), steps // 4)
+    warmup = min(round(recipe.optimizer.warmup_epochs * len(sampler)), steps // 4)
     if recipe.gradient_checkpointing:
         recompute_activations(encoder)
     module = Pretraining(recipe, encoder, sampler.batch * trainer.world_size, steps, warmup)
     kind = trainer.strategy.root_device.type
     if trainer.world_size > 1:
-        join_batch_norms(module.network, kind)
+        convert_sync_batch_norm(module.network, kind)
     wanted = recipe.speed.compile
     if wanted or (wanted is None and kind == "cuda" and steps >= COMPILED_STEPS):
         torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
@@ -194,9 +194,9 @@ def _module(
     return module
 
 
-def _new_encoder(recipe: Recipe, reading: Reading, dataset: Images) -> Encoder:
+def _new_encoder(recipe: Recipe, reading: PixelFormat, dataset: ImageDataset) -> Encoder:
     ordinary = reading.channels == 3 and reading.value_range is None
-    mean, std = (None, None) if ordinary else measure_colours(dataset, reading)
+    mean, std = (None, None) if ordinary else channel_statistics(dataset, reading)
     return create_encoder(
         recipe.backbone,
         recipe.image_size,
@@ -211,7 +211,7 @@ def _new_encoder(recipe: Recipe, reading: Reading, dataset: Images) -> Encoder:
 
 
 def _trainer(
-    recipe: Recipe, out: Path, console: Console, skipped: Skipped, callbacks: Sequence[lightning.Callback]
+    recipe: Recipe, out: Path, console: Console, skipped: CorruptLog, callbacks: Sequence[lightning.Callback]
 ) -> lightning.Trainer:
     gpu_there = torch.cuda.is_available() or torch.backends.mps.is_available()
     on_cpu = recipe.accelerator == "cpu" or (recipe.accelerator == "auto" and not gpu_there)
@@ -229,11 +229,11 @@ def _trainer(
         max_epochs=recipe.epochs,
         logger=TensorBoardLogger(out, name="", version="tensorboard"),
         callbacks=[
-            SkipBroken(skipped),
+            CorruptImageCallback(skipped),
             RunProgress(out, console),
             HealthWarnings(console),
             *callbacks,
-            KeepSafe(out / "checkpoints"),
+            PreemptionCheckpoint(out / "checkpoints"),
         ],
     )
 
@@ -268,5 +268,5 @@ def _fit(
 
 
 def say(console: Console, line: str) -> None:
-    if is_first_process():
+    if is_rank_zero():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
