@@ -24,7 +24,7 @@ def emptied(path: Path) -> None:
 
 
 def text(path: Path) -> None:
-    path.write_text("404 Not Found\n")
+    path.write_text("404 Not FrameObjects\n")
 
 
 def bomb(path: Path) -> None:

@@ -255,7 +255,7 @@ def test_what_a_server_lacks_is_said_at_once(server: Server, tmp_path: Path, mon
     monkeypatch.setattr("mec.data.datasets.webdataset.PAUSE", 60)
     source = serve(server, tmp_path)
     del server.files["x-0003.tar"]
-    with pytest.raises(InputError, match=r"x-0003\.tar cannot be read \(404, message='Not Found'") as raised:
+    with pytest.raises(InputError, match=r"x-0003\.tar cannot be read \(404, message='Not FrameObjects'") as raised:
         open_dataset(source)
     assert "\n" not in str(raised.value)
     server.key = "secret"

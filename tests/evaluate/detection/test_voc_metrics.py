@@ -15,7 +15,7 @@ from mec.evaluate.detection.voc_metrics import precisions
 
 Object = tuple[Sequence[float], int, bool]
 """x1, y1, x2, y2 from the outer edges; class; difficult."""
-Found = tuple[Sequence[float], int, float]
+FrameObjects = tuple[Sequence[float], int, float]
 SQUARE = (10, 10, 50, 50)
 """40 x 40 pixels, VOC's 11, 11, 50, 50."""
 NOWHERE = (300, 300, 340, 340)
@@ -32,7 +32,7 @@ def scene(rules: Rules, images: list[list[Object]], categories: int = 2) -> Anno
     )  # fmt: skip
 
 
-def found_in(images: list[list[Found]]) -> list[Detections]:
+def found_in(images: list[list[FrameObjects]]) -> list[Detections]:
     return [
         Detections(
             np.array([f[0] for f in own], np.float32).reshape(-1, 4),
@@ -44,13 +44,13 @@ def found_in(images: list[list[Found]]) -> list[Detections]:
     ]
 
 
-def precision_of(found: list[list[Found]], objects: list[list[Object]], rules: Rules = "voc") -> float:
+def precision_of(found: list[list[FrameObjects]], objects: list[list[Object]], rules: Rules = "voc") -> float:
     """Of the first class at an overlap above 0.5."""
     return float(precisions(scene(rules, objects), found_in(found))[0, 0])
 
 
 OBJECTS: list[list[Object]] = [[(SQUARE, 0, False), ((100, 100, 140, 140), 0, True)], [((200, 10, 240, 50), 0, False)]]
-FOUND: list[list[Found]] = [
+FOUND: list[list[FrameObjects]] = [
     [((100, 100, 140, 140), 0, 0.95), (SQUARE, 0, 0.9), (SQUARE, 0, 0.8)],
     [(NOWHERE, 0, 0.7), ((200, 10, 240, 50), 0, 0.6)],
 ]
@@ -153,7 +153,7 @@ def test_against_plain_loops(rules: Rules, seed: int) -> None:
     """Random objects of three classes, some difficult; detections about them, several of one, some of other classes."""
     draws = np.random.default_rng(seed)
     images: list[list[Object]] = []
-    found: list[list[Found]] = []
+    found: list[list[FrameObjects]] = []
     for _ in range(30):
         corners, sides = draws.integers(0, 100, (4, 2)), draws.integers(20, 120, (4, 2))
         boxes = np.concatenate([corners, corners + sides], axis=1)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mec.evaluate.drawing.detections import color_of
 from mec.evaluate.drawing.tracks import NOBODY, TRUTH, draw_found, draw_labels
-from mec.evaluate.tracking.sequences import RLE, VOID, Found, Frame, read_frame
+from mec.evaluate.tracking.sequences import RLE, VOID, Frame, FrameObjects, read_frame
 
 GRAY = 90
 
@@ -23,8 +23,8 @@ def gray(height: int = 120, width: int = 160) -> Frame:
 
 def found(
     boxes: Sequence[Sequence[float]], ids: Sequence[int] | None, masks: list[RLE] | None = None, poses: Any = None
-) -> Found:
-    return Found(
+) -> FrameObjects:
+    return FrameObjects(
         np.array(boxes, np.float64).reshape(-1, 4),
         np.ones(len(boxes)),
         None if ids is None else np.array(ids, np.int64),

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 from sklearn.datasets import load_sample_image
 
-from mec.evaluate.tracking.sequences import Found, Frame
+from mec.evaluate.tracking.sequences import Frame, FrameObjects
 
 JOINTS = {
     "right_ankle": (0.38, 0.96), "right_knee": (0.38, 0.74), "right_hip": (0.38, 0.52), "left_hip": (0.62, 0.52),
@@ -23,7 +23,7 @@ JOINTS = {
     "right_shoulder": (0.28, 0.2), "left_shoulder": (0.72, 0.2), "left_elbow": (0.8, 0.36), "left_wrist": (0.8, 0.5),
     "head_bottom": (0.5, 0.16), "nose": (0.5, 0.08), "head_top": (0.5, 0.01),
 }  # fmt: skip
-"""PoseTrack18's annotated joints in the order of ``Found``: where who stands has them, in shares of the box's sides."""
+"""PoseTrack18's annotated joints in the order of ``FrameObjects``: where who stands has them, in shares of the box's sides."""
 SIZE = (240, 320)
 CASTS = ((221369, 190379, 516492, 1711740), (473611, 222838, 193269, 1218065))
 """People of coco128's train part by the numbers of their annotations: far, behind the pole, away, near."""
@@ -73,13 +73,13 @@ class Scene:
     shares: NDArray[np.float64]
     poses: NDArray[np.float64]
 
-    def found(self, least: float = 0.3) -> tuple[Found, ...]:
+    def found(self, least: float = 0.3) -> tuple[FrameObjects, ...]:
         """Of each frame, the objects of which more than ``least`` is visible; ids count from 1."""
         return tuple(self._found(t, np.flatnonzero(self.shares[:, t] > least)) for t in range(len(self.frames)))
 
-    def _found(self, t: int, kept: NDArray[np.int64]) -> Found:
+    def _found(self, t: int, kept: NDArray[np.int64]) -> FrameObjects:
         masks = [coco_mask.encode(np.asfortranarray(self.visible[i, t], np.uint8)) for i in kept]
-        return Found(self.boxes[kept, t], np.ones(len(kept)), kept + 1, masks, self.poses[kept, t])
+        return FrameObjects(self.boxes[kept, t], np.ones(len(kept)), kept + 1, masks, self.poses[kept, t])
 
 
 def cut(image: Frame, mask: NDArray[np.bool_]) -> Cutout:

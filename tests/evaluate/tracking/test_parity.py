@@ -19,7 +19,7 @@ from mec.evaluate.tracking.datasets.davis import open_mask_sequences
 from mec.evaluate.tracking.datasets.single_object import open_box_sequences
 from mec.evaluate.tracking.dense_features import Dense
 from mec.evaluate.tracking.metrics.otb import box_figures
-from mec.evaluate.tracking.sequences import Found, ImageFrames
+from mec.evaluate.tracking.sequences import FrameObjects, ImageFrames
 from mec.evaluate.tracking.similarity import reconstruction_similarity
 from mec.evaluate.tracking.track_objects import boxes_look
 from mec.evaluate.tracking.vos import follow_masks
@@ -84,7 +84,7 @@ def test_two_joggers_are_told_apart_by_looks(real_data: Path, dense: Dense, know
     look, associator = boxes_look(dense), Associator(Association(gated=True))
     before = None
     for t, frame in enumerate(frames):
-        looked = look(frame, Found(boxes[:, t], np.ones(2)))
+        looked = look(frame, FrameObjects(boxes[:, t], np.ones(2)))
         ids, numbers, _ = associator.step(looked.boxes, looked.looks)
         assert list(zip(ids, numbers, strict=True)) == [(1, 0), (2, 1)]
         if before is not None:

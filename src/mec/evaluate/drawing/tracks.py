@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from mec.errors import InputError
 from mec.evaluate.drawing.detections import LIGHT, LINE, LUMINANCE, SMALLEST, Color, Place, color_of
 from mec.evaluate.tracking.datasets.video import video_library
-from mec.evaluate.tracking.sequences import VOID, Boxes, Found, Frame, Labels
+from mec.evaluate.tracking.sequences import VOID, Boxes, Frame, FrameObjects, Labels
 from mec.evaluate.tracking.skeletons import JOINTS, LIMBS
 from mec.files import atomic_write
 
@@ -39,7 +39,7 @@ BT601 = 6
 """By what RGB becomes YUV; players guess otherwise where a film does not say."""
 
 
-def draw_found(frame: Frame, found: Found, truth_box: Boxes | None = None) -> Frame:
+def draw_found(frame: Frame, found: FrameObjects, truth_box: Boxes | None = None) -> Frame:
     """A copy of the frame with what was found: half-transparent masks, else skeletons, else boxes; and the ids.
 
     An id has the same color in all frames. Lines and letters grow with the frame. Smaller objects lie above larger

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from mec.evaluate.task import EncoderLike, Source
 from mec.evaluate.tracking.association import Association
-from mec.evaluate.tracking.datasets.motchallenge import compare_boxes, open_found_boxes, read_tracks, write_tracks
+from mec.evaluate.tracking.datasets.motchallenge import compare_boxes, open_box_detections, read_tracks, write_tracks
 from mec.evaluate.tracking.metrics.identity import identity_scores
 from mec.evaluate.tracking.runner import Call, Keeping, loaded
-from mec.evaluate.tracking.sequences import DetectionSequence, Found, Scores, Tracks
+from mec.evaluate.tracking.sequences import DetectionSequence, FrameObjects, Scores, Tracks
 from mec.evaluate.tracking.track_objects import Look, boxes_look, tell_apart
 from mec.results import Result, Stopwatch
 
@@ -57,7 +57,7 @@ def mot(
     """
     clock = Stopwatch()
     settings = Association(motion=0.02 if motion else 0.0, gated=True, patience=patience, published=not corrected)
-    opened = loaded(data, open_found_boxes(Path(data).expanduser(), detections, min_score, sequences))
+    opened = loaded(data, open_box_detections(Path(data).expanduser(), detections, min_score, sequences))
     chosen = {"task": "mot", "corrected": corrected, "detections": detections, "min_score": min_score}
     call = Call(data, encoder, stage, half, out, resume, render, chosen | vars(settings))
 
@@ -72,9 +72,9 @@ def _score(sequences: list[DetectionSequence], tracks: Mapping[str, Tracks]) -> 
     return identity_scores({one.name: compare_boxes(one, tracks[one.name]) for one in sequences})
 
 
-def _write(folder: Path, sequence: DetectionSequence, tracks: list[Found]) -> None:
+def _write(folder: Path, sequence: DetectionSequence, tracks: list[FrameObjects]) -> None:
     write_tracks(folder, sequence.name, tracks)
 
 
-def _read(folder: Path, sequence: DetectionSequence) -> list[Found]:
+def _read(folder: Path, sequence: DetectionSequence) -> list[FrameObjects]:
     return read_tracks(folder, sequence.name, len(sequence.frames))

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from mec.evaluate.task import EncoderLike, Source
 from mec.evaluate.tracking.association import Association
-from mec.evaluate.tracking.datasets.mots import open_found_masks
+from mec.evaluate.tracking.datasets.mots import open_mask_detections
 from mec.evaluate.tracking.datasets.mots_format import read_masks_text, write_masks_text
 from mec.evaluate.tracking.metrics.mots import compare_masks, mots_scores
 from mec.evaluate.tracking.runner import Call, Keeping, loaded
-from mec.evaluate.tracking.sequences import DetectionSequence, Found, Scores, Tracks
+from mec.evaluate.tracking.sequences import DetectionSequence, FrameObjects, Scores, Tracks
 from mec.evaluate.tracking.track_objects import MASK_CELLS, Look, masks_look, tell_apart
 from mec.results import Result, Stopwatch
 
@@ -58,7 +58,7 @@ def mots(
     clock = Stopwatch()
     cost = 0.02 if motion else 0.0
     settings = Association(motion=cost, gated=False, confirmed=True, patience=patience, published=not corrected)
-    opened = loaded(data, open_found_masks(Path(data).expanduser(), detections, sequences))
+    opened = loaded(data, open_mask_detections(Path(data).expanduser(), detections, sequences))
     chosen = {"task": "mots", "corrected": corrected, "detections": detections}
     call = Call(data, encoder, stage, half, out, resume, render, chosen | vars(settings))
 
@@ -73,9 +73,9 @@ def _score(sequences: list[DetectionSequence], tracks: Mapping[str, Tracks]) -> 
     return mots_scores({one.name: compare_masks(one, tracks[one.name]) for one in sequences})
 
 
-def _write(folder: Path, sequence: DetectionSequence, tracks: list[Found]) -> None:
+def _write(folder: Path, sequence: DetectionSequence, tracks: list[FrameObjects]) -> None:
     write_masks_text(folder, sequence.name, tracks)
 
 
-def _read(folder: Path, sequence: DetectionSequence) -> list[Found]:
+def _read(folder: Path, sequence: DetectionSequence) -> list[FrameObjects]:
     return read_masks_text(folder, sequence.name, len(sequence.frames))

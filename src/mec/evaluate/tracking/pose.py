@@ -11,7 +11,7 @@ from mec.evaluate.tracking.association import Association
 from mec.evaluate.tracking.datasets.posetrack import open_poses, read_poses, write_poses
 from mec.evaluate.tracking.metrics.posetrack import compare_poses, pose_scores
 from mec.evaluate.tracking.runner import Call, Keeping, loaded
-from mec.evaluate.tracking.sequences import DetectionSequence, Found, Scores, Tracks
+from mec.evaluate.tracking.sequences import DetectionSequence, FrameObjects, Scores, Tracks
 from mec.evaluate.tracking.track_objects import POSE_CELLS, Look, poses_look, tell_apart
 from mec.results import Result, Stopwatch
 
@@ -74,9 +74,9 @@ def _score(sequences: list[DetectionSequence], tracks: Mapping[str, Tracks]) -> 
     return pose_scores({one.name: compare_poses(one, tracks[one.name]) for one in sequences})
 
 
-def _write(folder: Path, sequence: DetectionSequence, tracks: list[Found]) -> None:
+def _write(folder: Path, sequence: DetectionSequence, tracks: list[FrameObjects]) -> None:
     write_poses(folder, sequence, tracks)
 
 
-def _read(folder: Path, sequence: DetectionSequence) -> list[Found]:
+def _read(folder: Path, sequence: DetectionSequence) -> list[FrameObjects]:
     return read_poses(folder, sequence)

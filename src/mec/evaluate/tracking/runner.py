@@ -23,7 +23,7 @@ from mec.errors import InputError
 from mec.evaluate.drawing.tracks import VideoWriter, check_render
 from mec.evaluate.task import EncoderLike, Source
 from mec.evaluate.tracking.dense_features import Dense
-from mec.evaluate.tracking.sequences import Frame, Frames, Loads, Scores, SequenceError
+from mec.evaluate.tracking.sequences import Frame, Frames, Scores, SequenceError, SequenceLoaders
 from mec.files import atomic_write
 
 SETTINGS, FIGURES, TRACKS, DRAWN = "settings.json", "figures.json", "tracks", "drawn"
@@ -182,7 +182,7 @@ def weights_digest(dense: Dense) -> str:
     return digest.hexdigest()[:16]
 
 
-def loaded(data: Source, loads: Loads[S]) -> Followed[S, Any]:
+def loaded(data: Source, loads: SequenceLoaders[S]) -> Followed[S, Any]:
     """All sequences opened; what is wrong with one is said at once. Raises InputError where none is left."""
     followed: Followed[S, Any] = Followed()
     for name, load in loads.items():

@@ -86,7 +86,7 @@ def image_size(file: Path) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Found:
+class FrameObjects:
     """What was found in one frame, k objects: by a detector, an annotator, or a tracker, which knows who is who.
 
     boxes: of each.
@@ -105,10 +105,10 @@ class Found:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def take(self, kept: NDArray[Any], ids: NDArray[np.int64] | None = None) -> Found:
+    def take(self, kept: NDArray[Any], ids: NDArray[np.int64] | None = None) -> FrameObjects:
         """Some of them, by number or by a flag each; ``ids`` replaces theirs."""
         numbers = np.flatnonzero(kept) if kept.dtype == bool else kept.astype(np.int64)
-        return Found(
+        return FrameObjects(
             self.boxes[numbers],
             self.scores[numbers],
             ids if ids is not None else None if self.ids is None else self.ids[numbers],
@@ -159,14 +159,14 @@ class DetectionSequence:
 
     name: str
     frames: Frames
-    given: tuple[Found, ...]
+    given: tuple[FrameObjects, ...]
     truth: Any = field(repr=False, default=None)
 
 
-Tracks = Sequence[Found]
+Tracks = Sequence[FrameObjects]
 """What a tracker says: one for every frame, with ids."""
 T = TypeVar("T", covariant=True)
-Loads = dict[str, Callable[[], T]]
+SequenceLoaders = dict[str, Callable[[], T]]
 """Sequences by name, each read when it is called: one that raises SequenceError does not lose the others."""
 Scores = dict[str, dict[str, float]]
 """Figures of each sequence by name: column -> value. Shares are real numbers, counts are whole ones (int)."""

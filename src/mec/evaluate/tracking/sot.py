@@ -17,7 +17,7 @@ from mec.evaluate.tracking.datasets.box_text import read_boxes, write_boxes
 from mec.evaluate.tracking.datasets.single_object import open_box_sequences
 from mec.evaluate.tracking.metrics.otb import box_scores
 from mec.evaluate.tracking.runner import Call, Followed, Keeping, film, follow_all, loaded
-from mec.evaluate.tracking.sequences import BoxSequence, Found, Frame, Scores, SequenceError
+from mec.evaluate.tracking.sequences import BoxSequence, Frame, FrameObjects, Scores, SequenceError
 from mec.evaluate.tracking.track_box import TRACKERS, track_box
 from mec.results import Result, Stopwatch
 
@@ -111,7 +111,7 @@ def _read(folder: Path, sequence: BoxSequence) -> list[Box]:
 def _drawn(sequence: BoxSequence, runs: list[list[Box]]) -> Callable[[int, Frame], Frame]:
     def over(number: int, frame: Frame) -> Frame:
         boxes = np.stack([boxes[number] for boxes in runs])
-        found = Found(boxes, np.ones(len(boxes)), np.arange(1, len(boxes) + 1))
+        found = FrameObjects(boxes, np.ones(len(boxes)), np.arange(1, len(boxes) + 1))
         return draw_found(frame, found, sequence.truth[number])
 
     return over

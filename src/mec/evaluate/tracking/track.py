@@ -18,7 +18,7 @@ from mec.evaluate.tracking.datasets.davis import read_mask, write_labels
 from mec.evaluate.tracking.datasets.video import open_frames
 from mec.evaluate.tracking.dense_features import Dense
 from mec.evaluate.tracking.runner import counted
-from mec.evaluate.tracking.sequences import Found, Frame, Frames, Labels, SequenceError
+from mec.evaluate.tracking.sequences import Frame, FrameObjects, Frames, Labels, SequenceError
 from mec.evaluate.tracking.track_box import track_box
 from mec.evaluate.tracking.vos import follow_masks
 
@@ -119,7 +119,7 @@ def _boxes_drawn(
     boxes: Iterator[NDArray[np.float64]], watched: _Watched, film: VideoWriter, shown: ProgressBar
 ) -> Iterator[NDArray[np.float64]]:
     for box in boxes:
-        film.add(draw_found(watched.frame, Found(box[None], np.ones(1), np.ones(1, np.int64))))
+        film.add(draw_found(watched.frame, FrameObjects(box[None], np.ones(1), np.ones(1, np.int64))))
         shown.advance(1)
         yield box
 

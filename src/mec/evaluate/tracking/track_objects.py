@@ -17,7 +17,7 @@ from mec.evaluate.tracking.association import Association, Associator, overlaps
 from mec.evaluate.tracking.dense_features import Dense
 from mec.evaluate.tracking.metrics.library import trackeval
 from mec.evaluate.tracking.runner import Call, Followed, Keeping, film, follow_all
-from mec.evaluate.tracking.sequences import Boxes, DetectionSequence, Found, Frame, Scores, SequenceError, Tracks
+from mec.evaluate.tracking.sequences import Boxes, DetectionSequence, Frame, FrameObjects, Scores, SequenceError, Tracks
 from mec.evaluate.tracking.skeletons import pose_boxes, pose_mask
 from mec.results import Result
 
@@ -33,15 +33,15 @@ LEAST_AREA, WIDEST = 200.0, 1.6
 class Looked:
     """What is left of what was found in a frame; where each is, as the filter takes it; and how it looks."""
 
-    found: Found
+    found: FrameObjects
     boxes: Boxes
     looks: list[Tensor]
 
 
-Look = Callable[[Frame, Found], Looked]
+Look = Callable[[Frame, FrameObjects], Looked]
 
 
-def track_objects(sequence: DetectionSequence, look: Look, settings: Association) -> Iterator[Found]:
+def track_objects(sequence: DetectionSequence, look: Look, settings: Association) -> Iterator[FrameObjects]:
     """What is found in each frame and belongs to a track, with its id.
 
     Boxes are as the filter has them where they are what was found; masks and poses as they were given.
@@ -56,14 +56,14 @@ def track_objects(sequence: DetectionSequence, look: Look, settings: Association
         found = looked.found.take(numbers, ids)
         if found.masks is None and found.poses is None:
             likely = (boxes[:, 2:].prod(axis=1) > LEAST_AREA) & (boxes[:, 2] <= WIDEST * boxes[:, 3])
-            found = Found(boxes, found.scores, ids).take(likely)
+            found = FrameObjects(boxes, found.scores, ids).take(likely)
         yield found
 
 
 def boxes_look(dense: Dense | None, corrected: bool = False) -> Look:
     """Of boxes in a frame fitted into 1088 x 608; without ``dense`` they have no looks."""
 
-    def look(frame: Frame, found: Found) -> Looked:
+    def look(frame: Frame, found: FrameObjects) -> Looked:
         looks = [] if dense is None else box_looks(letterbox(dense.image(frame), dense), found.boxes, dense, corrected)
         return Looked(found, found.boxes, looks)
 
@@ -73,7 +73,7 @@ def boxes_look(dense: Dense | None, corrected: bool = False) -> Look:
 def masks_look(dense: Dense, appearance: bool = True) -> Look:
     """Of masks in a frame as large as it is; one that covers no cell's corner is passed over."""
 
-    def look(frame: Frame, found: Found) -> Looked:
+    def look(frame: Frame, found: FrameObjects) -> Looked:
         masks = _decoded(frame, found)
         cells = on_map(masks, dense)
         boxes = np.array([spread_box(one) for one in cells]).reshape(-1, 4)
@@ -87,7 +87,7 @@ def masks_look(dense: Dense, appearance: bool = True) -> Look:
 def poses_look(dense: Dense, appearance: bool = True) -> Look:
     """Of poses drawn as masks in a frame as large as it is."""
 
-    def look(frame: Frame, found: Found) -> Looked:
+    def look(frame: Frame, found: FrameObjects) -> Looked:
         poses = found.poses
         assert poses is not None
         boxes = pose_boxes(poses)
@@ -99,7 +99,7 @@ def poses_look(dense: Dense, appearance: bool = True) -> Look:
     return look
 
 
-def _decoded(frame: Frame, found: Found) -> NDArray[np.uint8]:
+def _decoded(frame: Frame, found: FrameObjects) -> NDArray[np.uint8]:
     """(k, h, w)."""
     assert found.masks is not None
     height, width = frame.shape[:2]
@@ -125,7 +125,7 @@ def _apart(boxes: Boxes, there: NDArray[np.int64]) -> NDArray[np.int64]:
 class Told(NamedTuple):
     """run: the tracks. figures: of all sequences, a row with looks and one without."""
 
-    run: Followed[DetectionSequence, Found]
+    run: Followed[DetectionSequence, FrameObjects]
     figures: Scores
 
     def result(self, call: Call, settings: Association, given: str, how: str, seconds: float) -> Result:
@@ -141,10 +141,10 @@ class Told(NamedTuple):
 
 def tell_apart(
     call: Call,
-    opened: Followed[DetectionSequence, Found],
+    opened: Followed[DetectionSequence, FrameObjects],
     look: Callable[[bool], Look],
     settings: Association,
-    keeping: Keeping[DetectionSequence, Found],
+    keeping: Keeping[DetectionSequence, FrameObjects],
     score: Callable[[list[DetectionSequence], Mapping[str, Tracks]], Scores],
     columns: Sequence[str],
 ) -> Told:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from mec.errors import InputError
 from mec.evaluate.tracking.datasets.mot_frames import read_frames
-from mec.evaluate.tracking.datasets.motchallenge import open_found_boxes
+from mec.evaluate.tracking.datasets.motchallenge import open_box_detections
 from mec.evaluate.tracking.datasets.text_table import read_table
 from mec.evaluate.tracking.sequences import DetectionSequence, SequenceError
 
@@ -31,13 +31,13 @@ def write(folder: Path, *frames: str, **texts: str | None) -> Path:
 
 
 def load(data: Path, name: str = "a", detections: str | None = None) -> DetectionSequence:
-    return open_found_boxes(data, detections)[name]()
+    return open_box_detections(data, detections)[name]()
 
 
 def reason(folder: Path) -> str:
     """Why it cannot be used; the next to it can."""
     write(folder.parent / "whole")
-    loads = open_found_boxes(folder.parent)
+    loads = open_box_detections(folder.parent)
     assert len(loads["whole"]().given) == 3
     with pytest.raises(SequenceError) as caught:
         loads["a"]()
@@ -159,12 +159,12 @@ def test_no_detection_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_nothing_to_open(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data: no folder .*none"):
-        open_found_boxes(tmp_path / "none")
+        open_box_detections(tmp_path / "none")
     with pytest.raises(InputError, match=r"data: no sequence in .*; expected MOTChallenge's train/SEQUENCE/img1/0"):
-        open_found_boxes(tmp_path)
+        open_box_detections(tmp_path)
     write(tmp_path / "test" / "a", gt=None)
     with pytest.raises(InputError, match=r"data: no gt/gt.txt in .*test; expected the truth"):
-        open_found_boxes(tmp_path / "test")
+        open_box_detections(tmp_path / "test")
 
 
 def test_a_table_of_no_line_and_the_order_of_rows(tmp_path: Path) -> None:

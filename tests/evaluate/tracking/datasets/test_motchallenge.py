@@ -9,14 +9,14 @@ from PIL import Image
 from mec.errors import InputError
 from mec.evaluate.tracking.datasets.motchallenge import (
     compare_boxes,
-    open_found_boxes,
+    open_box_detections,
     read_detections,
     read_tracks,
     read_truth,
     write_tracks,
 )
 from mec.evaluate.tracking.metrics.identity import identity_scores
-from mec.evaluate.tracking.sequences import DetectionSequence, Found, ImageFrames, SequenceError
+from mec.evaluate.tracking.sequences import DetectionSequence, FrameObjects, ImageFrames, SequenceError
 
 INI = "[Sequence]\nname=x\nimDir=img1\nframeRate=14\nseqLength=3\nimWidth=64\nimHeight=48\nimExt=.png\n"
 GT = "1,1,2,3,10,20,1,1,1\n1,2,30,3,10,20,1,1,0.5\n2,1,3,3,10,20,1,1,1\n3,2,30,4,10,20,0,1,1\n3,9,50,4,10,20,1,7,1\n"
@@ -35,16 +35,16 @@ def write(folder: Path, gt: str | None = GT, det: str | None = DET, ini: str | N
 
 
 def load(folder: Path, detections: str | None = None, min_score: float = 0.5) -> DetectionSequence:
-    return open_found_boxes(folder, detections, min_score)[folder.name]()
+    return open_box_detections(folder, detections, min_score)[folder.name]()
 
 
 def boxes(sequence: DetectionSequence) -> list[list[list[float]]]:
     return [found.boxes.tolist() for found in sequence.given]
 
 
-def tracks(*frames: dict[int, list[float]]) -> list[Found]:
+def tracks(*frames: dict[int, list[float]]) -> list[FrameObjects]:
     return [
-        Found(np.array(list(f.values()), float).reshape(-1, 4), np.ones(len(f)), np.array(list(f), np.int64))
+        FrameObjects(np.array(list(f.values()), float).reshape(-1, 4), np.ones(len(f)), np.array(list(f), np.int64))
         for f in frames
     ]
 
@@ -74,8 +74,8 @@ def test_figures_that_were_published(real_data: Path, capfd: pytest.CaptureFixtu
 
 
 def test_real_frames_with_their_detections(real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    loads = open_found_boxes(real_data / "MOT17-mini")
-    given = open_found_boxes(real_data / "MOT17-mini", "gt", names=["*-FRCNN"])
+    loads = open_box_detections(real_data / "MOT17-mini")
+    given = open_box_detections(real_data / "MOT17-mini", "gt", names=["*-FRCNN"])
     assert capsys.readouterr() == ("", ""), "nothing is read before it is asked for"
     counted = {
         "02": (4, 88),
@@ -101,7 +101,7 @@ def test_real_frames_with_their_detections(real_data: Path, capsys: pytest.Captu
     assert "MOT17-02-FRCNN: 4 frames are there, 600 in seqinfo.ini" in capsys.readouterr().err
 
 
-def wandering(truth: list[np.ndarray], seed: int) -> Iterator[Found]:
+def wandering(truth: list[np.ndarray], seed: int) -> Iterator[FrameObjects]:
     """Boxes of the truth, all classes, some lost, moved or exchanged."""
     random = np.random.default_rng(seed)
     for rows in truth:
@@ -110,7 +110,7 @@ def wandering(truth: list[np.ndarray], seed: int) -> Iterator[Found]:
         ids = kept[:, 1].astype(np.int64)
         if random.random() < 0.3 and len(ids) > 1:
             ids[:2] = ids[1::-1]
-        yield Found(np.abs(moved), random.random(len(ids)), ids)
+        yield FrameObjects(np.abs(moved), random.random(len(ids)), ids)
 
 
 def test_trackevals_command_has_the_same_figures(real_data: Path, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_tracks_are_for_every_frame_and_have_ids(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a: expected tracks of 3 frames, got 2"):
         compare_boxes(sequence, tracks({}, {}))
     with pytest.raises(ValueError, match="expected tracks with ids"):
-        compare_boxes(sequence, [Found(np.zeros((0, 4)), np.zeros(0))] * 3)
+        compare_boxes(sequence, [FrameObjects(np.zeros((0, 4)), np.zeros(0))] * 3)
     with pytest.raises(SequenceError, match=r"line 2: expected the number in column 2 once in a frame"):
         text_only(tmp_path, "b", "1,1,2,3,10,20\n1,1,30,3,10,20\n", 3)
 
@@ -216,7 +216,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     with pytest.raises(SequenceError, match=r"a.txt: line 3: expected a frame of 1 to 2"):
         read_tracks(tmp_path, "a", 2)
     with pytest.raises(ValueError, match="ids"):
-        write_tracks(tmp_path, "a", [*tracks({1: [0, 0, 1, 1]}), Found(np.zeros((1, 4)), np.ones(1))])
+        write_tracks(tmp_path, "a", [*tracks({1: [0, 0, 1, 1]}), FrameObjects(np.zeros((1, 4)), np.ones(1))])
     assert len(read_tracks(tmp_path, "a", 4)[0]) == 2, "the file of before"
     assert [f.name for f in tmp_path.iterdir()] == ["a.txt"]
     write_tracks(tmp_path, "none", tracks({}, {}))
@@ -269,7 +269,7 @@ def test_detections_of_others(
     file = tmp_path / "own" / place
     file.parent.mkdir(parents=True)
     file.write_text(DET)
-    loads = open_found_boxes(tmp_path, "~/own")
+    loads = open_box_detections(tmp_path, "~/own")
     assert list(loads) == names
     said = capsys.readouterr().err
     assert "test is left out" in said
@@ -277,14 +277,14 @@ def test_detections_of_others(
     assert len(loads["MOT17-01-SDP"]().given[0]) == 2
     with pytest.raises(SequenceError, match=r"no detections of MOT17-01-DPM in .*own"):
         loads["MOT17-01-DPM"]()
-    assert list(open_found_boxes(tmp_path, "gt", names=["*-S?P", "*-DPM"])) == [names[0], names[2]]
+    assert list(open_box_detections(tmp_path, "gt", names=["*-S?P", "*-DPM"])) == [names[0], names[2]]
     with pytest.raises(
         InputError, match=r"sequences: 'MOT17-1-SDP' fits none of the 3 sequences; the nearest is 'MOT17-01-SDP'"
     ):
-        open_found_boxes(tmp_path, names=["MOT17-1-SDP"])
+        open_box_detections(tmp_path, names=["MOT17-1-SDP"])
     with pytest.raises(InputError, match=r'detections: no sequence of .* has det/det.txt; expected "gt" or a folder'):
-        open_found_boxes(tmp_path)
+        open_box_detections(tmp_path)
     with pytest.raises(InputError, match=r"detections: expected a file of each .* such as MOT17-01-DPM.txt, got none"):
-        open_found_boxes(tmp_path, str(tmp_path / "test"))
+        open_box_detections(tmp_path, str(tmp_path / "test"))
     with pytest.raises(InputError, match=r'detections: no folder GT; expected "gt" or a folder'):
-        open_found_boxes(tmp_path, "GT")
+        open_box_detections(tmp_path, "GT")

@@ -7,8 +7,8 @@ from faster_coco_eval import mask as coco_mask
 from PIL import Image
 
 from mec.errors import InputError
-from mec.evaluate.tracking.datasets.mots import open_found_masks
-from mec.evaluate.tracking.sequences import Found, SequenceError
+from mec.evaluate.tracking.datasets.mots import open_mask_detections
+from mec.evaluate.tracking.sequences import FrameObjects, SequenceError
 from tests.evaluate.tracking.mots_scenes import (
     HEIGHT,
     WIDTH,
@@ -31,13 +31,13 @@ LINES = [
 KITTIS = [(0, 1003, 1, block(3, 4)), (0, 2001, 2, block(20, 4)), (0, 10000, 10, CORNER), (2, 1003, 1, block(5, 4))]
 
 
-def decoded(found: Found) -> list[np.ndarray]:
+def decoded(found: FrameObjects) -> list[np.ndarray]:
     return [coco_mask.decode(mask) for mask in found.masks or ()]
 
 
 def test_motschallenge_with_the_truths_own_masks(tmp_path: Path) -> None:
     challenge(tmp_path, LINES)
-    loads = open_found_masks(tmp_path)
+    loads = open_mask_detections(tmp_path)
     assert list(loads) == ["MOTS20-02"]
     sequence = loads["MOTS20-02"]()
     assert (sequence.name, len(sequence.frames), sequence.frames.rate) == ("MOTS20-02", 3, 25)
@@ -56,16 +56,16 @@ def test_motschallenge_with_the_truths_own_masks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [".", "train", "train/MOTS20-02"])
 def test_a_folder_above_or_the_sequence_itself(tmp_path: Path, data: str) -> None:
     challenge(tmp_path, LINES)
-    assert list(open_found_masks(tmp_path / data)) == ["MOTS20-02"]
+    assert list(open_mask_detections(tmp_path / data)) == ["MOTS20-02"]
 
 
 @pytest.mark.parametrize("place", ["gt", "../instances/MOTS20-02"])
 def test_images_of_instances_are_read_as_the_text(tmp_path: Path, place: str) -> None:
     folder = challenge(tmp_path, LINES)
-    of_text = open_found_masks(tmp_path)["MOTS20-02"]()
+    of_text = open_mask_detections(tmp_path)["MOTS20-02"]()
     (folder / "gt" / "gt.txt").unlink()
     instances(folder / place, [(f, i % 1000, c, m) for f, i, c, m in LINES], 1, 3)
-    of_images = open_found_masks(tmp_path)["MOTS20-02"]()
+    of_images = open_mask_detections(tmp_path)["MOTS20-02"]()
     for a, b in zip(of_text.given, of_images.given, strict=True):
         assert (np.array(decoded(a)) == np.array(decoded(b))).all()
     assert [ids.tolist() for ids in of_images.truth.ids] == [[2001, 2005], [], [2005]]
@@ -78,7 +78,7 @@ def test_kittis_classes_are_sequences_of_their_own(tmp_path: Path, as_images: bo
     if as_images:
         file.unlink()
         instances(tmp_path / "instances" / "0002", [(f, i % 1000, c, m) for f, i, c, m in KITTIS], 0, 3)
-    loads = open_found_masks(tmp_path)
+    loads = open_mask_detections(tmp_path)
     assert list(loads) == ["0002 car", "0002 pedestrian"]
     car, pedestrian = (load() for load in loads.values())
     assert [frame[0, 0, 0] for frame in car.frames] == [0, 1, 2]
@@ -97,7 +97,7 @@ def test_detections_may_overlap_and_have_scores(
     lines = [(1, 7, 1, block(10, 9)), (1, 7, 1, block(12, 9)), (1, 9, 2, block(30, 3)), (2, 9, 1, block(0, 0, 0))]
     (tmp_path / "found").mkdir()
     (tmp_path / "found" / "0002.txt").write_text(text(lines, end))
-    car = open_found_masks(tmp_path, "~/found", ["* car"])["0002 car"]()
+    car = open_mask_detections(tmp_path, "~/found", ["* car"])["0002 car"]()
     assert [len(found) for found in car.given] == [0, 2, 0], "without what has no pixel"
     assert car.given[1].scores.tolist() == scores
     assert car.given[1].boxes.tolist() == [[10, 9, 8, 10], [12, 9, 8, 10]]
@@ -106,7 +106,7 @@ def test_detections_may_overlap_and_have_scores(
 
 def test_masks_of_frames_that_were_cut_off_are_left_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     challenge(tmp_path, LINES, count=2)
-    sequence = open_found_masks(tmp_path)["MOTS20-02"]()
+    sequence = open_mask_detections(tmp_path)["MOTS20-02"]()
     assert [len(found) for found in sequence.given] == [2, 0]
     assert "MOTS20-02: 1 of 4 masks are of frames after 2, the last; they are left out" in capfd.readouterr().err
 
@@ -145,7 +145,7 @@ def test_damaged_lines_are_named(tmp_path: Path, line: str, message: str, truth:
     folder = challenge(tmp_path, LINES)
     file = folder / "gt" / "gt.txt" if truth else tmp_path / "MOTS20-02.txt"
     file.write_text(f"{text(LINES)}\n{line}\n")
-    load = open_found_masks(tmp_path, None if truth else str(tmp_path))["MOTS20-02"]
+    load = open_mask_detections(tmp_path, None if truth else str(tmp_path))["MOTS20-02"]
     with pytest.raises(SequenceError) as error:
         load()
     assert str(error.value).startswith(f"{file}: line {len(LINES) + 2}: ")
@@ -164,14 +164,14 @@ def test_damaged_lines_are_named(tmp_path: Path, line: str, message: str, truth:
 def test_what_the_truth_must_not_have(tmp_path: Path, more: tuple, message: str) -> None:
     folder = challenge(tmp_path, [*LINES, more])
     with pytest.raises(SequenceError, match=re.escape(f"{folder / 'gt' / 'gt.txt'}: {message}")):
-        open_found_masks(tmp_path)["MOTS20-02"]()
+        open_mask_detections(tmp_path)["MOTS20-02"]()
 
 
 def test_one_broken_sequence_does_not_lose_the_others(tmp_path: Path) -> None:
     challenge(tmp_path, LINES)
     other = challenge(tmp_path, LINES, name="MOTS20-05")
     (other / "gt" / "gt.txt").unlink()
-    loads = open_found_masks(tmp_path)
+    loads = open_mask_detections(tmp_path)
     assert len(loads["MOTS20-02"]().given) == 3
     with pytest.raises(SequenceError, match=r"no .*gt\.txt"):
         loads["MOTS20-05"]()
@@ -182,14 +182,14 @@ def test_frames_that_are_missing(tmp_path: Path, lacking: str) -> None:
     kitti(tmp_path, KITTIS)
     (tmp_path / "training" / "image_02" / "0002" / lacking).unlink()
     with pytest.raises(SequenceError, match=r"expected frames 000000, 000001 \.\.\. without gaps, got 0"):
-        open_found_masks(tmp_path)["0002 car"]()
+        open_mask_detections(tmp_path)["0002 car"]()
 
 
 def test_damaged_images_of_instances(tmp_path: Path) -> None:
     folder = challenge(tmp_path, LINES)
     (folder / "gt" / "gt.txt").unlink()
     instances(folder / "gt", LINES, 1, 3)
-    file, load = folder / "gt" / "000002.png", open_found_masks(tmp_path)["MOTS20-02"]
+    file, load = folder / "gt" / "000002.png", open_mask_detections(tmp_path)["MOTS20-02"]
     whole = file.read_bytes()
     for damage, message in [
         (lambda: file.write_bytes(whole[:40]), "000002.png"),
@@ -205,16 +205,16 @@ def test_damaged_images_of_instances(tmp_path: Path) -> None:
 
 def test_what_makes_the_whole_call_impossible(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data: no folder"):
-        open_found_masks(tmp_path / "nowhere")
+        open_mask_detections(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"data: no sequence in .*expected MOTSChallenge's .* or KITTI MOTS'"):
-        open_found_masks(tmp_path)
+        open_mask_detections(tmp_path)
     folder = challenge(tmp_path, LINES)
     with pytest.raises(
         InputError, match=r"sequences: 'MOTS-02' fits none of the 1 sequences; the nearest is 'MOTS20-02'"
     ):
-        open_found_masks(tmp_path, names=["MOTS-02"])
+        open_mask_detections(tmp_path, names=["MOTS-02"])
     with pytest.raises(InputError, match=r"detections: expected a file of each sequence in .* such as MOTS20-02.txt"):
-        open_found_masks(tmp_path, str(tmp_path / "train"))
+        open_mask_detections(tmp_path, str(tmp_path / "train"))
     (folder / "gt" / "gt.txt").unlink()
     with pytest.raises(InputError, match=r"data: no masks of the truth in .*; expected .*MOTS20-02/gt/gt.txt"):
-        open_found_masks(tmp_path)
+        open_mask_detections(tmp_path)

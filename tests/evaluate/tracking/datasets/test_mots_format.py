@@ -11,11 +11,11 @@ from mec.evaluate.tracking.datasets.mots_format import (
     read_masks_text,
     write_masks_text,
 )
-from mec.evaluate.tracking.sequences import Found, SequenceError
+from mec.evaluate.tracking.sequences import FrameObjects, SequenceError
 from tests.evaluate.tracking.mots_scenes import HEIGHT, WIDTH, block, rle, text
 
 
-def found(*masks: np.ndarray, scores: list[float] | None = None, ids: list[int] | None = None) -> Found:
+def found(*masks: np.ndarray, scores: list[float] | None = None, ids: list[int] | None = None) -> FrameObjects:
     numbers = np.arange(len(masks)) if ids is None else np.array(ids, np.int64)
     return found_masks([rle(mask) for mask in masks], np.array(scores or [1.0] * len(masks)), numbers)
 

@@ -10,7 +10,7 @@ import pytest
 from mec.errors import InputError
 from mec.evaluate.tracking.datasets.posetrack import open_poses, read_poses, write_poses
 from mec.evaluate.tracking.datasets.posetrack_format import read_pose_frames
-from mec.evaluate.tracking.sequences import DetectionSequence, Found, SequenceError
+from mec.evaluate.tracking.sequences import DetectionSequence, FrameObjects, SequenceError
 from mec.evaluate.tracking.skeletons import JOINTS
 from tests.evaluate.tracking.pose_scenes import NAMES, VIDEO, body, image, older, person, posetrack18, rect
 
@@ -18,7 +18,7 @@ IMAGES = [image(0), image(1, labeled=False), image(2), image(3)]
 PERSONS = [person(2, 4, body(90)), person(0, 4, body(80)), person(0, 9, body(150, unseen=["nose", "left_wrist"]))]
 
 
-def tracked(sequence: DetectionSequence) -> list[Found]:
+def tracked(sequence: DetectionSequence) -> list[FrameObjects]:
     return [replace(found, ids=np.arange(len(found)) + 3) for found in sequence.given]
 
 

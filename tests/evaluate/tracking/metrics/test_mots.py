@@ -3,16 +3,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mec.evaluate.tracking.datasets.mots import open_found_masks
+from mec.evaluate.tracking.datasets.mots import open_mask_detections
 from mec.evaluate.tracking.datasets.mots_format import found_masks, write_masks_text
 from mec.evaluate.tracking.metrics.mots import compare_masks, mots_scores
-from mec.evaluate.tracking.sequences import Found
+from mec.evaluate.tracking.sequences import FrameObjects
 from tests.evaluate.tracking.mots_scenes import Line, block, challenge, kitti, rle
 
 trackeval = pytest.importorskip("trackeval")
 
 
-def tracks(*frames: list[tuple[int, np.ndarray]]) -> list[Found]:
+def tracks(*frames: list[tuple[int, np.ndarray]]) -> list[FrameObjects]:
     return [
         found_masks([rle(mask) for _, mask in some], np.ones(len(some)), np.array([i for i, _ in some], np.int64))
         for some in frames
@@ -23,7 +23,7 @@ def test_one_swap_by_hand(tmp_path: Path) -> None:
     """Two objects in four frames, who change tracks in the middle; one mask has 8 of the true one's 10 columns."""
     a, b = block(0, 0, 10, 10), block(30, 0, 10, 10)
     challenge(tmp_path, [(f, i, 2, m) for f in (1, 2, 3, 4) for i, m in ((2001, a), (2002, b))], count=4)
-    sequence = open_found_masks(tmp_path)["MOTS20-02"]()
+    sequence = open_mask_detections(tmp_path)["MOTS20-02"]()
     found = tracks([(1, a), (2, b)], [(1, block(0, 0, 8, 10)), (2, b)], [(2, a), (1, b)], [(2, a), (1, b)])
     scores = mots_scores({"MOTS20-02": compare_masks(sequence, found)})
     row = scores["MOTS20-02"]
@@ -45,7 +45,7 @@ def test_masks_by_more_than_half_in_an_ignored_region_do_not_count(
     """The region has columns 30 to 49."""
     person, region = block(0, 0, 10, 10), block(30, 0, 20, 20)
     challenge(tmp_path, [(1, 2001, 2, person), (1, 10000, 10, region)], count=1)
-    sequence = open_found_masks(tmp_path)["MOTS20-02"]()
+    sequence = open_mask_detections(tmp_path)["MOTS20-02"]()
     mask = block(left, 2, width, 5)
     row = mots_scores({"a": compare_masks(sequence, tracks([(1, person), (2, mask)]))})["a"]
     assert (row["false"], row["missed"]) == (false, 0)
@@ -53,7 +53,7 @@ def test_masks_by_more_than_half_in_an_ignored_region_do_not_count(
 
 def test_nothing_found_and_nothing_there(tmp_path: Path) -> None:
     kitti(tmp_path, [(0, 1001, 1, block(0, 0))], count=2)
-    car, pedestrian = (load() for load in open_found_masks(tmp_path).values())
+    car, pedestrian = (load() for load in open_mask_detections(tmp_path).values())
     nothing = tracks([], [])
     some = tracks([(1, block(0, 0))], [])
     scores = mots_scores({"0002 car": compare_masks(car, nothing), "0002 pedestrian": compare_masks(pedestrian, some)})
@@ -64,7 +64,7 @@ def test_nothing_found_and_nothing_there(tmp_path: Path) -> None:
     assert scores["all car"] == scores["0002 car"]
 
 
-def random_scene(chance: np.random.Generator, category: int, first: int) -> tuple[list[Line], list[Found]]:
+def random_scene(chance: np.random.Generator, category: int, first: int) -> tuple[list[Line], list[FrameObjects]]:
     """Six frames of a truth in rows apart, an ignored region, and tracks that shift, swap, miss and invent."""
     lines: list[Line] = []
     frames = []
@@ -95,7 +95,7 @@ def test_trackeval_says_the_same_of_the_files(tmp_path: Path, form: str) -> None
         lines, all_tracks[name] = random_scene(chance, 2, 1 if challenged else 0)
         video = name.split()[0]
         challenge(tmp_path, lines, 6, video) if challenged else kitti(tmp_path, lines, 6, video)
-    loads = open_found_masks(tmp_path)
+    loads = open_mask_detections(tmp_path)
     ours = mots_scores({name: compare_masks(loads[name](), all_tracks[name]) for name in names})
     for name in names:
         write_masks_text(tmp_path / "out" / "mine" / "data", name, all_tracks[name])
@@ -137,7 +137,7 @@ def test_trackeval_says_the_same_of_the_files(tmp_path: Path, form: str) -> None
 def test_overlapping_tracks_are_judged_as_they_are_written(tmp_path: Path) -> None:
     person = block(0, 0, 10, 10)
     challenge(tmp_path, [(1, 2001, 2, person)], count=1)
-    sequence = open_found_masks(tmp_path)["MOTS20-02"]()
+    sequence = open_mask_detections(tmp_path)["MOTS20-02"]()
     rival = found_masks([rle(person), rle(block(6, 0, 10, 10))], np.array([0.5, 0.9]), np.array([1, 2]))
     row = mots_scores({"a": compare_masks(sequence, [rival])})["a"]
     assert row["MOTSP"] == pytest.approx(0.6), "of 10 columns 4 belong to the better score"
@@ -146,4 +146,4 @@ def test_overlapping_tracks_are_judged_as_they_are_written(tmp_path: Path) -> No
 def test_other_numbers_of_frames_are_refused(tmp_path: Path) -> None:
     challenge(tmp_path, [(1, 2001, 2, block(0, 0))], count=2)
     with pytest.raises(ValueError, match="expected tracks of 2 frames, got 1"):
-        compare_masks(open_found_masks(tmp_path)["MOTS20-02"](), tracks([]))
+        compare_masks(open_mask_detections(tmp_path)["MOTS20-02"](), tracks([]))

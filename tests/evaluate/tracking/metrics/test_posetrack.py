@@ -6,7 +6,7 @@ import pytest
 
 from mec.evaluate.tracking.datasets.posetrack import open_poses
 from mec.evaluate.tracking.metrics.posetrack import compare_poses, pose_scores
-from mec.evaluate.tracking.sequences import DetectionSequence, Found
+from mec.evaluate.tracking.sequences import DetectionSequence, FrameObjects
 from mec.evaluate.tracking.skeletons import JOINTS, pose_boxes
 from tests.evaluate.tracking.pose_scenes import VIDEO, body, image, person, posetrack18
 
@@ -15,12 +15,12 @@ FAR = 5000
 HEAD = 30
 
 
-def tracks(*frames: Sequence[tuple[int, np.ndarray]]) -> list[Found]:
+def tracks(*frames: Sequence[tuple[int, np.ndarray]]) -> list[FrameObjects]:
     found = []
     for some in frames:
         poses = np.array([pose for _, pose in some]).reshape(-1, 15, 3)
         ids = np.array([track for track, _ in some], np.int64)
-        found.append(Found(pose_boxes(poses), np.ones(len(poses)), ids, poses=poses))
+        found.append(FrameObjects(pose_boxes(poses), np.ones(len(poses)), ids, poses=poses))
     return found
 
 

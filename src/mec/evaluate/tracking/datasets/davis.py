@@ -20,9 +20,9 @@ from mec.evaluate.tracking.sequences import (
     VOID,
     ImageFrames,
     Labels,
-    Loads,
     MaskSequence,
     SequenceError,
+    SequenceLoaders,
     image_size,
 )
 
@@ -57,7 +57,7 @@ class _Coding:
     colors: Colors
 
 
-def open_mask_sequences(data: str | Path, names: Sequence[str] | None = None) -> Loads[MaskSequence]:
+def open_mask_sequences(data: str | Path, names: Sequence[str] | None = None) -> SequenceLoaders[MaskSequence]:
     """Sequences with objects in their first masks; the ids of these objects are labels 1 to 254 wherever they appear.
 
     A mask is a PNG of indices, of grays or of colors. Indices and grays are ids, 255 is void; but where the first mask

@@ -20,7 +20,15 @@ from mec.evaluate.tracking.datasets.mot_frames import read_frames
 from mec.evaluate.tracking.datasets.text_table import read_table
 from mec.evaluate.tracking.metrics.identity import Compared, numbered
 from mec.evaluate.tracking.metrics.library import rules_of
-from mec.evaluate.tracking.sequences import Boxes, DetectionSequence, Found, Loads, SequenceError, Tracks, matching
+from mec.evaluate.tracking.sequences import (
+    Boxes,
+    DetectionSequence,
+    FrameObjects,
+    SequenceError,
+    SequenceLoaders,
+    Tracks,
+    matching,
+)
 from mec.files import atomic_write
 
 CLASSES = np.arange(1, 14)
@@ -47,9 +55,9 @@ class BoxTruth:
     flags: Sequence[NDArray[np.int64]]
 
 
-def open_found_boxes(
+def open_box_detections(
     data: Path, detections: str | None = None, min_score: float = 0.5, names: Sequence[str] | None = None
-) -> Loads[DetectionSequence]:
+) -> SequenceLoaders[DetectionSequence]:
     """Sequences with what was detected in them; ``truth`` is a BoxTruth.
 
     Args:
@@ -123,7 +131,7 @@ def _load(folder: Path, detections: str | None, min_score: float) -> DetectionSe
     _not_elsewhere(truth_file, np.concatenate(truth.boxes), size)
     if detections == TRUTH:
         counts = [(a != 0) & (b == PEDESTRIAN) for a, b in zip(truth.flags, truth.classes, strict=True)]
-        given = [Found(box[some], np.ones(some.sum())) for box, some in zip(truth.boxes, counts, strict=True)]
+        given = [FrameObjects(box[some], np.ones(some.sum())) for box, some in zip(truth.boxes, counts, strict=True)]
     else:
         file = _detections(folder, detections)
         if file is None:
@@ -192,8 +200,8 @@ def read_truth(file: Path, frames: int, name: str) -> BoxTruth:
     )
 
 
-def read_detections(file: Path, frames: int, min_score: float) -> list[Found]:
-    """What ``open_found_boxes`` says of ``detections``, boxes without area included.
+def read_detections(file: Path, frames: int, min_score: float) -> list[FrameObjects]:
+    """What ``open_box_detections`` says of ``detections``, boxes without area included.
 
     Raises:
         SequenceError: damage.
@@ -204,7 +212,7 @@ def read_detections(file: Path, frames: int, min_score: float) -> list[Found]:
     boxes = values[:, 1:5] if short else values[:, 2:6]
     scores = values[:, 5] if short else values[:, 6] if columns > 6 else np.ones(len(values))
     said = len(np.unique(scores)) > 1
-    found = Found(boxes, scores if said else np.ones(len(scores)))
+    found = FrameObjects(boxes, scores if said else np.ones(len(scores)))
     taken = scores > min_score if said else np.ones(len(scores), bool)
     return [found.take(rows[taken[rows]]) for rows in table.per_frame(frames)]
 
@@ -216,7 +224,7 @@ def compare_boxes(sequence: DetectionSequence, tracks: Tracks) -> Compared:
     distractor or a reflection is neither right nor wrong. ``read_truth`` says which rules hold.
 
     Args:
-        sequence: of ``open_found_boxes``; only its ``truth`` is used.
+        sequence: of ``open_box_detections``; only its ``truth`` is used.
         tracks: one for each frame; no id is in a frame twice.
     """
     truth: BoxTruth = sequence.truth
@@ -241,7 +249,7 @@ def compare_boxes(sequence: DetectionSequence, tracks: Tracks) -> Compared:
     return Compared(data["gt_ids"], data["tracker_ids"], data["similarity_scores"])
 
 
-def _ids(found: Found) -> NDArray[np.int64]:
+def _ids(found: FrameObjects) -> NDArray[np.int64]:
     if found.ids is None:
         raise ValueError("expected tracks with ids")
     return found.ids
@@ -257,7 +265,7 @@ def write_tracks(folder: Path, name: str, tracks: Tracks) -> None:
                 file.write(f"{frame},{number},{','.join(map(repr, box))},{score!r},-1,-1,-1\n")
 
 
-def read_tracks(folder: Path, name: str, frames: int) -> list[Found]:
+def read_tracks(folder: Path, name: str, frames: int) -> list[FrameObjects]:
     """What ``write_tracks`` wrote, or others in this form, with one entry for each of ``frames``.
 
     Raises:
@@ -267,5 +275,5 @@ def read_tracks(folder: Path, name: str, frames: int) -> list[Found]:
     values = table.values
     table.expect(values[:, 0] <= frames, f"a frame of 1 to {frames}")
     table.expect_once(1)
-    found = Found(values[:, 2:6], values[:, 6], values[:, 1].astype(np.int64))
+    found = FrameObjects(values[:, 2:6], values[:, 6], values[:, 1].astype(np.int64))
     return [found.take(rows) for rows in table.per_frame(frames)]

@@ -28,8 +28,8 @@ from mec.evaluate.tracking.sequences import (
     RLE,
     DetectionSequence,
     ImageFrames,
-    Loads,
     SequenceError,
+    SequenceLoaders,
     matching,
     read_frame,
 )
@@ -65,9 +65,9 @@ class _Place:
         return next((folder for folder in self.folders if any(folder.glob("*.png"))), None)
 
 
-def open_found_masks(
+def open_mask_detections(
     data: Path, detections: str | None = None, names: Sequence[str] | None = None
-) -> Loads[DetectionSequence]:
+) -> SequenceLoaders[DetectionSequence]:
     """Sequences with the masks found in them; ``truth`` is a MaskTruth. Boxes are those around the masks.
 
     Args:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mec.data.decode import open_image
 from mec.data.pixels import CorruptImageError, PixelFormat
 from mec.evaluate.detection.masks import run_lengths
-from mec.evaluate.tracking.sequences import RLE, Found, SequenceError, Tracks
+from mec.evaluate.tracking.sequences import RLE, FrameObjects, SequenceError, Tracks
 from mec.files import atomic_write
 
 CLASSES = {"car": 1, "pedestrian": 2}
@@ -111,13 +111,15 @@ def read_instances(file: Path, frame: int) -> list[MaskRow]:
     return rows
 
 
-def found_masks(masks: Sequence[RLE], scores: NDArray[np.float64], ids: NDArray[np.int64] | None = None) -> Found:
+def found_masks(
+    masks: Sequence[RLE], scores: NDArray[np.float64], ids: NDArray[np.int64] | None = None
+) -> FrameObjects:
     """With the boxes around them."""
     boxes = np.array(coco_mask.toBbox(list(masks)), np.float64).reshape(-1, 4)
-    return Found(boxes, scores, ids, masks=list(masks))
+    return FrameObjects(boxes, scores, ids, masks=list(masks))
 
 
-def disjoint(found: Found) -> Found:
+def disjoint(found: FrameObjects) -> FrameObjects:
     """The same where no pixel is two objects', as MOTS asks: the better score has it, or else the smaller mask.
 
     Objects of which nothing is left are left out.
@@ -160,7 +162,7 @@ def write_masks_text(folder: Path, name: str, tracks: Tracks) -> None:
                 file.write(f"{frame} {written} {category} {height} {width} {mask['counts'].decode()}\n")
 
 
-def read_masks_text(folder: Path, name: str, frames: int) -> list[Found]:
+def read_masks_text(folder: Path, name: str, frames: int) -> list[FrameObjects]:
     """What ``write_masks_text`` wrote, with one entry for each of ``frames``; scores are 1.
 
     Raises:

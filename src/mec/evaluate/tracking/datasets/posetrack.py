@@ -13,10 +13,10 @@ from mec.errors import InputError
 from mec.evaluate.tracking.datasets.posetrack_format import PoseFrame, read_pose_frames, write_pose_frames
 from mec.evaluate.tracking.sequences import (
     DetectionSequence,
-    Found,
+    FrameObjects,
     ImageFrames,
-    Loads,
     SequenceError,
+    SequenceLoaders,
     Tracks,
     matching,
 )
@@ -37,7 +37,7 @@ class PoseTruth:
 
 def open_poses(
     data: Path, detections: str | None = None, names: Sequence[str] | None = None
-) -> Loads[DetectionSequence]:
+) -> SequenceLoaders[DetectionSequence]:
     """Sequences with the poses found in them; ``truth`` is a PoseTruth.
 
     Args:
@@ -129,13 +129,13 @@ def write_poses(folder: Path, sequence: DetectionSequence, tracks: Tracks) -> No
     """
     truth: PoseTruth = sequence.truth
     of = dict(zip(truth.names, tracks, strict=True))
-    nobody = Found(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), poses=np.zeros((0, len(JOINTS), 3)))
+    nobody = FrameObjects(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), poses=np.zeros((0, len(JOINTS), 3)))
     write_pose_frames(
         folder / f"{sequence.name}.json", truth.images, [of.get(one.name, nobody) for one in truth.images]
     )
 
 
-def read_poses(folder: Path, sequence: DetectionSequence) -> list[Found]:
+def read_poses(folder: Path, sequence: DetectionSequence) -> list[FrameObjects]:
     """What ``write_poses`` wrote for this sequence; boxes are around the joints.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.evaluate.tracking.sequences import Found, SequenceError
+from mec.evaluate.tracking.sequences import FrameObjects, SequenceError
 from mec.evaluate.tracking.skeletons import JOINTS, pose_boxes
 from mec.files import atomic_write
 
@@ -46,7 +46,7 @@ class PoseFrame:
     number: int
     labeled: bool
     annotated: bool
-    found: Found
+    found: FrameObjects
     heads: NDArray[np.float64]
     ignored: tuple[NDArray[np.float64], ...] = ()
 
@@ -146,7 +146,7 @@ def _frame(
     poses = np.array([pose for pose, *_ in kept]).reshape(-1, len(JOINTS), 3)
     tracks = [track for _, _, track, _ in kept if track is not None]
     ids = np.array(tracks, np.int64) if len(tracks) == len(kept) else None
-    found = Found(pose_boxes(poses), np.array([score for _, score, _, _ in kept], float), ids, poses=poses)
+    found = FrameObjects(pose_boxes(poses), np.array([score for _, score, _, _ in kept], float), ids, poses=poses)
     heads = np.array([head for *_, head in kept], float)
     return PoseFrame(name, number, labeled, bool(persons), found, heads, tuple(ignored))
 
@@ -173,7 +173,7 @@ def _finite(values: Any) -> NDArray[np.float64]:
     return numbers.astype(np.float64)
 
 
-def write_pose_frames(file: Path, frames: Sequence[PoseFrame], tracks: Sequence[Found]) -> None:
+def write_pose_frames(file: Path, frames: Sequence[PoseFrame], tracks: Sequence[FrameObjects]) -> None:
     """In PoseTrack18's form, as its own evaluation reads it: every frame, those without tracks included."""
     annotations: list[dict[str, Any]] = []
     for frame, found in zip(frames, tracks, strict=True):

@@ -23,7 +23,7 @@ from mec.data.decode import EXTENSIONS
 from mec.engine.progress import log
 from mec.errors import InputError
 from mec.evaluate.tracking.datasets.box_text import FIRST, read_rows, read_text, said, without_area
-from mec.evaluate.tracking.sequences import Boxes, BoxSequence, ImageFrames, Loads, SequenceError, image_size
+from mec.evaluate.tracking.sequences import Boxes, BoxSequence, ImageFrames, SequenceError, SequenceLoaders, image_size
 
 FORMS = (
     "folders with images in img and groundtruth_rect.txt (OTB) or groundtruth.txt (LaSOT), or with images and "
@@ -62,7 +62,9 @@ class Target:
     images: Path
 
 
-def open_box_sequences(data: str | os.PathLike[str], names: Sequence[str] | None = None) -> Loads[BoxSequence]:
+def open_box_sequences(
+    data: str | os.PathLike[str], names: Sequence[str] | None = None
+) -> SequenceLoaders[BoxSequence]:
     """Sequences by name; two targets in one video are two of them, as Jogging-1 and Jogging-2.
 
     Frames where GOT-10k's or LaSOT's own labels say that the target is not to be seen have NaN in ``truth``. Of OTB's

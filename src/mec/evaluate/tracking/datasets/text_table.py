@@ -54,7 +54,7 @@ class Table:
         return np.split(order, ends)[:-1]
 
 
-def read_table(file: Path, least_columns: int) -> Table:
+def read_table(file: Path, min_columns: int) -> Table:
     """A table, of 0 rows for an empty file.
 
     Raises:
@@ -75,10 +75,10 @@ def read_table(file: Path, least_columns: int) -> Table:
             got = f"expected numbers with commas between them, got {line.strip()[:60]!r}"
             raise SequenceError(f"{file}: line {number}: {got}") from None
         lines.append(number)
-        if len(rows[-1]) != len(rows[0]) or len(rows[-1]) < least_columns:
-            expected = len(rows[0]) if len(rows) > 1 else f"{least_columns} or more"
+        if len(rows[-1]) != len(rows[0]) or len(rows[-1]) < min_columns:
+            expected = len(rows[0]) if len(rows) > 1 else f"{min_columns} or more"
             raise SequenceError(f"{file}: line {number}: expected {expected} columns, got {len(rows[-1])}")
-    table = Table(file, np.array(rows, np.float64).reshape(len(rows), len(rows[0]) if rows else least_columns), lines)
+    table = Table(file, np.array(rows, np.float64).reshape(len(rows), len(rows[0]) if rows else min_columns), lines)
     table.expect(np.isfinite(table.values).all(axis=1), "finite numbers")
     frames = table.values[:, 0]
     table.expect((frames >= 1) & (frames == np.rint(frames)), "a frame, counted from 1, in column 1")

@@ -20,7 +20,7 @@ def compare_masks(sequence: DetectionSequence, tracks: Tracks) -> Compared:
     """Tracks made ``disjoint``; a mask that fits nobody and lies by more than half in an ignored region does not count.
 
     Args:
-        sequence: of ``open_found_masks``; only its ``truth`` is used.
+        sequence: of ``open_mask_detections``; only its ``truth`` is used.
         tracks: one for each of its frames, with masks; no id is in a frame twice.
     """
     truth: MaskTruth = sequence.truth
