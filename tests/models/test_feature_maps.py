@@ -4,7 +4,7 @@ from torch import Tensor
 
 from mec.errors import InputError
 from mec.models.encoder import Encoder, create_encoder
-from mec.models.feature_maps import PROBE, blank, cell_of, maps_of, of_any_size
+from mec.models.feature_maps import PROBE_SIZE, probe_image, estimate_stride, extract_feature_maps, dynamic_size_backbone
 
 TINY = {
     "resnet18": {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 24)},
@@ -31,15 +31,15 @@ def encoder_of(backbone: str, **more: int) -> Encoder:
 def test_images_of_any_size_and_the_encoders_own_maps(backbone: str) -> None:
     encoder = encoder_of(backbone)
     weights = {name: value.clone() for name, value in encoder.state_dict().items()}
-    body, maps = of_any_size(encoder)
-    assert [tuple(found.shape[2:]) for found in maps] == [(PROBE[0] // s, PROBE[1] // s) for s in STRIDES[backbone]]
-    assert [cell_of(found) for found in maps] == STRIDES[backbone]
+    body, maps = dynamic_size_backbone(encoder)
+    assert [tuple(found.shape[2:]) for found in maps] == [(PROBE_SIZE[0] // s, PROBE_SIZE[1] // s) for s in STRIDES[backbone]]
+    assert [estimate_stride(found) for found in maps] == STRIDES[backbone]
     with torch.no_grad():
-        wide = maps_of(body, torch.zeros(1, 3, 96, 160), [len(maps) - 1], norm=True, stop_early=True)
+        wide = extract_feature_maps(body, torch.zeros(1, 3, 96, 160), [len(maps) - 1], norm=True, stop_early=True)
         assert tuple(wide[0].shape[2:]) == (96 // STRIDES[backbone][-1], 160 // STRIDES[backbone][-1])
         # of the size that it was made for nothing is adapted
         x = torch.randn(2, 3, 224, 224)
-        some, wanted = maps_of(body, x, [1, 3]), encoder.backbone.forward_intermediates(x, intermediates_only=True)
+        some, wanted = extract_feature_maps(body, x, [1, 3]), encoder.backbone.forward_intermediates(x, intermediates_only=True)
         for found, level in zip(some, (1, 3), strict=True):
             assert found.std() > 0
             torch.testing.assert_close(found, _by_channel(wanted[level], found))
@@ -62,24 +62,24 @@ def test_maps_are_what_the_stages_give_one_after_the_other() -> None:
         stem = net.act1(net.bn1(net.conv1(x)))
         first = net.layer1(net.maxpool(stem))
         second = net.layer2(first)
-        found = maps_of(net, x, [2, 0])
+        found = extract_feature_maps(net, x, [2, 0])
         torch.testing.assert_close(found, [stem, second], msg="finest first, whatever the order asked for")
 
 
 def test_cells_are_as_large_whatever_the_padding_at_the_borders() -> None:
     # of an image 448 wide: padding 2 of a small stem makes 450, 225, 113, 57; a patch of 14 divides it
     for columns, cell in [(448, 1), (450, 1), (225, 2), (113, 4), (57, 8), (32, 14), (28, 16), (14, 32), (7, 64)]:
-        assert cell_of(torch.zeros(1, 1, 1, columns)) == cell
+        assert estimate_stride(torch.zeros(1, 1, 1, columns)) == cell
 
 
 def test_a_blank_image_has_the_encoders_channels() -> None:
     encoder = encoder_of("resnet18", channels=1)
-    assert tuple(blank(encoder).shape) == (1, 1, 224, 448)
-    assert tuple(blank(encoder, 3).shape) == (1, 1, 227, 451)
-    assert not blank(encoder).any()
+    assert tuple(probe_image(encoder).shape) == (1, 1, 224, 448)
+    assert tuple(probe_image(encoder, 3).shape) == (1, 1, 227, 451)
+    assert not probe_image(encoder).any()
 
 
 def test_what_has_no_maps_of_any_size_is_refused_in_one_line() -> None:
     encoder = create_encoder("cait_xxs24_224", options={"depth": 1})
     with pytest.raises(InputError, match=r"^encoder: cait_xxs24_224 gives no feature maps of images of any size \(.+"):
-        of_any_size(encoder)
+        dynamic_size_backbone(encoder)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mec.coding import MECLoss
 from mec.errors import InputError
-from mec.models.encoder import Encoder, create_encoder, recompute_activations
+from mec.models.encoder import Encoder, create_encoder, enable_gradient_checkpointing
 from mec.models.heads import Predictor, Projector
 from mec.models.siamese import Pair, Siamese
 from mec.pretraining import OptimizerSettings, Recipe, TeacherSettings, pretrain
@@ -133,7 +133,7 @@ def test_with_batchnorm_and_drop_path_it_is_that_of_joined_chunks(
     value = in_one_graph(joined, chunks_of(x, size), loss)
     value.backward()
     if recomputed:
-        recompute_activations(parts.encoder)
+        enable_gradient_checkpointing(parts.encoder)
     found = loss_in_chunks(parts, chunks_of(x, size), loss, backward)
     found.backward()
     assert float(found.detach()) == pytest.approx(float(value.detach()), rel=1e-12)

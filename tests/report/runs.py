@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from mec.models.encoder import Encoder, create_encoder
-from mec.models.foreign_checkpoints import OWN_CHECKPOINT
+from mec.models.foreign_checkpoints import MEC_BACKBONE_PREFIX
 from mec.models.io import save_encoder
 from mec.pretraining import Recipe
 from mec.report.schema import EmbeddedImage, Sprites
@@ -38,7 +38,7 @@ def make_run(folder: Path, data: Any, encoder: Encoder | None = None, **settings
 
 def checkpoint(folder: Path, encoder: Encoder, step: int) -> Path:
     """As training keeps it: the checksum in its name."""
-    state = {f"{OWN_CHECKPOINT}{name}": tensor for name, tensor in encoder.backbone.state_dict().items()}
+    state = {f"{MEC_BACKBONE_PREFIX}{name}": tensor for name, tensor in encoder.backbone.state_dict().items()}
     buffer = io.BytesIO()
     torch.save({"state_dict": state}, buffer)
     path = folder / "checkpoints" / f"step={step:09d}-{hashlib.sha256(buffer.getvalue()).hexdigest()[:16]}.ckpt"

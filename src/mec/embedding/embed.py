@@ -35,7 +35,8 @@ def embed(
     near_duplicates: bool = False,
     outliers: bool = False,
     similarity: float = 0.9,
-    every: int | None = None,
+    subsample: int | None = None,
+    frame_stride: int | None = None,
     workers: int | None = None,
 ) -> Path:
     """Write the embedding of every image of a source: path, label where there are any, split where it has its own.
@@ -52,7 +53,8 @@ def embed(
         near_duplicates: list pairs of similar images in STEM.near-duplicates.csv and show some in .png.
         outliers: list the 1 % of the images, at least 20, that are unlike all others in STEM.outliers.csv and .png.
         similarity: of near-duplicates at least: cosine of their embeddings, less the mean of all.
-        every: take each n-th image of a source, or frame of a video. null: all images, one frame a second.
+        subsample: keep every n-th image of the dataset; null: all.
+        frame_stride: keep every n-th frame of a video; null: one frame per second.
         workers: loader processes; null is one per core.
 
     Returns:
@@ -63,14 +65,14 @@ def embed(
             other images or another encoder, or no room, or more than a twentieth of the images are broken.
     """
     out = Path(out).expanduser()
-    _check(out, similarity, every, workers)
+    _check(out, similarity, subsample, frame_stride, workers)
     with local_rank_zero_first():
         encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
-        whole = open_whole(data, every)
-    described = encoder.described
+        whole = open_whole(data, subsample, frame_stride)
+    described = encoder.description
     log(f"encoder: {described}")
     log(f"{data}: " + "; ".join(f"{name} {describe(i)}".strip() for name, i in whole.splits.items()))
-    made_of = {"data": str(data), "encoder": described, "fingerprint": _fingerprint(whole, encoder, every)}
+    made_of = {"data": str(data), "encoder": described, "fingerprint": _fingerprint(whole, encoder, subsample, frame_stride)}
     if len(set(all_gather_objects(made_of["fingerprint"]))) > 1:
         raise InputError(f"data, encoder: {data} or {described} is not the same for all processes")
     parts, about = out.with_name(f"{out.name}.parts"), out.with_suffix(".json")
@@ -94,22 +96,26 @@ def embed(
     return out
 
 
-def _check(out: Path, similarity: float, every: int | None, workers: int | None) -> None:
+def _check(
+    out: Path, similarity: float, subsample: int | None, frame_stride: int | None, workers: int | None
+) -> None:
     if out.suffix.lower() not in (PARQUET, NPY):
         raise InputError(f"out: {out} ends with neither .parquet nor .npy")
     if out.is_dir():
         raise InputError(f"out: {out} is a folder, expected the name of a file")
     if not 0 < similarity <= 1:
         raise InputError(f"similarity: expected a number above 0 and at most 1, got {similarity}")
-    if every is not None and every < 1:
-        raise InputError(f"every: expected at least 1, got {every}")
+    if subsample is not None and subsample < 1:
+        raise InputError(f"subsample: expected at least 1, got {subsample}")
+    if frame_stride is not None and frame_stride < 1:
+        raise InputError(f"frame_stride: expected at least 1, got {frame_stride}")
     if workers is not None and workers < 0:
         raise InputError(f"workers: expected at least 0, got {workers}")
 
 
-def _fingerprint(whole: Whole, encoder: Encoder, every: int | None) -> str:
+def _fingerprint(whole: Whole, encoder: Encoder, subsample: int | None, frame_stride: int | None) -> str:
     """Of the weights and the spec, the names and labels of all images, and the content of some."""
-    found = hashlib.sha256(json.dumps([encoder.spec.as_dict(), every], sort_keys=True, default=str).encode())
+    found = hashlib.sha256(json.dumps([encoder.spec.as_dict(), subsample, frame_stride], sort_keys=True, default=str).encode())
     for name, tensor in encoder.backbone.state_dict().items():
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

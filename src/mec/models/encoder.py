@@ -78,7 +78,7 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """Where its weights come from, for people; where that is not known, its architecture."""
         return self.origin or self.spec.backbone
 
@@ -146,7 +146,7 @@ def create_encoder(
     )
 
 
-def recompute_activations(encoder: Encoder) -> None:
+def enable_gradient_checkpointing(encoder: Encoder) -> None:
     """From now on its activations are computed once more on the way back instead of being kept (timm's switch).
 
     Raises:

@@ -13,11 +13,11 @@ from torch import Tensor
 from mec.errors import InputError
 from mec.models.encoder import Encoder
 
-PROBE = (224, 448)
+PROBE_SIZE = (224, 448)
 """An image tried on an encoder, of no square; 14 and 32, the usual coarsest cells, divide both sides."""
 
 
-def maps_of(body: Any, x: Tensor, levels: Sequence[int] | None = None, **options: Any) -> list[Tensor]:
+def extract_feature_maps(body: Any, x: Tensor, levels: Sequence[int] | None = None, **options: Any) -> list[Tensor]:
     """(n, c, h, w) -> those maps (n, d, h', w') of a timm backbone, or all; ``options`` as timm's forward_intermediates
     takes them."""
     maps: list[Tensor] = body.forward_intermediates(
@@ -26,30 +26,30 @@ def maps_of(body: Any, x: Tensor, levels: Sequence[int] | None = None, **options
     return maps
 
 
-def blank(encoder: Encoder, more: int = 0) -> Tensor:
+def probe_image(encoder: Encoder, more: int = 0) -> Tensor:
     """An image (1, c, h, w) to try an encoder on, of PROBE's size or ``more`` each way; where its weights are."""
-    height, width = PROBE
+    height, width = PROBE_SIZE
     return torch.zeros(1, encoder.spec.channels, height + more, width + more, device=encoder.mean.device)
 
 
-def cell_of(found: Tensor) -> int:
-    """Pixels from cell to cell of a map of ``blank``, by its longer side, where padding at the borders weighs less."""
-    return max(1, round(PROBE[1] / found.shape[3]))
+def estimate_stride(found: Tensor) -> int:
+    """Pixels from cell to cell of a map of ``probe_image``, by its longer side, where padding at the borders weighs less."""
+    return max(1, round(PROBE_SIZE[1] / found.shape[3]))
 
 
-def of_any_size(encoder: Encoder) -> tuple[Any, list[Tensor]]:
+def dynamic_size_backbone(encoder: Encoder) -> tuple[Any, list[Tensor]]:
     """A copy of the backbone that takes images of any size, and all its maps of an image of PROBE's.
 
     Raises:
         InputError: it has no feature maps, or takes images of one size only.
     """
-    x = blank(encoder)
+    x = probe_image(encoder)
     error: Exception | None = None
     for options in ({}, {"dynamic_img_size": True}, {"strict_img_size": False}):
         try:
             body = _with_options(encoder, options)
             with torch.no_grad():
-                return body, maps_of(body.eval(), x)
+                return body, extract_feature_maps(body.eval(), x)
         except Exception as refusal:  # timm's architectures refuse a size, or the option, each in its own way
             error = error or refusal
     raise InputError(

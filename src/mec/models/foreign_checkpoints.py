@@ -25,8 +25,8 @@ from mec.models.encoder import Encoder, create_encoder
 Weights = dict[str, Tensor]
 
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-EITHER = ("student", "teacher")
-OWN_CHECKPOINT = "network.encoder.backbone."
+BRANCHES = ("student", "teacher")
+MEC_BACKBONE_PREFIX = "network.encoder.backbone."
 # where a checkpoint keeps its tensors: the trained network, and the averaged one beside it
 CONTAINERS = (
     ("student", "teacher"),
@@ -89,7 +89,7 @@ class Layout:
     marks: tuple[str, ...]
     student: str = ""
     teacher: str | None = None
-    words: tuple[str, str] = EITHER
+    words: tuple[str, str] = BRANCHES
     rename: Callable[[Weights], Weights] = _same
     family: str = ""
     shared: bool = False
@@ -102,7 +102,7 @@ QUERY_KEY = ("query encoder", "key encoder")
 MOMENTUM = ("backbone", "momentum backbone")
 # the first whose marks are all there; where others could be mistaken for it, it comes later
 LAYOUTS = (
-    Layout("mec checkpoint", (r"^network\.encoder\.backbone\.",), OWN_CHECKPOINT, "network.teacher.0.backbone."),
+    Layout("mec checkpoint", (r"^network\.encoder\.backbone\.",), MEC_BACKBONE_PREFIX, "network.teacher.0.backbone."),
     Layout("MEC checkpoint", (r"^encoder\.fc\.", r"^predictor\.", r"^teacher\."), "encoder.", "teacher."),
     Layout("SimSiam checkpoint", (r"^encoder\.fc\.", r"^predictor\."), "encoder."),
     Layout(
@@ -122,7 +122,7 @@ LAYOUTS = (
         (r"^student_backbone\.(0|vit)\.",),
         "student_backbone.",
         "teacher_backbone.",
-        EITHER,
+        BRANCHES,
         _from_lightly,
     ),
     Layout("lightly checkpoint", (r"^student_backbone\.",), "student_backbone.", "teacher_backbone."),
@@ -148,7 +148,7 @@ LAYOUTS = (
 )
 
 
-def identify_checkpoint(
+def encoder_from_checkpoint(
     content: Mapping[Any, Any], source: str, part: str | None, fields: Mapping[str, Any], called: str = ""
 ) -> Encoder:
     """The encoder in a checkpoint, in evaluation mode; its ``origin`` says what was recognized.
@@ -169,7 +169,7 @@ def identify_checkpoint(
     part = part if chosen is None else None
     prefix = layout.prefix(part or "student")
     if prefix is None or not any(name.startswith(prefix) for name in state):
-        there = [p for p in EITHER if (q := layout.prefix(p)) is not None and any(n.startswith(q) for n in state)]
+        there = [p for p in BRANCHES if (q := layout.prefix(p)) is not None and any(n.startswith(q) for n in state)]
         raise InputError(f"encoder: {source} holds no {part}; this {layout.project} has the {' and the '.join(there)}")
     weights = layout.rename({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)})
     guess = _conventions(layout, weights)
@@ -180,7 +180,7 @@ def identify_checkpoint(
     _fill(encoder, weights, source)
     elsewhere = tuple(other for other in (layout.student, layout.teacher) if other and other != prefix)
     left = sum(not name.startswith(elsewhere) for name in state) - matched
-    words = chosen or (layout.words[EITHER.index(part or "student")] if layout.teacher else "")
+    words = chosen or (layout.words[BRANCHES.index(part or "student")] if layout.teacher else "")
     encoder.origin = "".join(
         (
             called or layout.project,
@@ -196,7 +196,7 @@ def identify_checkpoint(
 def _choose(content: Mapping[Any, Any], source: str, part: str | None) -> tuple[Weights, str | None, str | None]:
     """The state dict that holds the part; the part that is yet to be found in it; and the part that it is itself."""
     for student, teacher in CONTAINERS:
-        pair = {p: _tensors(content.get(key)) for p, key in zip(EITHER, (student, teacher), strict=True)}
+        pair = {p: _tensors(content.get(key)) for p, key in zip(BRANCHES, (student, teacher), strict=True)}
         found = {p: state for p, state in pair.items() if state}
         if len(found) == 2:
             # DINO evaluates its teacher; others, what they have trained

@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save
 from mec.errors import InputError, did_you_mean
 from mec.files import atomic_write
 from mec.models.encoder import Encoder, EncoderSpec, create_encoder
-from mec.models.foreign_checkpoints import EITHER, OWN_CHECKPOINT, identify_checkpoint
+from mec.models.foreign_checkpoints import BRANCHES, MEC_BACKBONE_PREFIX, encoder_from_checkpoint
 from mec.models.safe_pickle import read_weights
 
-WEIGHTS = "encoder.safetensors"
-SPEC = "encoder.json"
+WEIGHTS_FILE = "encoder.safetensors"
+SPEC_FILE = "encoder.json"
 TIMM_SPEC = "config.json"
 TIMM_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -36,11 +36,11 @@ def save_encoder(encoder: Encoder, folder: str | os.PathLike[str]) -> Path:
     weights = {
         name: tensor.detach().cpu().clone().contiguous() for name, tensor in encoder.backbone.state_dict().items()
     }
-    with atomic_write(folder / SPEC) as path:
+    with atomic_write(folder / SPEC_FILE) as path:
         path.write_text(json.dumps(encoder.spec.as_dict(), indent=2) + "\n")
-    with atomic_write(folder / WEIGHTS) as path:
+    with atomic_write(folder / WEIGHTS_FILE) as path:
         path.write_bytes(save(weights, metadata={"format": "pt"}))  # save_file tells no cause of what fails
-    return folder / WEIGHTS
+    return folder / WEIGHTS_FILE
 
 
 def load_encoder(source: str | os.PathLike[str], **fields: Any) -> Encoder:
@@ -64,20 +64,20 @@ def load_encoder(source: str | os.PathLike[str], **fields: Any) -> Encoder:
     if name.startswith("hf:"):
         return _read_timm_folder(_download(name.removeprefix("hf:")), name, None, fields)
     path, part = Path(name), None
-    if not path.exists() and name.endswith(tuple(f":{part}" for part in EITHER)):
+    if not path.exists() and name.endswith(tuple(f":{part}" for part in BRANCHES)):
         name, _, part = name.rpartition(":")
         path = Path(name)
-    if path.is_dir() and not (path / WEIGHTS).exists() and (path / TIMM_SPEC).exists():
+    if path.is_dir() and not (path / WEIGHTS_FILE).exists() and (path / TIMM_SPEC).exists():
         return _read_timm_folder(path, name, part, fields)
     if path.name in TIMM_WEIGHTS and path.exists() and path.with_name(TIMM_SPEC).exists():
         return _read_timm_folder(path.parent, name, part, fields)
-    if path.is_dir() or path.name == WEIGHTS:
+    if path.is_dir() or path.name == WEIGHTS_FILE:
         folder = path if path.is_dir() else path.parent
-        if not (folder / WEIGHTS).exists():
+        if not (folder / WEIGHTS_FILE).exists():
             unfinished = "; until then, take a file of its checkpoints/" if (folder / "checkpoints").is_dir() else ""
-            raise InputError(f"encoder: {folder} has no {WEIGHTS}; it is written when a run ends{unfinished}")
+            raise InputError(f"encoder: {folder} has no {WEIGHTS_FILE}; it is written when a run ends{unfinished}")
         if part == "teacher":
-            raise InputError(f"encoder: {folder}/{WEIGHTS} holds no teacher; a run's checkpoints do")
+            raise InputError(f"encoder: {folder}/{WEIGHTS_FILE} holds no teacher; a run's checkpoints do")
         return _read_own(folder, fields)
     if path.exists():
         return _read_foreign(path, part, fields)
@@ -102,8 +102,8 @@ def untrained(encoder: Encoder, seed: int = 0) -> Encoder:
 
 
 def _read_own(folder: Path, fields: dict[str, Any]) -> Encoder:
-    path = folder / WEIGHTS
-    spec = _read_spec(folder / SPEC)
+    path = folder / WEIGHTS_FILE
+    spec = _read_spec(folder / SPEC_FILE)
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -125,7 +125,7 @@ def _read_spec(path: Path) -> EncoderSpec:
     try:
         return EncoderSpec(**_checked(json.loads(path.read_text()), str(path)))
     except FileNotFoundError as error:
-        raise InputError(f"encoder: {path.parent / WEIGHTS} has no {path.name} beside it") from error
+        raise InputError(f"encoder: {path.parent / WEIGHTS_FILE} has no {path.name} beside it") from error
     except (ValueError, TypeError, OSError) as error:
         raise InputError(f"encoder: {path} does not describe an encoder ({error})") from error
 
@@ -133,23 +133,23 @@ def _read_spec(path: Path) -> EncoderSpec:
 def _read_foreign(path: Path, part: str | None, fields: dict[str, Any]) -> Encoder:
     content = read_weights(path)
     beside = path.with_suffix(".json")
-    run_spec = path.parent.parent / SPEC
+    run_spec = path.parent.parent / SPEC_FILE
     state = content.get("state_dict")
     known: dict[str, Any] = {}
     called = ""
     names = (str(name).replace("_orig_mod.", "") for name in state) if isinstance(state, Mapping) else ()
-    if any(name.startswith(OWN_CHECKPOINT) for name in names):
+    if any(name.startswith(MEC_BACKBONE_PREFIX) for name in names):
         if run_spec.exists():
             known = _read_spec(run_spec).as_dict()
         elif "backbone" not in fields:
-            raise InputError(f"encoder: {path} is a run's checkpoint, and its {SPEC} is not at {run_spec}")
+            raise InputError(f"encoder: {path} is a run's checkpoint, and its {SPEC_FILE} is not at {run_spec}")
     elif beside.exists() and beside != path:
         try:
             known = _checked(json.loads(beside.read_text()), str(beside))
         except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
             raise InputError(f"encoder: {beside} does not describe an encoder ({error})") from error
         called = f"encoder {path.name}" if known.keys() == FIELDS.keys() else ""  # mec export wrote it
-    return identify_checkpoint(content, str(path), part, known | fields, called)
+    return encoder_from_checkpoint(content, str(path), part, known | fields, called)
 
 
 def _read_timm_folder(folder: Path, name: str, part: str | None, fields: dict[str, Any]) -> Encoder:
@@ -187,7 +187,7 @@ def _from_timm_folder(folder: Path, name: str, part: str | None, fields: dict[st
     paths = [folder / weights for weights in TIMM_WEIGHTS if (folder / weights).exists()]
     if not paths:
         raise InputError(f"encoder: {folder} has a {TIMM_SPEC} but neither {' nor '.join(TIMM_WEIGHTS)}")
-    return identify_checkpoint(read_weights(paths[0]), str(paths[0]), part, fields, f"timm folder {name}")
+    return encoder_from_checkpoint(read_weights(paths[0]), str(paths[0]), part, fields, f"timm folder {name}")
 
 
 def _download(repository: str) -> Path:

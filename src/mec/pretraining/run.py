@@ -28,7 +28,7 @@ from mec.distributed import is_rank_zero
 from mec.engine.checkpoints import latest_checkpoint, step_of
 from mec.engine.trainer import make_trainer, native_bfloat16
 from mec.errors import InputError
-from mec.models.encoder import Encoder, create_encoder, recompute_activations
+from mec.models.encoder import Encoder, create_encoder, enable_gradient_checkpointing
 from mec.models.io import save_encoder
 from mec.models.sync_batch_norm import convert_sync_batch_norm
 from mec.pretraining.checkpointing import PREEMPTED, PreemptionCheckpoint, StoppedError
@@ -90,7 +90,7 @@ def pretrain(
     out = Path(out).expanduser()
     recipe = _resolve(recipe, data, out, resume)
     with console.status("looking for images"):
-        dataset = open_dataset(data, "pretrain", every=recipe.every)
+        dataset = open_dataset(data, "pretrain", subsample=recipe.subsample, frame_stride=recipe.frame_stride)
         reading = infer_pixel_format(dataset, recipe.channels, recipe.background)
     recipe = replace(recipe, channels=reading.channels)
     lightning.seed_everything(recipe.seed, verbose=False)
@@ -182,7 +182,7 @@ def _module(
 ) -> Pretraining:
     warmup = min(round(recipe.optimizer.warmup_epochs * len(sampler)), steps // 4)
     if recipe.gradient_checkpointing:
-        recompute_activations(encoder)
+        enable_gradient_checkpointing(encoder)
     module = Pretraining(recipe, encoder, sampler.batch * trainer.world_size, steps, warmup)
     kind = trainer.strategy.root_device.type
     if trainer.world_size > 1:

@@ -29,7 +29,7 @@ from mec.engine.checkpoints import sweep
 from mec.errors import InputError
 from mec.files import atomic_write
 from mec.models.encoder import Encoder
-from mec.models.io import SPEC, load_encoder
+from mec.models.io import SPEC_FILE, load_encoder
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.recipe_files import differences, make_recipe, read_recipe
 
@@ -147,7 +147,7 @@ def check_same(out: Path, recipe: Recipe, environment: Mapping[str, Any]) -> Non
 def begin(out: Path, recipe: Recipe, encoder: Encoder, environment: Mapping[str, Any]) -> None:
     """Write down what is run, before the first step."""
     # beside the weights at the end; the checkpoints need it before
-    with atomic_write(out / SPEC) as path:
+    with atomic_write(out / SPEC_FILE) as path:
         path.write_text(json.dumps(encoder.spec.as_dict(), indent=2) + "\n")
     with atomic_write(out / ENVIRONMENT) as path:
         path.write_text(json.dumps(environment, indent=2) + "\n")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mec.files import atomic_write
-from mec.models.io import SPEC
+from mec.models.io import SPEC_FILE
 from mec.report.inputs import Weights
 from mec.report.schema import EmbeddedImage, Learned, Neighbors, Sprites
 
@@ -28,7 +28,7 @@ def key_of(weights: Weights, source: str, most: int) -> str:
     with weights.file.open("rb") as file:
         while block := file.read(2**20):
             digest.update(block)
-    spec = weights.file.with_name(SPEC)
+    spec = weights.file.with_name(SPEC_FILE)
     digest.update(spec.read_bytes() if spec.exists() else b"")
     return digest.hexdigest()[:32]
 

@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from mec.data.datasets.video import is_video
 from mec.engine.checkpoints import by_step, is_whole, step_of
 from mec.errors import InputError
-from mec.models.io import WEIGHTS
+from mec.models.io import WEIGHTS_FILE
 from mec.pretraining.run_folder import ENVIRONMENT, Run
 from mec.report.schema import Missing
 
@@ -25,8 +26,8 @@ class Weights(NamedTuple):
 
 def weights_of(run: Path) -> Weights | Missing:
     """Of the encoder of a run that has ended, else of its newest checkpoint that is whole."""
-    if (run / WEIGHTS).exists():
-        return Weights(run / WEIGHTS, "the trained encoder")
+    if (run / WEIGHTS_FILE).exists():
+        return Weights(run / WEIGHTS_FILE, "the trained encoder")
     try:
         for path in reversed(by_step(run / "checkpoints")):
             if is_whole(path):
@@ -50,12 +51,14 @@ def source_of(run: Path, data: str | os.PathLike[str] | None) -> str | Missing:
         return Missing(f"The run does not say which images it learned from; {ADVICE}.")
 
 
-def every_of(run: Path) -> int | None:
-    """Of the images or frames, each n-th is what the run has learned from; None is all."""
+def sampling_of(run: Path, source: str) -> dict[str, int | None]:
+    """Return the run's ``subsample`` and, for a video, ``frame_stride``, as arguments of ``open_dataset``."""
     try:
-        return Run(run).recipe().every
+        recipe = Run(run).recipe()
     except (InputError, OSError):
-        return None
+        return {}
+    frame_stride = recipe.frame_stride if is_video(Path(source).expanduser()) else None
+    return {"subsample": recipe.subsample, "frame_stride": frame_stride}
 
 
 def not_opened(data: str | os.PathLike[str] | None, error: InputError) -> Missing:

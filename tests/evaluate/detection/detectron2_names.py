@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mec.models.key_maps import TO_DETECTRON2, renamed
+from mec.models.key_maps import TO_DETECTRON2, rename_key
 
 Shapes = dict[str, tuple[int, ...]]
 BLOCKS = {2: 3, 3: 4, 4: 6, 5: 3}
@@ -83,8 +83,8 @@ def _published_name(own: str) -> str:
         if own.startswith(here):
             return there + own.removeprefix(here)
     if own.startswith("backbone."):
-        return "backbone." + renamed(own.removeprefix("backbone."), TO_DETECTRON2)
+        return "backbone." + rename_key(own.removeprefix("backbone."), TO_DETECTRON2)
     res5 = "roi_heads.res5."
     if own.startswith(res5) and not own.startswith(f"{res5}norm."):
-        return "roi_heads." + renamed("layer4." + own.removeprefix(res5), TO_DETECTRON2)
+        return "roi_heads." + rename_key("layer4." + own.removeprefix(res5), TO_DETECTRON2)
     return own

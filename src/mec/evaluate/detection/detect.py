@@ -103,9 +103,9 @@ def detect(
     )  # fmt: skip
     encoders = with_baseline(encoder, schedule == "short" if baselines is None else baselines)
     _try(spec, encoder, detection_trainer(plan, out, "", devices, nodes, precision))
-    _begin(out, {"data": str(data), "weights": encoder.described, **asdict(spec)}, resume)
+    _begin(out, {"data": str(data), "weights": encoder.description, **asdict(spec)}, resume)
     if is_rank_zero():
-        log(f"encoder: {encoder.described}")
+        log(f"encoder: {encoder.description}")
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in encoders}
     for number in range(seed, seed + seeds):
         for name, of in encoders.items():
@@ -119,7 +119,7 @@ def detect(
         protocol=f"{kind}, {schedule}: {plan.in_words()}; {rules}; "
         + (f"mean ± std of {seeds} seeds" if seeds > 1 else f"seed {seed}"),
         data=f"{data} ({len(learned):,} train, {len(tested):,} test, {len(learned.categories)} classes)",
-        encoder=encoder.described,
+        encoder=encoder.description,
         figures={
             name: spread_of([{k: v for k, v in row.items() if k in TABLE} for row in of]) for name, of in rows.items()
         },

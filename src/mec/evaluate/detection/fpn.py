@@ -15,7 +15,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from mec.errors import InputError
 from mec.evaluate.detection.schedules import Schedule
 from mec.models.encoder import Encoder
-from mec.models.feature_maps import cell_of, maps_of, of_any_size
+from mec.models.feature_maps import estimate_stride, extract_feature_maps, dynamic_size_backbone
 
 CHANNELS = 256
 STRIDES = (4, 8, 16, 32)
@@ -55,8 +55,8 @@ class Pyramid(nn.Module):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.body: Any
-        self.body, maps = of_any_size(encoder)
-        strides = [cell_of(found) for found in maps]
+        self.body, maps = dynamic_size_backbone(encoder)
+        strides = [estimate_stride(found) for found in maps]
         deepest = {stride: level for level, stride in enumerate(strides)}
         if len(deepest) >= 4:
             self.levels = list(deepest.values())[-4:]
@@ -79,7 +79,7 @@ class Pyramid(nn.Module):
         self.fpn = FeaturePyramidNetwork([maps[i].shape[1] for i in self.levels], CHANNELS, LastLevelMaxPool())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        maps = maps_of(self.body, x, self.levels)
+        maps = extract_feature_maps(self.body, x, self.levels)
         joined: dict[str, Tensor] = self.fpn(
             OrderedDict(
                 (str(i), resize(found)) for i, (resize, found) in enumerate(zip(self.resized, maps, strict=True))

@@ -20,7 +20,7 @@ from mec.errors import InputError
 from mec.evaluate.task import EncoderLike
 from mec.evaluate.tracking.sequences import Frame
 from mec.models.encoder import Encoder
-from mec.models.feature_maps import PROBE, blank, cell_of, maps_of, of_any_size
+from mec.models.feature_maps import PROBE_SIZE, probe_image, estimate_stride, extract_feature_maps, dynamic_size_backbone
 from mec.models.io import load_encoder
 
 STRIDE = 8
@@ -58,20 +58,20 @@ class Dense:
             raise InputError(
                 f"encoder: {encoder.spec.backbone} takes {encoder.spec.channels} channels; frames have 3, or 1 as gray"
             )
-        self.described = f"{encoder.described}, {stage}"
+        self.description = f"{encoder.description}, {stage}"
         self.gray = encoder.spec.channels == 1
         if isinstance(encoder.backbone, ResNet):
             self.body: Any = _resnet(encoder, stage)
             self.level = STAGES.index(stage) + 3
         else:
-            self.body, maps = of_any_size(encoder)
-            self.level = _level([cell_of(found) for found in maps], stage)
+            self.body, maps = dynamic_size_backbone(encoder)
+            self.level = _level([estimate_stride(found) for found in maps], stage)
         self.body.eval()
         with torch.no_grad():
-            probe = maps_of(self.body, blank(encoder), [self.level])[0]
+            probe = extract_feature_maps(self.body, probe_image(encoder), [self.level])[0]
         self.takes_any_size = isinstance(encoder.backbone, ResNet) and self._takes_odd_sizes(encoder)
-        own = cell_of(probe)
-        if own * probe.shape[2] < PROBE[0]:
+        own = estimate_stride(probe)
+        if own * probe.shape[2] < PROBE_SIZE[0]:
             raise InputError(f"encoder: maps of {encoder.spec.backbone} leave out the borders of an image")
         self.pooled = max(1, STRIDE // own)
         self.stride, self.channels = own * self.pooled, int(probe.shape[1])
@@ -84,7 +84,7 @@ class Dense:
     @torch.no_grad()
     def _takes_odd_sizes(self, encoder: Encoder) -> bool:
         try:
-            maps_of(self.body, blank(encoder, 3), [self.level])
+            extract_feature_maps(self.body, probe_image(encoder, 3), [self.level])
         except RuntimeError:  # blocks that halve by averaging round down, the shortcut beside them up
             return False
         return True
@@ -105,7 +105,7 @@ class Dense:
             images = F.pad(images, (0, -width % self.stride, 0, -height % self.stride))
         with torch.autocast(self.device.type, _half_type(self.device), enabled=self.half):
             x = images.contiguous(memory_format=torch.channels_last)
-            found = maps_of(self.body, x, [self.level], norm=True, stop_early=True)[0].float()
+            found = extract_feature_maps(self.body, x, [self.level], norm=True, stop_early=True)[0].float()
         if self.pooled > 1:
             found = F.avg_pool2d(found, self.pooled, ceil_mode=True)
         if self.device.type == "cuda":
@@ -124,7 +124,7 @@ def _resnet(encoder: Encoder, stage: str) -> Any:
     if stage == "s3":
         body.layer4 = nn.Sequential()
     with torch.no_grad():
-        stride = cell_of(maps_of(body, blank(encoder), [2], stop_early=True)[0])
+        stride = estimate_stride(extract_feature_maps(body, probe_image(encoder), [2], stop_early=True)[0])
     layer: Any
     for layer in (body.layer3, body.layer4):
         if stride < STRIDE:

@@ -133,7 +133,7 @@ class Call:
             check_render(self.render)
         self.dense = Dense(encoder, stage, half)
         self.settings = {**settings, "stage": stage, "half": self.dense.half}
-        log(f"encoder: {self.dense.described}, a cell every {self.dense.stride} pixels")
+        log(f"encoder: {self.dense.description}, a cell every {self.dense.stride} pixels")
         if out is None:
             self._temporary = TemporaryDirectory(prefix="mec-")  # as long as this
             self.folder = Path(self._temporary.name)
@@ -142,7 +142,7 @@ class Call:
             self._begin(self.folder)
 
     def _begin(self, folder: Path) -> None:
-        wanted = {**self.settings, "weights": weights_digest(self.dense), "encoder": self.dense.described}
+        wanted = {**self.settings, "weights": weights_digest(self.dense), "encoder": self.dense.description}
         file = folder / SETTINGS
         if (folder / TRACKS).is_dir() and not self.resume:
             raise InputError(

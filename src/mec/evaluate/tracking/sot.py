@@ -89,7 +89,7 @@ def sot(
         f"frozen features, {'corrected' if corrected else 'as published'} (UniTrack): three search regions of "
         f"{cells * call.dense.stride} px, {cells} x {cells} cells; {last.speed or 'tracks from before'}"
     )
-    described = call.dense.described
+    described = call.dense.description
     return Result("sot", protocol, last.words(data), described, figures, clock(), broken=last.broken)
 
 

@@ -69,7 +69,7 @@ def track(
         raise InputError(f"out: {masks_folder}, where the masks would lie, is there already")
     frames = open_frames(path)
     dense = Dense(encoder, stage, half)
-    log(f"encoder: {dense.described}, a cell every {dense.stride} pixels")
+    log(f"encoder: {dense.description}, a cell every {dense.stride} pixels")
     watched = _Watched(frames)
     try:
         with ProgressBar("following", len(frames), unit="frames") as shown, VideoWriter(film, frames.rate) as drawn:

@@ -135,7 +135,7 @@ class Told(NamedTuple):
             f"{how}, {'with' if settings.motion else 'without'} motion in the cost; "
             f"{self.run.speed or 'tracks from before'}"
         )
-        of, words = call.dense.described, self.run.words(call.data)
+        of, words = call.dense.description, self.run.words(call.data)
         return Result(call.settings["task"], protocol, words, of, self.figures, seconds, broken=self.run.broken)
 
 

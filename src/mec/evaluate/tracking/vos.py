@@ -80,7 +80,7 @@ def vos(
         f"frozen features (UniTrack): labels of the {neighbors} most similar cells of the first frame and of the last "
         f"{context} within {radius:g} cells, temperature {temperature:g}; {run.speed or 'masks from before'}"
     )
-    return Result("vos", protocol, run.words(data), call.dense.described, figures, clock(), broken=run.broken)
+    return Result("vos", protocol, run.words(data), call.dense.description, figures, clock(), broken=run.broken)
 
 
 def follow_masks(frames: Frames, first: Labels, dense: Dense, settings: Propagation | None = None) -> Iterator[Labels]:

@@ -20,7 +20,7 @@ from mec.files import atomic_write
 from mec.models.encoder import Encoder
 from mec.models.export.formats import require_same, write_detectron2, write_onnx, write_timm, write_torchvision
 from mec.models.export.model_card import Library, model_card, without_folders
-from mec.models.io import SPEC, WEIGHTS, load_encoder, save_encoder
+from mec.models.io import SPEC_FILE, WEIGHTS_FILE, load_encoder, save_encoder
 
 Format = Literal["timm", "torchvision", "detectron2", "onnx", "huggingface", "safetensors"]
 SUFFIXES = {"torchvision": ".pth", "detectron2": ".pkl", "onnx": ".onnx", "safetensors": ".safetensors"}
@@ -99,7 +99,7 @@ def _check(format: Format, out: Path, license: str | None, push: str | None) -> 
 
 
 def _run_of(source: Path) -> Path | None:
-    folder = source.parent if source.name == WEIGHTS else source
+    folder = source.parent if source.name == WEIGHTS_FILE else source
     return folder if (folder / "recipe.yaml").is_file() else None
 
 
@@ -116,8 +116,8 @@ def _write(model: Encoder, format: Format, out: Path, license: str | None, push:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
             _write_own(model, Path(name))
-            Path(name, SPEC).replace(out.with_suffix(".json"))
-            Path(name, WEIGHTS).replace(out)
+            Path(name, SPEC_FILE).replace(out.with_suffix(".json"))
+            Path(name, WEIGHTS_FILE).replace(out)
     else:
         write = {"torchvision": write_torchvision, "detectron2": write_detectron2, "onnx": write_onnx}[format]
         with atomic_write(out) as path:

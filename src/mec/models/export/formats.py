@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mec.errors import InputError
 from mec.models.encoder import Encoder
-from mec.models.key_maps import TO_DETECTRON2, TO_TORCHVISION_VIT, renamed
+from mec.models.key_maps import TO_DETECTRON2, TO_TORCHVISION_VIT, rename_key
 
 PLAIN_RESNETS = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
@@ -155,7 +155,7 @@ def _plain_resnet(model: Encoder, format: str) -> nn.Module:
 def _vision_transformer(model: Encoder) -> tuple[nn.Module, dict[str, Tensor]]:
     """torchvision's vision transformer with these weights, without classifier, and its state dict."""
     vit: Any = model.backbone
-    weights = {renamed(name, TO_TORCHVISION_VIT): tensor for name, tensor in _weights(model).items()}
+    weights = {rename_key(name, TO_TORCHVISION_VIT): tensor for name, tensor in _weights(model).items()}
     try:
         first = vit.blocks[0]
         twin = torchvision.models.VisionTransformer(
@@ -181,7 +181,7 @@ def write_detectron2(model: Encoder, path: Path, license: str | None) -> None:
     twin = _plain_resnet(model, "detectron2")
     require_same(model, lambda images: twin(model.normalize(images)), "detectron2")
     weights = {
-        renamed(name, TO_DETECTRON2): tensor.numpy()
+        rename_key(name, TO_DETECTRON2): tensor.numpy()
         for name, tensor in _weights(model).items()
         if not name.endswith("num_batches_tracked")
     }
