@@ -13,16 +13,17 @@ from mec.data import ArrayDataset, open_dataset
 from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies
 from mec.evaluate.features import Features, features_of
-from mec.evaluate.few_shot import class_mean_scores
+from mec.evaluate.few_shot import few_shot_metrics
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import probe
 from mec.evaluate.task import Task, open_task
 from mec.pretraining import load_recipe, pretrain
 from mec.report import write_report
 from mec.report.overview import overview
-from mec.results import Result, Stopwatch
+from mec.results import TOP_5, Metric, Protocol, Result, Stopwatch, cells, titles, to_metrics
 
-LABELS = (1, 5, 10)
+SHOTS = (1, 5, 10)
+TRIALS = 20
 NEIGHBORS = 20
 
 
@@ -53,8 +54,8 @@ def demo(out: str | os.PathLike[str] = "demo", epochs: int | None = None, seed: 
     image = overview(run.metrics(), features[0].test, test.labels, test.images, test.classes, folder / "demo.png")
     console.print(_table(result))
     console.print(
-        f"Accuracy on {len(task.test)} test digits in percent; n labels a class: nearest class mean, "
-        f"mean ± std of 20 draws; all labels: {NEIGHBORS} nearest neighbors and a linear classifier.\n"
+        f"Accuracy on {len(task.test)} test digits. n shots: n labels per class, nearest class mean, mean ± std of "
+        f"{TRIALS} trials. All labels: kNN (k = {NEIGHBORS}) and a linear classifier.\n"
         f"{image} shows the run; {result.seconds:.0f} s in all.",
         highlight=False,
         markup=False,
@@ -67,38 +68,33 @@ def demo(out: str | os.PathLike[str] = "demo", epochs: int | None = None, seed: 
 def measure(task: Task, features: list[Features], clock: Stopwatch) -> Result:
     """Few labels, neighbors and linear classifier, for every row of the task."""
     classes = len(task.classes)
-    figures: dict[str, dict[str, float]] = {}
+    rows: dict[str, list[Metric]] = {}
     for f in features:
-        row = figures[f.name] = {}
-        for n in LABELS:
-            scores = class_mean_scores(f, classes, n, draws=20, seed=0)["top-1"]
-            row[f"{n} labels"], row[f"{n} labels std"] = float(scores.mean()), float(scores.std())
         ranked = knn_ranking(f.train, f.train_labels, f.test, [NEIGHBORS], classes)[NEIGHBORS]
-        row["all, kNN"] = accuracies(ranked, f.test_labels, classes)["top-1"]
-        row["all, linear"] = probe(f, classes)["top-1"]
+        all_labels = {
+            "kNN": accuracies(ranked, f.test_labels, classes)["top-1"],
+            "linear": probe(f, classes)["top-1"],
+        }
+        few_shot = few_shot_metrics(f, classes, SHOTS, TRIALS, seed=0)
+        rows[f.name] = [m for m in few_shot if not m.name.endswith(TOP_5)] + to_metrics(all_labels)
     return Result(
         task="demo",
-        protocol="few labels: nearest class mean, 20 draws; all labels: kNN (k=20) and logistic regression; top-1 %",
-        data=task.data,
+        protocol=Protocol("demo", {"few_shot_classifier": "nearest class mean", "trials": TRIALS, "k": NEIGHBORS}),
+        dataset=task.dataset,
         encoder=task.encoder,
-        figures=figures,
+        rows=rows,
         seconds=clock(),
     )
 
 
 def _table(result: Result) -> Table:
     table = Table()
-    columns = ["1 labels", "5 labels", "10 labels", "all, kNN", "all, linear"]
+    columns = titles(result.rows.values())
     table.add_column("features")
-    for column in columns:
-        table.add_column(column.replace("1 labels", "1 label"), justify="right")
-    for row, called in (("raw pixels", "raw pixels"), ("untrained", "untrained"), ("encoder", "MEC")):
-        values = result.figures[row]
-        cells = [
-            f"{100 * values[c]:.1f}" + (f" ± {100 * values[c + ' std']:.1f}" if c + " std" in values else "")
-            for c in columns
-        ]
-        table.add_row(called, *cells, style="bold" if row == "encoder" else "")
+    for title in columns.values():
+        table.add_column(title, justify="right")
+    for row, name in (("raw pixels", "raw pixels"), ("untrained", "untrained"), ("encoder", "MEC")):
+        table.add_row(name, *cells(result.rows[row], columns), style="bold" if row == "encoder" else "")
     return table
 
 

@@ -1,53 +1,227 @@
-"""What an evaluation found: one line of results.jsonl, one table."""
+"""Results of evaluations: metrics, protocols and one formatter for every table that shows them."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
 RESULTS = "results.jsonl"
+TOP_5 = " top-5"
+"""Suffix of a metric that shares the cell of its top-1."""
+
+Unit = Literal["fraction", "count", "nats", "per frame"]
+"""``fraction``: shown in percent. ``count``: an integer, or the mean of integers. The others are shown as they are."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measured number.
+
+    Attributes:
+        name: column of a table, such as top-1, k=20, HOTA.
+        value: in its unit; the mean where there are several trials.
+        unit: of value and std.
+        std: standard deviation over the trials; None for a single one.
+        n: number of trials.
+    """
+
+    name: str
+    value: float
+    unit: Unit = "fraction"
+    std: float | None = None
+    n: int = 1
+
+    @property
+    def title(self) -> str:
+        """Column header: the name with its unit."""
+        unit = {"fraction": "%", "count": ""}.get(self.unit, self.unit)
+        return f"{self.name} ({unit})" if unit else self.name
+
+    def __str__(self) -> str:
+        """The value, and the spread over trials, without the unit."""
+        if not math.isfinite(self.value):
+            return "-"
+        spread = "" if self.std is None else f" ± {_number(self.std, self.unit, is_mean=True)}"
+        return f"{_number(self.value, self.unit, is_mean=self.n > 1)}{spread}"
+
+
+def _number(value: float, unit: Unit, is_mean: bool) -> str:
+    if unit == "fraction":
+        return f"{100 * value:.1f}"
+    if unit == "count":
+        return f"{value:,.1f}" if is_mean else f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def to_metrics(values: Mapping[str, float], units: Mapping[str, Unit] | None = None) -> list[Metric]:
+    """Metrics of a single trial. A unit that ``units`` does not name is fraction for a float and count for an int."""
+    units = units or {}
+    return [
+        Metric(name, value, units.get(name, "count" if isinstance(value, int) else "fraction"))
+        for name, value in values.items()
+    ]
+
+
+def mean_metrics(trials: Sequence[Mapping[str, float]], units: Mapping[str, Unit] | None = None) -> list[Metric]:
+    """Mean and standard deviation (n - 1) of each metric over trials; units as in ``to_metrics``."""
+    if len(trials) == 1:
+        return to_metrics(trials[0], units)
+    return [
+        Metric(
+            metric.name,
+            float(np.mean(values := [trial[metric.name] for trial in trials])),
+            metric.unit,
+            float(np.std(values, ddof=1)),
+            len(trials),
+        )
+        for metric in to_metrics(trials[0], units)
+    ]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a result was measured: an identifier and every setting that decides whether two results compare.
+
+    Attributes:
+        id: task and variant, such as linear-paper or detect-coco-1x.
+        settings: name -> number, string, boolean or list.
+    """
+
+    id: str
+    settings: dict[str, Any]
+
+    def describe(self) -> str:
+        """One line, rendered from the settings: ``knn: similarity cosine, temperature 0.07``."""
+        pairs = (f"{name.replace('_', ' ')} {_setting(v)}" for name, v in self.settings.items() if v is not None)
+        return f"{self.id}: {', '.join(pairs)}"
+
+    def includes(self, settings: Mapping[str, Any]) -> bool:
+        """Whether all these settings are among those of the protocol."""
+        return all(self.settings.get(name) == value for name, value in settings.items())
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return "/".join(_setting(v) for v in value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+@dataclass(frozen=True)
+class DatasetSummary:
+    """Name and size of an evaluated dataset.
+
+    Attributes:
+        name: path or name, as the user gave it.
+        counts: what it holds, such as train, test, classes; or sequences, frames.
+    """
+
+    name: str
+    counts: dict[str, int]
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{n:,} {_singular(what) if n == 1 else what}" for what, n in self.counts.items())
+        return f"{self.name} ({sizes})"
+
+
+def _singular(noun: str) -> str:
+    return {"classes": "class"}.get(noun, noun.removesuffix("s") if noun.endswith(("sequences", "frames")) else noun)
 
 
 @dataclass(frozen=True)
 class Result:
-    """Figures of one evaluation.
+    """One evaluation of one encoder: a line of results.jsonl, a table on the terminal, in the report and model card.
 
     Attributes:
-        task: knn, linear, few-label, ...
-        protocol: how it was measured, in a sentence.
-        data: the source, with the numbers of images.
-        encoder: what was measured.
-        figures: a row for the encoder ("encoder") and for each baseline: column -> value. Accuracies are shares, and
-            whole numbers (int) counts.
-        seconds: it took.
-        broken: sequences that could not be used, and why.
+        task: knn, linear, few-shot, finetune, detect, sot, vos, mot, mots or pose.
+        protocol: how it was measured.
+        dataset: on what.
+        encoder: description of the evaluated weights.
+        rows: the metrics of the encoder ("encoder") and of each baseline.
+        seconds: wall time.
+        skipped: sequences that could not be used -> the reason.
+        note: speed and the like, not part of the protocol.
         command: as it was typed.
-        time: when it ended, UTC.
+        time: end, UTC, ISO 8601.
     """
 
     task: str
-    protocol: str
-    data: str
+    protocol: Protocol
+    dataset: DatasetSummary
     encoder: str
-    figures: dict[str, dict[str, float]]
+    rows: dict[str, list[Metric]]
     seconds: float
-    broken: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    note: str = ""
     command: str = field(default_factory=lambda: shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
     time: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
+    def metric(self, name: str, row: str = "encoder") -> Metric:
+        """The metric of a row. KeyError: there is none of this name."""
+        for metric in self.rows[row]:
+            if metric.name == name:
+                return metric
+        raise KeyError(f"{name!r}, expected one of {[m.name for m in self.rows[row]]}")
+
+    def values(self, row: str = "encoder") -> dict[str, float]:
+        """Metric name -> value of a row."""
+        return {metric.name: metric.value for metric in self.rows[row]}
+
+    @property
+    def footnote(self) -> str:
+        """Protocol and note, in one line."""
+        return "; ".join(filter(None, [self.protocol.describe(), self.note]))
+
     def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; ``from_dict`` reads them."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Result:
+        """A result from its JSON. Raises ValueError where a field is missing or of another type."""
+        try:
+            rows = {str(row): [Metric(**metric) for metric in metrics] for row, metrics in values["rows"].items()}
+            fields = {
+                **values,
+                "rows": rows,
+                "protocol": Protocol(**values["protocol"]),
+                "dataset": DatasetSummary(**values["dataset"]),
+            }
+            result = cls(**fields)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a result ({error})") from error
+        result._check()
+        return result
+
+    def _check(self) -> None:
+        texts = (self.task, self.encoder, self.note, self.command, self.time, self.protocol.id, self.dataset.name)
+        numbers = [self.seconds, *self.dataset.counts.values()]
+        metrics = [metric for row in self.rows.values() for metric in row]
+        numbers += [metric.value for metric in metrics] + [m.std for m in metrics if m.std is not None]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("not a result (a text is missing)")
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError("not a result (a value is not a number)")
+        if not metrics or not all(metric.unit in get_args(Unit) for metric in metrics):
+            raise ValueError("not a result (no metrics, or one of an unknown unit)")
+        if not isinstance(self.protocol.settings, dict) or not isinstance(self.skipped, dict):
+            raise ValueError("not a result (settings or skipped sequences are not by name)")
 
     def append_to(self, folder: str | os.PathLike[str]) -> Path:
         """Add one line to ``folder``/results.jsonl."""
@@ -58,58 +232,64 @@ class Result:
         return path
 
     def table(self) -> Table:
-        """For a terminal: a row for the encoder and for each baseline, shares in percent."""
-        return table([self])
+        """The table for a terminal: a row for the encoder and for each baseline."""
+        return results_table([self])
 
 
-def table(results: Sequence[Result]) -> Table:
-    """Results of one task, on one or several sources: a row for the encoder and each baseline, and their means over
-    the sources. Shares in percent, counts as they are; "± 1.2" is the spread where there are several draws or seeds,
-    "/ 98.0" the top-5 where a column is not of top-1 alone."""
-    columns = columns_of([row for r in results for row in r.figures.values()])
+def titles(rows: Iterable[Sequence[Metric]]) -> dict[str, str]:
+    """Metric name -> column header, for rows of one table. The longest row decides the order; a top-5 metric has no
+    column of its own where its top-1 has one."""
+    found: dict[str, str] = {}
+    for row in sorted(rows, key=len, reverse=True):
+        for metric in row:
+            found.setdefault(metric.name, metric.title)
+    return {name: title for name, title in found.items() if name.removesuffix(TOP_5) == name or name[:-6] not in found}
+
+
+def cells(row: Sequence[Metric], names: Iterable[str]) -> list[str]:
+    """The row under the columns of ``titles``: "93.7 ± 0.5", "61.2 / 88.0" (top-1 / top-5), "12", or "-"."""
+    metrics = {metric.name: metric for metric in row}
+    return [
+        " / ".join(str(metrics[n]) for n in (name, name + TOP_5) if n in metrics) if name in metrics else "-"
+        for name in names
+    ]
+
+
+def mean_row(rows: Sequence[Sequence[Metric]]) -> list[Metric]:
+    """Means over several datasets of the metrics that every row has."""
+    by_name = [{metric.name: metric for metric in row} for row in rows]
+    return [
+        Metric(name, float(np.mean([row[name].value for row in by_name])), metric.unit, n=len(rows))
+        for name, metric in by_name[0].items()
+        if all(name in row for row in by_name)
+    ]
+
+
+def results_table(results: Sequence[Result]) -> Table:
+    """The terminal's table of one task on one or several datasets, with the mean over the datasets."""
     several = len(results) > 1
-    shown = Table(
-        title=results[0].task + ("" if several else f": {escape(results[0].data)}"),
-        caption=escape("\n".join(dict.fromkeys(r.protocol for r in results))),
+    columns = titles(row for result in results for row in result.rows.values())
+    table = Table(
+        title=results[0].task + ("" if several else f": {escape(str(results[0].dataset))}"),
+        caption=escape("\n".join(dict.fromkeys(result.footnote for result in results))),
         title_justify="left",
         caption_justify="left",
     )
     if several:
-        shown.add_column("data")
-    shown.add_column("")
-    for column in columns:
-        shown.add_column(column, justify="right")
+        table.add_column("dataset")
+    table.add_column("")
+    for title in columns.values():
+        table.add_column(title, justify="right")
     for result in results:
-        for n, (name, values) in enumerate(result.figures.items()):
-            first = [escape(result.data) if n == 0 else ""] if several else []
-            last = n + 1 == len(result.figures)
-            shown.add_row(*first, name, *(cell(values, c) for c in columns), end_section=several and last)
+        for number, (name, row) in enumerate(result.rows.items()):
+            first = [escape(str(result.dataset)) if number == 0 else ""] if several else []
+            last = number + 1 == len(result.rows)
+            table.add_row(*first, name, *cells(row, columns), end_section=several and last)
     if several:
-        for name in results[0].figures:
-            rows = [r.figures[name] for r in results if name in r.figures]
-            means = {c: sum(r[c] for r in rows) / len(rows) for c in columns if all(c in r for r in rows)}
-            shown.add_row(f"mean of {len(rows)}", name, *(cell(means, c) for c in columns))
-    return shown
-
-
-def columns_of(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    """Those of a table: spread and top-5 stand in the cell of the figure they belong to."""
-    columns = list(dict.fromkeys(column for row in sorted(rows, key=len, reverse=True) for column in row))
-    return [c for c in columns if not (c.endswith((" std", " top-5")) and c.rsplit(" ", 1)[0] in columns)]
-
-
-def cell(values: Mapping[str, float], column: str) -> str:
-    """See ``table``."""
-    if column not in values:
-        return "-"
-    if isinstance(values[column], int):
-        return f"{values[column]:,}"
-    joined = "".join(
-        f"{sign}{100 * values[f'{column} {name}']:.1f}"
-        for name, sign in (("std", " ± "), ("top-5", " / "))
-        if f"{column} {name}" in values
-    )
-    return f"{100 * values[column]:.1f}{joined}"
+        for name in results[0].rows:
+            rows = [result.rows[name] for result in results if name in result.rows]
+            table.add_row(f"mean of {len(rows)}", name, *cells(mean_row(rows), columns))
+    return table
 
 
 class Stopwatch:

@@ -128,7 +128,7 @@ def _run(arguments: Sequence[str]) -> None:
 def _evaluate(task: str, settings: dict[str, Any]) -> None:
     """One table of all the sources; each result is kept as soon as it is there."""
     from mec.data import open_dataset
-    from mec.results import table
+    from mec.results import results_table
 
     sources, out = settings.pop("data"), settings.pop("out")
     if out is None and (Path(settings["encoder"]) / "recipe.yaml").exists():
@@ -144,7 +144,7 @@ def _evaluate(task: str, settings: dict[str, Any]) -> None:
     finally:
         if results and is_rank_zero():
             console = Console(soft_wrap=True)
-            console.print(table(results))
+            console.print(results_table(results))
             if out is not None:
                 print(f"added to {path}")
 
@@ -191,9 +191,9 @@ def _follow(task: str, data: str, encoder: str, out: str | None, sequences: str 
     Console(soft_wrap=True).print(result.table())
     if kept:
         print(f"added to {result.append_to(kept)}; tracks in {out}")
-    if result.broken:
-        name, reason = next(iter(result.broken.items()))
-        number = f"{len(result.broken)} sequence{'s' if len(result.broken) > 1 else ''}"
+    if result.skipped:
+        name, reason = next(iter(result.skipped.items()))
+        number = f"{len(result.skipped)} sequence{'s' if len(result.skipped) > 1 else ''}"
         raise InputError(f"data: {number} of {data} could not be used; the first: {name}: {reason}")
 
 

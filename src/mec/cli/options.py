@@ -13,9 +13,17 @@ from mec.cli.evaluate_options import evaluate_options
 from mec.cli.parser import DATA_HELP, ENCODER_HELP, MACHINE, Parser, about, add_settings
 
 RECIPE_GROUPS = {
-    "the images and their views": {"channels", "background", "every", "max_corrupt", "views", "image_size"},
+    "the images and their views": {
+        "channels",
+        "background",
+        "subsample",
+        "frame_stride",
+        "max_corrupt",
+        "views",
+        "image_size",
+    },
     "the network": {"backbone", "backbone_options", "small_stem"},
-    "the training": {"epochs", "batch_size", "chunk", "gradient_checkpointing", "seed", "log_every"},
+    "the training": {"epochs", "batch_size", "chunk_size", "gradient_checkpointing", "seed", "log_every"},
     "the machine": set(MACHINE),
 }
 """The settings of a recipe that are of no component; a component is a group of its own."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 TOP = 5
@@ -33,15 +32,4 @@ def accuracies(ranked: Tensor, labels: Tensor, classes: int) -> dict[str, float]
     hits = labels.bincount(weights=right[:, 0].double(), minlength=classes)
     present = counts > 0
     found["class mean"] = float((hits[present] / counts[present]).mean())
-    return found
-
-
-def spread_of(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Several runs -> the mean of each figure, and beside it ("top-1 std") its standard deviation over the runs."""
-    found: dict[str, float] = {}
-    for name in rows[0]:
-        values = torch.tensor([row[name] for row in rows], dtype=torch.float64)
-        found[name] = float(values.mean())
-        if len(rows) > 1:
-            found[f"{name} std"] = float(values.std())
     return found

@@ -15,7 +15,7 @@ from mec.data.dataset import ArrayDataset, ImageDataset
 from mec.data.loaders import evaluation_loader, training_loader
 from mec.data.pixels import PixelFormat
 from mec.data.transforms.crop import Batch
-from mec.data.transforms.multi_view import Views
+from mec.data.transforms.multi_view import MultiView
 from mec.data.transforms.view_settings import ViewSettings
 from mec.distributed import all_gather_objects, gather_rows, get_rank, shard_range, world_size
 from mec.embedding.neighbors import best_device
@@ -33,7 +33,7 @@ from mec.evaluate.task import (
 )
 from mec.models.encoder import Encoder
 
-CROP = ViewSettings(crop_scale=(0.08, 1.0), jitter=0.0, gray=0.0, blur=0.0, solarize=0.0)
+CROP = ViewSettings(crop_scale=(0.08, 1.0), color_jitter=0.0, grayscale=0.0, blur=0.0, solarize=0.0)
 """RandomResizedCrop and flip, torchvision's defaults: what the published protocols train classifiers with."""
 RAW_SIDE = 32
 """Raw pixels are compared at this side at most: beyond it they only grow, they do not get better."""
@@ -118,7 +118,7 @@ def extract_crops(
 
     Processes that are ``together`` divide the images, and the first gets the features of all.
     """
-    views, reading, device = Views(encoder.image_size, [CROP], seed), pixel_format_of(encoder), best_device()
+    views, reading, device = MultiView(encoder.image_size, [CROP], seed), pixel_format_of(encoder), best_device()
     features, labels, own = frozen(encoder, device), labels_of(dataset), shard_range(len(dataset), BATCH)
     skipped = new_corrupt_log(len(dataset))
     # by their numbers among all: the crops are the same for any number of processes
@@ -128,10 +128,10 @@ def extract_crops(
     shown = torch.empty(len(table), dtype=torch.int64)
     with ProgressBar(label, len(dataset)) as progress:
         for batch in loader:
-            skipped.add(batch.lost, len(batch.indices))
+            skipped.add(batch.corrupt, len(batch.indices))
             (x,) = views(batch.images, batch.indices, batch.epoch)
             rows = torch.from_numpy(batch.indices) - own.start
-            table[rows], shown[rows] = features(x).cpu(), labels[torch.from_numpy(batch.shown)]
+            table[rows], shown[rows] = features(x).cpu(), labels[torch.from_numpy(batch.source_indices)]
             progress.advance(len(x) * world_size())
     log_corrupt(merge_corrupt_logs(skipped))
     return _of_all(table, shown)
@@ -170,17 +170,17 @@ def gather(
     skipped = new_corrupt_log(sum(all_gather_objects(len(dataset))))
     table: Tensor | None = None
     known = torch.zeros(len(dataset), dtype=torch.bool)
-    with ProgressBar(label, skipped.images) as shown:
+    with ProgressBar(label, skipped.num_images) as shown:
         for batch in loader:
-            skipped.add(batch.lost, len(batch.indices) + len(batch.lost))
+            skipped.add(batch.corrupt, len(batch.indices) + len(batch.corrupt))
             if len(batch.indices):
                 found, numbers = function(batch.images).cpu(), torch.from_numpy(batch.indices)
                 if table is None:
                     table = feature_table(len(dataset), found.shape[1], found.dtype)
                 table[numbers], known[numbers] = found, True
-            shown.advance((len(batch.indices) + len(batch.lost)) * world_size())  # the others are about as far
+            shown.advance((len(batch.indices) + len(batch.corrupt)) * world_size())  # the others are about as far
     skipped = merge_corrupt_logs(skipped)
-    if len(skipped) == skipped.images:
+    if len(skipped) == skipped.num_images:
         raise InputError("data: no image can be read")
     log_corrupt(skipped)
     if table is None:  # others have some

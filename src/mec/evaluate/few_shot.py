@@ -14,79 +14,86 @@ from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies, ranking
 from mec.evaluate.features import Features, features_of, labels_of
 from mec.evaluate.task import EncoderLike, Source, open_task
-from mec.results import Result, Stopwatch
+from mec.results import Metric, Protocol, Result, Stopwatch
 
-USUAL = (1, 5, 10)
+DEFAULT_SHOTS = (1, 5, 10)
 
 
 def few_shot(
     data: Source,
     encoder: EncoderLike,
-    labels: Sequence[int] | None = None,
-    draws: int = 20,
+    shots: Sequence[int] | None = None,
+    trials: int = 20,
     seed: int = 0,
     baselines: bool | None = None,
     workers: int | None = None,
+    labels_csv: str | None = None,
 ) -> Result:
-    """Accuracy when only a few train images of each class have a label: mean and spread over draws.
+    """Classify test images with a few labels per class: mean and standard deviation over trials.
 
-    A test image gets the class whose mean labeled feature is nearest, after features are centered on the mean of
-    the (unlabeled) train images and L2-normalized (Wang et al. 2019, SimpleShot, CL2N). Every row of the
-    table sees the same draws.
+    A test image gets the class whose mean labeled feature is nearest, after features are centered on the mean of all
+    (unlabeled) train images and L2-normalized (Wang et al. 2019, SimpleShot, CL2N). Every row of the table sees the
+    same choices of labels.
 
     Args:
-        data: a labeled source (see ``mec.data.open_dataset``).
+        data: labeled dataset (see ``mec.open_dataset``).
         encoder: an Encoder, a run folder, a file of weights or a timm name.
-        labels: labeled images per class; null: those of 1, 5 and 10 that the smallest class has.
-        draws: random choices of them.
-        seed: of the draws.
-        baselines: measure the untrained encoder and raw pixels too; null: up to 100,000 train images.
-        workers: loader processes; null is one per core.
+        shots: labels per class; null: those of 1, 5 and 10 that the smallest class has.
+        trials: random choices of the labels.
+        seed: of the choices.
+        baselines: also measure the untrained encoder and raw pixels; null: up to 100,000 train images.
+        workers: loader processes; null: one per core.
+        labels_csv: .csv with columns path and label for the images of a folder, in place of its sub-folders.
     """
-    if labels is not None and (not labels or min(labels) < 1):
-        raise InputError(f"labels: expected numbers of at least 1, got {list(labels)}")
-    if draws < 1:
-        raise InputError(f"draws: expected at least 1, got {draws}")
+    if shots is not None and (not shots or min(shots) < 1):
+        raise InputError(f"shots: expected numbers of at least 1, got {list(shots)}")
+    if trials < 1:
+        raise InputError(f"trials: expected at least 1, got {trials}")
     clock = Stopwatch()
-    task = open_task(data, encoder, baselines, workers)
+    task = open_task(data, encoder, baselines, workers, labels_csv)
     classes = len(task.classes)
-    fewest = int(labels_of(task.train).bincount(minlength=classes).min())
-    labels = [n for n in USUAL if n <= fewest] if labels is None else labels
-    if max(labels) > fewest:
-        raise InputError(f"labels: expected at most {fewest}, the images of the smallest class, got {list(labels)}")
-    figures: dict[str, dict[str, float]] = {}
-    for f in features_of(task):
-        row = figures[f.name] = {}
-        for n in labels:
-            scores = class_mean_scores(f, classes, n, draws, seed)
-            top_1 = scores["top-1"]
-            row[f"{n} per class"], row[f"{n} per class std"] = float(top_1.mean()), float(top_1.std())
-            if "top-5" in scores:
-                row[f"{n} per class top-5"] = float(scores["top-5"].mean())
+    smallest = int(labels_of(task.train).bincount(minlength=classes).min())
+    shots = [n for n in DEFAULT_SHOTS if n <= smallest] if shots is None else shots
+    if max(shots) > smallest:
+        raise InputError(f"shots: expected at most {smallest}, the images of the smallest class, got {list(shots)}")
+    rows = {f.name: few_shot_metrics(f, classes, shots, trials, seed) for f in features_of(task)}
     return Result(
-        task="few-label",
-        protocol=f"nearest class mean, centered and normalized features, mean ± std of {draws} draws, top-1 / top-5 %",
-        data=task.data,
+        task="few-shot",
+        protocol=Protocol("few-shot", {"classifier": "nearest class mean", "features": "CL2N", "trials": trials}),
+        dataset=task.dataset,
         encoder=task.encoder,
-        figures=broadcast_object(figures),
+        rows=broadcast_object(rows),
         seconds=clock(),
     )
 
 
+def few_shot_metrics(features: Features, classes: int, shots: Sequence[int], trials: int, seed: int) -> list[Metric]:
+    """Top-1 accuracy with its standard deviation over trials, for each number of labels per class; top-5 where there
+    are more than five classes."""
+    metrics = []
+    for n in shots:
+        scores = class_mean_scores(features, classes, n, trials, seed)
+        name = f"{n} shot{'s' if n > 1 else ''}"
+        metrics.append(Metric(name, float(scores["top-1"].mean()), std=float(scores["top-1"].std()), n=trials))
+        if "top-5" in scores:
+            metrics.append(Metric(f"{name} top-5", float(scores["top-5"].mean()), n=trials))
+    return metrics
+
+
 def class_mean_scores(
-    features: Features, classes: int, labels: int, draws: int, seed: int
+    features: Features, classes: int, shots: int, trials: int, seed: int
 ) -> dict[str, NDArray[np.float64]]:
-    """Test accuracies (see ``accuracies``) of each draw (draws,), with ``labels`` images of each class, as shares."""
+    """Test accuracies (see ``accuracies``) of each trial, (trials,) fractions, with ``shots`` images of each class."""
     center = features.train.mean(dim=0)
     test = F.normalize(features.test - center, dim=1)
     members = [np.flatnonzero(features.train_labels.numpy() == c) for c in range(classes)]
-    fewest = min(len(m) for m in members)
-    if labels > fewest:
-        raise InputError(f"labels: expected at most {fewest}, the readable images of the smallest class, got {labels}")
-    random = np.random.default_rng([seed, labels])
-    found = []
-    for _ in range(draws):
-        chosen = torch.from_numpy(np.stack([random.choice(m, labels, replace=False) for m in members]))
+    smallest = min(len(m) for m in members)
+    if shots > smallest:
+        raise InputError(f"shots: expected at most {smallest}, the readable images of the smallest class, got {shots}")
+    random = np.random.default_rng([seed, shots])
+    accuracy = []
+    for _ in range(trials):
+        chosen = torch.from_numpy(np.stack([random.choice(m, shots, replace=False) for m in members]))
         means = F.normalize(F.normalize(features.train[chosen] - center, dim=2).mean(dim=1), dim=1)
-        found.append(accuracies(ranking(test @ means.T), features.test_labels, classes))
-    return {name: np.array([row[name] for row in found]) for name in found[0]}
+        accuracy.append(accuracies(ranking(test @ means.T), features.test_labels, classes))
+    return {name: np.array([trial[name] for trial in accuracy]) for name in accuracy[0]}

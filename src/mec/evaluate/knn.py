@@ -13,7 +13,7 @@ from mec.errors import InputError
 from mec.evaluate.accuracy import TOP, accuracies, ranking
 from mec.evaluate.features import features_of
 from mec.evaluate.task import EncoderLike, Source, open_task
-from mec.results import Result, Stopwatch
+from mec.results import Metric, Protocol, Result, Stopwatch, to_metrics
 
 VOTES = 2**24
 """Votes counted at once: queries times classes."""
@@ -26,7 +26,7 @@ def knn(
     temperature: float = 0.07,
     baselines: bool | None = None,
     workers: int | None = None,
-    labels: str | None = None,
+    labels_csv: str | None = None,
 ) -> Result:
     """Classify test images by their nearest train images; no training.
 
@@ -39,34 +39,35 @@ def knn(
         temperature: a neighbor of cosine similarity s weighs exp(s / temperature).
         baselines: measure the untrained encoder and raw pixels too; null: up to 100,000 train images.
         workers: loader processes; null is one per core.
-        labels: a .csv of path and label for images of a folder, in place of its sub-folders.
+        labels_csv: .csv with columns path and label for the images of a folder, in place of its sub-folders.
     """
     if not k or min(k) < 1:
         raise InputError(f"k: expected numbers of at least 1, got {list(k)}")
     if not temperature > 0:
         raise InputError(f"temperature: expected a positive number, got {temperature}")
     clock = Stopwatch()
-    task = open_task(data, encoder, baselines, workers, labels)
+    task = open_task(data, encoder, baselines, workers, labels_csv)
     most = len(task.train)
     kept = [n for n in k if n <= most]
     if not kept:
         raise InputError(f"k: expected at most {most}, the number of train images, got {list(k)}")
     classes = len(task.classes)
-    figures: dict[str, dict[str, float]] = {}
+    rows: dict[str, list[Metric]] = {}
     for f in features_of(task):
         ranked = knn_ranking(f.train, f.train_labels, f.test, kept, classes, temperature)
-        row = figures[f.name] = {}
-        for n, found in ranked.items():
-            measured = accuracies(found, f.test_labels, classes)
-            row[f"k={n}"] = measured["top-1"]
-            if "top-5" in measured:
-                row[f"k={n} top-5"] = measured["top-5"]
+        values = {}
+        for n, predicted in ranked.items():
+            accuracy = accuracies(predicted, f.test_labels, classes)
+            values[f"k={n}"] = accuracy["top-1"]
+            if "top-5" in accuracy:
+                values[f"k={n} top-5"] = accuracy["top-5"]
+        rows[f.name] = to_metrics(values)
     return Result(
         task="knn",
-        protocol=f"weighted kNN, cosine, temperature {temperature:g}, bank = train split, top-1 / top-5 %",
-        data=task.data,
+        protocol=Protocol("knn", {"similarity": "cosine", "temperature": temperature, "bank": "train split"}),
+        dataset=task.dataset,
         encoder=task.encoder,
-        figures=broadcast_object(figures),
+        rows=broadcast_object(rows),
         seconds=clock(),
     )
 

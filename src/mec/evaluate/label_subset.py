@@ -1,4 +1,4 @@
-"""Which train images have a label: a share or a number of each class, or those that a list names."""
+"""Choose the labeled train images of semi-supervised evaluation: a fraction, a number per class, or a list."""
 
 from __future__ import annotations
 
@@ -13,89 +13,95 @@ from mec.data.dataset import ImageDataset
 from mec.data.rng import uniforms
 from mec.errors import InputError
 
+Indices = NDArray[np.int64]
 CHOICE = 12
 """Stream of random numbers."""
 
 
-def labeled(dataset: ImageDataset, labels: str | int | os.PathLike[str], seed: int) -> NDArray[np.int64]:
-    """Numbers of the labeled images, rising.
+def label_subset(
+    dataset: ImageDataset,
+    seed: int,
+    label_fraction: float | None = None,
+    shots: int | None = None,
+    label_list: str | os.PathLike[str] | None = None,
+) -> Indices:
+    """Choose the train images whose labels are used.
 
     Args:
         dataset: train images with labels.
-        labels: "1%", "10%" ...: this share of each class, at least one; 5 or "5": so many of each class; or a list
-            file, an image a line, by its path or the end of it, as SimCLR's ImageNet lists have it
-            (n01440764_10026.JPEG).
-        seed: of the choice; the same images for any encoder, and those of 1% are among those of 10%.
+        seed: of the choice. Every encoder sees the same images, and those of 1 % are among those of 10 %.
+        label_fraction: fraction of each class, in (0, 1], at least one image.
+        shots: images of each class.
+        label_list: text file that names an image per line, by its path or the end of its path, such as SimCLR's
+            ImageNet lists (n01440764_10026.JPEG).
+
+    Returns:
+        (k,) indices, ascending.
 
     Raises:
-        InputError: not a share in (0, 100] %, more than the smallest class has, or a list that names an image that
-            is not there, or twice, or leaves a class without one.
+        InputError: not exactly one choice; a fraction outside (0, 1]; more shots than the smallest class has; or a
+            list that names an absent image, an image twice, an ambiguous path, or no image of some class.
     """
+    choices = {"label_fraction": label_fraction, "shots": shots, "label_list": label_list}
+    chosen = [name for name, value in choices.items() if value is not None]
+    if len(chosen) != 1:
+        raise InputError(f"label_fraction, shots, label_list: expected one of the three, got {' and '.join(chosen)}")
     assert dataset.labels is not None
-    of = np.asarray(dataset.labels)
-    text = str(labels).strip()
-    if text.endswith("%"):
-        share = _number(text[:-1])
-        if share is None or not 0 < share <= 100:
-            raise InputError(f"labels: expected a share above 0 and up to 100%, got {text!r}")
-        counts = np.maximum(1, np.rint(np.bincount(of) * share / 100)).astype(int)
-        return _of_each(of, counts, seed)
-    if _number(text) is not None:
-        if not text.isdigit() or int(text) < 1:
-            raise InputError(f"labels: expected a whole number of images a class, at least 1, got {text!r}")
-        fewest = int(np.bincount(of).min())
-        if int(text) > fewest:
-            raise InputError(f"labels: expected at most {fewest}, the images of the smallest class, got {text}")
-        return _of_each(of, np.full(of.max() + 1, int(text)), seed)
-    return _listed(dataset, Path(text).expanduser())
+    labels = np.asarray(dataset.labels)
+    if label_list is not None:
+        return _from_list(dataset, Path(label_list).expanduser())
+    class_sizes = np.bincount(labels)
+    if shots is not None:
+        if shots < 1:
+            raise InputError(f"shots: expected at least 1, got {shots}")
+        if shots > class_sizes.min():
+            raise InputError(
+                f"shots: expected at most {class_sizes.min()}, the size of the smallest class, got {shots}"
+            )
+        return _per_class(labels, np.full(len(class_sizes), shots), seed)
+    assert label_fraction is not None
+    if not 0 < label_fraction <= 1:
+        raise InputError(f"label_fraction: expected a number above 0 and up to 1, got {label_fraction:g}")
+    return _per_class(labels, np.maximum(1, np.rint(class_sizes * label_fraction)).astype(int), seed)
 
 
-def _number(text: str) -> float | None:
+def _per_class(labels: Indices, counts: Indices, seed: int) -> Indices:
+    order = uniforms(seed, 0, np.arange(len(labels)), 1, CHOICE)[:, 0].argsort(kind="stable")
+    return np.sort(np.concatenate([order[labels[order] == c][:count] for c, count in enumerate(counts)]))
+
+
+def _from_list(dataset: ImageDataset, path: Path) -> Indices:
     try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _of_each(of: NDArray[np.int64], counts: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    order = uniforms(seed, 0, np.arange(len(of)), 1, CHOICE)[:, 0].argsort(kind="stable")
-    chosen = [order[of[order] == c][:count] for c, count in enumerate(counts)]
-    return np.sort(np.concatenate(chosen))
-
-
-def _listed(dataset: ImageDataset, path: Path) -> NDArray[np.int64]:
-    try:
-        wanted = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise InputError(
-            f"labels: expected 1%, 10% ..., a number of images a class or a list file, got {path} ({reason})"
-        ) from error
-    if not wanted:
-        raise InputError(f"labels: {path} is empty")
-    twice = [name for name, count in Counter(wanted).items() if count > 1]
-    if twice:
-        raise InputError(f"labels: {path} names {twice[0]} twice")
-    longest = max(len(Path(name).parts) for name in wanted)
-    found: dict[str, list[int]] = {name: [] for name in wanted}
+        raise InputError(f"label_list: expected a text file, got {path} ({reason})") from error
+    if not names:
+        raise InputError(f"label_list: {path} is empty")
+    duplicates = [name for name, count in Counter(names).items() if count > 1]
+    if duplicates:
+        raise InputError(f"label_list: {path} names {duplicates[0]} twice")
+    max_depth = max(len(Path(name).parts) for name in names)
+    matches: dict[str, list[int]] = {name: [] for name in names}
     for index in range(len(dataset)):
         parts = Path(dataset.title(index)).parts
-        for depth in range(1, min(longest, len(parts)) + 1):
-            end = str(Path(*parts[-depth:]))
-            if end in found:
-                found[end].append(index)
-    absent = [name for name, places in found.items() if not places]
+        for depth in range(1, min(max_depth, len(parts)) + 1):
+            suffix = str(Path(*parts[-depth:]))
+            if suffix in matches:
+                matches[suffix].append(index)
+    absent = [name for name, indices in matches.items() if not indices]
     if absent:
         raise InputError(
-            f"labels: {path} names {absent[0]}, which is not among the train images ({len(absent)} of {len(wanted)})"
+            f"label_list: {path} names {absent[0]}, which is not among the train images "
+            f"({len(absent)} of {len(names)} names)"
         )
-    several = next((name for name, places in found.items() if len(places) > 1), None)
-    if several is not None:
-        titles = " and ".join(dataset.title(i) for i in found[several][:2])
-        raise InputError(f"labels: {several} in {path} may be {titles}; write more of the path")
-    chosen = np.unique([places[0] for places in found.values()])
+    ambiguous = next((name for name, indices in matches.items() if len(indices) > 1), None)
+    if ambiguous is not None:
+        titles = " and ".join(dataset.title(i) for i in matches[ambiguous][:2])
+        raise InputError(f"label_list: {ambiguous} in {path} matches {titles}; write more of the path")
+    indices = np.unique([index for (index,) in matches.values()])
     assert dataset.labels is not None
-    empty = np.setdiff1d(np.arange(len(dataset.classes)), dataset.labels[chosen])
+    empty = np.setdiff1d(np.arange(len(dataset.classes)), dataset.labels[indices])
     if len(empty):
-        raise InputError(f"labels: {path} names no image of class {dataset.classes[empty[0]]!r}")
-    return chosen
+        raise InputError(f"label_list: {path} names no image of class {dataset.classes[empty[0]]!r}")
+    return indices

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies, ranking
 from mec.evaluate.features import Features, features_of
 from mec.evaluate.logistic import LogisticFit
-from mec.evaluate.supervised import PAPER_PROBE, SIMSIAM_PROBE, in_words, overridden, train_and_test
+from mec.evaluate.supervised import PAPER_PROBE, SIMSIAM_PROBE, overridden, protocol_settings, train_and_test
 from mec.evaluate.task import EncoderLike, Source, log_encoder, open_task, with_images_in_memory
-from mec.results import Result, Stopwatch
+from mec.results import Protocol, Result, Stopwatch, to_metrics
 
 STRENGTHS = tuple(10.0**e for e in np.arange(-4, 1.1, 0.5))
 CHOOSING_LIMIT = 10_000
@@ -30,13 +30,13 @@ def linear(
     protocol: Literal["fast", "paper", "simsiam"] = "fast",
     baselines: bool | None = None,
     crops: Literal["central", "random"] = "central",
-    iterations: int = 200,
+    max_iter: int = 200,
     epochs: int | None = None,
     batch_size: int | None = None,
     head_lr: float | None = None,
     seed: int = 0,
     workers: int | None = None,
-    labels: str | None = None,
+    labels_csv: str | None = None,
 ) -> Result:
     """Fit a linear classifier on frozen features, after pretraining (an offline probe).
 
@@ -58,16 +58,16 @@ def linear(
             train images.
         crops: of the train images: central, or one random crop and flip of each, as the paper's probe trains;
             fast only. For an encoder that learned little from crops, the figures differ by some points.
-        iterations: of L-BFGS, at most; fast only.
+        max_iter: most iterations of L-BFGS; fast only.
         epochs: in place of the protocol's; paper and simsiam only.
         batch_size: in place of the protocol's, the learning rate scaled with it; paper and simsiam only.
         head_lr: learning rate for a batch of 256, in place of the protocol's; paper and simsiam only.
         seed: of random crops, and of the classifier and the order of paper and simsiam.
         workers: loader processes; null is one per core.
-        labels: a .csv of path and label for images of a folder, in place of its sub-folders.
+        labels_csv: .csv with columns path and label for the images of a folder, in place of its sub-folders.
     """
-    if iterations < 1:
-        raise InputError(f"iterations: expected at least 1, got {iterations}")
+    if max_iter < 1:
+        raise InputError(f"max_iter: expected at least 1, got {max_iter}")
     if protocol not in ("fast", *PROTOCOLS):
         raise InputError(f"protocol: expected fast, {' or '.join(PROTOCOLS)}, got {protocol!r}")
     changes = {"epochs": epochs, "batch_size": batch_size, "head_lr": head_lr}
@@ -79,38 +79,38 @@ def linear(
         raise InputError(f"crops: the {protocol} protocol has its own, new ones each epoch; fast has central or random")
     settings = overridden(PROTOCOLS.get(protocol, PAPER_PROBE), **changes)
     clock = Stopwatch()
-    task = open_task(data, encoder, baselines, workers, labels)
+    task = open_task(data, encoder, baselines, workers, labels_csv)
     if protocol == "fast":
-        how = f"fast: logistic regression on standardized features of {crops} crops, penalty chosen on held-out train"
-        found = features_of(task, seed if crops == "random" else None)
-        figures = {f.name: probe(f, len(task.classes), iterations) for f in found}
+        details: dict[str, Any] = {"classifier": "logistic regression", "crops": crops, "penalty": "chosen on held-out train images"}
+        all_features = features_of(task, seed if crops == "random" else None)
+        rows = {f.name: to_metrics(probe(f, len(task.classes), max_iter)) for f in all_features}
     else:
         side = next(iter(task.encoders.values())).image_size
-        how = f"{protocol}: {in_words(settings, len(task.train))}, {side} px, last epoch"
+        details = {**protocol_settings(settings, len(task.train)), "image_size": side}
         log_encoder(task)
         task = with_images_in_memory(task)
-        figures = {
-            name: train_and_test(task, task.train, of, settings, seed, f"{protocol} probe, {name}")
-            for name, of in task.encoders.items()
+        rows = {
+            name: to_metrics(train_and_test(task, task.train, row, settings, seed, f"{protocol} probe, {name}"))
+            for name, row in task.encoders.items()
         }
     return Result(
         task="linear",
-        protocol=f"offline linear probe, {how}, %",
-        data=task.data,
+        protocol=Protocol(f"linear-{protocol}", details),
+        dataset=task.dataset,
         encoder=task.encoder,
-        figures=broadcast_object(figures),
+        rows=broadcast_object(rows),
         seconds=clock(),
     )
 
 
-def probe(features: Features, classes: int, iterations: int = 200) -> dict[str, float]:
+def probe(features: Features, classes: int, max_iter: int = 200) -> dict[str, float]:
     """Test accuracies of the fast probe, as shares (see ``mec.evaluate.accuracy``)."""
-    strength = choose_strength(features.train, features.train_labels, classes, iterations)
-    classifier = LogisticFit(features.train, features.train_labels, classes)(strength, iterations)
+    strength = choose_strength(features.train, features.train_labels, classes, max_iter)
+    classifier = LogisticFit(features.train, features.train_labels, classes)(strength, max_iter)
     return accuracies(ranking(classifier.scores(features.test)), features.test_labels, classes)
 
 
-def choose_strength(x: Tensor, y: Tensor, classes: int, iterations: int) -> float:
+def choose_strength(x: Tensor, y: Tensor, classes: int, max_iter: int) -> float:
     """The inverse penalty C of STRENGTHS that is best on a held-out fifth; the smaller one when equal. A class of one
     cannot be divided: then 1.0 is taken."""
     if int(y.bincount()[y].min()) < 2:
@@ -122,5 +122,5 @@ def choose_strength(x: Tensor, y: Tensor, classes: int, iterations: int) -> floa
     kept, held = train_test_split(rows, test_size=held_out, stratify=y[rows], random_state=0)
     fit, held_x, held_y = LogisticFit(x[kept], y[kept], classes), x[held], y[held]
     # from the strongest penalty on: each fit begins near its end
-    right = [int((fit(c, iterations).scores(held_x).argmax(dim=1) == held_y).sum()) for c in STRENGTHS]
+    right = [int((fit(c, max_iter).scores(held_x).argmax(dim=1) == held_y).sum()) for c in STRENGTHS]
     return float(STRENGTHS[int(np.argmax(right))])

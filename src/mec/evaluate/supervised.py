@@ -19,7 +19,7 @@ from mec.data.corrupt import CorruptLog
 from mec.data.dataset import ImageDataset
 from mec.data.loaders import evaluation_loader, training_loader, training_sampler
 from mec.data.transforms.crop import Batch
-from mec.data.transforms.multi_view import Views
+from mec.data.transforms.multi_view import MultiView
 from mec.distributed import world_size
 from mec.embedding.neighbors import best_device
 from mec.engine.progress import ProgressBar
@@ -84,14 +84,21 @@ def overridden(settings: Settings, **changes: Any) -> Settings:
     return replace(settings, **{name: value for name, value in changes.items() if value is not None})
 
 
-def in_words(settings: Settings, images: int) -> str:
-    s, batch = settings, min(settings.batch_size, images)
-    rates = f"{s.backbone_lr:g} (backbone) and {s.head_lr:g} (head)" if s.backbone_lr else f"{s.head_lr:g}"
-    return (
-        f"{'BatchNorm and ' if s.standardize else ''}linear layer, {s.optimizer.upper()}, learning rate {rates} for "
-        f"256, batch {batch}, {s.schedule}, {s.epochs} epochs = {s.epochs * math.ceil(images / batch):,} steps, "
-        "crops and flips"
-    )
+def protocol_settings(settings: Settings, num_images: int) -> dict[str, Any]:
+    """Settings that decide whether two results compare, for a training set of ``num_images``."""
+    batch_size = min(settings.batch_size, num_images)
+    return {
+        "head": "BatchNorm and linear" if settings.standardize else "linear",
+        "optimizer": settings.optimizer.upper(),
+        "backbone_lr": settings.backbone_lr or None,
+        "head_lr": settings.head_lr,
+        "lr_batch": 256,
+        "batch_size": batch_size,
+        "schedule": settings.schedule,
+        "epochs": settings.epochs,
+        "steps": settings.epochs * math.ceil(num_images / batch_size),
+        "augmentation": "crops and flips",
+    }
 
 
 class Classifier(lightning.LightningModule):
@@ -104,7 +111,7 @@ class Classifier(lightning.LightningModule):
         super().__init__()
         self.encoder, self.settings, self.labels = encoder, settings, labels
         self.scale = batch / 256
-        self.views = Views(encoder.image_size, [CROP], seed)
+        self.views = MultiView(encoder.image_size, [CROP], seed)
         linear = nn.Linear(encoder.num_features, classes)
         nn.init.normal_(linear.weight, std=0.01)
         nn.init.zeros_(linear.bias)
@@ -134,9 +141,9 @@ class Classifier(lightning.LightningModule):
             group["lr"] = factor * group["rate"]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self.skipped.add(batch.lost, len(batch.indices))
+        self.skipped.add(batch.corrupt, len(batch.indices))
         (x,) = self.views(batch.images, batch.indices, batch.epoch)
-        wanted = self.labels[torch.from_numpy(batch.shown)].to(x.device)
+        wanted = self.labels[torch.from_numpy(batch.source_indices)].to(x.device)
         loss = F.cross_entropy(self(x), wanted)
         self.latest = loss.detach()
         return loss

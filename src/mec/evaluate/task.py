@@ -17,6 +17,7 @@ from mec.engine.progress import log
 from mec.errors import InputError
 from mec.models.encoder import Encoder
 from mec.models.io import load_encoder, untrained
+from mec.results import DatasetSummary
 
 MAX_CORRUPT = 0.05
 """Share of images that may be unreadable."""
@@ -34,8 +35,8 @@ class Task:
     """What is measured on what.
 
     Attributes:
-        data: the source, in words.
-        encoder: what is measured, in words.
+        dataset: name and size of the data.
+        encoder: description of what is measured.
         classes: their names, in the order of their numbers.
         train: training images with labels.
         test: test images with labels.
@@ -44,7 +45,7 @@ class Task:
         workers: loader processes; None is one per core.
     """
 
-    data: str
+    dataset: DatasetSummary
     encoder: str
     classes: list[str]
     train: ImageDataset
@@ -59,7 +60,7 @@ def open_task(
     encoder: EncoderLike,
     baselines: bool | None = None,
     workers: int | None = None,
-    labels: Source | None = None,
+    labels_csv: Source | None = None,
 ) -> Task:
     """Open the train and test images of a source, and the encoder.
 
@@ -68,7 +69,7 @@ def open_task(
         encoder: an Encoder, a run folder, a file of weights or a timm name.
         baselines: measure the untrained encoder and raw pixels too; None: up to 100,000 train images.
         workers: loader processes; None is one per core.
-        labels: a .csv of path and label for images of a folder, in place of its sub-folders.
+        labels_csv: .csv with columns path and label for the images of a folder, in place of its sub-folders.
 
     Raises:
         InputError: no labels, fewer than two classes, a class without train or test images, an encoder
@@ -76,14 +77,16 @@ def open_task(
     """
     with local_rank_zero_first():
         encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
-        train, test = open_dataset(data, "train", labels), open_dataset(data, "test", labels)
+        train, test = open_dataset(data, "train", labels_csv), open_dataset(data, "test", labels_csv)
     check_classes(train, test, data)
     check_channels(train, encoder, data)
     if baselines is None:
         baselines = len(train) <= BASELINES_UP_TO
     encoders = with_baseline(encoder, baselines)
-    words = f"{data} ({len(train):,} train, {len(test):,} test, {len(train.classes)} classes)"
-    return Task(words, encoder.described, train.classes, train, test, encoders, baselines, workers)
+    counts = {"train": len(train), "test": len(test), "classes": len(train.classes)}
+    return Task(
+        DatasetSummary(str(data), counts), encoder.description, train.classes, train, test, encoders, baselines, workers
+    )
 
 
 def with_baseline(encoder: Encoder, baseline: bool) -> dict[str, Encoder]:
@@ -111,7 +114,7 @@ def check_channels(dataset: ImageDataset, encoder: Encoder, data: Source) -> Non
     takes = encoder.spec.channels
     have = next(sampled(dataset, 8, lambda opened: opened.raw(pixel_format_of(encoder)))).shape[2]
     if have not in (takes, 1) and (have, takes) != (3, 1):  # color can be made gray, and gray color
-        raise InputError(f"encoder: {encoder.described} takes {takes} channels, the images of {data} have {have}")
+        raise InputError(f"encoder: {encoder.description} takes {takes} channels, the images of {data} have {have}")
 
 
 def pixel_format_of(encoder: Encoder) -> PixelFormat:
@@ -153,7 +156,7 @@ def new_corrupt_log(images: int) -> CorruptLog:
     """To count in, in one process or in each of those that divide so many images among them."""
     skipped = CorruptLog(MAX_CORRUPT, images)
     if world_size() > 1:
-        skipped.seen = images  # broken ones may all be in one share: what it lets pass is a share of all images
+        skipped.num_seen = images  # broken ones may all be in one share: what it lets pass is a share of all images
     return skipped
 
 
@@ -161,9 +164,9 @@ def merge_corrupt_logs(skipped: CorruptLog) -> CorruptLog:
     """What all processes have skipped. InputError: too many together."""
     if world_size() == 1:
         return skipped
-    whole = CorruptLog(skipped.most, skipped.images)
+    whole = CorruptLog(skipped.max_fraction, skipped.num_images)
     for reasons in all_gather_objects(skipped.reasons):
-        whole.add([CorruptImage(*item) for item in reasons.items()], whole.images)
+        whole.add([CorruptImage(*item) for item in reasons.items()], whole.num_images)
     return whole
 
 

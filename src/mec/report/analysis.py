@@ -28,7 +28,7 @@ from mec.models.encoder import Encoder
 from mec.models.io import load_encoder
 from mec.report import images
 from mec.report.cache import keep, kept, key_of
-from mec.report.inputs import every_of, not_opened, source_of, weights_of
+from mec.report.inputs import not_opened, sampling_of, source_of, weights_of
 from mec.report.schema import EmbeddedImage, Learned, Missing, Neighbors
 
 CELL, SIDE = 48, 96
@@ -74,7 +74,7 @@ def learned(
     except (InputError, OSError) as error:
         return Missing(f"The encoder cannot be read: {error}")
     try:
-        dataset, part = _opened(source, every_of(run))
+        dataset, part = _opened(source, sampling_of(run, source))
         check_channels(dataset, encoder, source)
     except InputError as error:
         return not_opened(data, error)
@@ -91,12 +91,12 @@ def learned(
     return found
 
 
-def _opened(source: str, every: int | None) -> tuple[ImageDataset, str]:
+def _opened(source: str, sampling: dict[str, int | None]) -> tuple[ImageDataset, str]:
     """The images, and what they are called."""
-    tested = open_dataset(source, "test", every=every)
+    tested = open_dataset(source, "test", **sampling)
     if tested.labels is not None and len(tested):
         return tested, "test images"
-    return open_dataset(source, "all", every=every), "images"
+    return open_dataset(source, "all", **sampling), "images"
 
 
 def _affordable(encoder: Encoder, most: int) -> int:

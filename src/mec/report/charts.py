@@ -91,7 +91,7 @@ CURVES = (
     ),
     Curve("lr", "Learning rate", "Up during the warm-up, then down along half a cosine to zero."),
     Curve(
-        "data_wait",
+        "data_wait_fraction",
         "Waiting for data, share of the time",
         "Above the line the device is idle for want of images: raise workers, keep smaller files, or a faster disk.",
         kind="share",

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.pretraining.health_warnings import COLLAPSED_RANK, FALL, FAR_OUTSIDE, PATIENCE
+from mec.pretraining.health_warnings import COLLAPSED_RANK, FALLEN_RANK_FRACTION, MAX_SPECTRAL_NORM, PATIENCE
 from mec.report.record import Columns, Record
 
 WAITS = 0.2
@@ -37,7 +37,7 @@ def verdicts(record: Record) -> list[Verdict]:
 
 
 def _skipped(metrics: Columns) -> list[str]:
-    skipped = int(np.nanmax(metrics.get("skipped", np.zeros(1)), initial=0))
+    skipped = int(np.nanmax(metrics.get("skipped_steps", np.zeros(1)), initial=0))
     if not skipped:
         return []
     return [
@@ -52,7 +52,7 @@ def _rank(metrics: Columns) -> list[str]:
         return []
     best = np.maximum.accumulate(rank)
     collapsed = _since(rank < COLLAPSED_RANK)
-    falling = _since((rank >= COLLAPSED_RANK) & (rank < FALL * best))
+    falling = _since((rank >= COLLAPSED_RANK) & (rank < FALLEN_RANK_FRACTION * best))
     if collapsed is not None:
         return [
             f"The codes collapsed at step {steps[collapsed]:,.0f}: effective rank {rank[collapsed]:.1f}, all images "
@@ -70,7 +70,7 @@ def _radius(record: Record) -> list[str]:
     """Only a Taylor series of the cross form has a radius to leave."""
     form, order = record.recipe.get("objective.form"), record.recipe.get("objective.order")
     steps, norm = _after_warmup(record.metrics, "spectral_norm")
-    left = _since(norm > FAR_OUTSIDE)
+    left = _since(norm > MAX_SPECTRAL_NORM)
     if form != "cross" or order is None or left is None:
         return []
     return [
@@ -81,7 +81,7 @@ def _radius(record: Record) -> list[str]:
 
 
 def _waiting(metrics: Columns) -> list[str]:
-    waited = metrics.get("data_wait", np.empty(0))
+    waited = metrics.get("data_wait_fraction", np.empty(0))
     waited = waited[np.isfinite(waited)]
     if not len(waited) or (share := float(np.mean(waited))) <= WAITS:
         return []

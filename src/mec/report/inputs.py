@@ -45,7 +45,7 @@ def source_of(run: Path, data: str | os.PathLike[str] | None) -> str | Missing:
         environment = json.loads((run / ENVIRONMENT).read_text())
         typed = str(environment["data"])
         # a relative path was meant from where the run was started
-        there = Path(environment.get("directory", ".")) / typed
+        there = Path(environment.get("working_directory", ".")) / typed
         return str(there) if there.exists() and not Path(typed).exists() else typed
     except (OSError, ValueError, KeyError, TypeError):
         return Missing(f"The run does not say which images it learned from; {ADVICE}.")

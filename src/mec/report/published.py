@@ -10,91 +10,112 @@ from dataclasses import dataclass
 from typing import Any
 
 from mec.report.schema import Published
+from mec.results import Result, to_metrics
 
 MEC_CODE, SIMSIAM = "official code's README", "SimSiam paper (Chen and He, CVPR 2021)"
 UNITRACK = "UniTrack's docs/RESULTS.md"
-IMAGENET = "(1,281,167 train, 50,000 test, 1000 classes)"
-VOC = "(16,551 train, 4,952 test, 20 classes)"
-COCO = "(118,287 train, 5,000 test, 80 classes)"
-OTB = "(100 sequences, 59,035 frames)"
-"""Of OTB's 59,040 its own evaluation leaves out the first five of Tiger1."""
-DAVIS = "(30 sequences, 1,999 frames)"
-PAPER_PROBE = (
-    "offline linear probe, paper: BatchNorm and linear layer, LARS, learning rate 0.03 for 256, batch 4096, cosine, "
-    "100 epochs = 31,300 steps, crops and flips, 224 px, last epoch,"
-)
-SIMSIAM_PROBE = (
-    "offline linear probe, simsiam: linear layer, LARS, learning rate 0.02 for 256, batch 4096, cosine, "
-    "90 epochs = 28,170 steps, crops and flips, 224 px, last epoch,"
-)
-SIXTEEN = "iterations of 16, learning rate 0.02, short side"
-VOC_RULES = f"Faster R-CNN C4, voc07+12: 24,000 {SIXTEEN} 480 to 800 px, 800 in testing; VOC2007's figures (11 points);"
-COCO_RULES = f"Mask R-CNN C4, coco-1x: 90,000 {SIXTEEN} 640 to 800 px, 800 in testing; COCO's figures;"
-SOT = "frozen features, as published (UniTrack): three search regions of 520 px, 65 x 65 cells;"
-VOS = (
-    "frozen features (UniTrack): labels of the 10 most similar cells of the first frame and of the last 5 within 12 "
-    "cells, temperature 0.05;"
-)
+IMAGENET = {"train": 1_281_167, "test": 50_000, "classes": 1000}
+VOC = {"train": 16_551, "test": 4_952, "classes": 20}
+COCO = {"train": 118_287, "test": 5_000, "classes": 80}
+OTB = {"sequences": 100, "frames": 59_035}
+"""OTB's own evaluation leaves out the first five of the 59,040 frames, those of Tiger1."""
+DAVIS = {"sequences": 30, "frames": 1_999}
+
+PAPER_PROBE = {
+    "head": "BatchNorm and linear", "optimizer": "LARS", "head_lr": 0.03, "batch_size": 4096, "schedule": "cosine",
+    "epochs": 100, "image_size": 224,
+}  # fmt: skip
+SIMSIAM_PROBE = {
+    "head": "linear", "optimizer": "LARS", "head_lr": 0.02, "batch_size": 4096, "schedule": "cosine", "epochs": 90,
+    "image_size": 224,
+}  # fmt: skip
+VOC_C4 = {
+    "detector": "Faster R-CNN C4", "max_steps": 24_000, "batch_size": 16, "lr": 0.02, "train_short_side": [480, 800],
+    "test_short_side": 800, "metric": "VOC2007 (11 points)",
+}  # fmt: skip
+COCO_C4 = {
+    "detector": "Mask R-CNN C4", "max_steps": 90_000, "batch_size": 16, "lr": 0.02, "train_short_side": [640, 800],
+    "test_short_side": 800, "metric": "COCO",
+}  # fmt: skip
+SOT = {"corrected": False, "search_size": 520, "cells": 65}
+VOS = {"neighbors": 10, "context": 5, "radius": 12, "temperature": 0.05}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A figure, and which results it is shown beside: those whose protocol begins so, on data of these numbers.
+    """Published numbers, and the results that they compare with.
 
-    ``row``: one that the result must have, where its rows are not of one protocol.
+    Attributes:
+        protocol: identifier that the result must have.
+        settings: that its protocol must include.
+        counts: of its dataset.
+        published: the numbers.
+        row: that the result must have, where its rows are not of one protocol.
     """
 
-    task: str
     protocol: str
-    data: str
+    settings: Mapping[str, Any]
+    counts: Mapping[str, int]
     published: Published
     row: str = "encoder"
 
 
 def _detected(what: str, ap50: float, ap: float, ap75: float) -> Published:
-    return Published(what, {"AP50": ap50, "AP": ap, "AP75": ap75}, f"{SIMSIAM}, Table 5")
+    return Published(what, to_metrics({"AP50": ap50, "AP": ap, "AP75": ap75}), f"{SIMSIAM}, Table 5")
 
 
 FIVE, MASKED = "ResNet-50, Faster R-CNN C4, mean of 5", "ResNet-50, Mask R-CNN C4"
 ENTRIES = (
     Entry(
-        "linear", PAPER_PROBE, IMAGENET, Published("MEC, ResNet-50, 100 epochs of ImageNet", {"top-1": 0.708}, MEC_CODE)
+        "linear-paper",
+        PAPER_PROBE,
+        IMAGENET,
+        Published("MEC, ResNet-50, 100 epochs of ImageNet", to_metrics({"top-1": 0.708}), MEC_CODE),
     ),
     *(
         Entry(
-            "linear",
+            "linear-simsiam",
             SIMSIAM_PROBE,
             IMAGENET,
-            Published(f"SimSiam, ResNet-50, {epochs} epochs of ImageNet", {"top-1": top_1}, f"{SIMSIAM}, Table 4"),
+            Published(
+                f"SimSiam, ResNet-50, {epochs} epochs of ImageNet", to_metrics({"top-1": top_1}), f"{SIMSIAM}, Table 4"
+            ),
         )
         for epochs, top_1 in ((100, 0.681), (200, 0.700), (400, 0.708), (800, 0.713))
     ),
-    Entry("detect", VOC_RULES, VOC, _detected(f"ImageNet with labels, {FIVE}", 0.813, 0.535, 0.588)),
-    Entry("detect", VOC_RULES, VOC, _detected(f"MoCo v2, {FIVE}", 0.823, 0.570, 0.633)),
-    Entry("detect", VOC_RULES, VOC, _detected(f"SimSiam, {FIVE}", 0.824, 0.570, 0.637)),
-    Entry("detect", COCO_RULES, COCO, _detected(f"ImageNet with labels, {MASKED}", 0.582, 0.382, 0.412)),
-    Entry("detect", COCO_RULES, COCO, _detected(f"MoCo v2, {MASKED}", 0.588, 0.392, 0.425)),
-    Entry("detect", COCO_RULES, COCO, _detected(f"SimSiam, {MASKED}", 0.593, 0.392, 0.421)),
+    Entry("detect-voc07+12", VOC_C4, VOC, _detected(f"ImageNet with labels, {FIVE}", 0.813, 0.535, 0.588)),
+    Entry("detect-voc07+12", VOC_C4, VOC, _detected(f"MoCo v2, {FIVE}", 0.823, 0.570, 0.633)),
+    Entry("detect-voc07+12", VOC_C4, VOC, _detected(f"SimSiam, {FIVE}", 0.824, 0.570, 0.637)),
+    Entry("detect-coco-1x", COCO_C4, COCO, _detected(f"ImageNet with labels, {MASKED}", 0.582, 0.382, 0.412)),
+    Entry("detect-coco-1x", COCO_C4, COCO, _detected(f"MoCo v2, {MASKED}", 0.588, 0.392, 0.425)),
+    Entry("detect-coco-1x", COCO_C4, COCO, _detected(f"SimSiam, {MASKED}", 0.593, 0.392, 0.421)),
     Entry(
-        "sot", SOT, OTB, Published("xcorr with ResNet-18, ImageNet with labels, s3", {"AUC": 0.555}, UNITRACK), "xcorr"
+        "sot-unitrack",
+        SOT,
+        OTB,
+        Published("xcorr with ResNet-18, ImageNet with labels, s3", to_metrics({"AUC": 0.555}), UNITRACK),
+        "xcorr",
     ),
-    Entry("sot", SOT, OTB, Published("dcf with ResNet-18, ImageNet with labels, s3", {"AUC": 0.618}, UNITRACK), "dcf"),
-    Entry("vos", VOS, DAVIS, Published("ResNet-18, ImageNet with labels, s3", {"J": 0.584}, UNITRACK)),
+    Entry(
+        "sot-unitrack",
+        SOT,
+        OTB,
+        Published("dcf with ResNet-18, ImageNet with labels, s3", to_metrics({"AUC": 0.618}), UNITRACK),
+        "dcf",
+    ),
+    Entry(
+        "vos-unitrack", VOS, DAVIS, Published("ResNet-18, ImageNet with labels, s3", to_metrics({"J": 0.584}), UNITRACK)
+    ),
 )
 
 
-def published(result: Mapping[str, Any]) -> list[Published]:
-    """Figures of the result's protocol on the same data.
-
-    Args:
-        result: a line of results.jsonl.
-    """
-    protocol, data = str(result.get("protocol")), str(result.get("data"))
+def published(result: Result) -> list[Published]:
+    """Published numbers of the same protocol and settings on the same data."""
     return [
         entry.published
         for entry in ENTRIES
-        if entry.task == result.get("task")
-        and entry.row in (result.get("figures") or {})
-        and protocol.startswith(entry.protocol)
-        and data.endswith(entry.data)
+        if entry.protocol == result.protocol.id
+        and result.protocol.includes(entry.settings)
+        and entry.row in result.rows
+        and result.dataset.counts == entry.counts
     ]

@@ -17,10 +17,11 @@ import yaml
 from numpy.typing import NDArray
 
 from mec.errors import InputError
+from mec.results import RESULTS, Result
 
 RECIPE, ENVIRONMENT, METRICS, PROBES = "recipe.yaml", "environment.json", "metrics.csv", "probes.csv"
-RESULTS, SKIPPED, ENCODER = "results.jsonl", "skipped.csv", "encoder.safetensors"
-READ = (RECIPE, ENVIRONMENT, METRICS, PROBES, RESULTS, SKIPPED, ENCODER)
+CORRUPT, ENCODER = "corrupt.csv", "encoder.safetensors"
+READ = (RECIPE, ENVIRONMENT, METRICS, PROBES, RESULTS, CORRUPT, ENCODER)
 
 Columns = dict[str, NDArray[np.float64]]
 """Of a table: name -> values, NaN where there is none; all of one length."""
@@ -48,7 +49,7 @@ class Record:
     environment: dict[str, Any]
     metrics: Columns
     probes: Columns
-    results: list[dict[str, Any]]
+    results: list[Result]
     skipped: int
     ended: bool
     notes: list[str]
@@ -56,7 +57,7 @@ class Record:
     @property
     def steps_per_epoch(self) -> int | None:
         """None where the run does not say."""
-        images, batch = self.environment.get("images"), self.environment.get("batch")
+        images, batch = self.environment.get("images"), self.environment.get("batch_size")
         if not isinstance(images, int) or not isinstance(batch, int) or batch < 1:
             return None
         return images // batch or None
@@ -95,7 +96,7 @@ def read_record(folder: Path, name: str) -> Record:
         metrics=_columns(folder / METRICS),
         probes=_columns(folder / PROBES),
         results=_results(folder / RESULTS, notes),
-        skipped=max(0, len(_text(folder / SKIPPED).splitlines()) - 1),
+        skipped=max(0, len(_text(folder / CORRUPT).splitlines()) - 1),
         ended=(folder / ENCODER).is_file(),
         notes=notes,
     )
@@ -157,35 +158,19 @@ def _number(field: str) -> float:
         return math.nan
 
 
-def _results(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    found, foreign = [], []
+def _results(path: Path, notes: list[str]) -> list[Result]:
+    results: list[Result] = []
+    foreign: list[int] = []
     lines = _text(path).split("\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            result = json.loads(line)
+            results.append(Result.from_dict(json.loads(line)))
         except ValueError:
-            result = None
-        if _is_result(result):
-            found.append(result)
-        else:
             foreign.append(number)
     if foreign:
         which = ", ".join(map(str, foreign[:10])) + (", ..." if len(foreign) > 10 else "")
         what = "line is" if len(foreign) == 1 else f"{len(foreign)} lines are"
         notes.append(f"{path.name}: {what} not a result and left out (line {which}).")
-    return found
-
-
-def _is_result(line: Any) -> bool:
-    """As ``mec.results.Result`` writes them."""
-    return (
-        isinstance(line, dict)
-        and all(isinstance(line.get(key), str) for key in ("task", "protocol", "data", "encoder"))
-        and isinstance(line.get("figures"), dict)
-        and all(
-            isinstance(row, dict) and all(isinstance(v, (int, float)) for v in row.values())
-            for row in line["figures"].values()
-        )
-    )
+    return results

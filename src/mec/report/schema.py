@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mec.results import Metric
+
 
 @dataclass(frozen=True)
 class Missing:
@@ -93,14 +95,14 @@ class Views:
 
 @dataclass(frozen=True)
 class Published:
-    """A figure of the paper, of the protocol that a result was measured by.
+    """Published numbers of the protocol that a result was measured by.
 
     Attributes:
         what: "ResNet-50, 100 epochs of ImageNet", ...
-        figures: column of the result -> value, in the result's units (shares, not percent).
+        metrics: named as in the results.
         source: table of the paper, or the page it stands on.
     """
 
     what: str
-    figures: dict[str, float]
+    metrics: list[Metric]
     source: str

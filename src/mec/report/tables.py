@@ -12,11 +12,11 @@ import numpy as np
 
 from mec.report.record import Record
 from mec.report.schema import Published
-from mec.results import cell, columns_of
+from mec.results import Result, cells, titles
 
 MAIN = (
     "backbone", "image_size", "epochs", "batch_size", "objective.form", "objective.distortion", "objective.order",
-    "projector.outputs", "teacher.enabled", "optimizer.name", "optimizer.lr", "seed",
+    "projector.output_dim", "teacher.enabled", "optimizer.name", "optimizer.lr", "seed",
 )  # fmt: skip
 """Settings told of a run that stands alone."""
 
@@ -45,18 +45,20 @@ class Evaluation:
     """One task by one protocol on one source.
 
     Attributes:
-        task: of the results. protocol: theirs. data: theirs.
-        columns: of the table.
-        lines: the runs' encoders, what stands beside them, and published figures.
-        told: encoder, time, duration and command of each result, and what could not be used.
+        task: of all results.
+        protocol: of all results, described.
+        dataset: of all results, with its size.
+        columns: headers of the table.
+        lines: encoders of the runs, baselines, published numbers.
+        details: encoder, time, duration and command of each result, and what could not be used.
     """
 
     task: str
     protocol: str
-    data: str
+    dataset: str
     columns: list[str]
     lines: list[Line]
-    told: list[str]
+    details: list[str]
 
 
 def settings(records: Sequence[Record]) -> list[Row]:
@@ -76,13 +78,13 @@ def facts(records: Sequence[Record]) -> list[Row]:
         ("state", _state),
         ("data", lambda r: told(r.environment.get("data", ""))),
         ("images", _images),
-        ("images in a step", lambda r: told(r.environment.get("batch", ""))),
+        ("images in a step", lambda r: told(r.environment.get("batch_size", ""))),
         ("time", _time),
         ("started", lambda r: told(r.environment.get("started", "")).replace("T", " ").replace("+00:00", " UTC")),
         ("machine", lambda r: told(r.environment.get("platform", ""))),
-        ("CPU cores", lambda r: told(r.environment.get("cores", ""))),
-        ("GPUs", lambda r: told(r.environment.get("devices", ""))),
-        ("processes", lambda r: told(r.environment.get("processes", ""))),
+        ("CPU cores", lambda r: told(r.environment.get("cpu_cores", ""))),
+        ("GPUs", lambda r: told(r.environment.get("gpus", ""))),
+        ("processes", lambda r: told(r.environment.get("world_size", ""))),
         ("precision", lambda r: told(r.environment.get("precision", ""))),
         ("Python", lambda r: told(r.environment.get("python", ""))),
         ("packages", lambda r: _pairs(r.environment.get("packages"))),
@@ -104,19 +106,17 @@ def told(value: Any) -> str:
     return _pairs(value) if isinstance(value, dict) else str(value)
 
 
-def evaluations(
-    records: Sequence[Record], published: Callable[[Mapping[str, Any]], list[Published]]
-) -> list[Evaluation]:
-    """Results of one task, protocol and source together, the newest of each run; in the order they first came."""
-    groups: dict[tuple[str, str, str], dict[tuple[str, str], dict[str, Any]]] = {}
+def evaluations(records: Sequence[Record], published: Callable[[Result], list[Published]]) -> list[Evaluation]:
+    """Results of one task, protocol and dataset together, the newest of each run; in the order they first came."""
+    groups: dict[tuple[str, str, str], dict[tuple[str, str], Result]] = {}
     for record in records:
-        for result in record.results:  # the oldest first: the newest takes its place
-            key = (result["task"], result["protocol"], result["data"])
-            groups.setdefault(key, {})[record.name, result["encoder"]] = result
+        for result in record.results:  # the oldest first: a newer one replaces it
+            key = (result.task, result.protocol.describe(), str(result.dataset))
+            groups.setdefault(key, {})[record.name, result.encoder] = result
     return [_evaluation(*key, _named(newest), published) for key, newest in groups.items()]
 
 
-def _named(newest: Mapping[tuple[str, str], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _named(newest: Mapping[tuple[str, str], Result]) -> dict[str, Result]:
     """By the run's name, and the encoder's where a folder has results of several."""
     runs = Counter(run for run, _ in newest)
     return {run if runs[run] == 1 else f"{run}: {encoder}": r for (run, encoder), r in newest.items()}
@@ -125,51 +125,42 @@ def _named(newest: Mapping[tuple[str, str], dict[str, Any]]) -> dict[str, dict[s
 def _evaluation(
     task: str,
     protocol: str,
-    data: str,
-    newest: dict[str, dict[str, Any]],
-    published: Callable[[Mapping[str, Any]], list[Published]],
+    dataset: str,
+    newest: dict[str, Result],
+    published: Callable[[Result], list[Published]],
 ) -> Evaluation:
-    columns = columns_of([_numbers(row) for result in newest.values() for row in result["figures"].values()])
-    lines: dict[tuple[str, ...], Line] = {}
-    beside: dict[tuple[str, ...], Line] = {}
-    known: dict[tuple[str, ...], Line] = {}
+    columns = titles(row for result in newest.values() for row in result.rows.values())
+    encoders: list[Line] = []
+    baselines: dict[tuple[str, ...], Line] = {}
+    references: dict[tuple[str, ...], Line] = {}
     for run, result in newest.items():
-        for name, row in result["figures"].items():
-            cells = _cells(row, columns)
+        for name, row in result.rows.items():
+            values = cells(row, columns)
             if name == "encoder":
-                lines[run,] = Line("encoder", run, "", cells)
+                encoders.append(Line("encoder", run, "", values))
             else:  # raw pixels are the same for every run
-                line = beside.setdefault((name, *cells), Line("baseline", run, name, cells))
+                line = baselines.setdefault((name, *values), Line("baseline", run, name, values))
                 if line.run != run:
-                    beside[(name, *cells)] = Line("baseline", "", name, cells)
+                    baselines[(name, *values)] = Line("baseline", "", name, values)
         for p in published(result):
-            known[p.what, p.source] = Line("published", "", p.what, _cells(p.figures, columns), p.source)
-    where = [_where(run, result) for run, result in newest.items()]
-    return Evaluation(task, protocol, data, columns, [*lines.values(), *beside.values(), *known.values()], where)
+            references[p.what, p.source] = Line("published", "", p.what, cells(p.metrics, columns), p.source)
+    details = [_details(run, result) for run, result in newest.items()]
+    lines = [*encoders, *baselines.values(), *references.values()]
+    return Evaluation(task, protocol, dataset, list(columns.values()), lines, details)
 
 
-def _where(run: str, result: Mapping[str, Any]) -> str:
-    seconds, broken = result.get("seconds"), result.get("broken")
-    words = [f"{run}: {result['encoder']}"]
-    if isinstance(result.get("time"), str):
-        words.append(result["time"].replace("T", " ").replace("+00:00", " UTC"))
-    if isinstance(seconds, (int, float)):
-        words.append(_duration(seconds))
-    if isinstance(result.get("command"), str):
-        words.append(result["command"])
-    if isinstance(broken, dict) and broken:
-        name, reason = next(iter(broken.items()))
-        words.append(f"{len(broken)} could not be used, the first: {name}: {reason}")
-    return "; ".join(words)
-
-
-def _cells(row: Mapping[str, float], columns: Sequence[str]) -> list[str]:
-    numbers = _numbers(row)
-    return [cell(numbers, column) for column in columns]
-
-
-def _numbers(row: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in row.items() if math.isfinite(value)}
+def _details(run: str, result: Result) -> str:
+    details = [
+        f"{run}: {result.encoder}",
+        result.time.replace("T", " ").replace("+00:00", " UTC"),
+        _duration(result.seconds),
+        result.note,
+        result.command,
+    ]
+    if result.skipped:
+        name, reason = next(iter(result.skipped.items()))
+        details.append(f"{len(result.skipped)} could not be used, the first: {name}: {reason}")
+    return "; ".join(filter(None, details))
 
 
 def _state(record: Record) -> str:
@@ -187,7 +178,7 @@ def _images(record: Record) -> str:
     if isinstance(classes, int) and classes:
         words.append(f"{classes:,} classes, not used to train")
     if record.skipped:
-        words.append(f"{record.skipped:,} unreadable (skipped.csv)")
+        words.append(f"{record.skipped:,} unreadable (corrupt.csv)")
     return "; ".join(words)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from mec.errors import InputError
 from mec.pretraining.contact_sheet import training_views
 from mec.pretraining.run_folder import Run
 from mec.report import images
-from mec.report.inputs import not_opened, source_of
+from mec.report.inputs import not_opened, sampling_of, source_of
 from mec.report.schema import EmbeddedImage, Missing, Views
 
 IMAGES, PAIRS = 4, 3
@@ -35,7 +36,7 @@ def views(run: Path, data: str | os.PathLike[str] | None, say: Callable[[str], o
     if isinstance(source, Missing):
         return source
     try:
-        recipe = Run(run).recipe()
+        recipe = replace(Run(run).recipe(), **sampling_of(run, source))
     except (InputError, OSError) as error:
         return Missing(f"The run's recipe cannot be read: {error}")
     say(f"views: {IMAGES} images of {images.printable(source)}, {PAIRS} pairs of each")

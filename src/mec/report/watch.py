@@ -19,9 +19,10 @@ from rich.console import Console
 from mec.errors import InputError
 from mec.report.gallery import gallery
 from mec.report.page import IMAGES, Say, Shown, check_images, gather, make_page
-from mec.report.record import ENCODER, READ, RESULTS, Record, read_records
+from mec.report.record import ENCODER, READ, Record, read_records
 from mec.report.schema import Missing
 from mec.report.views import views
+from mec.results import RESULTS
 
 ADDRESS = "127.0.0.1"
 """Of this machine alone: nobody else in the network sees the page."""

@@ -16,7 +16,6 @@ from mec.distributed import is_rank_zero
 from mec.engine.checkpoints import latest_checkpoint
 from mec.engine.progress import log
 from mec.errors import InputError
-from mec.evaluate.accuracy import spread_of
 from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections, as_records
 from mec.evaluate.detection.detectors import WEIGHTS, DetectorSpec, load_detector, save_detector
@@ -29,7 +28,7 @@ from mec.evaluate.task import EncoderLike, Source, check_channels, pixel_format_
 from mec.files import atomic_write
 from mec.models.encoder import Encoder
 from mec.models.io import load_encoder
-from mec.results import Result, Stopwatch
+from mec.results import DatasetSummary, Protocol, Result, Stopwatch, mean_metrics
 
 ASKED, FIGURES, DETECTIONS = "detect.json", "figures.json", "detections.json"
 TABLE = ("AP", "AP50", "AP75", "mask AP", "mask AP50", "mask AP75")
@@ -41,13 +40,13 @@ def detect(
     out: str | os.PathLike[str],
     schedule: Literal["short", "voc07", "voc07+12", "coco-1x", "coco-2x"] = "short",
     architecture: Literal["c4", "fpn"] | None = None,
-    seeds: int = 1,
+    trials: int = 1,
     seed: int = 0,
     baselines: bool | None = None,
-    iterations: int | None = None,
+    max_steps: int | None = None,
     batch_size: int | None = None,
-    rate: float | None = None,
-    side: int | None = None,
+    lr: float | None = None,
+    short_side: int | None = None,
     devices: int | str = "auto",
     nodes: int | str = "auto",
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto",
@@ -70,13 +69,13 @@ def detect(
         schedule: short, voc07, voc07+12, coco-1x or coco-2x.
         architecture: c4, a ResNet's last stage on each region, as in the published figures; fpn, for any encoder.
             null: c4 for ResNets, fpn for all others.
-        seeds: how many detectors, each with other new layers and another order; 5 for a published VOC figure.
-        seed: the first of them.
+        trials: detectors to train, each with other new layers and another order; 5 for a published VOC number.
+        seed: of the first trial.
         baselines: train a detector that begins with the untrained encoder too; null: with the schedule short.
-        iterations: in place of the schedule's; milestones and warm-up move in proportion.
-        batch_size: in place of the schedule's; the rate changes in proportion, the iterations inversely.
-        rate: learning rate, in place of the schedule's.
-        side: short side of the images in testing; those in training change in proportion.
+        max_steps: in place of the schedule's; milestones and warm-up move in proportion.
+        batch_size: in place of the schedule's; the learning rate changes in proportion, the steps inversely.
+        lr: learning rate, in place of the schedule's.
+        short_side: short side of the images in testing; those in training change in proportion.
         devices: auto (all GPUs, or one process of a CPU) or a number of them.
         nodes: machines, or auto: as torchrun or SLURM started the command on each, else one.
         precision: auto is bf16-mixed on GPUs that have it, else 32-true.
@@ -89,10 +88,10 @@ def detect(
     """
     if schedule not in SCHEDULES:
         raise InputError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {schedule!r}")
-    if seeds < 1:
-        raise InputError(f"seeds: expected at least 1, got {seeds}")
+    if trials < 1:
+        raise InputError(f"trials: expected at least 1, got {trials}")
     clock = Stopwatch()
-    plan = SCHEDULES[schedule].adapted(iterations, batch_size, rate, side)
+    plan = SCHEDULES[schedule].adapted(max_steps, batch_size, lr, short_side)
     encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
     form = architecture_for(encoder, architecture)
     out = _checked(Path(out).expanduser(), resume)
@@ -107,21 +106,26 @@ def detect(
     if is_rank_zero():
         log(f"encoder: {encoder.description}")
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in encoders}
-    for number in range(seed, seed + seeds):
+    for number in range(seed, seed + trials):
         for name, of in encoders.items():
-            label = f"{name}-{number}" if seeds > 1 else name
+            label = f"{name}-{number}" if trials > 1 else name
             maker = _Making(spec, of, learned, tested, out / f"{name}-{number}", label, number, workers)
             rows[name].append(maker.run(devices, nodes, precision))
-    kind = f"{'Mask' if learned.has_masks else 'Faster'} R-CNN {form.upper()}"
-    rules = {"coco": "COCO's figures", "voc07": "VOC2007's figures (11 points)", "voc": "VOC's figures"}[tested.rules]
+    metric = {"coco": "COCO", "voc07": "VOC2007 (11 points)", "voc": "VOC"}[tested.rules]
+    detector = f"{'Mask' if learned.has_masks else 'Faster'} R-CNN {form.upper()}"
     return Result(
         task="detect",
-        protocol=f"{kind}, {schedule}: {plan.in_words()}; {rules}; "
-        + (f"mean ± std of {seeds} seeds" if seeds > 1 else f"seed {seed}"),
-        data=f"{data} ({len(learned):,} train, {len(tested):,} test, {len(learned.categories)} classes)",
+        protocol=Protocol(
+            f"detect-{schedule}",
+            {"detector": detector, **plan.protocol_settings(), "metric": metric, "seed": seed, "trials": trials},
+        ),
+        dataset=DatasetSummary(
+            str(data), {"train": len(learned), "test": len(tested), "classes": len(learned.categories)}
+        ),
         encoder=encoder.description,
-        figures={
-            name: spread_of([{k: v for k, v in row.items() if k in TABLE} for row in of]) for name, of in rows.items()
+        rows={
+            name: mean_metrics([{k: v for k, v in trial.items() if k in TABLE} for trial in values])
+            for name, values in rows.items()
         },
         seconds=clock(),
     )

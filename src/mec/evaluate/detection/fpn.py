@@ -15,7 +15,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from mec.errors import InputError
 from mec.evaluate.detection.schedules import Schedule
 from mec.models.encoder import Encoder
-from mec.models.feature_maps import estimate_stride, extract_feature_maps, dynamic_size_backbone
+from mec.models.feature_maps import dynamic_size_backbone, estimate_stride, extract_feature_maps
 
 CHANNELS = 256
 STRIDES = (4, 8, 16, 32)

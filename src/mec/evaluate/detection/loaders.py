@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mec.data.corrupt import CorruptImage
 from mec.data.dataset import ImageDataset
-from mec.data.decode import SHRINKS, Opened, open_image
+from mec.data.decode import SHRINK_FACTORS, OpenedImage, open_image
 from mec.data.pixels import CorruptImageError, PixelFormat
 from mec.data.workers import worker_count
 from mec.errors import InputError
@@ -155,10 +155,10 @@ class _Testing(Dataset[TestingBatch]):
         return TestingBatch([image], [number], [(opened.height, opened.width)], [])
 
 
-def resized(opened: Opened, reading: PixelFormat, side: int, longest: int) -> Tensor:
+def resized(opened: OpenedImage, reading: PixelFormat, side: int, longest: int) -> Tensor:
     """(c, h, w) with a short side of ``side``, or less where the long one would pass ``longest``."""
     height, width = size_for(opened.height, opened.width, side, longest)
-    shrink = next((f for f in SHRINKS if opened.height >= f * height and opened.width >= f * width), 1)
+    shrink = next((f for f in SHRINK_FACTORS if opened.height >= f * height and opened.width >= f * width), 1)
     image = torch.from_numpy(opened.decode(reading, shrink).copy()).permute(2, 0, 1)
     # PIL's way, as detectron2; what is made smaller is antialiased
     return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mec.errors import InputError
 
@@ -16,11 +17,11 @@ class Schedule:
     """Settings of one training.
 
     Attributes:
-        iterations: steps of the optimizer.
+        max_steps: optimizer steps.
         milestones: steps at which the learning rate is divided by 10.
         warmup: steps in which it rises, from a thousandth of it.
         batch_size: images in a step, over all devices.
-        rate: learning rate of SGD with momentum 0.9 and weight decay 1e-4, none on norms.
+        lr: learning rate of SGD with momentum 0.9 and weight decay 1e-4, none on norms.
         sides: short sides in pixels, one of which is drawn for each image.
         side_at_test: short side in pixels.
         longest: the long side is at most this many pixels.
@@ -31,11 +32,11 @@ class Schedule:
         precise: batches over which BatchNorm's statistics are measured anew after training (precise BN).
     """
 
-    iterations: int
+    max_steps: int
     milestones: tuple[int, ...]
     warmup: int = 1000
     batch_size: int = 16
-    rate: float = 0.02
+    lr: float = 0.02
     sides: tuple[int, ...] = _sides(640, 800)
     side_at_test: int = 800
     longest: int = 1333
@@ -46,12 +47,12 @@ class Schedule:
     precise: int = 200
 
     def __post_init__(self) -> None:
-        if not 0 < self.rate < float("inf"):
-            raise InputError(f"rate: expected a number above 0, got {self.rate}")
+        if not 0 < self.lr < float("inf"):
+            raise InputError(f"lr: expected a number above 0, got {self.lr}")
         if min(self.sides) < 32 or self.side_at_test < 32:
             least = min(*self.sides, self.side_at_test)
-            raise InputError(f"side: expected at least 32 pixels in training and in testing, got {least}")
-        for name in ("iterations", "batch_size", "longest", "anchors", "regions", "proposals"):
+            raise InputError(f"short_side: expected at least 32 pixels in training and in testing, got {least}")
+        for name in ("max_steps", "batch_size", "longest", "anchors", "regions", "proposals"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
@@ -60,44 +61,49 @@ class Schedule:
         warm = min(1.0, 0.001 + 0.999 * step / self.warmup) if self.warmup else 1.0
         return warm * 0.1 ** sum(step >= milestone for milestone in self.milestones)
 
-    def adapted(self, iterations: int | None, batch_size: int | None, rate: float | None, side: int | None) -> Schedule:
+    def adapted(
+        self, max_steps: int | None, batch_size: int | None, lr: float | None, short_side: int | None
+    ) -> Schedule:
         """With other settings, and all that depends on them.
 
-        Batches of another size change the rate in proportion and the steps inversely: the same number of images is
-        seen. Other iterations move the milestones and the warm-up in proportion, another side of the images those
+        Batches of another size change the lr in proportion and the steps inversely: the same number of images is
+        seen. Another number of steps moves the milestones and the warm-up in proportion, another side of the images those
         of training.
         """
         batch = self.batch_size if batch_size is None else batch_size
         if batch < 1:
             raise InputError(f"batch_size: expected at least 1, got {batch}")
-        steps = max(1, round(self.iterations * self.batch_size / batch)) if iterations is None else iterations
-        short = self.side_at_test if side is None else side
-        share, larger = steps / self.iterations, short / self.side_at_test
+        steps = max(1, round(self.max_steps * self.batch_size / batch)) if max_steps is None else max_steps
+        short = self.side_at_test if short_side is None else short_side
+        share, larger = steps / self.max_steps, short / self.side_at_test
         return replace(
             self,
-            iterations=steps,
+            max_steps=steps,
             milestones=tuple(round(milestone * share) for milestone in self.milestones),
             warmup=round(self.warmup * share),
             batch_size=batch,
-            rate=self.rate * batch / self.batch_size if rate is None else rate,
+            lr=self.lr * batch / self.batch_size if lr is None else lr,
             sides=tuple(round(side * larger) for side in self.sides),
             side_at_test=short,
             longest=round(self.longest * larger),
         )
 
-    def in_words(self) -> str:
-        sides = f"{min(self.sides)} to {max(self.sides)}" if len(set(self.sides)) > 1 else f"{self.sides[0]}"
-        return (
-            f"{self.iterations:,} iterations of {self.batch_size}, learning rate {self.rate:g}, short side {sides} px, "
-            f"{self.side_at_test} in testing"
-        )
+    def protocol_settings(self) -> dict[str, Any]:
+        """Settings that decide whether two results compare."""
+        return {
+            "max_steps": self.max_steps,
+            "batch_size": self.batch_size,
+            "lr": self.lr,
+            "train_short_side": sorted({min(self.sides), max(self.sides)}),
+            "test_short_side": self.side_at_test,
+        }
 
 
 # MoCo's detection/configs, of detectron2; voc07's milestones are in the proportion of its other schedule. On a CPU most
 # of the time goes to the regions, so that short has few of each image, and more images in a step.
 SCHEDULES = {
     "short": Schedule(
-        500, (375, 458), warmup=50, batch_size=8, rate=0.02, sides=(224, 256, 288), side_at_test=256, longest=427,
+        500, (375, 458), warmup=50, batch_size=8, lr=0.02, sides=(224, 256, 288), side_at_test=256, longest=427,
         regions=16, proposals=500, proposals_at_test=300, precise=50,
     ),
     "voc07": Schedule(9_000, (6_750, 8_250), warmup=100, sides=_sides(480, 800)),

@@ -34,7 +34,7 @@ LOSSES = {
 
 def period(schedule: Schedule) -> int:
     """Steps between two checkpoints."""
-    return max(1, min(math.ceil(schedule.iterations / CHECKPOINTS), MOST_STEPS))
+    return max(1, min(math.ceil(schedule.max_steps / CHECKPOINTS), MOST_STEPS))
 
 
 def detection_trainer(
@@ -47,7 +47,7 @@ def detection_trainer(
         nodes,
         precision,
         # counted in steps, lightning would not go on where a checkpoint ends: it skips most of an epoch
-        max_epochs=math.ceil(schedule.iterations / period(schedule)),
+        max_epochs=math.ceil(schedule.max_steps / period(schedule)),
         logger=False,
         callbacks=[DetectionProgress(folder, label), LatestCheckpoints(folder / "checkpoints", period(schedule))],
     )
@@ -63,7 +63,7 @@ class DetectionProgress(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero:
             self._keep_rows(trainer.global_step)
-            self.line = ProgressBar(self.label, pl_module.schedule.iterations, trainer.global_step, "").__enter__()
+            self.line = ProgressBar(self.label, pl_module.schedule.max_steps, trainer.global_step, "").__enter__()
 
     def _keep_rows(self, first: int) -> None:
         """What a resumed training will write again is cut off."""
@@ -75,7 +75,7 @@ class DetectionProgress(lightning.Callback):
             writer.writerows(kept)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step, steps = trainer.global_step, pl_module.schedule.iterations
+        step, steps = trainer.global_step, pl_module.schedule.max_steps
         if step % RECORD_EVERY == 0 or step == steps:
             measured = {name: float(value) for name, value in pl_module.measured.items()}
             if not math.isfinite(measured["loss"]):
@@ -84,7 +84,7 @@ class DetectionProgress(lightning.Callback):
                 rounded = {name: f"{value:.5g}" for name, value in measured.items()}
                 with (self.folder / METRICS).open("a", newline="") as file:
                     writer = csv.DictWriter(file, ["step", "rate", "loss", *LOSSES], restval="")
-                    rate = pl_module.schedule.rate * pl_module.schedule.factor(step - 1)  # lightning's is the next
+                    rate = pl_module.schedule.lr * pl_module.schedule.factor(step - 1)  # lightning's is the next
                     writer.writerow({"step": step, "rate": f"{rate:.5g}", **rounded})
         if self.line is not None:
             self.line.advance(1, lambda: self._words(step, steps, pl_module.measured))

@@ -47,7 +47,7 @@ class Detection(lightning.LightningModule):
         self.detector.train()
 
     def on_train_batch_start(self, batch: TrainingBatch, batch_idx: int) -> int | None:
-        return -1 if self.global_step == self.schedule.iterations else None  # the last stretch may be shorter
+        return -1 if self.global_step == self.schedule.max_steps else None  # the last stretch may be shorter
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
         self.skipped.add(batch.lost, len(batch.images))
@@ -66,7 +66,7 @@ class Detection(lightning.LightningModule):
             {"params": [p for p in parameters if id(p) not in of_norms], "weight_decay": WEIGHT_DECAY},
             {"params": [p for p in parameters if id(p) in of_norms], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.SGD([g for g in groups if g["params"]], self.schedule.rate, momentum=MOMENTUM)
+        optimizer = torch.optim.SGD([g for g in groups if g["params"]], self.schedule.lr, momentum=MOMENTUM)
         rates = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
 

@@ -25,9 +25,9 @@ from mec.files import atomic_write
 
 LETTERS = 45
 """Heights of letters in the root of the image's area: numbers are many, and short."""
-NOBODY: Color = (255, 200, 0)
+NO_ID_COLOR: Color = (255, 200, 0)
 """Of what has no number."""
-TRUTH: Color = (255, 255, 255)
+GROUND_TRUTH_COLOR: Color = (255, 255, 255)
 LINES = [(JOINTS.index(a), JOINTS.index(b)) for a, b in (*LIMBS, ("left_hip", "right_hip"))]
 OPAQUE, HALF = 255, 128
 ENCODERS = ("libx264", "libopenh264", "mpeg4")
@@ -39,7 +39,7 @@ BT601 = 6
 """By what RGB becomes YUV; players guess otherwise where a film does not say."""
 
 
-def draw_found(frame: Frame, found: FrameObjects, truth_box: Boxes | None = None) -> Frame:
+def draw_objects(frame: Frame, found: FrameObjects, ground_truth_box: Boxes | None = None) -> Frame:
     """A copy of the frame with what was found: half-transparent masks, else skeletons, else boxes; and the ids.
 
     An id has the same color in all frames. Lines and letters grow with the frame. Smaller objects lie above larger
@@ -48,9 +48,9 @@ def draw_found(frame: Frame, found: FrameObjects, truth_box: Boxes | None = None
     Args:
         frame: (h, w, 3).
         found: in its pixels; boxes that are NaN or outside of the frame are not drawn.
-        truth_box: (4,) where the target is, drawn in white; NaN where it is not to be seen.
+        ground_truth_box: (4,) where the target is, drawn in white; NaN where it is not to be seen.
     """
-    colors = [NOBODY] * len(found) if found.ids is None else [color_of(i) for i in found.ids.tolist()]
+    colors = [NO_ID_COLOR] * len(found) if found.ids is None else [color_of(i) for i in found.ids.tolist()]
     largest_first = np.argsort(-found.boxes[:, 2:].prod(axis=1), kind="stable").tolist()
     image = Image.fromarray(frame)
     if found.masks is not None:
@@ -59,8 +59,8 @@ def draw_found(frame: Frame, found: FrameObjects, truth_box: Boxes | None = None
             np.copyto(numbers, i + 1, where=rle.decode(found.masks[i]).view(bool))
         _paint(image, np.ascontiguousarray(numbers), np.array([(0, 0, 0), *colors], np.uint8))
     pencil, line = ImageDraw.Draw(image), _line(image)
-    if truth_box is not None and (place := _place(truth_box, image.size)):
-        _outline(pencil, place, TRUTH, line)
+    if ground_truth_box is not None and (place := _place(ground_truth_box, image.size)):
+        _outline(pencil, place, GROUND_TRUTH_COLOR, line)
     boxed = found.masks is None and found.poses is None
     places = [_place(box, image.size) for box in found.boxes]
     for i in largest_first:
@@ -158,7 +158,7 @@ def _write(image: Image.Image, text: str, color: Color, x: float, bottom: int, c
     pencil.text((left + margin, top + margin - above), text, fill=ink, font=font, anchor="ls")
 
 
-def check_render(path: Path, argument: str = "render") -> None:
+def check_video_path(path: Path, argument: str = "render") -> None:
     """Whether a film can be written there, before hours are spent on what it would show. Raises InputError."""
     if path.suffix.lower() != ".mp4":
         raise InputError(f"{argument}: expected a file ending in .mp4, got {path}")
@@ -187,12 +187,12 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, rate: float, note: str = "") -> None:
-        check_render(path)
+        check_video_path(path)
         if not 0 < rate < 1000:
             raise InputError(f"rate: expected frames a second, got {rate}")
         self.path, self.note = path, note
         # 30000/1001 is met exactly, and the numbers are not larger than MPEG-4 allows
-        self.rate = Fraction(rate).limit_denominator(int(65535 / max(rate, 1)))
+        self.frame_rate = Fraction(rate).limit_denominator(int(65535 / max(rate, 1)))
         self.count = 0
         self._opened = ExitStack()
         self._container: Any = None
@@ -222,7 +222,7 @@ class VideoWriter:
             _write(image, " ".join(self.note.split()), (0, 0, 0), 0, image.height)
             frame = np.array(image)
         video_frame = av.VideoFrame.from_ndarray(frame, format="rgb24")
-        video_frame.pts, video_frame.time_base = self.count, 1 / self.rate
+        video_frame.pts, video_frame.time_base = self.count, 1 / self.frame_rate
         self._container.mux(self._stream.encode(video_frame))
         self.count += 1
 
@@ -231,9 +231,9 @@ class VideoWriter:
         options = {"movflags": "faststart"}
         self._container = self._opened.enter_context(av.open(str(temporary), "w", format="mp4", options=options))
         encoder = next(name for name in ENCODERS if name in av.codecs_available)
-        self._stream = self._container.add_stream(encoder, rate=self.rate)
+        self._stream = self._container.add_stream(encoder, rate=self.frame_rate)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
-        self._stream.bit_rate = int(BITS * width * height * self.rate)
+        self._stream.bit_rate = int(BITS * width * height * self.frame_rate)
         if encoder == "libx264":
             self._stream.options = QUALITY
         self._stream.codec_context.colorspace = BT601

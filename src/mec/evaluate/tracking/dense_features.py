@@ -20,7 +20,13 @@ from mec.errors import InputError
 from mec.evaluate.task import EncoderLike
 from mec.evaluate.tracking.sequences import Frame
 from mec.models.encoder import Encoder
-from mec.models.feature_maps import PROBE_SIZE, probe_image, estimate_stride, extract_feature_maps, dynamic_size_backbone
+from mec.models.feature_maps import (
+    PROBE_SIZE,
+    dynamic_size_backbone,
+    estimate_stride,
+    extract_feature_maps,
+    probe_image,
+)
 from mec.models.io import load_encoder
 
 STRIDE = 8

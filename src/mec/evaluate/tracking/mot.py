@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mec.evaluate.task import EncoderLike, Source
 from mec.evaluate.tracking.association import Association
-from mec.evaluate.tracking.datasets.motchallenge import compare_boxes, open_box_detections, read_tracks, write_tracks
+from mec.evaluate.tracking.datasets.motchallenge import box_similarities, open_box_detections, read_tracks, write_tracks
 from mec.evaluate.tracking.metrics.identity import identity_scores
 from mec.evaluate.tracking.runner import Call, Keeping, loaded
 from mec.evaluate.tracking.sequences import DetectionSequence, FrameObjects, Scores, Tracks
@@ -64,12 +64,11 @@ def mot(
     def look(appearance: bool) -> Look:
         return boxes_look(call.dense if appearance else None, corrected)
 
-    told = tell_apart(call, opened, look, settings, Keeping(_write, _read), _score, COLUMNS)
-    return told.result(call, settings, "boxes", f"boxes above {min_score:g} in frames of 1088 x 608", clock())
+    return tell_apart(call, opened, look, settings, Keeping(_write, _read), _score, COLUMNS).result(call, clock())
 
 
 def _score(sequences: list[DetectionSequence], tracks: Mapping[str, Tracks]) -> Scores:
-    return identity_scores({one.name: compare_boxes(one, tracks[one.name]) for one in sequences})
+    return identity_scores({one.name: box_similarities(one, tracks[one.name]) for one in sequences})
 
 
 def _write(folder: Path, sequence: DetectionSequence, tracks: list[FrameObjects]) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 from mec.evaluate.task import EncoderLike, Source
 from mec.evaluate.tracking.association import Association
 from mec.evaluate.tracking.datasets.mots import open_mask_detections
-from mec.evaluate.tracking.datasets.mots_format import read_masks_text, write_masks_text
-from mec.evaluate.tracking.metrics.mots import compare_masks, mots_scores
+from mec.evaluate.tracking.datasets.mots_format import read_mots_tracks, write_mots_tracks
+from mec.evaluate.tracking.metrics.mots import mask_similarities, mots_scores
 from mec.evaluate.tracking.runner import Call, Keeping, loaded
 from mec.evaluate.tracking.sequences import DetectionSequence, FrameObjects, Scores, Tracks
-from mec.evaluate.tracking.track_objects import MASK_CELLS, Look, masks_look, tell_apart
+from mec.evaluate.tracking.track_objects import Look, masks_look, tell_apart
 from mec.results import Result, Stopwatch
 
 COLUMNS = ("sMOTSA", "HOTA", "IDF1", "switches")
@@ -65,17 +65,16 @@ def mots(
     def look(appearance: bool) -> Look:
         return masks_look(call.dense, appearance)
 
-    told = tell_apart(call, opened, look, settings, Keeping(_write, _read), _score, COLUMNS)
-    return told.result(call, settings, "masks", f"at most {MASK_CELLS} cells of each", clock())
+    return tell_apart(call, opened, look, settings, Keeping(_write, _read), _score, COLUMNS).result(call, clock())
 
 
 def _score(sequences: list[DetectionSequence], tracks: Mapping[str, Tracks]) -> Scores:
-    return mots_scores({one.name: compare_masks(one, tracks[one.name]) for one in sequences})
+    return mots_scores({one.name: mask_similarities(one, tracks[one.name]) for one in sequences})
 
 
 def _write(folder: Path, sequence: DetectionSequence, tracks: list[FrameObjects]) -> None:
-    write_masks_text(folder, sequence.name, tracks)
+    write_mots_tracks(folder, sequence.name, tracks)
 
 
 def _read(folder: Path, sequence: DetectionSequence) -> list[FrameObjects]:
-    return read_masks_text(folder, sequence.name, len(sequence.frames))
+    return read_mots_tracks(folder, sequence.name, len(sequence.frames))

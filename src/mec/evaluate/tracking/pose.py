@@ -8,11 +8,11 @@ from pathlib import Path
 
 from mec.evaluate.task import EncoderLike, Source
 from mec.evaluate.tracking.association import Association
-from mec.evaluate.tracking.datasets.posetrack import open_poses, read_poses, write_poses
-from mec.evaluate.tracking.metrics.posetrack import compare_poses, pose_scores
+from mec.evaluate.tracking.datasets.posetrack import open_pose_detections, read_poses, write_poses
+from mec.evaluate.tracking.metrics.posetrack import pose_scores, pose_similarities
 from mec.evaluate.tracking.runner import Call, Keeping, loaded
 from mec.evaluate.tracking.sequences import DetectionSequence, FrameObjects, Scores, Tracks
-from mec.evaluate.tracking.track_objects import POSE_CELLS, Look, poses_look, tell_apart
+from mec.evaluate.tracking.track_objects import Look, poses_look, tell_apart
 from mec.results import Result, Stopwatch
 
 COLUMNS = ("IDF1", "MOTA", "switches", "person IDF1")
@@ -59,19 +59,18 @@ def pose(
         motion=0.0001 if motion else 0.0, gated=False, newcomer_cost=0.6, duplicate_cost=0.2, confirmed=True,
         patience=patience, published=not corrected,
     )  # fmt: skip
-    opened = loaded(data, open_poses(Path(data).expanduser(), detections, sequences))
+    opened = loaded(data, open_pose_detections(Path(data).expanduser(), detections, sequences))
     chosen = {"task": "pose", "corrected": corrected, "detections": detections}
     call = Call(data, encoder, stage, half, out, resume, render, chosen | vars(settings))
 
     def look(appearance: bool) -> Look:
         return poses_look(call.dense, appearance)
 
-    told = tell_apart(call, opened, look, settings, Keeping(_write, _read), _score, COLUMNS)
-    return told.result(call, settings, "poses", f"at most {POSE_CELLS} cells of each", clock())
+    return tell_apart(call, opened, look, settings, Keeping(_write, _read), _score, COLUMNS).result(call, clock())
 
 
 def _score(sequences: list[DetectionSequence], tracks: Mapping[str, Tracks]) -> Scores:
-    return pose_scores({one.name: compare_poses(one, tracks[one.name]) for one in sequences})
+    return pose_scores({one.name: pose_similarities(one, tracks[one.name]) for one in sequences})
 
 
 def _write(folder: Path, sequence: DetectionSequence, tracks: list[FrameObjects]) -> None:

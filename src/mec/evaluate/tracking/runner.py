@@ -20,11 +20,12 @@ from PIL import Image
 
 from mec.engine.progress import ProgressBar, log
 from mec.errors import InputError
-from mec.evaluate.drawing.tracks import VideoWriter, check_render
+from mec.evaluate.drawing.tracks import VideoWriter, check_video_path
 from mec.evaluate.task import EncoderLike, Source
 from mec.evaluate.tracking.dense_features import Dense
 from mec.evaluate.tracking.sequences import Frame, Frames, Scores, SequenceError, SequenceLoaders
 from mec.files import atomic_write
+from mec.results import DatasetSummary
 
 SETTINGS, FIGURES, TRACKS, DRAWN = "settings.json", "figures.json", "tracks", "drawn"
 IMAGED, IMAGE_SIDE = 3, 960
@@ -63,11 +64,9 @@ class Followed(Generic[S, X]):
             return ""
         return f"{self.frames / self.seconds:.2f} frames a second, {self.share:.0%} of the time in the encoder"
 
-    def words(self, data: Source) -> str:
-        known = len(self.sequences) + len(self.broken)
-        number = f"{known}" if not self.broken else f"{len(self.sequences)} of {known}"
-        frames = counted(sum(len(one.frames) for one in self.sequences))
-        return f"{data} ({number} sequence{'' if known == 1 else 's'}, {frames})"
+    def summary(self, data: Source) -> DatasetSummary:
+        frames = sum(len(sequence.frames) for sequence in self.sequences)
+        return DatasetSummary(str(data), {"sequences": len(self.sequences), "frames": frames})
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ class Call:
         self.data, self.resume = data, resume
         self.render = None if render is None else Path(render).expanduser()
         if self.render is not None:
-            check_render(self.render)
+            check_video_path(self.render)
         self.dense = Dense(encoder, stage, half)
         self.settings = {**settings, "stage": stage, "half": self.dense.half}
         log(f"encoder: {self.dense.description}, a cell every {self.dense.stride} pixels")
@@ -140,6 +139,14 @@ class Call:
         else:
             self.folder = Path(out).expanduser()
             self._begin(self.folder)
+
+    @property
+    def task(self) -> str:
+        return str(self.settings["task"])
+
+    def protocol_settings(self) -> dict[str, Any]:
+        """Settings that decide whether two results compare."""
+        return {name: value for name, value in self.settings.items() if name != "task"}
 
     def _begin(self, folder: Path) -> None:
         wanted = {**self.settings, "weights": weights_digest(self.dense), "encoder": self.dense.description}
@@ -268,7 +275,10 @@ def film(call: Call, sequences: list[S], draw: Callable[[S], Callable[[int, Fram
         return
     path = call.render
     total = sum(len(one.frames) for one in sequences)
-    with ProgressBar("drawing", total, unit="frames") as shown, VideoWriter(path, sequences[0].frames.rate) as drawn:
+    with (
+        ProgressBar("drawing", total, unit="frames") as shown,
+        VideoWriter(path, sequences[0].frames.frame_rate) as drawn,
+    ):
         for sequence in sequences:
             drawn.note, over = sequence.name, draw(sequence)
             for number, frame in enumerate(sequence.frames):

@@ -1,4 +1,4 @@
-"""What the five tasks share: frames of a video, what is given in them, and what a tracker says of them."""
+"""Data types of the tracking tasks: video frames, objects in a frame, sequences, and per-sequence scores."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ Boxes = NDArray[np.float64]
 RLE = dict[str, Any]
 """A mask of a whole frame in COCO's compressed run lengths: {"size": [height, width], "counts": bytes}."""
 Labels = NDArray[np.uint8]
-"""(height, width): 0 is background, 1 ... are objects, VOID is neither right nor wrong."""
+"""(height, width): 0 is background, 1, 2, ... are objects, VOID is ignored by the metrics."""
 VOID = 255
 
 
 class SequenceError(Exception):
-    """One sequence cannot be used; the message is the reason, in a line. The others go on."""
+    """A sequence cannot be used. The message is the reason, in one line. The other sequences are still processed."""
 
 
 class Frames(Protocol):
-    """The frames of one video, in turn. ``rate``: of them a second."""
+    """The frames of one video, in order. ``frame_rate`` is in frames per second."""
 
     @property
-    def rate(self) -> float: ...
+    def frame_rate(self) -> float: ...
 
     def __len__(self) -> int: ...
 
@@ -45,27 +45,27 @@ class Frames(Protocol):
 
 @dataclass(frozen=True)
 class ImageFrames:
-    """Frames in files; the next one is decoded while the last is looked at."""
+    """Frames stored as image files. The next frame is decoded while the caller processes the current one."""
 
     files: tuple[Path, ...]
-    rate: float = 30.0
+    frame_rate: float = 30.0
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __iter__(self) -> Iterator[Frame]:
-        with ThreadPoolExecutor(1) as ahead:
-            coming = None
+        with ThreadPoolExecutor(1) as executor:
+            upcoming = None
             for file in self.files:
-                ready, coming = coming, ahead.submit(read_frame, file)
-                if ready is not None:
-                    yield ready.result()
-            if coming is not None:
-                yield coming.result()
+                current, upcoming = upcoming, executor.submit(read_frame, file)
+                if current is not None:
+                    yield current.result()
+            if upcoming is not None:
+                yield upcoming.result()
 
 
 def read_frame(file: Path) -> Frame:
-    """Raises SequenceError when it is missing or damaged."""
+    """Decode an image file. Raises SequenceError when it is missing or corrupt."""
     try:
         return open_image(file.read_bytes()).decode(PixelFormat()).astype(np.uint8, copy=False)
     except OSError as error:
@@ -75,7 +75,7 @@ def read_frame(file: Path) -> Frame:
 
 
 def image_size(file: Path) -> tuple[int, int]:
-    """Height and width. Raises SequenceError when it is missing or damaged."""
+    """Return the height and width of an image file. Raises SequenceError when it is missing or corrupt."""
     try:
         opened = open_image(file.read_bytes())
     except OSError as error:
@@ -87,13 +87,13 @@ def image_size(file: Path) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class FrameObjects:
-    """What was found in one frame, k objects: by a detector, an annotator, or a tracker, which knows who is who.
+    """The k objects in one frame: detections, annotations, or tracks, which have ids.
 
-    boxes: of each.
-    scores: (k,) how sure, 1 where nothing was said.
-    ids: (k,) of the tracks, or None where they are not known.
-    masks: of each, or None.
-    poses: (k, joints, 3) x, y in pixels and 1, or 0 where a joint is not seen; or None.
+    boxes: (k, 4).
+    scores: (k,) confidences; 1 where the source has none.
+    ids: (k,) track ids, or None for detections.
+    masks: k masks, or None.
+    poses: (k, joints, 3) x, y in pixels and visibility, 1 or 0; or None.
     """
 
     boxes: Boxes
@@ -105,9 +105,9 @@ class FrameObjects:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def take(self, kept: NDArray[Any], ids: NDArray[np.int64] | None = None) -> FrameObjects:
-        """Some of them, by number or by a flag each; ``ids`` replaces theirs."""
-        numbers = np.flatnonzero(kept) if kept.dtype == bool else kept.astype(np.int64)
+    def take(self, indices: NDArray[Any], ids: NDArray[np.int64] | None = None) -> FrameObjects:
+        """Return a subset of the objects, by indices or by a boolean mask (k,). ``ids`` replaces the track ids."""
+        numbers = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(np.int64)
         return FrameObjects(
             self.boxes[numbers],
             self.scores[numbers],
@@ -119,68 +119,74 @@ class FrameObjects:
 
 @dataclass(frozen=True)
 class BoxSequence:
-    """One target to follow from its first box (``sot``).
+    """A target to track from its box in the first frame (``sot``).
 
-    truth: (frames, 4) left, top, width, height in pixels; the upper left corner of the image is (0, 0). Rows of NaN
-        where the data set says that the target is not to be seen.
-    attributes: such as OCC, SV.
+    ground_truth: (frames, 4) left, top, width, height in pixels; the upper left corner of the image is (0, 0). Rows
+        are NaN where the dataset marks the target as not visible.
+    attributes: the dataset's labels of the sequence, such as OCC or SV.
     """
 
     name: str
     frames: Frames
-    truth: Boxes
+    ground_truth: Boxes
     attributes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class MaskSequence:
-    """Objects to follow from their masks in the first frame (``vos``).
+    """Objects to track from their masks in the first frame (``vos``).
 
-    truth: labels of frame i, or None where it is not annotated; that of frame 0 is always there. Raises
+    names: file names of the frames without suffix, which predicted masks take over.
+    ground_truth: returns the labels of frame i, or None where frame i is not annotated; frame 0 always is. Raises
         SequenceError.
-    palette: (256, 3) colors of the labels, as the annotation has them.
+    palette: (256, 3) RGB colors of the labels, from the annotation.
     """
 
     name: str
     frames: Frames
     names: tuple[str, ...]
-    """Of the frames, without suffix: those of the files to write."""
-    truth: Callable[[int], Labels | None]
+    ground_truth: Callable[[int], Labels | None]
     palette: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class DetectionSequence:
-    """Objects found in every frame, to be told apart (``mot``, ``mots``, ``pose``).
+    """Detections in every frame, to be associated into tracks (``mot``, ``mots``, ``pose``).
 
-    given: what was found, frame by frame, without ids.
-    truth: what figures are computed against; only the module that read it knows what it is.
+    detections: the objects of each frame, without ids.
+    ground_truth: what the metrics compare with; its type is defined by the module that reads the dataset.
     """
 
     name: str
     frames: Frames
-    given: tuple[FrameObjects, ...]
-    truth: Any = field(repr=False, default=None)
+    detections: tuple[FrameObjects, ...]
+    ground_truth: Any = field(repr=False, default=None)
 
 
 Tracks = Sequence[FrameObjects]
-"""What a tracker says: one for every frame, with ids."""
+"""Output of a tracker: the objects of every frame, with ids."""
 T = TypeVar("T", covariant=True)
 SequenceLoaders = dict[str, Callable[[], T]]
-"""Sequences by name, each read when it is called: one that raises SequenceError does not lose the others."""
+"""Functions that load a sequence, by its name. A SequenceError from one leaves the others usable."""
 Scores = dict[str, dict[str, float]]
-"""Figures of each sequence by name: column -> value. Shares are real numbers, counts are whole ones (int)."""
+"""Metrics by sequence and column. Fractions are floats, counts are ints."""
 V = TypeVar("V")
 
 
-def matching(known: Mapping[str, V], patterns: Sequence[str] | None) -> dict[str, V]:
-    """Those whose names fit one of the patterns, such as "*-FRCNN"; without patterns all.
+def select_sequences(sequences: Mapping[str, V], patterns: Sequence[str] | None) -> dict[str, V]:
+    """Return the sequences whose names match at least one pattern, such as "*-FRCNN"; all without patterns.
 
     Raises:
-        InputError: a pattern that fits none.
+        InputError: a pattern matches no sequence.
     """
     for pattern in patterns or ():
-        if not any(fnmatchcase(name, pattern) for name in known):
-            near = difflib.get_close_matches(pattern, known, 1, 0)[0]
-            raise InputError(f"sequences: {pattern!r} fits none of the {len(known)} sequences; the nearest is {near!r}")
-    return {n: one for n, one in known.items() if not patterns or any(fnmatchcase(n, pattern) for pattern in patterns)}
+        if not any(fnmatchcase(name, pattern) for name in sequences):
+            near = difflib.get_close_matches(pattern, sequences, 1, 0)[0]
+            raise InputError(
+                f"sequences: {pattern!r} matches none of the {len(sequences)} sequences; the nearest is {near!r}"
+            )
+    return {
+        name: sequence
+        for name, sequence in sequences.items()
+        if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+    }

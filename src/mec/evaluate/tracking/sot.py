@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mec.errors import InputError
-from mec.evaluate.drawing.tracks import draw_found
+from mec.evaluate.drawing.tracks import draw_objects
 from mec.evaluate.task import EncoderLike, Source
 from mec.evaluate.tracking.correlation import grid_size
-from mec.evaluate.tracking.datasets.box_text import read_boxes, write_boxes
 from mec.evaluate.tracking.datasets.single_object import open_box_sequences
+from mec.evaluate.tracking.datasets.single_object_boxes import read_boxes, write_boxes
 from mec.evaluate.tracking.metrics.otb import box_scores
 from mec.evaluate.tracking.runner import Call, Followed, Keeping, film, follow_all, loaded
 from mec.evaluate.tracking.sequences import BoxSequence, Frame, FrameObjects, Scores, SequenceError
 from mec.evaluate.tracking.track_box import TRACKERS, track_box
-from mec.results import Result, Stopwatch
+from mec.results import Protocol, Result, Stopwatch, to_metrics
 
 Box = NDArray[np.float64]
 BOTH = "both"
@@ -71,7 +71,7 @@ def sot(
     for name in TRACKERS if tracker == BOTH else (tracker,):
 
         def follow(one: BoxSequence, name: str = name) -> Iterator[Box]:
-            return track_box(one.frames, one.truth[0], call.dense, name, corrected)
+            return track_box(one.frames, one.ground_truth[0], call.dense, name, corrected)
 
         opened = runs[name] = follow_all(call, opened, follow, keeping, name)
         for row, values in box_scores(runs[name].sequences, _stacked(runs[name])).items():
@@ -79,18 +79,25 @@ def sot(
             if row not in runs[name].tracks:  # of all targets, or those with an attribute
                 figures[name if row == "all" else f"{name}, {row}"] = values
     last = runs[name]
-    still = {one.name: np.repeat(one.truth[:1], len(one.truth), axis=0) for one in last.sequences}
+    still = {one.name: np.repeat(one.ground_truth[:1], len(one.ground_truth), axis=0) for one in last.sequences}
     figures = {k: v for k, v in figures.items() if k in runs} | {k: v for k, v in figures.items() if k not in runs}
     figures["first box"] = scores["first box"] = box_scores(last.sequences, still)["all"]
     call.keep_figures(scores, last.broken)
     film(call, last.sequences, lambda one: _drawn(one, [run.tracks[one.name] for run in runs.values()]))
     cells = grid_size(call.dense.stride)
-    protocol = (
-        f"frozen features, {'corrected' if corrected else 'as published'} (UniTrack): three search regions of "
-        f"{cells * call.dense.stride} px, {cells} x {cells} cells; {last.speed or 'tracks from before'}"
+    return Result(
+        task="sot",
+        protocol=Protocol(
+            "sot-unitrack",
+            {**call.protocol_settings(), "search_regions": 3, "search_size": cells * call.dense.stride, "cells": cells},
+        ),
+        dataset=last.summary(data),
+        encoder=call.dense.description,
+        rows={row: to_metrics(values) for row, values in figures.items()},
+        seconds=clock(),
+        skipped=last.broken,
+        note=last.speed,
     )
-    described = call.dense.description
-    return Result("sot", protocol, last.words(data), described, figures, clock(), broken=last.broken)
 
 
 def _stacked(run: Followed[BoxSequence, Box]) -> dict[str, NDArray[np.float64]]:
@@ -112,6 +119,6 @@ def _drawn(sequence: BoxSequence, runs: list[list[Box]]) -> Callable[[int, Frame
     def over(number: int, frame: Frame) -> Frame:
         boxes = np.stack([boxes[number] for boxes in runs])
         found = FrameObjects(boxes, np.ones(len(boxes)), np.arange(1, len(boxes) + 1))
-        return draw_found(frame, found, sequence.truth[number])
+        return draw_objects(frame, found, sequence.ground_truth[number])
 
     return over

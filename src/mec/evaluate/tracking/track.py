@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from mec.engine.progress import ProgressBar, log
 from mec.errors import InputError
-from mec.evaluate.drawing.tracks import VideoWriter, check_render, draw_found, draw_labels
+from mec.evaluate.drawing.tracks import VideoWriter, check_video_path, draw_labels, draw_objects
 from mec.evaluate.task import EncoderLike
-from mec.evaluate.tracking.datasets.box_text import write_boxes
 from mec.evaluate.tracking.datasets.davis import read_mask, write_labels
+from mec.evaluate.tracking.datasets.single_object_boxes import write_boxes
 from mec.evaluate.tracking.datasets.video import open_frames
 from mec.evaluate.tracking.dense_features import Dense
 from mec.evaluate.tracking.runner import counted
@@ -61,7 +61,7 @@ def track(
     place = None if box is None else _numbers(box)
     path = Path(video).expanduser()
     film = Path(f"{path.absolute().stem}-tracked.mp4" if out is None else out).expanduser()
-    check_render(film, "out")
+    check_video_path(film, "out")
     if film.exists() and path.exists() and film.samefile(path):
         raise InputError(f"out: {film} is the video itself")
     masks_folder = film.with_suffix("")
@@ -72,7 +72,10 @@ def track(
     log(f"encoder: {dense.description}, a cell every {dense.stride} pixels")
     watched = _Watched(frames)
     try:
-        with ProgressBar("following", len(frames), unit="frames") as shown, VideoWriter(film, frames.rate) as drawn:
+        with (
+            ProgressBar("following", len(frames), unit="frames") as shown,
+            VideoWriter(film, frames.frame_rate) as drawn,
+        ):
             if place is not None:
                 found = track_box(watched, place, dense, tracker, corrected=True)
                 write_boxes(film.parent, film.stem, np.stack(list(_boxes_drawn(found, watched, drawn, shown))))
@@ -103,7 +106,7 @@ class _Watched:
     """Frames of which the last one read is ``frame``."""
 
     def __init__(self, frames: Frames) -> None:
-        self.frames, self.rate = frames, frames.rate
+        self.frames, self.frame_rate = frames, frames.frame_rate
         self.frame: Frame = np.zeros((0, 0, 3), np.uint8)
 
     def __len__(self) -> int:
@@ -119,7 +122,7 @@ def _boxes_drawn(
     boxes: Iterator[NDArray[np.float64]], watched: _Watched, film: VideoWriter, shown: ProgressBar
 ) -> Iterator[NDArray[np.float64]]:
     for box in boxes:
-        film.add(draw_found(watched.frame, FrameObjects(box[None], np.ones(1), np.ones(1, np.int64))))
+        film.add(draw_objects(watched.frame, FrameObjects(box[None], np.ones(1), np.ones(1, np.int64))))
         shown.advance(1)
         yield box
 

@@ -11,15 +11,15 @@ from faster_coco_eval import mask as rle
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mec.evaluate.drawing.tracks import draw_found
+from mec.evaluate.drawing.tracks import draw_objects
 from mec.evaluate.tracking.appearance import box_looks, letterbox, mask_looks, on_map, spread_box
 from mec.evaluate.tracking.association import Association, Associator, overlaps
 from mec.evaluate.tracking.dense_features import Dense
-from mec.evaluate.tracking.metrics.library import trackeval
+from mec.evaluate.tracking.metrics.trackeval_library import import_trackeval
 from mec.evaluate.tracking.runner import Call, Followed, Keeping, film, follow_all
 from mec.evaluate.tracking.sequences import Boxes, DetectionSequence, Frame, FrameObjects, Scores, SequenceError, Tracks
 from mec.evaluate.tracking.skeletons import pose_boxes, pose_mask
-from mec.results import Result
+from mec.results import Protocol, Result, to_metrics
 
 MASK_CELLS, POSE_CELLS = 200, 400
 """Cells of an object that are compared at most."""
@@ -49,8 +49,8 @@ def track_objects(sequence: DetectionSequence, look: Look, settings: Association
     Raises:
         SequenceError: a frame that cannot be read.
     """
-    associator = Associator(settings, sequence.frames.rate)
-    for frame, given in zip(sequence.frames, sequence.given, strict=True):
+    associator = Associator(settings, sequence.frames.frame_rate)
+    for frame, given in zip(sequence.frames, sequence.detections, strict=True):
         looked = look(frame, given)
         ids, numbers, boxes = associator.step(looked.boxes, looked.looks)
         found = looked.found.take(numbers, ids)
@@ -128,15 +128,17 @@ class Told(NamedTuple):
     run: Followed[DetectionSequence, FrameObjects]
     figures: Scores
 
-    def result(self, call: Call, settings: Association, given: str, how: str, seconds: float) -> Result:
-        """``given``: what was told apart; ``how``: what matters of the way it was looked at."""
-        protocol = (
-            f"given {given}, frozen features, {'as published' if settings.published else 'corrected'} (UniTrack), "
-            f"{how}, {'with' if settings.motion else 'without'} motion in the cost; "
-            f"{self.run.speed or 'tracks from before'}"
+    def result(self, call: Call, seconds: float) -> Result:
+        return Result(
+            task=call.task,
+            protocol=Protocol(f"{call.task}-unitrack", call.protocol_settings()),
+            dataset=self.run.summary(call.data),
+            encoder=call.dense.description,
+            rows={row: to_metrics(values) for row, values in self.figures.items()},
+            seconds=seconds,
+            skipped=self.run.broken,
+            note=self.run.speed,
         )
-        of, words = call.dense.description, self.run.words(call.data)
-        return Result(call.settings["task"], protocol, words, of, self.figures, seconds, broken=self.run.broken)
 
 
 def tell_apart(
@@ -152,7 +154,7 @@ def tell_apart(
 
     Of the figures those in ``columns`` are told; all are kept.
     """
-    trackeval()  # what is missing for the figures is better known before hours of tracking
+    import_trackeval()  # what is missing for the figures is better known before hours of tracking
     run = follow_all(call, opened, lambda one: track_objects(one, look(True), settings), keeping)
     scores = score(run.sequences, run.tracks)
     blind = replace(settings, appearance=False)
@@ -165,4 +167,4 @@ def tell_apart(
 
 
 def _drawn(tracks: Tracks) -> Callable[[int, Frame], Frame]:
-    return lambda number, frame: draw_found(frame, tracks[number])
+    return lambda number, frame: draw_objects(frame, tracks[number])

@@ -19,7 +19,7 @@ from mec.evaluate.tracking.metrics.davis import mask_scores
 from mec.evaluate.tracking.propagation import LabelPropagation, Propagation
 from mec.evaluate.tracking.runner import Call, Keeping, film, follow_all, loaded
 from mec.evaluate.tracking.sequences import VOID, Frame, Frames, Labels, MaskSequence, SequenceError
-from mec.results import Result, Stopwatch
+from mec.results import Protocol, Result, Stopwatch, to_metrics
 
 
 def vos(
@@ -76,11 +76,16 @@ def vos(
     figures = {"encoder": scores["all"], "first mask": still["all"]}
     call.keep_figures({**scores, "first mask": still["all"]}, run.broken)
     film(call, run.sequences, lambda one: _drawn(one, run.tracks[one.name]))
-    protocol = (
-        f"frozen features (UniTrack): labels of the {neighbors} most similar cells of the first frame and of the last "
-        f"{context} within {radius:g} cells, temperature {temperature:g}; {run.speed or 'masks from before'}"
+    return Result(
+        task="vos",
+        protocol=Protocol("vos-unitrack", {**call.protocol_settings(), **vars(settings)}),
+        dataset=run.summary(data),
+        encoder=call.dense.description,
+        rows={row: to_metrics(values) for row, values in figures.items()},
+        seconds=clock(),
+        skipped=run.broken,
+        note=run.speed,
     )
-    return Result("vos", protocol, run.words(data), call.dense.description, figures, clock(), broken=run.broken)
 
 
 def follow_masks(frames: Frames, first: Labels, dense: Dense, settings: Propagation | None = None) -> Iterator[Labels]:
@@ -108,7 +113,7 @@ def follow_masks(frames: Frames, first: Labels, dense: Dense, settings: Propagat
 
 
 def _first(sequence: MaskSequence) -> Labels:
-    first = sequence.truth(0)
+    first = sequence.ground_truth(0)
     assert first is not None
     return first
 

@@ -1,4 +1,4 @@
-"""The model card of an encoder: what it is, what it learned from, what was measured, how to load it. Nothing else."""
+"""Write the model card of an encoder: architecture, training, metrics, loading code, limits."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import yaml
 
 from mec.errors import InputError
 from mec.models.encoder import Encoder
+from mec.results import RESULTS, Result, cells, titles
 
 Library = Literal["timm", "mec-ssl"]
 
@@ -27,10 +28,10 @@ CITATION = """```bibtex
 ```"""
 SETTINGS = (
     "epochs", "batch_size", "image_size", "objective.form", "objective.distortion", "objective.order",
-    "projector.hidden", "projector.outputs", "teacher.enabled", "optimizer.name", "optimizer.lr",
+    "projector.hidden_dim", "projector.output_dim", "teacher.enabled", "optimizer.name", "optimizer.lr",
     "optimizer.weight_decay", "views", "seed",
 )  # fmt: skip
-"""Of the recipe, those in the table; all of it stands below."""
+"""Recipe settings in the training table; the whole recipe follows it."""
 
 TIMM_CODE = """```python
 import timm
@@ -60,15 +61,15 @@ def model_card(
     run: Path | None = None,
     license: str | None = None,
 ) -> str:
-    """The README.md of a model folder: Markdown after YAML.
+    """Return the README.md of a model folder: YAML front matter, then Markdown.
 
     Args:
-        encoder: what the folder holds.
-        library: that the folder is laid out for.
-        name: of the folder.
-        repository: owner/name on the Hugging Face hub, where it goes there.
-        run: the folder of the run that it comes from; without one, only what the encoder tells is told.
-        license: of the weights.
+        encoder: the exported encoder.
+        library: library that loads the folder.
+        name: name of the folder.
+        repository: owner/name on the Hugging Face hub, where it is pushed there.
+        run: run folder that the encoder comes from; None: training and metrics are left out.
+        license: license of the weights.
 
     Raises:
         InputError: a file of the run is damaged.
@@ -84,15 +85,15 @@ def model_card(
         f"# {_text((repository or name).split('/')[-1])}",
         _what_it_is(encoder, trained_here=run is not None),
         *(_training(recipe, environment, _last_row(run)) if run else []),
-        "## Figures",
-        *(_figures(results) or ["Nothing was measured with this encoder."]),
+        "## Metrics",
+        *(_metrics(results) or ["Nothing was measured with this encoder."]),
         "## Loading",
         *_loading(encoder, library, name, repository),
         "## Limits",
         _limits(encoder, results),
         "## License",
         f"The weights are under {_text(license)}." if license else
-        "No license was chosen for these weights; ask those who made them before you use them.",
+        "No license was chosen for these weights; ask their authors before you use them.",
         "## Citation",
         CITATION,
     ]  # fmt: skip
@@ -100,8 +101,8 @@ def model_card(
     return f"---\n{header}---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
-    """Recipe, environment and results; the last two may be absent."""
+def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any], list[Result]]:
+    """Recipe, environment and results of a run folder; each is empty where its file is absent."""
 
     def read(name: str, parse: Callable[[str], Any]) -> Any:
         path = run / name
@@ -115,18 +116,16 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str,
             raise TypeError(f"expected values by name, got {type(value).__name__}")
         return value
 
-    def results(text: str) -> list[dict[str, Any]]:
-        found = [mapping(json.loads(line)) for line in text.splitlines() if line.strip()]
-        _figures(found)
-        return found
+    def results(text: str) -> list[Result]:
+        return [Result.from_dict(mapping(json.loads(line))) for line in text.splitlines() if line.strip()]
 
     recipe = read("recipe.yaml", lambda text: mapping(yaml.safe_load(text)))
     environment = read("environment.json", lambda text: mapping(json.loads(text)))
-    return recipe, environment, list(read("results.jsonl", results))
+    return recipe, environment, list(read(RESULTS, results))
 
 
 def _last_row(run: Path | None) -> dict[str, str]:
-    """Of metrics.csv."""
+    """Last row of metrics.csv; empty without the file."""
     path = run / "metrics.csv" if run else None
     if path is None or not path.exists():
         return {}
@@ -136,21 +135,21 @@ def _last_row(run: Path | None) -> dict[str, str]:
 
 
 def _text(value: object) -> str:
-    """As plain text inside Markdown: one line, no markup."""
+    """Escape a value as one line of plain text in Markdown."""
     line = "".join(c if c.isprintable() else " " for c in str(value))
     return re.sub(r"([\\`*_{}\[\]<>|#~&$!])", r"\\\1", " ".join(line.split()))
 
 
 def without_folders(line: str) -> str:
-    """Of an absolute path only the end: the folders of somebody's machine are nobody else's business."""
+    """Cut absolute paths in a line to their last part: folders of a private machine do not belong in a public card."""
     return re.sub(r"(?:(?<=\s)|^)(?:~|[A-Za-z]:)?[\\/](?=\S).*[\\/](?=[^\\/\s])", "", line.rstrip("\\/"))
 
 
-def _place(value: object) -> str:
+def _without_folders(value: object) -> str:
     return _text(without_folders(str(value)))
 
 
-def _rows(head: tuple[str, ...], rows: Iterable[Iterable[str]], align: str = "---") -> str:
+def _markdown_table(head: tuple[str, ...], rows: Iterable[Iterable[str]], align: str = "---") -> str:
     lines = [head, ("---", *[align] * (len(head) - 1)), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
@@ -165,11 +164,11 @@ def _what_it_is(encoder: Encoder, trained_here: bool) -> str:
         f"{spec.image_size} x {spec.image_size} pixels{channels}."
     )
     if encoder.untrained:
-        how = "**It is untrained**: the weights are random, good only to compare others with."
+        how = "**Untrained**: the weights are random, a baseline for comparison."
     elif trained_here:
         how = f"Learned from images without labels by {METHOD}, with mec-ssl."
     else:
-        how = f"Its origin: {_place(encoder.origin)}." if encoder.origin else "How it was trained is not recorded."
+        how = f"Origin: {_without_folders(encoder.origin)}." if encoder.origin else "Its training is not recorded."
     deep = ""
     if spec.value_range is not None:
         low, high = spec.value_range
@@ -179,17 +178,17 @@ def _what_it_is(encoder: Encoder, trained_here: bool) -> str:
 
 def _training(recipe: dict[str, Any], environment: dict[str, Any], last: dict[str, str]) -> Iterable[str]:
     machine = {
-        "data": _place(environment["data"]) if "data" in environment else None,
+        "data": _without_folders(environment["data"]) if "data" in environment else None,
         "images": f"{environment['images']:,}" if isinstance(environment.get("images"), int) else None,
         "labels": "none used",
     }
     rows = machine | {name: _setting(recipe, name) for name in SETTINGS}
-    devices = environment.get("devices")
+    devices = environment.get("gpus")
     rows |= {
-        "devices": _text(", ".join(map(str, devices)) or f"CPU, {environment.get('cores')} cores")
+        "devices": _text(", ".join(map(str, devices)) or f"CPU, {environment.get('cpu_cores')} cores")
         if isinstance(devices, list)
         else None,
-        "processes": _setting(environment, "processes"),
+        "processes": _setting(environment, "world_size"),
         "precision": _setting(environment, "precision"),
         "started": _setting(environment, "started"),
         "seconds": _text(last["seconds"]) if last.get("seconds") else None,
@@ -200,7 +199,7 @@ def _training(recipe: dict[str, Any], environment: dict[str, Any], last: dict[st
         versions = {"python": environment.get("python", "?")} | packages
         rows["packages"] = ", ".join(_text(f"{name} {version}") for name, version in versions.items())
     yield "## Training"
-    yield _rows(("", ""), ((_text(name), value) for name, value in rows.items() if value is not None))
+    yield _markdown_table(("", ""), ((_text(name), value) for name, value in rows.items() if value is not None))
     settings = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", settings)), default=0))
     yield "The whole recipe, for `mec pretrain DATA --recipe recipe.yaml --out RUN`:"
@@ -216,29 +215,20 @@ def _setting(tree: dict[str, Any], name: str) -> str | None:
     return _text("null" if value is None else str(value).lower() if isinstance(value, bool) else value)
 
 
-def _figures(results: list[dict[str, Any]]) -> list[str]:
+def _metrics(results: list[Result]) -> list[str]:
     return [
-        part
+        section
         for result in results
-        for part in (f"### {_text(result['task'])}: {_place(result['data'])}", _table(result))
+        for section in (f"### {_text(result.task)}: {_without_folders(str(result.dataset))}", _table(result))
     ]
 
 
-def _table(result: dict[str, Any]) -> str:
-    """Accuracies in percent, ± their spread and / top-5, baselines below the encoder; then how it was measured."""
-    figures: dict[str, dict[str, float]] = result["figures"]
-    found = dict.fromkeys(column for values in figures.values() for column in values)
-    columns = [c for c in found if not (c.endswith((" std", " top-5")) and c.rsplit(" ", 1)[0] in found)]
-    if not columns:
-        raise ValueError("a result without figures")
-
-    def cell(values: dict[str, float], column: str) -> str:
-        parts = (("", column), (" ± ", f"{column} std"), (" / ", f"{column} top-5"))
-        return "".join(f"{sign}{100 * values[name]:.1f}" for sign, name in parts if name in values) or "-"
-
-    rows = ((_text(row), *(cell(values, c) for c in columns)) for row, values in figures.items())
-    table = _rows(("features", *map(_text, columns)), rows, "---:")
-    return f"{table}\n\n{_text(result['protocol'])}; measured: {_place(result['encoder'])}, {_text(result['time'])}."
+def _table(result: Result) -> str:
+    """Metrics of the encoder and of the baselines, then the protocol."""
+    columns = titles(result.rows.values())
+    rows = ((_text(name), *map(_text, cells(row, columns))) for name, row in result.rows.items())
+    table = _markdown_table(("features", *map(_text, columns.values())), rows, "---:")
+    return f"{table}\n\n{_text(result.footnote)}; measured: {_without_folders(result.encoder)}, {_text(result.time)}."
 
 
 def _loading(encoder: Encoder, library: Library, name: str, repository: str | None) -> Iterable[str]:
@@ -258,15 +248,15 @@ def _loading(encoder: Encoder, library: Library, name: str, repository: str | No
     yield MEC_CODE.format(source=json.dumps(source), **known)
 
 
-def _limits(encoder: Encoder, results: list[dict[str, Any]]) -> str:
-    tasks = ", ".join(sorted({_text(result["task"]) for result in results}))
+def _limits(encoder: Encoder, results: list[Result]) -> str:
+    tasks = ", ".join(sorted({_text(result.task) for result in results}))
     measured = (
-        f"Only what stands under Figures was measured ({tasks}): no other task or images, no robustness, and no bias "
-        "that the training images may carry."
+        f"Only the metrics above were measured ({tasks}): no other task or images, no robustness, no bias of the "
+        "training images."
         if results
-        else "Nothing was measured: no task, no robustness, and no bias that the training images may carry."
+        else "Nothing was measured: no task, no robustness, no bias of the training images."
     )
     return (
-        f"{measured} It gives features, not classes; what is built on them has to be measured itself. "
-        f"Transparent images were laid on {_text(encoder.spec.background)}."
+        f"{measured} The encoder gives features, not classes: measure what you build on them. "
+        f"Transparent images were composited on {_text(encoder.spec.background)}."
     )

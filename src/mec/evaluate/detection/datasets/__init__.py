@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from mec.data.datasets.splits import HELD_OUT, random_split
+from mec.data.datasets.splits import TEST_FRACTION, random_split
 from mec.engine.progress import log
 from mec.errors import InputError
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset
@@ -54,7 +54,7 @@ def open_annotated(
 
 
 def _divided(whole: AnnotatedDataset) -> tuple[AnnotatedDataset, AnnotatedDataset]:
-    kept, held = random_split(whole.images, HELD_OUT)
+    kept, held = random_split(whole.images, TEST_FRACTION)
     if not len(held):
         raise InputError(f"data: {whole.name} has one image, expected at least 2")
     log(f"{whole.name} is one part: {len(held):,} of its {len(whole):,} images are held out for testing")

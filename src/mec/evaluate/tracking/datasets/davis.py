@@ -1,4 +1,4 @@
-"""Masks to follow, of DAVIS (Perazzi et al. 2016, Pont-Tuset et al. 2017) or YouTube-VOS, and masks that are found."""
+"""Reader and writer of masks in the layout of DAVIS (Perazzi 2016, Pont-Tuset 2017) and YouTube-VOS."""
 
 from __future__ import annotations
 
@@ -29,28 +29,33 @@ from mec.evaluate.tracking.sequences import (
 FRAMES = "JPEGImages"
 MASKS = ("Annotations", "Annotations_unsupervised")
 RESOLUTIONS = ("480p", "Full-Resolution", "1080p")
-"""The first that is there is taken; published figures are those of 480p. YouTube-VOS has no such folder."""
+"""The first that exists is read; published results are those of 480p. YouTube-VOS has no such folders."""
 LISTS = ("2017/val.txt", "2016/val.txt", "480p/val.txt", "1080p/val.txt")
-"""Within ImageSets, the first that is there; the last two, of DAVIS 2016 itself, have a line for every frame."""
+"""Files in ImageSets; the first that exists is read. The last two, from DAVIS 2016, have a line for every frame."""
 
-Codes = NDArray[np.integer[Any]]
-"""(height, width): what a file of masks has in each pixel: an index, a gray, or red, green and blue as one number."""
+PixelValues = NDArray[np.integer[Any]]
+"""(height, width): an index, a gray level, or red, green and blue as one number."""
 Colors = NDArray[np.uint8]
-"""(256, 3), of indices or labels."""
+"""(256, 3) RGB, by index or label."""
 GRAY, WHITE = 0x010101, 255
-"""A step of gray where red, green and blue are one number, and the steps to white."""
+"""One gray level where red, green and blue are one number, and the level of white."""
 PALETTE = np.array(
     [[sum((i >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in range(3)] for i in range(256)],
     np.uint8,
 )
-"""VOC's, which is DAVIS's: every third bit of an index goes to the same color, the lowest to its highest."""
+"""The palette of PASCAL VOC and DAVIS: every third bit of an index goes to the same color, lowest bit first."""
 RGB = np.array([1 << 16, 1 << 8, 1])
-KNOWN = {code: label for label, code in enumerate((PALETTE @ RGB).tolist())}
+PALETTE_LABELS = {value: label for label, value in enumerate((PALETTE @ RGB).tolist())}
 
 
 @dataclass(frozen=True)
-class _Coding:
-    """What the masks of one sequence mean, as the first of them has it. ``labels``: by code; the rest is background."""
+class _MaskEncoding:
+    """How the masks of a sequence encode labels, according to the first mask.
+
+    labels: label of each pixel value; other values are background.
+    indexed: whether pixels are indices or gray levels rather than colors.
+    colors: RGB color of each label.
+    """
 
     labels: Mapping[int, int]
     indexed: bool
@@ -58,238 +63,240 @@ class _Coding:
 
 
 def open_mask_sequences(data: str | Path, names: Sequence[str] | None = None) -> SequenceLoaders[MaskSequence]:
-    """Sequences with objects in their first masks; the ids of these objects are labels 1 to 254 wherever they appear.
+    """Return loaders of the sequences by name. The ids of the objects in the first mask are the labels 1 to 254.
 
-    A mask is a PNG of indices, of grays or of colors. Indices and grays are ids, 255 is void; but where the first mask
-    has nothing but black and white, white is the one object, as in DAVIS 2016. Colors of DAVIS's palette are its
-    indices; of others, each is an object, in the order of red, green and blue. Transparent is background.
+    A mask is a PNG of indices, gray levels or colors. Indices and gray levels are ids, and 255 is void. If the first
+    mask is black and white only, white is the one object, as in DAVIS 2016. Colors of DAVIS's palette are its indices.
+    Otherwise each color is an object, ordered by red, green and blue. Transparent pixels are background.
 
-    Masks are those of every frame, of every n-th, or of the first alone. Objects that the first mask lacks are
-    background, as in DAVIS's evaluation; which sequences have some is said. A sequence is looked through when it is
-    loaded, so that nothing breaks after it was tracked; frames alone are decoded later.
+    Masks exist for every frame, for every n-th frame, or for the first frame only. Objects that the first mask lacks
+    are background, as in DAVIS's evaluation; sequences with such objects are logged. Loading a sequence checks all its
+    masks, so that no error comes up after tracking. Frames are decoded later.
 
     Args:
-        data: the folder that has JPEGImages and Annotations, or the one above.
-        names: of the sequences; None takes the list of DAVIS 2017's val, else of 2016's, else all that have masks, and
-            says so.
+        data: the folder with JPEGImages and Annotations, or its parent folder.
+        names: sequences to load. None reads the val list of DAVIS 2017, else of DAVIS 2016, else takes all sequences
+            with masks, and logs which.
 
     Raises:
-        InputError: no such layout or sequence. SequenceError: later, by one that is loaded.
+        InputError: the folder does not have this layout or lacks a sequence. Loading raises SequenceError.
     """
     root = _root(Path(data))
-    images, masks = _folders(root)
-    there = sorted(_inner(images) | _inner(masks))
+    images, masks = _image_and_mask_folders(root)
+    available = sorted(_subfolder_names(images) | _subfolder_names(masks))
     if names is None:
-        names = _listed(root, images, masks)
-    elif unknown := [name for name in names if name not in there]:
-        near = ", ".join(difflib.get_close_matches(unknown[0], there, n=3))
-        hint = f"did you mean {near}?" if near else f"it has {', '.join(there[:5])}"
+        names = _default_names(root, images, masks)
+    elif unknown := [name for name in names if name not in available]:
+        near = ", ".join(difflib.get_close_matches(unknown[0], available, n=3))
+        hint = f"did you mean {near}?" if near else f"it has {', '.join(available[:5])}"
         raise InputError(f"sequences: {images} has no sequence {unknown[0]!r}; {hint}")
     if not names:
-        raise InputError(f"data: expected folders with masks in {masks}, one for each sequence, got none")
-    if not set(names) & set(there):
+        raise InputError(f"data: expected a folder with masks in {masks} for each sequence, got none")
+    if not set(names) & set(available):
         raise InputError(f"data: none of {len(names)} sequences is in {images}; the first is {names[0]}")
     return {name: partial(_load, name, images / name, masks / name) for name in names}
 
 
 def _root(data: Path) -> Path:
     if not data.is_dir():
-        raise InputError(f"data: expected a folder in the layout of DAVIS, got {data}, which is none")
+        raise InputError(f"data: expected a folder in the layout of DAVIS, got {data}, which is not a folder")
     if (data / FRAMES).is_dir():
         return data
-    below = [data / name for name in sorted(_inner(data)) if (data / name / FRAMES).is_dir()]
-    if len(below) != 1:
-        found = ", ".join(folder.name for folder in below) or "none"
-        raise InputError(f"data: expected {FRAMES} in {data} or in one folder within it; got {found}")
-    return below[0]
+    subfolders = [data / name for name in sorted(_subfolder_names(data)) if (data / name / FRAMES).is_dir()]
+    if len(subfolders) != 1:
+        matches = ", ".join(folder.name for folder in subfolders) or "none"
+        raise InputError(f"data: expected {FRAMES} in {data} or in exactly one of its folders, got {matches}")
+    return subfolders[0]
 
 
-def _folders(root: Path) -> tuple[Path, Path]:
-    """Of the frames and of the masks."""
-    tops = [top for top in MASKS if (root / top).is_dir()]
-    if not tops:
-        raise InputError(f"data: {root} has {FRAMES}; expected {MASKS[0]} beside it")
-    sizes = [size for size in RESOLUTIONS if any((root / top / size).is_dir() for top in (FRAMES, *tops))]
+def _image_and_mask_folders(root: Path) -> tuple[Path, Path]:
+    mask_folders = [name for name in MASKS if (root / name).is_dir()]
+    if not mask_folders:
+        raise InputError(f"data: {root} has {FRAMES} but no {MASKS[0]}; expected both")
+    sizes = [size for size in RESOLUTIONS if any((root / name / size).is_dir() for name in (FRAMES, *mask_folders))]
     for size in sizes or [""]:
-        for top in tops:
-            if (root / FRAMES / size).is_dir() and (root / top / size).is_dir():
-                return root / FRAMES / size, root / top / size
-    raise InputError(f"data: {root} has no {FRAMES} and {tops[0]} of the same of {', '.join(sizes)}")
+        for name in mask_folders:
+            if (root / FRAMES / size).is_dir() and (root / name / size).is_dir():
+                return root / FRAMES / size, root / name / size
+    raise InputError(f"data: {root} has {FRAMES} and {mask_folders[0]} of different resolutions, {', '.join(sizes)}")
 
 
-def _inner(folder: Path) -> set[str]:
-    return {one.name for one in folder.iterdir() if one.is_dir() and not one.name.startswith(".")}
+def _subfolder_names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
 
 
-def _listed(root: Path, images: Path, masks: Path) -> list[str]:
+def _default_names(root: Path, images: Path, masks: Path) -> list[str]:
     for file in (root / "ImageSets" / name for name in LISTS):
         if file.is_file():
             lines = filter(None, map(str.strip, file.read_text("utf-8-sig", "replace").splitlines()))
-            # a name, or a frame and its mask
-            names = list(dict.fromkeys(PurePosixPath(w.split()[0]).parent.name if "/" in w else w for w in lines))
+            # a line is the name of a sequence, or the paths of a frame and its mask
+            paths = (PurePosixPath(line.split()[0]) if "/" in line else PurePosixPath(line, "frame") for line in lines)
+            names = list(dict.fromkeys(path.parent.name for path in paths))
             log(f"data: the {len(names)} sequences of {file}, frames of {images}")
             return names
-    names = sorted(_inner(masks))
+    names = sorted(_subfolder_names(masks))
     log(f"data: no ImageSets/{LISTS[0]} in {root}; all {len(names)} sequences of {masks}")
     return names
 
 
 def _load(name: str, images: Path, masks: Path) -> MaskSequence:
-    frames = _files(images, (".jpg", ".jpeg", ".png"))
+    frames = _sorted_files(images, (".jpg", ".jpeg", ".png"))
     if not frames:
         raise SequenceError(f"{images}: no frames")
     names = [file.stem for file in frames]
     if len(set(names)) < len(names):
-        raise SequenceError(f"{images}: two frames of one name")
-    files = _of_frames(names, _files(masks, (".png",)), masks)
+        raise SequenceError(f"{images}: two frames have the same name")
+    files = _masks_by_frame(names, _sorted_files(masks, (".png",)), masks)
     sizes = [image_size(file) for file in frames]
-    if odd := [i for i, size in enumerate(sizes) if size != sizes[0]]:
-        raise SequenceError(f"{frames[odd[0]]}: {_differ(sizes[odd[0]], sizes[0])} the first frame")
-    coding = _coding(files[0])
-    if late := [file.name for file in files.values() if _read_labels(file, coding, sizes[0])[1]]:
-        log(
-            f"{name}: objects that the first mask lacks are background; {late[0]} is the first of {len(late)} with some"
-        )
-    truth = partial(_truth, files, coding, sizes[0])
-    return MaskSequence(name, ImageFrames(tuple(frames)), tuple(names), truth, coding.colors)
+    if other := [i for i, size in enumerate(sizes) if size != sizes[0]]:
+        raise SequenceError(f"{frames[other[0]]}: {_size_mismatch(sizes[other[0]], sizes[0])} the first frame")
+    encoding = _mask_encoding(files[0])
+    if late := [file.name for file in files.values() if _read_labels(file, encoding, sizes[0])[1]]:
+        log(f"{name}: objects that the first mask lacks are background; they are in {len(late)} masks from {late[0]}")
+    ground_truth = partial(_ground_truth, files, encoding, sizes[0])
+    return MaskSequence(name, ImageFrames(tuple(frames)), tuple(names), ground_truth, encoding.colors)
 
 
-def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """In order, where 10 comes after 9; none where there is no folder."""
-    found = [f for f in folder.glob("*") if f.suffix.lower() in suffixes and not f.name.startswith(".")]
-    return sorted(found, key=lambda f: (len(f.stem), f.stem))
+def _sorted_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Return the files in numeric order, 10 after 9; an empty list if the folder does not exist."""
+    files = [f for f in folder.glob("*") if f.suffix.lower() in suffixes and not f.name.startswith(".")]
+    return sorted(files, key=lambda f: (len(f.stem), f.stem))
 
 
-def _of_frames(names: Sequence[str], masks: Sequence[Path], folder: Path) -> dict[int, Path]:
-    """Masks by the number of their frame."""
-    places = {name: i for i, name in enumerate(names)}
-    if stray := [file for file in masks if file.stem not in places]:
+def _masks_by_frame(names: Sequence[str], masks: Sequence[Path], folder: Path) -> dict[int, Path]:
+    """Return the mask files by the index of their frame."""
+    indices = {name: i for i, name in enumerate(names)}
+    if stray := [file for file in masks if file.stem not in indices]:
         raise SequenceError(f"{stray[0]}: a mask without a frame")
-    files = {places[file.stem]: file for file in masks}
+    files = {indices[file.stem]: file for file in masks}
     if 0 not in files:
         raise SequenceError(f"{folder}: no mask of the first frame, {names[0]}.png")
     step = list(files)[1] if len(files) > 1 else len(names)
     if list(files) != list(range(0, len(names), step)):
-        lacking = next(name for i, name in enumerate(names) if i not in files)
+        missing = next(name for i, name in enumerate(names) if i not in files)
         raise SequenceError(
-            f"{folder}: {len(files)} masks for {len(names)} frames, {lacking}.png is the first that is missing; "
-            "expected those of every frame, of every n-th or of the first alone"
+            f"{folder}: {len(files)} masks for {len(names)} frames, {missing}.png is the first missing one; "
+            "expected masks of every frame, of every n-th frame or of the first frame only"
         )
     return files
 
 
-def _differ(came: Sequence[int], expected: Sequence[int]) -> str:
-    return "{1} x {0} pixels, expected {3} x {2} as in".format(*came, *expected)
+def _size_mismatch(size: Sequence[int], expected: Sequence[int]) -> str:
+    return "{1} x {0} pixels, expected {3} x {2} as in".format(*size, *expected)
 
 
-def _read_codes(file: Path) -> tuple[Codes, Colors | None]:
-    """And the colors of indices and grays."""
+def _read_pixels(file: Path) -> tuple[PixelValues, Colors | None]:
+    """Return the pixel values, and the palette unless they are colors."""
     try:
         with Image.open(file, formats=("PNG",)) as image:
             image.load()
-    except Exception as error:  # Pillow raises every kind for a damaged file
-        words = "not a PNG" if isinstance(error, UnidentifiedImageError) else f"damaged ({error})"
-        raise SequenceError(f"{file}: {words}") from error
+    except Exception as error:  # Pillow raises exceptions of many types for a damaged file
+        reason = "not a PNG" if isinstance(error, UnidentifiedImageError) else f"damaged ({error})"
+        raise SequenceError(f"{file}: {reason}") from error
     if image.mode == "P":
-        own = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)[:256]
-        return np.asarray(image), np.concatenate([own, PALETTE[len(own) :]])
+        palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)[:256]
+        return np.asarray(image), np.concatenate([palette, PALETTE[len(palette) :]])
     if image.mode in ("1", "L", "LA"):
         return np.asarray(image.convert("L")), np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
     if image.mode not in ("RGB", "RGBA"):
-        raise SequenceError(f"{file}: an image of mode {image.mode}; expected indices, grays or colors of 8 bit")
+        raise SequenceError(f"{file}: expected indices, gray levels or colors of 8 bits, got mode {image.mode}")
     pixels = np.asarray(image.convert("RGBA"))
     return pixels[..., :3] @ RGB * (pixels[..., 3] > 0), None
 
 
-def _coding(file: Path) -> _Coding:
-    """Of the first mask."""
-    values, palette = _read_codes(file)
-    codes = [int(code) for code in np.unique(values) if code]
+def _mask_encoding(file: Path) -> _MaskEncoding:
+    """Infer the encoding from the first mask of a sequence."""
+    pixels, palette = _read_pixels(file)
+    values = [int(value) for value in np.unique(pixels) if value]
     unit = GRAY if palette is None else 1
-    is_gray = not any(code % GRAY for code in codes) if palette is None else bool((palette[WHITE] == WHITE).all())
+    is_gray = not any(value % GRAY for value in values) if palette is None else bool((palette[WHITE] == WHITE).all())
     if is_gray:
-        labels = {level * unit: label for level, label in _grays(file, [code // unit for code in codes]).items()}
-    elif palette is None and not set(codes) <= set(KNOWN):
-        labels = dict(zip(codes, range(1, VOID), strict=False))
+        levels = [value // unit for value in values]
+        labels = {level * unit: label for level, label in _gray_labels(file, levels).items()}
+    elif palette is None and not set(values) <= set(PALETTE_LABELS):
+        labels = dict(zip(values, range(1, VOID), strict=False))
     else:
-        labels = {code: KNOWN[code] if palette is None else code for code in codes}
-    if len(labels) < len(codes):
-        raise SequenceError(f"{file}: {len(codes)} colors; expected one for each of up to {VOID - 1} objects")
+        labels = {value: PALETTE_LABELS[value] if palette is None else value for value in values}
+    if len(labels) < len(values):
+        raise SequenceError(f"{file}: expected one color for each of up to {VOID - 1} objects, got {len(values)}")
     if not set(labels.values()) - {VOID}:
         raise SequenceError(f"{file}: no object in the first mask")
     colors = (PALETTE if palette is None else palette).copy()
-    for code, label in labels.items():
-        colors[label] = (code >> 16, code >> 8 & 255, code & 255) if palette is None else palette[code]
+    for value, label in labels.items():
+        colors[label] = (value >> 16, value >> 8 & 255, value & 255) if palette is None else palette[value]
     void = WHITE * unit if is_gray or palette is not None else int(PALETTE[VOID] @ RGB)
-    return _Coding({void: VOID, **labels}, palette is not None, colors)
+    return _MaskEncoding({void: VOID, **labels}, palette is not None, colors)
 
 
-def _grays(file: Path, levels: list[int]) -> dict[int, int]:
+def _gray_labels(file: Path, levels: list[int]) -> dict[int, int]:
     if levels == [WHITE]:
         return {WHITE: 1}
-    if WHITE in levels and levels[:-1] != list(range(1, len(levels))):  # an edge that was smoothed, by its looks
-        words = ", ".join(map(str, levels[:5]))
-        raise SequenceError(f"{file}: grays {words} ...; expected labels 1, 2 ..., or white alone on black")
+    if WHITE in levels and levels[:-1] != list(range(1, len(levels))):  # probably an anti-aliased edge
+        listed = ", ".join(map(str, levels[:5]))
+        raise SequenceError(f"{file}: expected labels 1, 2 ..., or only white on black, got gray levels {listed} ...")
     return {level: level for level in levels}
 
 
-def _read_labels(file: Path, coding: _Coding, size: tuple[int, int]) -> tuple[Labels, bool]:
-    """And whether there is something else, which is background."""
-    values, palette = _read_codes(file)
-    if (palette is not None) != coding.indexed:
-        kind = "indices or grays" if coding.indexed else "colors"
-        raise SequenceError(f"{file}: expected {kind} as in the first mask")
-    if values.shape != size:
-        raise SequenceError(f"{file}: {_differ(values.shape, size)} its frame")
+def _read_labels(file: Path, encoding: _MaskEncoding, size: tuple[int, int]) -> tuple[Labels, bool]:
+    """Return the labels, and whether the mask has other pixel values, which become background."""
+    pixels, palette = _read_pixels(file)
+    if (palette is not None) != encoding.indexed:
+        expected = "indices or gray levels" if encoding.indexed else "colors"
+        raise SequenceError(f"{file}: expected {expected} as in the first mask")
+    if pixels.shape != size:
+        raise SequenceError(f"{file}: {_size_mismatch(pixels.shape, size)} its frame")
     labels = np.zeros(size, np.uint8)
-    for code, label in coding.labels.items():
-        labels[values == code] = label
-    return labels, bool(((values != 0) & (labels == 0)).any())
+    for value, label in encoding.labels.items():
+        labels[pixels == value] = label
+    return labels, bool(((pixels != 0) & (labels == 0)).any())
 
 
-def _truth(files: Mapping[int, Path], coding: _Coding, size: tuple[int, int], frame: int) -> Labels | None:
-    return _read_labels(files[frame], coding, size)[0] if frame in files else None
+def _ground_truth(
+    files: Mapping[int, Path], encoding: _MaskEncoding, size: tuple[int, int], frame: int
+) -> Labels | None:
+    return _read_labels(files[frame], encoding, size)[0] if frame in files else None
 
 
 def write_masks(folder: Path, sequence: MaskSequence, labels: Iterable[Labels]) -> None:
-    """``write_labels`` to FOLDER/SEQUENCE/FRAME.png, one for every frame, the first one too; others: ValueError."""
+    """Write FOLDER/SEQUENCE/FRAME.png for every frame. Raises ValueError for fewer or more labels than frames."""
     write_labels(folder / sequence.name, zip(sequence.names, labels, strict=True))
 
 
-def write_labels(final: Path, labels: Iterable[tuple[str, Labels]]) -> None:
-    """The folder ``final`` with PNGs of indices, by name, with DAVIS's palette; it appears whole or not at all.
+def write_labels(folder: Path, labels: Iterable[tuple[str, Labels]]) -> None:
+    """Write indexed PNGs with DAVIS's palette, by name, into a new folder that replaces ``folder`` atomically.
 
-    Void is written as background, which is what it counts as.
+    Void is written as background, which the metrics take it for.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=final.parent, prefix=f".{final.name}.") as temporary:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         new = Path(temporary) / "new"
         new.mkdir()
-        for name, one in labels:
-            image = Image.fromarray(np.where(one == VOID, 0, one).astype(np.uint8))
+        for name, frame_labels in labels:
+            image = Image.fromarray(np.where(frame_labels == VOID, 0, frame_labels).astype(np.uint8))
             image.putpalette(PALETTE.tobytes())
             image.save(new / f"{name}.png")
-        if final.exists():
-            final.rename(Path(temporary) / "old")
-        new.rename(final)
+        if folder.exists():
+            folder.rename(Path(temporary) / "old")
+        new.rename(folder)
 
 
 def read_mask(file: Path, size: tuple[int, int]) -> tuple[Labels, Colors]:
-    """Labels (h, w) of one PNG that stands alone, and the colors (256, 3) of them. Raises SequenceError."""
-    coding = _coding(file)
-    return _read_labels(file, coding, size)[0], coding.colors
+    """Read one PNG: its labels (h, w) and their colors (256, 3). Raises SequenceError."""
+    encoding = _mask_encoding(file)
+    return _read_labels(file, encoding, size)[0], encoding.colors
 
 
 def read_masks(folder: Path, sequence: MaskSequence) -> list[Labels] | None:
-    """What ``write_masks`` wrote, (frames); None where a mask is missing, damaged or of another size."""
-    first, found = sequence.truth(0), []
+    """Read the labels that ``write_masks`` wrote; None if a mask is missing, damaged or has another size."""
+    first = sequence.ground_truth(0)
     assert first is not None
+    masks: list[Labels] = []
     for name in sequence.names:
         try:
-            values, palette = _read_codes(folder / sequence.name / f"{name}.png")
+            pixels, palette = _read_pixels(folder / sequence.name / f"{name}.png")
         except SequenceError:
             return None
-        if palette is None or values.shape != first.shape:
+        if palette is None or pixels.shape != first.shape:
             return None
-        found.append(values.astype(np.uint8))
-    return found
+        masks.append(pixels.astype(np.uint8))
+    return masks

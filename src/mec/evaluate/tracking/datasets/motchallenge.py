@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from mec.engine.progress import log
 from mec.errors import InputError
-from mec.evaluate.tracking.datasets.mot_frames import read_frames
-from mec.evaluate.tracking.datasets.text_table import read_table
-from mec.evaluate.tracking.metrics.identity import Compared, numbered
-from mec.evaluate.tracking.metrics.library import rules_of
+from mec.evaluate.tracking.datasets.motchallenge_frames import read_frames
+from mec.evaluate.tracking.datasets.motchallenge_table import read_table
+from mec.evaluate.tracking.metrics.identity import SequenceSimilarities, contiguous_ids
+from mec.evaluate.tracking.metrics.trackeval_library import trackeval_dataset
 from mec.evaluate.tracking.sequences import (
     Boxes,
     DetectionSequence,
@@ -27,7 +27,7 @@ from mec.evaluate.tracking.sequences import (
     SequenceError,
     SequenceLoaders,
     Tracks,
-    matching,
+    select_sequences,
 )
 from mec.files import atomic_write
 
@@ -40,7 +40,7 @@ TRUTH = "gt"
 
 
 @dataclass(frozen=True)
-class BoxTruth:
+class BoxGroundTruth:
     """Who is where in each frame, those included who do not count.
 
     benchmark: trackeval's name of the one whose rules hold.
@@ -58,7 +58,7 @@ class BoxTruth:
 def open_box_detections(
     data: Path, detections: str | None = None, min_score: float = 0.5, names: Sequence[str] | None = None
 ) -> SequenceLoaders[DetectionSequence]:
-    """Sequences with what was detected in them; ``truth`` is a BoxTruth.
+    """Sequences with what was detected in them; ``truth`` is a BoxGroundTruth.
 
     Args:
         data: one sequence, a folder of some, or what has them in train. A sequence has img1/000001.jpg and gt/gt.txt,
@@ -106,7 +106,7 @@ def _is_sequence(folder: Path) -> bool:
 
 
 def _chosen(folders: list[Path], names: Sequence[str] | None) -> dict[str, Path]:
-    known = matching({folder.name: folder for folder in folders}, names)
+    known = select_sequences({folder.name: folder for folder in folders}, names)
     videos = {name.removesuffix(next(filter(name.endswith, DETECTORS), "")) for name in known}
     if not names and len(videos) < len(known):
         log(f'{len(known) - len(videos)} sequences are the videos of others; --sequences "*-FRCNN" takes each once')
@@ -127,7 +127,7 @@ def _load(folder: Path, detections: str | None, min_score: float) -> DetectionSe
     if not truth_file.is_file():
         raise SequenceError(f"no {truth_file}")
     frames, size = read_frames(folder)
-    truth = read_truth(truth_file, len(frames), name)
+    truth = read_ground_truth(truth_file, len(frames), name)
     _not_elsewhere(truth_file, np.concatenate(truth.boxes), size)
     if detections == TRUTH:
         counts = [(a != 0) & (b == PEDESTRIAN) for a, b in zip(truth.flags, truth.classes, strict=True)]
@@ -165,7 +165,7 @@ def _has_area(boxes: Boxes) -> NDArray[np.bool_]:
     return np.asarray((boxes[:, 2:] > 0).all(axis=1))
 
 
-def read_truth(file: Path, frames: int, name: str) -> BoxTruth:
+def read_ground_truth(file: Path, frames: int, name: str) -> BoxGroundTruth:
     """Lines of frame, id, left, top, width, height, flag, class and more; those of later frames are remarked on.
 
     Eight or nine columns with a class are the form of MOT16, MOT17 and MOT20, where the last has one more class of
@@ -191,7 +191,7 @@ def read_truth(file: Path, frames: int, name: str) -> BoxTruth:
             f"{name}: {later:,} of {len(values):,} lines of {file.name} are of frames after {frames}; they are left out"
         )
     rows = table.per_frame(frames)
-    return BoxTruth(
+    return BoxGroundTruth(
         benchmark,
         [values[these, 1].astype(np.int64) for these in rows],
         [values[these, 2:6] for these in rows],
@@ -217,36 +217,36 @@ def read_detections(file: Path, frames: int, min_score: float) -> list[FrameObje
     return [found.take(rows[taken[rows]]) for rows in table.per_frame(frames)]
 
 
-def compare_boxes(sequence: DetectionSequence, tracks: Tracks) -> Compared:
+def box_similarities(sequence: DetectionSequence, tracks: Tracks) -> SequenceSimilarities:
     """After MOTChallenge's own preprocessing, by trackeval: of the truth only pedestrians with a flag count.
 
     With the rules of MOT16, MOT17 and MOT20, a box of a track that fits somebody on a vehicle, a standing person, a
-    distractor or a reflection is neither right nor wrong. ``read_truth`` says which rules hold.
+    distractor or a reflection is neither right nor wrong. ``read_ground_truth`` says which rules hold.
 
     Args:
         sequence: of ``open_box_detections``; only its ``truth`` is used.
         tracks: one for each frame; no id is in a frame twice.
     """
-    truth: BoxTruth = sequence.truth
+    truth: BoxGroundTruth = sequence.ground_truth
     if len(tracks) != len(truth.ids):
         raise ValueError(f"{sequence.name}: expected tracks of {len(truth.ids)} frames, got {len(tracks)}")
-    rules = rules_of("MotChallenge2DBox", BENCHMARK=truth.benchmark)
+    rules = trackeval_dataset("MotChallenge2DBox", BENCHMARK=truth.benchmark)
     pairs = zip(truth.boxes, tracks, strict=True)
     raw = {
         "num_timesteps": len(tracks),
         "seq": sequence.name,
-        "gt_ids": numbered(truth.ids),
+        "gt_ids": contiguous_ids(truth.ids),
         "gt_dets": truth.boxes,
         "gt_classes": truth.classes,
         "gt_extras": [{"zero_marked": flags} for flags in truth.flags],
-        "tracker_ids": numbered([_ids(found) for found in tracks]),
+        "tracker_ids": contiguous_ids([_ids(found) for found in tracks]),
         "tracker_dets": [found.boxes for found in tracks],
         "tracker_classes": [np.full(len(found), PEDESTRIAN) for found in tracks],
         "tracker_confidences": [found.scores for found in tracks],
         "similarity_scores": [rules._calculate_similarities(boxes, found.boxes) for boxes, found in pairs],
     }
     data = rules.get_preprocessed_seq_data(raw, "pedestrian")
-    return Compared(data["gt_ids"], data["tracker_ids"], data["similarity_scores"])
+    return SequenceSimilarities(data["gt_ids"], data["tracker_ids"], data["similarity_scores"])
 
 
 def _ids(found: FrameObjects) -> NDArray[np.int64]:

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from mec.data.decode import EXTENSIONS
 from mec.engine.progress import log
 from mec.errors import InputError
-from mec.evaluate.tracking.datasets.mot_frames import read_frames
+from mec.evaluate.tracking.datasets.motchallenge_frames import read_frames
 from mec.evaluate.tracking.datasets.mots_format import (
     CLASSES,
     IGNORED,
     MaskRow,
-    found_masks,
+    mask_objects,
     read_instances,
-    read_mask_lines,
+    read_mask_rows,
 )
 from mec.evaluate.tracking.sequences import (
     RLE,
@@ -30,8 +30,8 @@ from mec.evaluate.tracking.sequences import (
     ImageFrames,
     SequenceError,
     SequenceLoaders,
-    matching,
     read_frame,
+    select_sequences,
 )
 
 KITTIS_RATE = 10.0
@@ -40,7 +40,7 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class MaskTruth:
+class MaskGroundTruth:
     """Of each frame: who is where, and the region in which nothing counts, of no size where there is none."""
 
     ids: tuple[NDArray[np.int64], ...]
@@ -68,7 +68,7 @@ class _Place:
 def open_mask_detections(
     data: Path, detections: str | None = None, names: Sequence[str] | None = None
 ) -> SequenceLoaders[DetectionSequence]:
-    """Sequences with the masks found in them; ``truth`` is a MaskTruth. Boxes are those around the masks.
+    """Sequences with the masks found in them; ``truth`` is a MaskGroundTruth. Boxes are those around the masks.
 
     Args:
         data: of MOTSChallenge one sequence, a folder of some, or what has them in train: SEQUENCE/img1/000001.jpg, with
@@ -100,7 +100,7 @@ def open_mask_detections(
     if detections is not None and not any(Path(detections, f"{place.name}.txt").is_file() for place in places):
         some = f"such as {places[0].name}.txt"
         raise InputError(f"detections: expected a file of each sequence in {detections}, {some}, got none")
-    return matching(loads, names)
+    return select_sequences(loads, names)
 
 
 def _kittis(data: Path) -> list[_Place]:
@@ -133,16 +133,16 @@ def _load(name: str, place: _Place, category: int, detections: str | None) -> De
     for some in rows:
         _check_truth(some)
     of_class = [[row for row in some if row.category == category] for some in rows]
-    truth = MaskTruth(
+    truth = MaskGroundTruth(
         tuple(np.array([row.id for row in some], np.int64) for some in of_class),
         tuple([row.mask for row in some] for some in of_class),
         tuple(coco_mask.merge([row.mask for row in some if row.category == IGNORED]) for some in rows),
     )
     if detections is not None:
         file = Path(detections, f"{place.name}.txt")
-        rows = _per_frame(place, read_mask_lines(file), len(frames), size)
+        rows = _per_frame(place, read_mask_rows(file), len(frames), size)
         of_class = [[row for row in some if row.category == category and row.pixels] for some in rows]
-    given = [found_masks([row.mask for row in some], np.array([row.score for row in some])) for some in of_class]
+    given = [mask_objects([row.mask for row in some], np.array([row.score for row in some])) for some in of_class]
     return DetectionSequence(name, frames, tuple(given), truth)
 
 
@@ -160,7 +160,7 @@ def _kittis_frames(folder: Path) -> tuple[ImageFrames, Size]:
 def _truth_rows(place: _Place, frames: int) -> list[MaskRow]:
     text, folder = place.text(), place.folder()
     if text is not None:
-        return read_mask_lines(text)
+        return read_mask_rows(text)
     if folder is None:
         raise SequenceError(f"no {place.texts[0]}")
     numbers = range(place.first, place.first + frames)

@@ -39,7 +39,7 @@ class MaskRow:
     score: float = 1.0
 
 
-def read_mask_lines(file: Path) -> list[MaskRow]:
+def read_mask_rows(file: Path) -> list[MaskRow]:
     """Lines of frame, id, class, height, width, run lengths and, if there is a seventh column, score.
 
     Raises:
@@ -111,7 +111,7 @@ def read_instances(file: Path, frame: int) -> list[MaskRow]:
     return rows
 
 
-def found_masks(
+def mask_objects(
     masks: Sequence[RLE], scores: NDArray[np.float64], ids: NDArray[np.int64] | None = None
 ) -> FrameObjects:
     """With the boxes around them."""
@@ -119,7 +119,7 @@ def found_masks(
     return FrameObjects(boxes, scores, ids, masks=list(masks))
 
 
-def disjoint(found: FrameObjects) -> FrameObjects:
+def remove_overlaps(found: FrameObjects) -> FrameObjects:
     """The same where no pixel is two objects', as MOTS asks: the better score has it, or else the smaller mask.
 
     Objects of which nothing is left are left out.
@@ -135,7 +135,7 @@ def disjoint(found: FrameObjects) -> FrameObjects:
         taken |= pixels[..., i]
     left = np.flatnonzero(pixels.any(axis=(0, 1)))
     ids = None if found.ids is None else found.ids[left]
-    return found_masks(coco_mask.encode(np.asfortranarray(pixels[..., left], np.uint8)), found.scores[left], ids)
+    return mask_objects(coco_mask.encode(np.asfortranarray(pixels[..., left], np.uint8)), found.scores[left], ids)
 
 
 def _kitti(name: str) -> tuple[int, int]:
@@ -145,15 +145,15 @@ def _kitti(name: str) -> tuple[int, int]:
     return CLASSES["pedestrian"], 1
 
 
-def write_masks_text(folder: Path, name: str, tracks: Tracks) -> None:
-    """``name``.txt with lines of frame, id, class, height, width and run lengths, ``disjoint``, as MOTS asks for.
+def write_mots_tracks(folder: Path, name: str, tracks: Tracks) -> None:
+    """``name``.txt with lines of frame, id, class, height, width and run lengths, ``remove_overlaps``, as MOTS asks for.
 
     Of KITTI's "0002 car" frames count from 0, and ids are followed by the class: "0002 car.txt" and "0002
     pedestrian.txt" make the 0002.txt of its evaluation when they are joined.
     """
     category, first = _kitti(name)
     with atomic_write(folder / f"{name}.txt") as path, path.open("w", encoding="ascii", newline="\n") as file:
-        for frame, found in enumerate(map(disjoint, tracks), first):
+        for frame, found in enumerate(map(remove_overlaps, tracks), first):
             if found.ids is None or found.masks is None:
                 raise ValueError("expected tracks with ids and masks")
             for number, mask in zip(found.ids.tolist(), found.masks, strict=True):
@@ -162,19 +162,19 @@ def write_masks_text(folder: Path, name: str, tracks: Tracks) -> None:
                 file.write(f"{frame} {written} {category} {height} {width} {mask['counts'].decode()}\n")
 
 
-def read_masks_text(folder: Path, name: str, frames: int) -> list[FrameObjects]:
-    """What ``write_masks_text`` wrote, with one entry for each of ``frames``; scores are 1.
+def read_mots_tracks(folder: Path, name: str, frames: int) -> list[FrameObjects]:
+    """What ``write_mots_tracks`` wrote, with one entry for each of ``frames``; scores are 1.
 
     Raises:
         SequenceError: damage, other frames, or an id twice in a frame.
     """
     category, first = _kitti(name)
     each: list[dict[int, RLE]] = [{} for _ in range(frames)]
-    for row in read_mask_lines(folder / f"{name}.txt"):
+    for row in read_mask_rows(folder / f"{name}.txt"):
         number = row.id if first else row.id // 10
         if not 0 <= row.frame - first < frames:
             raise SequenceError(f"{row.place}: expected a frame of {first} to {frames - 1 + first}")
         if row.category != category or number in each[row.frame - first]:
             raise SequenceError(f"{row.place}: expected class {category}, and every id once in a frame")
         each[row.frame - first][number] = row.mask
-    return [found_masks(list(one.values()), np.ones(len(one)), np.array(list(one), np.int64)) for one in each]
+    return [mask_objects(list(one.values()), np.ones(len(one)), np.array(list(one), np.int64)) for one in each]

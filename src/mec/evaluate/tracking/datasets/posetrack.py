@@ -18,7 +18,7 @@ from mec.evaluate.tracking.sequences import (
     SequenceError,
     SequenceLoaders,
     Tracks,
-    matching,
+    select_sequences,
 )
 from mec.evaluate.tracking.skeletons import JOINTS
 
@@ -28,17 +28,17 @@ FOLDERS = ("annotations/val", "posetrack_data/annotations/val", "annotations", "
 
 
 @dataclass(frozen=True)
-class PoseTruth:
+class PoseGroundTruth:
     """images: all frames that the annotation lists. names: those of them that are the sequence's, in turn."""
 
     images: tuple[PoseFrame, ...]
     names: tuple[str, ...]
 
 
-def open_poses(
+def open_pose_detections(
     data: Path, detections: str | None = None, names: Sequence[str] | None = None
 ) -> SequenceLoaders[DetectionSequence]:
-    """Sequences with the poses found in them; ``truth`` is a PoseTruth.
+    """Sequences with the poses found in them; ``truth`` is a PoseGroundTruth.
 
     Args:
         data: a folder with annotations/val/SEQUENCE.json in PoseTrack18's form, a folder of such files, or one. The
@@ -51,7 +51,7 @@ def open_poses(
     Raises:
         InputError: nothing there that could be used; what is wrong with one sequence is raised when it is loaded.
     """
-    files = matching(_annotations(data), names)
+    files = select_sequences(_annotations(data), names)
     if detections is None:
         return {name: partial(_load, file, None) for name, file in files.items()}
     found = {name: Path(detections, file.name).expanduser() for name, file in files.items()}
@@ -87,7 +87,7 @@ def _load(file: Path, detections: Path | None) -> DetectionSequence:
         frames = _detected(detections, images)
     names = tuple(one.name for one in frames)
     given = tuple(replace(one.found, ids=None) for one in frames)
-    return DetectionSequence(file.stem, _images(file, names), given, PoseTruth(tuple(images), names))
+    return DetectionSequence(file.stem, _images(file, names), given, PoseGroundTruth(tuple(images), names))
 
 
 def _check(file: Path, one: PoseFrame) -> None:
@@ -125,9 +125,9 @@ def _images(file: Path, names: Sequence[str]) -> ImageFrames:
 def write_poses(folder: Path, sequence: DetectionSequence, tracks: Tracks) -> None:
     """SEQUENCE.json in PoseTrack18's form, with all frames that the annotation lists, as PoseTrack's evaluation asks.
 
-    ``tracks`` has one entry for each frame of a sequence of ``open_poses``; a person's score is that of all joints.
+    ``tracks`` has one entry for each frame of a sequence of ``open_pose_detections``; a person's score is that of all joints.
     """
-    truth: PoseTruth = sequence.truth
+    truth: PoseGroundTruth = sequence.ground_truth
     of = dict(zip(truth.names, tracks, strict=True))
     nobody = FrameObjects(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), poses=np.zeros((0, len(JOINTS), 3)))
     write_pose_frames(
@@ -143,7 +143,7 @@ def read_poses(folder: Path, sequence: DetectionSequence) -> list[FrameObjects]:
     """
     file = folder / f"{sequence.name}.json"
     known = {one.name: one.found for one in read_pose_frames(file)}
-    truth: PoseTruth = sequence.truth
+    truth: PoseGroundTruth = sequence.ground_truth
     for name in truth.names:
         if name not in known or known[name].ids is None:
             raise SequenceError(f"{file}: expected {name}, and a track_id of each person in it")

@@ -1,7 +1,8 @@
-"""Single targets in boxes, in the folders of OTB (Wu 2015), GOT-10k (Huang 2019) and LaSOT (Fan 2019).
+"""Reader of single-object tracking datasets: OTB (Wu 2015), GOT-10k (Huang 2019) and LaSOT (Fan 2019).
 
-All three count pixels from 1: OTB by its Matlab code, GOT-10k (got-10k/toolkit, issue 6) and LaSOT
-(HengLan/LaSOT_Evaluation_Toolkit, issue 14) by what their authors say.
+All three count pixels from 1: OTB in its Matlab code, GOT-10k (got-10k/toolkit, issue 6) and LaSOT
+(HengLan/LaSOT_Evaluation_Toolkit, issue 14) according to their authors. ``single_object_boxes`` reads and writes the
+box files.
 """
 
 from __future__ import annotations
@@ -22,181 +23,200 @@ from numpy.typing import NDArray
 from mec.data.decode import EXTENSIONS
 from mec.engine.progress import log
 from mec.errors import InputError
-from mec.evaluate.tracking.datasets.box_text import FIRST, read_rows, read_text, said, without_area
+from mec.evaluate.tracking.datasets.single_object_boxes import (
+    ORIGIN,
+    format_box,
+    invalid_boxes,
+    read_rows,
+    read_text,
+)
 from mec.evaluate.tracking.sequences import Boxes, BoxSequence, ImageFrames, SequenceError, SequenceLoaders, image_size
 
-FORMS = (
+FORMATS = (
     "folders with images in img and groundtruth_rect.txt (OTB) or groundtruth.txt (LaSOT), or with images and "
-    "groundtruth.txt (GOT-10k), or one of them"
+    "groundtruth.txt (GOT-10k), or one such folder"
 )
-TRUTH = re.compile(r"groundtruth(?:_rect(?:\.(\d+))?)?\.txt")
-LISTS = ("attr_list.txt", "attrlist.txt", "tb_100.txt", "tb_50.txt", "cvpr13.txt")
-"""Of OTB, beside the sequences or in ``anno``: a name and its attributes a line."""
-FRAMES = {
+GROUND_TRUTH_FILE = re.compile(r"groundtruth(?:_rect(?:\.(\d+))?)?\.txt")
+ATTRIBUTE_LISTS = ("attr_list.txt", "attrlist.txt", "tb_100.txt", "tb_50.txt", "cvpr13.txt")
+"""OTB's lists, next to the sequences or in ``anno``: a name and its attributes per line."""
+ANNOTATED_FRAMES = {
     "David": (300, 770), "Diving": (1, 215), "Football1": (1, 74), "Freeman3": (1, 460), "Freeman4": (1, 283),
     "Tiger1": (6, 354),
 }  # fmt: skip
-"""Of OTB's sequences with more images than boxes, the first and the last that have one."""
-LEFT_OUT = {"Tiger1": (354, 5)}
-"""Rows of a truth that has more than OTB's evaluation uses (its initOmit), and how many it leaves out at the start."""
-WITHOUT_AREA = {
+"""OTB's sequences with more images than boxes: numbers of the first and the last frame with a box."""
+OMITTED_ROWS = {"Tiger1": (354, 5)}
+"""Sequences whose evaluation in OTB omits the first boxes (initOmit): number of boxes, and how many are omitted."""
+PUBLISHED_INVALID_LINES = {
     "Board": 698, "Twinnings": 472, "lion-5": 553, "lizard-16": 322, "microphone-6": 1108, "person-7": 2111,
     "pool-4": 146, "tank-17": 627, "tiger-6": 118,
 }  # fmt: skip
-"""Lines of OTB's and LaSOT's published truth that are no box; those frames do not count."""
-NEVER_FILLED = "Human4-1"
-"""The target of OTB whose published truth is an empty file: Human4-2 is the one to follow."""
-UNSEEN = ("absence.label", "full_occlusion.txt", "out_of_view.txt")
-"""GOT-10k's and LaSOT's files that say with 1 where the target is not to be seen."""
-GOT_RATE = 10.0
-"""GOT-10k's frames a second."""
+"""Lines of the published ground truth of OTB and LaSOT without a valid box. These frames are not evaluated."""
+EMPTY_TARGET = "Human4-1"
+"""OTB's target whose published ground truth is an empty file. OTB evaluates Human4-2 instead."""
+INVISIBLE_FILES = ("absence.label", "full_occlusion.txt", "out_of_view.txt")
+"""Files of GOT-10k and LaSOT with a 1 for every frame in which the target is not visible."""
+GOT10K_FRAME_RATE = 10.0
 
 
 @dataclass(frozen=True)
 class Target:
-    """One to follow: the folder of its sequence, the file of its boxes, the folder of the images."""
+    """A target to track.
+
+    folder: of the sequence.
+    boxes_file: the ground truth.
+    images: folder of the frames.
+    """
 
     name: str
     folder: Path
-    truth: Path
+    boxes_file: Path
     images: Path
 
 
 def open_box_sequences(
     data: str | os.PathLike[str], names: Sequence[str] | None = None
 ) -> SequenceLoaders[BoxSequence]:
-    """Sequences by name; two targets in one video are two of them, as Jogging-1 and Jogging-2.
+    """Return loaders of the sequences by name. Two targets in one video, such as Jogging-1 and -2, are two sequences.
 
-    Frames where GOT-10k's or LaSOT's own labels say that the target is not to be seen have NaN in ``truth``. Of OTB's
-    sequences those frames are taken that its evaluation has, as David's 300 to 770 and Tiger1's 6 to 354.
+    ``ground_truth`` is NaN in frames where the labels of GOT-10k or LaSOT mark the target as not visible. Of OTB's
+    sequences only the frames of its evaluation are loaded, such as 300 to 770 of David and 6 to 354 of Tiger1.
 
     Args:
-        data: folders as OTB, GOT-10k (one of its parts) or LaSOT has them, at most two deep; or one sequence's.
-        names: only these, in this order.
+        data: folder in the layout of OTB, of one split of GOT-10k, or of LaSOT, at most two levels deep; or the folder
+            of one sequence.
+        names: sequences to load, in this order; None loads all.
 
     Raises:
-        InputError: no such folder, no sequences, two of one name, several parts, or an unknown name.
+        InputError: the folder does not exist or has no sequences, two sequences have the same name, there is more than
+            one split, or a name is unknown.
     """
     path = Path(data).expanduser()
     if not path.is_dir():
-        raise InputError(f"data: {path} is {'no folder' if path.exists() else 'not there'}; expected {FORMS}")
-    found: dict[str, Target] = {}
-    folders = _sequences(path)
-    for target in (one for folder in folders for one in _targets(folder)):
-        if (other := found.setdefault(target.name, target)) is not target:
+        raise InputError(f"data: {path} {'is not a folder' if path.exists() else 'does not exist'}; expected {FORMATS}")
+    targets: dict[str, Target] = {}
+    folders = _sequence_folders(path)
+    for target in (target for folder in folders for target in _targets(folder)):
+        if (other := targets.setdefault(target.name, target)) is not target:
             raise InputError(f"data: {path} has {target.name} twice, in {other.folder} and {target.folder}")
-    if not found:
-        raise InputError(f"data: no sequence in {path}; expected {FORMS}")
+    if not targets:
+        raise InputError(f"data: no sequence in {path}; expected {FORMATS}")
     if names is not None and not names:
-        raise InputError("sequences: expected at least one")
+        raise InputError("sequences: expected at least one name")
     for name in names or ():
-        if name not in found:
-            near = difflib.get_close_matches(name, found, n=3, cutoff=0.5) or list(found)[:3]
-            raise InputError(f"sequences: no sequence of {path} is called {name!r}; did you mean {', '.join(near)}?")
-    listed = _listed(path.absolute().parent if folders == [path] else path)
-    return {name: partial(_load, found[name], listed) for name in (found if names is None else names)}
+        if name not in targets:
+            near = difflib.get_close_matches(name, targets, n=3, cutoff=0.5) or list(targets)[:3]
+            raise InputError(f"sequences: {path} has no sequence {name!r}; did you mean {', '.join(near)}?")
+    attributes = _read_attribute_lists(path.absolute().parent if folders == [path] else path)
+    return {name: partial(_load, targets[name], attributes) for name in (targets if names is None else names)}
 
 
-def _sequences(path: Path) -> list[Path]:
+def _sequence_folders(path: Path) -> list[Path]:
     if _is_sequence(path):
         return [path]
-    inner = _folders(path)
-    parts = [folder for folder in inner if (folder / "list.txt").is_file()]
-    if len(parts) > 1:
-        raise InputError(f"data: {path} has the parts {', '.join(part.name for part in parts)}; expected one of them")
-    found = [f for one in inner for f in ([one] if _is_sequence(one) else filter(_is_sequence, _folders(one)))]
-    for part in [*parts, path]:
-        _remark_absent(part)
-    return found
+    subfolders = _subfolders(path)
+    splits = [folder for folder in subfolders if (folder / "list.txt").is_file()]
+    if len(splits) > 1:
+        names = ", ".join(split.name for split in splits)
+        raise InputError(f"data: {path} has the splits {names}; expected one of them")
+    folders = [
+        folder
+        for subfolder in subfolders
+        for folder in ([subfolder] if _is_sequence(subfolder) else filter(_is_sequence, _subfolders(subfolder)))
+    ]
+    for split in [*splits, path]:
+        _log_missing(split)
+    return folders
 
 
-def _folders(path: Path) -> list[Path]:
-    # "__MACOSX" has the names of all sequences and none of their images
-    return [path / n for n in _names(path) if (path / n).is_dir() and not n.startswith((".", "__"))]
+def _subfolders(path: Path) -> list[Path]:
+    # archives packed on macOS have "__MACOSX", which repeats the names of all sequences without their images
+    return [path / n for n in _list_names(path) if (path / n).is_dir() and not n.startswith((".", "__"))]
 
 
-def _names(folder: Path) -> list[str]:
+def _list_names(folder: Path) -> list[str]:
     try:
         return sorted(os.listdir(folder))
     except PermissionError:
-        log(f"{folder} may not be read and is passed over")
+        log(f"{folder} is skipped, permission denied")
         return []
 
 
 def _is_sequence(folder: Path) -> bool:
-    # one with images that lost its truth shall be told, not passed over
-    return (folder / "img").is_dir() or any(TRUTH.fullmatch(name) for name in _names(folder))
+    # a folder with images but without ground truth counts, so that loading it reports the missing file
+    return (folder / "img").is_dir() or any(GROUND_TRUTH_FILE.fullmatch(name) for name in _list_names(folder))
 
 
-def _remark_absent(part: Path) -> None:
-    """Say which sequences GOT-10k's list of this part names in vain."""
-    file = part / "list.txt"
-    listed = file.read_text(errors="replace").splitlines() if file.is_file() else []
-    absent = [name for name in filter(None, map(str.strip, listed)) if not (part / name).is_dir()]
-    if absent and len(absent) < len(listed):
-        log(f"{len(absent):,} of {len(listed):,} sequences in {file} are not there, the first is {absent[0]}")
+def _log_missing(split: Path) -> None:
+    """Log the sequences that GOT-10k's list of a split names but that have no folder."""
+    file = split / "list.txt"
+    names = file.read_text(errors="replace").splitlines() if file.is_file() else []
+    missing = [name for name in filter(None, map(str.strip, names)) if not (split / name).is_dir()]
+    if missing and len(missing) < len(names):
+        log(f"{len(missing):,} of {len(names):,} sequences in {file} are missing, the first is {missing[0]}")
 
 
 def _targets(folder: Path) -> list[Target]:
-    base = Path(os.path.abspath(folder)).name  # of "." too, and a link's own
-    plain: Path | None = None
+    base = Path(os.path.abspath(folder)).name  # works for "." and keeps the name of a symbolic link
+    single: Path | None = None
     numbered: dict[str, Path] = {}
-    for name in _names(folder):
-        if match := TRUTH.fullmatch(name):
+    for name in _list_names(folder):
+        if match := GROUND_TRUTH_FILE.fullmatch(name):
             if match[1]:
                 numbered[f"{base}-{match[1]}"] = folder / name
             else:
-                plain = folder / name
-    if numbered and plain:  # where both are, OTB's distributions have the first target's boxes a second time
-        numbered.setdefault(f"{base}-1", plain)
-    if NEVER_FILLED in numbered and not numbered[NEVER_FILLED].read_bytes().strip():
-        del numbered[NEVER_FILLED]
-    truths = numbered or {base: plain or folder / "groundtruth_rect.txt"}
+                single = folder / name
+    if numbered and single:  # where OTB's archives have both, the file without number repeats the first target
+        numbered.setdefault(f"{base}-1", single)
+    if EMPTY_TARGET in numbered and not numbered[EMPTY_TARGET].read_bytes().strip():
+        del numbered[EMPTY_TARGET]
+    files = numbered or {base: single or folder / "groundtruth_rect.txt"}
     images = folder / "img" if (folder / "img").is_dir() else folder
-    return [Target(name, folder, file, images) for name, file in sorted(truths.items())]
+    return [Target(name, folder, file, images) for name, file in sorted(files.items())]
 
 
-def _load(target: Target, listed: dict[str, tuple[str, ...]]) -> BoxSequence:
-    rows = read_rows(target.truth)
-    files = _images(target, len(rows))
-    unseen = _unseen(target, len(rows))
-    wrong = ~unseen & without_area(rows)
-    if (line := WITHOUT_AREA.get(target.name, 0)) and line <= len(rows) and wrong[line - 1]:
-        wrong[line - 1], unseen[line - 1] = False, True
-    if wrong.any():
-        _fail(target, rows, int(wrong.argmax()), "a finite box with an area")
-    boxes = rows - FIRST
+def _load(target: Target, attributes: dict[str, tuple[str, ...]]) -> BoxSequence:
+    rows = read_rows(target.boxes_file)
+    files = _frame_files(target, len(rows))
+    invisible = _invisible_frames(target, len(rows))
+    invalid = ~invisible & invalid_boxes(rows)
+    if (line := PUBLISHED_INVALID_LINES.get(target.name, 0)) and line <= len(rows) and invalid[line - 1]:
+        invalid[line - 1], invisible[line - 1] = False, True
+    if invalid.any():
+        _raise(target, rows, int(invalid.argmax()), "a finite box with an area")
+    boxes = rows - ORIGIN
     size = image_size(files[0])
-    for i in np.flatnonzero(~unseen & _outside(boxes, size)).tolist():
-        own = image_size(files[i])  # which changes in some of GOT-10k's videos
-        if _outside(boxes[i : i + 1], own).any():
-            _fail(target, rows, i, f"a box within the image of {own[1]} x {own[0]} pixels")
-    count, ignored_files = LEFT_OUT.get(target.name, (0, 0))
-    kept = slice(ignored_files if len(rows) == count else 0, None)
-    boxes[unseen] = np.nan
-    if unseen[kept][0]:
-        raise SequenceError(f"{target.truth}: the target is not to be seen in the first frame, {files[kept][0]}")
-    rate = GOT_RATE if target.images == target.folder else ImageFrames.rate
-    return BoxSequence(target.name, ImageFrames(files[kept], rate), boxes[kept], _attributes(target, listed))
+    for i in np.flatnonzero(~invisible & _outside(boxes, size)).tolist():
+        frame_size = image_size(files[i])  # the size changes within some videos of GOT-10k
+        if _outside(boxes[i : i + 1], frame_size).any():
+            _raise(target, rows, i, f"a box within the image of {frame_size[1]} x {frame_size[0]} pixels")
+    count, omitted = OMITTED_ROWS.get(target.name, (0, 0))
+    evaluated = slice(omitted if len(rows) == count else 0, None)
+    boxes[invisible] = np.nan
+    if invisible[evaluated][0]:
+        first = files[evaluated][0]
+        raise SequenceError(f"{target.boxes_file}: the target is not visible in the first frame, {first}")
+    frame_rate = GOT10K_FRAME_RATE if target.images == target.folder else ImageFrames.frame_rate
+    frames = ImageFrames(files[evaluated], frame_rate)
+    return BoxSequence(target.name, frames, boxes[evaluated], _attributes(target, attributes))
 
 
-def _fail(target: Target, rows: Boxes, row: int, expected: str) -> NoReturn:
-    raise SequenceError(f"{target.truth}, line {row + 1}: expected {expected}, got {said(rows[row])}")
+def _raise(target: Target, rows: Boxes, row: int, expected: str) -> NoReturn:
+    raise SequenceError(f"{target.boxes_file}, line {row + 1}: expected {expected}, got {format_box(rows[row])}")
 
 
-def _images(target: Target, count: int) -> tuple[Path, ...]:
-    """One for each row of the truth."""
-    files = _numbered(target.images)
+def _frame_files(target: Target, count: int) -> tuple[Path, ...]:
+    """Return one image file for each of the ``count`` boxes."""
+    files = _numbered_files(target.images)
     if not files:
         raise SequenceError(f"{target.images} has no numbered images")
-    if count == 1 < len(files) and target.truth.name == "groundtruth.txt":
+    if count == 1 < len(files) and target.boxes_file.name == "groundtruth.txt":
         raise SequenceError(
-            f"{target.truth} has a box for the first frame alone, as GOT-10k's test part: only its server scores that"
+            f"{target.boxes_file} has a box for the first frame only; only GOT-10k's server evaluates the test split"
         )
     first, last = min(files), max(files)
-    known = FRAMES.get(target.name) or _configured(target.folder)
-    if known and len(files) != count:
-        first, last = known
+    annotated = ANNOTATED_FRAMES.get(target.name) or _configured_frames(target.folder)
+    if annotated and len(files) != count:
+        first, last = annotated
     frames = last - first + 1
     absent = frames - sum(first <= number <= last for number in files)
     if absent > 0:
@@ -206,19 +226,19 @@ def _images(target: Target, count: int) -> tuple[Path, ...]:
         )
     if frames != count:
         raise SequenceError(
-            f"{target.truth} has {count:,} boxes for {frames:,} frames, {first} to {last} in {target.images}"
+            f"{target.boxes_file} has {count:,} boxes for {frames:,} frames, {first} to {last} in {target.images}"
         )
     return tuple(files[number] for number in range(first, last + 1))
 
 
-def _numbered(folder: Path) -> dict[int, Path]:
+def _numbered_files(folder: Path) -> dict[int, Path]:
     try:
         names = [n for n in os.listdir(folder) if not n.startswith(".") and Path(n).suffix.lower() in EXTENSIONS]
     except OSError as error:
         raise SequenceError(f"{folder}: {error.strerror or error}") from error
-    pure = [name for name in names if re.fullmatch(r"[0-9]+", Path(name).stem)]
+    digits_only = [name for name in names if re.fullmatch(r"[0-9]+", Path(name).stem)]
     files: dict[int, Path] = {}
-    for name in sorted(pure or names):
+    for name in sorted(digits_only or names):
         if match := re.search(r"[0-9]+$", Path(name).stem):
             other = files.setdefault(int(match[0]), folder / name)
             if other.name != name:
@@ -226,51 +246,51 @@ def _numbered(folder: Path) -> dict[int, Path]:
     return files
 
 
-def _unseen(target: Target, count: int) -> NDArray[np.bool_]:
-    """(count,) flags of frames without the target."""
-    unseen = np.zeros(count, bool)
-    for file in (target.folder / name for name in UNSEEN):
+def _invisible_frames(target: Target, count: int) -> NDArray[np.bool_]:
+    """Return flags (count,) of the frames in which the target is not visible."""
+    invisible = np.zeros(count, bool)
+    for file in (target.folder / name for name in INVISIBLE_FILES):
         if not file.is_file():
             continue
-        words = re.findall(r"[^,\s]+", read_text(file))
-        if len(words) != count or set(words) - {"0", "1"}:
-            raise SequenceError(f"{file}: expected {count:,} times 0 or 1, a box of {target.truth.name} each")
-        unseen |= np.array(words) == "1"
-    return unseen
+        flags = re.findall(r"[^,\s]+", read_text(file))
+        if len(flags) != count or set(flags) - {"0", "1"}:
+            raise SequenceError(f"{file}: expected {count:,} times 0 or 1, for each box of {target.boxes_file.name}")
+        invisible |= np.array(flags) == "1"
+    return invisible
 
 
 def _outside(boxes: Boxes, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Wholly, of images of this height and width."""
+    """Return flags (k,) of boxes that lie entirely outside of an image of this height and width."""
     return np.asarray((boxes[:, :2] >= size[::-1]).any(axis=1) | (boxes[:, :2] + boxes[:, 2:] <= 0).any(axis=1))
 
 
 def _attributes(target: Target, listed: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
     file = target.folder / "attrs.txt"
-    own = file.read_text(errors="replace") if file.is_file() else str(_config(target.folder).get("attributes", ""))
+    text = file.read_text(errors="replace") if file.is_file() else str(_config(target.folder).get("attributes", ""))
     base = Path(os.path.abspath(target.folder)).name
-    return _words(own) or listed.get(target.name) or listed.get(base) or ()
+    return _parse_attributes(text) or listed.get(target.name) or listed.get(base) or ()
 
 
-def _listed(path: Path) -> dict[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
-    for file in (path / inner / name for inner in ("", "anno") for name in LISTS):
+def _read_attribute_lists(path: Path) -> dict[str, tuple[str, ...]]:
+    attributes: dict[str, tuple[str, ...]] = {}
+    for file in (path / subfolder / name for subfolder in ("", "anno") for name in ATTRIBUTE_LISTS):
         for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
             name, _, rest = line.strip().partition("\t")
-            found.setdefault(name, _words(rest))
-    return found
+            attributes.setdefault(name, _parse_attributes(rest))
+    return attributes
 
 
-def _words(text: str) -> tuple[str, ...]:
+def _parse_attributes(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(re.findall(r"\b[A-Z]{2,4}\b", text)))
 
 
-def _configured(folder: Path) -> tuple[int, int] | None:
+def _configured_frames(folder: Path) -> tuple[int, int] | None:
     first, last = (_config(folder).get(key) for key in ("startFrame", "endFrame"))
     return (first, last) if isinstance(first, int) and isinstance(last, int) else None
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """OTB's json of a sequence; nothing where there is none or it is damaged, for all that matters stands elsewhere."""
+    """Return OTB's cfg.json of a sequence; empty if missing or damaged, because other files have all that is needed."""
     try:
         config = json.loads((folder / "cfg.json").read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mec.data.datasets.video import VIDEOS, decoded, upright
+from mec.data.datasets.video import VIDEO_EXTENSIONS, decode_frames, to_upright_rgb
 from mec.data.decode import EXTENSIONS
 from mec.engine.progress import log
 from mec.errors import InputError
@@ -23,7 +23,7 @@ RATE = 30.0
 """Frames a second, where a file does not say."""
 AHEAD = 4
 """Frames that are decoded before they are asked for; of 4K, each is 25 MB."""
-EXPECTED = f"expected a video ({', '.join(sorted(VIDEOS))}) or a folder of images"
+EXPECTED = f"expected a video ({', '.join(sorted(VIDEO_EXTENSIONS))}) or a folder of images"
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class VideoFrames:
             with av.open(str(self.path)) as container:
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
-                for count, image in enumerate(decoded(av, container, stream, damaged.append), 1):
-                    frame = upright(image)
+                for count, image in enumerate(decode_frames(av, container, stream, damaged.append), 1):
+                    frame = to_upright_rgb(image)
                     shape = shape or frame.shape
                     if frame.shape != shape:
                         sizes = [f"{width} x {height}" for height, width, _ in (frame.shape, shape)]
@@ -91,7 +91,7 @@ def open_frames(path: Path) -> Frames:
         near = difflib.get_close_matches(path.name, beside, n=1)
         hint = f"did you mean {path.parent / near[0]}?" if near else EXPECTED
         raise InputError(f"video: {path} does not exist; {hint}")
-    if path.suffix.lower() not in VIDEOS:
+    if path.suffix.lower() not in VIDEO_EXTENSIONS:
         raise InputError(f"video: {EXPECTED}, got {path}")
     return _open_video(path)
 
@@ -126,7 +126,7 @@ def _images_in(folder: Path) -> tuple[Path, ...]:
     images = sorted((n for n in names if os.path.splitext(n)[1].lower() in EXTENSIONS), key=_natural)
     if images:
         return tuple(folder / name for name in images)
-    videos = sorted(n for n in names if os.path.splitext(n)[1].lower() in VIDEOS)
+    videos = sorted(n for n in names if os.path.splitext(n)[1].lower() in VIDEO_EXTENSIONS)
     hint = f"did you mean {folder / videos[0]}?" if videos else f"expected {', '.join(sorted(EXTENSIONS))}"
     raise InputError(f"video: no image in {folder}; {hint}")
 

@@ -63,30 +63,30 @@ def _measured(sequence: MaskSequence, tracks: Sequence[Labels]) -> Floats:
     """(frames, objects, 2), J and F."""
     if len(tracks) != len(sequence.names):
         raise ValueError(f"{sequence.name}: expected labels of {len(sequence.names)} frames, got {len(tracks)}")
-    first = sequence.truth(0)
+    first = sequence.ground_truth(0)
     assert first is not None
     ids = [label for label in np.unique(first).tolist() if label not in (0, VOID)]
     rows = []
     for i in range(1, len(tracks) - 1):
-        truth = sequence.truth(i)
+        truth = sequence.ground_truth(i)
         if truth is None:
             continue
         if tracks[i].shape != truth.shape:
             raise ValueError(f"{sequence.name}: expected labels of {truth.shape}, got {tracks[i].shape} in frame {i}")
         found = np.where(truth == VOID, 0, tracks[i])
         rows.append(
-            [(overlap(truth == label, found == label), contours(truth == label, found == label)) for label in ids]
+            [(region_similarity(truth == label, found == label), contour_accuracy(truth == label, found == label)) for label in ids]
         )
     return np.array(rows, np.float64)
 
 
-def overlap(truth: Mask, found: Mask) -> float:
+def region_similarity(truth: Mask, found: Mask) -> float:
     """J: pixels of both masks (h, w) in those of either; 1 where there are none."""
     joint = int((truth | found).sum())
     return float((truth & found).sum() / joint) if joint else 1.0
 
 
-def contours(truth: Mask, found: Mask) -> float:
+def contour_accuracy(truth: Mask, found: Mask) -> float:
     """F: the harmonic mean of the shares of each contour that are near the other."""
     reach = np.ceil(NEAR * np.hypot(*truth.shape))
     edges = _contour(truth), _contour(found)

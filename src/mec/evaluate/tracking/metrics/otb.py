@@ -23,7 +23,7 @@ PUBLISHED_DISTANCE = 20
 """Of the precision that is reported."""
 
 
-def overlaps(truth: Boxes, boxes: Boxes) -> Floats:
+def paired_iou(truth: Boxes, boxes: Boxes) -> Floats:
     """(frames,) joint area by area of both together; NaN where either is, 0 where neither has an area."""
     low = np.maximum(truth[:, :2], boxes[:, :2])
     high = np.minimum(truth[:, :2] + truth[:, 2:], boxes[:, :2] + boxes[:, 2:])
@@ -40,7 +40,7 @@ def success(truth: Boxes, boxes: Boxes) -> Floats:
         ValueError: not one box for every frame.
     """
     truth, boxes = _counted(truth, boxes)
-    return np.asarray((overlaps(truth, boxes)[:, None] > OVERLAPS).mean(axis=0))
+    return np.asarray((paired_iou(truth, boxes)[:, None] > OVERLAPS).mean(axis=0))
 
 
 def precision(truth: Boxes, boxes: Boxes) -> Floats:
@@ -59,7 +59,7 @@ def _counted(truth: Boxes, boxes: Boxes) -> tuple[Boxes, Boxes]:
     return truth[counted], boxes[counted]
 
 
-def box_figures(truth: Boxes, boxes: Boxes) -> dict[str, float]:
+def box_metrics(truth: Boxes, boxes: Boxes) -> dict[str, float]:
     """AUC: mean success over the thresholds. precision: within 20 pixels. Shares of 1; at best the AUC is 20/21."""
     return {
         "AUC": float(success(truth, boxes).mean()),
@@ -74,7 +74,7 @@ def box_scores(sequences: Sequence[BoxSequence], tracks: Mapping[str, Boxes]) ->
         sequences: at least one.
         tracks: (frames, 4) boxes by the name of the sequence.
     """
-    each = {one.name: box_figures(one.truth, tracks[one.name]) for one in sequences}
+    each = {one.name: box_metrics(one.ground_truth, tracks[one.name]) for one in sequences}
     scores = dict(each)
     for attribute in sorted({attribute for one in sequences for attribute in one.attributes}):
         having = [each[one.name] for one in sequences if attribute in one.attributes]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.evaluate.tracking.datasets.posetrack import PoseTruth
-from mec.evaluate.tracking.metrics.identity import Compared, identity_scores
+from mec.evaluate.tracking.datasets.posetrack import PoseGroundTruth
+from mec.evaluate.tracking.metrics.identity import SequenceSimilarities, identity_scores
 from mec.evaluate.tracking.sequences import DetectionSequence, Scores, Tracks
 from mec.evaluate.tracking.skeletons import JOINTS
 
@@ -32,24 +32,24 @@ Row = tuple[NDArray[np.int64], NDArray[np.int64], Floats]
 
 
 @dataclass(frozen=True)
-class ComparedPoses:
+class PoseSimilarities:
     """persons: whole. joints: in the order of JOINTS, each as if it were an object of its own."""
 
-    persons: Compared
-    joints: tuple[Compared, ...]
+    persons: SequenceSimilarities
+    joints: tuple[SequenceSimilarities, ...]
 
 
-def compare_poses(sequence: DetectionSequence, tracks: Tracks) -> ComparedPoses:
+def pose_similarities(sequence: DetectionSequence, tracks: Tracks) -> PoseSimilarities:
     """In the frames in which somebody is annotated, without joints in ignored regions and persons who have no other.
 
     Two joints of a kind are alike by 1 less their distance in sizes of the true head, so that 0.5 is where PoseTrack
     draws the line; two persons by the share of the true one's joints that are so near, whatever else is found.
 
     Args:
-        sequence: of ``open_poses``; only its ``truth`` is used.
+        sequence: of ``open_pose_detections``; only its ``truth`` is used.
         tracks: one for each of its frames, with poses; no id is in a frame twice.
     """
-    truth: PoseTruth = sequence.truth
+    truth: PoseGroundTruth = sequence.ground_truth
     known = {one.name: one for one in truth.images}
     persons: list[Row] = []
     joints: list[list[Row]] = [[] for _ in JOINTS]
@@ -74,11 +74,11 @@ def compare_poses(sequence: DetectionSequence, tracks: Tracks) -> ComparedPoses:
         for j, rows in enumerate(joints):
             there, here = shown[:, j], seen[:, j]
             rows.append((frame.found.ids[there], found.ids[here], alike[..., j][np.ix_(there, here)]))
-    return ComparedPoses(_compared(persons), tuple(map(_compared, joints)))
+    return PoseSimilarities(_compared(persons), tuple(map(_compared, joints)))
 
 
-def _compared(rows: Sequence[Row]) -> Compared:
-    return Compared([ids for ids, _, _ in rows], [ids for _, ids, _ in rows], [alike for _, _, alike in rows])
+def _compared(rows: Sequence[Row]) -> SequenceSimilarities:
+    return SequenceSimilarities([ids for ids, _, _ in rows], [ids for _, ids, _ in rows], [alike for _, _, alike in rows])
 
 
 def _counted(poses: Floats | None, ignored: Iterable[Floats]) -> Floats:
@@ -100,7 +100,7 @@ def _within(points: Floats, polygon: Floats) -> NDArray[np.bool_]:
     return np.asarray((spans & (x < at)).sum(axis=-1) % 2 == 1)
 
 
-def pose_scores(compared: Mapping[str, ComparedPoses]) -> Scores:
+def pose_scores(compared: Mapping[str, PoseSimilarities]) -> Scores:
     """A row for each of one or more sequences, and "all".
 
     MOTA, MOTP: of each kind of joint, its counts summed over the sequences of the row; the mean of the kinds that the
@@ -122,10 +122,10 @@ def pose_scores(compared: Mapping[str, ComparedPoses]) -> Scores:
     scores: Scores = {}
     for row in persons:
         sequences = list(compared) if row == "all" else [row]
-        own = {j: [s for s in sequences if _counts(compared[s].joints[j].truth_ids)] for j in range(len(JOINTS))}
+        own = {j: [s for s in sequences if _counts(compared[s].joints[j].ground_truth_ids)] for j in range(len(JOINTS))}
         shown = {joint: kinds[j][row] for j, joint in enumerate(JOINTS) if own[j]}
         told = [
-            [kinds[j][s]["IDF1"] for s in sequences if s in own[j] or _counts(compared[s].joints[j].found_ids)]
+            [kinds[j][s]["IDF1"] for s in sequences if s in own[j] or _counts(compared[s].joints[j].track_ids)]
             for j in range(len(JOINTS))
         ]
         scores[row] = {

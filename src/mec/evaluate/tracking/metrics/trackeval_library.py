@@ -11,7 +11,7 @@ from typing import Any
 from mec.errors import InputError
 
 
-def trackeval() -> ModuleType:
+def import_trackeval() -> ModuleType:
     """Luiten's trackeval. Raises InputError where it is not installed."""
     try:
         return importlib.import_module("trackeval")
@@ -19,7 +19,7 @@ def trackeval() -> ModuleType:
         raise InputError(f"trackeval: {' '.join(str(error).split())}; pip install 'mec-ssl[tracking]'") from error
 
 
-def rules_of(data_set: str, **more: Any) -> Any:
+def trackeval_dataset(data_set: str, **more: Any) -> Any:
     """trackeval's data set of that name, for its rules: it asks for files even where it is given none to read."""
     with TemporaryDirectory() as folder:
         Path(folder, "gt.txt").touch()
@@ -27,4 +27,4 @@ def rules_of(data_set: str, **more: Any) -> Any:
             "GT_FOLDER": folder, "GT_LOC_FORMAT": "{gt_folder}/gt.txt", "TRACKERS_FOLDER": folder,
             "TRACKERS_TO_EVAL": [], "SEQ_INFO": {"": 0}, "SKIP_SPLIT_FOL": True, "PRINT_CONFIG": False,
         }  # fmt: skip
-        return getattr(trackeval().datasets, data_set)(config | more)
+        return getattr(import_trackeval().datasets, data_set)(config | more)
