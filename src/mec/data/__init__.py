@@ -1,4 +1,4 @@
-"""Images: opening a source of them, and the two views of each that training looks at."""
+"""Image datasets, and the augmented views of their images for training."""
 
 from mec.data.dataset import ArrayDataset, FileDataset, ImageDataset, read_image
 from mec.data.datasets import open_dataset

@@ -1,4 +1,8 @@
-"""Training from shards: read forward in lanes, shuffled by shard and within a lane, each image once an epoch."""
+"""Training on shards: sequential reading, shuffling of shards and in buffers, each image once per epoch.
+
+A *lane* is one sequential reader with its own shuffle buffer. An epoch draws a new order of the shards, and each lane
+reads one contiguous part of the images in that order. A global batch takes the same number of images from every lane.
+"""
 
 from __future__ import annotations
 
@@ -13,158 +17,164 @@ from torch.utils.data import Dataset
 
 from mec.data.datasets.webdataset import ShardDataset
 from mec.data.pixels import CorruptImageError
-from mec.data.rng import uniforms
+from mec.data.rng import Stream, uniforms
 from mec.data.samplers import StepSampler
-from mec.data.transforms.crop import SUBSTITUTES, Batch, Cropper, Item
+from mec.data.transforms.crop import MAX_SUBSTITUTES, Batch, Cropper, Item
 
-BUFFER_IMAGES = 4096
-BUFFER_BYTES = 512 * 2**20
-"""Of the images among which those of all lanes are shuffled."""
-LEAST_BUFFER = 8
-"""Images of a lane."""
-MEASURED = 16
-"""How many images tell their usual size."""
-ELSEWHERE = 8
-"""How many shards, and images of each, are tried where a lane has lost all of its own of late."""
-SHARDS, BUFFER, REPLACING, START = 5, 6, 10, 11
-"""Streams of random numbers."""
+MAX_BUFFER_IMAGES = 4096
+MAX_BUFFER_BYTES = 512 * 2**20
+"""Limits of the shuffle buffers of all lanes together."""
+MIN_LANE_BUFFER = 8
+"""Minimum size of the shuffle buffer of a lane, in images."""
+MEASURED_IMAGES = 16
+"""Images from which the average size of an encoded image is estimated."""
+FALLBACK_SHARDS, FALLBACK_IMAGES = 8, 8
+"""Shards, and images of each, that supply substitutes where a lane has no readable image in its buffer."""
 
 
-def lanes_of(shards: int, joined: int, processes: int) -> int:
-    """How many lanes read the shards at once: a divisor of the joined batch, up to 64, and a multiple of ``processes``.
+def choose_num_lanes(num_shards: int, global_batch: int, world_size: int) -> int:
+    """Return the number of lanes: a divisor of the global batch and a multiple of the world size.
 
-    A property of the data and of the joined batch alone for 1, 2, 4 and 8 processes, and for any number up to 8 that
-    divides it; otherwise of the number of processes too. Above 8 there are up to 8 lanes for each, so that its
-    workers have something to do.
+    There are up to 64 lanes, or up to 8 per process for more than 8 processes, so that each has work for its loader
+    workers. The number is the same for 1, 2, 4 and 8 processes, and for any world size up to 8 that divides it.
     """
-    # a lane begins within a shard and passes over what comes before: few shards bear few lanes
-    least, most = math.gcd(joined, 8), min(4 * shards, max(64, 8 * processes))
-    found = [n for n in range(least, max(least, most) + 1, least) if joined % n == 0]
-    return math.lcm(found[-1], processes)
+    # lanes start in the middle of a shard and skip what comes before, so few shards support few lanes
+    minimum, maximum = math.gcd(global_batch, 8), min(4 * num_shards, max(64, 8 * world_size))
+    divisors = [n for n in range(minimum, max(minimum, maximum) + 1, minimum) if global_batch % n == 0]
+    return math.lcm(divisors[-1], world_size)
 
 
 class ShuffledShards(Dataset[Batch]):
-    """The images of all shards in one ring, the shards in a new order each epoch. Each lane reads a stretch of that
-    ring and shuffles it within a buffer; a joined batch is the next few images of every lane, in order of lanes.
+    """Batches of shuffled images from shards, in slices: the item (epoch, step, slice) is a part of one batch.
 
-    So each image comes once an epoch, whatever the sizes of the shards, and a joined batch is the same for any
-    number of workers, and of processes that divides the number of lanes. The first stretch begins anywhere: what is
-    left out at the end of an epoch may be any images.
+    The images of all shards form a ring, with the shards in the order of the epoch, and the lanes read consecutive
+    parts of it. So each image comes at most once per epoch, whatever the sizes of the shards. The first part starts
+    at a random image, so the images that do not fill a global batch change from epoch to epoch.
+
+    Global batches are in the order of the lanes. They do not depend on the number of workers, nor on the number of
+    processes as long as that divides the number of lanes.
 
     Args:
-        slices: how many parts, of whole lanes, the batch of this process is loaded in; one is had by
-            (epoch, step, part).
+        dataset: the shards.
+        cropper: crops the images of a slice.
+        sampler: seed, batch size and position of this process.
+        num_slices: slices of the batch of this process; each has whole lanes, so there may be fewer.
     """
 
-    def __init__(self, dataset: ShardDataset, cropper: Cropper, order: StepSampler, slices: int = 1) -> None:
-        self.dataset, self.cropper, self.order = dataset, cropper, order
-        joined = order.batch * order.processes
-        self.lanes = lanes_of(len(dataset.urls), joined, order.processes)
-        self.share = joined // self.lanes
-        each = self.lanes // order.processes
-        self.slices = min(slices, each)
-        self.bounds = [order.rank * each + part * each // self.slices for part in range(self.slices + 1)]
-        self.expected: dict[int, tuple[int, int]] = {}
-        self.readers: dict[int, list[Iterator[tuple[list[Item], list[Item]]]]] = {}
-        self.buffer = 0
-        self.elsewhere: tuple[int, list[Item]] = -1, []
+    def __init__(self, dataset: ShardDataset, cropper: Cropper, sampler: StepSampler, num_slices: int = 1) -> None:
+        self.dataset, self.cropper, self.sampler = dataset, cropper, sampler
+        self.num_lanes = choose_num_lanes(len(dataset.urls), sampler.global_batch, sampler.world_size)
+        self.images_per_lane = sampler.global_batch // self.num_lanes
+        lanes = self.num_lanes // sampler.world_size
+        self.num_slices = min(num_slices, lanes)
+        self.slice_bounds = [sampler.rank * lanes + i * lanes // self.num_slices for i in range(self.num_slices + 1)]
+        self._next: dict[int, tuple[int, int]] = {}
+        self._readers: dict[int, list[Iterator[tuple[list[Item], list[Item]]]]] = {}
+        self._buffer_size = 0
+        self._fallback: tuple[int, list[Item]] = -1, []
 
     def __getitem__(self, key: tuple[int, int, int]) -> Batch:
-        epoch, step, part = key
-        if (epoch, step) != self.expected.get(part):
-            lanes = range(self.bounds[part], self.bounds[part + 1])
-            self.readers[part] = [self._read(epoch, lane, step) for lane in lanes]
-        self.expected[part] = (epoch, step + 1)
+        epoch, step, slice_index = key
+        if (epoch, step) != self._next.get(slice_index):
+            lanes = range(self.slice_bounds[slice_index], self.slice_bounds[slice_index + 1])
+            self._readers[slice_index] = [self._read_lane(epoch, lane, step) for lane in lanes]
+        self._next[slice_index] = (epoch, step + 1)
         items: list[Item] = []
         recent: dict[int, list[Item]] = {}
-        for reader in self.readers[part]:
-            own, late = next(reader)
-            items += own
-            recent |= {item.number: late for item in own}
-        return self.cropper(items, epoch, lambda index: self._others(epoch, recent[index], index))
+        for reader in self._readers[slice_index]:
+            lane_items, lane_recent = next(reader)
+            items += lane_items
+            recent |= {item.image_index: lane_recent for item in lane_items}
+        return self.cropper(items, epoch, lambda index: self._substitutes(epoch, recent[index], index))
 
-    def stretch(self, epoch: int, lane: int) -> NDArray[np.int64]:
-        """Numbers of the images that a lane reads in an epoch, in order of reading."""
-        begin = uniforms(self.order.seed, epoch, np.zeros(1, dtype=np.int64), 1, START)[0, 0]
-        length = len(self.order) * self.share
-        places = (int(begin * len(self.dataset)) + lane * length + np.arange(length)) % len(self.dataset)
-        shards, bounds = self._shards(epoch), self.dataset.bounds
+    def lane_indices(self, epoch: int, lane: int) -> NDArray[np.int64]:
+        """Return the indices of the images that a lane reads in an epoch, in the order of reading."""
+        start = uniforms(self.sampler.seed, epoch, np.zeros(1, dtype=np.int64), 1, Stream.SHARD_START)[0, 0]
+        length = len(self.sampler) * self.images_per_lane
+        positions = (int(start * len(self.dataset)) + lane * length + np.arange(length)) % len(self.dataset)
+        shards, bounds = self._shard_order(epoch), self.dataset.shard_bounds
         ends = np.cumsum(np.diff(bounds)[shards])
-        turn = np.searchsorted(ends, places, side="right")
-        numbers: NDArray[np.int64] = places - ends[turn] + bounds[shards[turn] + 1]
-        return numbers
+        nth_shard = np.searchsorted(ends, positions, side="right")
+        indices: NDArray[np.int64] = positions - ends[nth_shard] + bounds[shards[nth_shard] + 1]
+        return indices
 
-    def _shards(self, epoch: int) -> NDArray[np.int64]:
-        return uniforms(self.order.seed, epoch, np.arange(len(self.dataset.urls)), 1, SHARDS)[:, 0].argsort()
+    def _shard_order(self, epoch: int) -> NDArray[np.int64]:
+        shards = np.arange(len(self.dataset.urls))
+        return uniforms(self.sampler.seed, epoch, shards, 1, Stream.SHARD_ORDER)[:, 0].argsort()
 
-    def _read(self, epoch: int, lane: int, step: int) -> Iterator[tuple[list[Item], list[Item]]]:
-        """The loaded images of a lane for each step from ``step`` on, and the good ones that were read of late.
+    def _read_lane(self, epoch: int, lane: int, first_step: int) -> Iterator[tuple[list[Item], list[Item]]]:
+        """Yield the images of a lane for each step from ``first_step`` on, and the readable ones among the last read.
 
-        Neither depends on where it begins: what was shown before is passed over.
+        Both are the same for any ``first_step``: images of earlier steps are skipped, or loaded only as possible
+        substitutes.
         """
-        self.buffer = self.buffer or self._buffer()
-        numbers = self.stretch(epoch, lane)
-        # none moves further than the buffer is long, so that no more than that are held
-        late = self.buffer * uniforms(self.order.seed, epoch, numbers, 1, BUFFER)[:, 0]
-        order = (np.arange(len(numbers)) + late).argsort()
-        turn, reach = order.argsort(), np.maximum.accumulate(order) + 1
-        dataset = replace(self.dataset)  # a copy has its own place in the shards
-        held: dict[int, Item] = {}
+        self._buffer_size = self._buffer_size or self._choose_buffer_size()
+        indices = self.lane_indices(epoch, lane)
+        # an image is delayed by less than the buffer size, so the buffer never holds more images than that
+        delays = self._buffer_size * uniforms(self.sampler.seed, epoch, indices, 1, Stream.SHARD_BUFFER)[:, 0]
+        shuffled = (np.arange(len(indices)) + delays).argsort()  # output position -> read position
+        output_position = shuffled.argsort()
+        read_until = np.maximum.accumulate(shuffled) + 1
+        dataset = replace(self.dataset)  # a copy has its own shard reader
+        buffer: dict[int, Item] = {}
         recent: dict[int, Item] = {}
-        read, begin = 0, step * self.share
-        for first in range(begin, len(numbers), self.share):
-            wanted, end = order[first : first + self.share], int(reach[first + self.share - 1])
-            for place in range(read, end):
-                if turn[place] < begin and place < end - self.buffer:
+        num_read, first_output = 0, first_step * self.images_per_lane
+        for output in range(first_output, len(indices), self.images_per_lane):
+            end = int(read_until[output + self.images_per_lane - 1])
+            for position in range(num_read, end):
+                if output_position[position] < first_output and position < end - self._buffer_size:
                     continue
-                item, size = _loaded(dataset, int(numbers[place]))
-                if size:
-                    recent[place] = item
-                if turn[place] >= begin:
-                    held[place] = item
-            read = end
-            recent = {place: item for place, item in recent.items() if place >= end - self.buffer}
-            yield [held.pop(place) for place in wanted.tolist()], list(recent.values())
+                item, num_bytes = _load_item(dataset, int(indices[position]))
+                if num_bytes:
+                    recent[position] = item
+                if output_position[position] >= first_output:
+                    buffer[position] = item
+            num_read = end
+            recent = {position: item for position, item in recent.items() if position >= end - self._buffer_size}
+            batch = shuffled[output : output + self.images_per_lane].tolist()
+            yield [buffer.pop(position) for position in batch], list(recent.values())
 
-    def _buffer(self) -> int:
-        """How far an image may move in its lane."""
-        first, last = self.dataset.stretches[0]
+    def _choose_buffer_size(self) -> int:
+        """Return the shuffle buffer size of a lane, in images, from the size of the first images."""
+        start, end = self.dataset.shard_ranges[0]
         dataset = replace(self.dataset)
-        sizes = [_loaded(dataset, index)[1] for index in range(first, min(last, first + MEASURED))]
+        sizes = [_load_item(dataset, index)[1] for index in range(start, min(end, start + MEASURED_IMAGES))]
         average = sum(sizes) / max(1, int(np.count_nonzero(sizes)))
-        return max(LEAST_BUFFER, int(min(BUFFER_IMAGES, BUFFER_BYTES / max(1, average))) // self.lanes)
+        buffer_size = int(min(MAX_BUFFER_IMAGES, MAX_BUFFER_BYTES / max(1, average)))
+        return max(MIN_LANE_BUFFER, buffer_size // self.num_lanes)
 
-    def _others(self, epoch: int, recent: list[Item], index: int) -> Iterator[Item]:
-        numbers = uniforms(self.order.seed, epoch, np.array([index]), SUBSTITUTES, REPLACING)[0]
-        for turn, u in enumerate(numbers):
-            # what was read of late may be as broken: half of the trials are made elsewhere
-            among = recent if recent and turn < SUBSTITUTES // 2 else self._elsewhere(epoch)
-            if among:
-                yield among[int(u * len(among))]
+    def _substitutes(self, epoch: int, recent: list[Item], index: int) -> Iterator[Item]:
+        draws = uniforms(self.sampler.seed, epoch, np.array([index]), MAX_SUBSTITUTES, Stream.SHARD_SUBSTITUTE)[0]
+        for attempt, u in enumerate(draws):
+            # images of the same shard may all be corrupt, so half of the attempts use other shards
+            use_recent = recent and attempt < MAX_SUBSTITUTES // 2
+            candidates = recent if use_recent else self._fallback_items(epoch)
+            if candidates:
+                yield candidates[int(u * len(candidates))]
 
-    def _elsewhere(self, epoch: int) -> list[Item]:
-        """Good images from the beginnings of some shards."""
-        if self.elsewhere[0] != epoch:
-            dataset, bounds, found = replace(self.dataset), self.dataset.bounds, []
-            for shard in self._shards(epoch)[:ELSEWHERE]:
-                for index in range(bounds[shard], min(bounds[shard] + ELSEWHERE, bounds[shard + 1])):
-                    item, size = _loaded(dataset, index)
-                    if not size:
+    def _fallback_items(self, epoch: int) -> list[Item]:
+        """Return readable images from the start of several shards."""
+        if self._fallback[0] != epoch:
+            dataset, bounds, items = replace(self.dataset), self.dataset.shard_bounds, []
+            for shard in self._shard_order(epoch)[:FALLBACK_SHARDS]:
+                for index in range(bounds[shard], min(bounds[shard] + FALLBACK_IMAGES, bounds[shard + 1])):
+                    item, num_bytes = _load_item(dataset, index)
+                    if not num_bytes:
                         break
-                    found.append(item)
-            self.elsewhere = epoch, found
-        return self.elsewhere[1]
+                    items.append(item)
+            self._fallback = epoch, items
+        return self._fallback[1]
 
 
-def _loaded(dataset: ShardDataset, index: int) -> tuple[Item, int]:
-    """The image with its data and their size; or with the reason why there are none, and 0."""
+def _load_item(dataset: ShardDataset, index: int) -> tuple[Item, int]:
+    """Read an image from its shard and return it with its number of bytes, which is 0 if it cannot be read."""
     title = dataset.title(index)
     try:
         data = dataset.load(index)
         return Item(index, lambda: data, title), len(data)
     except CorruptImageError as error:
-        return Item(index, partial(_broken, str(error)), title), 0
+        return Item(index, partial(_raise_corrupt, str(error)), title), 0
 
 
-def _broken(reason: str) -> bytes:
+def _raise_corrupt(reason: str) -> bytes:
     raise CorruptImageError(reason)

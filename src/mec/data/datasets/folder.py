@@ -1,4 +1,4 @@
-"""Images in files: a folder at any depth, a list of paths, a table of paths and labels."""
+"""Images in files: a folder at any depth, a list of paths, or a .csv of paths and labels."""
 
 from __future__ import annotations
 
@@ -18,123 +18,138 @@ LABEL_COLUMNS = ("label", "class", "category", "target")
 
 
 def open_folder(folder: Path) -> Splits:
-    """Images below a folder; ``train`` and ``test`` or ``val`` in it are its own split."""
-    train, test = subfolder(folder, TRAIN_NAMES), subfolder(folder, TEST_NAMES)
+    """Open the images in a folder; its sub-folders ``train`` and ``test`` or ``val`` are its own splits."""
+    train, test = find_subfolder(folder, TRAIN_NAMES), find_subfolder(folder, TEST_NAMES)
     if train and test:
-        part = _images_in(train, folder.name)
-        return Splits(part, _images_in(test, folder.name, part.classes if part.labels is not None else None))
-    return Splits(_images_in(folder, folder.name))
+        train_split = _open_split(train, folder.name)
+        classes = train_split.classes if train_split.labels is not None else None
+        return Splits(train_split, _open_split(test, folder.name, classes))
+    return Splits(_open_split(folder, folder.name))
 
 
-def files_of_kind(folder: Path, suffix: str | tuple[str, ...]) -> tuple[list[str], list[str]] | None:
-    """The files for training and for testing in a folder that is made of files with this suffix, else None.
+def list_split_files(folder: Path, suffix: str | tuple[str, ...]) -> tuple[list[str], list[str]] | None:
+    """List the training and test files of a folder that is a dataset of files with this suffix, such as shards.
 
-    What is for testing lies in a sub-folder ``test`` or ``val``, or has a name that begins so.
+    Test files lie in a sub-folder ``test`` or ``val``, or their names start with such a word.
+
+    Returns:
+        Paths of the training files and of the test files; None if the folder is not such a dataset.
     """
 
-    def within(part: Path) -> list[Path]:
-        return [part / f for f in sorted(os.listdir(part)) if f.endswith(suffix) and not f.startswith(".")]
+    def matching_files(parent: Path) -> list[Path]:
+        return [parent / f for f in sorted(os.listdir(parent)) if f.endswith(suffix) and not f.startswith(".")]
 
     try:
         with os.scandir(folder) as entries:
-            folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-        if set(folders) - {*TRAIN_NAMES, *TEST_NAMES}:
+            subfolders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        if set(subfolders) - {*TRAIN_NAMES, *TEST_NAMES}:
             return None
-        parts = [within(folder / name) for name in folders]
-        if not all(parts):  # train/ and val/ hold something else
+        subfolder_files = [matching_files(folder / name) for name in subfolders]
+        if not all(subfolder_files):  # train/ and val/ hold files of another format
             return None
-        found = within(folder) + [file for part in parts for file in part]
+        paths = matching_files(folder) + [path for files in subfolder_files for path in files]
     except OSError:
         return None
-    test = [f for f in found if f.parent.name in TEST_NAMES or re.split(r"[-_.]", f.name)[0] in TEST_NAMES]
-    train = [f for f in found if f not in test]
-    return ([str(f) for f in train or test], [str(f) for f in test if train]) if found else None
+    if not paths:
+        return None
+    test = [p for p in paths if p.parent.name in TEST_NAMES or re.split(r"[-_.]", p.name)[0] in TEST_NAMES]
+    train = [p for p in paths if p not in test]
+    return [str(p) for p in train or test], [str(p) for p in test if train]
 
 
-def subfolder(folder: Path, names: tuple[str, ...]) -> Path | None:
+def find_subfolder(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """Return the first existing sub-folder with one of ``names``."""
     return next((folder / name for name in names if (folder / name).is_dir()), None)
 
 
-def files_below(folder: Path) -> tuple[list[str], int]:
-    """Sorted relative paths of all files at any depth, and how many folders could not be entered.
+def list_files(folder: Path) -> tuple[list[str], int]:
+    """List all files in a folder at any depth, without hidden ones.
 
-    A folder is visited once, however many links lead there; what begins with a dot is passed over.
+    Returns:
+        Sorted paths relative to ``folder``, and the number of folders that cannot be read.
+
+    Raises:
+        InputError: there is no file, and a folder cannot be read.
     """
-    found: list[str] = []
-    closed: list[OSError] = []
+    paths: list[str] = []
+    errors: list[OSError] = []
     root = os.fspath(folder)
-    for parent, files in walk(root, closed.append):
-        within = parent[len(root) :].lstrip(os.sep)
-        found += [os.path.join(within, f) for f in files]
-    if closed and not found:
-        raise InputError(f"data: {closed[0].filename} cannot be entered ({closed[0].strerror})")
-    return sorted(found), len(closed)
+    for parent, files in walk_folders(root, errors.append):
+        relative = parent[len(root) :].lstrip(os.sep)
+        paths += [os.path.join(relative, f) for f in files]
+    if errors and not paths:
+        raise InputError(f"data: cannot read the folder {errors[0].filename} ({errors[0].strerror})")
+    return sorted(paths), len(errors)
 
 
-def walk(root: str, onerror: Callable[[OSError], None] | None = None) -> Iterator[tuple[str, list[str]]]:
-    """Each folder below ``root``, once, with the names of its files, but for what begins with a dot."""
-    seen: set[str] = set()
+def walk_folders(root: str, onerror: Callable[[OSError], None] | None = None) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder below ``root`` and the names of its files, without hidden ones.
+
+    Links are followed. A folder is visited once, even if several links lead to it.
+    """
+    visited: set[str] = set()
     for parent, folders, files in os.walk(root, followlinks=True, onerror=onerror):
         real = os.path.realpath(parent)
-        if real in seen:
+        if real in visited:
             folders.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         yield parent, [f for f in files if not f.startswith(".")]
 
 
-def _images_in(folder: Path, name: str, classes: list[str] | None = None) -> FileDataset:
-    files, closed = files_below(folder)
+def _open_split(folder: Path, title: str, classes: list[str] | None = None) -> FileDataset:
+    files, unreadable_folders = list_files(folder)
     names = [f for f in files if os.path.splitext(f)[1].lower() in EXTENSIONS]
     if not names:
         raise InputError(f"data: no image in {folder} ({', '.join(sorted(EXTENSIONS))}, at any depth)")
-    ignored_files = len(files) - len(names) + closed
-    heads = [n.split(os.sep, 1)[0] for n in names]
-    if any(head == whole for head, whole in zip(heads, names, strict=True)):
-        return FileDataset(name, folder, names, ignored_files=ignored_files)
-    if classes is not None and (unknown := sorted(set(heads) - set(classes))):
-        raise InputError(f"data: {folder} has classes that the training images lack: {', '.join(unknown[:5])}")
-    labels, classes = encode_labels(heads, classes or sorted(set(heads)))
-    return FileDataset(name, folder, names, labels, classes, ignored_files)
+    ignored_files = len(files) - len(names) + unreadable_folders
+    if any(os.sep not in name for name in names):
+        return FileDataset(title, folder, names, ignored_files=ignored_files)
+    folder_names = [name.split(os.sep, 1)[0] for name in names]
+    # in alphabetical order even if they are numbers, like torchvision's ImageFolder
+    labels, classes = encode_labels(folder_names, classes or sorted(set(folder_names)))
+    return FileDataset(title, folder, names, labels, classes, ignored_files)
 
 
 def open_list(path: Path) -> FileDataset:
-    """A text file with a path on each line, relative to its folder."""
-    names = [line.strip() for line in _text(path).splitlines()]
-    names = [n for n in names if n and not n.startswith("#")]
+    """Open a text file with a path on each line, relative to the file's folder; # starts a comment line."""
+    lines = [line.strip() for line in _read_text(path, "data").splitlines()]
+    names = [line for line in lines if line and not line.startswith("#")]
     if not names:
         raise InputError(f"data: {path} lists no image")
     return FileDataset(path.stem, path.parent, names)
 
 
-def open_table_of_labels(path: Path, root: Path) -> FileDataset:
-    """A .csv of path and label, with or without a line of column names; paths are relative to ``root``."""
-    rows = [row for row in csv.reader(_text(path).splitlines()) if row]
+def open_csv(path: Path, root: Path, argument: str = "data") -> FileDataset:
+    """Open the images of a .csv of path and label, with or without a header; paths are relative to ``root``.
+
+    ``argument`` names the user's argument in errors.
+    """
+    rows = [row for row in csv.reader(_read_text(path, argument).splitlines()) if row]
     if not rows:
-        raise InputError(f"labels: {path} has no row")
-    head = [cell.strip().lower() for cell in rows[0]]
-    path_column = next((head.index(c) for c in PATH_COLUMNS if c in head), None)
-    label_column = next((head.index(c) for c in LABEL_COLUMNS if c in head), None)
+        raise InputError(f"{argument}: {path} has no row")
+    header = [cell.strip().lower() for cell in rows[0]]
+    path_column = next((header.index(c) for c in PATH_COLUMNS if c in header), None)
+    label_column = next((header.index(c) for c in LABEL_COLUMNS if c in header), None)
     if path_column is not None and label_column is not None:
         rows = rows[1:]
-    elif path_column is not None and len(head) > 1:
-        found, expected = ", ".join(rows[0]), ", ".join(LABEL_COLUMNS)
+    elif path_column is not None and len(header) > 1:
         raise InputError(
-            f"labels: {path} has the columns {found}, expected one of {expected} beside {rows[0][path_column]}"
+            f"{argument}: {path} has no label column, expected {' or '.join(LABEL_COLUMNS)}, got {', '.join(rows[0])}"
         )
     else:
         path_column, label_column = 0, 1
     for number, row in enumerate(rows, 1):
         if len(row) <= max(path_column, label_column):
-            raise InputError(f"labels: {path}, row {number}: expected a path and a label, got {','.join(row)!r}")
+            raise InputError(f"{argument}: {path}, row {number}: expected a path and a label, got {','.join(row)!r}")
     names = [row[path_column].strip() for row in rows]
     labels, classes = encode_labels([row[label_column].strip() for row in rows])
     return FileDataset(path.stem, root, names, labels, classes)
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path, argument: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"data: {path} cannot be read as text ({error})") from error
+        raise InputError(f"{argument}: cannot read {path} as text ({error})") from error

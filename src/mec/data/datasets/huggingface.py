@@ -1,4 +1,4 @@
-"""Images in parquet files and Hugging Face data sets, through ``datasets``."""
+"""Images in parquet files and Hugging Face datasets, through the ``datasets`` package."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mec.data.dataset import Labels
-from mec.data.datasets.folder import files_of_kind
+from mec.data.datasets.folder import list_split_files
 from mec.data.datasets.splits import TEST_NAMES, TRAIN_NAMES, Splits, encode_labels
 from mec.data.pixels import CorruptImageError
 from mec.errors import InputError
 
-HUB = "hf:"
-IMAGE_COLUMNS = ("image", "img", "image", "jpg", "png", "pixels")
+HUB_PREFIX = "hf:"
+IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png", "pixels")
 LABEL_COLUMNS = ("label", "labels", "class", "cls", "target", "fine_label")
-SAVED = ("state.json", "dataset_dict.json")
+SAVE_TO_DISK_FILES = ("state.json", "dataset_dict.json")
 
 
 @dataclass
 class TableDataset:
-    """Images in the ``rows`` (n,) of a ``datasets.Dataset``, read from disk when asked for."""
+    """Images in the ``rows`` (n,) of a ``datasets.Dataset``, read from disk when they are loaded."""
 
     name: str
     table: Any
@@ -39,7 +39,7 @@ class TableDataset:
 
     def load(self, index: int) -> bytes | NDArray[Any]:
         value: Any = self.table[int(self.rows[index])][self.column]
-        if isinstance(value, dict):  # datasets' Image, not decoded
+        if isinstance(value, dict):  # an image that datasets has not decoded
             path, value = value.get("path"), value.get("bytes")
             if value is None and path:
                 try:
@@ -51,9 +51,9 @@ class TableDataset:
         if isinstance(value, bytes):
             return value
         try:
-            return np.asarray(value, dtype=_type_of_numbers(self.table.features[self.column]))
+            return np.asarray(value, dtype=_element_dtype(self.table.features[self.column]))
         except (TypeError, ValueError) as error:
-            raise CorruptImageError(f"not an array of numbers ({error})") from error
+            raise CorruptImageError(f"not a numeric array ({error})") from error
 
     def title(self, index: int) -> str:
         return f"{self.name}, row {self.rows[index]}"
@@ -64,71 +64,74 @@ class TableDataset:
 
 
 def is_table(source: str) -> bool:
-    """A .parquet file, a folder of them, a folder that ``save_to_disk`` wrote, or hf:owner/name."""
+    """Return whether ``source`` is a .parquet file or a folder of them, a ``save_to_disk`` folder, or hf:owner/name."""
     path = Path(source).expanduser()
-    if source.startswith(HUB) or path.suffix == ".parquet":
+    if source.startswith(HUB_PREFIX) or path.suffix == ".parquet":
         return True
-    return path.is_dir() and (
-        any((path / name).is_file() for name in SAVED) or files_of_kind(path, ".parquet") is not None
-    )
+    return path.is_dir() and (_is_saved_to_disk(path) or list_split_files(path, ".parquet") is not None)
 
 
 def open_table(source: str) -> Splits:
-    """Open what ``is_table`` recognizes; splits named train and test, validation or val are its own."""
+    """Open a source for which ``is_table`` is true; splits named train and test, validation or val are its own."""
     try:
         import datasets
     except ImportError as error:
         raise InputError(f"data: {source} needs Hugging Face datasets; pip install 'mec-ssl[datasets]'") from error
     path = Path(source).expanduser()
-    if not source.startswith(HUB) and not path.exists():
+    if not source.startswith(HUB_PREFIX) and not path.exists():
         raise InputError(f"data: {path} does not exist")
     try:
-        if source.startswith(HUB):
-            name, _, config = source.removeprefix(HUB).partition(":")
-            found = datasets.load_dataset(name, config or None)
-        elif path.is_dir() and any((path / saved).is_file() for saved in SAVED):
-            found = datasets.load_from_disk(str(path))
+        if source.startswith(HUB_PREFIX):
+            name, _, config = source.removeprefix(HUB_PREFIX).partition(":")
+            loaded = datasets.load_dataset(name, config or None)
+        elif path.is_dir() and _is_saved_to_disk(path):
+            loaded = datasets.load_from_disk(str(path))
         else:
-            train, test = ([str(path)], []) if path.is_file() else files_of_kind(path, ".parquet") or ([], [])
+            train, test = ([str(path)], []) if path.is_file() else list_split_files(path, ".parquet") or ([], [])
             files = {"train": train} | ({"test": test} if test else {})
-            # its names are patterns; load_dataset would also count the use at a server
-            found = datasets.DatasetDict.from_parquet({k: [glob.escape(f) for f in v] for k, v in files.items()})
-    except Exception as error:  # whatever the hub, arrow or a file raises, the source is at fault
+            # from_parquet takes glob patterns; load_dataset would also report the use to a server
+            loaded = datasets.DatasetDict.from_parquet({k: [glob.escape(f) for f in v] for k, v in files.items()})
+    except Exception as error:  # the hub, arrow and damaged files raise exceptions of many types
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"data: {source} cannot be opened as a data set ({type(error).__name__}: {reason})") from error
-    parts = found if isinstance(found, dict) else {"train": found}
-    train_name = next((name for name in TRAIN_NAMES if name in parts), next(iter(parts)))
-    test_name = next((name for name in TEST_NAMES if name in parts and name != train_name), None)
-    train_part = _images_in(parts[train_name], source, None)
-    test_part = None if test_name is None else _images_in(parts[test_name], source, train_part.classes or None)
-    return Splits(train_part, test_part)
+        raise InputError(f"data: cannot open {source} as a dataset ({type(error).__name__}: {reason})") from error
+    tables = loaded if isinstance(loaded, dict) else {"train": loaded}
+    train_name = next((name for name in TRAIN_NAMES if name in tables), next(iter(tables)))
+    test_name = next((name for name in TEST_NAMES if name in tables and name != train_name), None)
+    train_split = _open_split(tables[train_name], source, None)
+    if test_name is None:
+        return Splits(train_split)
+    return Splits(train_split, _open_split(tables[test_name], source, train_split.classes or None))
 
 
-def _images_in(table: Any, source: str, classes: list[str] | None) -> TableDataset:
+def _is_saved_to_disk(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in SAVE_TO_DISK_FILES)
+
+
+def _open_split(table: Any, source: str, classes: list[str] | None) -> TableDataset:
     import datasets
 
     features = table.features
-    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-    column = next(iter(images), None) or next((c for c in IMAGE_COLUMNS if c in features), None)
+    encoded_columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    column = next(iter(encoded_columns), None) or next((c for c in IMAGE_COLUMNS if c in features), None)
     if column is None:
-        raise InputError(f"data: {source} has no column of images (it has {', '.join(features)})")
-    if column in images:
+        raise InputError(f"data: {source}: expected an image column, got the columns {', '.join(features)}")
+    if column in encoded_columns:
         table = table.cast_column(column, datasets.Image(decode=False))
-    label = next((c for c in LABEL_COLUMNS if c in features), None)
-    # only the images are read from here on
+    label_column = next((c for c in LABEL_COLUMNS if c in features), None)
+    # only the image column is read after this
     dataset = TableDataset(Path(source).name, table.select_columns([column]), column, np.arange(len(table)))
-    if label is not None:
-        kind, values = features[label], table[label][:]
-        if isinstance(kind, datasets.ClassLabel):
-            classes = classes or list(kind.names)
-            values = [None if v is None or v < 0 else kind.names[v] for v in values]
+    if label_column is not None:
+        feature, values = features[label_column], table[label_column][:]
+        if isinstance(feature, datasets.ClassLabel):
+            classes = classes or list(feature.names)
+            values = [None if v is None or v < 0 else feature.names[v] for v in values]
         if all(v is not None for v in values):
             dataset.labels, dataset.classes = encode_labels([str(v) for v in values], classes)
     return dataset
 
 
-def _type_of_numbers(kind: Any) -> str | None:
-    """The type at the bottom of datasets' nested lists and arrays, which come as Python's lists."""
-    while hasattr(kind, "feature"):
-        kind = kind.feature
-    return getattr(kind, "dtype", None)
+def _element_dtype(feature: Any) -> str | None:
+    """Return the dtype of the elements of nested lists or arrays, which ``datasets`` gives as Python lists."""
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    return getattr(feature, "dtype", None)

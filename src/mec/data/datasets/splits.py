@@ -1,4 +1,4 @@
-"""The parts of a source: what is for training and what for testing."""
+"""Train, test and unlabeled splits of a dataset, and the random split of datasets that have none."""
 
 from __future__ import annotations
 
@@ -9,58 +9,74 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mec.data.dataset import ImageDataset
-from mec.data.rng import uniforms
+from mec.data.rng import Stream, uniforms
 from mec.errors import InputError
 
 TRAIN_NAMES = ("train",)
 TEST_NAMES = ("test", "val", "valid", "validation")
-DIVISION = 7
-"""Stream of random numbers."""
-HELD_OUT = 0.2
-"""Share of each class kept for testing where the source itself says nothing."""
+TEST_FRACTION = 0.2
+"""Fraction of each class in the test split of a dataset without its own splits."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Training images and, where the source has them, test images and images without labels."""
+    """Training images and, where the dataset has them, test images and unlabeled images."""
 
     train: ImageDataset
     test: ImageDataset | None = None
     unlabeled: ImageDataset | None = None
 
-    def take(self, split: str) -> ImageDataset:
+    def select(self, split: str) -> ImageDataset:
+        """Return the split "train", "test", "all" or "pretrain" (see ``open_dataset``)."""
         if split == "pretrain":
             return self.unlabeled or self.train
         if split == "all":
             return self.train
         if self.test is not None:
             return self.train if split == "train" else self.test
-        train, test = random_split(self.train, HELD_OUT)
+        train, test = random_split(self.train, TEST_FRACTION)
         return self.train.subset(train if split == "train" else test)
 
 
-def random_split(dataset: ImageDataset, share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of a fixed random division, (kept, held out), with ``share`` of each class held out (at least one)."""
-    order = uniforms(0, 0, np.arange(len(dataset)), 1, DIVISION)[:, 0].argsort()
+def random_split(dataset: ImageDataset, fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split a dataset at random, stratified by class, the same way in every call.
+
+    Args:
+        dataset: the images; without labels they count as one class.
+        fraction: fraction of each class in the second part; at least one image of a class with several.
+
+    Returns:
+        Sorted indices of the first part and of the second part.
+    """
+    order = uniforms(0, 0, np.arange(len(dataset)), 1, Stream.TRAIN_TEST_SPLIT)[:, 0].argsort()
     labels = np.zeros(len(dataset), dtype=np.int64) if dataset.labels is None else dataset.labels
-    held: list[NDArray[np.int64]] = []
+    selected: list[NDArray[np.int64]] = []
     for label in np.unique(labels):
         members = order[labels[order] == label]
-        held.append(members[: max(1, round(share * len(members)))] if len(members) > 1 else members[:0])
-    test = np.sort(np.concatenate(held))
-    return np.setdiff1d(np.arange(len(dataset)), test), test
+        selected.append(members[: max(1, round(fraction * len(members)))] if len(members) > 1 else members[:0])
+    second = np.sort(np.concatenate(selected))
+    return np.setdiff1d(np.arange(len(dataset)), second), second
 
 
-def encode_labels(values: list[str], classes: list[str] | None = None) -> tuple[NDArray[np.int64], list[str]]:
-    """Labels as numbers and the names of the classes, in the order of their numbers or of the alphabet.
+def encode_labels(names: list[str], classes: list[str] | None = None) -> tuple[NDArray[np.int64], list[str]]:
+    """Encode class names as integers.
 
-    ``classes`` are those of the training images, where ``values`` belong to the test images.
+    Args:
+        names: class name of each image.
+        classes: classes of the training split, where ``names`` belong to its test split; None: the distinct names,
+            sorted as integers if all of them are integers, else alphabetically.
+
+    Returns:
+        (n,) indices into the classes, and the classes.
+
+    Raises:
+        InputError: a name is missing from ``classes``.
     """
-    if classes is not None and (unknown := sorted(set(values) - set(classes))):
-        raise InputError(f"data: the test images have classes that the training ones lack: {', '.join(unknown[:5])}")
     if classes is None:
-        found = set(values)
-        whole = all(re.fullmatch(r"-?[0-9]+", v) for v in found)
-        classes = sorted(found, key=int) if whole else sorted(found)
-    number = {c: i for i, c in enumerate(classes)}
-    return np.array([number[v] for v in values], dtype=np.int64), classes
+        distinct = set(names)
+        are_integers = all(re.fullmatch(r"-?[0-9]+", name) for name in distinct)
+        classes = sorted(distinct, key=int) if are_integers else sorted(distinct)
+    elif unknown := sorted(set(names) - set(classes)):
+        raise InputError(f"data: the test split has classes that the training split lacks: {', '.join(unknown[:5])}")
+    index = {name: i for i, name in enumerate(classes)}
+    return np.array([index[name] for name in names], dtype=np.int64), classes

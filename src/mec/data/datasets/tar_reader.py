@@ -1,4 +1,4 @@
-"""Reading a tar file of images forward, local or remote, sample by sample."""
+"""Sequential reading of the samples of a tar shard, local or remote."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from mec.data.decode import EXTENSIONS
 
 LABEL_SUFFIXES = ("cls", "label")
 IMAGE_SUFFIXES = frozenset(e.lstrip(".") for e in EXTENSIONS)
-META = re.compile(r"__[^/]*__($|/)")
-"""What webdataset passes over."""
-SILENCE = 30.0
-"""Seconds without a byte from a server after which the connection is given up."""
+METADATA_NAME = re.compile(r"__[^/]*__($|/)")
+"""Names that webdataset skips."""
+READ_TIMEOUT = 30.0
+"""Seconds without data from an HTTP server after which a connection fails."""
 
 
-class _Header(tarfile.TarInfo):
-    """A damaged header is an error; tarfile alone takes it for the end of the archive."""
+class _StrictTarInfo(tarfile.TarInfo):
+    """A header parser that raises an error for a damaged header, where tarfile assumes the end of the archive."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictTarInfo:
         try:
             return super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
@@ -33,38 +33,46 @@ class _Header(tarfile.TarInfo):
             raise
 
 
-def read_samples(url: str, labels_only: bool = False, in_blocks: bool = True) -> Generator[dict[str, Any], None, None]:
-    """The samples of a shard that hold an image, as dicts of bytes by suffix.
+def read_samples(
+    url: str, labels_only: bool = False, range_requests: bool = True
+) -> Generator[dict[str, Any], None, None]:
+    """Yield the samples of a shard that hold an image.
 
-    ``labels_only``, for a local shard, leaves the images where they lie. ``in_blocks`` asks an http server for a few
-    MB at a time, which bears a slow reader; without, what comes before a break is had up to the break.
+    Args:
+        url: path or URL of the shard.
+        labels_only: skip the bytes of the images; for local shards.
+        range_requests: request a few MB at a time from an HTTP server, so that the connection outlives pauses of the
+            reader; False: one request, which returns all data up to a break of the connection.
+
+    Yields:
+        The files of a sample as {suffix: bytes}.
     """
     from webdataset.tariterators import group_by_keys
 
-    def files(tar: tarfile.TarFile) -> Iterator[dict[str, Any]]:
+    def read_files(tar: tarfile.TarFile) -> Iterator[dict[str, Any]]:
         try:
             for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # else they pile up
-                content = None if META.match(member.name) or not member.isreg() else tar.extractfile(member)
-                if content is None:
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header in memory
+                file = None if METADATA_NAME.match(member.name) or not member.isreg() else tar.extractfile(member)
+                if file is None:
                     continue
-                wanted = not labels_only or member.name.rpartition(".")[2].lower() in (*LABEL_SUFFIXES, "json")
-                if not wanted and member.size:
-                    content.seek(-1, os.SEEK_END)  # the last byte is there only if the others are
-                yield {"fname": member.name, "data": content.read(), "__url__": url}
+                is_label = member.name.rpartition(".")[2].lower() in (*LABEL_SUFFIXES, "json")
+                if labels_only and not is_label and member.size:
+                    file.seek(-1, os.SEEK_END)  # reading the last byte fails if the file is truncated
+                yield {"fname": member.name, "data": file.read(), "__url__": url}
         except Exception:
-            yield {}  # group_by_keys then gives the sample before the break
+            yield {}  # makes group_by_keys yield the last sample before the error
             raise
 
     mode: Any = "r:*" if labels_only else "r|*"
-    with _opened(url, in_blocks) as stream, tarfile.open(fileobj=stream, mode=mode, tarinfo=_Header) as tar:
-        for sample in group_by_keys(files(tar)):
+    with _open(url, range_requests) as stream, tarfile.open(fileobj=stream, mode=mode, tarinfo=_StrictTarInfo) as tar:
+        for sample in group_by_keys(read_files(tar)):
             if not IMAGE_SUFFIXES.isdisjoint(sample):
                 yield sample
 
 
 @contextlib.contextmanager
-def _opened(url: str, in_blocks: bool) -> Iterator[Any]:
+def _open(url: str, range_requests: bool) -> Iterator[Any]:
     if "://" not in url:
         with Path(url).expanduser().open("rb") as file:
             yield file
@@ -72,26 +80,30 @@ def _opened(url: str, in_blocks: bool) -> Iterator[Any]:
     import fsspec
 
     options = fsspec_options(url)
-    at_once = options | {"block_size": 0} if options else {}
+    streaming_options = options | {"block_size": 0} if options else {}
     with contextlib.ExitStack() as stack:
-        remote: Any = stack.enter_context(fsspec.open(url, "rb", **(options if in_blocks else at_once)).open())
-        if at_once and in_blocks and remote.size and remote.size > remote.blocksize:
+        first_options = options if range_requests else streaming_options
+        remote: Any = stack.enter_context(fsspec.open(url, "rb", **first_options).open())
+        if streaming_options and range_requests and remote.size and remote.size > remote.blocksize:
             try:
                 remote.seek(-1, os.SEEK_END)
                 remote.read(1)
                 remote.seek(0)
-            except ValueError:  # the server gives no parts
-                remote = stack.enter_context(fsspec.open(url, "rb", **at_once).open())
+            except ValueError:  # the server does not support range requests
+                remote = stack.enter_context(fsspec.open(url, "rb", **streaming_options).open())
         yield remote
 
 
 def fsspec_options(url: str) -> dict[str, Any]:
-    """For http: a limit on silence in place of aiohttp's, which is on the whole download."""
+    """Return the options with which fsspec opens ``url``.
+
+    For HTTP they replace aiohttp's timeout for a whole download by a timeout between reads.
+    """
     scheme = url.partition("://")[0]
     if scheme not in ("http", "https"):
         return {}
     import aiohttp
     import fsspec
 
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=READ_TIMEOUT, sock_read=READ_TIMEOUT)
     return {"client_kwargs": {"timeout": timeout} | fsspec.config.conf.get(scheme, {}).get("client_kwargs", {})}

@@ -1,4 +1,4 @@
-"""Frames of videos as images: every n-th is decoded once and kept as a JPEG."""
+"""Video frames as images: every n-th frame is decoded once and cached as a JPEG."""
 
 from __future__ import annotations
 
@@ -19,83 +19,85 @@ from rich.progress import track
 
 from mec.data.dataset import FileDataset
 from mec.data.datasets.builtin import data_home
-from mec.data.datasets.folder import files_below, subfolder, walk
+from mec.data.datasets.folder import find_subfolder, list_files, walk_folders
 from mec.data.datasets.splits import TEST_NAMES, TRAIN_NAMES, Splits, encode_labels
 from mec.data.decode import EXTENSIONS
 from mec.errors import InputError
 
-VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
-QUALITY = 95
+VIDEO_EXTENSIONS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+JPEG_QUALITY = 95
 
 
 def is_video(path: Path) -> bool:
-    """A video, or a folder, at any depth, that holds videos and no images."""
+    """Return whether ``path`` is a video, or a folder that holds videos and no images at any depth."""
     if path.is_file():
-        return path.suffix.lower() in VIDEOS
+        return path.suffix.lower() in VIDEO_EXTENSIONS
     if not path.is_dir():
         return False
-    seen = False
-    for _, files in walk(os.fspath(path)):
-        kinds = {os.path.splitext(f)[1].lower() for f in files}
-        if kinds & EXTENSIONS:
+    has_video = False
+    for _, files in walk_folders(os.fspath(path)):
+        extensions = {os.path.splitext(f)[1].lower() for f in files}
+        if extensions & EXTENSIONS:
             return False
-        seen = seen or bool(kinds & VIDEOS)
-    return seen
+        has_video = has_video or bool(extensions & VIDEO_EXTENSIONS)
+    return has_video
 
 
-def open_videos(path: Path, every: int | None = None) -> Splits:
-    """Every n-th frame of each video (None: one a second).
+def open_videos(path: Path, frame_stride: int | None = None) -> Splits:
+    """Open every n-th frame of a video, or of each video in a folder (None: one frame per second).
 
-    Labels are first-level sub-folders, and ``train`` and ``test`` or ``val`` are a folder's own split, as for images.
-    The frames are kept under ``data_home()/frames`` and found there the next time. A damaged video gives the frames
-    that can be decoded; one without any is left out.
+    As in a folder of images, labels are the first-level sub-folders, and ``train`` and ``test`` or ``val`` are the
+    folder's own splits. Frames are cached in ``data_home()/frames``. The frames of a damaged video that can be
+    decoded are used; a video without such frames is ignored.
     """
-    train, test = subfolder(path, TRAIN_NAMES), subfolder(path, TEST_NAMES)
+    train, test = find_subfolder(path, TRAIN_NAMES), find_subfolder(path, TEST_NAMES)
     if train and test:
-        part = _frames_of(train, every)
-        return Splits(part, _frames_of(test, every, part.classes or None))
-    return Splits(_frames_of(path, every))
+        train_split = _open_split(train, frame_stride)
+        return Splits(train_split, _open_split(test, frame_stride, train_split.classes or None))
+    return Splits(_open_split(path, frame_stride))
 
 
-def _frames_of(path: Path, every: int | None, classes: list[str] | None = None) -> FileDataset:
+def _open_split(path: Path, frame_stride: int | None, classes: list[str] | None = None) -> FileDataset:
     try:
         import av
     except ImportError as error:
         raise InputError(f"data: {path} needs a video decoder; pip install 'mec-ssl[video]'") from error
     folder = path.parent if path.is_file() else path
-    videos = [path.name] if path.is_file() else files_below(path)[0]
-    videos = [v for v in videos if os.path.splitext(v)[1].lower() in VIDEOS]
+    videos = [path.name] if path.is_file() else list_files(folder)[0]
+    videos = [v for v in videos if os.path.splitext(v)[1].lower() in VIDEO_EXTENSIONS]
     cache = data_home() / "frames"
     cache.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
     names: list[str] = []
-    heads: list[str] = []
+    folder_names: list[str] = []
     ignored_files = 0
     for video in track(videos, "reading frames", console=console, transient=True, disable=not console.is_terminal):
         try:
-            state = (folder / video).resolve().stat()
-        except OSError:  # a link to nowhere
+            stat = (folder / video).resolve().stat()
+        except OSError:  # a dangling link
             ignored_files += 1
             continue
-        # another size, date or step is another set of frames
-        key = f"{(folder / video).resolve()} {state.st_size} {state.st_mtime_ns} {every}"
-        kept = cache / f"{Path(video).stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-        if not kept.is_dir():
-            _extract(av, folder / video, kept, every)
-        frames = sorted(os.listdir(kept))
+        # a video that has changed, or another stride, gets another cache folder
+        key = f"{(folder / video).resolve()} {stat.st_size} {stat.st_mtime_ns} {frame_stride}"
+        frame_folder = cache / f"{Path(video).stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+        if not frame_folder.is_dir():
+            _extract_frames(av, folder / video, frame_folder, frame_stride)
+        frames = sorted(os.listdir(frame_folder))
         ignored_files += not frames
-        names += [os.path.join(kept.name, f) for f in frames]
-        heads += [video.split(os.sep, 1)[0]] * len(frames)
+        names += [os.path.join(frame_folder.name, f) for f in frames]
+        folder_names += [video.split(os.sep, 1)[0]] * len(frames)
     if not names:
-        raise InputError(f"data: no frame of {path} can be read")
+        raise InputError(f"data: cannot read any frame of {path}")
     dataset = FileDataset(path.stem, cache, names, ignored_files=ignored_files)
-    if not any(head in videos for head in heads):
-        dataset.labels, dataset.classes = encode_labels(heads, classes)
+    if not any(name in videos for name in folder_names):
+        dataset.labels, dataset.classes = encode_labels(folder_names, classes)
     return dataset
 
 
-def decoded(av: Any, container: Any, stream: Any, onerror: Callable[[Exception], None] | None = None) -> Iterator[Any]:
-    """The frames of a video; a damaged packet costs what is in it."""
+def decode_frames(
+    av: Any, container: Any, stream: Any, onerror: Callable[[Exception], None] | None = None
+) -> Iterator[Any]:
+    """Yield the frames of a video; damaged packets are skipped after a call of ``onerror``."""
     for packet in container.demux(stream):
         try:
             yield from packet.decode()
@@ -104,28 +106,28 @@ def decoded(av: Any, container: Any, stream: Any, onerror: Callable[[Exception],
                 onerror(error)
 
 
-def upright(frame: Any) -> NDArray[np.uint8]:
-    """(h, w, 3) RGB, turned as the video says that it is to be shown: phones film lying down."""
-    turned = round(getattr(frame, "rotation", 0) / 90)
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turned))
+def to_upright_rgb(frame: Any) -> NDArray[np.uint8]:
+    """Return a frame as (h, w, 3) RGB, rotated by the rotation in its metadata, which phones write."""
+    quarter_turns = round(getattr(frame, "rotation", 0) / 90)
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns))
 
 
-def _extract(av: Any, video: Path, out: Path, every: int | None) -> None:
-    unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+def _extract_frames(av: Any, video: Path, out: Path, frame_stride: int | None) -> None:
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         try:
             with av.open(str(video)) as container:
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
-                step = every or max(1, round(float(stream.average_rate or 1)))
-                for number, frame in enumerate(decoded(av, container, stream)):
-                    if number % step == 0:
-                        image = Image.fromarray(upright(frame))
-                        image.save(unfinished / f"{number:08}.jpg", quality=QUALITY)
+                stride = frame_stride or max(1, round(float(stream.average_rate or 1)))
+                for index, frame in enumerate(decode_frames(av, container, stream)):
+                    if index % stride == 0:
+                        image = Image.fromarray(to_upright_rgb(frame))
+                        image.save(temporary / f"{index:08}.jpg", quality=JPEG_QUALITY)
         except (av.FFmpegError, IndexError):
-            pass  # what came before the break is kept
-        unfinished.chmod(0o755)
-        with contextlib.suppress(OSError):  # another process was there first
-            unfinished.rename(out)
+            pass  # keep the frames before the damage
+        temporary.chmod(0o755)
+        with contextlib.suppress(OSError):  # another process has extracted the same frames
+            temporary.rename(out)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
