@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from mec.data.dataset import ImageDataset
+from mec.data.dataset import DataLike, ImageDataset
 from mec.data.datasets.builtin import BUILTIN_DATASETS, is_torchvision_cifar, open_torchvision_cifar
 from mec.data.datasets.folder import open_csv, open_folder, open_list
 from mec.data.datasets.huggingface import is_table, open_table
@@ -22,7 +22,7 @@ Split = Literal["train", "test", "all", "pretrain"]
 
 
 def open_dataset(
-    source: str | os.PathLike[str],
+    source: DataLike,
     split: Split = "all",
     labels_csv: str | os.PathLike[str] | None = None,
     subsample: int | None = None,
@@ -62,7 +62,7 @@ def open_dataset(
 
 
 def open_splits(
-    source: str | os.PathLike[str],
+    source: DataLike,
     labels_csv: str | os.PathLike[str] | None = None,
     frame_stride: int | None = None,
     skip_labels: bool = False,
