@@ -17,7 +17,7 @@ from mec.models.encoder import Encoder, create_encoder, enable_gradient_checkpoi
 from mec.models.heads import Predictor, Projector
 from mec.models.siamese import Pair, Siamese
 from mec.pretraining import OptimizerSettings, Recipe, TeacherSettings, pretrain
-from mec.pretraining.chunks import loss_in_chunks
+from mec.pretraining.chunks import chunked_loss
 from mec.pretraining.module import Pretraining
 from tests.pretraining.test_run import TINY, quiet
 
@@ -111,7 +111,7 @@ def test_the_gradient_of_the_whole_batch(kind: str, teacher: bool, dtype: torch.
     value.backward()
     for size in range(1, IMAGES + 1, 1 if dtype == torch.float64 else 5):
         parts = copy.deepcopy(network)
-        found = loss_in_chunks(parts, chunks_of(x, size), loss, backward)
+        found = chunked_loss(parts, chunks_of(x, size), loss, backward)
         found.backward()
         assert float(found.detach()) == pytest.approx(float(value.detach()), rel=tolerance)
         assert_same(gradients(parts), gradients(whole), tolerance)
@@ -134,7 +134,7 @@ def test_with_batchnorm_and_drop_path_it_is_that_of_joined_chunks(
     value.backward()
     if recomputed:
         enable_gradient_checkpointing(parts.encoder)
-    found = loss_in_chunks(parts, chunks_of(x, size), loss, backward)
+    found = chunked_loss(parts, chunks_of(x, size), loss, backward)
     found.backward()
     assert float(found.detach()) == pytest.approx(float(value.detach()), rel=1e-12)
     assert_same(gradients(parts), gradients(joined), 1e-12)
@@ -154,7 +154,7 @@ def test_in_half_precision(dtype: torch.dtype, scale: float) -> None:
     own = x[0].float(), x[1].float()
     with torch.autocast("cpu", dtype):
         small = 1e-3 * loss(*whole(*own))
-        found = loss_in_chunks(
+        found = chunked_loss(
             parts, chunks_of(own, 24), lambda *codes: 1e-3 * loss(*codes), lambda s: (s * scale).backward(), scale
         )
     (small * scale).backward()
@@ -180,7 +180,7 @@ class FirstGradient(lightning.Callback):
             self.buffers = {name: b.clone() for name, b in pl_module.network.named_buffers()}
 
 
-SMALL = replace(TINY, epochs=1, batch_size=449, projector=replace(TINY.projector, hidden=16, outputs=8), log_every=9)
+SMALL = replace(TINY, epochs=1, batch_size=449, projector=replace(TINY.projector, hidden_dim=16, output_dim=8), log_every=9)
 RESNETS = replace(SMALL, backbone_options=RESNET)
 VITS = replace(SMALL, backbone="vit_tiny_patch16_224", backbone_options=VIT)
 
@@ -195,15 +195,15 @@ def first_step(recipe: Recipe, out: Path) -> FirstGradient:
 def test_pretraining_in_chunks_steps_along_the_gradient_of_the_batch(teacher: bool, tmp_path: Path) -> None:
     recipe = replace(VITS, teacher=TeacherSettings(teacher, 0.9, 8))
     whole = first_step(recipe, tmp_path / "whole")
-    parts = first_step(replace(recipe, chunk=100), tmp_path / "parts")
+    parts = first_step(replace(recipe, chunk_size=100), tmp_path / "parts")
     assert parts.loss == pytest.approx(whole.loss, abs=1e-6)
     assert_same(parts.gradients, whole.gradients, 1e-5)
 
 
 def test_recomputed_activations_change_neither_gradient_nor_statistics(tmp_path: Path) -> None:
     for chunk in (None, 225):
-        kept = first_step(replace(RESNETS, chunk=chunk), tmp_path / f"{chunk} kept")
-        again = first_step(replace(RESNETS, chunk=chunk, gradient_checkpointing=True), tmp_path / f"{chunk} again")
+        kept = first_step(replace(RESNETS, chunk_size=chunk), tmp_path / f"{chunk} kept")
+        again = first_step(replace(RESNETS, chunk_size=chunk, gradient_checkpointing=True), tmp_path / f"{chunk} again")
         assert_same(again.gradients, kept.gradients, 1e-6)
         for name, buffer in kept.buffers.items():
             torch.testing.assert_close(again.buffers[name], buffer, rtol=1e-6, atol=1e-7, msg=name)
@@ -213,13 +213,13 @@ def test_recomputed_activations_change_neither_gradient_nor_statistics(tmp_path:
 
 def test_an_architecture_that_cannot_recompute(tmp_path: Path) -> None:
     recipe = replace(SMALL, backbone="vgg11", backbone_options={}, gradient_checkpointing=True)
-    with pytest.raises(InputError, match="gradient_checkpointing: timm has none for vgg11"):
+    with pytest.raises(InputError, match="gradient_checkpointing: .*vgg11"):
         pretrain("digits", tmp_path / "run", recipe, console=quiet())
 
 
 def test_resumed_in_chunks_is_as_if_never_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = VIT | {"drop_path_rate": 0.3}
-    recipe = replace(VITS, backbone_options=options, chunk=100, gradient_checkpointing=True, epochs=2)
+    recipe = replace(VITS, backbone_options=options, chunk_size=100, gradient_checkpointing=True, epochs=2)
     whole = pretrain("digits", tmp_path / "whole", recipe, console=quiet())
     step = Pretraining.training_step
 

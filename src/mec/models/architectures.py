@@ -1,7 +1,7 @@
-"""The timm architecture that a set of tensors fills to the last one.
+"""Find the timm architecture whose state dict matches a checkpoint exactly.
 
-Names and shapes are compared, all of them, with those of architectures built without memory: first the few that nearly
-every checkpoint has, then all that timm knows.
+All keys and shapes are compared with those of architectures built without allocating weights: first the few that
+most checkpoints use, then every timm architecture.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from mec.errors import InputError
 from mec.models.encoder import create_encoder
 
 Shapes = dict[str, tuple[int, ...]]
+"""Shapes of a state dict's tensors, by key."""
 
-# what stands on a backbone, by the first part of its tensors' names
-HEADS = frozenset(
+# first components of the keys of heads and of other modules outside the backbone
+HEAD_MODULES = frozenset(
     "fc head heads head_dist classifier linear last_linear logits projector projection_head projection prototypes "
     "predictor prediction_head queue queue_ptr mask_token n_averaged".split()
 )
-COMPUTED = ("num_batches_tracked", "relative_position_index", "attn_mask", "relative_coords_table")
-"""Buffers that some versions of a library save and others compute."""
+COMPUTED_BUFFERS = ("num_batches_tracked", "relative_position_index", "attn_mask", "relative_coords_table")
+"""Buffers that some versions of a library save and others recompute; they may be absent."""
 RESNETS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("resnet18", {}),
     ("resnet50", {}),
@@ -45,238 +46,246 @@ RESNETS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("wide_resnet101_2", {}),
     ("resnet18", {"layers": [1, 1, 1, 1]}),  # lightly's ResNet-9
 )
-VITS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
+VIT_SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
+"""Names of vision transformers by embedding width."""
 
 
 @dataclass
-class Guess:
-    """What create_encoder needs, as far as it is known.
+class Conventions:
+    """What a project's checkpoints imply about the encoder, beyond the tensors.
 
-    fields: its arguments.
-    note: what was assumed, for people.
-    own_colors: whether the architecture's own mean and standard deviation hold, for want of a project's.
+    Attributes:
+        fields: arguments of create_encoder.
+        note: the assumptions behind them, for the encoder's origin.
+        timm_normalization: use timm's mean and standard deviation for the architecture, as the project has no rule.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
     note: str = ""
-    own_colors: bool = False
+    timm_normalization: bool = False
 
 
 @dataclass(frozen=True)
-class Fit:
-    """How tensors and an architecture compare.
+class ArchitectureMatch:
+    """Comparison of a checkpoint's tensors with an architecture's state dict.
 
-    fields: create_encoder's arguments that build it.
-    matched: its tensors that are filled.
-    unfilled: those that are not.
-    over: tensors that neither it nor a head has.
+    Attributes:
+        fields: arguments of create_encoder that build the architecture.
+        matched: number of the architecture's tensors that the checkpoint has, with equal shapes.
+        missing: keys of the architecture that the checkpoint lacks or has with another shape.
+        unexpected: keys of the checkpoint that belong neither to the architecture nor to a head.
     """
 
     fields: dict[str, Any]
     matched: int
-    unfilled: tuple[str, ...]
-    over: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
 
     @property
-    def whole(self) -> bool:
-        return not self.unfilled and not self.over
+    def exact(self) -> bool:
+        return not self.missing and not self.unexpected
 
-    def reason(self) -> str:
+    def mismatch(self) -> str:
         name = self.fields["backbone"]
-        if self.unfilled:
-            of = self.matched + len(self.unfilled)
-            return (
-                f"{name} would be left with {len(self.unfilled)} of its {of} tensors unfilled, first {self.unfilled[0]}"
-            )
-        return f"{name} has no place for {len(self.over)} of them, first {self.over[0]}"
+        if self.missing:
+            total = self.matched + len(self.missing)
+            count = len(self.missing)
+            return f"{name} ({count} of its {total} tensors missing or of another shape, first {self.missing[0]})"
+        return f"{name} ({len(self.unexpected)} unexpected tensors, first {self.unexpected[0]})"
 
 
 def find_architecture(
     weights: Mapping[str, Tensor],
-    guess: Guess,
-    fields: Mapping[str, Any],
+    conventions: Conventions,
+    overrides: Mapping[str, Any],
     source: str,
     hint: str | None = None,
-    family: str = "",
+    prefix: str = "",
 ) -> tuple[dict[str, Any], int]:
-    """The arguments of create_encoder for the architecture that the tensors fill, and how many fill it.
+    """Return create_encoder's arguments for the architecture that matches, and the number of matched tensors.
 
     Args:
-        weights: the tensors of a backbone, by timm's names; a head's may be among them.
-        guess: what the project that wrote them says.
-        fields: what the user says; a ``backbone`` here is the only one that is tried.
-        source: what the user called the file, for errors.
-        hint: an architecture that the checkpoint names; it is tried before others.
-        family: what the architecture's name begins with.
+        weights: tensors of a backbone under timm's keys; a head's may be among them.
+        conventions: what the project that wrote them implies.
+        overrides: the user's arguments of create_encoder; a ``backbone`` here is the only one tried.
+        source: path of the file, for error messages.
+        hint: architecture named by the checkpoint; it is tried before others.
+        prefix: prefix of the architecture's name.
 
     Raises:
-        InputError: none is filled, or several are.
+        InputError: no architecture matches, or several do.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    shapes = {key: tuple(tensor.shape) for key, tensor in weights.items()}
+    common = tuple(_common_architectures(shapes))
 
-    common = tuple(_common(shapes))
-
-    def tried(backbone: str, options: Mapping[str, Any], prune: bool = False) -> Fit:
-        # the usual architectures were trained in many ways, none of them timm's own; the others as timm says
-        own_colors = guess.own_colors and backbone not in (name for name, _ in common)
-        read = _read_off(backbone, shapes, own_colors)
+    def compare(backbone: str, options: Mapping[str, Any], prune: bool = False) -> ArchitectureMatch:
+        # projects train the common architectures with their own normalization, the others with timm's
+        timm_normalization = conventions.timm_normalization and backbone not in (name for name, _ in common)
+        inferred = _infer_fields(backbone, shapes, timm_normalization)
         options = dict(options)
-        for said in (read, guess.fields, fields):
-            options |= said.get("options", {})
-        known = {"backbone": backbone, **read, **guess.fields, **fields, "options": options}
-        return _compare(shapes, known, "backbone" in fields, prune)
+        for values in (inferred, conventions.fields, overrides):
+            options |= values.get("options", {})
+        fields = {"backbone": backbone, **inferred, **conventions.fields, **overrides, "options": options}
+        return _compare(shapes, fields, "backbone" in overrides, prune)
 
-    if "backbone" in fields:
-        fits = [tried(fields["backbone"], {})]
+    if "backbone" in overrides:
+        matches = [compare(overrides["backbone"], {})]
     else:
-        fits = []
+        matches = []
         hinted: tuple[tuple[str, dict[str, Any]], ...] = ((hint, {}),) if hint and timm.is_model(hint) else ()
         for backbone, options in (*hinted, *common):
-            fits.append(tried(backbone, options))
-            if fits[-1].whole:
+            matches.append(compare(backbone, options))
+            if matches[-1].exact:
                 break
-        if not any(fit.whole for fit in fits):
-            for backbone in _alike(shapes, family):
-                # one that this version of timm cannot build for such images is none of the file's either
+        if not any(match.exact for match in matches):
+            for backbone in _candidates(shapes, prefix):
+                # an architecture that timm cannot build with these fields cannot be the checkpoint's
                 with contextlib.suppress(Exception):
-                    fits.append(tried(backbone, {}, prune=True))
-    whole = [fit for fit in fits if fit.whole]
-    if len(whole) == 1:
-        return whole[0].fields, whole[0].matched
-    if whole:
-        several = ", ".join(fit.fields["backbone"] for fit in whole[:4])
-        more = f" and {len(whole) - 4} more" if len(whole) > 4 else ""
+                    matches.append(compare(backbone, {}, prune=True))
+    exact = [match for match in matches if match.exact]
+    if len(exact) == 1:
+        return exact[0].fields, exact[0].matched
+    if exact:
+        names = ", ".join(match.fields["backbone"] for match in exact[:4])
+        more = f" and {len(exact) - 4} more" if len(exact) > 4 else ""
         raise InputError(
-            f"encoder: {source} fits {several}{more}; say which: backbone=..., or in a .json beside the file"
+            f"encoder: {source} matches several architectures, {names}{more}; "
+            "choose with backbone=..., or in a .json of the file's name"
         )
-    if not fits:
+    if not matches:
         raise InputError(
-            f"encoder: {source} fits no timm architecture; its {len(shapes)} tensors begin with {next(iter(shapes))}"
+            f"encoder: {source} matches no timm architecture; it has {len(shapes)} tensors, first {next(iter(shapes))}"
         )
-    nearest = min(fits, key=lambda fit: len(fit.unfilled) + len(fit.over))
-    which = "" if "backbone" in fields else " fits no timm architecture; the nearest,"
-    raise InputError(f"encoder: {source}{which or ':'} {nearest.reason()}")
+    closest = min(matches, key=lambda match: len(match.missing) + len(match.unexpected))
+    if "backbone" in overrides:
+        raise InputError(f"encoder: {source} does not match {closest.mismatch()}")
+    raise InputError(f"encoder: {source} matches no timm architecture; the closest is {closest.mismatch()}")
 
 
-def _common(shapes: Shapes) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What nearly every checkpoint is: torchvision's ResNets, and vision transformers with a class token."""
+def _common_architectures(shapes: Shapes) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and options of the most frequent architectures: torchvision's ResNets, and ViTs with a class token."""
     if "layer1.0.conv1.weight" in shapes and len(shapes.get("conv1.weight", ())) == 4:
         yield from RESNETS
     if {"cls_token", "pos_embed", "blocks.0.attn.qkv.weight"} <= shapes.keys():
         width = shapes["pos_embed"][-1]
         patch = shapes.get("patch_embed.proj.weight", (0,))[-1]
-        if width in VITS:
-            name = f"vit_{VITS[width]}_patch{patch}_224"
-            yield (name if timm.is_model(name) else f"vit_{VITS[width]}_patch{14 if width == 1280 else 16}_224"), {}
+        if width in VIT_SIZES:
+            size = VIT_SIZES[width]
+            name = f"vit_{size}_patch{patch}_224"
+            yield (name if timm.is_model(name) else f"vit_{size}_patch{14 if width == 1280 else 16}_224"), {}
 
 
-def _read_off(backbone: str, shapes: Shapes, own_colors: bool) -> dict[str, Any]:
-    """What the shapes say of the images, or else what timm's description of the architecture does."""
-    published = timm.models.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
-    known: dict[str, Any] = {"small_stem": False}
-    for first in _first_convolutions(published) or ["conv1"]:
-        if len(shape := shapes.get(f"{first}.weight", ())) == 4:
-            known["channels"] = shape[1]
+def _infer_fields(backbone: str, shapes: Shapes, timm_normalization: bool) -> dict[str, Any]:
+    """Return create_encoder's arguments that follow from the shapes, or else from timm's configuration."""
+    config = timm.models.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
+    fields: dict[str, Any] = {"small_stem": False}
+    for conv in _first_convolutions(config) or ["conv1"]:
+        if len(shape := shapes.get(f"{conv}.weight", ())) == 4:
+            fields["channels"] = shape[1]
             break
-    if published is not None:
-        known["image_size"] = published.input_size[-1]
-        if own_colors and known.get("channels", 3) == 3:
-            known |= {"mean": tuple(published.mean), "std": tuple(published.std)}
+    if config is not None:
+        fields["image_size"] = config.input_size[-1]
+        if timm_normalization and fields.get("channels", 3) == 3:
+            fields |= {"mean": tuple(config.mean), "std": tuple(config.std)}
     stem = shapes.get("conv1.weight", ())
-    kind = timm.models.model_entrypoint(backbone).__module__ if timm.is_model(backbone) else ""
-    if kind == "timm.models.resnet" and len(stem) == 4 and stem[-1] == 3:
-        known |= {"small_stem": True, "image_size": 32}
-    patches, positions = shapes.get("patch_embed.proj.weight", ()), shapes.get("pos_embed", ())
-    if kind == "timm.models.vision_transformer" and len(patches) == 4 and len(positions) == 3:
-        patch, side = patches[-1], math.isqrt(positions[1])  # a class token or two do not change the root
-        known["image_size"] = side * patch
+    module = timm.models.model_entrypoint(backbone).__module__ if timm.is_model(backbone) else ""
+    if module == "timm.models.resnet" and len(stem) == 4 and stem[-1] == 3:
+        fields |= {"small_stem": True, "image_size": 32}
+    patch_embed, pos_embed = shapes.get("patch_embed.proj.weight", ()), shapes.get("pos_embed", ())
+    if module == "timm.models.vision_transformer" and len(patch_embed) == 4 and len(pos_embed) == 3:
+        # the class token and one more do not change the rounded-down square root
+        patch, grid = patch_embed[-1], math.isqrt(pos_embed[1])
+        fields["image_size"] = grid * patch
         if f"patch{patch}_" not in backbone:
-            known["options"] = {"patch_size": patch}
-    return known
+            fields["options"] = {"patch_size": patch}
+    return fields
 
 
-def _compare(shapes: Shapes, fields: dict[str, Any], named: bool, prune: bool) -> Fit:
-    with _Skeleton(frozenset(shapes.values()) if prune else None):
+def _compare(shapes: Shapes, fields: dict[str, Any], user_chose: bool, prune: bool) -> ArchitectureMatch:
+    with _WithoutWeights(frozenset(shapes.values()) if prune else None):
         backbone = create_encoder(**fields).backbone
-        wanted = {name: tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
-    computed = {name for name in wanted if name.endswith(COMPUTED)}
-    unfilled = [name for name, shape in wanted.items() if shapes.get(name) != shape and name not in computed]
-    stems = {_stem(name) for name in wanted}
-    published = getattr(backbone, "pretrained_cfg", None) or {}
-    classifiers = published.get("classifier") or ()
+        expected = {key: tuple(tensor.shape) for key, tensor in backbone.state_dict().items()}
+    differing = (key for key, shape in expected.items() if shapes.get(key) != shape)
+    missing = [key for key in differing if not key.endswith(COMPUTED_BUFFERS)]
+    modules = {_top_module(key) for key in expected}
+    config = getattr(backbone, "pretrained_cfg", None) or {}
+    classifiers = config.get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
 
-    def is_head(name: str) -> bool:
-        # where the user says what it is, all that is not of the backbone's own modules is set aside
+    def is_head(key: str) -> bool:
+        # if the user chose the architecture, every module that it does not have counts as a head
         return (
-            name.split(".")[0] in HEADS
-            or name.startswith(tuple(f"{classifier}." for classifier in classifiers))
-            or (named and _stem(name) not in stems)
+            key.split(".")[0] in HEAD_MODULES
+            or key.startswith(tuple(f"{classifier}." for classifier in classifiers))
+            or (user_chose and _top_module(key) not in modules)
         )
 
-    over = [name for name in shapes if name not in wanted and not name.endswith(COMPUTED) and not is_head(name)]
-    matched = sum(shapes.get(name) == shape for name, shape in wanted.items())
-    return Fit(fields, matched, tuple(unfilled), tuple(over))
+    unexpected = [
+        key for key in shapes if key not in expected and not key.endswith(COMPUTED_BUFFERS) and not is_head(key)
+    ]
+    matched = sum(shapes.get(key) == shape for key, shape in expected.items())
+    return ArchitectureMatch(fields, matched, tuple(missing), tuple(unexpected))
 
 
-def _stem(name: str) -> str:
-    return re.sub(r"\d+", "", name.split(".")[0])
+def _top_module(key: str) -> str:
+    """Return the key's first component without digits: layer for layer1.0.conv1.weight."""
+    return re.sub(r"\d+", "", key.split(".")[0])
 
 
-def _alike(shapes: Shapes, family: str) -> Iterator[str]:
-    """timm's architectures whose first convolution is called as one of these tensors."""
-    for name in timm.list_models(f"{family}*"):
-        first = _first_convolutions(timm.models.get_pretrained_cfg(name))
-        if not first or any(f"{convolution}.weight" in shapes for convolution in first):
+def _candidates(shapes: Shapes, prefix: str) -> Iterator[str]:
+    """Yield timm's architectures whose first convolution has a key of the checkpoint."""
+    for name in timm.list_models(f"{prefix}*"):
+        convolutions = _first_convolutions(timm.models.get_pretrained_cfg(name))
+        if not convolutions or any(f"{conv}.weight" in shapes for conv in convolutions):
             yield name
 
 
-def _first_convolutions(published: Any) -> list[str]:
-    first = getattr(published, "first_conv", None) or []
-    return [first] if isinstance(first, str) else list(first)
+def _first_convolutions(config: Any) -> list[str]:
+    names = getattr(config, "first_conv", None) or []
+    return [names] if isinstance(names, str) else list(names)
 
 
-class _OtherShapesError(Exception):
+class _ShapeMismatchError(Exception):
     pass
 
 
-class _Skeleton(TorchFunctionMode):
-    """Modules built in this are names and shapes: their weights have no memory, and none are drawn.
+class _WithoutWeights(TorchFunctionMode):
+    """Build modules on the meta device: keys and shapes only, no allocation and no initialization.
 
-    Where ``allowed`` shapes are given, building ends when some parameters have had others, so that trying the thousand
-    architectures of timm takes seconds. Not with the first: some architectures make a few (up to 4, in timm 1.0.31)
-    that they then put aside.
+    With ``allowed_shapes``, construction stops once more than MAX_MISMATCHES parameters have other shapes, so that
+    trying all timm architectures takes seconds. The limit is not zero because some architectures create a few
+    parameters (up to 4, in timm 1.0.31) that they discard.
     """
 
-    PUT_ASIDE = 8
+    MAX_MISMATCHES = 8
 
-    def __init__(self, allowed: frozenset[tuple[int, ...]] | None = None) -> None:
+    def __init__(self, allowed_shapes: frozenset[tuple[int, ...]] | None = None) -> None:
         super().__init__()
-        self.allowed = allowed
-        self.others = 0
+        self.allowed_shapes = allowed_shapes
+        self.mismatches = 0
         self.thread = threading.get_ident()
 
     def __enter__(self) -> Any:
-        self.hook = register_module_parameter_registration_hook(self._look)
+        self.hook = register_module_parameter_registration_hook(self._check_shape)
         return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
         self.hook.remove()
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
-    def _look(self, module: Any, name: str, parameter: Any) -> None:
-        # the hook is for all modules, whoever builds them
-        if self.allowed is not None and parameter is not None and threading.get_ident() == self.thread:
-            self.others += tuple(parameter.shape) not in self.allowed
-            if self.others > self.PUT_ASIDE:
-                raise _OtherShapesError
+    def _check_shape(self, module: Any, name: str, parameter: Any) -> None:
+        # the hook is global: other threads may build modules at the same time
+        if self.allowed_shapes is not None and parameter is not None and threading.get_ident() == self.thread:
+            self.mismatches += tuple(parameter.shape) not in self.allowed_shapes
+            if self.mismatches > self.MAX_MISMATCHES:
+                raise _ShapeMismatchError
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if func is torch.empty:  # weights; what is computed with while building stays as it is
+        if func is torch.empty:  # allocates weights; other tensors are inputs of the constructor's arithmetic
             kwargs["device"] = "meta"
-        if name.endswith("_") and not name.endswith("__"):
+        if name.endswith("_") and not name.endswith("__"):  # in-place initialization
             target = args[0] if args else kwargs.get("tensor")
             if isinstance(target, Tensor):
                 return target

@@ -1,9 +1,9 @@
-"""Recognizing a checkpoint that others wrote: whose it is, which of its tensors are the backbone, what architecture.
+"""Load the encoder of a checkpoint from another project: its format, its backbone's tensors, its architecture.
 
-The projects' names were read in their published code; tests/models/test_foreign_checkpoints.py and test_libraries.py
-name the file of each.
-Where a file does not say how its images were normalized, and its project has no rule, ImageNet's mean and standard
-deviation are taken for ResNets and vision transformers of the usual kinds, and timm's for other architectures.
+The formats follow the projects' published code; tests/models/test_foreign_checkpoints.py and test_libraries.py name
+the source file of each.
+If a checkpoint does not record how its images were normalized, and its project has no rule, ResNets and vision
+transformers of the common kinds get ImageNet's mean and standard deviation, and other architectures get timm's.
 """
 
 from __future__ import annotations
@@ -18,17 +18,27 @@ import torch
 from torch import Tensor
 
 from mec.errors import InputError
-from mec.models import key_maps
-from mec.models.architectures import Guess, find_architecture
+from mec.models.architectures import Conventions, find_architecture
 from mec.models.encoder import Encoder, create_encoder
+from mec.models.key_maps import (
+    DEPTHWISE_SEPARABLE,
+    FROM_DETECTRON2,
+    FROM_EFFICIENTNET_PYTORCH,
+    FROM_LIGHTLY,
+    FROM_SEQUENTIAL,
+    FROM_TORCHVISION_VIT,
+    INVERTED_RESIDUAL,
+    KeyMap,
+    rename_key,
+)
 
-Weights = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 BRANCHES = ("student", "teacher")
 MEC_BACKBONE_PREFIX = "network.encoder.backbone."
-# where a checkpoint keeps its tensors: the trained network, and the averaged one beside it
-CONTAINERS = (
+# keys of the state dicts in a checkpoint: the trained network, and its moving average
+STATE_DICT_KEYS = (
     ("student", "teacher"),
     ("state_dict", "state_dict_ema"),
     ("model", "model_ema"),
@@ -36,224 +46,241 @@ CONTAINERS = (
 )
 
 
-def _same(weights: Weights) -> Weights:
-    return weights
+def _keep_keys(state_dict: StateDict) -> StateDict:
+    return state_dict
 
 
-def _by(renames: key_maps.Renames) -> Callable[[Weights], Weights]:
-    return lambda weights: {key_maps.renamed(name, renames): tensor for name, tensor in weights.items()}
+def _apply(key_map: KeyMap) -> Callable[[StateDict], StateDict]:
+    return lambda state_dict: {rename_key(key, key_map): tensor for key, tensor in state_dict.items()}
 
 
-def _from_lightly(weights: Weights) -> Weights:
-    if all(name.startswith("vit.") for name in weights):
-        return {name.removeprefix("vit."): tensor for name, tensor in weights.items()}
-    # torchvision's ends at 7, after an activation and a pooling that hold no tensors; lightly's own ends at 5
-    own = not any(name.startswith("7.") for name in weights)
-    return _by(key_maps.FROM_LIGHTLY if own else key_maps.FROM_SEQUENTIAL)(weights)
+def _from_lightly(state_dict: StateDict) -> StateDict:
+    if all(key.startswith("vit.") for key in state_dict):
+        return {key.removeprefix("vit."): tensor for key, tensor in state_dict.items()}
+    # torchvision's last stage is child 7, after an activation and a max-pool without tensors; lightly's own is child 5
+    is_lightly_resnet = not any(key.startswith("7.") for key in state_dict)
+    return _apply(FROM_LIGHTLY if is_lightly_resnet else FROM_SEQUENTIAL)(state_dict)
 
 
-def _from_efficientnet_pytorch(weights: Weights) -> Weights:
-    """Blocks are numbered through; a stage of timm's ends where the number of channels changes."""
+def _from_efficientnet_pytorch(state_dict: StateDict) -> StateDict:
+    """Rename keys; blocks are numbered over all stages, and timm starts a stage where the output channels change."""
     stages: dict[int, tuple[int, int]] = {}
     stage, block, width = -1, 0, 0
-    for number in range(sum(name.endswith("._project_conv.weight") for name in weights)):
-        channels = len(weights[f"_blocks.{number}._project_conv.weight"])
+    for number in range(sum(key.endswith("._project_conv.weight") for key in state_dict)):
+        channels = len(state_dict[f"_blocks.{number}._project_conv.weight"])
         stage, block = (stage, block + 1) if channels == width else (stage + 1, 0)
         stages[number], width = (stage, block), channels
-    found = {}
-    for name, tensor in weights.items():
-        if match := re.match(r"_blocks\.(\d+)\.(.*)", name):
+    renamed = {}
+    for key, tensor in state_dict.items():
+        if match := re.match(r"_blocks\.(\d+)\.(.*)", key):
             stage, block = stages[int(match[1])]
-            expands = f"_blocks.{match[1]}._expand_conv.weight" in weights
-            name = f"blocks.{stage}.{block}.{match[2]}"
-            name = key_maps.renamed(name, key_maps.EXPANDING if expands else key_maps.NOT_EXPANDING)
-            name = name if expands else re.sub(r"\._bn(\d)\.", r".bn\1.", name)
-        found[key_maps.renamed(name, key_maps.FROM_EFFICIENTNET_PYTORCH)] = tensor
-    return found
+            has_expansion = f"_blocks.{match[1]}._expand_conv.weight" in state_dict
+            key = f"blocks.{stage}.{block}.{match[2]}"
+            key = rename_key(key, INVERTED_RESIDUAL if has_expansion else DEPTHWISE_SEPARABLE)
+            key = key if has_expansion else re.sub(r"\._bn(\d)\.", r".bn\1.", key)
+        renamed[rename_key(key, FROM_EFFICIENTNET_PYTORCH)] = tensor
+    return renamed
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a project writes its checkpoints.
+class CheckpointFormat:
+    """The checkpoint format of a project.
 
-    project: what it is called, for people.
-    marks: regular expressions; every one is found in some name, once wrappers are gone.
-    student, teacher: what the names of the two backbones begin with; None where there is no such part.
-    words: what the project calls its parts.
-    rename: from its names within a backbone to timm's.
-    family: what the architecture's name begins with, where the layout tells.
-    shared: by many projects, so that the architecture alone says how its images were normalized.
+    Attributes:
+        name: name of the format in messages.
+        signature_keys: regular expressions; each matches at least one key, once wrapper prefixes are removed.
+        student_prefix: prefix of the trained backbone's keys.
+        teacher_prefix: prefix of the averaged backbone's keys; None if the format has no teacher.
+        branch_names: the project's names for student and teacher.
+        rename_keys: conversion of a backbone's keys to timm's.
+        architecture_prefix: prefix of the architecture's name, where the format implies one.
+        generic: many projects write this format, so only the architecture implies how images were normalized.
     """
 
-    project: str
-    marks: tuple[str, ...]
-    student: str = ""
-    teacher: str | None = None
-    words: tuple[str, str] = BRANCHES
-    rename: Callable[[Weights], Weights] = _same
-    family: str = ""
-    shared: bool = False
+    name: str
+    signature_keys: tuple[str, ...]
+    student_prefix: str = ""
+    teacher_prefix: str | None = None
+    branch_names: tuple[str, str] = BRANCHES
+    rename_keys: Callable[[StateDict], StateDict] = _keep_keys
+    architecture_prefix: str = ""
+    generic: bool = False
 
-    def prefix(self, part: str) -> str | None:
-        return self.student if part == "student" else self.teacher
+    def prefix(self, branch: str) -> str | None:
+        return self.student_prefix if branch == "student" else self.teacher_prefix
+
+    def matches(self, state_dict: StateDict) -> bool:
+        return all(any(re.search(pattern, key) for key in state_dict) for pattern in self.signature_keys)
 
 
-QUERY_KEY = ("query encoder", "key encoder")
+MOCO = ("query encoder", "key encoder")
+MOCO_V3 = ("base encoder", "momentum encoder")
 MOMENTUM = ("backbone", "momentum backbone")
-# the first whose marks are all there; where others could be mistaken for it, it comes later
-LAYOUTS = (
-    Layout("mec checkpoint", (r"^network\.encoder\.backbone\.",), MEC_BACKBONE_PREFIX, "network.teacher.0.backbone."),
-    Layout("MEC checkpoint", (r"^encoder\.fc\.", r"^predictor\.", r"^teacher\."), "encoder.", "teacher."),
-    Layout("SimSiam checkpoint", (r"^encoder\.fc\.", r"^predictor\."), "encoder."),
-    Layout(
-        "MoCo v3 checkpoint",
-        (r"^base_encoder\.",),
-        "base_encoder.",
-        "momentum_encoder.",
-        ("base encoder", "momentum encoder"),
+# the first format that matches is used; a format that is a special case of another one stands before it
+FORMATS = (
+    CheckpointFormat(
+        "mec checkpoint", (r"^network\.encoder\.backbone\.",), MEC_BACKBONE_PREFIX, "network.teacher.0.backbone."
     ),
-    Layout("MoCo v2 checkpoint", (r"^encoder_q\.fc\.0\.",), "encoder_q.", "encoder_k.", QUERY_KEY),
-    Layout("MoCo v1 checkpoint", (r"^encoder_q\.",), "encoder_q.", "encoder_k.", QUERY_KEY),
-    Layout(
+    CheckpointFormat("MEC checkpoint", (r"^encoder\.fc\.", r"^predictor\.", r"^teacher\."), "encoder.", "teacher."),
+    CheckpointFormat("SimSiam checkpoint", (r"^encoder\.fc\.", r"^predictor\."), "encoder."),
+    CheckpointFormat("MoCo v3 checkpoint", (r"^base_encoder\.",), "base_encoder.", "momentum_encoder.", MOCO_V3),
+    CheckpointFormat("MoCo v2 checkpoint", (r"^encoder_q\.fc\.0\.",), "encoder_q.", "encoder_k.", MOCO),
+    CheckpointFormat("MoCo v1 checkpoint", (r"^encoder_q\.",), "encoder_q.", "encoder_k.", MOCO),
+    CheckpointFormat(
         "lightly checkpoint", (r"^backbone\.(0|vit)\.",), "backbone.", "backbone_momentum.", MOMENTUM, _from_lightly
     ),
-    Layout(
+    CheckpointFormat(
         "lightly checkpoint",
         (r"^student_backbone\.(0|vit)\.",),
         "student_backbone.",
         "teacher_backbone.",
-        BRANCHES,
-        _from_lightly,
+        rename_keys=_from_lightly,
     ),
-    Layout("lightly checkpoint", (r"^student_backbone\.",), "student_backbone.", "teacher_backbone."),
-    Layout("solo-learn checkpoint", (r"^backbone\.", r"^classifier\."), "backbone.", "momentum_backbone.", MOMENTUM),
-    Layout("solo-learn checkpoint", (r"^encoder\.", r"^classifier\."), "encoder.", "momentum_encoder.", MOMENTUM),
-    Layout("DINO checkpoint", (r"^backbone\.", r"^head\.last_layer\."), "backbone."),
-    Layout("Barlow Twins checkpoint", (r"^backbone\.", r"^projector\.", r"^bn\."), "backbone."),
-    Layout("VICReg checkpoint", (r"^backbone\.", r"^projector\."), "backbone."),
-    Layout("SwAV checkpoint", (r"^projection_head\.", r"^prototypes"), ""),
-    Layout("detectron2 weights", (r"^stem\.conv1\.norm\.",), "", rename=_by(key_maps.FROM_DETECTRON2)),
-    Layout("torchvision weights", (r"^conv_proj\.", r"^class_token$"), "", rename=_by(key_maps.FROM_TORCHVISION_VIT)),
-    # its convolutions pad as TensorFlow's do, as those of timm's tf_ models
-    Layout(
+    CheckpointFormat("lightly checkpoint", (r"^student_backbone\.",), "student_backbone.", "teacher_backbone."),
+    CheckpointFormat(
+        "solo-learn checkpoint", (r"^backbone\.", r"^classifier\."), "backbone.", "momentum_backbone.", MOMENTUM
+    ),
+    CheckpointFormat(
+        "solo-learn checkpoint", (r"^encoder\.", r"^classifier\."), "encoder.", "momentum_encoder.", MOMENTUM
+    ),
+    CheckpointFormat("DINO checkpoint", (r"^backbone\.", r"^head\.last_layer\."), "backbone."),
+    CheckpointFormat("Barlow Twins checkpoint", (r"^backbone\.", r"^projector\.", r"^bn\."), "backbone."),
+    CheckpointFormat("VICReg checkpoint", (r"^backbone\.", r"^projector\."), "backbone."),
+    CheckpointFormat("SwAV checkpoint", (r"^projection_head\.", r"^prototypes")),
+    CheckpointFormat("detectron2 weights", (r"^stem\.conv1\.norm\.",), rename_keys=_apply(FROM_DETECTRON2)),
+    CheckpointFormat(
+        "torchvision weights", (r"^conv_proj\.", r"^class_token$"), rename_keys=_apply(FROM_TORCHVISION_VIT)
+    ),
+    # its convolutions pad as TensorFlow does, like those of timm's tf_ models
+    CheckpointFormat(
         "EfficientNet-PyTorch weights",
         (r"^_conv_stem\.",),
-        rename=_from_efficientnet_pytorch,
-        family="tf_",
-        shared=True,
+        rename_keys=_from_efficientnet_pytorch,
+        architecture_prefix="tf_",
+        generic=True,
     ),
-    Layout("weights of a backbone", (r"^backbone\.",), "backbone.", shared=True),
-    Layout("weights of an encoder", (r"^encoder\.(conv1|patch_embed|conv_stem|stem)\b",), "encoder.", shared=True),
-    Layout("torchvision or timm weights", (), "", shared=True),
+    CheckpointFormat("backbone weights", (r"^backbone\.",), "backbone.", generic=True),
+    CheckpointFormat("encoder weights", (r"^encoder\.(conv1|patch_embed|conv_stem|stem)\b",), "encoder.", generic=True),
+    CheckpointFormat("torchvision or timm weights", (), generic=True),
 )
 
 
 def encoder_from_checkpoint(
-    content: Mapping[Any, Any], source: str, part: str | None, fields: Mapping[str, Any], called: str = ""
+    checkpoint: Mapping[Any, Any], source: str, branch: str | None, overrides: Mapping[str, Any], label: str = ""
 ) -> Encoder:
-    """The encoder in a checkpoint, in evaluation mode; its ``origin`` says what was recognized.
+    """Return the encoder of a checkpoint, in evaluation mode; its ``origin`` names the format and the architecture.
 
     Args:
-        content: what read_weights gave.
-        source: what the user called it, for errors.
-        part: "student" or "teacher"; None takes the one that the project itself evaluates.
-        fields: EncoderSpec's that are known already and overrule what would be recognized.
-        called: what the origin calls it, for want of a project.
+        checkpoint: the content of the file, as returned by read_weights.
+        source: path of the file, for error messages.
+        branch: "student" or "teacher"; None selects the one that the project itself evaluates.
+        overrides: values for EncoderSpec that take precedence over inferred ones.
+        label: used in the origin in place of the format's name.
 
     Raises:
-        InputError: no tensors, no such part, no architecture that they fill to the last one, several that they fill,
-            or values that are not numbers.
+        InputError: the checkpoint has no tensors or no such branch, no architecture or several match all tensors,
+            or values are not finite.
     """
-    state, part, chosen = _choose(content, source, part)
-    layout = next(layout for layout in LAYOUTS if all(any(map(re.compile(m).search, state)) for m in layout.marks))
-    part = part if chosen is None else None
-    prefix = layout.prefix(part or "student")
-    if prefix is None or not any(name.startswith(prefix) for name in state):
-        there = [p for p in BRANCHES if (q := layout.prefix(p)) is not None and any(n.startswith(q) for n in state)]
-        raise InputError(f"encoder: {source} holds no {part}; this {layout.project} has the {' and the '.join(there)}")
-    weights = layout.rename({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)})
-    guess = _conventions(layout, weights)
-    hint = content.get("arch")
-    named = hint if isinstance(hint, str) else None
-    found, matched = find_architecture(weights, guess, fields, source, named, layout.family)
-    encoder = create_encoder(**found)
-    _fill(encoder, weights, source)
-    elsewhere = tuple(other for other in (layout.student, layout.teacher) if other and other != prefix)
-    left = sum(not name.startswith(elsewhere) for name in state) - matched
-    words = chosen or (layout.words[BRANCHES.index(part or "student")] if layout.teacher else "")
+    state_dict, branch, selected = _select_state_dict(checkpoint, source, branch)
+    format = next(format for format in FORMATS if format.matches(state_dict))
+    branch = branch if selected is None else None
+    prefix = format.prefix(branch or "student")
+    if prefix is None or not any(key.startswith(prefix) for key in state_dict):
+        prefixes = {b: p for b in BRANCHES if (p := format.prefix(b)) is not None}
+        available = [b for b, p in prefixes.items() if any(key.startswith(p) for key in state_dict)]
+        raise InputError(f"encoder: {source} has no {branch}; this {format.name} has the {' and the '.join(available)}")
+    weights = format.rename_keys(
+        {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
+    )
+    conventions = _conventions(format, weights)
+    arch = checkpoint.get("arch")
+    hint = arch if isinstance(arch, str) else None
+    fields, matched = find_architecture(weights, conventions, overrides, source, hint, format.architecture_prefix)
+    encoder = create_encoder(**fields)
+    _load_weights(encoder, weights, source)
+    other_branches = tuple(p for p in (format.student_prefix, format.teacher_prefix) if p and p != prefix)
+    ignored = sum(not key.startswith(other_branches) for key in state_dict) - matched
+    names = dict(zip(BRANCHES, format.branch_names, strict=True)) if format.teacher_prefix else {}
+    branch_name = selected or names.get(branch or "student", "")
     encoder.origin = "".join(
         (
-            called or layout.project,
-            f", {words}" if words else "",
+            label or format.name,
+            f", {branch_name}" if branch_name else "",
             f": {encoder.spec.backbone}, {matched} of {matched} tensors matched",
-            f", {left} of heads left out" if left else "",
-            f"; {guess.note}" if guess.note else "",
+            f", {ignored} head tensor{'s' if ignored > 1 else ''} ignored" if ignored else "",
+            f"; {conventions.note}" if conventions.note else "",
         )
     )
     return encoder.eval()
 
 
-def _choose(content: Mapping[Any, Any], source: str, part: str | None) -> tuple[Weights, str | None, str | None]:
-    """The state dict that holds the part; the part that is yet to be found in it; and the part that it is itself."""
-    for student, teacher in CONTAINERS:
-        pair = {p: _tensors(content.get(key)) for p, key in zip(BRANCHES, (student, teacher), strict=True)}
-        found = {p: state for p, state in pair.items() if state}
-        if len(found) == 2:
-            # DINO evaluates its teacher; others, what they have trained
-            chosen = part or ("teacher" if teacher == "teacher" else "student")
-            return found[chosen], None, chosen
-        if found:
-            ((only, state),) = found.items()
-            return (state, None, only) if only == part == "teacher" else (state, part, None)
-    if state := _tensors(content):
-        return state, part, None
-    keys = ", ".join(map(str, list(content)[:5]))
-    raise InputError(f"encoder: {source} holds no tensors where checkpoints keep them (it has {keys or 'nothing'})")
+def _select_state_dict(
+    checkpoint: Mapping[Any, Any], source: str, branch: str | None
+) -> tuple[StateDict, str | None, str | None]:
+    """Return the state dict with the branch, the branch to select by its keys, and the branch that it is as a whole.
+
+    One of the last two is None: a checkpoint holds its branches in separate state dicts or in one.
+    """
+    for student_key, teacher_key in STATE_DICT_KEYS:
+        state_dicts = {
+            name: state_dict
+            for name, key in zip(BRANCHES, (student_key, teacher_key), strict=True)
+            if (state_dict := _unwrap_state_dict(checkpoint.get(key)))
+        }
+        if len(state_dicts) == 2:
+            # DINO evaluates its teacher, other projects the trained network
+            selected = branch or ("teacher" if teacher_key == "teacher" else "student")
+            return state_dicts[selected], None, selected
+        if state_dicts:
+            ((only, state_dict),) = state_dicts.items()
+            return (state_dict, None, only) if only == branch == "teacher" else (state_dict, branch, None)
+    if state_dict := _unwrap_state_dict(checkpoint):
+        return state_dict, branch, None
+    keys = ", ".join(map(str, list(checkpoint)[:5])) or "none"
+    raise InputError(f"encoder: {source} has no state dict under the usual keys; its keys: {keys}")
 
 
-def _tensors(state: Any) -> Weights:
-    """Name -> tensor, without what data-parallel training and compilation put before the key_maps."""
-    if not isinstance(state, Mapping):
+def _unwrap_state_dict(state_dict: Any) -> StateDict:
+    """Return the tensors by key, without the prefixes of DataParallel and torch.compile."""
+    if not isinstance(state_dict, Mapping):
         return {}
-    found: Weights = {}
-    for name, value in state.items():
+    tensors: StateDict = {}
+    for key, value in state_dict.items():
         if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
             value = torch.from_numpy(np.array(value))
-        if isinstance(name, str) and isinstance(value, Tensor):
-            found[re.sub(r"(^|\.)_orig_mod\.", r"\1", name).removeprefix("module.")] = value
+        if isinstance(key, str) and isinstance(value, Tensor):
+            tensors[re.sub(r"(^|\.)_orig_mod\.", r"\1", key).removeprefix("module.")] = value
     for wrapper in ("model.", "module."):
-        if found and all(name.startswith(wrapper) for name in found):
-            found = {name.removeprefix(wrapper): value for name, value in found.items()}
-    return found
+        if tensors and all(key.startswith(wrapper) for key in tensors):
+            tensors = {key.removeprefix(wrapper): value for key, value in tensors.items()}
+    return tensors
 
 
-def _conventions(layout: Layout, weights: Weights) -> Guess:
-    """What a project does alike in all its checkpoints, and the tensors' shapes do not show."""
+def _conventions(format: CheckpointFormat, weights: StateDict) -> Conventions:
+    """Return what all checkpoints of a project have in common and the tensors' shapes do not show."""
     fields: dict[str, Any] = {}
     note = ""
-    first = weights.get("conv1.weight")
-    if layout.project.startswith("solo-learn") and first is not None and first.shape[-1] == 3:
-        # its stem for CIFAR; CIFAR-100's images have nearly the same mean, and nothing tells which it was
+    stem = weights.get("conv1.weight")
+    if format.name.startswith("solo-learn") and stem is not None and stem.shape[-1] == 3:
+        # its stem for CIFAR-10 and CIFAR-100, which the checkpoint does not distinguish; their means are nearly equal
         fields = {"stem_padding": 2, "mean": CIFAR10_MEAN, "std": CIFAR10_STD}
         note = "CIFAR-10's mean and standard deviation"
-    positions = weights.get("pos_embed")
-    is_vit = (
-        positions is not None and positions.ndim == 3 and {"cls_token", "blocks.0.attn.qkv.weight"} <= weights.keys()
-    )
-    if positions is not None and is_vit and not layout.project.startswith("lightly"):
-        # MoCo v3's fixed positions, 0 at the class token; its ViTs have 12 heads at every width up to 768
-        fixed = bool((positions[0, 0] == 0).all())
-        if fixed and positions.shape[-1] < 768:
+    pos_embed = weights.get("pos_embed")
+    is_vit = {"cls_token", "blocks.0.attn.qkv.weight"} <= weights.keys()
+    if pos_embed is not None and pos_embed.ndim == 3 and is_vit and not format.name.startswith("lightly"):
+        # MoCo v3 fixes the position embedding, with 0 at the class token; its ViTs have 12 heads up to width 768
+        is_moco_v3 = bool((pos_embed[0, 0] == 0).all())
+        if is_moco_v3 and pos_embed.shape[-1] < 768:
             fields["options"] = {"num_heads": 12}
             note = "12 heads as in MoCo v3"
-    return Guess(fields, note, own_colors=layout.shared)
+    return Conventions(fields, note, timm_normalization=format.generic)
 
 
-def _fill(encoder: Encoder, weights: Weights, source: str) -> None:
-    wanted = encoder.backbone.state_dict()
-    for name in wanted.keys() & weights.keys():
-        tensor = weights[name]
+def _load_weights(encoder: Encoder, weights: StateDict, source: str) -> None:
+    state_dict = encoder.backbone.state_dict()
+    for key in state_dict.keys() & weights.keys():
+        tensor = weights[key]
         if not bool(torch.isfinite(tensor.float()).all()):
-            raise InputError(f"encoder: {source} has values in {name} that are not finite numbers")
-        wanted[name] = tensor.to(wanted[name].dtype)
-    encoder.backbone.load_state_dict(wanted)
+            raise InputError(f"encoder: {source} has values in {key} that are not finite")
+        state_dict[key] = tensor.to(state_dict[key].dtype)
+    encoder.backbone.load_state_dict(state_dict)

@@ -1,4 +1,4 @@
-"""Projector and predictor of the paper's code."""
+"""Projector and predictor, as in the paper's code."""
 
 from __future__ import annotations
 
@@ -7,28 +7,31 @@ from collections.abc import Iterator
 from torch import nn
 
 
-def _hidden(inputs: int, outputs: int) -> Iterator[nn.Module]:
+def _hidden_layer(inputs: int, outputs: int) -> Iterator[nn.Module]:
     yield nn.Linear(inputs, outputs, bias=False)
     yield nn.BatchNorm1d(outputs)
     yield nn.ReLU(inplace=True)
 
 
 class Projector(nn.Sequential):
-    """(n, inputs) -> (n, outputs): two hidden layers, then Linear with a frozen bias and BN without affine.
+    """MLP (n, inputs) -> (n, outputs): two hidden layers, then Linear with a frozen bias and BatchNorm without affine.
 
-    The bias does nothing before a BN; it is there, and frozen, because the published checkpoints have it.
+    The bias has no effect before a BatchNorm. It exists, frozen, because the published checkpoints contain it.
     """
 
     def __init__(self, inputs: int, hidden: int = 2048, outputs: int = 2048) -> None:
-        last = nn.Linear(hidden, outputs)
-        last.bias.requires_grad_(False)
+        last_linear = nn.Linear(hidden, outputs)
+        last_linear.bias.requires_grad_(False)
         super().__init__(
-            *_hidden(inputs, hidden), *_hidden(hidden, hidden), last, nn.BatchNorm1d(outputs, affine=False)
+            *_hidden_layer(inputs, hidden),
+            *_hidden_layer(hidden, hidden),
+            last_linear,
+            nn.BatchNorm1d(outputs, affine=False),
         )
 
 
 class Predictor(nn.Sequential):
-    """(n, width) -> (n, width) through a bottleneck, so that it cannot learn the identity."""
+    """MLP (n, width) -> (n, width) with a bottleneck, which prevents it from learning the identity."""
 
     def __init__(self, width: int = 2048, hidden: int = 512) -> None:
-        super().__init__(*_hidden(width, hidden), nn.Linear(hidden, width))
+        super().__init__(*_hidden_layer(width, hidden), nn.Linear(hidden, width))

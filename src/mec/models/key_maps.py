@@ -1,6 +1,6 @@
-"""What other libraries call the tensors of a network; here they have timm's names.
+"""Key maps from other libraries' state dicts to timm's, and back.
 
-torchvision's ResNets have the same names as timm's.
+torchvision's ResNets have timm's keys.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 
 KeyMap = tuple[tuple[str, str], ...]
+"""Regular expressions and their replacements, applied in order."""
 
-# detectron2 numbers the stages as the paper of ResNet does, and puts a norm inside its convolution
+# detectron2 numbers the stages as the ResNet paper does, and makes each norm a child of its convolution
 TO_DETECTRON2: KeyMap = (
     (r"^conv1\.", "stem.conv1."),
     (r"^bn1\.", "stem.conv1.norm."),
@@ -19,7 +20,7 @@ TO_DETECTRON2: KeyMap = (
     (r"\.downsample\.1\.", ".shortcut.norm."),
 )
 FROM_DETECTRON2: KeyMap = (
-    (r"^stem\.fc\.", "fc."),  # the converters put all that is not of a stage in the stem
+    (r"^stem\.fc\.", "fc."),  # the conversion scripts prefix every key outside the stages with "stem."
     (r"^stem\.conv1\.norm\.", "bn1."),
     (r"^stem\.conv1\.", "conv1."),
     *((rf"^res{n + 1}\.", f"layer{n}.") for n in (1, 2, 3, 4)),
@@ -27,7 +28,7 @@ FROM_DETECTRON2: KeyMap = (
     (r"\.shortcut\.", ".downsample.0."),
     (r"\.conv(\d)\.norm\.", r".bn\1."),
 )
-# torchvision's vision transformer; its query, key and value are joined in one matrix, in timm's order
+# torchvision's vision transformer, like timm's, stores query, key and value in one matrix, in the same order
 TO_TORCHVISION_VIT: KeyMap = (
     (r"^cls_token$", "class_token"),
     (r"^pos_embed$", "encoder.pos_embedding"),
@@ -52,7 +53,7 @@ FROM_TORCHVISION_VIT: KeyMap = (
     (r"\.mlp\.(?:0|linear_1)\.", ".mlp.fc1."),
     (r"\.mlp\.(?:3|linear_2)\.", ".mlp.fc2."),
 )
-# a ResNet cut open into a Sequential: torchvision's counts its activation and pooling too, lightly's has neither
+# a ResNet converted to nn.Sequential; torchvision's activation and max-pool are children too, lightly's are not
 FROM_SEQUENTIAL: KeyMap = (
     (r"^0\.", "conv1."),
     (r"^1\.", "bn1."),
@@ -64,7 +65,7 @@ FROM_LIGHTLY: KeyMap = (
     *((rf"^{n + 1}\.", f"layer{n}.") for n in (1, 2, 3, 4)),
     (r"\.shortcut\.", ".downsample."),
 )
-# EfficientNet-PyTorch; its blocks, counted through all stages, are put in stages by the code that uses these
+# EfficientNet-PyTorch numbers blocks over all stages; the caller has already converted those numbers
 FROM_EFFICIENTNET_PYTORCH: KeyMap = (
     (r"^_conv_stem\.", "conv_stem."),
     (r"^_conv_head\.", "conv_head."),
@@ -74,20 +75,21 @@ FROM_EFFICIENTNET_PYTORCH: KeyMap = (
     (r"\._se_reduce\.", ".se.conv_reduce."),
     (r"\._se_expand\.", ".se.conv_expand."),
 )
-EXPANDING: KeyMap = (
+# its two kinds of blocks, by the names of timm's classes
+INVERTED_RESIDUAL: KeyMap = (
     (r"\._expand_conv\.", ".conv_pw."),
     (r"\._depthwise_conv\.", ".conv_dw."),
     (r"\._project_conv\.", ".conv_pwl."),
     *((rf"\._bn{n}\.", f".bn{n + 1}.") for n in (2, 1, 0)),
 )
-NOT_EXPANDING: KeyMap = (
+DEPTHWISE_SEPARABLE: KeyMap = (
     (r"\._depthwise_conv\.", ".conv_dw."),
     (r"\._project_conv\.", ".conv_pw."),
 )
 
 
-def rename_key(name: str, renames: KeyMap) -> str:
-    """The name after each of the substitutions, in turn."""
-    for pattern, replacement in renames:
-        name = re.sub(pattern, replacement, name)
-    return name
+def rename_key(key: str, key_map: KeyMap) -> str:
+    """Return the key after each replacement of the key map, in order."""
+    for pattern, replacement in key_map:
+        key = re.sub(pattern, replacement, key)
+    return key

@@ -1,4 +1,4 @@
-"""The networks around the objective: student, predictor and teacher, or one network for both views."""
+"""The networks trained by the objective: student, predictor and teacher, or one network for both views."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from mec.models.encoder import Encoder
 from mec.models.heads import Predictor, Projector
 
 Pair = tuple[Tensor, Tensor]
-"""Of the two views."""
+"""One tensor for each of the two views."""
 
 
 class Siamese(nn.Module):
-    """Encoder and projector, and for the paper's asymmetric form a predictor and a teacher.
+    """Encoder and projector, with a predictor and a teacher in the paper's asymmetric form.
 
-    ``forward(x1, x2)`` gives the arguments of the loss: ``((p1, p2), (z1, z2))``, or ``((z1, z2), None)`` for the
-    symmetric form (no predictor, no teacher), where both codes carry gradient.
+    ``forward(x1, x2)`` returns the arguments of the loss: ``((p1, p2), (z1, z2))``, or ``((z1, z2), None)`` for the
+    symmetric form (no predictor, no teacher), where gradients flow through both codes.
 
-    The teacher is a copy of encoder and projector whose parameters follow the student's by an exponential
-    moving average; its BatchNorm buffers are its own, for it runs in training mode, without gradient.
+    The teacher is a copy of encoder and projector. Its parameters are an exponential moving average of the student's.
+    It runs in training mode without gradient and therefore keeps BatchNorm buffers of its own.
     """
 
     def __init__(self, encoder: Encoder, projector: Projector, predictor: Predictor | None = None) -> None:
@@ -34,26 +34,26 @@ class Siamese(nn.Module):
             self.teacher = nn.ModuleList([copy.deepcopy(encoder), copy.deepcopy(projector)]).requires_grad_(False)
 
     def forward(self, x1: Tensor, x2: Tensor) -> tuple[Pair, Pair | None]:
-        """x1, x2: normalized images (m, c, h, w) -> codes (m, d) as the loss takes them."""
+        """Return the codes (m, d) of two views, normalized images (m, c, h, w), as the loss takes them."""
         return self.codes((self.encoder(x1), self.encoder(x2)), self.teacher_features(x1, x2))
 
     @torch.no_grad()
     def teacher_features(self, x1: Tensor, x2: Tensor) -> Pair | None:
-        """What the teacher's encoder gives for x1 and x2; None where there is no teacher."""
+        """Return the features of the teacher's encoder for both views; None without a teacher."""
         return None if self.teacher is None else (self.teacher[0](x1), self.teacher[0](x2))
 
-    def codes(self, features: Pair, seen: Pair | None) -> tuple[Pair, Pair | None]:
-        """Features (m, num_features) of the student's encoder and the teacher's -> codes as the loss takes them."""
-        z1, z2 = self.projector(features[0]), self.projector(features[1])
-        if self.predictor is None or self.teacher is None or seen is None:
+    def codes(self, student_features: Pair, teacher_features: Pair | None) -> tuple[Pair, Pair | None]:
+        """Return the codes, as the loss takes them, of encoder features (m, num_features) of student and teacher."""
+        z1, z2 = self.projector(student_features[0]), self.projector(student_features[1])
+        if self.predictor is None or self.teacher is None or teacher_features is None:
             return (z1, z2), None
         with torch.no_grad():
-            targets = self.teacher[1](seen[0]), self.teacher[1](seen[1])
+            targets = self.teacher[1](teacher_features[0]), self.teacher[1](teacher_features[1])
         return (self.predictor(z1), self.predictor(z2)), targets
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """teacher = momentum * teacher + (1 - momentum) * student, parameters only. Does nothing without a teacher."""
+        """Set teacher = momentum * teacher + (1 - momentum) * student, parameters only; no-op without a teacher."""
         if self.teacher is None:
             return
         student: list[Tensor] = [*self.encoder.parameters(), *self.projector.parameters()]

@@ -1,7 +1,7 @@
-"""BatchNorm over the batch of all processes, for any network.
+"""Synchronized BatchNorm for any network, on any device.
 
-PyTorch's SyncBatchNorm takes tensors of GPUs only; elsewhere ``SyncBatchNorm`` does the same, in native operations
-on parts of the batch that stay in the cache.
+PyTorch's SyncBatchNorm requires CUDA tensors. On other devices ``SyncBatchNorm`` computes the same, with native
+operations on chunks of the batch that fit the CPU cache.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-ELEMENTS_IN_CACHE = 2**18
+CHUNK_ELEMENTS = 2**18
+"""Number of elements of a chunk that fits the CPU cache."""
 
 Moments = tuple[Tensor, Tensor, Tensor]
+"""Count (1,), means (c,) and sums of squared deviations from the means (c,)."""
 
 
 def convert_sync_batch_norm(network: nn.Module, device_type: str) -> nn.Module:
-    """The network with every BatchNorm joined over all processes in training mode; names and tensors stay.
+    """Synchronize every BatchNorm of the network over all processes in training mode; parameters and keys stay.
 
-    Changes ``network`` in place and returns it (another module only if it is itself a BatchNorm). Every process
+    Changes ``network`` in place and returns it; if it is itself a BatchNorm, returns its replacement. Every process
     must make the same forward and backward calls in the same order.
     """
     if device_type == "cuda":
-        # unlike torch's own conversion it keeps activation and drop of timm's BatchNormAct2d
+        # unlike torch's own conversion, timm's preserves the activation and drop layers of BatchNormAct2d
         converted: nn.Module = convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         return converted
     if isinstance(network, _BatchNorm):
@@ -40,10 +42,10 @@ def convert_sync_batch_norm(network: nn.Module, device_type: str) -> nn.Module:
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Takes the place of ``norm``, shares its tensors and applies what timm hangs below one (drop, activation).
+    """Replacement for ``norm`` that shares its tensors and applies its child layers (timm's drop and activation).
 
-    In training mode the statistics are those of the rows of all processes, which may differ in number. The gradients
-    of weight and bias are those of the own rows: their sum over processes is that of the joined batch.
+    In training mode, statistics are computed over the batches of all processes, which may differ in size. Gradients
+    of weight and bias are those of the local batch: their sum over processes is the gradient of the global batch.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -57,14 +59,14 @@ class SyncBatchNorm(_BatchNorm):
         self.train(norm.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, c, ...) of this process -> the same shape and dtype; each process has a row at least."""
-        alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
-        x = self._joined(x) if self.training and not alone else super().forward(x)
-        for after in self.children():
-            x = after(x)
+        """Normalize this process's batch (n, c, ...), n >= 1; shape and dtype are preserved."""
+        is_distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        x = self._forward_synchronized(x) if self.training and is_distributed else super().forward(x)
+        for child in self.children():
+            x = child(x)
         return x
 
-    def _joined(self, x: Tensor) -> Tensor:
+    def _forward_synchronized(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)
         running: tuple[Tensor, Tensor] | None = None
         momentum = 0.0
@@ -72,44 +74,45 @@ class SyncBatchNorm(_BatchNorm):
             running = self.running_mean, self.running_var
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
-            # without a momentum: the plain average of all batches
+            # momentum=None is the cumulative average over all batches, as in torch
             momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         normalized: Tensor = _Normalize.apply(x, self.weight, self.bias, running, momentum, self.eps)
         return normalized
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
-            raise ValueError(f"expected at least 2 dimensions (n, c, ...), got {input.dim()}")
+            raise ValueError(f"input: expected at least 2 dimensions (n, c, ...), got {input.dim()}")
 
 
-def _merged(counts: Tensor, means: Tensor, squares: Tensor) -> Moments:
-    """Counts (k, 1), means and sums of squares about them (k, c) of k parts -> of the whole (Chan et al. 1979)."""
+def _merge_moments(counts: Tensor, means: Tensor, squares: Tensor) -> Moments:
+    """Merge the moments of k batches, counts (k, 1), means and squares (k, c) (Chan et al. 1979)."""
     count = counts.sum(0)
     mean = (counts * means).sum(0) / count
     return count, mean, (squares + counts * (means - mean).square()).sum(0)
 
 
-def _over_processes(own: Moments) -> Moments:
-    packed = torch.cat(own)
-    processes, channels = dist.get_world_size(), len(own[1])
-    gathered = packed.new_empty(processes * len(packed))
+def _gather_moments(local: Moments) -> Moments:
+    """Merge the moments of all processes."""
+    packed = torch.cat(local)
+    world_size, channels = dist.get_world_size(), len(local[1])
+    gathered = packed.new_empty(world_size * len(packed))
     dist.all_gather_into_tensor(gathered, packed)
-    counts, means, squares = torch.split(gathered.view(processes, -1), [1, channels, channels], dim=1)
-    return _merged(counts, means, squares)
+    counts, means, squares = torch.split(gathered.view(world_size, -1), [1, channels, channels], dim=1)
+    return _merge_moments(counts, means, squares)
 
 
-def _laid_out(x: Tensor, like: Tensor) -> Tensor:
-    """Channels last where ``like`` is, else contiguous."""
-    last = like.is_contiguous(memory_format=torch.channels_last)
-    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+def _match_memory_format(x: Tensor, like: Tensor) -> Tensor:
+    """Return x in channels-last memory format if ``like`` has it, else contiguous."""
+    channels_last = like.is_contiguous(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def _rows_in_cache(x: Tensor) -> int:
-    return max(1, ELEMENTS_IN_CACHE * len(x) // x.numel())
+def _chunk_size(x: Tensor) -> int:
+    return max(1, CHUNK_ELEMENTS * len(x) // x.numel())
 
 
 class _Normalize(Function):
-    """weight * (x - mean) / sqrt(var + eps) + bias with the moments of all processes, which also move ``running``."""
+    """weight * (x - mean) / sqrt(var + eps) + bias with the moments of all processes; updates ``running`` in place."""
 
     @staticmethod
     def forward(
@@ -121,75 +124,81 @@ class _Normalize(Function):
         momentum: float,
         eps: float,
     ) -> Tensor:
-        x = _laid_out(x, like=x)
-        rows, column = _rows_in_cache(x), (-1, *[1] * (x.dim() - 2))
-        working = torch.promote_types(x.dtype, torch.float32)
-        out = torch.empty_like(x, dtype=working)
-        # a mean far from zero costs float32 its digits: that of the first row is taken off before anything is summed
-        base = x[:1].to(working).transpose(0, 1).flatten(1).mean(1)
-        base_column = base.view(column)
-        sources, targets = torch.split(x, rows), torch.split(out, rows)
+        x = _match_memory_format(x, like=x)
+        chunk_size, broadcast_shape = _chunk_size(x), (-1, *[1] * (x.dim() - 2))
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        out = torch.empty_like(x, dtype=dtype)
+        # a mean far from zero costs float32 precision, so the mean of the first sample is subtracted before summation
+        base = x[:1].to(dtype).transpose(0, 1).flatten(1).mean(1)
+        base_column = base.view(broadcast_shape)
+        x_chunks, out_chunks = torch.split(x, chunk_size), torch.split(out, chunk_size)
         means, variances = [], []
-        for source, target in zip(sources, targets, strict=True):
-            torch.sub(source, base_column, out=target)
-            mean, variance = torch.batch_norm_update_stats(target, None, None, 0.0)
+        for x_chunk, out_chunk in zip(x_chunks, out_chunks, strict=True):
+            torch.sub(x_chunk, base_column, out=out_chunk)
+            mean, variance = torch.batch_norm_update_stats(out_chunk, None, None, 0.0)
             means.append(mean)
             variances.append(variance)
-        counts = base.new_tensor([[part.numel() // len(base)] for part in sources], dtype=torch.float64)
-        own = _merged(counts, torch.stack(means).double() + base, torch.stack(variances) * counts)
-        count, mean, squares = _over_processes(own)
+        counts = base.new_tensor([[chunk.numel() // len(base)] for chunk in x_chunks], dtype=torch.float64)
+        local = _merge_moments(counts, torch.stack(means).double() + base, torch.stack(variances) * counts)
+        count, mean, squares = _gather_moments(local)
         if running is not None:
             running[0].lerp_(mean.to(running[0]), momentum)
             running[1].lerp_((squares / (count - 1)).to(running[1]), momentum)
-        inverse = (squares / count + eps).rsqrt()
-        scale = inverse if weight is None else inverse * weight
+        inverse_std = (squares / count + eps).rsqrt()
+        scale = inverse_std if weight is None else inverse_std * weight
         shift = (base - mean) * scale if bias is None else (base - mean) * scale + bias
-        scale, shift = scale.to(working).view(column), shift.to(working).view(column)
-        for target in targets:
-            torch.addcmul(shift, target, scale, out=target)
-        ctx.save_for_backward(x, weight, count, mean, inverse)
+        scale, shift = scale.to(dtype).view(broadcast_shape), shift.to(dtype).view(broadcast_shape)
+        for out_chunk in out_chunks:
+            torch.addcmul(shift, out_chunk, scale, out=out_chunk)
+        ctx.save_for_backward(x, weight, count, mean, inverse_std)
         ctx.eps = eps
         return out.to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, count, mean, inverse = ctx.saved_tensors
-        grad = _laid_out(grad, like=x)
-        rows, column = _rows_in_cache(x), (-1, *[1] * (x.dim() - 2))
-        working = torch.promote_types(x.dtype, torch.float32)
-        base = mean.to(working)
-        total, product = _sums(torch.split(grad, rows), torch.split(x, rows), base)
+        x, weight, count, mean, inverse_std = ctx.saved_tensors
+        grad = _match_memory_format(grad, like=x)
+        chunk_size, broadcast_shape = _chunk_size(x), (-1, *[1] * (x.dim() - 2))
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        base = mean.to(dtype)
+        total, product = _gradient_sums(torch.split(grad, chunk_size), torch.split(x, chunk_size), base)
         product -= total * (mean - base)
-        grad_weight, grad_bias = product * inverse, total
+        grad_weight, grad_bias = product * inverse_std, total
         sums = torch.stack([total, product])
         dist.all_reduce(sums)
         total, product = sums / count
-        scale = inverse if weight is None else inverse * weight
-        # scale * (grad - total - (x - mean) * product * inverse^2) as grad * scale + (x - base) * slope + shift
-        slope = -scale * product * inverse.square()
+        scale = inverse_std if weight is None else inverse_std * weight
+        # scale * (grad - total - (x - mean) * product * inverse_std^2) = grad * scale + (x - base) * slope + shift
+        slope = -scale * product * inverse_std.square()
         shift = (base - mean) * slope - scale * total
-        scale, slope, shift, base = (values.to(working).view(column) for values in (scale, slope, shift, base))
-        grad_x = torch.empty_like(x, dtype=working)
-        for source, upper, target in zip(
-            torch.split(x, rows), torch.split(grad, rows), torch.split(grad_x, rows), strict=True
+        scale, slope, shift, base = (values.to(dtype).view(broadcast_shape) for values in (scale, slope, shift, base))
+        grad_x = torch.empty_like(x, dtype=dtype)
+        for x_chunk, grad_chunk, out_chunk in zip(
+            torch.split(x, chunk_size), torch.split(grad, chunk_size), torch.split(grad_x, chunk_size), strict=True
         ):
-            torch.sub(source, base, out=target)
-            torch.addcmul(shift, target, slope, out=target)
-            target.addcmul_(upper.to(working), scale)
-        needs = ctx.needs_input_grad
-        own = (grad_x.to(x.dtype), grad_weight if needs[1] else None, grad_bias if needs[2] else None)
-        return *own, None, None, None
-
-
-def _sums(grads: Sequence[Tensor], xs: Sequence[Tensor], mean: Tensor) -> tuple[Tensor, Tensor]:
-    """sum grad and sum grad * (x - mean) (c,), in float64 over the parts."""
-    total, product = torch.zeros_like(mean, dtype=torch.float64), torch.zeros_like(mean, dtype=torch.float64)
-    one = torch.ones_like(mean)
-    for grad, x in zip(grads, xs, strict=True):
-        _, of_product, of_grad = torch.ops.aten.native_batch_norm_backward(
-            grad.to(mean.dtype), x.to(mean.dtype), one, None, None, mean, one, True, 0.0, [False, True, True]
+            torch.sub(x_chunk, base, out=out_chunk)
+            torch.addcmul(shift, out_chunk, slope, out=out_chunk)
+            out_chunk.addcmul_(grad_chunk.to(dtype), scale)
+        needs_grad = ctx.needs_input_grad
+        return (
+            grad_x.to(x.dtype),
+            grad_weight if needs_grad[1] else None,
+            grad_bias if needs_grad[2] else None,
+            None,
+            None,
+            None,
         )
-        total += of_grad
-        product += of_product
+
+
+def _gradient_sums(grads: Sequence[Tensor], xs: Sequence[Tensor], mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums of grad and of grad * (x - mean), each (c,), accumulated over chunks in float64."""
+    total, product = torch.zeros_like(mean, dtype=torch.float64), torch.zeros_like(mean, dtype=torch.float64)
+    ones = torch.ones_like(mean)
+    for grad, x in zip(grads, xs, strict=True):
+        _, chunk_product, chunk_total = torch.ops.aten.native_batch_norm_backward(
+            grad.to(mean.dtype), x.to(mean.dtype), ones, None, None, mean, ones, True, 0.0, [False, True, True]
+        )
+        total += chunk_total
+        product += chunk_product
     return total, product

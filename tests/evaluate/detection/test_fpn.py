@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn
 
 from mec.errors import InputError
-from mec.evaluate.detection.fpn import Pyramid
+from mec.evaluate.detection.fpn import FeaturePyramid
 from mec.evaluate.detection.network import Detector
 from mec.evaluate.detection.schedules import SCHEDULES
 from mec.models import create_encoder
@@ -32,7 +32,7 @@ def targets() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("backbone", LEVELS)
 def test_maps_of_strides_4_to_64_of_images_of_any_size(backbone: str) -> None:
-    pyramid = Pyramid(create_encoder(backbone)).eval()
+    pyramid = FeaturePyramid(create_encoder(backbone)).eval()
     for height, width in ((96, 160), (224, 64)):
         with torch.no_grad():
             maps = pyramid(torch.zeros(1, 3, height, width))
@@ -47,7 +47,7 @@ def test_the_maps_are_the_encoders(backbone: str) -> None:
     """Of its own size, at which none of its weights is adapted."""
     torch.manual_seed(0)
     encoder = create_encoder(backbone).eval()
-    pyramid = Pyramid(encoder).eval()
+    pyramid = FeaturePyramid(encoder).eval()
     seen: list[Tensor] = []
     pyramid.fpn.register_forward_pre_hook(lambda module, given: seen.extend(given[0].values()))
     pyramid.resized = nn.ModuleList(nn.Identity() for _ in range(4))
@@ -74,7 +74,7 @@ def test_every_parameter_has_a_gradient(backbone: str) -> None:
 def test_the_encoder_is_left_as_it_was() -> None:
     encoder = create_encoder("vit_tiny_patch16_224")
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    pyramid = Pyramid(encoder)
+    pyramid = FeaturePyramid(encoder)
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert len(encoder.state_dict()) == len(before)
     assert not {id(p) for p in pyramid.parameters()} & {id(p) for p in encoder.parameters()}
@@ -115,7 +115,7 @@ def test_boxes_are_where_the_images_are() -> None:
 @pytest.mark.parametrize(
     ("backbone", "options", "message"),
     [
-        ("mixer_s16_224", {}, "mixer_s16_224 gives no feature maps of images of any size (Input width (448)"),
+        ("mixer_s16_224", {}, "mixer_s16_224 has no feature maps for images of any size (Input width (448)"),
         *(
             (
                 "vit_tiny_patch16_224",

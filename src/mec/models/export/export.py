@@ -1,4 +1,4 @@
-"""``export``: an encoder in the form that another library loads, whole at its place or not there."""
+"""Export an encoder to the format of another library, atomically."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from huggingface_hub import HfApi
 from mec.errors import InputError
 from mec.files import atomic_write
 from mec.models.encoder import Encoder
-from mec.models.export.formats import require_same, write_detectron2, write_onnx, write_timm, write_torchvision
+from mec.models.export.formats import check_same_features, write_detectron2, write_onnx, write_timm, write_torchvision
 from mec.models.export.model_card import Library, model_card, without_folders
 from mec.models.io import SPEC_FILE, WEIGHTS_FILE, load_encoder, save_encoder
 
 Format = Literal["timm", "torchvision", "detectron2", "onnx", "huggingface", "safetensors"]
 SUFFIXES = {"torchvision": ".pth", "detectron2": ".pkl", "onnx": ".onnx", "safetensors": ".safetensors"}
-"""Of the formats that are a file; the others are folders."""
+"""File suffix by format; the other formats are folders."""
 
 
 def export(
@@ -34,37 +34,37 @@ def export(
     license: str | None = None,
     push: str | None = None,
 ) -> Path:
-    """Write an encoder in the form that another library loads.
+    """Write an encoder in the format of another library.
 
-    The other library's network is filled and compared with the encoder on random images before anything gets its
-    name: what is at ``out`` is whole and gives the same features, or it is not there.
+    The weights are loaded into the other library's network and the features of random images compared before ``out``
+    is created: ``out`` is complete and gives the same features, or it does not exist.
 
     Args:
-        encoder: an Encoder, or what ``mec.load_encoder`` takes: a run folder, a file of weights, a timm name ...
-        format: timm, a folder for timm.create_model("local-dir:..."); torchvision, its state dict; detectron2, its
-            pickle; onnx, from images in [0, 1] to features; huggingface, a folder with a model card made from
-            the run; safetensors, this library's own, with a .json beside it.
-        out: what is written, and must not exist: a folder for timm and huggingface, a .pth file for torchvision,
+        encoder: an Encoder, or anything that ``mec.load_encoder`` loads: a run folder, a checkpoint, a timm name ...
+        format: timm, a folder for timm.create_model("local-dir:..."); torchvision, a state dict; detectron2, a
+            pickle; onnx, a network from images in [0, 1] to features; huggingface, a folder with a model card of
+            the run; safetensors, this library's own format, with a .json of the same name.
+        out: output path, which must not exist: a folder for timm and huggingface, a .pth file for torchvision,
             .pkl for detectron2, .onnx or .safetensors.
-        license: of the weights, as the Hugging Face hub spells it: apache-2.0, mit, cc-by-4.0 ... Absent: the model
-            card says that none was chosen. Files of torchvision and safetensors have no place for one.
-        push: owner/name on the Hugging Face hub, with format huggingface: the folder is sent there, and the
-            repository made, public, if there is none. Absent: nothing is sent anywhere.
+        license: license of the weights, as spelled on the Hugging Face hub: apache-2.0, mit, cc-by-4.0 ... By
+            default, the model card states that none was chosen. torchvision and safetensors files cannot store it.
+        push: owner/name on the Hugging Face hub, for format huggingface: upload the folder to this repository, which
+            is created, public, if it does not exist. By default, nothing is uploaded.
 
     Returns:
-        The file or folder.
+        The path of the file or folder.
 
     Raises:
-        InputError: the format cannot express this encoder, ``out`` exists or has another suffix than the format's,
-            a package is missing, or the hub refused.
+        InputError: the format cannot express this encoder, ``out`` exists or has the wrong suffix, a package is
+            missing, or the upload failed.
     """
     out = Path(out).expanduser()
-    license = _check(format, out, license, push)
+    license = _check_arguments(format, out, license, push)
     with torch.random.fork_rng(devices=[]):
-        source = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
-        model = copy.deepcopy(source).cpu().float().eval()
+        loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
+        model = copy.deepcopy(loaded).cpu().float().eval()
         model.origin = without_folders(model.origin)
-        run = None if isinstance(encoder, Encoder) else _run_of(Path(encoder).expanduser())
+        run = None if isinstance(encoder, Encoder) else _run_folder(Path(encoder).expanduser())
         try:
             _write(model, format, out, license, push, run)
         except OSError as error:
@@ -74,48 +74,48 @@ def export(
     return out
 
 
-def _check(format: Format, out: Path, license: str | None, push: str | None) -> str | None:
-    """All that can be known before the encoder is read. Returns the license as the hub spells it."""
+def _check_arguments(format: Format, out: Path, license: str | None, push: str | None) -> str | None:
+    """Validate the arguments before the encoder is loaded, and return the license as spelled on the hub."""
     if format not in get_args(Format):
         raise InputError(f"format: expected one of {', '.join(get_args(Format))}, got {format!r}")
     suffix = SUFFIXES.get(format)
     if suffix and out.suffix != suffix:
         raise InputError(f"out: expected a {suffix} file for {format}, got {str(out)!r}")
     for path in (out, out.with_suffix(".json")) if format == "safetensors" else (out,):
-        free = not suffix and path.is_dir() and not any(path.iterdir())
-        if os.path.lexists(path) and not free:
-            raise InputError(f"out: {path} exists; take another name")
+        is_empty_folder = not suffix and path.is_dir() and not any(path.iterdir())
+        if os.path.lexists(path) and not is_empty_folder:
+            raise InputError(f"out: expected a new path, got {path}, which exists")
     if push is not None and format != "huggingface":
-        raise InputError(f"push: expected format huggingface, got {format}; only that is sent to the hub")
+        raise InputError(f"push: expected format huggingface, got {format}")
     if push is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", push, re.ASCII):
         raise InputError(f"push: expected owner/name, got {push!r}")
     if license is None:
         return None
     if format in ("torchvision", "safetensors"):
-        raise InputError(f"license: a {format} file has no place for one; huggingface, timm, onnx and detectron2 have")
+        raise InputError(f"license: {format} files cannot store a license; huggingface, timm, onnx and detectron2 can")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license.lower()):
         raise InputError(f"license: expected a name such as apache-2.0, mit or cc-by-4.0, got {license!r}")
     return license.lower()
 
 
-def _run_of(source: Path) -> Path | None:
+def _run_folder(source: Path) -> Path | None:
     folder = source.parent if source.name == WEIGHTS_FILE else source
     return folder if (folder / "recipe.yaml").is_file() else None
 
 
 def _write(model: Encoder, format: Format, out: Path, license: str | None, push: str | None, run: Path | None) -> None:
     if format == "timm":
-        with _replacing_folder(out) as folder:
+        with _atomic_folder(out) as folder:
             write_timm(model, folder, license)
     elif format == "huggingface":
-        with _replacing_folder(out) as folder:
+        with _atomic_folder(out) as folder:
             library = _write_for_hub(model, folder, license)
             card = model_card(model, library, out.resolve().name, push, run, license)
             (folder / "README.md").write_text(card, encoding="utf-8")
     elif format == "safetensors":
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
-            _write_own(model, Path(name))
+            _write_safetensors(model, Path(name))
             Path(name, SPEC_FILE).replace(out.with_suffix(".json"))
             Path(name, WEIGHTS_FILE).replace(out)
     else:
@@ -125,33 +125,33 @@ def _write(model: Encoder, format: Format, out: Path, license: str | None, push:
 
 
 def _write_for_hub(model: Encoder, folder: Path, license: str | None) -> Library:
-    """timm's form where it can express the encoder, else this library's."""
+    """Write timm's format if it can express the encoder, else this library's; return the library that loads it."""
     try:
         write_timm(model, folder, license)
     except InputError:
         for file in folder.iterdir():
             file.unlink()
-        _write_own(model, folder)
+        _write_safetensors(model, folder)
         return "mec-ssl"
     return "timm"
 
 
-def _write_own(model: Encoder, folder: Path) -> None:
+def _write_safetensors(model: Encoder, folder: Path) -> None:
     save_encoder(model, folder)
     loaded = load_encoder(folder)
-    require_same(model, lambda images: loaded(loaded.normalize(images)), "safetensors")
+    check_same_features(model, lambda images: loaded(loaded.normalize(images)), "safetensors")
 
 
 @contextlib.contextmanager
-def _replacing_folder(path: Path) -> Iterator[Path]:
-    """``atomic_write`` for a folder: a temporary folder replaces ``path`` when the block ends without an error."""
+def _atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that replaces ``path`` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
         for file in temporary.iterdir():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
             file.chmod(0o644)
         temporary.chmod(0o755)
         if path.exists():
@@ -162,14 +162,14 @@ def _replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def _push(folder: Path, repository: str) -> None:
-    """Send the folder to the hub; it stays whole where it is if that fails."""
+    """Upload the folder to the hub; on failure the local folder is unaffected."""
     try:
         api = HfApi()
         api.create_repo(repository, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Encoder exported by mec")
-    except Exception as error:  # the hub's client and the HTTP client under it raise many kinds
+    except Exception as error:  # huggingface_hub and its HTTP client raise many kinds of exceptions
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(
-            f"push: {repository} was not sent ({reason}); {folder} is whole, "
-            f"and hf upload {repository} {folder} sends it"
+            f"push: the upload to {repository} failed ({reason}); {folder} is complete: "
+            f"upload it with hf upload {repository} {folder}"
         ) from error
