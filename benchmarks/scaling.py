@@ -24,7 +24,7 @@ from torch import Tensor
 
 from machine import write
 from mec import MECLoss
-from mec.coding.cost import FLOPS_PER_BYTE, Cost, Way, cheapest_way, cost_of
+from mec.coding.cost import FLOPS_PER_BYTE, Cost, Plan, cheapest_plan, estimate_cost
 
 FORMS = {"cross, order 4": ("cross", 4), "cross, exact": ("cross", None), "pooled, exact": ("pooled", None)}
 SIZES = [(512, 1024), (1024, 2048), (2048, 512), (4096, 1024)]  # m of all processes and d
@@ -32,21 +32,21 @@ PROCESSES = [1, 2, 4]
 Row = dict[str, Any]
 
 
-def step_cost(form: str, m: int, d: int, processes: int) -> tuple[Way, Cost]:
+def step_cost(form: str, m: int, d: int, processes: int) -> tuple[Plan, Cost]:
     """Of one process in one step of two views: two pairs of the cross form, one of the pooled form."""
     kind, order = FORMS[form]
     rows, pairs, symmetric = (m, 2, False) if kind == "cross" else (2 * m, 1, True)
-    way = cheapest_way(rows, d, processes, order, symmetric)
-    flops, sent = cost_of(way, rows, d, processes, order, symmetric)
-    return way, Cost(pairs * flops, pairs * sent)
+    plan = cheapest_plan(rows, d, processes, order, symmetric)
+    flops, sent = estimate_cost(plan, rows, d, processes, order, symmetric)
+    return plan, Cost(pairs * flops, pairs * sent)
 
 
 def model_rows(m: int, d: int, devices: int) -> list[Row]:
     rows = []
     for form in FORMS:
         for processes in (2**i for i in range(devices.bit_length())):
-            way, cost = step_cost(form, m, d, processes)
-            rows.append({"form": form, "m": m, "d": d, "processes": processes} | way._asdict() | cost._asdict())
+            plan, cost = step_cost(form, m, d, processes)
+            rows.append({"form": form, "m": m, "d": d, "processes": processes} | plan._asdict() | cost._asdict())
     return rows
 
 
@@ -119,14 +119,14 @@ def measured_rows(repeats: int) -> list[Row]:
             mp.spawn(measure, (processes, repeats, folder), processes)
             ranks = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(processes)]
         for m, d, form in ranks[0]:
-            way, cost = step_cost(form, m, d, processes)
+            plan, cost = step_cost(form, m, d, processes)
             of_ranks = [found[m, d, form] for found in ranks]
             measured = {
                 "cpu_ms": 1000 * statistics.mean(found["cpu"] for found in of_ranks),
                 "wall_ms": 1000 * max(found["wall"] for found in of_ranks),
                 "sent_bytes": max(found["sent"] for found in of_ranks),
             }
-            row = {"form": form, "m": m, "d": d, "processes": processes} | way._asdict() | cost._asdict() | measured
+            row = {"form": form, "m": m, "d": d, "processes": processes} | plan._asdict() | cost._asdict() | measured
             alone = next((r for r in rows if (r["form"], r["m"], r["d"]) == (form, m, d)), row)
             row["flops_of_one_process"] = row["flops"] / alone["flops"]
             row["cpu_of_one_process"] = row["cpu_ms"] / alone["cpu_ms"]
@@ -153,14 +153,14 @@ def fitted(rows: list[Row]) -> Row:
 def table(title: str, columns: dict[str, Callable[[Row], str]], rows: list[Row]) -> Table:
     shown = Table(title=title)
     for name in columns:
-        shown.add_column(name, justify="left" if name in ("form", "way") else "right")
+        shown.add_column(name, justify="left" if name in ("form", "plan") else "right")
     for row in rows:
         shown.add_row(*(show(row) for show in columns.values()))
     return shown
 
 
-def way_of(row: Row) -> str:
-    return ("d x d" if row["feature_side"] else "rows x rows") + (", shared" if row["shared"] else "")
+def describe_plan(row: Row) -> str:
+    return ("d x d" if row["feature_side"] else "rows x rows") + (", sharded" if row["sharded"] else "")
 
 
 def main(m: int = 65536, d: int = 2048, devices: int = 1024, repeats: int = 5) -> None:
@@ -178,7 +178,7 @@ def main(m: int = 65536, d: int = 2048, devices: int = 1024, repeats: int = 5) -
         "form": lambda row: row["form"],
         "m x d": lambda row: f"{row['m']} x {row['d']}",
         "P": lambda row: str(row["processes"]),
-        "way": way_of,
+        "plan": describe_plan,
         "GFLOP": lambda row: f"{row['flops'] / 1e9:.3g}",
         "MB": lambda row: f"{row['bytes'] / 1e6:.3g}",
     }

@@ -1,4 +1,4 @@
-"""Several processes on this machine that meet through gloo, and what each found."""
+"""Run a function in several processes on this machine, connected through gloo."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ TIME_LIMIT = 240.0
 needs_gloo = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 
 
-def in_processes(worker: Callable[[int], Any], processes: int, folder: Path) -> list[Any]:
-    """What ``worker(rank)`` returned, by rank; the processes are ended if they hang."""
+def run_in_processes(worker: Callable[[int], Any], processes: int, folder: Path) -> list[Any]:
+    """Return the values of ``worker(rank)``, by rank. Processes that hang are killed."""
     context = mp.spawn(_run, args=(worker, processes, str(folder)), nprocs=processes, join=False)
     deadline = time.monotonic() + TIME_LIMIT
     try:

@@ -16,28 +16,28 @@ from mec.coding import (
     spectral_norm,
 )
 
-good = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+CODES = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 
-OF_ONE = {
+ONE_MATRIX_FUNCTIONS = {
     "coding_rate": lambda z: coding_rate(z, 0.5),
     "coding_length": lambda z: coding_length(z, 0.5),
     "effective_rank": effective_rank,
     "rankme": rankme,
     "alpha_req": alpha_req,
 }
-OF_TWO = {
+PAIR_FUNCTIONS = {
     "cross_coding_rate": lambda p, z: cross_coding_rate(p, z, 0.5),
     "spectral_norm": lambda p, z: spectral_norm(p, z, 0.5),
     "health": lambda p, z: health(p, z, 0.5),
 }
-OF_DISTORTION = {
-    "coding_rate": lambda eps: coding_rate(good, eps),
-    "cross_coding_rate": lambda eps: cross_coding_rate(good, good, eps),
-    "coding_length": lambda eps: coding_length(good, eps),
-    "spectral_norm": lambda eps: spectral_norm(good, good, eps),
-    "health": lambda eps: health(good, good, eps),
+DISTORTION_FUNCTIONS = {
+    "coding_rate": lambda eps: coding_rate(CODES, eps),
+    "cross_coding_rate": lambda eps: cross_coding_rate(CODES, CODES, eps),
+    "coding_length": lambda eps: coding_length(CODES, eps),
+    "spectral_norm": lambda eps: spectral_norm(CODES, CODES, eps),
+    "health": lambda eps: health(CODES, CODES, eps),
     "MECLoss": MECLoss,
-    "MECLoss()(...)": lambda eps: MECLoss()((good, good), distortion=eps),
+    "MECLoss()(...)": lambda eps: MECLoss()((CODES, CODES), distortion=eps),
 }
 BAD_CODES = {
     "list": ([[1.0, 2.0], [3.0, 4.0]], "torch.Tensor"),
@@ -52,53 +52,53 @@ BAD_ORDERS = [0, -1, 1.5, 4.0, True, "4"]
 
 
 def with_bad_entry(value):
-    z = good.clone()
+    z = CODES.clone()
     z[1, 2] = value
     return z
 
 
-@pytest.mark.parametrize("call", OF_ONE.values(), ids=OF_ONE)
-@pytest.mark.parametrize(("z", "what"), BAD_CODES.values(), ids=BAD_CODES)
-def test_codes(call, z, what):
-    with pytest.raises(ValueError, match=f"^z: expected .*{what}"):
+@pytest.mark.parametrize("call", ONE_MATRIX_FUNCTIONS.values(), ids=ONE_MATRIX_FUNCTIONS)
+@pytest.mark.parametrize(("z", "expected"), BAD_CODES.values(), ids=BAD_CODES)
+def test_invalid_codes_are_refused(call, z, expected):
+    with pytest.raises(ValueError, match=f"^z: expected .*{expected}"):
         call(z)
 
 
-@pytest.mark.parametrize("call", OF_TWO.values(), ids=OF_TWO)
-@pytest.mark.parametrize(("bad", "what"), BAD_CODES.values(), ids=BAD_CODES)
-def test_pairs_of_codes(call, bad, what):
-    with pytest.raises(ValueError, match=f"^p: expected .*{what}"):
-        call(bad, good)
-    with pytest.raises(ValueError, match=f"^z: expected .*{what}"):
-        call(good, bad)
+@pytest.mark.parametrize("call", PAIR_FUNCTIONS.values(), ids=PAIR_FUNCTIONS)
+@pytest.mark.parametrize(("bad", "expected"), BAD_CODES.values(), ids=BAD_CODES)
+def test_invalid_pairs_of_codes_are_refused(call, bad, expected):
+    with pytest.raises(ValueError, match=f"^p: expected .*{expected}"):
+        call(bad, CODES)
+    with pytest.raises(ValueError, match=f"^z: expected .*{expected}"):
+        call(CODES, bad)
 
 
-@pytest.mark.parametrize("call", OF_TWO.values(), ids=OF_TWO)
+@pytest.mark.parametrize("call", PAIR_FUNCTIONS.values(), ids=PAIR_FUNCTIONS)
 @pytest.mark.parametrize("shape", [(4, 2), (5, 3)])
 def test_shapes_must_agree(call, shape):
     with pytest.raises(ValueError, match=rf"^z: expected the shape of p, \(4, 3\), got \({shape[0]}, {shape[1]}\)"):
-        call(good, torch.randn(shape))
+        call(CODES, torch.randn(shape))
 
 
 def test_devices_must_agree():
     with pytest.raises(ValueError, match=r"^z: expected the device of p, cpu, got meta"):
-        cross_coding_rate(good, good.to("meta"), 0.5)
+        cross_coding_rate(CODES, CODES.to("meta"), 0.5)
 
 
-@pytest.mark.parametrize("call", OF_DISTORTION.values(), ids=OF_DISTORTION)
+@pytest.mark.parametrize("call", DISTORTION_FUNCTIONS.values(), ids=DISTORTION_FUNCTIONS)
 @pytest.mark.parametrize("distortion", BAD_DISTORTIONS, ids=repr)
-def test_distortion(call, distortion):
-    if distortion is None and call is OF_DISTORTION["MECLoss()(...)"]:
-        pytest.skip("None is the module's own distortion")
+def test_invalid_distortions_are_refused(call, distortion):
+    if distortion is None and call is DISTORTION_FUNCTIONS["MECLoss()(...)"]:
+        pytest.skip("None selects the distortion of the module")
     with pytest.raises(ValueError, match=r"^distortion: expected a positive .*got"):
         call(distortion)
 
 
 @pytest.mark.parametrize("order", BAD_ORDERS, ids=repr)
-def test_order(order):
+def test_invalid_orders_are_refused(order):
     for call in (
-        lambda: coding_rate(good, 0.5, order),
-        lambda: cross_coding_rate(good, good, 0.5, order),
+        lambda: coding_rate(CODES, 0.5, order),
+        lambda: cross_coding_rate(CODES, CODES, 0.5, order),
         lambda: MECLoss(order=order),
     ):
         with pytest.raises(ValueError, match=r"^order: expected an integer >= 1, or None .*got"):
@@ -106,13 +106,13 @@ def test_order(order):
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1.5, True, None], ids=repr)
-def test_steps(steps):
+def test_invalid_numbers_of_steps_are_refused(steps):
     with pytest.raises(ValueError, match=r"^steps: expected an integer >= 1, got"):
-        spectral_norm(good, good, 0.5, steps)
+        spectral_norm(CODES, CODES, 0.5, steps)
 
 
 @pytest.mark.parametrize("form", ["Cross", "", 4], ids=repr)
-def test_form(form):
+def test_invalid_forms_are_refused(form):
     with pytest.raises(ValueError, match=r"^form: expected 'cross', 'pooled' or None, got"):
         MECLoss(form=form)
 
@@ -121,24 +121,24 @@ def test_form(form):
 def test_entries_must_be_finite(value):
     bad = with_bad_entry(value)
     message = ": expected finite embeddings, got NaN or infinity in 1 of 4 rows"
-    for one in OF_ONE.values():
+    for call in ONE_MATRIX_FUNCTIONS.values():
         with pytest.raises(ValueError, match=r"^z" + message):
-            one(bad)
-    for two in OF_TWO.values():
+            call(bad)
+    for call in PAIR_FUNCTIONS.values():
         with pytest.raises(ValueError, match=r"^p" + message):
-            two(bad, good)
+            call(bad, CODES)
         with pytest.raises(ValueError, match=r"^z" + message):
-            two(good, bad)
+            call(CODES, bad)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"order": 4}, {"form": "cross"}, {"form": "pooled"}])
 @pytest.mark.parametrize("position", range(4))
-def test_the_loss_names_the_view(arguments, position):
+def test_loss_errors_name_the_view(arguments, position):
     loss = MECLoss(**arguments)
     name = ["predictions[0]", "predictions[1]", "targets[0]", "targets[1]"][position]
 
     def with_view(view):
-        views = [good] * 4
+        views = [CODES] * 4
         views[position] = view
         return views[:2], views[2:]
 
@@ -153,24 +153,24 @@ def test_the_loss_names_the_view(arguments, position):
 
 
 @pytest.mark.parametrize(
-    "views", [good, good[:2], (good,), (good, good, good), None, "ab", {}], ids=lambda v: type(v).__name__
+    "views", [CODES, CODES[:2], (CODES,), (CODES, CODES, CODES), None, "ab", {}], ids=lambda v: type(v).__name__
 )
-def test_views_come_in_pairs(views):
+def test_views_must_be_pairs(views):
     with pytest.raises(ValueError, match=r"^predictions: expected a pair of tensors"):
         MECLoss()(views)
     if views is not None:
         with pytest.raises(ValueError, match=r"^targets: expected a pair of tensors"):
-            MECLoss()((good, good), views)
+            MECLoss()((CODES, CODES), views)
 
 
-def test_a_diverged_series_says_what_to_do():
+def test_error_of_a_diverged_series_suggests_a_fix():
     z = torch.ones(4, 3)
     with pytest.raises(ValueError, match=r"^z: the result is -?(inf|nan) .*raise distortion, or use order=None"):
         coding_rate(z, 1e-6, order=12)
 
 
-class HostReads(TorchDispatchMode):
-    """Counts the times a number goes from the device to Python, for which the host waits."""
+class CountSyncs(TorchDispatchMode):
+    """Counts the reads of a number from the device, each of which synchronizes the host."""
 
     def __init__(self):
         super().__init__()
@@ -182,14 +182,14 @@ class HostReads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("arguments", [{}, {"order": 4}, {"form": "cross"}])
-def test_the_loss_unchecked_is_nan_and_never_waits_for_the_device(arguments):
-    unchecked, codes = MECLoss(**arguments, check=False), good.clone().requires_grad_()
+def test_unchecked_loss_returns_nan_and_never_synchronizes(arguments):
+    unchecked, codes = MECLoss(**arguments, check=False), CODES.clone().requires_grad_()
     bad = with_bad_entry(math.nan)
-    assert unchecked((bad, good)).isnan()
-    assert unchecked((good, good), (bad, good)).isnan()
-    with HostReads() as reads:
-        unchecked((codes, good), (good, good)).backward()
-    assert reads.count == 0
-    with HostReads() as reads:
-        MECLoss(**arguments)((codes, good), (good, good)).backward()
-    assert reads.count > 0
+    assert unchecked((bad, CODES)).isnan()
+    assert unchecked((CODES, CODES), (bad, CODES)).isnan()
+    with CountSyncs() as syncs:
+        unchecked((codes, CODES), (CODES, CODES)).backward()
+    assert syncs.count == 0
+    with CountSyncs() as syncs:
+        MECLoss(**arguments)((codes, CODES), (CODES, CODES)).backward()
+    assert syncs.count > 0

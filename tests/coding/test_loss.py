@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from mec.coding import MECLoss, coding_rate, effective_rank
 
-from . import plain
+from . import reference
 
 ORDERS = [None, 1, 2, 3, 4, 5, 6, 7, 9, 12]
 SHAPES = [(5, 9), (7, 7), (12, 5)]  # m < d, m = d, m > d; the pooled form also sees 2 m > d > m
@@ -21,34 +21,35 @@ EPS = 0.6
 @pytest.mark.parametrize(("m", "d"), SHAPES)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-def test_values_and_gradients_are_the_plain_ones(m, d, order, dtype, tolerance):
-    views = plain.codes(4, m, d, dtype)
-    views64 = plain.in_float64(views)
+def test_values_and_gradients_match_the_reference(m, d, order, dtype, tolerance):
+    views = reference.random_codes(4, m, d, dtype)
+    views64 = reference.in_float64(views)
     p1, p2, z1, z2 = views
     a1, a2, b1, b2 = views64
-    both = plain.pooled_loss(a1, b2, EPS, order) / 2 + plain.pooled_loss(a2, b1, EPS, order) / 2
-    own = -EPS * plain.rate(a1, a2, EPS, order)
-    for ours, theirs in [
-        (MECLoss(EPS, order)((p1, p2), (z1, z2)), plain.cross_loss((a1, a2), (b1, b2), EPS, order)),
-        (MECLoss(EPS, order, form="cross")((p1, p2)), own),
-        (MECLoss(EPS, order)((p1, p2)), plain.pooled_loss(a1, a2, EPS, order)),
-        (MECLoss(EPS, order, form="pooled")((p1, p2), (z1, z2)), both),
+    pooled_with_targets = (reference.pooled_loss(a1, b2, EPS, order) + reference.pooled_loss(a2, b1, EPS, order)) / 2
+    cross_without_targets = -EPS * reference.coding_rate(a1, a2, EPS, order)
+    for actual, expected in [
+        (MECLoss(EPS, order)((p1, p2), (z1, z2)), reference.cross_loss((a1, a2), (b1, b2), EPS, order)),
+        (MECLoss(EPS, order, form="cross")((p1, p2)), cross_without_targets),
+        (MECLoss(EPS, order)((p1, p2)), reference.pooled_loss(a1, a2, EPS, order)),
+        (MECLoss(EPS, order, form="pooled")((p1, p2), (z1, z2)), pooled_with_targets),
     ]:
-        assert ours.dtype == dtype
-        assert ours.shape == ()
-        plain.assert_close_in_scale(ours, theirs, tolerance)
-        gradients, expected = grad(ours, views, allow_unused=True), grad(theirs, views64, allow_unused=True)
-        for a, b in zip(gradients, expected, strict=True):
+        assert actual.dtype == dtype
+        assert actual.shape == ()
+        reference.assert_close_in_scale(actual, expected, tolerance)
+        gradients = grad(actual, views, allow_unused=True)
+        expected_gradients = grad(expected, views64, allow_unused=True)
+        for a, b in zip(gradients, expected_gradients, strict=True):
             assert (a is None) == (b is None)
             if b is not None:
-                plain.assert_close_in_scale(a, b, tolerance)
+                reference.assert_close_in_scale(a, b, tolerance)
 
 
 @pytest.mark.parametrize(("m", "d"), [(3, 4), (5, 3)])
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("form", ["cross", "pooled"])
 def test_gradcheck(m, d, order, form):
-    p1, p2, z1, z2 = plain.codes(4, m, d)
+    p1, p2, z1, z2 = reference.random_codes(4, m, d)
     loss = MECLoss(EPS, order, form)
     assert gradcheck(lambda *v: loss(v[:2], v[2:]), (p1, p2, z1, z2))
     assert gradcheck(lambda *v: loss(v, (z1.detach(), z2.detach())), (p1, p2))
@@ -72,16 +73,16 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("order", [None, 4])
 @pytest.mark.parametrize("form", ["cross", "pooled"])
 @pytest.mark.parametrize(("m", "d"), [(60, 5), (5, 60)])
-def test_the_matrix_is_made_on_the_smaller_side(form, order, m, d):
-    p1, p2, z1, z2 = plain.codes(4, m, d)
+def test_matrix_is_formed_on_the_smaller_side(form, order, m, d):
+    p1, p2, z1, z2 = reference.random_codes(4, m, d)
     with LargestTensor() as largest:
         MECLoss(EPS, order, form)((p1, p2), (z1, z2)).backward()
     rows = m if form == "cross" else 2 * m
     assert largest.entries == rows * d
 
 
-def test_no_gradient_is_asked_of_targets_without():
-    p1, p2, z1, z2 = plain.codes(4, 6, 4)
+def test_detached_targets_get_no_gradient():
+    p1, p2, z1, z2 = reference.random_codes(4, 6, 4)
     value = MECLoss(order=4)((p1, p2), (z1.detach(), z2.detach()))
     value.backward()
     assert p1.grad is not None
@@ -92,61 +93,61 @@ def test_no_gradient_is_asked_of_targets_without():
 @pytest.mark.parametrize("order", [None, 4])
 @pytest.mark.parametrize("form", ["cross", "pooled"])
 @pytest.mark.parametrize(("m", "d"), [(16, 40), (40, 16)])
-def test_low_precision_and_autocast(form, order, m, d):
-    views = [view.detach() for view in plain.codes(4, m, d, torch.bfloat16)]
+def test_low_precision_and_autocast_are_computed_in_float32(form, order, m, d):
+    views = [view.detach() for view in reference.random_codes(4, m, d, torch.bfloat16)]
     p1, p2, z1, z2 = (view.double() for view in views)
-    expected = (plain.rate(p1, z2, EPS, order) + plain.rate(p2, z1, EPS, order)) * -EPS / 2
+    expected = (reference.coding_rate(p1, z2, EPS, order) + reference.coding_rate(p2, z1, EPS, order)) * -EPS / 2
     if form == "pooled":
-        expected = (plain.pooled_loss(p1, z2, EPS, order) + plain.pooled_loss(p2, z1, EPS, order)) / 2
+        expected = (reference.pooled_loss(p1, z2, EPS, order) + reference.pooled_loss(p2, z1, EPS, order)) / 2
     loss = MECLoss(EPS, order, form)
     value = loss(views[:2], views[2:])
     assert value.dtype == torch.float32
-    plain.assert_close_in_scale(value, expected, 1e-5)
+    reference.assert_close_in_scale(value, expected, 1e-5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(loss(views[:2], views[2:]), value)
 
 
-def test_the_exact_value_of_two_pairs_in_two_threads():
-    # torch 2.15 with MKL: from 256 on, LU of a stack in several threads gave wrong values without a word
+def test_exact_value_of_two_pairs_in_two_threads():
+    # torch 2.15 with MKL: batched LU of sizes from 256 silently returned wrong values in several threads
     torch.set_num_threads(2)
-    p1, p2, z1, z2 = plain.codes(4, 300, 310, torch.float32)
-    a1, a2, b1, b2 = plain.in_float64([p1, p2, z1, z2])
-    expected = plain.cross_loss((a1, a2), (b1, b2), 0.01, None)
-    plain.assert_close_in_scale(MECLoss(0.01)((p1, p2), (z1, z2)), expected, 1e-5)
+    p1, p2, z1, z2 = reference.random_codes(4, 300, 310, torch.float32)
+    a1, a2, b1, b2 = reference.in_float64([p1, p2, z1, z2])
+    expected = reference.cross_loss((a1, a2), (b1, b2), 0.01, None)
+    reference.assert_close_in_scale(MECLoss(0.01)((p1, p2), (z1, z2)), expected, 1e-5)
 
 
-def test_the_distortion_of_a_call_overrides_that_of_the_module():
-    p1, p2, z1, z2 = plain.codes(4, 6, 4)
+def test_distortion_of_a_call_overrides_that_of_the_module():
+    p1, p2, z1, z2 = reference.random_codes(4, 6, 4)
     value = MECLoss(0.1, order=4)((p1, p2), (z1, z2), distortion=0.7)
-    torch.testing.assert_close(value, plain.cross_loss((p1, p2), (z1, z2), 0.7, 4))
+    torch.testing.assert_close(value, reference.cross_loss((p1, p2), (z1, z2), 0.7, 4))
 
 
 @pytest.mark.parametrize(("m", "d"), SHAPES)
 @pytest.mark.parametrize("eps", [0.02, 0.3, 2.0])
-def test_pooled_is_the_cross_form_when_the_views_agree(m, d, eps):
-    (z,) = plain.codes(1, m, d)
-    cross = -eps * plain.rate(z, z, eps, None)
+def test_pooled_equals_cross_when_the_views_agree(m, d, eps):
+    (z,) = reference.random_codes(1, m, d)
+    cross = -eps * reference.coding_rate(z, z, eps, None)
     torch.testing.assert_close(MECLoss(eps)((z, z)), cross)
-    torch.testing.assert_close(coding_rate(torch.cat([z, z]), eps), plain.rate(z, z, eps, None))
+    torch.testing.assert_close(coding_rate(torch.cat([z, z]), eps), reference.coding_rate(z, z, eps, None))
 
 
 @pytest.mark.parametrize("noise", [0.01, 0.1, 0.3, 0.6])
 @pytest.mark.parametrize("eps", [1e-3, 1 / 32, 1.0])
-def test_pooled_bounds_the_cross_form_where_the_cross_matrix_is_positive(noise, eps):
+def test_pooled_bounds_cross_where_the_cross_matrix_is_positive(noise, eps):
     torch.manual_seed(0)
     z1 = torch.randn(64, 6, dtype=torch.float64)
     z2 = z1 + noise * torch.randn(64, 6, dtype=torch.float64)
     C = normalize(z1).T @ normalize(z2)
     assert torch.linalg.eigvalsh(C + C.T).min() > 0
-    cross = -eps * plain.rate(z1, z2, eps, None)
+    cross = -eps * reference.coding_rate(z1, z2, eps, None)
     pooled = MECLoss(eps)((z1, z2))
     assert pooled > cross
-    assert pooled - cross <= 2 * (1 - cosine_similarity(z1, z2).mean())  # and is no further than the views
+    assert pooled - cross <= 2 * (1 - cosine_similarity(z1, z2).mean())  # the gap is at most the distance of the views
 
 
 @pytest.mark.parametrize(("m", "d"), SHAPES)
-def test_both_forms_start_with_the_mean_cosine(m, d):
-    z1, z2 = plain.codes(2, m, d)
+def test_first_order_of_both_forms_is_the_mean_cosine(m, d):
+    z1, z2 = reference.random_codes(2, m, d)
     minus_cosine = -cosine_similarity(z1, z2).mean()
     for form in ("cross", "pooled"):
         torch.testing.assert_close(MECLoss(EPS, 1, form)((z1, z2)), minus_cosine)
@@ -162,7 +163,7 @@ def test_pooled_is_finite_everywhere(m, d):
         value = MECLoss(eps)((z1, z2))
         value.backward()
         with torch.no_grad():
-            expected = plain.pooled_loss(z1.double(), z2.double(), eps)
+            expected = reference.pooled_loss(z1.double(), z2.double(), eps)
         torch.testing.assert_close(value.detach().double(), expected, rtol=1e-4, atol=1e-4)
         assert torch.isfinite(z1.grad).all()
         assert torch.isfinite(z2.grad).all()
@@ -182,7 +183,7 @@ def test_descent_on_the_pooled_form_ends_at_its_known_minimum(m, d, eps):
     # views that agree, spread evenly over as many directions as there are
     directions = min(m, d)
     minimum = -eps * directions * math.log1p(1 / (directions * eps))
-    z1, z2 = plain.codes(2, m, d, seed=3)
+    z1, z2 = reference.random_codes(2, m, d, seed=3)
     optimizer = torch.optim.Adam([z1, z2], lr=0.05)
     loss = MECLoss(eps)
     start = loss((z1, z2)).item()
@@ -200,17 +201,17 @@ def test_descent_on_the_pooled_form_ends_at_its_known_minimum(m, d, eps):
 
 @pytest.mark.parametrize("targets", [True, False], ids=["cross, order 4", "pooled, exact"])
 @pytest.mark.parametrize(("m", "d"), [(6, 10), (10, 6)])
-def test_compiled_whole_equals_eager(targets, m, d):
+def test_full_graph_compilation_equals_eager(targets, m, d):
     torch.compiler.reset()
-    views = plain.codes(4, m, d)
+    views = reference.random_codes(4, m, d)
     copies = [view.detach().clone().requires_grad_() for view in views]
     loss = MECLoss(EPS, order=4 if targets else None)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     if targets:
-        value, expected = compiled(views[:2], views[2:]), plain.cross_loss(copies[:2], copies[2:], EPS, 4)
+        value, expected = compiled(views[:2], views[2:]), reference.cross_loss(copies[:2], copies[2:], EPS, 4)
     else:
         views, copies = views[:2], copies[:2]
-        value, expected = compiled(views), plain.pooled_loss(*copies, EPS)
+        value, expected = compiled(views), reference.pooled_loss(*copies, EPS)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(grad(value, views), grad(expected, copies))
 
@@ -223,17 +224,18 @@ def test_compiled_whole_equals_eager(targets, m, d):
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=25, deadline=None, derandomize=True)
-def test_any_shape(m, d, order, eps, seed):
-    p1, p2, z1, z2 = views = plain.codes(4, m, d, seed=seed)
+def test_any_shape_matches_the_reference(m, d, order, eps, seed):
+    p1, p2, z1, z2 = views = reference.random_codes(4, m, d, seed=seed)
     if order is None:  # a singular I + C has no log det
         for p, z in ((p1, z2), (p2, z1)):
             C = normalize(p) @ normalize(z).T / (m * eps)
             assume(torch.linalg.cond(torch.eye(m, dtype=C.dtype) + C) < 1e5)
-    cross, plain_cross = MECLoss(eps, order)((p1, p2), (z1, z2)), plain.cross_loss((p1, p2), (z1, z2), eps, order)
-    pooled, plain_pooled = MECLoss(eps, order)((p1, p2)), plain.pooled_loss(p1, p2, eps, order)
-    plain.assert_close_in_scale(cross, plain_cross, 1e-9)
-    plain.assert_close_in_scale(pooled, plain_pooled, 1e-9)
-    for a, b in zip(grad(cross, views), grad(plain_cross, views), strict=True):
-        plain.assert_close_in_scale(a, b, 1e-8)
-    for a, b in zip(grad(pooled, views[:2]), grad(plain_pooled, views[:2]), strict=True):
-        plain.assert_close_in_scale(a, b, 1e-8)
+    cross = MECLoss(eps, order)((p1, p2), (z1, z2))
+    expected_cross = reference.cross_loss((p1, p2), (z1, z2), eps, order)
+    pooled, expected_pooled = MECLoss(eps, order)((p1, p2)), reference.pooled_loss(p1, p2, eps, order)
+    reference.assert_close_in_scale(cross, expected_cross, 1e-9)
+    reference.assert_close_in_scale(pooled, expected_pooled, 1e-9)
+    for a, b in zip(grad(cross, views), grad(expected_cross, views), strict=True):
+        reference.assert_close_in_scale(a, b, 1e-8)
+    for a, b in zip(grad(pooled, views[:2]), grad(expected_pooled, views[:2]), strict=True):
+        reference.assert_close_in_scale(a, b, 1e-8)

@@ -7,11 +7,11 @@ import torch
 
 from mec.coding import alpha_req, coding_length, effective_rank, health, rankme, spectral_norm
 
-from . import plain
+from . import reference
 
 
 def rows_with_covariance(eigenvalues, m):
-    """(m, d) unit rows whose z^T z / m has these eigenvalues (sum 1): scaled signs of a Hadamard matrix, rotated."""
+    """Return (m, d) unit rows whose z^T z / m has these eigenvalues (sum 1): a scaled, rotated Hadamard matrix."""
     d = len(eigenvalues)
     signs = torch.ones(1, 1, dtype=torch.float64)
     while len(signs) < m:
@@ -25,7 +25,7 @@ def power_law(exponent, d):
     return weights / weights.sum()
 
 
-def test_spread_codes():
+def test_evenly_spread_codes_have_full_rank():
     eye = torch.eye(8)
     for z in (eye, torch.cat([eye, -eye]), 5 * eye):
         assert effective_rank(z) == pytest.approx(8)
@@ -35,8 +35,8 @@ def test_spread_codes():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize(("m", "d"), [(12, 5), (200, 150), (150, 200)])
-def test_one_direction(dtype, m, d):
-    # times powers of two, the rows stay parallel in any dtype
+def test_codes_of_one_direction_have_rank_1(dtype, m, d):
+    # powers of two keep the rows parallel in any dtype
     direction = torch.randn(1, d, generator=torch.Generator().manual_seed(0)).to(dtype)
     z = direction * (2.0 ** (torch.arange(m) % 5)).to(dtype)[:, None]
     assert effective_rank(z) == pytest.approx(1, abs=1e-4)
@@ -44,14 +44,14 @@ def test_one_direction(dtype, m, d):
     assert alpha_req(z) == math.inf
 
 
-def test_zero_codes():
+def test_zero_codes_have_zero_health():
     z = torch.zeros(5, 3)
     assert effective_rank(z) == rankme(z) == spectral_norm(z, z, 0.1) == 0
     assert health(z, z, 0.1).coding_length == 0
 
 
 @pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
-def test_a_power_law(exponent):
+def test_metrics_of_a_power_law_spectrum(exponent):
     eigenvalues = power_law(exponent, 24)
     z = rows_with_covariance(eigenvalues, 64)
     assert alpha_req(z) == pytest.approx(exponent, abs=1e-6)
@@ -63,28 +63,28 @@ def test_a_power_law(exponent):
 
 @pytest.mark.parametrize(("m", "d"), [(30, 12), (12, 12), (12, 30)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rankme_and_effective_rank_by_singular_values(m, d, dtype):
-    (z,) = plain.codes(1, m, d, dtype)
+def test_rankme_and_effective_rank_match_singular_values(m, d, dtype):
+    (z,) = reference.random_codes(1, m, d, dtype)
     rows = z.detach().double().numpy()
     singular = np.linalg.svd(rows / np.linalg.norm(rows, axis=1, keepdims=True), compute_uv=False)
-    for measure, weights in ((rankme, singular), (effective_rank, singular**2)):
-        share = weights / weights.sum()
-        assert measure(z) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-6)
+    for metric, weights in ((rankme, singular), (effective_rank, singular**2)):
+        probabilities = weights / weights.sum()
+        assert metric(z) == pytest.approx(np.exp(-(probabilities * np.log(probabilities)).sum()), rel=1e-6)
 
 
 @pytest.mark.parametrize(("m", "d"), [(30, 12), (12, 30)])
-def test_the_spectral_norm_is_the_largest_singular_value(m, d):
-    p, z = plain.codes(2, m, d)
+def test_spectral_norm_is_the_largest_singular_value(m, d):
+    p, z = reference.random_codes(2, m, d)
     a, b = (torch.nn.functional.normalize(view).detach().numpy() for view in (p, z))
     expected = np.linalg.norm(a @ b.T, 2) / (m * 0.05)
     assert spectral_norm(p, z, 0.05, steps=300) == pytest.approx(expected, rel=1e-6)
     assert 0.9 * expected < spectral_norm(p, z, 0.05) <= expected * (1 + 1e-9)
-    one = torch.ones(6, 3)
-    assert spectral_norm(one, one, 0.25) == pytest.approx(4)
-    assert spectral_norm(one, -one, 0.25) == pytest.approx(4)
+    collapsed = torch.ones(6, 3)
+    assert spectral_norm(collapsed, collapsed, 0.25) == pytest.approx(4)
+    assert spectral_norm(collapsed, -collapsed, 0.25) == pytest.approx(4)
 
 
-def test_health_is_all_of_them():
+def test_health_returns_all_metrics():
     eigenvalues = power_law(1.0, 24)
     z = rows_with_covariance(eigenvalues, 64)
     p = z.flip(0)

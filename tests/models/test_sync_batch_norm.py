@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mec.models import sync_batch_norm
 from mec.models.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
-from tests.coding.processes import in_processes, needs_gloo
+from tests.coding.processes import run_in_processes, needs_gloo
 
 CHANNELS, ROWS = 6, {2: [5, 7], 3: [4, 1, 7]}  # uneven; one row alone has no variance of its own
 NETWORKS = ["test_resnet", "test_efficientnet"]
@@ -119,7 +119,7 @@ def not_tracked(rank, processes):
 @pytest.fixture(scope="module", params=[2, 3], ids=["2 processes", "3 processes"])
 def found(request, tmp_path_factory):
     """What each process found, by rank."""
-    return in_processes(worker, request.param, tmp_path_factory.mktemp("joined"))
+    return run_in_processes(worker, request.param, tmp_path_factory.mktemp("joined"))
 
 
 def close(value, expected, tolerance=1e-6):

@@ -1,4 +1,4 @@
-"""The theory: the coding rate of a set of codes, the loss made of it, and what its spectrum tells. torch only."""
+"""Coding rates, the loss built on them and label-free health metrics of codes. Depends on torch only."""
 
 from mec.coding.loss import MECLoss
 from mec.coding.rate import coding_length, coding_rate, cross_coding_rate

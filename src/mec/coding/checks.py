@@ -1,4 +1,4 @@
-"""What the objective accepts, said in one line when it is something else."""
+"""Checks of the arguments of the objective. Every failure is a ``ValueError`` of one line that names the argument."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def check_embeddings(name: str, z: Tensor) -> None:
-    """Refuse anything that is not a float matrix of at least two rows."""
+    """Raise unless ``z`` is a floating-point matrix with at least two rows and one column."""
     if not isinstance(z, Tensor):
         raise ValueError(f"{name}: expected a torch.Tensor of shape (m, d), got {type(z).__name__}")
     if z.ndim != 2:
@@ -21,7 +21,7 @@ def check_embeddings(name: str, z: Tensor) -> None:
 
 
 def check_pair(p_name: str, p: Tensor, z_name: str, z: Tensor) -> None:
-    """Both matrices are fit, and row i of one is the other view of row i of the other."""
+    """Raise unless both matrices are valid and agree in shape and device, as two views of the same images do."""
     check_embeddings(p_name, p)
     check_embeddings(z_name, z)
     if p.shape != z.shape:
@@ -45,19 +45,19 @@ def check_order(order: int | None) -> None:
 
 
 def check_finite(value: Tensor, **embeddings: Tensor) -> None:
-    """Raise when ``value`` is not finite, naming the embeddings that are to blame.
+    """Raise when ``value`` is not finite, naming the embeddings with non-finite entries.
 
-    Only the scalar is looked at on the good path. In several processes the value is the same
-    everywhere, so all of them raise together and none is left waiting for the others. A compiled
-    graph cannot raise: there the NaN is passed on.
+    The embeddings are only inspected when the scalar is not finite. All processes hold the same value, so they
+    raise together and none waits for the others. A compiled graph cannot raise and returns the NaN.
     """
     if torch.compiler.is_compiling() or bool(torch.isfinite(value)):
         return
     for name, z in embeddings.items():
-        broken = int((~torch.isfinite(z)).any(dim=1).sum())
-        if broken:
-            raise ValueError(f"{name}: expected finite embeddings, got NaN or infinity in {broken} of {len(z)} rows")
+        bad_rows = int((~torch.isfinite(z)).any(dim=1).sum())
+        if bad_rows:
+            raise ValueError(f"{name}: expected finite embeddings, got NaN or infinity in {bad_rows} of {len(z)} rows")
     raise ValueError(
-        f"{', '.join(embeddings)}: the result is {float(value)} though the embeddings here are finite: another process "
-        "holds NaN, the series diverged (raise distortion, or use order=None), or distortion is too small for the dtype"
+        f"{', '.join(embeddings)}: the result is {float(value)} although the embeddings of this process are finite: "
+        "another process holds NaN, the series diverged (raise distortion, or use order=None), or distortion is too "
+        "small for the dtype"
     )

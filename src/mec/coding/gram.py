@@ -1,11 +1,12 @@
-"""The matrix under the log det: inner products of codes, on the smaller side, joined over processes.
+"""Gram matrices of normalized codes: the matrix C in log det(I + C), over the rows of all processes.
 
-Since det(I + AB) = det(I + BA) and Tr (AB)^k = Tr (BA)^k, the m x m matrix p z^T and the d x d
-matrix z^T p have the same coding rate; m counts the rows of all processes.
+Since det(I + AB) = det(I + BA) and Tr (AB)^k = Tr (BA)^k, the m x m matrix p z^T (batch side) and the d x d
+matrix z^T p (feature side) have the same coding rate; m counts the rows of all processes.
 
-``group`` names the processes to join; None is this one alone. On the feature side each gets the whole d x d matrix,
-a sum over processes; else its own rows of the m x m one, from everybody's codes. The gradient asked for is
-accordingly that in the whole matrix, or in the own rows.
+``group`` is the process group whose rows are joined; None is this process alone. On the feature side each process
+holds the full d x d matrix, an all-reduced sum; on the batch side it holds its local rows of the m x m matrix,
+computed from the all-gathered codes. The backward pass accordingly expects the gradient with respect to the full
+matrix or to the local rows.
 """
 
 from __future__ import annotations
@@ -20,164 +21,173 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 Group: TypeAlias = "dist.ProcessGroup | None"
-SMALLEST_NORM = 1e-12
+MIN_NORM = 1e-12
+"""Rows with a smaller norm count as zero."""
 
 
-def all_processes() -> Group:
-    """The group of all processes, or None when there is but this one."""
+def world_group() -> Group:
+    """Return the group of all processes, or None without torch.distributed."""
     return dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
 
 
-def size_of(group: Group) -> int:
+def get_world_size(group: Group) -> int:
     return 1 if group is None else dist.get_world_size(group)
 
 
-def gather_rows(z: Tensor, group: Group) -> Tensor:
-    """(m, d) of each process -> (m * processes, d) in order of rank, without gradient; m is the same in all."""
-    size = size_of(group)
-    if size == 1:
+def all_gather_rows(z: Tensor, group: Group) -> Tensor:
+    """Concatenate the (m, d) rows of all processes in order of rank: (m * world_size, d), without gradient.
+
+    m must be the same in all processes.
+    """
+    world_size = get_world_size(group)
+    if world_size == 1:
         return z
-    joined = z.new_empty((size * z.shape[0], z.shape[1]))
-    dist.all_gather_into_tensor(joined, z.contiguous(), group=group)
-    return joined
+    gathered = z.new_empty((world_size * z.shape[0], z.shape[1]))
+    dist.all_gather_into_tensor(gathered, z.contiguous(), group=group)
+    return gathered
 
 
-def _sum_own_rows(z: Tensor, group: Group) -> Tensor:
-    """(m * processes, d) of each process -> the own m rows of the sum over processes: gather_rows turned round."""
-    size = size_of(group)
-    if size == 1:
+def _reduce_scatter_rows(z: Tensor, group: Group) -> Tensor:
+    """Sum (m * world_size, d) over processes and return the local m rows: the adjoint of ``all_gather_rows``."""
+    world_size = get_world_size(group)
+    if world_size == 1:
         return z
-    own = z.new_empty((len(z) // size, z.shape[1]))
-    dist.reduce_scatter_tensor(own, z.contiguous(), group=group)
-    return own
+    local = z.new_empty((len(z) // world_size, z.shape[1]))
+    dist.reduce_scatter_tensor(local, z.contiguous(), group=group)
+    return local
 
 
-def own_rows(m: int, group: Group) -> slice:
-    """Where the m rows of this process are in ``gather_rows``."""
-    first = m * dist.get_rank(group) if size_of(group) > 1 else 0
+def local_rows(m: int, group: Group) -> slice:
+    """Return the slice of the m rows of this process in the result of ``all_gather_rows``."""
+    first = m * dist.get_rank(group) if get_world_size(group) > 1 else 0
     return slice(first, first + m)
 
 
-def sum_over(x: Tensor, group: Group) -> Tensor:
-    """The sum over processes, in place, without gradient."""
-    if size_of(group) > 1:
+def all_reduce_sum(x: Tensor, group: Group) -> Tensor:
+    """Sum over processes, in place, without gradient."""
+    if get_world_size(group) > 1:
         dist.all_reduce(x, group=group)
     return x
 
 
 def inverse_norms(z: Tensor) -> Tensor:
-    """(m, d) -> (m, 1), and 0 for a zero row, which so has cosine 0 to everything and no gradient."""
+    """Return 1 / |z_i| as (m, 1). A zero row gets 0: its cosine with every row is 0 and it has no gradient."""
     norms = torch.linalg.vector_norm(z, dim=1, keepdim=True)
-    return torch.where(norms > SMALLEST_NORM, norms.clamp_min(SMALLEST_NORM).reciprocal(), 0.0)
+    return torch.where(norms > MIN_NORM, norms.clamp_min(MIN_NORM).reciprocal(), 0.0)
 
 
 def _row_dots(a: Tensor, b: Tensor) -> Tensor:
-    """<a_i, b_i>: (m, d), (m, d) -> (m, 1), without the (m, d) product that a sum would go through."""
+    """Return <a_i, b_i>: (m, d), (m, d) -> (m, 1), without materializing the (m, d) product."""
     return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).squeeze(2)
 
 
-def _tangent(grad: Tensor, z: Tensor, inverse: Tensor) -> Tensor:
-    """Gradient in z (m, d), from that in its unit rows already divided by |z|: the part across z. Overwrites it."""
-    along = _row_dots(grad, z) * inverse.square()
-    return grad.addcmul_(z, along, value=-1.0)
+def _normalize_backward(grad: Tensor, z: Tensor, inverse: Tensor) -> Tensor:
+    """Return the gradient in z (m, d) by removing the radial component. Overwrites ``grad``.
+
+    ``grad`` is the gradient with respect to the unit rows, already divided by |z|.
+    """
+    radial = _row_dots(grad, z) * inverse.square()
+    return grad.addcmul_(z, radial, value=-1.0)
 
 
 class _CrossGram(Function):
-    """sum_i z_i p_i^T / scale (d, d), or own rows of p z^T / scale, of unit rows. No unit copy is kept."""
+    """sum_i z_i p_i^T / scale (d, d), or the local rows of p z^T / scale, of unit rows. Saves no normalized copy."""
 
     @staticmethod
     def forward(ctx: Any, p: Tensor, z: Tensor, scale: float, feature_side: bool, group: Group) -> Tensor:
         p_inverse, z_inverse = inverse_norms(p), inverse_norms(z)
-        joined: tuple[Tensor, ...] = ()
+        gathered: tuple[Tensor, ...] = ()
         if feature_side:
-            C = sum_over(z.T @ (p * (p_inverse * z_inverse / scale)), group)
+            C = all_reduce_sum(z.T @ (p * (p_inverse * z_inverse / scale)), group)
         else:
-            joined = all_z, all_z_inverse = gather_rows(z, group), gather_rows(z_inverse, group)
+            gathered = all_z, all_z_inverse = all_gather_rows(z, group), all_gather_rows(z_inverse, group)
             C = (p @ all_z.T).mul_(p_inverse / scale).mul_(all_z_inverse.T)
-        ctx.save_for_backward(p, z, p_inverse, z_inverse, *joined)
+        ctx.save_for_backward(p, z, p_inverse, z_inverse, *gathered)
         ctx.scale, ctx.group = scale, group
         return C
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        p, z, p_inverse, z_inverse, *joined = ctx.saved_tensors
+        p, z, p_inverse, z_inverse, *gathered = ctx.saved_tensors
         grad_p = grad_z = None
         if ctx.needs_input_grad[0]:
-            if joined:
-                all_z, all_z_inverse = joined
-                across = (grad * (p_inverse / ctx.scale)).mul_(all_z_inverse.T) @ all_z
+            if gathered:
+                all_z, all_z_inverse = gathered
+                grad_unit = (grad * (p_inverse / ctx.scale)).mul_(all_z_inverse.T) @ all_z
             else:
-                across = (z @ grad).mul_(p_inverse * z_inverse / ctx.scale)
-            grad_p = _tangent(across, p, p_inverse)
+                grad_unit = (z @ grad).mul_(p_inverse * z_inverse / ctx.scale)
+            grad_p = _normalize_backward(grad_unit, p, p_inverse)
         if ctx.needs_input_grad[1]:
-            if joined:
-                all_z, all_z_inverse = joined
-                # what the own rows of C give to everybody's z, and then what everybody gives to the own
-                across = _sum_own_rows((grad.T * (all_z_inverse / ctx.scale)).mul_(p_inverse.T) @ p, ctx.group)
+            if gathered:
+                all_z, all_z_inverse = gathered
+                # the local rows of C contribute to the z of every process: sum these over processes, keep the local z
+                grad_all_z = (grad.T * (all_z_inverse / ctx.scale)).mul_(p_inverse.T) @ p
+                grad_unit = _reduce_scatter_rows(grad_all_z, ctx.group)
             else:
-                across = (p @ grad.T).mul_(p_inverse * z_inverse / ctx.scale)
-            grad_z = _tangent(across, z, z_inverse)
+                grad_unit = (p @ grad.T).mul_(p_inverse * z_inverse / ctx.scale)
+            grad_z = _normalize_backward(grad_unit, z, z_inverse)
         return grad_p, grad_z, None, None, None
 
 
 class _SelfGram(Function):
-    """u^T u / scale (d, d), or own rows of u u^T / scale, of the unit rows u of all views; and the mean cosine
-    between the own rows of the first view and those of the last.
+    """u^T u / scale (d, d), or the local rows of u u^T / scale, of the unit rows u of all views; and the mean cosine
+    between the local rows of the first view and those of the last.
 
-    The matrix is positive semi-definite. What follows is a function of a symmetric matrix, so that its
-    gradient is taken to be symmetric.
+    The matrix is positive semi-definite. Every function applied to it treats it as symmetric, so the incoming
+    gradient is assumed to be symmetric.
     """
 
     @staticmethod
     def forward(ctx: Any, scale: float, feature_side: bool, group: Group, *views: Tensor) -> tuple[Tensor, Tensor]:
         m = len(views[0])
-        rows = torch.cat(views)  # a copy even of one view: it becomes the unit rows
+        rows = torch.cat(views)  # a copy even of a single view, because it is normalized in place
         inverse = inverse_norms(rows)
         unit = all_unit = rows.mul_(inverse)
         cosine = _row_dots(unit[:m], unit[-m:]).mean()
         if feature_side:
-            C = sum_over((unit.T @ unit).div_(scale), group)
+            C = all_reduce_sum((unit.T @ unit).div_(scale), group)
         else:
-            all_unit = gather_rows(unit, group)
+            all_unit = all_gather_rows(unit, group)
             C = (unit @ all_unit.T).div_(scale)
         ctx.save_for_backward(unit, all_unit, inverse)
-        ctx.scale, ctx.feature_side, ctx.views = scale, feature_side, len(views)
+        ctx.scale, ctx.feature_side, ctx.num_views = scale, feature_side, len(views)
         return C, cosine
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_cosine: Tensor) -> tuple[Tensor | None, ...]:
         unit, all_unit, inverse = ctx.saved_tensors
-        across = unit @ grad if ctx.feature_side else grad @ all_unit
-        across.mul_(inverse * (2 / ctx.scale))
-        m = len(unit) // ctx.views
-        if ctx.views > 1:
-            across[:m].addcmul_(unit[-m:], inverse[:m] * (grad_cosine / m))
-            across[-m:].addcmul_(unit[:m], inverse[-m:] * (grad_cosine / m))
-        across.addcmul_(unit, _row_dots(across, unit), value=-1.0)
-        grads: tuple[Tensor, ...] = across.split(m)
+        grad_rows = unit @ grad if ctx.feature_side else grad @ all_unit
+        grad_rows.mul_(inverse * (2 / ctx.scale))
+        m = len(unit) // ctx.num_views
+        if ctx.num_views > 1:
+            grad_rows[:m].addcmul_(unit[-m:], inverse[:m] * (grad_cosine / m))
+            grad_rows[-m:].addcmul_(unit[:m], inverse[-m:] * (grad_cosine / m))
+        grad_rows.addcmul_(unit, _row_dots(grad_rows, unit), value=-1.0)
+        grads: tuple[Tensor, ...] = grad_rows.split(m)
         return None, None, None, *grads
 
 
-def in_full_precision(views: Sequence[Tensor]) -> list[Tensor]:
-    """All in one dtype: float64 if any of them is, else float32."""
+def upcast(views: Sequence[Tensor]) -> list[Tensor]:
+    """Convert all views to one dtype: float64 if any of them is float64, else float32."""
     dtype = torch.float64 if any(z.dtype == torch.float64 for z in views) else torch.float32
     return [z.to(dtype) for z in views]
 
 
 def cross_gram(p: Tensor, z: Tensor, scale: float, feature_side: bool, group: Group = None) -> Tensor:
-    """Unit rows of p (m, d) against unit rows of z (m, d): z^T p / scale (d, d), or own rows of p z^T / scale."""
+    """Return z^T p / scale (d, d), or the local rows of p z^T / scale, of the unit rows of p and z (m, d)."""
     with torch.autocast(p.device.type, enabled=False):
-        C: Tensor = _CrossGram.apply(*in_full_precision((p, z)), scale, feature_side, group)
+        C: Tensor = _CrossGram.apply(*upcast((p, z)), scale, feature_side, group)
     return C
 
 
 def self_gram(views: Sequence[Tensor], scale: float, feature_side: bool, group: Group = None) -> tuple[Tensor, Tensor]:
-    """Unit rows u of one or two views (m, d) against themselves: u^T u / scale (d, d), or own rows of u u^T / scale.
+    """Return u^T u / scale (d, d), or the local rows of u u^T / scale, of the unit rows u of one or two views (m, d).
 
-    Also the mean cosine between row i of the first view and row i of the last, of this process; a zero row counts as 0.
+    The second value is the mean cosine between row i of the first view and row i of the last, over the rows of this
+    process; a zero row counts as cosine 0.
     """
     with torch.autocast(views[0].device.type, enabled=False):
-        C, cosine = _SelfGram.apply(scale, feature_side, group, *in_full_precision(views))
+        C, cosine = _SelfGram.apply(scale, feature_side, group, *upcast(views))
     return C, cosine

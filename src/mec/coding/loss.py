@@ -1,4 +1,4 @@
-"""The objective as a module: what one adds to a training loop."""
+"""MECLoss: the objective as an ``nn.Module``."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from mec.coding.checks import check_distortion, check_finite, check_order, check_pair
-from mec.coding.cost import cheapest_way
-from mec.coding.gram import Group, all_processes, cross_gram, self_gram, size_of
-from mec.coding.shares import share_of_log_det, sum_of_shares
+from mec.coding.cost import cheapest_plan
+from mec.coding.gram import Group, cross_gram, get_world_size, self_gram, world_group
+from mec.coding.sharded import log_det_contribution, sum_contributions
 
 Pair = tuple[Tensor, Tensor]
-"""Of the two views."""
+"""One tensor for each of the two views."""
 Form = Literal["cross", "pooled"]
 
 
 class MECLoss(nn.Module):
-    """Maximum Entropy Coding of two views, as a loss whose first-order part is minus their mean cosine.
+    """Maximum Entropy Coding of two views. The first-order part of the loss is minus their mean cosine.
 
     ``loss((p1, p2), (z1, z2))`` is the paper's objective (Eq. 3), value and gradient, for predictions p of a
     student and codes z of a teacher: the mean over the pairs (p1, z2) and (p2, z1) of
@@ -29,29 +29,30 @@ class MECLoss(nn.Module):
 
         pooled:  1 - mean cosine(z1, z2) - distortion * log det(I + u u^T / (2 m distortion)),  u = [z1; z2]
 
-    the disagreement of the views less the coding rate of their union. It bounds the cross form from
-    above where that is well posed, has the same first order, and equals it when the views agree; its matrix is
-    positive semi-definite, so that it is finite for every batch size, width, network and distortion.
-    It needs neither teacher nor predictor. docs/objective.md derives and measures it.
+    the disagreement of the views minus the coding rate of their union. It is an upper bound of the cross form where
+    that is well posed, has the same first-order part, and equals it when the views agree. Its matrix is positive
+    semi-definite, so it is finite for every batch size, width, network and distortion. It needs neither a teacher
+    nor a predictor. docs/objective.md derives and measures it.
 
-    m counts the rows of all processes once torch.distributed is initialized; each holds as many rows and
-    gets the same value, with a gradient whose average (DistributedDataParallel) is that of the joined batch.
+    When torch.distributed is initialized, m counts the rows of all processes. Each process must hold the same number
+    of rows. All get the same value, and the average of their gradients (DistributedDataParallel) is the gradient of
+    the global batch.
 
     Args:
         distortion: the paper's eps_d^2 > 0; lambda^-1 = m * distortion.
-        order: None for the exact log det; n >= 1 for n terms of its Taylor series (the paper's code: 4).
-        form: "cross" or "pooled"; None takes "cross" with targets and "pooled" without.
-        group: the processes to join; None joins all.
-        check: raise when the value is not finite, for which the host waits for the device in every call; False
-            leaves NaN and infinity in the value to the caller, and never waits.
+        order: None for the exact log det; n >= 1 for n terms of its Taylor series (4 in the paper's code).
+        form: "cross" or "pooled"; None selects "cross" with targets and "pooled" without.
+        group: process group whose rows form the batch; None uses all processes.
+        check: raise when the value is not finite. This synchronizes host and device in every call; False returns NaN
+            or infinity to the caller and never synchronizes.
 
     Shape:
-        each of p1, p2, z1, z2: (m, d), m >= 2, any scale (rows are normalized). Returns a scalar, in float32 at
-        least; TF32 products are used only where ``torch.set_float32_matmul_precision`` allows them.
+        p1, p2, z1, z2: (m, d) each, m >= 2, any scale (rows are normalized). Returns a scalar, in float32 or float64;
+        TF32 products are used only where ``torch.set_float32_matmul_precision`` allows them.
 
     Raises:
-        ValueError: naming the argument, what came and what was expected; NaN and infinity included, unless
-            ``check`` is off (a compiled graph cannot raise and passes them on).
+        ValueError: an invalid argument, or non-finite values unless ``check`` is False. The message names the
+            argument, the expected value and the actual one. A compiled graph cannot raise and returns NaN.
 
     Examples:
         >>> import torch
@@ -78,24 +79,24 @@ class MECLoss(nn.Module):
         self.group, self.check = group, check
 
     def forward(self, predictions: Pair, targets: Pair | None = None, distortion: float | None = None) -> Tensor:
-        """``distortion`` overrides the module's for this call: that is how a schedule is applied."""
+        """Return the loss. ``distortion`` overrides the module's for this call, so that it can follow a schedule."""
         if distortion is None:
             distortion = self.distortion
         check_distortion(distortion)
-        p1, p2 = _two("predictions", predictions)
-        z1, z2 = (p1, p2) if targets is None else _two("targets", targets)
+        p1, p2 = _check_views("predictions", predictions)
+        z1, z2 = (p1, p2) if targets is None else _check_views("targets", targets)
         check_pair("predictions[0]", p1, "predictions[1]", p2)
         check_pair("predictions[0]", p1, "targets[0]", z1)
         check_pair("predictions[0]", p1, "targets[1]", z2)
 
-        # codes that are their own targets make the second pair the transpose of the first
+        # without targets the matrix of the second pair is the transpose of the first
         pairs = [(p1, z2)] if targets is None else [(p1, z2), (p2, z1)]
         form = self.form or ("pooled" if targets is None else "cross")
-        loss_of = _cross if form == "cross" else _pooled
-        group = all_processes() if self.group is None else self.group
-        # one pair after another: a stack is a copy, and LU of a stack went wrong in MKL's threads (torch 2.15)
-        share = torch.stack([loss_of(p, z, distortion, self.order, group) for p, z in pairs]).mean()
-        value = sum_of_shares(share, group)
+        pair_loss = _cross if form == "cross" else _pooled
+        group = world_group() if self.group is None else self.group
+        # pairs are not batched: stacking copies, and batched LU returned wrong values in MKL's threads (torch 2.15)
+        contribution = torch.stack([pair_loss(p, z, distortion, self.order, group) for p, z in pairs]).mean()
+        value = sum_contributions(contribution, group)
         if self.check:
             check_finite(value, **{"predictions[0]": p1, "predictions[1]": p2, "targets[0]": z1, "targets[1]": z2})
         return value
@@ -105,24 +106,25 @@ class MECLoss(nn.Module):
 
 
 def _cross(p: Tensor, z: Tensor, distortion: float, order: int | None, group: Group) -> Tensor:
-    """This process's share of the loss of a pair, as _pooled."""
-    processes = size_of(group)
-    rows = len(p) * processes
-    way = cheapest_way(rows, p.shape[1], processes, order, symmetric=False)
-    C = cross_gram(p, z, rows * distortion, way.feature_side, group)
-    return -distortion * share_of_log_det(C, order, False, way, group)
+    """Return the contribution of this process to the cross loss of a pair."""
+    world_size = get_world_size(group)
+    rows = len(p) * world_size
+    plan = cheapest_plan(rows, p.shape[1], world_size, order, symmetric=False)
+    C = cross_gram(p, z, rows * distortion, plan.feature_side, group)
+    return -distortion * log_det_contribution(C, order, False, plan, group)
 
 
 def _pooled(p: Tensor, z: Tensor, distortion: float, order: int | None, group: Group) -> Tensor:
-    processes = size_of(group)
-    rows = 2 * len(p) * processes
-    way = cheapest_way(rows, p.shape[1], processes, order, symmetric=True)
-    C, cosine = self_gram((p, z), rows * distortion, way.feature_side, group)
-    return (1 - cosine) / processes - distortion * share_of_log_det(C, order, True, way, group)
+    """Return the contribution of this process to the pooled loss of a pair."""
+    world_size = get_world_size(group)
+    rows = 2 * len(p) * world_size
+    plan = cheapest_plan(rows, p.shape[1], world_size, order, symmetric=True)
+    C, cosine = self_gram((p, z), rows * distortion, plan.feature_side, group)
+    return (1 - cosine) / world_size - distortion * log_det_contribution(C, order, True, plan, group)
 
 
-def _two(name: str, views: object) -> Pair:
+def _check_views(name: str, views: object) -> Pair:
     if not isinstance(views, (tuple, list)) or len(views) != 2:
-        what = f"a tensor of shape {tuple(views.shape)}" if isinstance(views, Tensor) else f"{views!r:.60}"
-        raise ValueError(f"{name}: expected a pair of tensors, one for each view, got {what}")
+        actual = f"a tensor of shape {tuple(views.shape)}" if isinstance(views, Tensor) else f"{views!r:.60}"
+        raise ValueError(f"{name}: expected a pair of tensors, one for each view, got {actual}")
     return views[0], views[1]

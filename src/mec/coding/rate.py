@@ -1,8 +1,8 @@
 """Coding rate and coding length: the functional half of the objective (Liu et al. 2022, Eq. 1 to 3).
 
 m is the number of codes, d their dimension, and ``distortion`` the paper's eps_d^2 = eps^2 / d, so that
-lambda^-1 = m * distortion. Everything is in nats, computed in float32 at least whatever autocast says,
-and differentiable once.
+lambda^-1 = m * distortion. All values are in nats, computed in float32 or float64 even under autocast, and
+differentiable once.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from torch import Tensor
 
 from mec.coding.checks import check_distortion, check_embeddings, check_finite, check_order, check_pair
 from mec.coding.gram import cross_gram, self_gram
-from mec.coding.series import log_det
+from mec.coding.log_det import log_det
 
 
 def coding_rate(z: Tensor, distortion: float, order: int | None = None) -> Tensor:
-    """Nats that code the rows of one matrix up to a distortion: log det(I + z z^T / (m distortion)).
+    """Return the coding rate of z in nats: log det(I + z z^T / (m distortion)).
 
     Args:
         z: codes, (m, d), m >= 2, any scale: rows are normalized; a zero row stays zero.
-        distortion: the paper's eps_d^2 > 0. Smaller asks for a finer code.
+        distortion: the paper's eps_d^2 > 0. A smaller value means a finer code.
         order: None for the exact log det, by Cholesky on the smaller of m x m and d x d; n >= 1 for the
-            first n terms of its Taylor series, which converges when the matrix has a norm below 1.
+            first n terms of its Taylor series, which converges when the norm of the matrix is below 1.
 
     Returns:
         A scalar: 0 for zero codes, log(1 + 1/distortion) when all rows are equal,
         d log(1 + 1/(d distortion)) when they are spread evenly over d <= m directions.
 
     Raises:
-        ValueError: naming the argument, what came and what was expected.
+        ValueError: an invalid argument; the message names it, the expected value and the actual one.
 
     Examples:
         >>> import torch
@@ -48,21 +48,21 @@ def coding_rate(z: Tensor, distortion: float, order: int | None = None) -> Tenso
 
 
 def cross_coding_rate(p: Tensor, z: Tensor, distortion: float, order: int | None = None) -> Tensor:
-    """Coding rate shared by two views: log |det(I + p z^T / (m distortion))| (Eq. 3 without mu).
+    """Return the coding rate shared by two views: log |det(I + p z^T / (m distortion))| (Eq. 3 without mu).
 
     Args:
         p: codes of one view, (m, d), m >= 2; rows are normalized.
-        z: codes of the other view, (m, d), row i beside row i of p.
+        z: codes of the other view, (m, d); row i belongs to the same image as row i of p.
         distortion: the paper's eps_d^2 > 0.
         order: None for the exact log |det| by LU; n >= 1 for Tr sum_{k<=n} (-1)^(k+1)/k C^k with
-            C = p z^T / (m distortion). C is not symmetric: where its eigenvalues exceed 1 in absolute
-            value the series is unbounded (see docs/objective.md).
+            C = p z^T / (m distortion). C is not symmetric: the series is unbounded where its eigenvalues exceed 1
+            in absolute value (see docs/objective.md).
 
     Returns:
         A scalar; equal to ``coding_rate(z)`` when p = z.
 
     Raises:
-        ValueError: naming the argument, what came and what was expected.
+        ValueError: an invalid argument; the message names it, the expected value and the actual one.
 
     Examples:
         >>> import torch
@@ -81,7 +81,7 @@ def cross_coding_rate(p: Tensor, z: Tensor, distortion: float, order: int | None
 
 
 def coding_length(z: Tensor, distortion: float) -> Tensor:
-    """Coding length of the rows of z (m, d) in nats, (m + d) / 2 * coding_rate (Eq. 1).
+    """Return the coding length of the rows of z (m, d) in nats, (m + d) / 2 * coding_rate (Eq. 1).
 
     Examples:
         >>> import torch

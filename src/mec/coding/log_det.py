@@ -1,7 +1,7 @@
-"""log det(I + C) of a square matrix (s, s): exact, or its Taylor series, each with a backward written by hand.
+"""log det(I + C) of a square matrix (s, s): exact, or its Taylor series, each with a hand-written backward pass.
 
-The gradient is a matrix polynomial, or an inverse, of the same C, so it is made on the way forward and
-is all that is kept: autograd through the powers would keep each of them and multiply twice as often again.
+The gradient is a matrix polynomial or an inverse of C, so forward computes it and saves nothing else. Autograd
+through the powers would save each of them and need twice as many additional products.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 
-def split_order(order: int) -> int:
-    """Step s for which the powers C, ..., C^s and C^s, C^2s, ... give every trace up to ``order`` in the
-    fewest matrix products (about 2 sqrt(order)); among equals, one that divides ``order``."""
+def choose_step(order: int) -> int:
+    """Return the step s for which the powers C, ..., C^s and C^s, C^2s, ... give every trace up to ``order`` with
+    the fewest matrix products (about 2 sqrt(order)). Ties prefer a step that divides ``order``."""
 
-    def products(s: int) -> tuple[int, int]:
+    def num_products(s: int) -> tuple[int, int]:
         return (s - 1) + max(0, -(-order // s) - 2), order % s
 
-    return min(range(1, order + 1), key=products)
+    return min(range(1, order + 1), key=num_products)
 
 
 def plus_identity(C: Tensor) -> Tensor:
-    """I + C, in a copy."""
+    """Return a copy, I + C."""
     A = C.clone()
     A.diagonal().add_(1.0)
     return A
@@ -36,15 +36,15 @@ def _identity(C: Tensor) -> Tensor:
 
 
 def _alternating(C: Tensor, powers: list[Tensor], step: int) -> Tensor:
-    """I + sum_i (-1)^(i step) powers[i - 1], where ``powers`` are C^step, C^2step, ..."""
+    """Return I + sum_i (-1)^(i step) powers[i - 1], where ``powers`` are C^step, C^2step, ..."""
     total = _identity(C)
     for i, power in enumerate(powers, start=1):
         total.add_(power, alpha=(-1.0) ** (i * step))
     return total
 
 
-def taylor(k: int) -> float:
-    """Coefficient of x^k in log(1 + x)."""
+def taylor_coefficient(k: int) -> float:
+    """Return the coefficient of x^k in log(1 + x)."""
     return (-1.0) ** (k + 1) / k
 
 
@@ -53,7 +53,7 @@ class _TaylorLogDet(Function):
 
     @staticmethod
     def forward(ctx: Any, C: Tensor, order: int) -> Tensor:
-        s = split_order(order)
+        s = choose_step(order)
         small = [C]  # C^1 ... C^s
         while len(small) < s:
             small.append(small[-1] @ C)
@@ -63,10 +63,12 @@ class _TaylorLogDet(Function):
 
         value = C.new_zeros(())
         for k, power in enumerate(small, start=1):
-            value += power.diagonal().sum() * taylor(k)
-        for j, power in enumerate(giant, start=1):  # Tr C^(js + i) = <C^js, (C^i)^T>: a sum in place of a product
+            value += power.diagonal().sum() * taylor_coefficient(k)
+        for j, power in enumerate(giant, start=1):
             for i, factor in enumerate(small[: order - j * s], start=1):
-                value += factor.T.clone(memory_format=torch.contiguous_format).mul_(power).sum() * taylor(j * s + i)
+                # Tr C^(js + i) = <C^js, (C^i)^T>: an elementwise sum instead of a matrix product
+                trace = factor.T.clone(memory_format=torch.contiguous_format).mul_(power).sum()
+                value += trace * taylor_coefficient(j * s + i)
 
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(_geometric_sum(small, giant, order, s))
@@ -80,20 +82,21 @@ class _TaylorLogDet(Function):
 
 
 def _geometric_sum(small: list[Tensor], giant: list[Tensor], order: int, s: int) -> Tensor:
-    """sum_{k<order} (-C)^k = (sum_{i<s} (-C)^i) (sum_{j<order//s} (-C)^js) + rest, in at most two products."""
-    blocks, rest = divmod(order, s)
+    """Return sum_{k<order} (-C)^k = (sum_{i<s} (-C)^i) (sum_{j<order//s} (-C)^js) + remainder, in at most two
+    products."""
+    blocks, remainder = divmod(order, s)
     C = small[0]
     G = _alternating(C, small[: s - 1], 1)
     if blocks > 1:
-        across = _alternating(C, giant[: blocks - 1], s)
-        G = across if s == 1 else G @ across
-    if rest:
+        giant_sum = _alternating(C, giant[: blocks - 1], s)
+        G = giant_sum if s == 1 else G @ giant_sum
+    if remainder:
         sign = (-1.0) ** (blocks * s)
         last = giant[blocks - 1]
-        if rest == 1:
+        if remainder == 1:
             G.add_(last, alpha=sign)
         else:
-            G.addmm_(last, _alternating(C, small[: rest - 1], 1), alpha=sign)
+            G.addmm_(last, _alternating(C, small[: remainder - 1], 1), alpha=sign)
     return G
 
 
@@ -102,7 +105,7 @@ class _LogDet(Function):
 
     @staticmethod
     def forward(ctx: Any, C: Tensor) -> Tensor:
-        # LAPACK wants columns: the transpose, of the same determinant, is taken as it lies in memory
+        # LAPACK expects column-major matrices: the transpose has the same determinant and needs no copy
         factors, pivots, _ = torch.linalg.lu_factor_ex(plus_identity(C).T)
         value: Tensor = factors.diagonal().abs().log().sum()
         if ctx.needs_input_grad[0]:
@@ -122,14 +125,14 @@ class _LogDetSymmetric(Function):
     @staticmethod
     def forward(ctx: Any, C: Tensor) -> Tensor:
         lower, failed = torch.linalg.cholesky_ex(plus_identity(C))
-        # rounding can make I + C indefinite when C is 1e7 in float32; what is left in ``lower`` is then no answer
+        # rounding can make I + C indefinite when C is 1e7 in float32; ``lower`` is then meaningless
         value = torch.where(failed == 0, lower.diagonal().log().sum() * 2.0, torch.nan)
         if ctx.needs_input_grad[0]:
-            # cholesky_inverse is less work, yet takes seconds in MKL once another process shares the cores
-            root = _identity(C)
-            torch.linalg.solve_triangular(lower.T, root, upper=True, left=False, out=root)  # (L^-1)^T, in place
+            # cholesky_inverse is less work but takes seconds in MKL when another process shares the cores
+            inverse_lower_t = _identity(C)  # becomes (L^-1)^T
+            torch.linalg.solve_triangular(lower.T, inverse_lower_t, upper=True, left=False, out=inverse_lower_t)
             del lower
-            ctx.save_for_backward(root @ root.T)
+            ctx.save_for_backward(inverse_lower_t @ inverse_lower_t.T)
         return value
 
     @staticmethod
@@ -140,12 +143,12 @@ class _LogDetSymmetric(Function):
 
 
 def log_det(C: Tensor, order: int | None, symmetric: bool) -> Tensor:
-    """log |det(I + C)| of C (s, s), or its Taylor series up to ``order``: a scalar."""
+    """Return log |det(I + C)| of C (s, s), or its Taylor series up to ``order``: a scalar."""
     with torch.autocast(C.device.type, enabled=False):
         value: Tensor
         if order is not None:
             value = _TaylorLogDet.apply(C, order)
-        elif C.device.type == "mps":  # factorizations are incomplete there; C is the smallest thing to move
+        elif C.device.type == "mps":  # MPS lacks some factorizations; C is the smallest tensor to move
             value = log_det(C.cpu(), None, symmetric).to(C.device)
         else:
             value = (_LogDetSymmetric if symmetric else _LogDet).apply(C)

@@ -3,7 +3,7 @@ import torch
 from torch.autograd import grad, gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mec.coding.series import log_det, split_order
+from mec.coding.log_det import choose_step, log_det
 
 PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm, torch.ops.aten.baddbmm}
 
@@ -18,8 +18,8 @@ class CountProducts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def products_needed(order: int, step: int) -> int:
-    """Multiplies until each trace is that of a power at hand, or the inner product of two; counted one by one."""
+def num_products(order: int, step: int) -> int:
+    """Count products until every trace is that of an available power, or the inner product of two."""
     small = list(range(1, step + 1))
     giant = [step]
 
@@ -33,27 +33,27 @@ def products_needed(order: int, step: int) -> int:
 
 
 @pytest.mark.parametrize("order", range(1, 17))
-def test_the_step_takes_the_fewest_products(order):
-    fewest = min(products_needed(order, step) for step in range(1, order + 1))
-    assert products_needed(order, split_order(order)) == fewest
+def test_chosen_step_needs_the_fewest_products(order):
+    fewest = min(num_products(order, step) for step in range(1, order + 1))
+    assert num_products(order, choose_step(order)) == fewest
     with CountProducts() as products:
         log_det(torch.randn(5, 5), order, symmetric=False)
     assert products.count == fewest
 
 
-@pytest.mark.parametrize(("order", "forward", "for_gradient"), [(1, 0, 0), (2, 0, 0), (3, 1, 0), (4, 1, 1)])
-def test_products_of_the_low_orders(order, forward, for_gradient):
+@pytest.mark.parametrize(("order", "forward", "backward"), [(1, 0, 0), (2, 0, 0), (3, 1, 0), (4, 1, 1)])
+def test_number_of_products_of_low_orders(order, forward, backward):
     C = torch.randn(6, 6, requires_grad=True)
     with CountProducts() as products, torch.no_grad():
         log_det(C.detach(), order, symmetric=False)
     assert products.count == forward
     with CountProducts() as products:
         log_det(C, order, symmetric=False).backward()
-    assert products.count == forward + for_gradient
+    assert products.count == forward + backward
 
 
 @pytest.mark.parametrize("order", range(5, 17))
-def test_the_gradient_costs_at_most_two_products_more(order):
+def test_gradient_needs_at_most_two_more_products(order):
     C = torch.randn(6, 6, requires_grad=True)
     with CountProducts() as products:
         log_det(C.detach(), order, symmetric=False)
@@ -65,20 +65,20 @@ def test_the_gradient_costs_at_most_two_products_more(order):
 
 @pytest.mark.parametrize("order", [*range(1, 17), 26, None])
 @pytest.mark.parametrize("size", [1, 4])
-def test_value_and_gradient_of_any_square_matrix(order, size):
+def test_value_and_gradient_of_a_square_matrix(order, size):
     torch.manual_seed(size)
     C = (torch.randn(size, size, dtype=torch.float64) * 0.5).requires_grad_()
     value = log_det(C, order, symmetric=False)
     if order is None:
-        plain = torch.linalg.slogdet(torch.eye(size) + C).logabsdet
+        expected = torch.linalg.slogdet(torch.eye(size) + C).logabsdet
     else:
-        plain = sum((-1) ** (k + 1) / k * torch.linalg.matrix_power(C, k).trace() for k in range(1, order + 1))
-    torch.testing.assert_close(value, plain)
-    torch.testing.assert_close(grad(3 * value, C), grad(3 * plain, C))
+        expected = sum((-1) ** (k + 1) / k * torch.linalg.matrix_power(C, k).trace() for k in range(1, order + 1))
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(grad(3 * value, C), grad(3 * expected, C))
     assert gradcheck(lambda C: log_det(C, order, symmetric=False), (C,))
 
 
-def test_a_negative_determinant_counts_by_its_magnitude():
+def test_log_det_uses_the_absolute_determinant():
     C = torch.diag(torch.tensor([-3.0, 1.0])).requires_grad_()
     value = log_det(C, None, symmetric=False)
     torch.testing.assert_close(value, torch.tensor(4.0).log())  # |(1 - 3)(1 + 1)|
@@ -86,7 +86,7 @@ def test_a_negative_determinant_counts_by_its_magnitude():
 
 
 @pytest.mark.parametrize("size", [1, 7])
-def test_symmetric_by_cholesky(size):
+def test_symmetric_value_and_gradient_by_cholesky(size):
     torch.manual_seed(size)
     root = torch.randn(size, 3, dtype=torch.float64)
     C = (root @ root.T).requires_grad_()
@@ -95,14 +95,14 @@ def test_symmetric_by_cholesky(size):
     torch.testing.assert_close(grad(value, C)[0], torch.linalg.inv(torch.eye(size) + C.detach()))
 
 
-def test_a_failed_cholesky_is_nan_and_not_what_is_left_in_the_factor(monkeypatch):
+def test_failed_cholesky_returns_nan_instead_of_a_value_from_the_factor(monkeypatch):
     assert log_det(torch.diag(torch.tensor([5.0, -3.0])), None, symmetric=True).isnan()
     monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda A: (torch.eye(2), torch.tensor(1)))
     assert log_det(torch.eye(2), None, symmetric=True).isnan()
 
 
 @pytest.mark.parametrize("size", [1, 6])
-def test_the_argument_is_left_as_it_was(size):
+def test_input_is_not_modified(size):
     C = torch.rand(size, size).requires_grad_()
     before = C.detach().clone()
     for order in (None, 1, 4, 7):
@@ -111,7 +111,7 @@ def test_the_argument_is_left_as_it_was(size):
 
 
 @pytest.mark.parametrize("order", [None, 4])
-def test_backward_can_be_run_twice(order):
+def test_backward_can_run_twice(order):
     C = torch.rand(4, 4, dtype=torch.float64).requires_grad_()
     value = log_det(C, order, symmetric=False)
     (first,) = grad(value, C, retain_graph=True)

@@ -1,4 +1,5 @@
-"""The objective as the paper writes it, to compare with: normalize, m x m, matrix powers, slogdet, autograd."""
+"""Reference implementation of the objective as the paper writes it: normalize, m x m, matrix powers, slogdet,
+autograd."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 
-def rate(p: Tensor, z: Tensor, distortion: float, order: int | None) -> Tensor:
+def coding_rate(p: Tensor, z: Tensor, distortion: float, order: int | None) -> Tensor:
     m = len(p)
     C = normalize(p) @ normalize(z).T / (m * distortion)
     if order is None:
@@ -16,17 +17,18 @@ def rate(p: Tensor, z: Tensor, distortion: float, order: int | None) -> Tensor:
 
 
 def cross_loss(p: tuple[Tensor, Tensor], z: tuple[Tensor, Tensor], distortion: float, order: int | None) -> Tensor:
-    return -distortion * (rate(p[0], z[1], distortion, order) + rate(p[1], z[0], distortion, order)) / 2
+    rates = coding_rate(p[0], z[1], distortion, order) + coding_rate(p[1], z[0], distortion, order)
+    return -distortion * rates / 2
 
 
 def pooled_loss(z1: Tensor, z2: Tensor, distortion: float, order: int | None = None) -> Tensor:
-    agreement = (normalize(z1) * normalize(z2)).sum(dim=1).mean()
+    cosine = (normalize(z1) * normalize(z2)).sum(dim=1).mean()
     both = torch.cat([z1, z2])
-    return 1 - agreement - distortion * rate(both, both, distortion, order)
+    return 1 - cosine - distortion * coding_rate(both, both, distortion, order)
 
 
-def codes(n: int, m: int, d: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
-    """n matrices (m, d) that agree in part, of uneven row norms, with gradient."""
+def random_codes(n: int, m: int, d: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
+    """Return n correlated matrices (m, d) with uneven row norms that require gradients."""
     generator = torch.Generator().manual_seed(seed)
     shared = torch.randn(m, d, generator=generator, dtype=torch.float64)
     norms = torch.rand(m, 1, generator=generator, dtype=torch.float64) * 5 + 0.2
@@ -39,7 +41,7 @@ def in_float64(views: list[Tensor]) -> list[Tensor]:
 
 
 def assert_close_in_scale(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    """The largest difference is at most ``tolerance`` of the largest entry, or of 0.01 where that is less."""
+    """Assert that the largest difference is at most ``tolerance`` times the scale: the largest entry, at least 0.01."""
     assert actual.shape == expected.shape
     difference, scale = (actual.double() - expected.double()).abs().max(), expected.abs().max().clamp_min(0.01)
-    assert difference <= tolerance * scale, f"off by {difference:.3g} at a scale of {scale:.3g}"
+    assert difference <= tolerance * scale, f"difference {difference:.3g} at scale {scale:.3g}"
