@@ -29,7 +29,7 @@ from mec.evaluate.tracking.sequences import (
 FRAMES = "JPEGImages"
 MASKS = ("Annotations", "Annotations_unsupervised")
 RESOLUTIONS = ("480p", "Full-Resolution", "1080p")
-"""The first that exists is read; published results are those of 480p. YouTube-VOS has no such folders."""
+"""The first that exists is read; published results are for 480p. YouTube-VOS has no such folders."""
 LISTS = ("2017/val.txt", "2016/val.txt", "480p/val.txt", "1080p/val.txt")
 """Files in ImageSets; the first that exists is read. The last two, from DAVIS 2016, have a line for every frame."""
 
@@ -69,14 +69,13 @@ def open_mask_sequences(data: str | Path, names: Sequence[str] | None = None) ->
     mask is black and white only, white is the one object, as in DAVIS 2016. Colors of DAVIS's palette are its indices.
     Otherwise each color is an object, ordered by red, green and blue. Transparent pixels are background.
 
-    Masks exist for every frame, for every n-th frame, or for the first frame only. Objects that the first mask lacks
-    are background, as in DAVIS's evaluation; sequences with such objects are logged. Loading a sequence checks all its
-    masks, so that no error comes up after tracking. Frames are decoded later.
+    Masks exist for every frame, every n-th frame, or the first frame only. Objects that the first mask lacks are
+    background, as in DAVIS's evaluation; this is logged. Loading a sequence checks all its masks, so that no error
+    comes up after tracking. Frames are decoded later.
 
     Args:
         data: the folder with JPEGImages and Annotations, or its parent folder.
-        names: sequences to load. None reads the val list of DAVIS 2017, else of DAVIS 2016, else takes all sequences
-            with masks, and logs which.
+        names: sequences to load. None loads the val list of DAVIS 2017, else of DAVIS 2016, else all with masks.
 
     Raises:
         InputError: the folder does not have this layout or lacks a sequence. Loading raises SequenceError.
@@ -130,8 +129,8 @@ def _default_names(root: Path, images: Path, masks: Path) -> list[str]:
         if file.is_file():
             lines = filter(None, map(str.strip, file.read_text("utf-8-sig", "replace").splitlines()))
             # a line is the name of a sequence, or the paths of a frame and its mask
-            paths = (PurePosixPath(line.split()[0]) if "/" in line else PurePosixPath(line, "frame") for line in lines)
-            names = list(dict.fromkeys(path.parent.name for path in paths))
+            names = [PurePosixPath(line.split()[0]).parent.name if "/" in line else line for line in lines]
+            names = list(dict.fromkeys(names))
             log(f"data: the {len(names)} sequences of {file}, frames of {images}")
             return names
     names = sorted(_subfolder_names(masks))
@@ -148,12 +147,16 @@ def _load(name: str, images: Path, masks: Path) -> MaskSequence:
         raise SequenceError(f"{images}: two frames have the same name")
     files = _masks_by_frame(names, _sorted_files(masks, (".png",)), masks)
     sizes = [image_size(file) for file in frames]
-    if other := [i for i, size in enumerate(sizes) if size != sizes[0]]:
-        raise SequenceError(f"{frames[other[0]]}: {_size_mismatch(sizes[other[0]], sizes[0])} the first frame")
+    for file, size in zip(frames, sizes, strict=True):
+        if size != sizes[0]:
+            raise SequenceError(f"{file}: {_size_mismatch(size, sizes[0])} the first frame")
     encoding = _mask_encoding(files[0])
     if late := [file.name for file in files.values() if _read_labels(file, encoding, sizes[0])[1]]:
-        log(f"{name}: objects that the first mask lacks are background; they are in {len(late)} masks from {late[0]}")
-    ground_truth = partial(_ground_truth, files, encoding, sizes[0])
+        log(f"{name}: {len(late)} masks, first {late[0]}, have objects that the first mask lacks; they are background")
+
+    def ground_truth(frame: int) -> Labels | None:
+        return _read_labels(files[frame], encoding, sizes[0])[0] if frame in files else None
+
     return MaskSequence(name, ImageFrames(tuple(frames)), tuple(names), ground_truth, encoding.colors)
 
 
@@ -211,8 +214,7 @@ def _mask_encoding(file: Path) -> _MaskEncoding:
     unit = GRAY if palette is None else 1
     is_gray = not any(value % GRAY for value in values) if palette is None else bool((palette[WHITE] == WHITE).all())
     if is_gray:
-        levels = [value // unit for value in values]
-        labels = {level * unit: label for level, label in _gray_labels(file, levels).items()}
+        labels = {level * unit: label for level, label in _gray_labels(file, [v // unit for v in values]).items()}
     elif palette is None and not set(values) <= set(PALETTE_LABELS):
         labels = dict(zip(values, range(1, VOID), strict=False))
     else:
@@ -232,8 +234,7 @@ def _gray_labels(file: Path, levels: list[int]) -> dict[int, int]:
     if levels == [WHITE]:
         return {WHITE: 1}
     if WHITE in levels and levels[:-1] != list(range(1, len(levels))):  # probably an anti-aliased edge
-        listed = ", ".join(map(str, levels[:5]))
-        raise SequenceError(f"{file}: expected labels 1, 2 ..., or only white on black, got gray levels {listed} ...")
+        raise SequenceError(f"{file}: expected labels 1, 2 ..., or only white on black, got gray levels {levels[:5]}")
     return {level: level for level in levels}
 
 
@@ -251,12 +252,6 @@ def _read_labels(file: Path, encoding: _MaskEncoding, size: tuple[int, int]) -> 
     return labels, bool(((pixels != 0) & (labels == 0)).any())
 
 
-def _ground_truth(
-    files: Mapping[int, Path], encoding: _MaskEncoding, size: tuple[int, int], frame: int
-) -> Labels | None:
-    return _read_labels(files[frame], encoding, size)[0] if frame in files else None
-
-
 def write_masks(folder: Path, sequence: MaskSequence, labels: Iterable[Labels]) -> None:
     """Write FOLDER/SEQUENCE/FRAME.png for every frame. Raises ValueError for fewer or more labels than frames."""
     write_labels(folder / sequence.name, zip(sequence.names, labels, strict=True))
@@ -265,7 +260,7 @@ def write_masks(folder: Path, sequence: MaskSequence, labels: Iterable[Labels]) 
 def write_labels(folder: Path, labels: Iterable[tuple[str, Labels]]) -> None:
     """Write indexed PNGs with DAVIS's palette, by name, into a new folder that replaces ``folder`` atomically.
 
-    Void is written as background, which the metrics take it for.
+    Void is written as background.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:

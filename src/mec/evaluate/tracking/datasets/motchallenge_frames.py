@@ -31,9 +31,7 @@ def read_frames(folder: Path) -> tuple[ImageFrames, tuple[int, int]]:
     height, width = read_frame(files[0]).shape[:2]
     expected = tuple(int(_number(folder, info, key, side)) for key, side in (("imheight", height), ("imwidth", width)))
     if expected != (height, width):
-        raise SequenceError(
-            f"{files[0]}: expected {expected[1]}x{expected[0]} from seqinfo.ini, got {width}x{height}"
-        )
+        raise SequenceError(f"{files[0]}: expected {expected[1]}x{expected[0]} from seqinfo.ini, got {width}x{height}")
     return ImageFrames(files, _number(folder, info, "framerate", DEFAULT_FRAME_RATE)), (height, width)
 
 

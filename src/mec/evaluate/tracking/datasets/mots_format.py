@@ -1,4 +1,4 @@
-"""Masks in the files of MOTS (Voigtlaender et al. 2019): lines with COCO's run lengths, and images of instances."""
+"""Mask files of MOTS (Voigtlaender et al. 2019): text with COCO's run lengths, and instance images."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from numpy.typing import NDArray
 
 from mec.data.decode import open_image
 from mec.data.pixels import CorruptImageError, PixelFormat
-from mec.evaluate.detection.masks import run_lengths
+from mec.evaluate.detection.masks import parse_rle_counts
 from mec.evaluate.tracking.sequences import RLE, FrameObjects, SequenceError, Tracks
 from mec.files import atomic_write
 
 CLASSES = {"car": 1, "pedestrian": 2}
 IGNORED = 10
-"""The class of regions in which a mask is neither right nor wrong."""
-DIVISOR = 1000
-"""In images of instances a pixel is its class times this, and a number."""
+"""Class of the regions that are not evaluated."""
+CLASS_MULTIPLIER = 1000
+"""A pixel of an instance image is class * CLASS_MULTIPLIER + instance."""
 
 
 @dataclass(frozen=True)
 class MaskRow:
-    """An object in a frame. ``place`` says where it was read, for people."""
+    """An object in a frame. ``location`` names the file and line it was read from, for error messages."""
 
-    place: str
+    location: str
     frame: int
     id: int
     category: int
@@ -40,10 +40,10 @@ class MaskRow:
 
 
 def read_mask_rows(file: Path) -> list[MaskRow]:
-    """Lines of frame, id, class, height, width, run lengths and, if there is a seventh column, score.
+    """Read lines of frame, id, class, height, width, run lengths and, in an optional seventh column, score.
 
     Raises:
-        SequenceError: unreadable or damaged.
+        SequenceError: the file is unreadable or damaged.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -51,59 +51,60 @@ def read_mask_rows(file: Path) -> list[MaskRow]:
         raise SequenceError(f"{file} cannot be read as text ({error})") from error
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
-        if words := line.split():
-            place = f"{file}: line {number}"
+        if fields := line.split():
+            location = f"{file}: line {number}"
             try:
-                rows.append(_row(place, words))
+                rows.append(_parse_row(location, fields))
             except ValueError as error:
-                raise SequenceError(f"{place}: {error}") from None
+                raise SequenceError(f"{location}: {error}") from None
     return rows
 
 
-def _row(place: str, words: Sequence[str]) -> MaskRow:
-    if len(words) not in (6, 7):
-        raise ValueError(f"expected frame id class height width run-lengths [score], got {len(words)} columns")
+def _parse_row(location: str, fields: Sequence[str]) -> MaskRow:
+    if len(fields) not in (6, 7):
+        raise ValueError(f"expected frame id class height width run-lengths [score], got {len(fields)} columns")
     try:
-        frame, number, category, height, width = map(int, words[:5])
+        frame, object_id, category, height, width = map(int, fields[:5])
     except ValueError:
-        raise ValueError(f"expected whole numbers in columns 1 to 5, got {' '.join(words[:5])[:60]}") from None
-    if abs(number) >= 2**53:
-        raise ValueError(f"expected an id of fewer digits, got {number}")
-    _expect_class(category)
-    runs = run_lengths(words[5])
+        raise ValueError(f"expected integers in columns 1 to 5, got {' '.join(fields[:5])[:60]}") from None
+    if abs(object_id) >= 2**53:
+        raise ValueError(f"expected an id with fewer digits, got {object_id}")
+    _check_class(category)
+    runs = parse_rle_counts(fields[5])
     if min(height, width) < 1 or (runs < 0).any() or runs.sum() != height * width:
-        got = f"{runs.min()} and more" if (runs < 0).any() else runs.sum()
-        raise ValueError(f"expected run lengths of {height} x {width} pixels in all, got {got}")
+        got = f"a run of {runs.min()}" if (runs < 0).any() else runs.sum()
+        raise ValueError(f"expected run lengths of {height} x {width} pixels in total, got {got}")
     try:
-        score = float(words[6]) if len(words) == 7 else 1.0
+        score = float(fields[6]) if len(fields) == 7 else 1.0
     except ValueError:
         score = math.nan
     if not math.isfinite(score):
-        raise ValueError(f"expected a finite number as score, got {words[6][:60]!r}")
-    mask = {"size": [height, width], "counts": words[5].encode()}
-    return MaskRow(place, frame, number, category, mask, int(runs[1::2].sum()), score)
+        raise ValueError(f"expected a finite number as score, got {fields[6][:60]!r}")
+    mask = {"size": [height, width], "counts": fields[5].encode()}
+    return MaskRow(location, frame, object_id, category, mask, int(runs[1::2].sum()), score)
 
 
-def _expect_class(category: int) -> None:
+def _check_class(category: int) -> None:
     if category not in (*CLASSES.values(), IGNORED):
         raise ValueError(f"expected class 1 (car), 2 (pedestrian) or {IGNORED} (ignored), got {category}")
 
 
 def read_instances(file: Path, frame: int) -> list[MaskRow]:
-    """An image of 16 bits whose pixels are class * 1000 + number, 10000 where nothing counts, 0 elsewhere.
+    """Read a 16-bit image whose pixels are class * 1000 + instance, 10000 in ignored regions, and 0 for background.
 
     Raises:
-        SequenceError: missing, damaged, in color, or with other classes.
+        SequenceError: the image is missing, corrupt or in color, or has other classes.
     """
     try:
         pixels: NDArray[Any] = open_image(file.read_bytes()).raw(PixelFormat())
         if pixels.shape[2] != 1 or pixels.dtype.kind not in "iu":
-            raise ValueError(f"expected one whole number a pixel, got {pixels.shape[2]} of {pixels.dtype}")
+            raise ValueError(f"expected one integer per pixel, got {pixels.shape[2]} of {pixels.dtype}")
         rows = []
         for value in np.unique(pixels[pixels != 0]).tolist():
-            _expect_class(value // DIVISOR)
+            category = value // CLASS_MULTIPLIER
+            _check_class(category)
             mask = coco_mask.encode(np.asfortranarray(pixels[..., 0] == value, np.uint8))
-            rows.append(MaskRow(str(file), frame, value, value // DIVISOR, mask, int(coco_mask.area(mask))))
+            rows.append(MaskRow(str(file), frame, value, category, mask, int(coco_mask.area(mask))))
     except OSError as error:
         raise SequenceError(f"{file}: {error.strerror or error}") from error
     except (CorruptImageError, ValueError) as error:
@@ -114,67 +115,69 @@ def read_instances(file: Path, frame: int) -> list[MaskRow]:
 def mask_objects(
     masks: Sequence[RLE], scores: NDArray[np.float64], ids: NDArray[np.int64] | None = None
 ) -> FrameObjects:
-    """With the boxes around them."""
+    """Return objects with the masks (k) and the boxes around them."""
     boxes = np.array(coco_mask.toBbox(list(masks)), np.float64).reshape(-1, 4)
     return FrameObjects(boxes, scores, ids, masks=list(masks))
 
 
-def remove_overlaps(found: FrameObjects) -> FrameObjects:
-    """The same where no pixel is two objects', as MOTS asks: the better score has it, or else the smaller mask.
+def remove_overlaps(objects: FrameObjects) -> FrameObjects:
+    """Assign every pixel to one object, as MOTS requires: to the higher score, or the smaller mask of equal scores.
 
-    Objects of which nothing is left are left out.
+    Objects that lose all their pixels are removed.
     """
-    masks = list(found.masks or [])
+    masks = list(objects.masks or [])
     areas = coco_mask.area(masks)
     if len(masks) < 2 or coco_mask.area(coco_mask.merge(masks)) == sum(areas):
-        return found
+        return objects
     pixels = coco_mask.decode(masks).astype(bool)
     taken = np.zeros(pixels.shape[:2], bool)
-    for i in np.lexsort((areas, -found.scores)):
+    for i in np.lexsort((areas, -objects.scores)):
         pixels[..., i] &= ~taken
         taken |= pixels[..., i]
-    left = np.flatnonzero(pixels.any(axis=(0, 1)))
-    ids = None if found.ids is None else found.ids[left]
-    return mask_objects(coco_mask.encode(np.asfortranarray(pixels[..., left], np.uint8)), found.scores[left], ids)
+    kept = np.flatnonzero(pixels.any(axis=(0, 1)))
+    ids = None if objects.ids is None else objects.ids[kept]
+    return mask_objects(coco_mask.encode(np.asfortranarray(pixels[..., kept], np.uint8)), objects.scores[kept], ids)
 
 
-def _kitti(name: str) -> tuple[int, int]:
-    """Class and first frame: of "0002 car" 1 and 0, of MOTSChallenge's "MOTS20-02" 2 and 1."""
-    if match := re.fullmatch(rf"\d{{4}} ({'|'.join(CLASSES)})", name):
+def _class_and_first_frame(sequence: str) -> tuple[int, int]:
+    """Return 1 and 0 for KITTI's "0002 car", and 2 and 1 for MOTSChallenge's "MOTS20-02"."""
+    if match := re.fullmatch(rf"\d{{4}} ({'|'.join(CLASSES)})", sequence):
         return CLASSES[match[1]], 0
     return CLASSES["pedestrian"], 1
 
 
 def write_mots_tracks(folder: Path, name: str, tracks: Tracks) -> None:
-    """``name``.txt with lines of frame, id, class, height, width and run lengths, ``remove_overlaps``, as MOTS asks for.
+    """Write ``NAME.txt`` in the format of MOTS: frame, id, class, height, width and run lengths per line.
 
-    Of KITTI's "0002 car" frames count from 0, and ids are followed by the class: "0002 car.txt" and "0002
-    pedestrian.txt" make the 0002.txt of its evaluation when they are joined.
+    Overlaps are removed. For KITTI's "0002 car", frames count from 0, and the class is appended to the ids as a digit.
+    Concatenate "0002 car.txt" and "0002 pedestrian.txt" to obtain the 0002.txt of KITTI's evaluation.
     """
-    category, first = _kitti(name)
+    category, first = _class_and_first_frame(name)
     with atomic_write(folder / f"{name}.txt") as path, path.open("w", encoding="ascii", newline="\n") as file:
-        for frame, found in enumerate(map(remove_overlaps, tracks), first):
-            if found.ids is None or found.masks is None:
+        for number, objects in enumerate(map(remove_overlaps, tracks), first):
+            if objects.ids is None or objects.masks is None:
                 raise ValueError("expected tracks with ids and masks")
-            for number, mask in zip(found.ids.tolist(), found.masks, strict=True):
-                written = number if first else 10 * number + category
+            for track_id, mask in zip(objects.ids.tolist(), objects.masks, strict=True):
+                written_id = track_id if first else 10 * track_id + category
                 height, width = mask["size"]
-                file.write(f"{frame} {written} {category} {height} {width} {mask['counts'].decode()}\n")
+                file.write(f"{number} {written_id} {category} {height} {width} {mask['counts'].decode()}\n")
 
 
 def read_mots_tracks(folder: Path, name: str, frames: int) -> list[FrameObjects]:
-    """What ``write_mots_tracks`` wrote, with one entry for each of ``frames``; scores are 1.
+    """Read the file that ``write_mots_tracks`` wrote, with one entry for each of ``frames``; scores are 1.
 
     Raises:
-        SequenceError: damage, other frames, or an id twice in a frame.
+        SequenceError: the file is damaged, has other frames, or has an id twice in a frame.
     """
-    category, first = _kitti(name)
-    each: list[dict[int, RLE]] = [{} for _ in range(frames)]
+    category, first = _class_and_first_frame(name)
+    tracks: list[dict[int, RLE]] = [{} for _ in range(frames)]
     for row in read_mask_rows(folder / f"{name}.txt"):
-        number = row.id if first else row.id // 10
+        track_id = row.id if first else row.id // 10
         if not 0 <= row.frame - first < frames:
-            raise SequenceError(f"{row.place}: expected a frame of {first} to {frames - 1 + first}")
-        if row.category != category or number in each[row.frame - first]:
-            raise SequenceError(f"{row.place}: expected class {category}, and every id once in a frame")
-        each[row.frame - first][number] = row.mask
-    return [mask_objects(list(one.values()), np.ones(len(one)), np.array(list(one), np.int64)) for one in each]
+            raise SequenceError(f"{row.location}: expected a frame of {first} to {frames - 1 + first}, got {row.frame}")
+        if row.category != category or track_id in tracks[row.frame - first]:
+            raise SequenceError(f"{row.location}: expected class {category}, and every id once per frame")
+        tracks[row.frame - first][track_id] = row.mask
+    return [
+        mask_objects(list(masks.values()), np.ones(len(masks)), np.array(list(masks), np.int64)) for masks in tracks
+    ]

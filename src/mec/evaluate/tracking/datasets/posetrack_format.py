@@ -1,4 +1,4 @@
-"""Poses in PoseTrack's two forms of json: that of 2018, which is like COCO's, and the older ``annolist``."""
+"""Json files of PoseTrack: PoseTrack18's format, which resembles COCO's, and the older ``annolist``."""
 
 from __future__ import annotations
 
@@ -22,147 +22,151 @@ KEYPOINTS = (
     "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
     "right_ankle",
 )  # fmt: skip
-"""In the order of PoseTrack18's files."""
-HEAD = 0.6
-"""Size of a head as a share of the diagonal of its box (Andriluka et al. 2014)."""
+"""Keypoints of PoseTrack18's files, in order."""
+HEAD_SIZE_FACTOR = 0.6
+"""Size of a head as a fraction of the diagonal of its box (Andriluka et al. 2014)."""
 Person = tuple[NDArray[np.float64], float, int | None, float]
-"""Pose, score, track and head size, which is NaN where there is no box of the head."""
+"""Pose, score, track id, and head size, which is NaN without a box of the head."""
 
 
 @dataclass(frozen=True)
 class PoseFrame:
-    """What a file says of one frame.
+    """One frame of a json file.
 
-    name: of the image, from the folder of the data on.
-    number: the file's own, or the place in it.
-    labeled: whether somebody has looked who is there.
-    annotated: whether there is a person, be it one without joints.
-    found: persons with joints; ``ids`` is None where one has none.
-    heads: (k,) sizes in pixels, NaN where it is not said.
-    ignored: polygons, (n, 2) x, y, in which nothing counts.
+    name: path of the image within the dataset.
+    number: id of the image in the file, or its index in the older format.
+    labeled: whether the frame was annotated.
+    annotated: whether the frame has a person, including persons without visible joints.
+    objects: persons with visible joints; ``ids`` is None if one of them has no track id.
+    head_sizes: (k,) pixels, NaN where unknown.
+    ignored: polygons, (n, 2) x, y, that are not evaluated.
     """
 
     name: str
     number: int
     labeled: bool
     annotated: bool
-    found: FrameObjects
-    heads: NDArray[np.float64]
+    objects: FrameObjects
+    head_sizes: NDArray[np.float64]
     ignored: tuple[NDArray[np.float64], ...] = ()
 
 
 def read_pose_frames(file: Path) -> list[PoseFrame]:
-    """All frames that a file lists, in its order. A joint whose flag is 0 is not there; nor is one that is not listed.
+    """Read all frames of a file, in its order. Joints that are not listed or have the flag 0 are invisible.
 
     Raises:
-        SequenceError: unreadable, without what is needed, numbers that are none, or a frame twice.
+        SequenceError: the file is unreadable, lacks a required key, has invalid numbers, or has a frame twice.
     """
     try:
-        raw = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise SequenceError(f"{file} cannot be read as JSON ({error})") from error
-    if not isinstance(raw, dict):
+    if not isinstance(content, dict):
         raise SequenceError(f"{file}: expected PoseTrack18's images, annotations and categories, or an annolist")
-    with _named(file):
-        frames = list(_older(file, raw["annolist"]) if "annolist" in raw else _posetrack18(file, raw))
-    for what in ("name", "number"):
+    with _error_location(file):
+        frames = list(_annolist_frames(file, content["annolist"]) if "annolist" in content else _frames(file, content))
+    for field in ("name", "number"):
         seen: set[Any] = set()
         for frame in frames:
-            value = getattr(frame, what)
+            value = getattr(frame, field)
             if value in seen:
-                raise SequenceError(f"{file}: frame {value} is there twice")
+                raise SequenceError(f"{file}: frame {value} occurs twice")
             seen.add(value)
     return frames
 
 
 @contextmanager
-def _named(place: str | Path) -> Iterator[None]:
-    """Says where it is that the json has another form than is expected."""
+def _error_location(location: str | Path) -> Iterator[None]:
+    """Turn exceptions from unexpected json into SequenceErrors that name the location."""
     try:
         yield
     except KeyError as error:
-        raise SequenceError(f"{place}: no {error.args[0]}") from error
+        raise SequenceError(f"{location}: no {error.args[0]}") from error
     except ValueError as error:
-        raise SequenceError(f"{place}: {error}") from error
+        raise SequenceError(f"{location}: {error}") from error
     except (AttributeError, IndexError, TypeError) as error:
-        raise SequenceError(f"{place}: not in PoseTrack's form ({error})") from error
+        raise SequenceError(f"{location}: not in PoseTrack's format ({error})") from error
 
 
-def _posetrack18(file: Path, raw: dict[str, Any]) -> Iterator[PoseFrame]:
-    names = raw["categories"][0]["keypoints"]
-    if lacking := [joint for joint in JOINTS if joint not in names]:
-        raise ValueError(f"expected {lacking[0]} among the keypoints of the category, got {', '.join(names)}")
-    places = [names.index(joint) for joint in JOINTS]
-    persons: dict[int, list[Person]] = {one["id"]: [] for one in raw["images"]}
-    for i, one in enumerate(raw["annotations"]):
-        with _named(f"{file}: annotation {one.get('id', f'at place {i}')}"):
-            if one["image_id"] not in persons:
-                raise ValueError(f"of image {one['image_id']}, which the file does not list")
-            persons[one["image_id"]].append(_person18(one, len(names), places))
-    for one in raw["images"]:
-        with _named(f"{file}: image {one['id']}"):
-            ignored = _polygons(one.get("ignore_regions_x") or [], one.get("ignore_regions_y") or [])
-            labeled = bool(one.get("is_labeled", True))
-            yield _frame(str(one["file_name"]), _whole(one["id"]), labeled, persons[one["id"]], ignored)
+def _frames(file: Path, content: dict[str, Any]) -> Iterator[PoseFrame]:
+    """Yield the frames of a file in PoseTrack18's format."""
+    names = content["categories"][0]["keypoints"]
+    if missing := [joint for joint in JOINTS if joint not in names]:
+        raise ValueError(f"expected {missing[0]} among the keypoints of the category, got {', '.join(names)}")
+    joint_indices = [names.index(joint) for joint in JOINTS]
+    persons: dict[int, list[Person]] = {image["id"]: [] for image in content["images"]}
+    for i, annotation in enumerate(content["annotations"]):
+        with _error_location(f"{file}: annotation {annotation.get('id', f'at index {i}')}"):
+            if annotation["image_id"] not in persons:
+                raise ValueError(f"expected an image of the file, got image_id {annotation['image_id']}")
+            persons[annotation["image_id"]].append(_person(annotation, len(names), joint_indices))
+    for image in content["images"]:
+        with _error_location(f"{file}: image {image['id']}"):
+            ignored = _polygons(image.get("ignore_regions_x") or [], image.get("ignore_regions_y") or [])
+            labeled = bool(image.get("is_labeled", True))
+            yield _frame(str(image["file_name"]), _integer(image["id"]), labeled, persons[image["id"]], ignored)
 
 
-def _person18(one: dict[str, Any], count: int, places: list[int]) -> Person:
-    numbers = _finite(one["keypoints"])
-    if numbers.shape != (3 * count,):
-        raise ValueError(f"expected {3 * count} numbers as keypoints, got {numbers.size}")
-    pose = numbers.reshape(-1, 3)[places]
+def _person(annotation: dict[str, Any], count: int, joint_indices: list[int]) -> Person:
+    keypoints = _finite(annotation["keypoints"])
+    if keypoints.shape != (3 * count,):
+        raise ValueError(f"expected {3 * count} numbers as keypoints, got {keypoints.size}")
+    pose = keypoints.reshape(-1, 3)[joint_indices]
     pose[:, 2] = pose[:, 2] > 0
-    head = _finite(one["bbox_head"]) if "bbox_head" in one else np.full(4, math.nan)
-    if head.shape != (4,):
-        raise ValueError(f"expected 4 numbers as bbox_head, got {head.size}")
-    return pose, _score(one), _whole(one["track_id"]) if "track_id" in one else None, HEAD * math.hypot(*head[2:])
+    head_box = _finite(annotation["bbox_head"]) if "bbox_head" in annotation else np.full(4, math.nan)
+    if head_box.shape != (4,):
+        raise ValueError(f"expected 4 numbers as bbox_head, got {head_box.size}")
+    track_id = _integer(annotation["track_id"]) if "track_id" in annotation else None
+    return pose, _score(annotation), track_id, HEAD_SIZE_FACTOR * math.hypot(*head_box[2:])
 
 
 def _polygons(x: list[list[float]], y: list[list[float]]) -> list[NDArray[np.float64]]:
     if list(map(len, x)) != list(map(len, y)):
-        raise ValueError("expected ignore_regions_y of as many corners as ignore_regions_x")
+        raise ValueError("expected as many corners in ignore_regions_y as in ignore_regions_x")
     return [np.stack([_finite(xs), _finite(ys)], axis=1) for xs, ys in zip(x, y, strict=True)]
 
 
-def _older(file: Path, entries: list[dict[str, Any]]) -> Iterator[PoseFrame]:
-    for number, one in enumerate(entries):
+def _annolist_frames(file: Path, entries: list[dict[str, Any]]) -> Iterator[PoseFrame]:
+    """Yield the frames of a file in the older format."""
+    for number, entry in enumerate(entries):
         persons = []
-        with _named(f"{file}: frame at place {number}"):
-            for rect in one.get("annorect") or ():
+        with _error_location(f"{file}: frame at index {number}"):
+            for rect in entry.get("annorect") or ():
                 pose = np.zeros((len(JOINTS), 3))
                 for point in (rect.get("annopoints") or [{}])[0].get("point") or ():
-                    place = _whole(_only(point["id"]))
-                    if 0 <= place < len(JOINTS):
-                        pose[place] = *_finite([_only(point["x"]), _only(point["y"])]), 1
-                track = _whole(_only(rect["track_id"])) if "track_id" in rect else None
-                persons.append((pose, _score(rect), track, math.nan))
-            yield _frame(str(_only(one["image"])["name"]), number, True, persons, [])
+                    joint = _integer(_unwrap(point["id"]))
+                    if 0 <= joint < len(JOINTS):
+                        pose[joint] = *_finite([_unwrap(point["x"]), _unwrap(point["y"])]), 1
+                track_id = _integer(_unwrap(rect["track_id"])) if "track_id" in rect else None
+                persons.append((pose, _score(rect), track_id, math.nan))
+            yield _frame(str(_unwrap(entry["image"])["name"]), number, True, persons, [])
 
 
 def _frame(
     name: str, number: int, labeled: bool, persons: Sequence[Person], ignored: Iterable[NDArray[np.float64]]
 ) -> PoseFrame:
-    kept = [person for person in persons if person[0][:, 2].any()]
-    poses = np.array([pose for pose, *_ in kept]).reshape(-1, len(JOINTS), 3)
-    tracks = [track for _, _, track, _ in kept if track is not None]
-    ids = np.array(tracks, np.int64) if len(tracks) == len(kept) else None
-    found = FrameObjects(pose_boxes(poses), np.array([score for _, score, _, _ in kept], float), ids, poses=poses)
-    heads = np.array([head for *_, head in kept], float)
-    return PoseFrame(name, number, labeled, bool(persons), found, heads, tuple(ignored))
+    visible = [person for person in persons if person[0][:, 2].any()]
+    poses = np.array([pose for pose, *_ in visible]).reshape(-1, len(JOINTS), 3)
+    track_ids = [track_id for _, _, track_id, _ in visible if track_id is not None]
+    ids = np.array(track_ids, np.int64) if len(track_ids) == len(visible) else None
+    scores = np.array([score for _, score, _, _ in visible], float)
+    head_sizes = np.array([head_size for *_, head_size in visible], float)
+    objects = FrameObjects(pose_boxes(poses), scores, ids, poses=poses)
+    return PoseFrame(name, number, labeled, bool(persons), objects, head_sizes, tuple(ignored))
 
 
-def _only(value: Any) -> Any:
-    """The older form has its numbers in lists of one."""
+def _unwrap(value: Any) -> Any:
+    """Return the element of a list of one: the older format wraps its numbers."""
     return value[0] if isinstance(value, list) else value
 
 
-def _score(one: dict[str, Any]) -> float:
-    return float(_finite([_only(one.get("score", 1.0))])[0])
+def _score(annotation: dict[str, Any]) -> float:
+    return float(_finite([_unwrap(annotation.get("score", 1.0))])[0])
 
 
-def _whole(value: Any) -> int:
+def _integer(value: Any) -> int:
     if not isinstance(value, int) or abs(value) >= 2**63:
-        raise ValueError(f"expected a whole number, got {value!r}")
+        raise ValueError(f"expected an integer, got {value!r}")
     return value
 
 
@@ -174,24 +178,24 @@ def _finite(values: Any) -> NDArray[np.float64]:
 
 
 def write_pose_frames(file: Path, frames: Sequence[PoseFrame], tracks: Sequence[FrameObjects]) -> None:
-    """In PoseTrack18's form, as its own evaluation reads it: every frame, those without tracks included."""
+    """Write all frames in PoseTrack18's format, as its evaluation reads it, including frames without tracks."""
     annotations: list[dict[str, Any]] = []
-    for frame, found in zip(frames, tracks, strict=True):
-        if found.ids is None or found.poses is None:
+    for frame, persons in zip(frames, tracks, strict=True):
+        if persons.ids is None or persons.poses is None:
             raise ValueError("expected tracks with ids and poses")
-        for i, pose in enumerate(found.poses):
+        for i, pose in enumerate(persons.poses):
             joints = dict(zip(JOINTS, (pose * pose[:, 2:]).tolist(), strict=True))
             annotations.append({
                 "id": len(annotations),
                 "image_id": frame.number,
                 "category_id": 1,
-                "track_id": int(found.ids[i]),
-                "score": float(found.scores[i]),
-                "scores": [float(found.scores[i])] * len(KEYPOINTS),
-                "bbox": found.boxes[i].tolist(),
+                "track_id": int(persons.ids[i]),
+                "score": float(persons.scores[i]),
+                "scores": [float(persons.scores[i])] * len(KEYPOINTS),
+                "bbox": persons.boxes[i].tolist(),
                 "keypoints": [number for name in KEYPOINTS for number in joints.get(name, (0.0, 0.0, 0.0))],
             })  # fmt: skip
-    images = [{"id": one.number, "file_name": one.name, "is_labeled": one.labeled} for one in frames]
+    images = [{"id": frame.number, "file_name": frame.name, "is_labeled": frame.labeled} for frame in frames]
     categories = [{"id": 1, "name": "person", "supercategory": "person", "keypoints": KEYPOINTS}]
     with atomic_write(file) as path:
         path.write_text(

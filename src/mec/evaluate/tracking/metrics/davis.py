@@ -1,7 +1,7 @@
-"""J&F, the figures of DAVIS (Perazzi et al. 2016): J of the regions, F of their contours.
+"""J&F, the metrics of DAVIS (Perazzi et al. 2016): region similarity J and contour accuracy F.
 
-Not trackeval's: its F needs an OpenCV with windows, which servers lack libraries for, and scikit-image; it matches
-objects by overlap where they are given; and its decay counts frames in 8 bits.
+trackeval is not used for these. Its F needs scikit-image and an OpenCV with GUI libraries, which servers lack; it
+matches objects by overlap although their ids are given; and its decay counts frames in 8 bits.
 """
 
 from __future__ import annotations
@@ -15,52 +15,55 @@ from scipy.ndimage import distance_transform_edt
 from mec.engine.progress import ProgressBar, log
 from mec.evaluate.tracking.sequences import VOID, Labels, MaskSequence, Scores
 
-COLUMNS = ("J&F", "J", "J recall", "J decay", "F", "F recall", "F decay")
-RECALLED = 0.5
+COLUMNS = ("J&F", "J mean", "J recall", "J decay", "F mean", "F recall", "F decay")
+RECALL_THRESHOLD = 0.5
 QUARTERS = 4
-NEAR = 0.008
-"""Of the diagonal, rounded up to pixels: how far a point of a contour may be from the other."""
+CONTOUR_TOLERANCE = 0.008
+"""Distance between matching contour pixels, as a fraction of the image diagonal, rounded up to pixels."""
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
 def mask_scores(sequences: Sequence[MaskSequence], tracks: Mapping[str, Sequence[Labels]]) -> Scores:
-    """A row for each sequence, the mean of its objects, and "all", the mean of all objects, as DAVIS 2017 has it.
+    """Compute a row for each sequence, the mean of its objects, and "all", the mean of all objects, as in DAVIS 2017.
 
-    The objects are those of the first mask, each compared with what was found under its own label. The first frame and
-    the last are left out, and those without truth. Void is left out of both, as in DAVIS's evaluation without
-    supervision; its other one takes void for background, and has none. An object that is neither there nor found
-    counts as right.
+    The objects are those of the first mask; each is compared with the prediction of the same label. The first frame,
+    the last frame, and frames without ground truth are not evaluated. Void pixels are removed from both masks, as in
+    DAVIS's unsupervised evaluation; the data of its semi-supervised one, which takes void for background, has none. An
+    object that is in neither mask counts as correct.
 
     Args:
-        sequences: one or more, of different names.
-        tracks: by sequence, the labels of every frame. Each sequence is asked for once, so they may come from disk.
+        sequences: at least one, with different names.
+        tracks: labels of every frame, by sequence. Each sequence is accessed once, so a mapping may read from disk.
 
     Returns:
-        Shares; recall is that of frames above 0.5, decay the mean of the first quarter less that of the last. A
-        sequence of which no frame can be compared has no row, which is said; there is no "all" without rows.
+        Fractions. Recall is the fraction of frames above 0.5; decay is the mean of the first quarter of the frames
+        minus that of the last. A sequence without evaluated frames is logged and has no row. Without any rows there is
+        no "all".
 
     Raises:
-        ValueError: more or fewer labels than frames, or of another size.
-        SequenceError: by the truth.
+        ValueError: the number of labels differs from that of the frames, or their size is another one.
+        SequenceError: the ground truth cannot be read.
     """
-    found: dict[str, Floats] = {}
-    with ProgressBar("comparing masks", len(sequences), unit="sequences") as shown:
+    by_sequence: dict[str, Floats] = {}
+    with ProgressBar("comparing masks", len(sequences), unit="sequences") as progress:
         for sequence in sequences:
-            measured = _measured(sequence, tracks[sequence.name])
-            if len(measured):
-                found[sequence.name] = np.stack([_summary(measured[:, k]) for k in range(measured.shape[1])])
+            values = _frame_values(sequence, tracks[sequence.name])
+            if len(values):
+                by_sequence[sequence.name] = np.stack([_summary(values[:, k]) for k in range(values.shape[1])])
             else:
-                log(f"{sequence.name}: no figures, for no frame between the first and the last has a mask")
-            shown.advance(1)
-    if found:
-        found["all"] = np.concatenate(list(found.values()))
-    return {name: dict(zip(COLUMNS, objects.mean(axis=0).tolist(), strict=True)) for name, objects in found.items()}
+                log(f"{sequence.name}: no metrics, no frame between the first and the last has a mask")
+            progress.advance(1)
+    if by_sequence:
+        by_sequence["all"] = np.concatenate(list(by_sequence.values()))
+    return {
+        name: dict(zip(COLUMNS, objects.mean(axis=0).tolist(), strict=True)) for name, objects in by_sequence.items()
+    }
 
 
-def _measured(sequence: MaskSequence, tracks: Sequence[Labels]) -> Floats:
-    """(frames, objects, 2), J and F."""
+def _frame_values(sequence: MaskSequence, tracks: Sequence[Labels]) -> Floats:
+    """Return J and F of each frame and object, (frames, objects, 2)."""
     if len(tracks) != len(sequence.names):
         raise ValueError(f"{sequence.name}: expected labels of {len(sequence.names)} frames, got {len(tracks)}")
     first = sequence.ground_truth(0)
@@ -68,48 +71,48 @@ def _measured(sequence: MaskSequence, tracks: Sequence[Labels]) -> Floats:
     ids = [label for label in np.unique(first).tolist() if label not in (0, VOID)]
     rows = []
     for i in range(1, len(tracks) - 1):
-        truth = sequence.ground_truth(i)
-        if truth is None:
+        ground_truth = sequence.ground_truth(i)
+        if ground_truth is None:
             continue
-        if tracks[i].shape != truth.shape:
-            raise ValueError(f"{sequence.name}: expected labels of {truth.shape}, got {tracks[i].shape} in frame {i}")
-        found = np.where(truth == VOID, 0, tracks[i])
-        rows.append(
-            [(region_similarity(truth == label, found == label), contour_accuracy(truth == label, found == label)) for label in ids]
-        )
+        shape = ground_truth.shape
+        if tracks[i].shape != shape:
+            raise ValueError(f"{sequence.name}: expected labels of {shape}, got {tracks[i].shape} in frame {i}")
+        labels = np.where(ground_truth == VOID, 0, tracks[i])
+        pairs = ((ground_truth == object_id, labels == object_id) for object_id in ids)
+        rows.append([(region_similarity(*masks), contour_accuracy(*masks)) for masks in pairs])
     return np.array(rows, np.float64)
 
 
-def region_similarity(truth: Mask, found: Mask) -> float:
-    """J: pixels of both masks (h, w) in those of either; 1 where there are none."""
-    joint = int((truth | found).sum())
-    return float((truth & found).sum() / joint) if joint else 1.0
+def region_similarity(ground_truth: Mask, mask: Mask) -> float:
+    """Return J, the IoU of two masks (h, w); 1 if both are empty."""
+    union = int((ground_truth | mask).sum())
+    return float((ground_truth & mask).sum() / union) if union else 1.0
 
 
-def contour_accuracy(truth: Mask, found: Mask) -> float:
-    """F: the harmonic mean of the shares of each contour that are near the other."""
-    reach = np.ceil(NEAR * np.hypot(*truth.shape))
-    edges = _contour(truth), _contour(found)
+def contour_accuracy(ground_truth: Mask, mask: Mask) -> float:
+    """Return F, the harmonic mean of the fractions of each contour that are near the other one."""
+    tolerance = np.ceil(CONTOUR_TOLERANCE * np.hypot(*ground_truth.shape))
+    edges = _contour(ground_truth), _contour(mask)
     if not (edges[0].any() and edges[1].any()):
         return float(not (edges[0].any() or edges[1].any()))
     recall, precision = (
-        float((distance_transform_edt(~other)[own] <= reach).mean()) for own, other in (edges, edges[::-1])
+        float((distance_transform_edt(~other)[edge] <= tolerance).mean()) for edge, other in (edges, edges[::-1])
     )
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 def _contour(mask: Mask) -> Mask:
-    """Pixels unlike the one to the right, below, or both."""
-    wider = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
-    edge: Mask = (mask != wider[:-1, 1:]) | (mask != wider[1:, :-1]) | (mask != wider[1:, 1:])
+    """Return the pixels that differ from their neighbor to the right, below, or to the lower right."""
+    padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
+    edge: Mask = (mask != padded[:-1, 1:]) | (mask != padded[1:, :-1]) | (mask != padded[1:, 1:])
     return edge
 
 
-def _summary(measured: Floats) -> Floats:
-    """(frames, 2) to the columns."""
-    ends = np.round(np.linspace(1, len(measured), QUARTERS + 1) + 1e-10).astype(np.int64) - 1
-    # each quarter has its last frame in common with the next
-    first, last = (measured[ends[q] : ends[q + 1] + 1].mean(axis=0) for q in (0, QUARTERS - 1))
-    means = measured.mean(axis=0)
-    each = np.stack([means, (measured > RECALLED).mean(axis=0), first - last], axis=1)
-    return np.concatenate([[means.mean()], *each])
+def _summary(values: Floats) -> Floats:
+    """Return the columns of one object from its J and F (frames, 2)."""
+    ends = np.round(np.linspace(1, len(values), QUARTERS + 1) + 1e-10).astype(np.int64) - 1
+    # adjacent quarters share a frame
+    first, last = (values[ends[q] : ends[q + 1] + 1].mean(axis=0) for q in (0, QUARTERS - 1))
+    means = values.mean(axis=0)
+    statistics = np.stack([means, (values > RECALL_THRESHOLD).mean(axis=0), first - last], axis=1)
+    return np.concatenate([[means.mean()], *statistics])

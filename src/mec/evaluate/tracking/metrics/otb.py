@@ -1,9 +1,9 @@
 """OTB's one-pass evaluation of single-object trackers (Wu, Lim and Yang, CVPR 2013 and PAMI 2015).
 
-Shares of frames in which the overlap of the boxes is above a threshold (success) and in which their centers are within
-a distance (precision). All frames with a box in the truth count, the given first one too. OTB's own toolkit takes a
-frame whose true box begins left of or above the image for a failure of every tracker: 8 of 59,040 frames, which here
-count as they are.
+Success is the fraction of frames whose IoU is above a threshold; precision is the fraction whose centers are within a
+distance. All frames with a ground truth box are evaluated, including the first one, which the tracker was given. OTB's
+own toolkit counts a frame as a failure of every tracker if its ground truth box begins left of or above the image; that
+concerns 8 of 59,040 frames, which are evaluated normally here.
 """
 
 from __future__ import annotations
@@ -16,70 +16,70 @@ from numpy.typing import NDArray
 from mec.evaluate.tracking.sequences import Boxes, BoxSequence, Scores
 
 Floats = NDArray[np.float64]
-OVERLAPS = np.arange(21) / 20
+IOU_THRESHOLDS = np.arange(21) / 20
 DISTANCES = np.arange(51)
 """Pixels."""
-PUBLISHED_DISTANCE = 20
-"""Of the precision that is reported."""
+REPORTED_DISTANCE = 20
+"""Distance of the precision that is reported."""
 
 
-def paired_iou(truth: Boxes, boxes: Boxes) -> Floats:
-    """(frames,) joint area by area of both together; NaN where either is, 0 where neither has an area."""
-    low = np.maximum(truth[:, :2], boxes[:, :2])
-    high = np.minimum(truth[:, :2] + truth[:, 2:], boxes[:, :2] + boxes[:, 2:])
-    common = (high - low).clip(0).prod(axis=1)
-    union = truth[:, 2:].prod(axis=1) + boxes[:, 2:].prod(axis=1) - common
-    # without the limit, rounding puts equal boxes above the threshold of 1
-    return np.asarray((common / np.where(union == 0, 1, union)).clip(0, 1))
+def paired_iou(ground_truth: Boxes, boxes: Boxes) -> Floats:
+    """Return the IoU (frames,) of the boxes of each frame; NaN where a box is NaN, 0 where neither has an area."""
+    low = np.maximum(ground_truth[:, :2], boxes[:, :2])
+    high = np.minimum(ground_truth[:, :2] + ground_truth[:, 2:], boxes[:, :2] + boxes[:, 2:])
+    intersection = (high - low).clip(0).prod(axis=1)
+    union = ground_truth[:, 2:].prod(axis=1) + boxes[:, 2:].prod(axis=1) - intersection
+    # without clipping, rounding puts equal boxes above the threshold of 1
+    return np.asarray((intersection / np.where(union == 0, 1, union)).clip(0, 1))
 
 
-def success(truth: Boxes, boxes: Boxes) -> Floats:
-    """(21,) shares of frames that overlap by more than 0, 0.05 ... 1; frames with NaN in the truth do not count.
+def success(ground_truth: Boxes, boxes: Boxes) -> Floats:
+    """Return the fractions (21,) of frames with an IoU above 0, 0.05, ... 1. Frames without ground truth are ignored.
 
     Raises:
-        ValueError: not one box for every frame.
+        ValueError: there is not one box for every frame.
     """
-    truth, boxes = _counted(truth, boxes)
-    return np.asarray((paired_iou(truth, boxes)[:, None] > OVERLAPS).mean(axis=0))
+    ground_truth, boxes = _evaluated_frames(ground_truth, boxes)
+    return np.asarray((paired_iou(ground_truth, boxes)[:, None] > IOU_THRESHOLDS).mean(axis=0))
 
 
-def precision(truth: Boxes, boxes: Boxes) -> Floats:
-    """(51,) shares of frames whose centers are at most 0, 1 ... 50 pixels apart; else as ``success``."""
-    truth, boxes = _counted(truth, boxes)
-    apart = (boxes[:, :2] + boxes[:, 2:] / 2) - (truth[:, :2] + truth[:, 2:] / 2)
-    return np.asarray((np.hypot(apart[:, 0], apart[:, 1])[:, None] <= DISTANCES).mean(axis=0))
+def precision(ground_truth: Boxes, boxes: Boxes) -> Floats:
+    """Return the fractions (51,) of frames whose centers are at most 0, 1, ... 50 pixels apart, as in ``success``."""
+    ground_truth, boxes = _evaluated_frames(ground_truth, boxes)
+    offsets = (boxes[:, :2] + boxes[:, 2:] / 2) - (ground_truth[:, :2] + ground_truth[:, 2:] / 2)
+    return np.asarray((np.hypot(offsets[:, 0], offsets[:, 1])[:, None] <= DISTANCES).mean(axis=0))
 
 
-def _counted(truth: Boxes, boxes: Boxes) -> tuple[Boxes, Boxes]:
-    if truth.shape != boxes.shape or truth.shape[1:] != (4,):
-        raise ValueError(f"boxes: expected one for every frame, (frames, 4) {truth.shape}, got {boxes.shape}")
-    counted = ~np.isnan(truth).any(axis=1)
-    if not counted.any():
-        raise ValueError("truth: expected a box in at least one frame")
-    return truth[counted], boxes[counted]
+def _evaluated_frames(ground_truth: Boxes, boxes: Boxes) -> tuple[Boxes, Boxes]:
+    if ground_truth.shape != boxes.shape or ground_truth.shape[1:] != (4,):
+        raise ValueError(f"boxes: expected one for every frame, (frames, 4) {ground_truth.shape}, got {boxes.shape}")
+    evaluated = ~np.isnan(ground_truth).any(axis=1)
+    if not evaluated.any():
+        raise ValueError("ground_truth: expected a box in at least one frame")
+    return ground_truth[evaluated], boxes[evaluated]
 
 
-def box_metrics(truth: Boxes, boxes: Boxes) -> dict[str, float]:
-    """AUC: mean success over the thresholds. precision: within 20 pixels. Shares of 1; at best the AUC is 20/21."""
+def box_metrics(ground_truth: Boxes, boxes: Boxes) -> dict[str, float]:
+    """Return AUC, the mean success over the thresholds, at most 20/21; and the precision within 20 pixels."""
     return {
-        "AUC": float(success(truth, boxes).mean()),
-        "precision": float(precision(truth, boxes)[PUBLISHED_DISTANCE]),
+        "AUC": float(success(ground_truth, boxes).mean()),
+        "precision": float(precision(ground_truth, boxes)[REPORTED_DISTANCE]),
     }
 
 
 def box_scores(sequences: Sequence[BoxSequence], tracks: Mapping[str, Boxes]) -> Scores:
-    """Figures of each sequence, then means: of those with an attribute, as "OCC (3)" for three, and of "all".
+    """Compute a row for each sequence, then means: over sequences with an attribute, as "OCC (3)" for 3, and "all".
 
     Args:
         sequences: at least one.
         tracks: (frames, 4) boxes by the name of the sequence.
     """
-    each = {one.name: box_metrics(one.ground_truth, tracks[one.name]) for one in sequences}
-    scores = dict(each)
-    for attribute in sorted({attribute for one in sequences for attribute in one.attributes}):
-        having = [each[one.name] for one in sequences if attribute in one.attributes]
-        scores[f"{attribute} ({len(having)})"] = _mean(having)
-    scores["all"] = _mean(list(each.values()))
+    by_sequence = {sequence.name: box_metrics(sequence.ground_truth, tracks[sequence.name]) for sequence in sequences}
+    scores = dict(by_sequence)
+    for attribute in sorted({attribute for sequence in sequences for attribute in sequence.attributes}):
+        rows = [by_sequence[sequence.name] for sequence in sequences if attribute in sequence.attributes]
+        scores[f"{attribute} ({len(rows)})"] = _mean(rows)
+    scores["all"] = _mean(list(by_sequence.values()))
     return scores
 
 

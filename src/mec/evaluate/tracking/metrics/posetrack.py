@@ -1,9 +1,10 @@
-"""Who is who among poses: PoseTrack's figures joint by joint, and those of whole persons.
+"""Metrics of PoseTrack: of each kind of joint, and of whole persons.
 
-Written from what PoseTrack's own evaluation (poseval) computes, as UniTrack uses it. That differs in four things: it
-leaves the last frame of every sequence out; it counts one missed and one false person for a frame where nobody is left
-or found, however many there are; it gives no IDF1 to a joint that one of the sequences never shows; and where two
-matches are possible, it prefers the last one after a gap too, trackeval only that of the frame before.
+Written from what PoseTrack's own evaluation (poseval) computes, as UniTrack uses it. That evaluation differs in four
+ways. It omits the last frame of every sequence. In a frame without any annotated or without any tracked person, it
+counts one missed and one false person, however many there are. It gives no IDF1 to a joint that is never visible in
+one of the sequences. And where two matches are possible, it prefers the last match even after a gap; trackeval does so
+only for a match in the frame before.
 """
 
 from __future__ import annotations
@@ -19,127 +20,140 @@ from mec.evaluate.tracking.metrics.identity import SequenceSimilarities, identit
 from mec.evaluate.tracking.sequences import DetectionSequence, Scores, Tracks
 from mec.evaluate.tracking.skeletons import JOINTS
 
-NEAR = 0.5
-"""Head sizes within which a joint is right."""
-PARTS = {
+MAX_DISTANCE = 0.5
+"""Distance in head sizes up to which a joint is correct."""
+BODY_PARTS = {
     "head": ("head_top", "head_bottom", "nose"),
     **{part: (f"right_{part}", f"left_{part}") for part in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")},
 }
 
 Floats = NDArray[np.float64]
-Row = tuple[NDArray[np.int64], NDArray[np.int64], Floats]
-"""Ids of the truth, those of the tracks, and how alike they are, in one frame."""
+FrameSimilarities = tuple[NDArray[np.int64], NDArray[np.int64], Floats]
+"""Ids of the ground truth, ids of the tracks, and their similarities (ground truth, tracks), in one frame."""
 
 
 @dataclass(frozen=True)
 class PoseSimilarities:
-    """persons: whole. joints: in the order of JOINTS, each as if it were an object of its own."""
+    """Ids and similarities of whole persons, and of each joint of JOINTS as if it were an object of its own."""
 
     persons: SequenceSimilarities
     joints: tuple[SequenceSimilarities, ...]
 
 
 def pose_similarities(sequence: DetectionSequence, tracks: Tracks) -> PoseSimilarities:
-    """In the frames in which somebody is annotated, without joints in ignored regions and persons who have no other.
+    """Return the ids and similarities in the frames that have annotated persons.
 
-    Two joints of a kind are alike by 1 less their distance in sizes of the true head, so that 0.5 is where PoseTrack
-    draws the line; two persons by the share of the true one's joints that are so near, whatever else is found.
+    Joints in ignored regions are removed, and so are persons without other joints. The similarity of two joints of a
+    kind is 1 minus their distance in sizes of the annotated head, so that PoseTrack's limit is at 0.5. The similarity
+    of two persons is the fraction of the annotated joints that are within this limit, whatever other joints are
+    tracked.
 
     Args:
-        sequence: of ``open_pose_detections``; only its ``truth`` is used.
-        tracks: one for each of its frames, with poses; no id is in a frame twice.
+        sequence: from ``open_pose_detections``; only its ``ground_truth`` is used.
+        tracks: one entry for each frame, with poses; no id occurs twice in a frame.
     """
-    truth: PoseGroundTruth = sequence.ground_truth
-    known = {one.name: one for one in truth.images}
-    persons: list[Row] = []
-    joints: list[list[Row]] = [[] for _ in JOINTS]
-    for name, found in zip(truth.names, tracks, strict=True):
-        frame = known[name]
+    ground_truth: PoseGroundTruth = sequence.ground_truth
+    annotated = {frame.name: frame for frame in ground_truth.frames}
+    persons: list[FrameSimilarities] = []
+    joints: list[list[FrameSimilarities]] = [[] for _ in JOINTS]
+    for name, tracked in zip(ground_truth.names, tracks, strict=True):
+        frame = annotated[name]
         if not frame.annotated:
             continue
-        true_poses, poses = (_counted(one.poses, frame.ignored) for one in (frame.found, found))
-        if frame.found.ids is None or found.ids is None:
+        true_poses, poses = (_hide_ignored(objects.poses, frame.ignored) for objects in (frame.objects, tracked))
+        if frame.objects.ids is None or tracked.ids is None:
             raise ValueError("expected tracks with ids")
-        shown, seen = true_poses[..., 2] > 0, poses[..., 2] > 0
-        # a head without size is right only where nothing is off
-        heads = np.maximum(frame.heads, np.finfo(float).tiny)[:, None, None]
-        both = shown[:, None] & seen[None]
-        apart = np.linalg.norm(true_poses[:, None, :, :2] - poses[None, ..., :2], axis=3)
+        true_visible, visible = true_poses[..., 2] > 0, poses[..., 2] > 0
+        # with a head of size 0, only distance 0 is correct
+        head_sizes = np.maximum(frame.head_sizes, np.finfo(float).tiny)[:, None, None]
+        both_visible = true_visible[:, None] & visible[None]
+        distances = np.linalg.norm(true_poses[:, None, :, :2] - poses[None, ..., :2], axis=3)
         with np.errstate(over="ignore"):
-            apart = np.where(both, apart / heads, np.inf)
-        shares = (apart <= NEAR).sum(axis=2) / shown.sum(axis=1).clip(1)[:, None]
-        there, here = shown.any(axis=1), seen.any(axis=1)
-        persons.append((frame.found.ids[there], found.ids[here], shares[np.ix_(there, here)]))
-        alike = (1 - apart).clip(0)
-        for j, rows in enumerate(joints):
-            there, here = shown[:, j], seen[:, j]
-            rows.append((frame.found.ids[there], found.ids[here], alike[..., j][np.ix_(there, here)]))
-    return PoseSimilarities(_compared(persons), tuple(map(_compared, joints)))
+            distances = np.where(both_visible, distances / head_sizes, np.inf)
+        fractions = (distances <= MAX_DISTANCE).sum(axis=2) / true_visible.sum(axis=1).clip(1)[:, None]
+        rows, columns = true_visible.any(axis=1), visible.any(axis=1)
+        persons.append((frame.objects.ids[rows], tracked.ids[columns], fractions[np.ix_(rows, columns)]))
+        similarities = (1 - distances).clip(0)
+        for j, joint in enumerate(joints):
+            rows, columns = true_visible[:, j], visible[:, j]
+            joint.append((frame.objects.ids[rows], tracked.ids[columns], similarities[..., j][np.ix_(rows, columns)]))
+    return PoseSimilarities(_join_frames(persons), tuple(map(_join_frames, joints)))
 
 
-def _compared(rows: Sequence[Row]) -> SequenceSimilarities:
-    return SequenceSimilarities([ids for ids, _, _ in rows], [ids for _, ids, _ in rows], [alike for _, _, alike in rows])
+def _join_frames(frames: Sequence[FrameSimilarities]) -> SequenceSimilarities:
+    return SequenceSimilarities(
+        [ids for ids, _, _ in frames], [ids for _, ids, _ in frames], [similarities for _, _, similarities in frames]
+    )
 
 
-def _counted(poses: Floats | None, ignored: Iterable[Floats]) -> Floats:
-    """(k, joints, 3), those within ignored polygons not seen."""
+def _hide_ignored(poses: Floats | None, ignored: Iterable[Floats]) -> Floats:
+    """Return a copy of the poses (k, joints, 3) in which joints within ignored polygons are invisible."""
     if poses is None:
         raise ValueError("expected tracks with poses")
     poses = poses.copy()
     for polygon in ignored:
-        poses[..., 2] *= ~_within(poses[..., :2], polygon)
+        poses[..., 2] *= ~_inside(poses[..., :2], polygon)
     return poses
 
 
-def _within(points: Floats, polygon: Floats) -> NDArray[np.bool_]:
-    """(..., 2) points: whether a ray to the right crosses an odd number of the sides of (n, 2) corners."""
+def _inside(points: Floats, polygon: Floats) -> NDArray[np.bool_]:
+    """Return flags (...) of points (..., 2) in a polygon (n, 2): a ray to the right crosses an odd number of sides."""
     x, y = points[..., 0, None], points[..., 1, None]
     (x1, y1), (x2, y2) = polygon.T, np.roll(polygon, -1, axis=0).T
     spans = (y1 > y) != (y2 > y)
-    at = x1 + (y - y1) * (x2 - x1) / np.where(y1 == y2, 1, y2 - y1)
-    return np.asarray((spans & (x < at)).sum(axis=-1) % 2 == 1)
+    crossing = x1 + (y - y1) * (x2 - x1) / np.where(y1 == y2, 1, y2 - y1)
+    return np.asarray((spans & (x < crossing)).sum(axis=-1) % 2 == 1)
 
 
-def pose_scores(compared: Mapping[str, PoseSimilarities]) -> Scores:
-    """A row for each of one or more sequences, and "all".
+def pose_scores(sequences: Mapping[str, PoseSimilarities]) -> Scores:
+    """Compute a row for each of at least one sequence, and "all".
 
-    MOTA, MOTP: of each kind of joint, its counts summed over the sequences of the row; the mean of the kinds that the
-        truth has. "MOTA head", "MOTA wrist" ...: means over the kinds of joints in that part, likewise.
-    IDF1: of each kind of joint in each sequence that shows it, in truth or tracks; the mean over sequences, then over
-        kinds: UniTrack's.
-    switches: of identity, summed over all kinds of joints and sequences: UniTrack's.
-    person HOTA, person IDF1, person switches: of whole persons, who are found where half of their joints are.
+    MOTA, MOTP: of each kind of joint, from counts summed over the sequences of the row; then the mean over the kinds
+        that occur in the ground truth. MOTP is the mean of 1 minus the distance, in head sizes, of correct joints.
+    MOTA head, MOTA wrist, ...: the same mean over the kinds of joints of a body part.
+    IDF1: of each kind of joint in each sequence where it is annotated or tracked; mean over sequences, then over kinds,
+        as in UniTrack.
+    ID switches: summed over all kinds of joints and all sequences, as in UniTrack.
+    person HOTA, person IDF1, person ID switches: of whole persons, who match if half of their joints do.
 
-    MOTP is a mean of 1 less the distance in head sizes of joints that are right. What cannot be said is 0.
+    Undefined values are 0.
 
     Raises:
-        InputError: no trackeval.
+        InputError: trackeval is not installed.
     """
-    kinds = [
-        identity_scores({name: one.joints[j] for name, one in compared.items()}, hota=False) for j in range(len(JOINTS))
+    joints = range(len(JOINTS))
+    joint_scores = [
+        identity_scores({name: sequence.joints[j] for name, sequence in sequences.items()}, hota=False) for j in joints
     ]
-    persons = identity_scores({name: one.persons for name, one in compared.items()})
+    person_scores = identity_scores({name: sequence.persons for name, sequence in sequences.items()})
     scores: Scores = {}
-    for row in persons:
-        sequences = list(compared) if row == "all" else [row]
-        own = {j: [s for s in sequences if _counts(compared[s].joints[j].ground_truth_ids)] for j in range(len(JOINTS))}
-        shown = {joint: kinds[j][row] for j, joint in enumerate(JOINTS) if own[j]}
-        told = [
-            [kinds[j][s]["IDF1"] for s in sequences if s in own[j] or _counts(compared[s].joints[j].track_ids)]
-            for j in range(len(JOINTS))
+    for row in person_scores:
+        names = list(sequences) if row == "all" else [row]
+        annotated = {j: [n for n in names if _has_objects(sequences[n].joints[j].ground_truth_ids)] for j in joints}
+        by_joint = {joint: joint_scores[j][row] for j, joint in enumerate(JOINTS) if annotated[j]}
+        idf1 = [
+            [
+                joint_scores[j][n]["IDF1"]
+                for n in names
+                if n in annotated[j] or _has_objects(sequences[n].joints[j].track_ids)
+            ]
+            for j in joints
         ]
         scores[row] = {
-            "MOTA": _mean(one["MOTA"] for one in shown.values()),
-            "MOTP": _mean(one["MOTP"] for one in shown.values()),
-            "IDF1": _mean(_mean(one) for one in told if one),
-            "switches": sum(int(kind[row]["switches"]) for kind in kinds),
-            **{f"MOTA {part}": _mean(shown[j]["MOTA"] for j in of if j in shown) for part, of in PARTS.items()},
-            **{f"person {column}": persons[row][column] for column in ("HOTA", "IDF1", "switches")},
+            "MOTA": _mean(values["MOTA"] for values in by_joint.values()),
+            "MOTP": _mean(values["MOTP"] for values in by_joint.values()),
+            "IDF1": _mean(_mean(values) for values in idf1 if values),
+            "ID switches": sum(int(rows[row]["ID switches"]) for rows in joint_scores),
+            **{
+                f"MOTA {part}": _mean(by_joint[joint]["MOTA"] for joint in part_joints if joint in by_joint)
+                for part, part_joints in BODY_PARTS.items()
+            },
+            **{f"person {column}": person_scores[row][column] for column in ("HOTA", "IDF1", "ID switches")},
         }
     return scores
 
 
-def _counts(frames: Iterable[NDArray[np.int64]]) -> bool:
+def _has_objects(frames: Iterable[NDArray[np.int64]]) -> bool:
     return any(len(ids) for ids in frames)
 
 
