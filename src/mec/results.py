@@ -204,9 +204,9 @@ class Result:
                 "dataset": DatasetSummary(**values["dataset"]),
             }
             result = cls(**fields)
+            result._check()
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a result ({error})") from error
-        result._check()
         return result
 
     def _check(self) -> None:

@@ -11,7 +11,7 @@ from mec.evaluate.logistic import LogisticFit
 
 
 def uneven(n: int = 1500, d: int = 20, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """Overlapping classes in columns of very uneven scale and place, one of them constant."""
+    """Overlapping classes in columns of very uneven scale and offset, one of them constant."""
     rng = np.random.default_rng(0)
     centers = rng.normal(size=(classes, d)) * 0.5
     labels = rng.integers(0, classes, n)
@@ -20,26 +20,26 @@ def uneven(n: int = 1500, d: int = 20, classes: int = 4) -> tuple[np.ndarray, np
     return x.astype(np.float32), labels
 
 
-@pytest.mark.parametrize("strength", [1e-4, 1e-2, 1.0, 10.0])
-def test_the_fit_is_scikit_learns_in_float64(strength: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logistic, "ROWS", 400)
+@pytest.mark.parametrize("C", [1e-4, 1e-2, 1.0, 10.0])
+def test_fit_matches_scikit_learn_in_float64(C: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logistic, "BLOCK_ROWS", 400)
     x, y = uneven()
-    found = LogisticFit(torch.from_numpy(x), torch.from_numpy(y), 4)(strength, 300).scores(torch.from_numpy(x))
+    scores = LogisticFit(torch.from_numpy(x), torch.from_numpy(y), 4)(C, 300).scores(torch.from_numpy(x))
     scaled = StandardScaler().fit_transform(x.astype(np.float64))
-    expected = LogisticRegression(C=strength, max_iter=2000, tol=1e-10).fit(scaled, y).predict_proba(scaled)
-    np.testing.assert_allclose(found.softmax(dim=1).numpy(), expected, atol=3e-3)
+    expected = LogisticRegression(C=C, max_iter=2000, tol=1e-10).fit(scaled, y).predict_proba(scaled)
+    np.testing.assert_allclose(scores.softmax(dim=1).numpy(), expected, atol=3e-3)
 
 
-def test_one_fit_after_another_ends_where_a_fresh_one_does() -> None:
+def test_warm_start_reaches_the_solution_of_a_fresh_fit() -> None:
     x, y = (torch.from_numpy(a) for a in uneven())
     fit = LogisticFit(x, y, 4)
-    for strength in (1e-4, 1e-2):
-        fit(strength, 300)
+    for C in (1e-4, 1e-2):
+        fit(C, 300)
     warm, fresh = fit(1.0, 300), LogisticFit(x, y, 4)(1.0, 300)
     torch.testing.assert_close(warm.scores(x).softmax(1), fresh.scores(x).softmax(1), atol=3e-3, rtol=0)
 
 
-def test_a_class_without_images_is_not_predicted() -> None:
+def test_class_without_images_is_never_predicted() -> None:
     x, y = (torch.from_numpy(a) for a in uneven())
     scores = LogisticFit(x, y, 6)(1.0, 100).scores(x)
     assert scores.shape == (1500, 6)
@@ -47,12 +47,12 @@ def test_a_class_without_images_is_not_predicted() -> None:
 
 
 def test_features_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They may be mapped from a file larger than memory: only parts are read, never written."""
+    """Features may be mapped from a file larger than memory: blocks are read, nothing is written."""
     x, y = uneven()
     x.flags.writeable = False
-    monkeypatch.setattr(logistic, "ROWS", 100)
+    monkeypatch.setattr(logistic, "BLOCK_ROWS", 100)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch warns that the array is not to be written to
+        warnings.simplefilter("ignore")  # PyTorch warns about read-only arrays
         fit = LogisticFit(torch.from_numpy(x), torch.from_numpy(y), 4)
     fit(1.0, 5)
     assert fit.features.data_ptr() == x.ctypes.data

@@ -26,7 +26,7 @@ from mec.evaluate.task import open_task
 from mec.models.encoder import create_encoder
 from mec.models.io import save_encoder, untrained
 from mec.pretraining import OnlineProbe
-from mec.pretraining.online_probe import MOST
+from mec.pretraining.online_probe import MAX_IMAGES
 from tests.evaluate.launched import launch
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
@@ -206,7 +206,7 @@ def test_too_many_broken_in_one_share_are_one_line(tmp_path: Path, command: str)
     lines = [line for e in ended for line in e.err.splitlines() if line.startswith("mec: ")]
     assert len(lines) == 1
     assert lines[0] in ended[0].err
-    assert "cannot be read, at most 0.05 of all are let pass; the first: " in lines[0]
+    assert "cannot be read, expected at most 0.05 of all; the first: " in lines[0]
     assert not (tmp_path / "e.parquet").exists()
 
 
@@ -230,16 +230,16 @@ def test_processes_that_see_other_things_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_probe_beside_pretraining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MOST, "train", 300)
-    monkeypatch.setitem(MOST, "test", 100)
+    monkeypatch.setitem(MAX_IMAGES, "train", 300)
+    monkeypatch.setitem(MAX_IMAGES, "test", 100)
     of = create_encoder("test_resnet", 16, 1)
-    wanted = OnlineProbe("digits", workers=0).measure(of, torch.device("cpu"))
+    wanted = OnlineProbe("digits", workers=0).evaluate(of, torch.device("cpu"))
 
     def work(number: int) -> Any:
         dist.init_process_group("gloo", rank=number, world_size=2)
         probe = OnlineProbe("digits", workers=0)
-        figures = [probe.measure(of, torch.device("cpu")) for _ in range(2)]
-        return figures, sum(len(part) for part in probe.parts), probe.sizes
+        figures = [probe.evaluate(of, torch.device("cpu")) for _ in range(2)]
+        return figures, sum(len(dataset) for dataset in probe.datasets), probe.sizes
 
     ended = launch(2, work, tmp_path)
     for figures, _, sizes in (e.value for e in ended):

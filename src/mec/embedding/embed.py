@@ -11,16 +11,16 @@ import numpy as np
 import torch
 
 from mec.data.corrupt import COLUMNS
-from mec.data.dataset import describe, evenly_spaced
+from mec.data.dataset import DataLike, describe, evenly_spaced
 from mec.data.pixels import CorruptImageError
 from mec.distributed import all_gather_objects, broadcast_object, get_rank, local_rank_zero_first
+from mec.embedding.images import pixel_format_of
 from mec.embedding.neighbor_lists import list_neighbors
 from mec.embedding.table import NPY, PARQUET, Embedded, Whole, open_csv, open_whole, writing
 from mec.embedding.writer import Making
 from mec.engine.progress import log
 from mec.errors import InputError
-from mec.evaluate.task import EncoderLike, Source, pixel_format_of
-from mec.models.encoder import Encoder
+from mec.models.encoder import Encoder, EncoderLike
 from mec.models.io import load_encoder
 
 SAMPLED = 64
@@ -29,9 +29,9 @@ MADE_OF = "made-of.json"
 
 
 def embed(
-    data: Source,
+    data: DataLike,
     encoder: EncoderLike,
-    out: Source,
+    out: DataLike,
     near_duplicates: bool = False,
     outliers: bool = False,
     similarity: float = 0.9,
@@ -72,7 +72,8 @@ def embed(
     described = encoder.description
     log(f"encoder: {described}")
     log(f"{data}: " + "; ".join(f"{name} {describe(i)}".strip() for name, i in whole.splits.items()))
-    made_of = {"data": str(data), "encoder": described, "fingerprint": _fingerprint(whole, encoder, subsample, frame_stride)}
+    fingerprint = _fingerprint(whole, encoder, subsample, frame_stride)
+    made_of = {"data": str(data), "encoder": described, "fingerprint": fingerprint}
     if len(set(all_gather_objects(made_of["fingerprint"]))) > 1:
         raise InputError(f"data, encoder: {data} or {described} is not the same for all processes")
     parts, about = out.with_name(f"{out.name}.parts"), out.with_suffix(".json")
@@ -96,9 +97,7 @@ def embed(
     return out
 
 
-def _check(
-    out: Path, similarity: float, subsample: int | None, frame_stride: int | None, workers: int | None
-) -> None:
+def _check(out: Path, similarity: float, subsample: int | None, frame_stride: int | None, workers: int | None) -> None:
     if out.suffix.lower() not in (PARQUET, NPY):
         raise InputError(f"out: {out} ends with neither .parquet nor .npy")
     if out.is_dir():
@@ -115,7 +114,8 @@ def _check(
 
 def _fingerprint(whole: Whole, encoder: Encoder, subsample: int | None, frame_stride: int | None) -> str:
     """Of the weights and the spec, the names and labels of all images, and the content of some."""
-    found = hashlib.sha256(json.dumps([encoder.spec.as_dict(), subsample, frame_stride], sort_keys=True, default=str).encode())
+    settings = [encoder.spec.as_dict(), subsample, frame_stride]
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in encoder.backbone.state_dict().items():
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from mec.data.dataset import read_image
 from mec.data.pixels import CorruptImageError, pad_to_square
+from mec.embedding.extract import feature_table
 from mec.embedding.neighbors import nearest
 from mec.embedding.table import BLOCK, Embedded, open_csv, writing
 from mec.engine.progress import ProgressBar, log
 from mec.errors import InputError
-from mec.evaluate.features import feature_table
 
 NEIGHBORS = 10
 QUERIES = 2**18

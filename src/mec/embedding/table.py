@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from mec.data.dataset import ImageDataset
 from mec.data.datasets import open_splits
-from mec.data.datasets.video import is_video
 from mec.data.pixels import PixelFormat
 from mec.errors import InputError
 from mec.files import atomic_write
@@ -56,13 +55,13 @@ class Whole:
         return [dataset.title(index), label, split][: len(self.columns)]
 
 
-def open_whole(data: str | os.PathLike[str], every: int | None = None) -> Whole:
+def open_whole(data: str | os.PathLike[str], subsample: int | None = None, frame_stride: int | None = None) -> Whole:
     """All splits of a source (see ``mec.data.open_dataset``)."""
-    parts = open_splits(data, every=every)
+    parts = open_splits(data, frame_stride=frame_stride)
     named = {"train": parts.train, "test": parts.test, "unlabeled": parts.unlabeled}
     splits = {name: dataset for name, dataset in named.items() if dataset is not None}
-    if every is not None and not is_video(Path(data).expanduser()):
-        splits = {name: dataset.subset(np.arange(0, len(dataset), every)) for name, dataset in splits.items()}
+    if subsample is not None:
+        splits = {name: dataset.subset(np.arange(0, len(dataset), subsample)) for name, dataset in splits.items()}
     return Whole(splits if len(splits) > 1 else {"": splits["train"]})
 
 

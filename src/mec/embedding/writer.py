@@ -20,12 +20,12 @@ from mec.data.corrupt import CorruptImage
 from mec.data.loaders import evaluation_loader
 from mec.data.transforms.crop import Batch
 from mec.distributed import all_gather_objects, get_rank, shard_range, world_size
+from mec.embedding.extract import feature_function
+from mec.embedding.images import BATCH, log_corrupt, new_corrupt_log, pixel_format_of
 from mec.embedding.neighbors import best_device
 from mec.embedding.table import BLOCK, Whole, writing
 from mec.engine.progress import ProgressBar, log
 from mec.errors import InputError
-from mec.evaluate.features import frozen
-from mec.evaluate.task import BATCH, log_corrupt, new_corrupt_log, pixel_format_of
 from mec.models.encoder import Encoder
 
 PART, PART_SECONDS = 8192, 300
@@ -90,15 +90,15 @@ class Making:
         if self.done:
             log(f"going on: {self.done:,} of {len(self.whole):,} images are there")
         self._check_room()
-        features = frozen(self.encoder, best_device())
-        self.skipped.list_in(self.folder / (f"skipped-{get_rank()}.csv" if get_rank() else "skipped.csv"))
+        features = feature_function(self.encoder, best_device())
+        self.skipped.write_to(self.folder / (f"skipped-{get_rank()}.csv" if get_rank() else "skipped.csv"))
         missing, lost = self.part < 0, (self.part >= 0) & (self.place < 0)
         with ProgressBar("embeddings", len(self.whole), self.done) as shown:
             for todo in (missing, lost):
                 part = Part()
                 try:
                     for tried, numbers, batch in self._batches(todo):
-                        self.skipped.add(batch.lost, len(tried))
+                        self.skipped.add(batch.corrupt, len(tried))
                         part.embeddings.append(self._embedded(features, batch, numbers))
                         part.numbers.append(numbers)
                         part.tried.append(tried)

@@ -9,18 +9,21 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from mec.data.dataset import DataLike
 from mec.distributed import broadcast_object
+from mec.embedding.extract import labels_of
 from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies, ranking
-from mec.evaluate.features import Features, features_of, labels_of
-from mec.evaluate.task import EncoderLike, Source, open_task
+from mec.evaluate.features import Features, features_of
+from mec.evaluate.task import open_task
+from mec.models.encoder import EncoderLike
 from mec.results import Metric, Protocol, Result, Stopwatch
 
 DEFAULT_SHOTS = (1, 5, 10)
 
 
 def few_shot(
-    data: Source,
+    data: DataLike,
     encoder: EncoderLike,
     shots: Sequence[int] | None = None,
     trials: int = 20,

@@ -6,10 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from mec.data.dataset import DataLike
+from mec.embedding.images import in_memory, pixel_format_of
 from mec.errors import InputError
 from mec.evaluate.label_subset import label_subset
 from mec.evaluate.supervised import Settings, overridden, protocol_settings, train_and_test
-from mec.evaluate.task import EncoderLike, Source, in_memory, log_encoder, open_task, pixel_format_of
+from mec.evaluate.task import log_encoder, open_task
+from mec.models.encoder import EncoderLike
 from mec.results import Protocol, Result, Stopwatch, mean_metrics
 
 MAX_LOW_FRACTION = 0.03
@@ -24,7 +27,7 @@ SHORT_STEPS, SHORT_BATCH, MIN_EPOCHS, MAX_EPOCHS = 1000, 64, 20, 200
 
 
 def finetune(
-    data: Source,
+    data: DataLike,
     encoder: EncoderLike,
     label_fraction: float | None = None,
     shots: int | None = None,

@@ -7,20 +7,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mec.data.dataset import DataLike
 from mec.distributed import broadcast_object
 from mec.embedding.neighbors import nearest
 from mec.errors import InputError
 from mec.evaluate.accuracy import TOP, accuracies, ranking
 from mec.evaluate.features import features_of
-from mec.evaluate.task import EncoderLike, Source, open_task
+from mec.evaluate.task import open_task
+from mec.models.encoder import EncoderLike
 from mec.results import Metric, Protocol, Result, Stopwatch, to_metrics
 
-VOTES = 2**24
-"""Votes counted at once: queries times classes."""
+MAX_VOTES = 2**24
+"""Votes (queries times classes) counted at once, which bounds the memory."""
 
 
 def knn(
-    data: Source,
+    data: DataLike,
     encoder: EncoderLike,
     k: Sequence[int] = (10, 20, 100, 200),
     temperature: float = 0.07,
@@ -28,17 +30,17 @@ def knn(
     workers: int | None = None,
     labels_csv: str | None = None,
 ) -> Result:
-    """Classify test images by their nearest train images; no training.
+    """Classify test images by their nearest train images, without training.
 
-    Exact, in bounded memory: the bank goes through the device a part at a time.
+    The search is exact and its memory bounded: the train features pass through the device in blocks.
 
     Args:
-        data: a labeled source (see ``mec.data.open_dataset``).
+        data: labeled dataset (see ``mec.open_dataset``).
         encoder: an Encoder, a run folder, a file of weights or a timm name.
         k: numbers of neighbors; those above the number of train images are left out.
-        temperature: a neighbor of cosine similarity s weighs exp(s / temperature).
-        baselines: measure the untrained encoder and raw pixels too; null: up to 100,000 train images.
-        workers: loader processes; null is one per core.
+        temperature: a neighbor of cosine similarity s has the weight exp(s / temperature).
+        baselines: also measure the untrained encoder and raw pixels; null: up to 100,000 train images.
+        workers: loader processes; null: one per core.
         labels_csv: .csv with columns path and label for the images of a folder, in place of its sub-folders.
     """
     if not k or min(k) < 1:
@@ -47,14 +49,13 @@ def knn(
         raise InputError(f"temperature: expected a positive number, got {temperature}")
     clock = Stopwatch()
     task = open_task(data, encoder, baselines, workers, labels_csv)
-    most = len(task.train)
-    kept = [n for n in k if n <= most]
-    if not kept:
-        raise InputError(f"k: expected at most {most}, the number of train images, got {list(k)}")
+    possible_k = [n for n in k if n <= len(task.train)]
+    if not possible_k:
+        raise InputError(f"k: expected at most {len(task.train)}, the number of train images, got {list(k)}")
     classes = len(task.classes)
     rows: dict[str, list[Metric]] = {}
     for f in features_of(task):
-        ranked = knn_ranking(f.train, f.train_labels, f.test, kept, classes, temperature)
+        ranked = knn_ranking(f.train, f.train_labels, f.test, possible_k, classes, temperature)
         values = {}
         for n, predicted in ranked.items():
             accuracy = accuracies(predicted, f.test_labels, classes)
@@ -80,15 +81,15 @@ def knn_ranking(
     classes: int,
     temperature: float = 0.07,
 ) -> dict[int, Tensor]:
-    """For each k the five classes with most votes (n, min(5, classes)) of each query, most first."""
+    """Return for each k the classes with most votes of each query, (n, min(5, classes)), best first."""
     similarity, neighbors = nearest(queries, bank, min(max(k), len(bank)))
     weights, labels = (similarity / temperature).exp(), bank_labels[neighbors]
-    found: dict[int, list[Tensor]] = {n: [] for n in k}
-    at_once = max(1, VOTES // classes)
-    for start in range(0, len(queries), at_once):
-        rows = slice(start, start + at_once)
+    ranked: dict[int, list[Tensor]] = {n: [] for n in k}
+    block = max(1, MAX_VOTES // classes)
+    for start in range(0, len(queries), block):
+        rows = slice(start, start + block)
         for n in k:
             votes = torch.zeros(len(labels[rows]), classes)
             votes.scatter_add_(1, labels[rows, :n], weights[rows, :n])
-            found[n].append(ranking(votes))
-    return {n: torch.cat(parts) if parts else torch.empty(0, min(TOP, classes)) for n, parts in found.items()}
+            ranked[n].append(ranking(votes))
+    return {n: torch.cat(blocks) if blocks else torch.empty(0, min(TOP, classes)) for n, blocks in ranked.items()}

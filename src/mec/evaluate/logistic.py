@@ -1,4 +1,4 @@
-"""Multinomial logistic regression on any number of features: exact L-BFGS, a part of the features at a time."""
+"""Multinomial logistic regression on any number of features: full-batch L-BFGS, computed in blocks of rows."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from torch import Tensor
 
 from mec.embedding.neighbors import best_device
 
-ROWS = 8192
-RESIDENT = 0.4
-"""Share of a device's free memory that features may take to stay there between two passes."""
+BLOCK_ROWS = 8192
+MAX_DEVICE_FRACTION = 0.4
+"""Fraction of the device's free memory that features may occupy; larger ones are copied to it in every pass."""
 
 
 @dataclass(frozen=True)
 class Logistic:
-    """A classifier of features (n, d): weights (d, classes) and biases (classes,), for features as they come."""
+    """A linear classifier of unstandardized features (n, d): weight (d, classes), bias (classes,)."""
 
     weight: Tensor
     bias: Tensor
 
     @torch.no_grad()
     def scores(self, features: Tensor) -> Tensor:
-        """(n, d) -> (n, classes), on the CPU."""
+        """Return the scores of features (n, d): (n, classes), on the CPU."""
         device = self.weight.device
-        parts = [(x.to(device) @ self.weight + self.bias).cpu() for x in torch.split(features, ROWS)]
-        return torch.cat(parts) if parts else torch.empty(0, len(self.bias))
+        blocks = [(x.to(device) @ self.weight + self.bias).cpu() for x in torch.split(features, BLOCK_ROWS)]
+        return torch.cat(blocks) if blocks else torch.empty(0, len(self.bias))
 
 
 class LogisticFit:
-    """Fits of the same features and labels with one L2 penalty after another, each beginning where the last ended.
+    """Fit the same features and labels with one L2 penalty after another, each fit starting at the previous solution.
 
     The objective is scikit-learn's, mean cross-entropy + ||w||^2 / (2 C n) with w the weights of standardized
-    features and the biases free. Standardizing is folded into the weights: the features are not copied.
+    features; biases are not penalized. Standardization is folded into the weights, so that features are not copied.
 
     Args:
-        features: (n, d) float32 on the CPU; may be mapped from a file.
+        features: (n, d) float32 on the CPU; may be memory-mapped.
         labels: (n,) int64.
-        classes: how many.
+        classes: number of classes.
     """
 
     def __init__(self, features: Tensor, labels: Tensor, classes: int) -> None:
@@ -49,27 +49,27 @@ class LogisticFit:
         self.mean, self.scale = (m.to(self.device, torch.float32) for m in _moments(features))
         self.weight = torch.zeros(features.shape[1], classes, device=self.device, requires_grad=True)
         self.bias = torch.zeros(classes, device=self.device, requires_grad=True)
-        self._parts: list[tuple[Tensor, Tensor]] | None = None
+        self._blocks: list[tuple[Tensor, Tensor]] | None = None
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
-            if features.numel() * 4 < RESIDENT * free:
-                self._parts = list(self._moved())
+            if features.numel() * 4 < MAX_DEVICE_FRACTION * free:
+                self._blocks = list(self._blocks_on_device())
 
-    def __call__(self, strength: float, iterations: int) -> Logistic:
-        """The classifier for the inverse penalty C = ``strength``, after at most so many iterations of L-BFGS."""
+    def __call__(self, C: float, max_iter: int) -> Logistic:
+        """Return the classifier for the inverse penalty ``C``, after at most ``max_iter`` iterations of L-BFGS."""
         solver = torch.optim.LBFGS(
-            [self.weight, self.bias], max_iter=iterations, max_eval=2 * iterations, tolerance_grad=1e-6,
+            [self.weight, self.bias], max_iter=max_iter, max_eval=2 * max_iter, tolerance_grad=1e-6,
             tolerance_change=1e-7, history_size=10, line_search_fn="strong_wolfe",
         )  # fmt: skip
-        penalty = 1 / (2 * strength * self.n)
+        penalty = 1 / (2 * C * self.n)
 
         def closure() -> Tensor:
             solver.zero_grad()
-            weight, bias = self._unscaled()
-            # the gradient is gathered part by part, then goes back through the standardization once
+            weight, bias = self._without_standardization()
+            # accumulate the gradient over blocks, then propagate it through the standardization once
             leaves = [t.detach().requires_grad_() for t in (weight, bias)]
             total = torch.zeros((), device=self.device, dtype=torch.float64)
-            for x, y in self._parts or self._moved():
+            for x, y in self._blocks or self._blocks_on_device():
                 loss = F.cross_entropy(torch.addmm(leaves[1], x, leaves[0]), y, reduction="sum") / self.n
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
@@ -80,22 +80,22 @@ class LogisticFit:
 
         solver.step(closure)  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            return Logistic(*self._unscaled())
+            return Logistic(*self._without_standardization())
 
-    def _unscaled(self) -> tuple[Tensor, Tensor]:
+    def _without_standardization(self) -> tuple[Tensor, Tensor]:
         weight = self.weight / self.scale[:, None]
         return weight, self.bias - self.mean @ weight
 
-    def _moved(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for x, y in zip(torch.split(self.features, ROWS), torch.split(self.labels, ROWS), strict=True):
+    def _blocks_on_device(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y in zip(torch.split(self.features, BLOCK_ROWS), torch.split(self.labels, BLOCK_ROWS), strict=True):
             yield x.to(self.device), y.to(self.device)
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each column (d,), float64; 1 where a column does not vary."""
-    parts = torch.split(features, ROWS)
-    mean = sum((p.double().sum(dim=0) for p in parts), torch.zeros(())) / len(features)
-    variance = sum(((p.double() - mean).square().sum(dim=0) for p in parts), torch.zeros(())) / len(features)
+    """Return mean and standard deviation of each column (d,), float64; the deviation of a constant column is 1."""
+    blocks = torch.split(features, BLOCK_ROWS)
+    mean = sum((block.double().sum(dim=0) for block in blocks), torch.zeros(())) / len(features)
+    variance = sum(((block.double() - mean).square().sum(dim=0) for block in blocks), torch.zeros(())) / len(features)
     deviation = variance.sqrt()
-    # a constant column in float32 varies by its rounding
+    # rounding gives a constant float32 column a small deviation
     return mean, torch.where(deviation > 1e-6 * mean.abs(), deviation, 1.0)

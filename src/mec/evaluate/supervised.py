@@ -1,4 +1,4 @@
-"""Training a classifier on an encoder, frozen or not, as the published protocols do."""
+"""Train a classifier on an encoder, frozen or not, as the published protocols do."""
 
 from __future__ import annotations
 
@@ -21,33 +21,34 @@ from mec.data.loaders import evaluation_loader, training_loader, training_sample
 from mec.data.transforms.crop import Batch
 from mec.data.transforms.multi_view import MultiView
 from mec.distributed import world_size
+from mec.embedding.extract import CROP, apply_to_images, labels_of
+from mec.embedding.images import MAX_CORRUPT, in_memory, pixel_format_of
 from mec.embedding.neighbors import best_device
 from mec.engine.progress import ProgressBar
 from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies, ranking
-from mec.evaluate.features import CROP, gather, labels_of
-from mec.evaluate.task import MAX_CORRUPT, Task, in_memory, pixel_format_of
+from mec.evaluate.task import Task
 from mec.models.encoder import Encoder
 
-# it announces devices and products
+# Lightning logs devices and advertisements at INFO level
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-FROZEN_AT_ONCE = 256
-"""Images of a batch that a frozen encoder sees at a time: nothing is kept for a gradient, and 4,096 fill no cache."""
+FROZEN_CHUNK = 256
+"""Images in one forward pass of a frozen encoder: without a gradient a batch may be split, and 4,096 exceed caches."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a classifier is trained on an encoder.
+    """Settings of a classifier trained on an encoder.
 
     Attributes:
         epochs: passes over the labeled images.
-        batch_size: images in a step, at most all of them.
-        head_lr: learning rate of the linear layer for a batch of 256; it is scaled with the batch.
-        backbone_lr: that of the encoder; 0 freezes it, its BatchNorm statistics too.
-        schedule: cosine to 0, or steps: a fifth of it after 60 and 80 % of the epochs; by epoch.
+        batch_size: images in a step; at most the number of images.
+        head_lr: learning rate of the linear layer for a batch of 256; scaled by batch / 256.
+        backbone_lr: learning rate of the encoder for a batch of 256; 0 freezes it with its BatchNorm statistics.
+        schedule: by epoch: cosine to 0, or steps, divided by 5 after 60 and 80 % of the epochs.
         optimizer: sgd with momentum 0.9, or lars: the same with layer-wise rates (trust 0.001, not clipped).
         standardize: BatchNorm without affine (eps 1e-6) before the linear layer.
-        weight_decay: of all that is trained.
+        weight_decay: on all trained parameters.
     """
 
     epochs: int
@@ -60,17 +61,17 @@ class Settings:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 2)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        for name, minimum in (("epochs", 1), ("batch_size", 2)):
+            if getattr(self, name) < minimum:
+                raise InputError(f"{name}: expected at least {minimum}, got {getattr(self, name)}")
         for name in ("head_lr", "backbone_lr", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name}: expected a number of at least 0, got {getattr(self, name)}")
 
     def factor(self, epoch: int) -> float:
-        """Of the learning rates in an epoch."""
+        """Return the factor of the learning rates in an epoch."""
         if self.schedule == "steps":
-            return float(0.2 ** sum(epoch >= share * self.epochs for share in (0.6, 0.8)))
+            return float(0.2 ** sum(epoch >= fraction * self.epochs for fraction in (0.6, 0.8)))
         return 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
 
 
@@ -80,7 +81,7 @@ SIMSIAM_PROBE = Settings(90, 4096, head_lr=0.02, optimizer="lars")
 
 
 def overridden(settings: Settings, **changes: Any) -> Settings:
-    """With those of ``changes`` that are not None."""
+    """Return the settings with the ``changes`` that are not None."""
     return replace(settings, **{name: value for name, value in changes.items() if value is not None})
 
 
@@ -104,7 +105,13 @@ def protocol_settings(settings: Settings, num_images: int) -> dict[str, Any]:
 class Classifier(lightning.LightningModule):
     """An encoder and a linear layer on its features, trained by cross-entropy.
 
-    ``labels`` (n,) are those of the images by number, ``batch`` the images of a step.
+    Args:
+        encoder: trained too, unless ``settings.backbone_lr`` is 0.
+        labels: (n,) labels of the dataset, by image index.
+        classes: number of classes.
+        settings: of the training.
+        batch: images in a step, to scale the learning rates.
+        seed: of the crops.
     """
 
     def __init__(self, encoder: Encoder, labels: Tensor, classes: int, settings: Settings, batch: int, seed: int):
@@ -119,15 +126,15 @@ class Classifier(lightning.LightningModule):
         self.head = nn.Sequential(*norm, linear)
         self.frozen = settings.backbone_lr == 0
         self.to(memory_format=torch.channels_last)
-        self.skipped = CorruptLog(MAX_CORRUPT, len(labels))
-        self.latest = torch.tensor(math.nan)
+        self.corrupt_log = CorruptLog(MAX_CORRUPT, len(labels))
+        self.latest_loss = torch.tensor(math.nan)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (n, c, h, w), uint8 or in [0, 1] -> logits (n, classes)."""
+        """Return the logits (n, classes) of images (n, c, h, w), uint8 or in [0, 1]."""
         x = self.encoder.normalize(images).contiguous(memory_format=torch.channels_last)
         if self.frozen:
             with torch.no_grad():
-                features = torch.cat([self.encoder(part) for part in torch.split(x, FROZEN_AT_ONCE)])
+                features = torch.cat([self.encoder(chunk) for chunk in torch.split(x, FROZEN_CHUNK)])
         else:
             features = self.encoder(x)
         logits: Tensor = self.head(features)
@@ -138,25 +145,25 @@ class Classifier(lightning.LightningModule):
         self.head.train()
         factor = self.settings.factor(self.current_epoch) * self.scale
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = factor * group["rate"]
+            group["lr"] = factor * group["base_lr"]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self.skipped.add(batch.corrupt, len(batch.indices))
+        self.corrupt_log.add(batch.corrupt, len(batch.indices))
         (x,) = self.views(batch.images, batch.indices, batch.epoch)
-        wanted = self.labels[torch.from_numpy(batch.source_indices)].to(x.device)
-        loss = F.cross_entropy(self(x), wanted)
-        self.latest = loss.detach()
+        labels = self.labels[torch.from_numpy(batch.source_indices)].to(x.device)
+        loss = F.cross_entropy(self(x), labels)
+        self.latest_loss = loss.detach()
         return loss
 
     def on_train_epoch_end(self) -> None:
-        if not self.latest.isfinite():
+        if not self.latest_loss.isfinite():
             raise InputError(f"head_lr, backbone_lr: training diverged in epoch {self.current_epoch}; lower them")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         s = self.settings
-        groups = [{"params": list(self.head.parameters()), "rate": s.head_lr}]
+        groups = [{"params": list(self.head.parameters()), "base_lr": s.head_lr}]
         if not self.frozen:
-            groups.append({"params": list(self.encoder.parameters()), "rate": s.backbone_lr})
+            groups.append({"params": list(self.encoder.parameters()), "base_lr": s.backbone_lr})
         if s.optimizer == "lars":
             # always_adapt without clipping is apex's LARC(clip=False), which the protocols use
             return Lars(groups, lr=1.0, momentum=0.9, weight_decay=s.weight_decay, always_adapt=True)
@@ -166,18 +173,20 @@ class Classifier(lightning.LightningModule):
 def train_and_test(
     task: Task, train: ImageDataset, encoder: Encoder, settings: Settings, seed: int, label: str
 ) -> dict[str, float]:
-    """Train a classifier of the task's classes on ``train``; its accuracies on the task's test images."""
+    """Train a classifier on ``train`` and return its accuracies on the test images of the task."""
     if world_size() > 1:
         raise InputError(
-            f"processes: a classifier is trained by one, got {world_size()}; start it without torchrun or srun"
+            f"processes: expected one for training a classifier, got {world_size()}; start it without torchrun or srun"
         )
     encoder = encoder if settings.backbone_lr == 0 else copy.deepcopy(encoder)
     classifier = fit(train, len(task.classes), encoder, settings, seed, task.workers, label)
     device = best_device()
     classifier.eval().to(device)
     loader = evaluation_loader(task.test, pixel_format_of(encoder), encoder.image_size, workers=task.workers)
-    ranked, numbers = gather(task.test, loader, f"{label}, test", lambda x: ranking(classifier(x.to(device)).float()))
-    return accuracies(ranked, labels_of(task.test)[numbers], len(task.classes))
+    ranked, indices = apply_to_images(
+        task.test, loader, f"{label}, test", lambda x: ranking(classifier(x.to(device)).float())
+    )
+    return accuracies(ranked, labels_of(task.test)[indices], len(task.classes))
 
 
 def fit(
@@ -189,25 +198,25 @@ def fit(
     workers: int | None,
     label: str,
 ) -> Classifier:
-    """Train a classifier on labeled images; ``encoder`` itself is trained with it unless it is frozen."""
-    reading = pixel_format_of(encoder)
-    dataset = in_memory(dataset, reading)
+    """Train a classifier on labeled images. ``encoder`` is modified in place unless it is frozen."""
+    pixel_format = pixel_format_of(encoder)
+    dataset = in_memory(dataset, pixel_format)
     batch = min(settings.batch_size, len(dataset))
     if batch < 2:
-        raise InputError(f"labels: expected at least 2 labeled images, got {batch}")
-    # a last batch of one image has no variance for BatchNorm
-    sampler = training_sampler(dataset, batch, seed, whole=len(dataset) % batch != 1)
+        raise InputError(f"data: expected at least 2 labeled images, got {batch}")
+    # BatchNorm cannot normalize a last batch of one image
+    sampler = training_sampler(dataset, batch, seed, drop_last=len(dataset) % batch == 1)
     device = best_device()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         module = Classifier(encoder, labels_of(dataset), classes, settings, batch, seed)
-        loader = training_loader(dataset, module.views, sampler, reading, device, workers)
+        loader = training_loader(dataset, module.views, sampler, pixel_format, device, workers)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # lightning advises what is decided here
+            warnings.simplefilter("ignore")  # Lightning advises against choices made on purpose
             trainer = lightning.Trainer(
                 accelerator=device.type,
                 devices=1,
-                precision="32-true",  # as in all the protocols
+                precision="32-true",  # as in the published protocols
                 max_epochs=settings.epochs,
                 logger=False,
                 callbacks=[_Progress(label)],
@@ -218,7 +227,7 @@ def fit(
             )
             try:
                 trainer.fit(module, loader)
-            except SystemExit as error:  # lightning turns Ctrl-C into an exit
+            except SystemExit as error:  # Lightning turns Ctrl-C into SystemExit
                 raise KeyboardInterrupt from error
     return module
 
@@ -226,19 +235,19 @@ def fit(
 class _Progress(lightning.Callback):
     def __init__(self, label: str) -> None:
         self.label = label
-        self.shown: ProgressBar | None = None
+        self.progress: ProgressBar | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        self.shown = ProgressBar(self.label, int(trainer.estimated_stepping_batches), unit="steps").__enter__()
+        self.progress = ProgressBar(self.label, int(trainer.estimated_stepping_batches), unit="steps").__enter__()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        assert self.shown is not None
+        assert self.progress is not None
         epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        self.shown.advance(1, lambda: f"{epoch}  loss {float(pl_module.latest):.3f}")
+        self.progress.advance(1, lambda: f"{epoch}  loss {float(pl_module.latest_loss):.3f}")
 
     def _stop(self) -> None:
-        if self.shown is not None:
-            self.shown.__exit__()
+        if self.progress is not None:
+            self.progress.__exit__()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._stop()

@@ -1,0 +1,157 @@
+"""Extract features of a frozen encoder for every image of a dataset, in one process or several."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mec.data.dataset import ImageDataset
+from mec.data.loaders import evaluation_loader, training_loader
+from mec.data.transforms.crop import Batch
+from mec.data.transforms.multi_view import MultiView
+from mec.data.transforms.view_settings import ViewSettings
+from mec.distributed import all_gather_objects, gather_rows, shard_range, world_size
+from mec.embedding.images import BATCH, log_corrupt, merge_corrupt_logs, new_corrupt_log, pixel_format_of
+from mec.embedding.neighbors import best_device
+from mec.engine.progress import ProgressBar
+from mec.errors import InputError
+from mec.models.encoder import Encoder
+
+CROP = ViewSettings(crop_scale=(0.08, 1.0), color_jitter=0.0, grayscale=0.0, blur=0.0, solarize=0.0)
+"""RandomResizedCrop and flip with torchvision's defaults, on which the published protocols train classifiers."""
+MAX_RAM_BYTES = 4 * 2**30
+"""Size of a feature table above which it is mapped from a temporary file."""
+MOVED_ROWS = 8192
+
+
+def extract(
+    dataset: ImageDataset,
+    encoder: Encoder,
+    workers: int | None = None,
+    label: str = "features",
+    device: torch.device | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return features (n, d) float32 on the CPU of every readable image, and the indices (n,) of these, ascending.
+
+    In a process group, ``dataset`` is this process's shard; ``with_labels`` joins the shards. Progress goes to standard
+    error. Features above 4 GiB are mapped from a temporary file. ``device`` None is a GPU where there is one.
+
+    Raises:
+        InputError: more than a twentieth of the images are corrupt, or the temporary file does not fit.
+    """
+    loader = evaluation_loader(dataset, pixel_format_of(encoder), encoder.image_size, BATCH, workers)
+    return apply_to_images(dataset, loader, label, feature_function(encoder, device or best_device()))
+
+
+def extract_crops(
+    dataset: ImageDataset, encoder: Encoder, seed: int, workers: int | None = None, label: str = "features"
+) -> tuple[Tensor, Tensor]:
+    """Return features (n, d) of one random crop and flip of each labeled image, and the labels (n,).
+
+    The processes of a group share the work; rank 0 gets all rows.
+    """
+    views, pixel_format, device = MultiView(encoder.image_size, [CROP], seed), pixel_format_of(encoder), best_device()
+    features, labels = feature_function(encoder, device), labels_of(dataset)
+    shard = shard_range(len(dataset), BATCH)
+    corrupt_log = new_corrupt_log(len(dataset))
+    # keyed by the index in the whole dataset: the crops do not depend on the number of processes
+    keys = [[(0, i) for i in range(s, min(s + BATCH, shard.stop))] for s in range(shard.start, shard.stop, BATCH)]
+    loader = training_loader(dataset, views, keys, pixel_format, device, workers)
+    table = feature_table(shard.stop - shard.start, encoder.num_features, torch.float32)
+    row_labels = torch.empty(len(table), dtype=torch.int64)
+    with ProgressBar(label, len(dataset)) as progress:
+        for batch in loader:
+            corrupt_log.add(batch.corrupt, len(batch.indices))
+            (x,) = views(batch.images, batch.indices, batch.epoch)
+            rows = torch.from_numpy(batch.indices) - shard.start
+            table[rows], row_labels[rows] = features(x).cpu(), labels[torch.from_numpy(batch.source_indices)]
+            progress.advance(len(x) * world_size())
+    log_corrupt(merge_corrupt_logs(corrupt_log))
+    return _gather(table, row_labels)
+
+
+def with_labels(dataset: ImageDataset, features: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Return features (n, d) of the images ``indices`` (n,) and their labels; rank 0 gets those of all processes."""
+    return _gather(features, labels_of(dataset)[indices])
+
+
+def _gather(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    features = gather_rows(features, lambda n, d: feature_table(n, d, torch.float32))
+    return features, gather_rows(labels[:, None], lambda n, d: torch.empty(n, d, dtype=torch.int64))[:, 0]
+
+
+def labels_of(dataset: ImageDataset) -> Tensor:
+    """Return the labels (n,) of a labeled dataset as a tensor."""
+    assert dataset.labels is not None
+    return torch.from_numpy(np.asarray(dataset.labels))
+
+
+def feature_function(encoder: Encoder, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return the frozen encoder on ``device`` as a function: images (n, c, s, s) -> features (n, d) float32."""
+    encoder = encoder.eval().to(device).to(memory_format=torch.channels_last)  # faster on CPUs and GPUs
+
+    @torch.no_grad()
+    def features(images: Tensor) -> Tensor:
+        x = encoder.normalize(images.to(device, non_blocking=True))
+        output: Tensor = encoder(x.contiguous(memory_format=torch.channels_last))
+        return output.float()
+
+    return features
+
+
+@torch.no_grad()
+def apply_to_images(
+    dataset: ImageDataset, loader: Iterable[Batch], label: str, function: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Apply ``function`` to the images (n, c, h, w) of every batch.
+
+    Returns:
+        The outputs (n, ...) on the CPU, in the order of the dataset, and the indices (n,) of the readable images.
+    """
+    corrupt_log = new_corrupt_log(sum(all_gather_objects(len(dataset))))
+    table: Tensor | None = None
+    readable = torch.zeros(len(dataset), dtype=torch.bool)
+    with ProgressBar(label, corrupt_log.num_images) as progress:
+        for batch in loader:
+            corrupt_log.add(batch.corrupt, len(batch.indices) + len(batch.corrupt))
+            if len(batch.indices):
+                outputs, indices = function(batch.images).cpu(), torch.from_numpy(batch.indices)
+                if table is None:
+                    table = feature_table(len(dataset), outputs.shape[1], outputs.dtype)
+                table[indices], readable[indices] = outputs, True
+            # assumes that the other processes are about as far
+            progress.advance((len(batch.indices) + len(batch.corrupt)) * world_size())
+    corrupt_log = merge_corrupt_logs(corrupt_log)
+    if len(corrupt_log) == corrupt_log.num_images:
+        raise InputError("data: no image can be read")
+    log_corrupt(corrupt_log)
+    if table is None:  # no readable image in this shard
+        return torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
+    indices = readable.nonzero()[:, 0]
+    if len(indices) < len(dataset):
+        for start in range(0, len(indices), MOVED_ROWS):  # close the gaps in place
+            rows = indices[start : start + MOVED_ROWS]
+            table[start : start + len(rows)] = table[rows]
+    return table[: len(indices)], indices
+
+
+def feature_table(rows: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Allocate a table (rows, width): in memory, or if large mapped from a temporary file that is deleted with it."""
+    size = dtype.itemsize * rows * width
+    if size <= MAX_RAM_BYTES or dtype != torch.float32:
+        return torch.empty(rows, width, dtype=dtype)
+    with tempfile.TemporaryFile(prefix="mec-") as file:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                # reserve the space: writing to a full disk through a memory map would kill the process
+                os.posix_fallocate(file.fileno(), 0, size)
+            return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=(rows, width)))
+        except OSError as error:
+            raise InputError(
+                f"TMPDIR: {tempfile.gettempdir()} has no room for {size / 2**30:.0f} GiB of features ({error.strerror})"
+            ) from error

@@ -1,0 +1,82 @@
+"""Images of an evaluation: small ones decoded once into memory, corrupt ones counted over all processes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mec.data.analysis import load_into_memory, sample_images
+from mec.data.corrupt import CorruptImage, CorruptLog
+from mec.data.dataset import DataLike, ImageDataset
+from mec.data.pixels import PixelFormat
+from mec.distributed import all_gather_objects, shard_range, world_size
+from mec.engine.progress import log
+from mec.errors import InputError
+from mec.models.encoder import Encoder
+
+MAX_CORRUPT = 0.05
+"""Fraction of corrupt images above which an evaluation ends with an error."""
+BATCH = 256
+"""Images embedded at once."""
+
+
+def pixel_format_of(encoder: Encoder) -> PixelFormat:
+    """Return the pixel format that the encoder was trained on."""
+    return PixelFormat(encoder.spec.channels, encoder.spec.value_range, encoder.spec.background)
+
+
+def check_channels(dataset: ImageDataset, encoder: Encoder, data: DataLike) -> None:
+    """Raise InputError if the images cannot be converted to the channels of the encoder."""
+    expected = encoder.spec.channels
+    channels = next(sample_images(dataset, 8, lambda opened: opened.raw(pixel_format_of(encoder)))).shape[2]
+    if channels not in (expected, 1) and (channels, expected) != (3, 1):  # color to gray and gray to color convert
+        raise InputError(
+            f"encoder: {encoder.description} takes {expected} channels, the images of {data} have {channels}"
+        )
+
+
+def in_memory(dataset: ImageDataset, pixel_format: PixelFormat, sharded: bool = False) -> ImageDataset:
+    """Decode small images into memory and report corrupt ones, which the returned dataset no longer contains.
+
+    Args:
+        dataset: images of any size; large ones stay where they are.
+        pixel_format: format of the decoded images.
+        sharded: keep only this process's shard.
+    """
+    corrupt_log = new_corrupt_log(len(dataset))
+    if sharded and world_size() > 1:
+        dataset = dataset.subset(np.arange(len(dataset))[shard_range(len(dataset), BATCH)])
+    try:
+        decoded, corrupt = load_into_memory(dataset, pixel_format) if len(dataset) else (dataset, [])
+    except InputError:  # every image is corrupt: an error, unless other shards have readable ones
+        if not sharded or world_size() == 1:
+            raise
+        decoded, corrupt = dataset, []
+    corrupt_log.add(corrupt, len(dataset))
+    log_corrupt(merge_corrupt_logs(corrupt_log) if sharded else corrupt_log)
+    return decoded
+
+
+def new_corrupt_log(num_images: int) -> CorruptLog:
+    """Return an empty log for ``num_images``, which one process or several read."""
+    corrupt_log = CorruptLog(MAX_CORRUPT, num_images)
+    if world_size() > 1:
+        # all corrupt images may lie in one shard: the limit is a fraction of all images, not of the shard
+        corrupt_log.num_seen = num_images
+    return corrupt_log
+
+
+def merge_corrupt_logs(corrupt_log: CorruptLog) -> CorruptLog:
+    """Join the logs of all processes. Raises InputError if there are too many corrupt images in total."""
+    if world_size() == 1:
+        return corrupt_log
+    merged = CorruptLog(corrupt_log.max_fraction, corrupt_log.num_images)
+    for reasons in all_gather_objects(corrupt_log.reasons):
+        merged.add([CorruptImage(*item) for item in reasons.items()], merged.num_images)
+    return merged
+
+
+def log_corrupt(corrupt_log: CorruptLog) -> None:
+    """Log the number of corrupt images and the first of them."""
+    if len(corrupt_log):
+        title, reason = next(iter(corrupt_log.reasons.items()))
+        log(f"skipped {len(corrupt_log):,} corrupt images; the first: {title}: {reason}")
