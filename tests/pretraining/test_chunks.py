@@ -19,7 +19,7 @@ from mec.models.siamese import Pair, Siamese
 from mec.pretraining import OptimizerSettings, Recipe, TeacherSettings, pretrain
 from mec.pretraining.chunks import chunked_loss
 from mec.pretraining.module import Pretraining
-from tests.pretraining.test_run import TINY, quiet
+from tests.pretraining.test_run import TINY, quiet_console
 
 IMAGES = 12
 RESNET = {"layers": [1, 1, 1, 1], "channels": [8, 8, 12, 12]}
@@ -176,18 +176,20 @@ class FirstGradient(lightning.Callback):
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         if trainer.global_step == 0:
             self.gradients = {name: tensor.clone() for name, tensor in gradients(pl_module.network).items()}
-            self.loss = float(pl_module.measured["loss"])
+            self.loss = float(pl_module.step_metrics["loss"])
             self.buffers = {name: b.clone() for name, b in pl_module.network.named_buffers()}
 
 
-SMALL = replace(TINY, epochs=1, batch_size=449, projector=replace(TINY.projector, hidden_dim=16, output_dim=8), log_every=9)
+SMALL = replace(
+    TINY, epochs=1, batch_size=449, projector=replace(TINY.projector, hidden_dim=16, output_dim=8), log_every=9
+)
 RESNETS = replace(SMALL, backbone_options=RESNET)
 VITS = replace(SMALL, backbone="vit_tiny_patch16_224", backbone_options=VIT)
 
 
 def first_step(recipe: Recipe, out: Path) -> FirstGradient:
     noted = FirstGradient()
-    pretrain("digits", out, recipe, console=quiet(), callbacks=[noted])
+    pretrain("digits", out, recipe, console=quiet_console(), callbacks=[noted])
     return noted
 
 
@@ -214,13 +216,13 @@ def test_recomputed_activations_change_neither_gradient_nor_statistics(tmp_path:
 def test_an_architecture_that_cannot_recompute(tmp_path: Path) -> None:
     recipe = replace(SMALL, backbone="vgg11", backbone_options={}, gradient_checkpointing=True)
     with pytest.raises(InputError, match="gradient_checkpointing: .*vgg11"):
-        pretrain("digits", tmp_path / "run", recipe, console=quiet())
+        pretrain("digits", tmp_path / "run", recipe, console=quiet_console())
 
 
 def test_resumed_in_chunks_is_as_if_never_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = VIT | {"drop_path_rate": 0.3}
     recipe = replace(VITS, backbone_options=options, chunk_size=100, gradient_checkpointing=True, epochs=2)
-    whole = pretrain("digits", tmp_path / "whole", recipe, console=quiet())
+    whole = pretrain("digits", tmp_path / "whole", recipe, console=quiet_console())
     step = Pretraining.training_step
 
     def stops(self: Pretraining, batch: Any, batch_idx: int) -> Tensor:
@@ -228,13 +230,13 @@ def test_resumed_in_chunks_is_as_if_never_stopped(tmp_path: Path, monkeypatch: p
             raise RuntimeError("power cut")
         return step(self, batch, batch_idx)
 
-    monkeypatch.setattr("mec.pretraining.checkpointing.SECONDS", 0.0)
-    monkeypatch.setattr("mec.pretraining.checkpointing.SHARE", 0)
+    monkeypatch.setattr("mec.pretraining.checkpointing.SAVE_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("mec.pretraining.checkpointing.SAVE_INTERVAL_FACTOR", 0)
     with monkeypatch.context() as patch:
         patch.setattr(Pretraining, "training_step", stops)
         with pytest.raises(RuntimeError, match="power cut"):
-            pretrain("digits", tmp_path / "run", recipe, console=quiet())
-    resumed = pretrain("digits", tmp_path / "run", recipe, resume=True, console=quiet())
+            pretrain("digits", tmp_path / "run", recipe, console=quiet_console())
+    resumed = pretrain("digits", tmp_path / "run", recipe, resume=True, console=quiet_console())
     weights = [(run.folder / "encoder.safetensors").read_bytes() for run in (whole, resumed)]
     assert weights[0] == weights[1]
 
@@ -249,7 +251,7 @@ class InDouble(lightning.Callback):
         pl_module.network.double()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.losses.append(float(pl_module.measured["loss"]))
+        self.losses.append(float(pl_module.step_metrics["loss"]))
 
 
 @pytest.mark.parametrize("switch", ["channels_last", "fused", pytest.param("compile", marks=pytest.mark.slow)])
@@ -259,7 +261,9 @@ def test_what_is_faster_computes_the_same(switch: str, tmp_path: Path) -> None:
     for value in (False, True):
         noted = InDouble()
         speed = replace(recipe.speed, **{switch: value})
-        pretrain("digits", tmp_path / str(value), replace(recipe, speed=speed), console=quiet(), callbacks=[noted])
+        pretrain(
+            "digits", tmp_path / str(value), replace(recipe, speed=speed), console=quiet_console(), callbacks=[noted]
+        )
         runs.append(noted.losses)
     assert len(runs[0]) == 6
     assert runs[0] == pytest.approx(runs[1], abs=1e-9)

@@ -26,7 +26,7 @@ from mec.pretraining import (
     checkpointing,
     pretrain,
 )
-from tests.pretraining.test_run import TINY, quiet
+from tests.pretraining.test_run import TINY, quiet_console
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 
@@ -47,7 +47,7 @@ RESNET = replace(TINY, epochs=1, batch_size=128, optimizer=replace(TINY.optimize
 SHARDED = replace(PAPER, accelerator="cpu", strategy="fsdp")
 RUNS = {  # recipe, resumed from step
     "whole": (SHARDED, 0),
-    "in chunks": (replace(SHARDED, chunk=20), 0),
+    "in chunks": (replace(SHARDED, chunk_size=20), 0),
     "a ResNet": (replace(RESNET, accelerator="cpu", strategy="fsdp"), 0),
     "resumed": (SHARDED, 6),
 }
@@ -58,7 +58,7 @@ def train(rank: int, folder: Path, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
     os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1"}
-    checkpointing.SECONDS = checkpointing.SHARE = 0
+    checkpointing.SAVE_INTERVAL_SECONDS = checkpointing.SAVE_INTERVAL_FACTOR = 0
     for name, (recipe, step) in RUNS.items():
         if step and rank == 0:
             shutil.copytree(folder / "whole", folder / name)
@@ -68,8 +68,8 @@ def train(rank: int, folder: Path, port: int) -> None:
             (folder / name / "encoder.safetensors").unlink()
         if dist.is_initialized():
             dist.barrier()
-        callbacks = [OnlineProbe("digits", 1, 0, quiet())] if name == "in chunks" else []
-        pretrain("digits", folder / name, recipe, bool(step), quiet(), callbacks)
+        callbacks = [OnlineProbe("digits", 1, 0, quiet_console())] if name == "in chunks" else []
+        pretrain("digits", folder / name, recipe, bool(step), quiet_console(), callbacks)
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +95,8 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.mark.parametrize("name", ["whole", "in chunks", "a ResNet"])
 def test_it_trains_as_one_process_does(runs: Path, tmp_path: Path, name: str) -> None:
-    recipe: Recipe = replace(RUNS[name][0], strategy="auto", chunk=None)
-    pretrain("digits", tmp_path, recipe, console=quiet())
+    recipe: Recipe = replace(RUNS[name][0], strategy="auto", chunk_size=None)
+    pretrain("digits", tmp_path, recipe, console=quiet_console())
     assert losses(runs / name) == pytest.approx(losses(tmp_path), abs=1e-4)
     ours, expected = (load_file(f / "encoder.safetensors") for f in (runs / name, tmp_path))
     assert ours.keys() == expected.keys()

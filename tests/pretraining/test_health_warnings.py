@@ -15,9 +15,9 @@ def said(
     console = Console(file=StringIO(), width=1000)
     warnings = HealthWarnings(console)
     module = Pretraining.__new__(Pretraining)
-    module.__dict__ |= {"recipe": SimpleNamespace(objective=objective), "warmup": warmup}
+    module.__dict__ |= {"recipe": SimpleNamespace(objective=objective), "warmup_steps": warmup}
     for step, (rank, norm) in enumerate(zip(ranks, norms, strict=True), start=1):
-        module.__dict__["measured"] = {"effective_rank": rank, "spectral_norm": norm, "skipped": skipped}
+        module.__dict__["step_metrics"] = {"effective_rank": rank, "spectral_norm": norm, "skipped_steps": skipped}
         trainer = SimpleNamespace(global_step=step, is_global_zero=True)
         warnings.on_train_batch_end(trainer, module, None, None, step)
     return console.file.getvalue()

@@ -98,7 +98,7 @@ class Watched(lightning.Callback):
         pl_module.network.to(self.dtype)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.losses.append(float(pl_module.measured["loss"]))
+        self.losses.append(float(pl_module.step_metrics["loss"]))
         self.images.append(batch.indices.tolist())
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -114,7 +114,7 @@ def train(rank: int, processes: int, folder: Path, port: int) -> None:
     for number, (source, recipe, dtype) in enumerate(RUNS.values()):
         watched = Watched(dtype)
         if recipe is IN_CHUNKS and processes > 1:
-            recipe = replace(recipe, chunk=3)
+            recipe = replace(recipe, chunk_size=3)
         out = folder / f"{number} on {processes}"
         pretrain(folder / source, out, recipe, console=Console(file=StringIO()), callbacks=[watched])
         torch.save([watched.losses, watched.images, watched.weights], out / f"{rank}.pt")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from mec import evaluate
 from mec.errors import InputError
 from mec.pretraining import ProjectorSettings, Recipe, load_recipe, pretrain
-from mec.pretraining.online_probe import MOST, OnlineProbe, online_probe
+from mec.pretraining.online_probe import MAX_IMAGES, OnlineProbe, online_probe
 
 TINY = replace(
     load_recipe("digits"),
@@ -62,8 +62,8 @@ def test_figures_are_those_of_the_evaluations(tmp_path: Path) -> None:
 def test_a_resumed_run_measures_again_what_came_after_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mec.pretraining.checkpointing.SECONDS", 0.0)
-    monkeypatch.setattr("mec.pretraining.checkpointing.SHARE", 0)
+    monkeypatch.setattr("mec.pretraining.checkpointing.SAVE_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("mec.pretraining.checkpointing.SAVE_INTERVAL_FACTOR", 0)
     options = {name: value for name, value in TINY.backbone_options.items() if name != "drop_path_rate"}
     settings = replace(TINY, backbone_options=options)
     folder = run(tmp_path / "run", settings, probe(1))
@@ -75,8 +75,8 @@ def test_a_resumed_run_measures_again_what_came_after_its_checkpoint(
 
 
 def test_many_images_are_probed_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MOST, "train", 200)
-    monkeypatch.setitem(MOST, "test", 50)
+    monkeypatch.setitem(MAX_IMAGES, "train", 200)
+    monkeypatch.setitem(MAX_IMAGES, "test", 50)
     console = Console(file=StringIO(), width=200)
     probe = OnlineProbe("digits", console=console, workers=0)
     sizes = [len(part) for part in probe.parts]

@@ -22,13 +22,13 @@ def test_the_papers_recipe_to_the_letter() -> None:
     assert (r.backbone, r.image_size, r.epochs, r.batch_size, r.precision) == ("resnet50", 224, 100, 1024, "32-true")
     o = r.objective
     assert (o.form, o.order, o.distortion, o.warmup_factor) == ("cross", 4, 1 / 32, 8)
-    assert (r.projector.hidden, r.projector.outputs) == (2048, 2048)
-    assert (r.teacher.enabled, r.teacher.momentum, r.teacher.predictor_hidden) == (True, 0.996, 512)
+    assert (r.projector.hidden_dim, r.projector.output_dim) == (2048, 2048)
+    assert (r.teacher.enabled, r.teacher.momentum, r.teacher.predictor_hidden_dim) == (True, 0.996, 512)
     s = r.optimizer
     assert (s.name, s.lr, s.weight_decay, s.momentum, s.warmup_epochs) == ("sgd", 0.5, 1e-5, 0.9, 10)
     for view, blur, solarize in ((r.view_1, 1.0, 0.0), (r.view_2, 0.1, 0.2)):
         assert (view.blur, view.solarize, view.blur_sigma) == (blur, solarize, (0.1, 2.0))
-        assert (view.crop_scale, view.jitter, view.gray, view.flip) == ((0.2, 1.0), 0.8, 0.2, 0.5)
+        assert (view.crop_scale, view.color_jitter, view.grayscale, view.flip) == ((0.2, 1.0), 0.8, 0.2, 0.5)
         assert (view.brightness, view.contrast, view.saturation, view.hue) == (0.4, 0.4, 0.2, 0.1)
 
 
@@ -62,7 +62,7 @@ def test_files_of_ones_own(tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "own.yaml").epochs == 7
     (tmp_path / "broken.yaml").write_text("epochs: [7")
     (tmp_path / "list.yaml").write_text("- 7\n")
-    for name, message in (("broken.yaml", "not YAML"), ("list.yaml", "expected settings"), ("none", "neither a YAML")):
+    for name, message in (("broken.yaml", "not YAML"), ("list.yaml", "expected a mapping"), ("none", "neither a YAML")):
         with pytest.raises(InputError, match=message):
             load_recipe(tmp_path / name)
 

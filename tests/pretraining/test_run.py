@@ -39,13 +39,13 @@ TINY = replace(
 )
 
 
-def quiet() -> Console:
+def quiet_console() -> Console:
     return Console(file=StringIO())
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return pretrain("digits", tmp_path_factory.mktemp("runs") / "run", TINY, console=quiet())
+    return pretrain("digits", tmp_path_factory.mktemp("runs") / "run", TINY, console=quiet_console())
 
 
 def test_a_run_folder_has_what_the_design_says(run: Run) -> None:
@@ -81,14 +81,14 @@ def test_every_epoch_shows_other_views(tmp_path: Path, monkeypatch: pytest.Monke
         return x1, x2
 
     monkeypatch.setattr(mec.TwoViews, "forward", noted)
-    pretrain("digits", tmp_path / "run", replace(TINY, epochs=2, batch_size=1347), console=quiet())
+    pretrain("digits", tmp_path / "run", replace(TINY, epochs=2, batch_size=1347), console=quiet_console())
     assert [epoch for epoch, _ in seen] == [0, 1]
     assert not torch.allclose(seen[0][1], seen[1][1])
 
 
 def test_the_same_seed_gives_the_same_encoder_another_seed_another(run: Run, tmp_path: Path) -> None:
-    again = pretrain("digits", tmp_path / "again", TINY, console=quiet())
-    other = pretrain("digits", tmp_path / "other", replace(TINY, seed=1), console=quiet())
+    again = pretrain("digits", tmp_path / "again", TINY, console=quiet_console())
+    other = pretrain("digits", tmp_path / "other", replace(TINY, seed=1), console=quiet_console())
     weights = [(r.folder / "encoder.safetensors").read_bytes() for r in (run, again, other)]
     assert weights[0] == weights[1] != weights[2]
 
@@ -101,14 +101,14 @@ def test_resumed_is_as_if_never_stopped(run: Run, tmp_path: Path, monkeypatch: p
             raise RuntimeError("power cut")
         return step(self, batch, batch_idx)
 
-    monkeypatch.setattr("mec.pretraining.checkpointing.SECONDS", 0.0)
-    monkeypatch.setattr("mec.pretraining.checkpointing.SHARE", 0)
+    monkeypatch.setattr("mec.pretraining.checkpointing.SAVE_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("mec.pretraining.checkpointing.SAVE_INTERVAL_FACTOR", 0)
     with monkeypatch.context() as patch:
         patch.setattr(Pretraining, "training_step", stops)
         with pytest.raises(RuntimeError, match="power cut"):
-            pretrain("digits", tmp_path, TINY, console=quiet())
+            pretrain("digits", tmp_path, TINY, console=quiet_console())
     assert not (tmp_path / "encoder.safetensors").exists()
-    resumed = pretrain("digits", tmp_path, TINY, resume=True, console=quiet())
+    resumed = pretrain("digits", tmp_path, TINY, resume=True, console=quiet_console())
     assert (tmp_path / "encoder.safetensors").read_bytes() == (run.folder / "encoder.safetensors").read_bytes()
     assert [r["step"] for r in resumed.metrics()] == list(range(20))
     assert [r["loss"] for r in resumed.metrics()] == [r["loss"] for r in run.metrics()]
@@ -119,19 +119,19 @@ def test_resumed_is_as_if_never_stopped(run: Run, tmp_path: Path, monkeypatch: p
 def test_folders_that_cannot_be_used(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for out, resume, recipe, message in (
-        (run.folder, False, TINY, "already holds a run"),
+        (run.folder, False, TINY, "already contains a run"),
         (tmp_path / "file", False, TINY, "is a file"),
         (run.folder, True, replace(TINY, epochs=9), r"recipe differs .* epochs: 4 -> 9"),
     ):
         with pytest.raises(InputError, match=message):
-            pretrain("digits", out, recipe, resume, console=quiet())
+            pretrain("digits", out, recipe, resume, console=quiet_console())
 
 
 def test_nothing_is_written_when_the_data_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for data in (tmp_path / "absent", tmp_path / "empty"):
         with pytest.raises(InputError, match="data: "):
-            pretrain(data, tmp_path / "run", TINY, console=quiet())
+            pretrain(data, tmp_path / "run", TINY, console=quiet_console())
     assert not (tmp_path / "run").exists()
 
 
@@ -143,7 +143,7 @@ def test_the_papers_form_trains_with_its_teacher(tmp_path: Path) -> None:
         teacher=TeacherSettings(True, 0.9, 8),
         optimizer=OptimizerSettings("sgd", 0.1, 1e-5, 0.9, 1),
     )
-    rows = pretrain("digits", tmp_path / "run", recipe, console=quiet()).metrics()
+    rows = pretrain("digits", tmp_path / "run", recipe, console=quiet_console()).metrics()
     # a quarter of ten steps warms up: from eight times the distortion down to it
     assert rows[0]["distortion"] == pytest.approx(2.0)
     assert rows[-1]["distortion"] == pytest.approx(0.25)
@@ -156,7 +156,7 @@ def test_photographs_of_any_size_through_workers(tmp_path: Path) -> None:
         backbone="resnet18", backbone_options=TINY.backbone_options, image_size=32, epochs=2, batch_size=4, workers=2,
         log_every=1, projector=ProjectorSettings(16, 8), precision="32-true",
     )  # fmt: skip
-    console = quiet()
+    console = quiet_console()
     rows = pretrain(tmp_path, tmp_path / "run", recipe, console=console).metrics()
     assert len(rows) == 4
     assert "10 images, no labels" in console.file.getvalue()
@@ -178,7 +178,7 @@ def train_in_one_of_two(rank: int, data: str, out: str, port: int, recipe: Recip
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
     os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
     torch.set_num_threads(1)
-    pretrain(data, out, replace(recipe, devices=2, accelerator="cpu"), console=quiet())
+    pretrain(data, out, replace(recipe, devices=2, accelerator="cpu"), console=quiet_console())
 
 
 def in_two_processes(data: str | Path, out: Path, recipe: Recipe) -> Run:
@@ -200,14 +200,14 @@ def test_two_processes_list_what_either_could_not_read(tmp_path: Path) -> None:
         path.write_bytes(b"")
     recipe = replace(STILL, channels=3, batch_size=8, epochs=2, workers=1, max_corrupt=0.2)
     run = in_two_processes(tmp_path / "data", tmp_path / "run", recipe)
-    rows = (run.folder / "skipped.csv").read_text().splitlines()
+    rows = (run.folder / "corrupt.csv").read_text().splitlines()
     assert rows[0] == "image,reason"
     assert sorted(rows[1:]) == [f"{path},the file is empty" for path in broken]
 
 
 def test_two_processes_share_every_batch(tmp_path: Path) -> None:
     two = in_two_processes("digits", tmp_path / "two", STILL)
-    one = pretrain("digits", tmp_path / "one", STILL, console=quiet())
+    one = pretrain("digits", tmp_path / "one", STILL, console=quiet_console())
     losses = [[row["loss"] for row in r.metrics()] for r in (one, two)]
     assert len(losses[0]) == len(losses[1]) == 6
     # the joined batch and its loss are the same; BatchNorm, which PyTorch synchronizes on GPUs only, is not
@@ -240,24 +240,27 @@ def test_a_loader_process_that_is_killed_ends_the_run_with_a_line(
     )  # the loader process is forked from this one
     with pytest.raises(InputError, match=r"workers: a loader process ended .* fewer workers"):
         pretrain(
-            tmp_path / "data", tmp_path / "run", replace(TINY, channels=3, workers=1, batch_size=4), console=quiet()
+            tmp_path / "data",
+            tmp_path / "run",
+            replace(TINY, channels=3, workers=1, batch_size=4),
+            console=quiet_console(),
         )
 
 
 def test_bfloat16_is_refused_where_the_cpu_computes_it_wrong(tmp_path: Path) -> None:
     recipe = replace(TINY, precision="bf16-mixed", accelerator="cpu")
     with pytest.raises(InputError, match=r"precision: expected 32-true for views of up to 16 px on a CPU"):
-        pretrain("digits", tmp_path / "run", recipe, console=quiet())
+        pretrain("digits", tmp_path / "run", recipe, console=quiet_console())
     assert not (tmp_path / "run").exists()
 
 
 def test_names_of_folders_are_taken_and_said_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    console = quiet()
+    console = quiet_console()
     run = pretrain("digits", "~/[b]runs", replace(TINY, epochs=1), console=console)
     assert run.folder == tmp_path / "[b]runs"
     assert f"encoder written to {run.folder}" in console.file.getvalue()  # type: ignore[attr-defined]
     assert mec.load_encoder("~/[b]runs").num_features == 16
-    with pytest.raises(InputError, match=r"^out: .*already holds a run"):
+    with pytest.raises(InputError, match=r"^out: .*already contains a run"):
         pretrain("digits", "~/[b]runs", "~/[b]runs/recipe.yaml")

@@ -16,9 +16,9 @@ from mec.engine.checkpoints import step_of
 from mec.errors import InputError
 from mec.pretraining import OptimizerSettings, Recipe, SpeedSettings, TeacherSettings, pretrain
 from mec.pretraining.module import Pretraining
-from tests.pretraining.test_run import TINY, quiet
+from tests.pretraining.test_run import TINY, quiet_console
 
-SHORT = replace(TINY, epochs=1, every=4, batch_size=32)
+SHORT = replace(TINY, epochs=1, subsample=4, batch_size=32)
 STEP, OPTIMIZE = Pretraining.training_step, Pretraining.optimizer_step
 
 
@@ -40,11 +40,11 @@ def gradient(module: Pretraining, batch: Any) -> Tensor:
 
 def image(module: Pretraining, batch: Any) -> Tensor:
     """One image of what enters the first BatchNorms, those of student and teacher."""
-    module._prepared = lambda x: Pretraining._prepared(module, x).index_fill(0, torch.tensor([0]), math.inf)
+    module._normalize = lambda x: Pretraining._normalize(module, x).index_fill(0, torch.tensor([0]), math.inf)
     try:
         return STEP(module, batch, 0)
     finally:
-        del module._prepared
+        del module._normalize
 
 
 def broken(patch: pytest.MonkeyPatch, at: set[int], how: Callable[[Pretraining, Any], Tensor]) -> dict[int, bool]:
@@ -93,11 +93,13 @@ def test_a_broken_step_changes_nothing(
     recipe: Recipe, fused: bool, how: Callable[[Pretraining, Any], Tensor], tmp_path: Path, monkeypatch: Any
 ) -> None:
     same = broken(monkeypatch, {0, 1, 3, 4, 8}, how)
-    run = pretrain("digits", tmp_path / "run", replace(recipe, speed=SpeedSettings(fused=fused)), console=quiet())
+    run = pretrain(
+        "digits", tmp_path / "run", replace(recipe, speed=SpeedSettings(fused=fused)), console=quiet_console()
+    )
     assert {number for number, kept in same.items() if kept} == {0, 1, 3, 4, 8}
     assert len(same) == 10
     rows = run.metrics()
-    assert [row["skipped"] for row in rows if row["step"] in (2, 5, 9)] == [2, 4, 5]
+    assert [row["skipped_steps"] for row in rows if row["step"] in (2, 5, 9)] == [2, 4, 5]
     assert all(math.isfinite(value) for row in rows for value in row.values())
     assert all(p.isfinite().all() for p in run.encoder().state_dict().values())
 
@@ -105,10 +107,10 @@ def test_a_broken_step_changes_nothing(
 def test_three_in_a_row_end_the_run_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     same = broken(monkeypatch, {1, 2, 6, 7, 8}, gradient)
     with pytest.raises(InputError, match=r"diverged: .* 3 steps in a row, up to step 9 \(5 steps .*lr"):
-        pretrain("digits", tmp_path / "run", SHORT, console=quiet())
+        pretrain("digits", tmp_path / "run", SHORT, console=quiet_console())
     assert sorted(same) == list(range(9))
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert step_of(checkpoint) == 9
     saved = torch.load(checkpoint, weights_only=True)
     assert all(t.isfinite().all() for t in saved["state_dict"].values())
-    assert int(saved["state_dict"]["guard.skipped"]) == 5
+    assert int(saved["state_dict"]["guard.skipped_steps"]) == 5

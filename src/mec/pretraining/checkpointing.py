@@ -1,4 +1,4 @@
-"""What outlives a run that is stopped: checkpoints every few minutes, at a signal, and when it diverges."""
+"""Checkpoints every few minutes, at SIGTERM or SIGINT, at the end, and when training diverges."""
 
 from __future__ import annotations
 
@@ -18,97 +18,98 @@ from lightning.pytorch.callbacks import Checkpoint
 from mec.engine.checkpoints import save_checkpoint
 from mec.errors import InputError
 from mec.pretraining.module import Pretraining
-from mec.pretraining.step_guard import MOST_IN_A_ROW
+from mec.pretraining.step_guard import MAX_CONSECUTIVE_SKIPS
 
-PREEMPTED = 75
-"""Exit status of a run that saved and stopped because of SIGTERM: sysexits' EX_TEMPFAIL, to be tried again."""
-SECONDS = 300.0
-"""Between two checkpoints."""
-SHARE = 20
-"""At most one part in so many of the time goes into writing checkpoints."""
+EXIT_PREEMPTED = 75
+"""Exit status of a run that saved and stopped at SIGTERM: EX_TEMPFAIL of sysexits.h, which asks for a retry."""
+SAVE_INTERVAL_SECONDS = 300.0
+"""Time between two checkpoints, at least."""
+SAVE_INTERVAL_FACTOR = 20
+"""Time between two checkpoints, at least, as a multiple of the time that the last one took to write."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StoppedError(Exception):
-    """The run was asked to stop by a signal, and has saved."""
+    """A signal stopped the run, after a checkpoint was saved."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        self.signal = signal_number
+        self.signal_number = signal_number
 
 
 class PreemptionCheckpoint(Checkpoint):
-    """Saves every few minutes, at the end, and before it ends the run: at SIGTERM or SIGINT, in whichever process they
-    come, or when several steps in a row are not finite."""
+    """Saves every few minutes and at the end. Saves and ends the run at SIGTERM or SIGINT, whichever process receives
+    it, and when several steps in a row are not finite."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.asked = 0  # the signal that asks for the end
-        self.group: Any = None
+        self.stop_signal = 0
+        self.cpu_group: Any = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.due = time.monotonic() + SECONDS
-        self.saved_at = trainer.global_step
-        # of several processes lightning would ask in each step, waiting for the device, whether one has to stop
+        self.next_save_time = time.monotonic() + SAVE_INTERVAL_SECONDS
+        self.saved_step = trainer.global_step
+        # with several processes lightning would check for SIGTERM at every step, and wait for the device to do so
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-        if trainer.world_size > 1:  # of the hosts: what they agree on does not wait for the devices
-            self.group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        if trainer.world_size > 1:  # a group on the CPU, whose collectives do not wait for the devices
+            self.cpu_group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         if threading.current_thread() is threading.main_thread():
-            # lightning's own talk to other processes in the middle of a step, and do not save; at the end of the fit it
-            # puts back what was there before
+            # lightning's handlers communicate with other processes in the middle of a step, and do not save. At the end
+            # of the fit lightning restores the handlers that were there before
             for number in SIGNALS:
-                signal.signal(number, self._ask)
+                signal.signal(number, self._handle_signal)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked == number == signal.SIGINT:
+    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.stop_signal == number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not self.asked:
+        if not self.stop_signal:
             name = signal.Signals(number).name
-            again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-            os.write(2, f"{name}: saving after this step, then stopping{again}\n".encode())
-        self.asked = number
+            hint = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+            os.write(2, f"{name}: saving after this step, then stopping{hint}\n".encode())
+        self.stop_signal = number
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # in the middle of an epoch lightning takes this step for unfinished and goes on after it; not so at its end
+        # lightning resumes correctly from a checkpoint saved here, except after the last step of an epoch
         if batch_idx + 1 < trainer.num_training_batches:
-            self._look(trainer, pl_module)
+            self._save_if_due(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._look(trainer, pl_module, last=trainer.current_epoch + 1 == trainer.max_epochs)
+        self._save_if_due(trainer, pl_module, last=trainer.current_epoch + 1 == trainer.max_epochs)
 
-    def _look(self, trainer: lightning.Trainer, module: lightning.LightningModule, last: bool = False) -> None:
+    def _save_if_due(self, trainer: lightning.Trainer, module: lightning.LightningModule, last: bool = False) -> None:
         assert isinstance(module, Pretraining)
-        asked, due = self._agreed(trainer, time.monotonic() >= self.due)
-        # reading a counter waits for a GPU: only where figures are read anyway
-        diverged = (module.device.type == "cpu" or module.measures or last) and module.guard.longest >= MOST_IN_A_ROW
-        if (asked or due or diverged or last) and trainer.global_step > self.saved_at:
-            began = time.monotonic()
+        stop_signal, due = self._synchronize(trainer, time.monotonic() >= self.next_save_time)
+        # reading the counter synchronizes with a GPU, so it is read only at steps that do so anyway
+        may_read = module.device.type == "cpu" or module.is_logged_step or last
+        diverged = may_read and module.guard.max_consecutive_skips >= MAX_CONSECUTIVE_SKIPS
+        if (stop_signal or due or diverged or last) and trainer.global_step > self.saved_step:
+            started = time.monotonic()
             save_checkpoint(trainer, self.folder)
-            self.saved_at, now = trainer.global_step, time.monotonic()
-            self.due = now + max(SECONDS, SHARE * (now - began))
+            self.saved_step, now = trainer.global_step, time.monotonic()
+            self.next_save_time = now + max(SAVE_INTERVAL_SECONDS, SAVE_INTERVAL_FACTOR * (now - started))
         if diverged:
-            error = InputError(_advice(trainer.global_step, module))
+            error = InputError(_divergence_message(trainer.global_step, module))
             error.agreed = True
             raise error
-        if asked and not last:
-            raise StoppedError(asked)
+        if stop_signal and not last:
+            raise StoppedError(stop_signal)
 
-    def _agreed(self, trainer: lightning.Trainer, due: bool) -> tuple[int, int]:
-        """What any process was asked, and what the first one's clock says."""
-        if self.group is None:
-            return self.asked, due
-        flags = torch.tensor([self.asked, int(due and trainer.is_global_zero)])
-        dist.all_reduce(flags, dist.ReduceOp.MAX, self.group)
-        asked, due = flags.tolist()
-        return asked, due
+    def _synchronize(self, trainer: lightning.Trainer, due: bool) -> tuple[int, int]:
+        """Return the signal that any process received, and whether a checkpoint is due by the clock of rank 0."""
+        if self.cpu_group is None:
+            return self.stop_signal, due
+        flags = torch.tensor([self.stop_signal, int(due and trainer.is_global_zero)])
+        dist.all_reduce(flags, dist.ReduceOp.MAX, self.cpu_group)
+        stop_signal, due = flags.tolist()
+        return stop_signal, due
 
 
-def _advice(step: int, module: Pretraining) -> str:
+def _divergence_message(step: int, module: Pretraining) -> str:
     return (
-        f"training diverged: loss or gradient was not finite in {MOST_IN_A_ROW} steps in a row, up to step {step} "
-        f"({int(module.guard.skipped)} steps left out in all); weights are those of the last good step, and saved. "
-        "Lower optimizer.lr or lengthen optimizer.warmup_epochs; with objective.form cross raise "
-        "objective.distortion, or take form pooled"
+        f"training diverged: loss or gradient was not finite in {MAX_CONSECUTIVE_SKIPS} steps in a row, up to step "
+        f"{step} ({int(module.guard.skipped_steps)} steps skipped in the run). A checkpoint holds the weights of the "
+        "last finite step. Lower optimizer.lr or lengthen optimizer.warmup_epochs; with objective.form cross raise "
+        "objective.distortion, or set objective.form to pooled"
     )

@@ -1,9 +1,10 @@
-"""Batches larger than memory: the encoder sees a chunk at a time, the objective the whole batch.
+"""Gradient caching for batches larger than memory: the encoder sees one chunk at a time, the loss the whole batch.
 
-The loss depends on the images through the encoder's features alone. So the features are made without a graph, the
-loss and its gradient in them are had for the whole batch, and each chunk passes the encoder once more, with a graph,
-to take its share of that gradient further (GradCache, Gao et al. 2021, 2101.06983). Projector and predictor see the
-whole batch, their BatchNorm included; in the encoder BatchNorm knows the statistics of a chunk only.
+The loss depends on the images only through the encoder's features. A first pass computes the features of all chunks
+without a graph. The loss and its gradient with respect to the features are then computed for the whole batch. A second
+pass runs each chunk through the encoder again, with a graph, and backpropagates the chunk's rows of that gradient
+(GradCache, Gao et al. 2021, arXiv 2101.06983). Projector and predictor, BatchNorm included, see the whole batch;
+BatchNorm in the encoder normalizes each chunk by its own statistics.
 """
 
 from __future__ import annotations
@@ -18,75 +19,83 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mec.models.siamese import Pair, Siamese
 
-Loss = Callable[[Pair, Pair | None], Tensor]
+LossFunction = Callable[[Pair, Pair | None], Tensor]
 
 
 @contextmanager
-def running_statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm in training mode uses the batch's statistics and leaves its running ones as they are."""
-    kept = [
+def freeze_running_statistics(network: nn.Module) -> Iterator[None]:
+    """Leave the running statistics of BatchNorm unchanged in this context; training mode still normalizes by batch."""
+    saved = [
         (m, m.momentum, m.num_batches_tracked, m.num_batches_tracked.clone())
         for m in network.modules()
         if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None
     ]
-    for norm, *_ in kept:
+    for norm, *_ in saved:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum, counter, count in kept:
+        for norm, momentum, counter, count in saved:
             norm.momentum = momentum
             counter.copy_(count)
 
 
-def loss_in_chunks(
+def chunked_loss(
     network: Siamese,
     chunks: Sequence[Callable[[], Pair]],
-    loss_of: Loss,
+    loss_fn: LossFunction,
     backward: Callable[[Tensor], None],
     scale: float = 1.0,
 ) -> Tensor:
-    """The loss of the joined chunks; its own backward pass adds the gradient of the last chunk and of the heads.
+    """Return the loss of the concatenated chunks.
+
+    Gradients of all chunks but the last are accumulated here; ``loss.backward()`` adds those of the last chunk and of
+    the heads.
 
     Args:
         network: in training mode.
-        chunks: each gives its pair of views (n, c, h, w), the same whenever it is called.
-        loss_of: codes and targets of the whole batch -> the loss.
-        backward: takes a scalar backwards. It is called for all chunks but the last, in whose pass gradients may
-            then be exchanged between processes, once a step.
-        scale: by which a gradient in float16 is multiplied on its way, so that it does not vanish.
+        chunks: each returns its pair of views (n, c, h, w), the same at every call.
+        loss_fn: codes and targets of the whole batch -> loss.
+        backward: backpropagates a scalar. It is called for all chunks but the last, so that processes exchange
+            gradients once per step, in the backward pass of the returned loss.
+        scale: factor of gradients in float16, against underflow.
     """
-    f1, f2, seen = _features(network, chunks)
-    loss = loss_of(*network.codes((f1, f2), seen))
+    f1, f2, teacher_features = _compute_features(network, chunks)
+    loss = loss_fn(*network.codes((f1, f2), teacher_features))
     without_autocast = partial(torch.autocast, f1.device.type, enabled=False)
     with without_autocast():
-        slopes = [slope / scale for slope in torch.autograd.grad(loss * scale, (f1, f2), retain_graph=True)]
-    rows = 0
+        gradients = [g / scale for g in torch.autograd.grad(loss * scale, (f1, f2), retain_graph=True)]
+    start = 0
     for number, chunk in enumerate(chunks):
-        with running_statistics_kept(network.encoder):
+        with freeze_running_statistics(network.encoder):
             features = [network.encoder(x) for x in chunk()]
-        own = slice(rows, rows := rows + len(features[0]))
-        share = torch.stack([(f * g[own]).sum() for f, g in zip(_wide(features), slopes, strict=True)]).sum()
+        rows = slice(start, start := start + len(features[0]))
+        # the gradient of this scalar with respect to the encoder is the chunk's term of the gradient of the loss
+        surrogate = torch.stack([(f * g[rows]).sum() for f, g in zip(_upcast(features), gradients, strict=True)]).sum()
         if number < len(chunks) - 1:
             with without_autocast():
-                backward(share)
-    return loss + (share - share.detach())
+                backward(surrogate)
+    return loss + (surrogate - surrogate.detach())
 
 
 @torch.no_grad()
-def _features(network: Siamese, chunks: Sequence[Callable[[], Pair]]) -> tuple[Tensor, Tensor, Pair | None]:
-    """Of the whole batch: the encoder's of both views, leaves in float32 at least, and the teacher's."""
-    own: list[list[Tensor]] = []
-    seen: list[Pair] = []
+def _compute_features(network: Siamese, chunks: Sequence[Callable[[], Pair]]) -> tuple[Tensor, Tensor, Pair | None]:
+    """Return the features of the whole batch, without a graph: both views of the student, and those of the teacher.
+
+    The student's are leaf tensors that require grad, in float32 or float64.
+    """
+    student: list[list[Tensor]] = []
+    teacher: list[Pair] = []
     for chunk in chunks:
         x1, x2 = chunk()
-        own.append(_wide([network.encoder(x1), network.encoder(x2)]))
-        of_teacher = network.teacher_features(x1, x2)
-        if of_teacher is not None:
-            seen.append(of_teacher)
-    f1, f2 = (torch.cat(view).requires_grad_() for view in zip(*own, strict=True))
-    return f1, f2, (torch.cat([s[0] for s in seen]), torch.cat([s[1] for s in seen])) if seen else None
+        student.append(_upcast([network.encoder(x1), network.encoder(x2)]))
+        teacher_features = network.teacher_features(x1, x2)
+        if teacher_features is not None:
+            teacher.append(teacher_features)
+    f1, f2 = (torch.cat(view).requires_grad_() for view in zip(*student, strict=True))
+    return f1, f2, (torch.cat([t[0] for t in teacher]), torch.cat([t[1] for t in teacher])) if teacher else None
 
 
-def _wide(features: Sequence[Tensor]) -> list[Tensor]:
+def _upcast(features: Sequence[Tensor]) -> list[Tensor]:
+    """Return the features in float32 at least."""
     return [f.to(torch.promote_types(f.dtype, torch.float32)) for f in features]

@@ -1,4 +1,4 @@
-"""An image of what the network will see: images of a source, and pairs of views of each."""
+"""A contact sheet of what the network will see: images of a dataset, and pairs of views of each."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ from mec.data.loaders import training_loader
 from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat, pad_to_square, to_pil
 from mec.errors import InputError
 from mec.files import atomic_write
-from mec.pretraining.module import views_of
+from mec.pretraining.module import create_views
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.recipe_files import load_recipe
 from mec.pretraining.run import default_recipe
 
 CELL, GAP, MARGIN, LINE = 112, 4, 16, 20
-INK, PAPER = "#222222", "#ffffff"
+"""Sizes in pixels: side of an image, gap between two, margin of the sheet, height of a line of text."""
+MAX_NAME = 20
+"""Characters of a file name that fit below an image."""
+TEXT_COLOR, BACKGROUND = "#222222", "#ffffff"
 
 
-class Seen(NamedTuple):
-    """An image of a source (h, w, c), where it comes from, and pairs of views of it, (c, s, s) each."""
+class ImageViews(NamedTuple):
+    """An image of a dataset (h, w, c), its title, and pairs of views of it, (c, s, s) each."""
 
     title: str
     image: ImageArray
@@ -41,94 +44,96 @@ def contact_sheet(
     images: int = 8,
     pairs: int = 6,
 ) -> Path:
-    """Draw images of a source, a row each, and beside each the pairs of views that training would show.
+    """Draw images of a dataset, one per row, and next to each the pairs of views that training would use.
 
-    The views are those of the recipe's seed, of the first epochs: one pair an epoch.
+    The views are those of the recipe's seed and the first epochs, one pair per epoch.
 
     Args:
-        data: any source (see ``mec.open_dataset``).
-        out: the file to write; its suffix says the format, such as .png or .jpg.
+        data: any dataset (see ``mec.open_dataset``).
+        out: the file to write; its suffix sets the format, such as .png or .jpg.
         recipe: a Recipe, the name of a packaged one or a path; None takes the one that fits the data.
-        images: rows.
+        images: number of rows.
         pairs: pairs of views in a row.
 
     Returns:
-        The path of the sheet.
+        The path of the contact sheet.
 
     Raises:
-        InputError: what is wrong with the source, the recipe or the file's name.
+        InputError: the dataset or the recipe cannot be read, or the suffix is not that of an image format.
     """
     out = Path(out).expanduser()
     if out.suffix.lower() not in Image.registered_extensions():
-        raise InputError(f"out: {out} has no suffix of an image, expected such as .png")
+        raise InputError(f"out: expected the suffix of an image format, such as .png, got {out}")
     if images < 1 or pairs < 1:
         raise InputError(f"images, pairs: expected at least 1 each, got {images} and {pairs}")
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(default_recipe(data) if recipe is None else recipe)
-    seen = training_views(data, recipe, images, pairs)
-    rows = [[pad_to_square(one.image, CELL), *(_view(x) for pair in one.pairs for x in pair)] for one in seen]
-    sheet = _drawn(rows, [Path(one.title).name for one in seen])
+    samples = training_views(data, recipe, images, pairs)
+    rows = [[pad_to_square(s.image, CELL), *(_view_to_pil(x) for pair in s.pairs for x in pair)] for s in samples]
+    sheet = _draw_sheet(rows, [Path(s.title).name for s in samples])
     with atomic_write(out) as path:
         sheet.save(path, format=Image.registered_extensions()[out.suffix.lower()])
     return out
 
 
-def training_views(data: str | os.PathLike[str], recipe: Recipe, images: int, pairs: int) -> list[Seen]:
-    """Images from all over a source, at most so many, and the pair of views that each of the first epochs shows.
+def training_views(data: str | os.PathLike[str], recipe: Recipe, images: int, pairs: int) -> list[ImageViews]:
+    """Return at most ``images`` evenly spaced images of a dataset, each with its views in the first ``pairs`` epochs.
 
     Raises:
-        InputError: what is wrong with the source.
+        InputError: the dataset cannot be opened, or none of the sampled images can be read.
     """
-    dataset = open_dataset(data, "pretrain", every=recipe.every)
-    reading = infer_pixel_format(dataset, recipe.channels, recipe.background)
-    chosen = _readable(dataset, reading, images)
+    dataset = open_dataset(data, "pretrain", subsample=recipe.subsample, frame_stride=recipe.frame_stride)
+    pixel_format = infer_pixel_format(dataset, recipe.channels, recipe.background)
+    indices = _readable_indices(dataset, pixel_format, images)
     if isinstance(dataset, ArrayDataset):
-        dataset, _ = load_into_memory(dataset, reading)
-    views = views_of(recipe, recipe.image_size)
-    epochs = [[(epoch, index) for index in chosen] for epoch in range(pairs)]
-    loader = training_loader(dataset, views, epochs, reading, torch.device("cpu"), workers=0)
-    shown_in = [views(*batch[:3]) for batch in loader]
+        dataset, _ = load_into_memory(dataset, pixel_format)
+    views = create_views(recipe, recipe.image_size)
+    epochs = [[(epoch, index) for index in indices] for epoch in range(pairs)]
+    loader = training_loader(dataset, views, epochs, pixel_format, torch.device("cpu"), workers=0)
+    views_of_epochs = [views(*batch[:3]) for batch in loader]
     return [
-        Seen(
+        ImageViews(
             dataset.title(index),
-            read_image(dataset, index, reading),
-            [(first[row], second[row]) for first, second in shown_in],
+            read_image(dataset, index, pixel_format),
+            [(first[row], second[row]) for first, second in views_of_epochs],
         )
-        for row, index in enumerate(chosen)
+        for row, index in enumerate(indices)
     ]
 
 
-def _readable(dataset: ImageDataset, reading: PixelFormat, count: int) -> list[int]:
-    found = []
+def _readable_indices(dataset: ImageDataset, pixel_format: PixelFormat, count: int) -> list[int]:
+    readable = []
     for index in evenly_spaced(dataset, 2 * count).tolist():
         try:
-            read_image(dataset, index, reading)
+            read_image(dataset, index, pixel_format)
         except CorruptImageError:
             continue
-        found.append(index)
-    if not found:
-        raise InputError("data: not one of the images looked at can be read")
-    return [found[i] for i in np.unique(np.linspace(0, len(found) - 1, min(count, len(found))).astype(int))]
+        readable.append(index)
+    if not readable:
+        raise InputError("data: none of the sampled images can be read")
+    positions = np.linspace(0, len(readable) - 1, min(count, len(readable))).astype(int)
+    return [readable[i] for i in np.unique(positions)]
 
 
-def _view(x: torch.Tensor) -> Image.Image:
+def _view_to_pil(x: torch.Tensor) -> Image.Image:
     return to_pil(x.permute(1, 2, 0).numpy()).resize((CELL, CELL), Image.Resampling.BICUBIC)
 
 
-def _drawn(rows: list[list[Image.Image]], names: list[str]) -> Image.Image:
+def _draw_sheet(rows: list[list[Image.Image]], names: list[str]) -> Image.Image:
     columns = len(rows[0])
-    # the two views of a pair stand close, pairs apart
+    # a small gap between the two views of a pair, a larger one between pairs
     lefts = [MARGIN + c * (CELL + GAP) + ((c + 1) // 2) * 3 * GAP for c in range(columns)]
     width, height = lefts[-1] + CELL + MARGIN, 2 * MARGIN + LINE + len(rows) * (CELL + LINE)
-    sheet = Image.new("RGB", (width, height), PAPER)
+    sheet = Image.new("RGB", (width, height), BACKGROUND)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    draw.text((lefts[0], MARGIN), "image", INK, font)
+    draw.text((lefts[0], MARGIN), "image", TEXT_COLOR, font)
     for pair in range((columns - 1) // 2):
-        draw.text((lefts[1 + 2 * pair], MARGIN), f"epoch {pair + 1}: view 1, view 2", INK, font)
+        draw.text((lefts[1 + 2 * pair], MARGIN), f"epoch {pair + 1}: view 1, view 2", TEXT_COLOR, font)
     for r, (cells, name) in enumerate(zip(rows, names, strict=True)):
         top = MARGIN + LINE + r * (CELL + LINE)
         for left, cell in zip(lefts, cells, strict=True):
             sheet.paste(cell, (left, top))
-        to_pil = name if len(name) <= 20 else f"{name[:9]}...{name[-8:]}"
-        draw.text((lefts[0], top + CELL + 2), to_pil.encode("latin-1", "replace").decode("latin-1"), INK, font)
+        label = name if len(name) <= MAX_NAME else f"{name[:9]}...{name[-8:]}"
+        label = label.encode("latin-1", "replace").decode("latin-1")
+        draw.text((lefts[0], top + CELL + 2), label, TEXT_COLOR, font)
     return sheet

@@ -1,4 +1,4 @@
-"""Counting the images that could not be read while it trains."""
+"""Count the images that could not be read during training."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from mec.data.corrupt import CorruptImage, CorruptLog
 
 
 class CorruptImageCallback(lightning.Callback):
-    """Passes what the loaders lost on to ``skipped``; at the end of an epoch, what those of all processes lost."""
+    """Adds the corrupt images of every batch to ``corrupt_log``, and at the end of an epoch those of all processes."""
 
-    def __init__(self, skipped: CorruptLog) -> None:
-        self.skipped = skipped
+    def __init__(self, corrupt_log: CorruptLog) -> None:
+        self.corrupt_log = corrupt_log
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.skipped.add(batch.lost, len(batch.indices))
+        self.corrupt_log.add(batch.corrupt, len(batch.indices))
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.world_size == 1:
             return
         gathered: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(gathered, self.skipped.reasons)
-        self.skipped.add([CorruptImage(*item) for reasons in gathered for item in reasons.items()], self.skipped.images)
+        torch.distributed.all_gather_object(gathered, self.corrupt_log.reasons)
+        corrupt = [CorruptImage(*item) for reasons in gathered for item in reasons.items()]
+        self.corrupt_log.add(corrupt, self.corrupt_log.num_images)

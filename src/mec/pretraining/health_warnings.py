@@ -1,4 +1,4 @@
-"""Warnings that say what a figure means and what to change: collapse, and a series outside its radius."""
+"""Warnings of collapse and of divergence of the Taylor series, each with the settings to change."""
 
 from __future__ import annotations
 
@@ -10,61 +10,68 @@ from rich.console import Console
 from mec.pretraining.module import Pretraining
 
 COLLAPSED_RANK = 2.0
-FALL = 0.25
-FAR_OUTSIDE = 2.0
+"""Effective rank below which the codes have collapsed."""
+FALLEN_RANK_FRACTION = 0.25
+"""Fraction of the best effective rank below which the rank has fallen."""
+MAX_SPECTRAL_NORM = 2.0
+"""Spectral norm above which the Taylor series is far outside its radius of convergence, 1."""
 PATIENCE = 3
-"""Measurements in a row before a warning: one odd batch is not a trend."""
+"""Consecutive measurements before a warning: a single batch is no trend."""
 
 
 class HealthWarnings(lightning.Callback):
-    """Looks at every measured step after the warm-up and speaks once about each kind of trouble."""
+    """Checks the health of the codes wherever it is measured, and warns once of each kind of trouble.
+
+    Checks of rank and spectral norm start after the warm-up.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.best_rank = 0.0
-        self.seen: dict[str, int] = {}
-        self.said: set[str] = set()
+        self.consecutive: dict[str, int] = {}
+        self.warned: set[str] = set()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         assert isinstance(pl_module, Pretraining)
-        measured = pl_module.measured
-        if "effective_rank" not in measured or not trainer.is_global_zero:
+        metrics = pl_module.step_metrics
+        if "effective_rank" not in metrics or not trainer.is_global_zero:
             return
-        skipped = int(measured["skipped"])
-        self._count(
-            "skipped",
-            skipped > 0,
-            f"steps left out so far: {skipped}, their loss or gradient was not finite. Several in a row would end the "
+        skipped_steps = int(metrics["skipped_steps"])
+        self._check(
+            "skipped steps",
+            skipped_steps > 0,
+            f"skipped steps so far: {skipped_steps}, because loss or gradient was not finite. Several in a row end the "
             "run: lower optimizer.lr or lengthen optimizer.warmup_epochs",
             patience=1,
         )
-        if trainer.global_step <= pl_module.warmup:
+        if trainer.global_step <= pl_module.warmup_steps:
             return
-        rank, norm = float(measured["effective_rank"]), float(measured["spectral_norm"])
+        rank, norm = float(metrics["effective_rank"]), float(metrics["spectral_norm"])
         self.best_rank = max(self.best_rank, rank)
         objective = pl_module.recipe.objective
-        self._count(
+        self._check(
             "collapse",
             rank < COLLAPSED_RANK,
-            f"the codes have collapsed: effective rank {rank:.1f}, all images look alike to the encoder. "
+            f"the codes have collapsed: effective rank {rank:.1f}, all images have nearly the same code. "
             "Lower optimizer.lr, weaken the augmentations, or raise batch_size",
         )
-        self._count(
-            "falling",
-            rank >= COLLAPSED_RANK and rank < FALL * self.best_rank,
-            f"the effective rank fell from {self.best_rank:.1f} to {rank:.1f}: the codes lose directions. "
+        self._check(
+            "falling rank",
+            rank >= COLLAPSED_RANK and rank < FALLEN_RANK_FRACTION * self.best_rank,
+            f"the effective rank fell from {self.best_rank:.1f} to {rank:.1f}: the codes use fewer dimensions. "
             "Lower optimizer.lr or objective.distortion",
         )
-        self._count(
+        self._check(
             "radius",
-            objective.form == "cross" and objective.order is not None and norm > FAR_OUTSIDE,
-            f"the Taylor series is outside its radius of convergence (norm {norm:.1f}, expected below 1), where its "
-            "loss means nothing. Take objective.form pooled, or raise objective.distortion about "
-            f"{norm:.0f} times",
+            objective.form == "cross" and objective.order is not None and norm > MAX_SPECTRAL_NORM,
+            f"the Taylor series is outside its radius of convergence (spectral norm {norm:.1f}, expected below 1), so "
+            "that its loss is meaningless. Set objective.form to pooled, or raise objective.distortion by a factor of "
+            f"about {norm:.0f}",
         )
 
-    def _count(self, kind: str, now: bool, message: str, patience: int = PATIENCE) -> None:
-        self.seen[kind] = self.seen.get(kind, 0) + 1 if now else 0
-        if self.seen[kind] == patience and kind not in self.said:
-            self.said.add(kind)
+    def _check(self, kind: str, failed: bool, message: str, patience: int = PATIENCE) -> None:
+        """Print ``message``, once in a run, when ``patience`` measurements in a row have failed."""
+        self.consecutive[kind] = self.consecutive.get(kind, 0) + 1 if failed else 0
+        if self.consecutive[kind] == patience and kind not in self.warned:
+            self.warned.add(kind)
             self.console.print(f"[yellow]warning:[/] {message}.", highlight=False)

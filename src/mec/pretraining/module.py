@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
@@ -16,8 +17,8 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from mec.coding import Health, MECLoss, health
-from mec.coding.gram import all_processes
-from mec.data.rng import uniforms
+from mec.coding.gram import world_group
+from mec.data.rng import Stream, uniforms
 from mec.data.transforms.crop import Batch
 from mec.data.transforms.multi_view import TwoViews
 from mec.data.transforms.torchvision_reference import ReferenceViews
@@ -25,66 +26,118 @@ from mec.engine.fsdp import Sharded, shard, whole_encoder
 from mec.models.encoder import Encoder
 from mec.models.heads import Predictor, Projector
 from mec.models.siamese import Pair, Siamese
-from mec.pretraining.chunks import loss_in_chunks, running_statistics_kept
+from mec.pretraining.chunks import chunked_loss, freeze_running_statistics
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.schedules import distortion_at, lr_factor, teacher_momentum
 from mec.pretraining.step_guard import StepGuard
 
-NETWORK = 12
-"""Stream of random numbers."""
-FUSED_ON = ("cpu", "cuda")
-"""Devices whose fused optimizers leave a step out when they are told to."""
+FUSED_DEVICES = ("cpu", "cuda")
+"""Device types whose fused optimizers skip a step when ``found_inf`` is set."""
 
 
-def build_network(recipe: Recipe, encoder: Encoder) -> Siamese:
-    """Projector, and with a teacher the predictor, around an encoder."""
-    projector = Projector(encoder.num_features, recipe.projector.hidden, recipe.projector.outputs)
+def create_network(recipe: Recipe, encoder: Encoder) -> Siamese:
+    """Add the recipe's projector to an encoder, and predictor and teacher if the recipe enables them."""
+    projector = Projector(encoder.num_features, recipe.projector.hidden_dim, recipe.projector.output_dim)
     predictor = None
     if recipe.teacher.enabled:
-        predictor = Predictor(recipe.projector.outputs, recipe.teacher.predictor_hidden)
+        predictor = Predictor(recipe.projector.output_dim, recipe.teacher.predictor_hidden_dim)
     return Siamese(encoder, projector, predictor)
 
 
-def views_of(recipe: Recipe, size: int) -> TwoViews:
-    """The module that makes the recipe's two views, of ``size`` pixels a side."""
-    kind = ReferenceViews if recipe.views == "reference" else TwoViews
-    return kind(size, recipe.view_1, recipe.view_2, recipe.seed)
+def create_views(recipe: Recipe, size: int) -> TwoViews:
+    """Return the module that makes the recipe's two views, ``size`` pixels a side."""
+    view_class = ReferenceViews if recipe.views == "reference" else TwoViews
+    return view_class(size, recipe.view_1, recipe.view_2, recipe.seed)
 
 
 class Pretraining(lightning.LightningModule):
-    """Two views, network, objective, teacher: the paper's training step.
+    """Views, network, objective and teacher update: the paper's training step.
 
-    ``batch`` is the number of images in a step over all processes, ``steps`` the length of the run and
-    ``warmup`` that of its warm-up. After each step ``measured`` holds its loss, and every ``recipe.log_every``
-    steps the label-free health of its codes too.
+    A step depends only on the weights, the images and the step number, not on what ran before it in the same process:
+    random numbers of the network (stochastic depth, dropout) come from a generator that is reseeded at every step.
 
-    A step depends on the weights, the images and its number alone, not on what ran before it in the same process:
-    whatever the network draws (drop path, dropout) is drawn from a generator that is seeded anew at each step.
+    Args:
+        recipe: the settings.
+        encoder: the encoder to train.
+        batch_size: images in a step, over all processes.
+        total_steps: steps of the run.
+        warmup_steps: steps of its warm-up.
+
+    Attributes:
+        step_metrics: loss, lr and distortion of the latest step; every ``recipe.log_every`` steps also the health of
+            its codes.
     """
 
-    def __init__(self, recipe: Recipe, encoder: Encoder, batch: int, steps: int, warmup: int) -> None:
+    def __init__(self, recipe: Recipe, encoder: Encoder, batch_size: int, total_steps: int, warmup_steps: int) -> None:
         super().__init__()
-        self.recipe, self.batch, self.steps, self.warmup = recipe, batch, steps, warmup
-        self.lr = recipe.optimizer.lr * batch / 256
-        self.views = views_of(recipe, encoder.image_size)
+        self.recipe = recipe
+        self.batch_size, self.total_steps, self.warmup_steps = batch_size, total_steps, warmup_steps
+        self.lr = recipe.optimizer.lr * batch_size / 256
+        self.views = create_views(recipe, encoder.image_size)
         self.normalize = encoder.normalize
-        self.network = build_network(recipe, encoder)
+        self.network = create_network(recipe, encoder)
         self.memory_format = torch.channels_last if recipe.speed.channels_last else torch.contiguous_format
         self.network.to(memory_format=self.memory_format)
         self.objective = MECLoss(
             recipe.objective.distortion, recipe.objective.order, recipe.objective.form, check=False
         )
         self.guard = StepGuard()
-        self.measured: dict[str, Tensor | float] = {}
+        self.step_metrics: dict[str, Tensor | float] = {}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        chunks = self._split_into_chunks(batch)
+        if len(chunks) == 1:
+            x1, x2 = chunks[0]()
+            codes, targets = self.network(x1, x2)
+            loss = self._loss(codes, targets)
+        else:
+            loss = chunked_loss(self.network, chunks, self._loss, self._backward_of_chunk, self._gradient_scale())
+        self.step_metrics |= {"loss": loss.detach(), "distortion": self.distortion}
+        return loss
+
+    def _split_into_chunks(self, batch: Batch) -> list[Callable[[], Pair]]:
+        """Return functions that make the views of nearly equal chunks, of at most ``recipe.chunk_size`` images each."""
+        size = len(batch.indices)
+        count = -(-size // (self.recipe.chunk_size or size))
+        bounds = [size * number // count for number in range(count + 1)]
+        return [partial(self._make_views, batch, slice(start, stop)) for start, stop in pairwise(bounds)]
+
+    def _make_views(self, batch: Batch, rows: slice) -> Pair:
+        """Return the normalized views of a chunk, after seeding the generator of the network for it."""
+        position = np.array([self.global_rank * 2**32 + rows.start])
+        seed = uniforms(self.recipe.seed, self.global_step, position, 1, Stream.NETWORK)[0, 0]
+        torch.manual_seed(int(seed * 2**53))
+        x1, x2 = self.views(batch.images[rows], batch.indices[rows], batch.epoch)
+        return self._normalize(x1), self._normalize(x2)
+
+    def _normalize(self, x: Tensor) -> Tensor:
+        return self.normalize(x).contiguous(memory_format=self.memory_format)
+
+    def _loss(self, codes: Pair, targets: Pair | None) -> Tensor:
+        loss: Tensor = self.objective(codes, targets, self.distortion)
+        if self.is_logged_step and math.isfinite(loss.detach()):
+            self.step_metrics |= self._health(codes, targets) | {"skipped_steps": self.guard.skipped_steps}
+        return loss
+
+    def _health(self, codes: Pair, targets: Pair | None) -> dict[str, float]:
+        p, z = codes[0], codes[1] if targets is None else targets[1]
+        metrics: Health = health(p, z, self.distortion, world_group())
+        return dataclasses.asdict(metrics)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        momentum = teacher_momentum(self.global_step, self.total_steps, self.recipe.teacher.momentum)
+        self.network.update_teacher(momentum)
 
     @property
     def distortion(self) -> float:
+        """Distortion of the current step."""
         objective = self.recipe.objective
-        return distortion_at(self.global_step, objective.distortion, objective.warmup_factor, self.warmup)
+        return distortion_at(self.global_step, objective.distortion, objective.warmup_factor, self.warmup_steps)
 
     @property
-    def measures(self) -> bool:
-        """Whether this step's figures are read, which waits for the device."""
+    def is_logged_step(self) -> bool:
+        """Whether the metrics of the current step are read, which synchronizes with the device."""
         return self.global_step % self.recipe.log_every == 0
 
     def configure_model(self) -> None:
@@ -92,92 +145,57 @@ class Pretraining(lightning.LightningModule):
         if isinstance(strategy, Sharded) and not isinstance(self.network.projector, FSDPModule):
             shard(self.network, strategy.device_mesh["data_parallel"])
 
-    def whole_encoder(self) -> Encoder:
-        """As it is now; all processes must ask for it."""
+    def full_encoder(self) -> Encoder:
+        """Return the encoder with all its weights, also where they are sharded. All processes must call this."""
         return whole_encoder(self.network.encoder)
 
     def on_train_start(self) -> None:
-        self.guard.watch(self.network)
+        self.guard.track_statistics(self.network)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         (optimizer,) = self.trainer.optimizers
         optimizer.zero_grad()
-        rate = self.lr * lr_factor(self.global_step, self.steps, self.warmup)
+        lr = self.lr * lr_factor(self.global_step, self.total_steps, self.warmup_steps)
         for group in optimizer.param_groups:
-            group["lr"] = rate
-        self.measured = {"lr": rate}
+            group["lr"] = lr
+        self.step_metrics = {"lr": lr}
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images = len(batch.indices)
-        parts = -(-images // (self.recipe.chunk or images))
-        bounds = [images * part // parts for part in range(parts + 1)]  # of nearly equal size
-        chunks = [partial(self._views, batch, slice(*rows)) for rows in pairwise(bounds)]
-        if parts == 1:
-            loss = self._loss(*self.network(*chunks[0]()))
-        else:
-            loss = loss_in_chunks(self.network, chunks, self._loss, self._backward_of_chunk, self._scale())
-        self.measured |= {"loss": loss.detach(), "distortion": self.distortion}
-        return loss
+    def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: lightning calls this after ``training_step``, where chunks have accumulated gradients already."""
 
-    def _views(self, batch: Batch, rows: slice) -> Pair:
-        """Of some images of the batch, as the network takes them, whose random numbers are then those of the step."""
-        place = np.array([self.global_rank * 2**32 + rows.start])
-        torch.manual_seed(int(uniforms(self.recipe.seed, self.global_step, place, 1, NETWORK)[0, 0] * 2**53))
-        x1, x2 = self.views(batch.images[rows], batch.indices[rows], batch.epoch)
-        return self._prepared(x1), self._prepared(x2)
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        # with gradient checkpointing the backward pass recomputes activations of a batch that BatchNorm has counted
+        recomputes = self.recipe.gradient_checkpointing
+        with freeze_running_statistics(self.network.encoder) if recomputes else nullcontext():
+            loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
 
-    def _prepared(self, x: Tensor) -> Tensor:
-        return self.normalize(x).contiguous(memory_format=self.memory_format)
+    def _backward_of_chunk(self, surrogate: Tensor) -> None:
+        """Accumulate gradients in this process; processes exchange them in the last backward pass of the step."""
+        self.backward(self.trainer.precision_plugin.pre_backward(surrogate, self))
 
-    def _loss(self, codes: Pair, targets: Pair | None) -> Tensor:
-        loss: Tensor = self.objective(codes, targets, self.distortion)
-        if self.measures and math.isfinite(loss.detach()):
-            self.measured |= self.health_of(codes, targets) | {"skipped": self.guard.skipped}
-        return loss
-
-    def optimizer_zero_grad(self, *arguments: Any, **named: Any) -> None:
-        """Not at lightning's moment, after ``training_step``: chunks have added their gradients by then."""
-
-    def backward(self, loss: Tensor, *arguments: Any, **named: Any) -> None:
-        again = self.recipe.gradient_checkpointing  # what is computed once more is no new batch to BatchNorm
-        with running_statistics_kept(self.network.encoder) if again else nullcontext():
-            loss.backward(*arguments, **named)  # type: ignore[no-untyped-call]
-
-    def _backward_of_chunk(self, share: Tensor) -> None:
-        """Gradients add up here, and are exchanged with other processes in the step's last pass."""
-        self.backward(self.trainer.precision_plugin.pre_backward(share, self))
-
-    def _scale(self) -> float:
-        """Of the gradient in float16; else 1."""
+    def _gradient_scale(self) -> float:
+        """Return the scale of gradients in float16; else 1."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         return 1.0 if scaler is None else float(scaler.get_scale())
 
-    def health_of(self, codes: Pair, targets: Pair | None) -> dict[str, float]:
-        p, z = codes[0], codes[1] if targets is None else targets[1]
-        measured: Health = health(p, z, self.distortion, all_processes())
-        return dataclasses.asdict(measured)
-
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        # float16 overflows while its scale settles: lightning's scaler leaves such steps out by itself
-        scaled = self.trainer.precision == "16-mixed"
-        loss = self.measured["loss"]
+        # gradients in float16 overflow until their scale is found; lightning's gradient scaler skips those steps itself
+        has_scaler = self.trainer.precision == "16-mixed"
+        loss = self.step_metrics["loss"]
         assert isinstance(loss, Tensor)
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        self.guard.judge(loss, [] if scaled else gradients, optimizer)
-
-    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
-        super().optimizer_step(*arguments, **named)
-        self.network.update_teacher(teacher_momentum(self.global_step, self.steps, self.recipe.teacher.momentum))
+        self.guard.skip_if_non_finite(loss, [] if has_scaler else gradients, optimizer)
 
     @property
     def fused(self) -> bool:
+        """Whether the optimizer is fused, on the device of this run."""
         strategy = self.trainer.strategy
         # PyTorch has no fused SGD for sharded weights
-        offered = self.recipe.optimizer.name != "sgd" or not isinstance(strategy, Sharded)
-        return self.recipe.speed.fused and offered and strategy.root_device.type in FUSED_ON
+        supported = self.recipe.optimizer.name != "sgd" or not isinstance(strategy, Sharded)
+        return self.recipe.speed.fused and supported and strategy.root_device.type in FUSED_DEVICES
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # it holds the setting of where it was saved
+        # the checkpoint holds the value of the device where it was saved
         for group in checkpoint["optimizer_states"][0]["param_groups"]:
             group["fused"] = self.fused
 
@@ -190,7 +208,7 @@ class Pretraining(lightning.LightningModule):
             parameters, self.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=fused
         )
         if settings.momentum:
-            # PyTorch leaves them unwritten when the very first fused step is left out
+            # PyTorch leaves the momentum buffers uninitialized if the very first fused step is skipped
             for p in parameters:
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         return optimizer

@@ -1,4 +1,4 @@
-"""The recipe: every setting of a pretraining run, one dataclass a component, from YAML and the command line."""
+"""The recipe: every setting of a pretraining run, one dataclass per component, set by YAML and command line."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class ObjectiveSettings:
     """The loss.
 
     Attributes:
-        form: pooled (stable anywhere) or cross (the paper's); see MECLoss.
-        distortion: the paper's eps_d^2, of codes of length 1; smaller asks for finer codes.
-        order: terms of the Taylor series; null for the exact log det.
-        warmup_factor: distortion starts this many times larger and falls linearly over the warm-up.
+        form: pooled (always stable) or cross (the paper's); see MECLoss.
+        distortion: the paper's eps_d^2, for codes of length 1; smaller values require finer codes.
+        order: number of terms of the Taylor series; null for the exact log det.
+        warmup_factor: factor of the distortion at the first step; falls linearly to 1 over the warm-up.
     """
 
     form: Literal["pooled", "cross"] = "pooled"
@@ -40,50 +40,52 @@ class ObjectiveSettings:
 
 @dataclass(frozen=True)
 class ProjectorSettings:
-    """The head whose codes the objective sees; it is thrown away after training.
+    """The head that maps features to codes; it is discarded after training.
 
     Attributes:
-        hidden: width of its two hidden layers, in neurons.
-        outputs: dimension d of the codes.
+        hidden_dim: width of the two hidden layers.
+        output_dim: dimension d of the codes.
     """
 
-    hidden: int = 2048
-    outputs: int = 2048
+    hidden_dim: int = 2048
+    output_dim: int = 2048
 
     def __post_init__(self) -> None:
-        _require(self.hidden >= 1, "projector.hidden", "at least 1", self.hidden)
-        _require(self.outputs >= 2, "projector.outputs", "at least 2", self.outputs)
+        _require(self.hidden_dim >= 1, "projector.hidden_dim", "at least 1", self.hidden_dim)
+        _require(self.output_dim >= 2, "projector.output_dim", "at least 2", self.output_dim)
 
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """The paper's asymmetric form: a predictor on the student, a moving average of it as the target.
+    """The paper's asymmetric form: a predictor on the student, and its exponential moving average as the target.
 
     Attributes:
-        enabled: false trains the symmetric form, both views with gradient, at half the forward passes.
-        momentum: of the moving average at the start, a share; it rises to 1 along a half cosine.
-        predictor_hidden: bottleneck width of the predictor, in neurons.
+        enabled: false trains the symmetric form, with gradient through both views and half the forward passes.
+        momentum: momentum of the moving average at the first step; rises to 1 along half a cosine.
+        predictor_hidden_dim: width of the predictor's hidden layer, a bottleneck.
     """
 
     enabled: bool = False
     momentum: float = 0.996
-    predictor_hidden: int = 512
+    predictor_hidden_dim: int = 512
 
     def __post_init__(self) -> None:
         _require(0 <= self.momentum <= 1, "teacher.momentum", "a number in [0, 1]", self.momentum)
-        _require(self.predictor_hidden >= 1, "teacher.predictor_hidden", "at least 1", self.predictor_hidden)
+        _require(
+            self.predictor_hidden_dim >= 1, "teacher.predictor_hidden_dim", "at least 1", self.predictor_hidden_dim
+        )
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """The optimizer and its schedule: linear warm-up from 0, then a half cosine to 0, step by step.
+    """The optimizer and its per-step schedule: linear warm-up from 0, then half a cosine to 0.
 
     Attributes:
         name: adamw, or sgd with momentum (the paper's).
-        lr: for a batch of 256; it is scaled by batch / 256.
-        weight_decay: on all parameters, as in the paper's code.
-        momentum: of sgd.
-        warmup_epochs: length of the warm-up in epochs, of the distortion too; at most a quarter of a short run.
+        lr: learning rate for a batch size of 256; it is multiplied by batch_size / 256.
+        weight_decay: weight decay of all parameters, as in the paper's code.
+        momentum: momentum of sgd.
+        warmup_epochs: length of the warm-up of lr and distortion, in epochs; at most a quarter of the run.
     """
 
     name: Literal["sgd", "adamw"] = "adamw"
@@ -101,12 +103,12 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class SpeedSettings:
-    """What makes a step faster and leaves its mathematics alone; each is used where the device gains by it.
+    """Faster implementations of the same mathematics.
 
     Attributes:
-        channels_last: convolutions on channels-last memory, faster on CPUs and GPUs.
-        fused: the optimizer's update in one kernel.
-        compile: the encoder through torch.compile; null: on a GPU, in runs of at least 2,000 steps, which pay for it.
+        channels_last: channels-last memory format, in which convolutions are faster on CPUs and GPUs.
+        fused: a fused optimizer, on devices that support it.
+        compile: torch.compile for the encoder; null: on a GPU, for runs of at least 2,000 steps.
     """
 
     channels_last: bool = True
@@ -120,34 +122,36 @@ class Recipe:
 
     Attributes:
         backbone: a timm architecture: resnet18, resnet50, vit_small_patch16_224, ...
-        backbone_options: further arguments of that architecture, as timm.create_model takes them.
+        backbone_options: further arguments of the architecture, as timm.create_model takes them.
         image_size: side of a view in pixels.
-        channels: number of them in an image; null takes 1 for gray images, 3 for color, else what they have.
-        background: color behind transparent images, by name or as #rrggbb.
-        every: take each n-th image or frame; null: all images, one frame a second of a video.
-        max_corrupt: share of images that may be unreadable before the run stops; others take their places.
-        views: fast, or reference: torchvision's transforms on PIL images, to the letter, several times slower.
-        small_stem: 3x3 stem without max-pool, small patches; null: for views under 96 px.
+        channels: number of image channels; null: 1 for grayscale images, 3 for color, else that of the images.
+        background: color behind transparent pixels, by name or as #rrggbb.
+        subsample: keep every n-th image of the dataset; null: all.
+        frame_stride: keep every n-th frame of a video; null: one frame per second.
+        max_corrupt: largest fraction of images that may be corrupt before the run stops; other images replace them.
+        views: fast, or reference: torchvision's transforms on PIL images, exactly, but several times slower.
+        small_stem: 3x3 stem without max-pool (ResNet), small patches (ViT); null: for views under 96 px.
         epochs: passes over the images.
-        batch_size: images in a step, over all devices; at most the number of images.
-        chunk: images of each device that pass the encoder with gradient at a time: memory for a chunk, the loss of
-            the whole batch, for a second forward pass; null: all at once.
-        gradient_checkpointing: recompute activations on the way back: less memory, for a second forward pass.
-        seed: of weights, order and views.
-        workers: loader processes of each training process; null: one per core.
-        precision: 32-true, bf16-mixed, 16-mixed; auto is bf16-mixed on GPUs and CPUs that have it, else 32-true.
-        accelerator: auto, cpu, gpu, mps.
-        devices: processes on each machine, one a GPU; auto: as started by torchrun or SLURM, else all GPUs, or one
-            process on a CPU, which uses all its cores.
-        nodes: machines; auto: as started by torchrun or SLURM, else one.
-        strategy: ddp: each device holds the network; fsdp: its weights are spread over them, for those too large;
-            auto: ddp.
+        batch_size: images per step, over all devices; at most the number of images.
+        chunk_size: images per device that pass through the encoder at a time: memory for one chunk, the loss of the
+            whole batch, at the cost of a second forward pass; null: the whole batch.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, at the cost of a second
+            forward pass.
+        seed: seed of weights, order and views.
+        workers: loader processes per training process; null: one per core.
+        precision: 32-true, bf16-mixed or 16-mixed; auto: bf16-mixed on GPUs and CPUs that support it, else 32-true.
+        accelerator: auto, cpu, gpu or mps.
+        devices: training processes per machine, one per GPU; auto: as started by torchrun or SLURM, else all GPUs, or
+            one process on a CPU, which uses all cores.
+        nodes: number of machines; auto: as started by torchrun or SLURM, else one.
+        strategy: ddp: every device holds the network; fsdp: its weights are sharded, for networks too large for one
+            device; auto: ddp.
         log_every: steps between two rows of metrics.csv.
         objective: the objective (the loss).
-        projector: the projector (the head whose codes the objective sees).
+        projector: the projector (the head that maps features to codes).
         teacher: the teacher (the paper's asymmetric form, or none).
         optimizer: the optimizer and its schedule.
-        speed: speed (what makes a step faster).
+        speed: speed (faster implementations of the same mathematics).
         view_1: the augmentations of the first view.
         view_2: the augmentations of the second view.
     """
@@ -157,13 +161,14 @@ class Recipe:
     image_size: int = 96
     channels: int | None = None
     background: str = "white"
-    every: int | None = None
+    subsample: int | None = None
+    frame_stride: int | None = None
     max_corrupt: float = 0.05
     views: Literal["fast", "reference"] = "fast"
     small_stem: bool | None = None
     epochs: int = 100
     batch_size: int = 256
-    chunk: int | None = None
+    chunk_size: int | None = None
     gradient_checkpointing: bool = False
     seed: int = 0
     workers: int | None = None
@@ -184,24 +189,26 @@ class Recipe:
     def __post_init__(self) -> None:
         _require(self.image_size >= 8, "image_size", "at least 8 pixels", self.image_size)
         _require(self.channels is None or self.channels >= 1, "channels", "at least 1, or null", self.channels)
-        _require(self.every is None or self.every >= 1, "every", "at least 1, or null", self.every)
-        _require(0 <= self.max_corrupt <= 1, "max_corrupt", "a share in [0, 1]", self.max_corrupt)
+        _require(self.subsample is None or self.subsample >= 1, "subsample", "at least 1, or null", self.subsample)
+        stride = self.frame_stride
+        _require(stride is None or stride >= 1, "frame_stride", "at least 1, or null", stride)
+        _require(0 <= self.max_corrupt <= 1, "max_corrupt", "a fraction in [0, 1]", self.max_corrupt)
         _require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
         _require(self.batch_size >= 2, "batch_size", "at least 2", self.batch_size)
-        _require(self.chunk is None or self.chunk >= 1, "chunk", "at least 1, or null", self.chunk)
+        _require(self.chunk_size is None or self.chunk_size >= 1, "chunk_size", "at least 1, or null", self.chunk_size)
         _require(0 <= self.seed < 2**32, "seed", "a number in [0, 2^32)", self.seed)
         _require(self.workers is None or self.workers >= 0, "workers", "at least 0, or null", self.workers)
         _require(self.devices == "auto" or int(self.devices) >= 1, "devices", "at least 1, or auto", self.devices)
         _require(self.nodes == "auto" or int(self.nodes) >= 1, "nodes", "at least 1, or auto", self.nodes)
-        possible = self.strategy != "fsdp" or self.precision != "16-mixed"
-        _require(possible, "precision", "32-true or bf16-mixed with strategy fsdp", self.precision)
+        supported = self.strategy != "fsdp" or self.precision != "16-mixed"
+        _require(supported, "precision", "32-true or bf16-mixed with strategy fsdp", self.precision)
         _require(self.log_every >= 1, "log_every", "at least 1", self.log_every)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain nested dictionaries and lists, as in YAML."""
-        plain: dict[str, Any] = dataclasses.asdict(self, dict_factory=_plain)
-        return plain
+        """Return nested dictionaries and lists, as in YAML."""
+        settings: dict[str, Any] = dataclasses.asdict(self, dict_factory=_tuples_to_lists)
+        return settings
 
 
-def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+def _tuples_to_lists(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in items}

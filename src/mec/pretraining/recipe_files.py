@@ -1,4 +1,4 @@
-"""Recipes as YAML: packaged ones by name, one's own by path, checked against the dataclasses."""
+"""Read recipes from YAML, packaged ones by name and others by path, and check them against the dataclasses."""
 
 from __future__ import annotations
 
@@ -18,13 +18,22 @@ from mec.pretraining.recipe import Recipe
 
 
 def packaged_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Return the names of the recipes that come with the package."""
     return sorted(Path(f.name).stem for f in files("mec").joinpath("recipes").iterdir() if f.name.endswith(".yaml"))
 
 
-def read_recipe(source: str | os.PathLike[str]) -> dict[str, Any]:
-    """The settings in a packaged recipe or a YAML file, as they stand there."""
-    name, path = str(source), Path(source).expanduser()
+def load_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
+    """Load a packaged recipe by name (digits, cifar10-resnet18, small, imagenet-resnet50), or a YAML file by path.
+
+    Raises:
+        InputError: there is no such recipe, it is not YAML, or a setting is unknown or out of range.
+    """
+    return make_recipe(read_settings(name_or_path))
+
+
+def read_settings(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the settings of a packaged recipe or a YAML file, unchecked and without defaults."""
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
     if name in packaged_recipes():
         text = files("mec").joinpath("recipes", f"{name}.yaml").read_text()
     elif path.is_file():
@@ -39,12 +48,12 @@ def read_recipe(source: str | os.PathLike[str]) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise InputError(f"recipe: {name} is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(settings, dict):
-        raise InputError(f"recipe: {name} holds {type(settings).__name__}, expected settings by name")
+        raise InputError(f"recipe: {name}: expected a mapping of settings, got {type(settings).__name__}")
     return settings
 
 
 def make_recipe(settings: Mapping[str, Any]) -> Recipe:
-    """A Recipe from nested settings; what is absent keeps its default."""
+    """Make a Recipe from nested settings; missing ones get their defaults."""
     _check_names(settings, Recipe().as_dict())
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Recipe, "recipe")
@@ -54,14 +63,14 @@ def make_recipe(settings: Mapping[str, Any]) -> Recipe:
             _check_view(view, parsed.recipe[view].as_dict())
         recipe = parser.instantiate(parsed).recipe
     except (ArgumentError, TypeError) as error:
-        key, wrong = wrong_value(str(error), parser) or ("", " ".join(str(error).split()))
-        raise InputError(f"recipe: {key.removeprefix('recipe.')}{': ' if key else ''}{wrong}") from error
+        key, message = wrong_value(str(error), parser) or ("", " ".join(str(error).split()))
+        raise InputError(f"recipe: {key.removeprefix('recipe.')}{': ' if key else ''}{message}") from error
     assert isinstance(recipe, Recipe)
     return recipe
 
 
 def _check_view(name: str, settings: Mapping[str, Any]) -> None:
-    """A view does not know which of the two it is."""
+    """Put the name of the view in front of the error: ViewSettings does not contain it."""
     try:
         ViewSettings(**settings)
     except InputError as error:
@@ -69,37 +78,33 @@ def _check_view(name: str, settings: Mapping[str, Any]) -> None:
 
 
 def _check_names(settings: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> None:
-    """Only backbone_options, empty by default, may have settings of any name."""
+    """Refuse unknown settings, except in ``backbone_options``, which is empty by default and takes any name."""
     for name, value in settings.items():
-        full = f"{prefix}{name}"
+        dotted = f"{prefix}{name}"
         if name not in known:
-            raise InputError(f"recipe: no setting is called {full}{did_you_mean(full, _names(Recipe().as_dict()))}")
+            raise InputError(f"recipe: unknown setting {dotted}{did_you_mean(dotted, _names(Recipe().as_dict()))}")
         if isinstance(known[name], dict) and not isinstance(value, Mapping):
-            raise InputError(f"recipe: {full}: expected settings by name, got {value!r}")
+            raise InputError(f"recipe: {dotted}: expected a mapping of settings, got {value!r}")
         if known[name] and isinstance(known[name], dict):
-            _check_names(value, known[name], f"{full}.")
+            _check_names(value, known[name], f"{dotted}.")
 
 
 def _names(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Those of single settings and those of components, with dots."""
+    """Return the dotted names of all settings and of their components."""
     inner = [n for name, value in settings.items() if isinstance(value, Mapping) for n in _names(value, f"{name}.")]
     return [prefix + name for name in settings] + inner
 
 
-def load_recipe(source: str | os.PathLike[str]) -> Recipe:
-    """A packaged recipe by name (digits, cifar10-resnet18, small, imagenet-resnet50), or one's own by path."""
-    return make_recipe(read_recipe(source))
-
-
 def differences(a: Recipe, b: Recipe) -> list[str]:
-    """Settings in which two recipes differ, as ``name: a -> b``."""
-
-    def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in tree.items():
-            found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-        return found
-
-    left, right = flat(a.as_dict()), flat(b.as_dict())
+    """Return the settings in which two recipes differ, as ``name: a -> b``."""
+    left, right = _flatten(a.as_dict()), _flatten(b.as_dict())
     names = sorted(left.keys() | right.keys())
     return [f"{n}: {left.get(n)} -> {right.get(n)}" for n in names if left.get(n) != right.get(n)]
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        dotted = prefix + name
+        flat |= _flatten(value, f"{dotted}.") if isinstance(value, Mapping) else {dotted: value}
+    return flat

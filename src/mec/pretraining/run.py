@@ -1,4 +1,4 @@
-"""``pretrain``: from images to a run folder with an encoder in it."""
+"""``pretrain``: train an encoder on images, into a run folder."""
 
 from __future__ import annotations
 
@@ -31,25 +31,33 @@ from mec.errors import InputError
 from mec.models.encoder import Encoder, create_encoder, enable_gradient_checkpointing
 from mec.models.io import save_encoder
 from mec.models.sync_batch_norm import convert_sync_batch_norm
-from mec.pretraining.checkpointing import PREEMPTED, PreemptionCheckpoint, StoppedError
+from mec.pretraining.checkpointing import EXIT_PREEMPTED, PreemptionCheckpoint, StoppedError
 from mec.pretraining.corrupt_images import CorruptImageCallback
 from mec.pretraining.health_warnings import HealthWarnings
 from mec.pretraining.module import Pretraining
-from mec.pretraining.progress import RunProgress
+from mec.pretraining.progress import ProgressCallback
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.recipe_files import load_recipe
-from mec.pretraining.run_folder import RECIPE, Run, begin, check_same, environment_of, held, holds_run
+from mec.pretraining.run_folder import (
+    RECIPE_FILE,
+    Run,
+    check_resumable,
+    contains_run,
+    describe_environment,
+    lock_run_folder,
+    write_run_files,
+)
 
-SKIPPED = "skipped.csv"
-POINT_SIZE = 16
-"""Views of up to so many pixels a side are a single one before the last strided convolution. Of such a convolution
-PyTorch's CPU gradient in bfloat16 is partly memory that nobody wrote (oneDNN, torch 2.11 to 2.15)."""
-COMPILED_STEPS = 2000
-"""Fewest steps of a run on a GPU that pay for the minute or two of compiling."""
+CORRUPT_FILE = "corrupt.csv"
+MAX_SIZE_WITHOUT_BFLOAT16 = 16
+"""Views of up to so many pixels a side are a single pixel before the last strided convolution. For such a convolution
+PyTorch's CPU gradient in bfloat16 is partly uninitialized memory (oneDNN, torch 2.11 to 2.15)."""
+MIN_STEPS_TO_COMPILE = 2000
+"""Steps of a run on a GPU from which on compiling, which takes a minute or two, saves time."""
 
 
 def default_recipe(data: str | os.PathLike[str]) -> str:
-    """The packaged recipe that fits a source: one made for it, else ``small``."""
+    """Return the name of the packaged recipe for a dataset; ``small`` if there is none for it."""
     return {"digits": "digits", "cifar10": "cifar10-resnet18"}.get(str(data).lower(), "small")
 
 
@@ -61,176 +69,180 @@ def pretrain(
     console: Console | None = None,
     callbacks: Sequence[lightning.Callback] = (),
 ) -> Run:
-    """Learn an encoder from images, without labels.
+    """Pretrain an encoder on images, without labels.
 
-    A run that is stopped at any moment and resumed ends with the weights of one that was not. SIGTERM and Ctrl-C save
-    first; after SIGTERM the process ends with status 75, for a scheduler to start it again.
+    A run that is stopped at any moment and resumed ends with the same weights as one that was not stopped. SIGTERM and
+    Ctrl-C save a checkpoint first. After SIGTERM the process exits with status 75, so that a scheduler restarts it.
 
     Args:
-        data: a folder of images, shards, a table, a video, an .npz file or a named set (see ``mec.open_dataset``).
-            Its unlabeled part is used where there is one, else its training part, else every image.
-        out: the run folder; it is made, and must not hold another run.
+        data: a folder of images, shards, a table, a video, an .npz file or a built-in name (see ``mec.open_dataset``).
+            Its unlabeled split is used if there is one, else its train split, else every image.
+        out: the run folder; it is created, and must not contain another run.
         recipe: a Recipe, the name of a packaged one or a path; None takes the one that fits the data.
-        resume: go on from the newest sound checkpoint in ``out``, with the recipe it was started with; where there is
-            none yet, begin.
-        console: where progress goes; None is standard error.
-        callbacks: more of lightning's, such as ``mec.pretraining.OnlineProbe``.
+        resume: continue from the newest intact checkpoint in ``out``, with the recipe of the run; if there is no
+            checkpoint yet, start.
+        console: where progress is printed; None is standard error.
+        callbacks: further lightning callbacks, such as ``mec.pretraining.OnlineProbe``.
 
     Returns:
-        The run: its folder holds recipe.yaml, environment.json, metrics.csv, TensorBoard events, checkpoints/,
-        encoder.safetensors and encoder.json; and skipped.csv where images could not be read.
+        The run. Its folder contains recipe.yaml, environment.json, metrics.csv, TensorBoard events in tensorboard/,
+        checkpoints/, encoder.safetensors and encoder.json, and corrupt.csv if images could not be read.
 
     Raises:
-        InputError: what is wrong with the data, the folder or the recipe, before anything is written; that another
-            process trains into the folder, that the disk is full, or that training diverged.
+        InputError: data, folder or recipe are invalid (before anything is written), another process trains into the
+            folder, the disk is full, or training diverged.
         KeyboardInterrupt: after Ctrl-C.
         SystemExit: after SIGTERM.
     """
     console = console or Console(stderr=True)
     out = Path(out).expanduser()
-    recipe = _resolve(recipe, data, out, resume)
-    with console.status("looking for images"):
+    recipe = _resolve_recipe(recipe, data, out, resume)
+    with console.status("listing images"):
         dataset = open_dataset(data, "pretrain", subsample=recipe.subsample, frame_stride=recipe.frame_stride)
-        reading = infer_pixel_format(dataset, recipe.channels, recipe.background)
-    recipe = replace(recipe, channels=reading.channels)
+        pixel_format = infer_pixel_format(dataset, recipe.channels, recipe.background)
+    recipe = replace(recipe, channels=pixel_format.channels)
     lightning.seed_everything(recipe.seed, verbose=False)
-    skipped = CorruptLog(recipe.max_corrupt, len(dataset), "max_corrupt")
-    with console.status("reading the images"):
-        found = describe(dataset)
-        dataset, lost = load_into_memory(dataset, reading)
-        if lost:  # it was taken into memory, so all of it was tried
-            skipped.add(lost, skipped.images)
-        encoder = _new_encoder(recipe, reading, dataset)
+    corrupt_log = CorruptLog(recipe.max_corrupt, len(dataset), "max_corrupt")
+    with console.status("reading images"):
+        description = describe(dataset)
+        dataset, corrupt = load_into_memory(dataset, pixel_format)
+        if corrupt:  # the dataset was loaded into memory, so that every image has been read
+            corrupt_log.add(corrupt, corrupt_log.num_images)
+        encoder = _create_encoder(recipe, pixel_format, dataset)
     if len(dataset) < 2:
         raise InputError(f"data: expected at least 2 images, got {len(dataset)}")
-    trainer = _trainer(recipe, out, console, skipped, callbacks)
-    sampler = _sampler(recipe, dataset, trainer)
-    steps = len(sampler) * recipe.epochs
-    module = _module(recipe, encoder, sampler, steps, trainer)
+    trainer = _create_trainer(recipe, out, console, corrupt_log, callbacks)
+    sampler = _create_sampler(recipe, dataset, trainer)
+    total_steps = len(sampler) * recipe.epochs
+    module = _create_module(recipe, encoder, sampler, total_steps, trainer)
     device = trainer.strategy.root_device
-    loader = training_loader(dataset, module.views, sampler, reading, device, recipe.workers, trainer.num_devices)
-    environment = environment_of(data, dataset, module.batch, trainer)
+    loader = training_loader(dataset, module.views, sampler, pixel_format, device, recipe.workers, trainer.num_devices)
+    environment = describe_environment(data, dataset, module.batch_size, trainer)
 
-    with held(out):
-        checkpoint = _go_on(out, recipe, environment, console) if resume else None
+    with lock_run_folder(out):
+        checkpoint = _find_checkpoint(out, recipe, environment, console) if resume else None
         if checkpoint is not None:
             sampler.resume_at(*divmod(step_of(checkpoint), len(sampler)))
         if trainer.is_global_zero:
-            if not resume and holds_run(out):
-                raise _taken(out)
-            begin(out, recipe, encoder, environment)
-            skipped.list_in(out / SKIPPED)
-            size = f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters"
-            say(
+            if not resume and contains_run(out):
+                raise _run_exists_error(out)
+            write_run_files(out, recipe, encoder, environment)
+            corrupt_log.write_to(out / CORRUPT_FILE)
+            parameters = f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters"
+            _log(
                 console,
-                f"{found} -> {recipe.backbone} ({size}), {recipe.epochs} epochs of {len(sampler)} steps of "
-                f"{module.batch} images at {recipe.image_size} px on {trainer.world_size} x {device.type}",
+                f"{description} -> {recipe.backbone} ({parameters}), {recipe.epochs} epochs of {len(sampler)} steps of "
+                f"{module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x {device.type}",
             )
         _fit(trainer, module, loader, checkpoint, console)
-        trained = module.whole_encoder()
+        trained_encoder = module.full_encoder()
         if trainer.is_global_zero:
-            save_encoder(trained, out)
-            if len(skipped):
-                say(
-                    console,
-                    f"skipped {len(skipped):,} that could not be read; others took their places: {out / SKIPPED}",
-                )
-            say(console, f"encoder written to {out}")
+            save_encoder(trained_encoder, out)
+            if len(corrupt_log):
+                _log(console, f"skipped corrupt images: {len(corrupt_log):,} (listed in {out / CORRUPT_FILE})")
+            _log(console, f"encoder written to {out}")
         trainer.strategy.barrier()
     return Run(out)
 
 
-def _resolve(recipe: Recipe | str | os.PathLike[str] | None, data: Any, out: Path, resume: bool) -> Recipe:
-    # another process of the same run may come when the first has begun it
-    if not resume and holds_run(out) and is_rank_zero():
-        raise _taken(out)
+def _resolve_recipe(recipe: Recipe | str | os.PathLike[str] | None, data: Any, out: Path, resume: bool) -> Recipe:
+    # other ranks may get here after rank 0 has started the run
+    if not resume and contains_run(out) and is_rank_zero():
+        raise _run_exists_error(out)
     if out.exists() and not out.is_dir():
-        raise InputError(f"out: {out} is a file, expected a folder")
+        raise InputError(f"out: expected a folder, got the file {out}")
     if isinstance(recipe, Recipe):
         return recipe
     if recipe is None:
-        recipe = out / RECIPE if resume and holds_run(out) else default_recipe(data)
+        recipe = out / RECIPE_FILE if resume and contains_run(out) else default_recipe(data)
     return load_recipe(recipe)
 
 
-def _taken(out: Path) -> InputError:
-    return InputError(f"out: {out} already holds a run; take another folder, or --resume")
+def _run_exists_error(out: Path) -> InputError:
+    return InputError(f"out: {out} already contains a run; choose another folder, or continue it with --resume")
 
 
-def _go_on(out: Path, recipe: Recipe, environment: dict[str, Any], console: Console) -> Path | None:
-    """The checkpoint to go on from; None where the run begins."""
-    if not holds_run(out):
-        say(console, f"{out} holds no run yet: it begins")
+def _find_checkpoint(out: Path, recipe: Recipe, environment: dict[str, Any], console: Console) -> Path | None:
+    """Return the checkpoint to resume from; None if there is none yet."""
+    if not contains_run(out):
+        _log(console, f"{out} contains no run yet: starting")
         return None
-    check_same(out, recipe, environment)
-    checkpoint = latest_checkpoint(out, partial(say, console))
-    say(console, f"going on from {checkpoint}" if checkpoint else f"{out} holds no checkpoint yet: from the beginning")
+    check_resumable(out, recipe, environment)
+    checkpoint = latest_checkpoint(out, partial(_log, console))
+    _log(console, f"resuming from {checkpoint}" if checkpoint else f"{out} contains no checkpoint yet: starting")
     return checkpoint
 
 
-def _sampler(recipe: Recipe, dataset: ImageDataset, trainer: lightning.Trainer) -> EpochSampler | StepSampler:
+def _create_sampler(recipe: Recipe, dataset: ImageDataset, trainer: lightning.Trainer) -> EpochSampler | StepSampler:
     processes = trainer.world_size
-    batch = min(recipe.batch_size, len(dataset)) // processes
-    if batch < 2:
-        asked = f"{recipe.batch_size} of {len(dataset)} images over {processes} processes"
-        raise InputError(f"batch_size: {asked} leaves {batch} for each, expected at least 2")
-    return training_sampler(dataset, batch, recipe.seed, trainer.global_rank, processes)
+    batch_size = min(recipe.batch_size, len(dataset))
+    per_process = batch_size // processes
+    if per_process < 2:
+        raise InputError(
+            f"batch_size: expected at least 2 images per process, got {per_process}: {recipe.batch_size} of "
+            f"{len(dataset)} images over {processes} processes"
+        )
+    return training_sampler(dataset, per_process, recipe.seed, trainer.global_rank, processes)
 
 
-def _module(
-    recipe: Recipe, encoder: Encoder, sampler: EpochSampler | StepSampler, steps: int, trainer: lightning.Trainer
+def _create_module(
+    recipe: Recipe, encoder: Encoder, sampler: EpochSampler | StepSampler, total_steps: int, trainer: lightning.Trainer
 ) -> Pretraining:
-    warmup = min(round(recipe.optimizer.warmup_epochs * len(sampler)), steps // 4)
+    warmup_steps = min(round(recipe.optimizer.warmup_epochs * len(sampler)), total_steps // 4)
     if recipe.gradient_checkpointing:
         enable_gradient_checkpointing(encoder)
-    module = Pretraining(recipe, encoder, sampler.batch * trainer.world_size, steps, warmup)
-    kind = trainer.strategy.root_device.type
+    module = Pretraining(recipe, encoder, sampler.global_batch, total_steps, warmup_steps)
+    device_type = trainer.strategy.root_device.type
     if trainer.world_size > 1:
-        convert_sync_batch_norm(module.network, kind)
-    wanted = recipe.speed.compile
-    if wanted or (wanted is None and kind == "cuda" and steps >= COMPILED_STEPS):
-        torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
+        convert_sync_batch_norm(module.network, device_type)
+    compiled = recipe.speed.compile
+    if compiled is None:
+        compiled = device_type == "cuda" and total_steps >= MIN_STEPS_TO_COMPILE
+    if compiled:
+        torch._dynamo.config.suppress_errors = True  # run uncompiled what cannot be compiled
         module.network.encoder.compile()
     return module
 
 
-def _new_encoder(recipe: Recipe, reading: PixelFormat, dataset: ImageDataset) -> Encoder:
-    ordinary = reading.channels == 3 and reading.value_range is None
-    mean, std = (None, None) if ordinary else channel_statistics(dataset, reading)
+def _create_encoder(recipe: Recipe, pixel_format: PixelFormat, dataset: ImageDataset) -> Encoder:
+    is_8bit_color = pixel_format.channels == 3 and pixel_format.value_range is None
+    mean, std = (None, None) if is_8bit_color else channel_statistics(dataset, pixel_format)
     return create_encoder(
         recipe.backbone,
         recipe.image_size,
-        reading.channels,
+        pixel_format.channels,
         recipe.small_stem,
         mean,
         std,
         recipe.backbone_options,
-        reading.value_range,
-        reading.background,
+        pixel_format.value_range,
+        pixel_format.background,
     )
 
 
-def _trainer(
-    recipe: Recipe, out: Path, console: Console, skipped: CorruptLog, callbacks: Sequence[lightning.Callback]
+def _create_trainer(
+    recipe: Recipe, out: Path, console: Console, corrupt_log: CorruptLog, callbacks: Sequence[lightning.Callback]
 ) -> lightning.Trainer:
-    gpu_there = torch.cuda.is_available() or torch.backends.mps.is_available()
-    on_cpu = recipe.accelerator == "cpu" or (recipe.accelerator == "auto" and not gpu_there)
-    small = on_cpu and recipe.image_size <= POINT_SIZE
-    if small and recipe.precision == "bf16-mixed":
-        raise InputError(f"precision: expected 32-true for views of up to {POINT_SIZE} px on a CPU, got bf16-mixed")
-    halved = recipe.precision == "auto" and on_cpu and native_bfloat16() and not small
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    on_cpu = recipe.accelerator == "cpu" or (recipe.accelerator == "auto" and not has_gpu)
+    too_small = on_cpu and recipe.image_size <= MAX_SIZE_WITHOUT_BFLOAT16
+    if too_small and recipe.precision == "bf16-mixed":
+        raise InputError(
+            f"precision: expected 32-true for views of up to {MAX_SIZE_WITHOUT_BFLOAT16} px on a CPU, got bf16-mixed"
+        )
+    use_bfloat16 = recipe.precision == "auto" and on_cpu and native_bfloat16() and not too_small
     return make_trainer(
         out,
         recipe.devices,
         recipe.nodes,
-        "bf16-mixed" if halved else recipe.precision,
+        "bf16-mixed" if use_bfloat16 else recipe.precision,
         recipe.accelerator,
         recipe.strategy,
         max_epochs=recipe.epochs,
         logger=TensorBoardLogger(out, name="", version="tensorboard"),
         callbacks=[
-            CorruptImageCallback(skipped),
-            RunProgress(out, console),
+            CorruptImageCallback(corrupt_log),
+            ProgressCallback(out, console),
             HealthWarnings(console),
             *callbacks,
             PreemptionCheckpoint(out / "checkpoints"),
@@ -242,31 +254,31 @@ def _fit(
     trainer: lightning.Trainer, module: Pretraining, loader: Any, checkpoint: Path | None, console: Console
 ) -> None:
     with warnings.catch_warnings():
-        # lightning advises more workers, fewer log steps ...: what it warns of here is decided above
+        # lightning advises on workers, logging intervals and the like, which are set on purpose above
         warnings.filterwarnings("ignore", module="lightning")
-        # of sharded encoders, whose output nobody changes in place
+        # about sharded encoders whose output is changed in place, which does not happen here
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         try:
             trainer.fit(module, loader, ckpt_path=checkpoint)
         except StoppedError as stop:
-            say(console, f"saved at step {trainer.global_step:,}; --resume goes on")
-            if stop.signal == signal.SIGINT:
+            _log(console, f"saved at step {trainer.global_step:,}; continue with --resume")
+            if stop.signal_number == signal.SIGINT:
                 raise KeyboardInterrupt from stop
-            # one process reports it: of processes that end with an error lightning and torchrun kill the others
-            raise SystemExit(PREEMPTED if trainer.is_global_zero else 0) from stop
+            # only rank 0 exits with an error: if several do, lightning and torchrun kill those that are still running
+            raise SystemExit(EXIT_PREEMPTED if trainer.is_global_zero else 0) from stop
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
             raise InputError(
-                f"workers: a loader process ended ({' '.join(str(error).split())}). Most often memory ran out: take "
-                "fewer workers; --resume goes on from the last checkpoint"
+                f"workers: a loader process ended ({' '.join(str(error).split())}), most often because memory ran "
+                "out: use fewer workers, and continue from the last checkpoint with --resume"
             ) from error
         except SIGTERMException as error:  # before the first step
-            raise SystemExit(PREEMPTED) from error
+            raise SystemExit(EXIT_PREEMPTED) from error
         except SystemExit as error:  # lightning turns a second Ctrl-C into an exit
             raise KeyboardInterrupt from error
 
 
-def say(console: Console, line: str) -> None:
+def _log(console: Console, line: str) -> None:
     if is_rank_zero():
         console.print(line, highlight=False, markup=False, soft_wrap=True)

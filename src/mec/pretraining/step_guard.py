@@ -1,70 +1,82 @@
-"""Steps whose loss or gradient is not finite are left out, without waiting for the device."""
+"""Skip steps whose loss or gradient is not finite, without synchronizing with the device."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-MOST_IN_A_ROW = 3
+MAX_CONSECUTIVE_SKIPS = 3
 
 
 class StepGuard(nn.Module):
-    """Keeps NaN and infinity out of weights, optimizer and running statistics, and counts the steps left out.
+    """Keeps NaN and infinity out of weights, optimizer state and running statistics, and counts the skipped steps.
 
-    Everything is decided on the device: a fused optimizer takes ``found_inf``, BatchNorm's statistics are put back.
-    A teacher's average goes on meanwhile: the student that it nears is the one of the last good step.
-    ``skipped`` counts the steps left out in the whole run, ``in_a_row`` those at its end.
+    All decisions are made on the device: a fused optimizer takes ``found_inf``, and BatchNorm's running statistics are
+    restored. The teacher's moving average continues: the student that it follows is the one of the last finite step.
+
+    Attributes:
+        skipped_steps: steps skipped in the whole run.
+        consecutive_skips: steps skipped in a row, up to the current step.
+        max_consecutive_skips: the largest ``consecutive_skips`` since this process started.
+        non_finite: whether the current step is skipped.
     """
 
-    skipped: Tensor
-    in_a_row: Tensor
-    longest: Tensor
-    bad: Tensor
+    skipped_steps: Tensor
+    consecutive_skips: Tensor
+    max_consecutive_skips: Tensor
+    non_finite: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("skipped", "in_a_row"):
+        for name in ("skipped_steps", "consecutive_skips"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
-        self.register_buffer("longest", torch.zeros((), dtype=torch.int64), persistent=False)
-        self.register_buffer("bad", torch.zeros((), dtype=torch.bool), persistent=False)
+        self.register_buffer("max_consecutive_skips", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("non_finite", torch.zeros((), dtype=torch.bool), persistent=False)
 
-    def watch(self, network: nn.Module) -> None:
-        """From now on ``judge`` puts back the statistics of ``network`` as they were at the last good step."""
+    def track_statistics(self, network: nn.Module) -> None:
+        """Restore the running statistics of ``network`` at every skipped step from now on."""
         self.statistics = [b for b in network.buffers() if b.is_floating_point()]
-        self.good = _flat(self.statistics)
+        self.finite_statistics = _flatten(self.statistics)
 
     @torch.no_grad()
-    def judge(self, loss: Tensor, gradients: list[Tensor], optimizer: torch.optim.Optimizer) -> None:
-        """Before the optimizer's step: leave it out where loss or gradients, equal in all processes, are not finite."""
-        self.bad = ~torch.isfinite(loss)
+    def skip_if_non_finite(self, loss: Tensor, gradients: list[Tensor], optimizer: torch.optim.Optimizer) -> None:
+        """Make the next optimizer step a no-op if the loss or a gradient is not finite.
+
+        Args:
+            loss: the same in all processes.
+            gradients: the same in all processes, or sharded over them.
+            optimizer: called before its ``step``.
+        """
+        self.non_finite = ~torch.isfinite(loss)
         if gradients:
-            self.bad |= ~torch.isfinite(_whole(torch.nn.utils.get_total_norm(gradients)))
-        statistics = _flat(self.statistics)
-        self.bad |= ~torch.isfinite(statistics).all().to(loss.device)  # a variance may overflow where the loss does not
-        self.skipped += self.bad
-        self.in_a_row = (self.in_a_row + 1) * self.bad
-        self.longest = torch.maximum(self.longest, self.in_a_row)
+            self.non_finite |= ~torch.isfinite(_full_tensor(torch.nn.utils.get_total_norm(gradients)))
+        statistics = _flatten(self.statistics)
+        # a variance may overflow where the loss does not
+        self.non_finite |= ~torch.isfinite(statistics).all().to(loss.device)
+        self.skipped_steps += self.non_finite
+        self.consecutive_skips = (self.consecutive_skips + 1) * self.non_finite
+        self.max_consecutive_skips = torch.maximum(self.max_consecutive_skips, self.consecutive_skips)
         if self.statistics:
-            self.good = torch.where(self.bad, self.good, statistics)
-            torch._foreach_copy_(self.statistics, _like(self.statistics, self.good))
+            self.finite_statistics = torch.where(self.non_finite, self.finite_statistics, statistics)
+            torch._foreach_copy_(self.statistics, _unflatten_like(self.statistics, self.finite_statistics))
         if optimizer.defaults.get("fused"):
-            optimizer.found_inf = self.bad.float()  # type: ignore[attr-defined]
+            optimizer.found_inf = self.non_finite.float()  # type: ignore[attr-defined]
             optimizer.grad_scale = None  # type: ignore[attr-defined]
-        elif self.bad:
+        elif self.non_finite:
             optimizer.zero_grad(set_to_none=True)
 
 
-def _flat(tensors: list[Tensor]) -> Tensor:
+def _flatten(tensors: list[Tensor]) -> Tensor:
     return torch.cat([t.flatten().float() for t in tensors]) if tensors else torch.empty(0)
 
 
-def _like(tensors: list[Tensor], flat: Tensor) -> list[Tensor]:
-    parts = torch.split(flat, [t.numel() for t in tensors])
-    return [part.view_as(t).to(t.dtype) for part, t in zip(parts, tensors, strict=True)]
+def _unflatten_like(tensors: list[Tensor], flat: Tensor) -> list[Tensor]:
+    pieces = torch.split(flat, [t.numel() for t in tensors])
+    return [piece.view_as(t).to(t.dtype) for piece, t in zip(pieces, tensors, strict=True)]
 
 
-def _whole(norm: Tensor) -> Tensor:
-    """Of weights spread over processes (FSDP) a norm is a DTensor: the whole of it."""
+def _full_tensor(norm: Tensor) -> Tensor:
+    """Return the norm over all processes: with sharded weights (FSDP) ``norm`` is a DTensor."""
     full_tensor = getattr(norm, "full_tensor", None)
-    whole: Tensor = norm if full_tensor is None else full_tensor()
-    return whole
+    full: Tensor = norm if full_tensor is None else full_tensor()
+    return full

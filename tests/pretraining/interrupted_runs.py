@@ -1,0 +1,194 @@
+"""Start runs that are stopped at a chosen moment, each in a process forked from one that has imported everything."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+import yaml
+
+import mec.pretraining.run
+from mec.cli.main import entry
+from mec.pretraining import Recipe, checkpointing, pretrain
+from mec.pretraining.progress import MetricsFile
+from tests.pretraining.test_run import quiet_console
+
+TIME_LIMIT = 100.0
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(
+    [
+        "mec.pretraining",
+        "mec.cli.options",
+        "mec.pretraining.online_probe",
+        "sklearn.datasets",
+        "torch.utils.tensorboard",
+        "tensorboard.compat",
+        "torch._dynamo",
+    ]
+)
+CHECKPOINT_MOMENTS = ("half written", "without checksum", "with checksum", "pruned")
+"""Moments in a checkpoint's write: after half of its bytes, before and after the checksum is added to its name, and after
+an older checkpoint is removed."""
+CALL_MOMENTS = ("locked", "metrics opened")
+"""Moments from which on calls of Python functions are counted: the run folder is locked, metrics.csv is opened."""
+
+Moment = tuple[str, int]
+
+
+def run_until_killed(data: str | Path, out: Path, recipe: Recipe, moment: Moment | None = None) -> int:
+    """Start or resume a run, SIGKILL it at ``moment``, if any, and return the exit status."""
+    process = FORKSERVER.Process(target=_run_until_killed, args=(str(data), out, recipe, moment))
+    process.start()
+    return exit_status(process)
+
+
+def exit_status(process: BaseProcess) -> int:
+    """Wait for the process to exit."""
+    process.join(TIME_LIMIT)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise AssertionError("the run hangs")
+    return process.exitcode
+
+
+def start_command(
+    data: str | Path,
+    out: Path,
+    recipe: Recipe,
+    patch: Callable[[], None] | None = None,
+    rank: tuple[int, int, int] | None = None,
+    resume: bool = False,
+) -> BaseProcess:
+    """Start ``mec pretrain``, with standard error in ``out``.txt.
+
+    Args:
+        data: the images.
+        out: the run folder.
+        recipe: the settings.
+        patch: called in the process before the command.
+        rank: rank, world size and port, as torchrun sets them; None for a single process.
+        resume: add ``--resume``.
+    """
+    recipe_file = out.with_name("recipe-of-the-command.yaml")
+    recipe_file.write_text(yaml.safe_dump(recipe.as_dict()))
+    arguments = ["pretrain", str(data), "--out", str(out), "--recipe", str(recipe_file), "--probe-every", "0"]
+    arguments += ["--resume"] if resume else []
+    stderr = out.with_name(f"{out.name}{rank[0] if rank else ''}.txt")
+    process = FORKSERVER.Process(target=_run_command, args=(arguments, stderr, patch, rank))
+    process.start()
+    return process
+
+
+def _run_command(
+    arguments: list[str], stderr: Path, patch: Callable[[], None] | None, rank: tuple[int, int, int] | None
+) -> None:
+    os.setsid()
+    os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if rank is not None:
+        number, world_size, port = map(str, rank)
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world_size, "RANK": number}
+        os.environ |= {"LOCAL_RANK": number, "LOCAL_WORLD_SIZE": world_size}
+        os.environ |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
+    _use_fork()
+    if patch is not None:
+        patch()
+    sys.argv = ["mec", *arguments]
+    entry()
+
+
+def _use_fork() -> None:
+    """Fork loader processes, as in a process that no fork server has started."""
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)
+
+
+def _run_until_killed(data: str, out: Path, recipe: Recipe, moment: Moment | None) -> None:
+    _use_fork()
+    checkpointing.SAVE_INTERVAL_SECONDS, checkpointing.SAVE_INTERVAL_FACTOR = 0.0, 0
+    if moment is not None and moment[0] in CHECKPOINT_MOMENTS:
+        _die_in_checkpoint(*moment)
+    elif moment is not None:
+        _die_at_call(*moment)
+    pretrain(data, out, recipe, resume=True, console=quiet_console())
+
+
+def _die(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_at_call(start: str, number: int) -> None:
+    """Die at the ``number``-th call of a Python function after ``start``, one of ``CALL_MOMENTS``."""
+    remaining = number
+
+    def count_calls(frame: Any, event: str, argument: Any) -> None:
+        nonlocal remaining
+        remaining -= event == "call"
+        if remaining <= 0:
+            _die()
+
+    lock_run_folder, init = mec.pretraining.run.lock_run_folder, MetricsFile.__init__
+
+    @contextmanager
+    def counting_lock(out: Path) -> Iterator[None]:
+        with lock_run_folder(out):
+            sys.setprofile(count_calls)
+            yield
+
+    def counting_init(*args: Any) -> None:
+        sys.setprofile(count_calls)
+        init(*args)
+
+    assert start in CALL_MOMENTS
+    if start == "locked":
+        mec.pretraining.run.lock_run_folder = counting_lock
+    else:
+        MetricsFile.__init__ = counting_init  # type: ignore[method-assign,assignment]
+
+
+def _die_in_checkpoint(moment: str, number: int) -> None:
+    """Die at ``moment``, one of ``CHECKPOINT_MOMENTS``, of the ``number``-th checkpoint."""
+    remaining = number
+    save, replace, unlink = torch.save, Path.replace, Path.unlink
+
+    def save_half(content: Any, file: BinaryIO) -> None:
+        nonlocal remaining
+        remaining -= 1
+        if remaining:
+            return save(content, file)
+        buffer = io.BytesIO()
+        save(content, buffer)
+        file.write(buffer.getvalue()[: buffer.tell() // 2])
+        file.flush()
+        _die()
+
+    def die_after(method: Callable[..., Any], counts: Callable[[str], bool]) -> Callable[..., Any]:
+        def wrapper(path: Path, *args: Any, **kwargs: Any) -> Any:
+            nonlocal remaining
+            result = method(path, *args, **kwargs)
+            remaining -= counts(Path(args[0] if args else path).name)
+            if remaining <= 0:
+                _die()
+            return result
+
+        return wrapper
+
+    if moment == "half written":
+        torch.save = save_half
+    elif moment == "without checksum":
+        Path.replace = die_after(replace, lambda name: name.startswith("step=") and "-" not in name)  # type: ignore
+    elif moment == "with checksum":
+        Path.replace = die_after(replace, lambda name: name.startswith("step=") and "-" in name)  # type: ignore
+    elif moment == "pruned":
+        Path.unlink = die_after(unlink, lambda name: name.startswith("step="))  # type: ignore
