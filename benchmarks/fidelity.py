@@ -23,14 +23,14 @@ from rich.table import Table
 from machine import write
 from mec.data import PixelFormat, TwoViews, ViewSettings
 from mec.data.decode import open_image
-from mec.data.transforms.crop import crop_and_resize, shrunk
+from mec.data.transforms.crop import crop_and_resize, scale_box
 from mec.data.transforms.view_settings import VIEW_1, VIEW_2, ViewParameters
 
 CASES = {
     "view 1": VIEW_1,
     "view 2": VIEW_2,
     "view 1 without hue": replace(VIEW_1, hue=0),
-    "view 1 without jitter": replace(VIEW_1, jitter=0),
+    "view 1 without jitter": replace(VIEW_1, color_jitter=0),
 }
 
 
@@ -41,7 +41,7 @@ def in_pil(pil_image: Image.Image, p: ViewParameters, size: int) -> Image.Image:
     adjust = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
     for step in p.order[0] if p.factors[0, 0] != 1 else ():
         pil_image = adjust[step](pil_image, float(p.factors[0, step]))
-    pil_image = TF.to_grayscale(pil_image, 3) if p.gray[0] else pil_image
+    pil_image = TF.to_grayscale(pil_image, 3) if p.grayscale[0] else pil_image
     pil_image = pil_image.filter(ImageFilter.GaussianBlur(float(p.sigma[0]))) if p.sigma[0] else pil_image
     pil_image = ImageOps.solarize(pil_image) if p.solarize[0] else pil_image
     return TF.hflip(pil_image) if p.flip[0] else pil_image
@@ -54,7 +54,7 @@ def agreements(paths: list[Path], settings: ViewSettings, size: int = 96) -> lis
         pil_image = Image.open(path).convert("RGB")
         array = np.array(pil_image)
         ours, _ = views(torch.from_numpy(array).permute(2, 0, 1)[None], np.array([i]), epoch=0)
-        p = views.parameters_of(0, np.array([i]), 0, *array.shape[:2])
+        p = views.view_parameters(0, np.array([i]), 0, *array.shape[:2])
         error = (ours[0] - TF.to_tensor(in_pil(pil_image, p, size))).square().mean()
         found.append(float(-10 * torch.log10(error + 1e-10)))
     return found
@@ -70,7 +70,7 @@ def sharpness(paths: list[Path], shrink: int, size: int = 64) -> list[float]:
         for _ in range(8):
             side = min(int(size * shrink * rng.uniform(1, 2)), opened.height)
             top, left = (int(rng.integers(0, whole - side + 1)) for whole in (opened.height, opened.width))
-            box = shrunk(np.array([top, left, side, side]), (opened.height, opened.width), image.shape[:2])
+            box = scale_box(np.array([top, left, side, side]), (opened.height, opened.width), image.shape[:2])
             ours = crop_and_resize(image, box, size)
             theirs = np.asarray(TF.resized_crop(pil_image, top, left, side, side, [size, size]))
             gradients = [np.abs(np.diff(a.astype(float), axis=1)).mean() for a in (ours, theirs)]

@@ -44,8 +44,8 @@ def torchvision_v2(size: int) -> list[Callable[[Any], Any]]:
         return v2.Compose(
             [
                 v2.RandomResizedCrop(size, scale=s.crop_scale, antialias=True),
-                v2.RandomApply([v2.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue)], p=s.jitter),
-                v2.RandomGrayscale(p=s.gray),
+                v2.RandomApply([v2.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue)], p=s.color_jitter),
+                v2.RandomGrayscale(p=s.grayscale),
                 v2.RandomApply([v2.GaussianBlur(BLUR_TAPS, s.blur_sigma)], p=s.blur),
                 v2.RandomSolarize(128, p=s.solarize),
                 v2.RandomHorizontalFlip(p=s.flip),
@@ -70,8 +70,8 @@ def kornia(size: int) -> list[Callable[[Any], Any]]:
     def view(s: ViewSettings) -> Callable[[Any], Any]:
         return nn.Sequential(
             K.RandomResizedCrop((size, size), scale=s.crop_scale),
-            K.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue, p=s.jitter),
-            K.RandomGrayscale(p=s.gray),
+            K.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue, p=s.color_jitter),
+            K.RandomGrayscale(p=s.grayscale),
             K.RandomGaussianBlur((BLUR_TAPS, BLUR_TAPS), s.blur_sigma, p=s.blur),
             K.RandomSolarize(0.0, 0.0, p=s.solarize),
             K.RandomHorizontalFlip(p=s.flip),

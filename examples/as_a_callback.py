@@ -24,7 +24,7 @@ from mec import MECLoss, TwoViews, open_dataset
 from mec.data import ViewSettings
 
 SIZE = 32
-VIEW = ViewSettings(crop_scale=(0.5, 1.0), flip=0.0, rotation=20, jitter=1.0, blur=0.0)
+VIEW = ViewSettings(crop_scale=(0.5, 1.0), flip=0.0, rotation=20, color_jitter=1.0, blur=0.0)
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 

@@ -1,4 +1,4 @@
-"""Folders of photographs of which some are broken, each in a way of its own."""
+"""Folders of photographs, some of which are corrupt, each for a different reason."""
 
 import csv
 from collections.abc import Callable
@@ -8,61 +8,61 @@ import numpy as np
 from PIL import Image
 
 from mec.data import FileDataset, open_dataset
-from mec.data.analysis import RESIDENT_SIDE
-from tests.data.encoded_images import claiming
+from mec.data.analysis import IN_MEMORY_MAX_SIDE
+from tests.data.encoded_images import image_claiming_size
 
-LARGE, SMALL = (RESIDENT_SIDE + 14, RESIDENT_SIDE + 34), (32, 32)
+LARGE, SMALL = (IN_MEMORY_MAX_SIDE + 14, IN_MEMORY_MAX_SIDE + 34), (32, 32)
 BATCH = 25
 
 
-def cut_off(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def emptied(path: Path) -> None:
+def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def text(path: Path) -> None:
-    path.write_text("404 Not FrameObjects\n")
+def write_text(path: Path) -> None:
+    path.write_text("404 Not Found\n")
 
 
-def bomb(path: Path) -> None:
-    path.write_bytes(claiming("PNG", 60_000, 60_000))
+def write_decompression_bomb(path: Path) -> None:
+    path.write_bytes(image_claiming_size("PNG", 60_000, 60_000))
 
 
-def link_to_nowhere(path: Path) -> None:
+def link_to_missing_file(path: Path) -> None:
     path.unlink()
-    path.symlink_to(path.with_name("nowhere"))
+    path.symlink_to(path.with_name("missing"))
 
 
-def vanished(path: Path) -> None:
+def delete(path: Path) -> None:
     path.unlink()
 
 
-def became_a_folder(path: Path) -> None:
+def replace_by_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
 
-BEFORE: dict[Callable[[Path], None], str] = {
-    cut_off: "truncated",
-    emptied: "the file is empty",
-    text: "not an image in a format that is read",
-    bomb: "bomb",
-    link_to_nowhere: "No such file or directory",
+CORRUPT_WHEN_OPENED: dict[Callable[[Path], None], str] = {
+    truncate: "truncated",
+    empty: "the file is empty",
+    write_text: "not an image in a supported format",
+    write_decompression_bomb: "bomb",
+    link_to_missing_file: "No such file or directory",
 }
-LATER: dict[Callable[[Path], None], str] = {
-    vanished: "No such file or directory",
-    became_a_folder: "Is a directory",
+CORRUPT_LATER: dict[Callable[[Path], None], str] = {
+    delete: "No such file or directory",
+    replace_by_folder: "Is a directory",
 }
-WAYS = BEFORE | LATER
-IMAGES = 25 * len(WAYS)
-"""Of which 4 % are broken, one in each way."""
-BROKEN = dict(zip(WAYS, np.linspace(0, IMAGES - 1, len(WAYS)).astype(int).tolist(), strict=True))
+REASONS = CORRUPT_WHEN_OPENED | CORRUPT_LATER
+NUM_IMAGES = 25 * len(REASONS)
+"""Of these, 4% are corrupt, one for each reason."""
+CORRUPT_INDICES = dict(zip(REASONS, np.linspace(0, NUM_IMAGES - 1, len(REASONS)).astype(int).tolist(), strict=True))
 
 
-def photographs(folder: Path, count: int = IMAGES, size: tuple[int, int] = LARGE) -> Path:
+def write_photographs(folder: Path, count: int = NUM_IMAGES, size: tuple[int, int] = LARGE) -> Path:
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for i in range(count):
@@ -71,25 +71,25 @@ def photographs(folder: Path, count: int = IMAGES, size: tuple[int, int] = LARGE
     return folder
 
 
-def break_in(folder: Path, ways: dict[Callable[[Path], None], str]) -> None:
-    for way in ways:
-        way(folder / f"{BROKEN[way]:03}.jpg")
+def corrupt_images_in(folder: Path, reasons: dict[Callable[[Path], None], str]) -> None:
+    for make_corrupt in reasons:
+        make_corrupt(folder / f"{CORRUPT_INDICES[make_corrupt]:03}.jpg")
 
 
-def opened_and_broken(folder: Path) -> FileDataset:
-    """Images of which some are broken already, others break once they are listed."""
-    break_in(folder, BEFORE)
-    images = open_dataset(folder)
-    assert isinstance(images, FileDataset)
-    assert len(images) == IMAGES
-    break_in(folder, LATER)
-    return images
+def open_and_corrupt(folder: Path) -> FileDataset:
+    """Open a folder in which some images are corrupt; corrupt others after it is opened."""
+    corrupt_images_in(folder, CORRUPT_WHEN_OPENED)
+    dataset = open_dataset(folder)
+    assert isinstance(dataset, FileDataset)
+    assert len(dataset) == NUM_IMAGES
+    corrupt_images_in(folder, CORRUPT_LATER)
+    return dataset
 
 
 def expected_reasons(folder: Path) -> dict[str, str]:
-    return {str(folder / f"{number:03}.jpg"): WAYS[way] for way, number in BROKEN.items()}
+    return {str(folder / f"{index:03}.jpg"): REASONS[make_corrupt] for make_corrupt, index in CORRUPT_INDICES.items()}
 
 
-def rows(path: Path) -> list[list[str]]:
+def read_csv(path: Path) -> list[list[str]]:
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return list(csv.reader(file))

@@ -20,21 +20,21 @@ from mec.errors import InputError
 from mec.pretraining import ProjectorSettings, Recipe
 from tests.data.corrupt_files import (
     BATCH,
-    BEFORE,
-    BROKEN,
-    IMAGES,
+    CORRUPT_INDICES,
+    CORRUPT_LATER,
+    CORRUPT_WHEN_OPENED,
     LARGE,
-    LATER,
+    NUM_IMAGES,
+    REASONS,
     SMALL,
-    WAYS,
-    break_in,
-    cut_off,
-    emptied,
+    corrupt_images_in,
+    empty,
     expected_reasons,
-    opened_and_broken,
-    photographs,
-    rows,
-    text,
+    open_and_corrupt,
+    read_csv,
+    truncate,
+    write_photographs,
+    write_text,
 )
 
 CPU = torch.device("cpu")
@@ -52,166 +52,175 @@ TINY = Recipe(
 )
 
 
-def batches(images: FileDataset, workers: int, epochs: int = 2, reading: PixelFormat | None = None) -> list[Batch]:
-    sampler = EpochSampler(len(images), BATCH, seed=1)
-    loader = training_loader(images, TwoViews(SIZE, seed=3), sampler, reading or PixelFormat(), CPU, workers)
-    found = []
+def load_batches(
+    dataset: FileDataset, workers: int, epochs: int = 2, pixel_format: PixelFormat | None = None
+) -> list[Batch]:
+    sampler = EpochSampler(len(dataset), BATCH, seed=1)
+    loader = training_loader(dataset, TwoViews(SIZE, seed=3), sampler, pixel_format or PixelFormat(), CPU, workers)
+    batches = []
     for epoch in range(epochs):
         sampler.set_epoch(epoch)
-        found += list(loader)
-    return found
+        batches += list(loader)
+    return batches
 
 
-def views_of(found: list[Batch]) -> dict[tuple[int, int], np.ndarray]:
+def views_of(batches: list[Batch]) -> dict[tuple[int, int], np.ndarray]:
     return {
-        (batch.epoch, number): views.numpy()
-        for batch in found
-        for number, views in zip(batch.indices.tolist(), batch.images, strict=True)
+        (batch.epoch, index): views.numpy()
+        for batch in batches
+        for index, views in zip(batch.indices.tolist(), batch.images, strict=True)
     }
 
 
-def quiet() -> Console:
+def quiet_console() -> Console:
     return Console(file=StringIO())
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return photographs(tmp_path_factory.mktemp("whole") / "data")
+def clean_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photographs(tmp_path_factory.mktemp("clean") / "data")
 
 
 @pytest.fixture(scope="module")
-def partly(tmp_path_factory: pytest.TempPathFactory) -> FileDataset:
-    return opened_and_broken(photographs(tmp_path_factory.mktemp("partly") / "data"))
+def corrupt_dataset(tmp_path_factory: pytest.TempPathFactory) -> FileDataset:
+    return open_and_corrupt(write_photographs(tmp_path_factory.mktemp("corrupt") / "data"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_is_broken_changes_nothing_for_the_others(whole: Path, partly: FileDataset, workers: int) -> None:
-    found = batches(partly, workers)
-    assert len(found) == 2 * IMAGES // BATCH
-    assert all(batch.images.shape == (BATCH, 2, 3, SIZE, SIZE) for batch in found)
-    good, mixed = views_of(batches(open_dataset(whole), 0)), views_of(found)
-    assert good.keys() == mixed.keys() == {(epoch, i) for epoch in (0, 1) for i in range(IMAGES)}
-    for key, views in good.items():
-        assert np.array_equal(views, mixed[key]) == (key[1] not in BROKEN.values())
+def test_corrupt_images_do_not_change_the_views_of_others(
+    clean_folder: Path, corrupt_dataset: FileDataset, workers: int
+) -> None:
+    batches = load_batches(corrupt_dataset, workers)
+    assert len(batches) == 2 * NUM_IMAGES // BATCH
+    assert all(batch.images.shape == (BATCH, 2, 3, SIZE, SIZE) for batch in batches)
+    clean, with_corrupt = views_of(load_batches(open_dataset(clean_folder), 0)), views_of(batches)
+    assert clean.keys() == with_corrupt.keys() == {(epoch, i) for epoch in (0, 1) for i in range(NUM_IMAGES)}
+    for key, views in clean.items():
+        assert np.array_equal(views, with_corrupt[key]) == (key[1] not in CORRUPT_INDICES.values())
 
 
-def test_what_takes_their_places_is_the_same_for_any_workers(partly: FileDataset) -> None:
-    alone, several = batches(partly, 0), batches(partly, 2)
-    for a, b in zip(alone, several, strict=True):
+def test_substitutes_do_not_depend_on_the_workers(corrupt_dataset: FileDataset) -> None:
+    without_workers, with_workers = load_batches(corrupt_dataset, 0), load_batches(corrupt_dataset, 2)
+    for a, b in zip(without_workers, with_workers, strict=True):
         assert np.array_equal(a.indices, b.indices)
         assert torch.equal(a.images, b.images)
-        assert sorted(a.lost) == sorted(b.lost)
+        assert sorted(a.corrupt) == sorted(b.corrupt)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_lost_are_named_with_their_reasons(partly: FileDataset, workers: int) -> None:
-    expected = expected_reasons(partly.root)
+def test_batches_list_corrupt_images_with_their_reasons(corrupt_dataset: FileDataset, workers: int) -> None:
+    expected = expected_reasons(corrupt_dataset.root)
     for epoch in (0, 1):
-        lost = dict(item for batch in batches(partly, workers) if batch.epoch == epoch for item in batch.lost)
-        assert lost.keys() == expected.keys()
-        for title, reason in lost.items():
+        corrupt = dict(
+            item for batch in load_batches(corrupt_dataset, workers) if batch.epoch == epoch for item in batch.corrupt
+        )
+        assert corrupt.keys() == expected.keys()
+        for title, reason in corrupt.items():
             assert expected[title] in reason
             assert "\n" not in reason
 
 
-def test_places_are_taken_by_whole_images_each_time_others(tmp_path: Path) -> None:
-    """Every image of one tone: a view tells which image it was cut from."""
+def test_substitutes_are_readable_images_that_vary(tmp_path: Path) -> None:
+    """Each image has one gray value, which identifies it in a view."""
     for i in range(100):
         Image.new("L", (120, 100), 2 * i).save(tmp_path / f"{i:03}.png")
-    broken = [3, 40, 41, 97]
-    for i in broken:
-        emptied(tmp_path / f"{i:03}.png")
-    tones = {
-        key: np.unique(views) for key, views in views_of(batches(open_dataset(tmp_path), 0, 8, PixelFormat(1))).items()
+    corrupt_indices = [3, 40, 41, 97]
+    for i in corrupt_indices:
+        empty(tmp_path / f"{i:03}.png")
+    gray_values = {
+        key: np.unique(views)
+        for key, views in views_of(load_batches(open_dataset(tmp_path), 0, 8, PixelFormat(1))).items()
     }
-    assert all(len(found) == 1 for found in tones.values())
-    sources = {key: int(found[0]) // 2 for key, found in tones.items()}
-    assert all(source == number for (_, number), source in sources.items() if number not in broken)
-    places = [source for (_, number), source in sources.items() if number in broken]
-    assert not set(places) & set(broken)
-    assert len(set(places)) > len(places) // 2
+    assert all(len(values) == 1 for values in gray_values.values())
+    sources = {key: int(values[0]) // 2 for key, values in gray_values.items()}
+    assert all(source == index for (_, index), source in sources.items() if index not in corrupt_indices)
+    substitutes = [source for (_, index), source in sources.items() if index in corrupt_indices]
+    assert not set(substitutes) & set(corrupt_indices)
+    assert len(set(substitutes)) > len(substitutes) // 2
 
 
-def test_where_nearly_all_are_broken_batches_are_whole_still(tmp_path: Path) -> None:
-    folder = photographs(tmp_path / "data", 50)
+def test_batches_stay_full_if_nearly_all_images_are_corrupt(tmp_path: Path) -> None:
+    folder = write_photographs(tmp_path / "data", 50)
     for path in sorted(folder.iterdir())[5:]:
-        emptied(path)
-    found = batches(open_dataset(folder), 2)
-    assert all(batch.images.shape == (BATCH, 2, 3, SIZE, SIZE) for batch in found)
-    assert len({item.title for batch in found for item in batch.lost}) == 45
+        empty(path)
+    batches = load_batches(open_dataset(folder), 2)
+    assert all(batch.images.shape == (BATCH, 2, 3, SIZE, SIZE) for batch in batches)
+    assert len({item.title for batch in batches for item in batch.corrupt}) == 45
 
 
-def test_where_none_is_left_it_is_said(tmp_path: Path) -> None:
-    for path in photographs(tmp_path / "data", 25).iterdir():
-        emptied(path)
-    with pytest.raises(InputError, match=r"no image could be read in place of image \d+; .*the file is empty"):
-        batches(open_dataset(tmp_path), 0)
+def test_no_readable_image_raises_input_error(tmp_path: Path) -> None:
+    for path in write_photographs(tmp_path / "data", 25).iterdir():
+        empty(path)
+    with pytest.raises(InputError, match=r"no readable image found to replace image \d+; .*the file is empty"):
+        load_batches(open_dataset(tmp_path), 0)
 
 
-def test_small_images_are_sorted_out_as_they_are_decoded(tmp_path: Path) -> None:
-    folder = photographs(tmp_path / "data", size=SMALL)
+def test_load_into_memory_leaves_out_corrupt_images(tmp_path: Path) -> None:
+    folder = write_photographs(tmp_path / "data", size=SMALL)
     names = np.array(sorted(p.name for p in folder.iterdir()))
-    images = opened_and_broken(folder)
-    images.labels, images.classes = np.arange(IMAGES), list(names)
-    settled, lost = load_into_memory(images, PixelFormat())
-    assert isinstance(settled, ArrayDataset)
-    kept = np.setdiff1d(np.arange(IMAGES), list(BROKEN.values()))
-    assert settled.labels is not None
-    assert settled.labels.tolist() == kept.tolist()
-    assert settled.ignored_files == len(BROKEN)
-    expected = [np.asarray(Image.open(folder / name)) for name in names[kept]]
-    assert np.abs(settled.images.astype(int) - np.stack(expected)).max() <= 2
+    dataset = open_and_corrupt(folder)
+    dataset.labels, dataset.classes = np.arange(NUM_IMAGES), list(names)
+    in_memory, corrupt = load_into_memory(dataset, PixelFormat())
+    assert isinstance(in_memory, ArrayDataset)
+    readable = np.setdiff1d(np.arange(NUM_IMAGES), list(CORRUPT_INDICES.values()))
+    assert in_memory.labels is not None
+    assert in_memory.labels.tolist() == readable.tolist()
+    assert in_memory.ignored_files == len(CORRUPT_INDICES)
+    expected = [np.asarray(Image.open(folder / name)) for name in names[readable]]
+    assert np.abs(in_memory.images.astype(int) - np.stack(expected)).max() <= 2
     reasons = expected_reasons(folder)
-    assert [item.title for item in lost] == sorted(reasons)
-    assert all(reasons[item.title] in item.reason for item in lost)
+    assert [item.title for item in corrupt] == sorted(reasons)
+    assert all(reasons[item.title] in item.reason for item in corrupt)
 
 
-def break_later(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_and_break(*args: object, **options: object) -> object:
-        images = open_dataset(*args, **options)  # type: ignore[arg-type]
-        break_in(folder, LATER)
-        return images
+def corrupt_after_opening(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_then_corrupt(*args: object, **options: object) -> object:
+        dataset = open_dataset(*args, **options)  # type: ignore[arg-type]
+        corrupt_images_in(folder, CORRUPT_LATER)
+        return dataset
 
-    monkeypatch.setattr("mec.pretraining.run.open_dataset", open_and_break)
+    monkeypatch.setattr("mec.pretraining.run.open_dataset", open_then_corrupt)
 
 
-@pytest.mark.parametrize("size", [LARGE, SMALL], ids=["by workers", "in memory"])
-def test_training_passes_over_four_percent(
+@pytest.mark.parametrize("size", [LARGE, SMALL], ids=["in workers", "in memory"])
+def test_training_continues_with_four_percent_corrupt_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
 ) -> None:
-    folder = photographs(tmp_path / "data", size=size)
-    break_in(folder, BEFORE)
-    break_later(folder, monkeypatch)
-    console = quiet()
+    folder = write_photographs(tmp_path / "data", size=size)
+    corrupt_images_in(folder, CORRUPT_WHEN_OPENED)
+    corrupt_after_opening(folder, monkeypatch)
+    console = quiet_console()
     run = mec.pretrain(folder, tmp_path / "run", TINY, console=console)
     assert run.encoder().num_features == 16
-    listed = rows(tmp_path / "run" / "skipped.csv")
+    listed = read_csv(tmp_path / "run" / "corrupt.csv")
     expected = expected_reasons(folder)
     assert listed[0] == ["image", "reason"]
     assert sorted(row[0] for row in listed[1:]) == sorted(expected)
     assert all(expected[title] in reason for title, reason in listed[1:])
-    assert f"skipped {len(WAYS)} that could not be read" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"skipped corrupt images: {len(REASONS)} " in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("size", [LARGE, SMALL], ids=["by workers", "in memory"])
-@pytest.mark.parametrize("way", [cut_off, emptied, text])
-def test_training_ends_at_once_where_half_is_broken(
-    tmp_path: Path, size: tuple[int, int], way: Callable[[Path], None]
+@pytest.mark.parametrize("size", [LARGE, SMALL], ids=["in workers", "in memory"])
+@pytest.mark.parametrize("make_corrupt", [truncate, empty, write_text])
+def test_training_stops_early_if_half_of_the_images_are_corrupt(
+    tmp_path: Path, size: tuple[int, int], make_corrupt: Callable[[Path], None]
 ) -> None:
-    folder = photographs(tmp_path / "data", 100, size)
+    folder = write_photographs(tmp_path / "data", 100, size)
     for path in sorted(folder.iterdir())[::2]:
-        way(path)
-    before = time.perf_counter()
-    with pytest.raises(InputError, match=r"^max_corrupt: \d+ of .* cannot be read, at most 0\.05 of all") as caught:
-        mec.pretrain(folder, tmp_path / "run", replace(TINY, epochs=50), console=quiet())
+        make_corrupt(path)
+    start = time.perf_counter()
+    with pytest.raises(
+        InputError, match=r"^max_corrupt: \d+ of .* cannot be read, expected at most 0\.05 of all"
+    ) as caught:
+        mec.pretrain(folder, tmp_path / "run", replace(TINY, epochs=50), console=quiet_console())
     assert "\n" not in str(caught.value)
-    assert time.perf_counter() - before < 30
+    assert time.perf_counter() - start < 30
     assert not (tmp_path / "run" / "encoder.safetensors").exists()
 
 
-def test_half_may_be_broken_where_it_is_asked_for(tmp_path: Path) -> None:
-    folder = photographs(tmp_path / "data", 2 * BATCH)
+def test_max_corrupt_allows_half_of_the_images_to_be_corrupt(tmp_path: Path) -> None:
+    folder = write_photographs(tmp_path / "data", 2 * BATCH)
     for path in sorted(folder.iterdir())[::2]:
-        emptied(path)
-    mec.pretrain(folder, tmp_path / "run", replace(TINY, max_corrupt=0.5), console=quiet())
-    assert len(rows(tmp_path / "run" / "skipped.csv")) == 1 + BATCH
+        empty(path)
+    mec.pretrain(folder, tmp_path / "run", replace(TINY, max_corrupt=0.5), console=quiet_console())
+    assert len(read_csv(tmp_path / "run" / "corrupt.csv")) == 1 + BATCH

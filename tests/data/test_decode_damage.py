@@ -1,4 +1,4 @@
-"""What is no image, claims too many pixels, breaks off or is damaged."""
+"""Files that are no image, claim too many pixels, are truncated or damaged."""
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,15 @@ from mec.data import open_dataset, read_image
 from mec.data.decode import MAX_PIXELS, open_image
 from mec.data.pixels import CorruptImageError, PixelFormat
 from mec.errors import InputError
-from tests.data.encoded_images import COLORS, claiming, decoded, encoded, npy, numbers, tiff
+from tests.data.encoded_images import (
+    COLOR_PIXELS,
+    decode,
+    encode,
+    encode_npy,
+    encode_tiff,
+    image_claiming_size,
+    random_values,
+)
 from tests.data.transforms.test_geometry import photograph
 
 
@@ -33,9 +41,9 @@ from tests.data.transforms.test_geometry import photograph
     ],
     ids="objects complex text record line stack no-channels empty channelless scalar".split(),
 )
-def test_arrays_that_are_no_image(values: np.ndarray) -> None:
-    with pytest.raises(CorruptImageError, match=r"array of|allow_pickle|no pixels"):
-        open_image(npy(values))
+def test_invalid_arrays_are_corrupt_images(values: np.ndarray) -> None:
+    with pytest.raises(CorruptImageError, match=r"array dtype|array shape|allow_pickle|no pixels"):
+        open_image(encode_npy(values))
 
 
 def test_a_pickle_is_not_loaded(tmp_path: Path) -> None:
@@ -45,116 +53,118 @@ def test_a_pickle_is_not_loaded(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return (tmp_path.joinpath("touched").touch, ())
 
-    for data in (pickle.dumps(Touch()), npy(np.array([Touch()], dtype=object))):
+    for data in (pickle.dumps(Touch()), encode_npy(np.array([Touch()], dtype=object))):
         with pytest.raises(CorruptImageError):
             open_image(data)
     assert not (tmp_path / "touched").exists()
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF", "TIFF", "PPM"])
-def test_a_decompression_bomb_is_refused_by_its_header(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def allocates(self: ImageFile.ImageFile) -> None:
-        pytest.fail("pixels were asked for")
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "BMP", "GIF", "TIFF", "PPM"])
+def test_a_decompression_bomb_is_refused_by_its_header(image_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: ImageFile.ImageFile) -> None:
+        pytest.fail("pixels were decoded")
 
-    monkeypatch.setattr(ImageFile.ImageFile, "load_prepare", allocates)
-    with pytest.raises(CorruptImageError, match=r"60,000 x 60,000 pixels, .* bomb: at most 400 million"):
-        open_image(claiming(kind, 60_000, 60_000))
+    monkeypatch.setattr(ImageFile.ImageFile, "load_prepare", fail)
+    with pytest.raises(CorruptImageError, match=r"60,000 x 60,000 pixels: .*bomb, expected at most 400 million"):
+        open_image(image_claiming_size(image_format, 60_000, 60_000))
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF", "TIFF", "PPM"])
-def test_opening_reads_no_more_than_the_header(kind: str) -> None:
-    """Below our limit, above Pillow's, which warns of it or refuses."""
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "BMP", "GIF", "TIFF", "PPM"])
+def test_open_image_reads_the_header_only(image_format: str) -> None:
+    """The size is below MAX_PIXELS and above the limit of Pillow, which would warn or refuse."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        opened = open_image(claiming(kind, 20_000, 15_000))
+        opened = open_image(image_claiming_size(image_format, 20_000, 15_000))
     assert (opened.width, opened.height) == (20_000, 15_000)
     assert opened.width * opened.height < MAX_PIXELS
 
 
-def test_a_tiff_above_pillows_limit_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tiff_above_the_limit_of_pillow_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    data = encoded(Image.fromarray(COLORS), "TIFF", 6)
-    assert np.array_equal(decoded(data), np.rot90(COLORS, -1))
+    data = encode(Image.fromarray(COLOR_PIXELS), "TIFF", 6)
+    assert np.array_equal(decode(data), np.rot90(COLOR_PIXELS, -1))
     assert Image.MAX_IMAGE_PIXELS == 1000
 
 
-def test_pillows_own_limit_stays_as_it_was_with_many_threads() -> None:
-    before, data = Image.MAX_IMAGE_PIXELS, claiming("PNG", 20_000, 15_000)
+def test_the_limit_of_pillow_is_restored_with_many_threads() -> None:
+    before, data = Image.MAX_IMAGE_PIXELS, image_claiming_size("PNG", 20_000, 15_000)
     with ThreadPoolExecutor(8) as pool:
         assert {opened.width for opened in pool.map(open_image, [data] * 400)} == {20_000}
     assert before == Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.parametrize("data", [b"", b"hello, world\n" * 50, b"<svg/>", b"GIF", b"\x89PNG", b"\0" * 100, b"II*\0"])
-def test_what_is_no_image(data: bytes, tmp_path: Path) -> None:
+def test_files_that_are_no_image(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(data)
     with pytest.raises(
         CorruptImageError,
-        match=r"^(the file is empty|not an image in a format that is read|.* requires a buffer .*)$",
+        match=r"^(the file is empty|not an image in a supported format|.* requires a buffer .*)$",
     ):
         read_image(open_dataset(tmp_path), 0)
 
 
-@pytest.mark.parametrize("rest", [b"", b"\xd9", b"\xff", b"\xff\xe0\0\0" * 20, bytes(range(256)) * 8])
-def test_noise_behind_the_first_bytes_of_a_jpeg(rest: bytes) -> None:
+@pytest.mark.parametrize("noise", [b"", b"\xd9", b"\xff", b"\xff\xe0\0\0" * 20, bytes(range(256)) * 8])
+def test_noise_after_the_magic_bytes_of_a_jpeg(noise: bytes) -> None:
     with pytest.raises(CorruptImageError, match=r"^.+$"):
-        decoded(b"\xff\xd8" + rest)
+        decode(b"\xff\xd8" + noise)
 
 
-@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9, 0.999])
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
-def test_a_image_that_breaks_off(photo: Image.Image, kind: str, share: float) -> None:
-    data = encoded(photo, kind)
-    cut = data[: int(len(data) * share)]
-    for take in (lambda opened: opened.decode(PixelFormat()), lambda opened: opened.raw(PixelFormat())):
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_a_truncated_image_is_corrupt(photo: Image.Image, image_format: str, fraction: float) -> None:
+    data = encode(photo, image_format)
+    truncated = data[: int(len(data) * fraction)]
+    for decode_opened in (lambda opened: opened.decode(PixelFormat()), lambda opened: opened.raw(PixelFormat())):
         with pytest.raises(CorruptImageError, match=r"^.+$"):
-            take(open_image(cut))
+            decode_opened(open_image(truncated))
 
 
-SEEDS = {
-    "jpeg": encoded(Image.fromarray(photograph(40, 50)), "JPEG", 6),
-    "jpeg-progressive": encoded(Image.fromarray(photograph(40, 50)), "JPEG", progressive=True),
-    "jpeg-cmyk": encoded(Image.fromarray(photograph(40, 50)).convert("CMYK"), "JPEG"),
-    "png": encoded(Image.fromarray(photograph(40, 50)), "PNG", 6),
-    "png-palette": encoded(Image.fromarray(photograph(40, 50)).convert("P"), "PNG", transparency=3),
-    "webp": encoded(Image.fromarray(photograph(40, 50)), "WEBP", 6),
-    "gif": encoded(Image.fromarray(photograph(40, 50)), "GIF"),
-    "bmp": encoded(Image.fromarray(photograph(40, 50)), "BMP"),
-    "ppm": encoded(Image.fromarray(photograph(40, 50)), "PPM"),
-    "tiff": encoded(Image.fromarray(photograph(40, 50)), "TIFF", 6, compression="tiff_lzw"),
-    "tiff-16": tiff(numbers((40, 50, 3), np.uint16), photometric="rgb", compression="deflate", predictor=True),
-    "tiff-pages": tiff(numbers((3, 40, 50), np.uint8), photometric="minisblack", compression="zstd"),
-    "npy": npy(photograph(40, 50)),
-    "npy-float": npy(numbers((40, 50), np.float32)),
+FILES = {
+    "jpeg": encode(Image.fromarray(photograph(40, 50)), "JPEG", 6),
+    "jpeg-progressive": encode(Image.fromarray(photograph(40, 50)), "JPEG", progressive=True),
+    "jpeg-cmyk": encode(Image.fromarray(photograph(40, 50)).convert("CMYK"), "JPEG"),
+    "png": encode(Image.fromarray(photograph(40, 50)), "PNG", 6),
+    "png-palette": encode(Image.fromarray(photograph(40, 50)).convert("P"), "PNG", transparency=3),
+    "webp": encode(Image.fromarray(photograph(40, 50)), "WEBP", 6),
+    "gif": encode(Image.fromarray(photograph(40, 50)), "GIF"),
+    "bmp": encode(Image.fromarray(photograph(40, 50)), "BMP"),
+    "ppm": encode(Image.fromarray(photograph(40, 50)), "PPM"),
+    "tiff": encode(Image.fromarray(photograph(40, 50)), "TIFF", 6, compression="tiff_lzw"),
+    "tiff-16": encode_tiff(
+        random_values((40, 50, 3), np.uint16), photometric="rgb", compression="deflate", predictor=True
+    ),
+    "tiff-pages": encode_tiff(random_values((3, 40, 50), np.uint8), photometric="minisblack", compression="zstd"),
+    "npy": encode_npy(photograph(40, 50)),
+    "npy-float": encode_npy(random_values((40, 50), np.float32)),
 }
 
 
-def damaged(data: bytes, rng: np.random.Generator) -> bytes:
+def damage(data: bytes, rng: np.random.Generator) -> bytes:
     if rng.random() < 0.3:
         return data[: rng.integers(0, len(data))]
-    found = bytearray(data)
-    head = len(data) if rng.random() < 0.5 else min(400, len(data))
-    for place in rng.integers(0, head, rng.integers(1, 6)):
-        found[place] = rng.integers(0, 256)
-    return bytes(found)
+    result = bytearray(data)
+    limit = len(data) if rng.random() < 0.5 else min(400, len(data))
+    for position in rng.integers(0, limit, rng.integers(1, 6)):
+        result[position] = rng.integers(0, 256)
+    return bytes(result)
 
 
-@pytest.mark.parametrize("name", SEEDS)
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.filterwarnings("ignore")
-def test_damage_of_any_kind_is_a_broken_image_or_other_pixels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_damage_raises_corrupt_image_error_or_changes_pixels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mec.data.decode.MAX_PIXELS", 10**6)
-    rng = np.random.default_rng(sorted(SEEDS).index(name))
-    assert decoded(SEEDS[name]).dtype == np.uint8
-    refused = 0
+    rng = np.random.default_rng(sorted(FILES).index(name))
+    assert decode(FILES[name]).dtype == np.uint8
+    num_corrupt = 0
     for _ in range(100):
         try:
-            pixels = open_image(damaged(SEEDS[name], rng)).decode(PixelFormat(), int(rng.choice([1, 2, 8])))
+            pixels = open_image(damage(FILES[name], rng)).decode(PixelFormat(), int(rng.choice([1, 2, 8])))
         except InputError as error:
             assert str(error)
             assert "\n" not in str(error)
-            refused += 1
+            num_corrupt += 1
         else:
             assert pixels.dtype == np.uint8
             assert pixels.ndim == 3
             assert pixels.shape[2] == 3
-    assert refused > 10
+    assert num_corrupt > 10

@@ -1,4 +1,4 @@
-"""Images of other numbers than bytes, and of any channels: 16 bits, TIFF and arrays."""
+"""Decoding of images with more than 8 bits or any number of channels: 16-bit files, TIFF and arrays."""
 
 import warnings
 from typing import Any
@@ -8,32 +8,44 @@ import pytest
 from PIL import Image, ImageOps
 
 from mec.data.pixels import PixelFormat
-from tests.data.encoded_images import TURN, H, W, decoded, difference, encoded, npy, numbers, stored, threefold, tiff
+from tests.data.encoded_images import (
+    EXIF_ORIENTATION,
+    H,
+    W,
+    decode,
+    decode_raw,
+    encode,
+    encode_npy,
+    encode_tiff,
+    gray_to_rgb,
+    max_difference,
+    random_values,
+)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
-def test_sixteen_bits_of_gray(kind: str) -> None:
-    values = numbers((H, W), np.uint16)
-    data = encoded(Image.fromarray(values), kind)
-    assert np.array_equal(stored(data)[..., 0], values)
-    assert difference(decoded(data, PixelFormat(1))[..., 0], values / 257) <= 0.5
-    assert difference(decoded(data), threefold(values) / 257) <= 0.5
-    found = decoded(data, PixelFormat(1, (0.0, 4095.0)))
-    assert found.dtype == np.float32
-    assert difference(found[..., 0], np.clip(values / 4095, 0, 1)) < 1e-6
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF", "PPM"])
+def test_16_bit_grayscale_files_keep_all_bits(image_format: str) -> None:
+    values = random_values((H, W), np.uint16)
+    data = encode(Image.fromarray(values), image_format)
+    assert np.array_equal(decode_raw(data)[..., 0], values)
+    assert max_difference(decode(data, PixelFormat(1))[..., 0], values / 257) <= 0.5
+    assert max_difference(decode(data), gray_to_rgb(values) / 257) <= 0.5
+    decoded = decode(data, PixelFormat(1, (0.0, 4095.0)))
+    assert decoded.dtype == np.float32
+    assert max_difference(decoded[..., 0], np.clip(values / 4095, 0, 1)) < 1e-6
 
 
 @pytest.mark.parametrize("options", [{}, {"compression": "lzw"}, {"compression": "deflate", "predictor": True}])
 @pytest.mark.parametrize("layout", ["contig", "separate"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("channels", [2, 3, 4, 5])
-def test_tiff_of_any_channels(channels: int, dtype: Any, layout: str, options: dict[str, Any]) -> None:
-    values = numbers((H, W, channels), dtype)
+def test_tiff_with_any_number_of_channels(channels: int, dtype: Any, layout: str, options: dict[str, Any]) -> None:
+    values = random_values((H, W, channels), dtype)
     planes = values if layout == "contig" else np.ascontiguousarray(values.transpose(2, 0, 1))
-    data = tiff(planes, photometric="minisblack", planarconfig=layout, **options)
-    assert np.array_equal(stored(data), values)
+    data = encode_tiff(planes, photometric="minisblack", planarconfig=layout, **options)
+    assert np.array_equal(decode_raw(data), values)
     white = np.iinfo(dtype).max if values.dtype.kind == "u" else 1.0
-    assert difference(decoded(data, PixelFormat(channels)), values / white * 255.0) <= 0.5001
+    assert max_difference(decode(data, PixelFormat(channels)), values / white * 255.0) <= 0.5001
 
 
 @pytest.mark.parametrize(
@@ -44,45 +56,45 @@ def test_tiff_of_any_channels(channels: int, dtype: Any, layout: str, options: d
     ("shape", "dtype"),
     [((H, W, 3), np.uint8), ((H, W), np.uint8), ((H, W, 3), np.uint16), ((H, W), np.uint16), ((H, W), np.float32)],
 )
-def test_tiff_however_written(
+def test_tiff_layouts_and_compressions(
     shape: tuple[int, ...], dtype: Any, compression: str | None, options: dict[str, Any]
 ) -> None:
-    values = numbers(shape, dtype)
-    kind = "rgb" if len(shape) == 3 else "minisblack"
-    found = stored(tiff(values, photometric=kind, compression=compression, **options))
-    assert found.dtype.kind == values.dtype.kind
-    assert np.array_equal(found.reshape(shape), values)
+    values = random_values(shape, dtype)
+    photometric = "rgb" if len(shape) == 3 else "minisblack"
+    decoded = decode_raw(encode_tiff(values, photometric=photometric, compression=compression, **options))
+    assert decoded.dtype.kind == values.dtype.kind
+    assert np.array_equal(decoded.reshape(shape), values)
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
 @pytest.mark.parametrize("options", [{}, {"compression": "lzw"}, {"compression": "deflate", "tile": (16, 16)}])
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.uint32, np.float16, np.float32, np.float64])
-def test_tiff_of_other_numbers(dtype: Any, options: dict[str, Any], order: str) -> None:
-    values = numbers((H, W), dtype)
-    found = stored(tiff(values, photometric="minisblack", byteorder=order, **options))
-    assert np.array_equal(found[..., 0], values)
+def test_tiff_with_signed_and_float_values(dtype: Any, options: dict[str, Any], byteorder: str) -> None:
+    values = random_values((H, W), dtype)
+    decoded = decode_raw(encode_tiff(values, photometric="minisblack", byteorder=byteorder, **options))
+    assert np.array_equal(decoded[..., 0], values)
 
 
-@pytest.mark.parametrize("turn", range(1, 9))
-def test_a_deep_tiff_is_turned(turn: int) -> None:
-    values = numbers((H, W, 3), np.uint16)
-    data = tiff(values, photometric="rgb", extratags=[(TURN, "H", 1, turn, True)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_of_a_16_bit_tiff(orientation: int) -> None:
+    values = random_values((H, W, 3), np.uint16)
+    data = encode_tiff(values, photometric="rgb", extratags=[(EXIF_ORIENTATION, "H", 1, orientation, True)])
     layers = [Image.fromarray(values[..., c].astype(np.int32)) for c in range(3)]
     for layer in layers:
-        layer.getexif()[TURN] = turn
-    assert np.array_equal(stored(data), np.stack([np.asarray(ImageOps.exif_transpose(i)) for i in layers], axis=-1))
+        layer.getexif()[EXIF_ORIENTATION] = orientation
+    assert np.array_equal(decode_raw(data), np.stack([np.asarray(ImageOps.exif_transpose(i)) for i in layers], axis=-1))
 
 
-def test_pages_are_channels_where_there_are_as_many_as_asked_for() -> None:
-    pages = numbers((5, H, W), np.uint8)
-    data = tiff(pages, photometric="minisblack")
-    assert np.array_equal(decoded(data, PixelFormat(5)), pages.transpose(1, 2, 0))
-    assert np.array_equal(decoded(data, PixelFormat(3)), threefold(pages[0]))
-    colored = numbers((3, H, W, 3), np.uint8)
-    assert np.array_equal(decoded(tiff(colored, photometric="rgb")), colored[0])
-    stack = numbers((3, 2, H, W), np.uint16)
-    microscope = tiff(stack, imagej=True, metadata={"axes": "ZCYX"})
-    assert np.array_equal(stored(microscope), stack[0].transpose(1, 2, 0))
+def test_pages_are_channels_if_their_number_matches() -> None:
+    pages = random_values((5, H, W), np.uint8)
+    data = encode_tiff(pages, photometric="minisblack")
+    assert np.array_equal(decode(data, PixelFormat(5)), pages.transpose(1, 2, 0))
+    assert np.array_equal(decode(data, PixelFormat(3)), gray_to_rgb(pages[0]))
+    color_pages = random_values((3, H, W, 3), np.uint8)
+    assert np.array_equal(decode(encode_tiff(color_pages, photometric="rgb")), color_pages[0])
+    stack = random_values((3, 2, H, W), np.uint16)
+    imagej_tiff = encode_tiff(stack, imagej=True, metadata={"axes": "ZCYX"})
+    assert np.array_equal(decode_raw(imagej_tiff), stack[0].transpose(1, 2, 0))
 
 
 @pytest.mark.parametrize(
@@ -102,22 +114,22 @@ def test_pages_are_channels_where_there_are_as_many_as_asked_for() -> None:
         ((5, 20, 48), (1, 2, 0)),
     ],
 )
-def test_npy(shape: tuple[int, ...], axes: tuple[int, ...] | None, dtype: Any) -> None:
-    values = numbers(shape, dtype)
+def test_npy_arrays(shape: tuple[int, ...], axes: tuple[int, ...] | None, dtype: Any) -> None:
+    values = random_values(shape, dtype)
     expected = values[..., None] if values.ndim == 2 else values.transpose(axes or (0, 1, 2))
-    found = stored(npy(values))
-    assert np.array_equal(found, expected)
+    decoded = decode_raw(encode_npy(values))
+    assert np.array_equal(decoded, expected)
     low, high = {"b": (0, 1), "f": (0, 1), "u": (0, np.iinfo(np.uint16).max), "i": (-(2**15), 2**15 - 1)}[
         values.dtype.kind
     ]
     low, high = (0, 255) if dtype == np.uint8 else (0, 65535) if dtype == np.int32 else (low, high)
     levels = (np.clip(expected.astype(float), low, high) - low) / (high - low) * 255
-    assert difference(decoded(npy(values), PixelFormat(found.shape[2])), levels) <= 0.51
+    assert max_difference(decode(encode_npy(values), PixelFormat(decoded.shape[2])), levels) <= 0.51
 
 
-def test_what_is_no_number_in_floats_is_clipped() -> None:
+def test_nan_and_infinity_are_clipped() -> None:
     values = np.array([[np.nan, np.inf, -np.inf, 0.5], [-1e300, 1e300, 2.0, -1.0]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = decoded(npy(values), PixelFormat(1, (0.0, 1.0)))[..., 0]
-    assert found.tolist() == [[0.0, 1.0, 0.0, 0.5], [0.0, 1.0, 1.0, 0.0]]
+        decoded = decode(encode_npy(values), PixelFormat(1, (0.0, 1.0)))[..., 0]
+    assert decoded.tolist() == [[0.0, 1.0, 0.0, 0.5], [0.0, 1.0, 1.0, 0.0]]

@@ -24,7 +24,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_an_epoch_shows_each_image_once_in_a_new_order() -> None:
+def test_each_epoch_has_every_image_once_in_a_new_order() -> None:
     sampler = EpochSampler(100, 20, seed=1)
     orders = []
     for epoch in range(3):
@@ -37,44 +37,44 @@ def test_an_epoch_shows_each_image_once_in_a_new_order() -> None:
     assert orders[0] != orders[1] != orders[2]
 
 
-def test_processes_share_the_same_joined_batches() -> None:
-    whole = [sorted(batch) for batch in EpochSampler(103, 20, seed=1)]
-    halves = [list(EpochSampler(103, 10, seed=1, rank=r, processes=2)) for r in (0, 1)]
-    assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == whole
+def test_global_batches_do_not_depend_on_the_world_size() -> None:
+    expected = [sorted(batch) for batch in EpochSampler(103, 20, seed=1)]
+    per_rank = [list(EpochSampler(103, 10, seed=1, rank=r, world_size=2)) for r in (0, 1)]
+    assert [sorted(a + b) for a, b in zip(*per_rank, strict=True)] == expected
 
 
 def test_workers_do_not_change_the_views(photographs: Path) -> None:
     dataset, views = open_dataset(photographs), TwoViews(32, seed=3)
-    found = []
+    results = []
     for workers in (0, 2):
         loader = training_loader(dataset, views, EpochSampler(12, 4, seed=0), PixelFormat(), CPU, workers)
         loader.sampler.set_epoch(5)
         batches = list(loader)
         assert all(b.images.shape == (4, 2, 3, 32, 32) and b.epoch == 5 for b in batches)
-        found.append(batches)
-    for a, b in zip(*found, strict=True):
+        results.append(batches)
+    for a, b in zip(*results, strict=True):
         assert np.array_equal(a.indices, b.indices)
         assert torch.equal(a.images, b.images)
 
 
-def test_worker_crops_and_whole_images_give_the_same_views() -> None:
-    """Cropped by a worker as bytes, or on the batch as floats: the same up to the rounding of a byte."""
+def test_views_of_worker_crops_match_views_of_whole_images() -> None:
+    """Crops are uint8 in a worker and float in a batch: the views differ by rounding only."""
     images = np.stack([photograph(64, 64)] * 4)
     views, sampler = TwoViews(32, seed=3), EpochSampler(4, 4, seed=0)
     dataset = ArrayDataset("a", images)
     (whole,) = training_loader(dataset, views, sampler, PixelFormat(), CPU)
     assert whole.images.shape == (4, 3, 64, 64)
 
-    loader = training_loader(Loaded(dataset), views, sampler, PixelFormat(), CPU, workers=0)
+    loader = training_loader(LoadedDataset(dataset), views, sampler, PixelFormat(), CPU, workers=0)
     (cropped,) = loader
     for a, b in zip(views(*whole[:3]), views(*cropped[:3]), strict=True):
-        # solarization cuts at the middle tone, where half a tone decides
+        # rounding decides whether values near the solarization threshold are inverted
         assert (a - b).abs().median() < 1 / 255
         assert ((a - b).abs() > 4 / 255).float().mean() < 0.02
 
 
-class Loaded:
-    """The same images behind the interface of files."""
+class LoadedDataset:
+    """An array dataset that is not an ArrayDataset, so that workers load and crop it."""
 
     labels, classes, ignored_files = None, (), 0
 
@@ -91,21 +91,21 @@ class Loaded:
         return self.dataset.title(index)
 
 
-def test_small_images_settle_in_memory_others_stay(tmp_path: Path, photographs: Path) -> None:
+def test_small_images_are_loaded_into_memory(tmp_path: Path, photographs: Path) -> None:
     for i in range(5):
         Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / f"{i}.png")
-    settled, lost = load_into_memory(open_dataset(tmp_path), PixelFormat())
-    assert not lost
-    assert isinstance(settled, ArrayDataset)
-    assert settled.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    in_memory, corrupt = load_into_memory(open_dataset(tmp_path), PixelFormat())
+    assert not corrupt
+    assert isinstance(in_memory, ArrayDataset)
+    assert in_memory.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
     Image.new("RGB", (17, 16)).save(tmp_path / "odd.png")
     assert not isinstance(load_into_memory(open_dataset(tmp_path), PixelFormat())[0], ArrayDataset)
     assert not isinstance(load_into_memory(open_dataset(photographs), PixelFormat())[0], ArrayDataset)
 
 
-def test_evaluation_takes_every_image_once_in_order(photographs: Path) -> None:
+def test_evaluation_loader_yields_every_image_once(photographs: Path) -> None:
     dataset = open_dataset(photographs)
-    batches = list(evaluation_loader(dataset, PixelFormat(), 48, batch=5, workers=2))
+    batches = list(evaluation_loader(dataset, PixelFormat(), 48, batch_size=5, workers=2))
     assert sorted(i for b in batches for i in b.indices) == list(range(12))
     (first,) = [b.images[0] for b in batches if b.indices[0] == 0]
     from torchvision.transforms import CenterCrop
@@ -115,28 +115,28 @@ def test_evaluation_takes_every_image_once_in_order(photographs: Path) -> None:
     assert np.abs(first.numpy().astype(int) - expected).max() <= 1
 
 
-def test_large_sizes_are_measured_on_seven_eighths(photographs: Path) -> None:
+def test_evaluation_crop_matches_resize_256_center_crop_224(photographs: Path) -> None:
     from torchvision import transforms
 
     dataset = open_dataset(photographs)
-    (batch,) = evaluation_loader(dataset, PixelFormat(), 224, batch=12, workers=0)
-    usual = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
+    (batch,) = evaluation_loader(dataset, PixelFormat(), 224, batch_size=12, workers=0)
+    reference = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
     for i in (0, 7):
-        theirs = np.asarray(usual(Image.fromarray(read_image(dataset, i)))).transpose(2, 0, 1).astype(float)
-        # one resize in place of two steps: the same region, within a pixel
+        theirs = np.asarray(reference(Image.fromarray(read_image(dataset, i)))).transpose(2, 0, 1).astype(float)
+        # one resize instead of two steps: the same region within a pixel
         assert np.abs(batch.images[i].numpy() - theirs).mean() < 3
 
 
-def test_colors_are_measured() -> None:
+def test_channel_statistics() -> None:
     images = np.zeros((50, 8, 8, 2), dtype=np.uint8)
     images[25:, ..., 0] = 255
     images[..., 1] = 51
-    mean, deviation = channel_statistics(ArrayDataset("a", images), PixelFormat(2))
+    mean, std = channel_statistics(ArrayDataset("a", images), PixelFormat(2))
     assert mean == pytest.approx((0.5, 0.2), abs=0.02)
-    assert deviation == pytest.approx((0.5, 1e-3), abs=0.02)
+    assert std == pytest.approx((0.5, 1e-3), abs=0.02)
 
 
-def test_channels_come_from_the_images(tmp_path: Path) -> None:
+def test_channels_are_inferred(tmp_path: Path) -> None:
     for i in range(3):
         Image.new("RGB", (16, 16), (9, 9, 9)).save(tmp_path / f"{i}.png")
     assert infer_pixel_format(open_dataset(tmp_path)).channels == 1

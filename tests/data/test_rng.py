@@ -1,10 +1,10 @@
 import numpy as np
 from scipy import stats
 
-from mec.data.rng import uniforms
+from mec.data.rng import Stream, uniforms
 
 
-def test_uniform_and_independent_across_every_axis() -> None:
+def test_numbers_are_uniform_and_independent_on_every_axis() -> None:
     u = uniforms(0, 0, np.arange(5000), 8)
     assert stats.kstest(u.ravel(), "uniform").pvalue > 1e-3
     others = [
@@ -18,17 +18,27 @@ def test_uniform_and_independent_across_every_axis() -> None:
     assert np.abs(np.corrcoef(u.T) - np.eye(8)).max() < 0.06
 
 
-def test_a_images_numbers_do_not_depend_on_the_batch() -> None:
-    whole = uniforms(3, 7, np.arange(100), 5)
-    assert np.array_equal(whole[[40, 2]], uniforms(3, 7, np.array([40, 2]), 5))
-    assert len(np.unique(whole)) == whole.size
+def test_numbers_of_an_image_do_not_depend_on_the_batch() -> None:
+    all_images = uniforms(3, 7, np.arange(100), 5)
+    assert np.array_equal(all_images[[40, 2]], uniforms(3, 7, np.array([40, 2]), 5))
+    assert len(np.unique(all_images)) == all_images.size
 
 
-def test_seeds_epochs_and_streams_do_not_stand_in_for_each_other() -> None:
-    drawn = [
+def test_seed_epoch_and_stream_are_not_interchangeable() -> None:
+    numbers = [
         tuple(uniforms(seed, epoch, np.array([0]), 2, stream)[0])
         for seed in range(4)
         for epoch in range(4)
         for stream in range(4)
     ]
-    assert len(set(drawn)) == 64
+    assert len(set(numbers)) == 64
+
+
+def test_stream_values_are_fixed() -> None:
+    """A changed value would change the random numbers of all runs."""
+    values = {name: int(stream) for name, stream in Stream.__members__.items()}
+    assert values == {
+        "VIEW_1": 0, "VIEW_2": 1, "SAMPLE_ORDER": 3, "SHARD_ORDER": 5, "SHARD_BUFFER": 6, "TRAIN_TEST_SPLIT": 7,
+        "REFERENCE_VIEWS": 8, "SUBSTITUTE": 9, "SHARD_SUBSTITUTE": 10, "SHARD_START": 11, "LABEL_SUBSET": 12,
+        "NETWORK": 12,
+    }  # fmt: skip

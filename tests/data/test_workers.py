@@ -12,7 +12,7 @@ from mec.data import PixelFormat, TwoViews, open_dataset
 from mec.data.loaders import training_loader
 from mec.data.samplers import EpochSampler
 from mec.data.workers import worker_count
-from tests.data.datasets.shard_files import image
+from tests.data.datasets.shard_files import encode_image
 
 SCRIPT = """
 import signal, sys, torch
@@ -20,11 +20,11 @@ from mec.data import PixelFormat, TwoViews, open_dataset
 from mec.data.loaders import training_loader
 from mec.data.samplers import EpochSampler
 
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-    signal.signal(number, signal.SIG_IGN)
-images = open_dataset(sys.argv[1])
+for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(signal_number, signal.SIG_IGN)
+dataset = open_dataset(sys.argv[1])
 sampler = EpochSampler(8, 2, seed=0)
-loader = training_loader(images, TwoViews(16, seed=0), sampler, PixelFormat(), torch.device("cpu"), 2)
+loader = training_loader(dataset, TwoViews(16, seed=0), sampler, PixelFormat(), torch.device("cpu"), 2)
 while True:
     for batch in loader:
         print(*(w.pid for w in loader._iterator._workers), flush=True)
@@ -35,7 +35,7 @@ while True:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for i in range(8):
-        (tmp_path / f"{i}.jpg").write_bytes(image(i))
+        (tmp_path / f"{i}.jpg").write_bytes(encode_image(i))
     return tmp_path
 
 
@@ -46,7 +46,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="only where the sender of a signal is told")
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="needs signal.sigtimedwait")
 def test_workers_live_as_long_as_the_training_process(folder: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, str(folder)]
     pipe = subprocess.PIPE
@@ -55,9 +55,9 @@ def test_workers_live_as_long_as_the_training_process(folder: Path) -> None:
         assert process.stdout
         try:
             workers = [int(pid) for pid in process.stdout.readline().split()]
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
-                os.killpg(process.pid, number)
-            for _ in range(30):  # more than were loaded in advance
+            for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+                os.killpg(process.pid, signal_number)
+            for _ in range(30):  # more than the workers prefetch
                 process.stdin.write("\n")
                 process.stdin.flush()
                 assert [int(pid) for pid in process.stdout.readline().split()] == workers
@@ -70,42 +70,42 @@ def test_workers_live_as_long_as_the_training_process(folder: Path) -> None:
     assert not any(alive(pid) for pid in workers)
 
 
-def test_workers_end_with_the_loader_and_when_the_parent_says_so(folder: Path) -> None:
-    images, views = open_dataset(folder), TwoViews(16, seed=0)
-    loader = training_loader(images, views, EpochSampler(8, 2, seed=0), PixelFormat(), torch.device("cpu"), 2)
+def test_workers_end_with_the_loader_or_on_sigterm_from_the_parent(folder: Path) -> None:
+    dataset, views = open_dataset(folder), TwoViews(16, seed=0)
+    loader = training_loader(dataset, views, EpochSampler(8, 2, seed=0), PixelFormat(), torch.device("cpu"), 2)
     assert len(list(loader)) == 4
     first, second = loader._iterator._workers
     first.terminate()
     first.join(5)
     assert first.exitcode == 0
-    begun = time.monotonic()
+    start = time.monotonic()
     del loader
     second.join(5)
     assert second.exitcode == 0
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - start < 4
 
 
 @pytest.mark.parametrize(
-    ("environment", "local", "expected"),
+    ("environment", "local_world_size", "expected"),
     [
         ({}, None, 12),
         ({}, 4, 3),
         ({}, 40, 1),
         ({"LOCAL_WORLD_SIZE": "3"}, None, 4),
-        # srun started four, each with five cores: bound to them or not
+        # srun started four tasks with five cores each, bound to them or not
         ({"SLURM_NTASKS_PER_NODE": "4", "SLURM_CPUS_PER_TASK": "5"}, 4, 5),
         ({"SLURM_NTASKS_PER_NODE": "4", "SLURM_CPUS_PER_TASK": "40"}, 4, 12),
-        # one task, in which torchrun started four
+        # one SLURM task, in which torchrun started four processes
         ({"SLURM_NTASKS_PER_NODE": "1", "SLURM_CPUS_PER_TASK": "12", "LOCAL_WORLD_SIZE": "4"}, None, 3),
     ],
 )
-def test_processes_on_a_machine_share_its_cores(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], local: int | None, expected: int
+def test_training_processes_share_the_cores_of_a_machine(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], local_world_size: int | None, expected: int
 ) -> None:
     for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", "SLURM_CPUS_PER_TASK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
-    assert worker_count(None, local) == expected
-    assert worker_count(7, local) == 7
+    assert worker_count(None, local_world_size) == expected
+    assert worker_count(7, local_world_size) == 7

@@ -1,4 +1,4 @@
-"""What a source holds: the channels, the range and the colors of its images; small ones are taken into memory."""
+"""Inference of the pixel format and color statistics of a dataset, and loading of small images into memory."""
 
 from __future__ import annotations
 
@@ -12,128 +12,147 @@ from numpy.typing import NDArray
 
 from mec.data.corrupt import CorruptImage
 from mec.data.dataset import ArrayDataset, ImageDataset, evenly_spaced, read_image
-from mec.data.decode import Opened, open_image
+from mec.data.decode import OpenedImage, open_image
 from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat, convert_pixels
 from mec.errors import InputError
 
-RESIDENT_SIDE = 96
-"""Images up to this many pixels a side are kept in memory, decoded once."""
-RESIDENT_BYTES = 4 * 2**30
-SURVEYED, MEASURED = 64, 1000
-"""Images that tell channels and range, and those that tell the colors."""
+IN_MEMORY_MAX_SIDE = 96
+"""Images whose sides have at most this many pixels are decoded once and held in memory."""
+IN_MEMORY_MAX_BYTES = 4 * 2**30
+FORMAT_SAMPLE_SIZE = 64
+"""Images from which channels and value range are inferred."""
+STATISTICS_SAMPLE_SIZE = 1000
+"""Images from which mean and standard deviation are computed."""
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 
 
 def infer_pixel_format(dataset: ImageDataset, channels: int | None = None, background: str = "white") -> PixelFormat:
-    """How the images of a source are best read, from an even sample of them.
+    """Infer the pixel format of a dataset from an evenly spaced sample of its images.
 
-    Channels as asked, else 1 where all are gray, 3 where any is in color, else what they have. Images of more than
-    8 bits get a value_range: the bit depth they fill for unsigned integers, [0, 1] for floats within it, else the
-    0.1 and 99.9 % points.
-    """
-    asked = PixelFormat(channels or 3, None, background)
-    if len(dataset) == 0:
-        raise InputError("data: no image")
-    found: set[int] = set()
-    deep: list[NDArray[Any]] = []
-    highest = 0.0
-    for values in sampled(dataset, SURVEYED, lambda opened: opened.raw(asked)):
-        gray = values.shape[2] == 3 and (values[..., :1] == values).all()
-        found.add(1 if gray else values.shape[2])
-        if values.dtype.kind in "uif" and values.dtype != np.uint8:
-            deep.append(_pixels_of(values, 10_000 // values.shape[2]).copy())
-            highest = max(highest, float(values.max()))  # a few bright pixels tell the bit depth
-    if channels is None:
-        several = found - {1}
-        if len(several) > 1:
-            raise InputError(f"channels: the images have {', '.join(map(str, sorted(found)))} channels; choose one")
-        channels = several.pop() if several else 1
-    return PixelFormat(channels, _range_of(deep, highest) if deep else None, background)
+    Images of more than 8 bits get a value_range: for unsigned integers, that of the smallest bit depth that holds
+    their values; for floats within [0, 1], this range; else the 0.1 and 99.9 percentiles.
 
-
-def sampled(dataset: ImageDataset, count: int, take: Callable[[Opened], NDArray[Any]]) -> Iterator[NDArray[Any]]:
-    """What is taken of about ``count`` images from all over the source, without the broken ones.
+    Args:
+        dataset: the images.
+        channels: number of channels. None: 1 where all images are gray, 3 where any is in color, else their own.
+        background: color behind transparent images.
 
     Raises:
-        InputError: not one of them can be read.
+        InputError: the dataset is empty or unreadable, or its images have several numbers of channels.
     """
-    found, reason = False, ""
+    raw_format = PixelFormat(channels or 3, None, background)
+    if len(dataset) == 0:
+        raise InputError("data: no image")
+    found_channels: set[int] = set()
+    deep_pixels: list[NDArray[Any]] = []
+    maximum = 0.0
+    for values in sample_images(dataset, FORMAT_SAMPLE_SIZE, lambda opened: opened.raw(raw_format)):
+        is_gray = values.shape[2] == 3 and (values[..., :1] == values).all()
+        found_channels.add(1 if is_gray else values.shape[2])
+        if values.dtype.kind in "uif" and values.dtype != np.uint8:
+            deep_pixels.append(_sample_pixels(values, 10_000 // values.shape[2]).copy())
+            maximum = max(maximum, float(values.max()))  # of all pixels: a few bright ones decide the bit depth
+    if channels is None:
+        more_than_one = found_channels - {1}
+        if len(more_than_one) > 1:
+            numbers = ", ".join(map(str, sorted(found_channels)))
+            raise InputError(f"channels: the images have {numbers} channels; choose one")
+        channels = more_than_one.pop() if more_than_one else 1
+    return PixelFormat(channels, _infer_value_range(deep_pixels, maximum) if deep_pixels else None, background)
+
+
+def sample_images(
+    dataset: ImageDataset, count: int, extract: Callable[[OpenedImage], NDArray[Any]]
+) -> Iterator[NDArray[Any]]:
+    """Yield ``extract(image)`` for about ``count`` evenly spaced images of the dataset, without the corrupt ones.
+
+    Raises:
+        InputError: none of them can be read.
+    """
+    any_readable, first_reason = False, ""
     for index in evenly_spaced(dataset, count).tolist():
         try:
-            values = take(open_image(dataset.load(index)))
+            values = extract(open_image(dataset.load(index)))
         except CorruptImageError as error:
-            reason = reason or f"{dataset.title(index)}: {error}"
+            first_reason = first_reason or f"{dataset.title(index)}: {error}"
             continue
-        found = True
+        any_readable = True
         yield values
-    if not found:
-        raise InputError(f"data: none of {min(count, len(dataset))} images can be read; the first: {reason}")
+    if not any_readable:
+        raise InputError(f"data: none of {min(count, len(dataset))} images can be read; the first: {first_reason}")
 
 
-def _pixels_of(image: NDArray[Any], count: int, least: int = 1) -> NDArray[Any]:
-    """Every k-th pixel of (h, w, c), as (n, c): about ``count``, from all columns alike."""
+def _sample_pixels(image: NDArray[Any], count: int, min_step: int = 1) -> NDArray[Any]:
+    """Return about ``count`` pixels (n, c) of an image (h, w, c) at a regular step that covers all columns equally."""
     height, width, channels = image.shape
-    step = max(least, height * width // max(1, count))
+    step = max(min_step, height * width // max(1, count))
     while math.gcd(step, width) > 1:
         step += 1
     return image.reshape(-1, channels)[::step]
 
 
-def _range_of(deep: list[NDArray[Any]], highest: float) -> tuple[float, float]:
-    values = np.concatenate([v.reshape(-1).astype(np.float64) for v in deep])
+def _infer_value_range(deep_pixels: list[NDArray[Any]], maximum: float) -> tuple[float, float]:
+    values = np.concatenate([v.reshape(-1).astype(np.float64) for v in deep_pixels])
     values = values[np.isfinite(values)]
     if not len(values):
         return 0.0, 1.0
-    if all(v.dtype.kind == "u" for v in deep):
-        return 0.0, next((2.0**bits - 1 for bits in BIT_DEPTHS if highest < 2**bits), highest)
+    if all(v.dtype.kind == "u" for v in deep_pixels):
+        return 0.0, next((2.0**bits - 1 for bits in BIT_DEPTHS if maximum < 2**bits), maximum)
     if values.min() >= 0 and values.max() <= 1:
         return 0.0, 1.0
     low, high = (float(v) for v in np.percentile(values, (0.1, 99.9)))
     return low, high if high > low else low + 1.0
 
 
-def load_into_memory(dataset: ImageDataset, reading: PixelFormat) -> tuple[ImageDataset, list[CorruptImage]]:
-    """``images`` decoded into memory when all are alike, small, and fit, else as they came; and which are lost."""
-    if isinstance(dataset, ArrayDataset) and dataset.settled:
+def load_into_memory(dataset: ImageDataset, pixel_format: PixelFormat) -> tuple[ImageDataset, list[CorruptImage]]:
+    """Decode the dataset into an ArrayDataset if its images are of one size, small, and fit into memory.
+
+    Returns:
+        The decoded dataset without its corrupt images, and these; or the dataset unchanged and an empty list.
+
+    Raises:
+        InputError: none of a sample of images can be read.
+    """
+    if isinstance(dataset, ArrayDataset) and dataset.decoded:
         return dataset, []
     if isinstance(dataset, ArrayDataset):
-        images = np.stack([convert_pixels(p, reading) for p in dataset.images])
+        images = np.stack([convert_pixels(p, pixel_format) for p in dataset.images])
         return ArrayDataset(dataset.name, images, dataset.labels, dataset.classes, dataset.ignored_files, True), []
-    first = next(sampled(dataset, 16, lambda opened: opened.decode(reading)))
-    if max(first.shape[:2]) > RESIDENT_SIDE or first.nbytes * len(dataset) > RESIDENT_BYTES:
+    first = next(sample_images(dataset, 16, lambda opened: opened.decode(pixel_format)))
+    if max(first.shape[:2]) > IN_MEMORY_MAX_SIDE or first.nbytes * len(dataset) > IN_MEMORY_MAX_BYTES:
         return dataset, []
 
-    def image(index: int) -> ImageArray | CorruptImage:
+    def decode(index: int) -> ImageArray | CorruptImage:
         try:
-            return read_image(dataset, index, reading)
+            return read_image(dataset, index, pixel_format)
         except CorruptImageError as error:
             return CorruptImage(dataset.title(index), str(error))
 
     images = np.empty((len(dataset), *first.shape), dtype=first.dtype)
-    kept: list[int] = []
-    lost: list[CorruptImage] = []
-    # shards are read in order, files side by side
+    readable: list[int] = []
+    corrupt: list[CorruptImage] = []
+    # files in parallel; shards with one thread, because they are read in order
     with ThreadPoolExecutor(None if hasattr(dataset, "names") else 1) as pool:
-        for index, found in enumerate(pool.map(image, range(len(dataset)))):
-            if isinstance(found, CorruptImage):
-                lost.append(found)
-            elif found.shape != first.shape:
+        for index, result in enumerate(pool.map(decode, range(len(dataset)))):
+            if isinstance(result, CorruptImage):
+                corrupt.append(result)
+            elif result.shape != first.shape:
                 pool.shutdown(cancel_futures=True)
                 return dataset, []
             else:
-                images[len(kept)] = found
-                kept.append(index)
-    labels = None if dataset.labels is None else dataset.labels[kept]
-    ignored_files = dataset.ignored_files + len(lost)
-    return ArrayDataset(dataset.name, images[: len(kept)], labels, dataset.classes, ignored_files, True), lost
+                images[len(readable)] = result
+                readable.append(index)
+    labels = None if dataset.labels is None else dataset.labels[readable]
+    ignored_files = dataset.ignored_files + len(corrupt)
+    return ArrayDataset(dataset.name, images[: len(readable)], labels, dataset.classes, ignored_files, True), corrupt
 
 
-def channel_statistics(dataset: ImageDataset, reading: PixelFormat) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, of images in [0, 1], over an even sample of them."""
+def channel_statistics(dataset: ImageDataset, pixel_format: PixelFormat) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel, in [0, 1], over an evenly spaced sample of images."""
     pixels = []
-    for image in sampled(dataset, MEASURED, lambda opened: opened.decode(reading)):
+    for image in sample_images(dataset, STATISTICS_SAMPLE_SIZE, lambda opened: opened.decode(pixel_format)):
         scale = 255.0 if image.dtype == np.uint8 else 1.0
-        pixels.append(_pixels_of(image, 4096, 7) / scale)
+        pixels.append(_sample_pixels(image, 4096, 7) / scale)
     joined = np.concatenate(pixels)
-    deviation = np.maximum(joined.std(axis=0), 1e-3)
-    return tuple(float(v) for v in joined.mean(axis=0)), tuple(float(v) for v in deviation)
+    std = np.maximum(joined.std(axis=0), 1e-3)
+    return tuple(float(v) for v in joined.mean(axis=0)), tuple(float(v) for v in std)

@@ -1,4 +1,4 @@
-"""Images that could not be read: counted, listed once, and the end of the run when they are too many."""
+"""Corrupt images: counted, logged to a file once each, and an error where there are too many."""
 
 from __future__ import annotations
 
@@ -14,76 +14,76 @@ COLUMNS = ["image", "reason"]
 
 
 class CorruptImage(NamedTuple):
-    """An image that could not be read: where it comes from and why."""
+    """An image that cannot be read: its title (a path or another origin) and the reason."""
 
     title: str
     reason: str
 
 
 class CorruptLog:
-    """The images of a source that could not be read.
+    """The corrupt images of a dataset.
 
     Args:
-        most: the share of images that may be unreadable.
-        images: how many the source has.
-        setting: what the error begins with: the name of ``most`` where it can be chosen, else data.
+        max_fraction: largest fraction of images that may be corrupt.
+        num_images: number of images in the dataset.
+        setting: argument that the error message names: that of ``max_fraction`` where the user can set it, else data.
     """
 
-    def __init__(self, most: float, images: int, setting: str = "data") -> None:
-        self.most, self.images, self.setting = most, images, setting
-        self.seen = 0
-        self.known = 0  # to a run before this one, not among those seen since
-        self.listing: Path | None = None
+    def __init__(self, max_fraction: float, num_images: int, setting: str = "data") -> None:
+        self.max_fraction, self.num_images, self.setting = max_fraction, num_images, setting
+        self.num_seen = 0
+        self.num_earlier = 0  # logged by an interrupted run and not seen again since
+        self.path: Path | None = None
         self.reasons: dict[str, str] = {}
 
-    def list_in(self, path: Path) -> None:
-        """From now on write each image and its reason, once, to a .csv; what it holds already is known."""
-        before: dict[str, str] = {}
+    def write_to(self, path: Path) -> None:
+        """Append each corrupt image once to a .csv file from now on. Images that the file lists already are loaded."""
+        earlier: dict[str, str] = {}
         if path.exists():
             with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-                before = {row[0]: row[1] for row in csv.reader(file) if len(row) == 2 and row != COLUMNS}
-        self.listing = path
-        self._list({title: reason for title, reason in self.reasons.items() if title not in before})
-        self.known = len(before.keys() - self.reasons.keys())
-        self.reasons = before | self.reasons
+                earlier = {row[0]: row[1] for row in csv.reader(file) if len(row) == 2 and row != COLUMNS}
+        self.path = path
+        self._append({title: reason for title, reason in self.reasons.items() if title not in earlier})
+        self.num_earlier = len(earlier.keys() - self.reasons.keys())
+        self.reasons = earlier | self.reasons
 
     def __len__(self) -> int:
         return len(self.reasons)
 
-    def add(self, lost: Iterable[CorruptImage], seen: int) -> None:
-        """Take note of what was lost among the ``seen`` images that were read since the last call.
+    def add(self, corrupt: Iterable[CorruptImage], num_seen: int) -> None:
+        """Log the corrupt images among the ``num_seen`` images that were read since the last call.
 
         Raises:
-            InputError: more than the share allowed, beyond what chance would make of fewer.
+            InputError: the corrupt fraction is above ``max_fraction``, by more than chance explains so far.
         """
-        self.seen = min(self.seen + seen, self.images)
-        new = {title: reason for title, reason in lost if title not in self.reasons}
+        self.num_seen = min(self.num_seen + num_seen, self.num_images)
+        new = {title: reason for title, reason in corrupt if title not in self.reasons}
         if not new:
             return
         self.reasons |= new
-        self._list(new)
-        expected = self.most * self.seen
-        # of the first few more may be broken by chance: four standard deviations are let pass
-        if self.seen < self.images and len(self) - self.known > expected + 4 * math.sqrt(expected) + 1:
-            share = f"{len(self) - self.known:,} of the first {self.seen:,}"
-        elif len(self) > self.most * self.images + 1e-6:  # 0.29 * 100 is a little less than 29
-            share = f"{len(self):,} of {self.images:,}"
+        self._append(new)
+        expected = self.max_fraction * self.num_seen
+        # the first images may hold more corrupt ones by chance: allow four standard deviations
+        if self.num_seen < self.num_images and len(self) - self.num_earlier > expected + 4 * math.sqrt(expected) + 1:
+            count = f"{len(self) - self.num_earlier:,} of the first {self.num_seen:,}"
+        elif len(self) > self.max_fraction * self.num_images + 1e-6:  # 0.29 * 100 is slightly less than 29
+            count = f"{len(self):,} of {self.num_images:,}"
         else:
             return
         title, reason = next(iter(self.reasons.items()))
-        where = f"; all are in {self.listing}" if self.listing is not None else ""
+        listed = f"; all are listed in {self.path}" if self.path is not None else ""
         raise InputError(
-            f"{self.setting}: {share} images cannot be read, at most {self.most:.3g} of all are let pass; "
-            f"the first: {title}: {reason}{where}"
+            f"{self.setting}: {count} images cannot be read, expected at most {self.max_fraction:.3g} of all; "
+            f"the first: {title}: {reason}{listed}"
         )
 
-    def _list(self, new: dict[str, str]) -> None:
-        if self.listing is None or not new:
+    def _append(self, new: dict[str, str]) -> None:
+        if self.path is None or not new:
             return
-        self.listing.parent.mkdir(parents=True, exist_ok=True)
-        begins = not self.listing.exists() or not self.listing.stat().st_size
-        with self.listing.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not self.path.exists() or not self.path.stat().st_size
+        with self.path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
-            if begins:
+            if is_new:
                 writer.writerow(COLUMNS)
             writer.writerows(new.items())

@@ -1,4 +1,4 @@
-"""From the bytes of a file to an array of pixels."""
+"""Decoding of image files to arrays of pixels."""
 
 from __future__ import annotations
 
@@ -21,70 +21,73 @@ from mec.errors import InputError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 20_000**2
-"""What is larger is taken for a decompression bomb."""
-SHRINKS = (8, 4, 2)
-"""Factors by which libjpeg decodes smaller, at less cost."""
-ORIENTATION = 0x0112
+"""Larger images are refused as decompression bombs."""
+SHRINK_FACTORS = (8, 4, 2)
+"""Factors by which libjpeg can decode at a reduced size, which is faster."""
+EXIF_ORIENTATION = 0x0112
 
-_PILLOWS_LIMIT = threading.Lock()
+_PILLOW_LIMIT_LOCK = threading.Lock()
 
 Decoder = Callable[[PixelFormat, int], NDArray[Any]]
 
 
 @contextlib.contextmanager
-def _damage_named() -> Iterator[None]:
+def _raise_corrupt_image() -> Iterator[None]:
+    """Turn any error of a decoder into a CorruptImageError."""
     try:
         yield
     except InputError:
         raise
     except UnidentifiedImageError as error:
-        raise CorruptImageError("not an image in a format that is read") from error
-    except Exception as error:  # Pillow, tifffile, numpy and the codecs raise every kind for a damaged file
+        raise CorruptImageError("not an image in a supported format") from error
+    except Exception as error:  # Pillow, tifffile, numpy and the codecs raise many types for damaged files
         raise CorruptImageError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 @dataclass(frozen=True)
-class Opened:
-    """An image whose size is known and whose pixels are not yet decoded."""
+class OpenedImage:
+    """An image whose header is read and whose pixels are not yet decoded."""
 
     height: int
     width: int
     decoder: Decoder
 
-    def raw(self, reading: PixelFormat) -> NDArray[Any]:
-        """As they are stored, (h, w, c) numbers of any type; raises CorruptImageError."""
-        with _damage_named():
-            return self.decoder(reading, 1)
+    def raw(self, pixel_format: PixelFormat) -> NDArray[Any]:
+        """Return the stored values (h, w, c) in their own type; raises CorruptImageError."""
+        with _raise_corrupt_image():
+            return self.decoder(pixel_format, 1)
 
-    def decode(self, reading: PixelFormat, shrink: int = 1) -> ImageArray:
-        """(height, width, channels) as ``reading`` asks; ``shrink`` 2, 4 or 8 allows a JPEG smaller by that factor.
+    def decode(self, pixel_format: PixelFormat, shrink: int = 1) -> ImageArray:
+        """Return (height, width, channels) in ``pixel_format``.
+
+        Args:
+            pixel_format: channels and value range of the result.
+            shrink: 2, 4 or 8 decodes a JPEG at a size reduced by this factor; other formats ignore it.
 
         Raises:
-            CorruptImageError: damaged, or of other channels.
+            CorruptImageError: the image is damaged or its channels do not fit.
         """
-        with _damage_named():
-            return convert_pixels(self.decoder(reading, shrink), reading)
+        with _raise_corrupt_image():
+            return convert_pixels(self.decoder(pixel_format, shrink), pixel_format)
 
 
-def open_image(data: bytes | NDArray[Any]) -> Opened:
-    """Read the header of a JPEG, PNG, WebP, BMP, GIF (first frame), TIFF, PNM or .npy image; arrays stay as they are.
+def open_image(data: bytes | NDArray[Any]) -> OpenedImage:
+    """Read the header of a JPEG, PNG, WebP, BMP, GIF (first frame), TIFF, PNM or .npy image, or wrap an array.
 
     Raises:
-        CorruptImageError: not an image, damaged, or of more than 400 million pixels.
+        CorruptImageError: the data is no image, is damaged, or has more than 400 million pixels.
     """
-    with _damage_named():
+    with _raise_corrupt_image():
         opened = _open(data)
     if opened.height < 1 or opened.width < 1:
         raise CorruptImageError(f"no pixels ({opened.width} x {opened.height})")
     if opened.height * opened.width > MAX_PIXELS:
         size = f"{opened.width:,} x {opened.height:,} pixels"
-        raise CorruptImageError(
-            f"{size}, taken for a decompression bomb: at most {MAX_PIXELS // 10**6} million are read"
-        )
+        raise CorruptImageError(f"{size}: possible decompression bomb, expected at most {MAX_PIXELS // 10**6} million")
     return opened
 
 
-def _open(data: bytes | NDArray[Any]) -> Opened:
+def _open(data: bytes | NDArray[Any]) -> OpenedImage:
     if isinstance(data, np.ndarray):
         return _open_array(data)
     if not data:
@@ -98,154 +101,157 @@ def _open(data: bytes | NDArray[Any]) -> Opened:
     return _open_pillow(data)
 
 
-def _open_array(values: NDArray[Any]) -> Opened:
+def _open_array(values: NDArray[Any]) -> OpenedImage:
     values = to_hwc(values)
-    return Opened(values.shape[0], values.shape[1], lambda reading, shrink: values)
+    return OpenedImage(values.shape[0], values.shape[1], lambda pixel_format, shrink: values)
 
 
-def _open_jpeg(data: bytes) -> Opened:
+def _open_jpeg(data: bytes) -> OpenedImage:
     try:
-        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return _open_pillow(data)
-    if space in ("CMYK", "YCCK"):
+    if color_space in ("CMYK", "YCCK"):
         return _open_pillow(data)
-    turn = _orientation(lambda: _jpeg_orientation(data))
+    orientation = _read_orientation(lambda: _jpeg_orientation(data))
 
-    def decode(reading: PixelFormat, shrink: int) -> NDArray[Any]:
-        # the luma of a JPEG is its gray image
-        wanted = "GRAY" if reading.channels == 1 or space == "Gray" else "RGB"
-        low, narrow = math.ceil(height / shrink), math.ceil(width / shrink)
+    def decode(pixel_format: PixelFormat, shrink: int) -> NDArray[Any]:
+        # the luma of a JPEG is its grayscale image
+        mode = "GRAY" if pixel_format.channels == 1 or color_space == "Gray" else "RGB"
+        min_height, min_width = math.ceil(height / shrink), math.ceil(width / shrink)
         try:
-            pixels = simplejpeg.decode_jpeg(data, wanted, min_height=low, min_width=narrow, min_factor=shrink)
-        except ValueError:  # it is stricter than Pillow
-            return _open_pillow(data).decoder(reading, shrink)
-        return _turned(pixels, turn)
+            pixels = simplejpeg.decode_jpeg(data, mode, min_height=min_height, min_width=min_width, min_factor=shrink)
+        except ValueError:  # simplejpeg is stricter than Pillow
+            return _open_pillow(data).decoder(pixel_format, shrink)
+        return _apply_orientation(pixels, orientation)
 
-    return Opened(width, height, decode) if turn >= 5 else Opened(height, width, decode)
+    return OpenedImage(width, height, decode) if orientation >= 5 else OpenedImage(height, width, decode)
 
 
 def _jpeg_orientation(jpeg: bytes) -> int | None:
-    """As its EXIF says, which other segments, however long, may come before."""
+    """Return the orientation in the EXIF segment, which may follow other segments of any length."""
     start = 2
     while jpeg[start : start + 1] == b"\xff" and jpeg[start + 1 : start + 2] not in (b"\xda", b"\xd9"):
         end = start + 2 + int.from_bytes(jpeg[start + 2 : start + 4], "big")
         if jpeg[start + 4 : start + 10] == b"Exif\0\0":
             exif = Image.Exif()
             exif.load(jpeg[start + 4 : end])
-            return exif.get(ORIENTATION)
+            return exif.get(EXIF_ORIENTATION)
         start = end
     return None
 
 
-def _orientation(find: Callable[[], Any]) -> int:
-    """1 (upright) to 8; an image whose EXIF is damaged is taken as it lies."""
+def _read_orientation(read: Callable[[], Any]) -> int:
+    """Return the EXIF orientation, 1 (upright) to 8; 1 where the EXIF data is missing or damaged."""
     with contextlib.suppress(Exception):
-        turn = find()
-        return int(turn) if turn in range(1, 9) else 1
+        orientation = read()
+        return int(orientation) if orientation in range(1, 9) else 1
     return 1
 
 
-def _turned(pixels: NDArray[Any], turn: int) -> NDArray[Any]:
-    if turn == 1:
+def _apply_orientation(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    if orientation == 1:
         return pixels
-    if turn >= 5:
+    if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
-    if turn in (2, 3, 6, 7):
+    if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
-    if turn in (3, 4, 7, 8):
+    if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     return np.ascontiguousarray(pixels)
 
 
 @contextlib.contextmanager
-def _any_size() -> Iterator[None]:
-    """Without Pillow's own limit, which is the process's: open_image has another."""
-    with _PILLOWS_LIMIT:
-        own_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+def _without_pillow_limit() -> Iterator[None]:
+    """Lift Pillow's size limit, which is global to the process; open_image checks its own."""
+    with _PILLOW_LIMIT_LOCK:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             yield
         finally:
-            Image.MAX_IMAGE_PIXELS = own_limit
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _pillow(data: bytes) -> Image.Image:
-    with _any_size():
+    with _without_pillow_limit():
         return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
-def _open_pillow(data: bytes) -> Opened:
+def _open_pillow(data: bytes) -> OpenedImage:
     image = _pillow(data)
-    turn = _orientation(lambda: Image.Image.getexif(image).get(ORIENTATION))  # that of PNGs decodes the whole image
+    # the getexif of the PNG class decodes the whole image
+    orientation = _read_orientation(lambda: Image.Image.getexif(image).get(EXIF_ORIENTATION))
     width, height = image.size
-    turned = turn
-    if tags := getattr(image, "tag_v2", None):  # TIFFs are turned when they are loaded
-        width, height, turned = int(tags[256]), int(tags[257]), 1
-    if turn >= 5:
+    unapplied = orientation
+    if tags := getattr(image, "tag_v2", None):  # Pillow itself applies the orientation of a TIFF when it loads it
+        width, height, unapplied = int(tags[256]), int(tags[257]), 1
+    if orientation >= 5:
         width, height = height, width
 
-    def decode(reading: PixelFormat, shrink: int) -> NDArray[Any]:
-        # opened anew: an image that is kept keeps its pixels
-        return _turned(_from_pillow(_pillow(data), reading), turned)
+    def decode(pixel_format: PixelFormat, shrink: int) -> NDArray[Any]:
+        # open again: a Pillow image keeps its decoded pixels, and OpenedImage must not
+        return _apply_orientation(_from_pillow(_pillow(data), pixel_format), unapplied)
 
-    return Opened(height, width, decode)
+    return OpenedImage(height, width, decode)
 
 
-def _from_pillow(image: Image.Image, reading: PixelFormat) -> NDArray[Any]:
-    with _any_size() if image.format == "TIFF" else contextlib.nullcontext():
+def _from_pillow(image: Image.Image, pixel_format: PixelFormat) -> NDArray[Any]:
+    with _without_pillow_limit() if image.format == "TIFF" else contextlib.nullcontext():
         image.load()
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return to_hwc(np.asarray(image))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, reading.background), image)
-    gray = reading.channels == 1 or image.mode in ("1", "L")
-    return to_hwc(np.asarray(image.convert("L" if gray else "RGB")))
+        image = Image.alpha_composite(Image.new("RGBA", image.size, pixel_format.background), image)
+    grayscale = pixel_format.channels == 1 or image.mode in ("1", "L")
+    return to_hwc(np.asarray(image.convert("L" if grayscale else "RGB")))
 
 
-def _open_tiff(data: bytes) -> Opened:
-    """Pillow reads the TIFFs that cameras and scanners write, tifffile those of instruments."""
-    if _pillow_reads_all_of(data):
+def _open_tiff(data: bytes) -> OpenedImage:
+    """Open common TIFFs with Pillow, and those with more channels, bits or pages with tifffile."""
+    if _pillow_supports_tiff(data):
         return _open_pillow(data)
     try:
         import tifffile
     except ImportError as error:
         raise InputError(
-            "data: a TIFF with more channels, bits or pages than Pillow reads; pip install 'mec-ssl[tiff]'"
+            "data: this TIFF has channels, bits or pages that Pillow does not read; pip install 'mec-ssl[tiff]'"
         ) from error
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         axes, shape = file.series[0].axes, file.series[0].shape
-        turn = _orientation(lambda: file.pages.first.tags.valueof(ORIENTATION))
+        orientation = _read_orientation(lambda: file.pages.first.tags.valueof(EXIF_ORIENTATION))
     sizes = dict(zip(axes, shape, strict=True))
     if "Y" not in sizes or "X" not in sizes:
-        raise CorruptImageError(f"a TIFF with axes {axes}, expected Y and X among them")
+        raise CorruptImageError(f"TIFF axes: expected Y and X among them, got {axes}")
 
-    def decode(reading: PixelFormat, shrink: int) -> NDArray[Any]:
+    def decode(pixel_format: PixelFormat, shrink: int) -> NDArray[Any]:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             values = file.series[0].asarray()
-        # samples and channels are named; other pages are channels where there are as many as asked for
-        pages = [a for a in axes if a not in "YX" and sizes[a] == reading.channels]
-        kept = next((a for a in ("S", "C", *pages) if a in sizes), "")
-        values = values[tuple(slice(None) if a in f"YX{kept}" else 0 for a in axes)]
-        left = [a for a in axes if a in f"YX{kept}"]
-        return _turned(to_hwc(values.transpose([left.index(a) for a in f"YX{kept}"])), turn)
+        # S (samples) and C (channels) are channel axes; any other axis is one if its length is the requested number
+        matching = [a for a in axes if a not in "YX" and sizes[a] == pixel_format.channels]
+        channel_axis = next((a for a in ("S", "C", *matching) if a in sizes), "")
+        order = f"YX{channel_axis}"
+        values = values[tuple(slice(None) if a in order else 0 for a in axes)]
+        kept_axes = [a for a in axes if a in order]
+        return _apply_orientation(to_hwc(values.transpose([kept_axes.index(a) for a in order])), orientation)
 
-    height, width = (sizes["X"], sizes["Y"]) if turn >= 5 else (sizes["Y"], sizes["X"])
-    return Opened(height, width, decode)
+    height, width = (sizes["X"], sizes["Y"]) if orientation >= 5 else (sizes["Y"], sizes["X"])
+    return OpenedImage(height, width, decode)
 
 
-def _pillow_reads_all_of(tiff: bytes) -> bool:
+def _pillow_supports_tiff(tiff: bytes) -> bool:
     try:
         with _pillow(tiff) as image:
             tags: Any = image.tag_v2  # type: ignore[attr-defined]
             bits, samples = max(tags.get(258, (1,))), int(tags.get(277, 1))
-            # deeper numbers, signed ones and reals it takes for others where they are compressed or large
-            numbers = bits <= 8 or (bits == 16 and image.mode.startswith("I;16"))
+            # Pillow misreads other depths, signed integers and floats where they are compressed or large
+            supported_depth = bits <= 8 or (bits == 16 and image.mode.startswith("I;16"))
             unsigned = set(tags.get(339, (1,))) == {1}
-            # the first of several compressed planes it takes for all, a second channel for transparency
-            channels = samples <= 4 and len(image.getbands()) >= min(samples, 3)
+            # of several compressed planes it reads the first one only; it takes a second channel for transparency
+            supported_channels = samples <= 4 and len(image.getbands()) >= min(samples, 3)
             if samples == 2:
-                channels = tags.get(338, (0,))[0] in (1, 2)
-            return bool(image.n_frames == 1 and numbers and unsigned and channels)  # type: ignore[attr-defined]
-    except Exception:  # what it makes of a damaged file is of many kinds
+                supported_channels = tags.get(338, (0,))[0] in (1, 2)
+            single_page = image.n_frames == 1  # type: ignore[attr-defined]
+            return bool(single_page and supported_depth and unsigned and supported_channels)
+    except Exception:  # Pillow raises many types for damaged files
         return False

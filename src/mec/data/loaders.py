@@ -1,4 +1,4 @@
-"""From a set of images to batches: small ones rest in memory, others are decoded and cropped by workers."""
+"""Data loaders: small images are held in memory, others are decoded and cropped by worker processes."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from torch.utils.data import DataLoader, Dataset
 from mec.data.corrupt import CorruptImage
 from mec.data.dataset import ArrayDataset, ImageDataset, read_image
 from mec.data.datasets.webdataset import ShardDataset
-from mec.data.pixels import CorruptImageError, PixelFormat
-from mec.data.rng import uniforms
+from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat
+from mec.data.rng import Stream, uniforms
 from mec.data.samplers import EpochSampler, SlicedSampler, StepSampler
 from mec.data.streaming import ShuffledShards
-from mec.data.transforms.crop import SUBSTITUTES, Batch, Cropper, Item, crop_and_resize
-from mec.data.transforms.multi_view import Views
+from mec.data.transforms.crop import MAX_SUBSTITUTES, Batch, Cropper, Item, crop_and_resize
+from mec.data.transforms.multi_view import MultiView
 from mec.data.transforms.torchvision_reference import ReferenceCropper, ReferenceViews
-from mec.data.workers import outlive_signals, signals_wait, worker_count
+from mec.data.workers import block_signals, ignore_group_signals, worker_count
 
-REPLACING = 9
-"""Stream of random numbers."""
-CENTER, WHOLE_BELOW = 224 / 256, 96
-"""Share of the short side that is measured on (Resize 256, CenterCrop 224); encoders of fewer pixels see it whole."""
+CROP_PCT, MIN_CROPPED_SIZE = 224 / 256, 96
+"""Fraction of the shorter side in a center crop for evaluation (Resize 256, CenterCrop 224). Encoders with inputs
+smaller than MIN_CROPPED_SIZE pixels get the whole shorter side."""
 
 
-class _Whole(Dataset[Batch]):
-    """Images of one size, as one tensor (n, c, h, w) on ``device``."""
+class _InMemoryBatches(Dataset[Batch]):
+    """Whole images of one size, held as one tensor (n, c, h, w) on ``device``."""
 
     def __init__(self, dataset: ArrayDataset, device: torch.device) -> None:
         self.images = torch.from_numpy(np.ascontiguousarray(dataset.images.transpose(0, 3, 1, 2))).to(device)
@@ -41,143 +40,175 @@ class _Whole(Dataset[Batch]):
         return Batch(self.images[rows], indices, keys[0][0], [], indices)
 
 
-class _Cropped(Dataset[Batch]):
-    """Images of any size: each is decoded once and cropped twice, by a worker."""
+class _CroppedBatches(Dataset[Batch]):
+    """Images of any size, each decoded once and cropped for all of its views by a worker."""
 
     def __init__(self, dataset: ImageDataset, cropper: Cropper) -> None:
         self.dataset, self.cropper = dataset, cropper
 
     def __getitem__(self, keys: Sequence[tuple[int, int]]) -> Batch:
         epoch = keys[0][0]
-        return self.cropper([self._item(i) for _, i in keys], epoch, partial(self._others, epoch))
+        return self.cropper([self._item(i) for _, i in keys], epoch, partial(self._substitutes, epoch))
 
     def _item(self, index: int) -> Item:
         return Item(index, partial(self.dataset.load, index), self.dataset.title(index))
 
-    def _others(self, epoch: int, index: int) -> Iterator[Item]:
-        # drawn by the image's number, as its views are: the same in any batch
-        numbers = uniforms(self.cropper.views.seed, epoch, np.array([index]), SUBSTITUTES, REPLACING)[0]
-        for i in (numbers * len(self.dataset)).astype(int):
+    def _substitutes(self, epoch: int, index: int) -> Iterator[Item]:
+        # random by the index of the corrupt image, as its views are: the same in any batch
+        u = uniforms(self.cropper.views.seed, epoch, np.array([index]), MAX_SUBSTITUTES, Stream.SUBSTITUTE)[0]
+        for i in (u * len(self.dataset)).astype(int):
             yield self._item(int(i))
 
 
-def _as_is(batch: Any) -> Any:
-    """The data sets make whole batches themselves."""
+def _identity(batch: Any) -> Any:
+    """Collate nothing: the datasets here return whole batches."""
     return batch
 
 
 def training_sampler(
-    dataset: ImageDataset, batch: int, seed: int, rank: int = 0, processes: int = 1, whole: bool = False
+    dataset: ImageDataset,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    drop_last: bool = True,
 ) -> EpochSampler | StepSampler:
-    """The order of training: any for what is loaded by number, shard by shard for what is streamed.
+    """Return the sampler of a training: random order for a map-style dataset, steps for shards, which are streamed.
 
-    ``whole``: an epoch ends with a smaller batch of what is left, where the source can be read in any order.
+    Args:
+        dataset: the images.
+        batch_size: images of a batch of one process.
+        seed: seed of the order.
+        rank: rank of this process.
+        world_size: number of processes.
+        drop_last: leave out the images that do not fill the last batch of an epoch; shards always do.
     """
     if isinstance(dataset, ShardDataset):
-        return StepSampler(len(dataset), batch, seed, rank, processes)
-    return EpochSampler(len(dataset), batch, seed, rank, processes, whole)
+        return StepSampler(len(dataset), batch_size, seed, rank, world_size)
+    return EpochSampler(len(dataset), batch_size, seed, rank, world_size, drop_last=drop_last)
 
 
 class TrainingLoader(DataLoader[Batch]):
-    """Batches, each joined from the ``slices`` that its workers load. An epoch is begun when its first batch is asked
-    for, not by ``iter``: the sampler may be told in between which epoch it is, and where it resumes."""
+    """Loads batches, each of which is joined from ``num_slices`` slices that the workers load.
 
-    def __init__(self, dataset: Dataset[Batch], slices: int = 1, pinned: bool = False, **options: Any) -> None:
-        # a data set makes whole batches, or slices of them, itself
-        super().__init__(dataset, batch_size=None, collate_fn=_as_is, pin_memory=pinned and slices == 1, **options)
-        self.slices, self.pinned = slices, pinned
+    An epoch starts when its first batch is requested, not at ``iter``: in between, the epoch and the step at which to
+    resume can be set on the sampler.
+    """
+
+    def __init__(self, dataset: Dataset[Batch], num_slices: int = 1, pin_memory: bool = False, **options: Any) -> None:
+        super().__init__(
+            dataset, batch_size=None, collate_fn=_identity, pin_memory=pin_memory and num_slices == 1, **options
+        )
+        self.num_slices, self.pin_joined = num_slices, pin_memory
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        with signals_wait():
-            loaded = super().__iter__()
-        for first in loaded:
-            yield _joined([first, *islice(loaded, self.slices - 1)], self.pinned) if self.slices > 1 else first
+        with block_signals():
+            slices = super().__iter__()
+        for first in slices:
+            if self.num_slices > 1:
+                yield _join([first, *islice(slices, self.num_slices - 1)], self.pin_joined)
+            else:
+                yield first
 
 
-def _joined(slices: Sequence[Batch], pinned: bool) -> Batch:
-    # croppers write channels last, which is kept: it is copied at once
-    parts = [s.images.permute(0, 1, 3, 4, 2) for s in slices]
-    shape = (sum(len(p) for p in parts), *parts[0].shape[1:])
-    images = torch.cat(parts, out=torch.empty(shape, dtype=parts[0].dtype, pin_memory=pinned))
-    indices, shown = (np.concatenate(each) for each in zip(*((s.indices, s.shown) for s in slices), strict=True))
-    lost = [lost for s in slices for lost in s.lost]
-    return Batch(images.permute(0, 1, 4, 2, 3), indices, slices[0].epoch, lost, shown)
+def _join(slices: Sequence[Batch], pin_memory: bool) -> Batch:
+    # concatenate in the channels-last layout that croppers write: it is contiguous, so that one copy is enough
+    images = [s.images.permute(0, 1, 3, 4, 2) for s in slices]
+    shape = (sum(len(x) for x in images), *images[0].shape[1:])
+    joined = torch.cat(images, out=torch.empty(shape, dtype=images[0].dtype, pin_memory=pin_memory))
+    indices = np.concatenate([s.indices for s in slices])
+    source_indices = np.concatenate([s.source_indices for s in slices])
+    corrupt = [image for s in slices for image in s.corrupt]
+    return Batch(joined.permute(0, 1, 4, 2, 3), indices, slices[0].epoch, corrupt, source_indices)
 
 
 def training_loader(
     dataset: ImageDataset,
-    views: Views,
+    views: MultiView,
     sampler: EpochSampler | StepSampler | Sequence[Sequence[tuple[int, int]]],
-    reading: PixelFormat,
+    pixel_format: PixelFormat,
     device: torch.device,
     workers: int | None = None,
-    local_processes: int | None = None,
+    local_world_size: int | None = None,
 ) -> TrainingLoader:
-    """Batches for ``views``: from memory on ``device`` where ``images`` are arrays, else from worker processes.
+    """Return a loader of batches for ``views``.
 
-    ``local_processes`` of training share the cores of this machine; None asks the environment.
+    Args:
+        dataset: the images. An ArrayDataset is held on ``device``; other images are loaded by worker processes.
+        views: the views that the batches are made for.
+        sampler: order of the images.
+        pixel_format: format of the decoded images.
+        device: device of the training.
+        workers: loader processes. None: one per available core, at most 16.
+        local_world_size: training processes on this machine, which share its cores. None: from the environment.
     """
     if isinstance(dataset, ArrayDataset) and not isinstance(views, ReferenceViews):
-        return TrainingLoader(_Whole(dataset, device), sampler=sampler)
-    count = worker_count(workers, local_processes)
-    crop = ReferenceCropper(views, reading) if isinstance(views, ReferenceViews) else Cropper(views, reading)
-    batches: Dataset[Batch] = _Cropped(dataset, crop)
-    slices = 1
+        return TrainingLoader(_InMemoryBatches(dataset, device), sampler=sampler)
+    num_workers = worker_count(workers, local_world_size)
+    cropper = (
+        ReferenceCropper(views, pixel_format) if isinstance(views, ReferenceViews) else Cropper(views, pixel_format)
+    )
+    batches: Dataset[Batch] = _CroppedBatches(dataset, cropper)
+    num_slices = 1
     keys: Iterable[Any] = sampler
     if isinstance(dataset, ShardDataset) and isinstance(sampler, StepSampler):
-        batches = shards = ShuffledShards(dataset, crop, sampler, max(1, count))
-        slices = shards.slices
-        count = min(count, slices)  # the loader then gives a slice to the same worker at every step
-        keys = SlicedSampler(sampler, slices)
+        batches = shards = ShuffledShards(dataset, cropper, sampler, max(1, num_workers))
+        num_slices = shards.num_slices
+        num_workers = min(num_workers, num_slices)  # then each slice is loaded by the same worker at every step
+        keys = SlicedSampler(sampler, num_slices)
     return TrainingLoader(
         batches,
-        slices,
-        pinned=device.type == "cuda",
+        num_slices,
+        pin_memory=device.type == "cuda",
         sampler=keys,
-        num_workers=count,
-        persistent_workers=count > 0,
-        prefetch_factor=4 if count else None,
-        worker_init_fn=outlive_signals,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        prefetch_factor=4 if num_workers else None,
+        worker_init_fn=ignore_group_signals,
     )
 
 
-class _Centered(Dataset[Batch]):
-    """Images as they are measured: the central square of the short side, or nearly, resized to ``size``."""
+class _CenterCroppedBatches(Dataset[Batch]):
+    """Center crops for evaluation, resized to ``size``."""
 
-    def __init__(self, dataset: ImageDataset, reading: PixelFormat, size: int) -> None:
-        self.dataset, self.reading, self.size = dataset, reading, size
+    def __init__(self, dataset: ImageDataset, pixel_format: PixelFormat, size: int) -> None:
+        self.dataset, self.pixel_format, self.size = dataset, pixel_format, size
 
     def __getitem__(self, keys: range) -> Batch:
-        lost: list[CorruptImage] = []
-        found: dict[int, torch.Tensor] = {}
+        corrupt: list[CorruptImage] = []
+        crops: dict[int, torch.Tensor] = {}
         for index in keys:
             try:
-                found[index] = torch.from_numpy(self._central(read_image(self.dataset, index, self.reading)))
+                crops[index] = torch.from_numpy(self._center_crop(read_image(self.dataset, index, self.pixel_format)))
             except CorruptImageError as error:
-                lost.append(CorruptImage(self.dataset.title(index), str(error)))
-        c, size = self.reading.channels, self.size
-        images = torch.stack(list(found.values())).permute(0, 3, 1, 2) if found else torch.empty(0, c, size, size)
-        numbers = np.array(list(found), dtype=np.int64)
-        return Batch(images, numbers, 0, lost, numbers)
+                corrupt.append(CorruptImage(self.dataset.title(index), str(error)))
+        c, size = self.pixel_format.channels, self.size
+        images = torch.stack(list(crops.values())).permute(0, 3, 1, 2) if crops else torch.empty(0, c, size, size)
+        indices = np.array(list(crops), dtype=np.int64)
+        return Batch(images, indices, 0, corrupt, indices)
 
-    def _central(self, image: Any) -> Any:
+    def _center_crop(self, image: ImageArray) -> ImageArray:
         height, width = image.shape[:2]
-        share = CENTER if self.size >= WHOLE_BELOW else 1.0
-        side = max(1, round(min(height, width) * share))
+        crop_pct = CROP_PCT if self.size >= MIN_CROPPED_SIZE else 1.0
+        side = max(1, round(min(height, width) * crop_pct))
         box = np.array([(height - side) // 2, (width - side) // 2, side, side])
         return crop_and_resize(image, box, self.size)
 
 
 def evaluation_loader(
-    dataset: ImageDataset, reading: PixelFormat, size: int, batch: int = 256, workers: int | None = None
+    dataset: ImageDataset, pixel_format: PixelFormat, size: int, batch_size: int = 256, workers: int | None = None
 ) -> DataLoader[Batch]:
-    """Every readable image once, central crops (n, c, size, size), with their numbers; in any order."""
-    count = 0 if isinstance(dataset, ArrayDataset) else worker_count(workers)
-    chunks = [range(start, min(start + batch, len(dataset))) for start in range(0, len(dataset), batch)]
-    if count:
-        # worker w is asked for chunks w, w + count ...: each then reads a stretch of neighbors
-        each = -(-len(chunks) // count)
-        chunks = [chunks[i] for turn in range(each) for i in range(turn, len(chunks), each)]
+    """Return a loader of one center crop (n, c, size, size) of each readable image, with its index, in any order."""
+    num_workers = 0 if isinstance(dataset, ArrayDataset) else worker_count(workers)
+    chunks = [range(start, min(start + batch_size, len(dataset))) for start in range(0, len(dataset), batch_size)]
+    if num_workers:
+        # worker w loads chunks w, w + num_workers ...: reorder them so that each worker reads neighboring images
+        per_worker = -(-len(chunks) // num_workers)
+        chunks = [chunks[i] for offset in range(per_worker) for i in range(offset, len(chunks), per_worker)]
     return DataLoader(
-        _Centered(dataset, reading, size), batch_size=None, sampler=chunks, collate_fn=_as_is, num_workers=count
+        _CenterCroppedBatches(dataset, pixel_format, size),
+        batch_size=None,
+        sampler=chunks,
+        collate_fn=_identity,
+        num_workers=num_workers,
     )

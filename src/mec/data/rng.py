@@ -1,31 +1,64 @@
-"""Random numbers that belong to an image, not to a process.
+"""Counter-based random numbers: a hash of the seed, the epoch, the image index and the purpose.
 
-The numbers of image i in epoch e under seed s are a hash of (s, e, i): the same whatever the batch size, the
-number of workers or devices, and after a resume. No generator has a state to save.
+The numbers of an image do not depend on the batch size or on the number of workers and devices, and they are the
+same after a resume. There is no generator state to save.
 """
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numpy as np
 from numpy.typing import NDArray
 
-Numbers = NDArray[np.float64]
+Uniforms = NDArray[np.float64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
+class Stream(IntEnum):
+    """Purposes of random numbers. Each purpose has its own independent numbers under the same seed.
+
+    The values are part of every result: a changed value changes the random numbers of all runs.
+    """
+
+    VIEW_1 = 0  # view v of a MultiView, counted from 0, takes VIEW_1 + v
+    VIEW_2 = 1
+    SAMPLE_ORDER = 3
+    SHARD_ORDER = 5
+    SHARD_BUFFER = 6
+    TRAIN_TEST_SPLIT = 7
+    REFERENCE_VIEWS = 8
+    SUBSTITUTE = 9
+    SHARD_SUBSTITUTE = 10
+    SHARD_START = 11
+    LABEL_SUBSET = 12
+    NETWORK = 12  # an alias: dropout and stochastic depth in pretraining share the numbers of LABEL_SUBSET
+
+
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finalizer of SplitMix64 (Steele et al. 2014): every bit of the input moves every bit of the output."""
+    """Apply the finalizer of SplitMix64 (Steele et al. 2014): each input bit affects each output bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-def uniforms(seed: int, epoch: int, indices: NDArray[np.int64], count: int, stream: int = 0) -> Numbers:
-    """``count`` independent numbers in [0, 1) for each image: (n,) -> (n, count). ``stream`` tells uses apart."""
+def uniforms(seed: int, epoch: int, indices: NDArray[np.int64], count: int, stream: int = Stream.VIEW_1) -> Uniforms:
+    """Return ``count`` independent uniform numbers in [0, 1) for each image.
+
+    Args:
+        seed: seed of the run.
+        epoch: epoch, or another counter that selects new numbers for the same image.
+        indices: (n,) image indices.
+        count: numbers per image.
+        stream: purpose of the numbers, a ``Stream``.
+
+    Returns:
+        (n, count) numbers.
+    """
     state = np.zeros((1, 1), dtype=np.uint64)
-    for part in (seed, stream, epoch):
-        state = _mix(state * _GOLDEN + np.uint64(part % 2**63) + _GOLDEN)
+    for key in (seed, stream, epoch):
+        state = _mix(state * _GOLDEN + np.uint64(key % 2**63) + _GOLDEN)
     state = _mix(state * _GOLDEN + indices.astype(np.uint64)[:, None] + _GOLDEN)
     steps = np.arange(1, count + 1, dtype=np.uint64)[None, :]
     return (_mix(state + steps * _GOLDEN) >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,4 +1,4 @@
-"""Where a view looks: the crop, drawn as torchvision's RandomResizedCrop draws it, and its resampling."""
+"""Geometry of a view: the random crop of torchvision's RandomResizedCrop and its resize, batched."""
 
 from __future__ import annotations
 
@@ -7,34 +7,46 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mec.data.rng import Numbers
+from mec.data.rng import Uniforms
 
 ATTEMPTS = 10
-CROP_NUMBERS = 2 * ATTEMPTS + 2
+NUM_CROP_UNIFORMS = 2 * ATTEMPTS + 2
+"""Random numbers per crop: an area and an aspect ratio for each attempt, and the position."""
 Boxes = NDArray[np.int64]
+"""Crops as (top, left, height, width), in pixels."""
 Sides = int | NDArray[np.int64]
 
 
 def crop_boxes(
-    numbers: Numbers, height: Sides, width: Sides, scale: tuple[float, float], ratio: tuple[float, float]
+    u: Uniforms, height: Sides, width: Sides, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Boxes:
-    """(n, CROP_NUMBERS), images of height x width pixels (one size, or n) -> (n, 4) top, left, height, width.
+    """Sample one crop per image with the distribution of torchvision's RandomResizedCrop.
 
-    Area uniform in ``scale`` times the image's, log aspect ratio uniform; the first of ten attempts that fits,
-    else the largest central crop with an allowed ratio: the distribution of torchvision's RandomResizedCrop.
+    The area is uniform in ``scale`` times the area of the image, the logarithm of the aspect ratio is uniform. The
+    first of ten attempts that fits is taken, else the largest central crop with an allowed ratio.
+
+    Args:
+        u: (n, NUM_CROP_UNIFORMS) uniform random numbers.
+        height: of the images in pixels, one number or (n,).
+        width: of the images in pixels, one number or (n,).
+        scale: smallest and largest fraction of the area.
+        ratio: smallest and largest width / height.
+
+    Returns:
+        (n, 4) boxes.
     """
-    height, width = (np.broadcast_to(np.asarray(side, dtype=np.int64), len(numbers)) for side in (height, width))
-    area = (scale[0] + numbers[:, :ATTEMPTS] * (scale[1] - scale[0])) * (height * width)[:, None]
+    height, width = (np.broadcast_to(np.asarray(side, dtype=np.int64), len(u)) for side in (height, width))
+    area = (scale[0] + u[:, :ATTEMPTS] * (scale[1] - scale[0])) * (height * width)[:, None]
     low, high = np.log(ratio[0]), np.log(ratio[1])
-    aspect = np.exp(low + numbers[:, ATTEMPTS : 2 * ATTEMPTS] * (high - low))
+    aspect = np.exp(low + u[:, ATTEMPTS : 2 * ATTEMPTS] * (high - low))
     widths = np.rint(np.sqrt(area * aspect)).astype(np.int64)
     heights = np.rint(np.sqrt(area / aspect)).astype(np.int64)
     fits = (widths >= 1) & (widths <= width[:, None]) & (heights >= 1) & (heights <= height[:, None])
-    rows = np.arange(len(numbers))
+    rows = np.arange(len(u))
     first = fits.argmax(axis=1)
     h, w = heights[rows, first], widths[rows, first]
-    top = (numbers[:, -2] * (height - h + 1)).astype(np.int64)
-    left = (numbers[:, -1] * (width - w + 1)).astype(np.int64)
+    top = (u[:, -2] * (height - h + 1)).astype(np.int64)
+    left = (u[:, -1] * (width - w + 1)).astype(np.int64)
     boxes = np.stack([top, left, h, w], axis=1)
 
     none_fits = ~fits.any(axis=1)
@@ -47,33 +59,45 @@ def crop_boxes(
     return boxes
 
 
-def resampling(start: Tensor, length: Tensor, source: int, target: int, mirrored: Tensor | None = None) -> Tensor:
-    """Matrices (n, target, source) that resize [start, start + length) to ``target`` samples along one axis.
+def resize_matrices(
+    start: Tensor, length: Tensor, source_size: int, target_size: int, flipped: Tensor | None = None
+) -> Tensor:
+    """Return matrices (n, target_size, source_size) that resize the interval [start, start + length) along one axis.
 
-    Bilinear with antialiasing as PIL does it: a triangle as wide as the larger of a source and a target
-    pixel, cut at the crop and normalized. ``mirrored`` (n,) marks the rows to write backwards.
+    Bilinear with antialiasing as in PIL: the filter is a triangle as wide as the larger of a source pixel and a
+    target pixel, cut off at the crop and normalized. ``flipped`` (n,) marks the crops to write in reverse.
     """
-    scale = (length / target).view(-1, 1, 1)
+    scale = (length / target_size).view(-1, 1, 1)
     support = scale.clamp_min(1.0)
-    out = torch.arange(target, device=start.device, dtype=torch.float32).view(1, -1, 1)
-    if mirrored is not None:
-        out = torch.where(mirrored.view(-1, 1, 1), target - 1 - out, out)
-    center = start.view(-1, 1, 1) + (out + 0.5) * scale
-    pixel = torch.arange(source, device=start.device, dtype=torch.float32).view(1, 1, -1) + 0.5
+    target = torch.arange(target_size, device=start.device, dtype=torch.float32).view(1, -1, 1)
+    if flipped is not None:
+        target = torch.where(flipped.view(-1, 1, 1), target_size - 1 - target, target)
+    center = start.view(-1, 1, 1) + (target + 0.5) * scale
+    pixel = torch.arange(source_size, device=start.device, dtype=torch.float32).view(1, 1, -1) + 0.5
     weights = (1 - (pixel - center).abs() / support).clamp_min(0)
     inside = (pixel > start.view(-1, 1, 1)) & (pixel < (start + length).view(-1, 1, 1))
     weights = weights * inside
     return weights / weights.sum(dim=2, keepdim=True)
 
 
-def resized_crops(images: Tensor, boxes: Boxes, size: int, mirrored: NDArray[np.bool_]) -> Tensor:
-    """uint8 or float (n, c, h, w) and a box each -> float (n, c, size, size), in the range of the input."""
+def resized_crops(images: Tensor, boxes: Boxes, size: int, flip: NDArray[np.bool_]) -> Tensor:
+    """Crop, resize and flip each image by its own box.
+
+    Args:
+        images: (n, c, h, w), uint8 or float.
+        boxes: (n, 4).
+        size: side of the result in pixels.
+        flip: (n,), images to flip horizontally.
+
+    Returns:
+        Float (n, c, size, size), in the range of the input.
+    """
     device = images.device
     box = torch.from_numpy(boxes).to(device, torch.float32)
-    mirror = torch.from_numpy(mirrored).to(device)
+    flipped = torch.from_numpy(flip).to(device)
     n, c, h, w = images.shape
-    vertical = resampling(box[:, 0], box[:, 2], h, size)
-    horizontal = resampling(box[:, 1], box[:, 3], w, size, mirror)
-    # rows of all channels at once: (n, size, h) (n, h, c w), then (n, size c, w) (n, w, size)
+    vertical = resize_matrices(box[:, 0], box[:, 2], h, size)
+    horizontal = resize_matrices(box[:, 1], box[:, 3], w, size, flipped)
+    # rows of all channels in one product: (n, size, h) (n, h, c w), then (n, size c, w) (n, w, size)
     x = torch.bmm(vertical, images.transpose(1, 2).float().reshape(n, h, c * w)).view(n, size * c, w)
     return torch.bmm(x, horizontal.mT).view(n, size, c, size).transpose(1, 2).contiguous()

@@ -1,9 +1,9 @@
-"""Views of each image, two for pretraining: the paper's augmentations, batched, with own parameters for each image.
+"""Augmented views of images, batched, with separate random parameters for each image.
 
-What an image goes through: crop and flip (PIL's bilinear filter), rotation, one affine map of its colors,
-blur, solarization, normalization. Brightness, contrast, saturation, hue and gray are each affine in the
-color, so all of them are one 3 x 4 matrix per image. Against the PIL pipeline that leaves out the clamp
-between the steps and turns hue in YIQ, not in HSV.
+The steps are those of the paper: crop and flip (PIL's bilinear filter), rotation, color jitter and grayscale, blur
+and solarization. Normalization follows outside. Brightness, contrast, saturation, hue and grayscale are each affine in
+the color, so one 3 x 4 matrix per image applies them all. Compared with the PIL pipeline, values are not clamped
+between these steps, and hue is rotated in YIQ instead of HSV.
 """
 
 from __future__ import annotations
@@ -15,23 +15,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mec.data.rng import uniforms
+from mec.data.rng import Stream, uniforms
 from mec.data.transforms.color import apply_color, color_maps, rotate
 from mec.data.transforms.geometry import Sides, resized_crops
-from mec.data.transforms.view_settings import NUMBERS, VIEW_1, VIEW_2, ViewParameters, ViewSettings, sample_parameters
+from mec.data.transforms.view_settings import (
+    NUM_UNIFORMS,
+    VIEW_1,
+    VIEW_2,
+    ViewParameters,
+    ViewSettings,
+    sample_parameters,
+)
 from mec.errors import InputError
 
 CACHE_BYTES = 3 * 2**20
-"""On a CPU views are made a few images at a time, so that what lies between two steps stays in the cache."""
+"""On a CPU, images are processed in chunks of this size, so that intermediate results stay in the cache."""
 
 
-class Views(nn.Module):
-    """Views of each image of a batch, one for each of ``settings``, on the batch's device.
+class MultiView(nn.Module):
+    """Makes one view of each image per entry of ``settings``, on the device of the batch.
 
     Args:
-        size: side of a view, in pixels.
-        settings: what each view goes through.
-        seed: with the epoch and the number of an image it fixes the image's views, for any batch and device.
+        size: side of a view in pixels.
+        settings: augmentations of each view.
+        seed: fixes the views of each image index and epoch, for any batch and device.
     """
 
     def __init__(self, size: int, settings: Sequence[ViewSettings], seed: int = 0) -> None:
@@ -40,53 +47,62 @@ class Views(nn.Module):
             raise InputError(f"size: expected at least 1 pixel, got {size}")
         self.size, self.settings, self.seed = size, tuple(settings), seed
 
-    def parameters_of(self, view: int, indices: NDArray[np.int64], epoch: int, h: Sides, w: Sides) -> ViewParameters:
-        """What a view of the images with these numbers (n,), of h x w pixels, goes through in an epoch."""
-        return sample_parameters(self.settings[view], uniforms(self.seed, epoch, indices, NUMBERS, view), h, w)
+    def view_parameters(
+        self, view: int, indices: NDArray[np.int64], epoch: int, height: Sides, width: Sides
+    ) -> ViewParameters:
+        """Return the augmentation parameters of one view of the images ``indices`` (n,), height x width pixels."""
+        u = uniforms(self.seed, epoch, indices, NUM_UNIFORMS, Stream.VIEW_1 + view)
+        return sample_parameters(self.settings[view], u, height, width)
 
     @torch.no_grad()
     def forward(self, images: Tensor, indices: NDArray[np.int64] | Tensor, epoch: int) -> tuple[Tensor, ...]:
-        """Images -> a float batch (n, c, size, size) in [0, 1] for each view.
+        """Make the views of a batch.
 
-        images: uint8, or float in [0, 1]; (n, c, h, w) whole images, or (n, views, c, size, size): the views
-            already cropped and flipped by the loader (mec.data.transforms.crop). indices: (n,) numbers of the images.
+        Args:
+            images: uint8, or float in [0, 1]; whole images (n, c, h, w), or the crops of each view
+                (n, views, c, size, size), already flipped (mec.data.transforms.crop).
+            indices: (n,) image indices.
+            epoch: selects new views of the same images.
+
+        Returns:
+            A float batch (n, c, size, size) in [0, 1] for each view.
         """
-        numbers = np.asarray(indices)
-        # half precision has fewer tones than a byte
+        indices = np.asarray(indices)
+        # 16-bit floats resolve fewer values than uint8
         with torch.autocast(images.device.type, enabled=False):
-            return tuple(self._view(view, images, numbers, epoch) for view in range(len(self.settings)))
+            return tuple(self._view(view, images, indices, epoch) for view in range(len(self.settings)))
 
     def _view(self, view: int, images: Tensor, indices: NDArray[np.int64], epoch: int) -> Tensor:
         n, c, device = len(images), images.shape[-3], images.device
-        parameters = self.parameters_of(view, indices, epoch, images.shape[-2], images.shape[-1])
+        parameters = self.view_parameters(view, indices, epoch, images.shape[-2], images.shape[-1])
         white = 1.0 if images.is_floating_point() else 255.0
         maps = torch.from_numpy((color_maps(parameters, c) / white).astype(np.float32)).to(device)
         out = torch.empty(n, c, self.size, self.size, device=device)
-        at_once = max(1, CACHE_BYTES // (4 * c * self.size**2)) if device.type == "cpu" else n
-        for start in range(0, n, at_once):
-            rows = slice(start, start + at_once)
-            some = parameters.rows(rows)
+        chunk_size = max(1, CACHE_BYTES // (4 * c * self.size**2)) if device.type == "cpu" else n
+        for start in range(0, n, chunk_size):
+            rows = slice(start, start + chunk_size)
+            chunk = parameters.rows(rows)
             if images.ndim == 5:
                 x = images[rows, view].to(torch.float32, memory_format=torch.contiguous_format)
             else:
-                x = resized_crops(images[rows], some.boxes, self.size, some.flip)
+                x = resized_crops(images[rows], chunk.boxes, self.size, chunk.flip)
             if self.settings[view].rotation:
-                x = rotate(x, some.angle)
-            apply_color(x, some, maps[rows], out[rows])
+                x = rotate(x, chunk.angle)
+            apply_color(x, chunk, maps[rows], out[rows])
         return out
 
 
-class TwoViews(Views):
-    """Two views of each image of a batch, on the batch's device.
+class TwoViews(MultiView):
+    """Makes the two views of each image that pretraining compares, on the device of the batch.
 
-    ``views(images, indices, epoch)`` takes images (n, c, h, w), uint8 or float in [0, 1], and their numbers (n,) in
-    the source, and gives two float batches (n, c, size, size) in [0, 1].
+    ``views(images, indices, epoch)`` takes images (n, c, h, w), uint8 or float in [0, 1], and their indices (n,) in
+    the dataset, and returns two float batches (n, c, size, size) in [0, 1].
 
     Args:
-        size: side of a view, in pixels.
-        view_1: what the first view goes through; the default is the paper's.
-        view_2: what the second view goes through; the default is the paper's.
-        seed: with the epoch and the number of an image it fixes the image's views, for any batch and device.
+        size: side of a view in pixels.
+        view_1: augmentations of the first view; the default is the paper's.
+        view_2: augmentations of the second view; the default is the paper's.
+        seed: fixes the views of each image index and epoch, for any batch and device.
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What is drawn for a view of each image: its crop, colors, blur and the rest."""
+"""Settings of a view, and the augmentation parameters sampled from them for each image."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.data.rng import Numbers
-from mec.data.transforms.geometry import CROP_NUMBERS, Boxes, Sides, crop_boxes
+from mec.data.rng import Uniforms
+from mec.data.transforms.geometry import NUM_CROP_UNIFORMS, Boxes, Sides, crop_boxes
 from mec.errors import InputError
 
 Array = NDArray[np.float64]
@@ -18,65 +18,73 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """Augmentations of one view; a probability or a strength of 0 switches one off.
+    """Augmentations of one view. A probability or a strength of 0 turns an augmentation off.
 
     Attributes:
-        crop_scale: share of the image's area that the crop covers, least and most.
-        crop_ratio: width over height of the crop, least and most.
+        crop_scale: area of the crop as a fraction of the image's, minimum and maximum.
+        crop_ratio: width / height of the crop, minimum and maximum.
         flip: probability of a horizontal flip.
-        rotation: most degrees of rotation, to either side; what turns in from outside is the edge pixel.
-        jitter: probability that brightness, contrast, saturation and hue change, in random order.
-        brightness: its factor is uniform in [1 - x, 1 + x].
-        contrast: its factor is uniform in [1 - x, 1 + x].
-        saturation: its factor is uniform in [1 - x, 1 + x].
-        hue: its shift is uniform in [-x, x], as a share of the full circle; at most 0.5.
-        gray: probability of gray.
+        rotation: maximum rotation in degrees, in either direction; borders are replicated.
+        color_jitter: probability of jitter in brightness, contrast, saturation and hue, in random order.
+        brightness: strength x of the jitter; the factor is uniform in [1 - x, 1 + x].
+        contrast: strength x of the jitter; the factor is uniform in [1 - x, 1 + x].
+        saturation: strength x of the jitter; the factor is uniform in [1 - x, 1 + x].
+        hue: strength x of the jitter, at most 0.5; the shift is uniform in [-x, x] of the full circle.
+        grayscale: probability of conversion to grayscale.
         blur: probability of a Gaussian blur.
-        blur_sigma: its standard deviation in pixels, least and most.
-        solarize: probability that tones above the middle are inverted.
+        blur_sigma: standard deviation of the blur in pixels, minimum and maximum.
+        solarize: probability of solarization, which inverts pixel values above 0.5.
     """
 
     crop_scale: tuple[float, float] = (0.2, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
     rotation: float = 0.0
-    jitter: float = 0.8
+    color_jitter: float = 0.8
     brightness: float = 0.4
     contrast: float = 0.4
     saturation: float = 0.2
     hue: float = 0.1
-    gray: float = 0.2
+    grayscale: float = 0.2
     blur: float = 1.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "gray", "blur", "solarize", "brightness", "contrast", "saturation"):
+        for name in ("flip", "color_jitter", "grayscale", "blur", "solarize", "brightness", "contrast", "saturation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}: expected a number in [0, 1], got {getattr(self, name)}")
         if not 0 <= self.hue <= 0.5:
             raise InputError(f"hue: expected a number in [0, 0.5], got {self.hue}")
         if not 0 <= self.rotation <= 180:
             raise InputError(f"rotation: expected degrees in [0, 180], got {self.rotation}")
-        for name, most in (("crop_scale", 1.0), ("crop_ratio", math.inf), ("blur_sigma", math.inf)):
+        for name, limit in (("crop_scale", 1.0), ("crop_ratio", math.inf), ("blur_sigma", math.inf)):
             low, high = getattr(self, name)
-            if not 0 < low <= high <= most:
-                raise InputError(f"{name}: expected 0 < least <= most <= {most}, got {low} and {high}")
+            if not 0 < low <= high <= limit:
+                raise InputError(f"{name}: expected 0 < minimum <= maximum <= {limit}, got {low} and {high}")
 
 
-# MoCo v3's asymmetric pair, which the paper's code uses
+# the asymmetric pair of MoCo v3, which the paper's code uses
 VIEW_1 = ViewSettings(blur=1.0, solarize=0.0)
 VIEW_2 = replace(VIEW_1, blur=0.1, solarize=0.2)
 
-NUMBERS = CROP_NUMBERS + 16
+NUM_UNIFORMS = NUM_CROP_UNIFORMS + 16
+"""Random numbers per image and view."""
 
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """What was drawn for one view of n images. A factor of 1 and a shift, angle or sigma of 0 do nothing.
+    """Augmentation parameters of one view of n images. A factor of 1 and a shift, angle or sigma of 0 are no-ops.
 
-    boxes (n, 4): crop, as top, left, height, width; factors (n, 4): brightness, contrast, saturation (factors) and
-    hue (share of the circle); order (n, 4): in which these four follow each other; the others (n,).
+    Attributes:
+        boxes: (n, 4) crops.
+        flip: (n,) whether to flip.
+        angle: (n,) rotation in degrees.
+        factors: (n, 4) factors of brightness, contrast and saturation, and the shift of hue in full circles.
+        order: (n, 4) order in which these four are applied.
+        grayscale: (n,) whether to convert to grayscale.
+        sigma: (n,) standard deviation of the blur in pixels.
+        solarize: (n,) whether to solarize.
     """
 
     boxes: Boxes
@@ -84,20 +92,20 @@ class ViewParameters:
     angle: Array
     factors: Array
     order: NDArray[np.int64]
-    gray: Mask
+    grayscale: Mask
     sigma: Array
     solarize: Mask
 
     def rows(self, rows: slice) -> ViewParameters:
-        """Those of some of the images."""
+        """Return the parameters of a slice of the images."""
         return ViewParameters(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
 
-def sample_parameters(settings: ViewSettings, numbers: Numbers, height: Sides, width: Sides) -> ViewParameters:
-    """(n, NUMBERS) uniform numbers -> the parameters of a view of images of height x width pixels."""
-    boxes = crop_boxes(numbers[:, :CROP_NUMBERS], height, width, settings.crop_scale, settings.crop_ratio)
-    u = numbers[:, CROP_NUMBERS:]
-    jittered = u[:, 2:3] < settings.jitter
+def sample_parameters(settings: ViewSettings, uniforms: Uniforms, height: Sides, width: Sides) -> ViewParameters:
+    """Convert uniform random numbers (n, NUM_UNIFORMS) to the parameters of a view of height x width pixel images."""
+    boxes = crop_boxes(uniforms[:, :NUM_CROP_UNIFORMS], height, width, settings.crop_scale, settings.crop_ratio)
+    u = uniforms[:, NUM_CROP_UNIFORMS:]
+    jittered = u[:, 2:3] < settings.color_jitter
     strength = np.array([settings.brightness, settings.contrast, settings.saturation, settings.hue])
     factors = np.array([1.0, 1.0, 1.0, 0.0]) + np.where(jittered, (2 * u[:, 3:7] - 1) * strength, 0.0)
     low, high = settings.blur_sigma
@@ -107,7 +115,7 @@ def sample_parameters(settings: ViewSettings, numbers: Numbers, height: Sides, w
         angle=(2 * u[:, 1] - 1) * settings.rotation,
         factors=factors,
         order=np.argsort(u[:, 7:11], axis=1),
-        gray=u[:, 11] < settings.gray,
+        grayscale=u[:, 11] < settings.grayscale,
         sigma=np.where(u[:, 12] < settings.blur, low + u[:, 13] * (high - low), 0.0),
         solarize=u[:, 14] < settings.solarize,
     )
