@@ -1,8 +1,8 @@
-"""The C4 variant: conv1 to res4 of a ResNet as the backbone, res5 with one more BatchNorm on each region.
+"""The C4 architecture: conv1 to res4 of a ResNet as the backbone, res5 and a BatchNorm on each region.
 
-It is detectron2's R50-C4 (Res5ROIHeads) as MoCo's protocol has it: all layers trained, RoIAlign 14 x 14 from the map
-of stride 16, res5 halves it to 7 x 7, BatchNorm after it, its mean goes to the box predictor; masks are predicted from
-the same 7 x 7 maps by one deconvolution. torchvision has the parts, but no detector of this form.
+It is detectron2's R50-C4 (Res5ROIHeads) as in MoCo's protocol: all layers are trained; RoIAlign extracts 14 x 14 cells
+from the feature map of stride 16; res5 halves them to 7 x 7, followed by BatchNorm. The box predictor takes their mean;
+masks are predicted from the same 7 x 7 maps by one deconvolution. torchvision has the modules, but no such detector.
 """
 
 from __future__ import annotations
@@ -25,37 +25,50 @@ from torchvision.ops._utils import convert_boxes_to_roi_format
 from mec.evaluate.detection.schedules import Schedule
 from mec.models.encoder import Encoder
 
-ANCHOR_SIDES, ANCHOR_RATIOS = (32, 64, 128, 256, 512), (0.5, 1.0, 2.0)
-REGION = 14
+ANCHOR_SIZES, ANCHOR_RATIOS = (32, 64, 128, 256, 512), (0.5, 1.0, 2.0)
+ROI_SIZE = 14
 MASK_CHANNELS = 256
-BEFORE_NMS = {"training": 12_000, "testing": 6_000}
-REGIONS_AT_ONCE = 256
-"""Regions that go through res5 together where no gradient is kept: 1,000 would take some gigabytes."""
+PRE_NMS_TOP_N = {"training": 12_000, "testing": 6_000}
+ROI_CHUNK_SIZE = 256
+"""Regions in a forward pass of res5 at inference: all 1,000 at once would take several GB."""
 
 
 def is_resnet(encoder: Encoder) -> bool:
     return isinstance(encoder.backbone, ResNet)
 
 
-def c4_parts(
-    encoder: Encoder, classes: int, masks: bool, schedule: Schedule
+def build_c4(
+    encoder: Encoder, num_classes: int, masks: bool, schedule: Schedule
 ) -> tuple[nn.Module, RegionProposalNetwork, RoIHeads]:
-    """Backbone, proposals and heads; the encoder is copied."""
+    """Build backbone, RPN and heads from a copy of the encoder."""
     resnet: Any = copy.deepcopy(encoder.backbone)
-    trunk = Trunk(resnet)
+    backbone = C4Backbone(resnet)
     with torch.no_grad():
-        (seen,) = trunk.eval()(torch.zeros(1, encoder.spec.channels, 64, 64)).values()
-    channels, stride = seen.shape[1], 64 // seen.shape[2]
-    anchors = _Anchors((ANCHOR_SIDES,), (ANCHOR_RATIOS,))
-    rpn = _Proposals(
-        anchors, RPNHead(channels, anchors.num_anchors_per_location()[0]), 0.7, 0.3, schedule.anchors, 0.5, BEFORE_NMS,
-        {"training": schedule.proposals, "testing": schedule.proposals_at_test}, 0.7,
-    )  # fmt: skip
-    return trunk, rpn, C4Heads(resnet.layer4, resnet.num_features, stride, classes, masks, schedule.regions)
+        (feature_map,) = backbone.eval()(torch.zeros(1, encoder.spec.channels, 64, 64)).values()
+    channels, stride = feature_map.shape[1], 64 // feature_map.shape[2]
+    anchor_generator = UnroundedAnchorGenerator((ANCHOR_SIZES,), (ANCHOR_RATIOS,))
+    rpn = L1RegionProposalNetwork(
+        anchor_generator,
+        RPNHead(channels, anchor_generator.num_anchors_per_location()[0]),
+        fg_iou_thresh=0.7,
+        bg_iou_thresh=0.3,
+        batch_size_per_image=schedule.rpn_batch_size_per_image,
+        positive_fraction=0.5,
+        pre_nms_top_n=PRE_NMS_TOP_N,
+        post_nms_top_n={
+            "training": schedule.rpn_post_nms_top_n_train,
+            "testing": schedule.rpn_post_nms_top_n_test,
+        },
+        nms_thresh=0.7,
+    )
+    heads = C4RoIHeads(
+        resnet.layer4, resnet.num_features, stride, num_classes, masks, schedule.box_batch_size_per_image
+    )
+    return backbone, rpn, heads
 
 
-class Trunk(nn.Module):
-    """conv1 to res4: (n, c, h, w) -> one map (n, 1024, h / 16, w / 16) of a ResNet-50."""
+class C4Backbone(nn.Module):
+    """conv1 to res4: (n, c, h, w) -> one feature map, (n, 1024, h / 16, w / 16) for a ResNet-50."""
 
     def __init__(self, resnet: Any) -> None:
         super().__init__()
@@ -67,41 +80,42 @@ class Trunk(nn.Module):
         return {"res4": self.layer3(self.layer2(self.layer1(x)))}
 
 
-class _Anchors(AnchorGenerator):  # type: ignore[misc]
-    """torchvision's, whose edges it rounds to whole pixels, as detectron2 has them."""
+class UnroundedAnchorGenerator(AnchorGenerator):  # type: ignore[misc]
+    """torchvision's, without rounding the anchors to whole pixels, as in detectron2."""
 
     def generate_anchors(
         self, scales: Any, aspect_ratios: Any, dtype: Any = torch.float32, device: Any = "cpu"
     ) -> Tensor:
-        sides, ratios = (torch.tensor(given, dtype=dtype, device=device) for given in (scales, aspect_ratios))
-        heights = (ratios.sqrt()[:, None] * sides).flatten()
-        widths = (sides / ratios.sqrt()[:, None]).flatten()
+        sizes = torch.tensor(scales, dtype=dtype, device=device)
+        ratios = torch.tensor(aspect_ratios, dtype=dtype, device=device)
+        heights = (ratios.sqrt()[:, None] * sizes).flatten()
+        widths = (sizes / ratios.sqrt()[:, None]).flatten()
         return torch.stack([-widths, -heights, widths, heights], 1) / 2
 
 
-class _Proposals(RegionProposalNetwork):  # type: ignore[misc]
-    """torchvision's, with detectron2's loss: the absolute error of the boxes, not smoothed near 0."""
+class L1RegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
+    """torchvision's, with detectron2's box loss: L1, where torchvision's is smooth near 0."""
 
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        positive, negative = (torch.cat(chosen) for chosen in self.fg_bg_sampler(labels))
+        positive, negative = (torch.cat(masks) for masks in self.fg_bg_sampler(labels))
         sampled = (positive > 0) | (negative > 0)
         positive = positive > 0
-        error = F.l1_loss(pred_bbox_deltas[positive], torch.cat(regression_targets)[positive], reduction="sum")
-        objects = F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], torch.cat(labels)[sampled])
-        return objects, error / sampled.sum()
+        box_error = F.l1_loss(pred_bbox_deltas[positive], torch.cat(regression_targets)[positive], reduction="sum")
+        objectness_loss = F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], torch.cat(labels)[sampled])
+        return objectness_loss, box_error / sampled.sum()
 
 
 class BoxPredictor(nn.Module):
-    """(n, channels) -> logits (n, 1 + classes), the background first, and deltas (n, 4 (1 + classes)).
+    """(n, channels) -> logits (n, 1 + num_classes), background first, and deltas (n, 4 (1 + num_classes)).
 
-    The background has no box: its deltas are zeros, not predictions.
+    The background has no box: its deltas are constant zeros.
     """
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
-        self.cls_score, self.bbox_pred = nn.Linear(channels, 1 + classes), nn.Linear(channels, 4 * classes)
+        self.cls_score, self.bbox_pred = nn.Linear(channels, 1 + num_classes), nn.Linear(channels, 4 * num_classes)
         for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
@@ -110,17 +124,29 @@ class BoxPredictor(nn.Module):
         return self.cls_score(x), F.pad(self.bbox_pred(x), (4, 0))
 
 
-class C4Heads(RoIHeads):  # type: ignore[misc]
-    """torchvision's matching, sampling and choice of detections; res5 of each region for boxes and masks alike."""
+class C4RoIHeads(RoIHeads):  # type: ignore[misc]
+    """torchvision's matching, sampling and postprocessing, with res5 shared by boxes and masks."""
 
     def __init__(
-        self, res5: nn.Sequential, channels: int, stride: int, classes: int, masks: bool, regions: int
+        self, res5: nn.Sequential, channels: int, stride: int, num_classes: int, masks: bool, batch_size_per_image: int
     ) -> None:
-        super().__init__(None, None, BoxPredictor(channels, classes), 0.5, 0.5, regions, 0.25, None, 0.05, 0.5, 100)
-        self.align = RoIAlign(REGION, 1 / stride, sampling_ratio=0, aligned=True)
+        super().__init__(
+            box_roi_pool=None,
+            box_head=None,
+            box_predictor=BoxPredictor(channels, num_classes),
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=batch_size_per_image,
+            positive_fraction=0.25,
+            bbox_reg_weights=None,
+            score_thresh=0.05,
+            nms_thresh=0.5,
+            detections_per_img=100,
+        )
+        self.roi_align = RoIAlign(ROI_SIZE, 1 / stride, sampling_ratio=0, aligned=True)
         self.res5 = nn.Sequential(OrderedDict([*res5.named_children(), ("norm", nn.BatchNorm2d(channels))]))
         if masks:
-            self.mask_predictor = MaskRCNNPredictor(channels, MASK_CHANNELS, classes)
+            self.mask_predictor = MaskRCNNPredictor(channels, MASK_CHANNELS, num_classes)
             nn.init.normal_(self.mask_predictor.mask_fcn_logits.weight, std=0.001)
 
     def has_mask(self) -> bool:
@@ -133,46 +159,52 @@ class C4Heads(RoIHeads):  # type: ignore[misc]
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        (feature,) = features.values()
+        (feature_map,) = features.values()
         if self.training:
-            return [], self._losses(feature, proposals, targets)
+            return [], self._losses(feature_map, proposals, targets)
         logits, deltas = self.box_predictor(
-            torch.cat([self.res5(x).mean((2, 3)) for x in self._regions(feature, proposals)])
+            torch.cat([self.res5(x).mean((2, 3)) for x in self._pool(feature_map, proposals)])
         )
         boxes, scores, labels = self.postprocess_detections(logits, deltas, proposals, image_shapes)
-        found = [{"boxes": b, "labels": n, "scores": s} for b, n, s in zip(boxes, labels, scores, strict=True)]
+        detections = [
+            {"boxes": image_boxes, "labels": image_labels, "scores": image_scores}
+            for image_boxes, image_labels, image_scores in zip(boxes, labels, scores, strict=True)
+        ]
         if self.has_mask():
-            # from the boxes as they are now, no longer from the proposals
-            mask_logits = torch.cat([self.mask_predictor(self.res5(x)) for x in self._regions(feature, boxes)])
+            # pooled from the predicted boxes, no longer from the proposals
+            mask_logits = torch.cat([self.mask_predictor(self.res5(x)) for x in self._pool(feature_map, boxes)])
             masks = maskrcnn_inference(mask_logits, [n - 1 for n in labels])
-            for one, mask in zip(found, masks, strict=True):
-                one["masks"] = mask
-        return found, {}
+            for image_detections, image_masks in zip(detections, masks, strict=True):
+                image_detections["masks"] = image_masks
+        return detections, {}
 
-    def _losses(self, feature: Tensor, proposals: list[Tensor], targets: Any) -> dict[str, Tensor]:
-        proposals, matched, labels, wanted = self.select_training_samples(proposals, targets)
-        (regions,) = self._regions(feature, proposals)
-        x = self.res5(regions)
+    def _losses(self, feature_map: Tensor, proposals: list[Tensor], targets: Any) -> dict[str, Tensor]:
+        proposals, matched_indices, labels, box_targets = self.select_training_samples(proposals, targets)
+        (pooled,) = self._pool(feature_map, proposals)
+        x = self.res5(pooled)
         logits, deltas = self.box_predictor(x.mean((2, 3)))
-        joined = torch.cat(labels)
-        positive = joined > 0
-        own = deltas.view(len(deltas), -1, 4)[positive, joined[positive]]
-        error = F.l1_loss(own, torch.cat(wanted)[positive], reduction="sum")
-        losses = {"loss_classifier": F.cross_entropy(logits, joined), "loss_box_reg": error / len(joined)}
+        all_labels = torch.cat(labels)
+        positive = all_labels > 0
+        deltas_of_label = deltas.view(len(deltas), -1, 4)[positive, all_labels[positive]]
+        box_error = F.l1_loss(deltas_of_label, torch.cat(box_targets)[positive], reduction="sum")
+        losses = {
+            "loss_classifier": F.cross_entropy(logits, all_labels),
+            "loss_box_reg": box_error / len(all_labels),
+        }
         if self.has_mask():
-            of_objects = [n > 0 for n in labels]
+            is_positive = [image_labels > 0 for image_labels in labels]
             losses["loss_mask"] = maskrcnn_loss(
                 self.mask_predictor(x[positive]),
-                # it crops the masks by the older RoIAlign, which sees an image half a pixel further right and below
-                [boxes[chosen] - 0.5 for boxes, chosen in zip(proposals, of_objects, strict=True)],
+                # torchvision crops the target masks with the unaligned RoIAlign, which adds half a pixel to x and y
+                [boxes[mask] - 0.5 for boxes, mask in zip(proposals, is_positive, strict=True)],
                 [t["masks"] for t in targets],
                 [t["labels"] - 1 for t in targets],
-                [numbers[chosen] for numbers, chosen in zip(matched, of_objects, strict=True)],
+                [indices[mask] for indices, mask in zip(matched_indices, is_positive, strict=True)],
             )
         return losses
 
-    def _regions(self, feature: Tensor, boxes: list[Tensor]) -> list[Tensor]:
-        """(n, channels, 14, 14) of all boxes, in parts where no gradient is kept."""
+    def _pool(self, feature_map: Tensor, boxes: list[Tensor]) -> list[Tensor]:
+        """Extract (k, channels, 14, 14) from all boxes, in one tensor for training and in chunks at inference."""
         rois = convert_boxes_to_roi_format(boxes)
-        parts = (rois,) if self.training else rois.split(REGIONS_AT_ONCE)
-        return [self.align(feature, part) for part in parts]
+        chunks = (rois,) if self.training else rois.split(ROI_CHUNK_SIZE)
+        return [self.roi_align(feature_map, chunk) for chunk in chunks]

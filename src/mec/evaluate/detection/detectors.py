@@ -1,4 +1,4 @@
-"""A folder with one trained detector: detector.safetensors and detector.json, checkpoints until it is trained."""
+"""Files of a trained detector: detector.safetensors and detector.json."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ WEIGHTS, SPEC = "detector.safetensors", "detector.json"
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """What is needed, beside the weights, to build a detector again; stored as detector.json.
+    """Everything except the weights that is needed to rebuild a detector; stored as detector.json.
 
-    encoder: the spec of the encoder it began with.
-    architecture: c4 or fpn.
-    categories: names of the classes, in the order of their numbers.
-    category_ids: their numbers in the set it learned from.
-    masks: whether it predicts masks.
-    schedule: by which it was trained, and looks.
+    Attributes:
+        encoder: spec of the encoder it was initialized from.
+        architecture: c4 or fpn.
+        categories: class names, in the order of their labels.
+        category_ids: their ids in the training dataset.
+        has_masks: whether it predicts masks.
+        schedule: of its training; its sizes are used in testing too.
     """
 
     encoder: EncoderSpec
     architecture: Architecture
     categories: list[str]
     category_ids: list[int]
-    masks: bool
+    has_masks: bool
     schedule: Schedule
 
     def build(self, encoder: Encoder | None = None) -> Detector:
-        """Untrained but for the encoder, where one is given."""
+        """Build the detector with random weights, except for a given encoder's."""
         encoder = encoder or Encoder(self.encoder)
-        return Detector(encoder, len(self.categories), self.masks, self.architecture, self.schedule)
+        return Detector(encoder, len(self.categories), self.has_masks, self.architecture, self.schedule)
 
 
 def save_detector(detector: Detector, spec: DetectorSpec, folder: Path) -> None:
-    """Each file whole or not at all; the weights last, so that where they are all is there."""
+    """Write both files atomically. The weights come last: if they exist, the detector is complete."""
     with atomic_write(folder / SPEC) as path:
         path.write_text(json.dumps(asdict(spec), indent=2) + "\n")
     weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in detector.state_dict().items()}
@@ -54,15 +55,15 @@ def save_detector(detector: Detector, spec: DetectorSpec, folder: Path) -> None:
 
 
 def load_detector(folder: Path) -> tuple[Detector, DetectorSpec]:
-    """A trained detector, in evaluation mode.
+    """Load a trained detector in evaluation mode.
 
     Raises:
-        InputError: none there, or files that do not fit each other.
+        InputError: no detector in the folder, or files that do not match.
     """
     if not (folder / WEIGHTS).is_file():
-        raise InputError(f"out: {folder} has no {WEIGHTS}, which is written when a detector has been trained")
+        raise InputError(f"out: {folder} has no {WEIGHTS}, which is written after training")
     try:
-        spec = _read_spec(json.loads((folder / SPEC).read_text()))
+        spec = _parse_spec(json.loads((folder / SPEC).read_text()))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"out: {folder / SPEC} does not describe a detector ({error})") from error
     detector = spec.build()
@@ -72,15 +73,19 @@ def load_detector(folder: Path) -> tuple[Detector, DetectorSpec]:
         raise InputError(f"out: {folder / WEIGHTS} cannot be read as safetensors ({error})") from error
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
-        raise InputError(f"out: {folder / WEIGHTS} does not fit its {SPEC} ({reason})") from error
+        raise InputError(f"out: {folder / WEIGHTS} does not match its {SPEC} ({reason})") from error
     return detector.eval(), spec
 
 
-def _read_spec(fields: dict[str, Any]) -> DetectorSpec:
-    tuples = ("mean", "std", "value_range")
+def _parse_spec(fields: dict[str, Any]) -> DetectorSpec:
+    """Rebuild the nested dataclasses. JSON turned tuples into lists."""
+    tuple_fields = ("mean", "std", "value_range")
     encoder: dict[str, Any] = {
-        k: tuple(v) if k in tuples and v is not None else v for k, v in fields["encoder"].items()
+        name: tuple(value) if name in tuple_fields and value is not None else value
+        for name, value in fields["encoder"].items()
     }
-    schedule: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["schedule"].items()}
-    read: dict[str, Any] = {"encoder": EncoderSpec(**encoder), "schedule": Schedule(**schedule)}
-    return DetectorSpec(**(fields | read))
+    schedule: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields["schedule"].items()
+    }
+    nested: dict[str, Any] = {"encoder": EncoderSpec(**encoder), "schedule": Schedule(**schedule)}
+    return DetectorSpec(**(fields | nested))

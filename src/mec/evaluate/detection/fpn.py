@@ -1,4 +1,4 @@
-"""The FPN variant, for any encoder: four feature maps joined from top to bottom, with torchvision's heads."""
+"""The FPN architecture, for any encoder: a feature pyramid of four maps with torchvision's heads."""
 
 from __future__ import annotations
 
@@ -21,33 +21,34 @@ CHANNELS = 256
 STRIDES = (4, 8, 16, 32)
 
 
-def fpn_parts(
-    encoder: Encoder, classes: int, masks: bool, schedule: Schedule
+def build_fpn(
+    encoder: Encoder, num_classes: int, masks: bool, schedule: Schedule
 ) -> tuple[nn.Module, RegionProposalNetwork, RoIHeads]:
-    """Backbone, proposals and heads; the encoder is copied.
+    """Build backbone, RPN and heads from a copy of the encoder.
 
     Raises:
         InputError: the encoder has no feature maps, or takes images of one size only.
     """
-    pyramid = Pyramid(encoder)
+    backbone = FeaturePyramid(encoder)
     build = MaskRCNN if masks else FasterRCNN
-    # its own resizing and normalizing of images goes unused
-    built = build(
-        pyramid,
-        1 + classes,
-        rpn_batch_size_per_image=schedule.anchors,
-        rpn_post_nms_top_n_train=schedule.proposals,
-        rpn_post_nms_top_n_test=schedule.proposals_at_test,
-        box_batch_size_per_image=schedule.regions,
+    # the model's own resizing and normalization are not used
+    model = build(
+        backbone,
+        1 + num_classes,
+        rpn_batch_size_per_image=schedule.rpn_batch_size_per_image,
+        rpn_post_nms_top_n_train=schedule.rpn_post_nms_top_n_train,
+        rpn_post_nms_top_n_test=schedule.rpn_post_nms_top_n_test,
+        box_batch_size_per_image=schedule.box_batch_size_per_image,
     )
-    return pyramid, built.rpn, built.roi_heads
+    return backbone, model.rpn, model.roi_heads
 
 
-class Pyramid(nn.Module):
-    """(n, c, h, w) -> maps of 256 channels, each half the size of the one before, and one more below them.
+class FeaturePyramid(nn.Module):
+    """(n, c, h, w) -> five maps of 256 channels and decreasing size; the last is a max-pooled fourth.
 
-    The four deepest maps of different size that the encoder has; where all are of one size, as in vision
-    transformers, those at four equal distances, made larger or smaller (Li et al. 2021, arXiv 2111.11429).
+    The pyramid is built from the encoder's four deepest feature maps of different stride. If all maps have the same
+    stride, as in vision transformers, it is built from four maps at equal distances in depth, resized to strides 4 to
+    32 (Li et al. 2021, arXiv 2111.11429).
     """
 
     out_channels = CHANNELS
@@ -56,43 +57,42 @@ class Pyramid(nn.Module):
         super().__init__()
         self.body: Any
         self.body, maps = dynamic_size_backbone(encoder)
-        strides = [estimate_stride(found) for found in maps]
-        deepest = {stride: level for level, stride in enumerate(strides)}
-        if len(deepest) >= 4:
-            self.levels = list(deepest.values())[-4:]
-            resized: list[nn.Module] = [nn.Identity() for _ in self.levels]
-        elif len(deepest) == 1 and math.log2(strides[0]).is_integer():
-            count = len(maps)
-            self.levels = [round(count * quarter / 4) - 1 for quarter in (1, 2, 3, 4)]
-            resized = [_resizing(maps[-1].shape[1], strides[0], wanted) for wanted in STRIDES]
+        strides = [estimate_stride(feature_map) for feature_map in maps]
+        last_of_stride = {stride: level for level, stride in enumerate(strides)}
+        if len(last_of_stride) >= 4:
+            self.levels = list(last_of_stride.values())[-4:]
+            resize_layers: list[nn.Module] = [nn.Identity() for _ in self.levels]
+        elif len(last_of_stride) == 1 and math.log2(strides[0]).is_integer():
+            self.levels = [round(len(maps) * quarter / 4) - 1 for quarter in (1, 2, 3, 4)]
+            resize_layers = [_resize_layer(maps[-1].shape[1], strides[0], stride) for stride in STRIDES]
         else:
             raise InputError(
-                f"encoder: {encoder.spec.backbone} has maps of strides {strides}; a pyramid needs four, each twice the "
-                "one before, or one that is a power of two"
+                f"encoder: {encoder.spec.backbone} has feature maps of strides {strides}; fpn requires four different "
+                "strides, each twice the one before, or a single stride that is a power of two"
             )
-        self.resized = nn.ModuleList(resized)
-        # else what comes after the last map gets no gradient, for which training on several devices would wait
+        self.resize_layers = nn.ModuleList(resize_layers)
+        # layers after the last map would get no gradient, and DDP waits for the gradient of every parameter
         if hasattr(self.body, "prune_intermediate_layers"):
             self.body.prune_intermediate_layers(self.levels, prune_norm=True, prune_head=True)
-        if hasattr(self.body, "head"):  # timm before 1.0.31 leaves its norm
+        if hasattr(self.body, "head"):  # timm before 1.0.31 keeps the norm in the head
             self.body.head = nn.Identity()
         self.fpn = FeaturePyramidNetwork([maps[i].shape[1] for i in self.levels], CHANNELS, LastLevelMaxPool())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         maps = extract_feature_maps(self.body, x, self.levels)
-        joined: dict[str, Tensor] = self.fpn(
-            OrderedDict(
-                (str(i), resize(found)) for i, (resize, found) in enumerate(zip(self.resized, maps, strict=True))
-            )
+        resized = OrderedDict(
+            (str(i), layer(feature_map))
+            for i, (layer, feature_map) in enumerate(zip(self.resize_layers, maps, strict=True))
         )
-        return joined
+        pyramid: dict[str, Tensor] = self.fpn(resized)
+        return pyramid
 
 
-def _resizing(channels: int, stride: int, wanted: int) -> nn.Module:
-    """From a map of one stride to another, both powers of two."""
-    if wanted >= stride:
-        return nn.MaxPool2d(wanted // stride) if wanted > stride else nn.Identity()
+def _resize_layer(channels: int, stride: int, target_stride: int) -> nn.Module:
+    """Create a layer that changes the stride of a feature map, both powers of two."""
+    if target_stride >= stride:
+        return nn.MaxPool2d(target_stride // stride) if target_stride > stride else nn.Identity()
     layers: list[nn.Module] = []
-    for _ in range(int(math.log2(stride // wanted))):
+    for _ in range(int(math.log2(stride // target_stride))):
         layers += [nn.ConvTranspose2d(channels, channels, 2, stride=2), nn.GroupNorm(1, channels), nn.GELU()]
     return nn.Sequential(*layers[:-2])

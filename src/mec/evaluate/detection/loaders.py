@@ -1,4 +1,4 @@
-"""Images with their targets for training, and images alone for testing, as loader processes make them."""
+"""Data loaders of detection: images with targets for training, images alone for testing."""
 
 from __future__ import annotations
 
@@ -20,190 +20,204 @@ from mec.data.pixels import CorruptImageError, PixelFormat
 from mec.data.workers import worker_count
 from mec.errors import InputError
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset
-from mec.evaluate.detection.masks import decoded
+from mec.evaluate.detection.masks import decode_masks
 from mec.evaluate.detection.schedules import Schedule
 
-SUBSTITUTES = 100
-"""How many other images are tried in place of one that cannot be read."""
+MAX_REPLACEMENTS = 100
+"""Images that are tried in place of a corrupt one, itself included."""
 
-Key = tuple[int, int]
-"""The number of an image, and how often all were shown before."""
+SampleKey = tuple[int, int]
+"""Index of an image, and the number of the pass over the dataset."""
 
 
-class TrainingBatch(NamedTuple):
-    """A batch for training: images (c, h, w) of their own sizes, targets as torchvision has them."""
+class TrainBatch(NamedTuple):
+    """Images (c, h, w) of different sizes, torchvision's detection targets, and the corrupt images replaced."""
 
     images: list[Tensor]
     targets: list[dict[str, Tensor]]
-    lost: list[CorruptImage]
+    corrupt: list[CorruptImage]
 
 
-class TestingBatch(NamedTuple):
-    """A batch for testing: numbers of the images, and their sizes (height, width) in the file."""
+class TestBatch(NamedTuple):
+    """At most one image (c, h, w), its index and its original size (height, width), or a corrupt image."""
 
     images: list[Tensor]
-    numbers: list[int]
+    indices: list[int]
     sizes: list[tuple[int, int]]
-    lost: list[CorruptImage]
+    corrupt: list[CorruptImage]
 
 
-class Order(Sampler[list[Key]]):
-    """The batches of a training that goes on and on, in stretches of ``period`` steps, which are lightning's epochs.
+class AspectRatioBatchSampler(Sampler[list[SampleKey]]):
+    """Infinite sequence of batches, divided into epochs of ``steps_per_epoch`` batches.
 
-    All images in a new order each time; those wider than high, and the others, fill batches of their own, so that
-    little of a batch is padding (detectron2's aspect ratio grouping). The batches are the same for any number of
-    processes, each of which gets its part.
+    Each pass over the dataset has a new random order. Landscape images and the others are batched separately to reduce
+    padding, as in detectron2's aspect ratio grouping. Batches are the same for any number of processes; each process
+    takes its shard of every batch.
 
     Args:
-        wide: (n,) whether each image is wider than high.
-        batch: images in a step of all processes.
-        period: steps in a stretch.
-        seed: of the order.
-        rank, processes: which part is taken.
+        is_landscape: (n,) whether each image is wider than high.
+        batch_size: images in a batch, over all processes.
+        steps_per_epoch: batches in an epoch.
+        seed: of the random order.
+        rank: of this process.
+        world_size: number of processes.
     """
 
     def __init__(
-        self, wide: NDArray[np.bool_], batch: int, period: int, seed: int, rank: int = 0, processes: int = 1
+        self,
+        is_landscape: NDArray[np.bool_],
+        batch_size: int,
+        steps_per_epoch: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        self.wide, self.batch, self.period, self.seed = wide, batch, period, seed
-        each = batch // processes
-        self.own = slice(rank * each, (rank + 1) * each)
-        self.epoch = self.at = 0
-        self.stream = self._all()
+        self.is_landscape, self.batch_size, self.seed = is_landscape, batch_size, seed
+        self.steps_per_epoch = steps_per_epoch
+        shard_size = batch_size // world_size
+        self.shard = slice(rank * shard_size, (rank + 1) * shard_size)
+        self.epoch = self.position = 0
+        self.batches = self._batches()
 
     def __len__(self) -> int:
-        return self.period
+        return self.steps_per_epoch
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        if self.at != self.epoch * self.period:  # resumed, or begun again: the order up to there is gone through
-            self.stream, self.at = self._all(), self.epoch * self.period
-            next(islice(self.stream, self.at, self.at), None)
-        for batch in islice(self.stream, self.period):
-            self.at += 1
-            yield batch[self.own]
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        start = self.epoch * self.steps_per_epoch
+        if self.position != start:  # resumed, or restarted: skip to the start of the epoch
+            self.batches, self.position = self._batches(), start
+            next(islice(self.batches, start, start), None)
+        for batch in islice(self.batches, self.steps_per_epoch):
+            self.position += 1
+            yield batch[self.shard]
 
-    def _all(self) -> Iterator[list[Key]]:
-        waiting: tuple[list[Key], list[Key]] = ([], [])
-        for turn in count():
-            for image in np.random.default_rng((self.seed, turn)).permutation(len(self.wide)).tolist():
-                group = waiting[int(self.wide[image])]
-                group.append((image, turn))
-                if len(group) == self.batch:
+    def _batches(self) -> Iterator[list[SampleKey]]:
+        groups: tuple[list[SampleKey], list[SampleKey]] = ([], [])
+        for data_pass in count():
+            for image in np.random.default_rng((self.seed, data_pass)).permutation(len(self.is_landscape)).tolist():
+                group = groups[int(self.is_landscape[image])]
+                group.append((image, data_pass))
+                if len(group) == self.batch_size:
                     yield group.copy()
                     group.clear()
 
 
-class _Training(Dataset[TrainingBatch]):
-    def __init__(self, annotated: AnnotatedDataset, reading: PixelFormat, schedule: Schedule, seed: int) -> None:
-        self.annotated, self.reading, self.schedule, self.seed = annotated, reading, schedule, seed
+class _TrainDataset(Dataset[TrainBatch]):
+    def __init__(self, dataset: AnnotatedDataset, pixel_format: PixelFormat, schedule: Schedule, seed: int) -> None:
+        self.dataset, self.pixel_format, self.schedule, self.seed = dataset, pixel_format, schedule, seed
 
-    def __getitem__(self, keys: list[Key]) -> TrainingBatch:
-        shown = TrainingBatch([], [], [])
+    def __getitem__(self, keys: list[SampleKey]) -> TrainBatch:
+        batch = TrainBatch([], [], [])
         for key in keys:
-            image, targets = self._readable(key, shown.lost)
-            shown.images.append(image)
-            shown.targets.append(targets)
-        return shown
+            image, targets = self._load_or_replace(key, batch.corrupt)
+            batch.images.append(image)
+            batch.targets.append(targets)
+        return batch
 
-    def _readable(self, key: Key, lost: list[CorruptImage]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The image asked for, or the next that can be read."""
-        number, turn = key
-        for other in range(number, number + SUBSTITUTES):
-            index = other % len(self.annotated)
+    def _load_or_replace(self, key: SampleKey, corrupt: list[CorruptImage]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Load the image, or the next that can be read. Corrupt images are appended to ``corrupt``."""
+        first, data_pass = key
+        for candidate in range(first, first + MAX_REPLACEMENTS):
+            index = candidate % len(self.dataset)
             try:
-                return self._drawn(index, turn)
+                return self._load(index, data_pass)
             except CorruptImageError as error:
-                lost.append(CorruptImage(self.annotated.images.title(index), str(error)))
-        raise InputError(f"data: no image could be read; the last tried: {lost[-1].title}: {lost[-1].reason}")
+                corrupt.append(CorruptImage(self.dataset.images.title(index), str(error)))
+        raise InputError(f"data: no image could be read; the last tried: {corrupt[-1].title}: {corrupt[-1].reason}")
 
-    def _drawn(self, index: int, turn: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Resized to one of the sides, mirrored or not; the draw depends on nothing but the seed and the key."""
-        draw = np.random.default_rng((self.seed, turn, index))
-        side, mirrored = int(draw.choice(self.schedule.sides)), bool(draw.random() < 0.5)
-        opened = open_image(self.annotated.images.load(index))
-        height, width = self.annotated.sizes[index].tolist()
+    def _load(self, index: int, data_pass: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Load an image, resized and flipped at random. The random numbers depend on the seed and the key only."""
+        rng = np.random.default_rng((self.seed, data_pass, index))
+        short_side, flip = int(rng.choice(self.schedule.train_short_sides)), bool(rng.random() < 0.5)
+        opened = open_image(self.dataset.images.load(index))
+        height, width = self.dataset.sizes[index].tolist()
         if (opened.height, opened.width) != (height, width):
             raise CorruptImageError(
                 f"{opened.width} x {opened.height} pixels, but {width} x {height} in the annotations"
             )
-        image = resized(opened, self.reading, side, self.schedule.longest)
+        image = resize(opened, self.pixel_format, short_side, self.schedule.max_long_side)
         size = (image.shape[1], image.shape[2])
-        found = self.annotated.targets(index)
-        boxes = torch.from_numpy(found.boxes) * torch.tensor([size[1] / width, size[0] / height]).repeat(2)
-        if mirrored:
+        annotated = self.dataset.targets(index)
+        boxes = torch.from_numpy(annotated.boxes) * torch.tensor([size[1] / width, size[0] / height]).repeat(2)
+        if flip:
             image = image.flip(2)
             boxes = torch.stack([size[1] - boxes[:, 2], boxes[:, 1], size[1] - boxes[:, 0], boxes[:, 3]], 1)
-        targets = {"boxes": boxes, "labels": torch.from_numpy(found.labels) + 1}
-        if found.masks is not None:
-            targets["masks"] = decoded(found.masks, size, mirrored)
+        targets = {"boxes": boxes, "labels": torch.from_numpy(annotated.labels) + 1}
+        if annotated.masks is not None:
+            targets["masks"] = decode_masks(annotated.masks, size, flip)
         return image, targets
 
 
-class _Testing(Dataset[TestingBatch]):
-    def __init__(self, dataset: ImageDataset, reading: PixelFormat, schedule: Schedule) -> None:
-        self.dataset, self.reading, self.schedule = dataset, reading, schedule
+class _TestDataset(Dataset[TestBatch]):
+    def __init__(self, dataset: ImageDataset, pixel_format: PixelFormat, schedule: Schedule) -> None:
+        self.dataset, self.pixel_format, self.schedule = dataset, pixel_format, schedule
 
-    def __getitem__(self, number: int) -> TestingBatch:
+    def __getitem__(self, index: int) -> TestBatch:
         try:
-            opened = open_image(self.dataset.load(number))
-            image = resized(opened, self.reading, self.schedule.side_at_test, self.schedule.longest)
+            opened = open_image(self.dataset.load(index))
+            image = resize(opened, self.pixel_format, self.schedule.test_short_side, self.schedule.max_long_side)
         except CorruptImageError as error:
-            return TestingBatch([], [], [], [CorruptImage(self.dataset.title(number), str(error))])
-        return TestingBatch([image], [number], [(opened.height, opened.width)], [])
+            return TestBatch([], [], [], [CorruptImage(self.dataset.title(index), str(error))])
+        return TestBatch([image], [index], [(opened.height, opened.width)], [])
 
 
-def resized(opened: OpenedImage, reading: PixelFormat, side: int, longest: int) -> Tensor:
-    """(c, h, w) with a short side of ``side``, or less where the long one would pass ``longest``."""
-    height, width = size_for(opened.height, opened.width, side, longest)
+def resize(opened: OpenedImage, pixel_format: PixelFormat, short_side: int, max_long_side: int) -> Tensor:
+    """Decode an image and resize it to ``resized_size``; (c, h, w)."""
+    height, width = resized_size(opened.height, opened.width, short_side, max_long_side)
     shrink = next((f for f in SHRINK_FACTORS if opened.height >= f * height and opened.width >= f * width), 1)
-    image = torch.from_numpy(opened.decode(reading, shrink).copy()).permute(2, 0, 1)
-    # PIL's way, as detectron2; what is made smaller is antialiased
+    image = torch.from_numpy(opened.decode(pixel_format, shrink).copy()).permute(2, 0, 1)
+    # antialiased like PIL's resize, which detectron2 uses
     return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
 
 
-def size_for(height: int, width: int, side: int, longest: int) -> tuple[int, int]:
-    """Detectron2's ResizeShortestEdge."""
-    scale = min(side / min(height, width), longest / max(height, width))
+def resized_size(height: int, width: int, short_side: int, max_long_side: int) -> tuple[int, int]:
+    """Return the height and width after detectron2's ResizeShortestEdge."""
+    scale = min(short_side / min(height, width), max_long_side / max(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def _as_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
-def training_batches(
-    annotated: AnnotatedDataset,
-    order: Order,
-    reading: PixelFormat,
+def make_train_loader(
+    dataset: AnnotatedDataset,
+    sampler: AspectRatioBatchSampler,
+    pixel_format: PixelFormat,
     schedule: Schedule,
-    pinned: bool,
+    pin_memory: bool,
     workers: int | None,
-) -> DataLoader[TrainingBatch]:
-    """Batches in the order given; small images are enlarged, every draw depends on the seed of the order alone."""
-    processes = worker_count(workers)
+) -> DataLoader[TrainBatch]:
+    """Create the loader of training batches. Augmentation uses the seed of the sampler."""
+    num_workers = worker_count(workers)
     return DataLoader(
-        _Training(annotated, reading, schedule, order.seed),
+        _TrainDataset(dataset, pixel_format, schedule, sampler.seed),
         batch_size=None,
-        sampler=order,
-        collate_fn=_as_is,
-        num_workers=processes,
-        persistent_workers=processes > 0,
-        pin_memory=pinned,
+        sampler=sampler,
+        collate_fn=_identity,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=pin_memory,
     )
 
 
-def testing_batches(
-    dataset: ImageDataset, reading: PixelFormat, schedule: Schedule, rank: int, processes: int, workers: int | None
-) -> DataLoader[TestingBatch]:
-    """Every image once, one at a time, this process's share of them."""
-    numbers = range(rank, len(dataset), processes)
+def make_test_loader(
+    dataset: ImageDataset,
+    pixel_format: PixelFormat,
+    schedule: Schedule,
+    rank: int,
+    world_size: int,
+    workers: int | None,
+) -> DataLoader[TestBatch]:
+    """Create the loader of this process's shard of the images, one image per batch."""
+    indices = range(rank, len(dataset), world_size)
     return DataLoader(
-        _Testing(dataset, reading, schedule),
+        _TestDataset(dataset, pixel_format, schedule),
         batch_size=None,
-        sampler=numbers,
-        collate_fn=_as_is,
+        sampler=indices,
+        collate_fn=_identity,
         num_workers=worker_count(workers),
     )

@@ -1,4 +1,4 @@
-"""How right detections are: the figures of COCO and of VOC."""
+"""Average precision of detections by COCO's or VOC's definition."""
 
 from __future__ import annotations
 
@@ -10,85 +10,87 @@ from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
 from mec.errors import InputError
-from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections, as_records
-from mec.evaluate.detection.voc_metrics import precisions
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections, to_coco_results
+from mec.evaluate.detection.voc_metrics import average_precisions
 
-COLUMNS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
-"""The first six of COCO's figures, in its order."""
-OVERLAPS = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
-"""Which of the ten thresholds 0.50, 0.55 ... 0.95 of overlap make a figure."""
+COCO_METRICS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
+"""Names of COCO's first six metrics, in COCO's order."""
+IOU_SLICES = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
+"""Metric -> the IoU thresholds that it averages, of the ten 0.50, 0.55 ... 0.95."""
 
 
-class Figures(NamedTuple):
-    """Average precisions, shares of 1.
+class DetectionMetrics(NamedTuple):
+    """Average precisions, fractions of 1.
 
-    overall: AP (the mean over overlaps of 0.50, 0.55 ... 0.95), AP50 and AP75, each the mean over the classes. By
-        COCO's rules also of objects of its sizes ("AP small": up to 32 x 32 pixels, "AP medium", "AP large": from
+    overall: AP (mean over the IoU thresholds 0.50, 0.55 ... 0.95), AP50 and AP75, each the mean over the classes. By
+        COCO's definition also by size of the object ("AP small": up to 32 x 32 pixels, "AP medium", "AP large": from
         96 x 96) and of masks ("mask AP" ...).
-    by_class: AP, AP50 and AP75 of each class, and of its masks.
+    per_class: AP, AP50 and AP75 of each class, and of its masks.
 
-    What no object counts for is not there.
+    A metric without objects to count is left out.
     """
 
     overall: dict[str, float]
-    by_class: dict[str, dict[str, float]]
+    per_class: dict[str, dict[str, float]]
 
 
-def figures(annotated: AnnotatedDataset, found: Sequence[Detections]) -> Figures:
-    """By the rules of the set: those of pycocotools, or those of VOC's development kit (see voc_figures).
+def detection_metrics(dataset: AnnotatedDataset, detections: Sequence[Detections]) -> DetectionMetrics:
+    """Compute average precisions as pycocotools or as detectron2 for VOC, depending on ``dataset.ap_metric``.
 
-    Masks count where the set has them and all detections have them.
+    Masks are evaluated if the dataset and all detections have them.
 
     Args:
-        annotated: n images.
-        found: n, those in each image.
+        dataset: n images.
+        detections: of each of the n images.
 
     Raises:
-        InputError: no object that counts.
+        InputError: no object to count.
     """
-    assert len(annotated) == len(found)
-    if (annotated.crowd | annotated.difficult).all():
-        raise InputError(f"data: no object to count in {annotated.name}")
-    if annotated.rules != "coco":
-        return _voc(annotated, found)
-    overall, by_class = _coco(annotated, found, "bbox")
-    if annotated.has_masks and all(detections.masks is not None for detections in found):
-        of_masks = _coco(annotated, found, "segm")
-        overall |= {f"mask {column}": value for column, value in of_masks.overall.items()}
-        for name, row in of_masks.by_class.items():
-            by_class[name] |= {f"mask {column}": value for column, value in row.items()}
-    return Figures(overall, by_class)
+    assert len(dataset) == len(detections)
+    if (dataset.is_crowd | dataset.is_difficult).all():
+        raise InputError(f"data: no object to count in {dataset.name}")
+    if dataset.ap_metric != "coco":
+        return _voc(dataset, detections)
+    overall, per_class = _coco(dataset, detections, "bbox")
+    if dataset.has_masks and all(image_detections.masks is not None for image_detections in detections):
+        mask_metrics = _coco(dataset, detections, "segm")
+        overall |= {f"mask {metric}": value for metric, value in mask_metrics.overall.items()}
+        for name, metrics in mask_metrics.per_class.items():
+            per_class[name] |= {f"mask {metric}": value for metric, value in metrics.items()}
+    return DetectionMetrics(overall, per_class)
 
 
-def _coco(annotated: AnnotatedDataset, found: Sequence[Detections], of: Literal["bbox", "segm"]) -> Figures:
-    truth = COCO(annotated.as_coco())
-    records: list[dict[str, Any]] = []
-    for number, detections in zip(annotated.ids, found, strict=True):
-        if of == "bbox":
-            detections = detections._replace(masks=None)
-        records += as_records(detections, number, annotated.category_ids)
-    if of == "segm":
-        for record in records:
-            del record["bbox"]  # or its area, not the mask's, would say whether a detection is small
+def _coco(
+    dataset: AnnotatedDataset, detections: Sequence[Detections], iou_type: Literal["bbox", "segm"]
+) -> DetectionMetrics:
+    ground_truth = COCO(dataset.to_coco())
+    results: list[dict[str, Any]] = []
+    for image_id, image_detections in zip(dataset.image_ids, detections, strict=True):
+        if iou_type == "bbox":
+            image_detections = image_detections._replace(masks=None)
+        results += to_coco_results(image_detections, image_id, dataset.category_ids)
+    if iou_type == "segm":
+        for result in results:
+            del result["bbox"]  # otherwise the box's area, not the mask's, decides the size category
     # loadRes of older releases takes no empty list
-    results = truth.loadRes(records) if records else COCO({**truth.dataset, "annotations": []})
-    evaluation = COCOeval_faster(truth, results, of)
+    loaded = ground_truth.loadRes(results) if results else COCO({**ground_truth.dataset, "annotations": []})
+    evaluation = COCOeval_faster(ground_truth, loaded, iou_type)
     evaluation.run()
-    overall = {c: float(value) for c, value in zip(COLUMNS, evaluation.stats, strict=False) if value >= 0}
-    # thresholds, points of recall, classes, sizes, numbers of detections: all sizes, the most detections
+    overall = {name: float(value) for name, value in zip(COCO_METRICS, evaluation.stats, strict=False) if value >= 0}
+    # axes: IoU thresholds, recall points, classes, object sizes (0: all), maximum numbers of detections (-1: 100)
     table = evaluation.eval["precision"][:, :, :, 0, -1].mean(axis=1)
-    names = dict(zip(annotated.category_ids.tolist(), annotated.categories, strict=True))
-    return Figures(overall, _rows([names[number] for number in evaluation.params.catIds], table.T))
+    names = dict(zip(dataset.category_ids.tolist(), dataset.categories, strict=True))
+    return DetectionMetrics(overall, _per_class([names[i] for i in evaluation.params.catIds], table.T))
 
 
-def _voc(annotated: AnnotatedDataset, found: Sequence[Detections]) -> Figures:
-    table = precisions(annotated, found)
-    by_class = _rows(annotated.categories, np.nan_to_num(table, nan=-1))
-    overall = {c: float(np.mean([row[c] for row in by_class.values()])) for c in OVERLAPS}
-    return Figures(overall, by_class)
+def _voc(dataset: AnnotatedDataset, detections: Sequence[Detections]) -> DetectionMetrics:
+    table = average_precisions(dataset, detections)
+    per_class = _per_class(dataset.categories, np.nan_to_num(table, nan=-1))
+    overall = {name: float(np.mean([metrics[name] for metrics in per_class.values()])) for name in IOU_SLICES}
+    return DetectionMetrics(overall, per_class)
 
 
-def _rows(names: Sequence[str], table: NDArray[np.float64]) -> dict[str, dict[str, float]]:
-    """Average precisions (c, 10), -1 of classes without objects -> a row of figures for each of the others."""
-    counted = [i for i in range(len(names)) if table[i, 0] >= 0]
-    return {names[i]: {c: float(table[i, at].mean()) for c, at in OVERLAPS.items()} for i in counted}
+def _per_class(names: Sequence[str], table: NDArray[np.float64]) -> dict[str, dict[str, float]]:
+    """Convert average precisions (c, 10) to metrics by class. Classes without objects (-1) are left out."""
+    present = [i for i in range(len(names)) if table[i, 0] >= 0]
+    return {names[i]: {metric: float(table[i, ious].mean()) for metric, ious in IOU_SLICES.items()} for i in present}

@@ -1,4 +1,4 @@
-"""``predict``: a trained detector at work on images that nobody annotated."""
+"""Run a trained detector on images without annotations."""
 
 from __future__ import annotations
 
@@ -9,74 +9,73 @@ from typing import Any
 
 import numpy as np
 from faster_coco_eval import mask as coco_mask
-from numpy.typing import NDArray
 
-from mec.data.dataset import FileDataset, ImageDataset
+from mec.data.dataset import DataLike, FileDataset, ImageDataset, read_image
 from mec.data.datasets import open_dataset
-from mec.data.decode import EXTENSIONS, open_image
+from mec.data.decode import EXTENSIONS
 from mec.data.pixels import PixelFormat
 from mec.distributed import is_rank_zero
 from mec.engine.progress import ProgressBar
 from mec.errors import InputError
-from mec.evaluate.detection.datasets.annotations import Detections, as_records
+from mec.evaluate.detection.datasets.annotations import Detections, to_coco_results
 from mec.evaluate.detection.detect import DETECTIONS
 from mec.evaluate.detection.detectors import WEIGHTS, load_detector
 from mec.evaluate.detection.trainer import detection_trainer
-from mec.evaluate.detection.training import look
-from mec.evaluate.drawing.detections import draw
-from mec.evaluate.task import Source
+from mec.evaluate.detection.training import run_detector
+from mec.evaluate.drawing.detections import draw_detections
 from mec.files import atomic_write
 
-DRAWN = "predicted"
-QUALITY = 90
-"""Of the JPEG files."""
+PREDICTED = "predicted"
+JPEG_QUALITY = 90
 
 
 def predict(
-    images: Source,
+    images: DataLike,
     out: str | os.PathLike[str],
     threshold: float = 0.5,
     devices: int | str = "auto",
     workers: int | None = None,
 ) -> Path:
-    """Draw what a detector finds: boxes, and masks if it predicts them.
+    """Draw a detector's predictions: boxes, and masks if it predicts them.
 
     Args:
-        images: any source of images (see ``mec.data.open_dataset``), or one file.
-        out: a folder that ``detect`` has made, whose first detector is taken, or one detector's folder in it. The
-            images go to ``predicted/`` in it, under their own names, and beside them a detections.json: a data set
-            in COCO's format, with a score for each object, as annotation tools read it.
-        threshold: the least score of an object that is drawn and written.
-        devices: auto (all GPUs, or one process of a CPU) or a number of them.
-        workers: loader processes; null is one per core.
+        images: a dataset (see ``mec.open_dataset``) or one image file.
+        out: output folder of ``detect``, whose first detector is used, or the folder of one detector in it. The images
+            are written to ``predicted/`` in it under their own names, together with detections.json: a dataset in
+            COCO's format with a score for each object, which annotation tools can import.
+        threshold: minimum score of the objects that are drawn and written.
+        devices: auto (all GPUs, or one process on a CPU) or a number of devices.
+        workers: loader processes; null: one per core.
 
     Returns:
         The folder ``predicted``.
 
     Raises:
-        InputError: no detector there, no images, or more than a twentieth of them that cannot be read.
+        InputError: no detector in ``out``, no images, or more than a twentieth of them corrupt.
     """
     check_threshold(threshold)
-    folder = _detector_in(Path(out).expanduser())
+    folder = _find_detector(Path(out).expanduser())
     detector, spec = load_detector(folder)
-    dataset = open_images_to_predict(images)
-    reading = PixelFormat(spec.encoder.channels, spec.encoder.value_range, spec.encoder.background)
+    dataset = open_prediction_images(images)
+    pixel_format = PixelFormat(spec.encoder.channels, spec.encoder.value_range, spec.encoder.background)
     trainer = detection_trainer(spec.schedule, folder, "predict", devices, 1, "auto")
-    found = look(detector, dataset, reading, spec.schedule, trainer, workers)
-    drawn = Path(out).expanduser() / DRAWN
+    detections = run_detector(detector, dataset, pixel_format, spec.schedule, trainer, workers)
+    predicted = Path(out).expanduser() / PREDICTED
     if is_rank_zero():
-        _write(dataset, found, spec.categories, spec.category_ids, threshold, drawn)
-    return drawn
+        _write(dataset, detections, spec.categories, spec.category_ids, threshold, predicted)
+    return predicted
 
 
-def _detector_in(out: Path) -> Path:
+def _find_detector(out: Path) -> Path:
     if (out / WEIGHTS).is_file():
         return out
-    trained = [path.parent for path in out.glob(f"*/{WEIGHTS}")]
-    if not trained:
-        raise InputError(f"out: {out} holds no trained detector; mec evaluate detect DATA --encoder E --out {out} does")
-    # that of the encoder, of the first seed: encoder-9 comes before encoder-10, and before untrained-0
-    return min(trained, key=lambda folder: (folder.name.split("-")[0], len(folder.name), folder.name))
+    folders = [path.parent for path in out.glob(f"*/{WEIGHTS}")]
+    if not folders:
+        raise InputError(
+            f"out: {out} holds no trained detector; train one with mec evaluate detect DATA --encoder E --out {out}"
+        )
+    # the encoder's with the lowest seed: encoder-9 comes before encoder-10, and before untrained-0
+    return min(folders, key=lambda folder: (folder.name.split("-")[0], len(folder.name), folder.name))
 
 
 def check_threshold(threshold: float) -> None:
@@ -84,8 +83,8 @@ def check_threshold(threshold: float) -> None:
         raise InputError(f"threshold: expected a number from 0 to 1, got {threshold}")
 
 
-def open_images_to_predict(images: Source) -> ImageDataset:
-    """A source, or one file."""
+def open_prediction_images(images: DataLike) -> ImageDataset:
+    """Open a dataset or one image file."""
     path = Path(images).expanduser()
     if path.is_file() and path.suffix.lower() in EXTENSIONS:
         return FileDataset(path.name, path.parent, [path.name])
@@ -94,73 +93,70 @@ def open_images_to_predict(images: Source) -> ImageDataset:
 
 def _write(
     dataset: ImageDataset,
-    found: dict[int, Detections],
+    detections: dict[int, Detections],
     categories: list[str],
-    ids: list[int],
+    category_ids: list[int],
     threshold: float,
     out: Path,
 ) -> None:
-    described: dict[str, Any] = {
+    coco: dict[str, Any] = {
         "images": [],
         "annotations": [],
-        "categories": [{"id": n, "name": name} for n, name in zip(ids, categories, strict=True)],
+        "categories": [{"id": i, "name": name} for i, name in zip(category_ids, categories, strict=True)],
     }
-    names = _names(dataset, list(found))
-    with ProgressBar("drawing", len(found)) as line:
-        for index, detections in found.items():
-            image = _seen(dataset, index)
-            some = _above(detections, threshold)
-            described["images"].append(
+    file_names = _unique_file_names(dataset, list(detections))
+    with ProgressBar("drawing", len(detections)) as progress:
+        for index, image_detections in detections.items():
+            image = read_image(dataset, index).astype(np.uint8, copy=False)
+            image_detections = _above_threshold(image_detections, threshold)
+            coco["images"].append(
                 {
                     "id": index,
-                    "file_name": _own_name(dataset, index),
+                    "file_name": _name(dataset, index),
                     "height": image.shape[0],
                     "width": image.shape[1],
                 }
             )
-            for record in as_records(some, index, ids):
-                area = _area(record)
-                described["annotations"].append(
-                    {"id": len(described["annotations"]) + 1, **record, "area": area, "iscrowd": 0}
+            for result in to_coco_results(image_detections, index, category_ids):
+                coco["annotations"].append(
+                    {"id": len(coco["annotations"]) + 1, **result, "area": _area(result), "iscrowd": 0}
                 )
-            with atomic_write(out / names[index]) as path:
-                draw(image, some, categories, threshold).save(path, "JPEG", quality=QUALITY)
-            line.advance(1)
+            with atomic_write(out / file_names[index]) as path:
+                draw_detections(image, image_detections, categories, threshold).save(path, "JPEG", quality=JPEG_QUALITY)
+            progress.advance(1)
     with atomic_write(out / DETECTIONS) as path:
-        path.write_text(json.dumps(described))
+        path.write_text(json.dumps(coco))
 
 
-def _area(record: dict[str, Any]) -> float:
-    if "segmentation" in record:
-        return float(coco_mask.area(record["segmentation"]))
-    return float(record["bbox"][2] * record["bbox"][3])
+def _area(result: dict[str, Any]) -> float:
+    if "segmentation" in result:
+        return float(coco_mask.area(result["segmentation"]))
+    return float(result["bbox"][2] * result["bbox"][3])
 
 
-def _own_name(dataset: ImageDataset, index: int) -> str:
-    """Within the source where it is a folder."""
+def _name(dataset: ImageDataset, index: int) -> str:
+    """Return the path of an image relative to the dataset's folder, or its title if it is not a file."""
     return dataset.names[index] if isinstance(dataset, FileDataset) else dataset.title(index)
 
 
-def _names(dataset: ImageDataset, numbers: list[int]) -> dict[int, str]:
-    """Of the drawn images: those of the files, in their sub-folders; with the number where one is taken."""
-    names: dict[int, str] = {}
+def _unique_file_names(dataset: ImageDataset, indices: list[int]) -> dict[int, str]:
+    """Return the output file of each image: its own name and sub-folder, with its index if the name is taken."""
+    file_names: dict[int, str] = {}
     taken: set[str] = set()
-    for n in numbers:
-        own = Path(_own_name(dataset, n))
-        own = Path(own.name) if own.is_absolute() or ".." in own.parts else own
-        drawn = own.with_suffix(".jpg")
-        while drawn.as_posix() in taken:
-            drawn = drawn.with_name(f"{drawn.stem}-{n}.jpg")
-        names[n] = drawn.as_posix()
-        taken.add(names[n])
-    return names
+    for index in indices:
+        path = Path(_name(dataset, index))
+        path = Path(path.name) if path.is_absolute() or ".." in path.parts else path
+        path = path.with_suffix(".jpg")
+        while path.as_posix() in taken:
+            path = path.with_name(f"{path.stem}-{index}.jpg")
+        file_names[index] = path.as_posix()
+        taken.add(file_names[index])
+    return file_names
 
 
-def _seen(dataset: ImageDataset, index: int) -> NDArray[np.uint8]:
-    return open_image(dataset.load(index)).decode(PixelFormat()).astype(np.uint8, copy=False)
-
-
-def _above(found: Detections, threshold: float) -> Detections:
-    kept = found.scores >= threshold
-    masks = None if found.masks is None else [m for m, keep in zip(found.masks, kept, strict=True) if keep]
-    return Detections(found.boxes[kept], found.labels[kept], found.scores[kept], masks)
+def _above_threshold(detections: Detections, threshold: float) -> Detections:
+    keep = detections.scores >= threshold
+    masks = detections.masks
+    if masks is not None:
+        masks = [masks[i] for i in np.flatnonzero(keep)]
+    return Detections(detections.boxes[keep], detections.labels[keep], detections.scores[keep], masks)

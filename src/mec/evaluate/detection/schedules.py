@@ -1,4 +1,4 @@
-"""How a detector is trained: the published schedules, and one for a trial."""
+"""Training schedules of detectors: the published ones, and a short one."""
 
 from __future__ import annotations
 
@@ -8,108 +8,125 @@ from typing import Any
 from mec.errors import InputError
 
 
-def _sides(least: int, most: int) -> tuple[int, ...]:
-    return tuple(range(least, most + 1, 32))
+def _sides(smallest: int, largest: int) -> tuple[int, ...]:
+    return tuple(range(smallest, largest + 1, 32))
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Settings of one training.
+    """Settings of a detector's training.
 
     Attributes:
         max_steps: optimizer steps.
         milestones: steps at which the learning rate is divided by 10.
-        warmup: steps in which it rises, from a thousandth of it.
+        warmup_steps: steps of linear warm-up, from a thousandth of the learning rate.
         batch_size: images in a step, over all devices.
         lr: learning rate of SGD with momentum 0.9 and weight decay 1e-4, none on norms.
-        sides: short sides in pixels, one of which is drawn for each image.
-        side_at_test: short side in pixels.
-        longest: the long side is at most this many pixels.
-        anchors: of each image for the loss of the proposals.
-        regions: of each image for the losses of the heads, a quarter of them objects.
-        proposals: of each image, after NMS, in training.
-        proposals_at_test: the same in testing.
-        precise: batches over which BatchNorm's statistics are measured anew after training (precise BN).
+        train_short_sides: short sides in pixels; each image is resized to a random one.
+        test_short_side: short side in pixels.
+        max_long_side: maximum long side in pixels.
+        rpn_batch_size_per_image: anchors sampled for the loss of the RPN.
+        box_batch_size_per_image: proposals sampled for the losses of the heads, at most a quarter of them positive.
+        rpn_post_nms_top_n_train: proposals kept after NMS, per image, in training.
+        rpn_post_nms_top_n_test: the same in testing.
+        precise_bn_batches: batches from which BatchNorm's statistics are recomputed after training (precise BN).
     """
 
     max_steps: int
     milestones: tuple[int, ...]
-    warmup: int = 1000
+    warmup_steps: int = 1000
     batch_size: int = 16
     lr: float = 0.02
-    sides: tuple[int, ...] = _sides(640, 800)
-    side_at_test: int = 800
-    longest: int = 1333
-    anchors: int = 256
-    regions: int = 512
-    proposals: int = 2000
-    proposals_at_test: int = 1000
-    precise: int = 200
+    train_short_sides: tuple[int, ...] = _sides(640, 800)
+    test_short_side: int = 800
+    max_long_side: int = 1333
+    rpn_batch_size_per_image: int = 256
+    box_batch_size_per_image: int = 512
+    rpn_post_nms_top_n_train: int = 2000
+    rpn_post_nms_top_n_test: int = 1000
+    precise_bn_batches: int = 200
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < float("inf"):
             raise InputError(f"lr: expected a number above 0, got {self.lr}")
-        if min(self.sides) < 32 or self.side_at_test < 32:
-            least = min(*self.sides, self.side_at_test)
-            raise InputError(f"short_side: expected at least 32 pixels in training and in testing, got {least}")
-        for name in ("max_steps", "batch_size", "longest", "anchors", "regions", "proposals"):
+        if (smallest := min(*self.train_short_sides, self.test_short_side)) < 32:
+            raise InputError(f"short_side: expected at least 32 pixels in training and in testing, got {smallest}")
+        for name in (
+            "max_steps",
+            "batch_size",
+            "max_long_side",
+            "rpn_batch_size_per_image",
+            "box_batch_size_per_image",
+            "rpn_post_nms_top_n_train",
+        ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
-    def factor(self, step: int) -> float:
-        """Of the learning rate at a step."""
-        warm = min(1.0, 0.001 + 0.999 * step / self.warmup) if self.warmup else 1.0
-        return warm * 0.1 ** sum(step >= milestone for milestone in self.milestones)
+    def lr_factor(self, step: int) -> float:
+        """Return the factor of the learning rate at a step."""
+        warmup = min(1.0, 0.001 + 0.999 * step / self.warmup_steps) if self.warmup_steps else 1.0
+        return warmup * 0.1 ** sum(step >= milestone for milestone in self.milestones)
 
-    def adapted(
+    def with_overrides(
         self, max_steps: int | None, batch_size: int | None, lr: float | None, short_side: int | None
     ) -> Schedule:
-        """With other settings, and all that depends on them.
+        """Return the schedule with some settings replaced and the dependent settings adjusted.
 
-        Batches of another size change the lr in proportion and the steps inversely: the same number of images is
-        seen. Another number of steps moves the milestones and the warm-up in proportion, another side of the images those
-        of training.
+        Another batch size changes the learning rate in proportion and the steps inversely, so that the number of images
+        is the same. Another number of steps scales the milestones and the warm-up. Another short side in testing scales
+        those in training and the maximum long side.
         """
-        batch = self.batch_size if batch_size is None else batch_size
-        if batch < 1:
-            raise InputError(f"batch_size: expected at least 1, got {batch}")
-        steps = max(1, round(self.max_steps * self.batch_size / batch)) if max_steps is None else max_steps
-        short = self.side_at_test if short_side is None else short_side
-        share, larger = steps / self.max_steps, short / self.side_at_test
+        batch_size = self.batch_size if batch_size is None else batch_size
+        if batch_size < 1:
+            raise InputError(f"batch_size: expected at least 1, got {batch_size}")
+        if max_steps is None:
+            max_steps = max(1, round(self.max_steps * self.batch_size / batch_size))
+        short_side = self.test_short_side if short_side is None else short_side
+        step_scale, size_scale = max_steps / self.max_steps, short_side / self.test_short_side
         return replace(
             self,
-            max_steps=steps,
-            milestones=tuple(round(milestone * share) for milestone in self.milestones),
-            warmup=round(self.warmup * share),
-            batch_size=batch,
-            lr=self.lr * batch / self.batch_size if lr is None else lr,
-            sides=tuple(round(side * larger) for side in self.sides),
-            side_at_test=short,
-            longest=round(self.longest * larger),
+            max_steps=max_steps,
+            milestones=tuple(round(milestone * step_scale) for milestone in self.milestones),
+            warmup_steps=round(self.warmup_steps * step_scale),
+            batch_size=batch_size,
+            lr=self.lr * batch_size / self.batch_size if lr is None else lr,
+            train_short_sides=tuple(round(side * size_scale) for side in self.train_short_sides),
+            test_short_side=short_side,
+            max_long_side=round(self.max_long_side * size_scale),
         )
 
     def protocol_settings(self) -> dict[str, Any]:
-        """Settings that decide whether two results compare."""
+        """Return the settings that decide whether two results compare."""
         return {
             "max_steps": self.max_steps,
             "batch_size": self.batch_size,
             "lr": self.lr,
-            "train_short_side": sorted({min(self.sides), max(self.sides)}),
-            "test_short_side": self.side_at_test,
+            "train_short_side": sorted({min(self.train_short_sides), max(self.train_short_sides)}),
+            "test_short_side": self.test_short_side,
         }
 
 
-# MoCo's detection/configs, of detectron2; voc07's milestones are in the proportion of its other schedule. On a CPU most
-# of the time goes to the regions, so that short has few of each image, and more images in a step.
+# The published ones are MoCo's detection/configs for detectron2; the milestones of voc07 are in proportion to those of
+# voc07+12. On a CPU most of the time goes to the sampled proposals, so "short" has few per image and a larger batch.
 SCHEDULES = {
     "short": Schedule(
-        500, (375, 458), warmup=50, batch_size=8, lr=0.02, sides=(224, 256, 288), side_at_test=256, longest=427,
-        regions=16, proposals=500, proposals_at_test=300, precise=50,
+        max_steps=500,
+        milestones=(375, 458),
+        warmup_steps=50,
+        batch_size=8,
+        lr=0.02,
+        train_short_sides=(224, 256, 288),
+        test_short_side=256,
+        max_long_side=427,
+        box_batch_size_per_image=16,
+        rpn_post_nms_top_n_train=500,
+        rpn_post_nms_top_n_test=300,
+        precise_bn_batches=50,
     ),
-    "voc07": Schedule(9_000, (6_750, 8_250), warmup=100, sides=_sides(480, 800)),
-    "voc07+12": Schedule(24_000, (18_000, 22_000), warmup=100, sides=_sides(480, 800)),
+    "voc07": Schedule(9_000, (6_750, 8_250), warmup_steps=100, train_short_sides=_sides(480, 800)),
+    "voc07+12": Schedule(24_000, (18_000, 22_000), warmup_steps=100, train_short_sides=_sides(480, 800)),
     "coco-1x": Schedule(90_000, (60_000, 80_000)),
     "coco-2x": Schedule(180_000, (120_000, 160_000)),
-}  # fmt: skip
-YEARS = {"voc07": (2007,), "voc07+12": (2007, 2012)}
-"""Of VOC, from whose images is learned."""
+}
+VOC_TRAIN_YEARS = {"voc07": (2007,), "voc07+12": (2007, 2012)}
+"""Schedule -> years of VOC to train on."""

@@ -1,4 +1,4 @@
-"""What is kept and seen of a detector while it trains: checkpoints, metrics.csv, a line on the terminal."""
+"""Lightning trainer of a detector, with checkpoints, metrics.csv and a progress bar."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mec.errors import InputError
 from mec.evaluate.detection.schedules import Schedule
 from mec.files import atomic_write, rows_before_step
 
-METRICS = "metrics.csv"
-CHECKPOINTS = 10
-"""Checkpoints in a training, at most every MOST_STEPS of it apart."""
-MOST_STEPS = 1000
-RECORD_EVERY = 20
+METRICS_CSV = "metrics.csv"
+NUM_CHECKPOINTS = 10
+"""Checkpoints in a training, at most MAX_CHECKPOINT_INTERVAL steps apart."""
+MAX_CHECKPOINT_INTERVAL = 1000
+LOG_EVERY_N_STEPS = 20
 """Steps between two rows of metrics.csv: reading a loss waits for the device."""
 LOSSES = {
     "loss_classifier": "class",
@@ -30,89 +30,92 @@ LOSSES = {
     "loss_objectness": "objectness",
     "loss_rpn_box_reg": "proposals",
 }
+"""torchvision's name of each loss -> its name in the progress bar."""
+COLUMNS = ["step", "lr", "loss", *LOSSES]
 
 
-def period(schedule: Schedule) -> int:
-    """Steps between two checkpoints."""
-    return max(1, min(math.ceil(schedule.max_steps / CHECKPOINTS), MOST_STEPS))
+def checkpoint_interval(schedule: Schedule) -> int:
+    """Return the number of steps between two checkpoints."""
+    return max(1, min(math.ceil(schedule.max_steps / NUM_CHECKPOINTS), MAX_CHECKPOINT_INTERVAL))
 
 
 def detection_trainer(
     schedule: Schedule, folder: Path, label: str, devices: int | str, nodes: int | str, precision: str
 ) -> lightning.Trainer:
-    """A trainer for a schedule, that writes checkpoints and metrics.csv to ``folder``."""
+    """Create a trainer for a schedule that writes checkpoints and metrics.csv to ``folder``."""
+    interval = checkpoint_interval(schedule)
     return make_trainer(
         folder,
         devices,
         nodes,
         precision,
-        # counted in steps, lightning would not go on where a checkpoint ends: it skips most of an epoch
-        max_epochs=math.ceil(schedule.max_steps / period(schedule)),
+        # not max_steps: resumed from a checkpoint at the end of an epoch, Lightning would skip most of the next one
+        max_epochs=math.ceil(schedule.max_steps / interval),
         logger=False,
-        callbacks=[DetectionProgress(folder, label), LatestCheckpoints(folder / "checkpoints", period(schedule))],
+        callbacks=[DetectionProgress(folder, label), LatestCheckpoints(folder / "checkpoints", interval)],
     )
 
 
 class DetectionProgress(lightning.Callback):
-    """A line with the parts of the loss and the time left, metrics.csv, and the end of a training that diverges."""
+    """Show a progress bar with the losses, write metrics.csv, and stop a training that diverges."""
 
     def __init__(self, folder: Path, label: str) -> None:
         self.folder, self.label = folder, label
-        self.line: ProgressBar | None = None
+        self.progress: ProgressBar | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero:
-            self._keep_rows(trainer.global_step)
-            self.line = ProgressBar(self.label, pl_module.schedule.max_steps, trainer.global_step, "").__enter__()
+            self._truncate_csv(trainer.global_step)
+            self.progress = ProgressBar(self.label, pl_module.schedule.max_steps, trainer.global_step, "").__enter__()
 
-    def _keep_rows(self, first: int) -> None:
-        """What a resumed training will write again is cut off."""
-        path = self.folder / METRICS
-        kept = rows_before_step(path, first + 1)
+    def _truncate_csv(self, last_step: int) -> None:
+        """Remove the rows after ``last_step``, which a resumed training writes again."""
+        path = self.folder / METRICS_CSV
+        rows = rows_before_step(path, last_step + 1)
         with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["step", "rate", "loss", *LOSSES], restval="")
+            writer = csv.DictWriter(file, COLUMNS, restval="")
             writer.writeheader()
-            writer.writerows(kept)
+            writer.writerows(rows)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step, steps = trainer.global_step, pl_module.schedule.max_steps
-        if step % RECORD_EVERY == 0 or step == steps:
-            measured = {name: float(value) for name, value in pl_module.measured.items()}
-            if not math.isfinite(measured["loss"]):
-                raise InputError(f"rate: training diverged before step {step}; lower it")
+        step, max_steps = trainer.global_step, pl_module.schedule.max_steps
+        if step % LOG_EVERY_N_STEPS == 0 or step == max_steps:
+            losses = {name: float(value) for name, value in pl_module.losses.items()}
+            if not math.isfinite(losses["loss"]):
+                raise InputError(f"lr: training diverged before step {step}; lower it")
             if trainer.is_global_zero:
-                rounded = {name: f"{value:.5g}" for name, value in measured.items()}
-                with (self.folder / METRICS).open("a", newline="") as file:
-                    writer = csv.DictWriter(file, ["step", "rate", "loss", *LOSSES], restval="")
-                    rate = pl_module.schedule.lr * pl_module.schedule.factor(step - 1)  # lightning's is the next
-                    writer.writerow({"step": step, "rate": f"{rate:.5g}", **rounded})
-        if self.line is not None:
-            self.line.advance(1, lambda: self._words(step, steps, pl_module.measured))
+                # the optimizer already has the learning rate of the next step
+                lr = pl_module.schedule.lr * pl_module.schedule.lr_factor(step - 1)
+                row = {name: f"{value:.5g}" for name, value in {"lr": lr, **losses}.items()}
+                with (self.folder / METRICS_CSV).open("a", newline="") as file:
+                    csv.DictWriter(file, COLUMNS, restval="").writerow({"step": step, **row})
+        if self.progress is not None:
+            self.progress.advance(1, lambda: self._describe(step, max_steps, pl_module.losses))
 
-    def _words(self, step: int, steps: int, measured: dict[str, Tensor]) -> str:
-        assert self.line is not None
-        parts = {word: float(measured[name]) for name, word in LOSSES.items() if name in measured}
-        if self.line.live:  # a line of 80 characters
-            parts["rpn"] = parts.pop("objectness") + parts.pop("proposals")
-            return " ".join(f"{word} {f'{value:.2f}'.lstrip('0')[:3]}" for word, value in parts.items())
-        loss = f"{step:,}/{steps:,}  loss {float(measured['loss']):.2f}"
-        return f"{loss} ({'  '.join(f'{word} {value:.2f}' for word, value in parts.items())})"
+    def _describe(self, step: int, max_steps: int, losses: dict[str, Tensor]) -> str:
+        assert self.progress is not None
+        values = {short_name: float(losses[name]) for name, short_name in LOSSES.items() if name in losses}
+        if self.progress.live:  # fits a terminal of 80 characters
+            values["rpn"] = values.pop("objectness") + values.pop("proposals")
+            return " ".join(f"{name} {f'{value:.2f}'.lstrip('0')[:3]}" for name, value in values.items())
+        total = f"{step:,}/{max_steps:,}  loss {float(losses['loss']):.2f}"
+        return f"{total} ({'  '.join(f'{name} {value:.2f}' for name, value in values.items())})"
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.is_global_zero:
-            images = len(trainer.test_dataloaders) * trainer.world_size
-            self.line = ProgressBar(f"{self.label}, looking", images).__enter__()
+            num_images = len(trainer.test_dataloaders) * trainer.world_size
+            self.progress = ProgressBar(f"{self.label}, detecting", num_images).__enter__()
 
     def on_test_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if self.line is not None:
-            self.line.advance(trainer.world_size)
+        if self.progress is not None:
+            self.progress.advance(trainer.world_size)
 
     def _stop(self) -> None:
-        if self.line is not None:
-            self.line.__exit__()
-            self.line = None
+        if self.progress is not None:
+            self.progress.__exit__()
+            self.progress = None
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._stop()

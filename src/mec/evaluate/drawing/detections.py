@@ -1,4 +1,4 @@
-"""Detections drawn on their image: boxes, names with scores, masks."""
+"""Drawings of detections (boxes, class names with scores, masks) and grids of images."""
 
 from __future__ import annotations
 
@@ -7,131 +7,137 @@ from collections.abc import Sequence
 from math import ceil, sqrt
 
 import numpy as np
-from faster_coco_eval import mask as rle
+from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from mec.evaluate.detection.datasets.annotations import Detections
 
 Color = tuple[int, int, int]
-Place = tuple[int, int, int, int]
-"""Left, top, right, bottom, the last two beyond."""
+PixelBox = tuple[int, int, int, int]
+"""Left, top, right, bottom in whole pixels; right and bottom are exclusive."""
 
-GOLDEN = (sqrt(5) - 1) / 2
+GOLDEN_RATIO = (sqrt(5) - 1) / 2
 TONES = ((0.9, 1.0), (0.55, 1.0), (1.0, 0.7))
-"""Saturation and value, in turn."""
-LINE, LETTERS, SMALLEST = 250, 30, 9
-"""Widths of lines and heights of letters in the root of the image's area, and the least height in pixels."""
-LUMINANCE, LIGHT = (0.2126, 0.7152, 0.0722), 0.22
-"""Shares of red, green and blue in how light a color is, and from where on letters on it are black."""
-GAP, PAPER = 6, "#ffffff"
+"""Saturation and value of successive labels."""
+LINE_SCALE, FONT_SCALE = 250, 30
+"""The square root of the image's area, divided by the line width and by the font size."""
+MIN_FONT_SIZE = 9
+LUMINANCE_WEIGHTS, LIGHT_LUMINANCE = (0.2126, 0.7152, 0.0722), 0.22
+"""Weights of red, green and blue in the luminance, and the luminance above which text on a color is black."""
+GRID_GAP, GRID_BACKGROUND = 6, "#ffffff"
 
 
-def draw(image: NDArray[np.uint8], found: Detections, categories: Sequence[str], threshold: float = 0.5) -> Image.Image:
-    """The image with what was found in it: half-transparent masks, boxes, and names with scores.
+def draw_detections(
+    image: NDArray[np.uint8], detections: Detections, categories: Sequence[str], threshold: float = 0.5
+) -> Image.Image:
+    """Draw detections on an image: half-transparent masks, boxes, and class names with scores.
 
-    Lines and letters grow with the image. Larger objects lie below smaller ones. Names do not cover each other: the
-    best scores choose first, and one that finds no room is left out.
+    Line width and font size are proportional to the image. Smaller objects are drawn over larger ones. Names do not
+    overlap: they are placed by descending score, and a name without free space is left out.
 
     Args:
-        image: (h, w, 3), or (h, w, 1) of grays.
-        found: in its pixels.
-        categories: names of the classes; a class has the same color in all images.
-        threshold: the least score that is drawn.
+        image: (h, w, 3), or (h, w, 1) grayscale.
+        detections: in pixels of the image.
+        categories: class names; a class has the same color in all images.
+        threshold: minimum score.
 
     Returns:
-        RGB, of the same size.
+        RGB image of the same size.
     """
     canvas = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image.copy()
     height, width = canvas.shape[:2]
-    shown = np.flatnonzero(found.scores >= threshold)
-    sides = found.boxes[shown, 2:] - found.boxes[shown, :2]
-    largest_first = shown[np.argsort(-sides.prod(axis=1), kind="stable")]
-    if found.masks is not None:
+    indices = np.flatnonzero(detections.scores >= threshold)
+    sides = detections.boxes[indices, 2:] - detections.boxes[indices, :2]
+    largest_first = indices[np.argsort(-sides.prod(axis=1), kind="stable")]
+    if detections.masks is not None:
         for i in largest_first:
-            inside = rle.decode(found.masks[i]).astype(bool)
-            canvas[inside] = image[inside] // 2 + np.array(color_of(found.labels[i]), np.uint8) // 2
-    overlay = Image.fromarray(canvas)
-    pencil = ImageDraw.Draw(overlay)
+            inside = coco_mask.decode(detections.masks[i]).astype(bool)
+            canvas[inside] = image[inside] // 2 + np.array(label_color(detections.labels[i]), np.uint8) // 2
+    drawing = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(drawing)
     for i in largest_first:
-        left, top, right, bottom = _place(found.boxes[i], overlay.size)
-        # no wider than leaves half of a small object to be seen
-        line = max(1, min(round(sqrt(height * width) / LINE), (right - left) // 4, (bottom - top) // 4))
-        pencil.rectangle((left, top, right - 1, bottom - 1), outline=color_of(found.labels[i]), width=line)
-    best_first = shown[np.argsort(-found.scores[shown], kind="stable")]
-    _write(overlay, found, best_first, categories)
-    return overlay
+        left, top, right, bottom = _to_pixels(detections.boxes[i], drawing.size)
+        # leave at least half of a small object visible
+        line_width = max(1, min(round(sqrt(height * width) / LINE_SCALE), (right - left) // 4, (bottom - top) // 4))
+        pen.rectangle((left, top, right - 1, bottom - 1), outline=label_color(detections.labels[i]), width=line_width)
+    best_first = indices[np.argsort(-detections.scores[indices], kind="stable")]
+    _draw_names(drawing, detections, best_first, categories)
+    return drawing
 
 
-def color_of(label: int) -> Color:
-    """Of a class: hues in golden steps, which lie far apart for neighbors and never meet."""
-    red, green, blue = colorsys.hsv_to_rgb(label * GOLDEN % 1, *TONES[label % len(TONES)])
+def label_color(label: int) -> Color:
+    """Return the color of a label. Hues in golden-ratio steps are far apart for successive labels and never repeat."""
+    red, green, blue = colorsys.hsv_to_rgb(label * GOLDEN_RATIO % 1, *TONES[label % len(TONES)])
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _place(box: NDArray[np.float32], size: tuple[int, int]) -> Place:
-    """In whole pixels, at least one, within the image."""
+def _to_pixels(box: NDArray[np.float32], image_size: tuple[int, int]) -> PixelBox:
+    """Round a box to whole pixels and clip it to the image, keeping at least one pixel."""
     x1, y1, x2, y2 = (round(edge) for edge in box.tolist())
-    left, top = min(max(x1, 0), size[0] - 1), min(max(y1, 0), size[1] - 1)
-    return left, top, max(min(x2, size[0]), left + 1), max(min(y2, size[1]), top + 1)
+    left, top = min(max(x1, 0), image_size[0] - 1), min(max(y1, 0), image_size[1] - 1)
+    return left, top, max(min(x2, image_size[0]), left + 1), max(min(y2, image_size[1]), top + 1)
 
 
-def _write(image: Image.Image, found: Detections, best_first: NDArray[np.int64], categories: Sequence[str]) -> None:
-    """Names with scores, or without where there is less room, each at the first place that no other has."""
-    letters = max(SMALLEST, round(sqrt(image.width * image.height) / LETTERS))
-    pencil, font, margin = ImageDraw.Draw(image), ImageFont.load_default(letters), max(1, letters // 6)
-    _, above, _, below = font.getbbox("Ag", anchor="ls")
-    high = ceil(below - above) + 2 * margin
-    taken: list[Place] = []
+def _draw_names(
+    image: Image.Image, detections: Detections, best_first: NDArray[np.int64], categories: Sequence[str]
+) -> None:
+    """Draw each name at its first free position, with the score or, if there is less space, without."""
+    font_size = max(MIN_FONT_SIZE, round(sqrt(image.width * image.height) / FONT_SCALE))
+    pen, font, margin = ImageDraw.Draw(image), ImageFont.load_default(font_size), max(1, font_size // 6)
+    _, above_baseline, _, below_baseline = font.getbbox("Ag", anchor="ls")
+    height = ceil(below_baseline - above_baseline) + 2 * margin
+    occupied: list[PixelBox] = []
     for i in best_first:
-        color, box = color_of(found.labels[i]), _place(found.boxes[i], image.size)
-        name = " ".join(categories[found.labels[i]].split())  # a name of two lines cannot be measured
-        for text in (f"{name} {found.scores[i]:.2f}", name):
-            places = _places(box, ceil(font.getlength(text)) + 2 * margin, high, image.size)
-            place = next((p for p in places if not any(_meet(p, other) for other in taken)), None)
-            if place is None:
+        color, box = label_color(detections.labels[i]), _to_pixels(detections.boxes[i], image.size)
+        name = " ".join(categories[detections.labels[i]].split())  # Pillow cannot measure text of several lines
+        for text in (f"{name} {detections.scores[i]:.2f}", name):
+            candidates = _name_positions(box, ceil(font.getlength(text)) + 2 * margin, height, image.size)
+            position = next((p for p in candidates if not any(_overlap(p, other) for other in occupied)), None)
+            if position is None:
                 continue
-            taken.append(place)
-            left, top, right, bottom = place
-            pencil.rectangle((left, top, right - 1, bottom - 1), fill=color)
-            ink = "black" if np.dot(np.divide(color, 255) ** 2.2, LUMINANCE) > LIGHT else "white"
-            pencil.text((left + margin, top + margin - above), text, fill=ink, font=font, anchor="ls")
+            occupied.append(position)
+            left, top, right, bottom = position
+            pen.rectangle((left, top, right - 1, bottom - 1), fill=color)
+            luminance = np.dot(np.divide(color, 255) ** 2.2, LUMINANCE_WEIGHTS)
+            text_color = "black" if luminance > LIGHT_LUMINANCE else "white"
+            pen.text((left + margin, top + margin - above_baseline), text, fill=text_color, font=font, anchor="ls")
             break
 
 
-def _places(box: Place, wide: int, high: int, size: tuple[int, int]) -> list[Place]:
-    """Where a name may be, within the image: above a box, below, in it; from its left or to its right; beside it."""
+def _name_positions(box: PixelBox, width: int, height: int, image_size: tuple[int, int]) -> list[PixelBox]:
+    """Return positions of a name around a box, moved into the image: above, below, inside and beside the box."""
     left, top, right, bottom = box
-    corners = [(x, y) for x in (left, right - wide) for y in (top - high, bottom, top, bottom - high)]
-    corners += [(right, top), (left - wide, top), (right, bottom - high), (left - wide, bottom - high)]
-    most_left, most_top = size[0] - wide, size[1] - high
-    if most_left < 0 or most_top < 0:
+    corners = [(x, y) for x in (left, right - width) for y in (top - height, bottom, top, bottom - height)]
+    corners += [(right, top), (left - width, top), (right, bottom - height), (left - width, bottom - height)]
+    max_left, max_top = image_size[0] - width, image_size[1] - height
+    if max_left < 0 or max_top < 0:
         return []
-    within = [(min(max(x, 0), most_left), min(max(y, 0), most_top)) for x, y in corners]
-    return [(x, y, x + wide, y + high) for x, y in within]
+    clipped = [(min(max(x, 0), max_left), min(max(y, 0), max_top)) for x, y in corners]
+    return [(x, y, x + width, y + height) for x, y in clipped]
 
 
-def _meet(a: Place, b: Place) -> bool:
+def _overlap(a: PixelBox, b: PixelBox) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def sheet(images: Sequence[Image.Image], columns: int, width: int) -> Image.Image:
-    """Images in rows of ``columns``, those of a row of one height, on a sheet of so many pixels in width.
+def image_grid(images: Sequence[Image.Image], columns: int, width: int) -> Image.Image:
+    """Arrange images in rows of ``columns`` on a page of ``width`` pixels. The images of a row have one height.
 
-    A last row of fewer is as high as if it were full of such images.
+    An incomplete last row is scaled as if it were filled with images of its average aspect ratio.
     """
     rows = []
     for start in range(0, len(images), columns):
         row = images[start : start + columns]
-        shapes = sum(image.width / image.height for image in row) * columns / len(row)
-        height = max(1, round((width - (columns + 1) * GAP) / shapes))
+        aspect_ratio = sum(image.width / image.height for image in row) * columns / len(row)
+        height = max(1, round((width - (columns + 1) * GRID_GAP) / aspect_ratio))
         rows.append([image.resize((max(1, round(height * image.width / image.height)), height)) for image in row])
-    page = Image.new("RGB", (width, GAP + sum(row[0].height + GAP for row in rows)), PAPER)
-    top = GAP
+    page = Image.new("RGB", (width, GRID_GAP + sum(row[0].height + GRID_GAP for row in rows)), GRID_BACKGROUND)
+    top = GRID_GAP
     for row in rows:
-        left = GAP
+        left = GRID_GAP
         for image in row:
             page.paste(image, (left, top))
-            left += image.width + GAP
-        top += row[0].height + GAP
+            left += image.width + GRID_GAP
+        top += row[0].height + GRID_GAP
     return page

@@ -1,4 +1,4 @@
-"""What every reader of annotations does with the objects it finds: into flat arrays, and a line on what is odd."""
+"""Shared by the readers of annotation formats: collect objects in flat arrays, and report unusual annotations."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mec.data.dataset import FileDataset
-from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Rules
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, ApMetric
 
-BEYOND = 1.0
-"""Pixels by which a box may pass the edge of its image and be taken for rounding."""
+EDGE_TOLERANCE = 1.0
+"""Pixels by which a box may exceed its image without a warning: annotation tools round."""
 
 
-def _whole() -> array[int]:
+def _int_array() -> array[int]:
     return array("q")
 
 
-def _real() -> array[float]:
+def _float_array() -> array[float]:
     return array("d")
 
 
 @dataclass
 class AnnotationBuilder:
-    """A part of a detection set while it is read. Objects are added in the order of the images.
+    """Builder of an AnnotatedDataset. Objects are added in the order of the images.
 
-    ``name`` to ``rules`` are those of AnnotatedDataset. ``add`` appends to flat arrays, without a Python object per
-    annotation.
+    The fields ``name`` to ``ap_metric`` are those of AnnotatedDataset. ``add`` appends to flat arrays, which saves a
+    Python object per annotation.
     """
 
     name: str
     images: FileDataset
-    ids: NDArray[np.int64]
+    image_ids: NDArray[np.int64]
     sizes: NDArray[np.int64]
     categories: list[str]
     category_ids: NDArray[np.int64]
-    rules: Rules
-    numbers: array[int] = field(default_factory=_whole)
-    boxes: array[float] = field(default_factory=_real)
-    labels: array[int] = field(default_factory=_whole)
-    areas: array[float] = field(default_factory=_real)
-    crowd: bytearray = field(default_factory=bytearray)
-    difficult: bytearray = field(default_factory=bytearray)
-    counts: bytearray = field(default_factory=bytearray)
-    ends: array[int] = field(default_factory=_whole)
+    ap_metric: ApMetric
+    image_indices: array[int] = field(default_factory=_int_array)
+    boxes: array[float] = field(default_factory=_float_array)
+    labels: array[int] = field(default_factory=_int_array)
+    areas: array[float] = field(default_factory=_float_array)
+    is_crowd: bytearray = field(default_factory=bytearray)
+    is_difficult: bytearray = field(default_factory=bytearray)
+    rle_counts: bytearray = field(default_factory=bytearray)
+    rle_ends: array[int] = field(default_factory=_int_array)
     has_masks: bool = False
 
     def add(
@@ -56,72 +56,75 @@ class AnnotationBuilder:
         area: float,
         crowd: bool = False,
         difficult: bool = False,
-        mask: bytes = b"",
+        rle_counts: bytes = b"",
     ) -> None:
-        """One more object of image number ``image``; ``mask``: compressed run lengths, empty where it has none."""
-        self.numbers.append(image)
+        """Add an object of image number ``image``. ``rle_counts`` is empty for an object without a mask."""
+        self.image_indices.append(image)
         self.boxes.extend(box)
         self.labels.append(label)
         self.areas.append(area)
-        self.crowd.append(crowd)
-        self.difficult.append(difficult)
-        self.counts += mask
-        self.ends.append(len(self.counts))
-        self.has_masks |= bool(mask) and not crowd
+        self.is_crowd.append(crowd)
+        self.is_difficult.append(difficult)
+        self.rle_counts += rle_counts
+        self.rle_ends.append(len(self.rle_counts))
+        self.has_masks |= bool(rle_counts) and not crowd
 
-    def annotated(self, masks: bool) -> AnnotatedDataset:
-        """All of it, with or without the masks; without, an object that has none can be learned too."""
-        numbers, boxes = np.asarray(self.numbers), np.asarray(self.boxes).reshape(-1, 4)
-        crowd, ends = np.asarray(self.crowd).astype(bool), np.asarray(self.ends)
-        usable = some_within(boxes, self.sizes[numbers]) & ~crowd
+    def build(self, masks: bool) -> AnnotatedDataset:
+        """Return the dataset. Without ``masks``, objects that have no mask are training targets too."""
+        image_indices, boxes = np.asarray(self.image_indices), np.asarray(self.boxes).reshape(-1, 4)
+        is_crowd, rle_ends = np.asarray(self.is_crowd).astype(bool), np.asarray(self.rle_ends)
+        is_target = overlaps_image(boxes, self.sizes[image_indices]) & ~is_crowd
         if masks:
-            usable &= np.diff(ends, prepend=0) > 0
+            is_target &= np.diff(rle_ends, prepend=0) > 0
         return AnnotatedDataset(
             name=self.name,
             images=self.images,
-            ids=self.ids,
+            image_ids=self.image_ids,
             sizes=self.sizes,
             categories=self.categories,
             category_ids=self.category_ids,
-            rules=self.rules,
-            starts=np.searchsorted(numbers, np.arange(len(self.ids) + 1)),
+            ap_metric=self.ap_metric,
+            offsets=np.searchsorted(image_indices, np.arange(len(self.image_ids) + 1)),
             boxes=boxes,
             labels=np.asarray(self.labels),
             areas=np.asarray(self.areas),
-            crowd=crowd,
-            difficult=np.asarray(self.difficult).astype(bool),
-            usable=usable,
-            counts=np.asarray(self.counts) if masks else None,
-            ends=ends if masks else None,
+            is_crowd=is_crowd,
+            is_difficult=np.asarray(self.is_difficult).astype(bool),
+            is_target=is_target,
+            rle_counts=np.asarray(self.rle_counts) if masks else None,
+            rle_ends=rle_ends if masks else None,
         )
 
 
-def some_within(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(N,) whether some area of boxes (N, 4) is within images of heights and widths (N, 2)."""
-    within = boxes.clip(0, sizes[:, [1, 0, 1, 0]]).astype(np.float32)  # in float32 a sliver may have no area left
-    return (within[:, 2] > within[:, 0]) & (within[:, 3] > within[:, 1])
+def overlaps_image(boxes: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return for each of the boxes (N, 4) whether a part of it is within its image; sizes (N, 2): height, width."""
+    clipped = boxes.clip(0, sizes[:, [1, 0, 1, 0]]).astype(np.float32)  # a sliver may have no area in float32
+    return (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
 
 
-def remark(part: AnnotatedDataset, learned: bool) -> str:
-    """What is odd in the training part (``learned``) or the test part, counted in one line; "" where nothing is."""
-    spans = np.diff(part.starts)
-    image = np.repeat(np.arange(len(part)), spans)
-    sizes = part.sizes[image]
-    some = some_within(part.boxes, sizes)
-    past = (part.boxes < -BEYOND) | (part.boxes > sizes[:, [1, 0, 1, 0]] + BEYOND)
-    single = ~part.crowd
-    maskless = np.diff(part.ends, prepend=0) == 0 if part.ends is not None else np.zeros(len(some), bool)
-    usable = np.bincount(image[part.usable], minlength=len(part))
-    found = [
-        ("boxes that reach beyond the image", past.any(1) & some & single, "clipped", "as annotated"),
-        ("boxes outside the image or without area", ~some & single, "not learned", "as annotated"),
-        ("objects without a mask", maskless & some & single, "not learned", "cannot be found by mask"),
-        ("crowd regions", part.crowd, "not learned", "not counted"),
-        ("images without objects", (usable if learned else spans) == 0, "not learned", "counted"),
+def describe_unusual(dataset: AnnotatedDataset, training: bool) -> str:
+    """Return a line that counts the unusual annotations of the training or the test split; "" if there are none."""
+    num_objects = np.diff(dataset.offsets)
+    image = np.repeat(np.arange(len(dataset)), num_objects)
+    sizes = dataset.sizes[image]
+    inside = overlaps_image(dataset.boxes, sizes)
+    beyond = (dataset.boxes < -EDGE_TOLERANCE) | (dataset.boxes > sizes[:, [1, 0, 1, 0]] + EDGE_TOLERANCE)
+    single = ~dataset.is_crowd
+    if dataset.rle_ends is None:
+        no_mask = np.zeros(len(inside), bool)
+    else:
+        no_mask = np.diff(dataset.rle_ends, prepend=0) == 0
+    num_targets = np.bincount(image[dataset.is_target], minlength=len(dataset))
+    findings = [
+        ("boxes beyond the edge of the image", beyond.any(1) & inside & single, "clipped", "as annotated"),
+        ("boxes outside the image or without area", ~inside & single, "not used", "as annotated"),
+        ("objects without a mask", no_mask & inside & single, "not used", "no mask can match"),
+        ("crowd regions", dataset.is_crowd, "not used", "not counted"),
+        ("images without objects", (num_targets if training else num_objects) == 0, "not used", "counted"),
     ]
-    words = [
-        f"{what} {np.count_nonzero(which):,} ({in_train if learned else in_test})"
-        for what, which, in_train, in_test in found
-        if which.any()
+    counts = [
+        f"{np.count_nonzero(mask):,} {name} ({in_training if training else in_testing})"
+        for name, mask, in_training, in_testing in findings
+        if mask.any()
     ]
-    return f"{part.name}, for {'training' if learned else 'testing'}: {', '.join(words)}" if words else ""
+    return f"{dataset.name} ({'train' if training else 'test'}): {', '.join(counts)}" if counts else ""

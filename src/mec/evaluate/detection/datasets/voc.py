@@ -1,4 +1,4 @@
-"""Annotations in the form of the PASCAL VOC challenges (Everingham et al. 2010): an xml file for each image."""
+"""Annotations in the format of the PASCAL VOC challenges (Everingham et al. 2010): an XML file for each image."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,34 +16,44 @@ from mec.data.dataset import FileDataset
 from mec.data.decode import EXTENSIONS
 from mec.engine.progress import ProgressBar
 from mec.errors import InputError
-from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Rules
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, ApMetric
 from mec.evaluate.detection.datasets.builder import AnnotationBuilder
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-"""In the order of the challenges."""
-TESTED = 2007
-"""The year whose test annotations were published, and whose average precision has 11 points."""
+"""VOC's classes in the order of the challenges."""
+TEST_YEAR = 2007
+"""The only year with public test annotations, and with the 11-point average precision."""
 NO_YEAR = 0
-"""In place of a year: a set of somebody's own in the form of VOC."""
+"""Year of a custom dataset in VOC's format."""
 
-List = tuple[Path, str, list[str]]
-"""A folder, the name of a list in it, and the stems of the images that it names."""
+
+class ImageSet(NamedTuple):
+    """A list in ImageSets/Main.
+
+    folder: the folder of its year.
+    name: name of the list: train, val, trainval or test; "all" without lists.
+    stems: names of the images without extension.
+    """
+
+    folder: Path
+    name: str
+    stems: list[str]
 
 
 def voc_folders(path: Path) -> dict[int, Path]:
-    """The folders in VOC's form by their years: the path itself, or those in it or in a VOCdevkit in it."""
+    """Return year -> folder for each folder in VOC's format: the path itself, or those in it or in its VOCdevkit."""
     path = path.absolute()
-    for folders in ([path], _folders_in(path), _folders_in(path / "VOCdevkit")):
+    for folders in ([path], _subfolders(path), _subfolders(path / "VOCdevkit")):
         years = {_year(f): f for f in folders if _is_voc(f) and (f == path or _year(f) != NO_YEAR)}
         if years:
             return dict(sorted(years.items()))
     return {}
 
 
-def _folders_in(path: Path) -> list[Path]:
+def _subfolders(path: Path) -> list[Path]:
     return [f for f in path.iterdir() if f.is_dir()] if path.is_dir() else []
 
 
@@ -51,126 +62,134 @@ def _is_voc(path: Path) -> bool:
 
 
 def _year(path: Path) -> int:
-    found = re.fullmatch(r"VOC(\d{4})", path.name)
-    return int(found[1]) if found else NO_YEAR
+    match = re.fullmatch(r"VOC(\d{4})", path.name)
+    return int(match[1]) if match else NO_YEAR
 
 
 def open_voc(
     path: Path, folders: dict[int, Path], years: tuple[int, ...] | None
 ) -> tuple[AnnotatedDataset, AnnotatedDataset | None]:
-    """The part to learn from, of some years or of all, and that to test on, None where there is none.
+    """Open the training split of the years (None: all) and the test split, None if there is none.
 
-    That is trainval, and test of 2007 or of a set without years; without such a test list, train and val.
+    Train on trainval and test on VOC2007 test or on the test list of a custom dataset. Without such a list, train on
+    train and test on val.
 
     Raises:
-        InputError: years that are not there, or what is wrong with the files, in one line.
+        InputError: a missing year, or a mistake in the files.
     """
-    chosen = sorted(years or folders)
-    if missing := [year for year in chosen if year not in folders]:
-        there = " and ".join(f"VOC{year}" if year else "a set without years" for year in folders)
-        raise InputError(f"data: VOC{missing[0]} is asked for, {path} has {there}")
-    tested = TESTED if TESTED in folders else chosen[0]
-    test = _list(folders[tested], "test") if tested in (TESTED, NO_YEAR) else None
-    wanted = ["trainval", "train"]
-    if test is None:
-        tested = chosen[0]
-        test = _list(folders[tested], "val")
-        wanted = ["train"] if test else ["train", "trainval"]
-    rules: Rules = "voc07" if tested == TESTED else "voc"
-    train = _read([_first(folders[year], wanted) for year in chosen], rules)
+    train_years = sorted(years or folders)
+    if missing := [year for year in train_years if year not in folders]:
+        present = " and ".join(f"VOC{year}" if year else "a dataset without years" for year in folders)
+        raise InputError(f"data: expected VOC{missing[0]}, {path} has {present}")
+    test_year = TEST_YEAR if TEST_YEAR in folders else train_years[0]
+    test_set = _image_set(folders[test_year], "test") if test_year in (TEST_YEAR, NO_YEAR) else None
+    train_names = ["trainval", "train"]
+    if test_set is None:
+        test_year = train_years[0]
+        test_set = _image_set(folders[test_year], "val")
+        train_names = ["train"] if test_set else ["train", "trainval"]
+    ap_metric: ApMetric = "voc07" if test_year == TEST_YEAR else "voc"
+    train = _read([_first_image_set(folders[year], train_names) for year in train_years], ap_metric)
     classes = list(CLASSES) if set(train.categories) <= set(CLASSES) else sorted(train.categories)
-    if test is None:
+    if test_set is None:
         return _with_classes(train, classes), None
-    held = _read([test], rules)
-    if unknown := sorted(set(held.categories) - set(classes)):
-        raise InputError(f"data: {held.name} has {unknown[0]!r}, a class that {train.name} lacks")
-    return _with_classes(train, classes), _with_classes(held, classes)
+    test = _read([test_set], ap_metric)
+    if unknown := sorted(set(test.categories) - set(classes)):
+        raise InputError(f"data: {test.name} has {unknown[0]!r}, a class that {train.name} lacks")
+    return _with_classes(train, classes), _with_classes(test, classes)
 
 
-def _first(folder: Path, wanted: list[str]) -> List:
-    inner = folder / "ImageSets" / "Main"
-    if not inner.is_dir():
+def _first_image_set(folder: Path, names: list[str]) -> ImageSet:
+    """Return the first list that exists; without ImageSets/Main, all annotated images."""
+    lists = folder / "ImageSets" / "Main"
+    if not lists.is_dir():
         stems = sorted(f.stem for f in (folder / "Annotations").glob("*.xml"))
         if not stems:
             raise InputError(f"data: no .xml in {folder / 'Annotations'}")
-        return folder, "all", stems
-    found = next((listed for kind in wanted if (listed := _list(folder, kind))), None)
-    if found is None:
-        raise InputError(f"data: expected {' or '.join(f'{kind}.txt' for kind in wanted)} in {inner}")
-    return found
+        return ImageSet(folder, "all", stems)
+    image_set = next((image_set for name in names if (image_set := _image_set(folder, name))), None)
+    if image_set is None:
+        raise InputError(f"data: expected {' or '.join(f'{name}.txt' for name in names)} in {lists}")
+    return image_set
 
 
-def _list(folder: Path, kind: str) -> List | None:
-    path = folder / "ImageSets" / "Main" / f"{kind}.txt"
+def _image_set(folder: Path, name: str) -> ImageSet | None:
+    path = folder / "ImageSets" / "Main" / f"{name}.txt"
     if not path.is_file():
         return None
     try:
-        # the lists of a class have a second column
+        # the lists of a single class have a second column
         stems = [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"data: {path} cannot be read as text ({error})") from error
     if not stems:
-        raise InputError(f"data: {path} names no image")
-    if twice := next((stem for stem, count in Counter(stems).items() if count > 1), None):
-        raise InputError(f"data: {path} names {twice} twice")
-    return folder, kind, stems
+        raise InputError(f"data: {path} is empty, expected names of images")
+    if duplicate := next((stem for stem, count in Counter(stems).items() if count > 1), None):
+        raise InputError(f"data: {path} has {duplicate} twice")
+    return ImageSet(folder, name, stems)
 
 
-def _read(lists: list[List], rules: Rules) -> AnnotationBuilder:
-    """With the classes in the order in which they come."""
-    root = lists[0][0].parent
-    names = [f"{folder.name}/{name}" for folder, _, stems in lists for name in _images(folder, stems)]
-    files = [folder / "Annotations" / f"{stem}.xml" for folder, _, stems in lists for stem in stems]
-    name = " + ".join(f"{folder.name} {kind}" for folder, kind, _ in lists)
-    empty = np.empty(0, np.int64)
-    sizes = np.zeros((len(files), 2), np.int64)
-    part = AnnotationBuilder(
-        name, FileDataset(name, root, names), np.arange(1, len(files) + 1), sizes, [], empty, rules
+def _read(image_sets: list[ImageSet], ap_metric: ApMetric) -> AnnotationBuilder:
+    """Read image sets. The classes are in the order of their first object."""
+    root = image_sets[0].folder.parent
+    names = [f"{s.folder.name}/{name}" for s in image_sets for name in _image_files(s.folder, s.stems)]
+    files = [s.folder / "Annotations" / f"{stem}.xml" for s in image_sets for stem in s.stems]
+    dataset_name = " + ".join(f"{s.folder.name} {s.name}" for s in image_sets)
+    builder = AnnotationBuilder(
+        name=dataset_name,
+        images=FileDataset(dataset_name, root, names),
+        image_ids=np.arange(1, len(files) + 1),
+        sizes=np.zeros((len(files), 2), np.int64),
+        categories=[],
+        category_ids=np.empty(0, np.int64),
+        ap_metric=ap_metric,
     )
-    numbers: dict[str, int] = {}
-    with ProgressBar(f"reading {name}", len(files)) as shown:
+    labels: dict[str, int] = {}
+    with ProgressBar(f"reading {dataset_name}", len(files)) as progress:
         for image, file in enumerate(files):
-            _add(part, image, file, numbers)
-            shown.advance(1)
-    return replace(part, categories=list(numbers))
+            _add_annotations(builder, image, file, labels)
+            progress.advance(1)
+    return replace(builder, categories=list(labels))
 
 
-def _images(folder: Path, stems: list[str]) -> list[str]:
-    """The file of each image within the folder; their annotations are there too."""
-    files = sorted((folder / "JPEGImages").glob("*"), reverse=True)  # of two with a stem, the first of the alphabet
-    known = {f.stem: f.name for f in files if f.suffix.lower() in EXTENSIONS}
-    described = {f.stem for f in (folder / "Annotations").glob("*.xml")}
-    for what, there, inner in (("images", known, "JPEGImages"), ("annotations", described, "Annotations")):
-        if absent := [stem for stem in stems if stem not in there]:
-            count = f"{len(absent):,} of {len(stems):,} {what}"
-            raise InputError(f"data: {count} are missing, the first is {absent[0]}; looked for in {folder / inner}")
-    return [f"JPEGImages/{known[stem]}" for stem in stems]
+def _image_files(folder: Path, stems: list[str]) -> list[str]:
+    """Return the path of each image relative to the folder. Raises InputError: missing images or annotations."""
+    files = sorted((folder / "JPEGImages").glob("*"), reverse=True)  # of equal stems, the first in alphabetical order
+    images = {f.stem: f.name for f in files if f.suffix.lower() in EXTENSIONS}
+    annotated = {f.stem for f in (folder / "Annotations").glob("*.xml")}
+    for kind, present, subfolder in (("images", images, "JPEGImages"), ("annotations", annotated, "Annotations")):
+        if missing := [stem for stem in stems if stem not in present]:
+            count = f"{len(missing):,} of {len(stems):,} {kind}"
+            raise InputError(f"data: {count} are missing, the first is {missing[0]}; searched {folder / subfolder}")
+    return [f"JPEGImages/{images[stem]}" for stem in stems]
 
 
-def _add(part: AnnotationBuilder, image: int, path: Path, numbers: dict[str, int]) -> None:
+def _add_annotations(builder: AnnotationBuilder, image: int, path: Path, labels: dict[str, int]) -> None:
+    """Add the objects of an XML file. ``labels`` maps class names to labels; new classes are added."""
     try:
         root = ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
-        raise InputError(f"data: {path} is damaged ({error})") from error
+        raise InputError(f"data: {path} cannot be read as XML ({error})") from error
     size = root.find("size")
     height, width = (_number(size, side) for side in ("height", "width"))
     if not (height >= 1 and width >= 1):
         raise InputError(f"data: {path}: expected a size with a height and a width of at least a pixel")
-    part.sizes[image] = height, width
-    for place, one in enumerate(root.findall("object"), 1):  # a <part> of an object has a name and a box of its own
-        name = (one.findtext("name") or "").strip()
-        edges = [_number(one.find("bndbox"), edge) for edge in ("xmin", "ymin", "xmax", "ymax")]
+    builder.sizes[image] = height, width
+    # direct children only: a <part> of an object has a name and a box of its own
+    for number, entry in enumerate(root.findall("object"), 1):
+        name = (entry.findtext("name") or "").strip()
+        edges = [_number(entry.find("bndbox"), edge) for edge in ("xmin", "ymin", "xmax", "ymax")]
         if not name or math.isnan(sum(edges)):
-            raise InputError(f"data: {path}: object {place} has no {'complete bndbox' if name else 'name'}")
+            raise InputError(f"data: {path}: object {number} has no {'complete bndbox' if name else 'name'}")
         xmin, ymin, xmax, ymax = edges
-        box = (xmin - 1, ymin - 1, xmax, ymax)  # the pixels from xmin to xmax, of which the first is 1
-        label = numbers.setdefault(name, len(numbers))
+        box = (xmin - 1, ymin - 1, xmax, ymax)  # VOC counts pixels from 1 and includes the last
+        label = labels.setdefault(name, len(labels))
         area = max(0.0, xmax - box[0]) * max(0.0, ymax - box[1])
-        part.add(image, box, label, area, difficult=(one.findtext("difficult") or "").strip() == "1")
+        builder.add(image, box, label, area, difficult=(entry.findtext("difficult") or "").strip() == "1")
 
 
 def _number(parent: ElementTree.Element | None, tag: str) -> float:
-    """NaN where there is no finite number."""
+    """Return the number in a child element; NaN if there is no finite number."""
     try:
         value = float(parent.findtext(tag, "")) if parent is not None else math.nan
     except ValueError:
@@ -178,7 +197,13 @@ def _number(parent: ElementTree.Element | None, tag: str) -> float:
     return value if math.isfinite(value) else math.nan
 
 
-def _with_classes(part: AnnotationBuilder, classes: list[str]) -> AnnotatedDataset:
-    whole = part.annotated(masks=False)
-    number = np.array([classes.index(name) for name in part.categories], np.int64)
-    return replace(whole, categories=classes, category_ids=np.arange(1, len(classes) + 1), labels=number[whole.labels])
+def _with_classes(builder: AnnotationBuilder, classes: list[str]) -> AnnotatedDataset:
+    """Build the dataset with labels that are indices into ``classes``."""
+    dataset = builder.build(masks=False)
+    new_labels = np.array([classes.index(name) for name in builder.categories], np.int64)
+    return replace(
+        dataset,
+        categories=classes,
+        category_ids=np.arange(1, len(classes) + 1),
+        labels=new_labels[dataset.labels],
+    )
