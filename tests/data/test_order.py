@@ -1,4 +1,4 @@
-"""The same images in the same joined batches, however many processes and workers load them."""
+"""The order of training: global batches do not depend on the number of processes and workers."""
 
 import io
 import itertools
@@ -17,17 +17,17 @@ from PIL import Image
 from mec.data import ArrayDataset, PixelFormat, TwoViews, open_dataset
 from mec.data.loaders import TrainingLoader, training_loader, training_sampler
 from mec.data.samplers import EpochSampler, StepSampler
-from mec.data.streaming import lanes_of
+from mec.data.streaming import choose_num_lanes
 from mec.data.transforms.crop import Batch
-from tests.data.datasets.shard_files import CPU, image, write_tar
+from tests.data.datasets.shard_files import CPU, encode_image, write_tar
 
 SIZES = (40, 3, 61, 17)
-TOTAL, JOINED, STEPS = 121, 24, 5
-BROKEN = [5, *range(50, 62), 118]
-LOST = range(98, 104)
-"""The end of the third shard, which is cut off."""
+TOTAL, GLOBAL_BATCH, STEPS = 121, 24, 5
+CORRUPT = [5, *range(50, 62), 118]
+TRUNCATED = range(98, 104)
+"""The end of the third shard."""
 
-CONTENTS = [b"no image" if i in BROKEN else image(i) for i in range(TOTAL)]
+CONTENTS = [b"no image" if i in CORRUPT else encode_image(i) for i in range(TOTAL)]
 
 
 def shards(folder: Path) -> Any:
@@ -37,9 +37,9 @@ def shards(folder: Path) -> Any:
         write_tar(folder / f"{shard}.tar", members)
         first += size
     with tarfile.open(folder / "2.tar") as tar:
-        at = tar.getmember(f"{LOST[0]:04}.jpg").offset_data
+        position = tar.getmember(f"{TRUNCATED[0]:04}.jpg").offset_data
     with (folder / "2.tar").open("r+b") as file:
-        file.truncate(at)
+        file.truncate(position)
     (folder / "sizes.json").write_text(json.dumps({f"{shard}.tar": size for shard, size in enumerate(SIZES)}))
     return open_dataset(folder, "pretrain")
 
@@ -56,106 +56,106 @@ def arrays(_: Path) -> ArrayDataset:
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("order")
-    return {make.__name__: make(folder / make.__name__) for make in (shards, files, arrays)}
+    return {create.__name__: create(folder / create.__name__) for create in (shards, files, arrays)}
 
 
-def loader_of(images: Any, rank: int = 0, processes: int = 1, workers: int = 0) -> TrainingLoader:
-    sampler = training_sampler(images, JOINED // processes, 0, rank, processes)
-    return training_loader(images, TwoViews(16, seed=3), sampler, PixelFormat(), CPU, workers)
+def create_loader(dataset: Any, rank: int = 0, world_size: int = 1, workers: int = 0) -> TrainingLoader:
+    sampler = training_sampler(dataset, GLOBAL_BATCH // world_size, 0, rank, world_size)
+    return training_loader(dataset, TwoViews(16, seed=3), sampler, PixelFormat(), CPU, workers)
 
 
-def joined(images: Any, processes: int = 1, workers: int = 0, epoch: int = 1) -> list[dict[str, Any]]:
-    """The batches of an epoch, of all processes together."""
-    loaders = [loader_of(images, rank, processes, workers) for rank in range(processes)]
+def global_batches(dataset: Any, world_size: int = 1, workers: int = 0, epoch: int = 1) -> list[dict[str, Any]]:
+    """Return the batches of an epoch, concatenated over the processes."""
+    loaders = [create_loader(dataset, rank, world_size, workers) for rank in range(world_size)]
     for loader in loaders:
         loader.sampler.set_epoch(epoch)
         assert len(loader) == STEPS
-    return [together(batches) for batches in zip(*loaders, strict=True)]
+    return [concatenate(batches) for batches in zip(*loaders, strict=True)]
 
 
-def together(batches: tuple[Batch, ...]) -> dict[str, Any]:
+def concatenate(batches: tuple[Batch, ...]) -> dict[str, Any]:
     assert len({len(b.indices) for b in batches}) == 1
     assert {b.epoch for b in batches} == {1}
     return {
         "indices": [i for b in batches for i in b.indices.tolist()],
-        "shown": [i for b in batches for i in b.shown.tolist()],
-        "lost": {lost.title for b in batches for lost in b.lost},
+        "source_indices": [i for b in batches for i in b.source_indices.tolist()],
+        "corrupt": {image.title for b in batches for image in b.corrupt},
         "images": torch.cat([b.images for b in batches]),
     }
 
 
-def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
-    for a, b in zip(found, expected, strict=True):
-        assert [a[k] for k in ("indices", "shown", "lost")] == [b[k] for k in ("indices", "shown", "lost")]
+def assert_same(actual: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        assert all(a[key] == b[key] for key in ("indices", "source_indices", "corrupt"))
         assert torch.equal(a["images"], b["images"])
 
 
-WORKERS = [(2, 0), (4, 0), (1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3), (4, 1), (4, 3)]
-LOADED = [(source, *each) for source in ("shards", "files") for each in WORKERS]
+PROCESSES_AND_WORKERS = [(2, 0), (4, 0), (1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3), (4, 1), (4, 3)]
+ENCODED = [(name, *counts) for name in ("shards", "files") for counts in PROCESSES_AND_WORKERS]
 
 
-@pytest.mark.parametrize(("source", "processes", "workers"), [*LOADED, ("arrays", 2, 0), ("arrays", 4, 0)])
-def test_processes_and_workers_change_nothing(
-    sources: dict[str, Any], source: str, processes: int, workers: int
+@pytest.mark.parametrize(("name", "world_size", "workers"), [*ENCODED, ("arrays", 2, 0), ("arrays", 4, 0)])
+def test_global_batches_do_not_depend_on_processes_and_workers(
+    datasets: dict[str, Any], name: str, world_size: int, workers: int
 ) -> None:
-    assert_same(joined(sources[source], processes, workers), joined(sources[source]))
+    assert_same(global_batches(datasets[name], world_size, workers), global_batches(datasets[name]))
 
 
-@pytest.mark.parametrize("source", ["shards", "files", "arrays"])
-def test_each_image_is_shown_at_most_once(sources: dict[str, Any], source: str) -> None:
-    batches = joined(sources[source])
-    asked = [i for b in batches for i in b["indices"]]
-    assert len(set(asked)) == len(asked) == STEPS * JOINED == TOTAL - 1
-    assert set(asked) < set(range(TOTAL))
-    lost = set(BROKEN) | (set(LOST) if source == "shards" else set())
-    for batch in batches if source != "arrays" else ():
-        for index, shown in zip(batch["indices"], batch["shown"], strict=True):
-            assert shown not in lost
-            assert (shown == index) == (index not in lost)
+@pytest.mark.parametrize("name", ["shards", "files", "arrays"])
+def test_each_image_comes_at_most_once_per_epoch(datasets: dict[str, Any], name: str) -> None:
+    batches = global_batches(datasets[name])
+    indices = [i for b in batches for i in b["indices"]]
+    assert len(set(indices)) == len(indices) == STEPS * GLOBAL_BATCH == TOTAL - 1
+    assert set(indices) < set(range(TOTAL))
+    corrupt = set(CORRUPT) | (set(TRUNCATED) if name == "shards" else set())
+    for batch in batches if name != "arrays" else ():
+        for index, source_index in zip(batch["indices"], batch["source_indices"], strict=True):
+            assert source_index not in corrupt
+            assert (source_index == index) == (index not in corrupt)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("step", [1, 3, 4])
-@pytest.mark.parametrize("source", ["shards", "files", "arrays"])
-def test_an_epoch_resumes_at_any_step(sources: dict[str, Any], source: str, step: int, workers: int) -> None:
-    images = sources[source]
-    whole = joined(images)
-    loader = loader_of(images, workers=workers)
-    order = getattr(loader.sampler, "steps", loader.sampler)
-    order.resume_at(1, step)
-    early, late = iter(loader), iter(loader)  # lightning asks before it says which epoch it is
+@pytest.mark.parametrize("name", ["shards", "files", "arrays"])
+def test_epoch_resumes_at_any_step(datasets: dict[str, Any], name: str, step: int, workers: int) -> None:
+    dataset = datasets[name]
+    epoch = global_batches(dataset)
+    loader = create_loader(dataset, workers=workers)
+    sampler = getattr(loader.sampler, "steps", loader.sampler)
+    sampler.resume_at(1, step)
+    second, first = iter(loader), iter(loader)  # lightning creates the iterator before it sets the epoch
     loader.sampler.set_epoch(1)
     assert len(loader) == STEPS
-    assert_same([together((b,)) for b in late], whole[step:])
-    # once only
-    assert_same([together((b,)) for b in early], whole)
+    assert_same([concatenate((b,)) for b in first], epoch[step:])
+    # only the first iteration resumes
+    assert_same([concatenate((b,)) for b in second], epoch)
 
 
-@pytest.mark.parametrize("sampler", [EpochSampler, StepSampler])
-def test_another_epoch_is_not_resumed(sampler: Any) -> None:
-    order = sampler(40, 4, seed=0)
-    whole = {}
+@pytest.mark.parametrize("sampler_class", [EpochSampler, StepSampler])
+def test_other_epochs_start_at_their_first_step(sampler_class: Any) -> None:
+    sampler = sampler_class(40, 4, seed=0)
+    epochs = {}
     for epoch in (2, 3):
-        order.set_epoch(epoch)
-        whole[epoch] = list(order)
-    order.resume_at(3, 7)
-    order.set_epoch(2)
-    assert list(order) == whole[2]
-    order.set_epoch(3)
-    assert list(order) == whole[3][7:]
-    assert list(order) == whole[3]
+        sampler.set_epoch(epoch)
+        epochs[epoch] = list(sampler)
+    sampler.resume_at(3, 7)
+    sampler.set_epoch(2)
+    assert list(sampler) == epochs[2]
+    sampler.set_epoch(3)
+    assert list(sampler) == epochs[3][7:]
+    assert list(sampler) == epochs[3]
 
 
-class Seen(lightning.LightningModule):
+class RecordBatches(lightning.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen: list[tuple[int, list[int]]] = []
+        self.batches: list[tuple[int, list[int]]] = []
 
     def training_step(self, batch: Batch, _: int) -> torch.Tensor:
-        self.seen.append((batch.epoch, batch.indices.tolist()))
+        self.batches.append((batch.epoch, batch.indices.tolist()))
         return self.weight.sum()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -163,9 +163,9 @@ class Seen(lightning.LightningModule):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_lightning_trains_on_slices(sources: dict[str, Any], tmp_path: Path) -> None:
-    images = sources["shards"]
-    module = Seen()
+def test_lightning_trains_on_sliced_batches(datasets: dict[str, Any], tmp_path: Path) -> None:
+    dataset = datasets["shards"]
+    module = RecordBatches()
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=1,
@@ -176,44 +176,46 @@ def test_lightning_trains_on_slices(sources: dict[str, Any], tmp_path: Path) -> 
         enable_model_summary=False,
         default_root_dir=tmp_path,
     )
-    trainer.fit(module, loader_of(images, workers=2))
-    assert [epoch for epoch, _ in module.seen] == [0] * STEPS + [1] * STEPS
-    assert [indices for _, indices in module.seen[STEPS:]] == [b["indices"] for b in joined(images)]
+    trainer.fit(module, create_loader(dataset, workers=2))
+    assert [epoch for epoch, _ in module.batches] == [0] * STEPS + [1] * STEPS
+    assert [indices for _, indices in module.batches[STEPS:]] == [b["indices"] for b in global_batches(dataset)]
 
 
-def test_lanes_divide_batches_and_are_shared_by_processes() -> None:
-    for shards, joined in itertools.product((1, 5, 16, 1000), (1, 6, 24, 96, 250, 256, 1000, 1024)):
-        lanes = {p: lanes_of(shards, joined, p) for p in range(1, joined + 1) if joined % p == 0}
-        for processes, n in lanes.items():
-            assert joined % n == n % processes == 0
-            assert n // processes <= 64
+def test_number_of_lanes_divides_the_batch_and_is_a_multiple_of_the_world_size() -> None:
+    for num_shards, batch in itertools.product((1, 5, 16, 1000), (1, 6, 24, 96, 250, 256, 1000, 1024)):
+        lanes = {p: choose_num_lanes(num_shards, batch, p) for p in range(1, batch + 1) if batch % p == 0}
+        for world_size, n in lanes.items():
+            assert batch % n == n % world_size == 0
+            assert n // world_size <= 64
         assert len({lanes[p] for p in (1, 2, 4, 8) if p in lanes}) == 1
-    assert [lanes_of(1000, 256, p) for p in (1, 8, 16, 64)] == [64, 64, 128, 256]
-    assert [lanes_of(shards, 256, 2) for shards in (1, 4, 5, 16)] == [8, 16, 16, 64]
-    assert [lanes_of(1000, 250, p) for p in (1, 2, 5, 125)] == [50, 50, 50, 250]
-    assert math.lcm(8, 3) == lanes_of(1, 24, 3) == 24
+    assert [choose_num_lanes(1000, 256, p) for p in (1, 8, 16, 64)] == [64, 64, 128, 256]
+    assert [choose_num_lanes(num_shards, 256, 2) for num_shards in (1, 4, 5, 16)] == [8, 16, 16, 64]
+    assert [choose_num_lanes(1000, 250, p) for p in (1, 2, 5, 125)] == [50, 50, 50, 250]
+    assert math.lcm(8, 3) == choose_num_lanes(1, 24, 3) == 24
 
 
-def test_a_lane_mixes_what_it_reads(tmp_path: Path) -> None:
-    """800 images of one shard in 8 lanes: uniform shuffling has no correlation with the order of reading."""
+def test_lane_shuffles_its_images(tmp_path: Path) -> None:
+    """After uniform shuffling the order of 100 images has no correlation with the order of reading."""
     data = io.BytesIO()
     Image.new("RGB", (8, 8)).save(data, "png")
-    images = open_dataset(write_tar(tmp_path / "a.tar", [(f"{i:05}.png", data.getvalue()) for i in range(800)]))
-    sampler = training_sampler(images, 8, 0)
-    dataset = training_loader(images, TwoViews(8, seed=3), sampler, PixelFormat(), CPU, workers=0).dataset
-    shown = np.array([dataset[0, step, 0].indices for step in range(len(sampler))])
+    dataset = open_dataset(write_tar(tmp_path / "a.tar", [(f"{i:05}.png", data.getvalue()) for i in range(800)]))
+    sampler = training_sampler(dataset, 8, 0)
+    batches = training_loader(dataset, TwoViews(8, seed=3), sampler, PixelFormat(), CPU, workers=0).dataset
+    indices = np.array([batches[0, step, 0].indices for step in range(len(sampler))])
     for lane in range(8):
-        read = dataset.stretch(0, lane).tolist()
-        places = np.array([read.index(i) for i in shown[:, lane]])
-        # displacement: up to 512 places, so nearly uniform over 100
-        assert np.corrcoef(places, np.arange(100))[0, 1] < 0.6
-        assert sorted(places) == list(range(100))
+        read_order = batches.lane_indices(0, lane).tolist()
+        read_positions = np.array([read_order.index(i) for i in indices[:, lane]])
+        # an image is delayed by up to 512 positions, so the shuffling of 100 is almost uniform
+        assert np.corrcoef(read_positions, np.arange(100))[0, 1] < 0.6
+        assert sorted(read_positions) == list(range(100))
 
 
-def test_a_lane_of_broken_images_takes_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mec.data.streaming.BUFFER_IMAGES", 8)
+def test_lane_of_corrupt_images_takes_substitutes_from_other_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mec.data.streaming.MAX_BUFFER_IMAGES", 8)
     write_tar(tmp_path / "a.tar", [(f"{i}.jpg", b"no image") for i in range(100)])
-    write_tar(tmp_path / "b.tar", [(f"{i}.jpg", image(i)) for i in range(100)])
-    batches = list(loader_of(open_dataset(tmp_path)))
+    write_tar(tmp_path / "b.tar", [(f"{i}.jpg", encode_image(i)) for i in range(100)])
+    batches = list(create_loader(open_dataset(tmp_path)))
     assert sum(len(b.indices) for b in batches) == 192
-    assert min(b.shown.min() for b in batches) >= 100
+    assert min(b.source_indices.min() for b in batches) >= 100

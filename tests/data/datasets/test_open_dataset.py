@@ -17,14 +17,14 @@ def write(path: Path, size: tuple[int, int] = (20, 10), color: object = (200, 30
 
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
-    """Two classes of ten images."""
+    """A folder of two classes of ten images."""
     for name in ("ant", "bee"):
         for i in range(10):
             write(tmp_path / name / f"{i}.png", color=(i, 0, 0))
     return tmp_path
 
 
-def test_a_folder_of_classes(classes: Path) -> None:
+def test_subfolders_are_classes(classes: Path) -> None:
     dataset = open_dataset(classes)
     assert isinstance(dataset, FileDataset)
     assert dataset.classes == ["ant", "bee"]
@@ -32,7 +32,7 @@ def test_a_folder_of_classes(classes: Path) -> None:
     assert read_image(dataset, 3).shape == (10, 20, 3)
 
 
-def test_the_fixed_division_keeps_a_fifth_of_each_class(classes: Path) -> None:
+def test_random_split_has_a_fifth_of_each_class_for_testing(classes: Path) -> None:
     train, test = open_dataset(classes, "train"), open_dataset(classes, "test")
     assert sorted(train.names + test.names) == sorted(open_dataset(classes).names)
     assert np.bincount(test.labels).tolist() == [2, 2]
@@ -47,19 +47,19 @@ def test_images_at_any_depth_without_labels(tmp_path: Path) -> None:
     assert sorted(dataset.names) == ["a.JPG", os.path.join("deep", "c.webp"), os.path.join("deep", "er", "b.png")]
 
 
-def test_links_in_a_circle_end(classes: Path) -> None:
+def test_circular_links_are_followed_once(classes: Path) -> None:
     (classes / "ant" / "again").symlink_to(classes)
     assert len(open_dataset(classes)) == 20
 
 
-def test_a_folder_with_its_own_split(tmp_path: Path) -> None:
-    for part, names in (("train", ("a", "b")), ("val", ("b", "a"))):
+def test_folder_with_its_own_splits(tmp_path: Path) -> None:
+    for split, names in (("train", ("a", "b")), ("val", ("b", "a"))):
         for name in names:
-            write(tmp_path / part / name / "x.png")
+            write(tmp_path / split / name / "x.png")
     assert open_dataset(tmp_path, "test").classes == ["a", "b"]
     assert len(open_dataset(tmp_path, "train")) == 2
     write(tmp_path / "val" / "new" / "x.png")
-    with pytest.raises(InputError, match="classes that the training images lack: new"):
+    with pytest.raises(InputError, match="classes that the training split lacks: new"):
         open_dataset(tmp_path)
 
 
@@ -73,8 +73,8 @@ def test_npz(tmp_path: Path) -> None:
     assert np.array_equal(read_image(dataset, 2), images[2])
     np.savez(tmp_path / "b.npz", x=rng.random((4, 8, 8)).astype(np.float32))
     assert read_image(open_dataset(tmp_path / "b.npz"), 0).shape == (8, 8, 3)
-    halves = {"images": images, "labels": np.eye(6)[:, :1]}
-    medmnist = {f"{part}_{key}": value for part in ("train", "test") for key, value in halves.items()}
+    arrays = {"images": images, "labels": np.eye(6)[:, :1]}
+    medmnist = {f"{split}_{key}": array for split in ("train", "test") for key, array in arrays.items()}
     np.savez(tmp_path / "c.npz", **medmnist)
     assert len(open_dataset(tmp_path / "c.npz", "test")) == 6
 
@@ -82,20 +82,20 @@ def test_npz(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": np.full((4, 8, 8), "a")}, "expected images as numbers"),
+        ({"images": np.full((4, 8, 8), "a")}, "expected numeric images"),
         ({"images": np.zeros((4, 8), np.uint8)}, r"\(n, height, width"),
         ({"images": np.zeros((4, 8, 8), np.uint8), "labels": np.zeros(3)}, "expected 4 labels, got 3"),
-        ({"weights": np.zeros(3)}, "none of images"),
-        ({"images": np.array([None, {}])}, "cannot be read|allow_pickle"),
+        ({"weights": np.zeros(3)}, "expected an array images"),
+        ({"images": np.array([None, {}])}, "cannot read|allow_pickle"),
     ],
 )
-def test_bad_npz(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+def test_invalid_npz_is_an_input_error(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(InputError, match=message):
         open_dataset(tmp_path / "a.npz")
 
 
-def test_digits_are_the_embedded_default() -> None:
+def test_digits_come_with_the_installation() -> None:
     train, test = open_dataset("digits", "train"), open_dataset("digits", "test")
     assert isinstance(train, ArrayDataset)
     assert (len(train), len(test)) == (1347, 450)
@@ -103,15 +103,15 @@ def test_digits_are_the_embedded_default() -> None:
     assert train.images.max() == 255
 
 
-def test_a_local_copy_of_a_named_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for part in ("train", "test"):
-        write(tmp_path / "cifar10" / part / "cat" / "0.png", size=(32, 32))
+def test_builtin_dataset_from_image_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / "cifar10" / split / "cat" / "0.png", size=(32, 32))
     monkeypatch.setenv("MEC_DATA", str(tmp_path))
     assert open_dataset("cifar10", "test").classes == ["cat"]
 
 
-def test_torchvisions_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The layout that torchvision downloads: pickled batches with checksums, which a stand-in need not have."""
+def test_cifar10_in_the_layout_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pickled batches as torchvision downloads them; their checksums are not tested here."""
     import pickle
 
     from torchvision.datasets import CIFAR10
@@ -128,25 +128,25 @@ def test_torchvisions_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(open_dataset(tmp_path, "test")) == 2
 
 
-def test_a_download_that_is_impossible_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_download_names_the_alternatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError("no route to host")
 
     monkeypatch.setenv("MEC_DATA", str(tmp_path))
     monkeypatch.setattr("torchvision.datasets.FashionMNIST.download", refuse)
-    with pytest.raises(InputError, match=r"fashion-mnist is not under .*no route to host.*MEC_DATA"):
+    with pytest.raises(InputError, match=r"fashion-mnist is not in .*no route to host.*MEC_DATA"):
         open_dataset("fashion-mnist")
 
 
-def test_what_is_not_a_source(tmp_path: Path) -> None:
+def test_invalid_data_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.txt").write_text("")
     (tmp_path / "a.doc").write_text("")
     for source, message in (
-        (tmp_path / "absent", r"does not exist; the named sets are cifar10, cifar100, digits"),
+        (tmp_path / "absent", r"does not exist; built-in datasets: cifar10, cifar100, digits"),
         (tmp_path / "empty", "no image in"),
         (tmp_path / "a.txt", "lists no image"),
-        (tmp_path / "a.doc", "none of a folder, .txt"),
+        (tmp_path / "a.doc", "expected a folder, .txt"),
     ):
         with pytest.raises(InputError, match=message):
             open_dataset(source)
@@ -164,7 +164,9 @@ def test_what_is_not_a_source(tmp_path: Path) -> None:
         ("I;16", 65535, (255, 255, 255)),
     ],
 )
-def test_modes_of_images(tmp_path: Path, mode: str, color: object, expected: tuple[int, ...] | None) -> None:
+def test_image_modes_become_rgb_or_gray(
+    tmp_path: Path, mode: str, color: object, expected: tuple[int, ...] | None
+) -> None:
     write(tmp_path / "a.png", color=color, mode=mode)
     image = read_image(open_dataset(tmp_path), 0)
     assert image.dtype == np.uint8
@@ -182,8 +184,8 @@ def test_exif_orientation_is_honored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n"])
-def test_a_broken_image_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "broken.png").write_bytes(content)
+def test_corrupt_image_is_an_input_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "corrupt.png").write_bytes(content)
     with pytest.raises(InputError, match=r"the file is empty|not an image|truncated|broken"):
         read_image(open_dataset(tmp_path), 0)
 
@@ -194,8 +196,8 @@ def test_real_photographs(real_data: Path) -> None:
     assert read_image(dataset, 0).shape[2] == 3
 
 
-def test_stl10_pretrains_on_its_unlabeled_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The layout that torchvision unpacks: (n, channel, column, row) bytes and labels from 1."""
+def test_stl10_pretrains_on_its_unlabeled_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layout that torchvision unpacks: bytes (n, channels, columns, rows), and labels from 1."""
     from torchvision.datasets import STL10
 
     folder = tmp_path / STL10.base_folder
@@ -203,14 +205,14 @@ def test_stl10_pretrains_on_its_unlabeled_part(tmp_path: Path, monkeypatch: pyte
     rng = np.random.default_rng(0)
     images = {name: rng.integers(0, 256, (n, 3, 96, 96), dtype=np.uint8) for name, n in (("train", 4), ("test", 3))}
     images["unlabeled"] = rng.integers(0, 256, (5, 3, 96, 96), dtype=np.uint8)
-    for name, values in images.items():
-        (folder / f"{name}_X.bin").write_bytes(values.tobytes())
+    for split, pixels in images.items():
+        (folder / f"{split}_X.bin").write_bytes(pixels.tobytes())
     (folder / "train_y.bin").write_bytes(bytes([1, 2, 3, 10]))
     (folder / "test_y.bin").write_bytes(bytes([10, 1, 2]))
     (folder / STL10.class_names_file).write_text("\n".join("abcdefghij"))
     monkeypatch.setattr(STL10, "_check_integrity", lambda self: True)
     monkeypatch.setenv("MEC_DATA", str(tmp_path))
-    pretrain, train, test = (open_dataset("stl10", part) for part in ("pretrain", "train", "test"))
+    pretrain, train, test = (open_dataset("stl10", split) for split in ("pretrain", "train", "test"))
     assert (len(pretrain), len(train), len(test)) == (5, 4, 3)
     assert pretrain.labels is None
     assert train.labels.tolist() == [0, 1, 2, 9]
@@ -218,7 +220,7 @@ def test_stl10_pretrains_on_its_unlabeled_part(tmp_path: Path, monkeypatch: pyte
     assert np.array_equal(read_image(pretrain, 1), images["unlabeled"][1].transpose(2, 1, 0))
 
 
-def test_cifar100_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar100_in_the_layout_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pickle
 
     from torchvision.datasets import CIFAR100
@@ -236,22 +238,21 @@ def test_cifar100_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("names", "order"), [(["10", "-1", "9"], ["-1", "9", "10"]), (["②", "①"], ["①", "②"]), (["--5", "1"], ["--5", "1"])]
+    ("names", "expected"),
+    [(["10", "-1", "9"], ["-1", "9", "10"]), (["②", "①"], ["①", "②"]), (["--5", "1"], ["--5", "1"])],
 )
-def test_classes_of_whole_numbers_are_in_their_order_and_others_in_the_alphabets(
-    tmp_path: Path, names: list[str], order: list[str]
+def test_integer_classes_are_sorted_as_numbers_and_others_alphabetically(
+    tmp_path: Path, names: list[str], expected: list[str]
 ) -> None:
     path = tmp_path / "labels.csv"
     path.write_text("".join(f"{i}.png,{name}\n" for i, name in enumerate(names)))
-    assert open_dataset(path).classes == order
+    assert open_dataset(path).classes == expected
 
 
-def test_a_table_without_a_column_of_labels_is_told(tmp_path: Path) -> None:
+def test_csv_without_a_label_column_is_an_input_error(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     path.write_text("image,species\na.jpg,cat\n")
-    with pytest.raises(
-        InputError, match=r"^labels: .*labels\.csv has the columns image, species, expected one of label, "
-    ):
+    with pytest.raises(InputError, match=r"^data: .*labels\.csv has no label column, .* got image, species$"):
         open_dataset(path)
     path.write_text("a.jpg,cat\nb.jpg,image\n")
     assert open_dataset(path).classes == ["cat", "image"]

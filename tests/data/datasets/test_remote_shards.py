@@ -21,11 +21,11 @@ from tests.data.datasets.shard_files import (
     SIZES,
     TOTAL,
     Members,
-    an_epoch,
-    lost_of,
-    numbers_of,
-    samples,
-    species,
+    class_name,
+    corrupt_titles,
+    indices_of,
+    load_epoch,
+    sample_members,
     views_of,
     write_shards,
     write_tar,
@@ -33,10 +33,18 @@ from tests.data.datasets.shard_files import (
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves ``files``.
+    """An HTTP server of ``files`` with failures.
 
-    cuts: at which byte of a file the connection is closed, and how many times. silent: at which byte it stalls.
-    busy: how many times a file is refused for now. key: what a client must send. hold: lets the stalled ones go.
+    Attributes:
+        ranges: support range requests.
+        files: content by name.
+        breaks: by name, the byte at which the connection closes and how many times it does.
+        stalls: by name, the byte at which the server stops sending.
+        unavailable: by name, how many requests get the status 503.
+        key: value of the header X-Key that requests need.
+        date: modification time of all files.
+        requests: names in the order of the requests.
+        release: event that ends stalled requests.
     """
 
     daemon_threads = True
@@ -45,19 +53,19 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.ranges = ranges
         self.files: dict[str, bytes] = {}
-        self.cuts: dict[str, tuple[int, int]] = {}
-        self.silent: dict[str, int] = {}
-        self.busy: dict[str, int] = {}
+        self.breaks: dict[str, tuple[int, int]] = {}
+        self.stalls: dict[str, int] = {}
+        self.unavailable: dict[str, int] = {}
         self.key: str | None = None
-        self.hold = threading.Event()
         self.date = 10**9
-        self.asked: list[str] = []
+        self.requests: list[str] = []
+        self.release = threading.Event()
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/{name}"
 
     def handle_error(self, *_: object) -> None:
-        """The client went away."""
+        """Ignore clients that close the connection."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -74,22 +82,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def answer(self, body: bool) -> None:
         server, name = self.server, self.path.lstrip("/")
-        server.asked.append(name)
-        if server.silent.get(name) == 0:
-            server.hold.wait(30)
+        server.requests.append(name)
+        if server.stalls.get(name) == 0:
+            server.release.wait(30)
             return
         if name not in server.files or (server.key and self.headers.get("X-Key") != server.key):
             self.send_error(404 if name not in server.files else 403)
             return
-        if server.busy.get(name, 0) > 0:
-            server.busy[name] -= 1
+        if server.unavailable.get(name, 0) > 0:
+            server.unavailable[name] -= 1
             self.send_error(503)
             return
         content = server.files[name]
         start, end = 0, len(content)
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")) if server.ranges else None
-        if asked:
-            start, end = int(asked[1]), min(int(asked[2]) + 1, end)
+        byte_range = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")) if server.ranges else None
+        if byte_range:
+            start, end = int(byte_range[1]), min(int(byte_range[2]) + 1, end)
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
         else:
@@ -99,91 +107,93 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if not body:
             return
-        at, times = server.cuts.get(name, (0, 0))
-        if times and start <= at < end:
-            server.cuts[name] = (at, times - 1)
-            end = at
-        if name in server.silent and start <= server.silent[name] < end:
-            self.wfile.write(content[start : server.silent[name]])
-            server.hold.wait(30)
+        position, times = server.breaks.get(name, (0, 0))
+        if times and start <= position < end:
+            server.breaks[name] = (position, times - 1)
+            end = position
+        if name in server.stalls and start <= server.stalls[name] < end:
+            self.wfile.write(content[start : server.stalls[name]])
+            server.release.wait(30)
             return
         self.wfile.write(content[start:end])
 
 
-@pytest.fixture(params=[True, False], ids=["ranges", "whole"])
+@pytest.fixture(params=[True, False], ids=["ranges", "no-ranges"])
 def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr("mec.data.datasets.webdataset.PAUSE", 0.01)
+    monkeypatch.setattr("mec.data.datasets.webdataset.RETRY_DELAY", 0.01)
     server = Server(ranges=request.param)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     yield server
-    server.hold.set()
+    server.release.set()
     server.shutdown()
     server.server_close()
     thread.join()
 
 
 def serve(server: Server, folder: Path) -> str:
-    """The pattern of the four shards on the server."""
+    """Serve the four shards of ``write_shards`` and return their URL pattern."""
     server.files = {f.name: f.read_bytes() for f in write_shards(folder).iterdir()}
     return server.url("x-{0000..0003}.tar")
 
 
-def middle_of(content: bytes, number: int) -> int:
-    """A byte within the image of sample ``number``."""
+def middle_of_image(content: bytes, number: int) -> int:
+    """Return the position of the middle of the image of sample ``number`` in a shard."""
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-        (at,) = [m.offset_data + m.size // 2 for m in tar if m.name == f"{number:04}.jpg"]
-    return at
+        (position,) = [m.offset_data + m.size // 2 for m in tar if m.name == f"{number:04}.jpg"]
+    return position
 
 
 def serve_large(server: Server, tmp_path: Path, breaks_in: int) -> Members:
-    """A shard of 20 images of 200 kB, whose connection breaks within one of them, and a whole shard.
+    """Serve a shard of 20 images of 200 kB, whose connection always breaks in one of them, and an intact shard.
 
-    aiohttp keeps to itself what it has received last before a break: some 400 kB.
+    The images are large because aiohttp drops about 400 kB that it has received before a break.
     """
     members = [(f"{i:04}.jpg", IMAGES[i] + bytes(200_000)) for i in range(20)]
     server.files["a.tar"] = write_tar(tmp_path / "a.tar", members).read_bytes()
-    server.files["b.tar"] = write_tar(tmp_path / "b.tar", samples(range(20, 24), labeled=False)).read_bytes()
+    server.files["b.tar"] = write_tar(tmp_path / "b.tar", sample_members(range(20, 24), labeled=False)).read_bytes()
     server.files["sizes.json"] = b'{"a.tar": 20, "b.tar": 4}'
-    server.cuts["a.tar"] = (middle_of(server.files["a.tar"], breaks_in), 1000)
+    server.breaks["a.tar"] = (middle_of_image(server.files["a.tar"], breaks_in), 1000)
     return members
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_remote_shards(server: Server, tmp_path: Path, expected: dict[int, torch.Tensor], workers: int) -> None:
-    images = open_dataset(serve(server, tmp_path))
-    assert [images.classes[i] for i in images.labels] == [species(i) for i in range(TOTAL)]
-    assert [images.load(i) for i in range(TOTAL)] == IMAGES
-    (batches,) = an_epoch(images, workers=workers, epoch=2, batch=2)
-    assert sorted(numbers_of(batches)) == list(range(TOTAL))
+def test_remote_shards_train_like_files(
+    server: Server, tmp_path: Path, expected: dict[int, torch.Tensor], workers: int
+) -> None:
+    dataset = open_dataset(serve(server, tmp_path))
+    assert [dataset.classes[i] for i in dataset.labels] == [class_name(i) for i in range(TOTAL)]
+    assert [dataset.load(i) for i in range(TOTAL)] == IMAGES
+    (batches,) = load_epoch(dataset, workers=workers, epoch=2, batch_size=2)
+    assert sorted(indices_of(batches)) == list(range(TOTAL))
     for i, views in views_of(batches).items():
         assert torch.equal(views, expected[i])
 
 
-def test_remote_contents_are_kept_until_the_shard_changes(server: Server, tmp_path: Path) -> None:
-    source = serve(server, tmp_path)
-    open_dataset(source)
-    before = len(server.asked)
-    assert len(open_dataset(source)) == TOTAL
-    # what the size and date are asked with, HEAD, for each
-    assert len(server.asked) - before == len(SIZES)
+def test_labels_of_remote_shards_are_cached_until_the_shard_changes(server: Server, tmp_path: Path) -> None:
+    url = serve(server, tmp_path)
+    open_dataset(url)
+    before = len(server.requests)
+    assert len(open_dataset(url)) == TOTAL
+    # one HEAD request per shard, for its size and date
+    assert len(server.requests) - before == len(SIZES)
     size = len(server.files["x-0001.tar"])
-    server.files["x-0001.tar"] = write_tar(tmp_path / "x-0001.tar", samples(range(2))).read_bytes()
+    server.files["x-0001.tar"] = write_tar(tmp_path / "x-0001.tar", sample_members(range(2))).read_bytes()
     assert len(server.files["x-0001.tar"]) == size
     server.date += 60
-    assert len(open_dataset(source)) == TOTAL + 1
+    assert len(open_dataset(url)) == TOTAL + 1
 
 
-def test_stated_counts_of_remote_shards(server: Server, tmp_path: Path) -> None:
-    source = serve(server, tmp_path)
+def test_sizes_json_of_remote_shards(server: Server, tmp_path: Path) -> None:
+    url = serve(server, tmp_path)
     counts = {f"x-{shard:04}.tar": size for shard, size in enumerate(SIZES)}
     server.files["sizes.json"] = json.dumps(counts).encode()
-    assert len(open_dataset(source, "pretrain")) == TOTAL
-    assert set(server.asked) == {"sizes.json"}
+    assert len(open_dataset(url, "pretrain")) == TOTAL
+    assert set(server.requests) == {"sizes.json"}
 
 
-def test_a_shard_larger_than_a_block(server: Server, tmp_path: Path) -> None:
-    """fsspec asks for 5 MB at a time, which a server without ranges does not give."""
+def test_shard_larger_than_a_block(server: Server, tmp_path: Path) -> None:
+    """fsspec requests ranges of 5 MB, which the server without range requests does not support."""
     arrays = [np.random.default_rng(i).integers(0, 256, (1000, 1000), dtype=np.uint8) for i in range(7)]
     members = []
     for i, array in enumerate(arrays):
@@ -191,106 +201,106 @@ def test_a_shard_larger_than_a_block(server: Server, tmp_path: Path) -> None:
         np.save(file, array)
         members.append((f"{i}.npy", file.getvalue()))
     server.files["a.tar"] = write_tar(tmp_path / "a.tar", members).read_bytes()
-    images = open_dataset(server.url("a.tar"))
-    assert [images.load(i) for i in range(7)] == [content for _, content in members]
-    assert images.ignored_files == 0
+    dataset = open_dataset(server.url("a.tar"))
+    assert [dataset.load(i) for i in range(7)] == [content for _, content in members]
+    assert dataset.ignored_files == 0
 
 
-def test_a_slow_reader_is_no_silent_server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mec.data.datasets.tar_reader.SILENCE", 1.0)
+def test_slow_reader_does_not_time_out(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mec.data.datasets.tar_reader.READ_TIMEOUT", 1.0)
     members = [(f"{i}.jpg", IMAGES[i] + bytes(2**21)) for i in range(7)]
     server.files["a.tar"] = write_tar(tmp_path / "a.tar", members).read_bytes()
-    images = open_dataset(server.url("a.tar"))
-    before = len(server.asked)
+    dataset = open_dataset(server.url("a.tar"))
+    before = len(server.requests)
     for i in range(7):
-        assert images.load(i) == members[i][1]
+        assert dataset.load(i) == members[i][1]
         time.sleep(1.3 if i == 1 else 0)
-    # none is opened again
-    assert len(server.asked) - before <= (6 if server.ranges else 4)
+    # the shard is opened once
+    assert len(server.requests) - before <= (6 if server.ranges else 4)
 
 
-def test_a_connection_that_breaks_once_is_made_again(server: Server, tmp_path: Path) -> None:
-    source = serve(server, tmp_path)
-    at = middle_of(server.files["x-0002.tar"], 15)
-    server.cuts["x-0002.tar"] = (at, 1)
-    images = open_dataset(source)
-    assert (len(images), images.ignored_files, server.cuts["x-0002.tar"]) == (TOTAL, 0, (at, 0))
-    server.cuts["x-0002.tar"] = (at, 2)
-    assert [images.load(i) for i in range(TOTAL)] == IMAGES
-    assert server.cuts["x-0002.tar"] == (at, 0)
+def test_broken_connection_is_retried(server: Server, tmp_path: Path) -> None:
+    url = serve(server, tmp_path)
+    position = middle_of_image(server.files["x-0002.tar"], 15)
+    server.breaks["x-0002.tar"] = (position, 1)
+    dataset = open_dataset(url)
+    assert (len(dataset), dataset.ignored_files, server.breaks["x-0002.tar"]) == (TOTAL, 0, (position, 0))
+    server.breaks["x-0002.tar"] = (position, 2)
+    assert [dataset.load(i) for i in range(TOTAL)] == IMAGES
+    assert server.breaks["x-0002.tar"] == (position, 0)
 
 
-def test_a_server_that_is_busy_is_asked_again(server: Server, tmp_path: Path) -> None:
-    source = serve(server, tmp_path)
-    server.busy = {"x-0001.tar": 4}
-    assert len(open_dataset(source)) == TOTAL
+def test_unavailable_server_is_retried(server: Server, tmp_path: Path) -> None:
+    url = serve(server, tmp_path)
+    server.unavailable = {"x-0001.tar": 4}
+    assert len(open_dataset(url)) == TOTAL
 
 
-def test_a_connection_that_always_breaks_gives_what_comes_before(server: Server, tmp_path: Path) -> None:
+def test_connection_that_always_breaks_gives_the_images_before(server: Server, tmp_path: Path) -> None:
     members = serve_large(server, tmp_path, breaks_in=14)
-    images = open_dataset(server.url("{a,b}.tar"))
-    assert images.ignored_files == 1
-    before = len(images) - 4
-    assert 9 <= before <= 14
-    assert [images.load(i) for i in range(9)] == [content for _, content in members[:9]]
-    assert [images.load(before + i) for i in range(4)] == IMAGES[20:24]
+    dataset = open_dataset(server.url("{a,b}.tar"))
+    assert dataset.ignored_files == 1
+    num_before = len(dataset) - 4
+    assert 9 <= num_before <= 14
+    assert [dataset.load(i) for i in range(9)] == [content for _, content in members[:9]]
+    assert [dataset.load(num_before + i) for i in range(4)] == IMAGES[20:24]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_training_goes_on_over_a_connection_that_always_breaks(server: Server, tmp_path: Path, workers: int) -> None:
+def test_training_continues_over_a_connection_that_always_breaks(server: Server, tmp_path: Path, workers: int) -> None:
     serve_large(server, tmp_path, breaks_in=14)
-    images = open_dataset(server.url("{a,b}.tar"), "pretrain")
-    sampler = training_sampler(images, 2, seed=0)
-    loader = training_loader(images, TwoViews(16, seed=3), sampler, PixelFormat(), CPU, workers)
+    dataset = open_dataset(server.url("{a,b}.tar"), "pretrain")
+    sampler = training_sampler(dataset, 2, seed=0)
+    loader = training_loader(dataset, TwoViews(16, seed=3), sampler, PixelFormat(), CPU, workers)
     for epoch in range(2):
         sampler.set_epoch(epoch)
         batches = list(loader)
-        assert sorted(numbers_of(batches)) == list(range(24))
+        assert sorted(indices_of(batches)) == list(range(24))
         assert all(len(b.images) == 2 for b in batches)
-        lost = {title.rpartition(" ")[2] for title in lost_of(batches)}
-        assert {str(i) for i in range(14, 20)} <= lost <= {str(i) for i in range(9, 20)}
+        corrupt = {title.rpartition(" ")[2] for title in corrupt_titles(batches)}
+        assert {str(i) for i in range(14, 20)} <= corrupt <= {str(i) for i in range(9, 20)}
 
 
-def test_what_a_server_lacks_is_said_at_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mec.data.datasets.webdataset.PAUSE", 60)
-    source = serve(server, tmp_path)
+def test_refused_requests_are_not_retried(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mec.data.datasets.webdataset.RETRY_DELAY", 60)
+    url = serve(server, tmp_path)
     del server.files["x-0003.tar"]
-    with pytest.raises(InputError, match=r"x-0003\.tar cannot be read \(404, message='Not FrameObjects'") as raised:
-        open_dataset(source)
+    with pytest.raises(InputError, match=r"cannot read .*x-0003\.tar \(404, message='Not Found'") as raised:
+        open_dataset(url)
     assert "\n" not in str(raised.value)
     server.key = "secret"
-    with pytest.raises(InputError, match=r"x-0000\.tar cannot be read \(403"):
-        open_dataset(source)
+    with pytest.raises(InputError, match=r"cannot read .*x-0000\.tar \(403"):
+        open_dataset(url)
 
 
-def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mec.data.datasets.webdataset.PAUSE", 0.01)
-    with pytest.raises(InputError, match=r"a\.tar cannot be read \(.*[Cc]onnect"):
+def test_refused_connection_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mec.data.datasets.webdataset.RETRY_DELAY", 0.01)
+    with pytest.raises(InputError, match=r"cannot read .*a\.tar \(.*[Cc]onnect"):
         open_dataset("http://127.0.0.1:9/a.tar")
 
 
-@pytest.mark.parametrize("at", [0, 4000])
-def test_a_server_that_falls_silent_is_given_up(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+@pytest.mark.parametrize("position", [0, 4000])
+def test_stalled_server_times_out(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, position: int
 ) -> None:
-    monkeypatch.setattr("mec.data.datasets.tar_reader.SILENCE", 0.1)
-    source = serve(server, tmp_path)
-    server.silent = {"x-0000.tar": at}
-    begun = time.monotonic()
-    if at == 0:
-        with pytest.raises(InputError, match=r"x-0000\.tar cannot be read \(.*[Tt]ime"):
-            open_dataset(source)
+    monkeypatch.setattr("mec.data.datasets.tar_reader.READ_TIMEOUT", 0.1)
+    url = serve(server, tmp_path)
+    server.stalls = {"x-0000.tar": position}
+    start = time.monotonic()
+    if position == 0:
+        with pytest.raises(InputError, match=r"cannot read .*x-0000\.tar \(.*[Tt]ime"):
+            open_dataset(url)
     else:
-        images = open_dataset(source)
-        assert images.ignored_files == 1
-        assert images.load(0) == IMAGES[0]
-    assert time.monotonic() - begun < 60
+        dataset = open_dataset(url)
+        assert dataset.ignored_files == 1
+        assert dataset.load(0) == IMAGES[0]
+    assert time.monotonic() - start < 60
 
 
-def test_settings_for_fsspec_are_kept(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fsspec_settings_of_the_user_apply(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fsspec
 
-    source = serve(server, tmp_path)
+    url = serve(server, tmp_path)
     server.key = "secret"
     monkeypatch.setitem(fsspec.config.conf, "http", {"client_kwargs": {"headers": {"X-Key": "secret"}}})
-    assert len(open_dataset(source)) == TOTAL
+    assert len(open_dataset(url)) == TOTAL

@@ -1,4 +1,4 @@
-"""One set of photographs as a folder, as shards and as parquet: the same images, labels and views."""
+"""The same photographs as a folder, as shards and as parquet give the same images, labels and views."""
 
 import hashlib
 import tarfile
@@ -15,54 +15,54 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def sources(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Four classes of Caltech-101."""
+def datasets_on_disk(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Write four classes of Caltech-101 in each format."""
     datasets = pytest.importorskip("datasets")
     pytest.importorskip("webdataset")
-    made = tmp_path_factory.mktemp("sources")
-    folder = made / "folder"
+    root = tmp_path_factory.mktemp("formats")
+    folder = root / "folder"
     for name in ("accordion", "anchor", "ant", "butterfly"):
         (folder / name).mkdir(parents=True)
         for path in sorted((real_data / "caltech101" / "101_ObjectCategories" / name).glob("*.jpg")):
             (folder / name / path.name).write_bytes(path.read_bytes())
     files = sorted(folder.rglob("*.jpg"))
-    (made / "shards").mkdir()
+    (root / "shards").mkdir()
     for n, start in enumerate(range(0, len(files), 37)):
-        with tarfile.open(made / "shards" / f"a-{n:04}.tar", "w") as tar:
+        with tarfile.open(root / "shards" / f"a-{n:04}.tar", "w") as tar:
             for i, path in enumerate(files[start : start + 37], start):
-                (made / "label").write_text(path.parent.name)
+                (root / "label").write_text(path.parent.name)
                 tar.add(path, f"{i:06}.jpg")
-                tar.add(made / "label", f"{i:06}.cls")
+                tar.add(root / "label", f"{i:06}.cls")
     rows = {"image": [{"bytes": p.read_bytes(), "path": None} for p in files], "label": [p.parent.name for p in files]}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
-    (made / "parquet").mkdir()
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(made / "parquet" / "a.parquet"))
-    return {name: made / name for name in ("folder", "shards", "parquet")}
+    (root / "parquet").mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(root / "parquet" / "a.parquet"))
+    return {name: root / name for name in ("folder", "shards", "parquet")}
 
 
-def contents(dataset: ImageDataset) -> list[str]:
+def image_hashes(dataset: ImageDataset) -> list[str]:
     return [hashlib.sha256(dataset.load(i)).hexdigest() for i in range(len(dataset))]
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _empty_data_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEC_DATA", str(tmp_path))
 
 
-def test_the_same_images_and_labels(sources: dict[str, Path]) -> None:
-    opened = {name: open_dataset(path) for name, path in sources.items()}
-    expected = contents(opened["folder"])
+def test_formats_have_the_same_images_and_labels(datasets_on_disk: dict[str, Path]) -> None:
+    opened = {name: open_dataset(path) for name, path in datasets_on_disk.items()}
+    expected = image_hashes(opened["folder"])
     for dataset in opened.values():
-        assert contents(dataset) == expected
+        assert image_hashes(dataset) == expected
         assert dataset.classes == ["accordion", "anchor", "ant", "butterfly"]
         assert np.array_equal(dataset.labels, opened["folder"].labels)
-        train, test = (open_dataset(sources["folder"], part) for part in ("train", "test"))
+        train, test = (open_dataset(datasets_on_disk["folder"], split) for split in ("train", "test"))
         assert len(train) + len(test) == len(dataset)
 
 
-def test_training_sees_each_image_once_with_the_same_views(sources: dict[str, Path]) -> None:
-    views, seen = TwoViews(32, seed=1), {}
-    for name, path in sources.items():
+def test_formats_train_on_each_image_once_with_the_same_views(datasets_on_disk: dict[str, Path]) -> None:
+    views, epochs = TwoViews(32, seed=1), {}
+    for name, path in datasets_on_disk.items():
         dataset = open_dataset(path, "pretrain")
         for workers in (0, 2):
             sampler = training_sampler(dataset, 1, seed=0)
@@ -70,6 +70,6 @@ def test_training_sees_each_image_once_with_the_same_views(sources: dict[str, Pa
             loader = training_loader(dataset, views, sampler, PixelFormat(), CPU, workers)
             batches = {int(b.indices[0]): b.images[0] for b in loader}
             assert sorted(batches) == list(range(len(dataset))), name
-            seen[name, workers] = torch.stack([batches[i] for i in range(len(dataset))])
-    first = seen["folder", 0]
-    assert all(torch.equal(images, first) for images in seen.values())
+            epochs[name, workers] = torch.stack([batches[i] for i in range(len(dataset))])
+    first = epochs["folder", 0]
+    assert all(torch.equal(images, first) for images in epochs.values())

@@ -12,7 +12,7 @@ from mec.data.dataset import FileDataset, ImageDataset
 from mec.errors import InputError
 
 av = pytest.importorskip("av")
-FRAMES, RATE = 90, 30
+FRAMES, FPS = 90, 30
 
 
 @pytest.fixture(autouse=True)
@@ -26,13 +26,16 @@ def brightness(frame: int) -> int:
     return 20 + 2 * frame
 
 
-def write_video(path: Path, frames: Iterable[int] = range(FRAMES), rate: int = RATE, codec: str = "libx264") -> Path:
-    """64 x 48, each frame of one brightness with a little noise, which keeps its packets from being empty."""
+def write_video(path: Path, frames: Iterable[int] = range(FRAMES), fps: int = FPS, codec: str = "libx264") -> Path:
+    """Write a video of 64 x 48 pixels; the brightness of a frame encodes its number.
+
+    A little noise keeps the packets from being empty.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(0)
-    # the index first, so that what is cut at the end can still be opened
+    # write the index first, so that a truncated file can still be opened
     with av.open(str(path), "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as container:
-        stream = container.add_stream(codec, rate=rate)
+        stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 4_000_000
         for i in frames:
             pixels = (brightness(i) + noise.integers(-15, 16, (48, 64, 3))).astype(np.uint8)
@@ -41,9 +44,9 @@ def write_video(path: Path, frames: Iterable[int] = range(FRAMES), rate: int = R
     return path
 
 
-def frames_of(images: ImageDataset) -> list[float]:
-    """The numbers of the frames, read from their brightness, which the codecs keep to within one frame's."""
-    return [(float(read_image(images, i).mean()) - brightness(0)) / 2 for i in range(len(images))]
+def frames_of(dataset: ImageDataset) -> list[float]:
+    """Return frame numbers, decoded from the brightness; codecs change it by less than the step between frames."""
+    return [(float(read_image(dataset, i).mean()) - brightness(0)) / 2 for i in range(len(dataset))]
 
 
 def about(frames: Iterable[int]) -> object:
@@ -56,68 +59,73 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("every", "expected"),
+    ("frame_stride", "expected"),
     [(None, [0, 30, 60]), (10, list(range(0, 90, 10))), (1, list(range(90))), (89, [0, 89]), (1000, [0])],
 )
-def test_every_nth_frame(video: Path, every: int | None, expected: list[int]) -> None:
-    images = open_dataset(video, every=every)
-    assert isinstance(images, FileDataset)
-    assert images.labels is None
-    assert read_image(images, 0).shape == (48, 64, 3)
-    assert frames_of(images) == about(expected)
+def test_frame_stride_keeps_every_nth_frame(video: Path, frame_stride: int | None, expected: list[int]) -> None:
+    dataset = open_dataset(video, frame_stride=frame_stride)
+    assert isinstance(dataset, FileDataset)
+    assert dataset.labels is None
+    assert read_image(dataset, 0).shape == (48, 64, 3)
+    assert frames_of(dataset) == about(expected)
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.AVI", "mpeg4"), ("a.webm", "libvpx")])
 def test_containers_and_codecs(tmp_path: Path, name: str, codec: str) -> None:
     path = write_video(tmp_path / name.lower(), range(0, 90, 3), 10, codec).rename(tmp_path / name)
     assert len(open_dataset(path)) == 3
-    assert frames_of(open_dataset(path, every=5)) == about(range(0, 90, 15))
+    assert frames_of(open_dataset(path, frame_stride=5)) == about(range(0, 90, 15))
 
 
-def test_a_part_of_a_video_for_testing(video: Path) -> None:
-    train, test = open_dataset(video, "train", every=3), open_dataset(video, "test", every=3)
+def test_subsample_keeps_every_nth_extracted_frame(video: Path) -> None:
+    assert frames_of(open_dataset(video, subsample=2)) == about([0, 60])
+    assert frames_of(open_dataset(video, subsample=3, frame_stride=10)) == about([0, 30, 60])
+
+
+def test_random_split_of_a_video(video: Path) -> None:
+    train, test = open_dataset(video, "train", frame_stride=3), open_dataset(video, "test", frame_stride=3)
     assert (len(train), len(test)) == (24, 6)
-    assert sorted(train.names + test.names) == open_dataset(video, every=3).names
+    assert sorted(train.names + test.names) == open_dataset(video, frame_stride=3).names
 
 
-def test_folders_of_videos_give_labels(tmp_path: Path) -> None:
+def test_subfolders_of_videos_are_classes(tmp_path: Path) -> None:
     write_video(tmp_path / "swim" / "deep" / "a.mp4", range(0, 60))
     write_video(tmp_path / "run" / "a.mp4", range(30, 90))
     write_video(tmp_path / "run" / "b.mp4", range(60, 90))
     (tmp_path / "run" / "notes.txt").write_text("no video")
     (tmp_path / ".thumbnails").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / ".thumbnails" / "a.jpg")
-    images = open_dataset(tmp_path)
-    assert images.classes == ["run", "swim"]
-    assert images.labels.tolist() == [0, 0, 0, 1, 1]
-    assert frames_of(images) == about([30, 60, 60, 0, 30])
+    dataset = open_dataset(tmp_path)
+    assert dataset.classes == ["run", "swim"]
+    assert dataset.labels.tolist() == [0, 0, 0, 1, 1]
+    assert frames_of(dataset) == about([30, 60, 60, 0, 30])
     assert len(open_dataset(tmp_path, "test")) == 2
     write_video(tmp_path / "c.mp4", range(30))
     assert open_dataset(tmp_path).labels is None
     assert len(open_dataset(tmp_path)) == 6
 
 
-def test_linked_folders_of_videos(tmp_path: Path, video: Path) -> None:
+def test_links_to_videos_are_followed(tmp_path: Path, video: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "swim").symlink_to(video.parent)
     (tmp_path / "videos" / "gone.mp4").symlink_to(tmp_path / "absent.mp4")
-    images = open_dataset(tmp_path / "videos")
-    assert frames_of(images) == about([0, 30, 60])
-    assert (images.classes, images.ignored_files) == (["swim"], 1)
+    dataset = open_dataset(tmp_path / "videos")
+    assert frames_of(dataset) == about([0, 30, 60])
+    assert (dataset.classes, dataset.ignored_files) == (["swim"], 1)
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.avi", "mpeg4")])
-def test_a_cut_video_gives_the_frames_before(tmp_path: Path, name: str, codec: str) -> None:
+def test_truncated_video_gives_the_frames_before_the_end(tmp_path: Path, name: str, codec: str) -> None:
     path = write_video(tmp_path / name, codec=codec)
     os.truncate(path, path.stat().st_size * 7 // 10)
-    images = open_dataset(path, every=1)
-    assert 20 < len(images) < 80
-    # the last may be half a frame
-    assert frames_of(images)[:-1] == about(range(len(images) - 1))
-    assert images.ignored_files == 0
+    dataset = open_dataset(path, frame_stride=1)
+    assert 20 < len(dataset) < 80
+    # the last frame may be incomplete
+    assert frames_of(dataset)[:-1] == about(range(len(dataset) - 1))
+    assert dataset.ignored_files == 0
 
 
-def test_damage_in_the_middle_costs_what_it_hits(tmp_path: Path) -> None:
+def test_damaged_packet_affects_only_its_frames(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4")
     with av.open(str(path)) as container:
         packet = [p for p in container.demux(video=0) if p.size][40]
@@ -125,85 +133,95 @@ def test_damage_in_the_middle_costs_what_it_hits(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[start : start + size] = bytes([255] * size)
     path.write_bytes(data)
-    assert len(open_dataset(path, every=1)) > 80
+    assert len(open_dataset(path, frame_stride=1)) > 80
 
 
-def test_videos_may_have_a_split_of_their_own(tmp_path: Path, video: Path) -> None:
+def test_folder_of_videos_with_its_own_splits(tmp_path: Path, video: Path) -> None:
     for name in ("train/run/a.mp4", "train/swim/b.mp4", "val/swim/c.mp4"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).symlink_to(video)
-    train, test = (open_dataset(tmp_path, part, every=45) for part in ("train", "test"))
+    train, test = (open_dataset(tmp_path, split, frame_stride=45) for split in ("train", "test"))
     assert (len(train), len(test)) == (4, 2)
     assert train.classes == test.classes == ["run", "swim"]
     assert test.labels.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("content", [b"", b"this is a text file\n" * 50])
-def test_what_is_no_video_is_left_out(tmp_path: Path, content: bytes) -> None:
+def test_unreadable_videos_are_ignored(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.mp4").write_bytes(content)
-    for source in (tmp_path / "a.mp4", tmp_path):
-        with pytest.raises(InputError, match=r"^data: no frame of .* can be read$"):
-            open_dataset(source)
+    for path in (tmp_path / "a.mp4", tmp_path):
+        with pytest.raises(InputError, match=r"^data: cannot read any frame of "):
+            open_dataset(path)
     write_video(tmp_path / "b.mp4")
-    images = open_dataset(tmp_path)
-    assert (frames_of(images), images.ignored_files) == (about([0, 30, 60]), 1)
+    dataset = open_dataset(tmp_path)
+    assert (frames_of(dataset), dataset.ignored_files) == (about([0, 30, 60]), 1)
 
 
-def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+def test_video_without_images_is_an_input_error(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=48000)
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
         silence.sample_rate = 48000
         container.mux(stream.encode(silence))
         container.mux(stream.encode())
-    with pytest.raises(InputError, match="no frame of"):
+    with pytest.raises(InputError, match="cannot read any frame of"):
         open_dataset(tmp_path / "a.mp4")
 
 
-def test_frames_are_kept(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_are_cached(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.mp4")
     (tmp_path / "b.mp4").write_text("no video")
-    first = open_dataset(tmp_path, every=30)
+    first = open_dataset(tmp_path, frame_stride=30)
     assert len(list(home.rglob("*.jpg"))) == 3
     with monkeypatch.context() as patch:
-        patch.setattr(av, "open", decoded)
-        again = open_dataset(tmp_path, every=30)
+        patch.setattr(av, "open", fail_to_decode)
+        again = open_dataset(tmp_path, frame_stride=30)
         assert [again.load(i) for i in range(3)] == [first.load(i) for i in range(3)]
         assert again.ignored_files == 1
-        with pytest.raises(AssertionError, match="decoded"):
-            open_dataset(tmp_path, every=45)
+        with pytest.raises(AssertionError, match="decoded again"):
+            open_dataset(tmp_path, frame_stride=45)
     write_video(path, range(40, 70))
-    assert frames_of(open_dataset(path, every=30)) == about([40])
+    assert frames_of(open_dataset(path, frame_stride=30)) == about([40])
     assert not [f for f in (home / "frames").iterdir() if f.name.startswith(".")]
 
 
-def decoded(*_: object, **__: object) -> None:
-    raise AssertionError("decoded")
+def fail_to_decode(*_: object, **__: object) -> None:
+    raise AssertionError("decoded again")
 
 
-def test_frames_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_subsample_keeps_every_nth_image_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(20):
         Image.new("RGB", (16, 12), (brightness(i),) * 3).save(tmp_path / f"{i:05}.jpg")
     monkeypatch.setitem(sys.modules, "av", None)
-    images = open_dataset(tmp_path, every=3)
-    assert images.names == [f"{i:05}.jpg" for i in range(0, 20, 3)]
-    assert frames_of(images) == about(range(0, 20, 3))
+    dataset = open_dataset(tmp_path, subsample=3)
+    assert dataset.names == [f"{i:05}.jpg" for i in range(0, 20, 3)]
+    assert frames_of(dataset) == about(range(0, 20, 3))
     assert len(open_dataset(tmp_path)) == 20
 
 
-@pytest.mark.parametrize("every", [0, -1])
-def test_every_is_at_least_one(video: Path, every: int) -> None:
-    with pytest.raises(InputError, match=f"every: expected at least 1, got {every}"):
-        open_dataset(video, every=every)
+@pytest.mark.parametrize("argument", ["subsample", "frame_stride"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_subsample_and_frame_stride_below_one_are_input_errors(video: Path, argument: str, value: int) -> None:
+    with pytest.raises(InputError, match=f"^{argument}: expected at least 1, got {value}$"):
+        open_dataset(video, **{argument: value})
 
 
-def test_real_frames(real_data: Path) -> None:
+def test_frame_stride_without_a_video_is_an_input_error(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+    for data in ("digits", tmp_path, tmp_path / "a.jpg"):
+        with pytest.raises(InputError, match=r"^frame_stride: expected a video or a folder of videos"):
+            open_dataset(data, frame_stride=2)
+    with pytest.raises(InputError, match=r"^data: .*absent\.mp4 does not exist"):
+        open_dataset(tmp_path / "absent.mp4", frame_stride=2)
+
+
+def test_frames_of_davis(real_data: Path) -> None:
     folder = real_data / "davis16-subset" / "DAVIS" / "JPEGImages" / "480p"
     if not folder.is_dir():
         pytest.skip(f"no DAVIS frames at {folder}")
     files = sorted(folder.rglob("*.jpg"))
-    images = open_dataset(folder, every=10)
-    assert [images.root / name for name in images.names] == files[::10]
-    assert images.classes == sorted(f.name for f in folder.iterdir())
-    assert [images.classes[i] for i in images.labels] == [f.parent.name for f in files[::10]]
-    assert np.array_equal(read_image(images, 1)[::9, ::9], np.asarray(Image.open(files[10]))[::9, ::9])
+    dataset = open_dataset(folder, subsample=10)
+    assert [dataset.root / name for name in dataset.names] == files[::10]
+    assert dataset.classes == sorted(f.name for f in folder.iterdir())
+    assert [dataset.classes[i] for i in dataset.labels] == [f.parent.name for f in files[::10]]
+    assert np.array_equal(read_image(dataset, 1)[::9, ::9], np.asarray(Image.open(files[10]))[::9, ::9])

@@ -18,48 +18,48 @@ from tests.data.datasets.shard_files import (
     SIZES,
     TOTAL,
     Members,
-    samples,
-    shares,
-    species,
+    class_name,
+    sample_members,
+    sample_ranges,
     write_shards,
     write_tar,
 )
 
 
-def with_tarfile(folder: Path) -> None:
+def write_with_tarfile(folder: Path) -> None:
     write_shards(folder)
 
 
-def with_gzip(folder: Path) -> None:
+def write_gzip(folder: Path) -> None:
     write_shards(folder, "x-{:04}.tar.gz")
 
 
-def with_shard_writer_and_cls(folder: Path) -> None:
+def write_with_shard_writer_and_cls(folder: Path) -> None:
     numbers = iter(range(TOTAL))
     for shard, size in enumerate(SIZES):
         with webdataset.ShardWriter(str(folder / f"x-{shard}-%02d.tar"), verbose=0) as writer:
             for i in (next(numbers) for _ in range(size)):
-                writer.write({"__key__": f"{i:04}", "jpg": IMAGES[i], "cls": species(i)})
+                writer.write({"__key__": f"{i:04}", "jpg": IMAGES[i], "cls": class_name(i)})
 
 
-def with_shard_writer_and_json(folder: Path) -> None:
+def write_with_shard_writer_and_json(folder: Path) -> None:
     with webdataset.ShardWriter(str(folder / "x-%02d.tar"), maxcount=9, verbose=0) as writer:
         for i in range(TOTAL):
-            writer.write({"__key__": f"{i:04}", "jpg": IMAGES[i], "json": {"label": species(i), "id": i}})
+            writer.write({"__key__": f"{i:04}", "jpg": IMAGES[i], "json": {"label": class_name(i), "id": i}})
 
 
-def with_other_things_in_between(folder: Path) -> None:
-    """Samples without an image, folders, links, notes, hidden files, upper-case names."""
-    for shard, numbers in enumerate(shares()):
+def write_with_other_members(folder: Path) -> None:
+    """Add samples without an image, folders, links, text files, hidden files and upper-case names."""
+    for shard, numbers in enumerate(sample_ranges()):
         with tarfile.open(folder / f"x-{shard}.tar", "w") as tar:
-            for kind in (tarfile.DIRTYPE, tarfile.SYMTYPE):
-                info = tarfile.TarInfo("deep/" if kind == tarfile.DIRTYPE else "deep/link.jpg")
-                info.type, info.linkname = kind, "elsewhere.jpg"
+            for member_type in (tarfile.DIRTYPE, tarfile.SYMTYPE):
+                info = tarfile.TarInfo("deep/" if member_type == tarfile.DIRTYPE else "deep/link.jpg")
+                info.type, info.linkname = member_type, "elsewhere.jpg"
                 tar.addfile(info)
             members: Members = [("__meta__", b"{}"), ("notes.txt", b"no image"), ("._0000.jpg", b"no image")]
             for i in numbers:
                 members += [
-                    (f"deep/{i % 2}/{i:04}.cls", species(i).encode()),
+                    (f"deep/{i % 2}/{i:04}.cls", class_name(i).encode()),
                     (f"deep/{i % 2}/{i:04}.JPG", IMAGES[i]),
                 ]
                 members += [(f"deep/{i % 2}/{i:04}x.txt", b"no image"), (f"deep/{i % 2}/{i:04}x.cls", b"dog")]
@@ -72,28 +72,28 @@ def with_other_things_in_between(folder: Path) -> None:
 @pytest.mark.parametrize(
     "write",
     [
-        with_tarfile,
-        with_gzip,
-        with_shard_writer_and_cls,
-        with_shard_writer_and_json,
-        with_other_things_in_between,
+        write_with_tarfile,
+        write_gzip,
+        write_with_shard_writer_and_cls,
+        write_with_shard_writer_and_json,
+        write_with_other_members,
     ],
 )
-def test_shards_of_any_writer(tmp_path: Path, write: Callable[[Path], None]) -> None:
+def test_shards_of_all_writers_have_the_same_images(tmp_path: Path, write: Callable[[Path], None]) -> None:
     write(tmp_path)
-    images = open_dataset(tmp_path)
-    assert isinstance(images, ShardDataset)
-    assert (len(images), images.ignored_files) == (TOTAL, 0)
-    assert images.classes == ["ant", "bee", "cat"]
-    assert [images.classes[i] for i in images.labels] == [species(i) for i in range(TOTAL)]
-    assert [images.load(i) for i in range(TOTAL)] == IMAGES
+    dataset = open_dataset(tmp_path)
+    assert isinstance(dataset, ShardDataset)
+    assert (len(dataset), dataset.ignored_files) == (TOTAL, 0)
+    assert dataset.classes == ["ant", "bee", "cat"]
+    assert [dataset.classes[i] for i in dataset.labels] == [class_name(i) for i in range(TOTAL)]
+    assert [dataset.load(i) for i in range(TOTAL)] == IMAGES
 
 
 def test_images_load_in_any_order(tmp_path: Path) -> None:
-    images = open_dataset(write_shards(tmp_path))
+    dataset = open_dataset(write_shards(tmp_path))
     for i in np.random.default_rng(0).integers(0, TOTAL, 60):
-        assert images.load(int(i)) == IMAGES[i]
-    assert images.title(8) == f"{tmp_path / 'x-0002.tar'}, image 0"
+        assert dataset.load(int(i)) == IMAGES[i]
+    assert dataset.title(8) == f"{tmp_path / 'x-0002.tar'}, image 0"
 
 
 @pytest.mark.parametrize(
@@ -110,16 +110,18 @@ def test_images_load_in_any_order(tmp_path: Path) -> None:
         (["val-0.tar", "val-1.tar"], "", {"all": 8}),
     ],
 )
-def test_where_shards_may_lie(tmp_path: Path, names: list[str], source: str, expected: dict[str, int]) -> None:
-    for name, numbers in zip(names, shares(), strict=False):
-        write_tar(tmp_path / name, samples(numbers))
+def test_shards_as_files_patterns_and_folders(
+    tmp_path: Path, names: list[str], source: str, expected: dict[str, int]
+) -> None:
+    for name, numbers in zip(names, sample_ranges(), strict=False):
+        write_tar(tmp_path / name, sample_members(numbers))
     for split, count in expected.items():
-        images = open_dataset(os.path.join(tmp_path, source), split)
-        assert len(images) == count
-        assert {images.load(i) for i in range(count)} <= set(IMAGES)
+        dataset = open_dataset(os.path.join(tmp_path, source), split)
+        assert len(dataset) == count
+        assert {dataset.load(i) for i in range(count)} <= set(IMAGES)
 
 
-def test_a_relative_and_a_home_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_path_and_home_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert len(open_dataset("x-{0000..0001}.tar")) == 8
@@ -127,15 +129,15 @@ def test_a_relative_and_a_home_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert open_dataset("~/x-0001.tar").load(0) == IMAGES[7]
 
 
-def test_tars_beside_unpacked_images_are_left_alone(tmp_path: Path) -> None:
-    write_tar(tmp_path / "ILSVRC2012_img_train.tar", samples(range(3)))
-    for part in ("train", "val"):
-        (tmp_path / part / "ant").mkdir(parents=True)
-        (tmp_path / part / "ant" / "0.jpg").write_bytes(IMAGES[0])
+def test_tar_in_a_folder_of_images_is_ignored(tmp_path: Path) -> None:
+    write_tar(tmp_path / "ILSVRC2012_img_train.tar", sample_members(range(3)))
+    for split in ("train", "val"):
+        (tmp_path / split / "ant").mkdir(parents=True)
+        (tmp_path / split / "ant" / "0.jpg").write_bytes(IMAGES[0])
     assert isinstance(open_dataset(tmp_path, "train"), FileDataset)
 
 
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+def test_missing_shard_is_named(tmp_path: Path) -> None:
     write_shards(tmp_path)
     (tmp_path / "x-0002.tar").unlink()
     with pytest.raises(InputError, match=r"x-0002\.tar does not exist \(1 of 4 shards\)"):
@@ -143,102 +145,102 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"this is not a tar file" * 100, bytes(10240)])
-def test_what_is_no_shard_is_named(tmp_path: Path, content: bytes) -> None:
+def test_shards_without_images_are_an_input_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(InputError, match=r"no image in the shards of .*a\.tar \(.+\)$"):
         open_dataset(tmp_path / "a.tar")
-    write_tar(tmp_path / "b.tar", samples(range(3)))
-    images = open_dataset(tmp_path)
-    assert (len(images), images.load(0)) == (3, IMAGES[0])
+    write_tar(tmp_path / "b.tar", sample_members(range(3)))
+    dataset = open_dataset(tmp_path)
+    assert (len(dataset), dataset.load(0)) == (3, IMAGES[0])
 
 
-def test_labels_are_those_of_all_images_or_none(tmp_path: Path) -> None:
+def test_a_missing_label_leaves_the_dataset_without_labels(tmp_path: Path) -> None:
     assert open_dataset(write_shards(tmp_path / "a", labeled=False)).labels is None
-    write_tar(tmp_path / "b.tar", [*samples(range(3)), ("0003.jpg", IMAGES[3])])
+    write_tar(tmp_path / "b.tar", [*sample_members(range(3)), ("0003.jpg", IMAGES[3])])
     assert open_dataset(tmp_path / "b.tar").labels is None
     write_tar(tmp_path / "c.tar", [("0.json", b'{"label": null}'), ("0.jpg", IMAGES[0])])
     assert open_dataset(tmp_path / "c.tar").labels is None
-    numbers = [(f"{i}.{kind}", text) for i in (10, 9) for kind, text in (("cls", b"%d\n" % i), ("jpg", IMAGES[i]))]
-    write_tar(tmp_path / "d.tar", numbers)
-    images = open_dataset(tmp_path / "d.tar")
-    assert (images.classes, images.labels.tolist()) == (["9", "10"], [1, 0])
+    members = [(f"{i}.{name}", data) for i in (10, 9) for name, data in (("cls", b"%d\n" % i), ("jpg", IMAGES[i]))]
+    write_tar(tmp_path / "d.tar", members)
+    dataset = open_dataset(tmp_path / "d.tar")
+    assert (dataset.classes, dataset.labels.tolist()) == (["9", "10"], [1, 0])
 
 
-def test_test_labels_are_numbered_as_the_training_labels(tmp_path: Path) -> None:
-    write_tar(tmp_path / "train.tar", samples(range(3)))
-    write_tar(tmp_path / "val.tar", samples(range(1, 2)))
+def test_test_split_has_the_classes_of_the_training_split(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train.tar", sample_members(range(3)))
+    write_tar(tmp_path / "val.tar", sample_members(range(1, 2)))
     test = open_dataset(tmp_path, "test")
     assert (test.classes, test.labels.tolist()) == (["ant", "bee", "cat"], [0])
-    write_tar(tmp_path / "train.tar", samples(range(1)))
-    with pytest.raises(InputError, match="classes that the training ones lack: ant"):
+    write_tar(tmp_path / "train.tar", sample_members(range(1)))
+    with pytest.raises(InputError, match="classes that the training split lacks: ant"):
         open_dataset(tmp_path, "test")
 
 
-def test_contents_are_kept_until_the_shard_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_tar(tmp_path / "a.tar", samples(range(6)))
+def test_labels_are_cached_until_the_shard_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tar(tmp_path / "a.tar", sample_members(range(6)))
     expected = open_dataset(path).labels.tolist()
     assert [json.loads(f.read_text()) for f in Path(os.environ["MEC_DATA"]).rglob("*.json")] == [
-        [species(i) for i in range(6)]
+        [class_name(i) for i in range(6)]
     ]
     with monkeypatch.context() as patch:
-        patch.setattr("mec.data.datasets.webdataset.read_samples", unexpected)
+        patch.setattr("mec.data.datasets.webdataset.read_samples", fail_to_read)
         assert open_dataset(path).labels.tolist() == expected
         os.utime(path, ns=(10**18, 10**18))
         with pytest.raises(AssertionError, match="read again"):
             open_dataset(path)
-    write_tar(path, samples(range(2, 6)))
-    assert [open_dataset(path).classes[i] for i in open_dataset(path).labels] == [species(i) for i in range(2, 6)]
+    write_tar(path, sample_members(range(2, 6)))
+    assert [open_dataset(path).classes[i] for i in open_dataset(path).labels] == [class_name(i) for i in range(2, 6)]
 
 
-def unexpected(*_: object, **__: object) -> None:
+def fail_to_read(*_: object, **__: object) -> None:
     raise AssertionError("read again")
 
 
-def test_nowhere_to_keep_the_contents_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_are_not_cached_where_the_cache_is_not_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "home").write_text("a file")
     monkeypatch.setenv("MEC_DATA", str(tmp_path / "home"))
-    assert len(open_dataset(write_tar(tmp_path / "a.tar", samples(range(6))))) == 6
+    assert len(open_dataset(write_tar(tmp_path / "a.tar", sample_members(range(6))))) == 6
 
 
-def test_stated_counts_are_enough_for_pretraining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretraining_reads_sizes_json_in_place_of_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path)
     counts = {f"x-{shard:04}.tar": size for shard, size in enumerate(SIZES)}
     (tmp_path / "sizes.json").write_text(json.dumps(counts))
     with monkeypatch.context() as patch:
-        patch.setattr("mec.data.datasets.webdataset._contents", unexpected)
-        images = open_dataset(tmp_path / "x-{0000..0003}.tar", "pretrain")
+        patch.setattr("mec.data.datasets.webdataset._read_labels", fail_to_read)
+        dataset = open_dataset(tmp_path / "x-{0000..0003}.tar", "pretrain")
         assert len(open_dataset(tmp_path, "pretrain")) == TOTAL
-    assert images.labels is None
-    assert [images.load(i) for i in range(TOTAL)] == IMAGES
+    assert dataset.labels is None
+    assert [dataset.load(i) for i in range(TOTAL)] == IMAGES
     assert open_dataset(tmp_path).labels is not None
-    for wrong in ('{"x-0000.tar": 7}', "[]", "{"):
-        (tmp_path / "sizes.json").write_text(wrong)
+    for invalid in ('{"x-0000.tar": 7}', "[]", "{"):
+        (tmp_path / "sizes.json").write_text(invalid)
         assert len(open_dataset(tmp_path, "pretrain")) == TOTAL
 
 
-def test_a_part_of_the_images(tmp_path: Path) -> None:
-    images = open_dataset(write_shards(tmp_path), every=3)
+def test_subsets_of_shards(tmp_path: Path) -> None:
+    dataset = open_dataset(write_shards(tmp_path), subsample=3)
     numbers = list(range(0, TOTAL, 3))
-    assert [images.load(i) for i in range(len(images))] == [IMAGES[i] for i in numbers]
-    assert [images.classes[i] for i in images.labels] == [species(i) for i in numbers]
-    again = images.subset(np.array([1, 4, 5]))
-    assert [again.load(i) for i in (2, 0, 1)] == [IMAGES[i] for i in (15, 3, 12)]
+    assert [dataset.load(i) for i in range(len(dataset))] == [IMAGES[i] for i in numbers]
+    assert [dataset.classes[i] for i in dataset.labels] == [class_name(i) for i in numbers]
+    subset = dataset.subset(np.array([1, 4, 5]))
+    assert [subset.load(i) for i in (2, 0, 1)] == [IMAGES[i] for i in (15, 3, 12)]
     train, test = open_dataset(tmp_path, "train"), open_dataset(tmp_path, "test")
-    parts = [{part.load(i) for i in range(len(part))} for part in (train, test)]
-    assert parts[0] | parts[1] == set(IMAGES)
-    assert not parts[0] & parts[1]
+    train_images, test_images = ({split.load(i) for i in range(len(split))} for split in (train, test))
+    assert train_images | test_images == set(IMAGES)
+    assert not train_images & test_images
     assert np.bincount(test.labels).tolist() == [2, 2, 2]
 
 
-def test_names_in_an_archive_lead_nowhere(tmp_path: Path) -> None:
-    """A shard is read in memory: a name with .. or a link in it is no place on the disk."""
+def test_member_names_never_become_paths(tmp_path: Path) -> None:
+    """A shard is read in memory, so a name with .. in it or a link writes no file and reads none."""
     inner = tmp_path / "a" / "b"
     shard = write_tar(inner / "shard.tar", [("../../outside.jpg", IMAGES[0]), ("/outside.jpg", IMAGES[1])])
     with tarfile.open(shard, "a") as tar:
         link = tarfile.TarInfo("0002.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
         tar.addfile(link)
-    images = open_dataset(str(shard))
-    assert [images.load(i) for i in range(len(images))] == [IMAGES[0], IMAGES[1]]
+    dataset = open_dataset(str(shard))
+    assert [dataset.load(i) for i in range(len(dataset))] == [IMAGES[0], IMAGES[1]]
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [shard]
     assert not Path("/outside.jpg").exists()
