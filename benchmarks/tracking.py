@@ -1,6 +1,6 @@
 """What do frozen features of different encoders give in tracking?
 
-python benchmarks/tracking.py --data FOLDER --run RUN [--out FOLDER] [--half true]
+python benchmarks/tracking.py --data FOLDER --run RUN [--out FOLDER] [--precision bf16-mixed]
 
 FOLDER has OTB100, davis16-subset, MOT17-mini and posetrack18. RUN is a brief run of ours, made by
 
@@ -23,6 +23,7 @@ from jsonargparse import auto_cli
 
 from machine import RESULTS, write
 from mec import evaluate
+from mec.evaluate.tracking.dense_features import Precision
 from mec.evaluate.tracking.runner import SETTINGS
 from mec.models.encoder import Encoder
 from mec.models.io import load_encoder
@@ -34,7 +35,7 @@ TARGETS = ("Couple", "Crossing", "DragonBaby", "Football1")
 
 
 def main(
-    data: str = "data", run: str = "run", out: str | None = None, half: bool | None = None,
+    data: str = "data", run: str = "run", out: str | None = None, precision: Precision = "auto",
     tasks: Sequence[str] = TASKS, encoders: Sequence[str] = ENCODERS, targets: Sequence[str] = TARGETS,
 ) -> None:  # fmt: skip
     """Every task with every encoder.
@@ -43,7 +44,7 @@ def main(
         data: folder of the data sets.
         run: of mec pretrain.
         out: where tracks are kept, and found when this is called again.
-        half: compute in 16 bits; null: on GPUs.
+        precision: auto, 32-true, bf16-mixed or 16-mixed; see DenseFeatures.
         tasks: those to run.
         encoders: those to run: untrained ResNets, mec for the run, and a supervised EfficientNet-Lite0.
         targets: of OTB.
@@ -65,18 +66,19 @@ def main(
             for name in encoders:
                 kept = Path(out or temporary) / f"{task}-{name}"
                 result = function(
-                    source, encoder_of(name, run), out=kept, resume=(kept / SETTINGS).exists(), half=half, **options
+                    source, encoder_of(name, run), out=kept, resume=(kept / SETTINGS).exists(), precision=precision,
+                    **options
                 )
-                words = result.data.partition("(")[2].rstrip(")")
-                rows.setdefault(task, {"data": words, "figures": {}})["data"] = words
-                table = {row: values for row, values in result.figures.items() if ", " not in row}
-                own = next(iter(table))
-                rows[task]["figures"][name] = table.pop(own)
-                rows[task]["figures"].update(table)
+                size = str(result.dataset).partition("(")[2].rstrip(")")
+                rows.setdefault(task, {"data": size, "metrics": {}})["data"] = size
+                table = {row: result.values(row) for row in result.rows if ", " not in row}
+                encoder_row = next(iter(table))
+                rows[task]["metrics"][name] = table.pop(encoder_row)
+                rows[task]["metrics"].update(table)
                 rows[task].setdefault("speed", {})
-                if "a second" in result.protocol:
-                    rows[task]["speed"][name] = result.protocol.rpartition("; ")[2]
-                print(task, name, json.dumps(rows[task]["figures"][name]), flush=True)
+                if "per second" in result.note:
+                    rows[task]["speed"][name] = result.note
+                print(task, name, json.dumps(rows[task]["metrics"][name]), flush=True)
                 write("tracking", "tracking with frozen features of several encoders", rows=rows)
 
 

@@ -24,9 +24,9 @@ from tests.evaluate.tracking.scenes import Scene, garden, street
 
 from machine import write
 from mec import evaluate
-from mec.evaluate.drawing.detections import sheet
-from mec.evaluate.drawing.tracks import draw_found
-from mec.evaluate.tracking.datasets.mots_format import read_masks_text
+from mec.evaluate.drawing.detections import image_grid
+from mec.evaluate.drawing.tracks import draw_objects
+from mec.evaluate.tracking.datasets.mots_format import read_mots_tracks
 from mec.models.encoder import Encoder
 from tracking import encoder_of
 
@@ -69,13 +69,14 @@ def _followed(scene: Scene, name: str, folder: Path, encoder: Encoder) -> dict[s
         "mots": partial(evaluate.mots, folder / "mots"),
         "pose": partial(evaluate.pose, folder / "pose"),
     }
-    return {task: call(encoder, out=folder / f"found-{task}").figures for task, call in calls.items()}
+    results = {task: call(encoder, out=folder / f"found-{task}") for task, call in calls.items()}
+    return {task: {row: result.values(row) for row in result.rows} for task, result in results.items()}
 
 
 def _draw(scene: Scene, name: str, folder: Path, file: Path) -> None:
-    masks = read_masks_text(folder / "found-mots" / "tracks", name, len(scene.frames))
-    images = [Image.fromarray(draw_found(scene.frames[t], masks[t])) for t in SHOWN]
-    sheet(images, len(SHOWN) // 2, 1000).save(file, quality=85)
+    masks = read_mots_tracks(folder / "found-mots" / "tracks", name, len(scene.frames))
+    images = [Image.fromarray(draw_objects(scene.frames[t], masks[t])) for t in SHOWN]
+    image_grid(images, len(SHOWN) // 2, 1000).save(file, quality=85)
 
 
 if __name__ == "__main__":

@@ -20,15 +20,15 @@ from jsonargparse import auto_cli
 from torch import Tensor
 
 from machine import Memory, write
-from mec.evaluate.tracking.appearance import box_looks, letterbox
-from mec.evaluate.tracking.association import Association, Associator
+from mec.evaluate.tracking.appearance import box_features, letterbox
+from mec.evaluate.tracking.association import AssociationSettings, Associator
 from mec.evaluate.tracking.datasets.davis import open_mask_sequences
 from mec.evaluate.tracking.datasets.single_object import open_box_sequences
-from mec.evaluate.tracking.dense_features import Dense
+from mec.evaluate.tracking.dense_features import DenseFeatures
 from mec.evaluate.tracking.propagation import LabelPropagation
 from mec.evaluate.tracking.sequences import Frames
 from mec.evaluate.tracking.track_box import TRACKERS, track_box
-from mec.evaluate.tracking.vos import follow_masks
+from mec.evaluate.tracking.vos import track_masks
 
 
 def main(data: str = "data", encoder: str = "resnet18", stage: str = "s3", frames: int = 12, objects: int = 40) -> None:
@@ -41,18 +41,18 @@ def main(data: str = "data", encoder: str = "resnet18", stage: str = "s3", frame
         frames: of each video.
         objects: boxes in a frame, for association.
     """
-    dense = Dense(encoder, stage)
+    dense = DenseFeatures(encoder, stage)
     masks = open_mask_sequences(str(Path(data) / "davis16-subset"), ["blackswan"])["blackswan"]()
     boxes = open_box_sequences(Path(data) / "OTB100", ["Jogging-1"])["Jogging-1"]()
-    first = masks.truth(0)
+    first = masks.ground_truth(0)
     assert first is not None
     clip = _Clip(masks.frames, frames)
-    list(follow_masks(_Clip(masks.frames, 2), first, dense))  # warm
+    list(track_masks(_Clip(masks.frames, 2), first, dense))  # warm
     rows: dict[str, Any] = {}
     with Memory() as memory:
-        rows["vos"] = _timed(dense, frames, lambda: list(follow_masks(clip, first, dense)))
+        rows["vos"] = _timed(dense, frames, lambda: list(track_masks(clip, first, dense)))
     rows["vos"]["MiB beyond what was loaded"] = round(memory.most - memory.before)
-    maps = [dense(dense.image(frame)) for frame in clip]
+    maps = [dense(dense.preprocess(frame)) for frame in clip]
     shares = torch.from_numpy(np.stack([first == 0, first > 0])).float().to(dense.device)
     coarse = F.interpolate(shares[None], size=maps[0].shape[2:], mode="bilinear")[0]
     ours = LabelPropagation(maps[0], coarse, dense.stride)
@@ -77,7 +77,7 @@ def main(data: str = "data", encoder: str = "resnet18", stage: str = "s3", frame
     for tracker in TRACKERS:
         short = _Clip(boxes.frames, frames)
         rows[f"sot {tracker}"] = _timed(
-            dense, frames, lambda f=short, t=tracker: list(track_box(f, boxes.truth[0], dense, t))
+            dense, frames, lambda f=short, t=tracker: list(track_box(f, boxes.ground_truth[0], dense, t))
         )
     rows[f"mot, {objects} boxes"] = _timed(dense, frames, lambda: _associate(dense, clip, objects))
     for name, row in rows.items():
@@ -88,7 +88,7 @@ def main(data: str = "data", encoder: str = "resnet18", stage: str = "s3", frame
 
 class _Clip:
     def __init__(self, frames: Frames, count: int) -> None:
-        self.frames, self.count, self.rate = frames, count, frames.rate
+        self.frames, self.count, self.frame_rate = frames, count, frames.frame_rate
 
     def __len__(self) -> int:
         return self.count
@@ -97,7 +97,7 @@ class _Clip:
         return islice(iter(self.frames), self.count)
 
 
-def _timed(dense: Dense, frames: int, call: Any) -> dict[str, Any]:
+def _timed(dense: DenseFeatures, frames: int, call: Any) -> dict[str, Any]:
     before, started = dense.seconds, time.perf_counter()
     call()
     taken = time.perf_counter() - started
@@ -108,14 +108,14 @@ def _timed(dense: Dense, frames: int, call: Any) -> dict[str, Any]:
     }
 
 
-def _associate(dense: Dense, clip: _Clip, objects: int) -> None:
-    associator = Associator(Association())
+def _associate(dense: DenseFeatures, clip: _Clip, objects: int) -> None:
+    associator = Associator(AssociationSettings())
     rng = np.random.default_rng(0)
     boxes = np.column_stack(
         [rng.uniform(0, 750, objects), rng.uniform(0, 300, objects), *rng.uniform(40, 160, (2, objects))]
     )
     for frame in clip:
-        associator.step(boxes, box_looks(letterbox(dense.image(frame), dense), boxes, dense))
+        associator.step(boxes, box_features(letterbox(dense.preprocess(frame), dense), boxes, dense))
         boxes = boxes + rng.normal(0, 2, boxes.shape) * (1, 1, 0, 0)
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from machine import write
 from mec import evaluate
-from mec.evaluate.tracking.runner import FIGURES, SETTINGS
+from mec.evaluate.tracking.runner import METRICS, SETTINGS
 
 TRACKERS = {"xcorr": "siamfc_cross_correlation", "dcf": "cfnet_dcf"}
 SHORT = ("Couple", "Crossing", "Football1")
@@ -55,10 +55,10 @@ def main(data: str = "data", golden: str = "golden", out: str | None = None, par
             elif task == "mot":
                 videos = as_mot(Path(data) / "OTB100" / "Jogging", Path(temporary) / part)
                 result = evaluate.mot(videos, encoder, detections="gt", corrected=bool(how), **options)
-                columns = ("HOTA", "AssA", "IDF1", "MOTA", "switches")
-                ours = json.loads((kept / FIGURES).read_text())["figures"]["Jogging"]
-                theirs = known["mot"]["sequences"]["Jogging"] | {"switches": 0}
-                found[part] = {"ours": {c: ours[c] for c in columns}, "overlap alone": result.figures["overlap alone"]}
+                columns = ("HOTA", "AssA", "IDF1", "MOTA", "ID switches")
+                ours = json.loads((kept / METRICS).read_text())["metrics"]["Jogging"]
+                theirs = known["mot"]["sequences"]["Jogging"] | {"ID switches": 0}
+                found[part] = {"ours": {c: ours[c] for c in columns}, "overlap alone": result.values("overlap alone")}
                 if not how:
                     found[part]["original"] = {c: theirs[c] for c in columns}
             else:
@@ -84,19 +84,19 @@ def _masks(davis: Path, kept: Path, known: dict[str, Any]) -> dict[str, Any]:
             overlaps.append((is_there & is_found).sum() / max(1, (is_there | is_found).sum()))
         away = np.abs(np.array(overlaps) - theirs["J_per_frame"])
         rows[name] = {
-            "J": round(float(np.mean(overlaps)), 4),
-            "original J": theirs["J_mean"],
+            "J mean": round(float(np.mean(overlaps)), 4),
+            "original J mean": theirs["J_mean"],
             "largest difference of a frame": round(float(away.max()), 4),
         }
     return rows
 
 
 def _boxes(kept: Path, known: dict[str, Any], names: list[str], corrected: bool) -> dict[str, Any]:
-    figures = json.loads((kept / FIGURES).read_text())["figures"]
+    metrics = json.loads((kept / METRICS).read_text())["metrics"]
     rows = {}
     for tracker, theirs in TRACKERS.items():
         for name in names:
-            ours, original = figures[f"{tracker} {name}"], known[theirs]["sequences"][name]
+            ours, original = metrics[f"{tracker} {name}"], known[theirs]["sequences"][name]
             rows[f"{tracker} {name}"] = {
                 "AUC": round(ours["AUC"], 4), "original AUC": original["success_auc"],
                 "precision": round(ours["precision"], 4), "original precision": original["precision_20px"],

@@ -26,7 +26,7 @@ ENCODER_HELP = (
     "lightly's, torchvision's, timm's, detectron2's (FILE:teacher or FILE:student chooses the part); a timm folder or "
     "hf:owner/name; or a timm name (untrained)"
 )
-MACHINE = frozenset({"accelerator", "devices", "half", "nodes", "precision", "strategy", "workers"})
+MACHINE = frozenset({"accelerator", "devices", "nodes", "precision", "strategy", "workers"})
 """Settings of where something is computed, and not of what."""
 
 

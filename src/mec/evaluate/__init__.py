@@ -6,9 +6,7 @@ from mec.evaluate.few_shot import few_shot
 from mec.evaluate.finetune import finetune
 from mec.evaluate.knn import knn
 from mec.evaluate.linear import linear
-from mec.evaluate.tracking.mot import mot
-from mec.evaluate.tracking.mots import mots
-from mec.evaluate.tracking.pose import pose
+from mec.evaluate.tracking.mot import mot, mots, pose
 from mec.evaluate.tracking.sot import sot
 from mec.evaluate.tracking.track import track
 from mec.evaluate.tracking.vos import vos

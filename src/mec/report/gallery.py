@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 from mec.errors import InputError
-from mec.evaluate.detection.predict import DRAWN as PREDICTED
-from mec.evaluate.tracking.runner import DRAWN, SETTINGS
+from mec.evaluate.detection.predict import PREDICTED
+from mec.evaluate.tracking.runner import PREVIEWS, SETTINGS
 from mec.evaluate.tracking.sequences import SequenceError
 from mec.report import images
 from mec.report.schema import EmbeddedImage
@@ -36,7 +36,7 @@ def gallery(run: Path) -> list[EmbeddedImage]:
 
 
 def _drawn(run: Path) -> Iterator[tuple[Path, str]]:
-    for folder in _newest_first(run.glob(f"*/{DRAWN}")):
+    for folder in _newest_first(run.glob(f"*/{PREVIEWS}")):
         try:
             settings = json.loads((folder.parent / SETTINGS).read_text())
             task, encoder = str(settings["task"]), str(settings["encoder"])

@@ -1,16 +1,16 @@
-"""The filter against the textbook's equations (Kalman 1960), written out with matrices and inverses."""
+"""The Kalman filter against the textbook's equations (Kalman 1960), written with matrices and inverses."""
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mec.evaluate.tracking.motion import FAR, Motion
+from mec.evaluate.tracking.motion import GATING_DISTANCE, BoxFilter
 
 Floats = NDArray[np.float64]
 
 
-class Textbook:
-    """Noise as DeepSORT has it: of a height h, h/20 of places and h/160 of velocities a frame; ratios of their own."""
+class TextbookFilter:
+    """Noise as in DeepSORT: for a height h, h/20 for positions and h/160 for velocities per frame."""
 
     def __init__(self, box: Floats) -> None:
         self.x = np.concatenate([self.z(box), np.zeros(4)])
@@ -30,81 +30,80 @@ class Textbook:
         self.x = self.F @ self.x
         self.P = self.F @ self.P @ self.F.T + Q
 
-    def innovation(self) -> Floats:
+    def innovation_covariance(self) -> Floats:
         h = self.x[3]
         R = np.diag([h / 20, h / 20, 1e-1, h / 20]) ** 2
         return self.H @ self.P @ self.H.T + R
 
     def update(self, box: Floats) -> None:
-        S = self.innovation()
+        S = self.innovation_covariance()
         K = self.P @ self.H.T @ np.linalg.inv(S)
         self.x = self.x + K @ (self.z(box) - self.H @ self.x)
         self.P = (np.eye(8) - K @ self.H) @ self.P
 
     def distance(self, box: Floats) -> float:
-        away = self.z(box) - self.H @ self.x
-        return float(away @ np.linalg.inv(self.innovation()) @ away)
+        innovation = self.z(box) - self.H @ self.x
+        return float(innovation @ np.linalg.inv(self.innovation_covariance()) @ innovation)
 
-    def same_as(self, motion: Motion) -> None:
+    def assert_equals(self, motion: BoxFilter) -> None:
         np.testing.assert_allclose(motion.mean, self.x, rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(motion.covariance, self.P, rtol=1e-7, atol=1e-9)
 
 
-def test_ten_frames_of_which_two_are_missed() -> None:
+def test_filter_equals_textbook_over_ten_frames_with_two_missed() -> None:
     rng = np.random.default_rng(0)
     boxes = np.array([[30 + 5 * t, 40 - 2 * t, 20 + t, 60 + 2 * t] for t in range(10)]) + rng.normal(size=(10, 4))
-    motion, textbook = Motion.of(boxes[0]), Textbook(boxes[0])
-    textbook.same_as(motion)
+    motion, textbook = BoxFilter.from_box(boxes[0]), TextbookFilter(boxes[0])
+    textbook.assert_equals(motion)
     for frame, box in enumerate(boxes[1:], 1):
-        motion.predict(still_seen=True)
+        motion.predict()
         textbook.predict()
-        textbook.same_as(motion)
+        textbook.assert_equals(motion)
         others = boxes[[frame - 1, frame]] + rng.normal(size=(2, 4))
         np.testing.assert_allclose(motion.distances(others), [textbook.distance(other) for other in others])
         if frame not in (4, 5):
             motion.update(box)
             textbook.update(box)
-            textbook.same_as(motion)
+            textbook.assert_equals(motion)
 
 
-def test_what_is_lost_keeps_its_height_and_goes_on() -> None:
-    box = np.array([10.0, 20, 30, 60])
-    motion = Motion.of(box)
+def test_lost_box_keeps_its_height_and_moves_on() -> None:
+    motion = BoxFilter.from_box(np.array([10.0, 20, 30, 60]))
     motion.mean[4:] = 3, -1, 0, 5
-    motion.predict(still_seen=False)
+    motion.predict(lost=True)
     np.testing.assert_allclose(motion.box(), [13, 19, 30, 60], atol=1e-5)
     motion.mean[7] = 5
-    motion.predict(still_seen=True)
+    motion.predict()
     assert motion.mean[3] == 65
     assert motion.mean[0] == pytest.approx(25 + 3 + 3)
 
 
-def test_a_new_one_is_where_it_was_seen() -> None:
+def test_new_filter_is_at_its_box() -> None:
     box = np.array([10.0, 20, 30, 60])
-    np.testing.assert_allclose(Motion.of(box).box(), box, rtol=1e-7)
-    assert Motion.of(box).distances(np.stack([box, box]))[0] == pytest.approx(0)
-    assert Motion.of(box).distances(np.zeros((0, 4))).shape == (0,)
+    np.testing.assert_allclose(BoxFilter.from_box(box).box(), box, rtol=1e-7)
+    assert BoxFilter.from_box(box).distances(np.stack([box, box]))[0] == pytest.approx(0)
+    assert BoxFilter.from_box(box).distances(np.zeros((0, 4))).shape == (0,)
 
 
-def test_the_mean_given_is_not_shared_between_frames() -> None:
-    motion = Motion.of(np.array([10.0, 20, 30, 60]))
+def test_predict_and_update_do_not_change_arrays_in_place() -> None:
+    motion = BoxFilter.from_box(np.array([10.0, 20, 30, 60]))
     before = motion.mean, motion.covariance
-    kept = motion.mean.copy(), motion.covariance.copy()
-    motion.predict(still_seen=False)
+    copies = motion.mean.copy(), motion.covariance.copy()
+    motion.predict(lost=True)
     motion.update(np.array([11.0, 20, 30, 60]))
-    for array, copied in zip(before, kept, strict=True):
-        np.testing.assert_array_equal(array, copied)
+    for array, copy in zip(before, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
 
 
-def test_a_velocity_is_learned() -> None:
-    motion = Motion.of(np.array([0.0, 0, 20, 40]))
+def test_velocity_is_estimated() -> None:
+    motion = BoxFilter.from_box(np.array([0.0, 0, 20, 40]))
     for frame in range(1, 30):
-        motion.predict(still_seen=True)
+        motion.predict()
         motion.update(np.array([4.0 * frame, 0, 20, 40]))
-    motion.predict(still_seen=True)
+    motion.predict()
     assert motion.box()[0] == pytest.approx(120, abs=0.5)
 
 
-def test_far_is_the_95_percent_quantile_of_four_numbers() -> None:
+def test_gating_distance_is_the_95_percent_quantile_in_four_dimensions() -> None:
     stats = pytest.importorskip("scipy.stats")
-    assert stats.chi2(4).ppf(0.95) == pytest.approx(FAR, abs=1e-4)
+    assert stats.chi2(4).ppf(0.95) == pytest.approx(GATING_DISTANCE, abs=1e-4)

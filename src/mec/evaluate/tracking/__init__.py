@@ -1,12 +1,17 @@
-"""Tracking with frozen features: nothing is trained (UniTrack, Wang et al. 2021).
+"""Tracking with frozen features, without training (UniTrack, Wang et al. 2021).
 
-The way of a frame: a reader (``*_sources``, ``motchallenge``, ``posetrack``, ``video``) opens sequences of frames and
-what is given in them; ``dense`` makes feature maps; then
+Tasks, each a public function:
 
-- propagation: ``propagation`` carries labels (``vos``), ``correlation`` and ``track_box`` a box (``sot``);
-- association: ``looks`` takes the cells of what is found, ``similarity`` compares them, ``motion`` expects boxes and
-  ``association`` joins all to tracks, frame by frame in ``track_objects`` (``mot``, ``mots``, ``pose``).
+- ``sot``: ``sot``, ``vos``: ``vos``, ``mot``: ``mot``, ``mots`` and ``pose``; ``track`` tracks in any video.
 
-``runs`` goes over the sequences, keeps tracks (``*_files``) and resumes; ``*_figures`` compare them with the truth;
-``render`` draws. ``sot``, ``vos``, ``mot``, ``mots``, ``pose`` and ``track`` are what users call.
+What they are built from:
+
+- ``datasets``: one module per benchmark reads its sequences (types in ``sequences``) and writes tracks in its format.
+- ``dense_features``: feature maps of the frozen encoder for every frame.
+- Propagation: ``correlation`` and ``track_box`` move a box from frame to frame, ``propagation`` moves labels.
+- Association: ``appearance`` takes the features of detected objects (``skeletons`` draws poses as masks),
+  ``similarity`` compares them, ``motion`` predicts boxes, ``association`` assigns detections to tracks, and
+  ``track_objects`` runs all of this frame by frame.
+- ``runner``: loop over the sequences, output folder, resuming. ``rendering``: previews and videos of tracks.
+- ``metrics``: one module per benchmark compares tracks with ground truth.
 """

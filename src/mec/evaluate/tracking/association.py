@@ -1,4 +1,4 @@
-"""Telling objects apart: what is found in each frame is joined to tracks, by how it looks and where it is."""
+"""Association of detections with tracks, frame by frame, by appearance and position."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mec.errors import InputError
-from mec.evaluate.tracking.motion import FAR, Motion
+from mec.evaluate.tracking.motion import GATING_DISTANCE, BoxFilter
 from mec.evaluate.tracking.sequences import Boxes
 from mec.evaluate.tracking.similarity import reconstruction_similarity
 
@@ -20,175 +20,200 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Association:
-    """How tracks and findings are joined; the defaults are UniTrack's for boxes, by appearance alone.
+class AssociationSettings:
+    """Settings of the association. The defaults are UniTrack's for boxes, by appearance alone.
 
-    motion: share of the Kalman filter's distance in the cost of a pair (UniTrack's lambda is 1 - motion); 0 joins by
-        appearance only, as representations are compared.
-    gated: a pair further apart than motion explains is refused; only where ``motion`` is not 0.
-    appearance_cost, overlap_cost, newcomer_cost: the highest at which a pair is joined: by appearance; by overlap with
-        where a track is expected (1 - IoU); by overlap of a track that only the last frame has shown.
-    duplicate_cost: tracks that overlap by more than 1 - this are one, and the older stays.
-    confirmed: a track begins with one frame; False waits for a second (but not for those of the first frame).
-    patience: frames, at 30 a second, that a track may be out of sight; as many more as its rate asks.
-    published: as UniTrack's code has it, sets of cells are ``padded`` (see ``reconstruction_similarity``) and boxes
-        overlap as if they were 1 wider and higher. False puts both right.
-    appearance: False joins by motion alone: what the boxes are worth without an encoder.
+    Attributes:
+        motion_weight: weight of the Kalman filter's distance in the cost of a pair (1 - lambda in UniTrack); 0 uses
+            appearance only, which is how representations are compared.
+        gating: refuse pairs that are farther apart than motion explains; only if ``motion_weight`` is not 0.
+        max_appearance_cost: upper limit for a match by appearance and motion.
+        max_overlap_cost: upper limit of 1 - IoU for a match with the predicted box of a confirmed track.
+        max_unconfirmed_cost: upper limit of 1 - IoU for a match with an unconfirmed track.
+        max_duplicate_cost: tracks with a smaller 1 - IoU are duplicates; the older one is kept.
+        confirm_at_once: confirm tracks in their first frame; False waits for a second detection, except for the tracks
+            of the first frame of the video.
+        patience: number of frames, at 30 frames per second, after which a lost track is removed; it is scaled with the
+            frame rate.
+        corrected: False follows UniTrack's code: feature sets are ``padded`` (see ``reconstruction_similarity``), and
+            boxes overlap as if they were 1 pixel wider and higher. True fixes both.
+        use_appearance: False associates by overlap alone, as a baseline without an encoder.
     """
 
-    motion: float = 0.0
-    gated: bool = True
-    appearance_cost: float = 0.7
-    overlap_cost: float = 0.5
-    newcomer_cost: float = 0.7
-    duplicate_cost: float = 0.15
-    confirmed: bool = False
+    motion_weight: float = 0.0
+    gating: bool = True
+    max_appearance_cost: float = 0.7
+    max_overlap_cost: float = 0.5
+    max_unconfirmed_cost: float = 0.7
+    max_duplicate_cost: float = 0.15
+    confirm_at_once: bool = False
     patience: int = 30
-    published: bool = True
-    appearance: bool = True
+    corrected: bool = False
+    use_appearance: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.motion < 1:
-            raise InputError(f"motion: expected a share from 0 to below 1, got {self.motion}")
+        if not 0 <= self.motion_weight < 1:
+            raise InputError(f"motion_weight: expected a number in [0, 1), got {self.motion_weight}")
         if self.patience < 0:
-            raise InputError(f"patience: expected a number of frames, got {self.patience}")
+            raise InputError(f"patience: expected at least 0 frames, got {self.patience}")
 
 
 @dataclass
 class Track:
-    """One object: where it is believed to be, and what it looked like when it was last seen."""
+    """State of one tracked object.
+
+    motion: filter of its box.
+    features: appearance features (d, cells) in the last frame with a detection; None without an encoder.
+    first_frame, last_frame: with a detection, counted from 1.
+    """
 
     id: int
-    motion: Motion
-    look: Tensor | None
-    began: int
-    seen: int
+    motion: BoxFilter
+    features: Tensor | None
+    first_frame: int
+    last_frame: int
     confirmed: bool
     lost: bool = False
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Detections:
     boxes: Boxes
-    looks: Sequence[Tensor]
+    features: Sequence[Tensor]
 
-    def look(self, n: int) -> Tensor | None:
-        return self.looks[n] if self.looks else None
+    def features_of(self, index: int) -> Tensor | None:
+        return self.features[index] if self.features else None
 
 
 class Associator:
-    """Tracks of one video. ``step`` takes what was found in each frame in turn.
+    """Online tracker of one video. Call ``step`` with the detections of each frame in turn.
 
     Args:
-        settings: see Association.
-        rate: frames a second.
+        settings: see AssociationSettings.
+        frame_rate: in frames per second.
     """
 
-    def __init__(self, settings: Association, rate: float = 30.0) -> None:
+    def __init__(self, settings: AssociationSettings, frame_rate: float = 30.0) -> None:
         self.settings = settings
-        self.patience = int(rate / 30 * settings.patience)
+        self.patience = int(frame_rate / 30 * settings.patience)
         self.frame = 0
         self.tracks: list[Track] = []
         self.lost: list[Track] = []
-        self.count = 0
+        self.last_id = 0
 
-    def step(self, boxes: Boxes, looks: Sequence[Tensor]) -> tuple[Ints, Ints, Boxes]:
-        """What is found in the next frame: boxes (k, 4), and the features (d, cells) of each; none where
-        ``appearance`` is False.
+    def step(self, boxes: Boxes, features: Sequence[Tensor]) -> tuple[Ints, Ints, Boxes]:
+        """Associate the detections of the next frame.
+
+        Args:
+            boxes: (k, 4).
+            features: (d, cells) of each detection; empty if ``use_appearance`` is False.
 
         Returns:
-            Ids (n,) of the tracks that are in it, the number (n,) of what each was joined to, its box (n, 4) as the
-            filter has it.
+            Of the n tracks with a detection in this frame: ids (n,), indices (n,) of their detections, and boxes
+            (n, 4) after filtering.
         """
-        seen = _Seen(boxes, looks)
+        detections = _Detections(boxes, features)
         self.frame += 1
-        joined: dict[int, Track] = {}
-        known = [t for t in self.tracks if t.confirmed]
-        newcomers = [t for t in self.tracks if not t.confirmed]
-        candidates = known + self.lost
+        matches: dict[int, Track] = {}
+        confirmed = [t for t in self.tracks if t.confirmed]
+        unconfirmed = [t for t in self.tracks if not t.confirmed]
+        candidates = confirmed + self.lost
         for track in candidates:
-            track.motion.predict(not track.lost)
+            track.motion.predict(track.lost)
         free = np.arange(len(boxes))
-        pairs = assign(self._costs(candidates, seen), self.settings.appearance_cost)
-        free = self._join(candidates, pairs, free, seen, joined)
-        taken = {id(t) for t in joined.values()}
-        rest = [t for t in known if id(t) not in taken]
-        pairs = assign(1 - self._overlaps(_boxes(rest), boxes[free]), self.settings.overlap_cost)
-        free = self._join(rest, pairs, free, seen, joined)
-        pairs = assign(1 - self._overlaps(_boxes(newcomers), boxes[free]), self.settings.newcomer_cost)
-        free = self._join(newcomers, pairs, free, seen, joined)
-        for n in free.tolist():
-            self.count += 1
-            confirmed = self.settings.confirmed or self.frame == 1
-            joined[n] = Track(self.count, Motion.of(boxes[n]), seen.look(n), self.frame, self.frame, confirmed)
-        self._settle(joined)
-        alive = {id(t) for t in self.tracks}
-        shown = [(n, t) for n, t in joined.items() if t.confirmed and id(t) in alive]
-        shown.sort(key=lambda pair: pair[1].id)
-        ids, numbers = np.array([t.id for _, t in shown], np.int64), np.array([n for n, _ in shown], np.int64)
-        return ids, numbers, _boxes([t for _, t in shown])
+        pairs = assign(self._costs(candidates, detections), self.settings.max_appearance_cost)
+        free = self._match(candidates, pairs, free, detections, matches)
+        matched = {id(t) for t in matches.values()}
+        remaining = [t for t in confirmed if id(t) not in matched]
+        pairs = assign(1 - self._iou(_boxes(remaining), boxes[free]), self.settings.max_overlap_cost)
+        free = self._match(remaining, pairs, free, detections, matches)
+        pairs = assign(1 - self._iou(_boxes(unconfirmed), boxes[free]), self.settings.max_unconfirmed_cost)
+        free = self._match(unconfirmed, pairs, free, detections, matches)
+        for index in free.tolist():
+            self.last_id += 1
+            motion, is_confirmed = BoxFilter.from_box(boxes[index]), self.settings.confirm_at_once or self.frame == 1
+            matches[index] = Track(
+                self.last_id, motion, detections.features_of(index), self.frame, self.frame, is_confirmed
+            )
+        self._update_tracks(matches)
+        active = {id(t) for t in self.tracks}
+        output = [(index, t) for index, t in matches.items() if t.confirmed and id(t) in active]
+        output.sort(key=lambda match: match[1].id)
+        ids = np.array([t.id for _, t in output], np.int64)
+        indices = np.array([index for index, _ in output], np.int64)
+        return ids, indices, _boxes([t for _, t in output])
 
-    def _overlaps(self, some: Boxes, others: Boxes) -> Floats:
-        wider = [0, 0, 1, 1] if self.settings.published else [0, 0, 0, 0]
-        return overlaps(some + wider, others + wider)
+    def _iou(self, first: Boxes, second: Boxes) -> Floats:
+        margin = [0, 0, 0, 0] if self.settings.corrected else [0, 0, 1, 1]
+        return box_iou(first + margin, second + margin)
 
-    def _costs(self, tracks: list[Track], seen: _Seen) -> Floats:
-        if not self.settings.appearance:
-            return np.ones((len(tracks), len(seen.boxes)))
-        looks = [t.look for t in tracks if t.look is not None]
-        costs = 1 - reconstruction_similarity(looks, seen.looks, self.settings.published)
-        if self.settings.motion and len(seen.boxes):
+    def _costs(self, tracks: list[Track], detections: _Detections) -> Floats:
+        if not self.settings.use_appearance:
+            return np.ones((len(tracks), len(detections.boxes)))
+        features = [t.features for t in tracks if t.features is not None]
+        costs = 1 - reconstruction_similarity(features, detections.features, padded=not self.settings.corrected)
+        weight = self.settings.motion_weight
+        if weight and len(detections.boxes):
             for row, track in enumerate(tracks):
-                away = track.motion.distances(seen.boxes)
-                costs[row] = (1 - self.settings.motion) * costs[row] + self.settings.motion * away
-                if self.settings.gated:
-                    costs[row, away > FAR] = np.inf
+                distances = track.motion.distances(detections.boxes)
+                costs[row] = (1 - weight) * costs[row] + weight * distances
+                if self.settings.gating:
+                    costs[row, distances > GATING_DISTANCE] = np.inf
         return costs
 
-    def _join(
-        self, tracks: list[Track], pairs: list[tuple[int, int]], free: Ints, seen: _Seen, joined: dict[int, Track]
+    def _match(
+        self,
+        tracks: list[Track],
+        pairs: list[tuple[int, int]],
+        free: Ints,
+        detections: _Detections,
+        matches: dict[int, Track],
     ) -> Ints:
-        """What is left of ``free``, numbers of findings, of which the pairs name the places."""
-        for row, place in pairs:
-            n = int(free[place])
-            track = joined[n] = tracks[row]
-            track.motion.update(seen.boxes[n])
-            track.look, track.seen, track.confirmed, track.lost = seen.look(n), self.frame, True, False
-        return np.delete(free, [place for _, place in pairs])
+        """Update the tracks of all pairs (index into tracks, index into free), and return what remains of ``free``."""
+        for row, column in pairs:
+            index = int(free[column])
+            track = matches[index] = tracks[row]
+            track.motion.update(detections.boxes[index])
+            track.features = detections.features_of(index)
+            track.last_frame, track.confirmed, track.lost = self.frame, True, False
+        return np.delete(free, [column for _, column in pairs])
 
-    def _settle(self, joined: dict[int, Track]) -> None:
-        """Who is followed and who is lost, after this frame. A newcomer that was not seen again is forgotten."""
-        here = sorted(joined.values(), key=lambda t: t.id)
-        seen = {id(t) for t in here}
+    def _update_tracks(self, matches: dict[int, Track]) -> None:
+        """Sort tracks into active and lost ones; remove expired, duplicate and unmatched unconfirmed ones."""
+        active = sorted(matches.values(), key=lambda t: t.id)
+        matched = {id(t) for t in active}
         for track in [*self.tracks, *self.lost]:
-            if id(track) not in seen:
+            if id(track) not in matched:
                 track.lost = True
-        missed = [t for t in [*self.lost, *self.tracks] if t.lost and t.confirmed]
-        # UniTrack forgets a track a frame after it says so
-        missed = [t for t in missed if self.frame - t.seen <= self.patience + 1]
-        same = np.argwhere(1 - self._overlaps(_boxes(here), _boxes(missed)) < self.settings.duplicate_cost)
-        older = [here[i].seen - here[i].began > missed[j].seen - missed[j].began for i, j in same]
-        doubled = {int(i) for (i, _), stays in zip(same, older, strict=True) if not stays}
-        gone = {int(j) for (_, j), stays in zip(same, older, strict=True) if stays}
-        self.tracks = [t for i, t in enumerate(here) if i not in doubled]
-        self.lost = [t for j, t in enumerate(missed) if j not in gone]
+        lost = [t for t in [*self.lost, *self.tracks] if t.lost and t.confirmed]
+        # UniTrack removes a track one frame after its patience has ended
+        lost = [t for t in lost if self.frame - t.last_frame <= self.patience + 1]
+        duplicates = np.argwhere(1 - self._iou(_boxes(active), _boxes(lost)) < self.settings.max_duplicate_cost)
+        active_is_older = [
+            active[i].last_frame - active[i].first_frame > lost[j].last_frame - lost[j].first_frame
+            for i, j in duplicates
+        ]
+        removed_active = {int(i) for (i, _), older in zip(duplicates, active_is_older, strict=True) if not older}
+        removed_lost = {int(j) for (_, j), older in zip(duplicates, active_is_older, strict=True) if older}
+        self.tracks = [t for i, t in enumerate(active) if i not in removed_active]
+        self.lost = [t for j, t in enumerate(lost) if j not in removed_lost]
 
 
-def assign(costs: Floats, limit: float) -> list[tuple[int, int]]:
-    """Pairs (row, column) of least total cost, where leaving a pair apart costs ``limit``."""
-    gains = np.minimum(np.where(np.isnan(costs), np.inf, costs) - limit, 0.0)
+def assign(costs: Floats, max_cost: float) -> list[tuple[int, int]]:
+    """Return the pairs (row, column) of minimum total cost, where an unmatched pair costs ``max_cost``."""
+    gains = np.minimum(np.where(np.isnan(costs), np.inf, costs) - max_cost, 0.0)
     rows, columns = linear_sum_assignment(gains)
     return [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if gains[r, c] < 0]
 
 
-def overlaps(some: Boxes, others: Boxes) -> Floats:
-    """IoU (k, l) of boxes (k, 4) and (l, 4)."""
-    start = np.maximum(some[:, None, :2], others[None, :, :2])
-    stop = np.minimum((some[:, :2] + some[:, 2:])[:, None], (others[:, :2] + others[:, 2:])[None])
-    shared = np.clip(stop - start, 0, None).prod(2)
-    joint = some[:, 2:].prod(1)[:, None] + others[:, 2:].prod(1)[None] - shared
-    share: Floats = np.divide(shared, joint, out=np.zeros_like(shared), where=joint > 0)
-    return share
+def box_iou(first: Boxes, second: Boxes) -> Floats:
+    """Return the IoU (k, l) of boxes (k, 4) and (l, 4); 0 for boxes without area."""
+    start = np.maximum(first[:, None, :2], second[None, :, :2])
+    stop = np.minimum((first[:, :2] + first[:, 2:])[:, None], (second[:, :2] + second[:, 2:])[None])
+    intersection = np.clip(stop - start, 0, None).prod(2)
+    union = first[:, 2:].prod(1)[:, None] + second[:, 2:].prod(1)[None] - intersection
+    iou: Floats = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    return iou
 
 
 def _boxes(tracks: Sequence[Track]) -> Boxes:

@@ -1,11 +1,11 @@
-"""Dense features: maps of a frozen encoder over whole frames, one cell every few pixels."""
+"""Dense features of whole frames: feature maps of a frozen encoder."""
 
 from __future__ import annotations
 
 import copy
 import math
 import time
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from mec.data.pixels import with_channels
 from mec.embedding.neighbors import best_device
 from mec.errors import InputError
-from mec.evaluate.task import EncoderLike
 from mec.evaluate.tracking.sequences import Frame
-from mec.models.encoder import Encoder
+from mec.models.encoder import Encoder, EncoderLike
 from mec.models.feature_maps import (
     PROBE_SIZE,
     dynamic_size_backbone,
@@ -30,102 +29,107 @@ from mec.models.feature_maps import (
 from mec.models.io import load_encoder
 
 STRIDE = 8
-"""Pixels from cell to cell in the published protocol: no map is finer here."""
+"""Stride of the feature maps in the published protocol, in pixels. No feature map has a smaller one."""
 STAGES = ("s3", "s4")
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+AUTOCAST_TYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-class Dense:
-    """Images -> feature maps of a frozen encoder.
+class DenseFeatures:
+    """Compute feature maps of images with a frozen encoder.
 
-    ResNets: "s3" is layer3, "s4" layer4, the strides of both set to 1 where the map would otherwise be coarser than 8
-    pixels (UniTrack). Other encoders at their own stride: "s4" is the last map, "s3" the last of those finer than it;
-    where all are of one size, as in vision transformers, that of three quarters of the depth. A map finer than 8
-    pixels, as encoders of small images give it, is averaged.
+    ResNets: "s3" is layer3 and "s4" is layer4. Their strides are set to 1 wherever the map would otherwise be coarser
+    than 8 pixels (UniTrack). Other encoders keep their own strides: "s4" is the last map and "s3" the last of those
+    that are finer. If all maps have the same size, as in vision transformers, "s3" is the map at three quarters of the
+    depth. Maps finer than 8 pixels, as encoders of small images have them, are average-pooled.
 
     Args:
-        encoder: an Encoder, a run folder, a file of weights or a timm name.
+        encoder: an Encoder, a run folder, a weights file or a timm name.
         stage: s3 or s4.
-        half: compute in 16 bits; None: on GPUs.
+        precision: 32-true, bf16-mixed or 16-mixed; auto is 16-mixed on GPUs, else 32-true.
 
     Attributes:
-        stride: pixels from cell to cell.
-        channels: d, of a cell.
-        seconds: spent in the network so far.
+        stride: pixels per cell of a feature map.
+        channels: d, the length of a feature vector.
+        precision: as chosen, never auto.
+        seconds: time spent in the network so far.
 
     Raises:
-        InputError: another stage, or an encoder without maps of whole images or of other channels than 1 or 3.
+        InputError: an unknown stage or precision, or an encoder without maps of whole images or with a number of
+            channels other than 1 or 3.
     """
 
-    def __init__(self, encoder: EncoderLike, stage: str = "s3", half: bool | None = None) -> None:
+    def __init__(self, encoder: EncoderLike, stage: str = "s3", precision: Precision = "auto") -> None:
         if stage not in STAGES:
             raise InputError(f"stage: expected s3 or s4, got {stage!r}")
+        if precision not in get_args(Precision):
+            raise InputError(f"precision: expected one of {', '.join(get_args(Precision))}, got {precision!r}")
         encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
         if encoder.spec.channels not in (1, 3):
             raise InputError(
-                f"encoder: {encoder.spec.backbone} takes {encoder.spec.channels} channels; frames have 3, or 1 as gray"
+                f"encoder: expected 3 input channels, or 1 for grayscale, got {encoder.spec.backbone} with "
+                f"{encoder.spec.channels}"
             )
         self.description = f"{encoder.description}, {stage}"
-        self.gray = encoder.spec.channels == 1
+        self.grayscale = encoder.spec.channels == 1
         if isinstance(encoder.backbone, ResNet):
-            self.body: Any = _resnet(encoder, stage)
+            self.body: Any = _resnet_with_stride_8(encoder, stage)
             self.level = STAGES.index(stage) + 3
         else:
             self.body, maps = dynamic_size_backbone(encoder)
-            self.level = _level([estimate_stride(found) for found in maps], stage)
+            self.level = _level([estimate_stride(feature_map) for feature_map in maps], stage)
         self.body.eval()
         with torch.no_grad():
             probe = extract_feature_maps(self.body, probe_image(encoder), [self.level])[0]
-        self.takes_any_size = isinstance(encoder.backbone, ResNet) and self._takes_odd_sizes(encoder)
-        own = estimate_stride(probe)
-        if own * probe.shape[2] < PROBE_SIZE[0]:
-            raise InputError(f"encoder: maps of {encoder.spec.backbone} leave out the borders of an image")
-        self.pooled = max(1, STRIDE // own)
-        self.stride, self.channels = own * self.pooled, int(probe.shape[1])
+        self.accepts_any_size = isinstance(encoder.backbone, ResNet) and self._accepts_odd_sizes(encoder)
+        stride = estimate_stride(probe)
+        if stride * probe.shape[2] < PROBE_SIZE[0]:
+            raise InputError(f"encoder: the feature maps of {encoder.spec.backbone} do not cover the image borders")
+        self.pooling = max(1, STRIDE // stride)
+        self.stride, self.channels = stride * self.pooling, int(probe.shape[1])
         self.device = best_device()
         self.mean, self.std = encoder.mean.to(self.device), encoder.std.to(self.device)
         self.body.to(self.device).to(memory_format=torch.channels_last)
-        self.half = self.device.type == "cuda" if half is None else half
+        default = "16-mixed" if self.device.type == "cuda" else "32-true"
+        self.precision = default if precision == "auto" else precision
         self.seconds = 0.0
 
     @torch.no_grad()
-    def _takes_odd_sizes(self, encoder: Encoder) -> bool:
+    def _accepts_odd_sizes(self, encoder: Encoder) -> bool:
         try:
             extract_feature_maps(self.body, probe_image(encoder, 3), [self.level])
-        except RuntimeError:  # blocks that halve by averaging round down, the shortcut beside them up
+        except RuntimeError:  # average pooling of stride 2 rounds the size down, the convolution beside it rounds up
             return False
         return True
 
-    def image(self, frame: Frame) -> Tensor:
-        """(h, w, 3) uint8 -> (1, c, h, w) float32 on the device, less the mean and over the standard deviation."""
-        pixels = with_channels(frame, 1) if self.gray else frame
-        # a copy: what Pillow decodes may not be written to, of which PyTorch warns
+    def preprocess(self, frame: Frame) -> Tensor:
+        """Convert a frame (h, w, 3) of uint8 to a normalized image (1, c, h, w) of float32 on the device."""
+        pixels = with_channels(frame, 1) if self.grayscale else frame
+        # copied, because PyTorch warns about the read-only arrays of Pillow
         x = torch.from_numpy(np.array(pixels, order="C")).to(self.device, non_blocking=True)
         return (x.permute(2, 0, 1)[None].float() / 255 - self.mean) / self.std
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """(n, c, h, w) as ``image`` gives them -> (n, d, ceil(h / stride), ceil(w / stride)) float32."""
-        started = time.perf_counter()
+        """Return the feature maps (n, d, ceil(h / stride), ceil(w / stride)) of normalized images (n, c, h, w)."""
+        start = time.perf_counter()
         height, width = images.shape[2:]
-        if not self.takes_any_size:
+        if not self.accepts_any_size:
             images = F.pad(images, (0, -width % self.stride, 0, -height % self.stride))
-        with torch.autocast(self.device.type, _half_type(self.device), enabled=self.half):
+        dtype = AUTOCAST_TYPES.get(self.precision)
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             x = images.contiguous(memory_format=torch.channels_last)
-            found = extract_feature_maps(self.body, x, [self.level], norm=True, stop_early=True)[0].float()
-        if self.pooled > 1:
-            found = F.avg_pool2d(found, self.pooled, ceil_mode=True)
+            features = extract_feature_maps(self.body, x, [self.level], norm=True, stop_early=True)[0].float()
+        if self.pooling > 1:
+            features = F.avg_pool2d(features, self.pooling, ceil_mode=True)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        self.seconds += time.perf_counter() - started
-        return found.contiguous()[:, :, : math.ceil(height / self.stride), : math.ceil(width / self.stride)]
+        self.seconds += time.perf_counter() - start
+        return features.contiguous()[:, :, : math.ceil(height / self.stride), : math.ceil(width / self.stride)]
 
 
-def _half_type(device: torch.device) -> torch.dtype:
-    return torch.float16 if device.type == "cuda" else torch.bfloat16
-
-
-def _resnet(encoder: Encoder, stage: str) -> Any:
-    """A copy whose layer3 and layer4 keep the size of their input where that has 8 pixels to a cell already."""
+def _resnet_with_stride_8(encoder: Encoder, stage: str) -> Any:
+    """Copy a ResNet and set strides to 1 in layer3 and layer4 where their input already has a stride of 8 pixels."""
     body: Any = copy.deepcopy(encoder.backbone).eval()
     if stage == "s3":
         body.layer4 = nn.Sequential()
@@ -145,7 +149,7 @@ def _resnet(encoder: Encoder, stage: str) -> Any:
 
 
 def _level(strides: list[int], stage: str) -> int:
-    """Which of the maps, finest first."""
+    """Return the index of the stage's map, given the strides of all maps in increasing order."""
     if stage == "s4":
         return len(strides) - 1
     finer = [level for level, stride in enumerate(strides) if stride < strides[-1]]

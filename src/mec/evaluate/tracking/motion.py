@@ -1,7 +1,7 @@
-"""Where a box will be in the next frame: a Kalman filter of constant velocity, for all tracks at once.
+"""Kalman filter of constant velocity that predicts boxes.
 
-The state is (x, y, a, h) and its velocities: the middle of the box, its width over its height, its height. Noise grows
-with the height (Wojke et al. 2017, DeepSORT).
+The state is (x, y, a, h) and its velocities: center, aspect ratio (width / height) and height of the box. Noise is
+proportional to the height (Wojke et al. 2017, DeepSORT).
 """
 
 from __future__ import annotations
@@ -15,69 +15,72 @@ from mec.evaluate.tracking.sequences import Boxes
 
 Floats = NDArray[np.float64]
 
-POSITION, VELOCITY = 1 / 20, 1 / 160
-"""Standard deviations a frame, in heights."""
-STEP = np.eye(8) + np.eye(8, k=4)
-SEEN = np.eye(4, 8)
-FAR = 9.4877
-"""Squared Mahalanobis distance that 95 % of measurements of four numbers keep below."""
+POSITION_STD, VELOCITY_STD = 1 / 20, 1 / 160
+"""Standard deviations per frame, in heights of the box."""
+TRANSITION = np.eye(8) + np.eye(8, k=4)
+OBSERVATION = np.eye(4, 8)
+GATING_DISTANCE = 9.4877
+"""95 % quantile of the squared Mahalanobis distance of a measurement in four dimensions."""
 
 
 @dataclass
-class Motion:
-    """What is believed of one box: ``mean`` (8,) and ``covariance`` (8, 8)."""
+class BoxFilter:
+    """State of one box: ``mean`` (8,) and ``covariance`` (8, 8)."""
 
     mean: Floats
     covariance: Floats
 
     @staticmethod
-    def of(box: Floats) -> Motion:
-        seen = _measured(box[None])[0]
-        deviation = np.concatenate([2 * _deviations(seen[3], 1e-2 / 2), 10 * _velocities(seen[3], 1e-5 / 10)])
-        return Motion(np.concatenate([seen, np.zeros(4)]), np.diag(deviation**2))
+    def from_box(box: Floats) -> BoxFilter:
+        """Start at a measured box (4,) with velocity 0."""
+        measured = _measurements(box[None])[0]
+        height = measured[3]
+        std = np.concatenate([2 * _position_std(height, 1e-2 / 2), 10 * _velocity_std(height, 1e-5 / 10)])
+        return BoxFilter(np.concatenate([measured, np.zeros(4)]), np.diag(std**2))
 
-    def predict(self, still_seen: bool) -> None:
-        """One frame on; a box that is lost keeps its height."""
+    def predict(self, lost: bool = False) -> None:
+        """Advance by one frame. The height of a lost track stays the same."""
         mean = self.mean.copy()
-        if not still_seen:
+        if lost:
             mean[7] = 0
-        deviation = np.concatenate([_deviations(mean[3], 1e-2), _velocities(mean[3], 1e-5)])
-        self.mean = STEP @ mean
-        self.covariance = STEP @ self.covariance @ STEP.T + np.diag(deviation**2)
+        std = np.concatenate([_position_std(mean[3], 1e-2), _velocity_std(mean[3], 1e-5)])
+        self.mean = TRANSITION @ mean
+        self.covariance = TRANSITION @ self.covariance @ TRANSITION.T + np.diag(std**2)
 
     def update(self, box: Floats) -> None:
-        """The box (4,) was measured."""
-        mean, covariance = self._projected()
-        gain = np.linalg.solve(covariance, SEEN @ self.covariance).T
-        self.mean = self.mean + gain @ (_measured(box[None])[0] - mean)
+        """Correct the state with a measured box (4,)."""
+        mean, covariance = self._project()
+        gain = np.linalg.solve(covariance, OBSERVATION @ self.covariance).T
+        self.mean = self.mean + gain @ (_measurements(box[None])[0] - mean)
         self.covariance = self.covariance - gain @ covariance @ gain.T
 
     def distances(self, boxes: Boxes) -> Floats:
-        """Squared Mahalanobis distances (k,) of boxes from where this one is expected."""
-        mean, covariance = self._projected()
-        away = _measured(boxes) - mean
-        distances: Floats = np.einsum("ki,ik->k", away, np.linalg.solve(covariance, away.T))
+        """Return the squared Mahalanobis distances (k,) of boxes from the predicted one."""
+        mean, covariance = self._project()
+        residuals = _measurements(boxes) - mean
+        distances: Floats = np.einsum("ki,ik->k", residuals, np.linalg.solve(covariance, residuals.T))
         return distances
 
     def box(self) -> Floats:
-        """Left, top, width, height."""
-        x, y, ratio, height = self.mean[:4]
-        width = ratio * height
+        """Return left, top, width and height."""
+        x, y, aspect_ratio, height = self.mean[:4]
+        width = aspect_ratio * height
         return np.array([x - width / 2, y - height / 2, width, height])
 
-    def _projected(self) -> tuple[Floats, Floats]:
-        return self.mean[:4], self.covariance[:4, :4] + np.diag(_deviations(self.mean[3], 1e-1) ** 2)
+    def _project(self) -> tuple[Floats, Floats]:
+        """Return mean (4,) and covariance (4, 4) of the expected measurement."""
+        return self.mean[:4], self.covariance[:4, :4] + np.diag(_position_std(self.mean[3], 1e-1) ** 2)
 
 
-def _measured(boxes: Boxes) -> Floats:
-    """(k, 4) left, top, width, height -> x, y, a, h."""
-    middle = boxes[:, :2] + boxes[:, 2:] / 2
-    return np.column_stack([middle, boxes[:, 2] / (boxes[:, 3] + 1e-6), boxes[:, 3]])
+def _measurements(boxes: Boxes) -> Floats:
+    """Convert (k, 4) left, top, width, height to x, y, a, h."""
+    centers = boxes[:, :2] + boxes[:, 2:] / 2
+    return np.column_stack([centers, boxes[:, 2] / (boxes[:, 3] + 1e-6), boxes[:, 3]])
 
 
-def _deviations(height: float, ratio: float) -> Floats:
-    return np.array([POSITION * height, POSITION * height, ratio, POSITION * height])
+def _position_std(height: float, aspect_ratio_std: float) -> Floats:
+    return np.array([POSITION_STD * height, POSITION_STD * height, aspect_ratio_std, POSITION_STD * height])
 
 
-def _velocities(height: float, ratio: float) -> Floats:
-    return np.array([VELOCITY * height, VELOCITY * height, ratio, VELOCITY * height])
+def _velocity_std(height: float, aspect_ratio_std: float) -> Floats:
+    return np.array([VELOCITY_STD * height, VELOCITY_STD * height, aspect_ratio_std, VELOCITY_STD * height])

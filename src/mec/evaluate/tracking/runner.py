@@ -1,4 +1,4 @@
-"""Sequence after sequence: what all five tasks do around their trackers."""
+"""What the five tasks share: checks before tracking, the loop over the sequences, resuming, and output files."""
 
 from __future__ import annotations
 
@@ -6,33 +6,32 @@ import hashlib
 import json
 import os
 import time
+import typing
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
-from PIL import Image
 
 from mec.engine.progress import ProgressBar, log
 from mec.errors import InputError
-from mec.evaluate.drawing.tracks import VideoWriter, check_video_path
-from mec.evaluate.task import EncoderLike, Source
-from mec.evaluate.tracking.dense_features import Dense
-from mec.evaluate.tracking.sequences import Frame, Frames, Scores, SequenceError, SequenceLoaders
+from mec.evaluate.drawing.video import check_video_path
+from mec.evaluate.tracking.dense_features import DenseFeatures, Precision
+from mec.evaluate.tracking.sequences import Frames, Scores, SequenceError, SequenceLoaders
 from mec.files import atomic_write
-from mec.results import DatasetSummary
+from mec.models.encoder import EncoderLike
+from mec.results import DatasetSummary, Protocol, Result, to_metrics
 
-SETTINGS, FIGURES, TRACKS, DRAWN = "settings.json", "figures.json", "tracks", "drawn"
-IMAGED, IMAGE_SIDE = 3, 960
-"""Sequences of which a frame is drawn, and the pixels of its longer side at most."""
+SETTINGS, METRICS, TRACKS, PREVIEWS = "settings.json", "metrics.json", "tracks", "previews"
+"""Files and folders in the output folder."""
 
 
-class Followable(Protocol):
+class FrameSequence(typing.Protocol):
+    """Any of the sequences that a task tracks in."""
+
     @property
     def name(self) -> str: ...
 
@@ -40,148 +39,176 @@ class Followable(Protocol):
     def frames(self) -> Frames: ...
 
 
-S = TypeVar("S", bound=Followable)
-X = TypeVar("X")
+S = TypeVar("S", bound=FrameSequence)
+T = TypeVar("T")
+"""Output of a tracker for one frame."""
 
 
 @dataclass
-class Followed(Generic[S, X]):
-    """sequences: those that could be used, in turn. broken: why others could not. tracks: of each by name, frame by
-    frame, read from disk when they are asked for. frames, seconds: of tracking, without what was there before. share:
-    of the seconds in the encoder."""
+class TrackedSequences(Generic[S, T]):
+    """Usable sequences and their tracks.
+
+    sequences: in the order of the dataset.
+    skipped: name of each unusable sequence -> reason.
+    tracks: name -> output of the tracker for every frame, read from disk on access.
+    frames, seconds: of tracking in this run, without tracks that were resumed.
+    encoder_fraction: fraction of ``seconds`` spent in the encoder.
+    """
 
     sequences: list[S] = field(default_factory=list)
-    broken: dict[str, str] = field(default_factory=dict)
-    tracks: Mapping[str, list[X]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    tracks: Mapping[str, list[T]] = field(default_factory=dict)
     frames: int = 0
     seconds: float = 0.0
-    share: float = 0.0
+    encoder_fraction: float = 0.0
 
     @property
     def speed(self) -> str:
-        """For people; "" where nothing was followed."""
+        """Describe the speed of this run."""
         if not self.frames:
-            return ""
-        return f"{self.frames / self.seconds:.2f} frames a second, {self.share:.0%} of the time in the encoder"
+            return "all tracks from an earlier run"
+        frame_rate = self.frames / self.seconds
+        return f"{frame_rate:.2f} frames per second, {self.encoder_fraction:.0%} of the time in the encoder"
 
-    def summary(self, data: Source) -> DatasetSummary:
-        frames = sum(len(sequence.frames) for sequence in self.sequences)
-        return DatasetSummary(str(data), {"sequences": len(self.sequences), "frames": frames})
+    def skip(self, name: str, error: SequenceError) -> None:
+        """Record and log an unusable sequence."""
+        self.skipped[name] = str(error)
+        log(f"{name}: {error}")
+
+    def check_not_empty(self, data: object) -> None:
+        """Raise InputError if no sequence is usable."""
+        if not self.sequences:
+            name, reason = next(iter(self.skipped.items()))
+            raise InputError(f"data: no sequence of {data} can be used; the first: {name}: {reason}")
 
 
 @dataclass(frozen=True)
-class Keeping(Generic[S, X]):
-    """How tracks of one sequence are written into a folder, and read again; ``read`` gives None, or raises
-    SequenceError, where they are not there as a whole."""
+class TrackFormat(Generic[S, T]):
+    """Writer and reader of the tracks of one sequence in a folder.
 
-    write: Callable[[Path, S, list[X]], None]
-    read: Callable[[Path, S], list[X] | None]
+    ``read`` returns None or raises SequenceError if the tracks are missing or incomplete.
+    """
+
+    write: Callable[[Path, S, list[T]], None]
+    read: Callable[[Path, S], list[T] | None]
 
 
-class _OnDisk(Mapping[str, list[X]], Generic[S, X]):
-    def __init__(self, folder: Path, sequences: list[S], keeping: Keeping[S, X]) -> None:
-        self.folder, self.keeping = folder, keeping
-        self.of = {one.name: one for one in sequences}
+class _TracksOnDisk(Mapping[str, list[T]], Generic[S, T]):
+    def __init__(self, folder: Path, sequences: list[S], track_format: TrackFormat[S, T]) -> None:
+        self.folder, self.format = folder, track_format
+        self.sequences = {sequence.name: sequence for sequence in sequences}
 
-    def __getitem__(self, name: str) -> list[X]:
-        tracks = self.keeping.read(self.folder, self.of[name])
+    def __getitem__(self, name: str) -> list[T]:
+        tracks = self.format.read(self.folder, self.sequences[name])
         if tracks is None:
-            raise InputError(f"out: the tracks of {name} in {self.folder} are not as they were written")
+            raise InputError(f"out: the tracks of {name} in {self.folder} have changed since they were written")
         return tracks
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.of)
+        return iter(self.sequences)
 
     def __len__(self) -> int:
-        return len(self.of)
+        return len(self.sequences)
 
 
-class Call:
-    """What every task is asked for, checked before hours of work.
+class TrackingRun:
+    """One evaluation: its encoder, settings and output folder. All arguments are checked before tracking begins.
 
     Args:
-        data: the source, for people.
-        encoder: see Dense.
-        stage: see Dense.
-        half: see Dense.
-        out: folder of the tracks; None takes one that goes with the call.
-        resume: go on with what is in ``out``.
-        render: film of all sequences; None makes none.
-        settings: all else that decides what the tracks are.
+        task: sot, vos, mot, mots or pose.
+        data: path of the dataset, for messages and the result.
+        encoder: see DenseFeatures.
+        stage: see DenseFeatures.
+        precision: see DenseFeatures.
+        out: folder of the tracks; None uses a temporary one.
+        resume: continue with the tracks in ``out``.
+        render: video to draw of all sequences; None draws none.
+        protocol: settings that decide whether two results are comparable. Stage and precision are added.
+        tracker_settings: further settings that change the tracks, compared on resume.
 
     Raises:
-        InputError: by Dense, or ``out`` has tracks already, of other settings when they are to be resumed.
+        InputError: by DenseFeatures, a path that cannot be written to, or tracks in ``out`` that ``resume`` does not
+            allow for or that have other settings.
     """
 
     def __init__(
         self,
-        data: Source,
+        task: str,
+        data: str | os.PathLike[str],
         encoder: EncoderLike,
         stage: str,
-        half: bool | None,
+        precision: Precision,
         out: str | os.PathLike[str] | None,
         resume: bool,
         render: str | os.PathLike[str] | None,
-        settings: dict[str, Any],
+        protocol: Mapping[str, Any],
+        tracker_settings: Mapping[str, Any] | None = None,
     ) -> None:
         if resume and out is None:
-            raise InputError("out: expected the folder that --resume goes on with")
-        self.data, self.resume = data, resume
+            raise InputError("out: expected the folder to resume, got none")
+        self.task, self.data, self.resume = task, data, resume
         self.render = None if render is None else Path(render).expanduser()
         if self.render is not None:
             check_video_path(self.render)
-        self.dense = Dense(encoder, stage, half)
-        self.settings = {**settings, "stage": stage, "half": self.dense.half}
-        log(f"encoder: {self.dense.description}, a cell every {self.dense.stride} pixels")
+        self.dense = DenseFeatures(encoder, stage, precision)
+        self.protocol = {**protocol, "stage": stage, "precision": self.dense.precision}
+        log(f"encoder: {self.dense.description}, stride {self.dense.stride}")
         if out is None:
-            self._temporary = TemporaryDirectory(prefix="mec-")  # as long as this
+            self._temporary = TemporaryDirectory(prefix="mec-")  # deleted together with this object
             self.folder = Path(self._temporary.name)
         else:
             self.folder = Path(out).expanduser()
-            self._begin(self.folder)
+            self._write_settings({"task": task, **(tracker_settings or {}), **self.protocol})
 
-    @property
-    def task(self) -> str:
-        return str(self.settings["task"])
-
-    def protocol_settings(self) -> dict[str, Any]:
-        """Settings that decide whether two results compare."""
-        return {name: value for name, value in self.settings.items() if name != "task"}
-
-    def _begin(self, folder: Path) -> None:
-        wanted = {**self.settings, "weights": weights_digest(self.dense), "encoder": self.dense.description}
-        file = folder / SETTINGS
-        if (folder / TRACKS).is_dir() and not self.resume:
-            raise InputError(
-                f"out: {folder} has tracks already; --resume goes on with them, --out with another folder begins anew"
-            )
+    def _write_settings(self, settings: dict[str, Any]) -> None:
+        """Write settings.json after checking that existing tracks may be resumed with these settings."""
+        settings = {**settings, "weights": weights_digest(self.dense), "encoder": self.dense.description}
+        file = self.folder / SETTINGS
+        if (self.folder / TRACKS).is_dir() and not self.resume:
+            raise InputError(f"out: {self.folder} already has tracks; pass --resume, or another folder")
         if file.exists() and self.resume:
             try:
-                had = dict(json.loads(file.read_text()))
+                existing = dict(json.loads(file.read_text()))
             except (TypeError, ValueError) as error:
-                raise InputError(f"out: {file} is damaged ({error})") from error
-            other = [name for name in wanted if had.get(name) != wanted[name] and name != "encoder"]
-            if other:
-                name = other[0]
-                raise InputError(
-                    f"out: the tracks in {folder} are of {name} {had.get(name)!r}, expected {wanted[name]!r}"
-                )
+                raise InputError(f"out: {file} is corrupt ({error})") from error
+            for name, value in settings.items():
+                if existing.get(name) != value and name != "encoder":  # the same weights may have moved
+                    raise InputError(
+                        f"out: expected tracks with {name} {value!r}, got {existing.get(name)!r} in {self.folder}"
+                    )
         try:
             with atomic_write(file) as path:
-                path.write_text(json.dumps(wanted, indent=2) + "\n")
+                path.write_text(json.dumps(settings, indent=2) + "\n")
         except OSError as error:
-            raise InputError(f"out: {folder} cannot be written to ({error.strerror})") from error
+            raise InputError(f"out: {self.folder} is not writable ({error.strerror})") from error
 
-    def keep_figures(self, scores: Scores, broken: dict[str, str]) -> None:
-        with atomic_write(self.folder / FIGURES) as path:
-            path.write_text(json.dumps({"figures": scores, "broken": broken}, indent=2) + "\n")
+    def write_metrics(self, metrics: Scores, skipped: Mapping[str, str]) -> None:
+        """Write metrics.json: every metric of every sequence, and the skipped sequences."""
+        with atomic_write(self.folder / METRICS) as path:
+            path.write_text(json.dumps({"metrics": metrics, "skipped": dict(skipped)}, indent=2) + "\n")
+
+    def result(self, tracked: TrackedSequences[Any, Any], rows: Scores, seconds: float, **settings: Any) -> Result:
+        """Return the result of the task. ``settings`` are added to the protocol."""
+        frames = sum(len(sequence.frames) for sequence in tracked.sequences)
+        return Result(
+            task=self.task,
+            protocol=Protocol(f"{self.task}-unitrack", {**self.protocol, **settings}),
+            dataset=DatasetSummary(str(self.data), {"sequences": len(tracked.sequences), "frames": frames}),
+            encoder=self.dense.description,
+            rows={row: to_metrics(values) for row, values in rows.items()},
+            seconds=seconds,
+            skipped=tracked.skipped,
+            note=tracked.speed,
+        )
 
 
-def counted(frames: int) -> str:
+def format_frame_count(frames: int) -> str:
+    """Return "1 frame", "2,000 frames"."""
     return f"{frames:,} frame{'' if frames == 1 else 's'}"
 
 
-def weights_digest(dense: Dense) -> str:
+def weights_digest(dense: DenseFeatures) -> str:
+    """Return a short hash of all weights and their names."""
     digest = hashlib.sha256()
     for name, tensor in dense.body.state_dict().items():
         digest.update(name.encode())
@@ -189,110 +216,71 @@ def weights_digest(dense: Dense) -> str:
     return digest.hexdigest()[:16]
 
 
-def loaded(data: Source, loads: SequenceLoaders[S]) -> Followed[S, Any]:
-    """All sequences opened; what is wrong with one is said at once. Raises InputError where none is left."""
-    followed: Followed[S, Any] = Followed()
-    for name, load in loads.items():
+def load_sequences(data: str | os.PathLike[str], loaders: SequenceLoaders[S]) -> TrackedSequences[S, Any]:
+    """Load all sequences, and log and skip unusable ones. Raises InputError if none is usable."""
+    loaded: TrackedSequences[S, Any] = TrackedSequences()
+    for name, load in loaders.items():
         try:
-            followed.sequences.append(load())
+            loaded.sequences.append(load())
         except SequenceError as error:
-            _break(followed, name, error)
-    _expect_some(data, followed)
-    return followed
+            loaded.skip(name, error)
+    loaded.check_not_empty(data)
+    return loaded
 
 
-def follow_all(
-    call: Call,
-    opened: Followed[S, Any],
-    follow: Callable[[S], Iterator[X]],
-    keeping: Keeping[S, X],
-    part: str = "",
-) -> Followed[S, X]:
-    """The tracks of every sequence, each kept as soon as it is there.
+def track_all(
+    run: TrackingRun,
+    loaded: TrackedSequences[S, Any],
+    tracker: Callable[[S], Iterator[T]],
+    track_format: TrackFormat[S, T],
+    name: str = "",
+) -> TrackedSequences[S, T]:
+    """Track in all sequences, and write the tracks of each as soon as it is complete.
 
     Args:
-        call: where they are kept.
-        opened: by ``loaded``.
-        follow: gives what is found in each frame in turn.
-        keeping: how they are kept.
-        part: sub-folder, where a call has several trackers.
+        run: has the folder that the tracks are written to.
+        loaded: sequences to track in.
+        tracker: yields the output for each frame of a sequence in turn.
+        track_format: how tracks are written and read.
+        name: of the tracker and its subfolder, if a run has several trackers.
     """
-    done: Followed[S, X] = Followed(broken=dict(opened.broken))
-    folder = call.folder / TRACKS / part
-    in_encoder = call.dense.seconds
-    total = sum(len(one.frames) for one in opened.sequences)
-    with ProgressBar(part or "following", total, unit="frames") as shown:
-        for sequence in opened.sequences:
-            if call.resume and _is_there(folder, sequence, keeping):
-                shown.advance(len(sequence.frames))
-                done.sequences.append(sequence)
+    tracked: TrackedSequences[S, T] = TrackedSequences(skipped=dict(loaded.skipped))
+    folder = run.folder / TRACKS / name
+    encoder_seconds = run.dense.seconds
+    total = sum(len(sequence.frames) for sequence in loaded.sequences)
+    with ProgressBar(name or "tracking", total, unit="frames") as progress:
+        for sequence in loaded.sequences:
+            if run.resume and _is_complete(folder, sequence, track_format):
+                progress.advance(len(sequence.frames))
+                tracked.sequences.append(sequence)
                 continue
-            started, before = time.perf_counter(), call.dense.seconds
+            start, encoder_start = time.perf_counter(), run.dense.seconds
             tracks = []
             try:
-                for found in follow(sequence):
-                    tracks.append(found)
-                    shown.advance(1, partial(str, sequence.name))
+                for output in tracker(sequence):
+                    tracks.append(output)
+                    progress.advance(1, partial(str, sequence.name))
             except SequenceError as error:
-                _break(done, sequence.name, error)
+                tracked.skip(sequence.name, error)
                 continue
-            taken = time.perf_counter() - started
-            done.frames, done.seconds = done.frames + len(tracks), done.seconds + taken
-            named, share = f"{part} {sequence.name}".strip(), (call.dense.seconds - before) / taken
-            keeping.write(folder, sequence, tracks)
-            done.sequences.append(sequence)
-            log(f"{named}: {counted(len(tracks))}, {len(tracks) / taken:.2f} a second, {share:.0%} in the encoder")
-    _expect_some(call.data, done)
-    done.tracks = _OnDisk(folder, done.sequences, keeping)
-    done.share = (call.dense.seconds - in_encoder) / done.seconds if done.seconds else 0.0
-    return done
+            seconds = time.perf_counter() - start
+            tracked.frames, tracked.seconds = tracked.frames + len(tracks), tracked.seconds + seconds
+            track_format.write(folder, sequence, tracks)
+            tracked.sequences.append(sequence)
+            log(
+                f"{name} {sequence.name}: ".lstrip() + f"{format_frame_count(len(tracks))}, "
+                f"{len(tracks) / seconds:.2f} per second, {(run.dense.seconds - encoder_start) / seconds:.0%} of the "
+                "time in the encoder"
+            )
+    tracked.check_not_empty(run.data)
+    tracked.tracks = _TracksOnDisk(folder, tracked.sequences, track_format)
+    if tracked.seconds:
+        tracked.encoder_fraction = (run.dense.seconds - encoder_seconds) / tracked.seconds
+    return tracked
 
 
-def _is_there(folder: Path, sequence: S, keeping: Keeping[S, X]) -> bool:
+def _is_complete(folder: Path, sequence: S, track_format: TrackFormat[S, T]) -> bool:
     try:
-        return keeping.read(folder, sequence) is not None
-    except SequenceError:  # not whole: followed anew
+        return track_format.read(folder, sequence) is not None
+    except SequenceError:
         return False
-
-
-def _break(followed: Followed[Any, Any], name: str, error: SequenceError) -> None:
-    followed.broken[name] = str(error)
-    log(f"{name}: {error}")
-
-
-def _expect_some(data: Source, followed: Followed[Any, Any]) -> None:
-    if not followed.sequences:
-        name, reason = next(iter(followed.broken.items()))
-        raise InputError(f"data: no sequence of {data} can be used; the first: {name}: {reason}")
-
-
-def film(call: Call, sequences: list[S], draw: Callable[[S], Callable[[int, Frame], Frame]]) -> None:
-    """Every frame of every sequence, one after the other, as ``draw(sequence)(number, frame)`` has drawn over it; and
-    the middle one of the first few in drawn/SEQUENCE.jpg beside the tracks."""
-    for sequence in sequences[:IMAGED]:
-        _image(call.folder / DRAWN / f"{sequence.name}.jpg", sequence, draw(sequence))
-    if call.render is None:
-        return
-    path = call.render
-    total = sum(len(one.frames) for one in sequences)
-    with (
-        ProgressBar("drawing", total, unit="frames") as shown,
-        VideoWriter(path, sequences[0].frames.frame_rate) as drawn,
-    ):
-        for sequence in sequences:
-            drawn.note, over = sequence.name, draw(sequence)
-            for number, frame in enumerate(sequence.frames):
-                drawn.add(over(number, frame))
-                shown.advance(1)
-    log(f"drawn: {path}")
-
-
-def _image(path: Path, sequence: Followable, over: Callable[[int, Frame], Frame]) -> None:
-    middle = len(sequence.frames) // 2
-    with suppress(SequenceError):  # it was read for the tracks, which may be long ago
-        frame = next(islice(sequence.frames, middle, None), None)
-        if frame is not None:
-            image = Image.fromarray(over(middle, frame))
-            image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
-            with atomic_write(path) as temporary:
-                image.save(temporary, "JPEG", quality=90)

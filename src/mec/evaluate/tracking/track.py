@@ -1,4 +1,4 @@
-"""``track``: an object followed through any video."""
+"""``track``: track an object through any video."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 
 from mec.engine.progress import ProgressBar, log
 from mec.errors import InputError
-from mec.evaluate.drawing.tracks import VideoWriter, check_video_path, draw_labels, draw_objects
-from mec.evaluate.task import EncoderLike
+from mec.evaluate.drawing.tracks import draw_labels, draw_objects
+from mec.evaluate.drawing.video import VideoWriter, check_video_path
 from mec.evaluate.tracking.datasets.davis import read_mask, write_labels
 from mec.evaluate.tracking.datasets.single_object_boxes import write_boxes
 from mec.evaluate.tracking.datasets.video import open_frames
-from mec.evaluate.tracking.dense_features import Dense
-from mec.evaluate.tracking.runner import counted
+from mec.evaluate.tracking.dense_features import DenseFeatures, Precision
+from mec.evaluate.tracking.runner import format_frame_count
 from mec.evaluate.tracking.sequences import Frame, FrameObjects, Frames, Labels, SequenceError
 from mec.evaluate.tracking.track_box import track_box
-from mec.evaluate.tracking.vos import follow_masks
+from mec.evaluate.tracking.vos import track_masks
+from mec.models.encoder import EncoderLike
 
 
 def track(
@@ -31,79 +32,82 @@ def track(
     out: str | os.PathLike[str] | None = None,
     tracker: str = "dcf",
     stage: str = "s3",
-    half: bool | None = None,
+    precision: Precision = "auto",
 ) -> Path:
-    """Follow an object through a video, from a box or a mask in its first frame; nothing is trained.
+    """Track an object through a video, from a box or a mask in its first frame, without training.
 
     Args:
         video: a video file, or a folder of its frames.
-        encoder: an Encoder, a run folder, a file of weights or a timm name; the default is an untrained one, which is
-            enough for a first look.
-        box: of the object in the first frame: left, top, width, height in pixels.
-        mask: a PNG as large as the first frame: white or another gray where the object is; several objects have a
-            color or an index each.
-        out: film to draw; null is VIDEO-tracked.mp4 in the working folder. Beside it lie the boxes, one a line as OTB
-            has them, in a .txt, or a folder of masks, which must be new.
-        tracker: of boxes: dcf, a correlation filter learned anew in every frame; or xcorr, cross-correlation with the
-            first frame.
-        stage: which maps of the encoder: s3, of its last stage but one, or s4, of its last.
-        half: compute in 16 bits; null: on GPUs.
+        encoder: an Encoder, a run folder, a weights file or a timm name; the default is untrained, which is enough for
+            a first try.
+        box: left, top, width, height of the object in the first frame, in pixels.
+        mask: a PNG of the size of the first frame: white or another gray level marks the object; several objects have
+            a color or an index each.
+        out: video to write; null is VIDEO-tracked.mp4 in the working directory. Next to it, boxes are written to a .txt
+            file with one box per line as in OTB, or masks to a folder, which must not exist.
+        tracker: for boxes: dcf, a correlation filter that is updated in every frame; or xcorr, cross-correlation with
+            the first frame.
+        stage: feature map of the encoder: s3, of its second to last stage, or s4, of its last.
+        precision: 32-true, bf16-mixed or 16-mixed; auto is 16-mixed on GPUs, else 32-true.
 
     Returns:
-        The film.
+        Path of the written video.
 
     Raises:
-        InputError: neither or both of box and mask, or one that does not fit the first frame; no video; or something
-            else where the film or the masks would lie.
+        InputError: neither or both of box and mask, a box or mask that does not fit the first frame, no readable video,
+            or an output path that cannot be written to.
     """
     if (box is None) == (mask is None):
-        raise InputError("box, mask: expected one of them, to say what to follow in the first frame")
-    place = None if box is None else _numbers(box)
+        raise InputError("box, mask: expected one of them, for the object in the first frame")
+    first_box = None if box is None else _parse_box(box)
     path = Path(video).expanduser()
-    film = Path(f"{path.absolute().stem}-tracked.mp4" if out is None else out).expanduser()
-    check_video_path(film, "out")
-    if film.exists() and path.exists() and film.samefile(path):
-        raise InputError(f"out: {film} is the video itself")
-    masks_folder = film.with_suffix("")
+    output = Path(f"{path.absolute().stem}-tracked.mp4" if out is None else out).expanduser()
+    check_video_path(output, "out")
+    if output.exists() and path.exists() and output.samefile(path):
+        raise InputError(f"out: {output} is the video itself")
+    masks_folder = output.with_suffix("")
     if mask is not None and masks_folder.exists():
-        raise InputError(f"out: {masks_folder}, where the masks would lie, is there already")
+        raise InputError(f"out: the folder of the masks, {masks_folder}, already exists")
     frames = open_frames(path)
-    dense = Dense(encoder, stage, half)
-    log(f"encoder: {dense.description}, a cell every {dense.stride} pixels")
-    watched = _Watched(frames)
+    dense = DenseFeatures(encoder, stage, precision)
+    log(f"encoder: {dense.description}, stride {dense.stride}")
+    recorder = _FrameRecorder(frames)
     try:
         with (
-            ProgressBar("following", len(frames), unit="frames") as shown,
-            VideoWriter(film, frames.frame_rate) as drawn,
+            ProgressBar("tracking", len(frames), unit="frames") as progress,
+            VideoWriter(output, frames.frame_rate) as writer,
         ):
-            if place is not None:
-                found = track_box(watched, place, dense, tracker, corrected=True)
-                write_boxes(film.parent, film.stem, np.stack(list(_boxes_drawn(found, watched, drawn, shown))))
+            if first_box is not None:
+                boxes = track_box(recorder, first_box, dense, tracker, corrected=True)
+                write_boxes(output.parent, output.stem, np.stack(list(_draw_boxes(boxes, recorder, writer, progress))))
             else:
                 first = next(iter(frames), None)
                 if first is None:
                     raise SequenceError("no frame can be read")
-                labels, palette = _read(Path(str(mask)).expanduser(), first.shape[:2])
-                masks = follow_masks(watched, labels, dense)
-                write_labels(masks_folder, _masks_drawn(masks, palette, watched, drawn, shown))
+                labels, palette = _read_mask(Path(str(mask)).expanduser(), first.shape[:2])
+                masks = track_masks(recorder, labels, dense)
+                write_labels(masks_folder, _draw_masks(masks, palette, recorder, writer, progress))
     except SequenceError as error:
         raise InputError(f"video: {error}") from error
-    speed, share = shown.done / shown.seconds, dense.seconds / shown.seconds
-    log(f"{counted(shown.done)}, {speed:.2f} a second, {share:.0%} in the encoder")
-    return film
+    frame_rate, encoder_fraction = progress.done / progress.seconds, dense.seconds / progress.seconds
+    log(
+        f"{format_frame_count(progress.done)}, {frame_rate:.2f} per second, {encoder_fraction:.0%} of the time in the "
+        "encoder"
+    )
+    return output
 
 
-def _read(mask: Path, size: tuple[int, int]) -> tuple[Labels, NDArray[np.uint8]]:
+def _read_mask(mask: Path, size: tuple[int, int]) -> tuple[Labels, NDArray[np.uint8]]:
     if not mask.is_file():
-        raise InputError(f"mask: {mask} {'is no file' if mask.exists() else 'does not exist'}")
+        raise InputError(f"mask: {mask} {'is not a file' if mask.exists() else 'does not exist'}")
     try:
         return read_mask(mask, size)
     except SequenceError as error:
         raise InputError(f"mask: {error}") from error
 
 
-class _Watched:
-    """Frames of which the last one read is ``frame``."""
+class _FrameRecorder:
+    """Frames that keep the last one that was read in ``frame``, so that drawing need not decode it again."""
 
     def __init__(self, frames: Frames) -> None:
         self.frames, self.frame_rate = frames, frames.frame_rate
@@ -118,28 +122,32 @@ class _Watched:
             yield frame
 
 
-def _boxes_drawn(
-    boxes: Iterator[NDArray[np.float64]], watched: _Watched, film: VideoWriter, shown: ProgressBar
+def _draw_boxes(
+    boxes: Iterator[NDArray[np.float64]], recorder: _FrameRecorder, writer: VideoWriter, progress: ProgressBar
 ) -> Iterator[NDArray[np.float64]]:
     for box in boxes:
-        film.add(draw_objects(watched.frame, FrameObjects(box[None], np.ones(1), np.ones(1, np.int64))))
-        shown.advance(1)
+        writer.add(draw_objects(recorder.frame, FrameObjects(box[None], np.ones(1), np.ones(1, np.int64))))
+        progress.advance(1)
         yield box
 
 
-def _masks_drawn(
-    masks: Iterator[Labels], palette: NDArray[np.uint8], watched: _Watched, film: VideoWriter, shown: ProgressBar
+def _draw_masks(
+    masks: Iterator[Labels],
+    palette: NDArray[np.uint8],
+    recorder: _FrameRecorder,
+    writer: VideoWriter,
+    progress: ProgressBar,
 ) -> Iterator[tuple[str, Labels]]:
-    for number, labels in enumerate(masks):
-        film.add(draw_labels(watched.frame, labels, palette))
-        shown.advance(1)
-        yield f"{number:05}", labels
+    for i, labels in enumerate(masks):
+        writer.add(draw_labels(recorder.frame, labels, palette))
+        progress.advance(1)
+        yield f"{i:05}", labels
 
 
-def _numbers(box: str | Sequence[float]) -> NDArray[np.float64]:
-    words = box.strip("[]() ").split(",") if isinstance(box, str) else list(box)
+def _parse_box(box: str | Sequence[float]) -> NDArray[np.float64]:
+    items = box.strip("[]() ").split(",") if isinstance(box, str) else list(box)
     try:
-        numbers = np.array([float(word) for word in words])
+        numbers = np.array([float(item) for item in items])
     except ValueError:
         numbers = np.zeros(0)
     if numbers.shape != (4,) or not np.isfinite(numbers).all() or (numbers[2:] <= 0).any():

@@ -1,9 +1,9 @@
-"""``vos``: objects followed from their masks in the first frame (UniTrack's video object segmentation)."""
+"""``vos``: video object segmentation from the masks in the first frame (UniTrack)."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +12,19 @@ import torch.nn.functional as F
 
 from mec.errors import InputError
 from mec.evaluate.drawing.tracks import draw_labels
-from mec.evaluate.task import EncoderLike, Source
 from mec.evaluate.tracking.datasets.davis import open_mask_sequences, read_masks, write_masks
-from mec.evaluate.tracking.dense_features import Dense
+from mec.evaluate.tracking.dense_features import DenseFeatures, Precision
 from mec.evaluate.tracking.metrics.davis import mask_scores
-from mec.evaluate.tracking.propagation import LabelPropagation, Propagation
-from mec.evaluate.tracking.runner import Call, Keeping, film, follow_all, loaded
-from mec.evaluate.tracking.sequences import VOID, Frame, Frames, Labels, MaskSequence, SequenceError
-from mec.results import Protocol, Result, Stopwatch, to_metrics
+from mec.evaluate.tracking.propagation import LabelPropagation, PropagationSettings
+from mec.evaluate.tracking.rendering import DrawFrame, render_video
+from mec.evaluate.tracking.runner import TrackFormat, TrackingRun, load_sequences, track_all
+from mec.evaluate.tracking.sequences import VOID, Frames, Labels, MaskSequence, SequenceError
+from mec.models.encoder import EncoderLike
+from mec.results import Result, Stopwatch
 
 
 def vos(
-    data: Source,
+    data: str | os.PathLike[str],
     encoder: EncoderLike,
     stage: str = "s3",
     neighbors: int = 10,
@@ -34,77 +35,76 @@ def vos(
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     render: str | os.PathLike[str] | None = None,
-    half: bool | None = None,
+    precision: Precision = "auto",
 ) -> Result:
-    """Carry the masks of the first frame through each sequence, with frozen features and nothing trained (UniTrack,
+    """Propagate the masks of the first frame through each sequence with frozen features, without training (UniTrack,
     Wang et al. 2021; Jabri et al. 2020).
 
-    Figures are DAVIS 2017's, means over the objects, the first and the last frame left out: J the overlap of masks, F
-    that of their contours; recall the share of frames above a half, decay the loss from the first to the last quarter.
-    The last row is what masks that never move get.
+    Metrics are those of DAVIS 2017, means over the objects without the first and the last frame. J is the overlap of
+    masks and F that of their contours; recall is the fraction of frames above 0.5, decay the loss from the first to the
+    last quarter. The last row is the baseline of masks that never move.
 
     Args:
         data: DAVIS 2016 or 2017, or a folder of that layout.
-        encoder: an Encoder, a run folder, a file of weights or a timm name.
-        stage: which maps of the encoder: s3, of its last stage but one, or s4, of its last. The paper reports the
+        encoder: an Encoder, a run folder, a weights file or a timm name.
+        stage: feature map of the encoder: s3, of its second to last stage, or s4, of its last. The paper reports the
             better of the two.
-        neighbors: most similar cells that vote for the label of a cell.
-        temperature: a neighbor of cosine similarity s weighs exp(s / temperature).
-        radius: how far a cell may have moved since one of the last frames, in cells of 8 pixels.
-        context: frames before this one that vote, beside the first.
-        sequences: those to take, such as [blackswan,dog]; null is the val list, or all where there is none.
-        out: folder for the masks, as DAVIS's own evaluation reads them, and the figures of each sequence.
-        resume: go on with what is in ``out``.
-        render: film to draw, such as out.mp4.
-        half: compute in 16 bits; null: on GPUs.
+        neighbors: number of most similar cells that vote for the label of a cell.
+        temperature: a neighbor of cosine similarity s has the weight exp(s / temperature).
+        radius: maximum movement of a cell since one of the previous frames, in units of 8 pixels.
+        context: number of previous frames that vote, in addition to the first one.
+        sequences: names of sequences to use, such as [blackswan,dog]; null uses the val list, or all without a list.
+        out: folder for the predicted masks, in DAVIS's format, and the metrics of each sequence.
+        resume: continue with the tracks in ``out``.
+        render: video to write, such as out.mp4.
+        precision: 32-true, bf16-mixed or 16-mixed; auto is 16-mixed on GPUs, else 32-true.
     """
     clock = Stopwatch()
-    settings = Propagation(neighbors, temperature, radius, context)
-    opened = loaded(data, open_mask_sequences(Path(data).expanduser(), sequences))
-    call = Call(data, encoder, stage, half, out, resume, render, {"task": "vos", **vars(settings)})
+    settings = PropagationSettings(neighbors, temperature, radius, context)
+    loaded = load_sequences(data, open_mask_sequences(Path(data).expanduser(), sequences))
+    run = TrackingRun("vos", data, encoder, stage, precision, out, resume, render, vars(settings))
 
-    def follow(one: MaskSequence) -> Iterator[Labels]:
-        return follow_masks(one.frames, _first(one), call.dense, settings)
+    def track(sequence: MaskSequence) -> Iterator[Labels]:
+        return track_masks(sequence.frames, _first_labels(sequence), run.dense, settings)
 
-    keeping: Keeping[MaskSequence, Labels] = Keeping(write_masks, read_masks)
-    run = follow_all(call, opened, follow, keeping)
-    scores = mask_scores(run.sequences, run.tracks)
+    track_format: TrackFormat[MaskSequence, Labels] = TrackFormat(write_masks, read_masks)
+    tracked = track_all(run, loaded, track, track_format)
+    scores = mask_scores(tracked.sequences, tracked.tracks)
     if "all" not in scores:
-        where = f"the masks found are in {call.folder}" if out else "with --out the masks found are kept"
-        raise InputError(f"data: no figures for {data}, for it has masks of first frames only; {where}")
-    still = mask_scores(run.sequences, {one.name: [_first(one)] * len(one.frames) for one in run.sequences})
-    figures = {"encoder": scores["all"], "first mask": still["all"]}
-    call.keep_figures({**scores, "first mask": still["all"]}, run.broken)
-    film(call, run.sequences, lambda one: _drawn(one, run.tracks[one.name]))
-    return Result(
-        task="vos",
-        protocol=Protocol("vos-unitrack", {**call.protocol_settings(), **vars(settings)}),
-        dataset=run.summary(data),
-        encoder=call.dense.description,
-        rows={row: to_metrics(values) for row, values in figures.items()},
-        seconds=clock(),
-        skipped=run.broken,
-        note=run.speed,
-    )
+        hint = f"the predicted masks are in {run.folder}" if out else "pass --out to keep the predicted masks"
+        raise InputError(f"data: {data} has masks for first frames only, so there are no metrics; {hint}")
+    first_masks = {s.name: [_first_labels(s)] * len(s.frames) for s in tracked.sequences}
+    baseline = mask_scores(tracked.sequences, first_masks)["all"]
+    run.write_metrics({**scores, "first mask": baseline}, tracked.skipped)
+    render_video(run, tracked.sequences, lambda s: _draw(s, tracked.tracks[s.name]))
+    return run.result(tracked, {"encoder": scores["all"], "first mask": baseline}, clock())
 
 
-def follow_masks(frames: Frames, first: Labels, dense: Dense, settings: Propagation | None = None) -> Iterator[Labels]:
-    """The labels (h, w) of each frame: those of the first as they were given, then what is found.
+def track_masks(
+    frames: Frames, first: Labels, dense: DenseFeatures, settings: PropagationSettings | None = None
+) -> Iterator[Labels]:
+    """Yield the labels (h, w) of each frame. The first are ``first`` itself.
+
+    Args:
+        frames: of one video.
+        first: labels of the first frame.
+        dense: encoder of the frames.
+        settings: of the propagation; None takes the defaults.
 
     Raises:
-        SequenceError: a frame that cannot be read, or of another size than the mask.
+        SequenceError: a frame cannot be read, or its size is not that of ``first``.
     """
     ids = np.unique(first[first != VOID])
     ids = np.union1d([0], ids).astype(np.uint8)
     propagation: LabelPropagation | None = None
     for frame in frames:
         if frame.shape[:2] != first.shape:
-            sizes = f"{frame.shape[1]} x {frame.shape[0]}", f"{first.shape[1]} x {first.shape[0]}"
-            raise SequenceError(f"a frame is {sizes[0]}, the mask of the first {sizes[1]}")
-        features = dense(dense.image(frame))
+            frame_size, mask_size = (f"{array.shape[1]} x {array.shape[0]}" for array in (frame, first))
+            raise SequenceError(f"a frame is {frame_size}, the mask of the first {mask_size}")
+        features = dense(dense.preprocess(frame))
         if propagation is None:
-            shares = torch.from_numpy(first[None] == ids[:, None, None]).to(features)
-            coarse = F.interpolate(shares[None], size=features.shape[2:], mode="bilinear")[0]
+            one_hot = torch.from_numpy(first[None] == ids[:, None, None]).to(features)
+            coarse = F.interpolate(one_hot[None], size=features.shape[2:], mode="bilinear")[0]
             propagation = LabelPropagation(features, coarse, dense.stride, settings)
             yield first
             continue
@@ -112,11 +112,11 @@ def follow_masks(frames: Frames, first: Labels, dense: Dense, settings: Propagat
         yield ids[F.interpolate(soft[None], size=first.shape, mode="bilinear")[0].argmax(0).cpu().numpy()]
 
 
-def _first(sequence: MaskSequence) -> Labels:
-    first = sequence.ground_truth(0)
-    assert first is not None
-    return first
+def _first_labels(sequence: MaskSequence) -> Labels:
+    labels = sequence.ground_truth(0)
+    assert labels is not None
+    return labels
 
 
-def _drawn(sequence: MaskSequence, labels: list[Labels]) -> Callable[[int, Frame], Frame]:
-    return lambda number, frame: draw_labels(frame, labels[number], sequence.palette)
+def _draw(sequence: MaskSequence, labels: list[Labels]) -> DrawFrame:
+    return lambda i, frame: draw_labels(frame, labels[i], sequence.palette)
