@@ -1,4 +1,4 @@
-"""Small films in which the trackers of a narrow, untrained encoder must not lose anybody, written for every task."""
+"""Small videos in which a narrow, untrained encoder must track all objects, in the layout of every task."""
 
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from tests.evaluate.tracking.scenes import SIZE, Scene, blob, make_scene
 TASKS = ("sot", "vos", "mot", "mots", "pose")
 NARROW = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 64], "stem_type": "deep", "stem_width": 8}
 HEIGHT, WIDTH = SIZE
-FRONT = 1
-"""The object of both films that nothing hides."""
+FRONT_OBJECT = 1
+"""Index of the object in both videos that is never occluded."""
 
 
 def narrow_encoder(seed: int = 0) -> Encoder:
@@ -25,10 +25,12 @@ def narrow_encoder(seed: int = 0) -> Encoder:
 
 
 def crossing(length: int = 12) -> Scene:
-    """Two pass each other in steps of half their width, the near one hiding the far; a third leaves and comes back
-    elsewhere. Where somebody was does not tell where they are."""
+    """Two objects cross in steps of half their width, one occluding the other; a third leaves and reappears elsewhere.
+
+    The previous positions do not suffice to track them.
+    """
     pagoda, flower = load_sample_image("china.jpg"), load_sample_image("flower.jpg")
-    pieces = (blob(pagoda, (425, 215), (34, 76), 2), blob(flower, (300, 200), (34, 76), 3),
+    cutouts = (blob(pagoda, (425, 215), (34, 76), 2), blob(flower, (300, 200), (34, 76), 3),
               blob(pagoda, (120, 330), (34, 76), 4))  # fmt: skip
     steps = np.linspace(0, 1, length)
     x = np.stack([
@@ -37,16 +39,16 @@ def crossing(length: int = 12) -> Scene:
         np.select([steps < 0.35, steps > 0.65], [0.32, 0.72], 2.0),
     ])  # fmt: skip
     y = np.repeat([[0.42], [0.5], [0.76]], length, axis=1)
-    objects = [piece.resized(height) for piece, height in zip(pieces, (104, 110, 96), strict=True)]
+    objects = [cutout.resized(height) for cutout, height in zip(cutouts, (104, 110, 96), strict=True)]
     return make_scene(objects, _large(pagoda[:200, :300]), np.stack([x * WIDTH, y * HEIGHT], 2))
 
 
 def walk(length: int = 10, step: float = 10.0) -> Scene:
-    """Two pass each other slowly before a plain sky, and the far one is hidden but for a tenth."""
+    """Two objects cross slowly in front of plain sky; nine tenths of the far one are occluded at the crossing."""
     pagoda, flower = load_sample_image("china.jpg"), load_sample_image("flower.jpg")
     objects = [blob(pagoda, (600, 230), (30, 70), 2).resized(104), blob(flower, (300, 200), (34, 76), 3).resized(110)]
-    away = step * (np.arange(length) - length / 2)
-    x = np.stack([160 + away, 160 - away])
+    offset = step * (np.arange(length) - length / 2)
+    x = np.stack([160 + offset, 160 - offset])
     y = np.repeat([[90.0], [125.0]], length, axis=1)
     return make_scene(objects, _large(pagoda[:100, :150]), np.stack([x, y], 2))
 
@@ -55,11 +57,11 @@ def _large(photograph: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(photograph).resize((WIDTH, HEIGHT)))
 
 
-def write(task: str, scene: Scene, root: Path, name: str) -> Path:
-    """One sequence more of ``task`` in root/task, which is returned."""
+def write_scene(task: str, scene: Scene, root: Path, name: str) -> Path:
+    """Add a sequence of ``task`` to root/task, and return that folder."""
     folder = root / task
     if task == "sot":
-        write_otb(scene, folder, name, FRONT)
+        write_otb(scene, folder, name, FRONT_OBJECT)
     else:
         {"vos": write_davis, "mot": write_mot, "mots": write_mots, "pose": write_posetrack}[task](scene, folder, name)
     return folder

@@ -1,4 +1,4 @@
-"""Scenes in the layouts of the data sets: MOT17, MOTS20, KITTI MOTS, PoseTrack18, DAVIS 2017, OTB."""
+"""Writers of scenes in the layouts of MOT17, MOTS20, KITTI MOTS, PoseTrack18, DAVIS 2017 and OTB."""
 
 from __future__ import annotations
 
@@ -17,64 +17,64 @@ KEYPOINTS = (
     "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
     "right_ankle",
 )  # fmt: skip
-"""PoseTrack18's, of which it annotates no ears."""
-PEDESTRIAN = {"mots": 2, "mot": 1}
-LEAST = 0.3
-"""A detector finds objects of which more than this share is visible."""
-RATE = 20
+"""Keypoints of PoseTrack18, which does not annotate the ears."""
+PEDESTRIAN_CLASS = {"mots": 2, "mot": 1}
+MIN_VISIBILITY = 0.3
+"""Fraction of an object that must be visible to be detected."""
+FRAME_RATE = 20
 
 
 def write_mot(scene: Scene, folder: Path, name: str) -> Path:
-    """MOT17's: rows of gt.txt for all who are partly within the image, also hidden ones; 1-based boxes."""
+    """Write MOT17's layout; gt.txt has the 1-based boxes of all objects, also occluded ones, that meet the image."""
     path = folder / name
-    _sequence(scene, path, name)
-    truth, given = [], []
+    _write_sequence(scene, path, name)
+    ground_truth, detections = [], []
     for t in range(len(scene.frames)):
         for i in range(len(scene.boxes)):
             left, top, width, height = scene.boxes[i, t]
             row = f"{left + 1:g},{top + 1:g},{width:g},{height:g}"
-            if _is_near(scene, i, t):
-                seen = scene.shares[i, t]
-                truth.append(f"{t + 1},{i + 1},{row},1,{PEDESTRIAN['mot']},{seen:.5f}\n")
-            if scene.shares[i, t] > LEAST:
-                given.append(f"{t + 1},-1,{row},1\n")
-    for kind, lines in (("gt", sorted(truth, key=_by_track)), ("det", given)):
+            if _meets_image(scene, i, t):
+                visibility = scene.visibility[i, t]
+                ground_truth.append(f"{t + 1},{i + 1},{row},1,{PEDESTRIAN_CLASS['mot']},{visibility:.5f}\n")
+            if scene.visibility[i, t] > MIN_VISIBILITY:
+                detections.append(f"{t + 1},-1,{row},1\n")
+    for kind, lines in (("gt", sorted(ground_truth, key=_sort_key)), ("det", detections)):
         (path / kind).mkdir()
         (path / kind / f"{kind}.txt").write_text("".join(lines))
     return path
 
 
-def _is_near(scene: Scene, i: int, t: int) -> bool:
-    """Its box meets the image."""
+def _meets_image(scene: Scene, i: int, t: int) -> bool:
+    """Return whether the box of the object meets the image."""
     left, top, width, height = scene.boxes[i, t]
     rows, columns = scene.frames[t].shape[:2]
     return bool(left < columns and top < rows and left + width > 0 and top + height > 0)
 
 
-def _by_track(line: str) -> tuple[int, int]:
+def _sort_key(line: str) -> tuple[int, int]:
     frame, track = line.split(",")[:2]
     return int(track), int(frame)
 
 
-def _sequence(scene: Scene, path: Path, name: str) -> None:
-    _images(scene, path / "img1", "{:06}.jpg", first=1)
+def _write_sequence(scene: Scene, path: Path, name: str) -> None:
+    _write_images(scene, path / "img1", "{:06}.jpg", first=1)
     height, width = scene.frames[0].shape[:2]
     (path / "seqinfo.ini").write_text(
-        f"[Sequence]\nname={name}\nimDir=img1\nframeRate={RATE}\nseqLength={len(scene.frames)}\n"
+        f"[Sequence]\nname={name}\nimDir=img1\nframeRate={FRAME_RATE}\nseqLength={len(scene.frames)}\n"
         f"imWidth={width}\nimHeight={height}\nimExt=.jpg\n"
     )
 
 
-def _images(scene: Scene, folder: Path, name: str, first: int = 0) -> None:
+def _write_images(scene: Scene, folder: Path, name: str, first: int = 0) -> None:
     folder.mkdir(parents=True)
     for number, frame in enumerate(scene.frames, first):
         Image.fromarray(frame).save(folder / name.format(number), quality=95, subsampling=0, compress_level=1)
 
 
 def write_mots(scene: Scene, folder: Path, name: str) -> Path:
-    """MOTS20's: rows of frame, 1000 x class + object, class, height, width, mask; frames count from 1."""
+    """Write MOTS20's layout: rows of frame, 1000 * class + object, class, height, width, mask; frames count from 1."""
     path = folder / name
-    _sequence(scene, path, name)
+    _write_sequence(scene, path, name)
     (path / "gt").mkdir()
     (path / "gt" / "gt.txt").write_text("".join(_mask_rows(scene, first=1)))
     return path
@@ -86,23 +86,23 @@ def _mask_rows(scene: Scene, first: int) -> list[str]:
     for t in range(len(scene.frames)):
         for i in np.flatnonzero(scene.visible[:, t].any(axis=(1, 2))):
             counts = coco_mask.encode(np.asfortranarray(scene.visible[i, t], np.uint8))["counts"].decode()
-            kind = PEDESTRIAN["mots"]
-            rows.append(f"{t + first} {1000 * kind + i + 1} {kind} {height} {width} {counts}\n")
+            class_id = PEDESTRIAN_CLASS["mots"]
+            rows.append(f"{t + first} {1000 * class_id + i + 1} {class_id} {height} {width} {counts}\n")
     return rows
 
 
 def write_kitti_mots(scene: Scene, root: Path, name: str) -> Path:
-    """KITTI MOTS's: image_02/NAME/000000.png, and rows as MOTS20's in instances_txt/NAME.txt; frames count from 0."""
-    _images(scene, root / "image_02" / name, "{:06}.png")
+    """Write KITTI MOTS's layout: image_02/NAME/000000.png, and instances_txt/NAME.txt with frames that count from 0."""
+    _write_images(scene, root / "image_02" / name, "{:06}.png")
     (root / "instances_txt").mkdir(exist_ok=True)
     (root / "instances_txt" / f"{name}.txt").write_text("".join(_mask_rows(scene, first=0)))
     return root
 
 
 def write_posetrack(scene: Scene, root: Path, name: str) -> Path:
-    """PoseTrack18's: annotations/val/NAME.json of all who have a visible joint; NAME begins with six digits."""
+    """Write PoseTrack18's layout with all objects that have a visible joint; NAME begins with six digits."""
     inner = f"images/val/{name}"
-    _images(scene, root / inner, "{:06}.jpg")
+    _write_images(scene, root / inner, "{:06}.jpg")
     height, width = scene.frames[0].shape[:2]
     images: list[dict[str, Any]] = []
     people: list[dict[str, Any]] = []
@@ -136,8 +136,8 @@ def _person(scene: Scene, i: int, t: int, image: int) -> dict[str, Any]:
 
 
 def write_davis(scene: Scene, root: Path, name: str) -> Path:
-    """DAVIS 2017's at 480p, images with a palette; NAME is added to the list of val."""
-    _images(scene, root / "JPEGImages" / "480p" / name, "{:05}.jpg")
+    """Write DAVIS 2017's layout at 480p with indexed masks, and add NAME to the val list."""
+    _write_images(scene, root / "JPEGImages" / "480p" / name, "{:05}.jpg")
     folder = root / "Annotations" / "480p" / name
     folder.mkdir(parents=True)
     for t in range(len(scene.frames)):
@@ -145,15 +145,15 @@ def write_davis(scene: Scene, root: Path, name: str) -> Path:
         image = Image.fromarray(np.asarray(labels, np.uint8))
         image.putpalette(palette())
         image.save(folder / f"{t:05}.png")
-    listed = root / "ImageSets" / "2017" / "val.txt"
-    listed.parent.mkdir(parents=True, exist_ok=True)
-    with listed.open("a") as file:
+    val_list = root / "ImageSets" / "2017" / "val.txt"
+    val_list.parent.mkdir(parents=True, exist_ok=True)
+    with val_list.open("a") as file:
         file.write(f"{name}\n")
     return root
 
 
 def palette() -> list[int]:
-    """VOC's 256 colors, which DAVIS has: bits 0, 3, 6 of a label are red's highest, and so on."""
+    """Return the 256 colors of VOC and DAVIS: bits 0, 3 and 6 of a label are the highest bits of red, and so on."""
     numbers = np.arange(256)
     colors = np.zeros((256, 3), int)
     for bit in range(8):
@@ -164,9 +164,9 @@ def palette() -> list[int]:
 
 
 def write_otb(scene: Scene, root: Path, name: str, target: int) -> Path:
-    """OTB's: img/0001.jpg and the 1-based box of one object in every frame."""
+    """Write OTB's layout: img/0001.jpg and the 1-based box of one object in every frame."""
     path = root / name
-    _images(scene, path / "img", "{:04}.jpg", first=1)
+    _write_images(scene, path / "img", "{:04}.jpg", first=1)
     boxes = scene.boxes[target] + (1, 1, 0, 0)
     np.savetxt(path / "groundtruth_rect.txt", boxes, "%d", ",")
     return path

@@ -55,7 +55,7 @@ def columns(labels: Labels | None) -> list[int]:
     return labels[0].tolist()
 
 
-def test_the_palette_is_vocs() -> None:
+def test_palette_is_that_of_pascal_voc() -> None:
     # published in the development kit of PASCAL VOC 2012
     assert PALETTE[:9].tolist() == [
         [0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128], [0, 128, 128], [128, 128, 128],
@@ -83,13 +83,13 @@ def test_the_palette_is_vocs() -> None:
         pytest.param("RGBA", ((*RED, 255), (*GREEN, 0)), ((*GREEN, 0), (*RED, 9)), [1, 0], [0, 1], id="transparent"),
     ],
 )
-def test_what_masks_mean(
+def test_labels_of_all_mask_encodings(
     tmp_path: Path, kind: str, first: Any, second: Any, labels: list[int], later: list[int]
 ) -> None:
     write(tmp_path, [grid(*first), grid(*second)], kind)
     sequence = load(tmp_path)
     for frame, expected in enumerate((labels, later)):
-        assert columns(sequence.truth(frame)) == [*expected, *[0] * (W - len(expected))]
+        assert columns(sequence.ground_truth(frame)) == [*expected, *[0] * (W - len(expected))]
 
 
 @pytest.mark.parametrize(
@@ -102,25 +102,25 @@ def test_what_masks_mean(
         ("RGB", (GREEN, RED), {1: RED, 2: GREEN}),
     ],
 )
-def test_colors_are_those_of_the_masks(tmp_path: Path, kind: str, first: Any, colors: dict[int, Any]) -> None:
+def test_palette_comes_from_the_masks(tmp_path: Path, kind: str, first: Any, colors: dict[int, Any]) -> None:
     write(tmp_path, [grid(*first)], kind)
     palette = load(tmp_path).palette
     assert palette.shape == (256, 3)
     assert {label: tuple(palette[label].tolist()) for label in colors} == colors
 
 
-def test_frames_and_which_are_annotated(tmp_path: Path) -> None:
+def test_unannotated_frames_have_no_labels(tmp_path: Path) -> None:
     write(tmp_path, [grid(1) if i % 5 == 0 else None for i in range(12)], name="fifth")
     write(tmp_path, [grid(1), None, None], name="first")
     fifth, first = load(tmp_path, "fifth"), load(tmp_path, "first")
-    assert [i for i in range(12) if fifth.truth(i) is not None] == [0, 5, 10]
-    assert [first.truth(i) is None for i in range(3)] == [False, True, True]
+    assert [i for i in range(12) if fifth.ground_truth(i) is not None] == [0, 5, 10]
+    assert [first.ground_truth(i) is None for i in range(3)] == [False, True, True]
     assert fifth.name == "fifth"
     assert fifth.names[:3] == ("00000", "00005", "00010")
     assert [int(frame[0, 0, 0]) for frame in fifth.frames] == list(range(12))
 
 
-def test_the_tenth_frame_comes_after_the_ninth(tmp_path: Path) -> None:
+def test_frames_are_in_numeric_order(tmp_path: Path) -> None:
     folder = write(tmp_path, [])
     for i in (10, 9, 8):
         Image.fromarray(np.full((H, W, 3), i, np.uint8)).save(tmp_path / f"JPEGImages/480p/dog/{i}.png")
@@ -130,12 +130,12 @@ def test_the_tenth_frame_comes_after_the_ninth(tmp_path: Path) -> None:
     assert [int(frame[0, 0, 0]) for frame in sequence.frames] == [8, 9, 10]
 
 
-def test_objects_that_come_later_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_objects_missing_in_the_first_mask_are_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, [grid(1), grid(1, 255), grid(1, 2), grid(2)])
     sequence = load(tmp_path)
-    expected = "dog: objects that the first mask lacks are background; 00010.png is the first of 2 with some\n"
+    expected = "dog: 2 masks, first 00010.png, have objects that the first mask lacks; they are background\n"
     assert capsys.readouterr().err.endswith(expected)
-    assert columns(sequence.truth(3)) == [0] * W
+    assert columns(sequence.ground_truth(3)) == [0] * W
 
 
 @pytest.mark.parametrize("inner", ["", "DAVIS", "2017-trainval"])
@@ -168,8 +168,8 @@ def test_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "ImageSets" / place).mkdir(parents=True)
         (tmp_path / "ImageSets" / place / "val.txt").write_text(text)
     assert list(open_mask_sequences(tmp_path)) == ["bear", "gone"]
-    assert "the 2 sequences of" in (said := capsys.readouterr().err)
-    assert "2017/val.txt" in said
+    assert "the 2 sequences of" in (message := capsys.readouterr().err)
+    assert "2017/val.txt" in message
     assert list(open_mask_sequences(tmp_path, ["ape"])) == ["ape"]
     with pytest.raises(SequenceError, match="gone: no frames"):
         load(tmp_path, "gone")
@@ -180,23 +180,27 @@ def test_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         open_mask_sequences(tmp_path)
 
 
-def test_what_makes_all_impossible(tmp_path: Path) -> None:
+def test_invalid_data_is_rejected_in_one_line(tmp_path: Path) -> None:
     def message(data: Path, names: Sequence[str] | None = None) -> str:
         with pytest.raises(InputError) as error:
             open_mask_sequences(data, names)
         assert "\n" not in str(error.value)
         return str(error.value).replace(str(tmp_path), "DATA")
 
-    assert message(tmp_path / "no") == "data: expected a folder in the layout of DAVIS, got DATA/no, which is none"
-    assert message(tmp_path) == "data: expected JPEGImages in DATA or in one folder within it; got none"
+    assert (
+        message(tmp_path / "no") == "data: expected a folder in the layout of DAVIS, got DATA/no, which is not a folder"
+    )
+    assert message(tmp_path) == "data: expected JPEGImages in DATA or in exactly one of its folders, got none"
     for name in ("a", "b"):
         (tmp_path / name / "JPEGImages/480p").mkdir(parents=True)
-    assert message(tmp_path).endswith("within it; got a, b")
-    assert message(tmp_path / "a") == "data: DATA/a has JPEGImages; expected Annotations beside it"
+    assert message(tmp_path).endswith("of its folders, got a, b")
+    assert message(tmp_path / "a") == "data: DATA/a has JPEGImages but no Annotations; expected both"
     (tmp_path / "a/Annotations/1080p/dog").mkdir(parents=True)
-    assert message(tmp_path / "a") == "data: DATA/a has no JPEGImages and Annotations of the same of 480p, 1080p"
+    assert (
+        message(tmp_path / "a") == "data: DATA/a has JPEGImages and Annotations of different resolutions, 480p, 1080p"
+    )
     (tmp_path / "b/Annotations/480p").mkdir(parents=True)
-    assert message(tmp_path / "b").startswith("data: expected folders with masks in DATA/b/Annotations/480p")
+    assert message(tmp_path / "b").startswith("data: expected a folder with masks in DATA/b/Annotations/480p")
     (tmp_path / "b/Annotations/480p/dog").mkdir()
     assert message(tmp_path / "b", ["dig"]).endswith("no sequence 'dig'; did you mean dog?")
     assert message(tmp_path / "b", ["../dog"]).endswith("did you mean dog?")
@@ -206,45 +210,57 @@ def test_what_makes_all_impossible(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("masks", "kind", "said"),
+    ("masks", "kind", "message"),
     [
         ([], "P", "dog: no frames"),
         ([None, grid(1)], "P", "dog: no mask of the first frame, 00000.png"),
         ([grid(), grid(1)], "P", "00000.png: no object in the first mask"),
         ([grid(255, 255)], "P", "00000.png: no object in the first mask"),
-        ([grid(1), grid(1), None, grid(1)], "P", "3 masks for 4 frames, 00010.png is the first that is missing"),
-        ([grid(1), None, grid(1), grid(1)], "P", "3 masks for 4 frames, 00005.png is the first that is missing"),
-        ([grid(1), grid(1), grid(1), None], "P", "3 masks for 4 frames, 00015.png is the first that is missing"),
+        ([grid(1), grid(1), None, grid(1)], "P", "3 masks for 4 frames, 00010.png is the first missing one"),
+        ([grid(1), None, grid(1), grid(1)], "P", "3 masks for 4 frames, 00005.png is the first missing one"),
+        ([grid(1), grid(1), grid(1), None], "P", "3 masks for 4 frames, 00015.png is the first missing one"),
         ([grid(1), grid(1)[:, 1:]], "P", "00005.png: 7 x 6 pixels, expected 8 x 6 as in its frame"),
         ([grid(1)[1:]], "P", "00000.png: 8 x 5 pixels, expected 8 x 6 as in its frame"),
-        ([grid(64, 128, 255)], "L", "00000.png: grays 64, 128, 255 ...; expected labels 1, 2 ..., or white alone"),
-        ([grid((9, 9, 9), (255, 255, 255))], "RGB", "00000.png: grays 9, 255 ...; expected"),
-        ([grid(1).astype(np.uint16)], "I;16", "00000.png: an image of mode I;16; expected indices"),
+        (
+            [grid(64, 128, 255)],
+            "L",
+            "or only white on black, got gray levels [64, 128, 255]",
+        ),
+        (
+            [grid((9, 9, 9), (255, 255, 255))],
+            "RGB",
+            "or only white on black, got gray levels [9, 255]",
+        ),
+        (
+            [grid(1).astype(np.uint16)],
+            "I;16",
+            "00000.png: expected indices, gray levels or colors of 8 bits, got",
+        ),
     ],
 )
-def test_what_breaks_a_sequence(tmp_path: Path, masks: Any, kind: str, said: str) -> None:
+def test_invalid_sequences_are_rejected(tmp_path: Path, masks: Any, kind: str, message: str) -> None:
     write(tmp_path, masks, kind)
     opened = open_mask_sequences(tmp_path)
-    with pytest.raises(SequenceError, match=re.escape(said)):
+    with pytest.raises(SequenceError, match=re.escape(message)):
         opened["dog"]()
 
 
-def test_images_that_are_no_masks(tmp_path: Path) -> None:
+def test_photographs_are_not_masks(tmp_path: Path) -> None:
     folder = write(tmp_path, [None, None])
     for i in range(2):
         smooth = np.random.default_rng(i).integers(0, 256, (H, W, 3), np.uint8).repeat(6, 0).repeat(6, 1)
         for name, kind in (("JPEGImages/480p/dog", "jpg"), ("Annotations/480p/dog", "png")):
             Image.fromarray(smooth).resize((90, 90)).save(tmp_path / name / f"{5 * i:05}.{kind}")
-    with pytest.raises(SequenceError, match=r"00000.png: \d+ colors; expected one for each of up to 254 objects"):
+    with pytest.raises(SequenceError, match=r"00000.png: expected one color for each of up to 254 objects, got \d+"):
         load(tmp_path)
     for file in folder.iterdir():
         image(np.ones((90, 90), np.uint8), "P").save(file)
     Image.fromarray(np.ones((90, 90, 3), np.uint8)).save(folder / "00005.png")
-    with pytest.raises(SequenceError, match=r"00005.png: expected indices or grays as in the first mask"):
+    with pytest.raises(SequenceError, match=r"00005.png: expected indices or gray levels as in the first mask"):
         load(tmp_path)
 
 
-def test_damage_is_found_before_anything_is_tracked(tmp_path: Path) -> None:
+def test_corrupt_files_are_detected_on_loading(tmp_path: Path) -> None:
     folder = write(tmp_path, [grid(1)] * 3)
     whole, frame = (folder / "00010.png").read_bytes(), tmp_path / "JPEGImages/480p/dog/00010.jpg"
     for damaged in (b"", b"text", frame.read_bytes(), whole[:-30], whole.replace(b"IDAT", b"IDAX")):
@@ -265,18 +281,18 @@ def test_damage_is_found_before_anything_is_tracked(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((H, W, 3), np.uint8)).save(frame)
     assert len(load(tmp_path).frames) == 3
     Image.fromarray(np.zeros((H, W, 3), np.uint8)).save(frame.with_suffix(".png"))
-    with pytest.raises(SequenceError, match="dog: two frames of one name"):
+    with pytest.raises(SequenceError, match="dog: two frames have the same name"):
         load(tmp_path)
 
 
-def test_davis_itself(real_data: Path) -> None:
+def test_real_davis(real_data: Path) -> None:
     opened = open_mask_sequences(real_data / "davis16-subset")
     assert list(opened) == ["blackswan", "dog", "drift-straight", "kite-surf", "libby", "motocross-jump"]
     lengths = []
     for load_one in opened.values():
         sequence = load_one()
         lengths.append(len(sequence.frames))
-        truth = sequence.truth(lengths[-1] - 1)
+        truth = sequence.ground_truth(lengths[-1] - 1)
         assert truth is not None
         assert truth.shape == (480, 854)
         assert set(np.unique(truth)) <= {0, 1}

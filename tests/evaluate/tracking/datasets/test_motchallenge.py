@@ -8,14 +8,14 @@ from PIL import Image
 
 from mec.errors import InputError
 from mec.evaluate.tracking.datasets.motchallenge import (
-    compare_boxes,
     open_box_detections,
     read_detections,
+    read_ground_truth,
     read_tracks,
-    read_truth,
     write_tracks,
 )
 from mec.evaluate.tracking.metrics.identity import identity_scores
+from mec.evaluate.tracking.metrics.motchallenge import box_similarities
 from mec.evaluate.tracking.sequences import DetectionSequence, FrameObjects, ImageFrames, SequenceError
 
 INI = "[Sequence]\nname=x\nimDir=img1\nframeRate=14\nseqLength=3\nimWidth=64\nimHeight=48\nimExt=.png\n"
@@ -39,7 +39,7 @@ def load(folder: Path, detections: str | None = None, min_score: float = 0.5) ->
 
 
 def boxes(sequence: DetectionSequence) -> list[list[list[float]]]:
-    return [found.boxes.tolist() for found in sequence.given]
+    return [found.boxes.tolist() for found in sequence.detections]
 
 
 def tracks(*frames: dict[int, list[float]]) -> list[FrameObjects]:
@@ -51,19 +51,19 @@ def tracks(*frames: dict[int, list[float]]) -> list[FrameObjects]:
 
 def text_only(folder: Path, name: str, text: str, frames: int) -> DetectionSequence:
     (folder / f"{name}.txt").write_text(text)
-    return DetectionSequence(name, ImageFrames(()), (), read_truth(folder / f"{name}.txt", frames, name))
+    return DetectionSequence(name, ImageFrames(()), (), read_ground_truth(folder / f"{name}.txt", frames, name))
 
 
-def test_figures_that_were_published(real_data: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_metrics_match_published_values(real_data: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("trackeval")
     folder, compared = real_data / "MOT15", {}
     for name, frames in (("TUD-Campus", 71), ("TUD-Stadtmitte", 179)):
-        truth = read_truth(folder / "train" / name / "gt/gt.txt", frames, name)
+        truth = read_ground_truth(folder / "train" / name / "gt/gt.txt", frames, name)
         found = read_tracks(folder / "results", name, frames)
-        compared[name] = compare_boxes(DetectionSequence(name, ImageFrames(()), (), truth), found)
+        compared[name] = box_similarities(DetectionSequence(name, ImageFrames(()), (), truth), found)
     scores = identity_scores(compared)
     assert capfd.readouterr() == ("", "")
-    columns = ("IDF1", "IDP", "IDR", "MOTA", "MOTP", "false", "missed", "switches", "fragmentations")
+    columns = ("IDF1", "IDP", "IDR", "MOTA", "MOTP", "FP", "FN", "ID switches", "Frag")
     for name, published in (
         ("TUD-Campus", (55.8, 73.0, 45.1, 52.6, 72.3, 13, 150, 7, 7)),
         ("TUD-Stadtmitte", (64.5, 82.0, 53.1, 56.4, 65.4, 45, 452, 7, 6)),
@@ -73,10 +73,10 @@ def test_figures_that_were_published(real_data: Path, capfd: pytest.CaptureFixtu
     assert [scores["all"][c] for c in columns[5:]] == [58, 602, 14, 13]
 
 
-def test_real_frames_with_their_detections(real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_real_mot17_detections(real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loads = open_box_detections(real_data / "MOT17-mini")
     given = open_box_detections(real_data / "MOT17-mini", "gt", names=["*-FRCNN"])
-    assert capsys.readouterr() == ("", ""), "nothing is read before it is asked for"
+    assert capsys.readouterr() == ("", ""), "nothing is read before it is loaded"
     counted = {
         "02": (4, 88),
         "04": (8, 336),
@@ -91,20 +91,20 @@ def test_real_frames_with_their_detections(real_data: Path, capsys: pytest.Captu
         sequence = loads[name]()
         lines = np.loadtxt(real_data / "MOT17-mini/train" / name / "det/det.txt", delimiter=",")
         kept = lines[(lines[:, 0] <= frames) & (lines[:, 6] > 0.5)]
-        assert (len(sequence.frames), len(sequence.given)) == (frames, frames)
-        assert sequence.frames.rate == {"05": 14, "13": 25}.get(name[6:8], 30)
-        for number, found in enumerate(sequence.given, 1):
+        assert (len(sequence.frames), len(sequence.detections)) == (frames, frames)
+        assert sequence.frames.frame_rate == {"05": 14, "13": 25}.get(name[6:8], 30)
+        for number, found in enumerate(sequence.detections, 1):
             np.testing.assert_array_equal(found.boxes, kept[kept[:, 0] == number, 2:6])
             np.testing.assert_array_equal(found.scores, kept[kept[:, 0] == number, 6])
             assert found.ids is None
-        assert sum(len(found) for found in given[name]().given) == people
-    assert "MOT17-02-FRCNN: 4 frames are there, 600 in seqinfo.ini" in capsys.readouterr().err
+        assert sum(len(found) for found in given[name]().detections) == people
+    assert "MOT17-02-FRCNN: 4 frames exist, 600 are in seqinfo.ini" in capsys.readouterr().err
 
 
-def wandering(truth: list[np.ndarray], seed: int) -> Iterator[FrameObjects]:
-    """Boxes of the truth, all classes, some lost, moved or exchanged."""
+def perturbed(ground_truth: list[np.ndarray], seed: int) -> Iterator[FrameObjects]:
+    """Yield ground truth boxes of all classes, some of them missing, moved or with swapped ids."""
     random = np.random.default_rng(seed)
-    for rows in truth:
+    for rows in ground_truth:
         kept = rows[random.random(len(rows)) < 0.9]
         moved = kept[:, 2:6] + random.normal(0, 0.08, (len(kept), 4)) * kept[:, [4, 5, 4, 5]]
         ids = kept[:, 1].astype(np.int64)
@@ -113,7 +113,7 @@ def wandering(truth: list[np.ndarray], seed: int) -> Iterator[FrameObjects]:
         yield FrameObjects(np.abs(moved), random.random(len(ids)), ids)
 
 
-def test_trackevals_command_has_the_same_figures(real_data: Path, tmp_path: Path) -> None:
+def test_metrics_match_trackevals_command(real_data: Path, tmp_path: Path) -> None:
     trackeval = pytest.importorskip("trackeval")
     sources = {"MOT15": (real_data / "MOT15/train", ("TUD-Campus", "TUD-Stadtmitte"))}
     mini = real_data / "MOT17-mini/train"
@@ -125,14 +125,14 @@ def test_trackevals_command_has_the_same_figures(real_data: Path, tmp_path: Path
             table = np.loadtxt(truth / name / "gt/gt.txt", delimiter=",")
             lengths[name] = int(table[:, 0].max())
             rows = [table[table[:, 0] == frame] for frame in range(1, lengths[name] + 1)]
-            said = list(wandering(rows, seed))
-            write_tracks(found / "ours/data", name, said)
-            known = read_truth(truth / name / "gt/gt.txt", lengths[name], name)
+            tracked = list(perturbed(rows, seed))
+            write_tracks(found / "ours/data", name, tracked)
+            known = read_ground_truth(truth / name / "gt/gt.txt", lengths[name], name)
             assert known.benchmark == benchmark
-            compared[name] = compare_boxes(DetectionSequence(name, ImageFrames(()), (), known), said)
+            compared[name] = box_similarities(DetectionSequence(name, ImageFrames(()), (), known), tracked)
         ours = identity_scores(compared)
         assert 0.1 < ours["all"]["HOTA"] < 0.9
-        assert min(ours["all"][c] for c in ("switches", "fragmentations", "false", "missed")) > 0
+        assert min(ours["all"][c] for c in ("ID switches", "Frag", "FP", "FN")) > 0
         quiet = dict.fromkeys(("PRINT_RESULTS", "PRINT_CONFIG", "OUTPUT_SUMMARY", "OUTPUT_DETAILED"), False)
         evaluator = trackeval.Evaluator({**quiet, "PLOT_CURVES": False, "TIME_PROGRESS": False, "BREAK_ON_ERROR": True})
         dataset = trackeval.datasets.MotChallenge2DBox(
@@ -146,35 +146,35 @@ def test_trackevals_command_has_the_same_figures(real_data: Path, tmp_path: Path
         theirs = evaluator.evaluate([dataset], metrics)[0]["MotChallenge2DBox"]["ours"]
         for name in (*names, "all"):
             one = theirs["COMBINED_SEQ" if name == "all" else name]["pedestrian"]
-            every = {**one["HOTA"], **one["CLEAR"], **one["Identity"]}
-            renamed = {"switches": "IDSW", "fragmentations": "Frag", "false": "CLR_FP", "missed": "CLR_FN"}
-            expected = {column: np.mean(every[renamed.get(column, column)]) for column in ours[name]}
+            values = {**one["HOTA"], **one["CLEAR"], **one["Identity"]}
+            renamed = {"ID switches": "IDSW", "Frag": "Frag", "FP": "CLR_FP", "FN": "CLR_FN"}
+            expected = {column: np.mean(values[renamed.get(column, column)]) for column in ours[name]}
             assert ours[name] == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
-KINDS = "1,1,0,0,10,20,1,1,1\n1,2,100,0,10,20,1,{},1\n1,3,200,0,10,20,0,1,1\n2,1,0,0,10,20,1,1,1\n"
+CLASS_LINES = "1,1,0,0,10,20,1,1,1\n1,2,100,0,10,20,1,{},1\n1,3,200,0,10,20,0,1,1\n2,1,0,0,10,20,1,1,1\n"
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "false"),
+    ("name", "class_id", "false_positives"),
     [
-        *((name, kind, 1) for name in ("MOT17-99", "MOT20-99") for kind in (2, 7, 8, 12)),
-        *((name, kind, 2) for name in ("MOT17-99", "MOT20-99") for kind in (3, 13)),
+        *((name, class_id, 1) for name in ("MOT17-99", "MOT20-99") for class_id in (2, 7, 8, 12)),
+        *((name, class_id, 2) for name in ("MOT17-99", "MOT20-99") for class_id in (3, 13)),
         ("MOT17-99", 6, 2),
         ("MOT20-99", 6, 1),
     ],
 )
-def test_a_match_with_a_distractor_is_neither_right_nor_wrong(tmp_path: Path, name: str, kind: int, false: int) -> None:
-    """What fits a pedestrian without a flag is wrong all the same; only MOT20 has a vehicle without motor in this."""
+def test_matches_with_distractors_are_removed(tmp_path: Path, name: str, class_id: int, false_positives: int) -> None:
+    """A match with a pedestrian of flag 0 is a false positive; non-motorized vehicles are distractors only in MOT20."""
     pytest.importorskip("trackeval")
-    sequence = text_only(tmp_path, name, KINDS.format(kind), 3)
+    sequence = text_only(tmp_path, name, CLASS_LINES.format(class_id), 3)
     said = tracks({5: [0, 0, 10, 20], -6: [102, 0, 10, 20], 10**12: [200, 0, 10, 20]}, {}, {})
-    compared = compare_boxes(sequence, said)
-    assert [len(frame) for frame in compared.truth_ids] == [1, 1, 0]
-    assert [len(frame) for frame in compared.found_ids] == [1 + false, 0, 0]
+    compared = box_similarities(sequence, said)
+    assert [len(frame) for frame in compared.ground_truth_ids] == [1, 1, 0]
+    assert [len(frame) for frame in compared.track_ids] == [1 + false_positives, 0, 0]
     row = identity_scores({name: compared})["all"]
-    assert (row["false"], row["missed"], row["MOTP"]) == (false, 1, 1.0)
-    assert row["MOTA"] == pytest.approx((2 - 1 - false) / 2)
+    assert (row["FP"], row["FN"], row["MOTP"]) == (false_positives, 1, 1.0)
+    assert row["MOTA"] == pytest.approx((2 - 1 - false_positives) / 2)
 
 
 @pytest.mark.parametrize("rest", ["1,-1,-1,-1", "1,4.5,5.5,0", "1,-1,-1", "1,-1", "1"])
@@ -183,28 +183,28 @@ def test_mot15_has_no_classes(tmp_path: Path, rest: str) -> None:
     flagless = "0" + rest[1:]
     text = f"1,4,0,0,10,20,{rest}\n1,2,100,0,10,20,{flagless}\n"
     sequence = text_only(tmp_path, "MOT17-like", text, 1)
-    assert sequence.truth.benchmark == "MOT15"
-    row = identity_scores({"a": compare_boxes(sequence, tracks({1: [0, 0, 10, 20], 2: [100, 0, 10, 20]}))})["a"]
-    assert (row["false"], row["missed"], row["IDP"], row["IDR"]) == (1, 0, 0.5, 1.0)
+    assert sequence.ground_truth.benchmark == "MOT15"
+    row = identity_scores({"a": box_similarities(sequence, tracks({1: [0, 0, 10, 20], 2: [100, 0, 10, 20]}))})["a"]
+    assert (row["FP"], row["FN"], row["IDP"], row["IDR"]) == (1, 0, 0.5, 1.0)
 
 
-def test_six_columns_of_truth_all_count(tmp_path: Path) -> None:
-    truth = text_only(tmp_path, "a", "1,4,0,0,10,20\n1,2,100,0,10,20\n", 1).truth
+def test_ground_truth_without_flags_is_evaluated(tmp_path: Path) -> None:
+    truth = text_only(tmp_path, "a", "1,4,0,0,10,20\n1,2,100,0,10,20\n", 1).ground_truth
     assert (truth.benchmark, truth.flags[0].tolist(), truth.ids[0].tolist()) == ("MOT15", [1, 1], [4, 2])
 
 
-def test_tracks_are_for_every_frame_and_have_ids(tmp_path: Path) -> None:
+def test_tracks_need_ids_and_one_entry_per_frame(tmp_path: Path) -> None:
     pytest.importorskip("trackeval")
     sequence = text_only(tmp_path, "a", GT, 3)
     with pytest.raises(ValueError, match="a: expected tracks of 3 frames, got 2"):
-        compare_boxes(sequence, tracks({}, {}))
+        box_similarities(sequence, tracks({}, {}))
     with pytest.raises(ValueError, match="expected tracks with ids"):
-        compare_boxes(sequence, [FrameObjects(np.zeros((0, 4)), np.zeros(0))] * 3)
-    with pytest.raises(SequenceError, match=r"line 2: expected the number in column 2 once in a frame"):
+        box_similarities(sequence, [FrameObjects(np.zeros((0, 4)), np.zeros(0))] * 3)
+    with pytest.raises(SequenceError, match=r"line 2: expected the id in column 2 once per frame"):
         text_only(tmp_path, "b", "1,1,2,3,10,20\n1,1,30,3,10,20\n", 3)
 
 
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+def test_tracks_round_trip(tmp_path: Path) -> None:
     said = tracks({5: [0.1, 1 / 3, 1e-7, 2e9], -2: [-1, 2, 3, 4]}, {}, {5: [0, 0, 10, 20]})
     write_tracks(tmp_path, "a", said)
     assert (tmp_path / "a.txt").read_text().splitlines()[1] == "1,-2,-1.0,2.0,3.0,4.0,1.0,-1,-1,-1"
@@ -217,23 +217,25 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         read_tracks(tmp_path, "a", 2)
     with pytest.raises(ValueError, match="ids"):
         write_tracks(tmp_path, "a", [*tracks({1: [0, 0, 1, 1]}), FrameObjects(np.zeros((1, 4)), np.ones(1))])
-    assert len(read_tracks(tmp_path, "a", 4)[0]) == 2, "the file of before"
+    assert len(read_tracks(tmp_path, "a", 4)[0]) == 2, "the previous file is kept"
     assert [f.name for f in tmp_path.iterdir()] == ["a.txt"]
     write_tracks(tmp_path, "none", tracks({}, {}))
     assert [len(found) for found in read_tracks(tmp_path, "none", 2)] == [0, 0]
 
 
-def test_a_small_sequence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_detections_and_ground_truth_boxes_of_a_small_sequence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sequence = load(write(tmp_path / "a"))
-    assert (sequence.name, sequence.frames.rate, len(sequence.frames)) == ("a", 14, 3)
+    assert (sequence.name, sequence.frames.frame_rate, len(sequence.frames)) == ("a", 14, 3)
     assert [frame[0, 0, 0] for frame in sequence.frames] == [1, 2, 3]
     assert boxes(sequence) == [[[2.5, 3, 10, 20], [30, 3, 10, 20]], [], [[50, 4, 10, 20]]]
-    assert [found.scores.tolist() for found in sequence.given] == [[0.9, 0.7], [], [0.51]]
+    assert [found.scores.tolist() for found in sequence.detections] == [[0.9, 0.7], [], [0.51]]
     assert boxes(load(tmp_path / "a", "gt")) == [[[2, 3, 10, 20], [30, 3, 10, 20]], [[3, 3, 10, 20]], []]
     assert boxes(load(tmp_path / "a", min_score=0.7)) == [[[2.5, 3, 10, 20]], [], []]
     assert capsys.readouterr() == ("", "")
     (tmp_path / "a/seqinfo.ini").unlink()
-    assert (len(load(tmp_path / "a").frames), load(tmp_path / "a").frames.rate) == (3, 30)
+    assert (len(load(tmp_path / "a").frames), load(tmp_path / "a").frames.frame_rate) == (3, 30)
     assert boxes(load(tmp_path / "a", min_score=0.9)) == [[], [], []]
     assert capsys.readouterr().err == "a: no box in any of the 3 frames, so there will be no tracks\n"
 
@@ -247,8 +249,8 @@ def test_a_small_sequence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ("{},-1,{},3,10,20", [1, 1]),
     ],
 )
-def test_forms_of_detections(tmp_path: Path, line: str, scores: list[float]) -> None:
-    """Six columns have no id, but for those that have -1 there; without scores nothing is left out."""
+def test_formats_of_detections(tmp_path: Path, line: str, scores: list[float]) -> None:
+    """Six columns are without id unless column 2 is -1; without scores all boxes are kept."""
     (tmp_path / "det.txt").write_text(line.format(2, 7, 0.9) + "\n\n" + line.format(1, 6, 0.4) + "\n")
     first, second = read_detections(tmp_path / "det.txt", 2, 0.3)
     assert (first.boxes.tolist(), second.boxes.tolist()) == ([[6, 3, 10, 20]], [[7, 3, 10, 20]])
@@ -258,7 +260,7 @@ def test_forms_of_detections(tmp_path: Path, line: str, scores: list[float]) -> 
 
 
 @pytest.mark.parametrize("place", ["MOT17-01-SDP.txt", "MOT17-01-SDP/det.txt", "MOT17-01-SDP/det/det.txt"])
-def test_detections_of_others(
+def test_detections_from_another_folder(
     tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -272,19 +274,19 @@ def test_detections_of_others(
     loads = open_box_detections(tmp_path, "~/own")
     assert list(loads) == names
     said = capsys.readouterr().err
-    assert "test is left out" in said
-    assert '2 sequences are the videos of others; --sequences "*-FRCNN"' in said
-    assert len(loads["MOT17-01-SDP"]().given[0]) == 2
+    assert "test is ignored" in said
+    assert '2 sequences repeat the video of another one; --sequences "*-FRCNN"' in said
+    assert len(loads["MOT17-01-SDP"]().detections[0]) == 2
     with pytest.raises(SequenceError, match=r"no detections of MOT17-01-DPM in .*own"):
         loads["MOT17-01-DPM"]()
     assert list(open_box_detections(tmp_path, "gt", names=["*-S?P", "*-DPM"])) == [names[0], names[2]]
     with pytest.raises(
-        InputError, match=r"sequences: 'MOT17-1-SDP' fits none of the 3 sequences; the nearest is 'MOT17-01-SDP'"
+        InputError, match=r"sequences: 'MOT17-1-SDP' matches none of the 3 sequences; the nearest is 'MOT17-01-SDP'"
     ):
         open_box_detections(tmp_path, names=["MOT17-1-SDP"])
     with pytest.raises(InputError, match=r'detections: no sequence of .* has det/det.txt; expected "gt" or a folder'):
         open_box_detections(tmp_path)
-    with pytest.raises(InputError, match=r"detections: expected a file of each .* such as MOT17-01-DPM.txt, got none"):
+    with pytest.raises(InputError, match=r"detections: expected a file for each .* such as MOT17-01-DPM.txt, got none"):
         open_box_detections(tmp_path, str(tmp_path / "test"))
     with pytest.raises(InputError, match=r'detections: no folder GT; expected "gt" or a folder'):
         open_box_detections(tmp_path, "GT")

@@ -5,63 +5,63 @@ import pytest
 from faster_coco_eval import mask as coco_mask
 
 from mec.evaluate.tracking.datasets.mots_format import (
-    disjoint,
-    found_masks,
-    read_mask_lines,
-    read_masks_text,
-    write_masks_text,
+    mask_objects,
+    read_mask_rows,
+    read_mots_tracks,
+    remove_overlaps,
+    write_mots_tracks,
 )
 from mec.evaluate.tracking.sequences import FrameObjects, SequenceError
-from tests.evaluate.tracking.mots_scenes import HEIGHT, WIDTH, block, rle, text
+from tests.evaluate.tracking.mots_scenes import HEIGHT, WIDTH, block, mask_lines, rle
 
 
-def found(*masks: np.ndarray, scores: list[float] | None = None, ids: list[int] | None = None) -> FrameObjects:
+def mask_frame(*masks: np.ndarray, scores: list[float] | None = None, ids: list[int] | None = None) -> FrameObjects:
     numbers = np.arange(len(masks)) if ids is None else np.array(ids, np.int64)
-    return found_masks([rle(mask) for mask in masks], np.array(scores or [1.0] * len(masks)), numbers)
+    return mask_objects([rle(mask) for mask in masks], np.array(scores or [1.0] * len(masks)), numbers)
 
 
-def test_run_lengths_of_any_mask_are_read(tmp_path: Path) -> None:
-    chance = np.random.default_rng(0)
-    shapes = [chance.random((HEIGHT, WIDTH)) < share for share in (0, 0.01, 0.5, 0.99, 1)]
+def test_run_lengths_of_any_mask_are_parsed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shapes = [rng.random((HEIGHT, WIDTH)) < share for share in (0, 0.01, 0.5, 0.99, 1)]
     shapes += [np.indices((HEIGHT, WIDTH)).sum(axis=0) % 2 == odd for odd in (0, 1)]
-    (tmp_path / "a.txt").write_text(text([(i, i, 2, shape.astype(np.uint8)) for i, shape in enumerate(shapes)]))
-    rows = read_mask_lines(tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_text(mask_lines([(i, i, 2, shape.astype(np.uint8)) for i, shape in enumerate(shapes)]))
+    rows = read_mask_rows(tmp_path / "a.txt")
     assert [row.pixels for row in rows] == [shape.sum() for shape in shapes]
     for row, shape in zip(rows, shapes, strict=True):
         assert (coco_mask.decode(row.mask) == shape).all()
 
 
-def test_a_large_image(tmp_path: Path) -> None:
+def test_masks_of_a_large_image(tmp_path: Path) -> None:
     mask = np.zeros((2000, 3000), np.uint8)
     mask[1500:1900, 2500:] = 1
     counts = rle(mask)["counts"].decode()
     (tmp_path / "a.txt").write_text(f"1 1 2 2000 3000 {counts}\n")
-    (row,) = read_mask_lines(tmp_path / "a.txt")
+    (row,) = read_mask_rows(tmp_path / "a.txt")
     assert row.pixels == 400 * 500
 
 
-def test_no_garbage_is_taken_for_a_mask(tmp_path: Path) -> None:
-    chance = np.random.default_rng(0)
+def test_random_text_is_rejected(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
     for _ in range(100):
-        junk = bytes(chance.integers(33, 127, chance.integers(1, 30)).astype(np.uint8)).decode()
+        junk = bytes(rng.integers(33, 127, rng.integers(1, 30)).astype(np.uint8)).decode()
         (tmp_path / "a.txt").write_text(f"1 2001 2 40 60 {junk}\n")
         with pytest.raises(SequenceError, match=r"a\.txt: line 1: expected "):
-            read_mask_lines(tmp_path / "a.txt")
+            read_mask_rows(tmp_path / "a.txt")
 
 
-def test_the_better_score_has_a_pixel_or_else_the_smaller_mask() -> None:
+def test_overlaps_go_to_the_higher_score_or_the_smaller_mask() -> None:
     wide, narrow, far = block(0, 0, 10, 4), block(8, 0, 6, 4), block(40, 0, 3, 4)
-    by_score = disjoint(found(wide, narrow, far, scores=[0.9, 0.5, 0.1], ids=[7, 8, 9]))
+    by_score = remove_overlaps(mask_frame(wide, narrow, far, scores=[0.9, 0.5, 0.1], ids=[7, 8, 9]))
     assert by_score.boxes.tolist() == [[0, 0, 10, 4], [10, 0, 4, 4], [40, 0, 3, 4]]
     assert (by_score.scores.tolist(), by_score.ids is not None and by_score.ids.tolist()) == (
         [0.9, 0.5, 0.1], [7, 8, 9]
     )  # fmt: skip
-    by_area = disjoint(found(wide, narrow, far))
+    by_area = remove_overlaps(mask_frame(wide, narrow, far))
     assert by_area.boxes.tolist() == [[0, 0, 8, 4], [8, 0, 6, 4], [40, 0, 3, 4]]
 
 
-def test_what_is_wholly_covered_is_left_out() -> None:
-    left = disjoint(found(block(2, 2, 3, 3), block(0, 0, 9, 9), scores=[0.1, 0.9], ids=[4, 5]))
+def test_covered_objects_are_removed() -> None:
+    left = remove_overlaps(mask_frame(block(2, 2, 3, 3), block(0, 0, 9, 9), scores=[0.1, 0.9], ids=[4, 5]))
     assert (left.ids is not None and left.ids.tolist(), left.boxes.tolist()) == ([5], [[0, 0, 9, 9]])
 
 
@@ -69,31 +69,31 @@ def test_what_is_wholly_covered_is_left_out() -> None:
     ("name", "line"),
     [("MOTS20-02", "2 3 2 40 60 "), ("0002 car", "1 31 1 40 60 "), ("0002 pedestrian", "1 32 2 40 60 ")],
 )
-def test_what_is_written_is_read_again(tmp_path: Path, name: str, line: str) -> None:
-    tracks = [found(), found(block(1, 2), block(30, 5), ids=[3, 12]), found()]
-    write_masks_text(tmp_path, name, tracks)
+def test_tracks_round_trip(tmp_path: Path, name: str, line: str) -> None:
+    tracks = [mask_frame(), mask_frame(block(1, 2), block(30, 5), ids=[3, 12]), mask_frame()]
+    write_mots_tracks(tmp_path, name, tracks)
     written = (tmp_path / f"{name}.txt").read_text()
     assert written.startswith(line)
-    again = read_masks_text(tmp_path, name, 3)
+    again = read_mots_tracks(tmp_path, name, 3)
     assert [one.ids is not None and one.ids.tolist() for one in again] == [[], [3, 12], []]
     assert again[1].boxes.tolist() == [[1, 2, 8, 10], [30, 5, 8, 10]]
     masks = again[1].masks
     assert masks is not None
     assert (coco_mask.decode(masks[1]) == block(30, 5)).all()
-    write_masks_text(tmp_path, name, again)
+    write_mots_tracks(tmp_path, name, again)
     assert (tmp_path / f"{name}.txt").read_text() == written
 
 
-def test_no_pixel_is_written_twice(tmp_path: Path) -> None:
-    write_masks_text(tmp_path, "a", [found(block(0, 0), block(5, 5), block(3, 3, 20, 20))])
-    masks = [row.mask for row in read_mask_lines(tmp_path / "a.txt")]
+def test_written_masks_are_disjoint(tmp_path: Path) -> None:
+    write_mots_tracks(tmp_path, "a", [mask_frame(block(0, 0), block(5, 5), block(3, 3, 20, 20))])
+    masks = [row.mask for row in read_mask_rows(tmp_path / "a.txt")]
     assert len(masks) == 3
     assert coco_mask.decode(masks).sum(axis=2).max() == 1
 
 
-def test_tracks_without_ids_are_not_written(tmp_path: Path) -> None:
+def test_tracks_without_ids_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected tracks with ids and masks"):
-        write_masks_text(tmp_path, "a", [found_masks([rle(block(0, 0))], np.ones(1))])
+        write_mots_tracks(tmp_path, "a", [mask_objects([rle(block(0, 0))], np.ones(1))])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -103,18 +103,18 @@ def test_tracks_without_ids_are_not_written(tmp_path: Path) -> None:
         ([(3, 1, 2, block(0, 0))], "line 1: expected a frame of 1 to 2"),
         ([(0, 1, 2, block(0, 0))], "line 1: expected a frame of 1 to 2"),
         ([(1, 1, 1, block(0, 0))], "line 1: expected class 2, and every id once"),
-        ([(1, 1, 2, block(0, 0)), (1, 1, 2, block(20, 0))], "line 2: expected class 2, and every id once in a frame"),
+        ([(1, 1, 2, block(0, 0)), (1, 1, 2, block(20, 0))], "line 2: expected class 2, and every id once per frame"),
     ],
 )
-def test_other_peoples_tracks(tmp_path: Path, lines: list, message: str) -> None:
-    (tmp_path / "a.txt").write_text(text(lines))
+def test_invalid_tracks_are_rejected(tmp_path: Path, lines: list, message: str) -> None:
+    (tmp_path / "a.txt").write_text(mask_lines(lines))
     with pytest.raises(SequenceError, match=message):
-        read_masks_text(tmp_path, "a", 2)
+        read_mots_tracks(tmp_path, "a", 2)
 
 
 @pytest.mark.parametrize("data", [None, b"\xff\xfe\x00"])
-def test_files_that_are_no_text(tmp_path: Path, data: bytes | None) -> None:
+def test_files_that_are_not_text_are_rejected(tmp_path: Path, data: bytes | None) -> None:
     if data is not None:
         (tmp_path / "a.txt").write_bytes(data)
     with pytest.raises(SequenceError, match="cannot be read as text"):
-        read_masks_text(tmp_path, "a", 2)
+        read_mots_tracks(tmp_path, "a", 2)

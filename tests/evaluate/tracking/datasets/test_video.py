@@ -1,4 +1,4 @@
-"""Frames come in order, upright and whole; what is no video is said."""
+"""Frames of videos are in order and upright; other files are rejected."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mec.errors import InputError
-from mec.evaluate.tracking.datasets.video import AHEAD, VideoFrames, open_frames
+from mec.evaluate.tracking.datasets.video import PREFETCH, VideoFrames, open_frames
 from mec.evaluate.tracking.sequences import Frame, Frames, ImageFrames, SequenceError
 
 av = pytest.importorskip("av")
@@ -23,12 +23,12 @@ def gray(frame: int) -> int:
 
 
 def write_video(
-    path: Path, frames: Iterable[int], rate: int = 25, codec: str = "libx264", size: tuple[int, int] = (48, 64)
+    path: Path, frames: Iterable[int], frame_rate: int = 25, codec: str = "libx264", size: tuple[int, int] = (48, 64)
 ) -> Path:
-    """Each frame of one gray with a little noise, which keeps its packets from being empty."""
+    """Write frames of one gray level each, with a little noise so that no packet is empty."""
     noise = np.random.default_rng(0)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
+        stream = container.add_stream(codec, rate=frame_rate)
         stream.height, stream.width = size
         stream.pix_fmt, stream.bit_rate = "yuvj420p" if codec == "mjpeg" else "yuv420p", 4_000_000
         for i in frames:
@@ -39,7 +39,7 @@ def write_video(
 
 
 def numbers(frames: Iterable[Frame]) -> list[int]:
-    """Of the frames, by their gray, which the codecs keep to within half of a step."""
+    """Return the numbers of the frames from their gray levels, which codecs preserve to within half a step."""
     return [round((float(frame.mean()) - gray(0)) / 3) for frame in frames]
 
 
@@ -51,10 +51,10 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.avi", "mpeg4"), ("a.webm", "libvpx")]
 )
-def test_frames_in_order_twice(tmp_path: Path, name: str, codec: str) -> None:
-    """Matroska and WebM do not say how many there are."""
+def test_frames_can_be_iterated_twice(tmp_path: Path, name: str, codec: str) -> None:
+    """Matroska and WebM do not store the number of frames."""
     frames = open_frames(write_video(tmp_path / name, range(40), 20, codec))
-    assert (len(frames), frames.rate) == (40, 20.0)
+    assert (len(frames), frames.frame_rate) == (40, 20.0)
     first = next(iter(frames))
     assert (first.shape, first.dtype, first.flags.c_contiguous) == ((48, 64, 3), np.uint8, True)
     for _ in range(2):
@@ -72,17 +72,17 @@ def test_pixels_are_rgb(tmp_path: Path) -> None:
     assert abs(frame.astype(int) - (200, 120, 30)).max() <= 4
 
 
-def matrix(path: Path, turn: tuple[int, int, int, int]) -> None:
-    """Set the four corners of the display matrix in the track's header of an .mp4, whose box has a fixed layout."""
+def matrix(path: Path, corners: tuple[int, int, int, int]) -> None:
+    """Set the rotation part of the display matrix in the track header of an .mp4, which has a fixed layout."""
     data = bytearray(path.read_bytes())
     start = data.index(b"tkhd") + 4 + 40
-    a, b, c, d = (int(value << 16).to_bytes(4, "big", signed=True) for value in turn)
+    a, b, c, d = (int(value << 16).to_bytes(4, "big", signed=True) for value in corners)
     data[start : start + 20] = a + b + bytes(4) + c + d
     path.write_bytes(data)
 
 
 @pytest.mark.parametrize(
-    ("turn", "shape", "bright"),
+    ("corners", "shape", "bright"),
     [
         ((0, 1, -1, 0), (64, 48), np.s_[:, 24:]),
         ((0, -1, 1, 0), (64, 48), np.s_[:, :24]),
@@ -90,8 +90,8 @@ def matrix(path: Path, turn: tuple[int, int, int, int]) -> None:
     ],
     ids=["clockwise", "counter-clockwise", "upside down"],
 )
-def test_phones_film_lying_down(
-    tmp_path: Path, turn: tuple[int, int, int, int], shape: tuple[int, int], bright: Any
+def test_rotated_videos_are_turned_upright(
+    tmp_path: Path, corners: tuple[int, int, int, int], shape: tuple[int, int], bright: Any
 ) -> None:
     """ISO 14496-12: (p, q) is shown at (a p + c q, b p + d q). A bright upper half turns to the right, left, below."""
     pixels = np.full((48, 64, 3), 30, np.uint8)
@@ -101,7 +101,7 @@ def test_phones_film_lying_down(
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
-    matrix(tmp_path / "a.mp4", turn)
+    matrix(tmp_path / "a.mp4", corners)
     (frame,) = open_frames(tmp_path / "a.mp4")
     expected = np.full((*shape, 3), 30)
     expected[bright] = 220
@@ -113,34 +113,34 @@ def decoders() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
 
 
-def test_frames_are_decoded_ahead_and_no_further(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread ends, and the file is closed, when nobody asks for the rest."""
-    before, made, closed = set(decoders()), list[Frame](), threading.Event()
-    whole = VideoFrames.decode
+def test_a_few_frames_are_decoded_in_advance(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread ends and the file is closed when the iterator is dropped."""
+    before, decoded, closed = set(decoders()), list[Frame](), threading.Event()
+    decode = VideoFrames.decode
 
     def counted(self: VideoFrames) -> Any:
         try:
-            for frame in whole(self):
-                made.append(frame)
+            for frame in decode(self):
+                decoded.append(frame)
                 yield frame
         finally:
             closed.set()
 
     frames = open_frames(video)
     monkeypatch.setattr(VideoFrames, "decode", counted)
-    asked = iter(frames)
-    assert numbers([next(asked), next(asked)]) == [0, 1]
+    iterator = iter(frames)
+    assert numbers([next(iterator), next(iterator)]) == [0, 1]
     (thread,) = set(decoders()) - before
-    for _ in range(200):  # at most two seconds for the thread to come so far
-        if len(made) < 2 + AHEAD:
+    for _ in range(200):  # wait at most two seconds for the thread
+        if len(decoded) < 2 + PREFETCH:
             thread.join(0.01)
-    assert len(made) == 2 + AHEAD
-    del asked
+    assert len(decoded) == 2 + PREFETCH
+    del iterator
     assert not thread.is_alive()
     assert closed.is_set()
 
 
-def test_threads_end_with_the_frames_and_with_the_consumer(video: Path) -> None:
+def test_decoder_threads_end_with_the_iteration(video: Path) -> None:
     before = set(decoders())
     assert len(list(open_frames(video))) == 60
     with pytest.raises(ZeroDivisionError):
@@ -149,8 +149,8 @@ def test_threads_end_with_the_frames_and_with_the_consumer(video: Path) -> None:
     assert set(decoders()) <= before
 
 
-def test_damage_costs_what_it_hits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The packets of MJPEG are images, so at most two of 30 are lost: decoders of several threads may save them."""
+def test_damaged_packets_lose_only_their_frames(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Packets of MJPEG are images, so at most two of 30 frames are lost; multi-threaded decoders may recover them."""
     path = write_video(tmp_path / "a.avi", range(30), codec="mjpeg")
     with av.open(str(path)) as container:
         places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
@@ -166,11 +166,11 @@ def test_damage_costs_what_it_hits(tmp_path: Path, capsys: pytest.CaptureFixture
     hit = (7, 20)
     assert [i for i in found if i not in hit] == [i for i in range(30) if i not in hit]
     lost = 30 - len(found)
-    said = f"{path}: {lost} damaged packets were passed over; {len(found)} frames are left"
+    said = f"{path}: {lost} damaged packets were skipped; {len(found)} frames were decoded"
     assert lost == 0 or said in capsys.readouterr().err
 
 
-def test_a_cut_video_gives_the_frames_before(tmp_path: Path) -> None:
+def test_a_truncated_video_yields_its_first_frames(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mkv", range(60))
     os.truncate(path, path.stat().st_size * 6 // 10)
     found = numbers(open_frames(path))
@@ -178,19 +178,19 @@ def test_a_cut_video_gives_the_frames_before(tmp_path: Path) -> None:
     assert found[:-1] == list(range(len(found) - 1))
 
 
-def test_frames_that_change_their_size(tmp_path: Path) -> None:
-    """MPEG-1's stream may start anew with another size."""
+def test_changing_frame_sizes_are_rejected(tmp_path: Path) -> None:
+    """An MPEG-1 stream may restart with another size."""
     one = write_video(tmp_path / "one.mpg", range(10), codec="mpeg1video")
     two = write_video(tmp_path / "two.mpg", range(10), codec="mpeg1video", size=(80, 96))
     path = tmp_path / "both.mpg"
     path.write_bytes(one.read_bytes() + two.read_bytes())
     frames = open_frames(path)
-    with pytest.raises(SequenceError, match=r"both.mpg: frame 1\d is 96 x 80, those before 64 x 48$"):
+    with pytest.raises(SequenceError, match=r"both.mpg: frame 1\d is 96 x 80, previous frames are 64 x 48$"):
         for frame in frames:
             assert frame.shape == (48, 64, 3)
 
 
-def refusal(path: Path) -> str:
+def open_error(path: Path) -> str:
     with pytest.raises(InputError) as caught:
         open_frames(path)
     (line,) = str(caught.value).splitlines()
@@ -199,50 +199,48 @@ def refusal(path: Path) -> str:
 
 
 @pytest.mark.parametrize("content", [b"", b"this is a text file\n" * 50, b"\0" * 5000])
-def test_what_is_no_video(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_videos_are_rejected(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(content)
-    assert f"{path} cannot be read as a video" in refusal(path)
+    assert f"{path} cannot be read as a video" in open_error(path)
 
 
-def test_sound_alone(tmp_path: Path) -> None:
+def test_audio_only_is_rejected(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=48000)
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
         silence.sample_rate = 48000
         container.mux(stream.encode(silence))
         container.mux(stream.encode())
-    assert "a.mp4 has no images" in refusal(tmp_path / "a.mp4")
+    assert "a.mp4 has no images" in open_error(tmp_path / "a.mp4")
 
 
-def test_a_video_all_of_whose_frames_are_damaged(tmp_path: Path) -> None:
+def test_a_video_without_decodable_frames_is_rejected(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", range(5))
     data = bytearray(path.read_bytes())
     start, end = data.index(b"mdat") + 4, data.index(b"moov") - 4
     data[start:end] = bytes([255]) * (end - start)
     path.write_bytes(data)
-    assert "no frame of" in refusal(path)
+    assert "no frame of" in open_error(path)
 
 
-def test_other_paths(tmp_path: Path, video: Path) -> None:
+def test_other_paths_are_rejected_with_a_hint(tmp_path: Path, video: Path) -> None:
     (tmp_path / "notes.txt").write_text("no video")
-    assert "expected a video (.avi, " in refusal(tmp_path / "notes.txt")
-    assert f"swin.mp4 does not exist; did you mean {video}?" in refusal(video.parent / "swin.mp4")
-    assert "does not exist; expected a video" in refusal(tmp_path / "gone" / "a.mp4")
-    assert f"no image in {tmp_path}; expected .bmp, " in refusal(tmp_path)
-    assert f"no image in {video.parent}; did you mean {video}?" in refusal(video.parent)
+    assert "expected a video (.avi, " in open_error(tmp_path / "notes.txt")
+    assert f"swin.mp4 does not exist; did you mean {video}?" in open_error(video.parent / "swin.mp4")
+    assert "does not exist; expected a video" in open_error(tmp_path / "gone" / "a.mp4")
+    assert f"no image in {tmp_path}; expected .bmp, " in open_error(tmp_path)
+    assert f"no image in {video.parent}; did you mean {video}?" in open_error(video.parent)
 
 
-def test_the_library_is_asked_for_only_where_it_is_needed(
-    tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pyav_is_needed_only_for_video_files(tmp_path: Path, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    assert refusal(video) == f"video: {video} needs PyAV; pip install 'mec-ssl[tracking]'"
+    assert open_error(video) == f"video: {video} needs PyAV; pip install 'mec-ssl[tracking]'"
     Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
     assert len(open_frames(tmp_path)) == 1
 
 
-def test_images_in_a_folder_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_images_in_a_folder_are_sorted_by_number(tmp_path: Path) -> None:
     names = ["frame9.png", "frame10.png", "frame2.png", "frame100.PNG", "frame09b.png", ".frame3.png"]
     for i, name in enumerate(names):
         Image.new("RGB", (16, 12), (gray(i),) * 3).save(tmp_path / name)
@@ -254,13 +252,13 @@ def test_images_in_a_folder_are_in_the_order_of_their_numbers(tmp_path: Path) ->
     assert numbers(frames) == [2, 0, 4, 1, 3]
 
 
-def test_real_video(real_data: Path) -> None:
-    """The first frames of a film beside the same frames as images, which differ by how they were compressed."""
+def test_real_video_matches_its_images(real_data: Path) -> None:
+    """The same frames as a video and as images differ only by compression."""
     folder = real_data / "posetrack18" / "videos" / "000001_mpiinew_test"
     if not folder.is_dir():
         pytest.skip(f"no PoseTrack18 at {folder}")
-    film, images = open_frames(folder / "000001_mpiinew_test.mp4"), open_frames(folder)
-    assert (len(film), len(images)) == (5, 5)
-    for shown, image in zip(film, images, strict=True):
+    video_frames, images = open_frames(folder / "000001_mpiinew_test.mp4"), open_frames(folder)
+    assert (len(video_frames), len(images)) == (5, 5)
+    for shown, image in zip(video_frames, images, strict=True):
         assert shown.shape == image.shape
         assert abs(shown.astype(int) - image).mean() < 5

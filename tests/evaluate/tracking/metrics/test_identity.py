@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mec.evaluate.tracking.metrics.identity import Compared, identity_scores, numbered
+from mec.evaluate.tracking.metrics.identity import SequenceSimilarities, contiguous_ids, identity_scores
 
 pytest.importorskip("trackeval")
 ROUND = {"rel": 1e-12, "abs": 1e-12}
@@ -15,57 +15,59 @@ def ids(*numbers: int) -> np.ndarray:
     return np.array(numbers, np.int64)
 
 
-def compared(frames: Iterable[tuple[np.ndarray, np.ndarray]], similarity: float = 1.0) -> Compared:
-    """Object n of the truth is where object n of the found is."""
-    truth, found = zip(*frames, strict=True)
-    return Compared(truth, found, [np.eye(len(a), len(b)) * similarity for a, b in zip(truth, found, strict=True)])
+def similarities_of(frames: Iterable[tuple[np.ndarray, np.ndarray]], similarity: float = 1.0) -> SequenceSimilarities:
+    """Return similarities in which object n of the ground truth matches track n."""
+    ground_truth, tracked = zip(*frames, strict=True)
+    return SequenceSimilarities(
+        ground_truth, tracked, [np.eye(len(a), len(b)) * similarity for a, b in zip(ground_truth, tracked, strict=True)]
+    )
 
 
-def swapped(frames: int) -> Compared:
+def swapped(frames: int) -> SequenceSimilarities:
     half = frames // 2
-    return compared([(ids(1, 2), ids(5, 6))] * half + [(ids(1, 2), ids(6, 5))] * half)
+    return similarities_of([(ids(1, 2), ids(5, 6))] * half + [(ids(1, 2), ids(6, 5))] * half)
 
 
-def lost_and_invented() -> Compared:
-    """Ten frames of somebody; a track has 3, then misses 4, then has 3; another track is of nobody in 3 of those 4."""
-    there, lost = (ids(7), ids(3)), (ids(7), ids())
-    apart = Compared([ids(7)] * 3, [ids(4)] * 3, [np.zeros((1, 1))] * 3)
-    rest = compared([there] * 3 + [lost] + [there] * 3, 0.82)
-    return Compared(
-        [*rest.truth_ids[:4], *apart.truth_ids, *rest.truth_ids[4:]],
-        [*rest.found_ids[:4], *apart.found_ids, *rest.found_ids[4:]],
+def misses_and_false_positives() -> SequenceSimilarities:
+    """An object in ten frames; a track matches 3, misses 4 and matches 3; another is a false positive in 3 of the 4."""
+    matched, missed = (ids(7), ids(3)), (ids(7), ids())
+    apart = SequenceSimilarities([ids(7)] * 3, [ids(4)] * 3, [np.zeros((1, 1))] * 3)
+    rest = similarities_of([matched] * 3 + [missed] + [matched] * 3, 0.82)
+    return SequenceSimilarities(
+        [*rest.ground_truth_ids[:4], *apart.ground_truth_ids, *rest.ground_truth_ids[4:]],
+        [*rest.track_ids[:4], *apart.track_ids, *rest.track_ids[4:]],
         [*rest.similarities[:4], *apart.similarities, *rest.similarities[4:]],
     )
 
 
-def test_two_that_swap_their_ids_once() -> None:
+def test_one_id_swap_by_hand() -> None:
     scores = identity_scores({"swap": swapped(10)})
-    # each of 20 matches is of a pair with 5 in common, 5 of the truth's elsewhere and 5 of the track's elsewhere
+    # each of 20 matches is of a pair with 5 common frames, 5 other frames of the object and 5 other frames of the track
     expected = {"DetA": 1, "AssA": 1 / 3, "HOTA": (1 / 3) ** 0.5, "IDF1": 0.5, "IDP": 0.5, "IDR": 0.5}
-    counts = {"MOTA": 18 / 20, "MOTP": 1, "switches": 2, "fragmentations": 0, "false": 0, "missed": 0}
+    counts = {"MOTA": 18 / 20, "MOTP": 1, "ID switches": 2, "Frag": 0, "FP": 0, "FN": 0}
     assert scores["swap"] == pytest.approx({**expected, **counts}, **ROUND)
     assert scores["all"] == scores["swap"]
 
 
-def test_one_who_is_lost_and_one_who_is_not_there() -> None:
-    row = identity_scores({"one": lost_and_invented()})["one"]
+def test_misses_and_false_positives_by_hand() -> None:
+    row = identity_scores({"one": misses_and_false_positives()})["one"]
     levels = 16 / 19  # thresholds 0.05 to 0.80 of 0.05 to 0.95 are below the overlap of 0.82
     expected = {"DetA": levels * 6 / 13, "AssA": levels * 6 / 10, "HOTA": levels * (6 / 13 * 6 / 10) ** 0.5}
     identities = {"IDF1": 6 / (6 + (3 + 4) / 2), "IDP": 6 / 9, "IDR": 6 / 10}
-    counts = {"MOTA": (6 - 3) / 10, "MOTP": 0.82, "switches": 0, "fragmentations": 1, "false": 3, "missed": 4}
+    counts = {"MOTA": (6 - 3) / 10, "MOTP": 0.82, "ID switches": 0, "Frag": 1, "FP": 3, "FN": 4}
     assert row == pytest.approx({**expected, **identities, **counts}, **ROUND)
-    assert list(row) == [*ZERO, "switches", "fragmentations", "false", "missed"]
+    assert list(row) == [*ZERO, "ID switches", "Frag", "FP", "FN"]
     assert {column: type(value) for column, value in row.items()} == {
         **dict.fromkeys(ZERO, float),
-        **dict.fromkeys(("switches", "fragmentations", "false", "missed"), int),
+        **dict.fromkeys(("ID switches", "Frag", "FP", "FN"), int),
     }
 
 
-def test_all_is_of_the_summed_counts() -> None:
-    scores = identity_scores({"swap": swapped(10), "one": lost_and_invented()})
+def test_all_is_computed_from_summed_counts() -> None:
+    scores = identity_scores({"swap": swapped(10), "one": misses_and_false_positives()})
     assert list(scores) == ["swap", "one", "all"]
     row = scores["all"]
-    assert [row[c] for c in ("switches", "fragmentations", "false", "missed")] == [2, 1, 3, 4]
+    assert [row[c] for c in ("ID switches", "Frag", "FP", "FN")] == [2, 1, 3, 4]
     assert row["MOTA"] == pytest.approx((26 - 3 - 2) / 30, **ROUND)
     assert row["MOTP"] == pytest.approx((20 + 6 * 0.82) / 26, **ROUND)
     assert row["IDF1"] == pytest.approx(16 / (16 + (13 + 14) / 2), **ROUND)
@@ -77,51 +79,51 @@ def test_all_is_of_the_summed_counts() -> None:
     assert row["HOTA"] == pytest.approx((16 * hota[0] + 3 * hota[1]) / 19, **ROUND)
 
 
-def test_sequences_without_truth_or_tracks_are_zeros_and_count() -> None:
-    nobody, no_track = compared([(ids(), ids(3, 4))] * 5), compared([(ids(3, 4), ids())] * 4)
-    neither, no_frame = compared([(ids(), ids())] * 3), Compared([], [], [])
-    parts = {"nobody": nobody, "no track": no_track, "neither": neither, "no frame": no_frame}
-    rows = identity_scores({**parts, "swap": swapped(10)})
-    none = {**ZERO, "switches": 0, "fragmentations": 0}
-    assert rows["nobody"] == {**none, "false": 10, "missed": 0}
-    assert rows["no track"] == {**none, "false": 0, "missed": 8}
-    assert rows["neither"] == rows["no frame"] == {**none, "false": 0, "missed": 0}
-    assert [rows["all"][c] for c in ("false", "missed", "switches")] == [10, 8, 2]
+def test_sequences_without_ground_truth_or_tracks_are_zero() -> None:
+    no_ground_truth, no_track = similarities_of([(ids(), ids(3, 4))] * 5), similarities_of([(ids(3, 4), ids())] * 4)
+    neither, no_frame = similarities_of([(ids(), ids())] * 3), SequenceSimilarities([], [], [])
+    sequences = {"no ground truth": no_ground_truth, "no track": no_track, "neither": neither, "no frame": no_frame}
+    rows = identity_scores({**sequences, "swap": swapped(10)})
+    zeros = {**ZERO, "ID switches": 0, "Frag": 0}
+    assert rows["no ground truth"] == {**zeros, "FP": 10, "FN": 0}
+    assert rows["no track"] == {**zeros, "FP": 0, "FN": 8}
+    assert rows["neither"] == rows["no frame"] == {**zeros, "FP": 0, "FN": 0}
+    assert [rows["all"][c] for c in ("FP", "FN", "ID switches")] == [10, 8, 2]
     assert rows["all"]["DetA"] == pytest.approx(20 / 38, **ROUND)
     assert rows["all"]["MOTA"] == pytest.approx((20 - 10 - 2) / 28, **ROUND)
     assert rows["all"]["IDF1"] == pytest.approx(10 / (10 + (10 + 8) / 2 + (10 + 10) / 2), **ROUND)
     alone = identity_scores({"no track": no_track})
-    assert alone["all"] == alone["no track"] == {**none, "false": 0, "missed": 8}
+    assert alone["all"] == alone["no track"] == {**zeros, "FP": 0, "FN": 8}
 
 
-def test_any_ids_will_do_nothing_is_changed_and_nothing_printed(capfd: pytest.CaptureFixture[str]) -> None:
-    one = swapped(10)
-    strange = replace(
-        one,
-        truth_ids=[np.where(frame == 1, 10**15, -3) for frame in one.truth_ids],
-        found_ids=[np.where(frame == 5, 10**12, 0) for frame in one.found_ids],
+def test_any_ids_are_accepted_and_inputs_are_unchanged(capfd: pytest.CaptureFixture[str]) -> None:
+    sequence = swapped(10)
+    relabeled = replace(
+        sequence,
+        ground_truth_ids=[np.where(frame == 1, 10**15, -3) for frame in sequence.ground_truth_ids],
+        track_ids=[np.where(frame == 5, 10**12, 0) for frame in sequence.track_ids],
     )
-    before = [frame.copy() for frame in (*strange.truth_ids, *strange.found_ids, *strange.similarities)]
-    assert identity_scores({"a": strange}) == identity_scores({"a": one})
-    after = [*strange.truth_ids, *strange.found_ids, *strange.similarities]
+    before = [frame.copy() for frame in (*relabeled.ground_truth_ids, *relabeled.track_ids, *relabeled.similarities)]
+    assert identity_scores({"a": relabeled}) == identity_scores({"a": sequence})
+    after = [*relabeled.ground_truth_ids, *relabeled.track_ids, *relabeled.similarities]
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     assert capfd.readouterr() == ("", "")
 
 
-def test_ids_are_numbered_without_gaps() -> None:
+def test_contiguous_ids_have_no_gaps() -> None:
     frames = [ids(7, -3), ids(), ids(900, 7)]
-    assert [frame.tolist() for frame in numbered(frames)] == [[1, 0], [], [2, 1]]
-    assert numbered([]) == []
-    assert [frame.tolist() for frame in numbered([ids(), ids()])] == [[], []]
+    assert [frame.tolist() for frame in contiguous_ids(frames)] == [[1, 0], [], [2, 1]]
+    assert contiguous_ids([]) == []
+    assert [frame.tolist() for frame in contiguous_ids([ids(), ids()])] == [[], []]
 
 
-def test_what_does_not_fit_is_refused() -> None:
-    one = swapped(4)
+def test_inconsistent_inputs_are_rejected() -> None:
+    sequence = swapped(4)
     with pytest.raises(ValueError, match=r"s: frame 1: expected similarities of \(2, 2\), got \(2, 3\)"):
-        identity_scores({"s": replace(one, similarities=[np.zeros((2, 3))] * 4)})
-    for side in ("truth_ids", "found_ids"):
-        twice = [*getattr(one, side)[:2], ids(4, 4), ids(1, 2)]
+        identity_scores({"s": replace(sequence, similarities=[np.zeros((2, 3))] * 4)})
+    for side in ("ground_truth_ids", "track_ids"):
+        twice = [*getattr(sequence, side)[:2], ids(4, 4), ids(1, 2)]
         with pytest.raises(ValueError, match="s: frame 3 has an id twice"):
-            identity_scores({"s": replace(one, **{side: twice})})
+            identity_scores({"s": replace(sequence, **{side: twice})})
     with pytest.raises(ValueError, match="shorter"):
-        identity_scores({"s": replace(one, found_ids=one.found_ids[:3])})
+        identity_scores({"s": replace(sequence, track_ids=sequence.track_ids[:3])})

@@ -18,13 +18,13 @@ def grid(*values: int) -> Labels:
     return labels
 
 
-def three() -> MaskSequence:
+def three_frames() -> MaskSequence:
     names = ("00000", "00005", "00010")
     return MaskSequence("dog", ImageFrames(()), names, lambda frame: grid(1, 2), PALETTE)
 
 
-def test_what_is_written_is_davis_and_comes_back(tmp_path: Path) -> None:
-    sequence, out = three(), tmp_path / "out" / "masks"
+def test_masks_round_trip_in_davis_format(tmp_path: Path) -> None:
+    sequence, out = three_frames(), tmp_path / "out" / "masks"
     assert read_masks(out, sequence) is None
     for labels in ([grid(1, 2), grid(2, 1), grid()], [grid(1, 2, 3), grid(2, 1, 254), grid(1)]):
         write_masks(out, sequence, iter(labels))
@@ -42,12 +42,12 @@ def test_what_is_written_is_davis_and_comes_back(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(image), grid(1))
 
 
-def test_what_ends_early_leaves_what_was_there(tmp_path: Path) -> None:
+def test_interrupted_writing_leaves_the_previous_masks(tmp_path: Path) -> None:
     def breaking() -> Iterator[Labels]:
         yield grid(2)
         raise SequenceError("00005.jpg")
 
-    sequence, out = three(), tmp_path / "out"
+    sequence, out = three_frames(), tmp_path / "out"
     for before in (None, [grid(1)] * 3):
         if before:
             write_masks(out, sequence, before)
@@ -60,18 +60,18 @@ def test_what_ends_early_leaves_what_was_there(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_masks(out, sequence), [grid(1)] * 3)
 
 
-def test_masks_that_are_not_whole_are_not_read(tmp_path: Path) -> None:
-    sequence, out = three(), tmp_path / "out"
+def test_incomplete_masks_are_not_read(tmp_path: Path) -> None:
+    sequence, out = three_frames(), tmp_path / "out"
     write_masks(out, sequence, [grid(1)] * 3)
     file = out / "dog" / "00010.png"
-    whole = file.read_bytes()
-    for replaced in (whole[:-30], b""):
-        file.write_bytes(replaced)
+    intact = file.read_bytes()
+    for damaged in (intact[:-30], b""):
+        file.write_bytes(damaged)
         assert read_masks(out, sequence) is None
     for other in (grid(1)[:, 1:], grid(1)[..., None].repeat(3, 2)):
         Image.fromarray(other).save(file)
         assert read_masks(out, sequence) is None
     file.unlink()
     assert read_masks(out, sequence) is None
-    file.write_bytes(whole)
+    file.write_bytes(intact)
     assert read_masks(out, sequence) is not None

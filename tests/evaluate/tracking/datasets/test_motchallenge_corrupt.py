@@ -1,4 +1,4 @@
-"""Sequences on disk that are damaged: each is told in a line when it is loaded, and no other is lost."""
+"""Corrupt MOTChallenge sequences raise one line when they are loaded, and the others remain usable."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from mec.errors import InputError
-from mec.evaluate.tracking.datasets.mot_frames import read_frames
 from mec.evaluate.tracking.datasets.motchallenge import open_box_detections
-from mec.evaluate.tracking.datasets.text_table import read_table
+from mec.evaluate.tracking.datasets.motchallenge_frames import read_frames
+from mec.evaluate.tracking.datasets.motchallenge_table import read_table
 from mec.evaluate.tracking.sequences import DetectionSequence, SequenceError
 
 INI = "[Sequence]\nframeRate=14\nseqLength=3\nimWidth=64\nimHeight=48\nimExt=.png\n"
@@ -18,7 +18,7 @@ FILES = {"gt/gt.txt": GT, "det/det.txt": DET, "seqinfo.ini": INI}
 
 
 def write(folder: Path, *frames: str, **texts: str | None) -> Path:
-    """texts: gt, det, ini in place of those above; None for no such file."""
+    """Write a sequence. ``texts`` has replacements for gt, det and ini; None omits the file."""
     for key, text in zip(("gt", "det", "ini"), FILES, strict=True):
         content = texts.get(key, FILES[text])
         if content is not None:
@@ -34,11 +34,11 @@ def load(data: Path, name: str = "a", detections: str | None = None) -> Detectio
     return open_box_detections(data, detections)[name]()
 
 
-def reason(folder: Path) -> str:
-    """Why it cannot be used; the next to it can."""
-    write(folder.parent / "whole")
+def load_error(folder: Path) -> str:
+    """Return the error of loading a sequence while an intact one in the same folder loads."""
+    write(folder.parent / "intact")
     loads = open_box_detections(folder.parent)
-    assert len(loads["whole"]().given) == 3
+    assert len(loads["intact"]().detections) == 3
     with pytest.raises(SequenceError) as caught:
         loads["a"]()
     assert "\n" not in str(caught.value)
@@ -50,85 +50,85 @@ def reason(folder: Path) -> str:
     [
         ("", "gt.txt is empty"),
         ("\n \n", "gt.txt is empty"),
-        ("1,1,2,3,10,20,1,1,1\n\n2,1,x,3,10,20,1,1,1\n", "gt.txt: line 3: expected numbers with commas between them"),
-        ("1 1 2 3 10 20 1 1 1\n", "line 1: expected numbers with commas between them, got '1 1 2 3 10 20 1 1 1'"),
+        ("1,1,2,3,10,20,1,1,1\n\n2,1,x,3,10,20,1,1,1\n", "gt.txt: line 3: expected comma-separated numbers"),
+        ("1 1 2 3 10 20 1 1 1\n", "line 1: expected comma-separated numbers, got '1 1 2 3 10 20 1 1 1'"),
         ("1,1,2,3,10,20,1,1,1\n2,1,2,3,10\n", "line 2: expected 9 columns, got 5"),
         ("1,1,2,3,10\n", "line 1: expected 6 or more columns, got 5"),
         ("1,1,2,3,10,20,1,1,1\n2,1,nan,3,10,20,1,1,1\n", "line 2: expected finite numbers, got 2,1,nan,3"),
         ("1,1,2,3,inf,20,1,1,1\n", "line 1: expected finite numbers"),
         ("0,1,2,3,10,20,1,1,1\n", "line 1: expected a frame, counted from 1"),
         ("1.5,1,2,3,10,20,1,1,1\n", "line 1: expected a frame, counted from 1"),
-        ("1,1.5,2,3,10,20,1,1,1\n", "line 1: expected a whole number in column 2"),
+        ("1,1.5,2,3,10,20,1,1,1\n", "line 1: expected an integer in column 2"),
         ("1,1,2,3,10,20,1,1,1\n2,1,2,3,0,20,1,1,1\n", "line 2: expected a box with a width and a height, got 2,1,2"),
-        ("1,7,2,3,10,20,1,1,1\n2,7,2,3,10,20,1,1,1\n1,7,40,3,10,20,1,8,1\n", "line 3: expected the number in column"),
+        ("1,7,2,3,10,20,1,1,1\n2,7,2,3,10,20,1,1,1\n1,7,40,3,10,20,1,8,1\n", "line 3: expected the id in column"),
         ("1,1,2,3,10,20,1,1,1\n2,1,2,3,10,20,1,14,1\n", "line 2: expected a class of 1 to 13 in column 8"),
         ("1,1,2,3,10,20,1,1,1\n2,1,2,3,10,20,1,-1,1\n", "line 2: expected a class of 1 to 13 in column 8"),
-        ("1,1,640,3,10,20,1,1,1\n1,2,2,480,10,20,1,1,1\n2,1,2,3,10,20,1,1,1\n", "2 of 3 boxes are outside images of"),
+        ("1,1,640,3,10,20,1,1,1\n1,2,2,480,10,20,1,1,1\n2,1,2,3,10,20,1,1,1\n", "2 of 3 boxes are outside of images"),
         ("1,1,2,3,10,20,1,1,\xff\n", "gt.txt cannot be read as text"),
     ],
 )  # fmt: skip
-def test_damaged_truth(tmp_path: Path, gt: str, expected: str) -> None:
-    assert expected in reason(write(tmp_path / "a", gt=gt))
+def test_damaged_ground_truth_is_rejected(tmp_path: Path, gt: str, expected: str) -> None:
+    assert expected in load_error(write(tmp_path / "a", gt=gt))
 
 
 @pytest.mark.parametrize(
     ("frames", "ini", "expected"),
     [
-        (("000001.png", "000003.png"), INI, "1 frames before 3 are missing, the first is 2"),
-        (("000002.png", "000003.png"), None, "1 frames before 3 are missing, the first is 1"),
-        (("000000.png", "000001.png"), None, "expected frames 1, 2 ... without gaps, got frame 0"),
-        (("000001.png", "1.png"), None, "1.png: frame 1 is there twice, as 000001.png too"),
-        (("frame1.png",), None, "frame1.png: expected the number of a frame as name, such as 000001.png"),
+        (("000001.png", "000003.png"), INI, "1 of the frames before 3 are missing, the first is 2"),
+        (("000002.png", "000003.png"), None, "1 of the frames before 3 are missing, the first is 1"),
+        (("000000.png", "000001.png"), None, "expected frames 1, 2, ... without gaps, got frame 0"),
+        (("000001.png", "1.png"), None, "1.png: frame 1 exists twice, also as 000001.png"),
+        (("frame1.png",), None, "frame1.png: expected a frame number as name, such as 000001.png"),
         (("000001.jpg",), INI, "no image in"),
         ((), INI.replace("64", "65"), "000001.png: expected 65x48 from seqinfo.ini, got 64x48"),
-        ((), INI.replace("seqLength=3", "seqLength=many"), "expected a number above 0 as seqlength, got 'many'"),
-        ((), INI.replace("seqLength=3", "seqLength=0"), "expected a number above 0 as seqlength, got '0'"),
-        ((), INI.replace("seqLength=3", "seqLength=2.5"), "expected a number above 0 as seqlength, got '2.5'"),
-        ((), INI.replace("14", "nan"), "expected a number above 0 as framerate, got 'nan'"),
+        ((), INI.replace("seqLength=3", "seqLength=many"), "seqlength: expected a number above 0, got 'many'"),
+        ((), INI.replace("seqLength=3", "seqLength=0"), "seqlength: expected a number above 0, got '0'"),
+        ((), INI.replace("seqLength=3", "seqLength=2.5"), "seqlength: expected a number above 0, got '2.5'"),
+        ((), INI.replace("14", "nan"), "framerate: expected a number above 0, got 'nan'"),
         ((), INI.replace("[Sequence]", ""), "expected [Sequence] and lines of key=value"),
         ((), INI.replace("Sequence", "Other"), "expected [Sequence] and lines of key=value"),
         ((), INI + "imDir=img2\n", "no folder of images"),
     ],
 )
-def test_damaged_frames(tmp_path: Path, frames: tuple[str, ...], ini: str | None, expected: str) -> None:
-    assert expected in reason(write(tmp_path / "a", *frames, ini=ini))
+def test_invalid_frames_are_rejected(tmp_path: Path, frames: tuple[str, ...], ini: str | None, expected: str) -> None:
+    assert expected in load_error(write(tmp_path / "a", *frames, ini=ini))
 
 
 @pytest.mark.parametrize(
     ("det", "expected"),
     [
-        ("1,-1,2,3,10,20,0.9\n2,-1,2,3,ten,20,0.9\n", "det.txt: line 2: expected numbers"),
+        ("1,-1,2,3,10,20,0.9\n2,-1,2,3,ten,20,0.9\n", "det.txt: line 2: expected comma-separated numbers"),
         ("1,-1,2,3,10,20,0.9\n2,-1,2,3,10,20,nan\n", "det.txt: line 2: expected finite numbers"),
-        ("1,-1,80,3,10,20,0.9\n2,-1,2,60,10,20,0.8\n", "det.txt: 2 of 2 boxes are outside images of 64x48"),
+        ("1,-1,80,3,10,20,0.9\n2,-1,2,60,10,20,0.8\n", "det.txt: 2 of 2 boxes are outside of images of 64x48"),
         ("1,2,3,10,0.9\n", "line 1: expected 6 or more columns, got 5"),
     ],
 )
-def test_damaged_detections(tmp_path: Path, det: str, expected: str) -> None:
-    assert expected in reason(write(tmp_path / "a", det=det))
+def test_damaged_detections_are_rejected(tmp_path: Path, det: str, expected: str) -> None:
+    assert expected in load_error(write(tmp_path / "a", det=det))
 
 
-def test_a_image_or_file_that_is_not_there(tmp_path: Path) -> None:
-    assert "no " + str(tmp_path / "1/a/gt/gt.txt") in reason(write(tmp_path / "1" / "a", gt=None))
-    assert f"no detections of a in {tmp_path / '2/a'}" in reason(write(tmp_path / "2" / "a", det=None))
+def test_missing_files_are_rejected(tmp_path: Path) -> None:
+    assert "no " + str(tmp_path / "1/a/gt/gt.txt") in load_error(write(tmp_path / "1" / "a", gt=None))
+    assert f"no detections of a in {tmp_path / '2/a'}" in load_error(write(tmp_path / "2" / "a", det=None))
     folder = write(tmp_path / "3" / "a")
     (folder / "img1/000001.png").write_bytes(b"damage")
-    assert "000001.png: not an image" in reason(folder)
+    assert "000001.png: not an image" in load_error(folder)
 
 
-def test_what_is_after_the_last_frame_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_after_the_last_frame_are_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path / "a", "000001.png", "000002.png")
     sequence = load(folder)
-    assert [len(found) for found in sequence.given] == [1, 0]
-    assert [len(ids) for ids in sequence.truth.ids] == [2, 0]
+    assert [len(found) for found in sequence.detections] == [1, 0]
+    assert [len(ids) for ids in sequence.ground_truth.ids] == [2, 0]
     first, second = capsys.readouterr().err.splitlines()
-    assert first == "a: 2 frames are there, 3 in seqinfo.ini; the fewer are taken"
-    assert second == "a: 1 of 3 lines of gt.txt are of frames after 2; they are left out"
+    assert first == "a: 2 frames exist, 3 are in seqinfo.ini; the smaller number is used"
+    assert second == "a: 1 of 3 lines of gt.txt are ignored, their frames are after 2"
     (folder / "seqinfo.ini").write_text(INI.replace("seqLength=3", "seqLength=1"))
     frames, size = read_frames(folder)
-    assert ([file.name for file in frames.files], size, frames.rate) == (["000001.png"], (48, 64), 14)
+    assert ([file.name for file in frames.files], size, frames.frame_rate) == (["000001.png"], (48, 64), 14)
 
 
-def test_other_names_of_folder_and_images(tmp_path: Path) -> None:
+def test_seqinfo_names_the_image_folder_and_extension(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", "._000001.png", "1.png", "2.png", "10.jpg", ini=None)
     (folder / "img1/Thumbs.db").touch()
     (folder / "img1").rename(folder / "color")
@@ -137,41 +137,41 @@ def test_other_names_of_folder_and_images(tmp_path: Path) -> None:
     assert [file.name for file in frames.files] == ["1.png", "2.png"]
 
 
-def test_boxes_that_hold_nothing_of_the_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_boxes_outside_of_the_image_are_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edges = [(-9, 3), (-10, 3), (63, 3), (64, 3), (5, -19), (5, -20), (5, 47), (5, 48)]
     det = "".join(f"1,-1,{x},{y},10,20,0.9\n" for x, y in edges) + "2,-1,5,5,0,20,0.8\n2,-1,5,5,10,-20,0.8\n"
     gt = GT + "2,1,64,3,10,20,1,1,1\n2,5,5,5,0,0,0,1,1\n"
     folder = write(tmp_path / "a", gt=gt, det=det)
-    inside = load(folder).given
+    inside = load(folder).detections
     assert inside[0].boxes[:, :2].tolist() == [[-9, 3], [63, 3], [5, -19], [5, 47]]
     assert len(inside[1]) == 0
-    assert capsys.readouterr().err == "a: 6 of 10 boxes are left out, without area or outside the image\n"
+    assert capsys.readouterr().err == "a: 6 of 10 boxes are ignored, they have no area or are outside of the image\n"
     sequence = load(folder, detections="gt")
-    assert [len(found) for found in sequence.given] == [2, 0, 1]
-    assert [len(ids) for ids in sequence.truth.ids] == [2, 2, 1], "what cannot be seen is still to be found"
+    assert [len(found) for found in sequence.detections] == [2, 0, 1]
+    assert [len(ids) for ids in sequence.ground_truth.ids] == [2, 2, 1], "the ground truth keeps outside objects"
 
 
-def test_no_detection_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sequences_without_detections_are_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path / "a", det="")
-    assert [len(found) for found in load(folder).given] == [0, 0, 0]
+    assert [len(found) for found in load(folder).detections] == [0, 0, 0]
     assert capsys.readouterr().err == "a: no box in any of the 3 frames, so there will be no tracks\n"
 
 
-def test_nothing_to_open(tmp_path: Path) -> None:
+def test_data_without_sequences_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data: no folder .*none"):
         open_box_detections(tmp_path / "none")
     with pytest.raises(InputError, match=r"data: no sequence in .*; expected MOTChallenge's train/SEQUENCE/img1/0"):
         open_box_detections(tmp_path)
     write(tmp_path / "test" / "a", gt=None)
-    with pytest.raises(InputError, match=r"data: no gt/gt.txt in .*test; expected the truth"):
+    with pytest.raises(InputError, match=r"data: no gt/gt.txt in .*test; the ground truth of MOTChallenge"):
         open_box_detections(tmp_path / "test")
 
 
-def test_a_table_of_no_line_and_the_order_of_rows(tmp_path: Path) -> None:
+def test_table_rows_are_grouped_by_frame(tmp_path: Path) -> None:
     file = tmp_path / "t.txt"
     file.write_text("")
-    assert [len(rows) for rows in read_table(file, 7).per_frame(2)] == [0, 0]
+    assert [len(rows) for rows in read_table(file, 7).rows_per_frame(2)] == [0, 0]
     file.write_bytes(b"\xef\xbb\xbf3,1\r\n1,2\r\n9,0\r\n1, 5\r\n\r\n")
     table = read_table(file, 2)
-    assert [rows.tolist() for rows in table.per_frame(4)] == [[1, 3], [], [0], []]
+    assert [rows.tolist() for rows in table.rows_per_frame(4)] == [[1, 3], [], [0], []]
     assert list(table.lines) == [1, 2, 3, 4]
