@@ -19,9 +19,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+def test_load_encoder_restores_a_saved_encoder(tmp_path: Path) -> None:
     encoder = create_encoder("resnet18", 32, 2, options=OPTIONS)
-    encoder(torch.randn(4, 2, 32, 32))  # moves the BatchNorm statistics
+    encoder(torch.randn(4, 2, 32, 32))  # updates the BatchNorm statistics
     save_encoder(encoder, tmp_path)
     for source in (tmp_path, tmp_path / "encoder.safetensors", str(tmp_path)):
         loaded = load_encoder(source)
@@ -31,7 +31,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
         assert torch.equal(loaded(x), encoder.eval()(x))
 
 
-def test_the_files_are_enough_without_this_package(folder: Path) -> None:
+def test_saved_files_can_be_loaded_with_timm_alone(folder: Path) -> None:
     import timm
     from safetensors.torch import load_file
 
@@ -41,38 +41,38 @@ def test_the_files_are_enough_without_this_package(folder: Path) -> None:
     model.load_state_dict(load_file(folder / "encoder.safetensors"))
 
 
-def test_a_timm_name_is_untrained_at_its_published_size() -> None:
+def test_timm_name_loads_an_untrained_encoder_at_timms_image_size() -> None:
     encoder = load_encoder("resnet18")
     assert encoder.untrained
     assert encoder.image_size == 224
 
 
 @pytest.mark.parametrize("name", ["encoder.safetensors", "encoder.json"])
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "text"])
-def test_damaged_files_are_named(folder: Path, name: str, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "text"])
+def test_damaged_files_are_named_in_the_error(folder: Path, name: str, damage: str) -> None:
     path = folder / name
     content = path.read_bytes()
     path.unlink()
     if damage != "missing":
-        path.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "text": b"hello"}[damage])
+        path.write_bytes({"empty": b"", "truncated": content[: len(content) // 2], "text": b"hello"}[damage])
     with pytest.raises(InputError, match=r"encoder: .*encoder\.(json|safetensors)"):
         load_encoder(folder)
 
 
-def test_weights_of_another_architecture_are_refused(folder: Path) -> None:
+def test_weights_of_another_architecture_are_rejected(folder: Path) -> None:
     spec = json.loads((folder / "encoder.json").read_text()) | {"options": {}}
     (folder / "encoder.json").write_text(json.dumps(spec))
-    with pytest.raises(InputError, match="does not fit resnet18"):
+    with pytest.raises(InputError, match="does not match resnet18"):
         load_encoder(folder)
 
 
 @pytest.mark.parametrize("source", ["nowhere/run", "resnet19", "a.pth"])
-def test_nothing_there(source: str) -> None:
+def test_missing_sources_raise_input_error(source: str) -> None:
     with pytest.raises(InputError, match="encoder: "):
         load_encoder(source)
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_atomic_write_replaces_the_file_only_on_success(tmp_path: Path) -> None:
     path = tmp_path / "sub" / "file"
     with atomic_write(path) as temporary:
         temporary.write_text("first")
@@ -85,14 +85,14 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
-def test_origins_for_people(folder: Path) -> None:
+def test_origin_names_the_folder_or_the_architecture(folder: Path) -> None:
     assert load_encoder(folder).origin == f"encoder of {folder}"
     assert load_encoder(folder / "encoder.safetensors").origin == f"encoder of {folder}"
     assert load_encoder("resnet18").origin == "resnet18, untrained, seed 0"
     assert untrained(load_encoder(folder), seed=3).origin == "resnet18, untrained, seed 3"
 
 
-def test_fields_overrule_what_the_files_say(folder: Path) -> None:
+def test_overrides_take_precedence_over_stored_fields(folder: Path) -> None:
     encoder = load_encoder(folder, mean=[0.9], background="black")
     assert encoder.spec.mean == (0.9,)
     assert encoder.spec.std == (0.2,)
@@ -101,34 +101,34 @@ def test_fields_overrule_what_the_files_say(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("overrides", "message"),
     [
-        ({"color": 3}, "encoder: there is no 'color'; expected any of backbone, image_size"),
-        ({"image_size": "32"}, "encoder: image_size='32'; expected a whole number"),
-        ({"image_size": True}, "encoder: image_size=True"),
-        ({"mean": 0.5}, "encoder: mean=0.5; expected a list of numbers"),
+        ({"color": 3}, "encoder: expected any of backbone, image_size.* got 'color'"),
+        ({"image_size": "32"}, "encoder: image_size: expected .*, got '32'"),
+        ({"image_size": True}, "encoder: image_size: .*True"),
+        ({"mean": 0.5}, "encoder: mean: expected a list of numbers, got 0.5"),
         ({"mean": [0.5]}, "mean, std: expected 3 numbers each, got 1 and 3"),
-        ({"std": [0.5, 0.0, 0.5]}, "encoder: std=.*above 0"),
-        ({"small_stem": 1}, "encoder: small_stem=1; expected true or false"),
-        ({"options": []}, r"encoder: options=\[\]; expected a mapping"),
+        ({"std": [0.5, 0.0, 0.5]}, "encoder: std: .*above 0"),
+        ({"small_stem": 1}, "encoder: small_stem: expected true or false, got 1"),
+        ({"options": []}, r"encoder: options: expected a mapping, got \[\]"),
         ({"value_range": [0]}, "encoder: value_range"),
-        ({"backbone": None}, "encoder: backbone=None; expected a timm name"),
+        ({"backbone": None}, "encoder: backbone: expected a timm name, got None"),
     ],
 )
-def test_bad_fields_are_named(fields: dict, message: str) -> None:
+def test_invalid_overrides_are_named_in_the_error(overrides: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        load_encoder("resnet18", **fields)
+        load_encoder("resnet18", **overrides)
 
 
 @pytest.mark.parametrize("text", ["[1]", "{", '{"color": 3}', '{"mean": "gray"}'])
-def test_a_bad_json_beside_foreign_weights_is_named(tmp_path: Path, text: str) -> None:
+def test_invalid_json_of_a_foreign_checkpoint_is_named_in_the_error(tmp_path: Path, text: str) -> None:
     torch.save(create_encoder("resnet18", 32).backbone.state_dict(), tmp_path / "weights.pth")
     (tmp_path / "weights.json").write_text(text)
     with pytest.raises(InputError, match=r"weights\.json"):
         load_encoder(tmp_path / "weights.pth")
 
 
-def test_weights_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
+def test_non_finite_weights_are_rejected(tmp_path: Path) -> None:
     encoder = create_encoder("resnet18", 32, options=OPTIONS)
     encoder.backbone.bn1.bias.data[3] = torch.inf
     save_encoder(encoder, tmp_path)
@@ -137,7 +137,7 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_runs_checkpoint(tmp_path: Path, compiled: bool) -> None:
+def test_load_encoder_reads_student_and_teacher_of_a_runs_checkpoint(tmp_path: Path, compiled: bool) -> None:
     encoder = create_encoder("resnet18", 32, 2, mean=[0.1, 0.2], std=[0.3, 0.4], options=OPTIONS)
     network = Siamese(encoder, Projector(16, 8, 8), Predictor(8, 4))
     network.teacher[0].backbone.bn1.weight.data.fill_(2)
@@ -147,45 +147,47 @@ def test_a_runs_checkpoint(tmp_path: Path, compiled: bool) -> None:
     path = tmp_path / "checkpoints" / "step=000000012.ckpt"
     path.parent.mkdir()
     torch.save({"epoch": 1, "global_step": 12, "state_dict": state, "optimizer_states": []}, path)
-    with pytest.raises(InputError, match=r"its encoder\.json is not at"):
+    with pytest.raises(InputError, match=r"encoder\.json does not exist"):
         load_encoder(path)
     (tmp_path / "encoder.json").write_text(json.dumps(encoder.spec.as_dict()))
-    for part, original in (("", encoder), (":student", encoder), (":teacher", network.teacher[0])):
-        loaded = load_encoder(f"{path}{part}")
+    for suffix, original in (("", encoder), (":student", encoder), (":teacher", network.teacher[0])):
+        loaded = load_encoder(f"{path}{suffix}")
         assert loaded.spec == encoder.spec
         x = torch.randn(2, 2, 32, 32)
         assert torch.equal(loaded(x), original.eval()(x))
-        part = part[1:] or "student"
-        assert loaded.origin.startswith(f"mec checkpoint, {part}: resnet18, 78 of 78 tensors matched, ")
-    with pytest.raises(InputError, match="holds no teacher; a run's checkpoints do"):
+        branch = suffix[1:] or "student"
+        assert loaded.origin.startswith(f"mec checkpoint, {branch}: resnet18, 78 of 78 tensors matched, ")
+    with pytest.raises(InputError, match="has no teacher; the run's checkpoints do"):
         save_encoder(encoder, tmp_path)
         load_encoder(f"{tmp_path}:teacher")
 
 
-@pytest.mark.parametrize("safe", [True, False])
-def test_a_timm_folder_and_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, safe: bool) -> None:
+@pytest.mark.parametrize("safetensors", [True, False])
+def test_load_encoder_reads_timm_folders_and_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, safetensors: bool
+) -> None:
     model = timm.create_model("resnet18", num_classes=5, in_chans=2, layers=[1, 1, 1, 1], channels=[8, 8, 8, 16])
-    arguments = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16], "in_chans": 2}
-    published = {"mean": [0.1, 0.2], "std": [0.3, 0.4], "input_size": [2, 96, 96]}
+    model_args = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16], "in_chans": 2}
+    pretrained_cfg = {"mean": [0.1, 0.2], "std": [0.3, 0.4], "input_size": [2, 96, 96]}
     timm.models.save_for_hf(
         model,
         tmp_path,
-        model_config={"pretrained_cfg": published, "model_args": arguments},
-        safe_serialization=safe,
+        model_config={"pretrained_cfg": pretrained_cfg, "model_args": model_args},
+        safe_serialization=safetensors,
     )
     model.reset_classifier(0)
-    # as older timm wrote it, which did not ask the model for its sizes
+    # older timm wrote the given pretrained_cfg unchanged
     config = json.loads((tmp_path / "config.json").read_text())
-    config["pretrained_cfg"] |= published
+    config["pretrained_cfg"] |= pretrained_cfg
     (tmp_path / "config.json").write_text(json.dumps(config))
-    asked = []
+    downloaded = []
 
     def download(repository: str, **_: object) -> str:
-        asked.append(repository)
+        downloaded.append(repository)
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    weights = tmp_path / ("model.safetensors" if safe else "pytorch_model.bin")
+    weights = tmp_path / ("model.safetensors" if safetensors else "pytorch_model.bin")
     for source in (tmp_path, weights, "hf:someone/pets"):
         encoder = load_encoder(source)
         assert encoder.spec.backbone == "resnet18"
@@ -193,20 +195,20 @@ def test_a_timm_folder_and_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert (encoder.spec.mean, encoder.spec.std) == ((0.1, 0.2), (0.3, 0.4))
         x = torch.randn(2, 2, 96, 96)
         torch.testing.assert_close(encoder(x), model.eval()(x))
-        assert encoder.origin == (f"timm folder {source}: resnet18, 78 of 78 tensors matched, 2 of heads left out")
-    assert asked == ["someone/pets"]
+        assert encoder.origin == f"timm folder {source}: resnet18, 78 of 78 tensors matched, 2 head tensors ignored"
+    assert downloaded == ["someone/pets"]
     weights.unlink()
-    with pytest.raises(InputError, match=r"has a config\.json but neither"):
+    with pytest.raises(InputError, match=r"has a config\.json but no model\.safetensors"):
         load_encoder(tmp_path)
     (tmp_path / "config.json").write_text('{"architectures": ["ViTModel"]}')
-    with pytest.raises(InputError, match="is not a description by timm"):
+    with pytest.raises(InputError, match="is not a timm configuration"):
         load_encoder(tmp_path)
 
 
-def test_a_hub_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> str:
+def test_failed_download_raises_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> str:
         raise OSError("no route\nto host")
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(InputError, match=r"hf:someone/pets could not be downloaded \(no route\)"):
         load_encoder("hf:someone/pets")

@@ -1,4 +1,4 @@
-"""Files of weights that are hostile, damaged or of another kind: one line each, and nothing in them is run."""
+"""Malicious, damaged and unsupported weight files: each raises a one-line error, and none runs code."""
 
 import argparse
 import collections
@@ -18,37 +18,39 @@ from mec.models.safe_pickle import read_weights
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_settings_and_single_numbers_beside_the_tensors_are_harmless(tmp_path: Path, zipped: bool) -> None:
+def test_settings_and_numpy_scalars_in_checkpoints_are_loaded(tmp_path: Path, zipped: bool) -> None:
     content = {
         "model": collections.OrderedDict(weight=torch.arange(3.0)),
         "args": argparse.Namespace(lr=0.1, betas=(0.9, 0.999)),
         "best": np.float32(0.75),
-        "seen": np.int64(12),
+        "samples": np.int64(12),
     }
     torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
-    found = read_weights(tmp_path / "a.pth")
-    assert torch.equal(found["model"]["weight"], torch.arange(3.0))
-    assert (found["best"], found["seen"]) == (0.75, 12)
-    assert found["args"].betas == (0.9, 0.999)
+    content = read_weights(tmp_path / "a.pth")
+    assert torch.equal(content["model"]["weight"], torch.arange(3.0))
+    assert (content["best"], content["samples"]) == (0.75, 12)
+    assert content["args"].betas == (0.9, 0.999)
 
 
-@pytest.mark.parametrize("kind", ["float32", "float16", ">f8", "int64", "uint8", "bool"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", ">f8", "int64", "uint8", "bool"])
 @pytest.mark.parametrize("protocol", [0, 2, 5])
-def test_arrays_are_what_numpy_wrote(tmp_path: Path, kind: str, protocol: int) -> None:
-    array = np.arange(24).reshape(2, 3, 4).astype(kind)
-    content = {"rows": array, "columns": np.asfortranarray(array), "none": array[:0], "one": array[1, 1, 1]}
+def test_pickled_arrays_equal_numpys(tmp_path: Path, dtype: str, protocol: int) -> None:
+    array = np.arange(24).reshape(2, 3, 4).astype(dtype)
+    content = {"rows": array, "columns": np.asfortranarray(array), "empty": array[:0], "scalar": array[1, 1, 1]}
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
-    if protocol == 0:  # text, which nobody publishes weights in
-        with pytest.raises(InputError, match="of no format"):
+    if protocol == 0:  # text, in which no weights are published
+        with pytest.raises(InputError, match="unknown format"):
             read_weights(tmp_path / "a.pkl")
         return
-    found = read_weights(tmp_path / "a.pkl")
+    arrays = read_weights(tmp_path / "a.pkl")
     for name, expected in content.items():
-        assert np.array_equal(found[name], expected)
-        assert found[name].dtype == np.dtype(kind).newbyteorder("=")
+        assert np.array_equal(arrays[name], expected)
+        assert arrays[name].dtype == np.dtype(dtype).newbyteorder("=")
 
 
-class Touch:
+class CreateFile:
+    """A pickle that creates a file when it is loaded unsafely."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -56,33 +58,34 @@ class Touch:
         return os.system, (f"touch {self.path}",)
 
 
-@pytest.mark.parametrize("kind", ["torch", "torch before zip", "pickle", "text pickle"])
-def test_a_pickle_that_needs_code_is_not_run(tmp_path: Path, kind: str) -> None:
-    ran, path = tmp_path / "ran", tmp_path / "weights.pth"
-    content = {"model": {"conv1.weight": torch.zeros(2) if "torch" in kind else np.zeros(2), "evil": Touch(ran)}}
-    if "torch" in kind:
-        torch.save(content, path, _use_new_zipfile_serialization=kind == "torch")
+@pytest.mark.parametrize("format", ["torch", "legacy torch", "pickle", "text pickle"])
+def test_pickles_that_need_code_are_rejected_without_running_it(tmp_path: Path, format: str) -> None:
+    created, path = tmp_path / "created", tmp_path / "weights.pth"
+    weight = torch.zeros(2) if "torch" in format else np.zeros(2)
+    content = {"model": {"conv1.weight": weight, "code": CreateFile(created)}}
+    if "torch" in format:
+        torch.save(content, path, _use_new_zipfile_serialization=format == "torch")
     else:
-        path.write_bytes(pickle.dumps(content, protocol=0 if "text" in kind else 4))
+        path.write_bytes(pickle.dumps(content, protocol=0 if "text" in format else 4))
     with pytest.raises(
-        InputError, match="known here" if "text" in kind else r"needs (posix|nt)\.system to run"
+        InputError, match="unknown format" if "text" in format else r"needs (posix|nt)\.system"
     ) as error:
         load_encoder(path)
     assert "\n" not in str(error.value)
-    assert not ran.exists()
+    assert not created.exists()
 
 
-def test_numpys_memory_is_not_trusted_to_a_pickle(tmp_path: Path) -> None:
-    # an array of objects from raw bytes would be an array of pointers
-    class Forged:
+def test_object_arrays_in_pickles_are_rejected(tmp_path: Path) -> None:
+    # NumPy would interpret the raw bytes as pointers to objects
+    class ForgedArray:
         def __reduce__(self) -> Any:
             return np.ndarray, ((1,), np.dtype("O"), b"12345678")
 
     path = tmp_path / "weights.pkl"
-    path.write_bytes(pickle.dumps({"model": {"x": Forged()}}))
+    path.write_bytes(pickle.dumps({"model": {"x": ForgedArray()}}))
     with pytest.raises(InputError):
         load_encoder(path)
-    torch.save({"model": {"x": Forged()}}, path)
+    torch.save({"model": {"x": ForgedArray()}}, path)
     with pytest.raises(InputError):
         load_encoder(path)
 
@@ -91,33 +94,33 @@ def test_numpys_memory_is_not_trusted_to_a_pickle(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.pth", b"", "is empty"),
-        ("a.pth", b"hello, world: not weights", "of no format that is known here"),
-        ("a.onnx", b"\x08\x09\x12\x07pytorch", "is ONNX, which is not read here"),
+        ("a.pth", b"hello, world: not weights", "has an unknown format"),
+        ("a.onnx", b"\x08\x09\x12\x07pytorch", "is ONNX, which is not supported"),
         ("a.h5", b"\x89HDF\r\n\x1a\n", "is Keras"),
         ("a.bin", b"\x89HDF\r\n\x1a\n", "is HDF5"),
-        ("a.pkl", b"\x80\x04\x95\xff", "damaged or cut short"),
+        ("a.pkl", b"\x80\x04\x95\xff", "damaged or truncated"),
         ("a.safetensors", b"\xff\x00\x00\x00\x00\x00\x00\x00{", "cannot be read as safetensors"),
     ],
 )
-def test_other_files_get_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_unsupported_files_raise_a_one_line_error(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=f"encoder: .*{message}") as error:
         load_encoder(tmp_path / name)
     assert "\n" not in str(error.value)
 
 
-def test_damaged_and_foreign_archives_get_one_line(tmp_path: Path) -> None:
+def test_damaged_and_unsupported_archives_raise_input_error(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(nn.Linear(100, 100).state_dict(), path)
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(InputError, match="damaged or cut short"):
+    with pytest.raises(InputError, match="damaged or truncated"):
         load_encoder(path)
     torch.jit.script(nn.Linear(2, 2)).save(str(path))
     with pytest.raises(InputError, match="is TorchScript"):
         load_encoder(path)
     with path.open("wb") as file:
         np.savez(file, a=np.zeros(2))
-    with pytest.raises(InputError, match="an archive without PyTorch's weights"):
+    with pytest.raises(InputError, match="archive without PyTorch weights"):
         load_encoder(path)
     with pytest.raises(InputError, match="has no encoder"):
         load_encoder(tmp_path)

@@ -12,9 +12,9 @@ def network(predictor: bool) -> Siamese:
     return Siamese(encoder, Projector(8, 16, 6), Predictor(6, 4) if predictor else None).double()
 
 
-def test_heads_are_the_papers() -> None:
-    kinds = [type(layer).__name__ for layer in Projector(8, 16, 6)]
-    assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]
+def test_projector_and_predictor_have_the_papers_layers() -> None:
+    layers = [type(layer).__name__ for layer in Projector(8, 16, 6)]
+    assert layers == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]
     projector = Projector(8, 16, 6)
     assert projector[0].bias is None
     assert projector[3].bias is None
@@ -24,26 +24,26 @@ def test_heads_are_the_papers() -> None:
     assert [type(layer).__name__ for layer in Predictor(6, 4)] == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
 
 
-def test_symmetric_form_gives_codes_with_gradient_and_no_targets() -> None:
+def test_symmetric_form_returns_codes_with_gradient_and_no_targets() -> None:
     codes, targets = network(False)(torch.randn(5, 3, 2, 2).double(), torch.randn(5, 3, 2, 2).double())
     assert targets is None
     assert all(z.requires_grad and z.shape == (5, 6) for z in codes)
 
 
-def test_teacher_gives_targets_without_gradient_and_is_not_trained() -> None:
+def test_teacher_returns_targets_without_gradient_and_is_not_trained() -> None:
     net = network(True)
     x1, x2 = torch.randn(2, 5, 3, 2, 2).double()
     predictions, targets = net(x1, x2)
     assert all(p.requires_grad for p in predictions)
     assert not any(z.requires_grad for z in targets)
-    # before any step teacher and student are the same: its targets are the student's codes of the same view
+    # before the first step, teacher and student are equal: the targets are the student's codes of the same view
     assert torch.allclose(targets[0], net.projector(net.encoder(x1)))
     assert torch.allclose(targets[1], net.projector(net.encoder(x2)))
     sum(p.square().sum() for p in predictions).backward()
     assert all(p.grad is None for p in net.teacher.parameters())
 
 
-def test_teacher_follows_by_an_exponential_moving_average_of_parameters_only() -> None:
+def test_teacher_is_an_exponential_moving_average_of_the_parameters_only() -> None:
     net = network(True)
     before = copy.deepcopy(dict(net.teacher.named_parameters()))
     buffers = {k: v.clone() for k, v in net.teacher.named_buffers()}

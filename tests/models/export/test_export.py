@@ -9,29 +9,36 @@ import torch
 from mec.errors import InputError
 from mec.models import load_encoder, save_encoder
 from mec.models.export.export import export
-from tests.models.moved import NARROW, SHALLOW, features, images, moved
+from tests.models.perturbed import NARROW, SHALLOW, perturbed_encoder, random_images, reference_features
 
 FILES = {"torchvision": "e.pth", "detectron2": "e.pkl", "onnx": "e.onnx", "safetensors": "e.safetensors"}
 FORMATS = {**FILES, "timm": "e", "huggingface": "e"}
 
 
-def test_what_cannot_be_expressed_is_refused_in_a_line(tmp_path) -> None:
-    small, other = moved("resnet18", 32, options=NARROW), moved("convnext_atto", 64, options={"depths": [1] * 4})
+def test_unsupported_encoders_raise_a_one_line_error(tmp_path) -> None:
+    vit = "vit_tiny_patch16_224"
+    small_stem = perturbed_encoder("resnet18", 32, options=NARROW)
+    convnext = perturbed_encoder("convnext_atto", 64, options={"depths": [1] * 4})
+    five_channels = perturbed_encoder("resnet18", 96, 5)
+    narrow = perturbed_encoder("resnet18", 96, options=NARROW)
+    max_pool = perturbed_encoder("resnet18", 96, options={"global_pool": "max"})
+    average_pool = perturbed_encoder(vit, 32, options=SHALLOW | {"global_pool": "avg"})
+    register_token = perturbed_encoder(vit, 36, options=SHALLOW | {"reg_tokens": 1})
     for encoder, format, message in (
-        (small, "timm", "timm has no resnet18 with the small stem; onnx, safetensors and huggingface"),
-        (small, "torchvision", "torchvision has no resnet18 with the small stem"),
-        (small, "detectron2", "detectron2 has no resnet18 with the small stem"),
-        (other, "torchvision", "torchvision has no convnext_atto; timm, onnx"),
-        (other, "detectron2", "detectron2 has no convnext_atto"),
-        (moved("resnet18", 96, 5), "torchvision", "3 channels, this one 5"),
-        (moved("resnet18", 96, options=NARROW), "torchvision", "resnet18 has no channels, layers"),
-        (moved("resnet18", 96, options={"global_pool": "max"}), "detectron2", "resnet18 has no global_pool"),
-        (moved("vit_tiny_patch16_224", 32, options=SHALLOW | {"global_pool": "avg"}), "torchvision", "no vision trans"),
-        (moved("vit_tiny_patch16_224", 36, options=SHALLOW | {"reg_tokens": 1}), "torchvision", "no vision trans"),
+        (small_stem, "timm", "timm does not support resnet18 with the small stem; onnx, safetensors and huggingface"),
+        (small_stem, "torchvision", "torchvision does not support resnet18 with the small stem"),
+        (small_stem, "detectron2", "detectron2 does not support resnet18 with the small stem"),
+        (convnext, "torchvision", "torchvision does not support convnext_atto; timm, onnx"),
+        (convnext, "detectron2", "detectron2 does not support convnext_atto"),
+        (five_channels, "torchvision", "3 channels, got 5"),
+        (narrow, "torchvision", "resnet18 does not support channels, layers"),
+        (max_pool, "detectron2", "resnet18 does not support global_pool"),
+        (average_pool, "torchvision", "does not support the vision transformer"),
+        (register_token, "torchvision", "does not support the vision transformer"),
     ):
-        with pytest.raises(InputError, match=f"^format: .*{message}") as caught:
+        with pytest.raises(InputError, match=f"^format: .*{message}") as error:
             export(encoder, format, tmp_path / FORMATS[format])
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -43,119 +50,121 @@ def test_what_cannot_be_expressed_is_refused_in_a_line(tmp_path) -> None:
         ({"format": "timm", "push": "me/it"}, "push: expected format huggingface, got timm"),
         ({"format": "huggingface", "push": "it"}, "push: expected owner/name, got 'it'"),
         ({"format": "huggingface", "license": "do what\nyou want"}, "license: expected a name such as"),
-        ({"format": "torchvision", "out": "e.pth", "license": "mit"}, "license: a torchvision file has no place"),
+        ({"format": "torchvision", "out": "e.pth", "license": "mit"}, "license: torchvision files cannot store"),
     ],
 )
-def test_bad_arguments_are_named(tmp_path, arguments, message) -> None:
+def test_invalid_arguments_are_named_in_the_error(tmp_path, arguments, message) -> None:
     with pytest.raises(InputError, match=message):
         export("resnet18", **{"out": "e", **arguments} | {"out": tmp_path / arguments.get("out", "e")})
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_nothing_is_overwritten(tmp_path, format) -> None:
+def test_existing_files_are_not_overwritten(tmp_path, format) -> None:
     out = tmp_path / FORMATS[format]
     if format in FILES:
         out.write_text("mine")
     else:
         out.mkdir()
         (out / "file").write_text("mine")
-    with pytest.raises(InputError, match=rf"out: {out} exists; take another name"):
+    with pytest.raises(InputError, match=rf"out: .*{out}, which exists"):
         export("resnet18", format, out)
     (tmp_path / "f.json").write_text("mine")
-    with pytest.raises(InputError, match=r"out: .*f\.json exists"):
+    with pytest.raises(InputError, match=r"out: .*f\.json, which exists"):
         export("resnet18", "safetensors", tmp_path / "f.safetensors")
 
 
-@pytest.mark.parametrize(("format", "ends"), [*((f, KeyboardInterrupt) for f in FORMATS), ("huggingface", InputError)])
-def test_nothing_half_written_is_left(tmp_path, monkeypatch, format, ends) -> None:
-    def broken(*_: object) -> None:
-        raise ends
+@pytest.mark.parametrize(
+    ("format", "exception"), [*((f, KeyboardInterrupt) for f in FORMATS), ("huggingface", InputError)]
+)
+def test_failed_export_leaves_no_files(tmp_path, monkeypatch, format, exception) -> None:
+    def fail(*_: object) -> None:
+        raise exception
 
-    encoder = moved("resnet18", 96, options=NARROW if format in ("timm", "onnx") else {})
+    encoder = perturbed_encoder("resnet18", 96, options=NARROW if format in ("timm", "onnx") else {})
     modules = [sys.modules[name] for name in ("mec.models.export.formats", "mec.models.export.export")]
     for module in modules:
-        monkeypatch.setattr(module, "require_same", broken)
-    with pytest.raises(ends):
+        monkeypatch.setattr(module, "check_same_features", fail)
+    with pytest.raises(exception):
         export(encoder, format, tmp_path / FORMATS[format])
     assert not list(tmp_path.iterdir())
 
 
-def test_an_empty_folder_is_filled(tmp_path) -> None:
-    assert [p.name for p in export(moved("resnet18", 96, options=NARROW), "timm", tmp_path).iterdir()]
+def test_export_into_an_empty_folder(tmp_path) -> None:
+    assert [p.name for p in export(perturbed_encoder("resnet18", 96, options=NARROW), "timm", tmp_path).iterdir()]
 
 
-def test_a_full_disk_is_said(tmp_path, monkeypatch) -> None:
-    def full(content: object, path: Path) -> None:
+def test_full_disk_raises_input_error_and_leaves_no_files(tmp_path, monkeypatch) -> None:
+    def save_to_full_disk(content: object, path: Path) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(torch, "save", save_to_full_disk)
     with pytest.raises(InputError, match=r"out: .*e\.pth cannot be written \(No space left on device\)"):
-        export(moved("resnet18", 96), "torchvision", tmp_path / "e.pth")
+        export(perturbed_encoder("resnet18", 96), "torchvision", tmp_path / "e.pth")
     assert not list(tmp_path.iterdir())
 
 
-def test_an_onnx_file_that_differs_is_refused(tmp_path, monkeypatch) -> None:
+def test_onnx_file_with_different_features_is_rejected(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sys.modules["mec.models.export.formats"], "TOLERANCE", -1.0)
     with pytest.raises(InputError, match=r"format: onnx cannot express resnet18 .*differ by"):
-        export(moved("resnet18", 32, options=NARROW), "onnx", tmp_path / "e.onnx")
+        export(perturbed_encoder("resnet18", 32, options=NARROW), "onnx", tmp_path / "e.onnx")
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_packages_are_named(tmp_path, monkeypatch) -> None:
+def test_missing_packages_are_named_in_the_error(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(InputError, match=r"format: onnx needs onnxruntime; pip install 'mec-ssl\[onnx\]'"):
-        export(moved("resnet18", 32, options=NARROW), "onnx", tmp_path / "e.onnx")
+        export(perturbed_encoder("resnet18", 32, options=NARROW), "onnx", tmp_path / "e.onnx")
 
 
 class FakeHub:
-    sent: ClassVar[list] = []
-    fails: ClassVar[Exception | None] = None
+    calls: ClassVar[list] = []
+    error: ClassVar[Exception | None] = None
 
     def create_repo(self, repository: str, **settings: object) -> None:
         assert settings == {"exist_ok": True}
-        self.sent.append(repository)
+        self.calls.append(repository)
 
     def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str) -> None:
-        if self.fails:
-            raise self.fails
-        self.sent += [repo_id, sorted(p.name for p in folder_path.iterdir())]
+        if self.error:
+            raise self.error
+        self.calls += [repo_id, sorted(p.name for p in folder_path.iterdir())]
 
 
-def test_the_folder_is_sent_when_asked_and_only_then(tmp_path, monkeypatch) -> None:
+def test_folder_is_uploaded_only_with_push(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sys.modules["mec.models.export.export"], "HfApi", FakeHub)
-    monkeypatch.setattr(FakeHub, "sent", [])
-    encoder = moved("resnet18", 96, options=NARROW)
-    export(encoder, "huggingface", tmp_path / "kept")
-    assert not FakeHub.sent
-    out = export(encoder, "huggingface", tmp_path / "sent", push="me/it")
-    assert FakeHub.sent == ["me/it", "me/it", ["README.md", "config.json", "model.safetensors"]]
+    monkeypatch.setattr(FakeHub, "calls", [])
+    encoder = perturbed_encoder("resnet18", 96, options=NARROW)
+    export(encoder, "huggingface", tmp_path / "local")
+    assert not FakeHub.calls
+    out = export(encoder, "huggingface", tmp_path / "uploaded", push="me/it")
+    assert FakeHub.calls == ["me/it", "me/it", ["README.md", "config.json", "model.safetensors"]]
     assert "hf-hub:me/it" in (out / "README.md").read_text()
-    out = export(moved("resnet18", 32, options=NARROW), "huggingface", tmp_path / "small", push="me/small")
-    assert FakeHub.sent[-1] == ["README.md", "encoder.json", "encoder.safetensors"]
+    out = export(perturbed_encoder("resnet18", 32, options=NARROW), "huggingface", tmp_path / "small", push="me/small")
+    assert FakeHub.calls[-1] == ["README.md", "encoder.json", "encoder.safetensors"]
     assert "hf download me/small --local-dir small" in (out / "README.md").read_text()
 
 
-def test_a_hub_that_refuses_is_said_and_the_folder_stays(tmp_path, monkeypatch) -> None:
+def test_failed_upload_raises_input_error_and_keeps_the_folder(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sys.modules["mec.models.export.export"], "HfApi", FakeHub)
-    monkeypatch.setattr(FakeHub, "fails", ConnectionError("no token\nfound"))
-    with pytest.raises(InputError, match=r"push: me/it was not sent \(no token\); .*e is whole, and hf upload me/it"):
-        export(moved("resnet18", 96, options=NARROW), "huggingface", tmp_path / "e", push="me/it")
+    monkeypatch.setattr(FakeHub, "error", ConnectionError("no token\nfound"))
+    with pytest.raises(InputError, match=r"push: .*me/it failed \(no token\); .*hf upload me/it"):
+        export(perturbed_encoder("resnet18", 96, options=NARROW), "huggingface", tmp_path / "e", push="me/it")
     assert (tmp_path / "e" / "model.safetensors").exists()
 
 
-def test_folders_of_this_machine_stay_out_of_the_files(tmp_path) -> None:
+def test_exported_files_contain_no_local_paths(tmp_path) -> None:
     run = tmp_path / "jane" / "run"
-    save_encoder(moved("resnet18", 96, options=NARROW), run)
+    save_encoder(perturbed_encoder("resnet18", 96, options=NARROW), run)
     for format in ("timm", "huggingface", "onnx"):
         out = export(run, format, tmp_path / format / FORMATS[format])
         files = [out] if out.is_file() else list(out.iterdir())
         assert not any(b"jane" in file.read_bytes() for file in files)
 
 
-def test_the_encoder_and_the_generator_stay_as_they_were(tmp_path) -> None:
-    encoder = moved("resnet18", 96, options=NARROW).train()
+def test_export_changes_neither_the_encoder_nor_the_random_state(tmp_path) -> None:
+    encoder = perturbed_encoder("resnet18", 96, options=NARROW).train()
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     state = torch.get_rng_state()
     export(encoder, "timm", tmp_path / "e")
@@ -165,32 +174,32 @@ def test_the_encoder_and_the_generator_stay_as_they_were(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("format", ["detectron2", "torchvision"])
-def test_this_library_reads_the_files_of_others_back(tmp_path, format) -> None:
-    encoder = moved("resnet18", 224)
+def test_load_encoder_reads_exported_torchvision_and_detectron2_files(tmp_path, format) -> None:
+    encoder = perturbed_encoder("resnet18", 224)
     loaded = load_encoder(export(encoder, format, tmp_path / FORMATS[format]))
-    x = images(encoder)
-    assert torch.equal(features(loaded, x), features(encoder, x))
+    x = random_images(encoder)
+    assert torch.equal(reference_features(loaded, x), reference_features(encoder, x))
 
 
 @pytest.mark.parametrize("format", ["safetensors", "huggingface"])
-def test_this_library_reads_its_own_form_back(tmp_path, format) -> None:
-    encoder = moved("resnet18", 32, 2, options=NARROW, value_range=(0, 4095), background="black")
+def test_load_encoder_restores_the_spec_of_safetensors_and_huggingface_exports(tmp_path, format) -> None:
+    encoder = perturbed_encoder("resnet18", 32, 2, options=NARROW, value_range=(0, 4095), background="black")
     loaded = load_encoder(export(encoder, format, tmp_path / FORMATS[format]))
     assert loaded.spec == encoder.spec
-    x = images(encoder)
-    assert torch.equal(features(loaded, x), features(encoder, x))
+    x = random_images(encoder)
+    assert torch.equal(reference_features(loaded, x), reference_features(encoder, x))
 
 
 @pytest.mark.parametrize(
     ("backbone", "size", "options"), [("resnet18", 96, NARROW), ("vit_tiny_patch16_224", 32, SHALLOW)]
 )
-def test_this_library_reads_the_timm_form_back(tmp_path, backbone, size, options) -> None:
-    encoder = moved(backbone, size, 2, options=options, value_range=(0, 4095), background="black")
+def test_load_encoder_reads_exported_timm_folders(tmp_path, backbone, size, options) -> None:
+    encoder = perturbed_encoder(backbone, size, 2, options=options, value_range=(0, 4095), background="black")
     out = export(encoder, "timm", tmp_path / "e")
     loaded = load_encoder(out)
     for name in ("backbone", "image_size", "channels", "mean", "std"):
         assert getattr(loaded.spec, name) == getattr(encoder.spec, name)
-    x = images(encoder)
-    assert torch.equal(features(loaded, x), features(encoder, x))
-    kept = json.loads((out / "config.json").read_text())["mec"]["spec"]
-    assert (kept["value_range"], kept["background"]) == ([0, 4095], "black")
+    x = random_images(encoder)
+    assert torch.equal(reference_features(loaded, x), reference_features(encoder, x))
+    stored = json.loads((out / "config.json").read_text())["mec"]["spec"]
+    assert (stored["value_range"], stored["background"]) == ([0, 4095], "black")

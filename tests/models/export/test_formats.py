@@ -16,7 +16,7 @@ from mec.data.dataset import ArrayDataset
 from mec.data.loaders import evaluation_loader
 from mec.data.pixels import PixelFormat
 from mec.models.export.export import export
-from tests.models.moved import NARROW, SHALLOW, agree, features, images, moved
+from tests.models.perturbed import NARROW, SHALLOW, is_close, perturbed_encoder, random_images, reference_features
 
 
 @pytest.mark.parametrize("format", ["timm", "huggingface"])
@@ -32,7 +32,7 @@ from tests.models.moved import NARROW, SHALLOW, agree, features, images, moved
 )
 def test_timm_loads_the_folder_without_further_arguments(tmp_path, format, backbone, size, channels, options) -> None:
     mean = [0.1 * (c + 1) for c in range(channels)]
-    encoder = moved(backbone, size, channels, mean=mean, std=[0.3] * channels, options=options)
+    encoder = perturbed_encoder(backbone, size, channels, mean=mean, std=[0.3] * channels, options=options)
     out = export(encoder, format, tmp_path / "folder", license="MIT")
     loaded = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     settings = timm.data.resolve_model_data_config(loaded)
@@ -41,29 +41,29 @@ def test_timm_loads_the_folder_without_further_arguments(tmp_path, format, backb
     assert settings["std"] == pytest.approx([0.3] * channels)
     assert loaded.pretrained_cfg["license"] == "mit"
     assert loaded.num_classes == 0
-    x = images(encoder)
+    x = random_images(encoder)
     with torch.no_grad():
         y = loaded((x - torch.tensor(settings["mean"]).view(-1, 1, 1)) / torch.tensor(settings["std"]).view(-1, 1, 1))
-    assert agree(y, features(encoder, x))
+    assert is_close(y, reference_features(encoder, x))
 
 
 @pytest.mark.parametrize("size", [96, 32])
-def test_timm_crops_as_an_evaluation_does(tmp_path, size) -> None:
-    encoder = moved("resnet18", size, small_stem=False, options=NARROW)
+def test_timm_transform_crops_like_mec_evaluations(tmp_path, size) -> None:
+    encoder = perturbed_encoder("resnet18", size, small_stem=False, options=NARROW)
     settings = timm.data.resolve_model_data_config(
         timm.create_model(f"local-dir:{export(encoder, 'timm', tmp_path / 'e')}", pretrained=True)
     )
     rows, columns = np.mgrid[0:200, 0:300]
     image = np.stack([rows, columns * 0.8, (rows - 100) ** 2 / 50], axis=-1).clip(0, 255).astype(np.uint8)
     crop = timm.data.create_transform(**settings | {"mean": (0,) * 3, "std": (1,) * 3})
-    theirs = 255 * crop(Image.fromarray(image))
-    ours = next(iter(evaluation_loader(ArrayDataset("one", image[None]), PixelFormat(3), size))).images[0]
-    assert (theirs - ours).abs().mean() < 1.5
+    timm_image = 255 * crop(Image.fromarray(image))
+    mec_image = next(iter(evaluation_loader(ArrayDataset("image", image[None]), PixelFormat(3), size))).images[0]
+    assert (timm_image - mec_image).abs().mean() < 1.5
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnext50_32x4d"])
-def test_torchvision_fills_its_resnet(tmp_path, backbone) -> None:
-    encoder = moved(backbone, 64, small_stem=False)
+def test_torchvision_resnet_loads_the_state_dict(tmp_path, backbone) -> None:
+    encoder = perturbed_encoder(backbone, 64, small_stem=False)
     weights = torch.load(export(encoder, "torchvision", tmp_path / "e.pth"), weights_only=True)
     model = getattr(torchvision.models, backbone)().eval()
     missing, unexpected = model.load_state_dict(weights, strict=False)
@@ -72,25 +72,25 @@ def test_torchvision_fills_its_resnet(tmp_path, backbone) -> None:
     model.load_state_dict(weights)
     x = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        assert agree(model(encoder.normalize(x)), features(encoder, x))
+        assert is_close(model(encoder.normalize(x)), reference_features(encoder, x))
 
 
-def test_torchvision_fills_its_vision_transformer(tmp_path) -> None:
-    encoder = moved("vit_tiny_patch16_224", 32, options=SHALLOW)
+def test_torchvision_vit_loads_the_state_dict(tmp_path) -> None:
+    encoder = perturbed_encoder("vit_tiny_patch16_224", 32, options=SHALLOW)
     weights = torch.load(export(encoder, "torchvision", tmp_path / "e.pth"), weights_only=True)
     model = torchvision.models.VisionTransformer(32, 4, num_layers=2, num_heads=3, hidden_dim=192, mlp_dim=768).eval()
     model.heads = nn.Identity()
     model.load_state_dict(weights)
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        assert agree(model(encoder.normalize(x)), features(encoder, x))
+        assert is_close(model(encoder.normalize(x)), reference_features(encoder, x))
 
 
-def as_detectron2(weights: dict, x: Tensor, blocks: list[int]) -> Tensor:
-    """detectron2's ResNet with STRIDE_IN_1X1 False by the names of its tensors, written from its description."""
+def detectron2_features(weights: dict, x: Tensor, blocks: list[int]) -> Tensor:
+    """Compute the features of detectron2's ResNet with STRIDE_IN_1X1 False; written from its documentation."""
 
     def layer(name: str, x: Tensor, stride: int = 1, relu: bool = True) -> Tensor:
-        norm = [weights.pop(f"{name}.norm.{part}") for part in ("running_mean", "running_var", "weight", "bias")]
+        norm = [weights.pop(f"{name}.norm.{suffix}") for suffix in ("running_mean", "running_var", "weight", "bias")]
         weight = weights.pop(f"{name}.weight")
         y = F.batch_norm(F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2), *norm, eps=1e-5)
         return F.relu(y) if relu else y
@@ -111,19 +111,19 @@ def as_detectron2(weights: dict, x: Tensor, blocks: list[int]) -> Tensor:
 
 
 @pytest.mark.parametrize(("backbone", "channels", "blocks"), [("resnet18", 5, [2] * 4), ("resnet50", 3, [3, 4, 6, 3])])
-def test_detectron2_has_every_tensor_under_its_own_name(tmp_path, backbone, channels, blocks) -> None:
-    encoder = moved(backbone, 96, channels)
+def test_detectron2_pickle_has_every_tensor_under_detectron2_keys(tmp_path, backbone, channels, blocks) -> None:
+    encoder = perturbed_encoder(backbone, 96, channels)
     content = pickle.loads(export(encoder, "detectron2", tmp_path / "e.pkl").read_bytes(), encoding="latin1")
     assert content["__author__"]
     assert content["matching_heuristics"] is True
     assert all(type(a) is np.ndarray and a.dtype == np.float32 for a in content["model"].values())
     x = torch.rand(2, channels, 96, 96)
     weights = {name: torch.from_numpy(array) for name, array in content["model"].items()}
-    assert agree(as_detectron2(weights, encoder.normalize(x), blocks), features(encoder, x))
+    assert is_close(detectron2_features(weights, encoder.normalize(x), blocks), reference_features(encoder, x))
 
 
-def test_detectron2_needs_no_module_that_only_numpy_2_has(tmp_path) -> None:
-    content = export(moved("resnet18", 96), "detectron2", tmp_path / "e.pkl").read_bytes()
+def test_detectron2_pickle_loads_with_numpy_1(tmp_path) -> None:
+    content = export(perturbed_encoder("resnet18", 96), "detectron2", tmp_path / "e.pkl").read_bytes()
     assert b"numpy" in content
     assert b"_core" not in content
 
@@ -132,23 +132,29 @@ def test_detectron2_needs_no_module_that_only_numpy_2_has(tmp_path) -> None:
     ("backbone", "size", "channels", "options"),
     [("resnet18", 96, 3, NARROW), ("resnet18", 32, 2, NARROW), ("vit_tiny_patch16_224", 32, 3, SHALLOW)],
 )
-def test_onnxruntime_takes_images_and_any_batch(tmp_path, capfd, backbone, size, channels, options) -> None:
-    encoder = moved(backbone, size, channels, options=options, value_range=(0, 4095), background="#102030")
+def test_onnx_model_takes_images_in_unit_range_and_any_batch_size(
+    tmp_path, capfd, backbone, size, channels, options
+) -> None:
+    encoder = perturbed_encoder(backbone, size, channels, options=options, value_range=(0, 4095), background="#102030")
     encoder.origin = "a run"
     out = export(encoder, "onnx", tmp_path / "e.onnx", license="cc-by-4.0")
     assert capfd.readouterr() == ("", "")
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
-    (taken,), (given,) = session.get_inputs(), session.get_outputs()
-    assert (taken.name, taken.type, taken.shape) == ("images", "tensor(float)", ["batch", channels, size, size])
-    assert (given.name, given.shape) == ("features", ["batch", encoder.num_features])
+    (image_input,), (feature_output,) = session.get_inputs(), session.get_outputs()
+    assert (image_input.name, image_input.type, image_input.shape) == (
+        "images",
+        "tensor(float)",
+        ["batch", channels, size, size],
+    )
+    assert (feature_output.name, feature_output.shape) == ("features", ["batch", encoder.num_features])
     for n in (1, 5):
-        x = images(encoder, n)
+        x = random_images(encoder, n)
         y = torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
-        assert (y - features(encoder, x)).abs().max() <= 1e-4 * y.abs().max()
-    notes = session.get_modelmeta().custom_metadata_map
-    assert json.loads(notes["spec"])["value_range"] == [0, 4095]
-    assert json.loads(notes["spec"])["background"] == "#102030"
-    assert (notes["origin"], notes["untrained"], notes["license"]) == ("a run", "false", "cc-by-4.0")
-    # the exporter's notes on each node hold lines and paths of the source
+        assert (y - reference_features(encoder, x)).abs().max() <= 1e-4 * y.abs().max()
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["spec"])["value_range"] == [0, 4095]
+    assert json.loads(metadata["spec"])["background"] == "#102030"
+    assert (metadata["origin"], metadata["untrained"], metadata["license"]) == ("a run", "false", "cc-by-4.0")
+    # the exporter stores source lines and local paths in each node's metadata
     assert not any(node.metadata_props for node in onnx.load(out).graph.node)
     assert [p.name for p in tmp_path.iterdir()] == ["e.onnx"]

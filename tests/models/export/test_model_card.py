@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from mec.errors import InputError
 from mec.models import save_encoder, untrained
 from mec.models.export.export import export
-from tests.models.moved import NARROW, moved
+from tests.models.perturbed import NARROW, perturbed_encoder
 
 NASTY = "a|b `c` <script>\n# *d* [e](f) é"
 RECIPE = {
@@ -27,9 +27,9 @@ ENVIRONMENT = {
     "images": 12345,
     "python": "3.11.2",
     "platform": "Linux-6.1",
-    "cores": 8,
-    "devices": ["Accelerator X"],
-    "processes": 1,
+    "cpu_cores": 8,
+    "gpus": ["Accelerator X"],
+    "world_size": 1,
     "precision": "32-true",
     "started": "2026-01-02T03:04:05+00:00",
     "packages": {"mec-ssl": "0.1.0", "torch": "2.11.0"},
@@ -65,7 +65,7 @@ RESULTS = [
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
-    save_encoder(moved("resnet18", 96, options=NARROW), folder)
+    save_encoder(perturbed_encoder("resnet18", 96, options=NARROW), folder)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
     (folder / "metrics.csv").write_text("step,loss,seconds\n10,-1.0,12.5\n20,-2.0,321.5\n")
@@ -128,7 +128,7 @@ def test_words_of_the_run_are_words_and_not_markup(run: Path, tmp_path: Path) ->
 
 
 def test_the_code_of_the_card_runs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = moved("resnet18", 32, 2, options=NARROW)
+    small = perturbed_encoder("resnet18", 32, 2, options=NARROW)
     for source, name, blocks in ((run, "a b", 2), (small, "small", 1)):
         card = card_of(source, tmp_path / name)
         monkeypatch.chdir(tmp_path)
@@ -142,7 +142,7 @@ def test_the_code_of_the_card_runs(run: Path, tmp_path: Path, monkeypatch: pytes
 
 
 def test_without_a_run_only_what_is_known_is_told(tmp_path: Path) -> None:
-    encoder = moved("resnet18", 96, 1, options=NARROW, value_range=(0, 4095))
+    encoder = perturbed_encoder("resnet18", 96, 1, options=NARROW, value_range=(0, 4095))
     card = card_of(encoder, tmp_path / "a")
     assert card.data.license == "unknown"
     assert "No license was chosen" in card.text

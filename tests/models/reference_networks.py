@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm, as other projects would save them."""
+"""Networks of torchvision and timm, and state dicts as other projects save them."""
 
 import itertools
 from pathlib import Path
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from mec.models import Encoder
 
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 
-def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
-    """In evaluation mode, with weights of this seed; biases and BatchNorm statistics are none of the defaults."""
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Randomize all weights, biases and BatchNorm statistics, and switch to evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     for tensor in model.state_dict().values():
         if tensor.ndim > 1 and tensor.is_floating_point():
@@ -25,21 +25,21 @@ def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def resnet(name: str = "resnet18", seed: int = 0, small: bool = False) -> Any:
-    """torchvision's, without its classifier."""
+def resnet(name: str = "resnet18", seed: int = 0, small_stem: bool = False) -> Any:
+    """Create torchvision's ResNet without its classifier."""
     model: Any = getattr(torchvision.models, name)()
     model.fc = nn.Identity()
-    if small:
+    if small_stem:
         model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-    return shaken(model, seed)
+    return randomize(model, seed)
 
 
 def vit(name: str = "vit_tiny_patch16_224", seed: int = 0, **options: Any) -> Any:
-    return shaken(timm.create_model(name, num_classes=0, **options), seed)
+    return randomize(timm.create_model(name, num_classes=0, **options), seed)
 
 
-def under(prefix: str, module: nn.Module) -> State:
-    return {prefix + name: tensor for name, tensor in module.state_dict().items()}
+def prefixed(prefix: str, module: nn.Module) -> StateDict:
+    return {prefix + key: tensor for key, tensor in module.state_dict().items()}
 
 
 def mlp(*widths: int, bias: bool = False) -> nn.Sequential:
@@ -49,7 +49,7 @@ def mlp(*widths: int, bias: bool = False) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def same_features(encoder: Encoder, original: nn.Module, size: int | None = None) -> None:
+def assert_same_features(encoder: Encoder, original: nn.Module, size: int | None = None) -> None:
     size = size or encoder.image_size
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
@@ -59,9 +59,6 @@ def same_features(encoder: Encoder, original: nn.Module, size: int | None = None
     assert not encoder.untrained
 
 
-def saved(tmp_path: Path, content: Any, name: str = "checkpoint.pth.tar") -> Path:
+def save_checkpoint(tmp_path: Path, content: Any, name: str = "checkpoint.pth.tar") -> Path:
     torch.save(content, tmp_path / name)
     return tmp_path / name
-
-
-# xinliu20/MEC mec/builder.py, main_pretrain.py: {"epoch", "arch", "state_dict", "optimizer"}
