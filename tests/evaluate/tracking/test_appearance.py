@@ -1,4 +1,4 @@
-"""What is taken out of a frame to compare objects by, against OpenCV, PyTorch's own resizing and hand-worked cells."""
+"""Appearance features against OpenCV, PyTorch's own resizing and cells computed by hand."""
 
 import math
 from typing import Any
@@ -10,127 +10,136 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mec.evaluate.tracking.appearance import box_looks, letterbox, mask_looks, on_map, spread_box
+from mec.evaluate.tracking.appearance import box_features, letterbox, mask_box, mask_features, masks_on_grid
 
 Floats = NDArray[np.float64]
 
 
-def dense(stride: int = 8, mean: float = 0.0, std: float = 1.0, features: Tensor | None = None) -> Any:
-    """Stands for Dense: its numbers, and a map that it gives of any image."""
+class FakeDense:
+    """Stands in for DenseFeatures: a stride, a normalization, and the same feature map for every image."""
 
-    def told(image: Tensor) -> Tensor | None:
+    def __init__(self, stride: int = 8, mean: float = 0.0, std: float = 1.0, features: Tensor | None = None) -> None:
+        self.stride, self.features = stride, features
+        self.mean, self.std = torch.full((1, 3, 1, 1), mean), torch.full((1, 3, 1, 1), std)
+
+    def __call__(self, image: Tensor) -> Tensor:
         assert tuple(image.shape[2:]) == (608, 1088)
-        return features
-
-    told.stride, told.mean, told.std = stride, torch.full((1, 3, 1, 1), mean), torch.full((1, 3, 1, 1), std)  # type: ignore[attr-defined]
-    return told
+        assert self.features is not None
+        return self.features
 
 
-def shares(length: int, size: int) -> Floats:
-    """(size, length): how much of each old pixel is in each new one."""
+def fake_dense(*args: Any, **kwargs: Any) -> Any:
+    return FakeDense(*args, **kwargs)
+
+
+def area_weights(length: int, size: int) -> Floats:
+    """Return (size, length): the fraction of each new pixel that each old pixel covers."""
     scale = length / size
     new, old = np.ogrid[:size, :length]
-    found: Floats = np.clip(np.minimum((new + 1) * scale, old + 1) - np.maximum(new * scale, old), 0, None) / scale
-    return found
+    weights: Floats = np.clip(np.minimum((new + 1) * scale, old + 1) - np.maximum(new * scale, old), 0, None) / scale
+    return weights
 
 
-# height and width of a frame: smaller than the letterbox, larger, wide, high, of its very size, 8 : 9 of it
+# height and width of a frame: smaller than the letterbox, larger, wide, high, the same size, 9/8 of it
 SIZES = [(288, 352), (1080, 1920), (61, 700), (333, 50), (608, 1088), (684, 1224)]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_letterbox_by_areas(size: tuple[int, int]) -> None:
+def test_letterbox_resizes_by_area(size: tuple[int, int]) -> None:
     height, width = size
     frame = np.random.default_rng(0).random((height, width, 3))
-    given = torch.from_numpy(frame).permute(2, 0, 1)[None].float()
-    fitted = letterbox((given - 0.4) / 0.2, dense(mean=0.4, std=0.2))
-    ratio = min(608 / height, 1088 / width)
-    high, wide = round(height * ratio), round(width * ratio)
-    assert fitted.ratio == pytest.approx(ratio)
-    assert (fitted.left, fitted.top) == ((1088 - wide) / 2, (608 - high) / 2)
-    top, left = (608 - high) // 2, (1088 - wide) // 2
-    image = fitted.image[0].permute(1, 2, 0).double().numpy() * 0.2 + 0.4
-    inside = image[top : top + high, left : left + wide].copy()
-    down, across = shares(height, high), shares(width, wide)
+    x = torch.from_numpy(frame).permute(2, 0, 1)[None].float()
+    boxed = letterbox((x - 0.4) / 0.2, fake_dense(mean=0.4, std=0.2))
+    scale = min(608 / height, 1088 / width)
+    new_height, new_width = round(height * scale), round(width * scale)
+    assert boxed.scale == pytest.approx(scale)
+    assert (boxed.left, boxed.top) == ((1088 - new_width) / 2, (608 - new_height) / 2)
+    top, left = (608 - new_height) // 2, (1088 - new_width) // 2
+    image = boxed.image[0].permute(1, 2, 0).double().numpy() * 0.2 + 0.4
+    resized = image[top : top + new_height, left : left + new_width].copy()
+    rows, columns = area_weights(height, new_height), area_weights(width, new_width)
     for channel in range(3):
-        np.testing.assert_allclose(inside[..., channel], down @ frame[..., channel] @ across.T, atol=1e-5)
-    image[top : top + high, left : left + wide] = 128 / 255
-    np.testing.assert_allclose(image, 128 / 255, atol=1e-6, err_msg="127.5, as OpenCV rounds it")
+        np.testing.assert_allclose(resized[..., channel], rows @ frame[..., channel] @ columns.T, atol=1e-5)
+    image[top : top + new_height, left : left + new_width] = 128 / 255
+    np.testing.assert_allclose(image, 128 / 255, atol=1e-6, err_msg="127.5, rounded as OpenCV does")
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_letterbox_as_opencv_does(size: tuple[int, int]) -> None:
+def test_letterbox_equals_opencv(size: tuple[int, int]) -> None:
     cv2 = pytest.importorskip("cv2")
     frame = np.random.default_rng(0).random((*size, 3)).astype(np.float32)
-    image = letterbox(torch.from_numpy(frame).permute(2, 0, 1)[None], dense()).image[0].permute(1, 2, 0).numpy()
-    ratio = min(608 / size[0], 1088 / size[1])
-    high, wide = round(size[0] * ratio), round(size[1] * ratio)
-    top, left = (608 - high) // 2, (1088 - wide) // 2
-    wanted = cv2.resize(frame, (wide, high), interpolation=cv2.INTER_AREA)
-    # a pixel of which less than a thousandth is covered is left out there
-    np.testing.assert_allclose(image[top : top + high, left : left + wide], wanted, atol=1.5e-3)
-    assert np.abs(image[top : top + high, left : left + wide] - wanted).mean() < 1e-5
+    x = torch.from_numpy(frame).permute(2, 0, 1)[None]
+    image = letterbox(x, fake_dense()).image[0].permute(1, 2, 0).numpy()
+    scale = min(608 / size[0], 1088 / size[1])
+    height, width = round(size[0] * scale), round(size[1] * scale)
+    top, left = (608 - height) // 2, (1088 - width) // 2
+    expected = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
+    # OpenCV ignores pixels that are covered by less than a thousandth
+    resized = image[top : top + height, left : left + width]
+    np.testing.assert_allclose(resized, expected, atol=1.5e-3)
+    assert np.abs(resized - expected).mean() < 1e-5
 
 
 @pytest.mark.parametrize("corrected", [False, True])
-def test_cells_of_a_box_lie_evenly_in_it(corrected: bool) -> None:
-    """On a map whose numbers are the places of its cells, a mean over a part of the box is the middle of that part."""
-    fitted = letterbox(torch.zeros(1, 3, 288, 352), dense())
+def test_cells_of_a_box_are_evenly_spaced(corrected: bool) -> None:
+    """On a map whose values are the coordinates of its cells, the mean over a region is the region's center."""
+    boxed = letterbox(torch.zeros(1, 3, 288, 352), fake_dense())
     rows, columns = torch.meshgrid(torch.arange(76.0), torch.arange(136.0), indexing="ij")
     boxes = np.array([[50.0, 60, 60, 128], [200, 100, 33, 47]])
-    found = box_looks(fitted, boxes, dense(features=torch.stack([rows, columns])[None]), corrected)
-    assert fitted.ratio == 608 / 288
-    assert (fitted.left, fitted.top) == ((1088 - 743) / 2, 0)
-    # the middle of a map's first cell is half a cell from its edge; published figures take it for the edge
-    high, wide, edge = (10, 4, 0.5) if corrected else (4, 10, 0.0)
-    for (x, y, width, height), one in zip(boxes, found, strict=True):
-        down = (y + (np.arange(high) + 0.5) * height / high) * fitted.ratio / 8 - edge
-        right = ((x + (np.arange(wide) + 0.5) * width / wide) * fitted.ratio + 172.5) / 8 - edge
-        wanted = np.stack(np.meshgrid(down, right, indexing="ij")).reshape(2, 40)
-        np.testing.assert_allclose(one.numpy(), wanted, atol=2e-4)
-    assert box_looks(fitted, np.zeros((0, 4)), dense(), corrected) == []
+    dense = fake_dense(features=torch.stack([rows, columns])[None])
+    features = box_features(boxed, boxes, dense, corrected)
+    assert boxed.scale == 608 / 288
+    assert (boxed.left, boxed.top) == ((1088 - 743) / 2, 0)
+    # the center of the first cell is half a cell from the edge of the map; the published code takes it for the edge
+    row_count, column_count, offset = (10, 4, 0.5) if corrected else (4, 10, 0.0)
+    for (x, y, width, height), cells in zip(boxes, features, strict=True):
+        down = (y + (np.arange(row_count) + 0.5) * height / row_count) * boxed.scale / 8 - offset
+        right = ((x + (np.arange(column_count) + 0.5) * width / column_count) * boxed.scale + 172.5) / 8 - offset
+        expected = np.stack(np.meshgrid(down, right, indexing="ij")).reshape(2, 40)
+        np.testing.assert_allclose(cells.numpy(), expected, atol=2e-4)
+    assert box_features(boxed, np.zeros((0, 4)), dense, corrected) == []
 
 
-def test_masks_on_a_map_by_hand() -> None:
+def test_masks_on_grid_by_hand() -> None:
     masks = np.zeros((2, 20, 36), np.uint8)
     masks[0, 8:20, 16:25] = 1  # its upper left pixel is that of cell (1, 2); it reaches into cell (2, 3)
-    masks[1, 1:8, 1:8] = 1  # no cell's first pixel
-    found = on_map(masks[:, :16, :32], dense(8))
-    assert np.argwhere(found).tolist() == [[0, 1, 2], [0, 1, 3]]
-    # 20 rows on 3, 36 columns on 5: pixels 0, 6, 13 and 0, 7, 14, 21, 28
-    found = on_map(masks, dense(8))
-    assert found.shape == (2, 3, 5)
-    assert np.argwhere(found).tolist() == [[0, 2, 3], [1, 1, 1]]
-    assert on_map(np.zeros((0, 20, 36), np.uint8), dense(16)).shape == (0, 2, 3)
+    masks[1, 1:8, 1:8] = 1  # contains no cell's upper left pixel
+    grid = masks_on_grid(masks[:, :16, :32], fake_dense(8))
+    assert np.argwhere(grid).tolist() == [[0, 1, 2], [0, 1, 3]]
+    # 20 rows on 3 cells, 36 columns on 5: pixels 0, 6, 13 and 0, 7, 14, 21, 28
+    grid = masks_on_grid(masks, fake_dense(8))
+    assert grid.shape == (2, 3, 5)
+    assert np.argwhere(grid).tolist() == [[0, 2, 3], [1, 1, 1]]
+    assert masks_on_grid(np.zeros((0, 20, 36), np.uint8), fake_dense(16)).shape == (0, 2, 3)
 
 
-def test_the_box_of_a_mask_by_hand() -> None:
+def test_mask_box_by_hand() -> None:
     cells = np.zeros((12, 30), bool)
     cells[3:6, 10:20] = True
-    # columns 10 to 19: middle 14.5, 2.5 from it in the mean; rows 3 to 5: middle 4, 2/3 in the mean, taken for 1
-    np.testing.assert_allclose(spread_box(cells), [14.5 - 5, 4 - 2, 10, 4])
+    # columns 10 to 19: center 14.5, mean distance 2.5; rows 3 to 5: center 4, mean distance 2/3, raised to 1
+    np.testing.assert_allclose(mask_box(cells), [14.5 - 5, 4 - 2, 10, 4])
     cells[0, 0] = True
     right, down = np.array([*range(10, 20)] * 3 + [0]), np.array([3] * 10 + [4] * 10 + [5] * 10 + [0])
     reach = 2 * np.abs(right - right.mean()).mean(), 2 * max(1, np.abs(down - down.mean()).mean())
-    wanted = [right.mean() - reach[0], down.mean() - reach[1], 2 * reach[0], 2 * reach[1]]
-    np.testing.assert_allclose(spread_box(cells), wanted)
-    np.testing.assert_array_equal(spread_box(np.zeros((5, 7), bool)), [0, 0, 0, 0])
-    one = np.zeros((5, 7), bool)
-    one[1, 6] = True
-    np.testing.assert_allclose(spread_box(one), [4, -1, 4, 4])
+    expected = [right.mean() - reach[0], down.mean() - reach[1], 2 * reach[0], 2 * reach[1]]
+    np.testing.assert_allclose(mask_box(cells), expected)
+    np.testing.assert_array_equal(mask_box(np.zeros((5, 7), bool)), [0, 0, 0, 0])
+    single = np.zeros((5, 7), bool)
+    single[1, 6] = True
+    np.testing.assert_allclose(mask_box(single), [4, -1, 4, 4])
 
 
-def resized(features: Tensor, mask: NDArray[np.bool_], most: int) -> Tensor:
-    """The masked map and the mask made smaller as images are, whole."""
+def downsampled(features: Tensor, mask: NDArray[np.bool_], max_cells: int) -> Tensor:
+    """Downsample the whole masked map and the mask with PyTorch."""
     flat = torch.from_numpy(mask)[None, None].double()
-    scale = math.sqrt(most / mask.sum())
+    scale = math.sqrt(max_cells / mask.sum())
     small = F.interpolate(features * flat, scale_factor=scale, mode="bilinear")
     kept = F.interpolate(flat, scale_factor=scale, mode="nearest")[0, 0] >= 0.5
     return small[0][:, kept]
 
 
-@pytest.mark.parametrize("most", [200, 60, 25])
-def test_large_masks_are_made_smaller_with_the_map(most: int) -> None:
+@pytest.mark.parametrize("max_cells", [200, 60, 25])
+def test_large_masks_are_downsampled_with_the_map(max_cells: int) -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(1, 4, 31, 47, generator=generator, dtype=torch.float64)
     rows, columns = np.ogrid[:31, :47]
@@ -139,28 +148,27 @@ def test_large_masks_are_made_smaller_with_the_map(most: int) -> None:
     border = np.zeros((31, 47), bool)
     border[10:, :26] = True
     for mask in (disc, ragged, border):
-        (found,) = mask_looks(features, mask[None], most)
-        wanted = resized(features, mask, most)
-        assert found.shape == wanted.shape
-        assert 0.6 * most < found.shape[1] < 1.5 * most
-        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+        (cells,) = mask_features(features, mask[None], max_cells)
+        expected = downsampled(features, mask, max_cells)
+        assert cells.shape == expected.shape
+        assert 0.6 * max_cells < cells.shape[1] < 1.5 * max_cells
+        torch.testing.assert_close(cells, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("share", [4, 9, 2])
-def test_a_whole_map_of_a_square_number_of_times_the_most(share: int) -> None:
-    """Where cells fall on the edges between cells: the same ones are taken."""
+@pytest.mark.parametrize("factor", [4, 9, 2])
+def test_downsampling_takes_the_same_cells_if_samples_fall_on_cell_edges(factor: int) -> None:
     features = torch.randn(1, 3, 36, 36, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     mask = np.ones((36, 36), bool)
-    (found,) = mask_looks(features, mask[None], 36 * 36 // share)
-    torch.testing.assert_close(found, resized(features, mask, 36 * 36 // share), atol=1e-5, rtol=0)
+    (cells,) = mask_features(features, mask[None], 36 * 36 // factor)
+    torch.testing.assert_close(cells, downsampled(features, mask, 36 * 36 // factor), atol=1e-5, rtol=0)
 
 
-def test_small_masks_give_their_own_cells() -> None:
+def test_small_masks_return_their_own_cells() -> None:
     features = torch.arange(24.0).view(1, 2, 3, 4)
     masks = np.zeros((3, 3, 4), bool)
     masks[0, 1, 1:3] = masks[1, 2, 3] = True
-    several, one, none = mask_looks(features, masks, 2)
-    assert several.tolist() == [[5, 6], [17, 18]]
+    two, one, none = mask_features(features, masks, 2)
+    assert two.tolist() == [[5, 6], [17, 18]]
     assert one.tolist() == [[11], [23]]
     assert tuple(none.shape) == (2, 0)
-    assert mask_looks(features, masks[:0], 2) == []
+    assert mask_features(features, masks[:0], 2) == []
