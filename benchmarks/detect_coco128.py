@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from jsonargparse import auto_cli
@@ -16,7 +16,7 @@ from rich.console import Console
 import mec
 from machine import write
 from mec import evaluate
-from mec.evaluate.detection.trainer import METRICS
+from mec.evaluate.detection.trainer import METRICS_CSV
 from mec.pretraining import ProjectorSettings
 from mec.results import Stopwatch
 
@@ -24,7 +24,7 @@ NARROW = {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256], "zero_init_las
 
 
 def main(
-    data: str = "coco128", images: str = "caltech101", epochs: int = 10, iterations: int = 500, seeds: int = 1
+    data: str = "coco128", images: str = "caltech101", epochs: int = 10, max_steps: int = 500, trials: int = 1
 ) -> None:
     """Pretrain without labels, then train detectors on all training images from it and from it untrained.
 
@@ -32,14 +32,14 @@ def main(
         data: COCO128, or another set.
         images: those to pretrain on.
         epochs: of pretraining.
-        iterations: of the detectors.
-        seeds: detectors of each.
+        max_steps: optimizer steps of each detector.
+        trials: detectors of each.
     """
     recipe = replace(
         mec.load_recipe("small"),
         backbone_options=NARROW,
         epochs=epochs,
-        projector=ProjectorSettings(hidden=512, outputs=256),
+        projector=ProjectorSettings(hidden_dim=512, output_dim=256),
         workers=1,
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -48,18 +48,18 @@ def main(
         pretraining_seconds = clock()
         out = Path(folder) / "detectors"
         result = evaluate.detect(
-            data, run, out, iterations=iterations, seeds=seeds, baselines=True, workers=1
+            data, run, out, max_steps=max_steps, trials=trials, baselines=True, workers=1
         )  # fmt: skip
-        losses = {name: _losses(out / f"{name}-0" / METRICS) for name in result.figures}
+        losses = {name: _losses(out / f"{name}-0" / METRICS_CSV) for name in result.rows}
     console = Console(soft_wrap=True)
     console.print(result.table())
     path = write(
         "detect_coco128",
         "detectors on COCO128 from a briefly pretrained encoder and from the same one untrained",
-        data=f"{Path(data).name} ({result.data.partition('(')[2]}",
+        data={"name": Path(data).name, **result.dataset.counts},
         pretraining={"data": Path(images).name, "epochs": epochs, "seconds": pretraining_seconds},
-        protocol=result.protocol,
-        figures=result.figures,
+        protocol=asdict(result.protocol),
+        metrics={name: result.values(name) for name in result.rows},
         seconds=result.seconds,
         losses=losses,
     )

@@ -15,9 +15,9 @@ from machine import Memory, write
 from mec.data import PixelFormat
 from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.detectors import load_detector
-from mec.evaluate.detection.metrics import figures
+from mec.evaluate.detection.metrics import detection_metrics
 from mec.evaluate.detection.trainer import detection_trainer
-from mec.evaluate.detection.training import look
+from mec.evaluate.detection.training import run_detector
 from mec.results import Stopwatch
 
 
@@ -37,11 +37,11 @@ def main(detector: str = "runs/coco/encoder-0", data: str = "coco128") -> None:
         part = tested.subset(np.arange(count))
         clock = Stopwatch()
         with Memory() as memory:
-            found = look(built, part.images, reading, spec.schedule, trainer, 0)
+            found = run_detector(built, part.images, reading, spec.schedule, trainer, 0)
         rows.append((f"looking at {count} images", memory, clock()))
     clock = Stopwatch()
     with Memory() as memory:
-        figures(tested, [found[i] for i in range(len(tested))])
+        detection_metrics(tested, [found[i] for i in range(len(tested))])
     rows.append(("figures", memory, clock()))
     console = Console(soft_wrap=True)
     start = rows[0][1].before
@@ -53,7 +53,7 @@ def main(detector: str = "runs/coco/encoder-0", data: str = "coco128") -> None:
         "memory of looking for objects in many images",
         encoder=spec.encoder.backbone,
         architecture=spec.architecture,
-        schedule=spec.schedule.in_words(),
+        schedule=spec.schedule.protocol_settings(),
         objects_found=objects,
         figures=[{"name": n, "mib_more": round(m.most - start), "seconds": s} for n, m, s in rows],
     )

@@ -25,7 +25,7 @@ from machine import write
 from mec.data import PixelFormat
 from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset
-from mec.evaluate.detection.loaders import Order, training_batches
+from mec.evaluate.detection.loaders import AspectRatioBatchSampler, make_train_loader
 from mec.evaluate.detection.network import Detector
 from mec.evaluate.detection.schedules import Schedule
 
@@ -46,7 +46,10 @@ def main(
         device: cpu or cuda.
     """
     learned, _ = open_annotated(data)
-    schedule = Schedule(1, (), sides=(side,), side_at_test=side, longest=2 * side, regions=regions, batch_size=batch)
+    schedule = Schedule(
+        1, (), train_short_sides=(side,), test_short_side=side, max_long_side=2 * side,
+        box_batch_size_per_image=regions, batch_size=batch,
+    )  # fmt: skip
     images, targets = _batch(learned, schedule, device)
     encoder = mec.load_encoder("resnet50")
     classes = len(learned.categories)
@@ -97,8 +100,8 @@ def main(
 
 
 def _batch(learned: AnnotatedDataset, schedule: Schedule, device: str) -> tuple[list[Any], list[Any]]:
-    order = Order(learned.sizes[:, 1] > learned.sizes[:, 0], schedule.batch_size, 1, 0)
-    shown = next(iter(training_batches(learned, order, PixelFormat(), schedule, False, 0)))
+    sampler = AspectRatioBatchSampler(learned.sizes[:, 1] > learned.sizes[:, 0], schedule.batch_size, 1, 0)
+    shown = next(iter(make_train_loader(learned, sampler, PixelFormat(), schedule, False, 0)))
     return (
         [p.to(device) for p in shown.images],
         [{k: v.to(device) for k, v in t.items() if k != "masks"} for t in shown.targets],

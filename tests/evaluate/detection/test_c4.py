@@ -1,4 +1,3 @@
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -9,48 +8,47 @@ from torch import Tensor, nn
 
 from mec.errors import InputError
 from mec.evaluate.detection import c4
-from mec.evaluate.detection.c4 import BoxPredictor, C4Heads, c4_parts
-from mec.evaluate.detection.network import Detector, architecture_for
+from mec.evaluate.detection.c4 import BoxPredictor, C4RoIHeads, build_c4
+from mec.evaluate.detection.network import Detector, resolve_architecture
 from mec.evaluate.detection.schedules import SCHEDULES
 from mec.models import create_encoder
-from tests.evaluate.detection.detectron2_names import as_published, published
+from tests.evaluate.detection.detectron2_names import expected_shapes, to_detectron2
+from tests.evaluate.detection.scenes import SMALL
 
-SMALL = replace(SCHEDULES["short"], anchors=32, regions=8, proposals=20, proposals_at_test=20)
 
-
-def targets(masks: bool = True) -> dict[str, Tensor]:
-    """Two objects in an image of 64 x 64."""
-    found = {"boxes": torch.tensor([[4.0, 6, 40, 38], [20, 24, 60, 64]]), "labels": torch.tensor([1, 3])}
+def make_targets(masks: bool = True) -> dict[str, Tensor]:
+    """Return two objects in an image of 64 x 64."""
+    targets = {"boxes": torch.tensor([[4.0, 6, 40, 38], [20, 24, 60, 64]]), "labels": torch.tensor([1, 3])}
     if masks:
-        found["masks"] = torch.zeros(2, 64, 64, dtype=torch.uint8)
-        found["masks"][0, 6:38, 4:40] = found["masks"][1, 24:64, 30:60] = 1
-    return found
+        targets["masks"] = torch.zeros(2, 64, 64, dtype=torch.uint8)
+        targets["masks"][0, 6:38, 4:40] = targets["masks"][1, 24:64, 30:60] = 1
+    return targets
 
 
-def detecting(masks: bool = True, seed: int = 0) -> Detector:
-    """A ResNet-18 with weights under which some classes are certain: untrained, nothing passes the threshold."""
+def confident_detector(masks: bool = True, seed: int = 0) -> Detector:
+    """Return a ResNet-18 detector with random weights large enough for scores above the threshold."""
     torch.manual_seed(seed)
     detector = Detector(create_encoder("resnet18"), 3, masks, "c4", SMALL)
     nn.init.normal_(detector.roi_heads.box_predictor.cls_score.weight, std=1)
     return detector.eval()
 
 
-def images(*sizes: tuple[int, int]) -> list[Tensor]:
+def random_images(*sizes: tuple[int, int]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8) for size in sizes]
 
 
-@pytest.mark.parametrize(("classes", "masks", "parameters"), [(20, False, 33_234_160), (80, True, 35_966_828)])
-def test_the_published_network(classes: int, masks: bool, parameters: int) -> None:
-    """MoCo's for VOC and for COCO, whose parameters detectron2 counts so."""
+@pytest.mark.parametrize(("num_classes", "masks", "num_parameters"), [(20, False, 33_234_160), (80, True, 35_966_828)])
+def test_parameters_match_detectron2(num_classes: int, masks: bool, num_parameters: int) -> None:
+    """MoCo's detectors for VOC and for COCO, with detectron2's number of parameters."""
     with torch.device("meta"):
-        detector = Detector(create_encoder("resnet50"), classes, masks, "c4", SCHEDULES["coco-2x"])
-    assert sum(p.numel() for p in detector.parameters()) == parameters
-    found = {name: tuple(tensor.shape) for name, tensor in as_published(detector.state_dict()).items()}
-    assert found == published(classes, masks)
+        detector = Detector(create_encoder("resnet50"), num_classes, masks, "c4", SCHEDULES["coco-2x"])
+    assert sum(p.numel() for p in detector.parameters()) == num_parameters
+    shapes = {name: tuple(tensor.shape) for name, tensor in to_detectron2(detector.state_dict()).items()}
+    assert shapes == expected_shapes(num_classes, masks)
 
 
-def test_its_settings_are_detectron2s() -> None:
+def test_settings_match_detectron2() -> None:
     with torch.device("meta"):
         detector = Detector(create_encoder("resnet50"), 20, False, "c4", SCHEDULES["voc07+12"])
     rpn, heads = detector.rpn, detector.roi_heads
@@ -67,15 +65,15 @@ def test_its_settings_are_detectron2s() -> None:
 
 
 def test_shapes_and_gradients_of_a_resnet_50() -> None:
-    """res5 takes 14 x 14 and gives 7 x 7; all parameters are learned, no norm is frozen."""
+    """res5 reduces 14 x 14 to 7 x 7; all parameters are trained, no norm is frozen."""
     torch.manual_seed(0)
     detector = Detector(create_encoder("resnet50"), 5, True, "c4", SMALL).train()
     heads, shapes = detector.roi_heads, {}
     for name in ("res5", "box_predictor.cls_score", "box_predictor.bbox_pred", "mask_predictor"):
         heads.get_submodule(name).register_forward_hook(
-            lambda module, given, found, name=name: shapes.update({name: (given[0].shape[1:], found.shape[1:])})
+            lambda module, inputs, output, name=name: shapes.update({name: (inputs[0].shape[1:], output.shape[1:])})
         )
-    losses = detector(images((64, 64)), [targets()])
+    losses = detector(random_images((64, 64)), [make_targets()])
     assert shapes == {
         "res5": ((1024, 14, 14), (2048, 7, 7)),
         "box_predictor.cls_score": ((2048,), (6,)),
@@ -86,106 +84,114 @@ def test_shapes_and_gradients_of_a_resnet_50() -> None:
     sum(losses.values()).backward()
     assert [n for n, p in detector.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
     norms = [m for m in detector.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert len(norms) == 54  # 53 of a ResNet-50
+    assert len(norms) == 54  # 53 of a ResNet-50, and the one after res5
     assert all(m.training and m.num_batches_tracked == 1 for m in norms)
 
 
-def test_the_encoder_is_copied() -> None:
+def test_encoder_is_copied() -> None:
     encoder = create_encoder("resnet18")
     detector = Detector(encoder, 3, False, "c4", SMALL)
-    stages = dict(detector.backbone.named_parameters())
-    stages |= {f"layer4.{name}": p for name, p in detector.roi_heads.res5.named_parameters() if "norm." not in name}
-    own = dict(encoder.backbone.named_parameters())
-    assert set(stages) == set(own)
-    assert all(torch.equal(stages[name], p) for name, p in own.items())
-    assert not {id(p) for p in stages.values()} & {id(p) for p in own.values()}
+    copied = dict(detector.backbone.named_parameters())
+    copied |= {f"layer4.{name}": p for name, p in detector.roi_heads.res5.named_parameters() if "norm." not in name}
+    original = dict(encoder.backbone.named_parameters())
+    assert set(copied) == set(original)
+    assert all(torch.equal(copied[name], p) for name, p in original.items())
+    assert not {id(p) for p in copied.values()} & {id(p) for p in original.values()}
 
 
 @pytest.mark.parametrize(
-    ("backbone", "side", "stride"), [("resnet18", 224, 16), ("resnet26d", 224, 16), ("resnet18", 32, 4)]
+    ("backbone_name", "image_size", "stride"), [("resnet18", 224, 16), ("resnet26d", 224, 16), ("resnet18", 32, 4)]
 )
-def test_regions_are_where_their_boxes_are(backbone: str, side: int, stride: int) -> None:
-    """A map holding the x and y of its cells' centers, pooled: the centers of the 14 x 14 bins."""
-    encoder = create_encoder(backbone, side)
-    trunk, _, heads = c4_parts(encoder, 2, False, SMALL)
-    (seen,) = trunk(torch.zeros(1, 3, 160, 224)).values()
-    assert seen.shape[2:] == (160 // stride, 224 // stride)
-    y, x = torch.meshgrid(*((torch.arange(n) + 0.5) * stride for n in seen.shape[2:]), indexing="ij")
+def test_roi_align_is_at_the_coordinates_of_the_box(backbone_name: str, image_size: int, stride: int) -> None:
+    """Pooling a map that holds the x and y of its cells' centers gives the centers of the 14 x 14 bins."""
+    encoder = create_encoder(backbone_name, image_size)
+    backbone, _, heads = build_c4(encoder, 2, False, SMALL)
+    (feature_map,) = backbone(torch.zeros(1, 3, 160, 224)).values()
+    assert feature_map.shape[2:] == (160 // stride, 224 // stride)
+    y, x = torch.meshgrid(*((torch.arange(n) + 0.5) * stride for n in feature_map.shape[2:]), indexing="ij")
     box = torch.tensor([[21.5, 30.25, 180.0, 121.0]])
-    (pooled,) = heads.eval()._regions(torch.stack([x, y])[None], [box])
+    (pooled,) = heads.eval()._pool(torch.stack([x, y])[None], [box])
     x1, y1, x2, y2 = box[0]
     bins = (torch.arange(14) + 0.5) / 14
     torch.testing.assert_close(pooled[0, 0], (x1 + bins * (x2 - x1)).expand(14, 14), atol=1e-3, rtol=0)
     torch.testing.assert_close(pooled[0, 1], (y1 + bins * (y2 - y1))[:, None].expand(14, 14), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize(("side", "size", "square"), [(224, 256, (160, 96)), (32, 64, (40, 24))])
-def test_an_object_is_seen_in_the_region_over_it(side: int, size: int, square: tuple[int, int]) -> None:
-    """A white square on black changes what is pooled over it most."""
+@pytest.mark.parametrize(("image_size", "size", "corner"), [(224, 256, (160, 96)), (32, 64, (40, 24))])
+def test_features_of_an_object_are_in_the_region_over_it(image_size: int, size: int, corner: tuple[int, int]) -> None:
+    """A white square on black changes the features pooled over it the most."""
     torch.manual_seed(0)
-    trunk, _, heads = c4_parts(create_encoder("resnet18", side), 2, False, SMALL)
-    (left, top), wide = square, size // 8
-    shown = torch.zeros(2, 3, size, size)
-    shown[1, :, top : top + wide, left : left + wide] = 5
-    (found,) = trunk.eval()(shown).values()
-    changed = (found[1] - found[0]).abs()[None]
-    places = [(x, y) for y in range(0, size, wide) for x in range(0, size, wide)]
-    boxes = torch.tensor([[x, y, x + wide, y + wide] for x, y in places]).float()
-    (pooled,) = heads.eval()._regions(changed, [boxes])
-    assert places[int(pooled.mean((1, 2, 3)).argmax())] == square
+    backbone, _, heads = build_c4(create_encoder("resnet18", image_size), 2, False, SMALL)
+    (left, top), side = corner, size // 8
+    images = torch.zeros(2, 3, size, size)
+    images[1, :, top : top + side, left : left + side] = 5
+    (feature_maps,) = backbone.eval()(images).values()
+    difference = (feature_maps[1] - feature_maps[0]).abs()[None]
+    corners = [(x, y) for y in range(0, size, side) for x in range(0, size, side)]
+    boxes = torch.tensor([[x, y, x + side, y + side] for x, y in corners]).float()
+    (pooled,) = heads.eval()._pool(difference, [boxes])
+    assert corners[int(pooled.mean((1, 2, 3)).argmax())] == corner
 
 
-def test_losses_of_proposals() -> None:
-    """Of 6 anchors in two images 4 are sampled, 2 of them objects; by hand in float64."""
-    _, rpn, _ = c4_parts(create_encoder("resnet18"), 2, False, SMALL)
+def test_rpn_losses_match_a_float64_reference() -> None:
+    """Of 6 anchors in two images 4 are sampled, 2 of them positive."""
+    _, rpn, _ = build_c4(create_encoder("resnet18"), 2, False, SMALL)
     rng = np.random.default_rng(0)
-    logits, deltas, wanted = rng.normal(size=6), rng.normal(size=(6, 4)), rng.normal(size=(6, 4))
+    logits, deltas, targets = rng.normal(size=6), rng.normal(size=(6, 4)), rng.normal(size=(6, 4))
     labels = np.array([1.0, 0, -1, 1, 0, -1])
-    given = [torch.tensor(part, dtype=torch.float32) for part in (logits[:, None], deltas, labels, wanted)]
-    of_logits, of_boxes = rpn.compute_loss(given[0], given[1], given[2].chunk(2), given[3].chunk(2))
-    right = np.log1p(np.exp(-np.where(labels == 1, logits, -logits)))
-    assert of_logits.item() == pytest.approx(right[labels >= 0].mean(), rel=1e-5)
-    assert of_boxes.item() == pytest.approx(np.abs(deltas - wanted)[labels == 1].sum() / 4, rel=1e-5)
+    logits_, deltas_, labels_, targets_ = (
+        torch.tensor(values, dtype=torch.float32) for values in (logits[:, None], deltas, labels, targets)
+    )
+    objectness_loss, box_loss = rpn.compute_loss(logits_, deltas_, labels_.chunk(2), targets_.chunk(2))
+    cross_entropy = np.log1p(np.exp(-np.where(labels == 1, logits, -logits)))
+    assert objectness_loss.item() == pytest.approx(cross_entropy[labels >= 0].mean(), rel=1e-5)
+    assert box_loss.item() == pytest.approx(np.abs(deltas - targets)[labels == 1].sum() / 4, rel=1e-5)
 
 
-def test_losses_of_regions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five regions, three of them objects; the mask's edge lies between the 7th and 8th of 14 cells of 2 px."""
-    classes, labels = 3, np.array([0, 2, 1, 0, 3])
+def test_head_losses_match_a_float64_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five regions, three of them positive; the mask's edge lies between the 7th and 8th of 14 cells of 2 px."""
+    num_classes, labels = 3, np.array([0, 2, 1, 0, 3])
     rng = np.random.default_rng(0)
-    logits, deltas, wanted = rng.normal(size=(5, 4)), rng.normal(size=(5, 12)), rng.normal(size=(5, 4))
-    cells = rng.normal(size=(3, classes, 14, 14))
-    heads = C4Heads(nn.Sequential(nn.Identity()), 8, 16, classes, True, 8).train()
-    padded = np.concatenate([np.zeros((5, 4)), deltas], 1)
-    heads.box_predictor = Says(logits, padded)
-    heads.mask_predictor = Says(cells)
+    logits, deltas, box_targets = rng.normal(size=(5, 4)), rng.normal(size=(5, 12)), rng.normal(size=(5, 4))
+    mask_logits = rng.normal(size=(3, num_classes, 14, 14))
+    heads = C4RoIHeads(nn.Sequential(nn.Identity()), 8, 16, num_classes, True, 8).train()
+    padded_deltas = np.concatenate([np.zeros((5, 4)), deltas], 1)
+    heads.box_predictor = Constant(logits, padded_deltas)
+    heads.mask_predictor = Constant(mask_logits)
     boxes, masks = torch.tensor([[10.0, 10, 38, 38]]).repeat(5, 1), torch.zeros(2, 64, 64, dtype=torch.uint8)
     masks[1, :, 24:] = 1
-    sampled = [boxes], [torch.ones(5, dtype=torch.int64)], [torch.tensor(labels)], [torch.tensor(wanted).float()]
-    monkeypatch.setattr(heads, "select_training_samples", lambda *given: sampled)
+    samples = (
+        [boxes],
+        [torch.ones(5, dtype=torch.int64)],
+        [torch.tensor(labels)],
+        [torch.tensor(box_targets).float()],
+    )
+    monkeypatch.setattr(heads, "select_training_samples", lambda *_: samples)
     _, losses = heads(
         {"res4": torch.rand(1, 8, 4, 4)}, [boxes], [(64, 64)], [{"labels": torch.tensor([2, 2]), "masks": masks}]
     )
-    likely = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    assert losses["loss_classifier"].item() == pytest.approx(-np.log(likely[np.arange(5), labels]).mean(), rel=1e-5)
-    error = sum(np.abs(deltas[i, 4 * n - 4 : 4 * n] - wanted[i]).sum() for i, n in enumerate(labels) if n)
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    expected = -np.log(probabilities[np.arange(5), labels]).mean()
+    assert losses["loss_classifier"].item() == pytest.approx(expected, rel=1e-5)
+    error = sum(np.abs(deltas[i, 4 * n - 4 : 4 * n] - box_targets[i]).sum() for i, n in enumerate(labels) if n)
     assert losses["loss_box_reg"].item() == pytest.approx(error / 5, rel=1e-5)
     signs = np.where(np.arange(14) >= 7, 1, -1)
-    right = np.log1p(np.exp(-signs * cells[:, 1]))  # the object's class is the second
-    assert losses["loss_mask"].item() == pytest.approx(right.mean(), rel=1e-5)
+    cross_entropy = np.log1p(np.exp(-signs * mask_logits[:, 1]))  # the object is of the second class
+    assert losses["loss_mask"].item() == pytest.approx(cross_entropy.mean(), rel=1e-5)
 
 
-def test_the_background_is_first_and_has_no_box() -> None:
+def test_background_is_the_first_class_and_has_no_box() -> None:
     predictor, x = BoxPredictor(8, 3), torch.randn(5, 8)
     logits, deltas = predictor(x)
     assert logits.shape == (5, 4)
     assert deltas.shape == (5, 16)
     assert not deltas[:, :4].any()
-    of_last = x @ predictor.bbox_pred.weight[8:].T  # the biases begin as zeros
-    torch.testing.assert_close(deltas[:, 12:], of_last)
+    deltas_of_last_class = x @ predictor.bbox_pred.weight[8:].T  # the biases are initialized with zeros
+    torch.testing.assert_close(deltas[:, 12:], deltas_of_last_class)
 
 
-class Says(nn.Module):
-    """A layer that gives the same whatever comes."""
+class Constant(nn.Module):
+    """A layer that ignores its input."""
 
     def __init__(self, *values: Any) -> None:
         super().__init__()
@@ -195,73 +201,74 @@ class Says(nn.Module):
         return self.values[0] if len(self.values) == 1 else tuple(self.values)
 
 
-def test_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    detector, shown = detecting(), images((64, 96), (96, 64))
+def test_chunks_of_regions_do_not_change_the_detections(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, images = confident_detector(), random_images((64, 96), (96, 64))
     with torch.no_grad():
-        whole = detector(shown)
-        monkeypatch.setattr(c4, "REGIONS_AT_ONCE", 7)
-        parts = detector(shown)
-    for a, b in zip(whole, parts, strict=True):
+        expected = detector(images)
+        monkeypatch.setattr(c4, "ROI_CHUNK_SIZE", 7)
+        chunked = detector(images)
+    for a, b in zip(expected, chunked, strict=True):
         assert len(a["boxes"]) > 7
         assert a["masks"].shape == (len(a["boxes"]), 1, 14, 14)
-        for name, found in a.items():
-            torch.testing.assert_close(b[name], found, atol=1e-4, rtol=1e-4)
+        for name, values in a.items():
+            torch.testing.assert_close(b[name], values, atol=1e-4, rtol=1e-4)
 
 
-def test_what_is_found_lies_within_its_image_best_first() -> None:
-    """However much the image is padded: the second is larger both ways."""
+def test_detections_are_within_their_image_and_sorted_by_score() -> None:
+    """Padding does not matter: the second image is larger in both dimensions."""
     sizes = ((40, 70), (96, 128))
     with torch.no_grad():
-        found = detecting(masks=False)(images(*sizes))
-    for (height, width), one in zip(sizes, found, strict=True):
-        assert len(one["boxes"]) > 0
-        assert (one["boxes"] >= 0).all()
-        assert (one["boxes"] <= torch.tensor([width, height, width, height])).all()
-        assert set(one["labels"].tolist()) <= {1, 2, 3}
-        assert all(a >= b for a, b in pairwise(one["scores"].tolist()))
+        detections = confident_detector(masks=False)(random_images(*sizes))
+    for (height, width), image_detections in zip(sizes, detections, strict=True):
+        boxes = image_detections["boxes"]
+        assert len(boxes) > 0
+        assert (boxes >= 0).all()
+        assert (boxes <= torch.tensor([width, height, width, height])).all()
+        assert set(image_detections["labels"].tolist()) <= {1, 2, 3}
+        assert all(a >= b for a, b in pairwise(image_detections["scores"].tolist()))
 
 
-def test_nothing_found_has_masks_of_nothing() -> None:
-    detector = detecting()
+def test_no_detections_have_empty_masks() -> None:
+    detector = confident_detector()
     nn.init.constant_(detector.roi_heads.box_predictor.cls_score.bias, 0)
     detector.roi_heads.box_predictor.cls_score.weight.data.zero_()
     detector.roi_heads.box_predictor.cls_score.bias.data[0] = 9  # background everywhere
     with torch.no_grad():
-        found = detector(images((64, 64), (64, 64)))
-    assert [{name: tuple(value.shape) for name, value in one.items()} for one in found] == [
+        detections = detector(random_images((64, 64), (64, 64)))
+    assert [{name: tuple(value.shape) for name, value in d.items()} for d in detections] == [
         {"boxes": (0, 4), "labels": (0,), "scores": (0,), "masks": (0, 1, 14, 14)}
     ] * 2
 
 
-def test_images_are_joined_at_the_top_left() -> None:
+def test_batched_images_are_padded_at_the_right_and_bottom() -> None:
     encoder = create_encoder("resnet18", mean=(0.5, 0.25, 0.125), std=(0.5, 1, 2))
-    shown = images((40, 70), (33, 20))
-    joined = Detector(encoder, 2, False, "c4", SMALL)._joined([shown[0], shown[1].float() / 255])
-    assert joined.tensors.shape == (2, 3, 64, 96)
-    assert joined.image_sizes == [(40, 70), (33, 20)]
-    for padded, image in zip(joined.tensors.numpy(), shown, strict=True):
+    images = random_images((40, 70), (33, 20))
+    batch = Detector(encoder, 2, False, "c4", SMALL)._batch_images([images[0], images[1].float() / 255])
+    assert batch.tensors.shape == (2, 3, 64, 96)
+    assert batch.image_sizes == [(40, 70), (33, 20)]
+    mean, std = np.reshape([0.5, 0.25, 0.125], (3, 1, 1)), np.reshape([0.5, 1, 2], (3, 1, 1))
+    for padded, image in zip(batch.tensors.numpy(), images, strict=True):
         expected = np.zeros((3, 64, 96))
-        normal = (image.numpy() / 255 - np.reshape([0.5, 0.25, 0.125], (3, 1, 1))) / np.reshape([0.5, 1, 2], (3, 1, 1))
-        expected[:, : image.shape[1], : image.shape[2]] = normal
+        expected[:, : image.shape[1], : image.shape[2]] = (image.numpy() / 255 - mean) / std
         np.testing.assert_allclose(padded, expected, atol=1e-6)
 
 
-def test_boxes_and_losses_are_float32_where_the_layers_are_bfloat16() -> None:
-    detector, seen = detecting(), set()
-    detector.roi_heads.res5.register_forward_hook(lambda module, given, found: seen.add(found.dtype))
-    detector.rpn.head.register_forward_hook(lambda module, given, found: seen.update({x.dtype for x in found[0]}))
+def test_boxes_and_losses_are_float32_under_bfloat16_autocast() -> None:
+    detector, dtypes = confident_detector(), set()
+    detector.roi_heads.res5.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    detector.rpn.head.register_forward_hook(lambda module, inputs, output: dtypes.update({x.dtype for x in output[0]}))
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
-            (found,) = detector(images((64, 64)))
-        losses = detector.train()(images((64, 64)), [targets()])
-    assert seen == {torch.bfloat16, torch.float32}
-    assert {found[name].dtype for name in ("boxes", "scores", "masks")} == {torch.float32}
+            (detections,) = detector(random_images((64, 64)))
+        losses = detector.train()(random_images((64, 64)), [make_targets()])
+    assert dtypes == {torch.bfloat16, torch.float32}
+    assert {detections[name].dtype for name in ("boxes", "scores", "masks")} == {torch.float32}
     assert {value.dtype for value in losses.values()} == {torch.float32}
     assert all(value.isfinite() for value in losses.values())
 
 
 @pytest.mark.parametrize(
-    ("backbone", "asked", "expected"),
+    ("backbone_name", "architecture", "expected"),
     [
         ("resnet18", None, "c4"),
         ("resnet18", "fpn", "fpn"),
@@ -270,18 +277,20 @@ def test_boxes_and_losses_are_float32_where_the_layers_are_bfloat16() -> None:
         ("test_vit", "fpn", "fpn"),
     ],
 )
-def test_which_architecture(backbone: str, asked: str | None, expected: str) -> None:
-    assert architecture_for(create_encoder(backbone), asked) == expected
+def test_default_architecture_is_c4_for_resnets_only(
+    backbone_name: str, architecture: str | None, expected: str
+) -> None:
+    assert resolve_architecture(create_encoder(backbone_name), architecture) == expected
 
 
 @pytest.mark.parametrize(
-    ("backbone", "asked", "message"),
+    ("backbone_name", "architecture", "message"),
     [
-        ("test_vit", "c4", "c4 is made of a ResNet's stages, test_vit has none; take fpn"),
+        ("test_vit", "c4", "c4 requires a ResNet, got test_vit; use fpn"),
         ("resnet18", "C4", "expected c4 or fpn, got 'C4'"),
     ],
 )
-def test_architectures_that_cannot_be(backbone: str, asked: str, message: str) -> None:
+def test_unsupported_architectures_are_rejected(backbone_name: str, architecture: str, message: str) -> None:
     with pytest.raises(InputError) as error:
-        architecture_for(create_encoder(backbone), asked)
+        resolve_architecture(create_encoder(backbone_name), architecture)
     assert str(error.value) == f"architecture: {message}"

@@ -5,12 +5,13 @@ import pytest
 
 from mec.errors import InputError
 from mec.evaluate.detection.schedules import SCHEDULES, Schedule
-from mec.evaluate.detection.trainer import period
+from mec.evaluate.detection.trainer import checkpoint_interval
 
-ONE = Schedule(90_000, (60_000, 80_000))
+COCO_1X = Schedule(90_000, (60_000, 80_000))
+NO_OVERRIDES: dict[str, Any] = dict.fromkeys(("max_steps", "batch_size", "lr", "short_side"))
 
 
-def test_the_rate_rises_from_a_thousandth_and_falls_by_ten_at_each_milestone() -> None:
+def test_lr_warms_up_from_a_thousandth_and_is_divided_by_ten_at_each_milestone() -> None:
     expected = {
         0: 0.001,
         500: 0.5005,
@@ -22,75 +23,78 @@ def test_the_rate_rises_from_a_thousandth_and_falls_by_ten_at_each_milestone() -
         80_000: 0.01,
         89_999: 0.01,
     }
-    assert {step: ONE.factor(step) for step in expected} == pytest.approx(expected)
-    assert replace(ONE, warmup=0).factor(0) == 1
+    assert {step: COCO_1X.lr_factor(step) for step in expected} == pytest.approx(expected)
+    assert replace(COCO_1X, warmup_steps=0).lr_factor(0) == 1
 
 
-def test_the_published_schedules() -> None:
-    """MoCo's detection/configs: base rate, steps, warm-up and sides."""
+def test_published_schedules_match_mocos_configs() -> None:
+    """MoCo's detection/configs: learning rate, steps, warm-up and sizes."""
     coco, voc = SCHEDULES["coco-1x"], SCHEDULES["voc07+12"]
-    assert (coco.iterations, coco.milestones, coco.warmup, coco.batch_size, coco.rate) == (
+    assert (coco.max_steps, coco.milestones, coco.warmup_steps, coco.batch_size, coco.lr) == (
         90_000, (60_000, 80_000), 1000, 16, 0.02,
     )  # fmt: skip
-    assert coco.sides == (640, 672, 704, 736, 768, 800)
+    assert coco.train_short_sides == (640, 672, 704, 736, 768, 800)
     assert SCHEDULES["coco-2x"].milestones == (120_000, 160_000)
-    assert (voc.iterations, voc.milestones, voc.warmup) == (24_000, (18_000, 22_000), 100)
-    assert voc.sides == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
-    assert {(s.side_at_test, s.longest, s.precise) for n, s in SCHEDULES.items() if n != "short"} == {(800, 1333, 200)}
+    assert (voc.max_steps, voc.milestones, voc.warmup_steps) == (24_000, (18_000, 22_000), 100)
+    assert voc.train_short_sides == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    published = [schedule for name, schedule in SCHEDULES.items() if name != "short"]
+    assert {(s.test_short_side, s.max_long_side, s.precise_bn_batches) for s in published} == {(800, 1333, 200)}
 
 
-def test_a_smaller_batch_sees_as_many_images() -> None:
-    small = SCHEDULES["coco-1x"].adapted(None, 4, None, None)
-    assert small == replace(
-        ONE, iterations=360_000, milestones=(240_000, 320_000), warmup=4000, batch_size=4, rate=0.005
+def test_a_smaller_batch_keeps_the_number_of_images() -> None:
+    overrides = NO_OVERRIDES | {"batch_size": 4}
+    assert SCHEDULES["coco-1x"].with_overrides(**overrides) == replace(
+        COCO_1X, max_steps=360_000, milestones=(240_000, 320_000), warmup_steps=4000, batch_size=4, lr=0.005
     )
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("overrides", "expected"),
     [
-        ({"iterations": 9000}, {"iterations": 9000, "milestones": (6000, 8000), "warmup": 100}),
-        ({"rate": 0.1}, {"rate": 0.1}),
-        ({"batch_size": 8, "rate": 0.1, "iterations": 90_000}, {"batch_size": 8, "rate": 0.1}),
-        ({"side": 400}, {"sides": (320, 336, 352, 368, 384, 400), "side_at_test": 400, "longest": 666}),
+        ({"max_steps": 9000}, {"max_steps": 9000, "milestones": (6000, 8000), "warmup_steps": 100}),
+        ({"lr": 0.1}, {"lr": 0.1}),
+        ({"batch_size": 8, "lr": 0.1, "max_steps": 90_000}, {"batch_size": 8, "lr": 0.1}),
+        (
+            {"short_side": 400},
+            {"train_short_sides": (320, 336, 352, 368, 384, 400), "test_short_side": 400, "max_long_side": 666},
+        ),
         ({}, {}),
     ],
 )
-def test_other_settings_take_what_depends_on_them_along(asked: dict[str, Any], expected: dict[str, Any]) -> None:
-    nothing = dict.fromkeys(("iterations", "batch_size", "rate", "side"))
-    assert SCHEDULES["coco-1x"].adapted(**(nothing | asked)) == replace(ONE, **expected)
+def test_overrides_adjust_dependent_settings(overrides: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert SCHEDULES["coco-1x"].with_overrides(**(NO_OVERRIDES | overrides)) == replace(COCO_1X, **expected)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("iterations", 0, "iterations: expected at least 1, got 0"),
-        ("iterations", -5, "iterations: expected at least 1, got -5"),
+        ("max_steps", 0, "max_steps: expected at least 1, got 0"),
+        ("max_steps", -5, "max_steps: expected at least 1, got -5"),
         ("batch_size", 0, "batch_size: expected at least 1, got 0"),
         ("batch_size", -4, "batch_size: expected at least 1, got -4"),
-        ("rate", 0.0, "rate: expected a number above 0, got 0.0"),
-        ("rate", -0.1, "rate: expected a number above 0, got -0.1"),
-        ("rate", float("nan"), "rate: expected a number above 0, got nan"),
-        ("rate", float("inf"), "rate: expected a number above 0, got inf"),
-        ("side", 0, "side: expected at least 32 pixels in training and in testing, got 0"),
-        ("side", -64, "side: expected at least 32 pixels in training and in testing, got -64"),
-        ("side", 36, "side: expected at least 32 pixels in training and in testing, got 29"),  # 640 of 800
+        ("lr", 0.0, "lr: expected a number above 0, got 0.0"),
+        ("lr", -0.1, "lr: expected a number above 0, got -0.1"),
+        ("lr", float("nan"), "lr: expected a number above 0, got nan"),
+        ("lr", float("inf"), "lr: expected a number above 0, got inf"),
+        ("short_side", 0, "short_side: expected at least 32 pixels in training and in testing, got 0"),
+        ("short_side", -64, "short_side: expected at least 32 pixels in training and in testing, got -64"),
+        # the smallest side in training: 640 / 800 of 36
+        ("short_side", 36, "short_side: expected at least 32 pixels in training and in testing, got 29"),
     ],
 )
-def test_what_cannot_be_is_refused_by_its_name(name: str, value: float, message: str) -> None:
-    settings: dict[str, Any] = dict.fromkeys(("iterations", "batch_size", "rate", "side")) | {name: value}
-    with pytest.raises(InputError) as refusal:
-        SCHEDULES["coco-1x"].adapted(**settings)
-    assert str(refusal.value) == message
+def test_invalid_settings_are_rejected_by_name(name: str, value: float, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        SCHEDULES["coco-1x"].with_overrides(**(NO_OVERRIDES | {name: value}))
+    assert str(error.value) == message
 
 
-def test_it_is_told_in_words() -> None:
-    assert SCHEDULES["voc07"].in_words() == (
-        "9,000 iterations of 16, learning rate 0.02, short side 480 to 800 px, 800 in testing"
-    )
-    assert "short side 600 px, 800" in replace(ONE, sides=(600,)).in_words()
+def test_protocol_settings() -> None:
+    assert SCHEDULES["voc07"].protocol_settings() == {
+        "max_steps": 9_000, "batch_size": 16, "lr": 0.02, "train_short_side": [480, 800], "test_short_side": 800,
+    }  # fmt: skip
+    assert replace(COCO_1X, train_short_sides=(600,)).protocol_settings()["train_short_side"] == [600]
 
 
-@pytest.mark.parametrize(("iterations", "steps"), [(1, 1), (10, 1), (25, 3), (500, 50), (24_000, 1000)])
-def test_ten_checkpoints_or_one_every_thousand_steps(iterations: int, steps: int) -> None:
-    assert period(replace(ONE, iterations=iterations)) == steps
+@pytest.mark.parametrize(("max_steps", "interval"), [(1, 1), (10, 1), (25, 3), (500, 50), (24_000, 1000)])
+def test_ten_checkpoints_or_one_every_thousand_steps(max_steps: int, interval: int) -> None:
+    assert checkpoint_interval(replace(COCO_1X, max_steps=max_steps)) == interval
