@@ -205,14 +205,14 @@ def test_posetrack_files(scene: Scene, tmp_path: Path) -> None:
     write_posetrack(scene, tmp_path, "000007_mpii_test")
     ours = json.loads((tmp_path / "annotations" / "val" / "000007_mpii_test.json").read_text())
     names = ours["categories"][0]["keypoints"]
-    frames = {one["id"]: t for t, one in enumerate(ours["images"])}
+    frames = {entry["id"]: t for t, entry in enumerate(ours["images"])}
     assert is_similar_image(tmp_path / ours["images"][5]["file_name"], scene.frames[5])
     visible = np.zeros_like(scene.poses)
-    for one in ours["annotations"]:
-        points = np.reshape(one["keypoints"], (17, 3))
+    for annotation in ours["annotations"]:
+        points = np.reshape(annotation["keypoints"], (17, 3))
         assert not points[[names.index("left_ear"), names.index("right_ear")]].any()
-        visible[one["track_id"], frames[one["image_id"]]] = points[[names.index(name) for name in JOINTS]]
-        assert one["num_keypoints"] == points[:, 2].sum() > 0
+        visible[annotation["track_id"], frames[annotation["image_id"]]] = points[[names.index(name) for name in JOINTS]]
+        assert annotation["num_keypoints"] == points[:, 2].sum() > 0
     assert (visible == scene.poses * scene.poses[..., 2:]).all()
 
 

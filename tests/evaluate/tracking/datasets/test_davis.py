@@ -69,11 +69,11 @@ def test_palette_is_that_of_pascal_voc() -> None:
     ("kind", "first", "second", "labels", "later"),
     [
         pytest.param("P", (1, 2, 255), (2, 255, 3), [1, 2, 255], [2, 255, 0], id="indices, void, a new object"),
-        pytest.param("P", (3, 7), (7, 1), [3, 7], [7, 0], id="indices that skip some"),
+        pytest.param("P", (3, 7), (7, 1), [3, 7], [7, 0], id="indices with gaps"),
         pytest.param("L", (255, 255), (0, 255), [1, 1], [0, 1], id="white is the object of DAVIS 2016"),
         pytest.param("1", (0, 255), (255,), [0, 1], [1], id="one bit"),
         pytest.param("L", (1, 2), (2, 255), [1, 2], [2, 255], id="grays are labels"),
-        pytest.param("L", (1, 2, 255), (255, 1), [1, 2, 255], [255, 1], id="white beside labels is void"),
+        pytest.param("L", (1, 2, 255), (255, 1), [1, 2, 255], [255, 1], id="white with other labels is void"),
         pytest.param("RGB", (GREEN, RED, YELLOW), (RED, (9, 9, 9)), [2, 1, 3], [1, 0], id="DAVIS's colors"),
         pytest.param("RGB", (GREEN, RED), (PALETTES_VOID, RED), [2, 1], [255, 1], id="and its void"),
         pytest.param("RGB", ((9, 0, 0), (0, 9, 0)), ((0, 9, 0), RED), [2, 1], [1, 0], id="other colors"),
@@ -142,10 +142,10 @@ def test_objects_missing_in_the_first_mask_are_logged(tmp_path: Path, capsys: py
 @pytest.mark.parametrize("size", ["480p", "Full-Resolution", "1080p", ""])
 def test_layouts(tmp_path: Path, inner: str, size: str) -> None:
     write(tmp_path / inner, [grid(1)], size=size)
-    # what other systems leave there
-    for place in ("JPEGImages", "Annotations"):
-        (tmp_path / inner / place / size / ".cache").mkdir()
-        (tmp_path / inner / place / size / "dog" / "._00000.png").write_bytes(b"Mac")
+    # files that other systems create
+    for folder in ("JPEGImages", "Annotations"):
+        (tmp_path / inner / folder / size / ".cache").mkdir()
+        (tmp_path / inner / folder / size / "dog" / "._00000.png").write_bytes(b"Mac")
     assert list(open_mask_sequences(tmp_path)) == ["dog"]
     assert len(load(tmp_path).frames) == 1
 
@@ -164,9 +164,9 @@ def test_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(open_mask_sequences(tmp_path)) == ["ape", "bear", "cow"]
     assert "no ImageSets/2017/val.txt" in capsys.readouterr().err
     lines = [f"/JPEGImages/480p/{n}/{i}.jpg /Annotations/480p/{n}/{i}.png" for n in "ab" for i in "01"]
-    for place, text in (("480p", "\n".join(lines)), ("2016", "cow\nape\n\n"), ("2017", "bear\ngone")):
-        (tmp_path / "ImageSets" / place).mkdir(parents=True)
-        (tmp_path / "ImageSets" / place / "val.txt").write_text(text)
+    for year, text in (("480p", "\n".join(lines)), ("2016", "cow\nape\n\n"), ("2017", "bear\ngone")):
+        (tmp_path / "ImageSets" / year).mkdir(parents=True)
+        (tmp_path / "ImageSets" / year / "val.txt").write_text(text)
     assert list(open_mask_sequences(tmp_path)) == ["bear", "gone"]
     assert "the 2 sequences of" in (message := capsys.readouterr().err)
     assert "2017/val.txt" in message
@@ -262,13 +262,13 @@ def test_photographs_are_not_masks(tmp_path: Path) -> None:
 
 def test_corrupt_files_are_detected_on_loading(tmp_path: Path) -> None:
     folder = write(tmp_path, [grid(1)] * 3)
-    whole, frame = (folder / "00010.png").read_bytes(), tmp_path / "JPEGImages/480p/dog/00010.jpg"
-    for damaged in (b"", b"text", frame.read_bytes(), whole[:-30], whole.replace(b"IDAT", b"IDAX")):
+    intact, frame = (folder / "00010.png").read_bytes(), tmp_path / "JPEGImages/480p/dog/00010.jpg"
+    for damaged in (b"", b"text", frame.read_bytes(), intact[:-30], intact.replace(b"IDAT", b"IDAX")):
         (folder / "00010.png").write_bytes(damaged)
         with pytest.raises(SequenceError, match=r"00010.png: .") as error:
             load(tmp_path)
         assert "\n" not in str(error.value)
-    (folder / "00010.png").write_bytes(whole)
+    (folder / "00010.png").write_bytes(intact)
     frame.write_bytes(b"text")
     with pytest.raises(SequenceError, match=r"00010.jpg: ."):
         load(tmp_path)
@@ -292,8 +292,8 @@ def test_real_davis(real_data: Path) -> None:
     for load_one in opened.values():
         sequence = load_one()
         lengths.append(len(sequence.frames))
-        truth = sequence.ground_truth(lengths[-1] - 1)
-        assert truth is not None
-        assert truth.shape == (480, 854)
-        assert set(np.unique(truth)) <= {0, 1}
+        labels = sequence.ground_truth(lengths[-1] - 1)
+        assert labels is not None
+        assert labels.shape == (480, 854)
+        assert set(np.unique(labels)) <= {0, 1}
     assert lengths == [50, 60, 50, 50, 49, 40]

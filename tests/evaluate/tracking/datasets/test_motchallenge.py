@@ -39,7 +39,7 @@ def load(folder: Path, detections: str | None = None, min_score: float = 0.5) ->
 
 
 def boxes(sequence: DetectionSequence) -> list[list[list[float]]]:
-    return [found.boxes.tolist() for found in sequence.detections]
+    return [frame_objects.boxes.tolist() for frame_objects in sequence.detections]
 
 
 def tracks(*frames: dict[int, list[float]]) -> list[FrameObjects]:
@@ -56,12 +56,12 @@ def text_only(folder: Path, name: str, text: str, frames: int) -> DetectionSeque
 
 def test_metrics_match_published_values(real_data: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("trackeval")
-    folder, compared = real_data / "MOT15", {}
+    folder, similarities = real_data / "MOT15", {}
     for name, frames in (("TUD-Campus", 71), ("TUD-Stadtmitte", 179)):
-        truth = read_ground_truth(folder / "train" / name / "gt/gt.txt", frames, name)
-        found = read_tracks(folder / "results", name, frames)
-        compared[name] = box_similarities(DetectionSequence(name, ImageFrames(()), (), truth), found)
-    scores = identity_scores(compared)
+        ground_truth = read_ground_truth(folder / "train" / name / "gt/gt.txt", frames, name)
+        tracked = read_tracks(folder / "results", name, frames)
+        similarities[name] = box_similarities(DetectionSequence(name, ImageFrames(()), (), ground_truth), tracked)
+    scores = identity_scores(similarities)
     assert capfd.readouterr() == ("", "")
     columns = ("IDF1", "IDP", "IDR", "MOTA", "MOTP", "FP", "FN", "ID switches", "Frag")
     for name, published in (
@@ -75,9 +75,9 @@ def test_metrics_match_published_values(real_data: Path, capfd: pytest.CaptureFi
 
 def test_real_mot17_detections(real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loads = open_box_detections(real_data / "MOT17-mini")
-    given = open_box_detections(real_data / "MOT17-mini", "gt", names=["*-FRCNN"])
+    ground_truth_loads = open_box_detections(real_data / "MOT17-mini", "gt", names=["*-FRCNN"])
     assert capsys.readouterr() == ("", ""), "nothing is read before it is loaded"
-    counted = {
+    expected_counts = {
         "02": (4, 88),
         "04": (8, 336),
         "05": (6, 45),
@@ -86,18 +86,18 @@ def test_real_mot17_detections(real_data: Path, capsys: pytest.CaptureFixture[st
         "11": (7, 119),
         "13": (5, 107),
     }
-    assert list(loads) == list(given) == [f"MOT17-{number}-FRCNN" for number in counted]
-    for name, (frames, people) in zip(loads, counted.values(), strict=True):
+    assert list(loads) == list(ground_truth_loads) == [f"MOT17-{number}-FRCNN" for number in expected_counts]
+    for name, (frames, people) in zip(loads, expected_counts.values(), strict=True):
         sequence = loads[name]()
         lines = np.loadtxt(real_data / "MOT17-mini/train" / name / "det/det.txt", delimiter=",")
-        kept = lines[(lines[:, 0] <= frames) & (lines[:, 6] > 0.5)]
+        kept_rows = lines[(lines[:, 0] <= frames) & (lines[:, 6] > 0.5)]
         assert (len(sequence.frames), len(sequence.detections)) == (frames, frames)
         assert sequence.frames.frame_rate == {"05": 14, "13": 25}.get(name[6:8], 30)
-        for number, found in enumerate(sequence.detections, 1):
-            np.testing.assert_array_equal(found.boxes, kept[kept[:, 0] == number, 2:6])
-            np.testing.assert_array_equal(found.scores, kept[kept[:, 0] == number, 6])
-            assert found.ids is None
-        assert sum(len(found) for found in given[name]().detections) == people
+        for number, frame_objects in enumerate(sequence.detections, 1):
+            np.testing.assert_array_equal(frame_objects.boxes, kept_rows[kept_rows[:, 0] == number, 2:6])
+            np.testing.assert_array_equal(frame_objects.scores, kept_rows[kept_rows[:, 0] == number, 6])
+            assert frame_objects.ids is None
+        assert sum(len(frame_objects) for frame_objects in ground_truth_loads[name]().detections) == people
     assert "MOT17-02-FRCNN: 4 frames exist, 600 are in seqinfo.ini" in capsys.readouterr().err
 
 
@@ -105,9 +105,9 @@ def perturbed(ground_truth: list[np.ndarray], seed: int) -> Iterator[FrameObject
     """Yield ground truth boxes of all classes, some of them missing, moved or with swapped ids."""
     random = np.random.default_rng(seed)
     for rows in ground_truth:
-        kept = rows[random.random(len(rows)) < 0.9]
-        moved = kept[:, 2:6] + random.normal(0, 0.08, (len(kept), 4)) * kept[:, [4, 5, 4, 5]]
-        ids = kept[:, 1].astype(np.int64)
+        kept_rows = rows[random.random(len(rows)) < 0.9]
+        moved = kept_rows[:, 2:6] + random.normal(0, 0.08, (len(kept_rows), 4)) * kept_rows[:, [4, 5, 4, 5]]
+        ids = kept_rows[:, 1].astype(np.int64)
         if random.random() < 0.3 and len(ids) > 1:
             ids[:2] = ids[1::-1]
         yield FrameObjects(np.abs(moved), random.random(len(ids)), ids)
@@ -115,38 +115,39 @@ def perturbed(ground_truth: list[np.ndarray], seed: int) -> Iterator[FrameObject
 
 def test_metrics_match_trackevals_command(real_data: Path, tmp_path: Path) -> None:
     trackeval = pytest.importorskip("trackeval")
-    sources = {"MOT15": (real_data / "MOT15/train", ("TUD-Campus", "TUD-Stadtmitte"))}
+    data_folders = {"MOT15": (real_data / "MOT15/train", ("TUD-Campus", "TUD-Stadtmitte"))}
     mini = real_data / "MOT17-mini/train"
-    sources["MOT17"] = mini, tuple(sorted(f.name for f in mini.iterdir()))
-    for benchmark, (source, names) in sources.items():
-        truth, found, compared, lengths = tmp_path / benchmark / "gt", tmp_path / benchmark / "found", {}, {}
+    data_folders["MOT17"] = mini, tuple(sorted(f.name for f in mini.iterdir()))
+    for benchmark, (data_folder, names) in data_folders.items():
+        gt_folder, tracks_folder = tmp_path / benchmark / "gt", tmp_path / benchmark / "tracks"
+        similarities, lengths = {}, {}
         for seed, name in enumerate(names):
-            shutil.copytree(source / name / "gt", truth / name / "gt", dirs_exist_ok=True)
-            table = np.loadtxt(truth / name / "gt/gt.txt", delimiter=",")
+            shutil.copytree(data_folder / name / "gt", gt_folder / name / "gt", dirs_exist_ok=True)
+            table = np.loadtxt(gt_folder / name / "gt/gt.txt", delimiter=",")
             lengths[name] = int(table[:, 0].max())
             rows = [table[table[:, 0] == frame] for frame in range(1, lengths[name] + 1)]
             tracked = list(perturbed(rows, seed))
-            write_tracks(found / "ours/data", name, tracked)
-            known = read_ground_truth(truth / name / "gt/gt.txt", lengths[name], name)
-            assert known.benchmark == benchmark
-            compared[name] = box_similarities(DetectionSequence(name, ImageFrames(()), (), known), tracked)
-        ours = identity_scores(compared)
+            write_tracks(tracks_folder / "ours/data", name, tracked)
+            ground_truth = read_ground_truth(gt_folder / name / "gt/gt.txt", lengths[name], name)
+            assert ground_truth.benchmark == benchmark
+            similarities[name] = box_similarities(DetectionSequence(name, ImageFrames(()), (), ground_truth), tracked)
+        ours = identity_scores(similarities)
         assert 0.1 < ours["all"]["HOTA"] < 0.9
         assert min(ours["all"][c] for c in ("ID switches", "Frag", "FP", "FN")) > 0
         quiet = dict.fromkeys(("PRINT_RESULTS", "PRINT_CONFIG", "OUTPUT_SUMMARY", "OUTPUT_DETAILED"), False)
         evaluator = trackeval.Evaluator({**quiet, "PLOT_CURVES": False, "TIME_PROGRESS": False, "BREAK_ON_ERROR": True})
         dataset = trackeval.datasets.MotChallenge2DBox(
             {
-                "GT_FOLDER": str(truth), "TRACKERS_FOLDER": str(found), "BENCHMARK": benchmark, "SEQ_INFO": lengths,
-                "SKIP_SPLIT_FOL": True, "PRINT_CONFIG": False,
+                "GT_FOLDER": str(gt_folder), "TRACKERS_FOLDER": str(tracks_folder), "BENCHMARK": benchmark,
+                "SEQ_INFO": lengths, "SKIP_SPLIT_FOL": True, "PRINT_CONFIG": False,
             }
         )  # fmt: skip
-        known_metrics = trackeval.metrics
-        metrics = [known_metrics.HOTA(), known_metrics.CLEAR(), known_metrics.Identity()]
-        theirs = evaluator.evaluate([dataset], metrics)[0]["MotChallenge2DBox"]["ours"]
+        library = trackeval.metrics
+        metrics = [library.HOTA(), library.CLEAR(), library.Identity()]
+        trackeval_scores = evaluator.evaluate([dataset], metrics)[0]["MotChallenge2DBox"]["ours"]
         for name in (*names, "all"):
-            one = theirs["COMBINED_SEQ" if name == "all" else name]["pedestrian"]
-            values = {**one["HOTA"], **one["CLEAR"], **one["Identity"]}
+            metrics_by_family = trackeval_scores["COMBINED_SEQ" if name == "all" else name]["pedestrian"]
+            values = {**metrics_by_family["HOTA"], **metrics_by_family["CLEAR"], **metrics_by_family["Identity"]}
             renamed = {"ID switches": "IDSW", "Frag": "Frag", "FP": "CLR_FP", "FN": "CLR_FN"}
             expected = {column: np.mean(values[renamed.get(column, column)]) for column in ours[name]}
             assert ours[name] == pytest.approx(expected, rel=1e-9, abs=1e-9)
@@ -168,11 +169,11 @@ def test_matches_with_distractors_are_removed(tmp_path: Path, name: str, class_i
     """A match with a pedestrian of flag 0 is a false positive; non-motorized vehicles are distractors only in MOT20."""
     pytest.importorskip("trackeval")
     sequence = text_only(tmp_path, name, CLASS_LINES.format(class_id), 3)
-    said = tracks({5: [0, 0, 10, 20], -6: [102, 0, 10, 20], 10**12: [200, 0, 10, 20]}, {}, {})
-    compared = box_similarities(sequence, said)
-    assert [len(frame) for frame in compared.ground_truth_ids] == [1, 1, 0]
-    assert [len(frame) for frame in compared.track_ids] == [1 + false_positives, 0, 0]
-    row = identity_scores({name: compared})["all"]
+    tracked = tracks({5: [0, 0, 10, 20], -6: [102, 0, 10, 20], 10**12: [200, 0, 10, 20]}, {}, {})
+    similarities = box_similarities(sequence, tracked)
+    assert [len(frame) for frame in similarities.ground_truth_ids] == [1, 1, 0]
+    assert [len(frame) for frame in similarities.track_ids] == [1 + false_positives, 0, 0]
+    row = identity_scores({name: similarities})["all"]
     assert (row["FP"], row["FN"], row["MOTP"]) == (false_positives, 1, 1.0)
     assert row["MOTA"] == pytest.approx((2 - 1 - false_positives) / 2)
 
@@ -189,8 +190,9 @@ def test_mot15_has_no_classes(tmp_path: Path, rest: str) -> None:
 
 
 def test_ground_truth_without_flags_is_evaluated(tmp_path: Path) -> None:
-    truth = text_only(tmp_path, "a", "1,4,0,0,10,20\n1,2,100,0,10,20\n", 1).ground_truth
-    assert (truth.benchmark, truth.flags[0].tolist(), truth.ids[0].tolist()) == ("MOT15", [1, 1], [4, 2])
+    ground_truth = text_only(tmp_path, "a", "1,4,0,0,10,20\n1,2,100,0,10,20\n", 1).ground_truth
+    assert ground_truth.benchmark == "MOT15"
+    assert (ground_truth.flags[0].tolist(), ground_truth.ids[0].tolist()) == ([1, 1], [4, 2])
 
 
 def test_tracks_need_ids_and_one_entry_per_frame(tmp_path: Path) -> None:
@@ -205,14 +207,14 @@ def test_tracks_need_ids_and_one_entry_per_frame(tmp_path: Path) -> None:
 
 
 def test_tracks_round_trip(tmp_path: Path) -> None:
-    said = tracks({5: [0.1, 1 / 3, 1e-7, 2e9], -2: [-1, 2, 3, 4]}, {}, {5: [0, 0, 10, 20]})
-    write_tracks(tmp_path, "a", said)
+    tracked = tracks({5: [0.1, 1 / 3, 1e-7, 2e9], -2: [-1, 2, 3, 4]}, {}, {5: [0, 0, 10, 20]})
+    write_tracks(tmp_path, "a", tracked)
     assert (tmp_path / "a.txt").read_text().splitlines()[1] == "1,-2,-1.0,2.0,3.0,4.0,1.0,-1,-1,-1"
-    again = read_tracks(tmp_path, "a", 4)
-    for one, other in zip([*said, *tracks({})], again, strict=True):
-        np.testing.assert_array_equal(one.boxes, other.boxes)
-        np.testing.assert_array_equal(one.ids, other.ids)
-        np.testing.assert_array_equal(one.scores, other.scores)
+    read_back = read_tracks(tmp_path, "a", 4)
+    for written, read in zip([*tracked, *tracks({})], read_back, strict=True):
+        np.testing.assert_array_equal(written.boxes, read.boxes)
+        np.testing.assert_array_equal(written.ids, read.ids)
+        np.testing.assert_array_equal(written.scores, read.scores)
     with pytest.raises(SequenceError, match=r"a.txt: line 3: expected a frame of 1 to 2"):
         read_tracks(tmp_path, "a", 2)
     with pytest.raises(ValueError, match="ids"):
@@ -220,7 +222,7 @@ def test_tracks_round_trip(tmp_path: Path) -> None:
     assert len(read_tracks(tmp_path, "a", 4)[0]) == 2, "the previous file is kept"
     assert [f.name for f in tmp_path.iterdir()] == ["a.txt"]
     write_tracks(tmp_path, "none", tracks({}, {}))
-    assert [len(found) for found in read_tracks(tmp_path, "none", 2)] == [0, 0]
+    assert [len(frame_objects) for frame_objects in read_tracks(tmp_path, "none", 2)] == [0, 0]
 
 
 def test_detections_and_ground_truth_boxes_of_a_small_sequence(
@@ -230,7 +232,7 @@ def test_detections_and_ground_truth_boxes_of_a_small_sequence(
     assert (sequence.name, sequence.frames.frame_rate, len(sequence.frames)) == ("a", 14, 3)
     assert [frame[0, 0, 0] for frame in sequence.frames] == [1, 2, 3]
     assert boxes(sequence) == [[[2.5, 3, 10, 20], [30, 3, 10, 20]], [], [[50, 4, 10, 20]]]
-    assert [found.scores.tolist() for found in sequence.detections] == [[0.9, 0.7], [], [0.51]]
+    assert [frame_objects.scores.tolist() for frame_objects in sequence.detections] == [[0.9, 0.7], [], [0.51]]
     assert boxes(load(tmp_path / "a", "gt")) == [[[2, 3, 10, 20], [30, 3, 10, 20]], [[3, 3, 10, 20]], []]
     assert boxes(load(tmp_path / "a", min_score=0.7)) == [[[2.5, 3, 10, 20]], [], []]
     assert capsys.readouterr() == ("", "")
@@ -259,23 +261,23 @@ def test_formats_of_detections(tmp_path: Path, line: str, scores: list[float]) -
     assert len(less[0]) == (scores == [1, 1])
 
 
-@pytest.mark.parametrize("place", ["MOT17-01-SDP.txt", "MOT17-01-SDP/det.txt", "MOT17-01-SDP/det/det.txt"])
+@pytest.mark.parametrize("file_name", ["MOT17-01-SDP.txt", "MOT17-01-SDP/det.txt", "MOT17-01-SDP/det/det.txt"])
 def test_detections_from_another_folder(
-    tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, file_name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     names = [f"MOT17-01-{detector}" for detector in ("DPM", "FRCNN", "SDP")]
     for name in names:
         write(tmp_path / "train" / name, det=None)
     (tmp_path / "test").mkdir()
-    file = tmp_path / "own" / place
+    file = tmp_path / "own" / file_name
     file.parent.mkdir(parents=True)
     file.write_text(DET)
     loads = open_box_detections(tmp_path, "~/own")
     assert list(loads) == names
-    said = capsys.readouterr().err
-    assert "test is ignored" in said
-    assert '2 sequences repeat the video of another one; --sequences "*-FRCNN"' in said
+    log_text = capsys.readouterr().err
+    assert "test is ignored" in log_text
+    assert '2 sequences repeat the video of another one; --sequences "*-FRCNN"' in log_text
     assert len(loads["MOT17-01-SDP"]().detections[0]) == 2
     with pytest.raises(SequenceError, match=r"no detections of MOT17-01-DPM in .*own"):
         loads["MOT17-01-DPM"]()

@@ -118,7 +118,7 @@ def test_missing_files_are_rejected(tmp_path: Path) -> None:
 def test_lines_after_the_last_frame_are_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path / "a", "000001.png", "000002.png")
     sequence = load(folder)
-    assert [len(found) for found in sequence.detections] == [1, 0]
+    assert [len(objects) for objects in sequence.detections] == [1, 0]
     assert [len(ids) for ids in sequence.ground_truth.ids] == [2, 0]
     first, second = capsys.readouterr().err.splitlines()
     assert first == "a: 2 frames exist, 3 are in seqinfo.ini; the smaller number is used"
@@ -147,13 +147,13 @@ def test_boxes_outside_of_the_image_are_ignored(tmp_path: Path, capsys: pytest.C
     assert len(inside[1]) == 0
     assert capsys.readouterr().err == "a: 6 of 10 boxes are ignored, they have no area or are outside of the image\n"
     sequence = load(folder, detections="gt")
-    assert [len(found) for found in sequence.detections] == [2, 0, 1]
+    assert [len(objects) for objects in sequence.detections] == [2, 0, 1]
     assert [len(ids) for ids in sequence.ground_truth.ids] == [2, 2, 1], "the ground truth keeps outside objects"
 
 
 def test_sequences_without_detections_are_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path / "a", det="")
-    assert [len(found) for found in load(folder).detections] == [0, 0, 0]
+    assert [len(objects) for objects in load(folder).detections] == [0, 0, 0]
     assert capsys.readouterr().err == "a: no box in any of the 3 frames, so there will be no tracks\n"
 
 

@@ -31,8 +31,8 @@ LINES = [
 KITTI_LINES = [(0, 1003, 1, block(3, 4)), (0, 2001, 2, block(20, 4)), (0, 10000, 10, CORNER), (2, 1003, 1, block(5, 4))]
 
 
-def decoded(found: FrameObjects) -> list[np.ndarray]:
-    return [coco_mask.decode(mask) for mask in found.masks or ()]
+def decode_masks(objects: FrameObjects) -> list[np.ndarray]:
+    return [coco_mask.decode(mask) for mask in objects.masks or ()]
 
 
 def test_motschallenge_ground_truth_masks(tmp_path: Path) -> None:
@@ -42,15 +42,15 @@ def test_motschallenge_ground_truth_masks(tmp_path: Path) -> None:
     sequence = loads["MOTS20-02"]()
     assert (sequence.name, len(sequence.frames), sequence.frames.frame_rate) == ("MOTS20-02", 3, 25)
     assert [frame[0, 0, 0] for frame in sequence.frames] == [1, 2, 3]
-    assert [found.boxes.tolist() for found in sequence.detections] == [
+    assert [objects.boxes.tolist() for objects in sequence.detections] == [
         [[3, 4, 8, 10], [20, 4, 8, 10]], [], [[22, 5, 8, 10]]
     ]  # fmt: skip
-    assert all(found.ids is None and (found.scores == 1).all() for found in sequence.detections)
-    assert (np.array(decoded(sequence.detections[0])) == [block(3, 4), block(20, 4)]).all()
-    truth = sequence.ground_truth
-    assert [ids.tolist() for ids in truth.ids] == [[2001, 2005], [], [2005]]
-    assert (coco_mask.decode(truth.ignored[0]) == CORNER).all()
-    assert [coco_mask.area(region) for region in truth.ignored] == [25, 0, 0]
+    assert all(objects.ids is None and (objects.scores == 1).all() for objects in sequence.detections)
+    assert (np.array(decode_masks(sequence.detections[0])) == [block(3, 4), block(20, 4)]).all()
+    ground_truth = sequence.ground_truth
+    assert [ids.tolist() for ids in ground_truth.ids] == [[2001, 2005], [], [2005]]
+    assert (coco_mask.decode(ground_truth.ignored[0]) == CORNER).all()
+    assert [coco_mask.area(region) for region in ground_truth.ignored] == [25, 0, 0]
 
 
 @pytest.mark.parametrize("data", [".", "train", "train/MOTS20-02"])
@@ -59,15 +59,15 @@ def test_data_may_be_a_parent_folder_or_one_sequence(tmp_path: Path, data: str) 
     assert list(open_mask_detections(tmp_path / data)) == ["MOTS20-02"]
 
 
-@pytest.mark.parametrize("place", ["gt", "../instances/MOTS20-02"])
-def test_instance_images_equal_the_text(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("location", ["gt", "../instances/MOTS20-02"])
+def test_instance_images_equal_the_text(tmp_path: Path, location: str) -> None:
     folder = write_motschallenge(tmp_path, LINES)
     of_text = open_mask_detections(tmp_path)["MOTS20-02"]()
     (folder / "gt" / "gt.txt").unlink()
-    write_instances(folder / place, [(f, i % 1000, c, m) for f, i, c, m in LINES], 1, 3)
+    write_instances(folder / location, [(f, i % 1000, c, m) for f, i, c, m in LINES], 1, 3)
     of_images = open_mask_detections(tmp_path)["MOTS20-02"]()
     for a, b in zip(of_text.detections, of_images.detections, strict=True):
-        assert (np.array(decoded(a)) == np.array(decoded(b))).all()
+        assert (np.array(decode_masks(a)) == np.array(decode_masks(b))).all()
     assert [ids.tolist() for ids in of_images.ground_truth.ids] == [[2001, 2005], [], [2005]]
     assert [coco_mask.area(region) for region in of_images.ground_truth.ignored] == [25, 0, 0]
 
@@ -82,10 +82,10 @@ def test_kitti_classes_are_separate_sequences(tmp_path: Path, as_images: bool) -
     assert list(loads) == ["0002 car", "0002 pedestrian"]
     car, pedestrian = (load() for load in loads.values())
     assert [frame[0, 0, 0] for frame in car.frames] == [0, 1, 2]
-    assert [found.boxes.tolist() for found in car.detections] == [[[3, 4, 8, 10]], [], [[5, 4, 8, 10]]]
-    assert [found.boxes.tolist() for found in pedestrian.detections] == [[[20, 4, 8, 10]], [], []]
+    assert [objects.boxes.tolist() for objects in car.detections] == [[[3, 4, 8, 10]], [], [[5, 4, 8, 10]]]
+    assert [objects.boxes.tolist() for objects in pedestrian.detections] == [[[20, 4, 8, 10]], [], []]
     assert [ids.tolist() for ids in car.ground_truth.ids] == [[1003], [], [1003]]
-    assert [coco_mask.area(one.ground_truth.ignored[0]) for one in (car, pedestrian)] == [25, 25]
+    assert [coco_mask.area(sequence.ground_truth.ignored[0]) for sequence in (car, pedestrian)] == [25, 25]
 
 
 @pytest.mark.parametrize(("end", "scores"), [("", [1, 1]), (" 0.25", [0.25, 0.25])])
@@ -95,10 +95,10 @@ def test_detections_may_overlap_and_have_scores(
     monkeypatch.setenv("HOME", str(tmp_path))
     write_kitti(tmp_path, KITTI_LINES)
     lines = [(1, 7, 1, block(10, 9)), (1, 7, 1, block(12, 9)), (1, 9, 2, block(30, 3)), (2, 9, 1, block(0, 0, 0))]
-    (tmp_path / "found").mkdir()
-    (tmp_path / "found" / "0002.txt").write_text(mask_lines(lines, end))
-    car = open_mask_detections(tmp_path, "~/found", ["* car"])["0002 car"]()
-    assert [len(found) for found in car.detections] == [0, 2, 0], "empty masks are dropped"
+    (tmp_path / "detections").mkdir()
+    (tmp_path / "detections" / "0002.txt").write_text(mask_lines(lines, end))
+    car = open_mask_detections(tmp_path, "~/detections", ["* car"])["0002 car"]()
+    assert [len(objects) for objects in car.detections] == [0, 2, 0], "empty masks are dropped"
     assert car.detections[1].scores.tolist() == scores
     assert car.detections[1].boxes.tolist() == [[10, 9, 8, 10], [12, 9, 8, 10]]
     assert [ids.tolist() for ids in car.ground_truth.ids] == [[1003], [], [1003]]
@@ -107,7 +107,7 @@ def test_detections_may_overlap_and_have_scores(
 def test_masks_after_the_last_frame_are_ignored(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_motschallenge(tmp_path, LINES, count=2)
     sequence = open_mask_detections(tmp_path)["MOTS20-02"]()
-    assert [len(found) for found in sequence.detections] == [2, 0]
+    assert [len(objects) for objects in sequence.detections] == [2, 0]
     assert "MOTS20-02: 1 of 4 masks are ignored, their frames are after 2, the last one" in capfd.readouterr().err
 
 
@@ -140,12 +140,14 @@ RUNS = GOOD.split()[5]
         (f"0 2001 2 40 60 {RUNS}", "expected a frame, counted from 1, got 0"),
     ],
 )
-@pytest.mark.parametrize("truth", [True, False])
-def test_damaged_lines_are_rejected_with_their_number(tmp_path: Path, line: str, message: str, truth: bool) -> None:
+@pytest.mark.parametrize("in_ground_truth", [True, False])
+def test_damaged_lines_are_rejected_with_their_number(
+    tmp_path: Path, line: str, message: str, in_ground_truth: bool
+) -> None:
     folder = write_motschallenge(tmp_path, LINES)
-    file = folder / "gt" / "gt.txt" if truth else tmp_path / "MOTS20-02.txt"
+    file = folder / "gt" / "gt.txt" if in_ground_truth else tmp_path / "MOTS20-02.txt"
     file.write_text(f"{mask_lines(LINES)}\n{line}\n")
-    load = open_mask_detections(tmp_path, None if truth else str(tmp_path))["MOTS20-02"]
+    load = open_mask_detections(tmp_path, None if in_ground_truth else str(tmp_path))["MOTS20-02"]
     with pytest.raises(SequenceError) as error:
         load()
     assert str(error.value).startswith(f"{file}: line {len(LINES) + 2}: ")

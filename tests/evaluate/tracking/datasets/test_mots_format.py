@@ -22,8 +22,8 @@ def mask_frame(*masks: np.ndarray, scores: list[float] | None = None, ids: list[
 
 def test_run_lengths_of_any_mask_are_parsed(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    shapes = [rng.random((HEIGHT, WIDTH)) < share for share in (0, 0.01, 0.5, 0.99, 1)]
-    shapes += [np.indices((HEIGHT, WIDTH)).sum(axis=0) % 2 == odd for odd in (0, 1)]
+    shapes = [rng.random((HEIGHT, WIDTH)) < density for density in (0, 0.01, 0.5, 0.99, 1)]
+    shapes += [np.indices((HEIGHT, WIDTH)).sum(axis=0) % 2 == parity for parity in (0, 1)]
     (tmp_path / "a.txt").write_text(mask_lines([(i, i, 2, shape.astype(np.uint8)) for i, shape in enumerate(shapes)]))
     rows = read_mask_rows(tmp_path / "a.txt")
     assert [row.pixels for row in rows] == [shape.sum() for shape in shapes]
@@ -43,8 +43,8 @@ def test_masks_of_a_large_image(tmp_path: Path) -> None:
 def test_random_text_is_rejected(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for _ in range(100):
-        junk = bytes(rng.integers(33, 127, rng.integers(1, 30)).astype(np.uint8)).decode()
-        (tmp_path / "a.txt").write_text(f"1 2001 2 40 60 {junk}\n")
+        random_text = bytes(rng.integers(33, 127, rng.integers(1, 30)).astype(np.uint8)).decode()
+        (tmp_path / "a.txt").write_text(f"1 2001 2 40 60 {random_text}\n")
         with pytest.raises(SequenceError, match=r"a\.txt: line 1: expected "):
             read_mask_rows(tmp_path / "a.txt")
 
@@ -61,8 +61,8 @@ def test_overlaps_go_to_the_higher_score_or_the_smaller_mask() -> None:
 
 
 def test_covered_objects_are_removed() -> None:
-    left = remove_overlaps(mask_frame(block(2, 2, 3, 3), block(0, 0, 9, 9), scores=[0.1, 0.9], ids=[4, 5]))
-    assert (left.ids is not None and left.ids.tolist(), left.boxes.tolist()) == ([5], [[0, 0, 9, 9]])
+    remaining = remove_overlaps(mask_frame(block(2, 2, 3, 3), block(0, 0, 9, 9), scores=[0.1, 0.9], ids=[4, 5]))
+    assert (remaining.ids is not None and remaining.ids.tolist(), remaining.boxes.tolist()) == ([5], [[0, 0, 9, 9]])
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,13 @@ def test_tracks_round_trip(tmp_path: Path, name: str, line: str) -> None:
     write_mots_tracks(tmp_path, name, tracks)
     written = (tmp_path / f"{name}.txt").read_text()
     assert written.startswith(line)
-    again = read_mots_tracks(tmp_path, name, 3)
-    assert [one.ids is not None and one.ids.tolist() for one in again] == [[], [3, 12], []]
-    assert again[1].boxes.tolist() == [[1, 2, 8, 10], [30, 5, 8, 10]]
-    masks = again[1].masks
+    read_back = read_mots_tracks(tmp_path, name, 3)
+    assert [objects.ids is not None and objects.ids.tolist() for objects in read_back] == [[], [3, 12], []]
+    assert read_back[1].boxes.tolist() == [[1, 2, 8, 10], [30, 5, 8, 10]]
+    masks = read_back[1].masks
     assert masks is not None
     assert (coco_mask.decode(masks[1]) == block(30, 5)).all()
-    write_mots_tracks(tmp_path, name, again)
+    write_mots_tracks(tmp_path, name, read_back)
     assert (tmp_path / f"{name}.txt").read_text() == written
 
 

@@ -32,7 +32,7 @@ PERSONS = [
 
 
 def tracked(sequence: DetectionSequence) -> list[FrameObjects]:
-    return [replace(found, ids=np.arange(len(found)) + 3) for found in sequence.detections]
+    return [replace(objects, ids=np.arange(len(objects)) + 3) for objects in sequence.detections]
 
 
 def test_ground_truth_poses_of_labeled_frames(tmp_path: Path) -> None:
@@ -42,14 +42,14 @@ def test_ground_truth_poses_of_labeled_frames(tmp_path: Path) -> None:
     sequence = loads[VIDEO]()
     assert (sequence.name, sequence.frames.frame_rate) == (VIDEO, 6)
     assert [frame[0, 0, 0] // 2 for frame in sequence.frames] == [0, 1, 1], "frames 0, 2 and 3, as JPEG has them"
-    assert [len(found) for found in sequence.detections] == [2, 1, 0]
+    assert [len(objects) for objects in sequence.detections] == [2, 1, 0]
     first = sequence.detections[0]
     assert first.poses is not None
     assert (first.poses == [make_pose(80), make_pose(150, invisible=["nose", "left_wrist"])]).all()
     assert first.boxes.tolist() == [[50, 40, 60, 100], [120, 40, 55, 100]]
     assert (first.ids, first.scores.tolist()) == (None, [1, 1])
-    truth = [frame.objects.ids for frame in sequence.ground_truth.frames]
-    assert [ids.tolist() for ids in truth if ids is not None] == [[4, 9], [], [4], []]
+    track_ids = [frame.objects.ids for frame in sequence.ground_truth.frames]
+    assert [ids.tolist() for ids in track_ids if ids is not None] == [[4, 9], [], [4], []]
     assert sequence.ground_truth.frames[0].head_sizes.tolist() == [30, 30]
 
 
@@ -59,8 +59,8 @@ def test_real_annotations(real_data: Path) -> None:
     loads = open_pose_detections(real_data / "posetrack18")
     assert list(loads) == ["003418_mpii_test", "009473_mpii_test", "012834_mpii_test"]
     sequences = [load() for load in loads.values()]
-    assert [[len(found) for found in one.detections] for one in sequences] == [[1], [2], [11]]
-    assert [next(iter(one.frames)).shape for one in sequences] == [(1080, 1920, 3)] * 3
+    assert [[len(objects) for objects in sequence.detections] for sequence in sequences] == [[1], [2], [11]]
+    assert [next(iter(sequence.frames)).shape for sequence in sequences] == [(1080, 1920, 3)] * 3
     second = sequences[1].detections[0]
     assert second.poses is not None
     places = dict(zip(JOINTS, second.poses[0].tolist(), strict=True))
@@ -73,34 +73,34 @@ def test_real_annotations(real_data: Path) -> None:
 
 def test_joints_are_matched_by_name(tmp_path: Path) -> None:
     file = write_posetrack18(tmp_path, IMAGES, PERSONS)
-    raw = json.loads(file.read_text())
-    raw["categories"][0]["keypoints"] = [*NAMES[::-1], "tail"]
-    for one in raw["annotations"]:
-        one["keypoints"] = [*np.reshape(one["keypoints"], (-1, 3))[::-1].ravel().tolist(), 1, 2, 1]
-    file.write_text(json.dumps(raw))
+    content = json.loads(file.read_text())
+    content["categories"][0]["keypoints"] = [*NAMES[::-1], "tail"]
+    for entry in content["annotations"]:
+        entry["keypoints"] = [*np.reshape(entry["keypoints"], (-1, 3))[::-1].ravel().tolist(), 1, 2, 1]
+    file.write_text(json.dumps(content))
     poses = open_pose_detections(tmp_path)[VIDEO]().detections[0].poses
     assert poses is not None
     assert (poses[0] == make_pose(80)).all()
 
 
 def test_joints_with_flag_0_are_invisible(tmp_path: Path) -> None:
-    one = person_annotation(0, 1, make_pose(80))
-    place = 3 * NAMES.index("nose") + 2
-    for flag, there in ((0, 0), (1, 1), (2, 1)):
-        one["keypoints"][place] = flag
-        write_posetrack18(tmp_path, IMAGES[:1], [one])
+    entry = person_annotation(0, 1, make_pose(80))
+    flag_index = 3 * NAMES.index("nose") + 2
+    for flag, visible in ((0, 0), (1, 1), (2, 1)):
+        entry["keypoints"][flag_index] = flag
+        write_posetrack18(tmp_path, IMAGES[:1], [entry])
         poses = open_pose_detections(tmp_path)[VIDEO]().detections[0].poses
         assert poses is not None
-        assert poses[0, JOINTS.index("nose"), 2] == there
-        assert poses[0, :, 2].sum() == 14 + there
+        assert poses[0, JOINTS.index("nose"), 2] == visible
+        assert poses[0, :, 2].sum() == 14 + visible
 
 
-@pytest.mark.parametrize("form", ["older", "PoseTrack18"])
-def test_detections_define_the_frames(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("file_format", ["older", "PoseTrack18"])
+def test_detections_define_the_frames(tmp_path: Path, file_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     write_posetrack18(tmp_path, IMAGES, PERSONS)
     first, second = make_pose(81), make_pose(30, invisible=["nose"])
-    if form == "older":
+    if file_format == "older":
         empty: dict[str, Any] = {"annopoints": []}
         frames = [[annorect(first, score=[0.5]), empty], [annorect(second), annorect(0 * first)], [], []]
         write_annolist(tmp_path / "obs" / f"{VIDEO}.json", frames)
@@ -110,14 +110,14 @@ def test_detections_define_the_frames(tmp_path: Path, form: str, monkeypatch: py
             person_annotation(1, 1, second),
             person_annotation(1, 2, 0 * first),
         ]
-        for one in persons:
-            del one["track_id"], one["bbox_head"]
+        for entry in persons:
+            del entry["track_id"], entry["bbox_head"]
         write_posetrack18(tmp_path, IMAGES, persons, folder="obs")
     sequence = open_pose_detections(tmp_path, "~/obs")[VIDEO]()
     assert len(sequence.frames) == 4
-    assert [len(found) for found in sequence.detections] == [1, 1, 0, 0]
-    assert [found.scores.tolist() for found in sequence.detections[:2]] == [[0.5], [1]]
-    poses = [found.poses for found in sequence.detections[:2]]
+    assert [len(objects) for objects in sequence.detections] == [1, 1, 0, 0]
+    assert [objects.scores.tolist() for objects in sequence.detections[:2]] == [[0.5], [1]]
+    poses = [objects.poses for objects in sequence.detections[:2]]
     assert (np.array(poses)[:, 0] == [first, second]).all()
 
 
@@ -135,7 +135,7 @@ def test_detections_must_cover_the_labeled_frames(tmp_path: Path) -> None:
 def test_images_are_found_in_parent_folders(tmp_path: Path) -> None:
     file = write_posetrack18(tmp_path, IMAGES[:1], PERSONS[1:], folder="posetrack_data/annotations/val")
     for data in (tmp_path, file.parent, file):
-        assert [len(found) for found in open_pose_detections(data)[VIDEO]().detections] == [2]
+        assert [len(objects) for objects in open_pose_detections(data)[VIDEO]().detections] == [2]
 
 
 def test_missing_images_are_rejected(tmp_path: Path) -> None:
@@ -155,16 +155,18 @@ def test_tracks_round_trip(tmp_path: Path) -> None:
     sequence = open_pose_detections(tmp_path)[VIDEO]()
     tracks = tracked(sequence)
     write_poses(tmp_path / "out", sequence, tracks)
-    again = read_poses(tmp_path / "out", sequence)
-    for a, b in zip(tracks, again, strict=True):
+    read_back = read_poses(tmp_path / "out", sequence)
+    for a, b in zip(tracks, read_back, strict=True):
         for field in ("boxes", "scores", "ids", "poses"):
             assert np.array_equal(getattr(a, field), getattr(b, field))
-    raw = json.loads((tmp_path / "out" / f"{VIDEO}.json").read_text())
-    assert [one["file_name"] for one in raw["images"]] == [one["file_name"] for one in IMAGES], "unlabeled ones too"
-    one = raw["annotations"][1]
-    assert (one["track_id"], one["image_id"], len(one["scores"])) == (4, 0, 17)
-    assert dict(zip(NAMES, np.reshape(one["keypoints"], (17, 3)).tolist(), strict=True))["right_wrist"] == [120, 95, 1]
-    assert dict(zip(NAMES, np.reshape(one["keypoints"], (17, 3)).tolist(), strict=True))["left_wrist"] == [0, 0, 0]
+    content = json.loads((tmp_path / "out" / f"{VIDEO}.json").read_text())
+    assert [entry["file_name"] for entry in content["images"]] == [entry["file_name"] for entry in IMAGES], (
+        "unlabeled frames are included"
+    )
+    entry = content["annotations"][1]
+    assert (entry["track_id"], entry["image_id"], len(entry["scores"])) == (4, 0, 17)
+    keypoints = dict(zip(NAMES, np.reshape(entry["keypoints"], (17, 3)).tolist(), strict=True))
+    assert (keypoints["right_wrist"], keypoints["left_wrist"]) == ([120, 95, 1], [0, 0, 0])
 
 
 def test_tracks_of_another_sequence_are_rejected(tmp_path: Path) -> None:
@@ -184,7 +186,7 @@ NAN = [float("nan"), *[1.0] * 50]
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "message"),
+    ("key_path", "value", "message"),
     [
         ("images", None, "no images"),
         ("images", 7, "not in PoseTrack's format"),
@@ -213,18 +215,18 @@ NAN = [float("nan"), *[1.0] * 50]
         ("annotations.0", 3, "not in PoseTrack's format"),
     ],
 )
-def test_invalid_annotations_are_rejected_in_one_line(tmp_path: Path, place: str, value: Any, message: str) -> None:
+def test_invalid_annotations_are_rejected_in_one_line(tmp_path: Path, key_path: str, value: Any, message: str) -> None:
     file = write_posetrack18(tmp_path, IMAGES, PERSONS)
-    raw: Any = copy.deepcopy(GOOD)
-    *way, last = (int(key) if key.isdigit() else key for key in place.split("."))
-    inner = raw
-    for key in way:
+    content: Any = copy.deepcopy(GOOD)
+    *keys, last = (int(key) if key.isdigit() else key for key in key_path.split("."))
+    inner = content
+    for key in keys:
         inner = inner[key]
     if value is None:
         del inner[last]
     else:
         inner[last] = value
-    file.write_text(json.dumps(raw))
+    file.write_text(json.dumps(content))
     with pytest.raises(SequenceError, match=message) as error:
         open_pose_detections(tmp_path)[VIDEO]()
     assert str(error.value).startswith(f"{file}: ")

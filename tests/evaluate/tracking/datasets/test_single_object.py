@@ -57,21 +57,21 @@ PUBLISHED = {  # first and last image in the archive, first and last evaluated f
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_irregular_otb_sequences_have_the_evaluated_frames(real_data: Path, tmp_path: Path, name: str) -> None:
     """The published ground truth with empty image files; only the header of the first image is read."""
-    truth = real_data / "OTB100" / "anno" / f"{name}.txt"
-    if not truth.is_file():
-        pytest.skip(f"no {truth}")
+    boxes_file = real_data / "OTB100" / "anno" / f"{name}.txt"
+    if not boxes_file.is_file():
+        pytest.skip(f"no {boxes_file}")
     first, last, start, end = PUBLISHED[name]
     base, _, number = name.partition("-")
     name_format = "{:05d}.jpg" if name == "Board" else "{:04d}.jpg"
     write_frames(tmp_path / base / "img", range(first, last + 1), name_format, b"")
     write_frames(tmp_path / base / "img", [first, start], name_format, encode_image((640, 480)))
-    (tmp_path / base / f"groundtruth_rect{number and '.'}{number}.txt").write_bytes(truth.read_bytes())
+    (tmp_path / base / f"groundtruth_rect{number and '.'}{number}.txt").write_bytes(boxes_file.read_bytes())
     if base == "Human4":
         (tmp_path / base / "groundtruth_rect.1.txt").touch()
     sequence = load_only(tmp_path)
     assert sequence.name == name
     assert frame_numbers(sequence) == list(range(start, end + 1))
-    last_row = [float(word) for word in re.findall(r"[-\d.]+", truth.read_text().splitlines()[-1])]
+    last_row = [float(number) for number in re.findall(r"[-\d.]+", boxes_file.read_text().splitlines()[-1])]
     if name in ("Board", "Twinnings"):
         assert np.isnan(sequence.ground_truth[-1]).all()
         assert np.isfinite(sequence.ground_truth[:-1]).all()
@@ -79,7 +79,7 @@ def test_irregular_otb_sequences_have_the_evaluated_frames(real_data: Path, tmp_
         assert sequence.ground_truth[-1].tolist() == (np.array(last_row) - [1, 1, 0, 0]).tolist()
         assert np.isfinite(sequence.ground_truth).all()
     if name == "Tiger1":
-        fields = re.findall(r"\d+", truth.read_text().splitlines()[5])
+        fields = re.findall(r"\d+", boxes_file.read_text().splitlines()[5])
         assert sequence.ground_truth[0].tolist() == [
             int(fields[0]) - 1,
             int(fields[1]) - 1,

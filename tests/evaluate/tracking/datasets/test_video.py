@@ -162,28 +162,28 @@ def test_damaged_packets_lose_only_their_frames(tmp_path: Path, capsys: pytest.C
     frames = open_frames(path)
     assert len(frames) == 30
     capsys.readouterr()
-    found = numbers(frames)
-    hit = (7, 20)
-    assert [i for i in found if i not in hit] == [i for i in range(30) if i not in hit]
-    lost = 30 - len(found)
-    said = f"{path}: {lost} damaged packets were skipped; {len(found)} frames were decoded"
-    assert lost == 0 or said in capsys.readouterr().err
+    decoded_numbers = numbers(frames)
+    damaged = (7, 20)
+    assert [i for i in decoded_numbers if i not in damaged] == [i for i in range(30) if i not in damaged]
+    missing = 30 - len(decoded_numbers)
+    message = f"{path}: {missing} damaged packets were skipped; {len(decoded_numbers)} frames were decoded"
+    assert missing == 0 or message in capsys.readouterr().err
 
 
 def test_a_truncated_video_yields_its_first_frames(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mkv", range(60))
     os.truncate(path, path.stat().st_size * 6 // 10)
-    found = numbers(open_frames(path))
-    assert 20 < len(found) < 55
-    assert found[:-1] == list(range(len(found) - 1))
+    decoded_numbers = numbers(open_frames(path))
+    assert 20 < len(decoded_numbers) < 55
+    assert decoded_numbers[:-1] == list(range(len(decoded_numbers) - 1))
 
 
 def test_changing_frame_sizes_are_rejected(tmp_path: Path) -> None:
     """An MPEG-1 stream may restart with another size."""
-    one = write_video(tmp_path / "one.mpg", range(10), codec="mpeg1video")
-    two = write_video(tmp_path / "two.mpg", range(10), codec="mpeg1video", size=(80, 96))
+    first = write_video(tmp_path / "one.mpg", range(10), codec="mpeg1video")
+    second = write_video(tmp_path / "two.mpg", range(10), codec="mpeg1video", size=(80, 96))
     path = tmp_path / "both.mpg"
-    path.write_bytes(one.read_bytes() + two.read_bytes())
+    path.write_bytes(first.read_bytes() + second.read_bytes())
     frames = open_frames(path)
     with pytest.raises(SequenceError, match=r"both.mpg: frame 1\d is 96 x 80, previous frames are 64 x 48$"):
         for frame in frames:
@@ -259,6 +259,6 @@ def test_real_video_matches_its_images(real_data: Path) -> None:
         pytest.skip(f"no PoseTrack18 at {folder}")
     video_frames, images = open_frames(folder / "000001_mpiinew_test.mp4"), open_frames(folder)
     assert (len(video_frames), len(images)) == (5, 5)
-    for shown, image in zip(video_frames, images, strict=True):
-        assert shown.shape == image.shape
-        assert abs(shown.astype(int) - image).mean() < 5
+    for frame, image in zip(video_frames, images, strict=True):
+        assert frame.shape == image.shape
+        assert abs(frame.astype(int) - image).mean() < 5

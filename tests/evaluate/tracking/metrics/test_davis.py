@@ -71,10 +71,10 @@ def trackeval_f(ground_truth: np.ndarray, predicted: np.ndarray) -> float:
 )
 def test_osvos_matches_published_values(real_data: Path, name: str, published: float) -> None:
     davis = real_data / "davis16-subset"
-    one = open_mask_sequences(davis, [name])[name]()
-    predicted = read_masks(davis / "DAVIS/results/semi-supervised/osvos", one)
+    davis_sequence = open_mask_sequences(davis, [name])[name]()
+    predicted = read_masks(davis / "DAVIS/results/semi-supervised/osvos", davis_sequence)
     assert predicted is not None
-    scores = mask_scores([one], {name: predicted})
+    scores = mask_scores([davis_sequence], {name: predicted})
     assert scores[name]["J mean"] == pytest.approx(published, abs=6e-4)
     assert scores["all"] == scores[name]
 
@@ -89,12 +89,12 @@ def test_contour_accuracy_matches_trackeval(seed: int) -> None:
 @pytest.mark.parametrize("name", ["dog", "libby"])
 def test_contour_accuracy_matches_an_independent_version(real_data: Path, name: str) -> None:
     davis = real_data / "davis16-subset"
-    one = open_mask_sequences(davis, [name])[name]()
-    predicted = read_masks(davis / "DAVIS/results/semi-supervised/osvos", one)
+    davis_sequence = open_mask_sequences(davis, [name])[name]()
+    predicted = read_masks(davis / "DAVIS/results/semi-supervised/osvos", davis_sequence)
     assert predicted is not None
     values = []
     for i in (3, 25, 44):
-        ground_truth = one.ground_truth(i)
+        ground_truth = davis_sequence.ground_truth(i)
         assert ground_truth is not None
         three = sequence([ground_truth] * 3)
         values.append(mask_scores([three], {"dog": [predicted[i]] * 3})["dog"]["F mean"])

@@ -92,8 +92,8 @@ def test_sequences_without_ground_truth_or_tracks_are_zero() -> None:
     assert rows["all"]["DetA"] == pytest.approx(20 / 38, **ROUND)
     assert rows["all"]["MOTA"] == pytest.approx((20 - 10 - 2) / 28, **ROUND)
     assert rows["all"]["IDF1"] == pytest.approx(10 / (10 + (10 + 8) / 2 + (10 + 10) / 2), **ROUND)
-    alone = identity_scores({"no track": no_track})
-    assert alone["all"] == alone["no track"] == {**zeros, "FP": 0, "FN": 8}
+    scores = identity_scores({"no track": no_track})
+    assert scores["all"] == scores["no track"] == {**zeros, "FP": 0, "FN": 8}
 
 
 def test_any_ids_are_accepted_and_inputs_are_unchanged(capfd: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ def sequence(name: str, ground_truth: Boxes, *attributes: str) -> BoxSequence:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "expected"),
+    ("first", "second", "expected"),
     [
         ((0, 0, 10, 10), (0, 0, 10, 10), 1),
         ((0, 0, 10, 10), (5, 0, 10, 10), 50 / 150),
@@ -36,8 +36,8 @@ def sequence(name: str, ground_truth: Boxes, *attributes: str) -> BoxSequence:
         ((3, 3, 0, 0), (3, 3, 0, 0), 0),
     ],
 )
-def test_iou_by_hand(one: tuple[float, ...], other: tuple[float, ...], expected: float) -> None:
-    for a, b in ((one, other), (other, one)):
+def test_iou_by_hand(first: tuple[float, ...], second: tuple[float, ...], expected: float) -> None:
+    for a, b in ((first, second), (second, first)):
         assert paired_iou(boxes(a), boxes(b))[0] == pytest.approx(expected, abs=1e-15)
 
 
@@ -148,7 +148,7 @@ def test_static_box_matches_unitracks_values(real_data: Path) -> None:
     loads = open_box_sequences(real_data / "OTB100", list(expected))
     assert len(loads) == 6
     for name, load in loads.items():
-        one = load()
-        metrics = box_metrics(one.ground_truth, np.tile(one.ground_truth[:1], (len(one.frames), 1)))
+        sequence = load()
+        metrics = box_metrics(sequence.ground_truth, np.tile(sequence.ground_truth[:1], (len(sequence.frames), 1)))
         assert round(metrics["AUC"], 4) == expected[name]["success_auc"]
         assert round(metrics["precision"], 4) == expected[name]["precision_20px"]
