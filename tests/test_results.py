@@ -42,7 +42,7 @@ METRICS = {
     "finetune": mean_metrics([{"top-1": 0.18}, {"top-1": 0.20}, {"top-1": 0.22}]),
     "detect": to_metrics({"AP": 0.382, "AP50": 0.582, "mask AP": 0.352}),
     "sot": to_metrics({"AUC": 0.618, "precision": 0.8}),
-    "vos": to_metrics({"J&F": 0.603, "J": 0.584}),
+    "vos": to_metrics({"J&F": 0.603, "J mean": 0.584}),
     "mot": to_metrics(TRACKING),
     "mots": to_metrics(TRACKING),
     "pose": to_metrics(TRACKING),

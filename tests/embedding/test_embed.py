@@ -15,10 +15,10 @@ from PIL import Image
 
 from mec.embedding.embed import embed
 from mec.errors import InputError
-from tests.evaluate.sized_images import encoder, photographs, read
+from tests.embedding.sized_images import encoder, photographs, read
 
-whole = importlib.import_module("mec.embedding.embed")
-module = importlib.import_module("mec.embedding.writer")
+embed_module = importlib.import_module("mec.embedding.embed")
+writer = importlib.import_module("mec.embedding.writer")
 
 
 @pytest.fixture(scope="module")
@@ -26,29 +26,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return photographs(tmp_path_factory.mktemp("images"), 30)
 
 
-@pytest.mark.parametrize(("size", "share"), [(32, 1.0), (96, 224 / 256)])
-def test_embeddings_are_those_of_the_central_crop(folder: Path, tmp_path: Path, size: int, share: float) -> None:
-    of = encoder(size)
-    out = embed(folder, of, tmp_path / "a" / "b" / "e.parquet", workers=0)
-    paths, found = read(out)
+@pytest.mark.parametrize(("size", "crop_fraction"), [(32, 1.0), (96, 224 / 256)])
+def test_embeddings_equal_those_of_the_central_crop(
+    folder: Path, tmp_path: Path, size: int, crop_fraction: float
+) -> None:
+    model = encoder(size)
+    out = embed(folder, model, tmp_path / "a" / "b" / "e.parquet", workers=0)
+    paths, embeddings = read(out)
     assert paths == sorted(str(p) for p in folder.rglob("*.*"))
     expected = []
     for path in paths:
         image = Image.open(path).convert("RGB")
-        side = round(min(image.size) * share)
+        side = round(min(image.size) * crop_fraction)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         crop = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BILINEAR)
         x = torch.from_numpy(np.array(crop)).permute(2, 0, 1)[None]
         with torch.no_grad():
-            expected.append(of(of.normalize(x))[0].numpy())
-    # PyTorch's and PIL's resampling, and two decoders of JPEG, differ by one or two of 255
-    wanted = np.stack(expected)
-    assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
-    assert np.linalg.norm(found - wanted) < 0.005 * np.linalg.norm(wanted)
+            expected.append(model(model.normalize(x))[0].numpy())
+    # resampling by PyTorch and by PIL, and two JPEG decoders, differ by one or two of 255
+    reference = np.stack(expected)
+    assert np.abs(embeddings - reference).max() < 0.02 * np.abs(reference).max()
+    assert np.linalg.norm(embeddings - reference) < 0.005 * np.linalg.norm(reference)
     assert sorted(os.listdir(out.parent)) == ["e.json", "e.parquet"]
 
 
-def test_parquet_and_npy_hold_the_same(folder: Path, tmp_path: Path) -> None:
+def test_parquet_and_npy_hold_the_same_rows(folder: Path, tmp_path: Path) -> None:
     table = pq.read_table(embed(folder, encoder(), tmp_path / "e.parquet", workers=0))
     assert table.schema.names == ["path", "label", "embedding"]
     assert str(table.schema.field("embedding").type).startswith("fixed_size_list<")
@@ -58,21 +60,21 @@ def test_parquet_and_npy_hold_the_same(folder: Path, tmp_path: Path) -> None:
     assert values.dtype == np.float32
     np.testing.assert_array_equal(values, np.stack(frame.embedding))
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "f.csv"), frame[["path", "label"]], check_dtype=False)
-    about = json.loads((tmp_path / "f.json").read_text())
-    assert (about["images"], about["features"], about["skipped"]) == (30, values.shape[1], [])
+    info = json.loads((tmp_path / "f.json").read_text())
+    assert (info["images"], info["features"], info["corrupt"]) == (30, values.shape[1], [])
 
 
-def test_every_split_is_embedded_and_named(tmp_path: Path) -> None:
+def test_every_split_is_embedded_with_its_name(tmp_path: Path) -> None:
     frame = pd.read_parquet(embed("digits", encoder(8), tmp_path / "e.parquet"))
     assert frame.split.value_counts().to_dict() == {"train": 1347, "test": 450}
     assert sorted(frame.label.unique()) == list("0123456789")
-    few = pd.read_parquet(embed("digits", encoder(8), tmp_path / "few.parquet", every=100))
-    assert few.path.tolist() == [f"digits[{i}]" for i in (*range(14), *range(5))]
-    of = frame.iloc[[*range(0, 1347, 100), *range(1347, 1797, 100)]]
-    np.testing.assert_allclose(np.stack(few.embedding), np.stack(of.embedding), rtol=1e-4, atol=1e-5)
+    subset = pd.read_parquet(embed("digits", encoder(8), tmp_path / "subset.parquet", subsample=100))
+    assert subset.path.tolist() == [f"digits[{i}]" for i in (*range(14), *range(5))]
+    expected = frame.iloc[[*range(0, 1347, 100), *range(1347, 1797, 100)]]
+    np.testing.assert_allclose(np.stack(subset.embedding), np.stack(expected.embedding), rtol=1e-4, atol=1e-5)
 
 
-def test_without_labels_and_with_any_name(tmp_path: Path) -> None:
+def test_unlabeled_images_and_names_that_are_not_utf8(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=np.random.default_rng(0).integers(0, 256, (5, 9, 9), dtype=np.uint8))
     frame = pd.read_parquet(embed(tmp_path / "a.npz", encoder(), tmp_path / "e.parquet"))
     assert frame.label.isna().all()
@@ -86,7 +88,7 @@ def test_without_labels_and_with_any_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_shards_are_read_forward_and_give_the_same(folder: Path, tmp_path: Path, workers: int) -> None:
+def test_shards_give_the_embeddings_of_the_files(folder: Path, tmp_path: Path, workers: int) -> None:
     webdataset = pytest.importorskip("webdataset")
     files = sorted(folder.rglob("*.*"))
     for shard in range(2):
@@ -94,15 +96,15 @@ def test_shards_are_read_forward_and_give_the_same(folder: Path, tmp_path: Path,
             for file in files[15 * shard : 15 * shard + 15]:
                 sample = {"__key__": file.stem, file.suffix[1:]: file.read_bytes(), "cls": file.parent.name}
                 tar.write(sample)
-    paths, found = read(embed(tmp_path / "{0..1}.tar", encoder(), tmp_path / "e.parquet", workers=workers))
+    paths, embeddings = read(embed(tmp_path / "{0..1}.tar", encoder(), tmp_path / "e.parquet", workers=workers))
     assert paths[16] == f"{tmp_path}/1.tar, image 1"
-    np.testing.assert_array_equal(found, read(embed(folder, encoder(), tmp_path / "f.parquet", workers=0))[1])
+    np.testing.assert_array_equal(embeddings, read(embed(folder, encoder(), tmp_path / "f.parquet", workers=0))[1])
 
 
-def test_little_is_held_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Embeddings of 3.7 MB a part: never more than some of ten, wherever they are on their way."""
-    for name in ("PART", "BATCH", "BLOCK"):
-        monkeypatch.setattr(module, name, 300)
+def test_memory_is_bounded_by_a_few_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of 3.7 MB: fewer than four of ten are in memory at any time."""
+    for name in ("PART_IMAGES", "BATCH", "BLOCK_ROWS"):
+        monkeypatch.setattr(writer, name, 300)
     images = np.random.default_rng(0).integers(0, 256, (3_000, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(3_000) % 7)
 
@@ -110,63 +112,64 @@ def test_little_is_held_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.flatten(1).repeat(1, 16)
 
-    of = encoder(8)
-    of.backbone, of.num_features = Wide(), 3072
+    model = encoder(8)
+    model.backbone, model.num_features = Wide(), 3072
     written = 0
-    write = module.Part.write
+    write = writer.Part.write
 
     def counted(self: Any, path: Path) -> None:
         nonlocal written
         written += 1
         write(self, path)
 
-    monkeypatch.setattr(module.Part, "write", counted)
+    monkeypatch.setattr(writer.Part, "write", counted)
     tracemalloc.start()
-    out = embed(tmp_path / "a.npz", of, tmp_path / "e.npy")
-    most = tracemalloc.get_traced_memory()[1]
+    out = embed(tmp_path / "a.npz", model, tmp_path / "e.npy")
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     values = np.load(out, mmap_mode="r")
     assert values.shape == (3_000, 3072)
     assert written == 10
-    part = 300 * 3072 * 4
-    assert most < 4 * part < values.nbytes / 2
+    part_bytes = 300 * 3072 * 4
+    assert peak < 4 * part_bytes < values.nbytes / 2
 
 
 @pytest.mark.parametrize(
     ("out", "options", "message"),
     [
-        ("e.csv", {}, "out: .*e.csv ends with neither .parquet nor .npy"),
+        ("e.csv", {}, "out: expected a name that ends with .parquet or .npy, got .*e.csv"),
         ("e.npy", {"similarity": 1.5}, "similarity: expected a number above 0 and at most 1, got 1.5"),
-        ("e.npy", {"every": 0}, "every: expected at least 1, got 0"),
+        ("e.npy", {"subsample": 0}, "subsample: expected at least 1, got 0"),
+        ("e.npy", {"frame_stride": 0}, "frame_stride: expected at least 1, got 0"),
         ("e.npy", {"workers": -1}, "workers: expected at least 0, got -1"),
-        ("folder.npy", {}, "out: .*folder.npy is a folder, expected the name of a file"),
+        ("folder.npy", {}, "out: expected a file name, got the folder .*folder.npy"),
         ("file/e.npy", {}, "out: .* cannot be written \\((File exists|Not a directory)"),
     ],
 )
-def test_refusals(folder: Path, tmp_path: Path, out: str, options: dict[str, Any], message: str) -> None:
+def test_bad_arguments_are_refused(
+    folder: Path, tmp_path: Path, out: str, options: dict[str, Any], message: str
+) -> None:
     (tmp_path / "folder.npy").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=f"^{message}"):
         embed(folder, encoder(), tmp_path / out, **{"workers": 0} | options)
 
 
-def test_broken_images_are_left_out_and_too_many_refused_until_mended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(whole, "SAMPLED", 1)
-    monkeypatch.setattr(module, "PART", 8)
-    monkeypatch.setattr(module, "BATCH", 8)
+def test_corrupt_images_are_left_out_and_too_many_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed_module, "FINGERPRINT_IMAGES", 1)
+    monkeypatch.setattr(writer, "PART_IMAGES", 8)
+    monkeypatch.setattr(writer, "BATCH", 8)
     folder = photographs(tmp_path / "images", 60, 1)
     names = [folder / "class0" / f"{number:04}.jpg" for number in (3, 5, 35, 55)]
     good = [name.read_bytes() for name in names]
     for name in names[:3]:
-        name.write_bytes(b"broken")
+        name.write_bytes(b"corrupt")
     out = embed(folder, encoder(), tmp_path / "e.parquet", workers=0)
     assert len(read(out)[0]) == 57
-    skipped = pd.read_csv(tmp_path / "e.skipped.csv").set_index("image").reason
-    assert skipped.to_dict() == dict.fromkeys(map(str, names[:3]), "not an image in a format that is read")
-    assert json.loads((tmp_path / "e.json").read_text())["skipped"] == [3, 5, 35]
-    names[3].write_bytes(b"broken")
+    corrupt = pd.read_csv(tmp_path / "e.corrupt.csv").set_index("image").reason
+    assert corrupt.to_dict() == dict.fromkeys(map(str, names[:3]), "not an image in a supported format")
+    assert json.loads((tmp_path / "e.json").read_text())["corrupt"] == [3, 5, 35]
+    names[3].write_bytes(b"corrupt")
     with pytest.raises(InputError, match=r"^data: 4 of 60 images cannot be read"):
         embed(folder, encoder(), tmp_path / "f.parquet", workers=0)
     assert not (tmp_path / "f.parquet").exists()

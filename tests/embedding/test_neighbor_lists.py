@@ -8,14 +8,14 @@ from PIL import Image
 
 from mec.embedding import neighbor_lists
 from mec.embedding.embed import embed
-from mec.embedding.neighbor_lists import centered, groups_of, neighbors
+from mec.embedding.neighbor_lists import centered, groups_of, similar_pairs
 from mec.errors import InputError
 from mec.models.encoder import create_encoder
 from mec.models.io import load_encoder, untrained
 
 
-def by_hand(values: np.ndarray, similarity: float) -> tuple[dict[tuple[int, int], float], np.ndarray]:
-    """One image at a time, in float64."""
+def reference_pairs(values: np.ndarray, similarity: float) -> tuple[dict[tuple[int, int], float], np.ndarray]:
+    """Compute pairs and scores one image at a time, in float64."""
     x = values.astype(np.float64) - values.astype(np.float64).mean(axis=0)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     pairs, scores = {}, []
@@ -29,15 +29,15 @@ def by_hand(values: np.ndarray, similarity: float) -> tuple[dict[tuple[int, int]
 
 
 @pytest.mark.parametrize("queries", [64, 2**18])
-def test_neighbors_are_those_of_float64(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbor_lists, "QUERIES", queries)
+def test_pairs_and_scores_match_the_float64_reference(queries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbor_lists, "MAX_QUERIES", queries)
     rng = np.random.default_rng(0)
     values = (5 + rng.normal(size=(40, 16))).repeat(5, axis=0) + 0.1 * rng.normal(size=(200, 16))
     values = values.astype(np.float32)
     values[150] = values[10]
     table = centered(lambda: iter(np.array_split(values, 7)), 200)
-    pairs, similarity, scores = neighbors(table, 0.98)
-    expected, distances = by_hand(values, 0.98)
+    pairs, similarity, scores = similar_pairs(table, 0.98)
+    expected, distances = reference_pairs(values, 0.98)
     assert 100 < len(expected) < 1000
     assert dict(zip(map(tuple, pairs.tolist()), similarity, strict=True)) == pytest.approx(expected, abs=2e-6)
     assert (np.diff(similarity) <= 0).all()
@@ -45,40 +45,40 @@ def test_neighbors_are_those_of_float64(queries: int, monkeypatch: pytest.Monkey
     np.testing.assert_allclose(scores, distances, atol=2e-6)
 
 
-def test_the_same_image_many_times_is_one_group() -> None:
+def test_copies_of_an_image_are_one_group() -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(300, 32)).astype(np.float32)
     values[50:150] = values[50]
-    pairs, similarity, _ = neighbors(centered(lambda: iter([values]), 300), 1.0)
+    pairs, similarity, _ = similar_pairs(centered(lambda: iter([values]), 300), 1.0)
     assert set(pairs.ravel().tolist()) == set(range(50, 150))
     assert (similarity == 1).all()
     assert set(groups_of(pairs, 300).tolist()) == {1}
 
 
-def test_only_the_same_image() -> None:
+def test_a_dataset_of_one_image_many_times() -> None:
     values = np.full((20, 8), 3.7, dtype=np.float32) * (1 + 1e-7 * np.random.default_rng(0).normal(size=(20, 8)))
-    pairs, similarity, scores = neighbors(centered(lambda: iter([values.astype(np.float32)]), 20), 0.95)
+    pairs, similarity, scores = similar_pairs(centered(lambda: iter([values.astype(np.float32)]), 20), 0.95)
     assert set(pairs.ravel().tolist()) == set(range(20))
     np.testing.assert_allclose(similarity, 1, atol=1e-4)
     np.testing.assert_allclose(scores, 0, atol=1e-4)
 
 
-def test_fewer_than_three_have_no_neighbors(tmp_path: Path) -> None:
+def test_fewer_than_three_images_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=np.zeros((1, 16, 16), dtype=np.uint8))
     encoder = untrained(create_encoder("test_resnet", 16))
     assert len(pd.read_parquet(embed(tmp_path / "a.npz", encoder, tmp_path / "e.parquet"))) == 1
-    with pytest.raises(InputError, match=r"near_duplicates, outliers: .*e.parquet has 1 images, expected at least 3"):
+    with pytest.raises(InputError, match=r"near_duplicates, outliers: expected at least 3 images, got 1"):
         embed(tmp_path / "a.npz", encoder, tmp_path / "e.parquet", near_duplicates=True)
 
 
-def test_groups_hang_together_and_are_numbered_as_they_come() -> None:
+def test_groups_are_connected_pairs_in_order_of_occurrence() -> None:
     pairs = np.array([[7, 9], [0, 1], [8, 9], [3, 4], [1, 2]])
     assert groups_of(pairs, 10).tolist() == [1, 2, 1, 3, 2]
     assert groups_of(np.empty((0, 2), dtype=np.int64), 10).tolist() == []
 
 
-def test_lists_of_a_source_with_splits(tmp_path: Path) -> None:
-    """digits, of which one train image is a test image too: with ``split`` it can be found."""
+def test_lists_name_the_splits(tmp_path: Path) -> None:
+    """One train image is also a test image: the split columns show it."""
     rng = np.random.default_rng(0)
     train = np.kron(rng.integers(0, 256, (40, 3, 3, 3)), np.ones((1, 4, 4, 1))).astype(np.uint8)
     test = np.kron(rng.integers(0, 256, (8, 3, 3, 3)), np.ones((1, 4, 4, 1))).astype(np.uint8)
@@ -89,17 +89,19 @@ def test_lists_of_a_source_with_splits(tmp_path: Path) -> None:
     lists = {}
     for name in ("e.parquet", "f.npy"):
         embed(tmp_path / "a.npz", encoder, tmp_path / name, True, True, 0.9999)
-        near = lists[name] = pd.read_csv(tmp_path / f"{name[0]}.near-duplicates.csv")
-        assert near.columns.tolist() == ["group", "similarity", "path", "other", "split", "other_split"]
-        assert near.iloc[0].tolist() == [1, 1.0, "a[21]", "a[5]", "train", "test"]
-        far = pd.read_csv(tmp_path / f"{name[0]}.outliers.csv")
-        assert far.columns.tolist() == ["score", "path", "label", "split"]
-        assert len(far) == 20
-        assert far.score.is_monotonic_decreasing
+        pairs = lists[name] = pd.read_csv(tmp_path / f"{name[0]}.near-duplicates.csv")
+        assert pairs.columns.tolist() == ["group", "similarity", "path", "other", "split", "other_split"]
+        assert pairs.iloc[0].tolist() == [1, 1.0, "a[21]", "a[5]", "train", "test"]
+        outliers = pd.read_csv(tmp_path / f"{name[0]}.outliers.csv")
+        assert outliers.columns.tolist() == ["score", "path", "label", "split"]
+        assert len(outliers) == 20
+        assert outliers.score.is_monotonic_decreasing
     pd.testing.assert_frame_equal(*lists.values())
 
 
-def test_none_is_an_empty_list_without_a_sheet_and_old_ones_go(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_no_duplicates_give_an_empty_list_and_remove_the_old_sheet(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     images = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
     images[3] = images[7]
     encoder, out = untrained(create_encoder("test_resnet", 16)), tmp_path / "e.parquet"
@@ -120,14 +122,14 @@ def test_none_is_an_empty_list_without_a_sheet_and_old_ones_go(tmp_path: Path, c
 
 
 def test_copies_of_photographs_are_found(real_data: Path, tmp_path: Path) -> None:
-    """Copied, compressed anew and scaled: each is the most similar pair of its photograph."""
-    source, folder = real_data / "caltech101" / "101_ObjectCategories", tmp_path / "images"
-    if not source.is_dir():
-        pytest.skip(f"{source} is not there")
-    known = {}
+    """Copied, recompressed and scaled photographs are paired with their original."""
+    photographs, folder = real_data / "caltech101" / "101_ObjectCategories", tmp_path / "images"
+    if not photographs.is_dir():
+        pytest.skip(f"no photographs in {photographs}")
+    copies = {}
     for name in ("accordion", "binocular", "butterfly", "starfish"):
         (folder / name).mkdir(parents=True)
-        files = sorted((source / name).glob("*.jpg"))[:20]
+        files = sorted((photographs / name).glob("*.jpg"))[:20]
         for number, file in enumerate(files):
             shutil.copy(file, folder / name)
             copy, image = folder / name / f"other{number}.jpg", Image.open(file)
@@ -138,10 +140,10 @@ def test_copies_of_photographs_are_found(real_data: Path, tmp_path: Path) -> Non
             elif number == 2:
                 image.resize((image.width * 3 // 4, image.height * 3 // 4)).save(copy, quality=95)
             if number < 3:
-                known[str(folder / name / file.name)] = str(copy)
+                copies[str(folder / name / file.name)] = str(copy)
     embed(folder, load_encoder("resnet18", image_size=96), tmp_path / "e.parquet", True, True, 0.9, workers=0)
-    near = pd.read_csv(tmp_path / "e.near-duplicates.csv")
-    assert set(known.items()) <= set(zip(near.path, near.other, strict=True))
-    assert set(near.path[near.similarity == 1]) >= {path for path in known if known[path].endswith("other0.jpg")}
+    pairs = pd.read_csv(tmp_path / "e.near-duplicates.csv")
+    assert set(copies.items()) <= set(zip(pairs.path, pairs.other, strict=True))
+    assert set(pairs.path[pairs.similarity == 1]) >= {path for path in copies if copies[path].endswith("other0.jpg")}
     for kind in ("near-duplicates", "outliers"):
         assert np.asarray(Image.open(tmp_path / f"e.{kind}.png")).std() > 20

@@ -10,7 +10,9 @@ from mec.errors import InputError
 from mec.evaluate.knn import knn_ranking
 
 
-def reference_ranking(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, k: int, classes: int, t: float) -> list[list]:
+def reference_ranking(
+    bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, k: int, classes: int, t: float
+) -> list[list]:
     """Rank classes by votes, one query at a time, as in DINO's paper, in float64."""
     bank = bank / np.linalg.norm(bank, axis=1, keepdims=True)
     ranked = []

@@ -79,7 +79,10 @@ def test_lists_name_images_in_memory_by_their_titles(tmp_path: Path) -> None:
         ({"shots": 0}, "shots: expected at least 1, got 0"),
         ({"shots": -3}, "shots: expected at least 1"),
         ({"shots": 8}, "shots: expected at most 7, the size of the smallest class, got 8"),
-        ({"label_list": "nowhere.txt"}, "label_list: expected a text file, got nowhere.txt (No such file or directory)"),
+        (
+            {"label_list": "nowhere.txt"},
+            "label_list: expected a text file, got nowhere.txt (No such",
+        ),
         ({"label_list": "."}, "Is a directory"),
         ({"shots": 1, "label_fraction": 0.1}, "expected one of the three, got label_fraction and shots"),
         ({}, "expected one of the three"),

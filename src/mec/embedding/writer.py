@@ -1,4 +1,4 @@
-"""The embeddings of a source on their way to one file, in parts: what was interrupted goes on where it was."""
+"""Write the embeddings of a dataset in parts, so that an interrupted run resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -23,171 +23,179 @@ from mec.distributed import all_gather_objects, get_rank, shard_range, world_siz
 from mec.embedding.extract import feature_function
 from mec.embedding.images import BATCH, log_corrupt, new_corrupt_log, pixel_format_of
 from mec.embedding.neighbors import best_device
-from mec.embedding.table import BLOCK, Whole, writing
+from mec.embedding.table import BLOCK_ROWS, AllSplits, write_output
 from mec.engine.progress import ProgressBar, log
 from mec.errors import InputError
 from mec.models.encoder import Encoder
 
-PART, PART_SECONDS = 8192, 300
-"""Images, or seconds, after which what was embedded is written: as much is lost by an interruption."""
+PART_IMAGES, PART_SECONDS = 8192, 300
+"""Images or seconds after which a part is written. An interruption loses at most one part."""
 
 
 @dataclass
 class Part:
-    """Images that were tried, of which some could not be read: the others have an embedding."""
+    """A part in memory: indices of the images read, and the embeddings of those that are not corrupt."""
 
-    tried: list[NDArray[np.int64]] = field(default_factory=list)
-    numbers: list[NDArray[np.int64]] = field(default_factory=list)
+    read: list[NDArray[np.int64]] = field(default_factory=list)
+    indices: list[NDArray[np.int64]] = field(default_factory=list)
     embeddings: list[NDArray[np.float32]] = field(default_factory=list)
-    begun: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
 
-    def full(self) -> bool:
-        return sum(map(len, self.tried)) >= PART or time.monotonic() - self.begun > PART_SECONDS
+    def is_full(self) -> bool:
+        return sum(map(len, self.read)) >= PART_IMAGES or time.monotonic() - self.started > PART_SECONDS
 
     def write(self, path: Path) -> None:
-        tensors = {"tried": np.concatenate(self.tried), "numbers": np.concatenate(self.numbers)}
-        with writing(path) as temporary:
+        tensors = {"read": np.concatenate(self.read), "indices": np.concatenate(self.indices)}
+        with write_output(path) as temporary:
             temporary.write_bytes(save(tensors | {"embeddings": np.concatenate(self.embeddings)}))
 
 
-class Making:
-    """The embeddings of a source, in parts that several processes may write into one folder.
+class EmbeddingWriter:
+    """Embeddings of all images of a dataset, in part files that several processes write into one folder.
 
-    ``part`` and ``place`` (n,) say where that of each image is; -1: nowhere, and the place of one that was tried and
-    could not be read. InputError: a part is damaged, or the processes see different folders.
+    The embedding of image i is row ``part_row[i]`` of file ``part[i]``. ``part`` is -1 for an image that is not yet
+    embedded; ``part_row`` is -1 for such an image and for a corrupt one.
+
+    Raises:
+        InputError: a part is damaged, or the processes see different folders.
     """
 
-    def __init__(self, whole: Whole, encoder: Encoder, folder: Path, workers: int | None) -> None:
-        self.whole, self.encoder, self.folder, self.workers = whole, encoder, folder, workers
-        self.skipped = new_corrupt_log(len(whole))
-        self.part, self.place = (np.full(len(whole), -1, dtype=np.int32) for _ in range(2))
+    def __init__(self, images: AllSplits, encoder: Encoder, folder: Path, workers: int | None) -> None:
+        self.images, self.encoder, self.folder, self.workers = images, encoder, folder, workers
+        self.corrupt_log = new_corrupt_log(len(images))
+        self.part, self.part_row = (np.full(len(images), -1, dtype=np.int32) for _ in range(2))
         self.files: list[Path] = []
         for file in sorted(folder.glob("[0-9]*.safetensors")):
-            self._add(file)
-        self.done = int((self.part >= 0).sum())
-        # the parts of a call come after those of calls before: what was tried again counts as it was found last
-        self.serial = 1 + max((int(file.name[:6]) for file in self.files), default=-1)
-        self.written: list[Path] = []
+            self._add_file(file)
+        self.num_done = int((self.part >= 0).sum())
+        # parts of this call are numbered after those of earlier calls: the last attempt at an image counts
+        self.next_number = 1 + max((int(file.name[:6]) for file in self.files), default=-1)
+        self.own_files: list[Path] = []
         if len(set(all_gather_objects((folder.exists(), *(file.name for file in self.files))))) > 1:
-            raise self._not_seen()
+            raise self._folder_error()
 
-    def _not_seen(self) -> InputError:
-        return InputError(f"out: {self.folder} is not the same for all processes; take a disk that all of them see")
+    def _folder_error(self) -> InputError:
+        return InputError(f"out: {self.folder} differs between the processes; expected a folder on a shared disk")
 
-    def _add(self, file: Path) -> None:
+    def _add_file(self, file: Path) -> None:
         try:
             with safe_open(file, "np") as part:
-                tried, numbers = part.get_tensor("tried"), part.get_tensor("numbers")
+                read, indices = part.get_tensor("read"), part.get_tensor("indices")
         except (SafetensorError, OSError) as error:
             raise InputError(f"out: {file} is damaged, remove it ({error})") from error
-        self.part[tried], self.place[tried] = len(self.files), -1
-        self.place[numbers] = np.arange(len(numbers))
+        self.part[read], self.part_row[read] = len(self.files), -1
+        self.part_row[indices] = np.arange(len(indices))
         self.files.append(file)
 
     def run(self) -> None:
-        """Embed what is missing, and try again what could not be read: each process its share. The first then knows
-        the parts of all, and says or refuses what was lost."""
-        if self.done:
-            log(f"going on: {self.done:,} of {len(self.whole):,} images are there")
-        self._check_room()
+        """Embed the missing images and retry the corrupt ones, each process its shard. Rank 0 then joins the parts of
+        all processes and reports the corrupt images."""
+        if self.num_done:
+            log(f"resuming: {self.num_done:,} of {len(self.images):,} images are embedded")
+        self._check_disk_space()
         features = feature_function(self.encoder, best_device())
-        self.skipped.write_to(self.folder / (f"skipped-{get_rank()}.csv" if get_rank() else "skipped.csv"))
-        missing, lost = self.part < 0, (self.part >= 0) & (self.place < 0)
-        with ProgressBar("embeddings", len(self.whole), self.done) as shown:
-            for todo in (missing, lost):
+        self.corrupt_log.write_to(self.folder / (f"corrupt-{get_rank()}.csv" if get_rank() else "corrupt.csv"))
+        missing, corrupt = self.part < 0, (self.part >= 0) & (self.part_row < 0)
+        with ProgressBar("embeddings", len(self.images), self.num_done) as progress:
+            for mask in (missing, corrupt):
                 part = Part()
                 try:
-                    for tried, numbers, batch in self._batches(todo):
-                        self.skipped.add(batch.corrupt, len(tried))
-                        part.embeddings.append(self._embedded(features, batch, numbers))
-                        part.numbers.append(numbers)
-                        part.tried.append(tried)
-                        shown.advance(len(tried) * world_size() if todo is missing else 0)
-                        if part.full():
-                            part = self._written(part)
+                    for read, indices, batch in self._batches(mask):
+                        self.corrupt_log.add(batch.corrupt, len(read))
+                        part.embeddings.append(self._embed(features, batch, indices))
+                        part.indices.append(indices)
+                        part.read.append(read)
+                        progress.advance(len(read) * world_size() if mask is missing else 0)
+                        if part.is_full():
+                            part = self._write(part)
                 finally:  # on Ctrl-C too
-                    self._written(part)
-        self._join()
+                    self._write(part)
+        self._join_processes()
 
-    def _join(self) -> None:
-        found = all_gather_objects(([file.name for file in self.written], self.skipped.reasons))
+    def _join_processes(self) -> None:
+        results = all_gather_objects(([file.name for file in self.own_files], self.corrupt_log.reasons))
         if get_rank() > 0:
             return
-        for files, reasons in found[1:]:
-            self.skipped.reasons |= reasons
+        for files, reasons in results[1:]:
+            self.corrupt_log.reasons |= reasons
             for file in files:
                 if not (self.folder / file).exists():
-                    raise self._not_seen()
-                self._add(self.folder / file)
+                    raise self._folder_error()
+                self._add_file(self.folder / file)
         if (self.part < 0).any():
-            raise InputError(f"out: {self.folder} lacks parts; is another process at it? Call again to go on")
-        lost = new_corrupt_log(len(self.whole))
-        lost.add([CorruptImage(*row) for row in self.lost()], len(self.whole))
-        log_corrupt(lost)
+            raise InputError(
+                f"out: {self.folder} lacks parts, as if another process wrote to it; run the command again"
+            )
+        corrupt_log = new_corrupt_log(len(self.images))
+        corrupt_log.add([CorruptImage(*row) for row in self.corrupt()], len(self.images))
+        log_corrupt(corrupt_log)
 
-    def lost(self) -> Iterator[tuple[str, str]]:
-        """Title and reason of each image that could not be read."""
-        for number in np.flatnonzero(self.place < 0).tolist():
-            title = str(self.whole.row(number)[0])
-            yield title, self.skipped.reasons.get(title, "")
+    def corrupt(self) -> Iterator[tuple[str, str]]:
+        """Yield title and reason of each corrupt image."""
+        for index in np.flatnonzero(self.part_row < 0).tolist():
+            title = str(self.images.row(index)[0])
+            yield title, self.corrupt_log.reasons.get(title, "")
 
-    def _check_room(self) -> None:
-        # twice: in parts, and in the file before they go
-        need = 4 * self.encoder.num_features * (2 * len(self.whole) - self.done)
+    def _check_disk_space(self) -> None:
+        # for a moment the embeddings exist twice: in the parts and in the final file
+        need = 4 * self.encoder.num_features * (2 * len(self.images) - self.num_done)
         free = shutil.disk_usage(self.folder).free
         if free < need:
-            gib = f"{need / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB"
-            raise InputError(f"out: the embeddings and their parts need {gib} are free in {self.folder.parent}")
+            raise InputError(
+                f"out: expected {need / 2**30:.1f} GiB of free disk for the embeddings and their parts, got "
+                f"{free / 2**30:.1f} GiB in {self.folder.parent}"
+            )
 
-    def _written(self, part: Part) -> Part:
-        if part.tried:
-            # not the name of what a process of an earlier call, not yet ended, may write
-            file = self.folder / f"{self.serial:06}-{get_rank()}-{os.getpid()}.safetensors"
+    def _write(self, part: Part) -> Part:
+        """Write a part, unless it is empty, and return a new one."""
+        if part.read:
+            # the process id keeps names apart from those of an earlier call that is still writing
+            file = self.folder / f"{self.next_number:06}-{get_rank()}-{os.getpid()}.safetensors"
             part.write(file)
-            self._add(file)
-            self.written.append(file)
-            self.serial += 1
+            self._add_file(file)
+            self.own_files.append(file)
+            self.next_number += 1
         return Part()
 
-    def _batches(self, todo: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Batch]]:
-        """Numbers of the images of a batch and of those that could be read, and the batch.
+    def _batches(self, mask: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Batch]]:
+        """Yield the indices of the images of a batch, those of its readable images, and the batch.
 
-        Batches are of the same images after an interruption, and for any number of processes, for parts and shares
-        are of whole ones: so are the last bits.
+        Parts and shards consist of whole batches, so that batches hold the same images after an interruption and for
+        any number of processes: the embeddings are equal to the last bit.
         """
-        start, reading = 0, pixel_format_of(self.encoder)
-        for dataset in self.whole.splits.values():
-            mine = np.flatnonzero(todo[start : start + len(dataset)])
-            mine = mine[shard_range(len(mine), BATCH)]
-            if len(mine):
-                some = dataset if len(mine) == len(dataset) else dataset.subset(mine)
-                loader = evaluation_loader(some, reading, self.encoder.image_size, BATCH, self.workers)
+        start, pixel_format = 0, pixel_format_of(self.encoder)
+        for dataset in self.images.splits.values():
+            shard = np.flatnonzero(mask[start : start + len(dataset)])
+            shard = shard[shard_range(len(shard), BATCH)]
+            if len(shard):
+                subset = dataset if len(shard) == len(dataset) else dataset.subset(shard)
+                loader = evaluation_loader(subset, pixel_format, self.encoder.image_size, BATCH, self.workers)
                 keys: Any = loader.sampler
-                for asked, batch in zip(keys, loader, strict=True):
-                    yield start + mine[asked.start : asked.stop], start + mine[batch.indices], batch
+                for rows, batch in zip(keys, loader, strict=True):
+                    yield start + shard[rows.start : rows.stop], start + shard[batch.indices], batch
             start += len(dataset)
 
-    def _embedded(
-        self, features: Callable[[Tensor], Tensor], batch: Batch, numbers: NDArray[np.int64]
+    def _embed(
+        self, features: Callable[[Tensor], Tensor], batch: Batch, indices: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        if not len(numbers):
+        if not len(indices):
             return np.empty((0, self.encoder.num_features), dtype=np.float32)
-        found: NDArray[np.float32] = features(batch.images).cpu().numpy()
-        broken = ~np.isfinite(found).all(axis=1)
-        if broken.any():
-            title = self.whole.row(int(numbers[broken.argmax()]))[0]
-            raise InputError(f"encoder: the embedding of {title} has values that are not finite numbers")
-        return found
+        embeddings: NDArray[np.float32] = features(batch.images).cpu().numpy()
+        non_finite = ~np.isfinite(embeddings).all(axis=1)
+        if non_finite.any():
+            title = self.images.row(int(indices[non_finite.argmax()]))[0]
+            raise InputError(f"encoder: expected finite embeddings, got NaN or infinity for {title}")
+        return embeddings
 
-    def blocks(self, numbers: NDArray[np.int64]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-        """The embeddings (m, d) of images that have one, a block at a time."""
-        for start in range(0, len(numbers), BLOCK):
-            some = numbers[start : start + BLOCK]
-            found = np.empty((len(some), self.encoder.num_features), dtype=np.float32)
-            parts, places = self.part[some], self.place[some]
-            # what follows each other in a part is read at once
-            bounds = np.flatnonzero((np.diff(parts) != 0) | (np.diff(places) != 1)) + 1
-            for rows in np.split(np.arange(len(some)), bounds):
+    def blocks(self, indices: NDArray[np.int64]) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+        """Yield image indices and their embeddings (m, d) in blocks, read from the parts."""
+        for start in range(0, len(indices), BLOCK_ROWS):
+            block = indices[start : start + BLOCK_ROWS]
+            embeddings = np.empty((len(block), self.encoder.num_features), dtype=np.float32)
+            parts, part_rows = self.part[block], self.part_row[block]
+            # read consecutive rows of a part at once
+            bounds = np.flatnonzero((np.diff(parts) != 0) | (np.diff(part_rows) != 1)) + 1
+            for rows in np.split(np.arange(len(block)), bounds):
                 with safe_open(self.files[parts[rows[0]]], "np") as part:
-                    found[rows] = part.get_slice("embeddings")[places[rows[0]] : places[rows[-1]] + 1]
-            yield some.tolist(), found
+                    embeddings[rows] = part.get_slice("embeddings")[part_rows[rows[0]] : part_rows[rows[-1]] + 1]
+            yield block.tolist(), embeddings

@@ -1,4 +1,4 @@
-"""Images of several sizes and formats, a small encoder, and what a file of embeddings holds."""
+"""Write images of several sizes and formats, make a small encoder, read an embedding file."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ def encoder(size: int = 32) -> Any:
 
 
 def photographs(folder: Path, count: int, classes: int = 3) -> Path:
-    """Smooth images of several sizes and formats, in sub-folders."""
+    """Write smooth images of several sizes and formats into sub-folders, one per class."""
     rng = np.random.default_rng(0)
     for number in range(count):
         path = folder / f"class{number % classes}" / f"{number:04}{('.png', '.jpg')[number % 2]}"
@@ -29,5 +29,6 @@ def photographs(folder: Path, count: int, classes: int = 3) -> Path:
 
 
 def read(path: Path) -> tuple[list[str], np.ndarray]:
+    """Return paths and embeddings of a .parquet."""
     table = pq.read_table(path)
     return table["path"].to_pylist(), np.stack(table["embedding"].to_numpy())
