@@ -1,6 +1,6 @@
-"""Image encoders learned without labels by Maximum Entropy Coding (Liu et al., NeurIPS 2022).
+"""Self-supervised pretraining of image encoders with Maximum Entropy Coding (Liu et al., NeurIPS 2022).
 
-Every name is imported when it is asked for: someone who only wants the loss pays for torch alone.
+Every name is imported on first use, so that ``MECLoss`` alone imports nothing but torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_LATER = {
+_LAZY_IMPORTS = {
     "Encoder": "mec.models",
     "MECLoss": "mec.coding",
     "Recipe": "mec.pretraining",
@@ -64,6 +64,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in ("evaluate", "pretraining"):
         return importlib.import_module(f"mec.{name}")
-    if name in _LATER:
-        return getattr(importlib.import_module(_LATER[name]), name)
+    if name in _LAZY_IMPORTS:
+        return getattr(importlib.import_module(_LAZY_IMPORTS[name]), name)
     raise AttributeError(f"module 'mec' has no attribute {name!r}")

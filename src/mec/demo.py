@@ -1,4 +1,4 @@
-"""The whole way on the digits that scikit-learn ships: pretrain, measure, look. No download."""
+"""Pretrain, evaluate and report on the handwritten digits that come with scikit-learn. No download."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import probe
 from mec.evaluate.task import Task, open_task
 from mec.pretraining import load_recipe, pretrain
+from mec.pretraining.run_folder import contains_run
 from mec.report import write_report
 from mec.report.overview import overview
 from mec.results import TOP_5, Metric, Protocol, Result, Stopwatch, cells, titles, to_metrics
@@ -30,18 +31,18 @@ NEIGHBORS = 20
 def demo(out: str | os.PathLike[str] = "demo", epochs: int | None = None, seed: int = 0) -> Result:
     """Pretrain on handwritten digits without labels, then compare raw pixels, the untrained encoder and MEC.
 
-    Writes a run folder, its result, ``demo.png`` and ``report.html`` into ``out``. Two minutes on two CPU cores.
+    Writes the run, its result, ``demo.png`` and ``report.html`` into ``out``. Takes two minutes on two CPU cores.
 
     Args:
-        out: folder for the run; a new number is added when it holds one already.
-        epochs: of pretraining; null: those of the recipe.
-        seed: of weights and views.
+        out: run folder; if it contains a run already, a number is appended to its name.
+        epochs: epochs of pretraining; null: those of the recipe.
+        seed: seed of weights and views.
     """
     if epochs is not None and epochs < 1:
         raise InputError(f"epochs: expected at least 1, got {epochs}")
     console = Console(soft_wrap=True)
     clock = Stopwatch()
-    folder = _free(Path(out))
+    folder = _new_folder(Path(out))
     recipe = replace(load_recipe("digits"), seed=seed)
     run = pretrain("digits", folder, replace(recipe, epochs=epochs or recipe.epochs))
     task = open_task("digits", run)
@@ -56,17 +57,17 @@ def demo(out: str | os.PathLike[str] = "demo", epochs: int | None = None, seed: 
     console.print(
         f"Accuracy on {len(task.test)} test digits. n shots: n labels per class, nearest class mean, mean ± std of "
         f"{TRIALS} trials. All labels: kNN (k = {NEIGHBORS}) and a linear classifier.\n"
-        f"{image} shows the run; {result.seconds:.0f} s in all.",
+        f"Figure: {image}. Total time: {result.seconds:.0f} s.",
         highlight=False,
         markup=False,
     )
     page = write_report([folder], console=console)
-    console.print(f"{page} tells more: open it in a browser.", highlight=False, markup=False)
+    console.print(f"Report: {page} (open it in a browser).", highlight=False, markup=False)
     return result
 
 
 def measure(task: Task, features: list[Features], clock: Stopwatch) -> Result:
-    """Few labels, neighbors and linear classifier, for every row of the task."""
+    """Evaluate few-shot, kNN and linear classifiers on the features of every row of the task."""
     classes = len(task.classes)
     rows: dict[str, list[Metric]] = {}
     for f in features:
@@ -98,10 +99,10 @@ def _table(result: Result) -> Table:
     return table
 
 
-def _free(folder: Path) -> Path:
-    """``folder``, or the first of folder-2, folder-3, ... that holds no run."""
+def _new_folder(folder: Path) -> Path:
+    """Return ``folder``, or the first of folder-2, folder-3, ... that contains no run."""
     number, candidate = 1, folder
-    while (candidate / "recipe.yaml").exists():
+    while contains_run(candidate):
         number += 1
         candidate = folder.with_name(f"{folder.name}-{number}")
     return candidate

@@ -36,8 +36,8 @@ FORKSERVER.set_forkserver_preload(
     ]
 )
 CHECKPOINT_MOMENTS = ("half written", "without checksum", "with checksum", "pruned")
-"""Moments in a checkpoint's write: after half of its bytes, before and after the checksum is added to its name, and after
-an older checkpoint is removed."""
+"""Moments of writing a checkpoint: after half of its bytes, before and after the checksum is added to its name, and
+after an older checkpoint is removed."""
 CALL_MOMENTS = ("locked", "metrics opened")
 """Moments from which on calls of Python functions are counted: the run folder is locked, metrics.csv is opened."""
 

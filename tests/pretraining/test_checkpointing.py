@@ -25,7 +25,7 @@ from filelock import FileLock
 
 import mec.pretraining.run
 from mec.data.corrupt import CorruptLog
-from mec.engine.checkpoints import latest_checkpoint, step_of
+from mec.engine.checkpoints import checkpoint_step, latest_checkpoint
 from mec.errors import InputError
 from mec.pretraining import Run, SpeedSettings, checkpointing, pretrain
 from mec.pretraining.module import Pretraining
@@ -75,7 +75,7 @@ def test_a_signal_saves_and_stops(
     assert "Traceback" not in "".join(lines)
     newest = latest_checkpoint(out, print)
     assert newest is not None
-    assert step_of(newest) == step + 1
+    assert checkpoint_step(newest) == step + 1
     assert exit_status(start_command("digits", out, SHORT, resume=True)) == 0
     assert "resuming from" in (tmp_path / "run.txt").read_text()
     assert_same_run(out, undisturbed)
@@ -111,7 +111,7 @@ def test_a_signal_to_one_of_two_processes_stops_both(tmp_path: Path) -> None:
     assert run_in_two_processes(tmp_path / "undisturbed") == [0, 0]
     # launchers kill the other processes when one fails, so only the first exits with an error
     assert run_in_two_processes(tmp_path / "run", (None, partial(send_at_step, 6, signal.SIGTERM))) == [75, 0]
-    assert [step_of(path) for path in (tmp_path / "run" / "checkpoints").iterdir()] == [7]
+    assert [checkpoint_step(path) for path in (tmp_path / "run" / "checkpoints").iterdir()] == [7]
     assert run_in_two_processes(tmp_path / "run", resume=True) == [0, 0]
     assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
 
@@ -207,7 +207,7 @@ def test_a_file_that_cannot_be_written_completely_leaves_the_run_resumable(
     assert lines[-1].startswith("mec: out: ")
     assert "File too large" in lines[-1]
     assert "Traceback" not in "".join(lines)
-    assert sorted(map(step_of, (out / "checkpoints").iterdir())) == saved_steps
+    assert sorted(map(checkpoint_step, (out / "checkpoints").iterdir())) == saved_steps
     assert not (out / "encoder.safetensors").exists()
     assert not [path for path in out.rglob(".*") if path.name != ".lock"]
     assert exit_status(start_command("digits", out, SHORT, resume=True)) == 0
@@ -285,7 +285,7 @@ def test_resume_accepts_other_hardware_settings_but_no_other_recipe_or_data(undi
         with pytest.raises(InputError, match=f"^resume: .*: {difference}$"):
             pretrain("digits", out, changed, resume=True, console=quiet_console())
     data = write_photographs(tmp_path / "data")
-    with pytest.raises(InputError, match="^resume: images: expected 1347 .*, got 20"):
+    with pytest.raises(InputError, match=r"^resume: images: expected 1347 .*, got 20"):
         pretrain(data, out, replace(SHORT, channels=1), resume=True, console=quiet_console())
     elsewhere = replace(SHORT, workers=1, devices=1, accelerator="cpu", log_every=5)
     run = pretrain("digits", out, elsewhere, resume=True, console=quiet_console())

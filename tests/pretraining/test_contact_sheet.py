@@ -11,12 +11,12 @@ from mec.pretraining.contact_sheet import CELL, LINE, MARGIN
 from tests.data.transforms.test_geometry import photograph
 
 
-def test_a_row_for_each_image_with_its_views(tmp_path: Path) -> None:
+def test_each_readable_image_has_a_row_and_the_seed_sets_its_views(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     for i in range(5):
         Image.fromarray(photograph(100 + 9 * i, 140)).save(data / f"{i}.jpg")
-    (data / "broken.jpg").write_bytes(b"")
+    (data / "corrupt.jpg").write_bytes(b"")
     out = contact_sheet(data, tmp_path / "sheet.png", Recipe(image_size=32), images=3, pairs=2)
     sheet = np.asarray(Image.open(out))
     assert sheet.shape[0] == 2 * MARGIN + LINE + 3 * (CELL + LINE)
@@ -31,15 +31,15 @@ def test_a_row_for_each_image_with_its_views(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
-def test_images_of_any_channels_are_shown(tmp_path: Path, channels: int) -> None:
+def test_images_of_any_number_of_channels_are_drawn(tmp_path: Path, channels: int) -> None:
     np.savez(tmp_path / "a.npz", images=np.random.default_rng(0).random((4, 20, 30, channels)).astype(np.float32))
     out = contact_sheet(tmp_path / "a.npz", tmp_path / "sheet.jpg", Recipe(image_size=16), images=9, pairs=1)
     assert Image.open(out).format == "JPEG"
 
 
-def test_bad_arguments(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"out: .* has no suffix of an image"):
+def test_invalid_arguments_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="out: expected the suffix of an image format"):
         contact_sheet("digits", tmp_path / "sheet")
-    with pytest.raises(InputError, match="expected at least 1 each"):
+    with pytest.raises(InputError, match="images, pairs: expected at least 1 each"):
         contact_sheet("digits", tmp_path / "sheet.png", pairs=0)
     assert not list(tmp_path.iterdir())

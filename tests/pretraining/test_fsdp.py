@@ -1,4 +1,4 @@
-"""Weights spread over two processes (strategy fsdp) train as one process does, stop and go on exactly."""
+"""Weights sharded over two processes (strategy fsdp) train like one process, and resume exactly."""
 
 import multiprocessing
 import os
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from mec.engine.fsdp import whole_encoder
+from mec.engine.fsdp import full_encoder
 from mec.errors import InputError
 from mec.models.encoder import create_encoder
 from mec.pretraining import (
@@ -39,16 +39,16 @@ PAPER = replace(
     batch_size=128,
     teacher=TeacherSettings(True, 0.9, 8),
     objective=ObjectiveSettings("cross", 0.25, 4, 8),
-    # not AdamW, which turns the rounding of a gradient near zero into a step of full length
+    # AdamW would turn the rounding error of a gradient near zero into a full-size update
     optimizer=OptimizerSettings("sgd", 0.05, 1e-5, 0.9, 1),
 )
-# so small a step that what rounds otherwise is not multiplied by training
+# so small an lr that training does not amplify rounding errors
 RESNET = replace(TINY, epochs=1, batch_size=128, optimizer=replace(TINY.optimizer, name="sgd", lr=1e-3))
 SHARDED = replace(PAPER, accelerator="cpu", strategy="fsdp")
-RUNS = {  # recipe, resumed from step
-    "whole": (SHARDED, 0),
+RUNS = {  # name: (recipe, step to resume from)
+    "undisturbed": (SHARDED, 0),
     "in chunks": (replace(SHARDED, chunk_size=20), 0),
-    "a ResNet": (replace(RESNET, accelerator="cpu", strategy="fsdp"), 0),
+    "ResNet": (replace(RESNET, accelerator="cpu", strategy="fsdp"), 0),
     "resumed": (SHARDED, 6),
 }
 
@@ -61,7 +61,7 @@ def train(rank: int, folder: Path, port: int) -> None:
     checkpointing.SAVE_INTERVAL_SECONDS = checkpointing.SAVE_INTERVAL_FACTOR = 0
     for name, (recipe, step) in RUNS.items():
         if step and rank == 0:
-            shutil.copytree(folder / "whole", folder / name)
+            shutil.copytree(folder / "undisturbed", folder / name)
             for path in (folder / name / "checkpoints").iterdir():
                 if not path.name.startswith(f"step={step:09}"):
                     path.unlink()
@@ -79,46 +79,46 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context: Any = multiprocessing.get_context("spawn")
-    started = [context.Process(target=train, args=(rank, folder, port)) for rank in range(2)]
-    for process in started:
+    processes = [context.Process(target=train, args=(rank, folder, port)) for rank in range(2)]
+    for process in processes:
         process.start()
-    for process in started:
+    for process in processes:
         process.join(TIME_LIMIT)
         process.kill()
-    assert [process.exitcode for process in started] == [0, 0]
+    assert [process.exitcode for process in processes] == [0, 0]
     return folder
 
 
-def losses(folder: Path) -> list[float]:
+def read_losses(folder: Path) -> list[float]:
     return [row["loss"] for row in Run(folder).metrics()]
 
 
-@pytest.mark.parametrize("name", ["whole", "in chunks", "a ResNet"])
-def test_it_trains_as_one_process_does(runs: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["undisturbed", "in chunks", "ResNet"])
+def test_sharded_training_equals_that_of_one_process(runs: Path, tmp_path: Path, name: str) -> None:
     recipe: Recipe = replace(RUNS[name][0], strategy="auto", chunk_size=None)
     pretrain("digits", tmp_path, recipe, console=quiet_console())
-    assert losses(runs / name) == pytest.approx(losses(tmp_path), abs=1e-4)
-    ours, expected = (load_file(f / "encoder.safetensors") for f in (runs / name, tmp_path))
-    assert ours.keys() == expected.keys()
+    assert read_losses(runs / name) == pytest.approx(read_losses(tmp_path), abs=1e-4)
+    actual, expected = (load_file(f / "encoder.safetensors") for f in (runs / name, tmp_path))
+    assert actual.keys() == expected.keys()
     for key, tensor in expected.items():
-        torch.testing.assert_close(ours[key], tensor, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(actual[key], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_resumed_it_ends_as_if_never_stopped(runs: Path) -> None:
-    weights = [(runs / name / "encoder.safetensors").read_bytes() for name in ("whole", "resumed")]
+def test_resume_of_sharded_weights_is_bit_identical(runs: Path) -> None:
+    weights = [(runs / name / "encoder.safetensors").read_bytes() for name in ("undisturbed", "resumed")]
     assert weights[0] == weights[1]
-    assert losses(runs / "whole") == losses(runs / "resumed")
+    assert read_losses(runs / "undisturbed") == read_losses(runs / "resumed")
 
 
-def test_probes_see_the_whole_encoder(runs: Path) -> None:
+def test_online_probes_run_on_sharded_weights(runs: Path) -> None:
     assert len((runs / "in chunks" / "probes.csv").read_text().splitlines()) == 2
 
 
-def test_an_encoder_that_is_not_sharded_is_whole() -> None:
+def test_an_encoder_that_is_not_sharded_is_returned_as_it_is() -> None:
     encoder = create_encoder("resnet18", 32)
-    assert whole_encoder(encoder) is encoder
+    assert full_encoder(encoder) is encoder
 
 
-def test_float16_is_refused() -> None:
+def test_float16_with_fsdp_is_refused() -> None:
     with pytest.raises(InputError, match="precision: expected 32-true or bf16-mixed with strategy fsdp"):
         replace(SHARDED, precision="16-mixed")

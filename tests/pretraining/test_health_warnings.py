@@ -9,15 +9,16 @@ from mec.pretraining.health_warnings import PATIENCE, HealthWarnings
 from mec.pretraining.module import Pretraining
 
 
-def said(
-    ranks: list[float], norms: list[float], objective: ObjectiveSettings, warmup: int = 0, skipped: int = 0
+def printed_warnings(
+    ranks: list[float], norms: list[float], objective: ObjectiveSettings, warmup_steps: int = 0, skipped_steps: int = 0
 ) -> str:
     console = Console(file=StringIO(), width=1000)
     warnings = HealthWarnings(console)
     module = Pretraining.__new__(Pretraining)
-    module.__dict__ |= {"recipe": SimpleNamespace(objective=objective), "warmup_steps": warmup}
+    module.__dict__ |= {"recipe": SimpleNamespace(objective=objective), "warmup_steps": warmup_steps}
     for step, (rank, norm) in enumerate(zip(ranks, norms, strict=True), start=1):
-        module.__dict__["step_metrics"] = {"effective_rank": rank, "spectral_norm": norm, "skipped_steps": skipped}
+        metrics = {"effective_rank": rank, "spectral_norm": norm, "skipped_steps": skipped_steps}
+        module.__dict__["step_metrics"] = metrics
         trainer = SimpleNamespace(global_step=step, is_global_zero=True)
         warnings.on_train_batch_end(trainer, module, None, None, step)
     return console.file.getvalue()
@@ -38,20 +39,20 @@ POOLED, CROSS = ObjectiveSettings(), ObjectiveSettings("cross", 1 / 32, 4)
         ([30, 1.1, 30] * 3, [5] * 9, POOLED, None),
     ],
 )
-def test_trouble_is_said_once_and_only_when_it_lasts(
+def test_trouble_that_lasts_is_warned_of_once(
     ranks: list[float], norms: list[float], objective: ObjectiveSettings, expected: str | None
 ) -> None:
-    text = said(ranks, norms, objective)
+    text = printed_warnings(ranks, norms, objective)
     assert text.count("warning:") == (expected is not None)
     assert expected is None or expected in text
 
 
-def test_the_warm_up_is_let_pass() -> None:
-    assert said([1.0] * 9, [1.0] * 9, POOLED, warmup=9) == ""
+def test_collapse_in_the_warmup_is_not_warned_of() -> None:
+    assert printed_warnings([1.0] * 9, [1.0] * 9, POOLED, warmup_steps=9) == ""
     assert PATIENCE == 3
 
 
-def test_steps_left_out_are_said_at_once_and_once_in_the_warm_up_too() -> None:
-    text = said([30.0] * 9, [1.0] * 9, POOLED, warmup=9, skipped=2)
+def test_skipped_steps_are_warned_of_once_also_in_the_warmup() -> None:
+    text = printed_warnings([30.0] * 9, [1.0] * 9, POOLED, warmup_steps=9, skipped_steps=2)
     assert text.count("warning:") == 1
-    assert "steps left out so far: 2" in text
+    assert "skipped steps so far: 2" in text

@@ -1,4 +1,4 @@
-"""The same global batch gives the same training on 1, 2 and 4 processes, whatever the source."""
+"""Training on 1, 2 and 4 processes is the same for the same global batch, from every kind of dataset."""
 
 import multiprocessing
 import os
@@ -37,10 +37,10 @@ POOLED = replace(
     precision="32-true",
 )
 TOLERANCES = {torch.float64: (1e-11, 1e-10), torch.float32: (1e-5, 1e-4)}
-"""Of losses, and of weights, against the largest of their tensor where that is above 1.
+"""Tolerances of losses and of weights; those of weights relative to the largest of their tensor if that is above 1.
 
-What differs between numbers of processes is the order of sums. In float64 that stays rounding over 20 steps; in
-float32 training multiplies it (SGD at ten times this rate a millionfold), so that the learning rate must be small.
+The number of processes changes the order of sums. In float64 the differences remain rounding errors over 20 steps. In
+float32 training amplifies them (SGD at ten times this lr a millionfold), so that the lr must be small.
 """
 PAPER = replace(
     POOLED,
@@ -53,21 +53,21 @@ IN_CHUNKS = replace(
 )
 
 
-def gently(recipe: Recipe) -> Recipe:
+def with_small_lr(recipe: Recipe) -> Recipe:
     return replace(recipe, optimizer=replace(recipe.optimizer, lr=recipe.optimizer.lr / 20))
 
 
-RUNS = {  # name: source, recipe, precision; in chunks on several processes only
+RUNS = {  # name: (data, recipe, dtype); "in chunks" applies to several processes only
     "arrays, pooled": ("arrays.npz", POOLED, torch.float64),
     "folder, paper": ("folder", PAPER, torch.float64),
-    "shards, pooled": ("shards", gently(POOLED), torch.float32),
-    "table, paper": ("table.parquet", gently(PAPER), torch.float32),
+    "shards, pooled": ("shards", with_small_lr(POOLED), torch.float32),
+    "table, paper": ("table.parquet", with_small_lr(PAPER), torch.float32),
     "arrays, in chunks": ("arrays.npz", IN_CHUNKS, torch.float64),
 }
 
 
-def write_sources(folder: Path) -> None:
-    """Coarse patterns, which a network tells apart: files of many sizes, which do not rest in memory, and arrays."""
+def write_datasets(folder: Path) -> None:
+    """Write coarse random patterns as files of many sizes, which are not loaded into memory, and as arrays."""
     patterns = np.random.default_rng(0).integers(0, 256, (IMAGES, 4, 4, 3), dtype=np.uint8)
     encoded = [png(pattern, (20 + i % 5, 24)) for i, pattern in enumerate(patterns)]
     (folder / "folder").mkdir()
@@ -85,8 +85,8 @@ def png(pattern: NDArray[np.uint8], size: tuple[int, int]) -> bytes:
     return file.getvalue()
 
 
-class Watched(lightning.Callback):
-    """Makes the network that of a precision, and notes each step's loss and images and the weights at the end."""
+class Recorder(lightning.Callback):
+    """Converts the network to a dtype, and records loss and images of every step and the final weights."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -106,67 +106,69 @@ class Watched(lightning.Callback):
 
 
 def train(rank: int, processes: int, folder: Path, port: int) -> None:
-    """All runs, one after another, as torchrun starts one of ``processes``."""
+    """Train all runs in one of ``processes`` processes, with the environment that torchrun sets."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
     os.environ |= {"WORLD_SIZE": str(processes), "RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1"}
-    for number, (source, recipe, dtype) in enumerate(RUNS.values()):
-        watched = Watched(dtype)
+    for number, (data, recipe, dtype) in enumerate(RUNS.values()):
+        recorder = Recorder(dtype)
         if recipe is IN_CHUNKS and processes > 1:
             recipe = replace(recipe, chunk_size=3)
         out = folder / f"{number} on {processes}"
-        pretrain(folder / source, out, recipe, console=Console(file=StringIO()), callbacks=[watched])
-        torch.save([watched.losses, watched.images, watched.weights], out / f"{rank}.pt")
+        pretrain(folder / data, out, recipe, console=Console(file=StringIO()), callbacks=[recorder])
+        torch.save([recorder.losses, recorder.images, recorder.weights], out / f"{rank}.pt")
 
 
-def in_processes(processes: int, folder: Path) -> None:
+def train_on(processes: int, folder: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # imports everything once for all of them
-    started = [context.Process(target=train, args=(rank, processes, folder, port)) for rank in range(processes)]
+    context.set_forkserver_preload([__name__])  # imports everything once for all processes
+    workers = [context.Process(target=train, args=(rank, processes, folder, port)) for rank in range(processes)]
     deadline = time.monotonic() + TIME_LIMIT
     try:
-        for process in started:
+        for process in workers:
             process.start()
-        for process in started:
+        for process in workers:
             process.join(max(0.0, deadline - time.monotonic()))
     finally:
-        for process in started:
+        for process in workers:
             if process.is_alive():
                 process.kill()
-    assert [process.exitcode for process in started] == [0] * processes
+    assert [process.exitcode for process in workers] == [0] * processes
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    write_sources(folder)
+    write_datasets(folder)
     for processes in (1, 2, 4):
-        in_processes(processes, folder)
+        train_on(processes, folder)
     return folder
 
 
-def results(folder: Path, name: str, processes: int) -> list[Any]:
+def load_results(folder: Path, name: str, processes: int) -> list[Any]:
     out = folder / f"{list(RUNS).index(name)} on {processes}"
     return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("name", RUNS)
-def test_the_same_training_on_any_number_of_processes(folder: Path, name: str, processes: int) -> None:
-    ((losses, images, weights),) = results(folder, name, 1)
-    several = results(folder, name, processes)
-    of_losses, of_weights = TOLERANCES[RUNS[name][2]]
+def test_losses_images_and_weights_are_independent_of_the_number_of_processes(
+    folder: Path, name: str, processes: int
+) -> None:
+    ((losses, images, weights),) = load_results(folder, name, 1)
+    ranks = load_results(folder, name, processes)
+    loss_tolerance, weight_tolerance = TOLERANCES[RUNS[name][2]]
     assert len(losses) == STEPS
     for step in range(STEPS):
-        assert [i for _, own, _ in several for i in own[step]] == images[step]
-    for own_losses, _, own_weights in several:
-        assert own_losses == several[0][0]
-        np.testing.assert_allclose(own_losses, losses, rtol=0, atol=of_losses)
+        assert [i for _, rank_images, _ in ranks for i in rank_images[step]] == images[step]
+    for rank_losses, _, rank_weights in ranks:
+        assert rank_losses == ranks[0][0]
+        np.testing.assert_allclose(rank_losses, losses, rtol=0, atol=loss_tolerance)
         for tensor_name, tensor in weights.items():
-            assert torch.equal(own_weights[tensor_name], several[0][2][tensor_name])
+            assert torch.equal(rank_weights[tensor_name], ranks[0][2][tensor_name])
             largest = max(1.0, float(tensor.abs().max()))
-            assert float((own_weights[tensor_name] - tensor).abs().max()) <= of_weights * largest, tensor_name
+            assert float((rank_weights[tensor_name] - tensor).abs().max()) <= weight_tolerance * largest, tensor_name

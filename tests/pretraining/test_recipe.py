@@ -9,15 +9,15 @@ from mec.pretraining import load_recipe, packaged_recipes
 from mec.pretraining.recipe_files import differences, make_recipe
 
 
-def test_packaged_recipes_load_and_survive_yaml() -> None:
+def test_packaged_recipes_load_and_round_trip_through_yaml() -> None:
     assert packaged_recipes() == ["cifar10-resnet18", "digits", "imagenet-resnet50", "small"]
     for name in packaged_recipes():
         recipe = load_recipe(name)
         assert make_recipe(yaml.safe_load(yaml.safe_dump(recipe.as_dict()))) == recipe
 
 
-def test_the_papers_recipe_to_the_letter() -> None:
-    """Values of the official code, as published: ResNet-50, 100 epochs, batch 1024, SGD, 4 terms, 1/32."""
+def test_the_imagenet_recipe_equals_the_papers_code() -> None:
+    """ResNet-50, 100 epochs, batch size 1024, SGD, 4 terms, distortion 1/32."""
     r = load_recipe("imagenet-resnet50")
     assert (r.backbone, r.image_size, r.epochs, r.batch_size, r.precision) == ("resnet50", 224, 100, 1024, "32-true")
     o = r.objective
@@ -52,22 +52,26 @@ def test_digits_are_neither_flipped_nor_solarized() -> None:
         ({"view_1": {"hue": 1}}, "hue: expected"),
     ],
 )
-def test_bad_settings_are_named(settings: dict, message: str) -> None:
+def test_invalid_settings_are_named(settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_recipe(settings)
 
 
-def test_files_of_ones_own(tmp_path: Path) -> None:
+def test_yaml_files_are_read_and_invalid_ones_named(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("epochs: 7\nview_2: {blur: 0}\n")
     assert load_recipe(tmp_path / "own.yaml").epochs == 7
-    (tmp_path / "broken.yaml").write_text("epochs: [7")
+    (tmp_path / "invalid.yaml").write_text("epochs: [7")
     (tmp_path / "list.yaml").write_text("- 7\n")
-    for name, message in (("broken.yaml", "not YAML"), ("list.yaml", "expected a mapping"), ("none", "neither a YAML")):
+    for name, message in (
+        ("invalid.yaml", "not YAML"),
+        ("list.yaml", "expected a mapping"),
+        ("none", "neither a YAML"),
+    ):
         with pytest.raises(InputError, match=message):
             load_recipe(tmp_path / name)
 
 
-def test_differences_are_listed() -> None:
+def test_differences_list_the_settings_that_differ() -> None:
     a = load_recipe("digits")
     b = replace(a, epochs=3, view_1=replace(a.view_1, hue=0.3))
     assert differences(a, b) == ["epochs: 40 -> 3", "view_1.hue: 0.1 -> 0.3"]

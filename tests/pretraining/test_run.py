@@ -1,5 +1,8 @@
 import json
 import math
+import os
+import signal
+import socket
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -25,6 +28,7 @@ from mec.pretraining import (
     pretrain,
 )
 from mec.pretraining.module import Pretraining
+from mec.pretraining.run import default_recipe
 from tests.data.transforms.test_geometry import photograph
 
 TINY = replace(
@@ -48,7 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return pretrain("digits", tmp_path_factory.mktemp("runs") / "run", TINY, console=quiet_console())
 
 
-def test_a_run_folder_has_what_the_design_says(run: Run) -> None:
+def test_a_run_folder_contains_the_documented_files(run: Run) -> None:
     names = {p.name for p in run.folder.iterdir()}
     assert names == {
         ".lock", "recipe.yaml", "environment.json", "metrics.csv", "tensorboard", "checkpoints",
@@ -61,7 +65,7 @@ def test_a_run_folder_has_what_the_design_says(run: Run) -> None:
     assert run.encoder().num_features == 16
 
 
-def test_every_step_is_measured_and_the_loss_falls(run: Run) -> None:
+def test_every_step_is_logged_and_the_loss_falls(run: Run) -> None:
     rows = run.metrics()
     assert [row["step"] for row in rows] == list(range(20))
     assert all(math.isfinite(v) for row in rows for v in row.values())
@@ -71,40 +75,40 @@ def test_every_step_is_measured_and_the_loss_falls(run: Run) -> None:
     assert max(r["lr"] for r in rows) == pytest.approx(5e-3)
 
 
-def test_every_epoch_shows_other_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[int, torch.Tensor]] = []
+def test_views_differ_between_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[tuple[int, torch.Tensor]] = []
     forward = mec.TwoViews.forward
 
-    def noted(self: mec.TwoViews, images: torch.Tensor, indices: np.ndarray, epoch: int) -> object:
+    def recording_forward(self: mec.TwoViews, images: torch.Tensor, indices: np.ndarray, epoch: int) -> object:
         x1, x2 = forward(self, images, indices, epoch)
-        seen.append((epoch, x1[np.flatnonzero(indices == 7)]))
+        recorded.append((epoch, x1[np.flatnonzero(indices == 7)]))
         return x1, x2
 
-    monkeypatch.setattr(mec.TwoViews, "forward", noted)
+    monkeypatch.setattr(mec.TwoViews, "forward", recording_forward)
     pretrain("digits", tmp_path / "run", replace(TINY, epochs=2, batch_size=1347), console=quiet_console())
-    assert [epoch for epoch, _ in seen] == [0, 1]
-    assert not torch.allclose(seen[0][1], seen[1][1])
+    assert [epoch for epoch, _ in recorded] == [0, 1]
+    assert not torch.allclose(recorded[0][1], recorded[1][1])
 
 
-def test_the_same_seed_gives_the_same_encoder_another_seed_another(run: Run, tmp_path: Path) -> None:
+def test_weights_are_bit_identical_for_a_seed_and_differ_between_seeds(run: Run, tmp_path: Path) -> None:
     again = pretrain("digits", tmp_path / "again", TINY, console=quiet_console())
     other = pretrain("digits", tmp_path / "other", replace(TINY, seed=1), console=quiet_console())
     weights = [(r.folder / "encoder.safetensors").read_bytes() for r in (run, again, other)]
     assert weights[0] == weights[1] != weights[2]
 
 
-def test_resumed_is_as_if_never_stopped(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Pretraining.training_step
+def test_resume_is_bit_identical(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training_step = Pretraining.training_step
 
-    def stops(self: Pretraining, batch: object, batch_idx: int) -> torch.Tensor:
+    def interrupted_step(self: Pretraining, batch: object, batch_idx: int) -> torch.Tensor:
         if self.global_step == 13:
             raise RuntimeError("power cut")
-        return step(self, batch, batch_idx)
+        return training_step(self, batch, batch_idx)
 
     monkeypatch.setattr("mec.pretraining.checkpointing.SAVE_INTERVAL_SECONDS", 0.0)
     monkeypatch.setattr("mec.pretraining.checkpointing.SAVE_INTERVAL_FACTOR", 0)
     with monkeypatch.context() as patch:
-        patch.setattr(Pretraining, "training_step", stops)
+        patch.setattr(Pretraining, "training_step", interrupted_step)
         with pytest.raises(RuntimeError, match="power cut"):
             pretrain("digits", tmp_path, TINY, console=quiet_console())
     assert not (tmp_path / "encoder.safetensors").exists()
@@ -112,22 +116,22 @@ def test_resumed_is_as_if_never_stopped(run: Run, tmp_path: Path, monkeypatch: p
     assert (tmp_path / "encoder.safetensors").read_bytes() == (run.folder / "encoder.safetensors").read_bytes()
     assert [r["step"] for r in resumed.metrics()] == list(range(20))
     assert [r["loss"] for r in resumed.metrics()] == [r["loss"] for r in run.metrics()]
-    kept = sorted(p.name.partition("-")[0] for p in (tmp_path / "checkpoints").iterdir())
-    assert kept == ["step=000000018", "step=000000019", "step=000000020"]
+    steps = sorted(p.name.partition("-")[0] for p in (tmp_path / "checkpoints").iterdir())
+    assert steps == ["step=000000018", "step=000000019", "step=000000020"]
 
 
-def test_folders_that_cannot_be_used(run: Run, tmp_path: Path) -> None:
+def test_unusable_folders_are_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for out, resume, recipe, message in (
         (run.folder, False, TINY, "already contains a run"),
-        (tmp_path / "file", False, TINY, "is a file"),
+        (tmp_path / "file", False, TINY, "expected a folder, got the file"),
         (run.folder, True, replace(TINY, epochs=9), r"recipe differs .* epochs: 4 -> 9"),
     ):
         with pytest.raises(InputError, match=message):
             pretrain("digits", out, recipe, resume, console=quiet_console())
 
 
-def test_nothing_is_written_when_the_data_is_wrong(tmp_path: Path) -> None:
+def test_nothing_is_written_if_the_data_is_invalid(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for data in (tmp_path / "absent", tmp_path / "empty"):
         with pytest.raises(InputError, match="data: "):
@@ -135,7 +139,7 @@ def test_nothing_is_written_when_the_data_is_wrong(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_the_papers_form_trains_with_its_teacher(tmp_path: Path) -> None:
+def test_distortion_warms_up_in_the_papers_form(tmp_path: Path) -> None:
     recipe = replace(
         TINY,
         epochs=2,
@@ -144,12 +148,12 @@ def test_the_papers_form_trains_with_its_teacher(tmp_path: Path) -> None:
         optimizer=OptimizerSettings("sgd", 0.1, 1e-5, 0.9, 1),
     )
     rows = pretrain("digits", tmp_path / "run", recipe, console=quiet_console()).metrics()
-    # a quarter of ten steps warms up: from eight times the distortion down to it
+    # the warm-up, a quarter of ten steps, lowers the distortion from eight times its final value
     assert rows[0]["distortion"] == pytest.approx(2.0)
     assert rows[-1]["distortion"] == pytest.approx(0.25)
 
 
-def test_photographs_of_any_size_through_workers(tmp_path: Path) -> None:
+def test_photographs_of_different_sizes_are_loaded_by_workers(tmp_path: Path) -> None:
     for i in range(10):
         Image.fromarray(photograph(100 + 5 * i, 140)).save(tmp_path / f"{i}.jpg")
     recipe = Recipe(
@@ -162,99 +166,81 @@ def test_photographs_of_any_size_through_workers(tmp_path: Path) -> None:
     assert "10 images, no labels" in console.file.getvalue()
 
 
-def test_fewer_images_than_a_batch_are_one_batch(tmp_path: Path) -> None:
+def test_a_dataset_smaller_than_the_batch_size_is_one_batch(tmp_path: Path) -> None:
     np.savez(tmp_path / "few.npz", images=np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8))
     rows = pretrain(tmp_path / "few.npz", tmp_path / "run", replace(TINY, channels=None, epochs=1)).metrics()
     assert len(rows) == 1
 
 
-# weights that hardly move: what differs between two runs is not multiplied by training
-STILL = replace(TINY, epochs=1, batch_size=200, optimizer=replace(TINY.optimizer, lr=1e-7))
+# an lr so small that training does not amplify differences between two runs
+SMALL_LR = replace(TINY, epochs=1, batch_size=200, optimizer=replace(TINY.optimizer, lr=1e-7))
 
 
-def train_in_one_of_two(rank: int, data: str, out: str, port: int, recipe: Recipe) -> None:
-    import os
-
+def train_rank(rank: int, data: str, out: str, port: int, recipe: Recipe) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
     os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
     torch.set_num_threads(1)
     pretrain(data, out, replace(recipe, devices=2, accelerator="cpu"), console=quiet_console())
 
 
-def in_two_processes(data: str | Path, out: Path, recipe: Recipe) -> Run:
-    import socket
-
+def pretrain_in_two_processes(data: str | Path, out: Path, recipe: Recipe) -> Run:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.spawn(train_in_one_of_two, (str(data), str(out), port, recipe), nprocs=2)
+    multiprocessing.spawn(train_rank, (str(data), str(out), port, recipe), nprocs=2)
     return Run(out)
 
 
-def test_two_processes_list_what_either_could_not_read(tmp_path: Path) -> None:
+def test_corrupt_images_of_both_processes_are_listed(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for i in range(16):
         Image.fromarray(photograph(100, 140)).save(tmp_path / "data" / f"{i:02}.jpg")
-    broken = [tmp_path / "data" / f"{i:02}.jpg" for i in (3, 7, 12)]
-    for path in broken:
+    corrupt = [tmp_path / "data" / f"{i:02}.jpg" for i in (3, 7, 12)]
+    for path in corrupt:
         path.write_bytes(b"")
-    recipe = replace(STILL, channels=3, batch_size=8, epochs=2, workers=1, max_corrupt=0.2)
-    run = in_two_processes(tmp_path / "data", tmp_path / "run", recipe)
+    recipe = replace(SMALL_LR, channels=3, batch_size=8, epochs=2, workers=1, max_corrupt=0.2)
+    run = pretrain_in_two_processes(tmp_path / "data", tmp_path / "run", recipe)
     rows = (run.folder / "corrupt.csv").read_text().splitlines()
     assert rows[0] == "image,reason"
-    assert sorted(rows[1:]) == [f"{path},the file is empty" for path in broken]
+    assert sorted(rows[1:]) == [f"{path},the file is empty" for path in corrupt]
 
 
-def test_two_processes_share_every_batch(tmp_path: Path) -> None:
-    two = in_two_processes("digits", tmp_path / "two", STILL)
-    one = pretrain("digits", tmp_path / "one", STILL, console=quiet_console())
+def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
+    two = pretrain_in_two_processes("digits", tmp_path / "two", SMALL_LR)
+    one = pretrain("digits", tmp_path / "one", SMALL_LR, console=quiet_console())
     losses = [[row["loss"] for row in r.metrics()] for r in (one, two)]
     assert len(losses[0]) == len(losses[1]) == 6
-    # the joined batch and its loss are the same; BatchNorm, which PyTorch synchronizes on GPUs only, is not
+    # the global batch and its loss are the same; BatchNorm, which PyTorch synchronizes on GPUs only, is not
     np.testing.assert_allclose(losses[0], losses[1], atol=0.02)
 
 
-def test_the_default_recipe_fits_the_source() -> None:
-    from mec.pretraining.run import default_recipe
-
+def test_the_default_recipe_fits_the_dataset() -> None:
     assert [default_recipe(d) for d in ("digits", "cifar10", "photos/")] == ["digits", "cifar10-resnet18", "small"]
     assert len(open_dataset("digits")) == 1347
 
 
-def test_a_loader_process_that_is_killed_ends_the_run_with_a_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import os
-    import signal
-
-    import mec.data.transforms.crop
-
-    def killed(*_: object) -> None:
+def test_a_killed_loader_process_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill_itself(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     (tmp_path / "data").mkdir()
     for i in range(8):
         Image.fromarray(photograph(100, 140)).save(tmp_path / "data" / f"{i}.jpg")
-    monkeypatch.setattr(
-        mec.data.transforms.crop, "crop_and_resize", killed
-    )  # the loader process is forked from this one
+    # the loader process is forked from this one
+    monkeypatch.setattr("mec.data.transforms.crop.crop_and_resize", kill_itself)
+    recipe = replace(TINY, channels=3, workers=1, batch_size=4)
     with pytest.raises(InputError, match=r"workers: a loader process ended .* fewer workers"):
-        pretrain(
-            tmp_path / "data",
-            tmp_path / "run",
-            replace(TINY, channels=3, workers=1, batch_size=4),
-            console=quiet_console(),
-        )
+        pretrain(tmp_path / "data", tmp_path / "run", recipe, console=quiet_console())
 
 
-def test_bfloat16_is_refused_where_the_cpu_computes_it_wrong(tmp_path: Path) -> None:
+def test_bfloat16_is_refused_for_views_too_small_for_a_cpu(tmp_path: Path) -> None:
     recipe = replace(TINY, precision="bf16-mixed", accelerator="cpu")
     with pytest.raises(InputError, match=r"precision: expected 32-true for views of up to 16 px on a CPU"):
         pretrain("digits", tmp_path / "run", recipe, console=quiet_console())
     assert not (tmp_path / "run").exists()
 
 
-def test_names_of_folders_are_taken_and_said_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_names_with_markup_and_tilde_are_handled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     console = quiet_console()

@@ -91,7 +91,7 @@ class PreemptionCheckpoint(Checkpoint):
             self.next_save_time = now + max(SAVE_INTERVAL_SECONDS, SAVE_INTERVAL_FACTOR * (now - started))
         if diverged:
             error = InputError(_divergence_message(trainer.global_step, module))
-            error.agreed = True
+            error.on_all_ranks = True
             raise error
         if stop_signal and not last:
             raise StoppedError(stop_signal)

@@ -22,7 +22,7 @@ from mec.data.rng import Stream, uniforms
 from mec.data.transforms.crop import Batch
 from mec.data.transforms.multi_view import TwoViews
 from mec.data.transforms.torchvision_reference import ReferenceViews
-from mec.engine.fsdp import Sharded, shard, whole_encoder
+from mec.engine.fsdp import FSDP2Strategy, apply_fsdp, full_encoder
 from mec.models.encoder import Encoder
 from mec.models.heads import Predictor, Projector
 from mec.models.siamese import Pair, Siamese
@@ -142,12 +142,12 @@ class Pretraining(lightning.LightningModule):
 
     def configure_model(self) -> None:
         strategy = self.trainer.strategy
-        if isinstance(strategy, Sharded) and not isinstance(self.network.projector, FSDPModule):
-            shard(self.network, strategy.device_mesh["data_parallel"])
+        if isinstance(strategy, FSDP2Strategy) and not isinstance(self.network.projector, FSDPModule):
+            apply_fsdp(self.network, strategy.device_mesh["data_parallel"])
 
     def full_encoder(self) -> Encoder:
         """Return the encoder with all its weights, also where they are sharded. All processes must call this."""
-        return whole_encoder(self.network.encoder)
+        return full_encoder(self.network.encoder)
 
     def on_train_start(self) -> None:
         self.guard.track_statistics(self.network)
@@ -191,7 +191,7 @@ class Pretraining(lightning.LightningModule):
         """Whether the optimizer is fused, on the device of this run."""
         strategy = self.trainer.strategy
         # PyTorch has no fused SGD for sharded weights
-        supported = self.recipe.optimizer.name != "sgd" or not isinstance(strategy, Sharded)
+        supported = self.recipe.optimizer.name != "sgd" or not isinstance(strategy, FSDP2Strategy)
         return self.recipe.speed.fused and supported and strategy.root_device.type in FUSED_DEVICES
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from mec.data.transforms.view_settings import ViewSettings
 from mec.errors import InputError, did_you_mean
-from mec.option_errors import wrong_value
+from mec.option_errors import invalid_value
 from mec.pretraining.recipe import Recipe
 
 
@@ -63,7 +63,7 @@ def make_recipe(settings: Mapping[str, Any]) -> Recipe:
             _check_view(view, parsed.recipe[view].as_dict())
         recipe = parser.instantiate(parsed).recipe
     except (ArgumentError, TypeError) as error:
-        key, message = wrong_value(str(error), parser) or ("", " ".join(str(error).split()))
+        key, message = invalid_value(str(error), parser) or ("", " ".join(str(error).split()))
         raise InputError(f"recipe: {key.removeprefix('recipe.')}{': ' if key else ''}{message}") from error
     assert isinstance(recipe, Recipe)
     return recipe

@@ -25,7 +25,7 @@ from mec.data.loaders import training_loader, training_sampler
 from mec.data.pixels import PixelFormat
 from mec.data.samplers import EpochSampler, StepSampler
 from mec.distributed import is_rank_zero
-from mec.engine.checkpoints import latest_checkpoint, step_of
+from mec.engine.checkpoints import checkpoint_step, latest_checkpoint
 from mec.engine.trainer import make_trainer, native_bfloat16
 from mec.errors import InputError
 from mec.models.encoder import Encoder, create_encoder, enable_gradient_checkpointing
@@ -122,7 +122,7 @@ def pretrain(
     with lock_run_folder(out):
         checkpoint = _find_checkpoint(out, recipe, environment, console) if resume else None
         if checkpoint is not None:
-            sampler.resume_at(*divmod(step_of(checkpoint), len(sampler)))
+            sampler.resume_at(*divmod(checkpoint_step(checkpoint), len(sampler)))
         if trainer.is_global_zero:
             if not resume and contains_run(out):
                 raise _run_exists_error(out)

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from mec.data.dataset import ImageDataset
 from mec.distributed import is_rank_zero
-from mec.engine.checkpoints import sweep
+from mec.engine.checkpoints import remove_temporary_files
 from mec.errors import InputError
 from mec.files import atomic_write
 from mec.models.encoder import Encoder
@@ -97,7 +97,7 @@ def lock_run_folder(out: Path) -> Iterator[None]:
     # a full disk raises in the threads of loggers too: the main thread reports it once
     threading.excepthook = lambda args: None if _is_disk_full(args.exc_value) else original_hook(args)
     try:
-        sweep(out)
+        remove_temporary_files(out)
         yield
     except OSError as error:
         if not _is_disk_full(error):
