@@ -55,7 +55,7 @@ def main(epochs: int = 8, distortion: float = 0.25, form: Literal["cross", "pool
 
 def percent(probe: mec.pretraining.OnlineProbe, encoder: mec.Encoder) -> list[str]:
     """Accuracies of the frozen encoder: kNN, linear."""
-    return [f"{100 * share:.1f}" for share in probe.measure(encoder, torch.device("cpu")).values()]
+    return [f"{100 * share:.1f}" for share in probe.evaluate(encoder, torch.device("cpu")).values()]
 
 
 if __name__ == "__main__":

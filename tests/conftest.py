@@ -7,7 +7,7 @@ import pytest
 import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-LONG = ("test_processes.py", "test_package.py", "test_sharded.py", "test_survival.py", "test_run.py", "test_trainer.py",
+LONG = ("test_processes.py", "test_package.py", "test_sharded.py", "test_resume_after_kill.py", "test_run.py", "test_trainer.py",
         "test_examples.py", "test_runs.py", "test_divided.py", "test_docs.py")  # fmt: skip
 """Files of minutes. They go first: begun last, one of them would be waited for alone."""
 

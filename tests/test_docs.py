@@ -25,7 +25,7 @@ FENCE = re.compile(r"^\s*(```+)\s*(\w*)")
 MARK = re.compile(r"<!-- (not run: .+|continues) -->$")
 TRAINING = (
     "--backbone test_resnet --backbone_options {} --small_stem false --image_size 32 --epochs 1 --batch_size 8 "
-    "--workers 0 --projector.hidden 16 --projector.outputs 8"
+    "--workers 0 --projector.hidden_dim 16 --projector.output_dim 8"
 ).split()
 SMALL = {
     "pretrain": [*TRAINING, "--probe_every", "0", "--devices", "1", "--accelerator", "cpu"],

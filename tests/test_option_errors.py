@@ -1,53 +1,76 @@
-"""Every mistake on the command line and in a recipe is one line: the option, what came, what was expected."""
+"""Every mistake on the command line and in a recipe is one line: the option, the expected value, the actual value."""
 
 from pathlib import Path
 
 import pytest
 
 from mec.cli.main import main
-from mec.errors import InputError, did_you_mean
+from mec.errors import SYNONYMS, InputError, did_you_mean
 from mec.pretraining.recipe_files import load_recipe
 
-TRAIN = "pretrain x --out o "
+PRETRAIN = "pretrain x --out o "
+KNN = "evaluate knn x --encoder y "
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (TRAIN + "--epoch 3", "mec pretrain: unrecognized option --epoch; did you mean --epochs?"),
-        (TRAIN + "--lr 3", "mec pretrain: unrecognized option --lr; did you mean --optimizer.lr?"),
+        (PRETRAIN + "--epoch 3", "mec pretrain: unrecognized option --epoch; did you mean --epochs?"),
+        (PRETRAIN + "--lr 3", "mec pretrain: unrecognized option --lr; did you mean --optimizer.lr?"),
         (
-            TRAIN + "--optimizer.lr=3",
-            "mec pretrain: unrecognized option --optimizer.lr; did you mean --optimizer.lr?",
+            PRETRAIN + "--optimiser.lr=3",
+            "mec pretrain: unrecognized option --optimiser.lr; did you mean --optimizer.lr?",
         ),
         (
-            TRAIN + "--objectve.order 3",
+            PRETRAIN + "--learning-rate 3",
+            "mec pretrain: unrecognized option --learning_rate; did you mean --optimizer.lr?",
+        ),
+        (PRETRAIN + "--num_workers=3", "mec pretrain: unrecognized option --num_workers; did you mean --workers?"),
+        (PRETRAIN + "--arch resnet50", "mec pretrain: unrecognized option --arch; did you mean --backbone?"),
+        (
+            "pretrain --data x --out o",
+            "mec pretrain: unrecognized option --data; DATA is given without an option name",
+        ),
+        (
+            "pretrain x --data y --out o",
+            "mec pretrain: unrecognized option --data; DATA is given without an option name",
+        ),
+        (
+            "evaluate knn --data x --encoder y",
+            "mec evaluate knn: unrecognized option --data; DATA is given without an option name",
+        ),
+        (KNN + "--weights z", "mec evaluate knn: unrecognized option --weights; did you mean --encoder?"),
+        (
+            PRETRAIN + "--objectve.order 3",
             "mec pretrain: unrecognized option --objectve.order; did you mean --objective.order?",
         ),
-        (TRAIN + "--zzzzzz", "mec pretrain: unrecognized option --zzzzzz"),
-        (TRAIN + "y", "mec pretrain: unexpected argument 'y'"),
-        (TRAIN + "--epochs ten", "mec pretrain: --epochs: expected a whole number, got 'ten'"),
-        (TRAIN + "--epochs", "mec pretrain: --epochs: expected a whole number, got nothing"),
-        (TRAIN + "--resume=yes", "mec pretrain: --resume: expected no value, got 'yes'"),
-        (TRAIN + "--views fats", "mec pretrain: --views: expected fast or reference, got 'fats'; did you mean fast?"),
-        (TRAIN + "--small_stem maybe", "mec pretrain: --small_stem: expected true, false or null, got 'maybe'"),
-        (TRAIN + "--devices many", "mec pretrain: --devices: expected a whole number or auto, got 'many'"),
+        (PRETRAIN + "--zzzzzz", "mec pretrain: unrecognized option --zzzzzz"),
+        (PRETRAIN + "y", "mec pretrain: unexpected argument 'y'"),
+        (PRETRAIN + "--epochs ten", "mec pretrain: --epochs: expected a whole number, got 'ten'"),
+        (PRETRAIN + "--epochs", "mec pretrain: --epochs: expected a whole number, got nothing"),
+        (PRETRAIN + "--resume=yes", "mec pretrain: --resume: expected no value, got 'yes'"),
         (
-            TRAIN + "--objective.order two",
+            PRETRAIN + "--views fats",
+            "mec pretrain: --views: expected fast or reference, got 'fats'; did you mean fast?",
+        ),
+        (PRETRAIN + "--small_stem maybe", "mec pretrain: --small_stem: expected true, false or null, got 'maybe'"),
+        (PRETRAIN + "--devices many", "mec pretrain: --devices: expected a whole number or auto, got 'many'"),
+        (
+            PRETRAIN + "--objective.order two",
             "mec pretrain: --objective.order: expected a whole number or null, got 'two'",
         ),
         (
-            TRAIN + "--view_1.crop_scale 3",
+            PRETRAIN + "--view_1.crop_scale 3",
             "mec pretrain: --view_1.crop_scale: expected 2 numbers in brackets, such as [0.2,1], got '3'",
         ),
-        (TRAIN + "--view_2.flip 3", "mec: view_2.flip: expected a number in [0, 1], got 3.0"),
+        (PRETRAIN + "--view_2.flip 3", "mec: view_2.flip: expected a number in [0, 1], got 3.0"),
         ("pretrain", "mec pretrain: expected DATA and --out OUT"),
         ("evaluate knn x", "mec evaluate knn: expected --encoder ENCODER"),
-        ("evaluate knn x --encoder y --k a", "mec evaluate knn: --k: expected a list, such as [1,5], got 'a'"),
+        (KNN + "--k a", "mec evaluate knn: --k: expected a list, such as [1,5], got 'a'"),
         ("evaluate kn x", "mec evaluate: unknown task 'kn'; did you mean knn?"),
         (
             "evaluate",
-            "mec evaluate: expected TASK, one of knn, linear, few-label, finetune, detect, sot, vos, mot, mots, pose",
+            "mec evaluate: expected TASK, one of knn, linear, few-shot, finetune, detect, sot, vos, mot, mots, pose",
         ),
         (
             "evaluate --encoder x knn y",
@@ -59,7 +82,9 @@ TRAIN = "pretrain x --out o "
         ("completion bsh", "mec completion: unknown shell 'bsh'; did you mean bash?"),
     ],
 )
-def test_one_line_that_names_what_is_wrong(arguments: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_are_one_line_and_exit_2(
+    arguments: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     try:
         status = main(arguments.split())
     except SystemExit as end:
@@ -72,33 +97,33 @@ def test_one_line_that_names_what_is_wrong(arguments: str, line: str, capsys: py
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epoch: 3", "recipe: no setting is called epoch; did you mean epochs?"),
-        ("optimizer: {lr: 3}", "recipe: no setting is called optimizer; did you mean optimizer?"),
-        ("objective: {ordre: 3}", "recipe: no setting is called objective.ordre; did you mean objective.order?"),
-        ("objective: 3", "recipe: objective: expected settings by name, got 3"),
+        ("epoch: 3", "recipe: unknown setting epoch; did you mean epochs?"),
+        ("optimiser: {lr: 3}", "recipe: unknown setting optimiser; did you mean optimizer?"),
+        ("objective: {ordre: 3}", "recipe: unknown setting objective.ordre; did you mean objective.order?"),
+        ("objective: 3", "recipe: objective: expected a mapping of settings, got 3"),
         ("epochs: ten", "recipe: epochs: expected a whole number, got 'ten'"),
         ("view_1: {flip: 3}", "view_1.flip: expected a number in [0, 1], got 3.0"),
     ],
 )
-def test_settings_of_a_recipe_file(text: str, message: str, tmp_path: Path) -> None:
+def test_invalid_settings_of_a_recipe_file_are_named(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(InputError) as caught:
         load_recipe(tmp_path / "recipe.yaml")
     assert str(caught.value) == message
 
 
-def test_settings_that_the_architecture_names_are_free(tmp_path: Path) -> None:
+def test_backbone_options_accept_any_name(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("backbone_options: {layers: [1, 1, 1, 1]}")
     assert load_recipe(tmp_path / "recipe.yaml").backbone_options == {"layers": [1, 1, 1, 1]}
 
 
-def test_a_recipe_that_is_nearly_one_of_the_package() -> None:
+def test_misspelled_name_of_a_packaged_recipe_gets_a_suggestion() -> None:
     with pytest.raises(InputError, match=r"'smal' is neither .* did you mean small"):
         load_recipe("smal")
 
 
 @pytest.mark.parametrize(
-    ("word", "proposed"),
+    ("name", "suggestion"),
     [
         ("--optimizer.weight-decay", "--optimizer.weight_decay"),
         ("--lr", "--optimizer.lr"),
@@ -106,9 +131,51 @@ def test_a_recipe_that_is_nearly_one_of_the_package() -> None:
         ("--projector.dim", None),
     ],
 )
-def test_what_is_did_you_mean(word: str, proposed: str | None) -> None:
-    names = [
+def test_similar_names_are_suggested(name: str, suggestion: str | None) -> None:
+    known_names = [
         "--epochs", "--batch_size", "--seed", "--optimizer.name", "--optimizer.lr",
         "--optimizer.weight_decay", "--teacher.momentum",
     ]  # fmt: skip
-    assert did_you_mean(word, names) == (f"; did you mean {proposed}?" if proposed else "")
+    assert did_you_mean(name, known_names) == (f"; did you mean {suggestion}?" if suggestion else "")
+
+
+PRETRAIN_OPTIONS = [
+    "--out", "--backbone", "--epochs", "--batch_size", "--workers", "--devices", "--optimizer.name", "--optimizer.lr",
+]  # fmt: skip
+FINETUNE_OPTIONS = ["--encoder", "--out", "--epochs", "--batch_size", "--backbone_lr", "--head_lr", "--workers"]
+LINEAR_OPTIONS = ["--encoder", "--out", "--epochs", "--batch_size", "--head_lr", "--workers"]
+
+
+@pytest.mark.parametrize(
+    ("name", "known_names", "suggestion"),
+    [
+        ("--lr", PRETRAIN_OPTIONS, "--optimizer.lr"),
+        ("--learning_rate", PRETRAIN_OPTIONS, "--optimizer.lr"),
+        ("--learning-rate", PRETRAIN_OPTIONS, "--optimizer.lr"),
+        ("--optimizer.learning_rate", PRETRAIN_OPTIONS, "--optimizer.lr"),
+        ("--learning_rate", LINEAR_OPTIONS, "--head_lr"),
+        ("--learning_rate", FINETUNE_OPTIONS, "--head_lr or --backbone_lr"),
+        ("--lr", ["--lr", "--out"], "--lr"),
+        ("--num_workers", PRETRAIN_OPTIONS, "--workers"),
+        ("--model", PRETRAIN_OPTIONS, "--backbone"),
+        ("--arch", PRETRAIN_OPTIONS, "--backbone"),
+        ("--model", LINEAR_OPTIONS, "--encoder"),
+        ("--arch", LINEAR_OPTIONS, "--encoder"),
+        ("--checkpoint", LINEAR_OPTIONS, "--encoder"),
+        ("--weights", LINEAR_OPTIONS, "--encoder"),
+        ("--output", PRETRAIN_OPTIONS, "--out"),
+        ("--output-dir", PRETRAIN_OPTIONS, "--out"),
+        ("--bs", PRETRAIN_OPTIONS, "--batch_size"),
+        ("--batch", PRETRAIN_OPTIONS, "--batch_size"),
+        ("--num_epochs", PRETRAIN_OPTIONS, "--epochs"),
+        ("--gpus", PRETRAIN_OPTIONS, "--devices"),
+        ("learning_rate", ["epochs", "optimizer", "optimizer.lr"], "optimizer.lr"),
+    ],
+)
+def test_option_names_of_other_libraries_are_translated(name: str, known_names: list[str], suggestion: str) -> None:
+    assert did_you_mean(name, known_names) == f"; did you mean {suggestion}?"
+
+
+def test_a_synonym_is_only_suggested_if_the_command_has_the_option() -> None:
+    for synonym in SYNONYMS:
+        assert did_you_mean(f"--{synonym}", ["--zzzzzz"]) == ""

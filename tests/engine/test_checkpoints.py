@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from mec.engine.checkpoints import latest_checkpoint, step_of
+from mec.engine.checkpoints import checkpoint_step, latest_checkpoint
 from mec.errors import InputError
 from mec.pretraining import checkpointing, pretrain
-from tests.pretraining.test_run import TINY, quiet
-from tests.pretraining.test_survival import assert_same
+from tests.pretraining.test_resume_after_kill import assert_same_run
+from tests.pretraining.test_run import TINY, quiet_console
 
 SHORT = replace(TINY, epochs=1)
 
@@ -25,9 +25,9 @@ SHORT = replace(TINY, epochs=1)
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with checkpoints of its steps 3, 4 and 5."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpointing, "SECONDS", 0.0)
-        patch.setattr(checkpointing, "SHARE", 0)
-        return pretrain("digits", tmp_path_factory.mktemp("runs") / "run", SHORT, console=quiet()).folder
+        patch.setattr(checkpointing, "SAVE_INTERVAL_SECONDS", 0.0)
+        patch.setattr(checkpointing, "SAVE_INTERVAL_FACTOR", 0)
+        return pretrain("digits", tmp_path_factory.mktemp("runs") / "run", SHORT, console=quiet_console()).folder
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def empty(path: Path) -> None:
 
 
 def test_the_last_three_are_kept_each_with_its_checksum(run: Path) -> None:
-    assert [step_of(path) for path in checkpoints(run)] == [3, 4, 5]
+    assert [checkpoint_step(path) for path in checkpoints(run)] == [3, 4, 5]
     for path in checkpoints(run):
         assert path.stem.rpartition("-")[2] == hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
@@ -68,20 +68,20 @@ def test_a_damaged_one_is_named_and_the_one_before_it_used(
 ) -> None:
     newest = checkpoints(stopped)[-1]
     damage(newest)
-    console = quiet()
+    console = quiet_console()
     pretrain("digits", stopped, SHORT, resume=True, console=console)
     said = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert said[0] == f"{newest} is damaged: it does not have the checksum in its name"
-    assert said[1] == f"going on from {checkpoints(run)[-2]}".replace(str(run), str(stopped))
+    assert said[1] == f"resuming from {checkpoints(run)[-2]}".replace(str(run), str(stopped))
     assert newest.with_suffix(".damaged").exists()
-    assert_same(stopped, run)
+    assert_same_run(stopped, run)
 
 
 def test_none_that_is_sound(stopped: Path) -> None:
     for path in checkpoints(stopped):
         flip(path)
     with pytest.raises(InputError, match=r"^resume: all checkpoints in .* are damaged; start again in another folder$"):
-        pretrain("digits", stopped, SHORT, resume=True, console=quiet())
+        pretrain("digits", stopped, SHORT, resume=True, console=quiet_console())
     assert len(checkpoints(stopped)) == 3
 
 
@@ -101,7 +101,7 @@ def test_a_hostile_one_does_not_run(stopped: Path, tmp_path: Path) -> None:
     hostile = stopped / "checkpoints" / f"step=000000009-{hashlib.sha256(content).hexdigest()[:16]}.ckpt"
     hostile.write_bytes(content)
     with pytest.raises(InputError, match=r"^resume: .*step=000000009.* cannot be read") as raised:
-        pretrain("digits", stopped, SHORT, resume=True, console=quiet())
+        pretrain("digits", stopped, SHORT, resume=True, console=quiet_console())
     assert "\n" not in str(raised.value)
     assert not canary.exists()
 
@@ -114,9 +114,9 @@ def test_what_killed_writes_left_is_swept(run: Path, stopped: Path) -> None:
     ]
     for path in left:
         path.write_bytes(b"part")
-    pretrain("digits", stopped, SHORT, resume=True, console=quiet())
+    pretrain("digits", stopped, SHORT, resume=True, console=quiet_console())
     assert not [path for path in left if path.exists()]
-    assert_same(stopped, run)
+    assert_same_run(stopped, run)
 
 
 def test_of_a_step_written_twice_the_later_counts(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ ARGUMENTS = [
     "--image_size",
     "16",
 ]
-ARGUMENTS += ["--epochs", "1", "--batch_size", "448", "--projector.hidden", "16", "--projector.outputs", "8"]
+ARGUMENTS += ["--epochs", "1", "--batch_size", "448", "--projector.hidden_dim", "16", "--projector.output_dim", "8"]
 ARGUMENTS += ["--log_every", "1", "--probe_every", "0", "--accelerator", "cpu", "--precision", "32-true"]
 
 needs_gloo = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
@@ -184,5 +184,5 @@ def test_torchrun_and_another_number_of_devices(tmp_path: Path) -> None:
 def test_a_batch_too_small_for_its_processes(tmp_path: Path) -> None:
     ((status, said),) = ended([pretraining(tmp_path / "run", "--devices", "4", "--batch_size", "6")])
     assert status == 2
-    assert "batch_size: 6 of 1347 images over 4 processes leaves 1 for each, expected at least 2" in said
+    assert "batch_size: expected at least 2 images per process, got 1: 6 of 1347 images over 4 processes" in said
     assert not (tmp_path / "run").exists()

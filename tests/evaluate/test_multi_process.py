@@ -39,7 +39,7 @@ ONE_SIZE, SEVERAL = [(28, 28)], [(120, 90), (90, 120), (100, 100)]
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("embedding.images", "embedding.extract", "embedding.writer", "evaluate.features"):
         monkeypatch.setattr(f"mec.{name}.BATCH", BATCH)
-    monkeypatch.setattr("mec.distributed.ROWS", 16)
+    monkeypatch.setattr("mec.distributed.ROWS_PER_MESSAGE", 16)
 
 
 def photographs(folder: Path, count: int, sizes: list[tuple[int, int]], corrupt: tuple[int, ...] = ()) -> Path:
