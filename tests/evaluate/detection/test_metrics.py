@@ -1,4 +1,4 @@
-"""COCO's figures against pycocotools on detections that are made from real annotations, and by hand."""
+"""COCO's metrics against pycocotools on detections derived from real annotations, and by hand."""
 
 import contextlib
 import io
@@ -12,10 +12,10 @@ import pytest
 from mec.data.dataset import FileDataset
 from mec.errors import InputError
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections
-from mec.evaluate.detection.metrics import COLUMNS, figures
+from mec.evaluate.detection.metrics import COCO_METRICS, detection_metrics
 
 pytest.importorskip("pycocotools")
-from pycocotools import mask as masks
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -24,217 +24,233 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  
 
 
 @pytest.fixture(scope="module")
-def truth(real_data: Path) -> Json:
+def ground_truth(real_data: Path) -> Json:
+    """50 images of COCO128, including all with crowds, with all masks in compressed RLE."""
     path = real_data / "coco128/annotations/instances_val2017.json"
     if not path.exists():
         pytest.skip(f"no COCO images at {path}")
     content = json.loads(path.read_text())
-    crowded = {a["image_id"] for a in content["annotations"] if a["iscrowd"]}
-    content["images"].sort(key=lambda image: image["id"] not in crowded)
+    crowd_images = {a["image_id"] for a in content["annotations"] if a["iscrowd"]}
+    content["images"].sort(key=lambda image: image["id"] not in crowd_images)
     content["images"] = content["images"][:50]
-    kept = {image["id"] for image in content["images"]}
-    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in sizes]
     for annotation in content["annotations"]:
         if isinstance(annotation["segmentation"]["counts"], list):
-            annotation["segmentation"] = masks.frPyObjects(annotation["segmentation"], *sizes[annotation["image_id"]])
-    return renumbered(content)
+            size = sizes[annotation["image_id"]]
+            annotation["segmentation"] = coco_mask.frPyObjects(annotation["segmentation"], *size)
+    return renumber(content)
 
 
-def renumbered(content: Json) -> Json:
-    """From 0, since sets made by others have that; categories with a gap."""
+def renumber(content: Json) -> Json:
+    """Make image ids start at 0, as in datasets of other sources, and category ids have gaps."""
     images = {image["id"]: i for i, image in enumerate(content["images"])}
     categories = {category["id"]: 3 * i for i, category in enumerate(content["categories"])}
     for image in content["images"]:
         image["id"] = images[image["id"]]
     for category in content["categories"]:
         category["id"] = categories[category["id"]]
-    for number, annotation in enumerate(content["annotations"]):
-        annotation["image_id"], annotation["category_id"] = (
-            images[annotation["image_id"]],
-            categories[annotation["category_id"]],
-        )
-        annotation["id"] = number + 1
+    for i, annotation in enumerate(content["annotations"]):
+        annotation["image_id"] = images[annotation["image_id"]]
+        annotation["category_id"] = categories[annotation["category_id"]]
+        annotation["id"] = i + 1
     return content
 
 
-def annotated_of(truth: Json, with_masks: bool = True) -> AnnotatedDataset:
-    numbers = [image["id"] for image in truth["images"]]
-    ids = [category["id"] for category in truth["categories"]]
-    objects = sorted(truth["annotations"], key=lambda a: numbers.index(a["image_id"]))
-    of = [numbers.index(a["image_id"]) for a in objects]
-    boxes = np.array([a["bbox"] for a in objects], float).reshape(-1, 4)
+def make_dataset(ground_truth: Json, with_masks: bool = True) -> AnnotatedDataset:
+    image_ids = [image["id"] for image in ground_truth["images"]]
+    category_ids = [category["id"] for category in ground_truth["categories"]]
+    annotations = sorted(ground_truth["annotations"], key=lambda a: image_ids.index(a["image_id"]))
+    image_indices = [image_ids.index(a["image_id"]) for a in annotations]
+    boxes = np.array([a["bbox"] for a in annotations], float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    counts = [np.frombuffer(encoded(a), np.uint8) for a in objects] if with_masks else None
-    crowd = np.array([a["iscrowd"] for a in objects], bool)
+    rle_counts = [np.frombuffer(rle_bytes(a), np.uint8) for a in annotations] if with_masks else None
+    is_crowd = np.array([a["iscrowd"] for a in annotations], bool)
     return AnnotatedDataset(
-        "val", FileDataset("val", Path(), [f"{i}.jpg" for i in numbers]), np.array(numbers),
-        np.array([[p["height"], p["width"]] for p in truth["images"]]), [c["name"] for c in truth["categories"]],
-        np.array(ids), "coco", np.searchsorted(of, np.arange(len(numbers) + 1)), boxes,
-        np.array([ids.index(a["category_id"]) for a in objects], np.int64), np.array([a["area"] for a in objects]),
-        crowd, np.zeros(len(objects), bool), ~crowd,
-        *((np.concatenate(counts), np.cumsum([len(c) for c in counts])) if counts else (None, None)),
-    )  # fmt: skip
+        name="val",
+        images=FileDataset("val", Path(), [f"{i}.jpg" for i in image_ids]),
+        image_ids=np.array(image_ids),
+        sizes=np.array([[image["height"], image["width"]] for image in ground_truth["images"]]),
+        categories=[category["name"] for category in ground_truth["categories"]],
+        category_ids=np.array(category_ids),
+        ap_metric="coco",
+        offsets=np.searchsorted(image_indices, np.arange(len(image_ids) + 1)),
+        boxes=boxes,
+        labels=np.array([category_ids.index(a["category_id"]) for a in annotations], np.int64),
+        areas=np.array([a["area"] for a in annotations]),
+        is_crowd=is_crowd,
+        is_difficult=np.zeros(len(annotations), bool),
+        is_target=~is_crowd,
+        rle_counts=np.concatenate(rle_counts) if rle_counts else None,
+        rle_ends=np.cumsum([len(counts) for counts in rle_counts]) if rle_counts else None,
+    )
 
 
-def encoded(annotation: Json) -> bytes:
+def rle_bytes(annotation: Json) -> bytes:
     counts = annotation["segmentation"]["counts"]
     return counts if isinstance(counts, bytes) else counts.encode()
 
 
-def moved(segmentation: Json, pixels: int) -> Json:
-    mask = np.roll(masks.decode(segmentation), (pixels, pixels), axis=(0, 1))
-    return masks.encode(np.asfortranarray(mask))
+def shift_mask(segmentation: Json, pixels: int) -> Json:
+    mask = np.roll(coco_mask.decode(segmentation), (pixels, pixels), axis=(0, 1))
+    return coco_mask.encode(np.asfortranarray(mask))
 
 
-def detections(truth: Json, kind: str) -> list[Json]:
-    """Records, best first, by what is wrong with them."""
-    records = []
-    objects = [a for a in truth["annotations"] if not a["iscrowd"]]
-    ids = [category["id"] for category in truth["categories"]]
-    for i, a in enumerate(objects):
+def derive_results(ground_truth: Json, kind: str) -> list[Json]:
+    """Return the annotations as results, by descending score, with errors of one kind."""
+    results = []
+    annotations = [a for a in ground_truth["annotations"] if not a["iscrowd"]]
+    category_ids = [category["id"] for category in ground_truth["categories"]]
+    for i, a in enumerate(annotations):
         x, y, w, h = a["bbox"]
-        record = {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": [x, y, w, h],
-                  "score": float(np.float32(1 - i / len(objects) / 2)), "segmentation": a["segmentation"]}  # fmt: skip
+        result = {
+            "image_id": a["image_id"], "category_id": a["category_id"], "bbox": [x, y, w, h],
+            "score": float(np.float32(1 - i / len(annotations) / 2)), "segmentation": a["segmentation"],
+        }  # fmt: skip
         if kind == "shifted":
-            by = i % 7
-            record |= {"bbox": [x + by, y + by, w, h], "segmentation": moved(a["segmentation"], by)}
-        if kind == "wrong":
-            record["category_id"] = ids[(ids.index(a["category_id"]) + i % 2) % len(ids)]
-        if kind == "tied":
-            by = i % 5
-            record |= {"bbox": [x + by, y + by, w, h], "segmentation": moved(a["segmentation"], by)}
-            record["score"] = 0.5 + i % 3 / 4
-        if kind != "dropped" or i % 3:
-            records.append(record)
+            shift = i % 7
+            result |= {"bbox": [x + shift, y + shift, w, h], "segmentation": shift_mask(a["segmentation"], shift)}
+        if kind == "wrong class":
+            result["category_id"] = category_ids[(category_ids.index(a["category_id"]) + i % 2) % len(category_ids)]
+        if kind == "tied scores":
+            shift = i % 5
+            result |= {"bbox": [x + shift, y + shift, w, h], "segmentation": shift_mask(a["segmentation"], shift)}
+            result["score"] = 0.5 + i % 3 / 4
+        if kind != "missing" or i % 3:
+            results.append(result)
         if kind == "duplicated":
-            records.append(record | {"score": float(np.float32(record["score"] - 1e-5))})
-    return [] if kind == "none" else records
+            results.append(result | {"score": float(np.float32(result["score"] - 1e-5))})
+    return [] if kind == "none" else results
 
 
-def found_of(records: list[Json], truth: Json, with_masks: bool = True) -> list[Detections]:
-    ids = [category["id"] for category in truth["categories"]]
-    found = []
-    for image in truth["images"]:
-        own = [r for r in records if r["image_id"] == image["id"]]
+def to_detections(results: list[Json], ground_truth: Json, with_masks: bool = True) -> list[Detections]:
+    category_ids = [category["id"] for category in ground_truth["categories"]]
+    detections = []
+    for image in ground_truth["images"]:
+        own = [r for r in results if r["image_id"] == image["id"]]
         own.sort(key=lambda r: -r["score"])
         boxes = np.array([r["bbox"] for r in own], np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        found.append(Detections(boxes, np.array([ids.index(r["category_id"]) for r in own], np.int64),
-                                np.array([r["score"] for r in own], np.float32),
-                                [r["segmentation"] for r in own] if with_masks else None))  # fmt: skip
-    return found
+        labels = np.array([category_ids.index(r["category_id"]) for r in own], np.int64)
+        scores = np.array([r["score"] for r in own], np.float32)
+        detections.append(Detections(boxes, labels, scores, [r["segmentation"] for r in own] if with_masks else None))
+    return detections
 
 
-def reference(truth: Json, records: list[Json], of: str) -> tuple[list[float], dict[str, float]]:
-    """The first six figures and AP of each class by pycocotools, which takes a mask's size from a box if it has one."""
-    kept = [{k: v for k, v in r.items() if k != ("segmentation" if of == "bbox" else "bbox")} for r in records]
+def pycocotools_metrics(ground_truth: Json, results: list[Json], iou_type: str) -> tuple[list[float], dict[str, float]]:
+    """Return pycocotools' first six metrics, and the AP of each class."""
+    # pycocotools takes the size of a mask from the box if there is one
+    excluded = "segmentation" if iou_type == "bbox" else "bbox"
+    results = [{key: value for key, value in result.items() if key != excluded} for result in results]
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
-        coco.dataset = truth | {"info": {}}
+        coco.dataset = ground_truth | {"info": {}}
         coco.createIndex()
-        results = coco.loadRes(kept) if kept else COCO()
-        evaluation = COCOeval(coco, results, of)
+        loaded = coco.loadRes(results) if results else COCO()
+        evaluation = COCOeval(coco, loaded, iou_type)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     table = evaluation.eval["precision"][:, :, :, 0, -1]
-    names = {c["id"]: c["name"] for c in truth["categories"]}
-    each = {names[c]: table[:, :, k].mean() for k, c in enumerate(evaluation.params.catIds) if table[0, 0, k] > -1}
-    return evaluation.stats[:6].tolist(), each
+    names = {c["id"]: c["name"] for c in ground_truth["categories"]}
+    per_class = {names[c]: table[:, :, k].mean() for k, c in enumerate(evaluation.params.catIds) if table[0, 0, k] > -1}
+    return evaluation.stats[:6].tolist(), per_class
 
 
-@pytest.mark.parametrize("kind", ["perfect", "shifted", "dropped", "duplicated", "wrong", "tied", "none"])
-def test_as_pycocotools(truth: Json, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
-    records = detections(truth, kind)
-    measured = figures(annotated_of(truth), found_of(records, truth))
+@pytest.mark.parametrize("kind", ["perfect", "shifted", "missing", "duplicated", "wrong class", "tied scores", "none"])
+def test_metrics_match_pycocotools(ground_truth: Json, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    results = derive_results(ground_truth, kind)
+    metrics = detection_metrics(make_dataset(ground_truth), to_detections(results, ground_truth))
     assert capfd.readouterr() == ("", "")
-    assert len(measured.overall) == 12
-    for of, prefix in (("bbox", ""), ("segm", "mask ")):
-        overall, by_class = reference(truth, records, of)
-        assert [measured.overall[prefix + c] for c in COLUMNS] == pytest.approx(overall, abs=1e-9)
-        assert {name: row[f"{prefix}AP"] for name, row in measured.by_class.items()} == pytest.approx(
-            by_class, abs=1e-9
-        )
+    assert len(metrics.overall) == 12
+    for iou_type, prefix in (("bbox", ""), ("segm", "mask ")):
+        overall, per_class = pycocotools_metrics(ground_truth, results, iou_type)
+        assert [metrics.overall[prefix + name] for name in COCO_METRICS] == pytest.approx(overall, abs=1e-9)
+        ours = {name: class_metrics[f"{prefix}AP"] for name, class_metrics in metrics.per_class.items()}
+        assert ours == pytest.approx(per_class, abs=1e-9)
     if kind == "perfect":
-        assert set(measured.overall.values()) == {1.0}
+        assert set(metrics.overall.values()) == {1.0}
     if kind == "none":
-        assert set(measured.overall.values()) == {0.0}
+        assert set(metrics.overall.values()) == {0.0}
     if kind not in ("perfect", "none"):
-        assert 0.1 < measured.overall["mask AP"] < 0.99
+        assert 0.1 < metrics.overall["mask AP"] < 0.99
 
 
-def small(*objects: Json, categories: int = 2) -> Json:
-    """One image of 200 x 200 with objects of 40 x 40 (medium) at their corner."""
+def one_image(*annotations: Json, num_classes: int = 2) -> Json:
+    """Return an image of 200 x 200 with objects of 40 x 40 (medium) at ``corner``, their x and y."""
     return {
         "images": [{"id": 0, "height": 200, "width": 200}],
-        "categories": [{"id": i, "name": "ab"[i]} for i in range(categories)],
+        "categories": [{"id": i, "name": "ab"[i]} for i in range(num_classes)],
         "annotations": [
-            {"image_id": 0, "category_id": 0, "iscrowd": 0, "area": 1600.0, "bbox": [*o.pop("corner"), 40, 40]} | o
-            for o in objects
+            {"image_id": 0, "category_id": 0, "iscrowd": 0, "area": 1600.0, "bbox": [*a.pop("corner"), 40, 40]} | a
+            for a in annotations
         ],
     }
 
 
-def at(*corners: tuple[float, float, float]) -> list[Detections]:
-    """Detections of 40 x 40 at x, y with a score."""
-    where = np.array(corners, np.float32).reshape(-1, 3)
-    boxes = np.concatenate([where[:, :2], where[:, :2] + 40], axis=1)
-    return [Detections(boxes, np.zeros(len(where), np.int64), where[:, 2], None)]
+def detections_at(*corners_and_scores: tuple[float, float, float]) -> list[Detections]:
+    """Return detections of 40 x 40 at x, y with a score."""
+    values = np.array(corners_and_scores, np.float32).reshape(-1, 3)
+    boxes = np.concatenate([values[:, :2], values[:, :2] + 40], axis=1)
+    return [Detections(boxes, np.zeros(len(values), np.int64), values[:, 2], None)]
 
 
-def test_by_hand() -> None:
-    """Two objects; the best detection is right, the next is nowhere: precision 1 up to recall 1/2, 51 of 101 points."""
-    annotated = annotated_of(small({"corner": (10, 10)}, {"corner": (110, 10)}), with_masks=False)
-    measured = figures(annotated, at((10, 10, 0.9), (60, 140, 0.8)))
+def test_average_precision_by_hand() -> None:
+    """Two objects, a true positive, then a false positive: precision 1 up to recall 1/2, which is 51 of 101 points."""
+    dataset = make_dataset(one_image({"corner": (10, 10)}, {"corner": (110, 10)}), with_masks=False)
+    metrics = detection_metrics(dataset, detections_at((10, 10, 0.9), (60, 140, 0.8)))
     half = pytest.approx(51 / 101)
-    assert measured.overall == {"AP": half, "AP50": half, "AP75": half, "AP medium": half}
-    assert measured.by_class == {"a": {"AP": half, "AP50": half, "AP75": half}}
+    assert metrics.overall == {"AP": half, "AP50": half, "AP75": half, "AP medium": half}
+    assert metrics.per_class == {"a": {"AP": half, "AP50": half, "AP75": half}}
 
 
-def test_overlap_by_hand() -> None:
-    """8 pixels aside: 32 x 40 of 48 x 40 is 2/3, above 0.50, 0.55, 0.60 and 0.65 of the ten."""
-    measured = figures(annotated_of(small({"corner": (10, 10)}), with_masks=False), at((18, 10, 0.9)))
-    assert (measured.overall["AP"], measured.overall["AP50"], measured.overall["AP75"]) == (pytest.approx(0.4), 1, 0)
+def test_iou_by_hand() -> None:
+    """Shifted by 8 pixels, the IoU is 32 x 40 / (48 x 40) = 2/3, above four of the ten thresholds: 0.50 to 0.65."""
+    dataset = make_dataset(one_image({"corner": (10, 10)}), with_masks=False)
+    overall = detection_metrics(dataset, detections_at((18, 10, 0.9))).overall
+    assert (overall["AP"], overall["AP50"], overall["AP75"]) == (pytest.approx(0.4), 1, 0)
 
 
-def test_detections_within_a_crowd_are_not_wrong() -> None:
+def test_detections_within_a_crowd_are_not_false_positives() -> None:
     crowd = {"corner": (100, 100), "iscrowd": 1, "area": 10_000.0}
-    measured = figures(
-        annotated_of(small({"corner": (10, 10)}, crowd), with_masks=False), at((100, 100, 0.9), (10, 10, 0.5))
-    )
-    assert measured.overall["AP"] == 1
+    dataset = make_dataset(one_image({"corner": (10, 10)}, crowd), with_masks=False)
+    assert detection_metrics(dataset, detections_at((100, 100, 0.9), (10, 10, 0.5))).overall["AP"] == 1
 
 
-def test_the_best_hundred_count() -> None:
-    nowhere = [(100.0 + i % 10, 100.0, 0.9) for i in range(100)]
-    annotated = annotated_of(small({"corner": (10, 10)}), with_masks=False)
-    assert figures(annotated, at(*nowhere[:99], (10, 10, 0.5))).overall["AP"] == pytest.approx(1 / 100)
-    assert figures(annotated, at(*nowhere, (10, 10, 0.5))).overall["AP"] == 0
+def test_only_the_hundred_detections_of_highest_score_count() -> None:
+    false_positives = [(100.0 + i % 10, 100.0, 0.9) for i in range(100)]
+    dataset = make_dataset(one_image({"corner": (10, 10)}), with_masks=False)
+    hundredth = detection_metrics(dataset, detections_at(*false_positives[:99], (10, 10, 0.5)))
+    assert hundredth.overall["AP"] == pytest.approx(1 / 100)
+    assert detection_metrics(dataset, detections_at(*false_positives, (10, 10, 0.5))).overall["AP"] == 0
 
 
-def test_an_object_without_mask_cannot_be_found_by_its_mask() -> None:
+def test_an_object_without_a_mask_is_not_matched_by_mask() -> None:
     square = np.zeros((200, 200), np.uint8, order="F")
     square[10:50, 10:50] = 1
-    objects = small({"corner": (10, 10), "segmentation": masks.encode(square)},
-                    {"corner": (110, 10), "segmentation": {"counts": b""}})  # fmt: skip
-    found = at((10, 10, 0.9), (110, 10, 0.8))[0]._replace(masks=[masks.encode(square), masks.encode(square * 0)])
-    measured = figures(annotated_of(objects), [found]).overall
-    assert measured["AP"] == 1
-    assert measured["mask AP"] == pytest.approx(51 / 101)
+    ground_truth = one_image(
+        {"corner": (10, 10), "segmentation": coco_mask.encode(square)},
+        {"corner": (110, 10), "segmentation": {"counts": b""}},
+    )
+    masks = [coco_mask.encode(square), coco_mask.encode(square * 0)]
+    detections = detections_at((10, 10, 0.9), (110, 10, 0.8))[0]._replace(masks=masks)
+    overall = detection_metrics(make_dataset(ground_truth), [detections]).overall
+    assert overall["AP"] == 1
+    assert overall["mask AP"] == pytest.approx(51 / 101)
 
 
-def test_masks_are_measured_where_both_have_them(truth: Json) -> None:
-    boxes_only = found_of(detections(truth, "perfect"), truth, with_masks=False)
-    for measured in (
-        figures(annotated_of(truth), boxes_only),
-        figures(annotated_of(truth, with_masks=False), found_of(detections(truth, "perfect"), truth)),
+def test_mask_metrics_need_masks_in_the_dataset_and_in_the_detections(ground_truth: Json) -> None:
+    results = derive_results(ground_truth, "perfect")
+    boxes_only = to_detections(results, ground_truth, with_masks=False)
+    for metrics in (
+        detection_metrics(make_dataset(ground_truth), boxes_only),
+        detection_metrics(make_dataset(ground_truth, with_masks=False), to_detections(results, ground_truth)),
     ):
-        assert set(measured.overall) == set(COLUMNS)
-        assert all(set(row) == {"AP", "AP50", "AP75"} for row in measured.by_class.values())
+        assert set(metrics.overall) == set(COCO_METRICS)
+        assert all(set(class_metrics) == {"AP", "AP50", "AP75"} for class_metrics in metrics.per_class.values())
 
 
-@pytest.mark.parametrize("objects", [[], [{"corner": (0, 0), "iscrowd": 1}]])
-def test_nothing_to_count(objects: list[Json]) -> None:
+@pytest.mark.parametrize("annotations", [[], [{"corner": (0, 0), "iscrowd": 1}]])
+def test_a_dataset_without_objects_to_count_is_rejected(annotations: list[Json]) -> None:
     with pytest.raises(InputError, match=r"^data: no object to count in val$"):
-        figures(annotated_of(small(*objects), with_masks=False), at((0, 0, 0.5)))
+        detection_metrics(make_dataset(one_image(*annotations), with_masks=False), detections_at((0, 0, 0.5)))
