@@ -193,7 +193,7 @@ def _infer_fields(backbone: str, shapes: Shapes, timm_normalization: bool) -> di
         fields |= {"small_stem": True, "image_size": 32}
     patch_embed, pos_embed = shapes.get("patch_embed.proj.weight", ()), shapes.get("pos_embed", ())
     if module == "timm.models.vision_transformer" and len(patch_embed) == 4 and len(pos_embed) == 3:
-        # the class token and one more do not change the rounded-down square root
+        # up to two extra tokens (class, distillation) do not change the integer square root
         patch, grid = patch_embed[-1], math.isqrt(pos_embed[1])
         fields["image_size"] = grid * patch
         if f"patch{patch}_" not in backbone:

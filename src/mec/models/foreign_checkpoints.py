@@ -116,7 +116,7 @@ class CheckpointFormat:
 MOCO = ("query encoder", "key encoder")
 MOCO_V3 = ("base encoder", "momentum encoder")
 MOMENTUM = ("backbone", "momentum backbone")
-# the first format that matches is used; a format that is a special case of another one stands before it
+# the first format that matches is used; special cases of a format precede it
 FORMATS = (
     CheckpointFormat(
         "mec checkpoint", (r"^network\.encoder\.backbone\.",), MEC_BACKBONE_PREFIX, "network.teacher.0.backbone."
@@ -188,7 +188,9 @@ def encoder_from_checkpoint(
     if prefix is None or not any(key.startswith(prefix) for key in state_dict):
         prefixes = {b: p for b in BRANCHES if (p := format.prefix(b)) is not None}
         available = [b for b, p in prefixes.items() if any(key.startswith(p) for key in state_dict)]
-        raise InputError(f"encoder: {source} has no {branch}; this {format.name} has the {' and the '.join(available)}")
+        raise InputError(
+            f"encoder: {source} has no {branch or 'student'}; this {format.name} has the {' and the '.join(available)}"
+        )
     weights = format.rename_keys(
         {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
     )
@@ -217,9 +219,9 @@ def encoder_from_checkpoint(
 def _select_state_dict(
     checkpoint: Mapping[Any, Any], source: str, branch: str | None
 ) -> tuple[StateDict, str | None, str | None]:
-    """Return the state dict with the branch, the branch to select by its keys, and the branch that it is as a whole.
+    """Return the state dict that contains the branch, the branch still to select by key prefix, and the selected one.
 
-    One of the last two is None: a checkpoint holds its branches in separate state dicts or in one.
+    Checkpoints store their branches either in separate state dicts or in one, under different key prefixes.
     """
     for student_key, teacher_key in STATE_DICT_KEYS:
         state_dicts = {

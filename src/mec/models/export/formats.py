@@ -120,7 +120,7 @@ def write_timm(model: Encoder, folder: Path, license: str | None) -> None:
         "pretrained_cfg": {name: value for name, value in pretrained_cfg.items() if value is not None},
         "mec": _metadata(model, license),
     }
-    # whether an architecture has an img_size argument is found by trying, as in create_encoder
+    # whether an architecture has an img_size argument is found by trying, as when the encoder is built
     for arguments in ({"img_size": spec.image_size} | model_args, model_args):
         text = json.dumps(config | {"model_args": arguments}, indent=2)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
