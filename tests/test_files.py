@@ -7,7 +7,7 @@ from mec.files import atomic_write, rows_before_step
 ROWS = "epoch,step,kNN\n1,10,0.5\n2,20,0.6\n3,30,0.7\n"
 
 
-def test_rows_of_steps_that_a_resumed_run_does_not_take_again(tmp_path: Path) -> None:
+def test_rows_before_the_resumed_step_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "probes.csv"
     assert rows_before_step(path, 99) == []
     path.write_text(ROWS)
@@ -16,19 +16,19 @@ def test_rows_of_steps_that_a_resumed_run_does_not_take_again(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("cut", ["4", "4,", "4,40"])
-def test_a_row_that_a_full_disk_cut_is_none(tmp_path: Path, cut: str) -> None:
+def test_a_truncated_last_row_is_dropped(tmp_path: Path, cut: str) -> None:
     path = tmp_path / "probes.csv"
     path.write_text(ROWS + cut)
     assert [row["step"] for row in rows_before_step(path, 99)] == ["10", "20", "30"]
 
 
-def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "figures.json"
+def test_atomic_write_replaces_the_file_or_leaves_it_unchanged(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "metrics.json"
     with atomic_write(path) as temporary:
         temporary.write_text("old")
         assert not path.exists()
     with pytest.raises(KeyError), atomic_write(path) as temporary:
-        temporary.write_text("half of what is")
+        temporary.write_text("incomplete")
         raise KeyError
     assert path.read_text() == "old"
-    assert [p.name for p in path.parent.iterdir()] == ["figures.json"]
+    assert [p.name for p in path.parent.iterdir()] == ["metrics.json"]

@@ -1,4 +1,8 @@
-"""What several processes, started by torchrun, SLURM or lightning, do together: each its share, the first the rest."""
+"""Rank, world size and collectives of the processes that torchrun, SLURM or Lightning started.
+
+All code outside ``mec.coding`` and Lightning hooks uses this module for them. ``process_group`` opens a context;
+outside of it every function behaves as in a single process, except ``is_rank_zero``.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +26,10 @@ from torch.distributed.rendezvous import rendezvous
 
 from mec.errors import InputError
 
-ROWS = 8192
-"""Rows sent at once."""
-COMING, WAITING = timedelta(minutes=5), timedelta(days=30)
-"""How long processes wait for all to start, and then for what another is doing."""
+ROWS_PER_MESSAGE = 8192
+"""Rows that ``gather_rows`` sends in one message."""
+START_TIMEOUT, WAIT_TIMEOUT = timedelta(minutes=5), timedelta(days=30)
+"""Timeout for all processes to start, and for a process that waits for the work of another."""
 
 T = TypeVar("T")
 
@@ -34,77 +38,83 @@ T = TypeVar("T")
 class _Group:
     gloo: Any
     rank: int
-    count: int
+    world_size: int
     local_rank: int
 
 
 _group: _Group | None = None
-_starts = itertools.count()
+_num_starts = itertools.count()
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the one that writes, of those that torchrun, SLURM or lightning started.
+    """Return whether this process has rank 0 and therefore writes files.
 
-    Read from the environment: valid before a process group exists.
+    Read from the environment variables of torchrun, SLURM or Lightning: valid before a process group exists.
     """
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def world_size() -> int:
-    """How many processes are ``process_group``; 1 outside of it."""
-    return _group.count if _group else 1
+    """Return the number of processes in ``process_group``, 1 outside of it."""
+    return _group.world_size if _group else 1
 
 
 def get_rank() -> int:
+    """Return the rank of this process in ``process_group``, 0 outside of it."""
     return _group.rank if _group else 0
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """All processes go through the block alike, and leave it when the last has come to its end.
+    """Run the block in all processes together; no process leaves it before all have finished.
 
-    They are those of the process group that is there, else those that torchrun or SLURM's srun started, each with the
-    GPU of its local rank. With one process nothing happens.
+    Uses the initialized default process group, or else initializes one from the environment variables of torchrun or
+    srun and selects the GPU of the local rank. Does nothing for a single process.
 
     Raises:
-        InputError: in all of them where one has raised it, with ``agreed`` set; or not all processes have come.
+        InputError: raised in all processes, with ``on_all_ranks`` set, if one of them raised it; or not all processes
+            started in time.
     """
     global _group
-    made = False
-    if not _initialized() and (environment := _launched()) is not None:
-        _start(environment)
-        made = True
+    owns_group = False
+    if not _initialized() and (environment := _detect_environment()) is not None:
+        _init_process_group(environment)
+        owns_group = True
     if not _initialized() or dist.get_world_size() == 1:
         yield
         return
-    local_rank = environment.local_rank() if made else int(os.environ.get("LOCAL_RANK", "0"))
-    _group = _Group(_gloo(dist.group.WORLD), dist.get_rank(), dist.get_world_size(), local_rank)
+    local_rank = environment.local_rank() if owns_group else int(os.environ.get("LOCAL_RANK", "0"))
+    _group = _Group(_gloo_group(dist.group.WORLD), dist.get_rank(), dist.get_world_size(), local_rank)
     try:
         yield
         all_gather_objects(None)
     except InputError as error:
-        if not error.agreed:
-            _meet(None, str(error))  # raises it in all
+        if not error.on_all_ranks:
+            _all_gather(None, str(error))  # raises in all processes
         raise
     finally:
         _group = None
-        if made:
+        if owns_group:
             dist.destroy_process_group()
 
 
 def all_gather_objects(value: T) -> list[T]:
-    """What each process has, by rank. InputError: another process cannot go on."""
-    return [value] if _group is None else _meet(value, None)
+    """Return the values of all processes, by rank.
+
+    Raises:
+        InputError: another process has raised it.
+    """
+    return [value] if _group is None else _all_gather(value, None)
 
 
 def broadcast_object(value: T) -> T:
-    """What the first process has, in all of them."""
+    """Return the value of rank 0 in all processes."""
     return all_gather_objects(value if get_rank() == 0 else None)[0]  # type: ignore[return-value]
 
 
 @contextmanager
 def local_rank_zero_first() -> Iterator[None]:
-    """One process of each machine goes through the block before the others: they find what it has downloaded."""
+    """Run the block on local rank 0 of each machine first, so that the others find the files that it downloaded."""
     waits = _group is not None and _group.local_rank > 0
     if waits:
         all_gather_objects(None)
@@ -113,92 +123,103 @@ def local_rank_zero_first() -> Iterator[None]:
         all_gather_objects(None)
 
 
-def shard_range(length: int, batch: int) -> slice:
-    """This process's stretch of ``length`` images: whole batches, those that one process would make."""
-    batches = -(-length // batch)
-    start, stop = (-(-r * batches // world_size()) * batch for r in (get_rank(), get_rank() + 1))
+def shard_range(length: int, batch_size: int) -> slice:
+    """Return the contiguous shard of ``length`` images for this process.
+
+    It consists of whole batches, so that all processes together make the same batches as a single one.
+    """
+    num_batches = -(-length // batch_size)
+    start, stop = (-(-r * num_batches // world_size()) * batch_size for r in (get_rank(), get_rank() + 1))
     return slice(min(start, length), min(stop, length))
 
 
 def gather_rows(rows: Tensor, allocate: Callable[[int, int], Tensor]) -> Tensor:
-    """The rows (n, d) of all processes, by rank, in the first; its own in another. They come a block at a time.
+    """Concatenate the rows (n, d) of all processes on rank 0, by rank. Other ranks return their own rows.
 
-    ``allocate(n, d)`` makes the table that they go to. A process without rows need not know d.
+    Args:
+        rows: rows of this process, sent in blocks of ``ROWS_PER_MESSAGE``. d may be wrong where n is 0.
+        allocate: ``allocate(n, d)`` returns the table that rank 0 fills.
     """
     if _group is None:
         return rows
     shapes = all_gather_objects((len(rows), rows.shape[1]))
     if get_rank() > 0:
-        for block in torch.split(rows, ROWS) if len(rows) else ():
+        for block in torch.split(rows, ROWS_PER_MESSAGE) if len(rows) else ():
             dist.send(block.contiguous(), 0, _group.gloo)
         return rows
     table = allocate(sum(n for n, _ in shapes), max(d for _, d in shapes))
-    done = len(rows)
-    if done:
-        table[:done] = rows
-    for other, (n, _) in enumerate(shapes[1:], 1):
-        for block in torch.split(table[done : done + n], ROWS) if n else ():
-            dist.recv(block, other, _group.gloo)
-        done += n
+    num_filled = len(rows)
+    if num_filled:
+        table[:num_filled] = rows
+    for rank, (n, _) in enumerate(shapes[1:], 1):
+        for block in torch.split(table[num_filled : num_filled + n], ROWS_PER_MESSAGE) if n else ():
+            dist.recv(block, rank, _group.gloo)
+        num_filled += n
     return table
 
 
-def _meet(value: T, failure: str | None) -> list[T]:
+def _all_gather(value: T, error_message: str | None) -> list[T]:
+    """Gather values by rank. Raise InputError in all processes if one of them passes an error message."""
     assert _group is not None
-    met: list[Any] = [None] * _group.count
-    dist.all_gather_object(met, (failure, value), group=_group.gloo)
-    for failed, _ in met:
-        if failed is not None:
-            error = InputError(failed)
-            error.agreed = True
+    gathered: list[Any] = [None] * _group.world_size
+    dist.all_gather_object(gathered, (error_message, value), group=_group.gloo)
+    for message, _ in gathered:
+        if message is not None:
+            error = InputError(message)
+            error.on_all_ranks = True
             raise error
-    return [value for _, value in met]
+    return [value for _, value in gathered]
 
 
 def _initialized() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _launched() -> Any:
-    """The environment of several processes that were started together; None is of one."""
+def _detect_environment() -> Any:
+    """Return Lightning's cluster environment if torchrun or SLURM started several processes, else None."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # lightning advises srun wherever there is one
-            for kind in (TorchElasticEnvironment, SLURMEnvironment):
-                if kind.detect():
-                    found = kind()
-                    return found if found.world_size() > 1 else None
+            warnings.simplefilter("ignore")  # Lightning recommends srun wherever it is installed
+            for environment_type in (TorchElasticEnvironment, SLURMEnvironment):
+                if environment_type.detect():
+                    environment = environment_type()
+                    return environment if environment.world_size() > 1 else None
     except (RuntimeError, KeyError, ValueError) as error:
-        raise InputError(f"processes: their environment cannot be read ({' '.join(str(error).split())})") from error
+        message = " ".join(str(error).split())
+        raise InputError(
+            f"processes: expected the environment variables of torchrun or SLURM, got {message}"
+        ) from error
     return None
 
 
-def _start(environment: Any) -> None:
+def _init_process_group(environment: Any) -> None:
+    """Initialize the default process group with gloo and select the GPU. Sets MASTER_ADDR and MASTER_PORT."""
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
-    number, of = environment.global_rank(), environment.world_size()
+    rank, size = environment.global_rank(), environment.world_size()
     try:
-        # each time under names of its own: those of an earlier time may still be there, with addresses nobody hears
-        store = PrefixStore(f"together/{next(_starts)}", _store(number, of))
-        dist.init_process_group("gloo", store=store, rank=number, world_size=of, timeout=COMING)
+        # a new prefix each time: the store may still hold the addresses of an earlier, closed group
+        store = PrefixStore(f"mec/{next(_num_starts)}", _store(rank, size))
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=START_TIMEOUT)
     except RuntimeError as error:
-        where = f"{environment.main_address}:{environment.main_port}"
-        raise InputError(f"processes: {of} were announced and did not all come to {where} ({_first(error)})") from error
+        address = f"{environment.main_address}:{environment.main_port}"
+        raise InputError(
+            f"processes: expected {size} processes at {address}, but not all of them connected ({_first_line(error)})"
+        ) from error
     if torch.cuda.is_available():
         torch.cuda.set_device(environment.local_rank() % torch.cuda.device_count())
 
 
 @lru_cache(maxsize=1)
-def _store(number: int, of: int) -> Any:
-    """Where the processes find each other; it stays, for one that has just gone may be taken for the next."""
-    return next(rendezvous("env://", number, of, timeout=COMING))[0]
+def _store(rank: int, size: int) -> Any:
+    """Return the rendezvous store. It stays open: a client could mistake a store that just closed for the next one."""
+    return next(rendezvous("env://", rank, size, timeout=START_TIMEOUT))[0]
 
 
 @lru_cache(maxsize=1)
-def _gloo(world: Any) -> Any:
-    """One more group of the processes of ``world``, made once: for tables on the CPU, and to wait as long as the first
-    one works."""
-    return dist.new_group(backend="gloo", timeout=WAITING)
+def _gloo_group(world: Any) -> Any:
+    """Return a gloo group of the processes of ``world``, created once: for CPU tensors, and with a long timeout."""
+    return dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT)
 
 
-def _first(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, what a resumed run finds in them, and which process writes them."""
+"""Atomic writes, and the rows of a .csv file that a resumed run keeps."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place, on disk, when the block ends well; else it is removed."""
+    """Yield a temporary path that is flushed to disk and renamed to ``path`` when the block succeeds.
+
+    If the block raises, the temporary file is deleted and ``path`` is unchanged. Missing parent folders are created.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
     temporary = Path(name)
     try:
         yield temporary
@@ -28,12 +31,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def rows_before_step(path: Path, step: int) -> list[dict[str, str]]:
-    """The rows of a .csv whose column ``step`` is below ``step``: a run that is resumed there writes the others again.
+    """Return the rows of a .csv file whose column ``step`` is below ``step``: a resumed run writes the others again.
 
-    Without the file there are none; a last row that a full disk has cut is not among them.
+    Returns no rows if the file does not exist. A last row that a full disk cut short is dropped.
     """
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        whole = (row for row in csv.DictReader(file) if None not in row.values())
-        return [row for row in whole if int(row["step"]) < step]
+        complete_rows = (row for row in csv.DictReader(file) if None not in row.values())
+        return [row for row in complete_rows if int(row["step"]) < step]

@@ -1,4 +1,4 @@
-"""What is wrong with an option or a setting, in one line: its name, what came, what was expected, what is near."""
+"""One-line errors for invalid options and settings: the name, the expected value, the actual value, a suggestion."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 import types
 from typing import Any, Literal, Union, get_args, get_origin
 
-from mec.errors import did_you_mean, either
+from mec.errors import did_you_mean, join_with_or
 
-WORDS: dict[Any, str] = {
+TYPE_DESCRIPTIONS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
     str: "a value",
@@ -18,106 +18,119 @@ WORDS: dict[Any, str] = {
 }
 
 
-def kinds(hint: Any) -> tuple[Any, ...]:
-    """The members of a union; any other type alone."""
+def union_members(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or any other type as the only member."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def choices(hint: Any) -> list[str]:
-    """The words that a type allows, as they are typed; [] where it allows others too."""
-    words: list[str] = []
-    for kind in kinds(hint):
-        if get_origin(kind) is Literal:
-            words += [str(a) for a in get_args(kind)]
-        elif kind is bool:
-            words += ["true", "false"]
-        elif kind is type(None):
-            words.append("null")
+    """Return the values that a type allows, as typed on the command line; [] if it is not a finite set."""
+    values: list[str] = []
+    for member in union_members(hint):
+        if get_origin(member) is Literal:
+            values += [str(value) for value in get_args(member)]
+        elif member is bool:
+            values += ["true", "false"]
+        elif member is type(None):
+            values.append("null")
         else:
             return []
-    return words
+    return values
 
 
-def expected(hint: Any) -> str:
-    """A type in plain words."""
-    said = []
-    for kind in kinds(hint):
-        origin, inner = get_origin(kind), get_args(kind)
+def describe_type(hint: Any) -> str:
+    """Return a type in words, such as "a whole number or null"."""
+    descriptions = []
+    for member in union_members(hint):
+        origin, members = get_origin(member), get_args(member)
         if origin is Literal:
-            said += [str(a) for a in inner]
+            descriptions += [str(value) for value in members]
         elif origin is tuple:
-            said.append(f"{len(inner)} numbers in brackets, such as [0.2,1]")
+            descriptions.append(f"{len(members)} numbers in brackets, such as [0.2,1]")
         elif origin is not None and origin is not dict:
-            said.append(f"a list, such as [{'1,5' if int in inner else 'a,b'}]")
-        elif kind is bool:
-            said += ["true", "false"]
+            descriptions.append(f"a list, such as [{'1,5' if int in members else 'a,b'}]")
+        elif member is bool:
+            descriptions += ["true", "false"]
         else:
-            said.append(WORDS.get(origin or kind, "a path"))
-    return either(said)
+            descriptions.append(TYPE_DESCRIPTIONS.get(origin or member, "a path"))
+    return join_with_or(descriptions)
 
 
-def line(message: str, parser: argparse.ArgumentParser) -> str:
-    """What argparse or jsonargparse found wrong with the arguments of ``parser``, in our words."""
+def one_line_error(message: str, parser: argparse.ArgumentParser) -> str:
+    """Rewrite an error message of argparse or jsonargparse about the arguments of ``parser`` as one line."""
     message = " ".join(message.split())
-    # older versions of jsonargparse name the first of those that are missing
+    # older versions of jsonargparse name only the first missing argument
     message = re.sub(
         r'^Validation failed: Key "([\w.]+)" is required.*', r"the following arguments are required: \1", message
     )
-    if found := re.match(r'(?:the following arguments are required: |expected ")([\w.]+)', message):
-        inner, _ = _innermost(parser, found[1])
-        keys = message if inner is parser else message.replace(found[1].rpartition(".")[0] + ".", "")
-        return f"{inner.prog}: {_sentence(keys, inner)}"
-    return f"{parser.prog}: {_sentence(message, parser)}"
+    if match := re.match(r'(?:the following arguments are required: |expected ")([\w.]+)', message):
+        subparser, _ = _subparser_of(parser, match[1])
+        if subparser is not parser:
+            message = message.replace(match[1].rpartition(".")[0] + ".", "")
+        return f"{subparser.prog}: {_rewrite(message, subparser)}"
+    return f"{parser.prog}: {_rewrite(message, parser)}"
 
 
-def _sentence(message: str, parser: argparse.ArgumentParser) -> str:
-    if found := re.match(r"[Uu]nrecognized arguments: (.*)", message):
-        words = found[1].split(" ")
-        option = next((w.partition("=")[0] for w in words if w.startswith("-")), None)
-        if option is None:
-            return f"unexpected argument {words[0]!r}"
-        return f"unrecognized option {option}{did_you_mean(option, option_names(parser))}"
-    if found := re.match(r"the following arguments are required: (.*)", message):
-        missing = [shown(parser, key) for key in found[1].split(", ")]
+def _rewrite(message: str, parser: argparse.ArgumentParser) -> str:
+    if match := re.match(r"[Uu]nrecognized arguments: (.*)", message):
+        return _unrecognized(match[1].split(" "), parser)
+    if match := re.match(r"the following arguments are required: (.*)", message):
+        missing = [format_option(parser, key) for key in match[1].split(", ")]
         return f"expected {' and '.join(missing)}"
     if re.match(r'expected "\S+" to be one of', message):
         action = _subcommands(parser)
         assert action is not None
         return f"expected {action.metavar}, one of {', '.join(action.choices)}"
-    if found := re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message):
-        names = [name.strip("' ") for name in found[3].split(",")]
-        proposed = did_you_mean(found[2], names) or f"; expected {either(names)}"
-        return f"unknown {found[1].lower()} {found[2]!r}{proposed}"
-    if found := re.match(r"argument (\S+): expected (one|at least one) argument", message):
-        return f"{found[1]}: expected {_expected(parser, found[1].lstrip('-'))}, got nothing"
-    if found := re.match(r"argument (\S+?): ignored explicit argument '(.*)'", message):
-        return f"{found[1]}: expected no value, got {found[2]!r}"
-    if wrong := wrong_value(message, parser):
-        return f"{shown(parser, wrong[0], metavar=False)}: {wrong[1]}"
+    if match := re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message):
+        names = [name.strip("' ") for name in match[3].split(",")]
+        suggestion = did_you_mean(match[2], names) or f"; expected {join_with_or(names)}"
+        return f"unknown {match[1].lower()} {match[2]!r}{suggestion}"
+    if match := re.match(r"argument (\S+): expected (one|at least one) argument", message):
+        action = _action(parser, match[1].lstrip("-"))
+        expected = "a value" if action is None else describe_type(type_hint(action))
+        return f"{match[1]}: expected {expected}, got nothing"
+    if match := re.match(r"argument (\S+?): ignored explicit argument '(.*)'", message):
+        return f"{match[1]}: expected no value, got {match[2]!r}"
+    if invalid := invalid_value(message, parser):
+        key, description = invalid
+        return f"{format_option(parser, key, metavar=False)}: {description}"
     return message
 
 
-def wrong_value(message: str, parser: argparse.ArgumentParser) -> tuple[str, str] | None:
-    """The setting whose value jsonargparse refuses, and what was expected; None where it complains of other things."""
+def _unrecognized(arguments: list[str], parser: argparse.ArgumentParser) -> str:
+    option = next((a.partition("=")[0] for a in arguments if a.startswith("-")), None)
+    if option is None:
+        return f"unexpected argument {arguments[0]!r}"
+    for action in parser._actions:
+        if not action.option_strings and action.dest == option.lstrip("-"):  # --data
+            name = format_option(parser, action.dest)
+            return f"unrecognized option {option}; {name} is given without an option name"
+    return f"unrecognized option {option}{did_you_mean(option, option_names(parser))}"
+
+
+def invalid_value(message: str, parser: argparse.ArgumentParser) -> tuple[str, str] | None:
+    """Return the setting whose value jsonargparse refuses and a description: "expected a number, got 'ten'".
+
+    None if the message is about something else.
+    """
     message = " ".join(message.split())
-    found = re.match(r'(?:Parser key "([^"]+)"|([\w.]+)|argument --([\w.]+)):', message)
-    key = next(filter(None, found.groups()), "") if found else ""
+    match = re.match(r'(?:Parser key "([^"]+)"|([\w.]+)|argument --([\w.]+)):', message)
+    key = next(filter(None, match.groups()), "") if match else ""
     action = _action(parser, key)
     if action is None:
         return None
-    inner = [name for name in option_names(parser) if name.startswith(f"--{key}.")]
-    if inner:
-        return key, f"expected one of its settings: {', '.join(inner)}"
-    hint = hint_of(action)
-    value = re.search(r"(?:Got value: |Given value: |invalid \w+ value: |load config )(.*)$", message)
-    came = value[1].partition(" - ")[0].strip("'\"") if value else None
-    words = choices(hint)
-    got = "" if came is None else f", got {came!r}{did_you_mean(came, words)}"
-    return key, f"expected {expected(hint)}{got}"
+    settings = [name for name in option_names(parser) if name.startswith(f"--{key}.")]
+    if settings:
+        return key, f"expected one of its settings: {', '.join(settings)}"
+    hint = type_hint(action)
+    match = re.search(r"(?:Got value: |Given value: |invalid \w+ value: |load config )(.*)$", message)
+    value = match[1].partition(" - ")[0].strip("'\"") if match else None
+    got = "" if value is None else f", got {value!r}{did_you_mean(value, choices(hint))}"
+    return key, f"expected {describe_type(hint)}{got}"
 
 
 def option_names(parser: argparse.ArgumentParser) -> list[str]:
-    """Those that its help shows."""
+    """Return the names of the options that the help of ``parser`` lists."""
     return [
         name
         for action in parser._actions
@@ -127,37 +140,32 @@ def option_names(parser: argparse.ArgumentParser) -> list[str]:
     ]
 
 
-def hint_of(action: argparse.Action) -> Any:
-    """The type of its value; None for flags."""
+def type_hint(action: argparse.Action) -> Any:
+    """Return the type of the value of an option, None for flags."""
     return getattr(action, "_typehint", None) or action.type or (None if action.nargs == 0 else str)
 
 
-def shown(parser: argparse.ArgumentParser, key: str, metavar: bool = True) -> str:
-    """A setting as it is typed: DATA, --out OUT."""
-    parser, key = _innermost(parser, key)
+def format_option(parser: argparse.ArgumentParser, key: str, metavar: bool = True) -> str:
+    """Return an argument as typed on the command line, such as DATA or --out OUT."""
+    parser, key = _subparser_of(parser, key)
     action = _action(parser, key)
     if action is not None and not action.option_strings:
         return str(action.metavar or key.upper())
     return f"--{key} {key.rpartition('.')[2].upper()}" if metavar else f"--{key}"
 
 
-def _innermost(parser: argparse.ArgumentParser, key: str) -> tuple[argparse.ArgumentParser, str]:
-    """evaluate.knn.encoder: the parser of knn, and encoder."""
-    head, _, rest = key.partition(".")
-    while rest and head in _subparsers(parser):
-        parser, key = _subparsers(parser)[head], rest
-        head, _, rest = key.partition(".")
+def _subparser_of(parser: argparse.ArgumentParser, key: str) -> tuple[argparse.ArgumentParser, str]:
+    """Resolve the sub-commands in a key: evaluate.knn.encoder -> (the parser of knn, "encoder")."""
+    command, _, rest = key.partition(".")
+    while rest and command in _subparsers(parser):
+        parser, key = _subparsers(parser)[command], rest
+        command, _, rest = key.partition(".")
     return parser, key
 
 
 def _action(parser: argparse.ArgumentParser, key: str) -> argparse.Action | None:
-    parser, key = _innermost(parser, key)
+    parser, key = _subparser_of(parser, key)
     return next((a for a in parser._actions if a.dest == key), None)
-
-
-def _expected(parser: argparse.ArgumentParser, key: str) -> str:
-    action = _action(parser, key)
-    return "a value" if action is None else expected(hint_of(action))
 
 
 def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

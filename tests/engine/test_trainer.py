@@ -1,4 +1,4 @@
-"""How many processes train, and who started them."""
+"""Devices, nodes and launchers of the trainer."""
 
 import os
 import socket
@@ -39,47 +39,56 @@ needs_gloo = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_avai
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("SLURM_") or name in TORCHRUN:
             monkeypatch.delenv(name)
-    monkeypatch.setattr(rank_zero_only, "rank", 0)  # lightning sets it, and it would outlive the test
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # Lightning sets it for the whole process
 
 
-def processes(trainer: Any) -> tuple[int, int, int, int]:
+def sizes_and_rank(trainer: Any) -> tuple[int, int, int, int]:
     return trainer.num_devices, trainer.num_nodes, trainer.world_size, trainer.global_rank
 
 
 @pytest.mark.parametrize(
     ("environment", "expected"), [({}, (1, 1, 1, 0)), (TORCHRUN, (4, 2, 8, 5)), (SLURM, (3, 2, 6, 4))]
 )
-@pytest.mark.parametrize("asked", ["auto", "as started"])
-def test_processes_are_those_that_were_started(
-    environment: dict[str, str], expected: tuple[int, ...], asked: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("explicit", [False, True], ids=["auto", "explicit"])
+def test_sizes_are_those_of_the_launcher(
+    environment: dict[str, str],
+    expected: tuple[int, ...],
+    explicit: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    devices, nodes = ("auto", "auto") if asked == "auto" else expected[:2]
-    assert processes(make_trainer(tmp_path, devices, nodes, "32-true", "cpu")) == expected
+    devices, nodes = expected[:2] if explicit else ("auto", "auto")
+    assert sizes_and_rank(make_trainer(tmp_path, devices, nodes, "32-true", "cpu")) == expected
 
 
-def test_torchrun_below_srun_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """One task on each machine, which starts processes itself."""
+def test_torchrun_takes_precedence_over_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """srun starts one torchrun per machine, which starts the processes."""
     for name, value in (SLURM | {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1"} | TORCHRUN).items():
         monkeypatch.setenv(name, value)
-    assert processes(make_trainer(tmp_path, "auto", "auto", "32-true", "cpu")) == (4, 2, 8, 5)
+    assert sizes_and_rank(make_trainer(tmp_path, "auto", "auto", "32-true", "cpu")) == (4, 2, 8, 5)
 
 
 @pytest.mark.parametrize(
     ("environment", "devices", "nodes", "message"),
     [
-        (TORCHRUN, 8, "auto", r"devices: torchrun started 4 processes on each machine, got 8; leave it out"),
-        (TORCHRUN, 4, 1, r"nodes: torchrun started 2 machines, got 1; leave it out"),
-        (SLURM, 1, "auto", r"devices: SLURM started 3 processes on each machine, got 1"),
-        (SLURM, "auto", 3, r"nodes: SLURM started 2 machines, got 3"),
+        (
+            TORCHRUN,
+            8,
+            "auto",
+            r"devices: expected 4, because torchrun started 4 processes per machine, got 8; leave it out",
+        ),
+        (TORCHRUN, 4, 1, r"nodes: expected 2, because torchrun started 2 machines, got 1; leave it out"),
+        (SLURM, 1, "auto", r"devices: expected 3, because SLURM started 3 processes per machine, got 1"),
+        (SLURM, "auto", 3, r"nodes: expected 2, because SLURM started 2 machines, got 3"),
     ],
 )
-def test_other_numbers_than_were_started_are_refused(
+def test_sizes_that_differ_from_the_launcher_are_refused(
     environment: dict[str, str], devices: Any, nodes: Any, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name, value in environment.items():
@@ -89,8 +98,8 @@ def test_other_numbers_than_were_started_are_refused(
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
-def test_a_device_that_is_not_there_is_an_error_of_one_line(tmp_path: Path) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_an_unavailable_device_is_an_error_of_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^devices: ") as error:
         make_trainer(tmp_path, 1, 1, "32-true", "gpu")
     assert "\n" not in str(error.value)
@@ -102,10 +111,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def ended(commands: list[list[str]]) -> list[tuple[int, str]]:
-    """Exit statuses and what was said, of commands that run at the same time."""
+def run_commands(commands: list[list[str]]) -> list[tuple[int, str]]:
+    """Run commands at the same time and return their exit statuses and outputs."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    started = [
+    processes = [
         subprocess.Popen(
             [sys.executable, "-m", *command], env=environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -114,19 +123,19 @@ def ended(commands: list[list[str]]) -> list[tuple[int, str]]:
     ]  # fmt: skip
     deadline = time.monotonic() + TIME_LIMIT
     try:
-        said = [process.communicate(timeout=deadline - time.monotonic())[0] for process in started]
+        outputs = [process.communicate(timeout=deadline - time.monotonic())[0] for process in processes]
     finally:
-        for process in started:
+        for process in processes:
             process.kill()
-    return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
+    return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
 
 
-def pretraining(out: Path, *more: str) -> list[str]:
-    return ["mec", "pretrain", "digits", "--out", str(out), *ARGUMENTS, *more]
+def pretrain_command(out: Path, *options: str) -> list[str]:
+    return ["mec", "pretrain", "digits", "--out", str(out), *ARGUMENTS, *options]
 
 
 def on_two_nodes(command: list[str]) -> list[list[str]]:
-    meeting = [
+    rendezvous = [
         "--nnodes",
         "2",
         "--nproc-per-node",
@@ -136,53 +145,53 @@ def on_two_nodes(command: list[str]) -> list[list[str]]:
         "--master-port",
         str(free_port()),
     ]
-    return [["torch.distributed.run", "--node-rank", str(node), *meeting, "-m", *command] for node in range(2)]
+    return [["torch.distributed.run", "--node-rank", str(node), *rendezvous, "-m", *command] for node in range(2)]
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    out = tmp_path_factory.mktemp("runs") / "one"
-    assert ended([pretraining(out)])[0][0] == 0
+def single_process_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("runs") / "single"
+    assert run_commands([pretrain_command(out)])[0][0] == 0
     return Run(out)
 
 
-def assert_written_once(out: Path, one: Run, said: str) -> None:
-    """By the first process, and what one process alone would have written."""
-    assert {path.name for path in out.iterdir()} == {path.name for path in one.folder.iterdir()}
+def assert_written_once(out: Path, single_process_run: Run, output: str) -> None:
+    """Assert that only rank 0 has written files, and the same as a single process."""
+    assert {path.name for path in out.iterdir()} == {path.name for path in single_process_run.folder.iterdir()}
     assert len(list(out.glob("checkpoints/*"))) == len(list(out.glob("tensorboard/events*"))) == 1
-    assert said.count("encoder written to") == 1
-    rows, expected = Run(out).metrics(), one.metrics()
+    assert output.count("encoder written to") == 1
+    rows, expected = Run(out).metrics(), single_process_run.metrics()
     assert [row["step"] for row in rows] == [0, 1, 2]
-    # float32 adds up in another order, and three steps multiply what that changes: seen 1e-5
+    # float32 sums in another order, and three steps amplify the difference: 1e-5 observed
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected], rel=1e-4)
 
 
 @needs_gloo
-def test_two_nodes_that_meet_by_torchrun(one: Run, tmp_path: Path) -> None:
-    (status, first), (other, second) = ended(on_two_nodes(pretraining(tmp_path / "two")))
-    assert status == other == 0, first + second
-    assert_written_once(tmp_path / "two", one, first + second)
+def test_two_nodes_of_torchrun_train_like_one_process(single_process_run: Run, tmp_path: Path) -> None:
+    (status_0, output_0), (status_1, output_1) = run_commands(on_two_nodes(pretrain_command(tmp_path / "two")))
+    assert status_0 == status_1 == 0, output_0 + output_1
+    assert_written_once(tmp_path / "two", single_process_run, output_0 + output_1)
 
 
 @needs_gloo
-def test_lightning_starts_the_processes_that_were_asked_for(one: Run, tmp_path: Path) -> None:
-    ((status, said),) = ended([pretraining(tmp_path / "two", "--devices", "2")])
-    assert status == 0, said
-    assert_written_once(tmp_path / "two", one, said)
+def test_two_devices_of_lightning_train_like_one_process(single_process_run: Run, tmp_path: Path) -> None:
+    ((status, output),) = run_commands([pretrain_command(tmp_path / "two", "--devices", "2")])
+    assert status == 0, output
+    assert_written_once(tmp_path / "two", single_process_run, output)
 
 
-def test_torchrun_and_another_number_of_devices(tmp_path: Path) -> None:
-    ((status, said),) = ended(
-        [["torch.distributed.run", "--standalone", "-m", *pretraining(tmp_path / "run", "--devices", "2")]]
+def test_devices_that_differ_from_torchrun_are_refused_before_the_run_starts(tmp_path: Path) -> None:
+    ((status, output),) = run_commands(
+        [["torch.distributed.run", "--standalone", "-m", *pretrain_command(tmp_path / "run", "--devices", "2")]]
     )
-    assert status == 1  # torchrun's own, of any process that fails
-    assert "devices: torchrun started 1 processes on each machine, got 2; leave it out, or make them equal" in said
-    assert "make_trainer" not in said
+    assert status == 1  # the exit status of torchrun for any process that fails
+    assert "devices: expected 1, because torchrun started 1 processes per machine, got 2; leave it out" in output
+    assert "make_trainer" not in output
     assert not (tmp_path / "run").exists()
 
 
-def test_a_batch_too_small_for_its_processes(tmp_path: Path) -> None:
-    ((status, said),) = ended([pretraining(tmp_path / "run", "--devices", "4", "--batch_size", "6")])
+def test_a_batch_that_is_too_small_for_its_processes_is_refused(tmp_path: Path) -> None:
+    ((status, output),) = run_commands([pretrain_command(tmp_path / "run", "--devices", "4", "--batch_size", "6")])
     assert status == 2
-    assert "batch_size: expected at least 2 images per process, got 1: 6 of 1347 images over 4 processes" in said
+    assert "batch_size: expected at least 2 images per process, got 1: 6 of 1347 images over 4 processes" in output
     assert not (tmp_path / "run").exists()

@@ -8,7 +8,7 @@ from typing import Any
 
 import shtab
 
-from mec.option_errors import choices, hint_of, kinds
+from mec.option_errors import choices, type_hint, union_members
 
 PLACES = {
     "bash": "~/.local/share/bash-completion/completions/mec",
@@ -34,8 +34,8 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
             continue
         action.option_strings = [name for name in action.option_strings if not name.endswith("+")]
         if action.choices is None and action.nargs != 0:
-            action.choices = choices(hint_of(action)) or None
-            if action.choices is None and any(_may_be_path(kind) for kind in kinds(hint_of(action))):
+            action.choices = choices(type_hint(action)) or None
+            if action.choices is None and any(_may_be_path(kind) for kind in union_members(type_hint(action))):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
 
 

@@ -67,7 +67,7 @@ def _run(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.command == "pretrain":
         from mec.pretraining import pretrain
-        from mec.pretraining.online_probe import online_probe
+        from mec.pretraining.online_probe import create_online_probe
         from mec.pretraining.recipe_files import make_recipe
 
         settings = options.pretrain.as_dict()
@@ -75,7 +75,7 @@ def _run(arguments: Sequence[str]) -> None:
             settings.pop(name) for name in ("data", "out", "resume", "recipe", "probe_every")
         )
         recipe = make_recipe(settings)
-        probe = online_probe(data, every, recipe.workers)
+        probe = create_online_probe(data, every, recipe.workers)
         pretrain(data, out, recipe, resume, callbacks=[] if probe is None else [probe])
     elif options.command == "views":
         from mec.pretraining.contact_sheet import contact_sheet
@@ -154,7 +154,7 @@ def _detect(
 ) -> None:
     """Train and measure detectors, then draw; or only draw, with one that was trained before."""
     from mec import evaluate
-    from mec.evaluate.detection.predict import check_threshold, open_images_to_predict
+    from mec.evaluate.detection.predict import check_threshold, open_prediction_images
 
     if data is None and predict is None:
         raise InputError(f"data: expected {DETECTION_HELP}; or --predict IMAGES --out DETECTORS")
@@ -167,7 +167,7 @@ def _detect(
         raise InputError("out: expected a folder for the detectors")
     if predict is not None:
         check_threshold(threshold)  # what is wrong is told before the hours of training
-        open_images_to_predict(predict)
+        open_prediction_images(predict)
     if data is not None:
         result = evaluate.detect(data, str(encoder), out, **settings)
         if is_rank_zero():
@@ -227,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run([_as_meant(a) for a in (sys.argv[1:] if arguments is None else arguments)])
     except InputError as error:
         # a loader process sends its traceback along; the last line is the message
-        if is_rank_zero() or not error.agreed:
+        if is_rank_zero() or not error.on_all_ranks:
             print(f"mec: {str(error).splitlines()[-1].removeprefix('mec.errors.InputError: ')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from mec.option_errors import choices, hint_of, kinds, line
+from mec.option_errors import choices, one_line_error, type_hint, union_members
 
 DATA_HELP = (
     "a folder of images (labels: its sub-folders), a .txt list or .csv of path and label, WebDataset shards "
@@ -68,7 +68,7 @@ class Parser(ArgumentParser):
         super().__init__(formatter_class=Formatter, allow_abbrev=False, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        print(line(str(message), self), file=sys.stderr)
+        print(one_line_error(str(message), self), file=sys.stderr)
         sys.exit(2)
 
 
@@ -85,11 +85,11 @@ def add_settings(
 
 def metavar(action: argparse.Action) -> str:
     """What stands for the value of an option: N and X are whole and other numbers."""
-    hint = hint_of(action)
+    hint = type_hint(action)
     if words := choices(hint):
         return f"{{{','.join(words)}}}"
     names = []
-    for kind in kinds(hint):
+    for kind in union_members(hint):
         text = str(kind)
         if kind in (int, float):
             names.append({int: "N", float: "X"}[kind])

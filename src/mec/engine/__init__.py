@@ -1,1 +1,1 @@
-"""Trainer, checkpoints and progress shared by every training."""
+"""Trainer, FSDP, checkpoints and progress, shared by pretraining and evaluation."""

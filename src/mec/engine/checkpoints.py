@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, the last three of them, and the newest that is sound."""
+"""Checkpoints: atomic writes, checksums, the last three steps, and the newest intact one."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from mec.distributed import is_rank_zero
 from mec.errors import InputError
 from mec.files import atomic_write
 
-KEPT = 3
-CHECKSUM = 16
-"""Hexadecimal digits of the SHA-256 of a checkpoint that end its name."""
+NUM_KEPT = 3
+"""Number of steps whose checkpoints are kept."""
+CHECKSUM_DIGITS = 16
+"""Hexadecimal digits of the SHA-256 of a checkpoint at the end of its file name."""
+TEMPORARY_FILES = ("checkpoints/.step=*", ".metrics.csv.*", ".encoder.*", ".recipe.yaml.*", ".environment.json.*")
+"""Patterns of the temporary files of ``atomic_write`` in a run folder."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Written to a temporary file, flushed and renamed, its checksum in its name; read without running its code."""
+    """Writes a temporary file, flushes it and renames it to a name with its checksum. Loads tensors only, no code."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -37,12 +40,13 @@ class AtomicCheckpointIO(CheckpointIO):
                 checksum = _checksum(temporary)
             path.replace(path.with_name(f"{path.stem}-{checksum}{path.suffix}"))
         except (OSError, RuntimeError) as error:
-            cause = error.__context__ if isinstance(error, RuntimeError) else error  # PyTorch's own says nothing of it
+            # PyTorch's RuntimeError does not include the reason
+            cause = error.__context__ if isinstance(error, RuntimeError) else error
             if not isinstance(cause, OSError):
                 raise
             raise InputError(
-                f"out: {path} cannot be written ({cause.strerror}); the checkpoints before it are kept, and --resume "
-                "goes on from them"
+                f"out: {path} cannot be written ({cause.strerror}); earlier checkpoints are kept, continue from them "
+                "with --resume"
             ) from error
 
     def load_checkpoint(
@@ -50,7 +54,7 @@ class AtomicCheckpointIO(CheckpointIO):
     ) -> dict[str, Any]:
         try:
             checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
+        except Exception as error:  # torch raises many types for a damaged file
             raise InputError(f"resume: {path} cannot be read ({str(error).splitlines()[0]})") from error
         return checkpoint
 
@@ -59,86 +63,86 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def save_checkpoint(trainer: lightning.Trainer, folder: Path) -> None:
-    """Of this step, by all processes together; the last three steps are kept."""
+    """Save a checkpoint of this step and delete all but the last three. All processes must call this."""
     trainer.save_checkpoint(folder / f"step={trainer.global_step:09d}.ckpt")
     if trainer.is_global_zero:
-        for old in set(_files(folder)) - set(by_step(folder)[-KEPT:]):
-            old.unlink(missing_ok=True)
+        for path in set(_checkpoint_files(folder)) - set(sorted_by_step(folder)[-NUM_KEPT:]):
+            path.unlink(missing_ok=True)
 
 
-class LatestCheckpoints(Checkpoint):
-    """A checkpoint at the end of an epoch once ``every`` steps have passed, and at the end of the run."""
+class PeriodicCheckpoint(Checkpoint):
+    """Saves a checkpoint at the end of an epoch if ``every_n_steps`` have passed, and at the end of the run."""
 
-    def __init__(self, folder: Path, every: int) -> None:
-        self.folder, self.every = folder, every
-        self.saved_at: int | None = None
+    def __init__(self, folder: Path, every_n_steps: int) -> None:
+        self.folder, self.every_n_steps = folder, every_n_steps
+        self.last_saved_step: int | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.saved_at = trainer.global_step
+        self.last_saved_step = trainer.global_step
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        last = trainer.current_epoch + 1 == trainer.max_epochs
-        if trainer.global_step - (self.saved_at or 0) < self.every and not last:
+        is_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+        if trainer.global_step - (self.last_saved_step or 0) < self.every_n_steps and not is_last_epoch:
             return
-        self.saved_at = trainer.global_step
+        self.last_saved_step = trainer.global_step
         save_checkpoint(trainer, self.folder)
 
 
-def latest_checkpoint(run: Path, say: Callable[[str], object]) -> Path | None:
-    """The sound checkpoint of the latest step in a run folder; None where there is none at all.
+def latest_checkpoint(run: Path, log: Callable[[str], object]) -> Path | None:
+    """Return the intact checkpoint of the latest step in a run folder; None if the folder has no checkpoints.
 
-    Damaged ones that are newer are told to ``say`` and set aside as .damaged.
+    Newer checkpoints that are damaged are logged and renamed to .damaged.
 
     Raises:
-        InputError: all of them are damaged.
+        InputError: all checkpoints are damaged.
     """
-    found = by_step(run / "checkpoints")
+    paths = sorted_by_step(run / "checkpoints")
     damaged: list[Path] = []
-    for path in reversed(found):
-        if is_whole(path):
+    for path in reversed(paths):
+        if is_intact(path):
             break
         damaged.append(path)
-        say(f"{path} is damaged: it does not have the checksum in its name")
+        log(f"{path} is damaged: its checksum does not match its name")
     else:
-        if found:
+        if paths:
             raise InputError(f"resume: all checkpoints in {run} are damaged; start again in another folder")
         return None
     if is_rank_zero():
-        for bad in damaged:
-            bad.replace(bad.with_suffix(".damaged"))
+        for damaged_path in damaged:
+            damaged_path.replace(damaged_path.with_suffix(".damaged"))
     return path
 
 
-def step_of(checkpoint: Path) -> int:
-    """Steps that were taken before it."""
-    return int(re.split(r"[-.=]", checkpoint.name)[1])
+def checkpoint_step(path: Path) -> int:
+    """Return the number of steps taken before the checkpoint, from its name."""
+    return int(re.split(r"[-.=]", path.name)[1])
 
 
-def sweep(run: Path) -> None:
-    """Remove what a process that was killed while it wrote has left."""
-    for written in ("checkpoints/.step=*", ".metrics.csv.*", ".encoder.*", ".recipe.yaml.*", ".environment.json.*"):
-        for left in run.glob(written):
-            left.unlink(missing_ok=True)
+def remove_temporary_files(run: Path) -> None:
+    """Delete the temporary files of a process that was killed while writing."""
+    for pattern in TEMPORARY_FILES:
+        for path in run.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
-def _files(folder: Path) -> list[Path]:
-    """Oldest step first; of one step, what was written last comes last."""
+def _checkpoint_files(folder: Path) -> list[Path]:
+    """Return all checkpoint files, sorted by step, then by modification time."""
     return sorted(folder.glob("step=*.ckpt"), key=lambda path: (path.name.partition("-")[0], path.stat().st_mtime_ns))
 
 
-def by_step(folder: Path) -> list[Path]:
-    """One checkpoint of each step in a folder, the latest step last."""
-    return list({re.split(r"[-.]", path.name)[0]: path for path in _files(folder)}.values())
+def sorted_by_step(folder: Path) -> list[Path]:
+    """Return the most recently written checkpoint of each step in a folder, the latest step last."""
+    return list({re.split(r"[-.]", path.name)[0]: path for path in _checkpoint_files(folder)}.values())
 
 
-def is_whole(path: Path) -> bool:
-    """Whether it has the checksum in its name."""
-    checksum = re.fullmatch(r"step=\d+-([0-9a-f]+)\.ckpt", path.name)
+def is_intact(path: Path) -> bool:
+    """Return whether a checkpoint matches the checksum in its name."""
+    match = re.fullmatch(r"step=\d+-([0-9a-f]+)\.ckpt", path.name)
+    if match is None:  # the process was killed after the atomic write and before the checksum was added to the name
+        return True
     try:
-        return (
-            checksum is None or _checksum(path) == checksum[1]
-        )  # killed before it was named, it is whole all the same
-    except FileNotFoundError:  # another process has set it aside
+        return _checksum(path) == match[1]
+    except FileNotFoundError:  # another process has renamed it
         return False
 
 
@@ -147,4 +151,4 @@ def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(2**20):
             digest.update(block)
-    return digest.hexdigest()[:CHECKSUM]
+    return digest.hexdigest()[:CHECKSUM_DIGITS]

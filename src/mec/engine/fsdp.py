@@ -1,4 +1,4 @@
-"""Networks that do not fit one device: weights, gradients and optimizer spread over all of them (FSDP2)."""
+"""FSDP2 for networks that do not fit one device: weights, gradients and optimizer state sharded over devices."""
 
 from __future__ import annotations
 
@@ -23,16 +23,15 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from mec.models.encoder import Encoder
 from mec.models.siamese import Siamese
 
-LARGE = 0.1
-"""Share of the weights from which the blocks of a stage are gathered one by one."""
+LARGE_STAGE_FRACTION = 0.1
+"""Fraction of the parameters from which on the blocks of a stage are sharded separately."""
 
 
-class Sharded(ModelParallelStrategy):
-    """lightning's strategy for FSDP2, its checkpoints whole files that are read as all others are: without running
-    code from them."""
+class FSDP2Strategy(ModelParallelStrategy):
+    """Lightning's strategy for FSDP2 with unsharded checkpoints: one file, which is loaded without running code."""
 
-    def __init__(self, processes: int, backend: str | None) -> None:
-        super().__init__(processes, 1, save_distributed_checkpoint=False, process_group_backend=backend)
+    def __init__(self, world_size: int, backend: str | None) -> None:
+        super().__init__(world_size, 1, save_distributed_checkpoint=False, process_group_backend=backend)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         assert self.model is not None
@@ -47,30 +46,33 @@ class Sharded(ModelParallelStrategy):
     ) -> dict[str, Any]:
         assert self.model is not None
         checkpoint: dict[str, Any] = self.checkpoint_io.load_checkpoint(self.broadcast(os.fspath(checkpoint_path)))
-        whole = StateDictOptions(full_state_dict=True, strict=True)
-        set_model_state_dict(self.model, checkpoint["state_dict"], options=whole)
+        options = StateDictOptions(full_state_dict=True, strict=True)
+        set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            set_optimizer_state_dict(self.model, optimizer, state, options=whole)
+            set_optimizer_state_dict(self.model, optimizer, state, options=options)
         return checkpoint
 
 
-def shard(network: Siamese, mesh: DeviceMesh) -> None:
-    """Spread its weights over the devices of ``mesh``, the teacher's too; each block is gathered when it is needed."""
-    # also after the forward pass of the whole: the teacher has no other, and must be found as the student is
-    network.to(memory_format=torch.contiguous_format)  # weights in another order cannot be spread
-    spread = partial(fully_shard, mesh=mesh, reshard_after_forward=True)
+def apply_fsdp(network: Siamese, mesh: DeviceMesh) -> None:
+    """Shard the parameters of student and teacher over ``mesh``, in place. Each block is gathered when it is used."""
+    network.to(memory_format=torch.contiguous_format)  # fully_shard does not support channels-last weights
+    # reshard root modules too: the teacher has no backward pass to reshard it, and must be laid out like the student
+    shard = partial(fully_shard, mesh=mesh, reshard_after_forward=True)
     teacher: list[Any] = [] if network.teacher is None else [*network.teacher]
     for encoder in (network.encoder, *teacher[:1]):
         for block in _blocks(encoder.backbone):
-            spread(block)
-        spread(encoder.backbone)
+            shard(block)
+        shard(encoder.backbone)
     for head in (network.projector, network.predictor, *teacher[1:]):
         if head is not None:
-            spread(head)
+            shard(head)
 
 
-def whole_encoder(encoder: Encoder) -> Encoder:
-    """Itself; of a sharded one a copy with all its weights, in every process. All of them must call this."""
+def full_encoder(encoder: Encoder) -> Encoder:
+    """Return an unsharded copy of a sharded encoder in every process, or the encoder itself if it is not sharded.
+
+    All processes must call this.
+    """
     if not isinstance(encoder.backbone, FSDPModule):
         return encoder
     copy = Encoder(encoder.spec)
@@ -79,9 +81,12 @@ def whole_encoder(encoder: Encoder) -> Encoder:
 
 
 def _blocks(backbone: nn.Module) -> Iterator[nn.Module]:
-    """The blocks of a vision transformer, those of a ResNet's larger stages; the rest goes with the whole."""
+    """Yield the modules to shard separately: the blocks of a vision transformer, or of the larger stages of a ResNet.
+
+    All other parameters are sharded with the backbone.
+    """
     total = sum(p.numel() for p in backbone.parameters())
     for child in backbone.children():
-        large = sum(p.numel() for p in child.parameters()) >= LARGE * total
-        if large and isinstance(child, (nn.Sequential, nn.ModuleList)):
+        is_large = sum(p.numel() for p in child.parameters()) >= LARGE_STAGE_FRACTION * total
+        if is_large and isinstance(child, (nn.Sequential, nn.ModuleList)):
             yield from child.children()

@@ -1,4 +1,4 @@
-"""What is said on standard error while something long runs."""
+"""Log lines and progress bars on standard error."""
 
 from __future__ import annotations
 
@@ -11,63 +11,70 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from mec.distributed import get_rank
 
-LIVE_SECONDS, PLAIN_SECONDS = 0.5, 30
-"""Between two lines on a terminal, and elsewhere."""
+TERMINAL_INTERVAL, LOG_INTERVAL = 0.5, 30
+"""Seconds between two updates on a terminal, and between two lines elsewhere."""
 
 
 def log(line: str) -> None:
-    """Of processes that are together, the first says it."""
+    """Print a line to standard error, in the process of rank 0 only."""
     if get_rank() == 0:
         Console(stderr=True, soft_wrap=True).print(line, highlight=False, markup=False)
 
 
 class ProgressBar:
-    """How far it is and how long it will take: a live line on a terminal, a plain one every half minute elsewhere.
+    """Progress and remaining time: a live bar on a terminal, a line every half minute elsewhere.
 
     Args:
-        label: what is done; "" shows nothing, and of processes that are together only the first shows it.
-        total: how many of ``unit`` there are.
-        done: how many of them were there before.
-        unit: for people; "" shows no numbers.
+        label: name of the task; "" disables the bar. Only the process of rank 0 shows it.
+        total: number of units.
+        initial: number of units that were done before.
+        unit: name of the units, in the plural; "" hides the counts.
     """
 
-    def __init__(self, label: str, total: int, done: int = 0, unit: str = "images") -> None:
+    def __init__(self, label: str, total: int, initial: int = 0, unit: str = "images") -> None:
         label = label if get_rank() == 0 else ""
-        self.label, self.total, self.first, self.done, self.unit = label, total, done, done, unit
-        self.started = self.said = time.monotonic()
+        self.label, self.total, self.initial, self.done, self.unit = label, total, initial, initial, unit
+        self.start_time = self.last_update = time.monotonic()
         console = Console(stderr=True, soft_wrap=True)
-        self.live = console.is_terminal
-        self.every = math.inf if not label else LIVE_SECONDS if self.live else PLAIN_SECONDS
-        self.drawn = bool(label) and self.live
+        self.is_terminal = console.is_terminal
+        self.interval = math.inf if not label else TERMINAL_INTERVAL if self.is_terminal else LOG_INTERVAL
+        self.is_live = bool(label) and self.is_terminal
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(8), TextColumn("{task.fields[figures]}"), TimeElapsedColumn(),
+            TextColumn("{task.description}"), BarColumn(8), TextColumn("{task.fields[status]}"), TimeElapsedColumn(),
             TextColumn("left"), TimeRemainingColumn(), console=console, transient=True,
         )  # fmt: skip
-        self.row = self.bar.add_task(label, total=total, completed=done, figures="")
+        self.task = self.bar.add_task(label, total=total, completed=initial, status="")
 
     def __enter__(self) -> ProgressBar:
-        if self.drawn:
+        if self.is_live:
             self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.drawn:  # rich before 14 would print an empty line
+        if self.is_live:  # before rich 14, stopping a bar that was not started prints an empty line
             self.bar.stop()
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.started
+        """Seconds since the bar was created."""
+        return time.monotonic() - self.start_time
 
-    def advance(self, count: int, figures: Callable[[], str] | None = None) -> None:
-        """``figures`` says more; it is called only when a line is due, for it may have to wait for a device."""
+    def advance(self, count: int, describe: Callable[[], str] | None = None) -> None:
+        """Add ``count`` units.
+
+        Args:
+            count: number of units.
+            describe: returns more text to display, such as the loss. It is called only when an update is due,
+                because it may synchronize with the device.
+        """
         self.done += count
         now = time.monotonic()
-        if now - self.said < self.every or self.done >= self.total:
+        if now - self.last_update < self.interval or self.done >= self.total:
             return
-        self.said = now
-        numbers = f"{self.done:,} of {self.total:,} {self.unit}" if self.unit else ""
-        words = "  ".join(filter(None, [numbers, figures() if figures else ""]))
-        self.bar.update(self.row, completed=self.done, figures=words)
-        if not self.live:
-            left = (now - self.started) / max(1, self.done - self.first) * (self.total - self.done)
-            log(f"{self.label}: {words}, {left / 60:.0f} min left")
+        self.last_update = now
+        counts = f"{self.done:,} of {self.total:,} {self.unit}" if self.unit else ""
+        status = "  ".join(filter(None, [counts, describe() if describe else ""]))
+        self.bar.update(self.task, completed=self.done, status=status)
+        if not self.is_terminal:
+            seconds_left = (now - self.start_time) / max(1, self.done - self.initial) * (self.total - self.done)
+            log(f"{self.label}: {status}, {seconds_left / 60:.0f} min left")

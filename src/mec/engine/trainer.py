@@ -1,4 +1,12 @@
-"""lightning's Trainer as this package uses it: devices and precision chosen, checkpoints whole or absent, quiet."""
+"""Create a ``lightning.Trainer`` with devices, precision, strategy and atomic checkpoints configured.
+
+Global state that this module changes:
+
+- Importing it sets the loggers ``lightning.pytorch`` and ``lightning.fabric`` to WARNING for the rest of the process.
+- ``make_trainer`` ignores all warnings while the Trainer is constructed, then restores the warning filters.
+- In a process that Lightning started (not torchrun or SLURM), ``make_trainer`` starts a daemon thread that ends the
+  process with exit status 1 once its parent process has died.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +26,12 @@ from lightning.fabric.plugins.environments import (  # type: ignore[attr-defined
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
 
-from mec.data.workers import PATIENCE
+from mec.data.workers import POLL_SECONDS
 from mec.engine.checkpoints import AtomicCheckpointIO
-from mec.engine.fsdp import Sharded
+from mec.engine.fsdp import FSDP2Strategy
 from mec.errors import InputError
 
-# it announces devices and products; what matters of that is said by those who train
+# at INFO Lightning logs devices and advertisements; callers log what matters themselves
 for _name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
@@ -37,51 +45,52 @@ def make_trainer(
     strategy: str = "auto",
     **settings: Any,
 ) -> lightning.Trainer:
-    """A trainer that writes to ``folder``.
+    """Create a trainer that writes to ``folder``.
 
     Args:
-        folder: what a run writes goes below it.
-        devices: processes on each machine, or auto: as torchrun or SLURM started them, else all GPUs, or one process
-            of a CPU.
-        nodes: machines, or auto: as torchrun or SLURM started them, else one.
-        precision: lightning's, or auto: bf16-mixed on GPUs that have it, else 32-true.
-        accelerator: auto, gpu, cpu ...
-        strategy: of more than one process: ddp, or fsdp for networks that do not fit a device; auto is ddp.
-        settings: more of lightning's.
+        folder: root directory of everything that is written.
+        devices: processes per machine. auto: as torchrun or SLURM started them, else all GPUs, or one process on a
+            CPU.
+        nodes: number of machines. auto: as torchrun or SLURM started them, else one.
+        precision: precision of Lightning. auto: bf16-mixed on GPUs that support it, else 32-true.
+        accelerator: accelerator of Lightning: auto, gpu, cpu ...
+        strategy: strategy for more than one process: ddp, or fsdp for networks that do not fit one device; auto is
+            ddp.
+        settings: further arguments of ``lightning.Trainer``.
 
     Raises:
-        InputError: devices that are not there, or other numbers than were started.
+        InputError: unavailable devices, or numbers of devices or nodes that differ from those of torchrun or SLURM.
     """
     on_gpu = accelerator in ("auto", "gpu") and torch.cuda.is_available()
     if precision == "auto":
         precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
-    devices, nodes = _as_started(devices, nodes)
+    devices, nodes = _launched_sizes(devices, nodes)
     if devices == "auto":
-        devices = torch.cuda.device_count() if on_gpu else 1  # one process uses every core already
-    devices, nodes = _number("devices", devices), _number("nodes", nodes)
-    _end_with_parent()
+        devices = torch.cuda.device_count() if on_gpu else 1  # one process uses every CPU core
+    devices, nodes = _parse_count("devices", devices), _parse_count("nodes", nodes)
+    _exit_with_parent()
     plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-        plugins.append(SLURMEnvironment(auto_requeue=False))  # a stopped run says so by its exit status
-    processes = devices * nodes
-    across: Any = "auto"
-    if processes > 1:
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # the exit status reports a preempted run
+    world_size = devices * nodes
+    lightning_strategy: Any = "auto"
+    if world_size > 1:
         backend = None if on_gpu else "gloo"
-        across = Sharded(processes, backend) if strategy == "fsdp" else _ddp()
-    chosen: Any = {"precision": precision, "plugins": plugins, "num_nodes": nodes}
+        lightning_strategy = FSDP2Strategy(world_size, backend) if strategy == "fsdp" else _ddp_strategy()
+    untyped: Any = {"precision": precision, "plugins": plugins, "num_nodes": nodes}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return lightning.Trainer(
                 accelerator=accelerator,
                 devices=devices,
-                strategy=across,
+                strategy=lightning_strategy,
                 use_distributed_sampler=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 enable_checkpointing=True,
                 default_root_dir=os.fspath(folder),
-                **chosen,
+                **untyped,
                 **settings,
             )
         except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
@@ -89,52 +98,55 @@ def make_trainer(
 
 
 def native_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 numbers by itself (AVX-512 BF16, AMX), about twice as fast as float32."""
+    """Return whether this CPU has bfloat16 instructions (AVX-512 BF16, AMX), about twice as fast as float32."""
     try:
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    except AttributeError:  # other builds of PyTorch
+    except AttributeError:  # not in every build of PyTorch
         return False
 
 
-def _end_with_parent() -> None:
-    """A process that lightning has started does not outlive the one that started it, whatever ends that."""
+def _exit_with_parent() -> None:
+    """End a process that Lightning started when its parent process dies, for whatever reason."""
     if int(os.environ.get("LOCAL_RANK", "0")) == 0 or TorchElasticEnvironment.detect() or SLURMEnvironment.detect():
         return
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(PATIENCE)
+            time.sleep(POLL_SECONDS)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _ddp() -> DDPStrategy:
-    # statistics of BatchNorm are joined where they are made, so that there are none to broadcast
+def _ddp_strategy() -> DDPStrategy:
+    # SyncBatchNorm keeps the buffers equal in all processes, so they need no broadcast
     return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def _number(name: str, asked: int | str) -> int:
+def _parse_count(name: str, value: int | str) -> int:
     try:
-        return int(asked)
+        return int(value)
     except ValueError as error:
-        raise InputError(f"{name}: expected a number, or auto, got {asked!r}") from error
+        raise InputError(f"{name}: expected a number or auto, got {value!r}") from error
 
 
-def _as_started(devices: int | str, nodes: int | str) -> tuple[int | str, int | str]:
-    """The numbers of processes on a machine and of machines that torchrun or SLURM started, where one of them did."""
+def _launched_sizes(devices: int | str, nodes: int | str) -> tuple[int | str, int | str]:
+    """Return devices per node and nodes as torchrun or SLURM launched them; the arguments without a launcher."""
     environment = os.environ
     if TorchElasticEnvironment.detect():
-        started = int(environment["LOCAL_WORLD_SIZE"]), int(environment.get("GROUP_WORLD_SIZE", "1"))
-        by = "torchrun"
+        launched = int(environment["LOCAL_WORLD_SIZE"]), int(environment.get("GROUP_WORLD_SIZE", "1"))
+        launcher = "torchrun"
     elif SLURMEnvironment.detect():
-        machines = int(environment.get("SLURM_NNODES", "1"))
-        started, by = (int(environment["SLURM_NTASKS"]) // machines, machines), "SLURM"
+        num_nodes = int(environment.get("SLURM_NNODES", "1"))
+        launched, launcher = (int(environment["SLURM_NTASKS"]) // num_nodes, num_nodes), "SLURM"
     else:
         return devices, 1 if nodes == "auto" else nodes
-    for name, asked, found in zip(("devices", "nodes"), (devices, nodes), started, strict=True):
-        if asked not in ("auto", found) and str(asked) != str(found):
-            what = "processes on each machine" if name == "devices" else "machines"
-            raise InputError(f"{name}: {by} started {found} {what}, got {asked}; leave it out, or make them equal")
-    return started
+    for name, value, expected in zip(("devices", "nodes"), (devices, nodes), launched, strict=True):
+        if value not in ("auto", expected) and str(value) != str(expected):
+            unit = "processes per machine" if name == "devices" else "machines"
+            raise InputError(
+                f"{name}: expected {expected}, because {launcher} started {expected} {unit}, got {value}; leave it out "
+                "or make them equal"
+            )
+    return launched

@@ -10,7 +10,7 @@ from typing import Any
 import lightning
 from torch import Tensor
 
-from mec.engine.checkpoints import LatestCheckpoints
+from mec.engine.checkpoints import PeriodicCheckpoint
 from mec.engine.progress import ProgressBar
 from mec.engine.trainer import make_trainer
 from mec.errors import InputError
@@ -52,7 +52,7 @@ def detection_trainer(
         # not max_steps: resumed from a checkpoint at the end of an epoch, Lightning would skip most of the next one
         max_epochs=math.ceil(schedule.max_steps / interval),
         logger=False,
-        callbacks=[DetectionProgress(folder, label), LatestCheckpoints(folder / "checkpoints", interval)],
+        callbacks=[DetectionProgress(folder, label), PeriodicCheckpoint(folder / "checkpoints", interval)],
     )
 
 
