@@ -58,7 +58,7 @@ class ShuffledShards(Dataset[Batch]):
         dataset: the shards.
         cropper: crops the images of a slice.
         sampler: seed, batch size and position of this process.
-        num_slices: slices of the batch of this process; each has whole lanes, so there may be fewer.
+        num_slices: slices in a batch of this process, one or more lanes each; at most the number of its lanes.
     """
 
     def __init__(self, dataset: ShardDataset, cropper: Cropper, sampler: StepSampler, num_slices: int = 1) -> None:
