@@ -20,15 +20,15 @@ from mec.data.datasets import open_dataset
 from mec.data.loaders import evaluation_loader
 from mec.data.pixels import pad_to_square, resize_longer_side
 from mec.data.transforms.crop import Batch
+from mec.embedding.extract import apply_to_images, feature_function
+from mec.embedding.images import BATCH, check_channels, pixel_format_of
 from mec.embedding.neighbors import best_device
 from mec.errors import InputError
-from mec.evaluate.features import frozen, gather
-from mec.evaluate.task import BATCH, check_channels, pixel_format_of
 from mec.models.encoder import Encoder
 from mec.models.io import load_encoder
 from mec.report import images
 from mec.report.cache import keep, kept, key_of
-from mec.report.inputs import not_opened, sampling_of, source_of, weights_of
+from mec.report.inputs import Sampling, not_opened, sampling_of, source_of, weights_of
 from mec.report.schema import EmbeddedImage, Learned, Missing, Neighbors
 
 CELL, SIDE = 48, 96
@@ -91,18 +91,18 @@ def learned(
     return found
 
 
-def _opened(source: str, sampling: dict[str, int | None]) -> tuple[ImageDataset, str]:
+def _opened(source: str, sampling: Sampling) -> tuple[ImageDataset, str]:
     """The images, and what they are called."""
-    tested = open_dataset(source, "test", **sampling)
+    tested = open_dataset(source, "test", None, *sampling)
     if tested.labels is not None and len(tested):
         return tested, "test images"
-    return open_dataset(source, "all", **sampling), "images"
+    return open_dataset(source, "all", None, *sampling), "images"
 
 
 def _affordable(encoder: Encoder, most: int) -> int:
     if most <= LEAST or best_device().type != "cpu":
         return most
-    features = frozen(encoder, best_device())
+    features = feature_function(encoder, best_device())
     few = torch.zeros(8, encoder.spec.channels, encoder.image_size, encoder.image_size, dtype=torch.uint8)
     features(few)
     started = time.perf_counter()
@@ -112,7 +112,7 @@ def _affordable(encoder: Encoder, most: int) -> int:
 
 def _chosen(dataset: ImageDataset, count: int) -> NDArray[np.int64]:
     """From all over the source, of each class in proportion; streamed ones as they are soonest reached."""
-    if dataset.labels is None or hasattr(dataset, "stretches"):
+    if dataset.labels is None or hasattr(dataset, "shard_ranges"):
         return evenly_spaced(dataset, count)
     order = np.random.default_rng(0).permutation(len(dataset))
     order = order[np.asarray(dataset.labels)[order].argsort(kind="stable")]
@@ -126,7 +126,7 @@ def _made(
     seen: dict[int, Image.Image] = {}
     reading = pixel_format_of(encoder)
     loader = evaluation_loader(dataset, reading, encoder.image_size, BATCH)
-    table, rows = gather(dataset, _noting(loader, seen), "features", frozen(encoder, best_device()))
+    table, rows = apply_to_images(dataset, _noting(loader, seen), "features", feature_function(encoder, best_device()))
     features, numbers = table.double().numpy(), rows.tolist()
     if len(numbers) < 2:
         return Missing("A map takes at least two images that can be read.")

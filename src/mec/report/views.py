@@ -36,7 +36,7 @@ def views(run: Path, data: str | os.PathLike[str] | None, say: Callable[[str], o
     if isinstance(source, Missing):
         return source
     try:
-        recipe = replace(Run(run).recipe(), **sampling_of(run, source))
+        recipe = replace(Run(run).recipe(), frame_stride=sampling_of(run, source).frame_stride)
     except (InputError, OSError) as error:
         return Missing(f"The run's recipe cannot be read: {error}")
     say(f"views: {IMAGES} images of {images.printable(source)}, {PAIRS} pairs of each")
