@@ -19,21 +19,22 @@ from mec.distributed import (
     shard_range,
     world_size,
 )
+from mec.embedding.extract import feature_table
 from mec.errors import InputError
-from mec.evaluate.features import feature_table
-from tests.evaluate.launched import environment, launch
+from tests.evaluate.multi_process import environment, launch
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 
 
-def slurm(number: int, of: int, port: int) -> dict[str, str]:
+def slurm_environment(rank: int, count: int, port: int) -> dict[str, str]:
+    """Return the variables that srun sets on one machine."""
     return {
         "SLURM_JOB_ID": "4321",
         "SLURM_JOB_NAME": "embed",
-        "SLURM_NTASKS": str(of),
-        "SLURM_NTASKS_PER_NODE": str(of),
-        "SLURM_PROCID": str(number),
-        "SLURM_LOCALID": str(number),
+        "SLURM_NTASKS": str(count),
+        "SLURM_NTASKS_PER_NODE": str(count),
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank),
         "SLURM_NODEID": "0",
         "SLURM_NODELIST": "localhost",
         "MASTER_ADDR": "127.0.0.1",
@@ -41,7 +42,7 @@ def slurm(number: int, of: int, port: int) -> dict[str, str]:
     }
 
 
-def test_one_process_is_no_group() -> None:
+def test_a_single_process_initializes_no_group() -> None:
     with process_group(), local_rank_zero_first():
         assert (world_size(), get_rank(), all_gather_objects("a"), broadcast_object(3)) == (1, 0, ["a"], 3)
         assert shard_range(700, 256) == slice(0, 700)
@@ -50,118 +51,113 @@ def test_one_process_is_no_group() -> None:
         assert gather_rows(rows, torch.empty) is rows
 
 
-@pytest.mark.parametrize("of", [environment, slurm])
-def test_processes_meet(tmp_path: Path, of: Any) -> None:
-    def work(number: int) -> Any:
+@pytest.mark.parametrize("environment_of", [environment, slurm_environment])
+def test_processes_of_torchrun_and_slurm_form_a_group(tmp_path: Path, environment_of: Any) -> None:
+    def work(rank: int) -> Any:
         with process_group():
-            before = time.time()
             with local_rank_zero_first():
-                times = [time.time()]
+                start = time.time()
                 time.sleep(0.2)
-                times.append(time.time())
-            found = (
-                world_size(),
-                get_rank(),
-                all_gather_objects(number * 10),
-                broadcast_object(f"of {number}"),
-                times,
-                before,
-            )
-        return found, dist.is_initialized(), world_size()
+                end = time.time()
+            collectives = world_size(), get_rank(), all_gather_objects(rank * 10), broadcast_object(f"from {rank}")
+        return collectives, (start, end), dist.is_initialized(), world_size()
 
-    ended = launch(2, work, tmp_path, of)
-    for number, (value, status, _, err) in enumerate(ended):
-        assert status == 0, err
-        (found, initialized, after) = value
-        assert found[:4] == (2, number, [0, 10], "of 0")
-        assert (initialized, after) == (False, 1)
-    assert ended[1].value[0][4][0] >= ended[0].value[0][4][1]
+    results = launch(2, work, tmp_path, environment_of)
+    for rank, result in enumerate(results):
+        assert result.status == 0, result.err
+        collectives, _, initialized, size_outside = result.value
+        assert collectives == (2, rank, [0, 10], "from 0")
+        assert (initialized, size_outside) == (False, 1)
+    (_, (_, end_of_first), *_), (_, (start_of_second, _), *_) = (result.value for result in results)
+    assert start_of_second >= end_of_first
 
 
-@pytest.mark.parametrize(("length", "of"), [(0, 3), (1, 3), (255, 2), (256, 2), (700, 3), (1024, 4), (5001, 7)])
-def test_shares_are_whole_batches_in_order(monkeypatch: pytest.MonkeyPatch, length: int, of: int) -> None:
-    found, sizes = [], []
-    for number in range(of):
-        monkeypatch.setattr(distributed, "_group", distributed._Group(None, number, of, number))
-        own = list(range(length))[shard_range(length, 256)]
-        assert not own or own[0] % 256 == 0
-        found += own
-        sizes.append(-(-len(own) // 256))
-    assert found == list(range(length))
-    assert max(sizes) - min(sizes) <= 1
+@pytest.mark.parametrize(("length", "count"), [(0, 3), (1, 3), (255, 2), (256, 2), (700, 3), (1024, 4), (5001, 7)])
+def test_shards_are_whole_batches_in_order(monkeypatch: pytest.MonkeyPatch, length: int, count: int) -> None:
+    indices, num_batches = [], []
+    for rank in range(count):
+        monkeypatch.setattr(distributed, "_group", distributed._Group(None, rank, count, rank))
+        shard = list(range(length))[shard_range(length, 256)]
+        assert not shard or shard[0] % 256 == 0
+        indices += shard
+        num_batches.append(-(-len(shard) // 256))
+    assert indices == list(range(length))
+    assert max(num_batches) - min(num_batches) <= 1
 
 
-def test_rows_are_joined_by_rank_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More rows than a block, none at all, and a table that is mapped from a file."""
-    monkeypatch.setattr(distributed, "ROWS", 64)
-    monkeypatch.setattr("mec.evaluate.features.IN_MEMORY", 1000)
+def test_rows_are_gathered_by_rank_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More rows than a block, no rows, and a table that is mapped from a file."""
+    monkeypatch.setattr(distributed, "ROWS_PER_MESSAGE", 64)
+    monkeypatch.setattr("mec.embedding.extract.MAX_RAM_BYTES", 1000)
     lengths = [100, 0, 200, 30]
 
-    def work(number: int) -> Any:
-        rows = torch.full((lengths[number], 3 if lengths[number] else 0), float(number))
+    def work(rank: int) -> Any:
+        rows = torch.full((lengths[rank], 3 if lengths[rank] else 0), float(rank))
         rows += torch.arange(len(rows))[:, None] / 1000
         with process_group():
-            found = gather_rows(rows, lambda n, d: feature_table(n, d, torch.float32))
-        return found.numpy()
+            table = gather_rows(rows, lambda n, d: feature_table(n, d, torch.float32))
+        return table.numpy()
 
-    ended = launch(4, work, tmp_path)
+    results = launch(4, work, tmp_path)
     expected = np.concatenate([n + np.arange(lengths[n])[:, None].repeat(3, 1) / 1000 for n in (0, 2, 3)])
-    np.testing.assert_allclose(ended[0].value, expected, atol=1e-6)
+    np.testing.assert_allclose(results[0].value, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("failing", [0, 1])
-def test_an_error_of_one_is_one_of_all(tmp_path: Path, failing: int) -> None:
-    def work(number: int) -> Any:
+@pytest.mark.parametrize("failing_rank", [0, 1])
+def test_an_input_error_of_one_process_is_raised_in_all(tmp_path: Path, failing_rank: int) -> None:
+    def work(rank: int) -> Any:
         try:
             with process_group():
-                all_gather_objects(number)
-                if number == failing:
+                all_gather_objects(rank)
+                if rank == failing_rank:
                     raise InputError("data: too bad")
-                broadcast_object(number)
+                broadcast_object(rank)
         except InputError as error:
-            return str(error), error.agreed, world_size(), dist.is_initialized()
+            return str(error), error.on_all_ranks, world_size(), dist.is_initialized()
         return None
 
-    started = time.monotonic()
-    assert [e.value for e in launch(3, work, tmp_path)] == [("data: too bad", True, 1, False)] * 3
-    assert time.monotonic() - started < 30
+    start = time.monotonic()
+    assert [result.value for result in launch(3, work, tmp_path)] == [("data: too bad", True, 1, False)] * 3
+    assert time.monotonic() - start < 30
 
 
-def test_one_that_ends_does_not_leave_the_others_waiting(tmp_path: Path) -> None:
-    def work(number: int) -> Any:
+def test_a_process_that_exits_does_not_leave_the_others_waiting(tmp_path: Path) -> None:
+    def work(rank: int) -> Any:
         with process_group():
-            all_gather_objects(number)
-            if number == 1:
+            all_gather_objects(rank)
+            if rank == 1:
                 os._exit(7)
-            all_gather_objects(number)
+            all_gather_objects(rank)
 
-    started = time.monotonic()
-    assert [e.status for e in launch(3, work, tmp_path)] == [1, 7, 1]
-    assert time.monotonic() - started < 30
+    start = time.monotonic()
+    assert [result.status for result in launch(3, work, tmp_path)] == [1, 7, 1]
+    assert time.monotonic() - start < 30
 
 
-def test_a_group_that_is_there_is_taken_and_left(tmp_path: Path) -> None:
-    def work(number: int) -> Any:
-        dist.init_process_group("gloo", rank=number, world_size=2)
-        found = []
+def test_an_initialized_group_is_used_and_kept(tmp_path: Path) -> None:
+    def work(rank: int) -> Any:
+        dist.init_process_group("gloo", rank=rank, world_size=2)
+        gathered = []
         for _ in range(2):
             with process_group():
-                found.append(all_gather_objects(number))
+                gathered.append(all_gather_objects(rank))
         dist.barrier()
-        return found, dist.is_initialized()
+        return gathered, dist.is_initialized()
 
-    assert [e.value for e in launch(2, work, tmp_path)] == [([[0, 1], [0, 1]], True)] * 2
+    assert [result.value for result in launch(2, work, tmp_path)] == [([[0, 1], [0, 1]], True)] * 2
 
 
-def test_processes_that_do_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "COMING", distributed.timedelta(seconds=2))
+def test_processes_that_do_not_start_in_time_are_an_input_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "START_TIMEOUT", distributed.timedelta(seconds=2))
 
-    def work(number: int) -> Any:
+    def work(rank: int) -> Any:
         try:
             with process_group():
                 return None
         except InputError as error:
             return str(error)
 
-    (ended,) = launch(1, work, tmp_path, lambda *_: environment(0, 2, _[2]))
-    assert ended.value.startswith("processes: 2 were announced and did not all come to 127.0.0.1:")
+    (result,) = launch(1, work, tmp_path, lambda rank, count, port: environment(0, 2, port))
+    assert result.value.startswith("processes: expected 2 processes at 127.0.0.1:")

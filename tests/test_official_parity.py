@@ -1,4 +1,4 @@
-"""Against figures computed with the paper's own code, in float64 (see the file's README for its keys)."""
+"""Parity with values computed by the paper's own code in float64. The README next to the file explains its keys."""
 
 from pathlib import Path
 
@@ -20,14 +20,16 @@ def reference(reference_file: Path) -> Reference:
         return {key: file[key] for key in file.files}
 
 
-def cases(reference: Reference) -> list[int]:
+def loss_cases(reference: Reference) -> list[int]:
     return sorted(int(key[4:-2]) for key in reference if key.startswith("loss") and key.endswith("_m"))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-def test_values_and_gradients(reference: Reference, dtype: torch.dtype, tolerance: float) -> None:
-    assert cases(reference)
-    for i in cases(reference):
+def test_values_and_gradients_match_the_official_code(
+    reference: Reference, dtype: torch.dtype, tolerance: float
+) -> None:
+    assert loss_cases(reference)
+    for i in loss_cases(reference):
         m, order = int(reference[f"loss{i}_m"]), int(reference[f"loss{i}_order"])
         lamda_inv = float(reference[f"loss{i}_lamda_inv"])
         p = torch.tensor(reference[f"loss{i}_p"], dtype=dtype, requires_grad=True)
@@ -46,17 +48,17 @@ def test_values_and_gradients(reference: Reference, dtype: torch.dtype, toleranc
         assert loss.item() == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
-def test_spectral_norm(reference: Reference) -> None:
-    for i in cases(reference):
+def test_spectral_norm_matches_the_official_code(reference: Reference) -> None:
+    for i in loss_cases(reference):
         m, lamda_inv = int(reference[f"loss{i}_m"]), float(reference[f"loss{i}_lamda_inv"])
         p, z = torch.tensor(reference[f"loss{i}_p"]), torch.tensor(reference[f"loss{i}_z"])
         norm = spectral_norm(p, z, lamda_inv / m, steps=2000)
         assert norm == pytest.approx(float(reference[f"loss{i}_specnorm"]), rel=1e-6)
 
 
-def official_name(ours: str) -> str:
-    """Our key -> the official one: encoder.conv, encoder.bn, encoder.fc.*, predictor.*, and teacher.* likewise."""
-    for own, official in (
+def official_name(key: str) -> str:
+    """Translate a key of our state dict: encoder.conv, encoder.bn, encoder.fc.*, predictor.*, and likewise teacher.*"""
+    for prefix, official_prefix in (
         ("teacher.0.0.", "teacher.conv."),
         ("teacher.0.1.", "teacher.bn."),
         ("teacher.1.", "teacher.fc."),
@@ -64,13 +66,13 @@ def official_name(ours: str) -> str:
         ("encoder.1.", "encoder.bn."),
         ("projector.", "encoder.fc."),
     ):
-        if ours.startswith(own):
-            return official + ours.removeprefix(own)
-    return ours
+        if key.startswith(prefix):
+            return official_prefix + key.removeprefix(prefix)
+    return key
 
 
-def test_training_trace(reference: Reference) -> None:
-    """The official run with our networks, loss, teacher and schedules: every loss, coding length, weight and buffer."""
+def test_training_reproduces_the_official_run(reference: Reference) -> None:
+    """Every loss, coding length, weight and buffer, with our networks, loss, teacher and schedules."""
     steps, m = reference["trace_x1"].shape[:2]
     warmup = steps // 2
     features, channels = reference["trace_init/encoder.conv.weight"].shape[:2]
@@ -84,27 +86,27 @@ def test_training_trace(reference: Reference) -> None:
         nn.Flatten(),
     )
     network = Siamese(encoder, Projector(features, hidden, d), Predictor(d, bottleneck)).double()
-    names = {ours: official_name(ours) for ours in network.state_dict()}
+    names = {key: official_name(key) for key in network.state_dict()}
     assert sorted(names.values()) == sorted(k.removeprefix("trace_init/") for k in reference if "trace_init/" in k)
     network.load_state_dict({k: torch.tensor(reference[f"trace_init/{v}"]) for k, v in names.items()})
 
-    base = 0.5 * m / 256
+    base_lr = 0.5 * m / 256
     trainable = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trainable, base, momentum=0.9, weight_decay=1e-5)
+    optimizer = torch.optim.SGD(trainable, base_lr, momentum=0.9, weight_decay=1e-5)
     target = float(reference["trace_eps_d"])
     objective = MECLoss(target, order=4)
     for t in range(steps):
-        rate = base * lr_factor(t, steps, warmup)
+        lr = base_lr * lr_factor(t, steps, warmup)
         distortion = distortion_at(t, target, 8, warmup)
         momentum = teacher_momentum(t, steps, 0.996)
-        assert rate == pytest.approx(float(reference["trace_lr"][t]), abs=1e-15)
+        assert lr == pytest.approx(float(reference["trace_lr"][t]), abs=1e-15)
         assert distortion * m == pytest.approx(float(reference["trace_lamda_inv"][t]), rel=1e-13)
         assert momentum == pytest.approx(float(reference["trace_momentum"][t]), rel=1e-13)
 
-        optimizer.param_groups[0]["lr"] = rate
+        optimizer.param_groups[0]["lr"] = lr
         codes = network(torch.tensor(reference["trace_x1"][t]), torch.tensor(reference["trace_x2"][t]))
         loss = objective(*codes, distortion=distortion)
-        # the official code reports mu / m times the mean log det
+        # the official code reports mu / m times the mean log det, with mu = (m + d) / 2
         length = -loss.item() / distortion * (m + d) / (2 * m)
         assert loss.item() == pytest.approx(float(reference["trace_loss"][t]), abs=1e-8)
         assert length == pytest.approx(float(reference["trace_coding_length"][t]), abs=1e-8)
@@ -113,5 +115,5 @@ def test_training_trace(reference: Reference) -> None:
         optimizer.step()
         network.update_teacher(momentum)
 
-    for ours, tensor in network.state_dict().items():
-        np.testing.assert_allclose(tensor.numpy(), reference[f"trace_final/{names[ours]}"], atol=1e-8, err_msg=ours)
+    for key, tensor in network.state_dict().items():
+        np.testing.assert_allclose(tensor.numpy(), reference[f"trace_final/{names[key]}"], atol=1e-8, err_msg=key)
