@@ -149,8 +149,8 @@ def test_line_width_and_font_size_are_proportional_to_the_image() -> None:
 
 
 def test_successive_label_colors_differ_and_text_is_readable() -> None:
-    """Successive colors differ by at least 100 of 255 in a channel. The contrast ratio, as defined for web pages (WCAG), is
-    above the 3 required of large text."""
+    """Successive colors differ by at least 100 of 255 in a channel. The contrast ratio of web
+    pages (WCAG) is above the 3 required of large text."""
     colors = np.array([label_color(i) for i in range(91)])
     assert (abs(np.diff(colors, axis=0)).max(axis=1) >= 100).all()
     assert len(np.unique(colors, axis=0)) == 91

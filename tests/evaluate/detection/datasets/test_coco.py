@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from faster_coco_eval import mask as coco_mask
+from numpy.typing import NDArray
 
 from mec.errors import InputError
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset
@@ -17,137 +18,137 @@ IMAGES = [
     {"id": 10, "file_name": "a.jpg", "height": 10, "width": 10},
 ]
 SQUARE = [2, 3, 5, 3, 5, 7, 2, 7]
-"""Columns 2 to 4, rows 3 to 6."""
+"""Polygon of columns 2 to 4, rows 3 to 6."""
 
 
-def annotation(number: int, image: int, box: list[float], **more: Any) -> dict[str, Any]:
-    return {"id": number, "image_id": image, "category_id": 3, "bbox": box, "iscrowd": 0, **more}
+def make_annotation(annotation_id: int, image_id: int, box: list[float], **fields: Any) -> dict[str, Any]:
+    return {"id": annotation_id, "image_id": image_id, "category_id": 3, "bbox": box, "iscrowd": 0, **fields}
 
 
-def write(folder: Path, file: str, annotations: list[dict[str, Any]], **more: Any) -> Path:
-    """A json and empty files of its images beside it."""
-    raw = {"images": IMAGES, "annotations": annotations, "categories": CATEGORIES, **more}
+def write_json(folder: Path, file: str, annotations: list[dict[str, Any]], **fields: Any) -> Path:
+    """Write a JSON file, with empty image files beside it."""
+    content = {"images": IMAGES, "annotations": annotations, "categories": CATEGORIES, **fields}
     path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(raw))
-    for one in raw["images"]:
-        if "file_name" in one:
-            (path.parent / one["file_name"]).parent.mkdir(parents=True, exist_ok=True)
-            (path.parent / one["file_name"]).touch()
+    path.write_text(json.dumps(content))
+    for image in content["images"]:
+        if "file_name" in image:
+            (path.parent / image["file_name"]).parent.mkdir(parents=True, exist_ok=True)
+            (path.parent / image["file_name"]).touch()
     return path
 
 
-def decoded(part: AnnotatedDataset) -> list[np.ndarray]:
-    """The mask of each object that can be learned."""
-    return [coco_mask.decode(mask) for i in range(len(part)) for mask in part.targets(i).masks or []]
+def decode_target_masks(dataset: AnnotatedDataset) -> list[NDArray[np.uint8]]:
+    return [coco_mask.decode(mask) for i in range(len(dataset)) for mask in dataset.targets(i).masks or []]
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_real_annotations_are_read_as_pycocotools_reads_them(real_data: Path, split: str) -> None:
-    tools = pytest.importorskip("pycocotools.coco")
+def test_real_annotations_match_pycocotools(real_data: Path, split: str) -> None:
+    pycocotools_coco = pytest.importorskip("pycocotools.coco")
     folder = real_data / "coco128"
     if not folder.is_dir():
         pytest.skip(f"no coco128 in {real_data}")
     path = folder / "annotations" / f"instances_{split}2017.json"
-    theirs = tools.COCO(str(path))
-    part, _ = open_coco(path, None)
-    assert part.ids.tolist() == [one["id"] for one in theirs.dataset["images"]]
-    assert part.category_ids.tolist() == sorted(theirs.cats)
-    assert part.categories == [theirs.cats[number]["name"] for number in sorted(theirs.cats)]
-    assert (len(part), len(part.boxes), part.crowd.sum()) == {"train": (128, 939, 10), "val": (100, 712, 5)}[split]
-    assert part.images.title(0) == str(folder / f"{split}2017" / part.images.names[0])
-    for i, number in enumerate(part.ids.tolist()):
-        annotations = theirs.imgToAnns[number]
-        assert part.starts[i + 1] - part.starts[i] == len(annotations)
-        for k, one in enumerate(annotations, int(part.starts[i])):
-            x, y, width, height = one["bbox"]
-            np.testing.assert_allclose(part.boxes[k], [x, y, x + width, y + height])
-            assert part.category_ids[part.labels[k]] == one["category_id"]
-            assert (part.areas[k], part.crowd[k]) == (one["area"], one["iscrowd"])
-            assert not part.difficult[k]
-            assert part.ends is not None
-            assert part.counts is not None
-            counts = part.counts[part.ends[k - 1] if k else 0 : part.ends[k]].tobytes()
-            mask = coco_mask.decode({"size": part.sizes[i].tolist(), "counts": counts})
-            np.testing.assert_array_equal(mask, theirs.annToMask(one))
-    assert part.usable.tolist() == (~part.crowd).tolist()
+    reference = pycocotools_coco.COCO(str(path))
+    dataset, _ = open_coco(path, None)
+    assert dataset.image_ids.tolist() == [image["id"] for image in reference.dataset["images"]]
+    assert dataset.category_ids.tolist() == sorted(reference.cats)
+    assert dataset.categories == [reference.cats[i]["name"] for i in sorted(reference.cats)]
+    counts = (len(dataset), len(dataset.boxes), dataset.is_crowd.sum())
+    assert counts == {"train": (128, 939, 10), "val": (100, 712, 5)}[split]
+    assert dataset.images.title(0) == str(folder / f"{split}2017" / dataset.images.names[0])
+    assert dataset.rle_ends is not None
+    assert dataset.rle_counts is not None
+    for i, image_id in enumerate(dataset.image_ids.tolist()):
+        annotations = reference.imgToAnns[image_id]
+        assert dataset.offsets[i + 1] - dataset.offsets[i] == len(annotations)
+        for k, annotation in enumerate(annotations, int(dataset.offsets[i])):
+            x, y, width, height = annotation["bbox"]
+            np.testing.assert_allclose(dataset.boxes[k], [x, y, x + width, y + height])
+            assert dataset.category_ids[dataset.labels[k]] == annotation["category_id"]
+            assert (dataset.areas[k], dataset.is_crowd[k]) == (annotation["area"], annotation["iscrowd"])
+            assert not dataset.is_difficult[k]
+            rle_counts = dataset.rle_counts[dataset.rle_ends[k - 1] if k else 0 : dataset.rle_ends[k]].tobytes()
+            mask = coco_mask.decode({"size": dataset.sizes[i].tolist(), "counts": rle_counts})
+            np.testing.assert_array_equal(mask, reference.annToMask(annotation))
+    assert dataset.is_target.tolist() == (~dataset.is_crowd).tolist()
 
 
-def test_every_form_of_mask(tmp_path: Path) -> None:
+def test_every_format_of_masks(tmp_path: Path) -> None:
     mask = np.zeros((10, 10), np.uint8)
     mask[3:7, 2:5] = 1
-    rows = [3 + 2 * 10, 4, 6, 4, 6, 4, 100 - 47]  # column by column
-    text = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
-    forms = [[SQUARE], {"size": [10, 10], "counts": rows}, {"size": [10, 10], "counts": text}]
-    two = [[0, 0, 1, 0, 1, 10, 0, 10], [9, 0, 10, 0, 10, 10, 9, 10], [1, 1, 5, 5], [1, 1, 5, 5, 7, 7, 8]]
-    none = [
-        None,
-        [],
-        [[]],
-        [[1, 1, 5, 5]],
-        [[1, 1, 5, 5, 7, 7, 8]],
-        [[1e9, 0, 1e9, 5, 0, 5]],
-        [[50, 50, 60, 50, 60, 60]],
-    ]
-    segments = [*forms, two, *none]
-    annotations = [annotation(i, 10, [1, 1, 6, 6], segmentation=s) for i, s in enumerate(segments, 1)]
-    part, _ = open_coco(write(tmp_path, "a.json", [*annotations, annotation(99, 10, [1, 1, 6, 6])]), None)
-    assert part.usable.tolist() == [True] * 4 + [False] * 8
+    runs = [3 + 2 * 10, 4, 6, 4, 6, 4, 100 - 47]  # in column-major order
+    compressed = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
+    same_mask = [[SQUARE], {"size": [10, 10], "counts": runs}, {"size": [10, 10], "counts": compressed}]
+    # the last two are no polygons
+    two_polygons = [[0, 0, 1, 0, 1, 10, 0, 10], [9, 0, 10, 0, 10, 10, 9, 10], [1, 1, 5, 5], [1, 1, 5, 5, 7, 7, 8]]
+    no_mask = [
+        None, [], [[]], [[1, 1, 5, 5]], [[1, 1, 5, 5, 7, 7, 8]], [[1e9, 0, 1e9, 5, 0, 5]], [[50, 50, 60, 50, 60, 60]],
+    ]  # fmt: skip
+    segmentations = [*same_mask, two_polygons, *no_mask]
+    annotations = [make_annotation(i, 10, [1, 1, 6, 6], segmentation=s) for i, s in enumerate(segmentations, 1)]
+    annotations.append(make_annotation(99, 10, [1, 1, 6, 6]))
+    dataset, _ = open_coco(write_json(tmp_path, "a.json", annotations), None)
+    assert dataset.is_target.tolist() == [True] * 4 + [False] * 8
     edges = np.zeros((10, 10), np.uint8)
     edges[:, [0, 9]] = 1
-    for found, expected in zip(decoded(part), [mask, mask, mask, edges], strict=True):
-        np.testing.assert_array_equal(found, expected)
-    assert part.areas.tolist() == [12, 12, 12, 20] + [36] * 8, "of the mask, else of the box"
+    for decoded, expected in zip(decode_target_masks(dataset), [mask, mask, mask, edges], strict=True):
+        np.testing.assert_array_equal(decoded, expected)
+    assert dataset.areas.tolist() == [12, 12, 12, 20] + [36] * 8, "of the mask, otherwise of the box"
 
 
-def test_objects_are_in_the_order_of_the_images_and_labels_in_that_of_the_numbers(tmp_path: Path) -> None:
+def test_objects_are_sorted_by_image_and_labels_by_category_id(tmp_path: Path) -> None:
     annotations = [
-        annotation(5, 10, [0, 0, 4, 5], area=3.5),
-        annotation(4, 20, [1, 1, 2, 2], category_id=7),
-        annotation(3, 10, [2, 2, 1, 1], iscrowd=1),
+        make_annotation(5, 10, [0, 0, 4, 5], area=3.5),
+        make_annotation(4, 20, [1, 1, 2, 2], category_id=7),
+        make_annotation(3, 10, [2, 2, 1, 1], iscrowd=1),
     ]
-    part, _ = open_coco(write(tmp_path, "a.json", annotations), None)
-    assert part.ids.tolist() == [20, 10]
-    assert part.sizes.tolist() == [[4, 6], [10, 10]]
-    assert part.starts.tolist() == [0, 1, 3]
-    assert (part.categories, part.category_ids.tolist()) == (["cat", "dog"], [3, 7])
-    assert part.labels.tolist() == [1, 0, 0]
-    assert part.boxes.tolist() == [[1, 1, 3, 3], [0, 0, 4, 5], [2, 2, 3, 3]]
-    assert part.areas.tolist() == [4, 3.5, 1]
-    assert part.crowd.tolist() == [False, False, True]
-    assert (part.rules, part.has_masks) == ("coco", False)
+    dataset, _ = open_coco(write_json(tmp_path, "a.json", annotations), None)
+    assert dataset.image_ids.tolist() == [20, 10]
+    assert dataset.sizes.tolist() == [[4, 6], [10, 10]]
+    assert dataset.offsets.tolist() == [0, 1, 3]
+    assert (dataset.categories, dataset.category_ids.tolist()) == (["cat", "dog"], [3, 7])
+    assert dataset.labels.tolist() == [1, 0, 0]
+    assert dataset.boxes.tolist() == [[1, 1, 3, 3], [0, 0, 4, 5], [2, 2, 3, 3]]
+    assert dataset.areas.tolist() == [4, 3.5, 1]
+    assert dataset.is_crowd.tolist() == [False, False, True]
+    assert (dataset.ap_metric, dataset.has_masks) == ("coco", False)
 
 
-def test_what_can_be_learned_without_masks(tmp_path: Path) -> None:
+def test_boxes_without_area_in_the_image_are_no_targets(tmp_path: Path) -> None:
     boxes = [[0, 0, 5, 5], [-3, 2, 5, 20], [10, 0, 5, 5], [2, 2, 0, 5], [5, 5, -2, 3], [-9, 0, 9, 9], [3, 3, 1e-9, 4]]
-    annotations = [annotation(i, 10, box) for i, box in enumerate(boxes, 1)]
-    part, _ = open_coco(write(tmp_path, "a.json", annotations), None)
-    assert part.usable.tolist() == [True, True, False, False, False, False, False]
-    assert part.targets(1).boxes.tolist() == [[0, 0, 5, 5], [0, 2, 2, 10]]
-    assert part.boxes[1].tolist() == [-3, 2, 2, 22], "counted as annotated"
+    annotations = [make_annotation(i, 10, box) for i, box in enumerate(boxes, 1)]
+    dataset, _ = open_coco(write_json(tmp_path, "a.json", annotations), None)
+    assert dataset.is_target.tolist() == [True, True, False, False, False, False, False]
+    assert dataset.targets(1).boxes.tolist() == [[0, 0, 5, 5], [0, 2, 2, 10]]
+    assert dataset.boxes[1].tolist() == [-3, 2, 2, 22], "evaluated as annotated"
 
 
-def test_masks_that_one_part_lacks_are_left_out_of_both(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with_masks = write(tmp_path / "a", "x.json", [annotation(1, 10, [0, 0, 9, 9], segmentation=[SQUARE], area=12)])
-    crowd = {"size": [10, 10], "counts": [0, 100]}
-    annotations = [annotation(1, 10, [0, 0, 9, 9]), annotation(2, 10, [0, 0, 10, 10], iscrowd=1, segmentation=crowd)]
-    without = write(tmp_path / "b", "x.json", annotations)
-    for files in ((with_masks, without), (without, with_masks)):
-        for part in open_coco(*files):
-            assert part is not None
-            assert not part.has_masks
-            assert part.usable.sum() == 1
-        assert "a/x.json has masks and b/x.json has none: both are read without" in capfd.readouterr().err
+def test_masks_in_one_split_only_are_not_used(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    annotations = [make_annotation(1, 10, [0, 0, 9, 9], segmentation=[SQUARE], area=12)]
+    with_masks = write_json(tmp_path / "a", "x.json", annotations)
+    crowd_mask = {"size": [10, 10], "counts": [0, 100]}
+    annotations = [
+        make_annotation(1, 10, [0, 0, 9, 9]),
+        make_annotation(2, 10, [0, 0, 10, 10], iscrowd=1, segmentation=crowd_mask),
+    ]
+    without_masks = write_json(tmp_path / "b", "x.json", annotations)
+    for files in ((with_masks, without_masks), (without_masks, with_masks)):
+        for dataset in open_coco(*files):
+            assert dataset is not None
+            assert not dataset.has_masks
+            assert dataset.is_target.sum() == 1
+        assert "a/x.json has masks and b/x.json has none: masks are not used" in capfd.readouterr().err
 
 
-def test_roboflows_group_of_all_classes_may_share_a_name(tmp_path: Path) -> None:
-    inner = {"id": 1, "name": "dog", "supercategory": "dog"}
-    for group, expected in (("dog", ["dog"]), ("animals", ["animals", "dog"])):
-        categories = [{"id": 0, "name": group, "supercategory": "none"}, inner]
-        one = annotation(1, 10, [0, 0, 2, 2], category_id=1)
-        part, _ = open_coco(write(tmp_path, "a.json", [one], categories=categories), None)
-        assert [part.categories[i] for i in part.labels] == ["dog"]
-        assert part.categories == expected
+def test_roboflows_supercategory_may_share_the_name_of_a_class(tmp_path: Path) -> None:
+    category = {"id": 1, "name": "dog", "supercategory": "dog"}
+    for supercategory, expected in (("dog", ["dog"]), ("animals", ["animals", "dog"])):
+        categories = [{"id": 0, "name": supercategory, "supercategory": "none"}, category]
+        annotation = make_annotation(1, 10, [0, 0, 2, 2], category_id=1)
+        dataset, _ = open_coco(write_json(tmp_path, "a.json", [annotation], categories=categories), None)
+        assert [dataset.categories[i] for i in dataset.labels] == ["dog"]
+        assert dataset.categories == expected
 
 
 @pytest.mark.parametrize(
@@ -169,16 +170,16 @@ def test_roboflows_group_of_all_classes_may_share_a_name(tmp_path: Path) -> None
         ("annotations/instances_default.json", "annotations/instances_default.json"),
     ],
 )  # fmt: skip
-def test_the_files_of_each_part(tmp_path: Path, files: str, expected: str) -> None:
+def test_files_of_the_splits_are_found_by_name(tmp_path: Path, files: str, expected: str) -> None:
     for file in files.split():
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
-    found = coco_files(tmp_path)
-    assert found is not None
-    assert [str(f.relative_to(tmp_path)) for f in found if f] == expected.split()
+    splits = coco_files(tmp_path)
+    assert splits is not None
+    assert [str(f.relative_to(tmp_path)) for f in splits if f] == expected.split()
 
 
-def test_files_that_may_both_be_meant(tmp_path: Path) -> None:
+def test_ambiguous_files_are_rejected(tmp_path: Path) -> None:
     assert coco_files(tmp_path) is None
     for file in ("instances_train2014.json", "instances_train2017.json", "instances_val2017.json"):
         (tmp_path / file).touch()
@@ -187,7 +188,7 @@ def test_files_that_may_both_be_meant(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "images"),
+    ("file", "image_folder"),
     [
         ("annotations/instances_train2017.json", "train2017"),
         ("annotations/instances_train2017.json", "images/train2017"),
@@ -199,33 +200,35 @@ def test_files_that_may_both_be_meant(tmp_path: Path) -> None:
         ("a.json", "images"),
     ],
 )
-def test_where_images_are_looked_for(tmp_path: Path, file: str, images: str) -> None:
+def test_folders_that_are_searched_for_images(tmp_path: Path, file: str, image_folder: str) -> None:
     images = [{**IMAGES[0], "file_name": "deep/b.jpg"}, IMAGES[1]]
-    path = write(tmp_path, file, [annotation(1, 10, [0, 0, 2, 2])], images=images)
-    for name in ("deep/b.jpg", "a.jpg"):
-        (tmp_path / images / name).parent.mkdir(parents=True, exist_ok=True)
-        (path.parent / name).replace(tmp_path / images / name)
-    part, _ = open_coco(path, None)
-    assert [Path(part.images.title(i)) for i in range(2)] == [tmp_path / images / n for n in ("deep/b.jpg", "a.jpg")]
+    path = write_json(tmp_path, file, [make_annotation(1, 10, [0, 0, 2, 2])], images=images)
+    expected = [tmp_path / image_folder / name for name in ("deep/b.jpg", "a.jpg")]
+    for name, target in zip(("deep/b.jpg", "a.jpg"), expected, strict=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (path.parent / name).replace(target)
+    dataset, _ = open_coco(path, None)
+    assert [Path(dataset.images.title(i)) for i in range(2)] == expected
 
 
 def test_missing_images_are_counted(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.json", [])
+    path = write_json(tmp_path, "a.json", [])
     (tmp_path / "a.jpg").unlink()
     with pytest.raises(InputError) as error:
         open_coco(path, None)
-    assert str(error.value) == (
-        f"data: 1 of 2 images of {path} are missing, the first is a.jpg; looked for in {tmp_path}"
-    )
+    assert str(error.value) == f"data: 1 of 2 images of {path} are missing, the first is a.jpg; searched {tmp_path}"
 
 
-GOOD = {"images": IMAGES, "annotations": [annotation(1, 10, [0, 0, 5, 5]), annotation(2, 20, [0, 0, 2, 2])],
-        "categories": CATEGORIES}  # fmt: skip
-RUNS = {"size": [10, 10], "counts": [0, 100]}
+VALID = {
+    "images": IMAGES,
+    "annotations": [make_annotation(1, 10, [0, 0, 5, 5]), make_annotation(2, 20, [0, 0, 2, 2])],
+    "categories": CATEGORIES,
+}
+RLE = {"size": [10, 10], "counts": [0, 100]}
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "message"),
+    ("key_path", "value", "message"),
     [
         ("images", None, "has no list of images"),
         ("annotations", {}, "has no list of annotations"),
@@ -249,28 +252,28 @@ RUNS = {"size": [10, 10], "counts": [0, 100]}
         ("annotations.1.bbox", [1, 2, 3], "annotation 2 has the bbox [1, 2, 3]; expected 4 finite numbers"),
         ("annotations.1.bbox", [1, 2, 3, float("nan")], "expected 4 finite numbers"),
         ("annotations.1.bbox", [1, 2, 3, "4"], "expected 4 finite numbers"),
-        ("annotations.1.segmentation", RUNS, "annotation 2: expected the size of its image, [4, 6], got [10, 10]"),
-        ("annotations.0.segmentation", {**RUNS, "counts": [0, 99]}, "expected run lengths of 100 pixels in all"),
-        ("annotations.0.segmentation", {**RUNS, "counts": [-1, 101]}, "expected run lengths of 100"),
-        ("annotations.0.segmentation", {**RUNS, "counts": "zz"}, "expected COCO's compressed run lengths, got 'zz'"),
-        ("annotations.0.segmentation", {**RUNS, "counts": "PPP"}, "expected COCO's compressed run lengths, got 'PPP'"),
-        ("annotations.0.segmentation", {**RUNS, "counts": ""}, "expected COCO's compressed run lengths, got ''"),
-        ("annotations.0.segmentation", {**RUNS, "counts": "0"}, "expected run lengths of 100 pixels in all"),
-        ("annotations.0.segmentation", "polygon", "expected polygons, or a size and counts"),
+        ("annotations.1.segmentation", RLE, "annotation 2: expected the size of its image, [4, 6], got [10, 10]"),
+        ("annotations.0.segmentation", {**RLE, "counts": [0, 99]}, "expected run lengths of 100 pixels in total"),
+        ("annotations.0.segmentation", {**RLE, "counts": [-1, 101]}, "expected run lengths of 100"),
+        ("annotations.0.segmentation", {**RLE, "counts": "zz"}, "expected COCO's compressed RLE counts, got 'zz'"),
+        ("annotations.0.segmentation", {**RLE, "counts": "PPP"}, "expected COCO's compressed RLE counts, got 'PPP'"),
+        ("annotations.0.segmentation", {**RLE, "counts": ""}, "expected COCO's compressed RLE counts, got ''"),
+        ("annotations.0.segmentation", {**RLE, "counts": "0"}, "expected run lengths of 100 pixels in total"),
+        ("annotations.0.segmentation", "polygon", "expected polygons, or RLE with size and counts"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(tmp_path: Path, place: str, value: Any, message: str) -> None:
-    raw = copy.deepcopy(GOOD)
-    *way, last = (int(key) if key.isdigit() else key for key in place.split("."))
-    inner: Any = raw
-    for key in way:
-        inner = inner[key]
+def test_invalid_annotations_are_rejected_in_one_line(tmp_path: Path, key_path: str, value: Any, message: str) -> None:
+    content = copy.deepcopy(VALID)
+    *keys, last_key = (int(key) if key.isdigit() else key for key in key_path.split("."))
+    parent: Any = content
+    for key in keys:
+        parent = parent[key]
     if value is None:
-        del inner[last]
+        del parent[last_key]
     else:
-        inner[last] = value
-    write(tmp_path, "a.json", [])
-    (tmp_path / "a.json").write_text(json.dumps(raw))
+        parent[last_key] = value
+    write_json(tmp_path, "a.json", [])
+    (tmp_path / "a.json").write_text(json.dumps(content))
     with pytest.raises(InputError) as error:
         open_coco(tmp_path / "a.json", None)
     assert str(error.value).startswith(f"data: {tmp_path / 'a.json'}")
@@ -279,16 +282,19 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path: Path, place: str, value: Any,
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", "\xff"])
-def test_files_that_are_not_cocos(tmp_path: Path, text: str) -> None:
+def test_files_of_other_formats_are_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=r"a.json (cannot be read as JSON|has no list of images)"):
         open_coco(tmp_path / "a.json", None)
 
 
-def test_parts_of_other_categories(tmp_path: Path) -> None:
-    train = write(tmp_path / "a", "x.json", [annotation(1, 10, [0, 0, 2, 2])])
-    for other, said in ((["wolf", "cat"], "7 is 'dog' in .* and 'wolf' in "), (["dog"], "3 is 'cat' in .*'none' in ")):
-        categories = [{"id": number, "name": name} for number, name in zip((7, 3), other, strict=False)]
-        test = write(tmp_path / "b", "x.json", [], categories=categories)
-        with pytest.raises(InputError, match=f"category {said}"):
+def test_splits_of_different_categories_are_rejected(tmp_path: Path) -> None:
+    train = write_json(tmp_path / "a", "x.json", [make_annotation(1, 10, [0, 0, 2, 2])])
+    for names, message in (
+        (["wolf", "cat"], "7 is 'dog' in .* and 'wolf' in "),
+        (["dog"], "3 is 'cat' in .*'none' in "),
+    ):
+        categories = [{"id": i, "name": name} for i, name in zip((7, 3), names, strict=False)]
+        test = write_json(tmp_path / "b", "x.json", [], categories=categories)
+        with pytest.raises(InputError, match=f"category {message}"):
             open_coco(train, test)

@@ -123,7 +123,7 @@ def describe_unusual(dataset: AnnotatedDataset, training: bool) -> str:
         ("images without objects", (num_targets if training else num_objects) == 0, "not used", "counted"),
     ]
     counts = [
-        f"{np.count_nonzero(mask):,} {name} ({in_training if training else in_testing})"
+        f"{name} {np.count_nonzero(mask):,} ({in_training if training else in_testing})"
         for name, mask, in_training, in_testing in findings
         if mask.any()
     ]
