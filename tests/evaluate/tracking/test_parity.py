@@ -1,6 +1,6 @@
-"""Short clips against what the original code (UniTrack) finds in them with the same encoder.
+"""Parity with the original code (UniTrack) on short clips, with the same encoder.
 
-All of it is compared by benchmarks/unitrack_parity.py.
+benchmarks/unitrack_parity.py compares whole sequences.
 """
 
 import json
@@ -14,15 +14,15 @@ import pytest
 from numpy.typing import NDArray
 
 from mec import evaluate
-from mec.evaluate.tracking.association import Association, Associator
+from mec.evaluate.tracking.association import AssociationSettings, Associator
 from mec.evaluate.tracking.datasets.davis import open_mask_sequences
 from mec.evaluate.tracking.datasets.single_object import open_box_sequences
-from mec.evaluate.tracking.dense_features import Dense
-from mec.evaluate.tracking.metrics.otb import box_figures
+from mec.evaluate.tracking.dense_features import DenseFeatures
+from mec.evaluate.tracking.metrics.otb import box_metrics
 from mec.evaluate.tracking.sequences import FrameObjects, ImageFrames
 from mec.evaluate.tracking.similarity import reconstruction_similarity
-from mec.evaluate.tracking.track_objects import boxes_look
-from mec.evaluate.tracking.vos import follow_masks
+from mec.evaluate.tracking.track_objects import box_extractor
+from mec.evaluate.tracking.vos import track_masks
 from tests.conftest import SHARED
 
 CLIP = 4
@@ -31,86 +31,93 @@ TRACKERS = {"xcorr": "siamfc_cross_correlation", "dcf": "cfnet_dcf"}
 
 @pytest.fixture(scope="module")
 def golden() -> Path:
-    """The original's figures and the encoder they are of: MEC_GOLDEN, or ``golden`` in ``shared`` beside the
-    checkout."""
+    """Metrics and encoder of the original code: the folder MEC_GOLDEN, or ``golden`` in ``shared``."""
     path = Path(os.environ.get("MEC_GOLDEN", SHARED / "golden"))
     if not (path / "unitrack.json").exists():
-        pytest.skip(f"the original code's figures are not in {path}; set MEC_GOLDEN")
+        pytest.skip(f"{path} lacks the metrics of the original code; set MEC_GOLDEN")
     return path
 
 
 @pytest.fixture(scope="module")
-def known(golden: Path) -> dict[str, Any]:
-    figures: dict[str, Any] = json.loads((golden / "unitrack.json").read_text())
-    return figures
+def original(golden: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((golden / "unitrack.json").read_text())
+    return metrics
 
 
 @pytest.fixture(scope="module")
-def dense(golden: Path) -> Dense:
-    return Dense(golden / "resnet18_seed0.pth", half=False)
+def dense(golden: Path) -> DenseFeatures:
+    return DenseFeatures(golden / "resnet18_seed0.pth", precision="32-true")
 
 
-def test_the_map_is_the_one_that_was_used(dense: Dense) -> None:
+def test_encoder_has_the_stride_and_channels_of_the_original(dense: DenseFeatures) -> None:
     assert (dense.stride, dense.channels) == (8, 256)
 
 
-def test_masks_frame_by_frame(real_data: Path, dense: Dense, known: dict[str, Any]) -> None:
+def test_mask_overlap_of_every_frame_equals_the_original(
+    real_data: Path, dense: DenseFeatures, original: dict[str, Any]
+) -> None:
     name = "blackswan"
     sequence = open_mask_sequences(real_data / "davis16-subset", [name])[name]()
     assert isinstance(sequence.frames, ImageFrames)
-    first = sequence.truth(0)
+    first = sequence.ground_truth(0)
     assert first is not None
     clip = ImageFrames(sequence.frames.files[: CLIP + 1])
     overlaps = []
-    for t, found in enumerate(follow_masks(clip, first, dense)):
-        truth = sequence.truth(t)
+    for t, labels in enumerate(track_masks(clip, first, dense)):
+        truth = sequence.ground_truth(t)
         assert truth is not None
-        overlaps.append(((found == 1) & (truth == 1)).sum() / ((found == 1) | (truth == 1)).sum())
-    assert overlaps[0] == 1  # given
-    np.testing.assert_allclose(overlaps[1:], known["vos"]["sequences"][name]["J_per_frame"][:CLIP], atol=0.002)
+        overlaps.append(((labels == 1) & (truth == 1)).sum() / ((labels == 1) | (truth == 1)).sum())
+    assert overlaps[0] == 1  # the first mask is an input
+    np.testing.assert_allclose(overlaps[1:], original["vos"]["sequences"][name]["J_per_frame"][:CLIP], atol=0.002)
 
 
-def joggers(folder: Path) -> NDArray[np.float64]:
-    """(2, frames, 4)."""
+def read_joggers(folder: Path) -> NDArray[np.float64]:
+    """Return the boxes (2, frames, 4) of both targets."""
     files = sorted(folder.glob("groundtruth_rect.[12].txt"))
     return np.array([[re.split(r"[\s,]+", line.strip()) for line in f.read_text().splitlines()] for f in files], float)
 
 
-def test_two_joggers_are_told_apart_by_looks(real_data: Path, dense: Dense, known: dict[str, Any]) -> None:
-    """In all frames of the original, pairs cost at most 0.0862 where they are of one person, and 0.4358 else."""
-    theirs = known["mot"]["sequences"]["Jogging"]
-    boxes = joggers(real_data / "OTB100" / "Jogging")
+def test_appearance_separates_two_joggers_as_in_the_original(
+    real_data: Path, dense: DenseFeatures, original: dict[str, Any]
+) -> None:
+    """In the original, pairs of the same person cost at most 0.0862, other pairs at least 0.4358."""
+    expected = original["mot"]["sequences"]["Jogging"]
+    boxes = read_joggers(real_data / "OTB100" / "Jogging")
     frames = ImageFrames(tuple(sorted((real_data / "OTB100" / "Jogging" / "img").glob("*.jpg"))[:CLIP]))
-    look, associator = boxes_look(dense), Associator(Association(gated=True))
-    before = None
+    extract, associator = box_extractor(dense), Associator(AssociationSettings(gating=True))
+    previous = None
     for t, frame in enumerate(frames):
-        looked = look(frame, FrameObjects(boxes[:, t], np.ones(2)))
-        ids, numbers, _ = associator.step(looked.boxes, looked.looks)
-        assert list(zip(ids, numbers, strict=True)) == [(1, 0), (2, 1)]
-        if before is not None:
-            costs = 1 - reconstruction_similarity(before, looked.looks)
+        extracted = extract(frame, FrameObjects(boxes[:, t], np.ones(2)))
+        ids, indices, _ = associator.step(extracted.boxes, extracted.features)
+        assert list(zip(ids, indices, strict=True)) == [(1, 0), (2, 1)]
+        if previous is not None:
+            costs = 1 - reconstruction_similarity(previous, extracted.features)
             same = np.diag(costs)
-            assert same.max() < theirs["appearance_cost_same_identity_mean_max"][1] + 1e-4
-            assert costs[[0, 1], [1, 0]].min() > theirs["appearance_cost_other_identity_mean_min"][1] - 1e-4
-        before = looked.looks
+            assert same.max() < expected["appearance_cost_same_identity_mean_max"][1] + 1e-4
+            assert costs[[0, 1], [1, 0]].min() > expected["appearance_cost_other_identity_mean_min"][1] - 1e-4
+        previous = extracted.features
 
 
-def test_boxes_that_stay(real_data: Path, known: dict[str, Any]) -> None:
-    """What needs no tracker: which frames there are, the truth in them, and how it is measured."""
-    theirs = known["sot"]["static_box_baseline"]
-    for name, load in open_box_sequences(real_data / "OTB100", list(theirs)).items():
-        truth = load().truth
-        figures = box_figures(truth, np.repeat(truth[:1], len(truth), axis=0))
-        assert figures["AUC"] == pytest.approx(theirs[name]["success_auc"], abs=6e-5)
-        assert figures["precision"] == pytest.approx(theirs[name]["precision_20px"], abs=6e-5)
+def test_baseline_of_static_boxes_equals_the_original(real_data: Path, original: dict[str, Any]) -> None:
+    """This checks frames, ground truth and metrics without a tracker."""
+    expected = original["sot"]["static_box_baseline"]
+    for name, load in open_box_sequences(real_data / "OTB100", list(expected)).items():
+        truth = load().ground_truth
+        metrics = box_metrics(truth, np.repeat(truth[:1], len(truth), axis=0))
+        assert metrics["AUC"] == pytest.approx(expected[name]["success_auc"], abs=6e-5)
+        assert metrics["precision"] == pytest.approx(expected[name]["precision_20px"], abs=6e-5)
 
 
 @pytest.mark.slow
-def test_boxes_of_a_whole_sequence(real_data: Path, golden: Path, known: dict[str, Any], tmp_path: Path) -> None:
-    """A frame more or less within a threshold is 0.0006 of AUC or 0.014 of precision, of 74 frames."""
+def test_metrics_of_a_sequence_equal_the_original(
+    real_data: Path, golden: Path, original: dict[str, Any], tmp_path: Path
+) -> None:
+    """One of 74 frames changes AUC by 0.0006 and precision by 0.014."""
     encoder = golden / "resnet18_seed0.pth"
-    result = evaluate.sot(real_data / "OTB100", encoder, "both", sequences=["Football1"], half=False, out=tmp_path)
+    result = evaluate.sot(
+        real_data / "OTB100", encoder, "both", sequences=["Football1"], precision="32-true", out=tmp_path
+    )
     for tracker, key in TRACKERS.items():
-        theirs = known["sot"][key]["sequences"]["Football1"]
-        assert result.figures[tracker]["AUC"] == pytest.approx(theirs["success_auc"], abs=0.002)
-        assert result.figures[tracker]["precision"] == pytest.approx(theirs["precision_20px"], abs=0.015)
+        expected = original["sot"][key]["sequences"]["Football1"]
+        assert result.values(tracker)["AUC"] == pytest.approx(expected["success_auc"], abs=0.002)
+        assert result.values(tracker)["precision"] == pytest.approx(expected["precision_20px"], abs=0.015)

@@ -1,4 +1,4 @@
-"""What the five tasks do around their trackers: go on, refuse, pass over what is broken, and clean up."""
+"""What the five tasks share: resuming, checks of settings, skipped sequences, and cleaning up."""
 
 import json
 import shutil
@@ -17,34 +17,33 @@ from mec import evaluate
 from mec.engine.progress import ProgressBar
 from mec.errors import InputError
 from mec.evaluate import Result
-from mec.evaluate.tracking.dense_features import Dense
+from mec.evaluate.tracking.dense_features import DenseFeatures
 from mec.evaluate.tracking.runner import weights_digest
 from mec.models.encoder import Encoder
-from tests.evaluate.tracking.crossings import TASKS, crossing, narrow_encoder, write
+from tests.evaluate.tracking.crossings import TASKS, crossing, narrow_encoder, write_scene
 
 ONE, TWO = "000001_one", "000002_two"
 LENGTH = 3
-FRAME = {
+SECOND_FRAME = {
     "sot": "{}/img/0002.jpg", "vos": "JPEGImages/480p/{}/00001.jpg", "mot": "{}/img1/000002.jpg",
     "mots": "{}/img1/000002.jpg", "pose": "images/val/{}/000001.jpg",
 }  # fmt: skip
-"""The second frame of a sequence."""
-TRUTH = {
+GROUND_TRUTH = {
     "sot": "{}/groundtruth_rect.txt", "vos": "Annotations/480p/{}/00000.png", "mot": "{}/gt/gt.txt",
     "mots": "{}/gt/gt.txt", "pose": "annotations/val/{}.json",
 }  # fmt: skip
 
 
-def call(task: str, data: Path, encoder: Encoder | Path, **options: Any) -> Result:
+def run_task(task: str, data: Path, encoder: Encoder | Path, **options: Any) -> Result:
     result: Result = getattr(evaluate, task)(data, encoder, **options)
     return result
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
-def cut_short(file: Path, end: bytes = b"") -> None:
+def truncate(file: Path, end: bytes = b"") -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2] + end)
 
 
@@ -54,203 +53,215 @@ def encoder() -> Encoder:
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root, scene = tmp_path_factory.mktemp("films"), crossing(LENGTH)
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root, scene = tmp_path_factory.mktemp("datasets"), crossing(LENGTH)
     for task in TASKS:
         for name in (ONE, TWO):
-            write(task, scene, root, name)
+            write_scene(task, scene, root, name)
     return root
 
 
 @pytest.fixture
-def data(films: Path, tmp_path: Path, task: str) -> Path:
-    """Of the test's task, to be damaged at will."""
-    return Path(shutil.copytree(films / task, tmp_path / "data" / task))
+def data(datasets: Path, tmp_path: Path, task: str) -> Path:
+    """A copy of the dataset of the test's task, which the test may damage."""
+    return Path(shutil.copytree(datasets / task, tmp_path / "data" / task))
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_what_was_interrupted_goes_on(
+def test_resume_after_an_interrupt_gives_the_same_files(
     task: str, data: Path, encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    expected = call(task, data, encoder, out=whole)
-    advance, seen = ProgressBar.advance, [0]
+    complete, out = tmp_path / "complete", tmp_path / "out"
+    expected = run_task(task, data, encoder, out=complete)
+    advance, calls = ProgressBar.advance, [0]
 
-    def stops(self: ProgressBar, *arguments: Any) -> None:
-        seen[0] += 1
-        if seen[0] == LENGTH + 2:
+    def interrupted_advance(self: ProgressBar, *arguments: Any) -> None:
+        calls[0] += 1
+        if calls[0] == LENGTH + 2:
             raise KeyboardInterrupt
         advance(self, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ProgressBar, "advance", stops)
-        call(task, data, encoder, out=out)
-    there = files_of(out)
-    kept = {name for name in files_of(whole) if ONE in name and not name.startswith("drawn")}
-    assert set(there) == {"settings.json", *kept}
+        patch.setattr(ProgressBar, "advance", interrupted_advance)
+        run_task(task, data, encoder, out=out)
+    tracks = {name for name in read_files(complete) if ONE in name and not name.startswith("previews")}
+    assert set(read_files(out)) == {"settings.json", *tracks}
     capsys.readouterr()
-    result = call(task, data, encoder, out=out, resume=True)
-    said = capsys.readouterr().err
-    assert TWO in said
-    assert ONE not in said
-    assert result.figures == expected.figures
-    assert files_of(out) == files_of(whole)
+    result = run_task(task, data, encoder, out=out, resume=True)
+    log = capsys.readouterr().err
+    assert TWO in log
+    assert ONE not in log
+    assert result.rows == expected.rows
+    assert read_files(out) == read_files(complete)
 
 
 @pytest.mark.parametrize("task", ["sot"])
-def test_all_that_was_done_is_only_read(
+def test_resume_of_a_complete_run_does_not_track(
     task: str, data: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = call(task, data, encoder, out=tmp_path / "out")
+    first = run_task(task, data, encoder, out=tmp_path / "out")
     monkeypatch.setattr("mec.evaluate.tracking.sot.track_box", None)
-    again = call(task, data, encoder, out=tmp_path / "out", resume=True)
-    assert again.figures == first.figures
-    assert "tracks from before" in again.protocol
-    assert "frames a second" in first.protocol
+    second = run_task(task, data, encoder, out=tmp_path / "out", resume=True)
+    assert second.rows == first.rows
+    assert second.protocol == first.protocol
+    assert second.note == "all tracks from an earlier run"
+    assert "frames per second" in first.note
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_damaged_tracks_are_made_anew(task: str, data: Path, encoder: Encoder, tmp_path: Path) -> None:
-    call(task, data, encoder, out=tmp_path / "out")
-    before = files_of(tmp_path / "out")
+def test_corrupt_tracks_are_tracked_again(task: str, data: Path, encoder: Encoder, tmp_path: Path) -> None:
+    run_task(task, data, encoder, out=tmp_path / "out")
+    before = read_files(tmp_path / "out")
     file = sorted(f for f in (tmp_path / "out" / "tracks").rglob("*") if f.is_file() and TWO in str(f))[-1]
-    cut_short(file, b"\n?")
-    call(task, data, encoder, out=tmp_path / "out", resume=True)
-    assert files_of(tmp_path / "out") == before
+    truncate(file, b"\n?")
+    run_task(task, data, encoder, out=tmp_path / "out", resume=True)
+    assert read_files(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_one_with_a_broken_frame_does_not_lose_the_other(
-    task: str, data: Path, encoder: Encoder, tmp_path: Path
-) -> None:
-    cut_short(data / FRAME[task].format(TWO))
-    result = call(task, data, encoder, out=tmp_path / "both")
-    alone = call(task, data, encoder, out=tmp_path / "one", sequences=[ONE])
-    (name,) = result.broken
+def test_sequence_with_a_corrupt_frame_is_skipped(task: str, data: Path, encoder: Encoder, tmp_path: Path) -> None:
+    truncate(data / SECOND_FRAME[task].format(TWO))
+    result = run_task(task, data, encoder, out=tmp_path / "both")
+    alone = run_task(task, data, encoder, out=tmp_path / "one", sequences=[ONE])
+    (name,) = result.skipped
     assert name == TWO
-    assert FRAME[task].format(TWO) in result.broken[name]
-    assert "\n" not in result.broken[name]
-    assert result.figures == alone.figures
-    assert f"(1 of 2 sequences, {LENGTH} frames)" in result.data
-    assert not any(TWO in name for name in files_of(tmp_path / "both"))
-    kept = json.loads((tmp_path / "both" / "figures.json").read_text())
-    assert kept["broken"] == result.broken
-    assert kept["figures"] == json.loads((tmp_path / "one" / "figures.json").read_text())["figures"]
+    assert SECOND_FRAME[task].format(TWO) in result.skipped[name]
+    assert "\n" not in result.skipped[name]
+    assert result.rows == alone.rows
+    assert result.dataset.counts == {"sequences": 1, "frames": LENGTH}
+    assert not any(TWO in name for name in read_files(tmp_path / "both"))
+    metrics = json.loads((tmp_path / "both" / "metrics.json").read_text())
+    assert metrics["skipped"] == result.skipped
+    assert metrics["metrics"] == json.loads((tmp_path / "one" / "metrics.json").read_text())["metrics"]
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_none_that_can_be_used(task: str, data: Path, encoder: Encoder, tmp_path: Path) -> None:
+def test_dataset_without_usable_sequence_is_rejected(task: str, data: Path, encoder: Encoder, tmp_path: Path) -> None:
     for name in (ONE, TWO):
-        (data / TRUTH[task].format(name)).write_text("one, two\n")
+        (data / GROUND_TRUTH[task].format(name)).write_text("one, two\n")
     with pytest.raises(InputError, match=f"^data: no sequence of .*{task} can be used; the first: {ONE}: [^\n]*$"):
-        call(task, data, encoder, out=tmp_path / "out")
+        run_task(task, data, encoder, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("task", ["mots"])
-def test_no_frames_that_can_be_read(task: str, data: Path, encoder: Encoder, tmp_path: Path) -> None:
+def test_dataset_with_corrupt_frames_only_is_rejected(task: str, data: Path, encoder: Encoder) -> None:
     for name in (ONE, TWO):
-        cut_short(data / FRAME[task].format(name))
+        truncate(data / SECOND_FRAME[task].format(name))
     with pytest.raises(InputError, match=f"^data: no sequence of .* can be used; the first: {ONE}: .*000002.jpg"):
-        call(task, data, encoder)
+        run_task(task, data, encoder)
 
 
 @pytest.mark.parametrize("task", ["sot"])
-def test_a_sequence_that_breaks_is_said_once(
+def test_skipped_sequence_is_logged_once_for_all_trackers(
     task: str, data: Path, encoder: Encoder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cut_short(data / FRAME[task].format(TWO))
-    result = call(task, data, encoder, tracker="both")
-    assert list(result.figures) == ["dcf", "xcorr", "first box"]
+    truncate(data / SECOND_FRAME[task].format(TWO))
+    result = run_task(task, data, encoder, tracker="both")
+    assert list(result.rows) == ["dcf", "xcorr", "first box"]
     assert sum(line.startswith(f"{TWO}: ") for line in capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("task", ["mots"])
-def test_settings_decide_what_may_be_gone_on_with(task: str, data: Path, encoder: Encoder, tmp_path: Path) -> None:
+def test_resume_requires_the_same_settings_and_weights(task: str, data: Path, encoder: Encoder, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    call(task, data, encoder, out=out, sequences=[ONE])
+    run_task(task, data, encoder, out=out, sequences=[ONE])
     settings = json.loads((out / "settings.json").read_text())
     assert settings["task"] == "mots"
     assert settings["stage"] == "s3"
     assert settings["patience"] == 30
     assert settings["corrected"] is False
     assert "resnet18" in settings["encoder"]
-    before = files_of(out)
-    with pytest.raises(
-        InputError, match=r"^out: .*out has tracks already; --resume goes on with them, --out with another folder"
+    before = read_files(out)
+    with pytest.raises(InputError, match=r"^out: .*out already has tracks; pass --resume, or another folder$"):
+        run_task(task, data, encoder, out=out)
+    for options, message in (
+        ({"corrected": True}, "corrected True, got False"),
+        ({"stage": "s4"}, "stage 's4', got 's3'"),
+        ({"patience": 3}, "patience 3, got 30"),
+        ({"motion": True}, "motion_weight 0.02, got 0.0"),
+        ({"detections": str(tmp_path)}, "detections .*, got 'ground truth'"),
+        ({"encoder": narrow_encoder(1)}, "weights '[0-9a-f]{16}', got '[0-9a-f]{16}'"),
     ):
-        call(task, data, encoder, out=out)
-    for options, words in (
-        ({"corrected": True}, "corrected False, expected True"),
-        ({"stage": "s4"}, "stage 's3', expected 's4'"),
-        ({"patience": 3}, "patience 30, expected 3"),
-        ({"motion": True}, "motion 0.0, expected 0.02"),
-        ({"detections": str(tmp_path)}, "detections None, expected"),
-        ({"encoder": narrow_encoder(1)}, "weights '[0-9a-f]{16}', expected '[0-9a-f]{16}'"),
-    ):
-        (tmp_path / f"{ONE}.txt").touch()  # detections of nobody
-        with pytest.raises(InputError, match=f"^out: the tracks in .*out are of {words}"):
-            call(task, data, **{"encoder": encoder, "out": out, "resume": True, **options})
-    assert files_of(out) == before
-    call(task, data, narrow_encoder(), out=out, resume=True)  # the same weights, and one sequence more
-    assert set(files_of(out)) == {*before, f"tracks/{TWO}.txt", f"drawn/{TWO}.jpg"}
+        (tmp_path / f"{ONE}.txt").touch()  # a file of detections without objects
+        with pytest.raises(InputError, match=f"^out: expected tracks with {message} in .*out$"):
+            run_task(task, data, **{"encoder": encoder, "out": out, "resume": True, **options})
+    assert read_files(out) == before
+    run_task(task, data, narrow_encoder(), out=out, resume=True)  # the same weights, and one more sequence
+    assert set(read_files(out)) == {*before, f"tracks/{TWO}.txt", f"previews/{TWO}.jpg"}
 
 
 @pytest.mark.parametrize("task", ["sot"])
-def test_trackers_share_a_folder(task: str, data: Path, encoder: Encoder, tmp_path: Path) -> None:
-    call(task, data, encoder, out=tmp_path, sequences=[ONE])
+def test_trackers_share_an_output_folder(task: str, data: Path, encoder: Encoder, tmp_path: Path) -> None:
+    run_task(task, data, encoder, out=tmp_path, sequences=[ONE])
     before = (tmp_path / "tracks" / "dcf" / f"{ONE}.txt").stat()
-    both = call(task, data, encoder, tracker="both", out=tmp_path, resume=True, sequences=[ONE])
+    result = run_task(task, data, encoder, tracker="both", out=tmp_path, resume=True, sequences=[ONE])
     assert (tmp_path / "tracks" / "dcf" / f"{ONE}.txt").stat().st_mtime_ns == before.st_mtime_ns
-    assert set(json.loads((tmp_path / "figures.json").read_text())["figures"]) == {
+    assert set(json.loads((tmp_path / "metrics.json").read_text())["metrics"]) == {
         f"dcf {ONE}", "dcf all", f"xcorr {ONE}", "xcorr all", "first box",
     }  # fmt: skip
-    assert set(both.figures) == {"dcf", "xcorr", "first box"}
+    assert set(result.rows) == {"dcf", "xcorr", "first box"}
 
 
 @pytest.mark.parametrize("task", ["mots"])
 @pytest.mark.parametrize("text", ["{", "[]", '"text"', "null", "3"])
-def test_damaged_settings(text: str, task: str, data: Path, encoder: Encoder, tmp_path: Path) -> None:
+def test_resume_rejects_corrupt_settings(text: str, task: str, data: Path, encoder: Encoder, tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text(text)
-    with pytest.raises(InputError, match=r"^out: .*(settings.json is damaged|are of task None)[^\n]*$"):
-        call(task, data, encoder, out=tmp_path, resume=True)
+    with pytest.raises(InputError, match=r"^out: .*(settings.json is corrupt|task 'mots', got None)[^\n]*$"):
+        run_task(task, data, encoder, out=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("task", ["mots"])
-def test_nothing_stays_where_nothing_was_asked_for(
+def test_temporary_folder_is_removed_without_out(
     task: str, data: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    seen = []
+    files: list[str] = []
     monkeypatch.setattr(
-        "mec.evaluate.tracking.track_objects.film", lambda call, *_: seen.extend(files_of(tmp_path / "temporary"))
+        "mec.evaluate.tracking.mot.render_video", lambda *_: files.extend(read_files(tmp_path / "temporary"))
     )
-    call(task, data, encoder)
-    assert any(name.endswith(f"tracks/{TWO}.txt") for name in seen)
+    run_task(task, data, encoder)
+    assert any(name.endswith(f"tracks/{TWO}.txt") for name in files)
     assert not list((tmp_path / "temporary").iterdir())
 
 
-def test_digests_tell_weights_apart(encoder: Encoder) -> None:
-    assert len({weights_digest(Dense(encoder)), weights_digest(Dense(narrow_encoder(1)))}) == 2
-    assert weights_digest(Dense(encoder)) == weights_digest(Dense(narrow_encoder()))
-    half = Dense(encoder)
-    half.body.to(torch.bfloat16)
-    assert weights_digest(half) != weights_digest(Dense(encoder))
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "sot": {"corrected": False, "search_regions": 3, "search_size": 520, "cells": 65},
+    "vos": {"neighbors": 10, "temperature": 0.05, "radius": 12.0, "context": 5},
+    "mot": {"detections": "det.txt", "min_score": 0.5, "motion": False, "patience": 30, "corrected": False},
+    "mots": {"detections": "ground truth", "motion": False, "patience": 30, "corrected": False},
+    "pose": {"detections": "ground truth", "motion": False, "patience": 30, "corrected": False},
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_protocol_has_the_settings_that_decide_comparability(task: str, data: Path, encoder: Encoder) -> None:
+    result = run_task(task, data, encoder, sequences=[ONE], precision="bf16-mixed")
+    assert result.protocol.id == f"{task}-unitrack"
+    assert result.protocol.settings == {**PROTOCOLS[task], "stage": "s3", "precision": "bf16-mixed"}
+
+
+def test_digest_depends_on_the_weights_only(encoder: Encoder) -> None:
+    assert weights_digest(DenseFeatures(encoder)) != weights_digest(DenseFeatures(narrow_encoder(1)))
+    assert weights_digest(DenseFeatures(encoder)) == weights_digest(DenseFeatures(narrow_encoder()))
+    other_dtype = DenseFeatures(encoder)
+    other_dtype.body.to(torch.bfloat16)
+    assert weights_digest(other_dtype) != weights_digest(DenseFeatures(encoder))
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
-def test_a_process_that_was_ended(sent: signal.Signals, tmp_path: Path) -> None:
-    """While it follows the second sequence. What is left is whole, and gone on with gives what would have been."""
+def test_resume_after_a_signal_gives_the_same_files(sent: signal.Signals, tmp_path: Path) -> None:
+    """The signal arrives while the second sequence is tracked."""
     for name, length in ((ONE, LENGTH), (TWO, 40)):
-        write("mots", crossing(length), tmp_path / "data", name)
-    # an encoder that takes its time, for the signal must come before the end
+        write_scene("mots", crossing(length), tmp_path / "data", name)
+    # a larger encoder, so that the signal arrives before the end
     mec.save_encoder(mec.load_encoder("resnet18"), tmp_path / "encoder")
     command = [sys.executable, "-m", "mec", "evaluate", "mots", "data/mots", "--encoder", "encoder", "--out", "out"]
     with subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it is ignored in what a shell began with &
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by default in background jobs
     ) as process:  # fmt: skip
         assert process.stderr is not None
         lines = iter(process.stderr.readline, "")
@@ -260,9 +271,10 @@ def test_a_process_that_was_ended(sent: signal.Signals, tmp_path: Path) -> None:
         out, err = process.communicate(timeout=60)
     assert out == ""
     assert (process.returncode, err) == ((130, "mec: interrupted\n") if sent == signal.SIGINT else (-sent, ""))
-    assert set(files_of(tmp_path / "out")) == {"settings.json", f"tracks/{ONE}.txt"}
-    again = call("mots", tmp_path / "data" / "mots", tmp_path / "encoder", out=tmp_path / "out", resume=True)
-    fresh = call("mots", tmp_path / "data" / "mots", tmp_path / "encoder", out=tmp_path / "whole")
-    assert again.figures == fresh.figures
-    there = files_of(tmp_path / "out")
-    assert {name: there[name] for name in files_of(tmp_path / "whole")} == files_of(tmp_path / "whole")
+    assert set(read_files(tmp_path / "out")) == {"settings.json", f"tracks/{ONE}.txt"}
+    resumed = run_task("mots", tmp_path / "data" / "mots", tmp_path / "encoder", out=tmp_path / "out", resume=True)
+    expected = run_task("mots", tmp_path / "data" / "mots", tmp_path / "encoder", out=tmp_path / "complete")
+    assert resumed.rows == expected.rows
+    files = read_files(tmp_path / "out")
+    complete = read_files(tmp_path / "complete")
+    assert {name: files[name] for name in complete} == complete

@@ -1,4 +1,4 @@
-"""``mec track``: an object followed through any video, from a box or a mask of its first frame."""
+"""``mec track``: an object tracked through any video, from a box or a mask in the first frame."""
 
 import re
 from pathlib import Path
@@ -11,8 +11,8 @@ from PIL import Image
 
 import mec
 from mec.cli.main import main
-from mec.evaluate.tracking.metrics.otb import overlaps
-from tests.evaluate.tracking.crossings import FRONT, narrow_encoder, walk
+from mec.evaluate.tracking.metrics.otb import paired_iou
+from tests.evaluate.tracking.crossings import FRONT_OBJECT, narrow_encoder, walk
 from tests.evaluate.tracking.scenes import Scene
 
 LENGTH = 6
@@ -26,7 +26,7 @@ def scene() -> Scene:
 
 @pytest.fixture(scope="module")
 def videos(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scene in a folder ``bird``, whose frames have no leading zeros, and in bird.mp4; and an encoder."""
+    """A folder with the scene as frames without leading zeros (bird) and as a video (bird.mp4), and an encoder."""
     root = tmp_path_factory.mktemp("videos")
     (root / "bird").mkdir()
     for t, frame in enumerate(scene.frames):
@@ -51,51 +51,51 @@ def work(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def mask(scene: Scene, work: Path) -> Path:
-    """Both objects, as grays 1 and 2."""
+    """A mask of both objects, as gray levels 1 and 2."""
     labels = scene.visible[0, 0] + 2 * scene.visible[1, 0]
     Image.fromarray(labels.astype(np.uint8)).save(work / "first.png")
     return work / "first.png"
 
 
-def frames_of(film: Path) -> tuple[list[NDArray[np.uint8]], float]:
-    with av.open(str(film)) as container:
-        rate = float(container.streams.video[0].average_rate or 0)
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)], rate
+def read_video(path: Path) -> tuple[list[NDArray[np.uint8]], float]:
+    with av.open(str(path)) as container:
+        frame_rate = float(container.streams.video[0].average_rate or 0)
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)], frame_rate
 
 
-def changed(frames: list[NDArray[np.uint8]], scene: Scene) -> list[NDArray[np.bool_]]:
-    """Pixels that are far from what they were."""
+def changed_pixels(frames: list[NDArray[np.uint8]], scene: Scene) -> list[NDArray[np.bool_]]:
+    """Return masks of the pixels that differ much from the scene."""
     return [np.abs(a.astype(int) - b).max(axis=2) > 90 for a, b in zip(frames, scene.frames, strict=True)]
 
 
-@pytest.mark.parametrize(("video", "rate"), [("bird", 30), ("bird.mp4", 12)])
+@pytest.mark.parametrize(("video", "frame_rate"), [("bird", 30), ("bird.mp4", 12)])
 @pytest.mark.parametrize("tracker", ["dcf", "xcorr"])
-def test_a_box(
-    video: str, rate: float, tracker: str, scene: Scene, work: Path, capsys: pytest.CaptureFixture[str]
+def test_box_is_tracked_and_drawn(
+    video: str, frame_rate: float, tracker: str, scene: Scene, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    truth = scene.boxes[FRONT]
+    truth = scene.boxes[FRONT_OBJECT]
     command = ["track", video, "--encoder", "encoder", "--tracker", tracker, BOX.format(*truth[0])]
     assert main(command) == 0
     captured = capsys.readouterr()
     assert captured.out == "bird-tracked.mp4\n"
     assert "encoder of encoder" in captured.err
-    found = np.loadtxt("bird-tracked.txt", delimiter=",") - (1, 1, 0, 0)
-    np.testing.assert_allclose(found[0], truth[0])
-    assert overlaps(truth, found).min() > 0.7
-    frames, own_rate = frames_of(Path("bird-tracked.mp4"))
-    assert (len(frames), own_rate, frames[0].shape) == (LENGTH, rate, (240, 320, 3))
-    for t, pixels in enumerate(changed(frames, scene)):
+    boxes = np.loadtxt("bird-tracked.txt", delimiter=",") - (1, 1, 0, 0)
+    np.testing.assert_allclose(boxes[0], truth[0])
+    assert paired_iou(truth, boxes).min() > 0.7
+    frames, written_rate = read_video(Path("bird-tracked.mp4"))
+    assert (len(frames), written_rate, frames[0].shape) == (LENGTH, frame_rate, (240, 320, 3))
+    for t, pixels in enumerate(changed_pixels(frames, scene)):
         rows, columns = np.nonzero(pixels)
-        left, top, width, height = found[t]
+        left, top, width, height = boxes[t]
         assert abs(columns.min() - left) < 4
         assert abs(columns.max() - left - width) < 4
-        assert abs(rows.max() - top - height) < 4  # above it is the number
+        assert abs(rows.max() - top - height) < 4  # the id is drawn above the box
     assert sorted(p.name for p in work.iterdir()) == [
         "bird", "bird-tracked.mp4", "bird-tracked.txt", "bird.mp4", "encoder",
     ]  # fmt: skip
 
 
-def test_a_mask(scene: Scene, work: Path, mask: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_masks_are_tracked_and_drawn(scene: Scene, work: Path, mask: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = work / "new folder" / "both birds.mp4"
     assert main(["track", "bird.mp4", "--encoder", "encoder", "--mask", "first.png", "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n"
@@ -103,36 +103,36 @@ def test_a_mask(scene: Scene, work: Path, mask: Path, capsys: pytest.CaptureFixt
     assert [file.name for file in files] == [f"{t:05}.png" for t in range(LENGTH)]
     labels = [np.asarray(Image.open(file)) for file in files]
     np.testing.assert_array_equal(labels[0], np.asarray(Image.open(mask)))
-    shares = np.array([
-        [(a & b).sum() / (a | b).sum() for a, b in ((truth, one == i), (truth, labels[0] == i))]
+    overlap, baseline = np.array([
+        [(truth & mask).sum() / (truth | mask).sum() for mask in (predicted == i, labels[0] == i)]
         for i in (1, 2)
-        for truth, one in zip(scene.visible[i - 1, 1:], labels[1:], strict=True)
+        for truth, predicted in zip(scene.visible[i - 1, 1:], labels[1:], strict=True)
     ]).mean(axis=0)  # fmt: skip
-    assert shares[0] > 0.5 > shares[1] + 0.2  # beside the first mask
-    frames, rate = frames_of(out)
-    assert (len(frames), rate) == (LENGTH, 12)
+    assert overlap > 0.5 > baseline + 0.2
+    frames, frame_rate = read_video(out)
+    assert (len(frames), frame_rate) == (LENGTH, 12)
 
 
-def test_frames_are_never_written_over(work: Path, mask: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_input_is_never_overwritten(work: Path, mask: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(p.name for p in (work / "bird").iterdir())
-    for video, options, words in (
+    for video, options, message in (
         (
             "bird",
             ("--mask", "first.png", "--out", "bird.mp4"),
-            "out: bird, where the masks would lie, is there already",
+            "out: the folder of the masks, bird, already exists",
         ),
         ("bird.mp4", ("--box", "9,9,20,20", "--out", "bird.mp4"), "out: bird.mp4 is the video itself"),
         ("bird.mp4", ("--box", "9,9,20,20", "--out", "../{}/bird.mp4"), "out: .*bird.mp4 is the video itself"),
     ):
-        options = tuple(word.replace("{}", work.name) for word in options)
+        options = tuple(option.replace("{}", work.name) for option in options)
         assert main(["track", video, "--encoder", "encoder", *options]) == 2
-        assert re.fullmatch(f"mec: {words}\n", capsys.readouterr().err)
+        assert re.fullmatch(f"mec: {message}\n", capsys.readouterr().err)
     assert sorted(p.name for p in (work / "bird").iterdir()) == before
 
 
 EXPECTED = "expected left,top,width,height in pixels, such as 210,95,60,48, got"
-REFUSED = [
-    (("bird",), "box, mask: expected one of them, to say what to follow in the first frame"),
+INVALID = [
+    (("bird",), "box, mask: expected one of them, for the object in the first frame"),
     (("bird", "--box", "1,2,3,4", "--mask", "first.png"), "box, mask: expected one of them, .*"),
     (("bird", "--box", "1,2,3"), f"box: {EXPECTED} 1,2,3"),
     (("bird", "--box", "1,2,3,nan"), f"box: {EXPECTED} 1,2,3,nan"),
@@ -141,9 +141,9 @@ REFUSED = [
     (("bird", "--box", "400,2,30,40"), r".*the box 400, 2, 30, 40 is not within the first frame \(320 x 240\)"),
     (("bird", "--box", "1,2,3,4", "--tracker", "kcf"), "tracker: expected dcf or xcorr, got 'kcf'"),
     (("bird", "--box", "1,2,3,4", "--stage", "s2"), "stage: expected s3 or s4, got 's2'"),
-    (("bird", "--box", "1,2,3,4", "--out", "film.avi"), "out: expected a file ending in .mp4, got film.avi"),
+    (("bird", "--box", "1,2,3,4", "--out", "video.avi"), "out: expected a file ending in .mp4, got video.avi"),
     (("bird", "--mask", "first"), "mask: first does not exist"),
-    (("bird", "--mask", "bird"), "mask: bird is no file"),
+    (("bird", "--mask", "bird"), "mask: bird is not a file"),
     (("bird", "--mask", "small.png"), "mask: small.png: 32 x 24 pixels, expected 320 x 240 .*"),
     (("bird", "--mask", "black.png"), "mask: black.png: no object .*"),
     (("bird", "--mask", "bird.mp4"), "mask: bird.mp4: not a PNG"),
@@ -154,29 +154,29 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "words"), REFUSED, ids=[" ".join(one) for one, _ in REFUSED])
-def test_refused_in_a_line(
-    arguments: tuple[str, ...], words: str, work: Path, mask: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("arguments", "message"), INVALID, ids=[" ".join(arguments) for arguments, _ in INVALID])
+def test_invalid_arguments_give_one_line_and_no_files(
+    arguments: tuple[str, ...], message: str, work: Path, mask: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("L", (32, 24), 255).save("small.png")
     Image.new("L", (320, 240)).save("black.png")
-    Path("bad.mp4").write_bytes(b"film" * 99)
+    Path("bad.mp4").write_bytes(b"data" * 99)
     before = sorted(p.name for p in work.iterdir())
     assert main(["track", *arguments, "--encoder", "encoder"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    *said, line = captured.err.splitlines()
-    assert re.fullmatch(f"mec: {words}", line)
-    assert said in ([], ["encoder: encoder of encoder, s3, a cell every 8 pixels"])
+    *log, line = captured.err.splitlines()
+    assert re.fullmatch(f"mec: {message}", line)
+    assert log in ([], ["encoder: encoder of encoder, s3, stride 8"])
     assert sorted(p.name for p in work.iterdir()) == before
 
 
-def test_nothing_is_left_of_what_broke(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (work / "torn").mkdir()
+def test_failed_tracking_leaves_no_files(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "corrupt").mkdir()
     for file in (work / "bird").iterdir():
-        (work / "torn" / file.name).write_bytes(file.read_bytes())
-    (work / "torn" / "frame 9.png").write_bytes((work / "torn" / "frame 9.png").read_bytes()[:5000])
+        (work / "corrupt" / file.name).write_bytes(file.read_bytes())
+    (work / "corrupt" / "frame 9.png").write_bytes((work / "corrupt" / "frame 9.png").read_bytes()[:5000])
     before = sorted(p.name for p in work.iterdir())
-    assert main(["track", "torn", "--encoder", "encoder", "--box", "9,9,90,90"]) == 2
-    assert re.match(r"mec: video: torn/frame 9.png: ", capsys.readouterr().err.splitlines()[-1])
+    assert main(["track", "corrupt", "--encoder", "encoder", "--box", "9,9,90,90"]) == 2
+    assert re.match(r"mec: video: corrupt/frame 9.png: ", capsys.readouterr().err.splitlines()[-1])
     assert sorted(p.name for p in work.iterdir()) == before
