@@ -1,1 +1,1 @@
-"""Crops, color and the views made of them."""
+"""Augmentations: crops, color, and the views made of them."""
