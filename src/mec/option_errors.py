@@ -78,16 +78,16 @@ def _rewrite(message: str, parser: argparse.ArgumentParser) -> str:
         missing = [format_option(parser, key) for key in match[1].split(", ")]
         return f"expected {' and '.join(missing)}"
     if re.match(r'expected "\S+" to be one of', message):
-        action = _subcommands(parser)
-        assert action is not None
-        return f"expected {action.metavar}, one of {', '.join(action.choices)}"
+        subcommands = _subcommands(parser)
+        assert subcommands is not None
+        return f"expected {subcommands.metavar}, one of {', '.join(subcommands.choices)}"
     if match := re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message):
         names = [name.strip("' ") for name in match[3].split(",")]
         suggestion = did_you_mean(match[2], names) or f"; expected {join_with_or(names)}"
         return f"unknown {match[1].lower()} {match[2]!r}{suggestion}"
     if match := re.match(r"argument (\S+): expected (one|at least one) argument", message):
-        action = _action(parser, match[1].lstrip("-"))
-        expected = "a value" if action is None else describe_type(type_hint(action))
+        option = _action(parser, match[1].lstrip("-"))
+        expected = "a value" if option is None else describe_type(type_hint(option))
         return f"{match[1]}: expected {expected}, got nothing"
     if match := re.match(r"argument (\S+?): ignored explicit argument '(.*)'", message):
         return f"{match[1]}: expected no value, got {match[2]!r}"

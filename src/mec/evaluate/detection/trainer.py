@@ -95,7 +95,7 @@ class DetectionProgress(lightning.Callback):
     def _describe(self, step: int, max_steps: int, losses: dict[str, Tensor]) -> str:
         assert self.progress is not None
         values = {short_name: float(losses[name]) for name, short_name in LOSSES.items() if name in losses}
-        if self.progress.live:  # fits a terminal of 80 characters
+        if self.progress.is_terminal:  # fits a terminal of 80 characters
             values["rpn"] = values.pop("objectness") + values.pop("proposals")
             return " ".join(f"{name} {f'{value:.2f}'.lstrip('0')[:3]}" for name, value in values.items())
         total = f"{step:,}/{max_steps:,}  loss {float(losses['loss']):.2f}"
