@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mec.cli.main import _as_meant, _parser, main
+from mec.cli.main import _normalize, _parser, main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -86,7 +86,7 @@ def commands(block: Block) -> list[str]:
 def arguments_of(line: str) -> list[str]:
     """Of the command, as far as the shell does not take the rest for itself."""
     words = itertools.takewhile(lambda word: word not in (">", "|", "&&"), shlex.split(line, comments=True)[1:])
-    return [_as_meant(word) for word in words]
+    return [_normalize(word) for word in words]
 
 
 SHELL = [pytest.param(b, id=str(b)) for b in BLOCKS if b.language in ("sh", "bash", "shell", "console")]

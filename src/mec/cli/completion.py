@@ -1,4 +1,4 @@
-"""What the Tab key completes: a script of the shell made from the parser, so that no key waits for Python."""
+"""Shell completion: a static script generated from the parser, so that a key press does not start Python."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import shtab
 
 from mec.option_errors import choices, type_hint, union_members
 
-PLACES = {
+SCRIPT_PATHS = {
     "bash": "~/.local/share/bash-completion/completions/mec",
     "zsh": '"${fpath[1]}/_mec"',
     "fish": "~/.config/fish/completions/mec.fish",
 }
-"""Where each shell looks for it."""
+"""Path from which each shell loads the script."""
 
 
 def completion(parser: argparse.ArgumentParser, shell: str) -> str:
-    """The script for a shell of PLACES; ``parser``, with the options of all commands, is used up."""
+    """Return the script for a shell of SCRIPT_PATHS. ``parser`` has the options of all commands and is modified."""
     _prepare(parser)
     script: str = shtab.complete(parser, shell)
     return script
 
 
 def _prepare(parser: argparse.ArgumentParser) -> None:
-    """shtab reads the choices and files of argparse's actions, jsonargparse keeps them in its types."""
+    """Copy choices and files from the types, where jsonargparse has them, to the actions, where shtab reads them."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():

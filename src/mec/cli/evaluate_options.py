@@ -1,4 +1,4 @@
-"""The options of ``mec evaluate``, a sub-command a task."""
+"""Options of ``mec evaluate``: one sub-command per task."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from mec.cli.parser import DATA_HELP, ENCODER_HELP, Parser, about, add_settings
+from mec.cli.parser import DATA_HELP, ENCODER_HELP, Parser, add_settings, description_of
 
 if TYPE_CHECKING:
     from mec.evaluate import Result
@@ -23,29 +23,30 @@ TRACKING_HELP = {
     "pose": "PoseTrack18: a folder with annotations/val/SEQUENCE.json, and the frames they name",
 }
 SEQUENCES_HELP = {
-    "sot": "those to take, such as Couple,Jogging-1; absent: all",
-    "vos": "those to take, such as blackswan,dog; absent: the val list, or all where there is none",
-    "mot": 'those to take, or patterns, such as "*-FRCNN"; absent: all',
-    "mots": 'those to take, or patterns, such as "*-02,*-05"; absent: all',
-    "pose": 'those to take, or patterns, such as "*_mpii_test"; absent: all',
+    "sot": "sequences to evaluate, such as Couple,Jogging-1; absent: all",
+    "vos": "sequences to evaluate, such as blackswan,dog; absent: the val list, or all without one",
+    "mot": 'sequences to evaluate, or patterns, such as "*-FRCNN"; absent: all',
+    "mots": 'sequences to evaluate, or patterns, such as "*-02,*-05"; absent: all',
+    "pose": 'sequences to evaluate, or patterns, such as "*_mpii_test"; absent: all',
 }
 TASKS = {
-    "knn": ("weighted nearest neighbors, no training", "cifar10 --encoder runs/cifar10"),
+    "knn": ("weighted nearest neighbors; nothing is trained", "cifar10 --encoder runs/cifar10"),
     "linear": ("linear classifier on frozen features", "pets/ birds/ --encoder runs/pets"),
-    "few-label": ("1, 5 or 10 labels per class, nearest class mean", "pets/ --encoder runs/pets"),
-    "finetune": ("the whole network trained further with some of the labels", "pets/ --encoder runs/pets --labels 10%"),
-    "detect": ("objects: boxes and masks, the encoder trained further", "coco/ --encoder runs/pets --out runs/coco"),
-    "sot": ("one object followed from its first box, no training", "OTB100/ --encoder runs/pets --tracker both"),
-    "vos": ("objects followed from their first masks, no training", "DAVIS/ --encoder runs/pets --render davis.mp4"),
-    "mot": ("objects told apart, their boxes given, no training", "MOT17/ --encoder runs/pets --sequences '*-FRCNN'"),
-    "mots": ("objects told apart, their masks given, no training", "MOTS/ --encoder runs/pets --out runs/mots"),
-    "pose": ("people told apart, their poses given, no training", "posetrack18/ --encoder runs/pets --motion"),
+    "few-shot": ("1, 5 or 10 labels per class, nearest class mean", "pets/ --encoder runs/pets --shots 1,5"),
+    "finetune": ("finetune the network on a fraction of the labels", "pets/ --encoder runs/pets --label_fraction 0.1"),
+    "detect": ("object detection and instance segmentation", "coco/ --encoder runs/pets --out runs/coco"),
+    "sot": ("single-object tracking; nothing is trained", "OTB100/ --encoder runs/pets --tracker both"),
+    "vos": ("video object segmentation; nothing is trained", "DAVIS/ --encoder runs/pets --render davis.mp4"),
+    "mot": ("multi-object tracking of given boxes", "MOT17/ --encoder runs/pets --sequences '*-FRCNN'"),
+    "mots": ("multi-object tracking of given masks", "MOTS/ --encoder runs/pets --out runs/mots"),
+    "pose": ("tracking of people by given poses", "posetrack18/ --encoder runs/pets --motion"),
 }
-ALONE = {"detect", *TRACKING_HELP}
-"""Tasks of one DATA."""
+ONE_DATASET_TASKS = {"detect", *TRACKING_HELP}
+"""Tasks that take one DATA; the others take several."""
 
 
-def task_of(name: str) -> Callable[..., Result]:
+def task_function(name: str) -> Callable[..., Result]:
+    """Return the function of a task in ``mec.evaluate``."""
     from mec import evaluate
 
     task: Callable[..., Result] = getattr(evaluate, name.replace("-", "_"))
@@ -54,13 +55,16 @@ def task_of(name: str) -> Callable[..., Result]:
 
 def evaluate_options(parser: Parser, arguments: Sequence[str]) -> None:
     parser.usage = "mec evaluate TASK DATA --encoder ENCODER [options]"
-    parser.description = "Measure an encoder on a downstream task, beside raw pixels and itself untrained."
-    parser.epilog = "example: mec evaluate knn digits --encoder runs/digits\nmec evaluate TASK --help tells more"
+    parser.description = "Evaluate an encoder on a downstream task, next to baselines."
+    parser.epilog = (
+        "example: mec evaluate knn digits --encoder runs/digits\nmec evaluate TASK --help lists the options of a task"
+    )
     tasks = parser.add_subcommands(title="tasks", metavar="TASK", dest="task", description=None)
     for name, (summary, example) in TASKS.items():
+        more_data = "" if name in ONE_DATASET_TASKS else " [DATA ...]"
         task = Parser(
-            usage=f"mec evaluate {name} DATA{'' if name in ALONE else ' [DATA ...]'} --encoder ENCODER [options]",
-            description=about(task_of(name)) if name in arguments else None,
+            usage=f"mec evaluate {name} DATA{more_data} --encoder ENCODER [options]",
+            description=description_of(task_function(name)) if name in arguments else None,
             epilog=f"example: mec evaluate {name} {example}",
         )
         tasks.add_subcommand(name, task, help=summary)
@@ -70,52 +74,53 @@ def evaluate_options(parser: Parser, arguments: Sequence[str]) -> None:
         elif name in arguments and name in TRACKING_HELP:
             _tracking_options(task, name)
         elif name in arguments:
-            needed = task.add_argument_group("the images and the encoder")
+            needed = task.add_argument_group("images and encoder")
             needed.add_argument("data", nargs="+", help=f"one or several of: {DATA_HELP}")
             needed.add_argument("--encoder", required=True, help=ENCODER_HELP)
-            needed.add_argument("--out", help="folder whose results.jsonl takes the result; absent: the run folder")
-            add_settings(task, "the protocol", task_of(name), {"data", "encoder"})
+            needed.add_argument("--out", help="folder of the results.jsonl to append to; absent: the run folder")
+            add_settings(task, "protocol", task_function(name), {"data", "encoder"})
 
 
 def _detect_options(task: Parser) -> None:
     from mec.evaluate import detect
 
-    needed = task.add_argument_group("the images and the encoder")
-    needed.add_argument("data", nargs="?", help=f"{DETECTION_HELP}; absent: --predict with what is in --out")
-    needed.add_argument("--encoder", help=f"{ENCODER_HELP}; absent: with --predict alone")
+    needed = task.add_argument_group("images and encoder")
+    needed.add_argument("data", nargs="?", help=f"{DETECTION_HELP}; absent: only --predict, with a detector in --out")
+    needed.add_argument("--encoder", help=f"{ENCODER_HELP}; absent: only --predict")
     needed.add_argument(
-        "--out", help="folder for the detectors and their figures; absent: detect-SCHEDULE in the run folder"
+        "--out", help="folder for the detectors and their metrics; absent: detect-SCHEDULE in the run folder"
     )
-    needed.add_argument("--resume", action="store_true", help="go on with what is in --out, from the newest checkpoint")
-    drawn = task.add_argument_group("images to draw on")
-    drawn.add_argument("--predict", help="a folder, a file, a video ... on which to draw what is found; absent: none")
-    drawn.add_argument("--threshold", type=float, default=0.5, help="the least score, 0 to 1, of what is drawn")
-    add_settings(task, "the protocol", detect, {"data", "encoder", "out", "resume"})
+    needed.add_argument("--resume", action="store_true", help="continue in --out from the newest checkpoint")
+    prediction = task.add_argument_group("prediction")
+    prediction.add_argument("--predict", help="images (folder, file, video) to draw detections on; absent: none")
+    prediction.add_argument("--threshold", type=float, default=0.5, help="smallest score, 0 to 1, of a drawn detection")
+    add_settings(task, "protocol", detect, {"data", "encoder", "out", "resume"})
 
 
 def _tracking_options(task: Parser, name: str) -> None:
-    needed = task.add_argument_group("the sequences and the encoder")
+    needed = task.add_argument_group("sequences and encoder")
     needed.add_argument("data", help=TRACKING_HELP[name])
     needed.add_argument("--encoder", required=True, help=ENCODER_HELP)
     needed.add_argument(
-        "--out", help="folder for the tracks and the figures of each sequence; absent: one in the run folder, or none"
+        "--out",
+        help="folder for tracks and metrics of each sequence; absent: a folder in the run folder, or none",
     )
-    needed.add_argument("--resume", action="store_true", help="go on with what is in --out")
+    needed.add_argument("--resume", action="store_true", help="continue with the tracks in --out")
     needed.add_argument("--sequences", help=SEQUENCES_HELP[name])
-    own = {"data", "encoder", "out", "resume", "sequences", "corrected", "motion"}
-    protocol = add_settings(task, "the protocol", task_of(name), own)
-    for flag, words in (
-        ("corrected", "put right what the published code does otherwise than it means to; absent: published figures"),
-        ("motion", "let motion share in the cost of a pair; absent: looks alone, as encoders are compared"),
+    handled = {"data", "encoder", "out", "resume", "sequences", "corrected", "motion"}
+    protocol = add_settings(task, "protocol", task_function(name), handled)
+    for flag, flag_help in (
+        ("corrected", "correct errors of the published code; absent: reproduce it, to compare with published numbers"),
+        ("motion", "use motion in the association cost; absent: appearance alone, to compare encoders"),
     ):
-        if flag in inspect.signature(task_of(name)).parameters:
-            protocol.add_argument(f"--{flag}", action="store_true", help=words)
+        if flag in inspect.signature(task_function(name)).parameters:
+            protocol.add_argument(f"--{flag}", action="store_true", help=flag_help)
 
 
-def listed(names: str | None) -> list[str] | None:
-    """NAME,NAME or [NAME,NAME]: as YAML, one name would be no list, and a star would not be what it is in patterns."""
+def split_names(names: str | None) -> list[str] | None:
+    """Split NAME,NAME or [NAME,NAME]. YAML would not read one name as a list, and gives * another meaning."""
     if names is None:
         return None
     inner = names.strip()
     inner = inner[1:-1] if inner.startswith("[") and inner.endswith("]") else inner
-    return [word.strip(" '\"") for word in inner.split(",")]
+    return [name.strip(" '\"") for name in inner.split(",")]

@@ -1,4 +1,4 @@
-"""The ``mec`` command: every sub-command is one typed function of the package."""
+"""The ``mec`` command. Every sub-command calls one typed function of the package."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rich.console import Console
 
 from mec import __version__
-from mec.cli.evaluate_options import DETECTION_HELP, TASKS, TRACKING_HELP, listed, task_of
+from mec.cli.evaluate_options import DETECTION_HELP, TASKS, TRACKING_HELP, split_names, task_function
 from mec.cli.options import COMMANDS
 from mec.cli.parser import Parser
-from mec.distributed import is_rank_zero
 from mec.errors import InputError, did_you_mean
 from mec.option_errors import option_names
 
@@ -24,21 +23,21 @@ if TYPE_CHECKING:
     from mec.evaluate import Result
 
 
-def _parser(arguments: Sequence[str], everything: bool = False) -> Parser:
-    """Only the command asked for gets its options: the others would import all of PyTorch for a line of help."""
+def _parser(arguments: Sequence[str], all_options: bool = False) -> Parser:
+    """Return the parser. Only the command in ``arguments`` gets its options: the others would import PyTorch."""
     parser = Parser(
         prog="mec",
         usage="mec COMMAND [options]",
-        description="Image encoders learned without labels by Maximum Entropy Coding, and what they are worth.",
+        description="Pretrain image encoders without labels by Maximum Entropy Coding, and evaluate them.",
         version=__version__,
-        epilog="example: mec demo\nmec COMMAND --help tells more: every option with its default, and an example",
+        epilog="example: mec demo\nmec COMMAND --help lists every option with its default, and an example",
     )
     commands = parser.add_subcommands(title="commands", metavar="COMMAND", dest="command", description=None)
     for name, (summary, add_options) in COMMANDS.items():
         command = Parser()
         commands.add_subcommand(name, command, help=summary)
         command.prog = f"mec {name}"
-        if everything:
+        if all_options:
             add_options(command, list(TASKS) if name == "evaluate" else [])
         elif name == next(iter(arguments), None):
             add_options(command, arguments[1:])
@@ -46,15 +45,15 @@ def _parser(arguments: Sequence[str], everything: bool = False) -> Parser:
 
 
 def _check_order(parser: Parser, arguments: Sequence[str]) -> None:
-    """An option before the command or the task would be said to be an unknown one of these."""
-    wanted, asked, known = "COMMAND", arguments[0], [*option_names(parser), "-h"]
-    if asked == "evaluate" and len(arguments) > 1:
-        wanted, asked, known = "TASK", arguments[1], ["--help", "-h"]
-    name = asked.partition("=")[0]
+    """Refuse an option before the command or the task, which argparse would report as an unknown command."""
+    expected, argument, known = "COMMAND", arguments[0], [*option_names(parser), "-h"]
+    if argument == "evaluate" and len(arguments) > 1:
+        expected, argument, known = "TASK", arguments[1], ["--help", "-h"]
+    name = argument.partition("=")[0]
     if name.startswith("-") and name not in known:
-        where = "mec evaluate" if wanted == "TASK" else "mec"
-        proposed = did_you_mean(name, known) or f"; expected {wanted} first, then its options"
-        print(f"{where}: unrecognized option {name}{proposed}", file=sys.stderr)
+        command = "mec evaluate" if expected == "TASK" else "mec"
+        suggestion = did_you_mean(name, known) or f"; expected {expected} first, then its options"
+        print(f"{command}: unrecognized option {name}{suggestion}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -71,11 +70,11 @@ def _run(arguments: Sequence[str]) -> None:
         from mec.pretraining.recipe_files import make_recipe
 
         settings = options.pretrain.as_dict()
-        data, out, resume, _, every = (
+        data, out, resume, _, probe_every = (
             settings.pop(name) for name in ("data", "out", "resume", "recipe", "probe_every")
         )
         recipe = make_recipe(settings)
-        probe = create_online_probe(data, every, recipe.workers)
+        probe = create_online_probe(data, probe_every, recipe.workers)
         pretrain(data, out, recipe, resume, callbacks=[] if probe is None else [probe])
     elif options.command == "views":
         from mec.pretraining.contact_sheet import contact_sheet
@@ -85,26 +84,26 @@ def _run(arguments: Sequence[str]) -> None:
         data, out, images, pairs, _ = (settings.pop(name) for name in ("data", "out", "images", "pairs", "recipe"))
         print(contact_sheet(data, out, make_recipe(settings), images, pairs))
     elif options.command == "evaluate" and options.evaluate.task == "detect":
-        _detect(**options.evaluate.detect.as_dict())
+        _evaluate_detection(**options.evaluate.detect.as_dict())
     elif options.command == "evaluate" and options.evaluate.task in TRACKING_HELP:
-        _follow(options.evaluate.task, **options.evaluate[options.evaluate.task].as_dict())
+        _evaluate_tracking(options.evaluate.task, **options.evaluate[options.evaluate.task].as_dict())
     elif options.command == "evaluate":
         from mec.distributed import process_group
 
         with process_group():
-            _evaluate(options.evaluate.task, options.evaluate[options.evaluate.task].as_dict())
+            _evaluate_classification(options.evaluate.task, options.evaluate[options.evaluate.task].as_dict())
     elif options.command == "track":
         from mec.evaluate import track
 
         print(track(**options.track.as_dict()))
     elif options.command == "embed":
-        from mec.distributed import process_group
+        from mec.distributed import is_rank_zero, process_group
         from mec.embedding.embed import embed
 
         with process_group():
-            made = embed(**options.embed.as_dict())
+            file = embed(**options.embed.as_dict())
         if is_rank_zero():
-            print(made)
+            print(file)
     elif options.command == "export":
         from mec.models.export.export import export
 
@@ -118,27 +117,28 @@ def _run(arguments: Sequence[str]) -> None:
     elif options.command == "completion":
         from mec.cli.completion import completion
 
-        print(completion(_parser([], everything=True), options.completion.shell))
+        print(completion(_parser([], all_options=True), options.completion.shell))
     else:
         from mec.demo import demo
 
         demo(**options.demo.as_dict())
 
 
-def _evaluate(task: str, settings: dict[str, Any]) -> None:
-    """One table of all the sources; each result is kept as soon as it is there."""
+def _evaluate_classification(task: str, settings: dict[str, Any]) -> None:
+    """Evaluate on every DATA and print one table. Each result is written as soon as it exists."""
     from mec.data import open_dataset
+    from mec.distributed import is_rank_zero
     from mec.results import results_table
 
-    sources, out = settings.pop("data"), settings.pop("out")
+    datasets, out = settings.pop("data"), settings.pop("out")
     if out is None and (Path(settings["encoder"]) / "recipe.yaml").exists():
         out = settings["encoder"]
-    for source in sources[1:]:
-        open_dataset(source, "test")  # a wrong name is told before the first source has taken its hours
+    for data in datasets[1:]:
+        open_dataset(data, "test")  # refuse a wrong name before hours are spent on the first dataset
     results: list[Result] = []
     try:
-        for source in sources:
-            results.append(task_of(task)(source, **settings))
+        for data in datasets:
+            results.append(task_function(task)(data, **settings))
             if out is not None and is_rank_zero():
                 path = results[-1].append_to(out)
     finally:
@@ -149,48 +149,52 @@ def _evaluate(task: str, settings: dict[str, Any]) -> None:
                 print(f"added to {path}")
 
 
-def _detect(
+def _evaluate_detection(
     data: str | None, encoder: str | None, out: str | None, predict: str | None, threshold: float, **settings: Any
 ) -> None:
-    """Train and measure detectors, then draw; or only draw, with one that was trained before."""
+    """Train and evaluate detectors, then draw predictions; or only draw, with a detector trained before."""
     from mec import evaluate
+    from mec.distributed import is_rank_zero
     from mec.evaluate.detection.predict import check_threshold, open_prediction_images
 
     if data is None and predict is None:
         raise InputError(f"data: expected {DETECTION_HELP}; or --predict IMAGES --out DETECTORS")
     if data is not None and encoder is None:
-        raise InputError("encoder: expected what the detector begins with, such as a run folder")
-    kept = out
+        raise InputError("encoder: expected the weights that the detector starts from, such as a run folder")
+    results_folder = out
     if not out and data is not None and (Path(str(encoder)) / "recipe.yaml").exists():
-        kept, out = encoder, os.path.join(str(encoder), f"detect-{settings['schedule']}")
+        results_folder, out = encoder, os.path.join(str(encoder), f"detect-{settings['schedule']}")
     if not out:
-        raise InputError("out: expected a folder for the detectors")
+        raise InputError("out: expected a folder for the detectors, got nothing")
     if predict is not None:
-        check_threshold(threshold)  # what is wrong is told before the hours of training
+        check_threshold(threshold)  # refuse bad values before hours of training
         open_prediction_images(predict)
     if data is not None:
         result = evaluate.detect(data, str(encoder), out, **settings)
         if is_rank_zero():
-            path = result.append_to(str(kept))
+            path = result.append_to(str(results_folder))
             Console(soft_wrap=True).print(result.table())
             print(f"added to {path}; detectors and detections in {out}")
     if predict is not None:
-        drawn = evaluate.predict(predict, out, threshold, settings["devices"], settings["workers"])
+        folder = evaluate.predict(predict, out, threshold, settings["devices"], settings["workers"])
         if is_rank_zero():
-            print(drawn)
+            print(folder)
 
 
-def _follow(task: str, data: str, encoder: str, out: str | None, sequences: str | None, **settings: Any) -> None:
-    """Tracks beside the run where there is one. What could not be used is an error, once the others are told."""
-    kept = out
+def _evaluate_tracking(
+    task: str, data: str, encoder: str, out: str | None, sequences: str | None, **settings: Any
+) -> None:
+    """Evaluate a tracking task; without ``out`` the tracks go into a folder of the run. Skipped sequences are an error,
+    raised after the results of the others are printed."""
+    results_folder = out
     if not out and (Path(encoder) / "recipe.yaml").exists():
-        words = [settings.get("tracker"), settings["stage"], *(f for f in ("corrected", "motion") if settings.get(f))]
-        words.append(Path(data).expanduser().resolve().name)
-        kept, out = encoder, os.path.join(encoder, "-".join([task, *filter(None, words)]))
-    result = task_of(task)(data, encoder, out=out, sequences=listed(sequences), **settings)
+        flags = [flag for flag in ("corrected", "motion") if settings.get(flag)]
+        parts = [task, settings.get("tracker"), settings["stage"], *flags, Path(data).expanduser().resolve().name]
+        results_folder, out = encoder, os.path.join(encoder, "-".join(filter(None, parts)))
+    result = task_function(task)(data, encoder, out=out, sequences=split_names(sequences), **settings)
     Console(soft_wrap=True).print(result.table())
-    if kept:
-        print(f"added to {result.append_to(kept)}; tracks in {out}")
+    if results_folder:
+        print(f"added to {result.append_to(results_folder)}; tracks in {out}")
     if result.skipped:
         name, reason = next(iter(result.skipped.items()))
         number = f"{len(result.skipped)} sequence{'s' if len(result.skipped) > 1 else ''}"
@@ -199,9 +203,9 @@ def _follow(task: str, data: str, encoder: str, out: str | None, sequences: str 
 
 def _report(runs: list[str], out: str | None, watch: bool, port: int | None, **settings: Any) -> None:
     if watch and out is not None:
-        raise InputError("out: --watch serves the page and writes no file; expected one of the two")
+        raise InputError("out: expected none with --watch, which serves the page and writes no file")
     if port is not None and not watch:
-        raise InputError("port: it is --watch that serves the page; expected both or neither")
+        raise InputError("port: expected --watch with it, which serves the page")
     if watch:
         from mec.report.watch import watch as serve
 
@@ -212,9 +216,8 @@ def _report(runs: list[str], out: str | None, watch: bool, port: int | None, **s
         print(write_report(runs, out, **settings))
 
 
-def _as_meant(argument: str) -> str:
-    """--max-broken is --max_corrupt: both spellings are natural, and the settings have the second. And --out=~/x is
-    meant as it would be without the sign, where the shell fills in the home folder."""
+def _normalize(argument: str) -> str:
+    """Accept --max-corrupt for --max_corrupt, and expand ~ in --out=~/x as the shell does in --out ~/x."""
     name, equals, value = argument.partition("=")
     if not name.startswith("--"):
         return argument
@@ -222,11 +225,13 @@ def _as_meant(argument: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0; 2 and one line for what the user got wrong; 1 and a traceback for a bug; 130 after Ctrl-C."""
+    """Run the command and return its exit status: 0, 2 after one line about a mistake of the user, 130 after Ctrl-C."""
     try:
-        _run([_as_meant(a) for a in (sys.argv[1:] if arguments is None else arguments)])
+        _run([_normalize(a) for a in (sys.argv[1:] if arguments is None else arguments)])
     except InputError as error:
-        # a loader process sends its traceback along; the last line is the message
+        from mec.distributed import is_rank_zero
+
+        # an error in a loader process carries its traceback; the last line is the message
         if is_rank_zero() or not error.on_all_ranks:
             print(f"mec: {str(error).splitlines()[-1].removeprefix('mec.errors.InputError: ')}", file=sys.stderr)
         return 2
@@ -237,14 +242,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def entry() -> NoReturn:
-    """``main`` as a process of its own.
+    """Run ``main`` and end the process. A bug prints its traceback and exits with 1.
 
-    It ends without C's exit handlers: those of PyTorch 2.15's oneDNN crash after some batch sizes, and a run that
-    went well would report a segmentation fault.
+    C exit handlers are skipped: those of oneDNN in PyTorch 2.15 crash after some batch sizes, so that a successful run
+    would end with a segmentation fault.
     """
     try:
         status = main()
-    except SystemExit as end:  # --help and the parser's own errors
+    except SystemExit as end:  # from --help and the parser
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()

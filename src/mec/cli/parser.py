@@ -1,4 +1,4 @@
-"""The parser of the command line: help in paragraphs and groups, errors in one line."""
+"""Argument parser: help in groups, errors in one line."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from mec.option_errors import choices, one_line_error, type_hint, union_members
 
 DATA_HELP = (
-    "a folder of images (labels: its sub-folders), a .txt list or .csv of path and label, WebDataset shards "
+    "a folder of images (labels: its sub-folders), a .txt list or a .csv with path and label, WebDataset shards "
     "(a-{0000..0099}.tar, a folder of them, a URL), .parquet or hf:owner/name, a video, an .npz file, or digits, "
     "cifar10, cifar100, fashion-mnist, stl10"
 )
 ENCODER_HELP = (
     "a run folder; a file of weights: MEC's, SimSiam's, MoCo's, Barlow Twins', VICReg's, SwAV's, DINO's, solo-learn's, "
-    "lightly's, torchvision's, timm's, detectron2's (FILE:teacher or FILE:student chooses the part); a timm folder or "
-    "hf:owner/name; or a timm name (untrained)"
+    "lightly's, torchvision's, timm's, detectron2's (FILE:teacher or FILE:student selects the branch); a timm folder "
+    "or hf:owner/name; or a timm name (untrained)"
 )
 MACHINE = frozenset({"accelerator", "devices", "nodes", "precision", "strategy", "workers"})
-"""Settings of where something is computed, and not of what."""
+"""Settings that decide where a result is computed and not what it is: a help group of their own."""
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keeps the paragraphs of a description; says values and defaults as they are typed, and no types of Python."""
+    """Keep the paragraphs of a description; show values and defaults as typed on the command line."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = re.sub(r"(?<!\.)\.$", "", action.help or "")
@@ -39,18 +39,18 @@ class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
             return text[:1].lower() + text[1:]
         if action.required:
             return f"{text} (required)"
-        told = action.default is None and "absent" in text.lower()
-        return text if told or action.nargs == 0 else f"{text} (default: {typed(action.default)})"
+        describes_default = action.default is None and "absent" in text.lower()
+        return text if describes_default or action.nargs == 0 else f"{text} (default: {format_value(action.default)})"
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        shown = copy.copy(action)
-        # jsonargparse's --k+ appends to a list: one way to give a list is enough to read about
-        shown.option_strings = [name for name in action.option_strings if not name.endswith("+")]
+        displayed = copy.copy(action)
+        # hide --k+ of jsonargparse, which appends to a list: one way to write a list is enough
+        displayed.option_strings = [name for name in action.option_strings if not name.endswith("+")]
         if not action.option_strings and action.nargs != argparse.PARSER:
-            shown.metavar = action.metavar or action.dest.upper()
+            displayed.metavar = action.metavar or action.dest.upper()
         elif action.metavar is None or action.metavar == "[ITEM,...]":
-            shown.metavar = metavar(action)
-        text: str = super()._format_action_invocation(shown)
+            displayed.metavar = metavar(action)
+        text: str = super()._format_action_invocation(displayed)
         return text
 
     def _format_action(self, action: argparse.Action) -> str:
@@ -61,10 +61,10 @@ class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 
 class Parser(ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
+    """A parser whose errors are one line, without the usage."""
 
     def __init__(self, **options: Any) -> None:
-        # --epoch for --epochs would come to mean something else with the next option
+        # an abbreviation such as --epoch would change its meaning when an option is added
         super().__init__(formatter_class=Formatter, allow_abbrev=False, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -75,7 +75,7 @@ class Parser(ArgumentParser):
 def add_settings(
     parser: Parser, title: str, function: Callable[..., Any], skip: Collection[str] = ()
 ) -> argparse._ArgumentGroup:
-    """The parameters of a function as options: what it computes in a group of this title, then where."""
+    """Add the parameters of a function as options: settings in a group ``title``, those of MACHINE in another."""
     names = set(inspect.signature(function).parameters)
     group, machine = parser.add_argument_group(title), parser.add_argument_group("the machine")
     group.add_function_arguments(function, as_group=False, skip={*names & MACHINE, *skip})
@@ -84,10 +84,10 @@ def add_settings(
 
 
 def metavar(action: argparse.Action) -> str:
-    """What stands for the value of an option: N and X are whole and other numbers."""
+    """Return the placeholder of an option's value: N for integers, X for other numbers, choices in braces."""
     hint = type_hint(action)
-    if words := choices(hint):
-        return f"{{{','.join(words)}}}"
+    if values := choices(hint):
+        return f"{{{','.join(values)}}}"
     names = []
     for kind in union_members(hint):
         text = str(kind)
@@ -106,16 +106,16 @@ def metavar(action: argparse.Action) -> str:
     return "|".join(names)
 
 
-def typed(value: object) -> str:
-    """A value as it is written on the command line and in YAML."""
+def format_value(value: object) -> str:
+    """Return a value as it is written on the command line and in YAML."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
-        return f"[{','.join(typed(v) for v in value)}]"
+        return f"[{','.join(format_value(v) for v in value)}]"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def about(function: Callable[..., Any]) -> str:
-    """What its docstring says before the arguments, to the width of the terminal."""
+def description_of(function: Callable[..., Any]) -> str:
+    """Return the docstring before its arguments, wrapped to the width of the terminal."""
     paragraphs = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0].split("\n\n")
     return "\n\n".join(textwrap.fill(p, min(120, shutil.get_terminal_size().columns - 2)) for p in paragraphs)

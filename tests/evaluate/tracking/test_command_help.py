@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from mec.cli.evaluate_options import listed
+from mec.cli.evaluate_options import split_names
 from mec.cli.main import _parser, main
 from tests.evaluate.tracking.crossings import TASKS
 
@@ -24,7 +24,7 @@ from tests.evaluate.tracking.crossings import TASKS
     ],
 )
 def test_lists_of_names_may_have_brackets_quotes_and_patterns(text: str | None, names: list[str] | None) -> None:
-    assert listed(text) == names
+    assert split_names(text) == names
 
 
 @pytest.mark.parametrize("command", [*(f"evaluate {task}" for task in TASKS), "track"])
