@@ -44,7 +44,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class MaskGroundTruth:
-    """Annotated objects of each frame, and the region that is not evaluated, an empty mask where there is none."""
+    """Annotated objects of each frame, and the region that is not evaluated, a mask of size 0 x 0 if there is none."""
 
     ids: tuple[NDArray[np.int64], ...]
     masks: tuple[Sequence[RLE], ...]
