@@ -1,4 +1,4 @@
-"""Help that can be read by people who do not write Python, and a Tab key that knows the same options."""
+"""Help without Python types, and shell completion of the same options."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ from mec.cli.main import main
 from mec.cli.options import COMMANDS
 from mec.pretraining import Recipe
 
-EVERY = [[name] for name in COMMANDS] + [["evaluate", task] for task in TASKS]
+ALL_COMMANDS = [[name] for name in COMMANDS] + [["evaluate", task] for task in TASKS]
 
 
 def help_of(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
@@ -24,14 +24,14 @@ def help_of(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: p
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", EVERY, ids=" ".join)
-def test_every_command_has_an_example_and_no_types_of_python(
+@pytest.mark.parametrize("words", ALL_COMMANDS, ids=" ".join)
+def test_every_command_has_an_example_and_no_python_types(
     words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = help_of(words, capsys, monkeypatch)
     assert text.startswith(f"usage: mec {' '.join(words)} ")
     assert f"mec {' '.join(words)} " in text[text.index("\n") :], "an example"
-    for soup in (
+    for python_word in (
         "Union",
         "Literal",
         "Optional",
@@ -44,11 +44,11 @@ def test_every_command_has_an_example_and_no_types_of_python(
         "type:",
         "CONFIG",
     ):
-        assert soup not in text
+        assert python_word not in text
     assert max(map(len, text.splitlines())) <= 120
 
 
-def test_every_setting_of_the_recipe_stands_once_in_a_named_group(
+def test_every_recipe_setting_is_listed_once_in_a_named_group(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = help_of(["pretrain"], capsys, monkeypatch)
@@ -59,24 +59,24 @@ def test_every_setting_of_the_recipe_stands_once_in_a_named_group(
     own_group = re.search(r"^options:\n(.*?)\n\n", text, re.M | re.S)
     assert own_group is not None
     assert own_group[1].split() == "-h, --help show this help message and exit".split()
-    shown = " ".join(text.split())
-    assert "--epochs N passes over the images (default: 100)" in shown
-    assert "--view_1.crop_scale [X,X]" in shown
-    assert "(default: [0.2,1])" in shown
-    assert "--small_stem {true,false,null}" in shown
-    assert "--devices N|auto" in shown
+    one_line = " ".join(text.split())
+    assert "--epochs N passes over the images (default: 100)" in one_line
+    assert "--view_1.crop_scale [X,X]" in one_line
+    assert "(default: [0.2,1])" in one_line
+    assert "--small_stem {true,false,null}" in one_line
+    assert "--devices N|auto" in one_line
 
 
-def test_the_command_alone_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bare_command_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     text = capsys.readouterr().out
     assert [name for name in re.findall(r"^    (\w+) ", text, re.M) if name in COMMANDS] == list(COMMANDS)
 
 
-def test_the_recipe_that_fits_a_source_is_found_behind_options(
+def test_default_recipe_is_chosen_for_data_after_options(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # the 3 is the value of --epochs, and digits, whose recipe has 32 px, is the source
+    # 3 is the value of --epochs; digits, whose recipe has 32 px, is the data
     text = " ".join(help_of(["pretrain", "--epochs", "3", "digits"], capsys, monkeypatch).split())
     assert "side of a view in pixels (default: 32)" in text
 
@@ -105,7 +105,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("words", "expected"),
     [
         (["pre"], {"pretrain"}),
-        (["evaluate", "few"], {"few-label"}),
+        (["evaluate", "few"], {"few-shot"}),
         (["pretrain", "photos", "--ep"], {"--epochs"}),
         (["pretrain", "photos", "--objective.form", ""], {"pooled", "cross"}),
         (["pretrain", "photos", "--precision", "b"], {"bf16-mixed"}),

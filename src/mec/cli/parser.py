@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -28,6 +28,9 @@ ENCODER_HELP = (
 )
 MACHINE = frozenset({"accelerator", "devices", "nodes", "precision", "strategy", "workers"})
 """Settings that decide where a result is computed and not what it is: a help group of their own."""
+
+
+INTEGERS = re.compile(r"-?\d+(,-?\d+)*")
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -83,6 +86,31 @@ def add_settings(
     return group
 
 
+def bracket_lists(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
+    """Write ``--shots 1,5`` as ``--shots [1,5]``, which jsonargparse needs, for every option that takes integers."""
+    options = _integer_list_options(parser)
+    bracketed: list[str] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name in options and INTEGERS.fullmatch(value):
+            bracketed.append(f"{name}{equals}[{value}]")
+        elif bracketed and bracketed[-1] in options and INTEGERS.fullmatch(argument):
+            bracketed.append(f"[{argument}]")
+        else:
+            bracketed.append(argument)
+    return bracketed
+
+
+def _integer_list_options(parser: argparse.ArgumentParser) -> set[str]:
+    options: set[str] = set()
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            options.update(*(_integer_list_options(subparser) for subparser in action.choices.values()))
+        elif "Sequence[int]" in str(type_hint(action)):
+            options.update(action.option_strings)
+    return options
+
+
 def metavar(action: argparse.Action) -> str:
     """Return the placeholder of an option's value: N for integers, X for other numbers, choices in braces."""
     hint = type_hint(action)
@@ -98,7 +126,7 @@ def metavar(action: argparse.Action) -> str:
         elif text.startswith("tuple"):
             names.append("[X,X]")
         elif "Sequence[int]" in text:
-            names.append("[N,...]")
+            names.append("N,...")
         elif text.startswith("dict"):
             names.append("{NAME: VALUE,...}")
         elif kind is not type(None):
