@@ -10,67 +10,70 @@ from safetensors.torch import load_file, save_file
 
 import mec
 from mec.errors import InputError
-from mec.evaluate.detection import detect as module
+from mec.evaluate.detection import detect as detect_module
 from mec.evaluate.detection.detect import detect
 from mec.evaluate.detection.detectors import DetectorSpec, load_detector, save_detector
 from mec.models.encoder import Encoder, create_encoder
 from mec.results import Result
-from tests.evaluate.detection.scenes import QUICK, coco_set, make_quick, tiny_encoder, voc_set
+from tests.evaluate.detection.scenes import QUICK, coco_dataset, tiny_encoder, use_quick_schedule, voc_dataset
 
-BOXES, MASKS = ["AP", "AP50", "AP75"], ["mask AP", "mask AP50", "mask AP75"]
-FILES = ["detections.json", "detector.json", "detector.safetensors", "figures.json", "metrics.csv"]
+BOX_METRICS, MASK_METRICS = ["AP", "AP50", "AP75"], ["mask AP", "mask AP50", "mask AP75"]
+DETECTOR_FILES = ["detections.json", "detector.json", "detector.safetensors", "metrics.csv", "metrics.json"]
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_quick(monkeypatch)
+    use_quick_schedule(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return coco_set(tmp_path_factory.mktemp("discs"), masks=False)
+    return coco_dataset(tmp_path_factory.mktemp("discs"), masks=False)
 
 
-def alone(data: Path, out: Path, encoder: Encoder | None = None, **settings: Any) -> Result:
+def detect_without_baseline(data: Path, out: Path, encoder: Encoder | None = None, **settings: Any) -> Result:
     return detect(data, encoder or tiny_encoder(), out, **({"baselines": False, "workers": 0} | settings))
 
 
-def files(folder: Path) -> list[str]:
+def files_in(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
-def test_what_is_written_and_found_with_masks(tmp_path: Path) -> None:
-    data = coco_set(tmp_path / "data")
-    result = alone(data, tmp_path / "out")
+def test_result_and_files_with_masks(tmp_path: Path) -> None:
+    data = coco_dataset(tmp_path / "data")
+    result = detect_without_baseline(data, tmp_path / "out")
     assert result.task == "detect"
-    assert result.protocol == (
-        "Mask R-CNN C4, short: 4 iterations of 2, learning rate 0.005, short side 64 to 72 px, 64 in testing; "
-        "COCO's figures; seed 0"
-    )
-    assert result.data == f"{data} (6 train, 4 test, 1 classes)"
-    assert list(result.figures) == ["encoder"]
-    assert list(result.figures["encoder"]) == BOXES + MASKS
-    assert files(tmp_path / "out") == ["detect.json", *(f"encoder-0/{name}" for name in FILES)]
+    assert result.protocol.id == "detect-short"
+    assert result.protocol.settings == {
+        "detector": "Mask R-CNN C4", "max_steps": 4, "batch_size": 2, "lr": 0.005, "train_short_side": [64, 72],
+        "test_short_side": 64, "metric": "COCO", "seed": 0, "trials": 1,
+    }  # fmt: skip
+    assert result.dataset.name == str(data)
+    assert result.dataset.counts == {"train": 6, "test": 4, "classes": 1}
+    assert list(result.rows) == ["encoder"]
+    assert [metric.name for metric in result.rows["encoder"]] == BOX_METRICS + MASK_METRICS
+    assert {metric.unit for metric in result.rows["encoder"]} == {"fraction"}
+    assert files_in(tmp_path / "out") == [*(f"encoder-0/{name}" for name in DETECTOR_FILES), "settings.json"]
     assert not (tmp_path / "out" / "encoder-0" / "checkpoints").exists()
-    figures = json.loads((tmp_path / "out" / "encoder-0" / "figures.json").read_text())
-    assert {k: v for k, v in figures["overall"].items() if k in BOXES + MASKS} == result.figures["encoder"]
-    assert list(figures["by_class"]) == ["disc"]
+    metrics = json.loads((tmp_path / "out" / "encoder-0" / "metrics.json").read_text())
+    assert {k: v for k, v in metrics["overall"].items() if k in BOX_METRICS + MASK_METRICS} == result.values()
+    assert list(metrics["per_class"]) == ["disc"]
 
 
-def test_other_tools_find_the_same_figures_in_the_detections(tmp_path: Path) -> None:
+def test_pycocotools_computes_the_same_metrics_from_detections_json(tmp_path: Path) -> None:
     coco = pytest.importorskip("pycocotools.coco")
-    evaluation = pytest.importorskip("pycocotools.cocoeval")
-    data = coco_set(tmp_path / "data", train=12, test=8)
-    found = alone(data, tmp_path / "out", iterations=30, rate=0.02, batch_size=4).figures["encoder"]
-    truth = coco.COCO(str(data / "annotations" / "instances_val2017.json"))
-    results = truth.loadRes(str(tmp_path / "out" / "encoder-0" / "detections.json"))
-    for kind, columns in (("bbox", BOXES), ("segm", MASKS)):
-        judge = evaluation.COCOeval(truth, results, kind)
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-        assert [found[c] for c in columns] == pytest.approx(judge.stats[:3].tolist(), abs=1e-6)
-    assert found["AP50"] > 0
+    cocoeval = pytest.importorskip("pycocotools.cocoeval")
+    data = coco_dataset(tmp_path / "data", train=12, test=8)
+    metrics = detect_without_baseline(data, tmp_path / "out", max_steps=30, lr=0.02, batch_size=4).values()
+    ground_truth = coco.COCO(str(data / "annotations" / "instances_val2017.json"))
+    results = ground_truth.loadRes(str(tmp_path / "out" / "encoder-0" / "detections.json"))
+    for iou_type, names in (("bbox", BOX_METRICS), ("segm", MASK_METRICS)):
+        evaluation = cocoeval.COCOeval(ground_truth, results, iou_type)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        assert [metrics[name] for name in names] == pytest.approx(evaluation.stats[:3].tolist(), abs=1e-6)
+    assert metrics["AP50"] > 0
 
 
 @pytest.mark.parametrize(
@@ -85,180 +88,179 @@ def test_other_tools_find_the_same_figures_in_the_detections(tmp_path: Path) -> 
 def test_rows(data: Path, tmp_path: Path, baselines: bool | None, untrained: bool, rows: list[str]) -> None:
     encoder = tiny_encoder()
     encoder.untrained = untrained
-    result = alone(data, tmp_path / "out", encoder, baselines=baselines)
-    assert list(result.figures) == rows
-    assert all(list(row) == BOXES for row in result.figures.values())
-    assert "Faster R-CNN C4" in result.protocol
+    result = detect_without_baseline(data, tmp_path / "out", encoder, baselines=baselines)
+    assert list(result.rows) == rows
+    assert all([metric.name for metric in row] == BOX_METRICS for row in result.rows.values())
+    assert result.protocol.settings["detector"] == "Faster R-CNN C4"
 
 
-def test_no_baseline_by_itself_with_a_published_schedule(
+def test_published_schedules_have_no_baseline_by_default(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(module.SCHEDULES, "coco-1x", QUICK)
-    assert list(alone(data, tmp_path / "out", schedule="coco-1x", baselines=None).figures) == ["encoder"]
+    monkeypatch.setitem(detect_module.SCHEDULES, "coco-1x", QUICK)
+    result = detect_without_baseline(data, tmp_path / "out", schedule="coco-1x", baselines=None)
+    assert list(result.rows) == ["encoder"]
 
 
-def test_several_seeds_have_a_mean_and_a_spread(data: Path, tmp_path: Path) -> None:
-    result = alone(data, tmp_path / "out", seeds=2, seed=3, iterations=10, rate=0.02)
-    each = [
-        json.loads((tmp_path / "out" / f"encoder-{n}" / "figures.json").read_text())["overall"]["AP50"] for n in (3, 4)
-    ]
-    assert each[0] != each[1]
-    row = result.figures["encoder"]
-    assert row["AP50"] == pytest.approx(sum(each) / 2)
-    assert row["AP50 std"] == pytest.approx(np.std(each, ddof=1))
-    assert "mean ± std of 2 seeds" in result.protocol
-    one, two = (load_file(tmp_path / "out" / f"encoder-{n}" / "detector.safetensors") for n in (3, 4))
-    assert not torch.equal(one["rpn.head.conv.0.0.weight"], two["rpn.head.conv.0.0.weight"])
+def test_several_trials_give_mean_and_standard_deviation(data: Path, tmp_path: Path) -> None:
+    result = detect_without_baseline(data, tmp_path / "out", trials=2, seed=3, max_steps=10, lr=0.02)
+    folders = [tmp_path / "out" / f"encoder-{seed}" for seed in (3, 4)]
+    values = [json.loads((folder / "metrics.json").read_text())["overall"]["AP50"] for folder in folders]
+    assert values[0] != values[1]
+    metric = result.metric("AP50")
+    assert metric.value == pytest.approx(sum(values) / 2)
+    assert metric.std == pytest.approx(np.std(values, ddof=1))
+    assert metric.n == 2
+    assert (result.protocol.settings["seed"], result.protocol.settings["trials"]) == (3, 2)
+    first, second = (load_file(folder / "detector.safetensors") for folder in folders)
+    assert not torch.equal(first["rpn.head.conv.0.0.weight"], second["rpn.head.conv.0.0.weight"])
 
 
-def test_it_leaves_the_callers_random_numbers_and_encoder_alone(data: Path, tmp_path: Path) -> None:
+def test_the_global_random_state_and_the_encoder_are_unchanged(data: Path, tmp_path: Path) -> None:
     encoder = tiny_encoder()
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    alone(data, tmp_path / "out", encoder, iterations=1)
+    detect_without_baseline(data, tmp_path / "out", encoder, max_steps=1)
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
 
 
-def test_what_is_finished_is_not_done_again(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = alone(data, tmp_path / "out")
-    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
+def test_resume_skips_finished_detectors(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = detect_without_baseline(data, tmp_path / "out")
+    mtimes = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
 
-    def refuses(*_: object, **__: object) -> None:
-        raise AssertionError("done again")
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("called again")
 
-    monkeypatch.setattr(module, "train", refuses)
-    monkeypatch.setattr(module, "look", refuses)
-    assert alone(data, tmp_path / "out", resume=True).figures == before.figures
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == times
+    monkeypatch.setattr(detect_module, "train", fail)
+    monkeypatch.setattr(detect_module, "run_detector", fail)
+    assert detect_without_baseline(data, tmp_path / "out", resume=True).rows == before.rows
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == mtimes
 
 
-def test_resume_with_other_settings_names_them(data: Path, tmp_path: Path) -> None:
-    alone(data, tmp_path / "out", iterations=1)
-    other = coco_set(tmp_path / "other", masks=False)
-    for settings, difference in (
-        ({"rate": 0.01}, "schedule.rate was 0.005, is 0.01"),
-        ({"side": 80}, "schedule.side_at_test was 64, is 80"),
+def test_resume_with_other_settings_lists_the_changes(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    detect_without_baseline(data, out, max_steps=1)
+    other_data = coco_dataset(tmp_path / "other", masks=False)
+    mec.save_encoder(tiny_encoder(), tmp_path / "encoder")
+    for settings, change in (
+        ({"lr": 0.01}, "schedule.lr was 0.005, is 0.01"),
+        ({"short_side": 80}, "schedule.test_short_side was 64, is 80"),
         ({"architecture": "fpn"}, "architecture was c4, is fpn"),
-        ({"data": other}, f"data was {data}, is {other}"),
-        ({"encoder": moved(tmp_path)}, "weights was resnet18, is encoder of"),
+        ({"data": other_data}, f"data was {data}, is {other_data}"),
+        ({"encoder": mec.load_encoder(tmp_path / "encoder")}, "weights was resnet18, is encoder of"),
     ):
-        with pytest.raises(InputError) as refusal:
-            alone(**({"data": data, "out": tmp_path / "out", "resume": True, "iterations": 1} | settings))
-        assert str(refusal.value).startswith(f"resume: {tmp_path / 'out'} was made with other settings: ")
-        assert difference in str(refusal.value)
-        assert len(str(refusal.value).splitlines()) == 1
-    (tmp_path / "out" / "detect.json").write_text('{"data": ')
-    with pytest.raises(InputError, match=r"resume: .*detect\.json cannot be read"):
-        alone(data, tmp_path / "out", resume=True)
-
-
-def moved(folder: Path) -> Encoder:
-    """Another encoder of the same architecture."""
-    mec.save_encoder(tiny_encoder(), folder / "encoder")
-    return mec.load_encoder(folder / "encoder")
+        with pytest.raises(InputError) as error:
+            detect_without_baseline(**({"data": data, "out": out, "resume": True, "max_steps": 1} | settings))
+        assert str(error.value).startswith(f"resume: {out} was made with other settings: ")
+        assert change in str(error.value)
+        assert len(str(error.value).splitlines()) == 1
+    (out / "settings.json").write_text('{"data": ')
+    with pytest.raises(InputError, match=r"resume: .*settings\.json cannot be read"):
+        detect_without_baseline(data, out, resume=True)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"schedule": "long"}, "schedule: expected one of short, voc07, voc07+12, coco-1x, coco-2x, got 'long'"),
-        ({"seeds": 0}, "seeds: expected at least 1, got 0"),
-        ({"iterations": 0}, "iterations: expected at least 1, got 0"),
-        ({"rate": 0.0}, "rate: expected a number above 0, got 0.0"),
+        ({"trials": 0}, "trials: expected at least 1, got 0"),
+        ({"max_steps": 0}, "max_steps: expected at least 1, got 0"),
+        ({"lr": 0.0}, "lr: expected a number above 0, got 0.0"),
         ({"batch_size": 3, "devices": 2}, "batch_size: 3 cannot be divided among 2 processes"),
         ({"devices": 0}, "devices: "),
         ({"devices": "many"}, "devices: "),
         ({"architecture": "c5"}, "architecture: expected c4 or fpn, got 'c5'"),
-        ({"architecture": "c4", "encoder": "test_vit"}, "architecture: c4 is made of a ResNet's stages, test_vit has"),
-        ({"encoder": "nowhere"}, "encoder: 'nowhere'"),
-        ({"encoder": 5}, "encoder: resnet18 takes 5 channels, the images of"),
+        ({"architecture": "c4", "encoder": "test_vit"}, "architecture: c4 requires a ResNet, got test_vit"),
+        ({"encoder": "nowhere"}, "encoder: "),
+        ({"encoder": "5 channels"}, "encoder: resnet18 takes 5 channels, "),
         ({"schedule": "voc07"}, "is in COCO's format, expected a VOCdevkit for VOC2007"),
         ({"data": "/nonexistent"}, "data: /nonexistent does not exist"),
         ({"resume": True}, "holds no detectors"),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_is_written(
+def test_mistakes_are_rejected_before_anything_is_written(
     data: Path, tmp_path: Path, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    encoder = settings.get("encoder")
-    if encoder == 5:
+    if settings.get("encoder") == "5 channels":
         settings = settings | {"encoder": tiny_encoder(5)}
-    elif encoder == "test_vit":
+    elif settings.get("encoder") == "test_vit":
         settings = settings | {"encoder": create_encoder("test_vit", 64)}
-    with pytest.raises(InputError) as refusal:
-        alone(**({"data": data, "out": tmp_path / "out"} | settings))
-    assert message in str(refusal.value)
-    assert len(str(refusal.value).splitlines()) == 1
+    with pytest.raises(InputError) as error:
+        detect_without_baseline(**({"data": data, "out": tmp_path / "out"} | settings))
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_in_use_and_a_file_are_refused(data: Path, tmp_path: Path) -> None:
-    alone(data, tmp_path / "out", iterations=1)
-    before = files(tmp_path / "out")
-    with pytest.raises(InputError, match=r"out: .*out already holds detectors; take another folder, or --resume"):
-        alone(data, tmp_path / "out", iterations=1)
-    assert files(tmp_path / "out") == before
+def test_out_in_use_or_a_file_is_rejected(data: Path, tmp_path: Path) -> None:
+    detect_without_baseline(data, tmp_path / "out", max_steps=1)
+    before = files_in(tmp_path / "out")
+    with pytest.raises(InputError, match=r"out: .*out already holds detectors; .*--resume"):
+        detect_without_baseline(data, tmp_path / "out", max_steps=1)
+    assert files_in(tmp_path / "out") == before
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"out: .*file is a file, expected a folder"):
-        alone(data, tmp_path / "file")
+        detect_without_baseline(data, tmp_path / "file")
 
 
-def test_an_encoder_of_gray_images_reads_color_ones_gray(data: Path, tmp_path: Path) -> None:
-    assert alone(data, tmp_path / "out", tiny_encoder(1), iterations=1).figures["encoder"].keys() == set(BOXES)
+def test_a_grayscale_encoder_accepts_color_images(data: Path, tmp_path: Path) -> None:
+    result = detect_without_baseline(data, tmp_path / "out", tiny_encoder(1), max_steps=1)
+    assert list(result.values()) == BOX_METRICS
 
 
-def test_vocs_rules_for_voc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module.SCHEDULES, "voc07", QUICK)
-    result = alone(voc_set(tmp_path), tmp_path / "out", schedule="voc07", iterations=2)
-    assert "Faster R-CNN C4, voc07: 2 iterations of 2" in result.protocol
-    assert "VOC2007's figures (11 points)" in result.protocol
-    assert result.data.endswith("(4 train, 3 test, 20 classes)")
-    assert list(result.figures["encoder"]) == BOXES
+def test_voc_is_evaluated_by_its_own_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(detect_module.SCHEDULES, "voc07", QUICK)
+    result = detect_without_baseline(voc_dataset(tmp_path), tmp_path / "out", schedule="voc07", max_steps=2)
+    assert result.protocol.id == "detect-voc07"
+    settings = result.protocol.settings
+    assert (settings["detector"], settings["max_steps"], settings["batch_size"]) == ("Faster R-CNN C4", 2, 2)
+    assert settings["metric"] == "VOC2007 (11 points)"
+    assert result.dataset.counts == {"train": 4, "test": 3, "classes": 20}
+    assert list(result.values()) == BOX_METRICS
     spec = load_detector(tmp_path / "out" / "encoder-0")[1]
-    assert (len(spec.categories), spec.category_ids, spec.masks) == (20, list(range(1, 21)), False)
+    assert (len(spec.categories), spec.category_ids, spec.has_masks) == (20, list(range(1, 21)), False)
 
 
-def test_a_broken_test_image_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = coco_set(tmp_path / "data", test=21, masks=False)
+def test_a_corrupt_test_image_is_skipped_and_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = coco_dataset(tmp_path / "data", test=21, masks=False)
     (data / "val2017" / "1004.png").write_bytes(b"no image")
-    result = alone(data, tmp_path / "out", iterations=1)
-    assert "AP50" in result.figures["encoder"]
-    assert f"skipped 1 that could not be read; the first: {data}/val2017/1004.png" in capsys.readouterr().err
-    records = json.loads((tmp_path / "out" / "encoder-0" / "detections.json").read_text())
-    assert {r["image_id"] for r in records} == {i + 5 for i in range(1000, 1021) if i != 1004}
+    result = detect_without_baseline(data, tmp_path / "out", max_steps=1)
+    assert "AP50" in result.values()
+    assert f"{data}/val2017/1004.png" in capsys.readouterr().err
+    results = json.loads((tmp_path / "out" / "encoder-0" / "detections.json").read_text())
+    assert {r["image_id"] for r in results} == {i + 5 for i in range(1000, 1021) if i != 1004}
 
 
-def test_more_than_a_twentieth_broken_is_refused(tmp_path: Path) -> None:
-    data = coco_set(tmp_path / "data", test=10, masks=False)
+def test_more_than_a_twentieth_of_corrupt_test_images_is_an_input_error(tmp_path: Path) -> None:
+    data = coco_dataset(tmp_path / "data", test=10, masks=False)
     (data / "val2017" / "1004.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"1 of 10 images cannot be read, .*1004\.png"):
-        alone(data, tmp_path / "out", iterations=1)
-    assert not (tmp_path / "out" / "encoder-0" / "figures.json").exists()
+    with pytest.raises(InputError, match=r"^data: 1 of 10 images .*1004\.png"):
+        detect_without_baseline(data, tmp_path / "out", max_steps=1)
+    assert not (tmp_path / "out" / "encoder-0" / "metrics.json").exists()
 
 
 SPEC = DetectorSpec(tiny_encoder().spec, "c4", ["nut", "bolt"], [3, 9], False, QUICK)
 
 
-def test_a_detector_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_save_and_load_detector_are_inverse(tmp_path: Path) -> None:
     detector = SPEC.build(tiny_encoder())
     save_detector(detector, SPEC, tmp_path)
-    again, spec = load_detector(tmp_path)
+    loaded, spec = load_detector(tmp_path)
     assert asdict(spec) == asdict(SPEC)
     assert spec.schedule == QUICK
-    assert not again.training
+    assert not loaded.training
     for name, tensor in detector.state_dict().items():
-        assert torch.equal(again.state_dict()[name], tensor)
+        assert torch.equal(loaded.state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("detector.safetensors", None, r"has no detector\.safetensors, which is written when"),
+        ("detector.safetensors", None, r"has no detector\.safetensors, which is written after training"),
         ("detector.safetensors", b"", r"detector\.safetensors cannot be read as safetensors"),
         ("detector.safetensors", b"x" * 99, r"detector\.safetensors cannot be read as safetensors"),
         ("detector.json", None, r"detector\.json does not describe a detector"),
@@ -267,22 +269,22 @@ def test_a_detector_is_read_as_it_was_written(tmp_path: Path) -> None:
         ("detector.json", b'{"encoder": 1, "schedule": {}}', r"detector\.json does not describe a detector"),
         ("detector.json", b'{"encoder": {}, "schedule": {}}', r"detector\.json does not describe a detector"),
         ("detector.json", b"\xff\xfe", r"detector\.json does not describe a detector"),
-        ("weights", None, r"does not fit its detector\.json \(Missing key"),
-        ("classes", None, r"does not fit its detector\.json \(size mismatch for roi_heads"),
+        ("weights", None, r"does not match its detector\.json \(Missing key"),
+        ("classes", None, r"does not match its detector\.json \(size mismatch for roi_heads"),
     ],
 )
-def test_damaged_files_are_one_line(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+def test_damaged_files_are_rejected_in_one_line(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
     save_detector(SPEC.build(), SPEC, tmp_path)
     if name == "weights":
         save_file({"x": torch.zeros(1)}, tmp_path / "detector.safetensors")
     elif name == "classes":
-        other = replace(SPEC, categories=["nut"], category_ids=[3])
-        (tmp_path / "detector.json").write_text(json.dumps(asdict(other)))
+        one_class = replace(SPEC, categories=["nut"], category_ids=[3])
+        (tmp_path / "detector.json").write_text(json.dumps(asdict(one_class)))
     elif content is None:
         (tmp_path / name).unlink()
     else:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=message) as refusal:
+    with pytest.raises(InputError, match=message) as error:
         load_detector(tmp_path)
-    assert str(refusal.value).startswith("out: ")
-    assert len(str(refusal.value).splitlines()) == 1
+    assert str(error.value).startswith("out: ")
+    assert len(str(error.value).splitlines()) == 1

@@ -8,18 +8,19 @@ import pytest
 import torch
 from faster_coco_eval import COCO
 from faster_coco_eval import mask as coco_mask
+from numpy.typing import NDArray
 from PIL import Image
 
 from mec.errors import InputError
 from mec.evaluate.detection.detectors import DetectorSpec, save_detector
-from mec.evaluate.detection.predict import open_images_to_predict, predict
+from mec.evaluate.detection.predict import open_prediction_images, predict
 from tests.evaluate.detection.scenes import QUICK, disc, noise, tiny_encoder
 
 SPEC = DetectorSpec(tiny_encoder().spec, "c4", ["nut", "bolt"], [3, 9], True, QUICK)
 
 
-def detector_in(folder: Path, spec: DetectorSpec = SPEC) -> Path:
-    """One that takes everything for a bolt, with a score of about e^2 of e^2 + 2."""
+def save_bolt_detector(folder: Path, spec: DetectorSpec = SPEC) -> Path:
+    """Save a detector that predicts bolts everywhere, with a score of about e^2 / (e^2 + 2)."""
     torch.manual_seed(0)
     detector = spec.build(tiny_encoder(spec.encoder.channels))
     with torch.no_grad():
@@ -29,116 +30,116 @@ def detector_in(folder: Path, spec: DetectorSpec = SPEC) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return detector_in(tmp_path_factory.mktemp("trained"))
+def detector_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_bolt_detector(tmp_path_factory.mktemp("detector"))
 
 
 @pytest.fixture
-def out(trained: Path, tmp_path: Path) -> Path:
-    """As detect leaves it."""
+def out(detector_folder: Path, tmp_path: Path) -> Path:
+    """Create an output folder of ``detect``."""
     for name in ("encoder-0", "untrained-0"):
         (tmp_path / "out" / name).mkdir(parents=True)
-    for path in trained.iterdir():
+    for path in detector_folder.iterdir():
         (tmp_path / "out" / "encoder-0" / path.name).symlink_to(path)
     return tmp_path / "out"
 
 
-def save(path: Path, pixels: Any) -> Path:
+def save_image(path: Path, pixels: NDArray[Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
     return path
 
 
-def drawn(folder: Path) -> list[str]:
+def files_in(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
-def described(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "predicted" / "detections.json").read_text())
+def read_predictions(out: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((out / "predicted" / "detections.json").read_text())
     return content
 
 
 def test_images_are_drawn_under_their_own_names(out: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
-    for i, name in enumerate(("a.png", "a.jpg", "b/a.jpg", "b/c/d.e.bmp", "a-2.jpg", "é ü.png")):
-        save(images / name, disc(60 + i, 80, i)[0])
+    names = ("a.png", "a.jpg", "b/a.jpg", "b/c/d.e.bmp", "a-2.jpg", "é ü.png")
+    for i, name in enumerate(names):
+        save_image(images / name, disc(60 + i, 80, i)[0])
     before = [(p, p.stat().st_mtime_ns) for p in sorted(tmp_path.rglob("*")) if p.is_file()]
     assert predict(images, out, workers=0) == out / "predicted"
-    names = [name for name in drawn(out / "predicted") if name != "detections.json"]
-    assert len(names) == 6
-    assert {"a.jpg", "b/a.jpg", "b/c/d.e.jpg", "é ü.jpg"} < set(names)
-    content = described(out)
-    sizes = {one["file_name"]: (one["width"], one["height"]) for one in content["images"]}
-    assert sorted(sizes) == sorted(["a.png", "a.jpg", "b/a.jpg", "b/c/d.e.bmp", "a-2.jpg", "é ü.png"])
-    for name in names:
+    drawn = [name for name in files_in(out / "predicted") if name != "detections.json"]
+    assert len(drawn) == 6
+    assert {"a.jpg", "b/a.jpg", "b/c/d.e.jpg", "é ü.jpg"} < set(drawn)
+    sizes = {image["file_name"]: (image["width"], image["height"]) for image in read_predictions(out)["images"]}
+    assert sorted(sizes) == sorted(names)
+    for name in drawn:
         with Image.open(out / "predicted" / name) as image:
             assert image.size in sizes.values()
-    heights = sorted(Image.open(out / "predicted" / name).height for name in names)
-    assert heights == [60, 61, 62, 63, 64, 65], "none was written over another"
+    heights = sorted(Image.open(out / "predicted" / name).height for name in drawn)
+    assert heights == [60, 61, 62, 63, 64, 65], "no image overwrites another"
     after = [p for p in sorted(tmp_path.rglob("*")) if p.is_file() and "predicted" not in p.parts]
     assert [(p, p.stat().st_mtime_ns) for p in after] == before
 
 
-def test_the_detections_are_a_data_set_in_cocos_format(out: Path, tmp_path: Path) -> None:
+def test_predictions_are_a_dataset_in_cocos_format(out: Path, tmp_path: Path) -> None:
     for i in range(3):
-        save(tmp_path / "images" / f"{i}.png", disc(60, 80, i)[0])
+        save_image(tmp_path / "images" / f"{i}.png", disc(60, 80, i)[0])
     predict(tmp_path / "images", out, workers=0)
-    content = described(out)
+    content = read_predictions(out)
     assert content["categories"] == [{"id": 3, "name": "nut"}, {"id": 9, "name": "bolt"}]
     annotations = content["annotations"]
-    assert [one["id"] for one in annotations] == list(range(1, len(annotations) + 1))
-    read = COCO(str(out / "predicted" / "detections.json"))
-    assert set(read.getImgIds()) == {0, 1, 2}
-    for one in annotations:
-        assert one["category_id"] == 9
-        assert one["score"] == pytest.approx(np.e**2 / (np.e**2 + 2), abs=0.02)
-        assert one["iscrowd"] == 0
-        x, y, width, height = one["bbox"]
+    assert [annotation["id"] for annotation in annotations] == list(range(1, len(annotations) + 1))
+    coco = COCO(str(out / "predicted" / "detections.json"))
+    assert set(coco.getImgIds()) == {0, 1, 2}
+    for annotation in annotations:
+        assert annotation["category_id"] == 9
+        assert annotation["score"] == pytest.approx(np.e**2 / (np.e**2 + 2), abs=0.02)
+        assert annotation["iscrowd"] == 0
+        x, y, width, height = annotation["bbox"]
         assert min(x, y) >= 0
         assert x + width <= 80.001
         assert y + height <= 60.001
-        assert one["segmentation"]["size"] == [60, 80]
-        assert one["area"] == coco_mask.decode(one["segmentation"]).sum()
-    assert {one["image_id"] for one in annotations} == {0, 1, 2}
+        assert annotation["segmentation"]["size"] == [60, 80]
+        assert annotation["area"] == coco_mask.decode(annotation["segmentation"]).sum()
+    assert {annotation["image_id"] for annotation in annotations} == {0, 1, 2}
 
 
-def test_without_masks_the_area_is_the_boxs(tmp_path: Path) -> None:
-    detector_in(tmp_path / "out", replace(SPEC, masks=False))
-    image = save(tmp_path / "a.png", disc(60, 80, 0)[0])
+def test_without_masks_the_area_is_that_of_the_box(tmp_path: Path) -> None:
+    save_bolt_detector(tmp_path / "out", replace(SPEC, has_masks=False))
+    image = save_image(tmp_path / "a.png", disc(60, 80, 0)[0])
     predict(image, tmp_path / "out", workers=0)
-    assert drawn(tmp_path / "out" / "predicted") == ["a.jpg", "detections.json"]
-    for one in described(tmp_path / "out")["annotations"]:
-        assert "segmentation" not in one
-        assert one["area"] == pytest.approx(one["bbox"][2] * one["bbox"][3])
+    assert files_in(tmp_path / "out" / "predicted") == ["a.jpg", "detections.json"]
+    for annotation in read_predictions(tmp_path / "out")["annotations"]:
+        assert "segmentation" not in annotation
+        assert annotation["area"] == pytest.approx(annotation["bbox"][2] * annotation["bbox"][3])
 
 
-def test_thresholds(out: Path, tmp_path: Path) -> None:
+def test_only_detections_above_the_threshold_are_drawn_and_written(out: Path, tmp_path: Path) -> None:
     pixels = noise(60, 80, 0)
-    image = save(tmp_path / "a.png", pixels)
+    image = save_image(tmp_path / "a.png", pixels)
     counts = {}
     for threshold in (0, 0.5, 0.99, 1):
         predict(image, out, threshold, workers=0)
-        counts[threshold] = len(described(out)["annotations"])
-        again = np.asarray(Image.open(out / "predicted" / "a.jpg")).astype(int)
-        changed = np.abs(again - pixels).mean() > 15  # of JPEG on noise
-        assert changed == (counts[threshold] > 0)
+        counts[threshold] = len(read_predictions(out)["annotations"])
+        drawing = np.asarray(Image.open(out / "predicted" / "a.jpg")).astype(int)
+        is_changed = np.abs(drawing - pixels).mean() > 15  # more than JPEG changes noise
+        assert is_changed == (counts[threshold] > 0)
     assert counts[0] > counts[0.5] > counts[0.99] == counts[1] == 0, "nuts have scores of about a tenth"
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.01, float("nan")])
-def test_thresholds_that_are_none(out: Path, tmp_path: Path, threshold: float) -> None:
+def test_thresholds_outside_0_to_1_are_rejected(out: Path, tmp_path: Path, threshold: float) -> None:
     with pytest.raises(InputError, match="threshold: expected a number from 0 to 1, got"):
-        predict(save(tmp_path / "a.png", noise(60, 80, 0)), out, threshold)
+        predict(save_image(tmp_path / "a.png", noise(60, 80, 0)), out, threshold)
     assert not (out / "predicted").exists()
 
 
-def test_one_detectors_folder(out: Path, tmp_path: Path) -> None:
-    image = save(tmp_path / "a.png", noise(60, 80, 0))
+def test_out_may_be_the_folder_of_one_detector(out: Path, tmp_path: Path) -> None:
+    image = save_image(tmp_path / "a.png", noise(60, 80, 0))
     assert predict(str(image), str(out / "encoder-0"), workers=0) == out / "encoder-0" / "predicted"
-    assert drawn(out / "encoder-0" / "predicted") == ["a.jpg", "detections.json"]
+    assert files_in(out / "encoder-0" / "predicted") == ["a.jpg", "detections.json"]
 
 
-def test_the_first_seed_of_the_encoder_is_taken(tmp_path: Path) -> None:
+def test_the_encoders_detector_of_the_lowest_seed_is_used(tmp_path: Path) -> None:
     for name in ("untrained-0", "encoder-10", "encoder-9"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "detector.safetensors").touch()
@@ -146,73 +147,75 @@ def test_the_first_seed_of_the_encoder_is_taken(tmp_path: Path) -> None:
         predict(tmp_path, tmp_path)
 
 
-def test_nothing_to_predict_with_or_on(out: Path, tmp_path: Path) -> None:
-    image = save(tmp_path / "a.png", noise(60, 80, 0))
+def test_missing_detectors_and_images_are_rejected(out: Path, tmp_path: Path) -> None:
+    image = save_image(tmp_path / "a.png", noise(60, 80, 0))
     for folder in (tmp_path / "nowhere", out / "untrained-0"):
-        with pytest.raises(InputError, match="holds no trained detector; mec evaluate detect DATA --encoder E"):
+        with pytest.raises(InputError, match=r"holds no trained detector; .*mec evaluate detect DATA --encoder E"):
             predict(image, folder)
     (tmp_path / "empty").mkdir()
-    for source, message in ((tmp_path / "empty", "no image in"), (tmp_path / "no", "data: .*no does not exist")):
+    for images, message in ((tmp_path / "empty", "no image in"), (tmp_path / "no", "data: .*no does not exist")):
         with pytest.raises(InputError, match=message):
-            predict(source, out)
+            predict(images, out)
     assert not (out / "predicted").exists()
 
 
-def test_broken_images_are_left_out_or_too_many(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_corrupt_images_are_skipped_up_to_a_twentieth(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for i in range(20):
-        save(tmp_path / "images" / f"{i:02}.png", noise(40, 60, i))
+        save_image(tmp_path / "images" / f"{i:02}.png", noise(40, 60, i))
     (tmp_path / "images" / "07.png").write_bytes(b"no image")
     predict(tmp_path / "images", out, workers=0)
-    assert drawn(out / "predicted") == [*(f"{i:02}.jpg" for i in range(20) if i != 7), "detections.json"]
-    assert "skipped 1 that could not be read; the first:" in capsys.readouterr().err
+    assert files_in(out / "predicted") == [*(f"{i:02}.jpg" for i in range(20) if i != 7), "detections.json"]
+    assert "07.png" in capsys.readouterr().err
     (tmp_path / "images" / "08.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match="2 of 20 images cannot be read"):
+    with pytest.raises(InputError, match=r"^data: 2 of 20 images"):
         predict(tmp_path / "images", out, workers=0)
 
 
-@pytest.mark.parametrize("kind", ["L", "I;16", "RGBA"])
-def test_images_of_other_kinds(out: Path, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("mode", ["L", "I;16", "RGBA"])
+def test_images_of_other_modes(out: Path, tmp_path: Path, mode: str) -> None:
     pixels = noise(60, 80, 0)
     gray = pixels[:, :, 0]
-    pixels = {"L": gray, "I;16": gray.astype(np.uint16) * 257, "RGBA": np.dstack([pixels, gray * 0 + 255])}[kind]
-    predict(save(tmp_path / "a.png", pixels), out, threshold=0.99, workers=0)
-    again = np.asarray(Image.open(out / "predicted" / "a.jpg").convert("L")).astype(int)
-    assert again.shape == (60, 80)
-    assert np.abs(again - np.asarray(Image.fromarray(noise(60, 80, 0)).convert("L"))).mean() < 25
+    pixels = {"L": gray, "I;16": gray.astype(np.uint16) * 257, "RGBA": np.dstack([pixels, gray * 0 + 255])}[mode]
+    predict(save_image(tmp_path / "a.png", pixels), out, threshold=0.99, workers=0)
+    drawing = np.asarray(Image.open(out / "predicted" / "a.jpg").convert("L")).astype(int)
+    assert drawing.shape == (60, 80)
+    assert np.abs(drawing - np.asarray(Image.fromarray(noise(60, 80, 0)).convert("L"))).mean() < 25
 
 
-def test_a_detector_of_gray_images(tmp_path: Path) -> None:
-    detector_in(tmp_path / "out", replace(SPEC, encoder=tiny_encoder(1).spec))
-    predict(save(tmp_path / "a.png", disc(60, 80, 0)[0]), tmp_path / "out", threshold=0.99, workers=0)
-    assert np.ptp(np.asarray(Image.open(tmp_path / "out" / "predicted" / "a.jpg")), axis=2).max() > 50, "in color"
+def test_a_grayscale_detector_draws_in_color(tmp_path: Path) -> None:
+    save_bolt_detector(tmp_path / "out", replace(SPEC, encoder=tiny_encoder(1).spec))
+    predict(save_image(tmp_path / "a.png", disc(60, 80, 0)[0]), tmp_path / "out", threshold=0.99, workers=0)
+    assert np.ptp(np.asarray(Image.open(tmp_path / "out" / "predicted" / "a.jpg")), axis=2).max() > 50
 
 
-def test_lists_and_arrays(out: Path, tmp_path: Path) -> None:
-    """Names beyond the folder of a list stay within ``predicted``."""
-    far = [save(tmp_path / part / "x.png", noise(60, 80, i)) for i, part in enumerate(("p", "q"))]
+def test_images_of_a_list_and_of_an_array(out: Path, tmp_path: Path) -> None:
+    """Images outside the folder of a list are drawn within ``predicted`` all the same."""
+    images = [save_image(tmp_path / folder / "x.png", noise(60, 80, i)) for i, folder in enumerate(("p", "q"))]
     (tmp_path / "lists").mkdir()
-    (tmp_path / "lists" / "l.txt").write_text(f"{far[0]}\n../q/x.png\n")
-    before = set(drawn(tmp_path))
+    (tmp_path / "lists" / "l.txt").write_text(f"{images[0]}\n../q/x.png\n")
+    before = set(files_in(tmp_path))
     predict(tmp_path / "lists" / "l.txt", out, workers=0)
-    assert all(name.startswith("out/predicted/") for name in set(drawn(tmp_path)) - before)
-    assert drawn(out / "predicted") == ["detections.json", "x-1.jpg", "x.jpg"]
+    assert all(name.startswith("out/predicted/") for name in set(files_in(tmp_path)) - before)
+    assert files_in(out / "predicted") == ["detections.json", "x-1.jpg", "x.jpg"]
     np.savez(tmp_path / "few.npz", images=np.stack([noise(40, 40, i) for i in range(3)]))
-    detector_in(tmp_path / "other")
+    save_bolt_detector(tmp_path / "other")
     predict(tmp_path / "few.npz", tmp_path / "other", workers=0)
-    assert len(drawn(tmp_path / "other" / "predicted")) == 4
+    assert len(files_in(tmp_path / "other" / "predicted")) == 4
 
 
-def test_a_video(out: Path, tmp_path: Path) -> None:
+def test_frames_of_a_video(out: Path, tmp_path: Path) -> None:
     av = pytest.importorskip("av")
-    with av.open(str(tmp_path / "film.mp4"), "w") as container:
+    with av.open(str(tmp_path / "video.mp4"), "w") as container:
         stream = container.add_stream("mpeg4", rate=5)
         stream.width, stream.height, stream.pix_fmt = 80, 64, "yuv420p"
         for i in range(6):
             frame = av.VideoFrame.from_ndarray(disc(64, 80, i)[0], format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    frames = len(open_images_to_predict(tmp_path / "film.mp4"))
-    assert frames >= 1
-    predict(tmp_path / "film.mp4", out, workers=0)
-    assert len(drawn(out / "predicted")) == frames + 1
-    assert {(one["width"], one["height"]) for one in described(out)["images"]} == {(80, 64)}
+    num_frames = len(open_prediction_images(tmp_path / "video.mp4"))
+    assert num_frames >= 1
+    predict(tmp_path / "video.mp4", out, workers=0)
+    assert len(files_in(out / "predicted")) == num_frames + 1
+    assert {(image["width"], image["height"]) for image in read_predictions(out)["images"]} == {(80, 64)}
