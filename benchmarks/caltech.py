@@ -35,7 +35,7 @@ def main(data: str = "caltech101", epochs: int = 30, seeds: int = 3, labels: str
         backbone_options=NARROW,
         epochs=epochs,
         log_every=10,
-        projector=ProjectorSettings(hidden=512, outputs=256),
+        projector=ProjectorSettings(hidden_dim=512, output_dim=256),
     )
     with tempfile.TemporaryDirectory() as folder:
         clock = Stopwatch()

@@ -46,7 +46,7 @@ def cell(batch: int, chunk: int | None, steps: int, threads: int) -> dict[str, A
     """Peak memory beyond what the process held before the run, and the median time of the steps after the first."""
     torch.set_num_threads(threads)
     recipe = replace(
-        mec.load_recipe("cifar10-resnet18"), batch_size=batch, chunk=chunk, epochs=2, accelerator="cpu", devices=1
+        mec.load_recipe("cifar10-resnet18"), batch_size=batch, chunk_size=chunk, epochs=2, accelerator="cpu", devices=1
     )
     watch = _Steps(steps + 1)
     images = np.random.default_rng(0).integers(0, 256, (batch * (steps + 2), 32, 32, 3), dtype=np.uint8)

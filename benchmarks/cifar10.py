@@ -31,8 +31,9 @@ from mec.data import PixelFormat
 from mec.data.analysis import load_into_memory
 from mec.data.datasets.builtin import data_home
 from mec.data.transforms.multi_view import TwoViews
+from mec.embedding.extract import feature_function
 from mec.evaluate.accuracy import accuracies
-from mec.evaluate.features import Features, frozen
+from mec.evaluate.features import Features
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import probe
 from mec.files import atomic_write
@@ -178,7 +179,7 @@ def on(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
 def baselines(cells: Cells, data: Data, setting: Setting, clock: Clock) -> None:
     rows: dict[str, Callable[[Tensor], Tensor]] = {
         "raw pixels": lambda x: x.flatten(1).float() / 255,
-        "untrained encoder": frozen(new_encoder(setting, 0), data.train.device),
+        "untrained encoder": feature_function(new_encoder(setting, 0), data.train.device),
     }
     for name, of in rows.items():
         if not cells.has(method=name):
@@ -202,7 +203,7 @@ def cell(
         row["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
     clock.need(evaluation)  # the last checkpoint waits for the next call
     started = time.perf_counter()
-    row |= {"loss": loss} | measure(data, frozen(network.encoder, data.train.device))
+    row |= {"loss": loss} | measure(data, feature_function(network.encoder, data.train.device))
     return row | {"evaluation_seconds": time.perf_counter() - started}
 
 

@@ -47,7 +47,7 @@ def main(data: str = "cifar10", epochs: int = 16, seed: int = 0, threads: int | 
         seed=seed,
         batch_size=256,
         precision="bf16-mixed",
-        projector=ProjectorSettings(hidden=1024, outputs=512),
+        projector=ProjectorSettings(hidden_dim=1024, output_dim=512),
         optimizer=OptimizerSettings("adamw", lr=2e-3, weight_decay=1e-4, warmup_epochs=2),
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -23,7 +23,7 @@ from cells import Cells, Clock, until_time_is_out
 from cifar10 import QUICK, Data, Setting, measure, on, open_data, train
 from mec.coding import health
 from mec.data.datasets.builtin import data_home
-from mec.evaluate.features import frozen
+from mec.embedding.extract import feature_function
 from mec.models.encoder import Encoder
 from mec.models.heads import Projector
 from methods import METHODS, Network, mec_loss, mec_with_teacher
@@ -61,7 +61,7 @@ def build(encoder: Encoder, widest: int, knobs: Knobs) -> Network:
 @torch.no_grad()
 def effective_rank(network: Network, data: Data) -> float:
     """Directions that the codes of test images use, in evaluation mode."""
-    codes = network.projector(frozen(network.encoder, data.test.device)(data.test[:RANKED]))
+    codes = network.projector(feature_function(network.encoder, data.test.device)(data.test[:RANKED]))
     return health(codes, codes, 1.0).effective_rank
 
 
@@ -74,7 +74,7 @@ def cell(knobs: Knobs, data: Data, setting: Setting, work: Path, clock: Clock) -
     network.eval()
     row = asdict(knobs) | {"training_seconds": seconds, "loss": loss, "effective_rank": effective_rank(network, data)}
     started = time.perf_counter()
-    row |= measure(data, frozen(network.encoder, data.train.device))
+    row |= measure(data, feature_function(network.encoder, data.train.device))
     return row | {"evaluation_seconds": time.perf_counter() - started}
 
 

@@ -63,7 +63,7 @@ def train(data: str, base: Recipe, form: Form, m: int, d: int, steps: int, image
         epochs=max(1, round(steps / (images // m))),
         log_every=max(1, steps // 20),
         objective=form.objective,
-        projector=ProjectorSettings(hidden=256, outputs=d),
+        projector=ProjectorSettings(hidden_dim=256, output_dim=d),
         teacher=TeacherSettings(form.teacher, 0.99, max(32, d // 4)),
         # the rate scales with the batch; its square root is what Adam takes (Malladi et al. 2022)
         optimizer=OptimizerSettings("adamw", 5e-3 * (256 / m) ** 0.5, 1e-4, 0.9, 1000),

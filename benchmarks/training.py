@@ -158,7 +158,7 @@ def row(setting: Setting, turns: list[dict[str, Any]], peak: dict[str, float]) -
         "images_per_second": setting.batch / seconds,
         "rounds": [setting.batch / t["seconds"] for t in timed],
         "seconds": seconds,
-        "data_wait": statistics.median(t["waited"] / t["seconds"] for t in timed),
+        "data_wait_fraction": statistics.median(t["waited"] / t["seconds"] for t in timed),
         "parts": {p: statistics.median(t["parts"].get(p, 0.0) for t in timed) for p in ("data", *PARTS)},
         "peak_mib": max(t["mib"] for t in timed),
         "gflop_per_image": turns[0]["flops"] / 1e9,
@@ -257,7 +257,7 @@ def table(title: str, rows: dict[str, Any]) -> Table:
         against = (f"{r[key]:.2f}" if key in r else "" for key in ("to_plain", "to_best_peer"))
         parts = (f"{r['parts'][p]:.3f}" for p in PARTS)
         last = f"{r['peak_mib']:,.0f}", r["precision"], f"{r['share_of_peak']:.0%}"
-        shown.add_row(name, f"{r['images_per_second']:,.1f}", *against, f"{r['data_wait']:.1%}", *parts, *last)
+        shown.add_row(name, f"{r['images_per_second']:,.1f}", *against, f"{r['data_wait_fraction']:.1%}", *parts, *last)
     return shown
 
 
