@@ -65,13 +65,11 @@ def send_at_step(step: int, *signals: int, group: bool = False) -> None:
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("step", [3, 4])  # the fifth step ends an epoch
-def test_a_signal_saves_and_stops(
-    sent: signal.Signals, status: int, step: int, undisturbed: Path, tmp_path: Path
-) -> None:
+def test_a_signal_saves_and_stops(sent: int, status: int, step: int, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert exit_status(start_command("digits", out, SHORT, partial(send_at_step, step, sent))) == status
     lines = (tmp_path / "run.txt").read_text().splitlines()
-    assert [sent.name in line for line in lines].count(True) == 1
+    assert [signal.Signals(sent).name in line for line in lines].count(True) == 1
     assert "Traceback" not in "".join(lines)
     newest = latest_checkpoint(out, print)
     assert newest is not None
@@ -187,10 +185,7 @@ def limit_file_size(size: int, step: int | None) -> None:
     """Limit the size of files from ``step`` on, or from the final ``save_encoder`` on if ``step`` is None."""
     save_every_step()
     save_encoder = mec.pretraining.run.save_encoder
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
     if step is not None:
         call_at_step(step, limit)
     else:
@@ -251,7 +246,7 @@ def test_a_lock_that_is_released_soon_is_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_processes_that_lightning_starts_stop_together(sent: signal.Signals, tmp_path: Path) -> None:
+def test_processes_that_lightning_starts_stop_together(sent: int, tmp_path: Path) -> None:
     out, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(replace(TINY, epochs=1000, devices=2, accelerator="cpu").as_dict()))
     process = subprocess.Popen(

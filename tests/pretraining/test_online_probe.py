@@ -57,8 +57,8 @@ def test_the_last_probe_equals_the_evaluations_of_the_run(tmp_path: Path) -> Non
     assert [row["epoch"] for row in rows] == ["3", "4"]
     knn = evaluate.knn("digits", folder, k=[20], baselines=False)
     linear = evaluate.linear("digits", folder, baselines=False)
-    assert float(rows[-1]["knn_top1"]) == pytest.approx(knn.figures["encoder"]["k=20"], abs=0.005)
-    assert float(rows[-1]["linear_top1"]) == pytest.approx(linear.figures["encoder"]["top-1"], abs=0.01)
+    assert float(rows[-1]["knn_top1"]) == pytest.approx(knn.metric("k=20").value, abs=0.005)
+    assert float(rows[-1]["linear_top1"]) == pytest.approx(linear.metric("top-1").value, abs=0.01)
 
 
 def test_a_resumed_run_repeats_the_probes_after_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,7 +164,7 @@ class Pretraining(lightning.LightningModule):
         """Do nothing: lightning calls this after ``training_step``, where chunks have accumulated gradients already."""
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        # with gradient checkpointing the backward pass recomputes activations of a batch that BatchNorm has counted
+        # BatchNorm must not accumulate the statistics of a batch again when its activations are recomputed
         recomputes = self.recipe.gradient_checkpointing
         with freeze_running_statistics(self.network.encoder) if recomputes else nullcontext():
             loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]

@@ -50,10 +50,10 @@ from mec.pretraining.run_folder import (
 
 CORRUPT_FILE = "corrupt.csv"
 MAX_SIZE_WITHOUT_BFLOAT16 = 16
-"""Views of up to so many pixels a side are a single pixel before the last strided convolution. For such a convolution
-PyTorch's CPU gradient in bfloat16 is partly uninitialized memory (oneDNN, torch 2.11 to 2.15)."""
+"""Views up to this many pixels a side are reduced to one pixel before the last strided convolution. The bfloat16 CPU
+gradient of such a convolution is partly uninitialized memory (oneDNN, torch 2.11 to 2.15)."""
 MIN_STEPS_TO_COMPILE = 2000
-"""Steps of a run on a GPU from which on compiling, which takes a minute or two, saves time."""
+"""Shorter runs on a GPU do not repay the minute or two that compilation takes."""
 
 
 def default_recipe(data: str | os.PathLike[str]) -> str:
