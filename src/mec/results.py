@@ -105,8 +105,8 @@ class Protocol:
 
     def describe(self) -> str:
         """One line, rendered from the settings: ``knn: similarity cosine, temperature 0.07``."""
-        pairs = (f"{name.replace('_', ' ')} {_setting(v)}" for name, v in self.settings.items() if v is not None)
-        return f"{self.id}: {', '.join(pairs)}"
+        pairs = [f"{name.replace('_', ' ')} {_setting(v)}" for name, v in self.settings.items() if v is not None]
+        return f"{self.id}: {', '.join(pairs)}" if pairs else self.id
 
     def includes(self, settings: Mapping[str, Any]) -> bool:
         """Whether all these settings are among those of the protocol."""

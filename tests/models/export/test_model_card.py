@@ -9,9 +9,10 @@ from huggingface_hub import ModelCard
 from mec.errors import InputError
 from mec.models import save_encoder, untrained
 from mec.models.export.export import export
+from mec.results import DatasetSummary, Metric, Protocol, Result, to_metrics
 from tests.models.perturbed import NARROW, perturbed_encoder
 
-NASTY = "a|b `c` <script>\n# *d* [e](f) é"
+MARKUP = "a|b `c` <script>\n# *d* [e](f) é"
 RECIPE = {
     "backbone": "resnet18",
     "image_size": 96,
@@ -35,30 +36,33 @@ ENVIRONMENT = {
     "packages": {"mec-ssl": "0.1.0", "torch": "2.11.0"},
 }
 RESULTS = [
-    {
-        "task": "few-label",
-        "protocol": "nearest class mean, top-1 %",
-        "data": "/home/jane doe/pets (900 train, 100 test, 3 classes)",
-        "encoder": "/home/jane doe/run",
-        "figures": {
-            "encoder": {"1 per class": 0.8125, "1 per class std": 0.0312},
-            "untrained": {"1 per class": 0.4, "1 per class std": 0.05},
-            "raw pixels": {"1 per class": 0.3, "1 per class std": 0.01},
+    Result(
+        task="few-shot",
+        protocol=Protocol("few-shot", {"classifier": "nearest class mean", "trials": 20}),
+        dataset=DatasetSummary("/home/jane doe/pets", {"train": 900, "test": 100, "classes": 3}),
+        encoder="/home/jane doe/run",
+        rows={
+            "encoder": [Metric("1 shot", 0.8125, std=0.0312, n=20)],
+            "untrained": [Metric("1 shot", 0.4, std=0.05, n=20)],
+            "raw pixels": [Metric("1 shot", 0.3, std=0.01, n=20)],
         },
-        "seconds": 3.0,
-        "command": "mec evaluate few-label /home/jane",
-        "time": "2026-01-02T04:00:00+00:00",
-    },
-    {
-        "task": "knn",
-        "protocol": NASTY,
-        "data": NASTY,
-        "encoder": "run",
-        "figures": {"encoder": {"k=20": 0.9, "k=20 top-5": 0.99, "k=50": 0.8}, "raw pixels": {"k=20": 0.5}},
-        "seconds": 1.0,
-        "command": "mec",
-        "time": "2026-01-02T05:00:00+00:00",
-    },
+        seconds=3.0,
+        command="mec evaluate few-shot /home/jane",
+        time="2026-01-02T04:00:00+00:00",
+    ),
+    Result(
+        task="knn",
+        protocol=Protocol(MARKUP, {}),
+        dataset=DatasetSummary(MARKUP, {"test": 1}),
+        encoder="run",
+        rows={
+            "encoder": to_metrics({"k=20": 0.9, "k=20 top-5": 0.99, "k=50": 0.8}),
+            "raw pixels": to_metrics({"k=20": 0.5}),
+        },
+        seconds=1.0,
+        command="mec",
+        time="2026-01-02T05:00:00+00:00",
+    ),
 ]
 
 
@@ -69,7 +73,8 @@ def run(tmp_path: Path) -> Path:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
     (folder / "metrics.csv").write_text("step,loss,seconds\n10,-1.0,12.5\n20,-2.0,321.5\n")
-    (folder / "results.jsonl").write_text("".join(json.dumps(result) + "\n" for result in RESULTS))
+    for result in RESULTS:
+        result.append_to(folder)
     return folder
 
 
@@ -81,7 +86,7 @@ def python_blocks(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-def test_the_card_tells_the_run(run: Path, tmp_path: Path) -> None:
+def test_card_describes_the_run(run: Path, tmp_path: Path) -> None:
     card = card_of(run, tmp_path / "photographs", license="Apache-2.0")
     assert card.data.license == "apache-2.0"
     assert card.data.library_name == "timm"
@@ -94,18 +99,18 @@ def test_the_card_tells_the_run(run: Path, tmp_path: Path) -> None:
         "| images | 12,345 |",
         "| epochs | 20 |",
         "| objective.order | null |",
-        "| optimizer.learning\\_rate | 0.002 |",
+        "| optimizer.lr | 0.002 |",
         "| devices | Accelerator X |",
         "| seconds | 321.5 |",
         "| packages | python 3.11.2, mec-ssl 0.1.0, torch 2.11.0 |",
-        "| features | 1 per class |\n| --- | ---: |\n| encoder | 81.2 ± 3.1 |\n| untrained | 40.0 ± 5.0 |\n| raw",
+        "| features | 1 shot (%) |\n| --- | ---: |\n| encoder | 81.2 ± 3.1 |\n| untrained | 40.0 ± 5.0 |\n| raw",
     ):
         assert row in text
-    assert "few-label: pets (900 train, 100 test, 3 classes)" in text
+    assert "few-shot: pets (900 train, 100 test, 3 classes)" in text
     assert "liu2022mec" in text
     assert "apache-2.0" in text
-    assert "few-label, knn" in text.split("## Limits")[1]
-    # the whole recipe can be read back, whatever it holds
+    assert "few-shot, knn" in text.split("## Limits")[1]
+    # the recipe reads back equal, whatever it holds
     fence, body = re.search(r"\n(`{4,})yaml\n(.*?)\n\1\n", text, re.DOTALL).groups()
     assert yaml.safe_load(body) == RECIPE
     assert fence == "````"
@@ -113,13 +118,13 @@ def test_the_card_tells_the_run(run: Path, tmp_path: Path) -> None:
     assert "jane" not in text
 
 
-def test_words_of_the_run_are_words_and_not_markup(run: Path, tmp_path: Path) -> None:
+def test_text_of_the_run_is_escaped(run: Path, tmp_path: Path) -> None:
     text = card_of(run, tmp_path / "e").text
     escaped = "a\\|b \\`c\\` \\<script\\> \\# \\*d\\* \\[e\\](f) é"
-    assert f"### knn: {escaped}\n" in text
+    assert f"### knn: {escaped} (1 test)\n" in text
     assert f"\n{escaped}; measured: run" in text
     rows = (
-        "| features | k=20 | k=50 |",
+        "| features | k=20 (%) | k=50 (%) |",
         "| --- | ---: | ---: |",
         "| encoder | 90.0 / 99.0 | 80.0 |",
         "| raw pixels | 50.0 | - |",
@@ -127,36 +132,36 @@ def test_words_of_the_run_are_words_and_not_markup(run: Path, tmp_path: Path) ->
     assert "\n".join(rows) in text
 
 
-def test_the_code_of_the_card_runs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_of_the_card_runs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = perturbed_encoder("resnet18", 32, 2, options=NARROW)
     for source, name, blocks in ((run, "a b", 2), (small, "small", 1)):
         card = card_of(source, tmp_path / name)
         monkeypatch.chdir(tmp_path)
-        found = python_blocks(card.text)
-        assert len(found) == blocks
-        for block in found:
+        code = python_blocks(card.text)
+        assert len(code) == blocks
+        for block in code:
             names: dict = {}
             exec(compile(block, "card", "exec"), names)
             assert names["features"].shape == (2, 16)
         assert card.data.library_name == ("timm" if blocks == 2 else "mec-ssl")
 
 
-def test_without_a_run_only_what_is_known_is_told(tmp_path: Path) -> None:
+def test_card_of_an_encoder_without_a_run(tmp_path: Path) -> None:
     encoder = perturbed_encoder("resnet18", 96, 1, options=NARROW, value_range=(0, 4095))
     card = card_of(encoder, tmp_path / "a")
     assert card.data.license == "unknown"
     assert "No license was chosen" in card.text
-    assert "How it was trained is not recorded." in card.text
+    assert "Its training is not recorded." in card.text
     assert "Nothing was measured" in card.text
     assert "0 is 0 and 4095 is 1" in card.text
     assert "1 channel." in card.text
     assert "## Training" not in card.text
     encoder.origin = "DINO's teacher of /home/jane/dino.pth"
-    assert "Its origin: DINO's teacher of dino.pth." in card_of(encoder, tmp_path / "b").text
-    assert "**It is untrained**" in card_of(untrained(encoder), tmp_path / "c").text
+    assert "Origin: DINO's teacher of dino.pth." in card_of(encoder, tmp_path / "b").text
+    assert "**Untrained**" in card_of(untrained(encoder), tmp_path / "c").text
 
 
-def test_a_run_that_is_not_measured_says_so(run: Path, tmp_path: Path) -> None:
+def test_card_of_a_run_without_results(run: Path, tmp_path: Path) -> None:
     for name in ("results.jsonl", "metrics.csv", "environment.json"):
         (run / name).unlink()
     text = card_of(run / "encoder.safetensors", tmp_path / "e").text
@@ -164,7 +169,7 @@ def test_a_run_that_is_not_measured_says_so(run: Path, tmp_path: Path) -> None:
     assert "| epochs | 20 |" in text
 
 
-def test_a_set_of_the_hub_is_linked(run: Path, tmp_path: Path) -> None:
+def test_hub_dataset_is_linked(run: Path, tmp_path: Path) -> None:
     (run / "environment.json").write_text(json.dumps(ENVIRONMENT | {"data": "hf:owner/flowers"}))
     assert card_of(run, tmp_path / "e").data.datasets == ["owner/flowers"]
 
@@ -173,14 +178,14 @@ def test_a_set_of_the_hub_is_linked(run: Path, tmp_path: Path) -> None:
     ("name", "content"),
     [
         ("recipe.yaml", "a: [b"),
-        ("recipe.yaml", "words"),
+        ("recipe.yaml", "text"),
         ("environment.json", "{"),
         ("results.jsonl", '{"task": "knn"'),
-        ("results.jsonl", '{"task": "knn", "figures": {}}'),
+        ("results.jsonl", '{"task": "knn", "rows": {}}'),
         ("results.jsonl", "[1]"),
     ],
 )
-def test_damaged_files_of_the_run_are_named(run: Path, tmp_path: Path, name: str, content: str) -> None:
+def test_damaged_files_of_the_run_are_an_error(run: Path, tmp_path: Path, name: str, content: str) -> None:
     (run / name).write_text(content)
     with pytest.raises(InputError, match=rf"encoder: .*{name}") as caught:
         card_of(run, tmp_path / "e")

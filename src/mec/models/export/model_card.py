@@ -188,7 +188,7 @@ def _training(recipe: dict[str, Any], environment: dict[str, Any], last: dict[st
         "devices": _text(", ".join(map(str, devices)) or f"CPU, {environment.get('cpu_cores')} cores")
         if isinstance(devices, list)
         else None,
-        "processes": _setting(environment, "world_size"),
+        "world size": _setting(environment, "world_size"),
         "precision": _setting(environment, "precision"),
         "started": _setting(environment, "started"),
         "seconds": _text(last["seconds"]) if last.get("seconds") else None,
