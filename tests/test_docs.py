@@ -1,7 +1,7 @@
-"""Every block of the README and the docs runs, or says in a line above it why it does not.
+"""Every block of the README and the docs runs, or a line above it gives the reason why not.
 
-``<!-- not run: REASON -->`` stands above a block that cannot run here; its mec commands are still read by the parser.
-``<!-- continues -->`` stands above a block of Python that goes on from the one before.
+``<!-- not run: REASON -->`` marks a block that cannot run here; the parser still checks its mec commands.
+``<!-- continues -->`` marks a block of Python that continues the one before.
 """
 
 import itertools
@@ -27,12 +27,12 @@ TRAINING = (
     "--backbone test_resnet --backbone_options {} --small_stem false --image_size 32 --epochs 1 --batch_size 8 "
     "--workers 0 --projector.hidden_dim 16 --projector.output_dim 8"
 ).split()
-SMALL = {
+FAST_OPTIONS = {
     "pretrain": [*TRAINING, "--probe_every", "0", "--devices", "1", "--accelerator", "cpu"],
     "views": TRAINING,
-    "finetune": ["--epochs", "1", "--seeds", "1", "--workers", "0"],
+    "finetune": ["--epochs", "1", "--trials", "1", "--workers", "0"],
 }
-"""What makes a command of the docs one of seconds; the last of an option given twice counts."""
+"""Options appended to a command of the docs so that it takes seconds; the last of repeated options counts."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 
 
 def scripts() -> list[Any]:
-    """Python blocks with those that they continue."""
-    found: list[list[Block]] = []
+    """Return the Python blocks, each with those that continue it."""
+    groups: list[list[Block]] = []
     for block in (b for b in BLOCKS if b.language in ("python", "py", "pycon")):
         if block.mark == "continues":
-            found[-1].append(block)
+            groups[-1].append(block)
         else:
-            found.append([block])
-    return [pytest.param(blocks, id=str(blocks[0])) for blocks in found if not blocks[0].mark]
+            groups.append([block])
+    return [pytest.param(blocks, id=str(blocks[0])) for blocks in groups if not blocks[0].mark]
 
 
 def commands(block: Block) -> list[str]:
@@ -84,7 +84,7 @@ def commands(block: Block) -> list[str]:
 
 
 def arguments_of(line: str) -> list[str]:
-    """Of the command, as far as the shell does not take the rest for itself."""
+    """Return the arguments of a command, up to a redirection or pipe of the shell."""
     words = itertools.takewhile(lambda word: word not in (">", "|", "&&"), shlex.split(line, comments=True)[1:])
     return [_normalize(word) for word in words]
 
@@ -103,13 +103,13 @@ def test_python_runs(blocks: list[Block], tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "block"}
     for block in blocks:
-        # lines are numbered as on the page
+        # keep the line numbers of the page in tracebacks
         exec(compile("\n" * block.line + block.text, str(block.page), "exec"), names)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the docs' commands are typed: 30 photographs of three kinds, and an encoder learned from them."""
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with 30 photographs of three classes and an encoder pretrained on them."""
     folder = tmp_path_factory.mktemp("docs")
     rng = np.random.default_rng(0)
     for kind, color in (("ant", 60), ("bee", 130), ("cat", 190)):
@@ -118,13 +118,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             noise = rng.integers(-50, 50, (48, 64, 3)) + color
             Image.fromarray(noise.astype(np.uint8)).save(folder / "photographs" / kind / f"{n}.jpg")
     out = folder / "runs" / "photographs"
-    assert main(["pretrain", str(folder / "photographs"), "--out", str(out), *SMALL["pretrain"]]) == 0
+    assert main(["pretrain", str(folder / "photographs"), "--out", str(out), *FAST_OPTIONS["pretrain"]]) == 0
     return folder
 
 
 @pytest.mark.parametrize("block", [p for p in SHELL if not p.values[0].mark])
-def test_commands_run(block: Block, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = shutil.copytree(place, tmp_path / "here")
+def test_commands_run(block: Block, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = shutil.copytree(workspace, tmp_path / "here")
     monkeypatch.chdir(here)
     for line in commands(block):
         words = shlex.split(line, comments=True)
@@ -134,23 +134,23 @@ def test_commands_run(block: Block, place: Path, tmp_path: Path, monkeypatch: py
         if name == "pretrain" and "--out" in arguments and "--resume" not in arguments:
             shutil.rmtree(here / arguments[arguments.index("--out") + 1], ignore_errors=True)
         if "--help" not in arguments:
-            arguments += SMALL.get(name, [])
+            arguments += FAST_OPTIONS.get(name, [])
         try:
             status = main(arguments)
-        except SystemExit as end:  # of --help
+        except SystemExit as end:  # from --help
             status = int(end.code or 0)
         assert status == 0, f"{block}: {line}"
 
 
 @pytest.mark.parametrize("block", [p for p in SHELL if p.values[0].mark])
-def test_commands_that_are_not_run_are_accepted(block: Block) -> None:
+def test_parser_accepts_commands_that_are_not_run(block: Block) -> None:
     for line in commands(block):
         arguments = arguments_of(line)
         if shlex.split(line, comments=True)[0] == "mec" and "--help" not in arguments:
             _parser(arguments).parse_args(arguments)
 
 
-def test_links_within_the_repository_lead_somewhere() -> None:
+def test_relative_links_exist() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
             if "://" not in target:

@@ -1,4 +1,4 @@
-"""The wheel, in an environment where nothing of this checkout can be reached; and what says its version."""
+"""The wheel in an environment without this checkout, and the files that state the version."""
 
 import os
 import re
@@ -19,7 +19,7 @@ TIME_LIMIT = 180.0
 
 
 def run(*command: object, cwd: Path) -> str:
-    # a user's PYTHONPATH would bring back what the environment is empty of
+    # PYTHONPATH would make this checkout importable
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     environment["OMP_NUM_THREADS"] = "1"  # other tests use the other cores
     ended = subprocess.run(
@@ -31,16 +31,16 @@ def run(*command: object, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built as ``python -m build`` builds it, but with the hatchling that is here: tests have no network."""
+    """Build the wheel with the installed hatchling: tests have no network."""
     out = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT, cwd=out)
-    (found,) = out.glob("*.whl")
-    return found
+    (path,) = out.glob("*.whl")
+    return path
 
 
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of an environment with the wheel, and the libraries it depends on by way of a path, for they take gigabytes."""
+    """Return the interpreter of an environment with the wheel; its dependencies, gigabytes, are reached by a path."""
     folder = tmp_path_factory.mktemp("empty")
     run(sys.executable, "-m", "venv", folder, cwd=folder)
     interpreter = folder / "bin" / "python"
@@ -50,7 +50,7 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return interpreter
 
 
-def test_the_wheel_has_recipes_templates_and_types_and_nothing_else(wheel: Path) -> None:
+def test_wheel_holds_the_source_with_recipes_templates_and_types(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     source = {
         p.relative_to(ROOT / "src").as_posix()
@@ -62,7 +62,7 @@ def test_the_wheel_has_recipes_templates_and_types_and_nothing_else(wheel: Path)
     assert all(n.startswith("mec/") or ".dist-info/" in n for n in names)
 
 
-def test_it_works_where_nothing_else_is(python: Path, tmp_path: Path) -> None:
+def test_wheel_works_without_the_checkout(python: Path, tmp_path: Path) -> None:
     where = run(python, "-c", "import mec; print(mec.__file__)", cwd=tmp_path)
     assert where.startswith(str(python.parents[1]))
     command = python.with_name("mec")
@@ -73,19 +73,19 @@ def test_it_works_where_nothing_else_is(python: Path, tmp_path: Path) -> None:
     assert 10_000 < (tmp_path / "report.html").stat().st_size < 5_000_000
 
 
-def test_one_version_everywhere() -> None:
+def test_every_file_states_the_same_version() -> None:
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert version("mec-ssl") == mec.__version__ == cited["version"]
     assert re.search(rf"^## {re.escape(mec.__version__)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
 
 
-def test_the_citation_has_what_its_format_requires() -> None:
+def test_citation_has_the_required_fields() -> None:
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors"} <= cited.keys()
     assert cited["preferred-citation"]["title"] == "Self-Supervised Learning via Maximum Entropy Coding"
 
 
-def test_the_workflow_and_the_container_do_what_the_readme_says() -> None:
+def test_workflow_and_container_run_the_commands_of_the_readme() -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     steps = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
     assert ".ci/run" in steps

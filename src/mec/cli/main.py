@@ -15,7 +15,7 @@ from rich.console import Console
 from mec import __version__
 from mec.cli.evaluate_options import DETECTION_HELP, TASKS, TRACKING_HELP, split_names, task_function
 from mec.cli.options import COMMANDS
-from mec.cli.parser import Parser, bracket_lists
+from mec.cli.parser import Parser
 from mec.errors import InputError, did_you_mean
 from mec.option_errors import option_names
 
@@ -63,7 +63,7 @@ def _run(arguments: Sequence[str]) -> None:
         parser.print_help()
         return
     _check_order(parser, arguments)
-    options = parser.parse_args(bracket_lists(parser, arguments))
+    options = parser.parse_args(arguments)
     if options.command == "pretrain":
         from mec.pretraining import pretrain
         from mec.pretraining.online_probe import create_online_probe

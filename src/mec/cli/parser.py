@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from mec.option_errors import choices, one_line_error, type_hint, union_members
 
@@ -70,6 +70,9 @@ class Parser(ArgumentParser):
         # an abbreviation such as --epoch would change its meaning when an option is added
         super().__init__(formatter_class=Formatter, allow_abbrev=False, **options)
 
+    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Namespace:  # type: ignore[override]
+        return super().parse_args(_bracket_lists(self, sys.argv[1:] if args is None else args), *more, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         print(one_line_error(str(message), self), file=sys.stderr)
         sys.exit(2)
@@ -86,7 +89,7 @@ def add_settings(
     return group
 
 
-def bracket_lists(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
+def _bracket_lists(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
     """Write ``--shots 1,5`` as ``--shots [1,5]``, which jsonargparse needs, for every option that takes integers."""
     options = _integer_list_options(parser)
     bracketed: list[str] = []
