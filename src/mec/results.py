@@ -93,7 +93,7 @@ def mean_metrics(trials: Sequence[Mapping[str, float]], units: Mapping[str, Unit
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a result was measured: an identifier and every setting that decides whether two results compare.
+    """The evaluation protocol of a result: an identifier and every setting that decides whether two results compare.
 
     Attributes:
         id: task and variant, such as linear-paper or detect-coco-1x.
@@ -150,8 +150,8 @@ class Result:
 
     Attributes:
         task: knn, linear, few-shot, finetune, detect, sot, vos, mot, mots or pose.
-        protocol: how it was measured.
-        dataset: on what.
+        protocol: identifier and settings of the measurement.
+        dataset: name and size of the evaluated data.
         encoder: description of the evaluated weights.
         rows: the metrics of the encoder ("encoder") and of each baseline.
         seconds: wall time.
@@ -239,11 +239,11 @@ class Result:
 def titles(rows: Iterable[Sequence[Metric]]) -> dict[str, str]:
     """Metric name -> column header, for rows of one table. The longest row decides the order; a top-5 metric has no
     column of its own where its top-1 has one."""
-    found: dict[str, str] = {}
+    headers: dict[str, str] = {}
     for row in sorted(rows, key=len, reverse=True):
         for metric in row:
-            found.setdefault(metric.name, metric.title)
-    return {name: title for name, title in found.items() if name.removesuffix(TOP_5) == name or name[:-6] not in found}
+            headers.setdefault(metric.name, metric.title)
+    return {n: title for n, title in headers.items() if not n.endswith(TOP_5) or n.removesuffix(TOP_5) not in headers}
 
 
 def cells(row: Sequence[Metric], names: Iterable[str]) -> list[str]:

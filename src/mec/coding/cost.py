@@ -17,7 +17,7 @@ FLOPS_PER_BYTE = 300
 
 
 class Plan(NamedTuple):
-    """How the rate is computed.
+    """A plan for computing the rate.
 
     Attributes:
         feature_side: use the d x d matrix; False uses rows x rows.

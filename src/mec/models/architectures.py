@@ -52,7 +52,7 @@ VIT_SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"
 
 @dataclass
 class Conventions:
-    """What a project's checkpoints imply about the encoder, beyond the tensors.
+    """Properties of the encoder that a project's checkpoints imply, beyond the tensors.
 
     Attributes:
         fields: arguments of create_encoder.

@@ -50,7 +50,7 @@ PALETTE_LABELS = {value: label for label, value in enumerate((PALETTE @ RGB).tol
 
 @dataclass(frozen=True)
 class _MaskEncoding:
-    """How the masks of a sequence encode labels, according to the first mask.
+    """The label encoding of the masks of a sequence, read from the first mask.
 
     labels: label of each pixel value; other values are background.
     indexed: whether pixels are indices or gray levels rather than colors.
