@@ -1,10 +1,9 @@
 """Tracking with frozen features, without training (UniTrack, Wang et al. 2021).
 
-Tasks, each a public function:
+Public functions: ``sot``, ``vos``, and in ``mot`` the three tasks ``mot``, ``mots`` and ``pose``, return a Result;
+``track`` tracks an object in any video.
 
-- ``sot``: ``sot``, ``vos``: ``vos``, ``mot``: ``mot``, ``mots`` and ``pose``; ``track`` tracks in any video.
-
-What they are built from:
+Parts:
 
 - ``datasets``: one module per benchmark reads its sequences (types in ``sequences``) and writes tracks in its format.
 - ``dense_features``: feature maps of the frozen encoder for every frame.

@@ -98,7 +98,7 @@ class DenseFeatures:
     def _accepts_odd_sizes(self, encoder: Encoder) -> bool:
         try:
             extract_feature_maps(self.body, probe_image(encoder, 3), [self.level])
-        except RuntimeError:  # average pooling of stride 2 rounds the size down, the convolution beside it rounds up
+        except RuntimeError:  # the average pooling of a block rounds the size down, its shortcut rounds up
             return False
         return True
 

@@ -39,7 +39,7 @@ GROUND_TRUTH = "ground truth"
 
 
 @dataclass(frozen=True)
-class _Benchmark:
+class Benchmark:
     """Files and metrics of a task.
 
     similarities: compares the tracks of one sequence with its ground truth.
@@ -53,7 +53,7 @@ class _Benchmark:
     columns: tuple[str, ...]
 
 
-MOT = _Benchmark(
+MOT = Benchmark(
     TrackFormat(
         lambda folder, sequence, tracks: write_tracks(folder, sequence.name, tracks),
         lambda folder, sequence: read_tracks(folder, sequence.name, len(sequence.frames)),
@@ -62,7 +62,7 @@ MOT = _Benchmark(
     identity_scores,
     ("HOTA", "IDF1", "MOTA", "ID switches"),
 )
-MOTS = _Benchmark(
+MOTS = Benchmark(
     TrackFormat(
         lambda folder, sequence, tracks: write_mots_tracks(folder, sequence.name, tracks),
         lambda folder, sequence: read_mots_tracks(folder, sequence.name, len(sequence.frames)),
@@ -71,7 +71,7 @@ MOTS = _Benchmark(
     mots_scores,
     ("sMOTSA", "HOTA", "IDF1", "ID switches"),
 )
-POSE = _Benchmark(
+POSE = Benchmark(
     TrackFormat(write_poses, read_poses),
     pose_similarities,
     pose_scores,
@@ -106,7 +106,8 @@ def mot(
         min_score: only boxes with a higher score are used.
         stage: feature map of the encoder: s3, of its second to last stage, or s4, of its last. The paper reports the
             better of the two.
-        motion: add the distance from the predicted position to the cost of a pair; false compares encoders.
+        motion: add the distance from the predicted position to the cost of a pair; false uses appearance alone,
+            which is the protocol for comparing encoders.
         corrected: place cells exactly and in a grid that suits upright people, and compute the exact overlap of boxes;
             false is comparable with published results.
         patience: number of frames, at 30 frames per second, that an object may be out of sight.
@@ -151,7 +152,8 @@ def mots(
         detections: null for the ground truth, as in UniTrack; or a folder of SEQUENCE.txt.
         stage: feature map of the encoder: s3, of its second to last stage, or s4, of its last. The paper reports the
             better of the two.
-        motion: add the distance from the predicted position to the cost of a pair; false compares encoders.
+        motion: add the distance from the predicted position to the cost of a pair; false uses appearance alone,
+            which is the protocol for comparing encoders.
         corrected: compare sets of cells without padding, and compute the exact overlap of boxes; false is comparable
             with published results.
         patience: number of frames, at 30 frames per second, that an object may be out of sight.
@@ -198,7 +200,8 @@ def pose(
         detections: null for the ground truth; or a folder of SEQUENCE.json.
         stage: feature map of the encoder: s3, of its second to last stage, or s4, of its last. The paper reports the
             better of the two.
-        motion: add the distance from the predicted position to the cost of a pair; false compares encoders.
+        motion: add the distance from the predicted position to the cost of a pair; false uses appearance alone,
+            which is the protocol for comparing encoders.
         corrected: compare sets of cells without padding, and compute the exact overlap of boxes; false is comparable
             with published results.
         patience: number of frames, at 30 frames per second, that an object may be out of sight.
@@ -230,7 +233,7 @@ def associate(
     loaded: TrackedSequences[DetectionSequence, FrameObjects],
     extractor: Callable[[bool], FeatureExtractor],
     settings: AssociationSettings,
-    benchmark: _Benchmark,
+    benchmark: Benchmark,
     clock: Stopwatch,
 ) -> Result:
     """Track in all sequences by appearance, and again by overlap alone as a baseline.

@@ -107,7 +107,7 @@ def _read_mask(mask: Path, size: tuple[int, int]) -> tuple[Labels, NDArray[np.ui
 
 
 class _FrameRecorder:
-    """Frames that keep the last one that was read in ``frame``, so that drawing need not decode it again."""
+    """Frames of a video. ``frame`` is the last one that was read, so that drawing need not decode it again."""
 
     def __init__(self, frames: Frames) -> None:
         self.frames, self.frame_rate = frames, frames.frame_rate

@@ -80,11 +80,11 @@ def mask_extractor(dense: DenseFeatures, use_appearance: bool = True) -> Feature
     def extract(frame: Frame, detections: FrameObjects) -> ObjectFeatures:
         cells = masks_on_grid(_decode_masks(frame, detections), dense)
         boxes = np.array([mask_box(mask) for mask in cells]).reshape(-1, 4)
-        kept = _without_duplicates(boxes, np.flatnonzero(cells.any(axis=(1, 2))))
+        kept_indices = _without_duplicates(boxes, np.flatnonzero(cells.any(axis=(1, 2))))
         features = []
-        if use_appearance and len(kept):
-            features = mask_features(dense(dense.preprocess(frame)), cells[kept], MAX_MASK_CELLS)
-        return ObjectFeatures(detections.take(kept), boxes[kept], features)
+        if use_appearance and len(kept_indices):
+            features = mask_features(dense(dense.preprocess(frame)), cells[kept_indices], MAX_MASK_CELLS)
+        return ObjectFeatures(detections.take(kept_indices), boxes[kept_indices], features)
 
     return extract
 
