@@ -13,7 +13,7 @@ from rich.console import Console
 from mec.models.export.model_card import model_card
 from mec.models.io import load_encoder
 from mec.report.record import read_records
-from mec.report.tables import evaluations
+from mec.report.tables import evaluation_tables
 from mec.results import (
     DatasetSummary,
     Metric,
@@ -85,8 +85,8 @@ def test_every_unit_prints_alike_on_terminal_report_and_model_card(task: str, tm
     result = replace(RESULT, task=task, rows={"encoder": METRICS[task]})
     result.append_to(tmp_path)
     assert columns(printed(result)) == [["encoder", *PRINTED[task]]]
-    (evaluation,) = evaluations(read_records([tmp_path]), lambda _: [])
-    assert evaluation.lines[0].cells == PRINTED[task]
+    (evaluation,) = evaluation_tables(read_records([tmp_path]), lambda _: [])
+    assert evaluation.rows[0].cells == PRINTED[task]
     card = model_card(load_encoder("test_resnet"), "mec-ssl", "name", run=tmp_path)
     assert f"| encoder | {' | '.join(PRINTED[task])} |" in card
 

@@ -20,7 +20,7 @@ from mec.evaluate.task import Task, open_task
 from mec.pretraining import load_recipe, pretrain
 from mec.pretraining.run_folder import contains_run
 from mec.report import write_report
-from mec.report.overview import overview
+from mec.report.overview import plot_overview
 from mec.results import TOP_5, Metric, Protocol, Result, Stopwatch, cells, titles, to_metrics
 
 SHOTS = (1, 5, 10)
@@ -52,7 +52,7 @@ def demo(out: str | os.PathLike[str] = "demo", epochs: int | None = None, seed: 
     test = open_dataset("digits", "test")
     assert isinstance(test, ArrayDataset)
     assert test.labels is not None
-    image = overview(run.metrics(), features[0].test, test.labels, test.images, test.classes, folder / "demo.png")
+    image = plot_overview(run.metrics(), features[0].test, test.labels, test.images, test.classes, folder / "demo.png")
     console.print(_table(result))
     console.print(
         f"Accuracy on {len(task.test)} test digits. n shots: n labels per class, nearest class mean, mean ± std of "

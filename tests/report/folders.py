@@ -1,20 +1,21 @@
-"""Run folders written by hand, and what stands in for looking through an encoder."""
+"""Run folders written by hand, and contents of the page without an encoder."""
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from mec.report.page import Shown
+from mec.report.page import RunContent
 from mec.report.record import read_records
-from mec.report.schema import EmbeddedImage, Learned, Neighbors, Sprites, Views
+from mec.report.schema import EmbeddedImage, EmbeddedViews, FeatureAnalysis, NearestNeighbors, SpriteSheet
+from mec.results import DatasetSummary, Protocol, Result, to_metrics
 
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAP///wAAACH5BAAAAAAALAAAAAABAAEAAAICRAEAOw=="
-NASTY = (
+HOSTILE_NAMES = (
     "<script>alert(1)</script>",
     "\"quotes' & ampersands &amp; <b>bold</b>",
     "<img src=x onerror=alert(2)>",
@@ -24,16 +25,21 @@ NASTY = (
 )
 COLUMNS = [
     "step", "epoch", "loss", "coding_length", "spectral_norm", "effective_rank", "rankme", "alpha_req", "distortion",
-    "lr", "skipped", "images_per_second", "data_wait", "seconds",
+    "lr", "skipped_steps", "images_per_second", "data_wait_fraction", "seconds",
 ]  # fmt: skip
+KNN_ROWS = {
+    "encoder": {"k=20": 0.912, "k=20 top-5": 0.99},
+    "untrained": {"k=20": 0.5},
+    "raw pixels": {"k=20": 0.25},
+}
 
 
-def metric(step: int, **other: float) -> dict[str, Any]:
-    """A row of metrics.csv of a healthy run: ten steps of warm-up, ten steps an epoch."""
+def metrics_row(step: int, **changes: float) -> dict[str, Any]:
+    """A row of metrics.csv of a healthy run: ten steps of warm-up, ten steps per epoch."""
     row = dict(zip(COLUMNS, (step, step // 10, 1 / (1 + step), 100 + step, 0.5, 10 + step / 10), strict=False))
-    rate = step / 10 if step <= 10 else 1 / step
-    row |= {"lr": rate, "skipped": 0, "images_per_second": 500, "data_wait": 0.05, "seconds": 2 * step}
-    return row | other
+    lr = step / 10 if step <= 10 else 1 / step
+    row |= {"lr": lr, "skipped_steps": 0, "images_per_second": 500, "data_wait_fraction": 0.05, "seconds": 2 * step}
+    return row | changes
 
 
 def write_metrics(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -43,66 +49,67 @@ def write_metrics(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def result(task: str = "knn", **other: Any) -> dict[str, Any]:
-    figures = {
-        "encoder": {"k=20": 0.912, "k=20 top-5": 0.99},
-        "untrained": {"k=20": 0.5},
-        "raw pixels": {"k=20": 0.25},
-    }
-    told = {"seconds": 3.0, "broken": {}, "command": f"mec evaluate {task}", "time": "2026-01-02T03:04:05+00:00"}
-    return {
-        "task": task,
-        "protocol": "weighted kNN",
-        "data": "digits (9 train, 9 test)",
+def make_result(
+    task: str = "knn", rows: Mapping[str, Mapping[str, float]] = KNN_ROWS, protocol: str = "", **changes: Any
+) -> Result:
+    fields: dict[str, Any] = {
+        "dataset": DatasetSummary("digits", {"train": 9, "test": 9}),
         "encoder": "an encoder",
-        "figures": figures,
-        **told,
-        **other,
+        "seconds": 3.0,
+        "command": f"mec evaluate {task}",
+        "time": "2026-01-02T03:04:05+00:00",
+        **changes,
     }
+    metrics = {row: to_metrics(values) for row, values in rows.items()}
+    return Result(task, Protocol(protocol or task, {"temperature": 0.07}), rows=metrics, **fields)
 
 
-def write_run(folder: Path, steps: int = 40, ended: bool = True, **recipe: Any) -> Path:
+def write_run(folder: Path, steps: int = 40, finished: bool = True, **recipe: Any) -> Path:
     folder.mkdir(parents=True)
     settings = {"backbone": "resnet18", "epochs": 4, "objective": {"form": "pooled", "order": None}, **recipe}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
-    about = {"data": "digits", "images": 645, "classes": 10, "batch": 64, "command": "mec pretrain digits"}
-    (folder / "environment.json").write_text(json.dumps(about | {"packages": {"torch": "2.11.0"}, "devices": []}))
-    write_metrics(folder, [metric(step) for step in range(steps)])
-    (folder / "probes.csv").write_text("epoch,step,kNN,linear,seconds\n1,10,0.5,0.6,1\n2,20,0.7,0.8,1\n")
-    (folder / "results.jsonl").write_text(json.dumps(result()) + "\n")
-    if ended:
+    environment = {"data": "digits", "images": 645, "classes": 10, "batch_size": 64, "command": "mec pretrain digits"}
+    (folder / "environment.json").write_text(json.dumps(environment | {"packages": {"torch": "2.11.0"}, "gpus": []}))
+    write_metrics(folder, [metrics_row(step) for step in range(steps)])
+    (folder / "probes.csv").write_text("epoch,step,knn_top1,linear_top1,seconds\n1,10,0.5,0.6,1\n2,20,0.7,0.8,1\n")
+    make_result().append_to(folder)
+    if finished:
         (folder / "encoder.safetensors").write_bytes(b"")
     return folder
 
 
-def image(alt: str = "an image", size: int = 0) -> EmbeddedImage:
+def make_image(alt: str = "an image", size: int = 0) -> EmbeddedImage:
     return EmbeddedImage(PIXEL + "A" * size, alt, 32, 32)
 
 
-def learned(titles: Sequence[str], labels: Sequence[str] | None = None, size: int = 0) -> Learned:
-    """On a circle; every second image in cluster 1."""
+def make_analysis(titles: Sequence[str], labels: Sequence[str] | None = None, size: int = 0) -> FeatureAnalysis:
+    """Images on a circle, every second one in cluster 1."""
     n = len(titles)
-    turn = 2 * np.pi * np.arange(n) / n
-    return Learned(
+    angle = 2 * np.pi * np.arange(n) / n
+    return FeatureAnalysis(
         images=f"{n} images of digits",
         encoder="the trained encoder",
-        points=np.stack([np.cos(turn), np.sin(turn)], axis=1).astype(np.float32),
+        points=np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32),
         titles=list(titles),
         labels=None if labels is None else list(labels),
         clusters=np.arange(n) % 2,
-        sprites=Sprites(PIXEL + "A" * size, 4, 48),
-        neighbors=[Neighbors(image(titles[0]), [(0.87, image(titles[1], size))])],
+        sprites=SpriteSheet(PIXEL + "A" * size, 4, 48),
+        neighbors=[NearestNeighbors(make_image(titles[0]), [(0.87, make_image(titles[1], size))])],
         singular_values=np.array([0.5, 0.3, 0.2]),
-        effective_rank=2.5,
+        feature_rank=2.5,
     )
 
 
-def views(title: str = "one", size: int = 0) -> list[Views]:
-    return [Views(image(title, size), [(image(f"view 1 of {title}"), image(f"view 2 of {title}"))])]
+def make_views(title: str = "image", size: int = 0) -> list[EmbeddedViews]:
+    pair = make_image(f"view 1 of {title}"), make_image(f"view 2 of {title}")
+    return [EmbeddedViews(make_image(title, size), [pair])]
 
 
-def shown(*folders: Path, names: Sequence[str] = ("a", "b", "c", "d"), size: int = 0) -> list[Shown]:
+def make_contents(*folders: Path, names: Sequence[str] = ("a", "b", "c", "d"), size: int = 0) -> list[RunContent]:
+    """Contents of runs with images named ``names``, whose URIs are ``size`` bytes longer than necessary."""
+    labels = ["x", "y"] * (len(names) // 2)
+    gallery = [make_image("a preview", size)]
     return [
-        Shown(record, learned(names, ["x", "y"] * (len(names) // 2), size), views(size=size), [image("drawn", size)])
+        RunContent(record, make_analysis(names, labels, size), make_views(size=size), gallery)
         for record in read_records(folders)
     ]

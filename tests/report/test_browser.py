@@ -1,4 +1,4 @@
-"""The page in a real browser: drawn, pointed at, zoomed, on a phone, in the dark, on paper, without scripts."""
+"""The page in Chromium: charts, selection, zoom, phone, dark mode, print, without JavaScript."""
 
 import contextlib
 import http.server
@@ -10,92 +10,97 @@ from typing import Any
 
 import pytest
 
-from mec.report.page import make_page
-from mec.report.watch import Live, server_of
+from mec.report.page import render_page
+from mec.report.watch import LiveReport, create_server
 from tests.report import test_watch
-from tests.report.folders import NASTY, metric, shown, write_metrics, write_run
-from tests.report.test_page import nasty_run
+from tests.report.folders import HOSTILE_NAMES, make_contents, metrics_row, write_metrics, write_run
+from tests.report.test_page import write_hostile_run
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-TITLES = ("north east.jpg", *NASTY, "last.jpg")
-looks = test_watch.looks
+TITLES = ("north east.jpg", *HOSTILE_NAMES, "last.jpg")
+slow_calls = test_watch.slow_calls
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as p:
-        opened = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A healthy run and one that is out to do harm, side by side."""
+    """A page of a healthy run and one with hostile names."""
     folder = tmp_path_factory.mktemp("report")
-    runs = [write_run(folder / "plain"), nasty_run(folder / "<img src=x onerror=alert(4)>")]
+    runs = [write_run(folder / "plain"), write_hostile_run(folder / "<img src=x onerror=alert(4)>")]
     path = folder / "report.html"
-    path.write_bytes(make_page(shown(*runs, names=TITLES)))
+    path.write_bytes(render_page(make_contents(*runs, names=TITLES)))
     return path
 
 
-class Trouble(list[str]):
-    """What a page asked of the network, complained about, or ran although it was text."""
+class PageEvents(list[str]):
+    """Console messages, errors, dialogs and network requests of pages. A correct page causes none."""
 
     def watch(self, page: Any, file: Path) -> None:
-        page.on("console", lambda m: self.append(m.text))
-        page.on("pageerror", lambda e: self.append(str(e)))
-        page.on("dialog", lambda d: (self.append(d.message), d.dismiss()))
-        page.on("request", lambda r: r.url.startswith(("data:", "blob:", file.as_uri())) or self.append(r.url))
+        page.on("console", lambda message: self.append(message.text))
+        page.on("pageerror", lambda error: self.append(str(error)))
+        page.on("dialog", lambda dialog: (self.append(dialog.message), dialog.dismiss()))
+        local = ("data:", "blob:", file.as_uri())
+        page.on("request", lambda request: request.url.startswith(local) or self.append(request.url))
 
 
-def open_page(browser: Any, file: Path, trouble: Trouble, **options: Any) -> Any:
+def open_page(browser: Any, file: Path, events: PageEvents, **options: Any) -> Any:
     page = browser.new_page(**options)
-    trouble.watch(page, file)
+    events.watch(page, file)
     page.goto(file.as_uri())
     if options.get("java_script_enabled", True):
-        page.wait_for_selector("html[data-ready=yes]", state="attached", timeout=30_000)
+        wait_until_ready(page)
     return page
 
 
+def wait_until_ready(page: Any) -> None:
+    page.wait_for_selector("html[data-ready=true]", state="attached", timeout=30_000)
+
+
 @pytest.fixture(scope="module")
-def shared(browser: Any, file: Path) -> tuple[Any, Trouble]:
-    trouble = Trouble()
-    return open_page(browser, file, trouble), trouble
+def page_and_events(browser: Any, file: Path) -> tuple[Any, PageEvents]:
+    events = PageEvents()
+    return open_page(browser, file, events), events
 
 
 @pytest.fixture
-def desk(shared: tuple[Any, Trouble]) -> Iterator[Any]:
-    """One page for all that leave it as it was: opening it takes a second."""
-    page, trouble = shared
+def shared_page(page_and_events: tuple[Any, PageEvents]) -> Iterator[Any]:
+    """One page for all tests that do not change it: opening a page takes a second."""
+    page, events = page_and_events
     yield page
-    assert trouble == []
+    assert events == []
 
 
 @pytest.fixture
-def opened(browser: Any, file: Path) -> Iterator[Callable[..., Any]]:
-    trouble, pages = Trouble(), []
+def new_page(browser: Any, file: Path) -> Iterator[Callable[..., Any]]:
+    events, pages = PageEvents(), []
 
-    def another(**options: Any) -> Any:
-        pages.append(open_page(browser, file, trouble, **options))
+    def open_another(**options: Any) -> Any:
+        pages.append(open_page(browser, file, events, **options))
         return pages[-1]
 
-    yield another
+    yield open_another
     for page in pages:
         page.close()
-    assert trouble == []
+    assert events == []
 
 
-def until(page: Any, condition: str) -> None:
-    """Playwright's own way evaluates text in the page, which the page forbids."""
+def wait_until(page: Any, condition: str) -> None:
+    """Poll a condition. Playwright's wait_for_function needs eval, which the page's policy forbids."""
     for _ in range(150):
-        with contextlib.suppress(playwright.Error):  # it is being loaded anew
+        with contextlib.suppress(playwright.Error):  # the page is reloading
             if page.evaluate(condition):
                 return
         page.wait_for_timeout(100)
-    raise AssertionError(f"never: {condition}")
+    raise AssertionError(f"timed out: {condition}")
 
 
 def colors(page: Any) -> list[str]:
@@ -105,65 +110,63 @@ def colors(page: Any) -> list[str]:
     )
 
 
-def test_everything_is_drawn(desk: Any) -> None:
-    page = desk
-    for section in ("run", "learning", "learned", "good"):
+def test_all_charts_and_maps_are_drawn(shared_page: Any) -> None:
+    page = shared_page
+    for section in ("settings", "training", "features", "results"):
         assert page.locator(f"section#{section} h2").is_visible()
-    charts = page.locator("section#learning .plot")
-    assert charts.count() == 10  # seven of metrics.csv, two probes of the one run and one of the other
-    for number in range(charts.count()):
-        assert charts.nth(number).locator(".js-line").count() in (1, 2)
+    charts = page.locator("section#training .plot")
+    assert charts.count() == 10  # seven columns of metrics.csv, two probes of one run and one of the other
+    for index in range(charts.count()):
+        assert charts.nth(index).locator(".js-line").count() in (1, 2)
     assert page.locator("#map-0 .point").count() == len(TITLES)
     assert page.locator("#chart-spectrum .scatterlayer .js-line").count() == 2
-    assert page.locator("#trouble").is_hidden()
+    assert page.locator("#error").is_hidden()
     assert "radius of convergence 1" in page.locator("#chart-spectral_norm").text_content()
     assert "<img src=x onerror=alert(4)>" in page.locator(".runs").text_content()
 
 
-def test_pointing_at_a_image_shows_it(desk: Any) -> None:
-    page = desk
-    seen: list[str] = []
-    for number in range(len(TITLES)):
-        point = page.locator("#map-0 .point").nth(number)
+def test_hovering_selects_an_image(shared_page: Any) -> None:
+    page = shared_page
+    selected: list[str] = []
+    title = page.locator("#card-0 strong")
+    for index in range(len(TITLES)):
+        point = page.locator("#map-0 .point").nth(index)
         point.scroll_into_view_if_needed()
-        for _ in range(20):  # a busy machine may drop a movement
+        for _ in range(20):  # a busy machine may miss a mouse movement
             point.hover(force=True)
             page.wait_for_timeout(200)
-            if (
-                page.locator("#card-0.chosen strong").count()
-                and page.locator("#card-0 strong").text_content() not in seen
-            ):
+            if page.locator("#card-0.selected strong").count() and title.text_content() not in selected:
                 break
             page.mouse.move(0, 0)
-        seen.append(page.locator("#card-0 strong").text_content())
-    assert {text.strip() for text in seen} == {title.strip() for title in TITLES}
-    window, sprite = (page.locator(f"#card-0 {part}").bounding_box() for part in (".window", ".sprite"))
-    assert sprite["width"] == pytest.approx(4 * window["width"])  # four columns of images
-    assert page.locator("#card-0 .sprite").is_visible()
+        selected.append(title.text_content())
+    assert {text.strip() for text in selected} == {text.strip() for text in TITLES}
+    thumbnail, sprites = (page.locator(f"#card-0 {name}").bounding_box() for name in (".thumbnail", ".sprites"))
+    assert sprites["width"] == pytest.approx(4 * thumbnail["width"])  # four columns of thumbnails
+    assert page.locator("#card-0 .sprites").is_visible()
     assert "cluster" in page.locator("#card-0 figcaption").text_content()
 
 
-def test_map_by_keyboard(desk: Any) -> None:
-    page = desk
-    page.evaluate("delete document.getElementById('map-0').chosen")
+def test_arrow_keys_move_the_selection(shared_page: Any) -> None:
+    page = shared_page
+    page.evaluate("delete document.getElementById('map-0').selectedImage")
     page.locator("#map-0").focus()
     page.keyboard.press("ArrowRight")
-    assert page.locator("#card-0 strong").text_content() == TITLES[0]  # the one farthest right
+    assert page.locator("#card-0 strong").text_content() == TITLES[0]  # the rightmost image
     page.keyboard.press("ArrowRight")
     assert page.locator("#card-0 strong").text_content() == TITLES[0]
     page.keyboard.press("ArrowUp")
     assert page.locator("#card-0 strong").text_content() != TITLES[0]
 
 
-def test_map_by_touch(opened: Callable[..., Any]) -> None:
-    page = opened(has_touch=True, is_mobile=True, viewport={"width": 390, "height": 800})
+def test_tapping_selects_an_image(new_page: Callable[..., Any]) -> None:
+    page = new_page(has_touch=True, is_mobile=True, viewport={"width": 390, "height": 800})
     page.locator("#map-1 .point").first.scroll_into_view_if_needed()
     page.locator("#map-1 .point").first.tap(force=True)
-    page.wait_for_selector("#card-1.chosen strong")
+    page.wait_for_selector("#card-1.selected strong")
 
 
-def test_colors_by_label_or_cluster(desk: Any) -> None:
-    page = desk
+def test_map_is_colored_by_label_or_cluster(shared_page: Any) -> None:
+    page = shared_page
     assert page.locator("#map-0 .legendtext").all_text_contents() == ["x", "y"]
     page.locator("input[data-map='0'][value=cluster]").focus()
     page.keyboard.press("Space")
@@ -171,8 +174,8 @@ def test_colors_by_label_or_cluster(desk: Any) -> None:
     assert page.locator("#map-1 .legendtext").all_text_contents() == ["x", "y"]
 
 
-def test_zooming_one_curve_zooms_all(desk: Any) -> None:
-    page = desk
+def test_zooming_one_chart_zooms_all(shared_page: Any) -> None:
+    page = shared_page
     page.locator("#chart-loss .nsewdrag").scroll_into_view_if_needed()
     box = page.locator("#chart-loss .nsewdrag").bounding_box()
     middle = box["y"] + box["height"] / 2
@@ -180,58 +183,58 @@ def test_zooming_one_curve_zooms_all(desk: Any) -> None:
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.5, middle, steps=5)
     page.mouse.up()
-    of = "id => document.getElementById(id)._fullLayout.xaxis.range"
-    until(page, "document.getElementById('chart-lr')._fullLayout.xaxis.range[1] < 25")
-    assert page.evaluate(of, "chart-loss") == page.evaluate(of, "chart-lr") == pytest.approx([10, 20], abs=2)
-    for _ in range(20):  # on a busy machine two clicks may lie too far apart to be a double one
+    x_range = "id => document.getElementById(id)._fullLayout.xaxis.range"
+    wait_until(page, "document.getElementById('chart-lr')._fullLayout.xaxis.range[1] < 25")
+    assert page.evaluate(x_range, "chart-loss") == page.evaluate(x_range, "chart-lr") == pytest.approx([10, 20], abs=2)
+    for _ in range(20):  # on a busy machine the two clicks may be too far apart for a double-click
         page.mouse.dblclick(box["x"] + 50, middle)
         page.wait_for_timeout(500)
-        if shown_again := page.evaluate(of, "chart-lr")[1] > 35:
+        if was_reset := page.evaluate(x_range, "chart-lr")[1] > 35:
             break
-    assert shown_again
+    assert was_reset
 
 
-def test_epochs_and_hidden_runs(desk: Any) -> None:
-    page = desk
+def test_x_axis_in_epochs_and_hidden_runs(shared_page: Any) -> None:
+    page = shared_page
     last = "document.getElementById('chart-loss').data.map(t => [Math.max(...t.x), t.visible])"
     assert page.evaluate(last) == [[39, True], [39, True]]
-    page.locator("input[name=across][value=epoch]").check(force=True)
+    page.locator("input[name=x-axis][value=epoch]").check(force=True)
     assert page.evaluate(last) == [[3.9, True], [3.9, True]]
     (button := page.locator("button[data-run='1']")).click()
     assert button.get_attribute("aria-pressed") == "false"
     assert page.evaluate(last)[1][1] == "legendonly"
     assert page.locator("#chart-loss .js-line").count() == 1
     button.click()
-    page.locator("input[name=across][value=step]").check(force=True)
+    page.locator("input[name=x-axis][value=step]").check(force=True)
     assert page.evaluate(last) == [[39, True], [39, True]]
 
 
-def test_no_sideways_scrolling(opened: Callable[..., Any]) -> None:
-    page = opened(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
-    wide = "document.documentElement.scrollWidth"
-    assert page.evaluate(wide) <= 360
+def test_page_never_scrolls_horizontally(new_page: Callable[..., Any]) -> None:
+    page = new_page(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    page_width = "document.documentElement.scrollWidth"
+    assert page.evaluate(page_width) <= 360
     page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
     for width in (360, 320, 768):
         page.set_viewport_size({"width": width, "height": 740})
-        page.wait_for_timeout(400)  # charts follow after a tenth of a second
-        assert page.evaluate(wide) <= width
+        page.wait_for_timeout(400)  # charts are resized with a delay of 0.1 s
+        assert page.evaluate(page_width) <= width
 
 
-def test_dark_and_back(opened: Callable[..., Any]) -> None:
-    page = opened(color_scheme="dark")
+def test_charts_follow_dark_mode(new_page: Callable[..., Any]) -> None:
+    page = new_page(color_scheme="dark")
     dark = colors(page)
     assert dark[0] == "rgb(20, 23, 27)"
     page.emulate_media(color_scheme="light")
-    until(page, "getComputedStyle(document.body).backgroundColor == 'rgb(251, 251, 249)'")
+    wait_until(page, "getComputedStyle(document.body).backgroundColor == 'rgb(251, 251, 249)'")
     page.wait_for_timeout(100)
     assert all(a != b for a, b in zip(dark, colors(page), strict=True))
 
 
-def test_on_paper(opened: Callable[..., Any]) -> None:
-    page = opened(color_scheme="dark")
+def test_print_is_light_and_fits_the_paper(new_page: Callable[..., Any]) -> None:
+    page = new_page(color_scheme="dark")
     page.set_viewport_size({"width": 720, "height": 1000})
     page.emulate_media(media="print")
-    until(page, "document.querySelector('.recipe').open")
+    wait_until(page, "document.querySelector('.recipe').open")
     page.wait_for_timeout(200)
     assert colors(page)[0] == "rgb(251, 251, 249)"
     assert page.locator("nav").is_hidden()
@@ -239,62 +242,64 @@ def test_on_paper(opened: Callable[..., Any]) -> None:
     fits = "[...document.querySelectorAll('.plot')].every(p => p.querySelector('svg').clientWidth <= p.clientWidth)"
     assert page.evaluate(fits)
     page.emulate_media(media="screen")
-    until(page, "!document.querySelector('.recipe').open")
+    wait_until(page, "!document.querySelector('.recipe').open")
 
 
-def test_without_scripts(opened: Callable[..., Any]) -> None:
-    page = opened(java_script_enabled=False)
+def test_page_without_javascript_has_tables_images_and_summaries(new_page: Callable[..., Any]) -> None:
+    page = new_page(java_script_enabled=False)
     assert page.locator("noscript").is_visible()
-    assert page.locator("table.facts").first.is_visible()
-    assert page.locator("table.figures").first.is_visible()
-    assert "0.025 at 39" in page.locator("#chart-loss-summary").text_content()  # 1 / (1 + 39)
+    assert page.locator("table.settings").first.is_visible()
+    assert page.locator("table.results").first.is_visible()
+    assert "0.025 at step 39" in page.locator("#chart-loss-summary").text_content()  # 1 / (1 + 39)
     assert page.locator("#chart-loss-summary").is_visible()
-    assert page.locator(".sprite").first.is_visible()
+    assert page.locator(".sprites").first.is_visible()
     assert page.locator(".neighbors img").first.is_visible()
     assert page.locator(".plot").first.is_hidden()
 
 
-def test_a_browser_that_cannot_inflate_says_so(browser: Any, file: Path) -> None:
+def test_a_browser_without_decompression_shows_an_error(browser: Any, file: Path) -> None:
     page = browser.new_page()
     page.add_init_script("delete window.DecompressionStream")
     page.goto(file.as_uri())
-    page.wait_for_selector("html[data-ready=yes]", state="attached")
-    assert "This browser cannot draw the charts" in page.locator("#trouble").text_content()
-    assert page.locator("#trouble").is_visible()
+    wait_until_ready(page)
+    assert "This browser cannot draw the charts" in page.locator("#error").text_content()
+    assert page.locator("#error").is_visible()
     assert page.locator("#chart-loss-summary").is_visible()
     page.close()
 
 
-def test_what_is_put_into_the_page_does_not_run(browser: Any, tmp_path: Path) -> None:
-    html = make_page(shown(write_run(tmp_path / "a"))).replace(b"<main>", b"<main><script>window.ran = 1</script>", 1)
+def test_injected_scripts_do_not_run(browser: Any, tmp_path: Path) -> None:
+    html = render_page(make_contents(write_run(tmp_path / "a"))).replace(
+        b"<main>", b"<main><script>window.ran = 1</script>", 1
+    )
     (tmp_path / "r.html").write_bytes(html)
     page = browser.new_page()
     page.goto((tmp_path / "r.html").as_uri())
-    page.wait_for_selector("html[data-ready=yes]", state="attached")
+    wait_until_ready(page)
     assert page.evaluate("window.ran") is None
     page.close()
 
 
-def test_page_follows_the_run(browser: Any, looks: list[str], tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", steps=20, ended=False)
-    trouble: list[str] = []
-    with server_of(Live([run], None, 10, lambda _: None), None) as server:
-        served = threading.Thread(target=http.server.HTTPServer.serve_forever, args=(server, 0.05))
-        served.start()
+def test_page_reloads_when_the_run_changes(browser: Any, slow_calls: list[str], tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=20, finished=False)
+    messages: list[str] = []
+    with create_server(LiveReport([run], None, 10, lambda _: None), None) as server:
+        thread = threading.Thread(target=http.server.HTTPServer.serve_forever, args=(server, 0.05))
+        thread.start()
         page = browser.new_page()
-        page.on("console", lambda m: trouble.append(m.text))
+        page.on("console", lambda m: messages.append(m.text))
         page.goto(f"http://localhost:{server.server_port}/")
-        page.wait_for_selector("html[data-ready=yes]", state="attached")
-        page.locator("input[name=across][value=epoch]").check(force=True)
+        wait_until_ready(page)
+        page.locator("input[name=x-axis][value=epoch]").check(force=True)
         page.evaluate("scrollTo({top: 600, behavior: 'instant'})")
-        write_metrics(run, [metric(step) for step in range(30)])
-        until(page, "document.getElementById('run').textContent.includes('30 steps')")
-        page.wait_for_selector("html[data-ready=yes]", state="attached")
+        write_metrics(run, [metrics_row(step) for step in range(30)])
+        wait_until(page, "document.getElementById('settings').textContent.includes('30 steps')")
+        wait_until_ready(page)
         assert page.evaluate("Math.max(...document.getElementById('chart-loss').data[0].x)") == 2.9
         assert page.evaluate("scrollY") == pytest.approx(600, abs=2)
-        assert trouble == []
+        assert messages == []
         server.shutdown()
-        served.join()
+        thread.join()
         server.server_close()
-        until(page, "document.getElementById('live').textContent.includes('no longer')")
+        wait_until(page, "document.getElementById('live-status').textContent.includes('does not respond')")
         page.close()

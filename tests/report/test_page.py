@@ -1,6 +1,7 @@
-"""The page as a file: what stands in it, how large it becomes, and that what is shown is never run."""
+"""The HTML page: contents, size, and safety against hostile names."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -11,79 +12,91 @@ import pytest
 
 from mec.errors import InputError
 from mec.report import page, write_report
-from mec.report.schema import Missing, Published
-from mec.report.tables import evaluations
+from mec.report.schema import Missing, PublishedResult
+from mec.report.tables import evaluation_tables
+from mec.results import DatasetSummary, Metric, Result
 from tests.report import folders
-from tests.report.folders import NASTY, result, shown, write_run
+from tests.report.folders import HOSTILE_NAMES, make_contents, make_result, write_run
 
 
-class Tags(HTMLParser):
-    """Every tag with its attributes, and all text outside scripts."""
+class ParsedPage(HTMLParser):
+    """All parsed with their attributes, and all text outside scripts, styles and title."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
-        self.inside: list[str] = []
+        self.open_tags: list[str] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         self.tags.append((tag, dict(attrs)))
         if tag in ("script", "style", "title"):
-            self.inside.append(tag)
+            self.open_tags.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if self.inside and self.inside[-1] == tag:
-            self.inside.pop()
+        if self.open_tags and self.open_tags[-1] == tag:
+            self.open_tags.pop()
 
     def handle_data(self, data: str) -> None:
-        self.text += "" if self.inside else data
+        self.text += "" if self.open_tags else data
 
-    def of(self, tag: str) -> list[dict[str, str | None]]:
+    def attributes(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def made(*runs: Path, **options: Any) -> Tags:
-    return Tags(page.make_page(shown(*runs, **options)).decode())
+def render(*runs: Path, **options: Any) -> ParsedPage:
+    return ParsedPage(page.render_page(make_contents(*runs, **options)).decode())
 
 
-def data_of(html: bytes) -> Any:
+def embedded_data(html: bytes) -> Any:
     (block,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html.decode())
     return json.loads(block)
 
 
-def test_sections_settings_and_figures_of_two_runs(tmp_path: Path) -> None:
-    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", steps=20, ended=False, backbone="vit_tiny", epochs=4)
-    tags = made(a, b)
-    assert [s["id"] for s in tags.of("section")] == ["run", "learning", "learned", "good"]
-    assert len(tags.of("h1")) == 1
-    assert {tag for tag, _ in tags.tags} >= {"main", "nav", "header", "footer", "noscript"}
-    assert tags.of("html")[0]["lang"] == "en"
-    before, _, after = tags.text.partition("The run")
-    assert "Settings that differ" in before
-    assert "vit_tiny" in before
-    assert "epochs" not in before  # the same in both
-    for words in ("40 steps, epoch 4 of 4", "20 steps, epoch 2 of 4", "not ended; last written 2", "torch 2.11.0"):
-        assert words in after
-    for words in ("91.2 / 99.0", "25.0", "weighted kNN", "0.87", "mec evaluate knn", "effective rank"):
-        assert words in tags.text
-    assert all(img.get("alt") for img in tags.of("img"))
+def test_page_has_sections_settings_and_metrics_of_two_runs(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a")
+    b = write_run(tmp_path / "b", steps=20, finished=False, backbone="vit_tiny", epochs=4)
+    parsed = render(a, b)
+    sections = [section["id"] for section in parsed.attributes("section")]
+    assert sections == ["settings", "training", "features", "results"]
+    assert len(parsed.attributes("h1")) == 1
+    assert {tag for tag, _ in parsed.tags} >= {"main", "nav", "header", "footer", "noscript"}
+    assert parsed.attributes("html")[0]["lang"] == "en"
+    settings, _, run = parsed.text.partition("\nRun\n")
+    assert "Settings that differ" in settings
+    assert "vit_tiny" in settings
+    assert "epochs" not in settings  # the same in both
+    for text in ("40 steps, epoch 4 of 4", "20 steps, epoch 2 of 4", "not finished; last update 2", "torch 2.11.0"):
+        assert text in run
+    for text in ("k=20 (%)", "91.2 / 99.0", "25.0", "temperature 0.07", "0.87", "mec evaluate knn", "feature rank"):
+        assert text in parsed.text
+    assert all(img.get("alt") for img in parsed.attributes("img"))
 
 
-def test_newest_results_side_by_side_with_baselines_and_published_figures(tmp_path: Path) -> None:
+def test_charts_have_accessible_name_and_description(tmp_path: Path) -> None:
+    parsed = render(write_run(tmp_path / "a"))
+    ids = {attributes.get("id") for _, attributes in parsed.tags}
+    plots = [attributes for attributes in parsed.attributes("div") if attributes.get("class") == "plot"]
+    assert plots
+    assert all({plot["aria-labelledby"], plot["aria-describedby"]} <= ids for plot in plots)
+
+
+def test_newest_results_are_listed_with_baselines_and_published_results(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
-    newer = result(figures={"encoder": {"k=20": 0.95, "k=20 std": 0.012}, "untrained": {"k=20": 0.4, "n": 7}})
-    other = result("linear", protocol="another")
-    with (b / "results.jsonl").open("a") as file:
-        file.write(json.dumps(newer) + "\n" + json.dumps(other) + "\n")
+    newer = make_result(rows={"encoder": {"k=20": 0.95}, "untrained": {"k=20": 0.4, "images": 7}})
+    newer.rows["encoder"][0] = Metric("k=20", 0.95, std=0.012, n=3)
+    newer.append_to(b)
+    make_result("linear", protocol="linear-fast").append_to(b)
 
-    def published(result: Any) -> list[Published]:
-        return [Published("ResNet-50", {"k=20": 0.671}, "Table 9")] if result["task"] == "knn" else []
+    def find_published(result: Result) -> list[PublishedResult]:
+        reference = PublishedResult("ResNet-50", [Metric("k=20", 0.671)], "Table 9")
+        return [reference] if result.task == "knn" else []
 
-    knn, linear = evaluations(page.read_records([a, b]), published)
+    knn, linear = evaluation_tables(page.read_records([a, b]), find_published)
     assert (knn.task, linear.task) == ("knn", "linear")
-    assert knn.columns == ["k=20", "n"]
-    assert [(line.kind, line.run, line.name, line.cells) for line in knn.lines] == [
+    assert knn.columns == ["k=20 (%)", "images"]
+    assert [(row.kind, row.run, row.name, row.cells) for row in knn.rows] == [
         ("encoder", "a", "", ["91.2 / 99.0", "-"]),
         ("encoder", "b", "", ["95.0 ± 1.2", "-"]),
         ("baseline", "a", "untrained", ["50.0", "-"]),
@@ -91,72 +104,82 @@ def test_newest_results_side_by_side_with_baselines_and_published_figures(tmp_pa
         ("baseline", "b", "untrained", ["40.0", "7"]),
         ("published", "", "ResNet-50", ["67.1", "-"]),
     ]
-    assert [line.run for line in linear.lines] == ["b"] * 3
+    assert [row.run for row in linear.rows] == ["b"] * 3
 
 
-def test_same_baselines_stand_once_and_encoders_of_one_folder_apart(tmp_path: Path) -> None:
+def test_equal_baselines_are_merged_and_encoders_of_one_folder_are_not(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
-    (only,) = evaluations(page.read_records([a, b]), lambda _: [])
-    assert [(line.run, line.name) for line in only.lines if line.kind == "baseline"] == [
+    (table,) = evaluation_tables(page.read_records([a, b]), lambda _: [])
+    assert [(row.run, row.name) for row in table.rows if row.kind == "baseline"] == [
         ("", "untrained"),
         ("", "raw pixels"),
     ]
-    with (a / "results.jsonl").open("a") as file:
-        file.write(json.dumps(result(encoder="resnet50")) + "\n")
-    (only,) = evaluations(page.read_records([a]), lambda _: [])
-    assert [line.run for line in only.lines if line.kind == "encoder"] == ["a: an encoder", "a: resnet50"]
+    make_result(encoder="resnet50").append_to(a)
+    (table,) = evaluation_tables(page.read_records([a]), lambda _: [])
+    assert [row.run for row in table.rows if row.kind == "encoder"] == ["a: an encoder", "a: resnet50"]
 
 
-def test_figures_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
+def test_metrics_that_are_not_finite_are_dashes(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a")
-    (folder / "results.jsonl").write_text('{"task":"t","protocol":"p","data":"d","encoder":"e","figures":{"encoder":')
-    with (folder / "results.jsonl").open("a") as file:
-        file.write('{"AP":NaN,"n":3}}}\n')
-    (only,) = evaluations(page.read_records([folder]), lambda _: [])
-    assert only.lines[0].cells == ["3"]
+    (folder / "results.jsonl").unlink()
+    make_result("detect", rows={"encoder": {"AP": math.nan, "images": 3}}).append_to(folder)
+    (table,) = evaluation_tables(page.read_records([folder]), lambda _: [])
+    assert table.rows[0].cells == ["-", "3"]
 
 
-def nasty_run(folder: Path) -> Path:
-    """Every text that comes from outside is one of those that would do harm."""
-    folder = write_run(folder, backbone=NASTY[0], **{NASTY[1]: NASTY[2]})
-    about = dict(zip(("data", "platform", "command", "started", "precision", "python"), NASTY, strict=True))
-    numbers = {"images": 640, "batch": 64, "devices": [NASTY[2]], "packages": {NASTY[0]: NASTY[1]}}
-    (folder / "environment.json").write_text(json.dumps(about | numbers))
-    figures = {"encoder": {NASTY[0]: 0.5}, NASTY[1]: {NASTY[0]: 0.25}}
-    odd = result(NASTY[0], protocol=NASTY[1], data=NASTY[3], encoder=NASTY[4], figures=figures, command=NASTY[2])
-    (folder / "results.jsonl").write_text(json.dumps(odd | {"broken": {NASTY[0]: NASTY[2]}}) + "\n")
-    (folder / "probes.csv").write_text(f'epoch,step,"{NASTY[0]}",seconds\n1,10,0.5,1\n')
+def write_hostile_run(folder: Path) -> Path:
+    """Write a run in which every text contains markup or scripts."""
+    names = HOSTILE_NAMES
+    folder = write_run(folder, backbone=names[0], **{names[1]: names[2]})
+    environment = dict(zip(("data", "platform", "command", "started", "precision", "python"), names, strict=True))
+    numbers = {"images": 640, "batch_size": 64, "gpus": [names[2]], "packages": {names[0]: names[1]}}
+    (folder / "environment.json").write_text(json.dumps(environment | numbers))
+    (folder / "results.jsonl").unlink()
+    make_result(
+        names[0],
+        rows={"encoder": {names[0]: 0.5}, names[1]: {names[0]: 0.25}},
+        protocol=names[1],
+        dataset=DatasetSummary(names[3], {"test": 9}),
+        encoder=names[4],
+        command=names[2],
+        skipped={names[0]: names[2]},
+    ).append_to(folder)
+    (folder / "probes.csv").write_text(f'epoch,step,"{names[0]}",seconds\n1,10,0.5,1\n')
     return folder
 
 
-def test_names_are_text_and_never_tags(tmp_path: Path) -> None:
-    run = nasty_run(tmp_path / "<img src=x onerror=alert(3)>&")
-    html = page.make_page(shown(run, names=NASTY))
-    tags = Tags(html.decode())
-    assert [s.get("type") for s in tags.of("script")] == ["application/json", "text/plain", None]
-    assert not any(name.startswith("on") for _, attributes in tags.tags for name in attributes)
-    assert all((img["src"] or "").startswith("data:image/") for img in tags.of("img"))
-    for name in NASTY:
-        assert name.strip() in tags.text
-    assert data_of(html)["maps"]["0"]["titles"] == list(NASTY)
+def test_hostile_names_are_escaped(tmp_path: Path) -> None:
+    run = write_hostile_run(tmp_path / "<img src=x onerror=alert(3)>&")
+    html = page.render_page(make_contents(run, names=HOSTILE_NAMES))
+    parsed = ParsedPage(html.decode())
+    assert [s.get("type") for s in parsed.attributes("script")] == ["application/json", "text/plain", None]
+    assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
+    assert all((img["src"] or "").startswith("data:image/") for img in parsed.attributes("img"))
+    for name in HOSTILE_NAMES:
+        assert name.strip() in parsed.text
+    assert embedded_data(html)["maps"]["0"]["titles"] == list(HOSTILE_NAMES)
     assert "\u2028" not in re.findall(r'id="data">(.*?)</script>', html.decode(), re.DOTALL)[0]
     assert "49" not in re.findall(r"<h1>.*?</h1>", html.decode())[0]
 
 
-def test_names_that_are_no_text_are_written(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "a")
-    assert b"b\\udcff" in page.make_page(shown(run, names=["a", "b\udcff"]))  # in JSON; in HTML as a question mark
+def test_names_that_are_not_utf8_are_written(tmp_path: Path) -> None:
+    html = page.render_page(make_contents(write_run(tmp_path / "a"), names=["a", "b\udcff"]))
+    assert b"b\\udcff" in html  # in JSON; in HTML it is a question mark
 
 
-def test_policy_lets_only_the_pages_own_scripts_run_and_nothing_load(tmp_path: Path) -> None:
-    tags = made(write_run(tmp_path / "a"))
-    (policy,) = [m["content"] or "" for m in tags.of("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+def test_content_security_policy_allows_only_the_scripts_of_the_page(tmp_path: Path) -> None:
+    parsed = render(write_run(tmp_path / "a"))
+    (policy,) = [
+        m["content"] or "" for m in parsed.attributes("meta") if m.get("http-equiv") == "Content-Security-Policy"
+    ]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'"
     assert "unsafe" not in rules["script-src"]
     assert rules["script-src"].count("sha256-") == 2
     assert "connect-src" not in rules
-    assert not tags.of("iframe") + tags.of("form") + [link for link in tags.of("link") if link["rel"] != "icon"]
+    assert not parsed.attributes("iframe")
+    assert not parsed.attributes("form")
+    assert [link["rel"] for link in parsed.attributes("link")] == ["icon"]
 
 
 @pytest.mark.parametrize(("runs", "size"), [(1, 300_000), (3, 1_500_000), (40, 200_000)])
@@ -165,61 +188,61 @@ def test_page_stays_below_5_mb(tmp_path: Path, runs: int, size: int) -> None:
     for n in range(runs):
         write_run(tmp_path / f"{name}{n}", steps=3_000 if runs < 40 else 600, data="d" * 5_000)
     titles = ["t" * 3_000] * (1_000 // runs)
-    html = page.make_page(shown(*sorted(tmp_path.iterdir()), names=titles, size=size))
+    html = page.render_page(make_contents(*sorted(tmp_path.iterdir()), names=titles, size=size))
     assert len(html) < 5_000_000
-    assert (page.NO_ROOM in html.decode()) == (runs > 1)
-    assert len(data_of(html)["curves"]["chart-loss"]["data"]) == runs
+    assert (page.OMITTED in html.decode()) == (runs > 1)
+    assert len(embedded_data(html)["curves"]["chart-loss"]["data"]) == runs
 
 
-def test_more_runs_than_a_page_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "LIMIT", 100_000)
+def test_too_many_runs_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "MAX_BYTES", 100_000)
     with pytest.raises(InputError, match="runs: the tables of 1 runs"):
-        page.make_page(shown(write_run(tmp_path / "a")))
+        page.render_page(make_contents(write_run(tmp_path / "a")))
 
 
 @pytest.fixture
-def unseen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Nothing is looked at; with what it would have been."""
-    asked: list[Any] = []
+def analyzed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Replace the slow parts. Lists the arguments of each call of analyze_features."""
+    calls: list[Any] = []
 
-    def learned(*arguments: Any) -> Missing:
-        asked.append(arguments[:3])
+    def analyze_features(*arguments: Any) -> Missing:
+        calls.append(arguments[:3])
         return Missing("No checkpoint <yet>.")
 
-    monkeypatch.setattr(page, "learned", learned)
-    monkeypatch.setattr(page, "views", lambda *_: folders.views())
-    monkeypatch.setattr(page, "gallery", lambda _: [])
-    return asked
+    monkeypatch.setattr(page, "analyze_features", analyze_features)
+    monkeypatch.setattr(page, "embed_views", lambda *_: folders.make_views())
+    monkeypatch.setattr(page, "load_gallery", lambda _: [])
+    return calls
 
 
-def test_report_is_written_beside_the_first_run(tmp_path: Path, unseen: Sequence[Any]) -> None:
+def test_report_is_written_to_the_first_run_folder(tmp_path: Path, analyzed: Sequence[Any]) -> None:
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
     path = write_report([a, b], data="digits", images=100)
     assert path == a / "report.html"
-    assert unseen == [(a, "digits", 50), (b, "digits", 50)]
-    text = Tags(path.read_text()).text
+    assert analyzed == [(a, "digits", 50), (b, "digits", 50)]
+    text = ParsedPage(path.read_text()).text
     assert text.count("No checkpoint <yet>.") == 2
     assert sorted(p.name for p in a.iterdir()) == sorted([p.name for p in b.iterdir()] + ["report.html"])
 
 
-def test_what_is_missing_says_why(tmp_path: Path, unseen: Sequence[Any]) -> None:
+def test_missing_contents_are_explained(tmp_path: Path, analyzed: Sequence[Any]) -> None:
     folder = tmp_path / "results"
     folder.mkdir()
-    (folder / "results.jsonl").write_text(json.dumps(result()) + "\n{")
-    text = Tags(write_report([folder], tmp_path / "r.html").read_text()).text
-    for words in ("evaluations only", "No run here has written metrics.csv", "there is no encoder", "line is not a"):
-        assert words in text
-    assert unseen == []
+    (folder / "results.jsonl").write_text(json.dumps(make_result().as_dict()) + "\n{")
+    text = ParsedPage(write_report([folder], tmp_path / "r.html").read_text()).text
+    for reason in ("evaluations only", "None of these folders contains a metrics.csv", "no encoder", "1 invalid line"):
+        assert reason in text
+    assert analyzed == []
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "recipe.yaml").write_text("epochs: 1\n")
-    text = Tags(write_report([bare]).read_text()).text
-    assert "No evaluation is in results.jsonl yet" in text
+    text = ParsedPage(write_report([bare]).read_text()).text
+    assert "results.jsonl contains no evaluation yet" in text
     assert "No step has been written" in text
 
 
 @pytest.mark.parametrize("out", ["", "report", "r.pdf"])
-def test_where_no_page_can_be_written(tmp_path: Path, unseen: Sequence[Any], out: str) -> None:
+def test_invalid_arguments_are_errors(tmp_path: Path, analyzed: Sequence[Any], out: str) -> None:
     run = write_run(tmp_path / "a")
     with pytest.raises(InputError, match=r"out: expected a file that ends with \.html"):
         write_report([run], tmp_path / out)

@@ -1,5 +1,7 @@
-"""Which published figures stand beside a result: those of its protocol on its data, and no others."""
+"""Published results are compared only with results of the same protocol, settings and dataset."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,135 +9,168 @@ import numpy as np
 import pytest
 
 from mec import evaluate
+from mec.evaluate.detection.detect import METRIC_NAMES
 from mec.evaluate.detection.schedules import SCHEDULES
-from mec.evaluate.supervised import PAPER_PROBE, SIMSIAM_PROBE, in_words
-from mec.report.published import published
-from mec.report.schema import Published
-from tests.report.runs import narrow, noisy
+from mec.evaluate.supervised import PAPER_PROBE, SIMSIAM_PROBE, protocol_settings
+from mec.evaluate.tracking.propagation import PropagationSettings
+from mec.report.published import COCO_C4, ENTRIES, OTB, find_published
+from mec.report.schema import PublishedResult
+from mec.results import DatasetSummary, Protocol, Result, to_metrics
+from tests.report.runs import narrow_encoder, smooth_noise
 
-ROWS = {"encoder": {"top-1": 0.5}, "untrained": {"top-1": 0.1}}
-IMAGENET = "imagenet/ (1,281,167 train, 50,000 test, 1000 classes)"
-RESULTS: dict[str, dict[str, Any]] = {
-    "paper": {
-        "task": "linear",
-        "protocol": f"offline linear probe, paper: {in_words(PAPER_PROBE, 1_281_167)}, 224 px, last epoch, %",
-        "data": IMAGENET,
-    },
-    "simsiam": {
-        "task": "linear",
-        "protocol": f"offline linear probe, simsiam: {in_words(SIMSIAM_PROBE, 1_281_167)}, 224 px, last epoch, %",
-        "data": IMAGENET,
-    },
-    "voc": {
-        "task": "detect",
-        "protocol": f"Faster R-CNN C4, voc07+12: {SCHEDULES['voc07+12'].in_words()}; VOC2007's figures (11 points); "
-        "mean ± std of 5 seeds",
-        "data": "VOCdevkit (16,551 train, 4,952 test, 20 classes)",
-    },
-    "coco": {
-        "task": "detect",
-        "protocol": f"Mask R-CNN C4, coco-1x: {SCHEDULES['coco-1x'].in_words()}; COCO's figures; seed 0",
-        "data": "coco (118,287 train, 5,000 test, 80 classes)",
-    },
-    "sot": {
-        "task": "sot",
-        "protocol": "frozen features, as published (UniTrack): three search regions of 520 px, 65 x 65 cells; 15 "
-        "frames a second, 90% of the time in the encoder",
-        "data": "OTB100 (100 sequences, 59,035 frames)",
-        "figures": {"dcf": {"AUC": 0.5}, "xcorr": {"AUC": 0.5}, "first box": {"AUC": 0.1}},
-    },
-    "vos": {
-        "task": "vos",
-        "protocol": "frozen features (UniTrack): labels of the 10 most similar cells of the first frame and of the "
-        "last 5 within 12 cells, temperature 0.05; masks from before",
-        "data": "DAVIS (30 sequences, 1,999 frames)",
-    },
+TOP_1 = {"encoder": {"top-1": 0.5}, "untrained": {"top-1": 0.1}}
+AP = {"encoder": {"AP50": 0.5, "AP": 0.3, "AP75": 0.3}}
+IMAGENET = {"train": 1_281_167, "test": 50_000, "classes": 1000}
+
+
+def make_result(
+    protocol: str,
+    settings: dict[str, Any],
+    counts: dict[str, int],
+    rows: Mapping[str, Mapping[str, float]] = TOP_1,
+) -> Result:
+    return Result(
+        task=protocol.partition("-")[0],
+        protocol=Protocol(protocol, settings),
+        dataset=DatasetSummary("a dataset", counts),
+        encoder="an encoder",
+        rows={row: to_metrics(values) for row, values in rows.items()},
+        seconds=1.0,
+    )
+
+
+RESULTS = {
+    "paper": make_result("linear-paper", {**protocol_settings(PAPER_PROBE, 1_281_167), "image_size": 224}, IMAGENET),
+    "simsiam": make_result(
+        "linear-simsiam", {**protocol_settings(SIMSIAM_PROBE, 1_281_167), "image_size": 224}, IMAGENET
+    ),
+    "voc": make_result(
+        "detect-voc07+12",
+        {
+            "detector": "Faster R-CNN C4",
+            **SCHEDULES["voc07+12"].protocol_settings(),
+            "metric": METRIC_NAMES["voc07"],
+            "seed": 0,
+            "trials": 5,
+        },
+        {"train": 16_551, "test": 4_952, "classes": 20},
+        AP,
+    ),
+    "coco": make_result(
+        "detect-coco-1x",
+        {"detector": "Mask R-CNN C4", **SCHEDULES["coco-1x"].protocol_settings(), "metric": METRIC_NAMES["coco"]},
+        {"train": 118_287, "test": 5_000, "classes": 80},
+        AP,
+    ),
+    "sot": make_result(
+        "sot-unitrack",
+        {"corrected": False, "stage": "s3", "search_size": 520, "cells": 65},
+        {"sequences": 100, "frames": 59_035},
+        {"dcf": {"AUC": 0.5}, "xcorr": {"AUC": 0.5}, "first box": {"AUC": 0.1}},
+    ),
+    "vos": make_result(
+        "vos-unitrack",
+        {**vars(PropagationSettings()), "stage": "s3"},
+        {"sequences": 30, "frames": 1_999},
+        {"encoder": {"J mean": 0.5}},
+    ),
 }
 
 
-def beside(name: str, **changes: Any) -> list[Published]:
-    return published({"figures": ROWS, **RESULTS[name], **changes})
+def names_and_percent(published: list[PublishedResult]) -> list[dict[str, float]]:
+    return [{metric.name: round(100 * metric.value, 6) for metric in entry.metrics} for entry in published]
 
 
-def test_the_figures_are_the_sources() -> None:
-    """MEC: the official code's README; SimSiam paper, Tables 4 and 5; UniTrack's docs/RESULTS.md. In percent there."""
-    found = {name: [list(one.figures.values()) for one in beside(name)] for name in RESULTS}
-    percent = {name: [[round(100 * v, 6) for v in row] for row in rows] for name, rows in found.items()}
-    assert percent == {
-        "paper": [[70.8]],
-        "simsiam": [[68.1], [70.0], [70.8], [71.3]],
-        "voc": [[81.3, 53.5, 58.8], [82.3, 57.0, 63.3], [82.4, 57.0, 63.7]],
-        "coco": [[58.2, 38.2, 41.2], [58.8, 39.2, 42.5], [59.3, 39.2, 42.1]],
-        "sot": [[55.5], [61.8]],
-        "vos": [[58.4]],
+def test_numbers_are_those_of_the_sources() -> None:
+    """MEC: README of the official code; SimSiam paper, Tables 4 and 5; docs/RESULTS.md of UniTrack. In percent."""
+    assert {name: names_and_percent(find_published(result)) for name, result in RESULTS.items()} == {
+        "paper": [{"top-1": 70.8}],
+        "simsiam": [{"top-1": 68.1}, {"top-1": 70.0}, {"top-1": 70.8}, {"top-1": 71.3}],
+        "voc": [
+            {"AP50": 81.3, "AP": 53.5, "AP75": 58.8},
+            {"AP50": 82.3, "AP": 57.0, "AP75": 63.3},
+            {"AP50": 82.4, "AP": 57.0, "AP75": 63.7},
+        ],
+        "coco": [
+            {"AP50": 58.2, "AP": 38.2, "AP75": 41.2},
+            {"AP50": 58.8, "AP": 39.2, "AP75": 42.5},
+            {"AP50": 59.3, "AP": 39.2, "AP75": 42.1},
+        ],
+        "sot": [{"AUC": 55.5}, {"AUC": 61.8}],
+        "vos": [{"J mean": 58.4}],
     }
-    assert [list(beside(name)[0].figures) for name in ("paper", "voc", "sot", "vos")] == [
-        ["top-1"],
-        ["AP50", "AP", "AP75"],
-        ["AUC"],
-        ["J"],
-    ]
-    assert all(one.what and one.source for name in RESULTS for one in beside(name))
+    assert all(entry.published.description and entry.published.source for entry in ENTRIES)
 
 
 @pytest.mark.parametrize("name", RESULTS)
-def test_other_data_has_none(name: str) -> None:
-    data = RESULTS[name]["data"]
-    assert beside(name, data=data.replace("(", "(1")) == []
-    assert beside(name, data=f"{data} of others") == []
-    assert beside(name, data="cifar10 (50,000 train, 10,000 test, 10 classes)") == []
+def test_other_datasets_have_no_published_results(name: str) -> None:
+    result = RESULTS[name]
+    for counts in (
+        {count: n + 1 for count, n in result.dataset.counts.items()},
+        {**result.dataset.counts, "attributes": 40},
+        {"train": 50_000, "test": 10_000, "classes": 10},
+    ):
+        assert find_published(replace(result, dataset=DatasetSummary("a dataset", counts))) == []
 
 
 @pytest.mark.parametrize(
-    ("name", "old", "new"),
+    ("name", "setting", "value"),
     [
-        ("paper", "0.03 for", "0.3 for"),
-        ("paper", "batch 4096", "batch 1024"),
-        ("paper", "224 px", "64 px"),
-        ("paper", "paper:", "fast:"),
-        ("simsiam", "90 epochs", "9 epochs"),
-        ("voc", "C4", "FPN"),
-        ("voc", "24,000", "2,400"),
-        ("voc", "800 in testing", "80 in testing"),
-        ("voc", "VOC2007's figures (11 points)", "VOC's figures"),
-        ("coco", "Mask", "Faster"),
-        ("coco", "coco-1x", "coco-2x"),
-        ("sot", "as published", "corrected"),
-        ("sot", "65 x 65", "33 x 33"),
-        ("vos", "10 most", "5 most"),
-        ("vos", "0.05;", "0.055;"),
+        ("paper", "head", "linear"),
+        ("paper", "head_lr", 0.3),
+        ("paper", "batch_size", 1024),
+        ("paper", "image_size", 64),
+        ("simsiam", "epochs", 9),
+        ("voc", "detector", "Faster R-CNN FPN"),
+        ("voc", "max_steps", 2_400),
+        ("voc", "test_short_side", 80),
+        ("voc", "metric", "VOC"),
+        ("coco", "detector", "Faster R-CNN C4"),
+        ("sot", "corrected", True),
+        ("sot", "cells", 33),
+        ("vos", "neighbors", 5),
+        ("vos", "temperature", 0.055),
     ],
 )
-def test_other_protocols_have_none(name: str, old: str, new: str) -> None:
-    protocol = RESULTS[name]["protocol"]
-    assert old in protocol
-    assert beside(name)
-    assert beside(name, protocol=protocol.replace(old, new)) == []
+def test_other_settings_have_no_published_results(name: str, setting: str, value: Any) -> None:
+    result = RESULTS[name]
+    assert setting in result.protocol.settings
+    assert find_published(result)
+    changed = Protocol(result.protocol.id, {**result.protocol.settings, setting: value})
+    assert find_published(replace(result, protocol=changed)) == []
 
 
-def test_a_tracker_that_was_not_measured_has_none() -> None:
-    assert [one.figures for one in beside("sot", figures={"dcf": {"AUC": 0.5}})] == [{"AUC": 0.618}]
+@pytest.mark.parametrize(("name", "protocol"), [("paper", "linear-fast"), ("coco", "detect-coco-2x")])
+def test_other_protocols_have_no_published_results(name: str, protocol: str) -> None:
+    result = RESULTS[name]
+    assert find_published(replace(result, protocol=Protocol(protocol, result.protocol.settings))) == []
 
 
-@pytest.mark.parametrize("result", [{}, {"task": "linear"}, {"task": "demo", "figures": None, "protocol": None}])
-def test_lines_that_lack_something_have_none(result: dict[str, Any]) -> None:
-    assert published(result) == []
+def test_settings_survive_json_and_still_match() -> None:
+    read = Result.from_dict(RESULTS["coco"].as_dict())
+    assert read.protocol.includes(COCO_C4)
+    assert find_published(read)
 
 
-def test_what_is_written_is_what_is_looked_for(tmp_path: Path) -> None:
-    """The words of a real result differ from those above in the numbers of images, steps and pixels alone."""
+def test_a_tracker_without_a_row_has_no_published_result() -> None:
+    result = replace(RESULTS["sot"], rows={"dcf": to_metrics({"AUC": 0.5})})
+    assert names_and_percent(find_published(result)) == [{"AUC": 61.8}]
+
+
+def test_settings_of_a_measured_result_differ_only_by_its_size(tmp_path: Path) -> None:
     labels = np.arange(20) % 2
-    np.savez(tmp_path / "a.npz", images=np.stack([noisy(i, 8, 8) for i in range(20)]), labels=labels)
-    result = evaluate.linear(tmp_path / "a.npz", narrow(), "paper", baselines=False, workers=0)
-    protocol = result.protocol.replace("batch 16", "batch 4096").replace("= 100 steps", "= 31,300 steps")
-    assert protocol.replace("32 px", "224 px") == RESULTS["paper"]["protocol"]
-    assert result.data == f"{tmp_path / 'a.npz'} (16 train, 4 test, 2 classes)"
-    assert "encoder" in result.figures
+    np.savez(tmp_path / "a.npz", images=np.stack([smooth_noise(i, 8, 8) for i in range(20)]), labels=labels)
+    result = evaluate.linear(tmp_path / "a.npz", narrow_encoder(), "paper", baselines=False, workers=0)
+    assert result.protocol.id == RESULTS["paper"].protocol.id
+    expected = RESULTS["paper"].protocol.settings
+    assert result.protocol.settings == {**expected, "batch_size": 16, "steps": 100, "image_size": 32}
+    assert result.dataset == DatasetSummary(str(tmp_path / "a.npz"), {"train": 16, "test": 4, "classes": 2})
+    assert "encoder" in result.rows
 
 
-def test_otb_has_so_many_frames(real_data: Path) -> None:
+def test_otb_has_the_number_of_frames_of_the_entry(real_data: Path) -> None:
     lists = {"attr_list", "cvpr13", "tb_50", "tb_100"}
-    truths = {f.stem: f for f in (real_data / "OTB100" / "anno").glob("*.txt") if f.stem not in lists}
-    rows = {name: sum(bool(line.strip()) for line in truths[name].read_text().split("\n")) for name in truths}
-    assert len(rows) == 100
-    assert f"{sum(rows.values()) - 5:,} frames" in RESULTS["sot"]["data"]
+    files = [f for f in (real_data / "OTB100" / "anno").glob("*.txt") if f.stem not in lists]
+    boxes = [sum(bool(line.strip()) for line in file.read_text().split("\n")) for file in files]
+    assert len(boxes) == OTB["sequences"] == RESULTS["sot"].dataset.counts["sequences"]
+    assert sum(boxes) - 5 == OTB["frames"] == RESULTS["sot"].dataset.counts["frames"]

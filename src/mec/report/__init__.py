@@ -1,4 +1,4 @@
-"""What run folders show: one HTML page, and the demo's image."""
+"""The HTML report of one or several runs, and the figure of the demo."""
 
 from mec.report.page import write_report
 

@@ -1,4 +1,4 @@
-"""What an encoder makes of images: a map, groups, neighbors and the spectrum of its features."""
+"""Analyze an encoder's features of a dataset: t-SNE map, clusters, nearest neighbors and spectrum."""
 
 from __future__ import annotations
 
@@ -26,92 +26,94 @@ from mec.embedding.neighbors import best_device
 from mec.errors import InputError
 from mec.models.encoder import Encoder
 from mec.models.io import load_encoder
-from mec.report import images
-from mec.report.cache import keep, kept, key_of
-from mec.report.inputs import Sampling, not_opened, sampling_of, source_of, weights_of
-from mec.report.schema import EmbeddedImage, Learned, Missing, Neighbors
+from mec.report.cache import cache_key, load_analysis, save_analysis
+from mec.report.images import embed_image, embed_sprites, printable
+from mec.report.inputs import Sampling, find_data, find_weights, missing_data, read_sampling
+from mec.report.schema import EmbeddedImage, FeatureAnalysis, Missing, NearestNeighbors
 
-CELL, SIDE = 48, 96
-"""Pixels of the images of the map, and of those beside their neighbors."""
-QUERIES = NEAREST = 8
-CLUSTERS, MEMBERS = 10, 5
-"""At most, and of how many images on average at least."""
-SECONDS, LEAST = 120, 100
-"""Of a CPU's time to embed the images, and how many are embedded whatever it takes."""
-FLOOR = 1e-5
-"""Distance from the mean, as a share of the length of features, below which there is but float32's rounding."""
+THUMBNAIL_SIDE, NEIGHBOR_SIDE = 48, 96
+"""Side of the thumbnails of the map, and longer side of queries and neighbors, in pixels."""
+MAX_QUERIES = MAX_NEIGHBORS = 8
+MAX_CLUSTERS, MEAN_CLUSTER_SIZE = 10, 5
+"""Largest number of clusters, and smallest mean number of images in a cluster."""
+CPU_SECONDS, MIN_IMAGES = 120, 100
+"""Time for embedding on a CPU, and number of images that are embedded even if it takes longer."""
+MIN_RELATIVE_NORM = 1e-5
+"""Norm of the centered features, relative to that of the features, below which it is float32 rounding error."""
 
 Matrix = NDArray[np.float64]
 
 
-def learned(
-    run: Path, data: str | os.PathLike[str] | None, most: int, say: Callable[[str], object]
-) -> Learned | Missing:
-    """What the run's encoder, or that of its newest checkpoint, makes of at most ``most`` images from all over.
+def analyze_features(
+    run: Path, data: str | os.PathLike[str] | None, max_images: int, log: Callable[[str], object]
+) -> FeatureAnalysis | Missing:
+    """Analyze the features of the trained encoder, or of the newest checkpoint while the run is unfinished.
 
-    Of a labeled source they are of the test part. What is found is kept in the run folder.
+    Uses the test split of a labeled dataset. Caches the analysis in the run folder.
 
     Args:
         run: a run folder.
-        data: any source of images; None is what the run has learned from.
-        most: images; fewer where a CPU would take minutes.
-        say: is told what takes long before it begins.
+        data: any dataset; None: the one that the run was trained on.
+        max_images: number of images, sampled from the whole dataset; fewer where a CPU would take minutes.
+        log: is called with a message before the images are embedded.
 
     Raises:
-        InputError: ``data`` is given and cannot be opened, or cannot be given to the encoder.
+        InputError: ``data`` is given and cannot be opened, or its channels do not fit the encoder.
     """
-    weights, source = weights_of(run), source_of(run, data)
+    weights, source = find_weights(run), find_data(run, data)
     if isinstance(weights, Missing):
         return weights
     if isinstance(source, Missing):
         return source
     try:
-        key = key_of(weights, source, most)
-        known = kept(run, key)
-        if known is not None:
-            return known
+        key = cache_key(weights, source, max_images)
+        cached = load_analysis(run, key)
+        if cached is not None:
+            return cached
         encoder = load_encoder(weights.file)
     except (InputError, OSError) as error:
         return Missing(f"The encoder cannot be read: {error}")
     try:
-        dataset, part = _opened(source, sampling_of(run, source))
+        dataset, noun = _open_test_split(source, read_sampling(run, source))
         check_channels(dataset, encoder, source)
     except InputError as error:
-        return not_opened(data, error)
-    count = min(len(dataset), _affordable(encoder, most))
-    some = "all" if count == len(dataset) else f"{count:,} of the"
-    words = f"{some} {len(dataset):,} {part} of {images.printable(source)}"
-    say(f"map: {weights.words} looks at {words}")
+        return missing_data(data, error)
+    count = min(len(dataset), _affordable_images(encoder, max_images))
+    quantity = "all" if count == len(dataset) else f"{count:,} of the"
+    description = f"{quantity} {len(dataset):,} {noun} of {printable(source)}"
+    log(f"features: embedding {description} with {weights.description}")
     try:
-        found = _made(dataset, _chosen(dataset, count), encoder, source, words, weights.words)
-    except InputError as error:  # most of the images are broken
-        return not_opened(data, error)
-    if isinstance(found, Learned):
-        keep(run, key, found)
-    return found
+        indices = _sample_indices(dataset, count)
+        analysis = _analyze(dataset, indices, encoder, source, description, weights.description)
+    except InputError as error:  # too many images are corrupt
+        return missing_data(data, error)
+    if isinstance(analysis, FeatureAnalysis):
+        save_analysis(run, key, analysis)
+    return analysis
 
 
-def _opened(source: str, sampling: Sampling) -> tuple[ImageDataset, str]:
-    """The images, and what they are called."""
-    tested = open_dataset(source, "test", None, *sampling)
-    if tested.labels is not None and len(tested):
-        return tested, "test images"
+def _open_test_split(source: str, sampling: Sampling) -> tuple[ImageDataset, str]:
+    """Return the test split of a labeled dataset or all images of an unlabeled one, and a noun for them."""
+    test = open_dataset(source, "test", None, *sampling)
+    if test.labels is not None and len(test):
+        return test, "test images"
     return open_dataset(source, "all", None, *sampling), "images"
 
 
-def _affordable(encoder: Encoder, most: int) -> int:
-    if most <= LEAST or best_device().type != "cpu":
-        return most
+def _affordable_images(encoder: Encoder, max_images: int) -> int:
+    """Return the number of images that a CPU embeds in ``CPU_SECONDS``, from MIN_IMAGES to ``max_images``."""
+    if max_images <= MIN_IMAGES or best_device().type != "cpu":
+        return max_images
     features = feature_function(encoder, best_device())
-    few = torch.zeros(8, encoder.spec.channels, encoder.image_size, encoder.image_size, dtype=torch.uint8)
-    features(few)
+    batch = torch.zeros(8, encoder.spec.channels, encoder.image_size, encoder.image_size, dtype=torch.uint8)
+    features(batch)  # warm-up
     started = time.perf_counter()
-    features(few)
-    return min(most, max(LEAST, int(SECONDS / (time.perf_counter() - started) * len(few))))
+    features(batch)
+    return min(max_images, max(MIN_IMAGES, int(CPU_SECONDS / (time.perf_counter() - started) * len(batch))))
 
 
-def _chosen(dataset: ImageDataset, count: int) -> NDArray[np.int64]:
-    """From all over the source, of each class in proportion; streamed ones as they are soonest reached."""
+def _sample_indices(dataset: ImageDataset, count: int) -> NDArray[np.int64]:
+    """Sample evenly, stratified by class. Sharded datasets: the images that are fastest to read, see evenly_spaced."""
     if dataset.labels is None or hasattr(dataset, "shard_ranges"):
         return evenly_spaced(dataset, count)
     order = np.random.default_rng(0).permutation(len(dataset))
@@ -119,117 +121,127 @@ def _chosen(dataset: ImageDataset, count: int) -> NDArray[np.int64]:
     return np.sort(order[np.linspace(0, len(order) - 1, count).astype(int)])
 
 
-def _made(
-    whole: ImageDataset, chosen: NDArray[np.int64], encoder: Encoder, source: str, words: str, whose: str
-) -> Learned | Missing:
-    dataset = whole.subset(chosen)
-    seen: dict[int, Image.Image] = {}
-    reading = pixel_format_of(encoder)
-    loader = evaluation_loader(dataset, reading, encoder.image_size, BATCH)
-    table, rows = apply_to_images(dataset, _noting(loader, seen), "features", feature_function(encoder, best_device()))
-    features, numbers = table.double().numpy(), rows.tolist()
-    if len(numbers) < 2:
-        return Missing("A map takes at least two images that can be read.")
+def _analyze(
+    dataset: ImageDataset,
+    sampled_indices: NDArray[np.int64],
+    encoder: Encoder,
+    source: str,
+    description: str,
+    encoder_description: str,
+) -> FeatureAnalysis | Missing:
+    sample = dataset.subset(sampled_indices)
+    thumbnails: dict[int, Image.Image] = {}
+    pixel_format = pixel_format_of(encoder)
+    loader = evaluation_loader(sample, pixel_format, encoder.image_size, BATCH)
+    outputs, rows = apply_to_images(
+        sample, _collect_thumbnails(loader, thumbnails), "features", feature_function(encoder, best_device())
+    )
+    features, indices = outputs.double().numpy(), rows.tolist()
+    if len(indices) < 2:
+        return Missing("The map needs at least two readable images.")
     if not np.isfinite(features).all():
-        return Missing("The encoder gives features that are not finite numbers: training has diverged.")
-    titles = [_title(whole.title(int(chosen[n])), source) for n in numbers]
+        return Missing("The encoder's features are not finite: training has diverged.")
+    titles = [_relative_title(dataset.title(int(sampled_indices[index])), source) for index in indices]
     labels = None
-    if dataset.labels is not None:
-        labels = [images.printable(dataset.classes[dataset.labels[n]]) for n in numbers]
-    centered = _centered(features)
-    clusters = _clusters(centered)
-    captions = titles if labels is None else [f"{t} ({name})" for t, name in zip(titles, labels, strict=True)]
+    if sample.labels is not None:
+        labels = [printable(sample.classes[sample.labels[index]]) for index in indices]
+    centered = _center(features)
+    clusters = _cluster(centered)
+    captions = titles if labels is None else [f"{t} ({label})" for t, label in zip(titles, labels, strict=True)]
     groups = clusters if labels is None else np.unique(labels, return_inverse=True)[1]
 
-    def image(row: int) -> EmbeddedImage:
-        return images.image(resize_longer_side(read_image(dataset, numbers[row], reading), SIDE), captions[row])
+    def embed(row: int) -> EmbeddedImage:
+        image = read_image(sample, indices[row], pixel_format)
+        return embed_image(resize_longer_side(image, NEIGHBOR_SIDE), captions[row])
 
     values = torch.linalg.svdvals(torch.from_numpy(centered)).numpy()
-    return Learned(
-        images=words,
-        encoder=whose,
-        points=_points(features),
+    return FeatureAnalysis(
+        images=description,
+        encoder=encoder_description,
+        points=_tsne(features),
         titles=titles,
         labels=labels,
         clusters=clusters,
-        sprites=images.sprites([seen[n] for n in numbers], CELL),
+        sprites=embed_sprites([thumbnails[index] for index in indices], THUMBNAIL_SIDE),
         neighbors=[
-            Neighbors(image(query), [(cosine, image(row)) for cosine, row in found])
-            for query, found in _nearest(centered, _queries(groups))
+            NearestNeighbors(embed(query), [(cosine, embed(row)) for cosine, row in nearest])
+            for query, nearest in _nearest_neighbors(centered, _select_queries(groups))
         ],
         singular_values=values / max(values.sum(), np.finfo(np.float64).tiny),
-        effective_rank=_effective_rank(values),
+        feature_rank=_feature_rank(values),
     )
 
 
-def _noting(loader: Iterable[Batch], seen: dict[int, Image.Image]) -> Iterator[Batch]:
-    """The batches, and on the way what the encoder sees of each image, by its number."""
+def _collect_thumbnails(loader: Iterable[Batch], thumbnails: dict[int, Image.Image]) -> Iterator[Batch]:
+    """Yield the batches, and store a thumbnail of each encoder input under the index of its image."""
     for batch in loader:
-        for number, x in zip(batch.indices.tolist(), batch.images, strict=True):
-            seen[number] = pad_to_square(x.permute(1, 2, 0).numpy(), CELL)
+        for index, x in zip(batch.indices.tolist(), batch.images, strict=True):
+            thumbnails[index] = pad_to_square(x.permute(1, 2, 0).numpy(), THUMBNAIL_SIDE)
         yield batch
 
 
-def _title(title: str, source: str) -> str:
-    """Within the source where that is a folder, or the folder of a file."""
+def _relative_title(title: str, source: str) -> str:
+    """Return the title relative to the dataset's folder, or to the folder of the dataset's file."""
     path = Path(source).expanduser()
     root = path if path.is_dir() else path.parent
-    return images.printable(title.removeprefix(f"{root}{os.sep}"))
+    return printable(title.removeprefix(f"{root}{os.sep}"))
 
 
-def _centered(features: Matrix) -> Matrix:
-    """(n, d) less its mean; 0 where it is nothing but rounding."""
+def _center(features: Matrix) -> Matrix:
+    """Subtract the mean from (n, d) features. Return zeros if only rounding error is left."""
     centered: Matrix = features - features.mean(axis=0)
-    return centered if np.linalg.norm(centered) > FLOOR * np.linalg.norm(features) else np.zeros_like(centered)
+    is_rounding = np.linalg.norm(centered) <= MIN_RELATIVE_NORM * np.linalg.norm(features)
+    return np.zeros_like(centered) if is_rounding else centered
 
 
-def _unit(rows: Matrix) -> Matrix:
+def _normalize(rows: Matrix) -> Matrix:
+    """Scale rows to unit norm; zero rows stay zero."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     unit: Matrix = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
     return unit
 
 
-def _points(features: Matrix) -> NDArray[np.float32]:
-    """(n, d) -> (n, 2): t-SNE of their directions; all in one place where they have but one."""
-    directions = _unit(features)
-    if not _centered(directions).any():
+def _tsne(features: Matrix) -> NDArray[np.float32]:
+    """Map (n, d) features to (n, 2) by t-SNE of the normalized features. Return zeros if all are the same."""
+    unit = _normalize(features)
+    if not _center(unit).any():
         return np.zeros((len(features), 2), dtype=np.float32)
     perplexity = min(30, (len(features) - 1) / 3)
-    points: NDArray[np.float32] = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(directions)
+    points: NDArray[np.float32] = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(unit)
     return points
 
 
-def _clusters(centered: Matrix) -> NDArray[np.int64]:
-    """(n,) of k-means on directions from the mean, the largest cluster 0."""
-    directions = _unit(centered)
-    distinct = len(np.unique(directions.round(6), axis=0))
-    count = max(1, min(CLUSTERS, len(directions) // MEMBERS, distinct))
-    found = KMeans(count, n_init=4, random_state=0).fit(directions).labels_
-    largest_first = np.argsort(-np.bincount(found, minlength=count), kind="stable")
-    numbers: NDArray[np.int64] = largest_first.argsort()[found]
-    return numbers
+def _cluster(centered: Matrix) -> NDArray[np.int64]:
+    """Return (n,) k-means clusters of the normalized centered features. Cluster 0 is the largest."""
+    unit = _normalize(centered)
+    num_distinct = len(np.unique(unit.round(6), axis=0))
+    count = max(1, min(MAX_CLUSTERS, len(unit) // MEAN_CLUSTER_SIZE, num_distinct))
+    assignments = KMeans(count, n_init=4, random_state=0).fit(unit).labels_
+    largest_first = np.argsort(-np.bincount(assignments, minlength=count), kind="stable")
+    clusters: NDArray[np.int64] = largest_first.argsort()[assignments]
+    return clusters
 
 
-def _queries(groups: NDArray[np.int64]) -> list[int]:
-    """Rows spread over groups (n,), which they are in."""
+def _select_queries(groups: NDArray[np.int64]) -> list[int]:
+    """Return rows that are spread over the groups. ``groups`` (n,) is the group of each row."""
     order = groups.argsort(kind="stable")
-    chosen: list[int] = order[np.linspace(0, len(order) - 1, min(QUERIES, len(order))).astype(int)].tolist()
-    return chosen
+    queries: list[int] = order[np.linspace(0, len(order) - 1, min(MAX_QUERIES, len(order))).astype(int)].tolist()
+    return queries
 
 
-def _nearest(centered: Matrix, queries: Sequence[int]) -> Iterator[tuple[int, list[tuple[float, int]]]]:
-    """Each query and the others nearest to it: their cosines and rows."""
-    directions = _unit(centered)
+def _nearest_neighbors(centered: Matrix, queries: Sequence[int]) -> Iterator[tuple[int, list[tuple[float, int]]]]:
+    """Yield each query, and cosine and row of its nearest neighbors."""
+    unit = _normalize(centered)
     for query in queries:
-        cosines = directions @ directions[query]
-        nearest = [row for row in np.argsort(-cosines, kind="stable").tolist() if row != query][:NEAREST]
+        cosines = unit @ unit[query]
+        nearest = [row for row in np.argsort(-cosines, kind="stable").tolist() if row != query][:MAX_NEIGHBORS]
         yield query, [(float(cosines[row]), row) for row in nearest]
 
 
-def _effective_rank(values: Matrix) -> float:
-    """exp of the entropy of the squared singular values' shares; 0 where there are none above 0."""
-    squares = values[values > 0] ** 2
+def _feature_rank(singular_values: Matrix) -> float:
+    """Return exp of the entropy of the normalized squared singular values; 0 if all are 0."""
+    squares = singular_values[singular_values > 0] ** 2
     if not len(squares):
         return 0.0
-    shares = squares / squares.sum()
-    return math.exp(-float((shares * np.log(shares)).sum()))
+    p = squares / squares.sum()
+    return math.exp(-float((p * np.log(p)).sum()))

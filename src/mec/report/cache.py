@@ -1,4 +1,4 @@
-"""What was found out about an encoder, kept in its run folder until the encoder changes."""
+"""Cache the feature analysis in the run folder until the encoder, the data or the number of images changes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import numpy as np
 from mec.files import atomic_write
 from mec.models.io import SPEC_FILE
 from mec.report.inputs import Weights
-from mec.report.schema import EmbeddedImage, Learned, Neighbors, Sprites
+from mec.report.schema import EmbeddedImage, FeatureAnalysis, NearestNeighbors, SpriteSheet
 
-FORM = 1
-"""Of the file; another makes all anew."""
+FORMAT_VERSION = 1
+"""Part of the key, so that files of another version are ignored."""
 ARRAYS = ("points", "clusters", "singular_values")
 
 
-def key_of(weights: Weights, source: str, most: int) -> str:
-    """Of all that decides what is found out."""
-    digest = hashlib.sha256(json.dumps([FORM, weights.words, source, most]).encode())
+def cache_key(weights: Weights, data: str, max_images: int) -> str:
+    """Return a hash of everything that the analysis depends on."""
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, weights.description, data, max_images]).encode())
     with weights.file.open("rb") as file:
         while block := file.read(2**20):
             digest.update(block)
@@ -33,43 +33,41 @@ def key_of(weights: Weights, source: str, most: int) -> str:
     return digest.hexdigest()[:32]
 
 
-def kept(run: Path, key: str) -> Learned | None:
-    """None where there is none, or none that is whole."""
+def load_analysis(run: Path, key: str) -> FeatureAnalysis | None:
+    """Read the cached analysis. Return None if there is none, or if its file is damaged."""
     try:
         with np.load(_path(run, key)) as file:
             arrays = {name: file[name] for name in ARRAYS}
-            words = json.loads(file["words"].tobytes())
-        found = Learned(
-            **arrays,
-            **words
-            | {"sprites": Sprites(**words["sprites"]), "neighbors": [_neighbors(row) for row in words["neighbors"]]},
-        )
+            fields = json.loads(file["fields"].tobytes())
+        fields["sprites"] = SpriteSheet(**fields["sprites"])
+        fields["neighbors"] = [_nearest_neighbors(row) for row in fields["neighbors"]]
+        analysis = FeatureAnalysis(**arrays, **fields)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
-    return found if len({len(found.points), len(found.titles), len(found.clusters)}) == 1 else None
+    lengths = {len(analysis.points), len(analysis.titles), len(analysis.clusters)}
+    return analysis if len(lengths) == 1 else None
 
 
-def keep(run: Path, key: str, found: Learned) -> None:
-    """In place of what was kept before. A folder that cannot be written to is left as it is."""
-    words = {name: value for name, value in asdict(found).items() if name not in ARRAYS}
-    text = np.frombuffer(json.dumps(words).encode(), np.uint8)
+def save_analysis(run: Path, key: str, analysis: FeatureAnalysis) -> None:
+    """Replace the cached analysis. Do nothing if the run folder is not writable."""
+    fields = {name: value for name, value in asdict(analysis).items() if name not in ARRAYS}
+    encoded = np.frombuffer(json.dumps(fields).encode(), np.uint8)
     path = _path(run, key)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, words=text, **{name: getattr(found, name) for name in ARRAYS})
+    np.savez_compressed(buffer, fields=encoded, **{name: getattr(analysis, name) for name in ARRAYS})
     try:
         with atomic_write(path) as temporary:
             temporary.write_bytes(buffer.getvalue())
-        for old in set(path.parent.glob("learned-*.npz")) - {path}:
-            old.unlink(missing_ok=True)
+        for outdated in set(path.parent.glob("features-*.npz")) - {path}:
+            outdated.unlink(missing_ok=True)
     except OSError:
         pass
 
 
 def _path(run: Path, key: str) -> Path:
-    return run / "report" / f"learned-{key}.npz"
+    return run / "report" / f"features-{key}.npz"
 
 
-def _neighbors(row: dict[str, Any]) -> Neighbors:
-    return Neighbors(
-        EmbeddedImage(**row["query"]), [(float(cosine), EmbeddedImage(**one)) for cosine, one in row["found"]]
-    )
+def _nearest_neighbors(row: dict[str, Any]) -> NearestNeighbors:
+    neighbors = [(float(cosine), EmbeddedImage(**image)) for cosine, image in row["neighbors"]]
+    return NearestNeighbors(EmbeddedImage(**row["query"]), neighbors)

@@ -1,4 +1,4 @@
-"""Images that detection and tracking have left in a run folder."""
+"""Images and videos that detection and tracking have written to a run folder."""
 
 from __future__ import annotations
 
@@ -14,73 +14,74 @@ from mec.errors import InputError
 from mec.evaluate.detection.predict import PREDICTED
 from mec.evaluate.tracking.runner import PREVIEWS, SETTINGS
 from mec.evaluate.tracking.sequences import SequenceError
-from mec.report import images
+from mec.report.images import embed_image, printable
 from mec.report.schema import EmbeddedImage
 
-MOST = 3
-"""Of each folder of detectors or tracks, and of films."""
-SIDE = 480
-EARLY = 30
-"""Which frame of a film is shown; of a shorter one, its middle."""
-FORMATS = ("JPEG",)
-"""As mec writes them: what else lies there is not opened."""
+MAX_IMAGES = 3
+"""Images per folder of detections or tracks, and number of videos."""
+MAX_SIDE = 480
+"""Longer side of an image in the page, in pixels."""
+FRAME_INDEX = 30
+"""Frame of a video to show; the middle frame of a video that is shorter than twice as many."""
+IMAGE_FORMATS = ("JPEG",)
+"""The only format that mec writes here; other files are not opened."""
 
 
-def gallery(run: Path) -> list[EmbeddedImage]:
-    """Some of what ``predict`` and the tracking tasks have drawn, the newest task first, and a frame of each film.
+def load_gallery(run: Path) -> list[EmbeddedImage]:
+    """Return some tracking previews, some images with predicted boxes, and a frame of each video, newest folders first.
 
-    Films are left out where PyAV is not installed.
+    Videos are skipped if PyAV is not installed.
     """
-    found = [_opened(file, caption) for file, caption in [*_drawn(run), *_predicted(run)]]
-    return [one for one in [*found, *_filmed(run)] if one is not None]
+    images = [_load_image(file, caption) for file, caption in [*_tracking_previews(run), *_predicted_images(run)]]
+    return [image for image in [*images, *_video_frames(run)] if image is not None]
 
 
-def _drawn(run: Path) -> Iterator[tuple[Path, str]]:
+def _tracking_previews(run: Path) -> Iterator[tuple[Path, str]]:
     for folder in _newest_first(run.glob(f"*/{PREVIEWS}")):
         try:
             settings = json.loads((folder.parent / SETTINGS).read_text())
             task, encoder = str(settings["task"]), str(settings["encoder"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        for file in sorted(folder.rglob("*.jpg"))[:MOST]:
-            yield file, f"{task}: {file.relative_to(folder).with_suffix('')}, followed with the {encoder}"
+        for file in sorted(folder.rglob("*.jpg"))[:MAX_IMAGES]:
+            yield file, f"{task}: {file.relative_to(folder).with_suffix('')}, tracked with the {encoder}"
 
 
-def _predicted(run: Path) -> Iterator[tuple[Path, str]]:
+def _predicted_images(run: Path) -> Iterator[tuple[Path, str]]:
     for folder in _newest_first([*run.glob(PREDICTED), *run.glob(f"*/{PREDICTED}"), *run.glob(f"*/*/{PREDICTED}")]):
         detector = folder.parent.relative_to(run)
-        for file in _newest_first(folder.rglob("*.jpg"))[:MOST]:
-            yield file, f"detect: {file.relative_to(folder)}, found by the detector in {detector}"
+        for file in _newest_first(folder.rglob("*.jpg"))[:MAX_IMAGES]:
+            yield file, f"detect: {file.relative_to(folder)}, predicted by the detector in {detector}"
 
 
-def _filmed(run: Path) -> Iterator[EmbeddedImage | None]:
+def _video_frames(run: Path) -> Iterator[EmbeddedImage | None]:
     if importlib.util.find_spec("av") is None:
         return
     from mec.evaluate.tracking.datasets.video import open_frames
 
-    for file in _newest_first([*run.glob("*.mp4"), *run.glob("*/*.mp4")])[:MOST]:
+    for file in _newest_first([*run.glob("*.mp4"), *run.glob("*/*.mp4")])[:MAX_IMAGES]:
         try:
             frames = open_frames(file)
-            frame = next(islice(frames, min(len(frames) // 2, EARLY), None), None)
+            frame = next(islice(frames, min(len(frames) // 2, FRAME_INDEX), None), None)
         except (InputError, SequenceError):
             continue
         if frame is not None:
-            yield _image(Image.fromarray(frame), f"film: a frame of {file.relative_to(run)}")
+            yield _embed(Image.fromarray(frame), f"video: a frame of {file.relative_to(run)}")
 
 
-def _opened(file: Path, caption: str) -> EmbeddedImage | None:
+def _load_image(file: Path, caption: str) -> EmbeddedImage | None:
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            image.draft("RGB", (SIDE, SIDE))
-            return _image(image, caption)
+        with Image.open(file, formats=IMAGE_FORMATS) as image:
+            image.draft("RGB", (MAX_SIDE, MAX_SIDE))
+            return _embed(image, caption)
     except (OSError, ValueError, Image.DecompressionBombError):
         return None
 
 
-def _image(image: Image.Image, caption: str) -> EmbeddedImage:
+def _embed(image: Image.Image, caption: str) -> EmbeddedImage:
     image = image.convert("RGB")
-    image.thumbnail((SIDE, SIDE))
-    return images.image(image, images.printable(caption))
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    return embed_image(image, printable(caption))
 
 
 def _newest_first(paths: Iterable[Path]) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Where the encoder and the images of a run are."""
+"""Find the encoder and the training images of a run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mec.models.io import WEIGHTS_FILE
 from mec.pretraining.run_folder import ENVIRONMENT_FILE, Run
 from mec.report.schema import Missing
 
-ADVICE = "--data says where they are now"
+DATA_HINT = "pass their current location with --data"
 
 
 class Weights(NamedTuple):
-    """A file that holds an encoder, and which one that is, in words."""
+    """A file that contains an encoder, and a description of the encoder."""
 
     file: Path
-    words: str
+    description: str
 
 
 class Sampling(NamedTuple):
@@ -31,45 +31,45 @@ class Sampling(NamedTuple):
     frame_stride: int | None
 
 
-def weights_of(run: Path) -> Weights | Missing:
-    """Of the encoder of a run that has ended, else of its newest checkpoint that is whole."""
+def find_weights(run: Path) -> Weights | Missing:
+    """Return the trained encoder of a finished run, or the newest intact checkpoint of an unfinished one."""
     if (run / WEIGHTS_FILE).exists():
         return Weights(run / WEIGHTS_FILE, "the trained encoder")
     try:
         for path in reversed(sorted_by_step(run / "checkpoints")):
             if is_intact(path):
                 return Weights(path, f"the encoder after {checkpoint_step(path):,} steps")
-    except OSError:  # the run, which goes on, has removed one
+    except OSError:  # the run is still training and has deleted a checkpoint
         pass
-    return Missing("The run has no checkpoint yet; it keeps one every few minutes.")
+    return Missing("The run has no checkpoint yet. Training writes one every few minutes.")
 
 
-def source_of(run: Path, data: str | os.PathLike[str] | None) -> str | Missing:
-    """``data``, or what the run has learned from."""
+def find_data(run: Path, data: str | os.PathLike[str] | None) -> str | Missing:
+    """Return ``data``, or the dataset that the run was trained on if ``data`` is None."""
     if data is not None:
         return os.fspath(data)
     try:
         environment = json.loads((run / ENVIRONMENT_FILE).read_text())
-        typed = str(environment["data"])
-        # a relative path was meant from where the run was started
-        there = Path(environment.get("working_directory", ".")) / typed
-        return str(there) if there.exists() and not Path(typed).exists() else typed
+        recorded = str(environment["data"])
+        # a relative path is relative to the folder that the run was started in
+        absolute = Path(environment.get("working_directory", ".")) / recorded
+        return str(absolute) if absolute.exists() and not Path(recorded).exists() else recorded
     except (OSError, ValueError, KeyError, TypeError):
-        return Missing(f"The run does not say which images it learned from; {ADVICE}.")
+        return Missing(f"The run has no record of its training images; {DATA_HINT}.")
 
 
-def sampling_of(run: Path, source: str) -> Sampling:
-    """Return the ``subsample`` of the run's recipe and, if ``source`` is a video, its ``frame_stride``."""
+def read_sampling(run: Path, data: str) -> Sampling:
+    """Return the ``subsample`` of the run's recipe and, if ``data`` is a video, its ``frame_stride``."""
     try:
         recipe = Run(run).recipe()
     except (InputError, OSError):
         return Sampling(None, None)
-    return Sampling(recipe.subsample, recipe.frame_stride if is_video(Path(source).expanduser()) else None)
+    return Sampling(recipe.subsample, recipe.frame_stride if is_video(Path(data).expanduser()) else None)
 
 
-def not_opened(data: str | os.PathLike[str] | None, error: InputError) -> Missing:
-    """Of the run's own images, why they are not shown; those of ``data`` were asked for: raises the error."""
+def missing_data(data: str | os.PathLike[str] | None, error: InputError) -> Missing:
+    """Return the reason that the training images cannot be opened. Raise ``error`` if the user passed ``data``."""
     if data is not None:
         raise error
     reason = str(error).splitlines()[-1].removeprefix("data: ")
-    return Missing(f"The images it learned from cannot be opened ({reason}); {ADVICE}.")
+    return Missing(f"The training images cannot be opened ({reason}); {DATA_HINT}.")

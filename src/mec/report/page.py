@@ -1,4 +1,4 @@
-"""One self-contained HTML page of one run or several, under 5 MB."""
+"""Write one self-contained HTML page about one or several runs, smaller than 5 MB."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader
 from jinja2.utils import htmlsafe_json_dumps
@@ -23,35 +23,38 @@ from mec import __version__
 from mec.errors import InputError
 from mec.files import atomic_write
 from mec.report import charts
-from mec.report.analysis import learned
-from mec.report.gallery import gallery
-from mec.report.health import verdicts
-from mec.report.published import published
+from mec.report.analysis import analyze_features
+from mec.report.gallery import load_gallery
+from mec.report.health import check_health
+from mec.report.published import find_published
 from mec.report.record import Record, read_records
-from mec.report.schema import EmbeddedImage, Learned, Missing, Sprites, Views
-from mec.report.tables import evaluations, facts, settings, told
-from mec.report.views import views
+from mec.report.schema import EmbeddedImage, EmbeddedViews, FeatureAnalysis, Missing, SpriteSheet
+from mec.report.tables import evaluation_tables, format_value, run_rows, settings_rows
+from mec.report.views import embed_views
 
-LIMIT = 5_000_000
-"""Bytes of a page: it is sent by mail, and opened on phones."""
-FOR_IMAGES = 2_200_000
-"""Of them, plotly.js taken off, at most for the images of all runs."""
-CURVE_POINTS = 12_000
-"""Points of a curve, over all runs."""
-IMAGES = 1_000
-"""On the maps of all runs, when nobody says how many."""
-NO_ROOM = "Left out, to keep the page below 5 MB; a report of fewer runs, or with fewer --images, has them."
-DASH_LENGTHS = ("none", "8 4", "2 3", "8 3 2 3", "14 4")
-Say = Callable[[str], object]
+MAX_BYTES = 5_000_000
+"""Size of the page: small enough for email and phones."""
+MAX_IMAGE_BYTES = 2_200_000
+"""Size of the images of all runs."""
+MAX_CURVE_POINTS = 12_000
+"""Points of a chart, divided among the runs."""
+MAP_IMAGES = 1_000
+"""Default number of images on the maps, divided among the runs."""
+MIN_MAP_IMAGES = 20
+"""Images on the map of each run of many."""
+OMITTED = "Omitted to keep the page below 5 MB. A report of fewer runs, or with a smaller --images, includes it."
+DASH_ARRAYS = ("none", "8 4", "2 3", "8 3 2 3", "14 4")
+"""SVG dashes of charts.LINE_STYLES."""
+Log = Callable[[str], object]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A run and the images that the page has of it."""
+class RunContent:
+    """Everything that the page shows of a run."""
 
     record: Record
-    learned: Learned | Missing
-    views: list[Views] | Missing
+    features: FeatureAnalysis | Missing
+    views: list[EmbeddedViews] | Missing
     gallery: list[EmbeddedImage]
 
 
@@ -59,31 +62,31 @@ def write_report(
     runs: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str] | None = None,
     data: str | os.PathLike[str] | None = None,
-    images: int = IMAGES,
+    images: int = MAP_IMAGES,
     console: Console | None = None,
 ) -> Path:
-    """Write one HTML page that says what was run, whether it learns, what it has learned and how good it is.
+    """Write one HTML page with the settings, training curves, features and results of one or several runs.
 
     Args:
-        runs: run folders, shown side by side; folders that hold only results.jsonl too.
-        out: the page; None is report.html in the first run's folder.
-        data: images to look at through the encoders, any source; None is what each run was trained on.
-        images: on the maps, divided among the runs.
-        console: where progress goes; None is standard error.
+        runs: run folders, or folders that contain only a results.jsonl.
+        out: the file to write; None: report.html in the first run folder.
+        data: dataset to embed, any that ``mec.open_dataset`` accepts; None: the one that each run was trained on.
+        images: number of images on the maps, divided among the runs.
+        console: where progress is printed; None: standard error.
 
     Returns:
-        the page's path.
+        The path of the page.
 
     Raises:
-        InputError: a folder holds no run, or the page cannot be written.
+        InputError: a folder contains no run, or the page cannot be written.
     """
     check_images(images)
     records = read_records(runs)
     path = records[0].folder / "report.html" if out is None else Path(out).expanduser()
     if path.is_dir() or path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"out: expected a file that ends with .html, got {path}")
-    say = functools.partial((console or Console(stderr=True)).print, highlight=False, markup=False, soft_wrap=True)
-    page = make_page([gather(record, data, images // len(records), say) for record in records])
+    log = functools.partial((console or Console(stderr=True)).print, highlight=False, markup=False, soft_wrap=True)
+    page = render_page([collect_content(record, data, images // len(records), log) for record in records])
     try:
         with atomic_write(path) as temporary:
             temporary.write_bytes(page)
@@ -93,121 +96,127 @@ def write_report(
 
 
 def check_images(images: int) -> None:
+    """Raise InputError if the number of images on the maps is out of range."""
     if not 1 <= images <= 10_000:
         raise InputError(f"images: expected 1 to 10,000 images on the maps, got {images}")
 
 
-def gather(record: Record, data: str | os.PathLike[str] | None, most: int, say: Say) -> Shown:
-    """What a run's encoder makes of images; the first time it takes as long as the encoder takes for them."""
+def collect_content(record: Record, data: str | os.PathLike[str] | None, max_images: int, log: Log) -> RunContent:
+    """Embed images with the run's encoder and collect what the page shows. Slow unless the features are cached."""
     if not record.recipe:
-        nothing = Missing("This folder holds evaluations only: there is no encoder to look through.")
-        return Shown(record, nothing, nothing, gallery(record.folder))
-    return Shown(
+        missing = Missing("This folder contains evaluations only, no encoder.")
+        return RunContent(record, missing, missing, load_gallery(record.folder))
+    return RunContent(
         record,
-        learned(record.folder, data, max(20, most), say),
-        views(record.folder, data, say),
-        gallery(record.folder),
+        analyze_features(record.folder, data, max(MIN_MAP_IMAGES, max_images), log),
+        embed_views(record.folder, data, log),
+        load_gallery(record.folder),
     )
 
 
-def make_page(shown: Sequence[Shown], stamp: str | None = None) -> bytes:
-    """The page, with as many images and points as it holds.
+def render_page(runs: Sequence[RunContent], revision: str | None = None) -> bytes:
+    """Render the page, with as many images and points as fit into MAX_BYTES.
 
     Args:
-        shown: the runs.
-        stamp: of the state shown, for a page that is made anew while a run trains; see ``mec.report.watch``.
+        runs: contents of the runs.
+        revision: identifier of the current state of the runs, for a page that reloads itself when it changes (see
+            ``mec.report.watch``); None: a static page.
 
     Raises:
-        InputError: so many runs that not even their tables fit.
+        InputError: there are so many runs that not even their tables fit.
     """
-    for share in (1.0, 0.5, 0.25, 0.0):
-        budget, points = int(share * FOR_IMAGES / len(shown)), max(20, int(share * CURVE_POINTS / len(shown)))
-        page = _render([_within(s, budget) for s in shown], min(points, charts.POINTS), stamp)
-        if len(page) < LIMIT:
+    for fraction in (1.0, 0.5, 0.25, 0.0):
+        image_bytes = int(fraction * MAX_IMAGE_BYTES / len(runs))
+        points = max(20, int(fraction * MAX_CURVE_POINTS / len(runs)))
+        limited = [_limit_images(run, image_bytes) for run in runs]
+        page = _render_html(limited, min(points, charts.MAX_POINTS), revision)
+        if len(page) < MAX_BYTES:
             return page
-    raise InputError(f"runs: the tables of {len(shown)} runs come to more than a page of 5 MB; expected fewer runs")
+    raise InputError(f"runs: the tables of {len(runs)} runs exceed 5 MB, the largest page; expected fewer runs")
 
 
-def _within(shown: Shown, budget: int) -> Shown:
-    """The most telling images first, as long as they fit: thumbnails, neighbors, views, the gallery."""
-    left = budget
+def _limit_images(run: RunContent, max_bytes: int) -> RunContent:
+    """Drop images that exceed ``max_bytes``. Thumbnails come first, then neighbors, views and the gallery."""
+    remaining = max_bytes
 
-    def fits(*images: EmbeddedImage | Sprites) -> bool:
-        nonlocal left
-        size = sum(len(p.source) for p in images)
-        if size > left:
+    def fits(*images: EmbeddedImage | SpriteSheet) -> bool:
+        nonlocal remaining
+        size = sum(len(image.uri) for image in images)
+        if size > remaining:
             return False
-        left -= size
+        remaining -= size
         return True
 
-    seen, looked = shown.learned, shown.views
-    if isinstance(seen, Learned):
-        sprites = seen.sprites if fits(seen.sprites) else Sprites("", 1, 1)
-        rows = [row for row in seen.neighbors if fits(row.query, *(p for _, p in row.found))]
-        seen = replace(seen, sprites=sprites, neighbors=rows)
-    if not isinstance(looked, Missing):
-        looked = [v for v in looked if fits(v.image, *(p for pair in v.pairs for p in pair))] or Missing(NO_ROOM)
-    return Shown(shown.record, seen, looked, [p for p in shown.gallery if fits(p)])
+    features, views = run.features, run.views
+    if isinstance(features, FeatureAnalysis):
+        sprites = features.sprites if fits(features.sprites) else SpriteSheet("", 1, 1)
+        neighbors = [row for row in features.neighbors if fits(row.query, *(image for _, image in row.neighbors))]
+        features = replace(features, sprites=sprites, neighbors=neighbors)
+    if not isinstance(views, Missing):
+        views = [v for v in views if fits(v.image, *(view for pair in v.pairs for view in pair))] or Missing(OMITTED)
+    return RunContent(run.record, features, views, [image for image in run.gallery if fits(image)])
 
 
-def _render(shown: Sequence[Shown], points: int, stamp: str | None) -> bytes:
-    records = [s.record for s in shown]
-    seen = [(n, s.record.name, s.learned) for n, s in enumerate(shown) if isinstance(s.learned, Learned)]
-    drawn = charts.curves(records, points)
-    spectrum = charts.spectrum(seen) if seen else None
+def _render_html(runs: Sequence[RunContent], max_points: int, revision: str | None) -> bytes:
+    records = [run.record for run in runs]
+    analyses = [
+        (index, run.record.name, run.features)
+        for index, run in enumerate(runs)
+        if isinstance(run.features, FeatureAnalysis)
+    ]
+    curves = charts.curve_charts(records, max_points)
+    spectrum = charts.spectrum_chart(analyses) if analyses else None
     data = {
-        "stamp": stamp,
-        "curves": {chart.id: chart.figure for chart in drawn},
+        "revision": revision,
+        "curves": {chart.id: chart.figure for chart in curves},
         "spectrum": spectrum and spectrum.figure,
-        "maps": {number: _map(number, found) for number, _, found in seen},
+        "maps": {index: _map_data(index, analysis) for index, _, analysis in analyses},
     }
-    packed, plotly_hash = _plotly()
-    script = _text("report.js")
+    plotly, plotly_hash = _plotly()
+    script = _read_template("report.js")
     environment = Environment(loader=PackageLoader("mec.report", "template"), autoescape=True, trim_blocks=True)
-    environment.filters |= {"clip": clip, "told": told, "look": charts.look}
+    environment.filters |= {"clip": clip, "format_value": format_value, "color_and_style": charts.color_and_style}
     html = environment.get_template("report.html.jinja").render(
         title=_title(records),
         version=__version__,
-        made=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
-        stamp=stamp,
-        hashes=Markup(f"{_hash(script)} {plotly_hash}"),
+        created=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
+        revision=revision,
+        script_hashes=Markup(f"{_csp_hash(script)} {plotly_hash}"),
         colors=charts.COLORS,
-        dashes=DASH_LENGTHS,
-        css=Markup(_text("report.css")),
+        dash_arrays=DASH_ARRAYS,
+        css=Markup(_read_template("report.css")),
         script=Markup(script),
-        plotly=Markup(packed),
+        plotly=Markup(plotly),
         data=htmlsafe_json_dumps(data),
-        no_room=NO_ROOM,
+        omitted=OMITTED,
         records=records,
         notes=[f"{r.name}: {note}" for r in records for note in r.notes],
-        settings=settings(records),
-        facts=facts(records),
-        verdicts=[verdict for r in records for verdict in verdicts(r)],
-        curves=drawn,
-        epochs=all(r.steps_per_epoch for r in records if r.metrics or r.probes),
-        shown=shown,
+        settings_rows=settings_rows(records),
+        run_rows=run_rows(records),
+        health=[message for r in records for message in check_health(r)],
+        curves=curves,
+        has_epochs=all(r.steps_per_epoch for r in records if r.metrics or r.probes),
+        runs=runs,
         spectrum=spectrum,
-        evaluations=evaluations(records, published),
+        evaluations=evaluation_tables(records, find_published),
     )
-    return html.encode("utf-8", errors="replace")  # a name may be of bytes that are no text
+    return html.encode("utf-8", errors="replace")  # file names may contain bytes that are not UTF-8
 
 
-def _map(number: int, found: Learned) -> dict[str, Any]:
-    figures = {
-        by: charts.embedding(found, number, by) for by in ("label", "cluster") if by == "cluster" or found.labels
-    }
-    return figures | {
-        "points": [[round(float(x), 2), round(float(y), 2)] for x, y in found.points],
-        "titles": [clip(title, 100) for title in found.titles],
-        "labels": found.labels and [clip(label, 60) for label in found.labels],
-        "clusters": [int(c) for c in found.clusters],
+def _map_data(run: int, analysis: FeatureAnalysis) -> dict[str, Any]:
+    modes: list[Literal["label", "cluster"]] = ["label", "cluster"] if analysis.labels else ["cluster"]
+    return {mode: charts.map_figure(analysis, run, mode) for mode in modes} | {
+        "points": [[round(float(x), 2), round(float(y), 2)] for x, y in analysis.points],
+        "titles": [clip(title, 100) for title in analysis.titles],
+        "labels": analysis.labels and [clip(label, 60) for label in analysis.labels],
+        "clusters": [int(cluster) for cluster in analysis.clusters],
     }
 
 
-def clip(text: object, most: int) -> str:
-    """Text of at most so many characters; of more, the beginning and the end."""
-    said = str(text)
-    return said if len(said) <= most else f"{said[: most - most // 3 - 1]}…{said[-(most // 3) :]}"
+def clip(value: object, max_length: int) -> str:
+    """Shorten text to ``max_length`` characters by cutting out the middle."""
+    text, tail = str(value), max_length // 3
+    return text if len(text) <= max_length else f"{text[: max_length - tail - 1]}…{text[-tail:]}"
 
 
 def _title(records: Sequence[Record]) -> str:
@@ -217,16 +226,16 @@ def _title(records: Sequence[Record]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-def _text(name: str) -> str:
+def _read_template(name: str) -> str:
     return (Path(__file__).parent / "template" / name).read_text(encoding="utf-8")
 
 
 @functools.cache
 def _plotly() -> tuple[str, str]:
-    """plotly.js, compressed, in base64; and its hash, by which the page lets it run and nothing that was put in."""
+    """Return plotly.js, compressed and in base64, and its hash for the Content-Security-Policy."""
     source = get_plotlyjs()
-    return base64.b64encode(gzip.compress(source.encode(), mtime=0)).decode(), _hash(source)
+    return base64.b64encode(gzip.compress(source.encode(), mtime=0)).decode(), _csp_hash(source)
 
 
-def _hash(script: str) -> str:
+def _csp_hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

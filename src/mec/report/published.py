@@ -1,6 +1,6 @@
-"""Published figures that a result may be read beside: of the same task, data and protocol, each with its source.
+"""Published metrics to compare results with, each with its source.
 
-The paper's own tables give more, but only what could be read at its source is here.
+Contains only numbers that were read in the source itself; the paper's tables have more.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mec.report.schema import Published
+from mec.report.schema import PublishedResult
 from mec.results import Result, to_metrics
 
 MEC_CODE, SIMSIAM = "official code's README", "SimSiam paper (Chen and He, CVPR 2021)"
@@ -18,7 +18,7 @@ IMAGENET = {"train": 1_281_167, "test": 50_000, "classes": 1000}
 VOC = {"train": 16_551, "test": 4_952, "classes": 20}
 COCO = {"train": 118_287, "test": 5_000, "classes": 80}
 OTB = {"sequences": 100, "frames": 59_035}
-"""OTB's own evaluation leaves out the first five of the 59,040 frames, those of Tiger1."""
+"""OTB's own evaluation omits the first five of the 59,040 frames, which are those of Tiger1."""
 DAVIS = {"sequences": 30, "frames": 1_999}
 
 PAPER_PROBE = {
@@ -43,74 +43,77 @@ VOS = {"neighbors": 10, "context": 5, "radius": 12, "temperature": 0.05}
 
 @dataclass(frozen=True)
 class Entry:
-    """Published numbers, and the results that they compare with.
+    """A published result, and the conditions for a result to be comparable with it.
 
     Attributes:
-        protocol: identifier that the result must have.
-        settings: that its protocol must include.
-        counts: of its dataset.
-        published: the numbers.
-        row: that the result must have, where its rows are not of one protocol.
+        protocol: identifier of the result's protocol.
+        settings: settings that the result's protocol must include.
+        counts: counts of the result's dataset.
+        published: the published result.
+        row: a row that the result must have. The rows of sot are different trackers.
     """
 
     protocol: str
     settings: Mapping[str, Any]
     counts: Mapping[str, int]
-    published: Published
+    published: PublishedResult
     row: str = "encoder"
 
 
-def _detected(what: str, ap50: float, ap: float, ap75: float) -> Published:
-    return Published(what, to_metrics({"AP50": ap50, "AP": ap, "AP75": ap75}), f"{SIMSIAM}, Table 5")
+def _detection(description: str, ap50: float, ap: float, ap75: float) -> PublishedResult:
+    return PublishedResult(description, to_metrics({"AP50": ap50, "AP": ap, "AP75": ap75}), f"{SIMSIAM}, Table 5")
 
 
-FIVE, MASKED = "ResNet-50, Faster R-CNN C4, mean of 5", "ResNet-50, Mask R-CNN C4"
+FASTER_RCNN, MASK_RCNN = "ResNet-50, Faster R-CNN C4, mean of 5 trials", "ResNet-50, Mask R-CNN C4"
 ENTRIES = (
     Entry(
         "linear-paper",
         PAPER_PROBE,
         IMAGENET,
-        Published("MEC, ResNet-50, 100 epochs of ImageNet", to_metrics({"top-1": 0.708}), MEC_CODE),
+        PublishedResult("MEC, ResNet-50, 100 epochs of ImageNet", to_metrics({"top-1": 0.708}), MEC_CODE),
     ),
     *(
         Entry(
             "linear-simsiam",
             SIMSIAM_PROBE,
             IMAGENET,
-            Published(
+            PublishedResult(
                 f"SimSiam, ResNet-50, {epochs} epochs of ImageNet", to_metrics({"top-1": top_1}), f"{SIMSIAM}, Table 4"
             ),
         )
         for epochs, top_1 in ((100, 0.681), (200, 0.700), (400, 0.708), (800, 0.713))
     ),
-    Entry("detect-voc07+12", VOC_C4, VOC, _detected(f"ImageNet with labels, {FIVE}", 0.813, 0.535, 0.588)),
-    Entry("detect-voc07+12", VOC_C4, VOC, _detected(f"MoCo v2, {FIVE}", 0.823, 0.570, 0.633)),
-    Entry("detect-voc07+12", VOC_C4, VOC, _detected(f"SimSiam, {FIVE}", 0.824, 0.570, 0.637)),
-    Entry("detect-coco-1x", COCO_C4, COCO, _detected(f"ImageNet with labels, {MASKED}", 0.582, 0.382, 0.412)),
-    Entry("detect-coco-1x", COCO_C4, COCO, _detected(f"MoCo v2, {MASKED}", 0.588, 0.392, 0.425)),
-    Entry("detect-coco-1x", COCO_C4, COCO, _detected(f"SimSiam, {MASKED}", 0.593, 0.392, 0.421)),
+    Entry("detect-voc07+12", VOC_C4, VOC, _detection(f"ImageNet with labels, {FASTER_RCNN}", 0.813, 0.535, 0.588)),
+    Entry("detect-voc07+12", VOC_C4, VOC, _detection(f"MoCo v2, {FASTER_RCNN}", 0.823, 0.570, 0.633)),
+    Entry("detect-voc07+12", VOC_C4, VOC, _detection(f"SimSiam, {FASTER_RCNN}", 0.824, 0.570, 0.637)),
+    Entry("detect-coco-1x", COCO_C4, COCO, _detection(f"ImageNet with labels, {MASK_RCNN}", 0.582, 0.382, 0.412)),
+    Entry("detect-coco-1x", COCO_C4, COCO, _detection(f"MoCo v2, {MASK_RCNN}", 0.588, 0.392, 0.425)),
+    Entry("detect-coco-1x", COCO_C4, COCO, _detection(f"SimSiam, {MASK_RCNN}", 0.593, 0.392, 0.421)),
     Entry(
         "sot-unitrack",
         SOT,
         OTB,
-        Published("xcorr with ResNet-18, ImageNet with labels, s3", to_metrics({"AUC": 0.555}), UNITRACK),
+        PublishedResult("xcorr with ResNet-18, ImageNet with labels, s3", to_metrics({"AUC": 0.555}), UNITRACK),
         "xcorr",
     ),
     Entry(
         "sot-unitrack",
         SOT,
         OTB,
-        Published("dcf with ResNet-18, ImageNet with labels, s3", to_metrics({"AUC": 0.618}), UNITRACK),
+        PublishedResult("dcf with ResNet-18, ImageNet with labels, s3", to_metrics({"AUC": 0.618}), UNITRACK),
         "dcf",
     ),
     Entry(
-        "vos-unitrack", VOS, DAVIS, Published("ResNet-18, ImageNet with labels, s3", to_metrics({"J": 0.584}), UNITRACK)
+        "vos-unitrack",
+        VOS,
+        DAVIS,
+        PublishedResult("ResNet-18, ImageNet with labels, s3", to_metrics({"J mean": 0.584}), UNITRACK),
     ),
 )
 
 
-def published(result: Result) -> list[Published]:
-    """Published numbers of the same protocol and settings on the same data."""
+def find_published(result: Result) -> list[PublishedResult]:
+    """Return the published results of the same protocol and settings on the same dataset."""
     return [
         entry.published
         for entry in ENTRIES

@@ -1,4 +1,4 @@
-"""What a run folder says: settings, machine, metrics, probes and evaluations, as far as they can be read."""
+"""Read run folders: settings, environment, metrics, probes and evaluations. Damaged files are skipped and noted."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ from mec.results import RESULTS, Result
 
 RECIPE, ENVIRONMENT, METRICS, PROBES = "recipe.yaml", "environment.json", "metrics.csv", "probes.csv"
 CORRUPT, ENCODER = "corrupt.csv", "encoder.safetensors"
-READ = (RECIPE, ENVIRONMENT, METRICS, PROBES, RESULTS, CORRUPT, ENCODER)
+RECORD_FILES = (RECIPE, ENVIRONMENT, METRICS, PROBES, RESULTS, CORRUPT, ENCODER)
 
 Columns = dict[str, NDArray[np.float64]]
-"""Of a table: name -> values, NaN where there is none; all of one length."""
+"""Columns of a csv file by name, all of one length, NaN for empty cells."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """A run folder.
+    """The contents of a run folder.
 
     Attributes:
-        folder: where it is.
-        name: what it is called among the runs beside it.
-        recipe: setting, such as optimizer.lr -> value; empty where nothing was trained.
-        environment: of environment.json.
-        metrics: of metrics.csv. probes: of probes.csv.
-        results: lines of results.jsonl that are results, the oldest first.
-        skipped: images that could not be read.
-        ended: the encoder is written.
-        notes: what could not be read, in sentences.
+        folder: absolute path.
+        name: last parts of the path, unique among the runs of the report.
+        recipe: setting (``optimizer.lr``) -> value; empty for folders with evaluations only.
+        environment: contents of environment.json.
+        metrics: columns of metrics.csv.
+        probes: columns of probes.csv.
+        results: valid lines of results.jsonl, oldest first.
+        num_corrupt: number of corrupt images.
+        finished: whether the trained encoder has been written.
+        notes: sentences about files that cannot be read.
     """
 
     folder: Path
@@ -50,21 +51,21 @@ class Record:
     metrics: Columns
     probes: Columns
     results: list[Result]
-    skipped: int
-    ended: bool
+    num_corrupt: int
+    finished: bool
     notes: list[str]
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """None where the run does not say."""
-        images, batch = self.environment.get("images"), self.environment.get("batch_size")
-        if not isinstance(images, int) or not isinstance(batch, int) or batch < 1:
+        """Steps per epoch; None if the environment is not recorded."""
+        images, batch_size = self.environment.get("images"), self.environment.get("batch_size")
+        if not isinstance(images, int) or not isinstance(batch_size, int) or batch_size < 1:
             return None
-        return images // batch or None
+        return images // batch_size or None
 
     @property
-    def written(self) -> datetime | None:
-        """When the last row of metrics.csv was, UTC."""
+    def last_update(self) -> datetime | None:
+        """Time of the last write to metrics.csv, UTC; None if there is no such file."""
         try:
             return datetime.fromtimestamp((self.folder / METRICS).stat().st_mtime, timezone.utc)
         except OSError:
@@ -72,47 +73,47 @@ class Record:
 
 
 def read_records(runs: Sequence[str | os.PathLike[str]]) -> list[Record]:
-    """Each run once, in the order given.
+    """Read run folders in order, without duplicates.
 
     Raises:
-        InputError: none is given, or one holds neither a recipe nor results.
+        InputError: ``runs`` is empty, or a folder contains neither a recipe nor results.
     """
     folders = list(dict.fromkeys(Path(run).expanduser().resolve() for run in runs))
     if not folders:
         raise InputError("runs: expected at least one run folder")
-    return [read_record(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+    return [read_record(folder, name) for folder, name in zip(folders, _unique_names(folders), strict=True)]
 
 
 def read_record(folder: Path, name: str) -> Record:
-    """See ``read_records``."""
+    """Read a run folder under a name. Raises InputError like ``read_records``."""
     if not any((folder / file).is_file() for file in (RECIPE, RESULTS)):
-        raise InputError(f"runs: {folder} holds no run (no {RECIPE})")
+        raise InputError(f"runs: {folder} contains no run (no {RECIPE})")
     notes: list[str] = []
     return Record(
         folder=folder,
         name=name,
-        recipe=_flat(_mapping(folder / RECIPE, yaml.safe_load, notes)),
+        recipe=_flatten(_mapping(folder / RECIPE, yaml.safe_load, notes)),
         environment=_mapping(folder / ENVIRONMENT, json.loads, notes),
         metrics=_columns(folder / METRICS),
         probes=_columns(folder / PROBES),
         results=_results(folder / RESULTS, notes),
-        skipped=max(0, len(_text(folder / CORRUPT).splitlines()) - 1),
-        ended=(folder / ENCODER).is_file(),
+        num_corrupt=max(0, len(_read_text(folder / CORRUPT).splitlines()) - 1),  # without the header
+        finished=(folder / ENCODER).is_file(),
         notes=notes,
     )
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    """The last part of each path, and as many before it as tell the folders apart."""
-    deepest = max(len(folder.parts) for folder in folders)
-    for parts in range(1, deepest + 1):
-        names = ["/".join(folder.parts[-parts:]).lstrip("/") or "/" for folder in folders]
+def _unique_names(folders: Sequence[Path]) -> list[str]:
+    """Return the shortest path suffixes, all with the same number of parts, that are distinct."""
+    max_depth = max(len(folder.parts) for folder in folders)
+    for depth in range(1, max_depth + 1):
+        names = ["/".join(folder.parts[-depth:]).lstrip("/") or "/" for folder in folders]
         if len(set(names)) == len(names):
             break
     return names
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -120,29 +121,30 @@ def _text(path: Path) -> str:
 
 
 def _mapping(path: Path, parse: Callable[[str], Any], notes: list[str]) -> dict[str, Any]:
-    text = _text(path)
+    text = _read_text(path)
     try:
-        read = parse(text) if text else {}
+        values = parse(text) if text else {}
     except (ValueError, yaml.YAMLError):
-        read = None
-    if not isinstance(read, dict):
+        values = None
+    if not isinstance(values, dict):
         notes.append(f"{path.name} cannot be read.")
         return {}
-    return {str(key): value for key, value in read.items()}
+    return {str(key): value for key, value in values.items()}
 
 
-def _flat(settings: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Of settings within settings: optimizer.lr -> value."""
+def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings: {"optimizer": {"lr": 1}} -> {"optimizer.lr": 1}."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
-        flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) and value else {f"{above}{name}": value}
+        is_nested = isinstance(value, dict) and value
+        flat |= _flatten(value, f"{prefix}{name}.") if is_nested else {f"{prefix}{name}": value}
     return flat
 
 
 def _columns(path: Path) -> Columns:
-    """A row that is being written has no end of line, or fewer fields than there are columns: it is left out."""
-    whole = _text(path).replace("\0", "").rpartition("\n")[0].splitlines()
-    names, *rows = list(csv.reader(whole)) or [[]]
+    """Read a csv file. Incomplete rows are skipped: the run may be writing the last one."""
+    lines = _read_text(path).replace("\0", "").rpartition("\n")[0].splitlines()
+    names, *rows = list(csv.reader(lines)) or [[]]
     if "step" not in names:
         return {}
     values = np.array([[_number(field) for field in row] for row in rows if len(row) == len(names)], dtype=np.float64)
@@ -160,17 +162,16 @@ def _number(field: str) -> float:
 
 def _results(path: Path, notes: list[str]) -> list[Result]:
     results: list[Result] = []
-    foreign: list[int] = []
-    lines = _text(path).split("\n")
+    invalid: list[int] = []
+    lines = _read_text(path).split("\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             results.append(Result.from_dict(json.loads(line)))
         except ValueError:
-            foreign.append(number)
-    if foreign:
-        which = ", ".join(map(str, foreign[:10])) + (", ..." if len(foreign) > 10 else "")
-        what = "line is" if len(foreign) == 1 else f"{len(foreign)} lines are"
-        notes.append(f"{path.name}: {what} not a result and left out (line {which}).")
+            invalid.append(number)
+    if invalid:
+        numbers = ", ".join(map(str, invalid[:10])) + (", ..." if len(invalid) > 10 else "")
+        notes.append(f"{path.name}: skipped {len(invalid)} invalid line{'s' if len(invalid) > 1 else ''} ({numbers}).")
     return results

@@ -1,4 +1,4 @@
-"""What a report shows, gathered from run folders before anything is drawn."""
+"""Data types of the report, collected from run folders before anything is rendered."""
 
 from __future__ import annotations
 
@@ -12,65 +12,76 @@ from mec.results import Metric
 
 @dataclass(frozen=True)
 class Missing:
-    """Why a part of the page is not there, in a sentence for its reader."""
+    """Stands for content that is not available.
+
+    Attributes:
+        reason: a sentence for the reader of the page.
+    """
 
     reason: str
 
 
 @dataclass(frozen=True)
 class EmbeddedImage:
-    """An image as it stands in the page.
+    """An image inside the page.
 
     Attributes:
-        source: a data: URI.
-        alt: what it shows, as plain text.
-        width: pixels. height: pixels.
+        uri: a data: URI.
+        alt: description, plain text.
+        width: in pixels.
+        height: in pixels.
     """
 
-    source: str
+    uri: str
     alt: str
     width: int
     height: int
 
 
 @dataclass(frozen=True)
-class Sprites:
-    """Many small images in one, row after row.
+class SpriteSheet:
+    """Many thumbnails in one image, row by row.
 
     Attributes:
-        source: a data: URI.
-        columns: images in a row.
-        cell: width and height of each, in pixels.
+        uri: a data: URI.
+        columns: thumbnails per row.
+        cell_size: width and height of a thumbnail, in pixels.
     """
 
-    source: str
+    uri: str
     columns: int
-    cell: int
+    cell_size: int
 
 
 @dataclass(frozen=True)
-class Neighbors:
-    """An image and those nearest to it, the nearest first, each with its cosine; alts are titles and labels."""
-
-    query: EmbeddedImage
-    found: list[tuple[float, EmbeddedImage]]
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What an encoder makes of n images.
+class NearestNeighbors:
+    """A query image and its nearest neighbors. The alt texts are titles and labels.
 
     Attributes:
-        images: which ones, in words ("1,000 of the 3,969 images of photographs/, labels not used").
-        encoder: which one, in words ("the trained encoder", "checkpoint of step 1,200").
-        points: (n, 2) map of the features, t-SNE.
-        titles: n, plain text.
-        labels: n names, or None where there are none.
-        clusters: (n,) numbers of k-means on the features.
-        sprites: the n images.
-        neighbors: rows.
-        singular_values: (min(n, d),) of the centered features, falling, divided by their sum.
-        effective_rank: exp of the entropy of the squared singular values' shares.
+        query: the query image.
+        neighbors: cosine similarity and image, nearest first.
+    """
+
+    query: EmbeddedImage
+    neighbors: list[tuple[float, EmbeddedImage]]
+
+
+@dataclass(frozen=True)
+class FeatureAnalysis:
+    """Features of n images, analyzed.
+
+    Attributes:
+        images: description of the images ("1,000 of the 3,969 images of photographs/").
+        encoder: description of the encoder ("the encoder after 1,200 steps").
+        points: (n, 2) t-SNE of the features.
+        titles: n titles, plain text.
+        labels: n class names; None for unlabeled images.
+        clusters: (n,) k-means cluster of each image.
+        sprites: thumbnails of the n images.
+        neighbors: nearest neighbors of some images.
+        singular_values: (min(n, d),) singular values of the centered features, descending, divided by their sum.
+        feature_rank: effective rank of the centered features: exp of the entropy of the normalized squared singular
+            values.
     """
 
     images: str
@@ -79,30 +90,30 @@ class Learned:
     titles: list[str]
     labels: list[str] | None
     clusters: NDArray[np.int64]
-    sprites: Sprites
-    neighbors: list[Neighbors]
+    sprites: SpriteSheet
+    neighbors: list[NearestNeighbors]
     singular_values: NDArray[np.float64]
-    effective_rank: float
+    feature_rank: float
 
 
 @dataclass(frozen=True)
-class Views:
-    """An image and pairs of the views that training showed of it."""
+class EmbeddedViews:
+    """An image and pairs of views of it, as training makes them."""
 
     image: EmbeddedImage
     pairs: list[tuple[EmbeddedImage, EmbeddedImage]]
 
 
 @dataclass(frozen=True)
-class Published:
-    """Published numbers of the protocol that a result was measured by.
+class PublishedResult:
+    """Published metrics, measured by the protocol of a result.
 
     Attributes:
-        what: "ResNet-50, 100 epochs of ImageNet", ...
-        metrics: named as in the results.
-        source: table of the paper, or the page it stands on.
+        description: method, backbone and pretraining ("MEC, ResNet-50, 100 epochs of ImageNet").
+        metrics: named as in the result.
+        source: the publication and its table.
     """
 
-    what: str
+    description: str
     metrics: list[Metric]
     source: str

@@ -1,4 +1,4 @@
-"""The views that training showed of some images."""
+"""Training views of a few images."""
 
 from __future__ import annotations
 
@@ -13,47 +13,50 @@ from mec.data.pixels import resize_longer_side
 from mec.errors import InputError
 from mec.pretraining.contact_sheet import training_views
 from mec.pretraining.run_folder import Run
-from mec.report import images
-from mec.report.inputs import not_opened, sampling_of, source_of
-from mec.report.schema import EmbeddedImage, Missing, Views
+from mec.report.images import embed_image, printable
+from mec.report.inputs import find_data, missing_data, read_sampling
+from mec.report.schema import EmbeddedImage, EmbeddedViews, Missing
 
-IMAGES, PAIRS = 4, 3
+NUM_IMAGES, NUM_PAIRS = 4, 3
 SIDE = 96
+"""Longer side of an image in the page, in pixels."""
 
 
-def views(run: Path, data: str | os.PathLike[str] | None, say: Callable[[str], object]) -> list[Views] | Missing:
-    """Images from all over the source, and the pairs of views that the run's first epochs showed of each.
+def embed_views(
+    run: Path, data: str | os.PathLike[str] | None, log: Callable[[str], object]
+) -> list[EmbeddedViews] | Missing:
+    """Return images of the dataset, and the pairs of views that training makes of each in the first epochs.
 
     Args:
         run: a run folder.
-        data: any source of images; None is what the run has learned from.
-        say: is told before it begins.
+        data: any dataset; None: the one that the run was trained on.
+        log: is called with a message before the images are read.
 
     Raises:
         InputError: ``data`` is given and cannot be opened.
     """
-    source = source_of(run, data)
-    if isinstance(source, Missing):
-        return source
+    dataset = find_data(run, data)
+    if isinstance(dataset, Missing):
+        return dataset
     try:
-        recipe = replace(Run(run).recipe(), frame_stride=sampling_of(run, source).frame_stride)
+        recipe = replace(Run(run).recipe(), frame_stride=read_sampling(run, dataset).frame_stride)
     except (InputError, OSError) as error:
         return Missing(f"The run's recipe cannot be read: {error}")
-    say(f"views: {IMAGES} images of {images.printable(source)}, {PAIRS} pairs of each")
+    log(f"views: {NUM_PAIRS} pairs of each of {NUM_IMAGES} images of {printable(dataset)}")
     try:
-        seen = training_views(source, recipe, IMAGES, PAIRS)
+        sampled = training_views(dataset, recipe, NUM_IMAGES, NUM_PAIRS)
     except InputError as error:
-        return not_opened(data, error)
-    shown = []
-    for one in seen:
-        title = images.printable(Path(one.title).name)
+        return missing_data(data, error)
+    rows = []
+    for sample in sampled:
+        title = printable(Path(sample.title).name)
         pairs = [
-            (_view(first, f"view 1 of {title}, epoch {epoch}"), _view(second, f"view 2 of {title}, epoch {epoch}"))
-            for epoch, (first, second) in enumerate(one.pairs, 1)
+            (_embed_view(x1, f"view 1 of {title}, epoch {epoch}"), _embed_view(x2, f"view 2 of {title}, epoch {epoch}"))
+            for epoch, (x1, x2) in enumerate(sample.pairs, 1)
         ]
-        shown.append(Views(images.image(resize_longer_side(one.image, SIDE), title), pairs))
-    return shown
+        rows.append(EmbeddedViews(embed_image(resize_longer_side(sample.image, SIDE), title), pairs))
+    return rows
 
 
-def _view(x: Tensor, alt: str) -> EmbeddedImage:
-    return images.image(resize_longer_side(x.permute(1, 2, 0).numpy(), SIDE), alt)
+def _embed_view(view: Tensor, alt: str) -> EmbeddedImage:
+    return embed_image(resize_longer_side(view.permute(1, 2, 0).numpy(), SIDE), alt)

@@ -1,4 +1,4 @@
-"""The report on this machine's own address, made anew while a run trains."""
+"""Serve the report on localhost, and update it while a run trains."""
 
 from __future__ import annotations
 
@@ -17,88 +17,91 @@ from pathlib import Path
 from rich.console import Console
 
 from mec.errors import InputError
-from mec.report.gallery import gallery
-from mec.report.page import IMAGES, Say, Shown, check_images, gather, make_page
-from mec.report.record import ENCODER, READ, Record, read_records
+from mec.report.gallery import load_gallery
+from mec.report.page import MAP_IMAGES, Log, RunContent, check_images, collect_content, render_page
+from mec.report.record import ENCODER, RECORD_FILES, Record, read_records
 from mec.report.schema import Missing
-from mec.report.views import views
+from mec.report.views import embed_views
 from mec.results import RESULTS
 
-ADDRESS = "127.0.0.1"
-"""Of this machine alone: nobody else in the network sees the page."""
-PORT, PORTS = 8765, 20
-"""The first that is tried, and how many after it."""
-TRAINS = Missing("The run trains; what it has learned is shown as soon as its encoder is written.")
+HOST = "127.0.0.1"
+"""Only reachable from this machine."""
+FIRST_PORT, NUM_PORTS = 8765, 20
+"""Ports that are tried in turn."""
+TRAINING = Missing("The run is training. Features are shown as soon as its encoder is written.")
 
 
-class Live:
-    """The page of some runs, as their folders are now."""
+class LiveReport:
+    """A page that is rendered again when the files of its runs change."""
 
-    def __init__(self, runs: Sequence[str | os.PathLike[str]], data: str | None, images: int, say: Say) -> None:
-        self.runs, self.data, self.images, self.say = runs, data, images, say
+    def __init__(self, runs: Sequence[str | os.PathLike[str]], data: str | None, images: int, log: Log) -> None:
+        self.runs, self.data, self.images, self.log = runs, data, images, log
         self.folders = [record.folder for record in read_records(runs)]
-        self.looked: dict[Path, tuple[str, Shown]] = {}
-        self.made: tuple[str, bytes] = ("", b"")
-        self.making = threading.Lock()
+        self._contents: dict[Path, tuple[str, RunContent]] = {}
+        self._page: tuple[str, bytes] = ("", b"")
+        self._lock = threading.Lock()
 
-    def stamp(self) -> str:
-        """Changes with the files that the page is made of."""
-        return _stamp(folder / name for folder in self.folders for name in READ)
+    def revision(self) -> str:
+        """Return an identifier that changes with the files of the runs."""
+        return _revision(folder / name for folder in self.folders for name in RECORD_FILES)
 
     def page(self) -> bytes:
-        with self.making:
-            stamp = self.stamp()
-            if self.made[0] != stamp:
-                self.made = stamp, make_page([self._shown(record) for record in read_records(self.runs)], stamp)
-            return self.made[1]
+        """Return the page of the current revision."""
+        with self._lock:
+            revision = self.revision()
+            if self._page[0] != revision:
+                page = render_page([self._content(record) for record in read_records(self.runs)], revision)
+                self._page = revision, page
+            return self._page[1]
 
-    def _shown(self, record: Record) -> Shown:
-        """What takes long is looked at again only when there is another encoder or result."""
-        stamp = _stamp(record.folder / name for name in (ENCODER, RESULTS))
-        if self.looked.get(record.folder, ("",))[0] != stamp:
-            self.looked[record.folder] = stamp, self._look(record)
-        return replace(self.looked[record.folder][1], record=record)
+    def _content(self, record: Record) -> RunContent:
+        """Collect the slow parts only when encoder or results have changed."""
+        revision = _revision(record.folder / name for name in (ENCODER, RESULTS))
+        if self._contents.get(record.folder, ("",))[0] != revision:
+            self._contents[record.folder] = revision, self._collect(record)
+        return replace(self._contents[record.folder][1], record=record)
 
-    def _look(self, record: Record) -> Shown:
-        if record.ended or not record.recipe:
-            return gather(record, self.data, self.images // len(self.folders), self.say)
-        return Shown(record, TRAINS, views(record.folder, self.data, self.say), gallery(record.folder))
+    def _collect(self, record: Record) -> RunContent:
+        if record.finished or not record.recipe:
+            return collect_content(record, self.data, self.images // len(self.folders), self.log)
+        views = embed_views(record.folder, self.data, self.log)
+        return RunContent(record, TRAINING, views, load_gallery(record.folder))
 
 
-def _stamp(files: Iterable[Path]) -> str:
+def _revision(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         try:
-            about = file.stat()
-            digest.update(f"{file} {about.st_mtime_ns} {about.st_size}\n".encode(errors="replace"))
+            stat = file.stat()
+            digest.update(f"{file} {stat.st_mtime_ns} {stat.st_size}\n".encode(errors="replace"))
         except OSError:
             continue
     return digest.hexdigest()[:16]
 
 
-class Answer(BaseHTTPRequestHandler):
-    """The page, and whether it has changed: nothing else, and only to this machine."""
+class RequestHandler(BaseHTTPRequestHandler):
+    """Answers GET / with the page and GET /revision with its revision; refuses everything else."""
 
-    live: Live
+    live: LiveReport
 
     def do_GET(self) -> None:
-        # a name that someone else's server gives this address would let their pages read ours
-        if self.headers.get("Host", "").lower().partition(":")[0] not in ("localhost", ADDRESS):
-            self._send(403, "text/plain", b"Only as localhost.")
-        elif self.path == "/changed":
-            self._send(200, "application/json", json.dumps({"stamp": self.live.stamp()}).encode())
+        # DNS rebinding: a website may resolve its own name to 127.0.0.1 in order to read this page
+        if self.headers.get("Host", "").lower().partition(":")[0] not in ("localhost", HOST):
+            self._send(403, "text/plain", b"Only available as localhost.")
+        elif self.path == "/revision":
+            self._send(200, "application/json", json.dumps({"revision": self.live.revision()}).encode())
         elif self.path == "/":
             try:
                 self._send(200, "text/html", self.live.page())
             except InputError as error:
                 self._send(503, "text/plain", str(error).encode())
         else:
-            self._send(404, "text/plain", b"There is only /.")
+            self._send(404, "text/plain", b"Not found.")
 
-    def _send(self, status: int, kind: str, body: bytes) -> None:
+    def _send(self, status: int, content_type: str, body: bytes) -> None:
         self.send_response(status)
         for name, value in (
-            ("Content-Type", f"{kind}; charset=utf-8"),
+            ("Content-Type", f"{content_type}; charset=utf-8"),
             ("Content-Length", str(len(body))),
             ("Cache-Control", "no-store"),
             ("Content-Security-Policy", "frame-ancestors 'none'"),
@@ -107,59 +110,59 @@ class Answer(BaseHTTPRequestHandler):
         ):
             self.send_header(name, value)
         self.end_headers()
-        with suppress(BrokenPipeError, ConnectionResetError):  # the page was closed before it was there
+        with suppress(BrokenPipeError, ConnectionResetError):  # the browser has closed the page
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Says nothing: a page asks every few seconds."""
+        """Log nothing: an open page sends a request every few seconds."""
 
 
-def server_of(live: Live, port: int | None) -> ThreadingHTTPServer:
-    """Bound to ``port``, or to the first free one.
+def create_server(live: LiveReport, port: int | None) -> ThreadingHTTPServer:
+    """Create a server on ``port``, or on the first free port if it is None.
 
     Raises:
-        InputError: the port that was asked for is taken, or is none.
+        InputError: the port is invalid, taken, or not allowed.
     """
     if port is not None and not 1 <= port <= 65535:
         raise InputError(f"port: expected 1 to 65535, got {port}")
-    answer = type("Answer", (Answer,), {"live": live})
-    for candidate in [*range(PORT, PORT + PORTS), 0] if port is None else [port]:
+    handler = type("LiveRequestHandler", (RequestHandler,), {"live": live})
+    for candidate in [*range(FIRST_PORT, FIRST_PORT + NUM_PORTS), 0] if port is None else [port]:
         try:
-            return ThreadingHTTPServer((ADDRESS, candidate), answer)
+            return ThreadingHTTPServer((HOST, candidate), handler)
         except OSError as error:
             if port is not None:
-                why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-                raise InputError(f"port: {port} {why}; expected a free one, or none to take the first free") from error
+                reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+                raise InputError(f"port: {port} {reason}; pass another, or none to use the first free one") from error
     raise InputError("port: no port of this machine is free")
 
 
 def watch(
     runs: Sequence[str | os.PathLike[str]],
     data: str | None = None,
-    images: int = IMAGES,
+    images: int = MAP_IMAGES,
     port: int | None = None,
     console: Console | None = None,
 ) -> None:
-    """Serve the report on this machine alone; pages that are open follow the runs as they train. Ends with Ctrl-C.
+    """Serve the report on localhost until Ctrl-C. An open page reloads when the runs change.
 
     Args:
-        runs: run folders, as of ``write_report``.
-        data: as there.
-        images: as there.
-        port: of 127.0.0.1; None is the first free one from 8765 on.
-        console: where the address goes; None is standard error.
+        runs: see ``write_report``.
+        data: see ``write_report``.
+        images: see ``write_report``.
+        port: of 127.0.0.1; None: the first free port from 8765 on.
+        console: where progress and address are printed; None: standard error.
 
     Raises:
-        InputError: a folder holds no run, or the port is taken.
+        InputError: a folder contains no run, or the port cannot be used.
     """
     check_images(images)
     console = console or Console(stderr=True)
-    say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    live = Live(runs, data, images, say)
-    with server_of(live, port) as server:
+    log = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    live = LiveReport(runs, data, images, log)
+    with create_server(live, port) as server:
         try:
-            live.page()  # what takes long is told before there is an address to open
-            say(f"http://localhost:{server.server_port}/ shows the report and follows the runs; Ctrl-C ends it")
+            live.page()  # render before printing the address: the first page may take minutes
+            log(f"Report: http://localhost:{server.server_port}/ (follows the runs; Ctrl-C stops the server)")
             server.serve_forever()
         except KeyboardInterrupt:
-            say("ended")
+            log("stopped")

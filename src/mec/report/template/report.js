@@ -1,89 +1,90 @@
 "use strict";
 const page = JSON.parse(document.getElementById("data").textContent);
 const root = document.documentElement;
-const touched = matchMedia("(pointer: coarse)").matches;
-const config = {
-  responsive: true, displaylogo: false, doubleClick: "reset", displayModeBar: touched || "hover",
+const isTouch = matchMedia("(pointer: coarse)").matches;
+const plotlyConfig = {
+  responsive: true, displaylogo: false, doubleClick: "reset", displayModeBar: isTouch || "hover",
   modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "toggleSpikelines"],
 };
-const dark = matchMedia("screen and (prefers-color-scheme: dark)");
-const printed = matchMedia("print");
-const KEPT = "mec-report:" + location.pathname;
+const darkMode = matchMedia("screen and (prefers-color-scheme: dark)");
+const printMode = matchMedia("print");
+const STORAGE_KEY = "mec-report:" + location.pathname;
+const POLL_MS = 3000, TIMEOUT_MS = 10000;
 
-/* What was zoomed and switched is found again after the page of a running training has been made anew. */
-const state = Object.assign({ across: "step", hidden: [], range: null, by: {}, scroll: 0 }, recall());
-function recall() {
-  try { return page.stamp ? JSON.parse(sessionStorage.getItem(KEPT)) : null; } catch { return null; }
+/* With --watch the page reloads itself; zoom and switches are restored from the session storage. */
+const state = Object.assign({ xAxis: "step", hiddenRuns: [], range: null, colorBy: {}, scroll: 0 }, loadState());
+function loadState() {
+  try { return page.revision ? JSON.parse(sessionStorage.getItem(STORAGE_KEY)) : null; } catch { return null; }
 }
 
-const color = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+const cssColor = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
-function themed(figure) {
-  const soft = color("--soft"), line = color("--line"), ink = color("--ink");
-  const axis = { gridcolor: line, linecolor: line, zerolinecolor: line, tickcolor: line };
+function applyTheme(figure) {
+  const muted = cssColor("--muted"), border = cssColor("--border"), text = cssColor("--text");
+  const axis = { gridcolor: border, linecolor: border, zerolinecolor: border, tickcolor: border };
   const layout = structuredClone(figure.layout);
   Object.assign(layout, {
-    font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: soft },
+    font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: muted },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 52, r: 14, t: 8, b: 44 },
-    hoverlabel: { bgcolor: color("--raised"), bordercolor: line, font: { color: ink }, namelength: 40 },
-    dragmode: touched ? false : "zoom", // a finger scrolls the page
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink }, uirevision: "kept",
+    hoverlabel: { bgcolor: cssColor("--surface"), bordercolor: border, font: { color: text }, namelength: 40 },
+    dragmode: isTouch ? false : "zoom", // on a touch screen, dragging scrolls the page
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: text }, uirevision: "constant",
   });
   for (const key of ["xaxis", "yaxis"]) layout[key] = { ...axis, ...layout[key] };
-  for (const shape of layout.shapes ?? []) shape.line = { ...shape.line, color: color("--warn") };
-  for (const note of layout.annotations ?? []) note.font = { color: color("--warn"), size: 11 };
+  for (const shape of layout.shapes ?? []) shape.line = { ...shape.line, color: cssColor("--warning") };
+  for (const annotation of layout.annotations ?? []) annotation.font = { color: cssColor("--warning"), size: 11 };
   const data = structuredClone(figure.data);
   for (const trace of data) {
-    const chosen = color(`--run-${trace.meta.color}`);
-    trace.line = { ...trace.line, color: chosen };
-    trace.marker = { ...trace.marker, color: chosen };
+    const color = cssColor(`--run-${trace.meta.color}`);
+    trace.line = { ...trace.line, color };
+    trace.marker = { ...trace.marker, color };
   }
   return { data, layout };
 }
 
-function curve(id) {
-  const { data, layout } = themed(page.curves[id]);
+function drawCurve(id) {
+  const { data, layout } = applyTheme(page.curves[id]);
   for (const trace of data) {
-    if (state.across === "epoch") trace.x = trace.x.map((step) => step / trace.meta.per_epoch);
-    trace.visible = state.hidden.includes(trace.meta.run) ? "legendonly" : true;
+    if (state.xAxis === "epoch") trace.x = trace.x.map((step) => step / trace.meta.steps_per_epoch);
+    trace.visible = state.hiddenRuns.includes(trace.meta.run) ? "legendonly" : true;
   }
-  layout.xaxis.title = { text: state.across };
-  layout.xaxis.hoverformat = state.across === "epoch" ? ".2f" : ",d";
+  layout.xaxis.title = { text: state.xAxis };
+  layout.xaxis.hoverformat = state.xAxis === "epoch" ? ".2f" : ",d";
   if (state.range) Object.assign(layout.xaxis, { range: state.range, autorange: false });
   else layout.xaxis.autorange = true;
   return draw(document.getElementById(id), data, layout);
 }
 
-function map(number) {
-  const div = document.getElementById(`map-${number}`);
-  const figures = page.maps[number];
-  const { data, layout } = themed(figures[state.by[number] ?? "label"] ?? figures.cluster);
+function drawMap(run) {
+  const div = document.getElementById(`map-${run}`);
+  const map = page.maps[run];
+  const { data, layout } = applyTheme(map[state.colorBy[run] ?? "label"] ?? map.cluster);
   layout.legend = { orientation: "h", y: 0, yanchor: "top", itemsizing: "constant" };
   layout.margin = { l: 4, r: 4, t: 4, b: 4 };
   for (const trace of data) trace.marker.opacity = 0.85;
-  if (div.chosen !== undefined) layout.shapes = [ring(figures, div.chosen)];
+  if (div.selectedImage !== undefined) layout.shapes = [selectionMarker(map, div.selectedImage)];
   return draw(div, data, layout);
 }
 
 function draw(div, data, layout) {
-  // paper does not wait until a chart has noticed its new width
-  if (printed.matches) Object.assign(layout, { width: div.clientWidth, height: div.clientHeight });
+  // printing does not wait for plotly's resize event, so the size is set explicitly
+  if (printMode.matches) Object.assign(layout, { width: div.clientWidth, height: div.clientHeight });
   else layout.autosize = true;
-  return Plotly.react(div, data, layout, config);
+  return Plotly.react(div, data, layout, plotlyConfig);
 }
 
 function drawAll() {
-  for (const id of Object.keys(page.curves)) curve(id);
-  for (const number of Object.keys(page.maps)) map(number);
+  for (const id of Object.keys(page.curves)) drawCurve(id);
+  for (const run of Object.keys(page.maps)) drawMap(run);
   if (page.spectrum) {
-    const { data, layout } = themed(page.spectrum);
+    const { data, layout } = applyTheme(page.spectrum);
     layout.legend = { orientation: "h", y: 1.02, yanchor: "bottom" };
     draw(document.getElementById("chart-spectrum"), data, layout);
   }
 }
 
-/* Curves share their stretch of steps. */
-function followZoom(div) {
+/* All curves show the same range of the x axis. */
+function synchronizeZoom(div) {
   div.on("plotly_relayout", (change) => {
     const from = change["xaxis.range[0]"], to = change["xaxis.range[1]"];
     const range = from !== undefined ? [from, to] : change["xaxis.range"];
@@ -101,109 +102,112 @@ function followZoom(div) {
   });
 }
 
-/* Maps: the image that is pointed at, touched, or stepped to. */
-function ring(figures, image) {
-  const [x, y] = figures.points[image];
+/* Maps: a circle around the selected image. */
+function selectionMarker(map, image) {
+  const [x, y] = map.points[image];
   return {
     type: "circle", xsizemode: "pixel", ysizemode: "pixel", xanchor: x, yanchor: y, x0: -9, x1: 9, y0: -9, y1: 9,
-    line: { width: 2.5, color: color("--ink") },
+    line: { width: 2.5, color: cssColor("--text") },
   };
 }
 
-function choose(number, image) {
-  const figures = page.maps[number];
-  const div = document.getElementById(`map-${number}`), card = document.getElementById(`card-${number}`);
-  if (div.chosen === image) return;
-  div.chosen = image;
-  Plotly.relayout(div, { shapes: [ring(figures, image)] });
-  card.classList.add("chosen");
-  const sprite = card.querySelector(".sprite");
-  if (sprite) {
-    const side = card.querySelector(".window").clientWidth, columns = Number(sprite.dataset.columns);
-    sprite.style.width = `${columns * side}px`;
-    sprite.style.imageRendering = Number(sprite.dataset.cell) < 48 ? "pixelated" : "auto";
-    sprite.style.transform = `translate(${-(image % columns) * side}px, ${-Math.floor(image / columns) * side}px)`;
+function selectImage(run, image) {
+  const map = page.maps[run];
+  const div = document.getElementById(`map-${run}`), card = document.getElementById(`card-${run}`);
+  if (div.selectedImage === image) return;
+  div.selectedImage = image;
+  Plotly.relayout(div, { shapes: [selectionMarker(map, image)] });
+  card.classList.add("selected");
+  const sprites = card.querySelector(".sprites");
+  if (sprites) {
+    const side = card.querySelector(".thumbnail").clientWidth, columns = Number(sprites.dataset.columns);
+    sprites.style.width = `${columns * side}px`;
+    sprites.style.imageRendering = Number(sprites.dataset.cellSize) < 48 ? "pixelated" : "auto";
+    sprites.style.transform = `translate(${-(image % columns) * side}px, ${-Math.floor(image / columns) * side}px)`;
   }
   const title = document.createElement("strong"), group = document.createElement("span");
-  title.append(isolated(figures.titles[image]));
-  if (figures.labels) group.append("label ", isolated(figures.labels[image]), ", ");
-  group.append(`cluster ${figures.clusters[image]}`);
+  title.append(bidiIsolated(map.titles[image]));
+  if (map.labels) group.append("label ", bidiIsolated(map.labels[image]), ", ");
+  group.append(`cluster ${map.clusters[image]}`);
   card.querySelector("figcaption").replaceChildren(title, group);
 }
 
-function isolated(text) {
+function bidiIsolated(text) {
   const element = document.createElement("bdi");
   element.textContent = text;
   return element;
 }
 
-function step(number, dx, dy) {
-  const { points } = page.maps[number];
-  const from = document.getElementById(`map-${number}`).chosen;
-  if (from === undefined) return choose(number, 0);
-  let best = from, least = Infinity;
+/* Select the nearest image in the direction (dx, dy); a sideways offset counts twice. */
+function moveSelection(run, dx, dy) {
+  const { points } = page.maps[run];
+  const from = document.getElementById(`map-${run}`).selectedImage;
+  if (from === undefined) return selectImage(run, 0);
+  let nearest = from, minDistance = Infinity;
   points.forEach(([x, y], i) => {
-    const along = (x - points[from][0]) * dx + (y - points[from][1]) * dy;
-    const aside = Math.abs((x - points[from][0]) * dy) + Math.abs((y - points[from][1]) * dx);
-    if (along > 0 && along + 2 * aside < least) { best = i; least = along + 2 * aside; }
+    const forward = (x - points[from][0]) * dx + (y - points[from][1]) * dy;
+    const sideways = Math.abs((x - points[from][0]) * dy) + Math.abs((y - points[from][1]) * dx);
+    const distance = forward + 2 * sideways;
+    if (forward > 0 && distance < minDistance) { nearest = i; minDistance = distance; }
   });
-  choose(number, best);
+  selectImage(run, nearest);
 }
 
-const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
+const ARROW_KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 
-function listen() {
-  for (const id of Object.keys(page.curves)) followZoom(document.getElementById(id));
-  for (const number of Object.keys(page.maps)) {
-    const div = document.getElementById(`map-${number}`);
-    const chosen = (event) => choose(number, event.points[0].customdata);
-    div.on("plotly_hover", chosen);
-    div.on("plotly_click", chosen);
+function addListeners() {
+  for (const id of Object.keys(page.curves)) synchronizeZoom(document.getElementById(id));
+  for (const run of Object.keys(page.maps)) {
+    const div = document.getElementById(`map-${run}`);
+    const select = (event) => selectImage(run, event.points[0].customdata);
+    div.on("plotly_hover", select);
+    div.on("plotly_click", select);
     div.addEventListener("keydown", (event) => {
-      if (!(event.key in ARROWS)) return;
+      if (!(event.key in ARROW_KEYS)) return;
       event.preventDefault();
-      step(number, ...ARROWS[event.key]);
+      moveSelection(run, ...ARROW_KEYS[event.key]);
     });
   }
-  for (const input of document.querySelectorAll("input[name=across]")) {
-    input.checked = input.value === state.across;
+  for (const input of document.querySelectorAll("input[name=x-axis]")) {
+    input.checked = input.value === state.xAxis;
     input.addEventListener("change", () => {
-      state.across = input.value;
+      state.xAxis = input.value;
       state.range = null;
-      for (const id of Object.keys(page.curves)) curve(id);
+      for (const id of Object.keys(page.curves)) drawCurve(id);
     });
   }
   for (const input of document.querySelectorAll("input[data-map]")) {
-    const number = input.dataset.map;
-    input.checked = input.value === (state.by[number] ?? "label");
-    input.addEventListener("change", () => { state.by[number] = input.value; map(number); });
+    const run = input.dataset.map;
+    input.checked = input.value === (state.colorBy[run] ?? "label");
+    input.addEventListener("change", () => { state.colorBy[run] = input.value; drawMap(run); });
   }
   for (const button of document.querySelectorAll("button[data-run]")) {
     const run = Number(button.dataset.run);
-    const mark = () => button.setAttribute("aria-pressed", String(!state.hidden.includes(run)));
-    mark();
+    const update = () => button.setAttribute("aria-pressed", String(!state.hiddenRuns.includes(run)));
+    update();
     button.addEventListener("click", () => {
-      state.hidden = state.hidden.includes(run) ? state.hidden.filter((r) => r !== run) : [...state.hidden, run];
-      mark();
-      for (const id of Object.keys(page.curves)) curve(id);
+      const isHidden = state.hiddenRuns.includes(run);
+      state.hiddenRuns = isHidden ? state.hiddenRuns.filter((r) => r !== run) : [...state.hiddenRuns, run];
+      update();
+      for (const id of Object.keys(page.curves)) drawCurve(id);
     });
   }
-  dark.addEventListener("change", drawAll);
-  printed.addEventListener("change", forPaper);
+  darkMode.addEventListener("change", drawAll);
+  printMode.addEventListener("change", updatePrintLayout);
 }
 
-/* On paper: light, as wide as the paper, nothing folded. */
-function forPaper() {
+/* Printing: open everything that is collapsed, and redraw the charts with the colors and width of the print style. */
+function updatePrintLayout() {
   for (const details of document.querySelectorAll("details")) {
-    if (printed.matches) { details.wasOpen = details.open; details.open = true; }
+    if (printMode.matches) { details.wasOpen = details.open; details.open = true; }
     else details.open = details.wasOpen ?? details.open;
   }
   drawAll();
 }
 
-function markSection() {
+function highlightCurrentSection() {
   const links = [...document.querySelectorAll("nav a")];
-  const seen = new IntersectionObserver((entries) => {
+  const observer = new IntersectionObserver((entries) => {
     for (const { target, isIntersecting } of entries) {
       if (!isIntersecting) continue;
       for (const link of links) {
@@ -212,50 +216,51 @@ function markSection() {
       }
     }
   }, { rootMargin: "-30% 0px -60% 0px" });
-  for (const section of document.querySelectorAll("section")) seen.observe(section);
+  for (const section of document.querySelectorAll("section")) observer.observe(section);
 }
 
-async function follow() {
-  const live = document.getElementById("live");
+async function poll() {
+  const status = document.getElementById("live-status");
   try {
-    const { stamp } = await (await fetch("/changed", { cache: "no-store", signal: AbortSignal.timeout(10000) })).json();
-    live.textContent = "Follows the run as it trains.";
-    if (stamp !== page.stamp) {
+    const response = await fetch("/revision", { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT_MS) });
+    const { revision } = await response.json();
+    status.textContent = "Updates while the run trains.";
+    if (revision !== page.revision) {
       state.scroll = scrollY;
-      sessionStorage.setItem(KEPT, JSON.stringify(state));
+      sessionStorage.setItem(STORAGE_KEY, JSON.stringify(state));
       return location.reload();
     }
   } catch {
-    live.textContent = "mec report --watch no longer answers; this is the last it showed.";
+    status.textContent = "mec report --watch does not respond; this is the last version of the page.";
   }
-  setTimeout(follow, 3000);
+  setTimeout(poll, POLL_MS);
 }
 
-async function inflated() {
-  const packed = atob(document.getElementById("plotly").textContent);
-  const bytes = Uint8Array.from(packed, (c) => c.charCodeAt(0));
+async function decompressPlotly() {
+  const compressed = atob(document.getElementById("plotly").textContent);
+  const bytes = Uint8Array.from(compressed, (c) => c.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).text();
 }
 
-async function begin() {
-  markSection();
-  if (page.stamp) setTimeout(follow, 3000);
+async function start() {
+  highlightCurrentSection();
+  if (page.revision) setTimeout(poll, POLL_MS);
   try {
     const script = document.createElement("script");
-    script.textContent = await inflated();
+    script.textContent = await decompressPlotly();
     document.head.append(script);
-    root.classList.remove("still");
+    root.classList.remove("no-charts");
     drawAll();
-    listen();
+    addListeners();
   } catch (error) {
-    root.classList.add("still");
-    const trouble = document.getElementById("trouble");
-    trouble.hidden = false;
-    trouble.textContent = `This browser cannot draw the charts (${error.message}); tables and images are here. `
-      + "It takes one with DecompressionStream: Chrome or Edge 80, Safari 16.4, Firefox 113, or newer.";
+    root.classList.add("no-charts");
+    const message = document.getElementById("error");
+    message.hidden = false;
+    message.textContent = `This browser cannot draw the charts (${error.message}). Tables and images are shown. `
+      + "Charts need DecompressionStream: Chrome or Edge 80, Safari 16.4, Firefox 113, or newer.";
   }
   if (state.scroll) scrollTo({ top: state.scroll, behavior: "instant" });
-  root.dataset.ready = "yes";
+  root.dataset.ready = "true";
 }
-begin();
+start();
