@@ -1,8 +1,8 @@
-# The README's first command in a container:   docker build -t mec .
+# mec in a container:   docker build -t mec .
 #   docker run --rm mec doctor
 #   docker run --rm --gpus all --shm-size 8g -v "$PWD:/data" mec pretrain /data/photographs --out /data/runs/photographs
 #   docker run --rm --entrypoint make mec test
-# The wheels of PyTorch bring CUDA; of the host only the driver and its container toolkit are needed.
+# PyTorch's wheels include CUDA; the host needs only the driver and NVIDIA's container toolkit.
 FROM python:3.12-slim
 
 RUN apt-get update \

@@ -1,10 +1,10 @@
-# make demo and make test need nothing but Python 3.10 or later; both make .venv on their first call.
+# make demo and make test need only Python 3.10 or later and PyPI; both create .venv on their first call.
 PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: demo test lint docs bench clean
 
-# reinstalled when the dependencies change; the package itself is editable
+# install again when the dependencies change; the package itself is editable
 .venv/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
