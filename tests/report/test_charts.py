@@ -72,7 +72,7 @@ def test_a_map_contains_every_image_once_by_label_and_by_cluster() -> None:
     analysis = make_analysis([f"{n}.jpg" for n in range(10)], ["cat"] * 4 + ["dog"] * 6)
     sizes: dict[Literal["label", "cluster"], list[int]] = {"label": [4, 6], "cluster": [5, 5]}
     for color_by, expected in sizes.items():
-        data = charts.map_figure(analysis, 0, color_by)["data"]
+        data = charts.map_figure(analysis, color_by)["data"]
         assert [len(trace["x"]) for trace in data] == expected
         assert sorted(n for trace in data for n in trace["customdata"]) == list(range(10))
         for trace in data:
@@ -81,7 +81,7 @@ def test_a_map_contains_every_image_once_by_label_and_by_cluster() -> None:
 
 def test_labels_beyond_the_largest_groups_are_others() -> None:
     names = [f"class {n % 100}" for n in range(300)]
-    data = charts.map_figure(make_analysis(names, names), 0, "label")["data"]
+    data = charts.map_figure(make_analysis(names, names), "label")["data"]
     assert len(data) == charts.MAX_GROUPS + 1
     assert data[-1]["name"] == f"{100 - charts.MAX_GROUPS} others"
     assert len({(trace["meta"]["color"], trace["marker"]["symbol"]) for trace in data}) == len(data)

@@ -185,10 +185,10 @@ def downsample(
     x, y = x[finite], y[finite]
     if len(x) <= max_points:
         return x, y
-    kept = {0, len(x) - 1}
+    selected = {0, len(x) - 1}
     for indices in np.array_split(np.arange(len(x)), max(1, max_points // 2 - 1)):
-        kept |= {int(indices[np.argmin(y[indices])]), int(indices[np.argmax(y[indices])])}
-    order = sorted(kept)
+        selected |= {int(indices[np.argmin(y[indices])]), int(indices[np.argmax(y[indices])])}
+    order = sorted(selected)
     return x[order], y[order]
 
 
@@ -225,8 +225,8 @@ def spectrum_chart(analyses: Sequence[tuple[int, str, FeatureAnalysis]]) -> Char
     )
 
 
-def map_figure(analysis: FeatureAnalysis, run: int, color_by: Literal["label", "cluster"]) -> dict[str, Any]:
-    """Plot the feature map of a run, a trace per label or cluster. ``customdata`` is the index of the image."""
+def map_figure(analysis: FeatureAnalysis, color_by: Literal["label", "cluster"]) -> dict[str, Any]:
+    """Plot the feature map, a trace per label or cluster. ``customdata`` is the index of the image."""
     groups = [f"cluster {cluster}" for cluster in analysis.clusters]
     if color_by == "label" and analysis.labels is not None:
         groups = analysis.labels
@@ -254,7 +254,7 @@ def map_figure(analysis: FeatureAnalysis, run: int, color_by: Literal["label", "
                 meta={"color": color},
             )
         )
-    figure.update_layout(hovermode="closest", showlegend=True, meta={"run": run})
+    figure.update_layout(hovermode="closest", showlegend=True)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, scaleanchor="x")
     return to_dict(figure)

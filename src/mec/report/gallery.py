@@ -28,7 +28,7 @@ IMAGE_FORMATS = ("JPEG",)
 
 
 def load_gallery(run: Path) -> list[EmbeddedImage]:
-    """Return some tracking previews, some images with predicted boxes, and a frame of each video, newest folders first.
+    """Return tracking previews, images with predicted boxes, and a frame of each video, newest folders first.
 
     Videos are skipped if PyAV is not installed.
     """

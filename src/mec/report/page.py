@@ -41,7 +41,7 @@ MAX_CURVE_POINTS = 12_000
 MAP_IMAGES = 1_000
 """Default number of images on the maps, divided among the runs."""
 MIN_MAP_IMAGES = 20
-"""Images on the map of each run of many."""
+"""Smallest number of images on the map of a run."""
 OMITTED = "Omitted to keep the page below 5 MB. A report of fewer runs, or with a smaller --images, includes it."
 DASH_ARRAYS = ("none", "8 4", "2 3", "8 3 2 3", "14 4")
 """SVG dashes of charts.LINE_STYLES."""
@@ -170,7 +170,7 @@ def _render_html(runs: Sequence[RunContent], max_points: int, revision: str | No
         "revision": revision,
         "curves": {chart.id: chart.figure for chart in curves},
         "spectrum": spectrum and spectrum.figure,
-        "maps": {index: _map_data(index, analysis) for index, _, analysis in analyses},
+        "maps": {index: _map_data(analysis) for index, _, analysis in analyses},
     }
     plotly, plotly_hash = _plotly()
     script = _read_template("report.js")
@@ -203,9 +203,9 @@ def _render_html(runs: Sequence[RunContent], max_points: int, revision: str | No
     return html.encode("utf-8", errors="replace")  # file names may contain bytes that are not UTF-8
 
 
-def _map_data(run: int, analysis: FeatureAnalysis) -> dict[str, Any]:
+def _map_data(analysis: FeatureAnalysis) -> dict[str, Any]:
     modes: list[Literal["label", "cluster"]] = ["label", "cluster"] if analysis.labels else ["cluster"]
-    return {mode: charts.map_figure(analysis, run, mode) for mode in modes} | {
+    return {mode: charts.map_figure(analysis, mode) for mode in modes} | {
         "points": [[round(float(x), 2), round(float(y), 2)] for x, y in analysis.points],
         "titles": [clip(title, 100) for title in analysis.titles],
         "labels": analysis.labels and [clip(label, 60) for label in analysis.labels],

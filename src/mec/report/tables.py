@@ -35,7 +35,7 @@ class EvaluationRow:
     """A row of the table of an evaluation.
 
     Attributes:
-        kind: what the metrics are of.
+        kind: encoder of a run, baseline or published result.
         run: name of the run; empty for published results and for baselines that all runs share.
         name: of the baseline, or description of the published result.
         cells: under the columns of the table.
