@@ -1,4 +1,4 @@
-"""A table that is filled over several calls: each row is kept at once, and a call stops before its time is out."""
+"""A results table that is filled over several calls: every row is saved at once, and a call stops in time."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from machine import RESULTS, write
 
 
 class Deadline(Exception):  # noqa: N818
-    """There is no time left for the next piece of work."""
+    """There is not enough time for the next step."""
 
 
 class Clock:
-    """Seconds since the start of the call, against its limit."""
+    """Seconds since the start of the call, and the limit on them."""
 
     def __init__(self, minutes: float | None) -> None:
         self.started, self.limit = time.perf_counter(), 60 * (minutes or float("inf"))
 
-    def need(self, seconds: float) -> None:
-        """Raise Deadline where the next piece of work takes longer than there is."""
+    def require(self, seconds: float) -> None:
+        """Raise Deadline if fewer than ``seconds`` are left."""
         if time.perf_counter() - self.started + seconds > self.limit:
             raise Deadline
 
 
 @contextmanager
-def until_time_is_out() -> Iterator[None]:
-    """Whether all was done, or the call stopped at its Deadline, is said at the end."""
+def until_deadline() -> Iterator[None]:
+    """Stop at a Deadline, and print whether the table is complete."""
     try:
         yield
     except Deadline:
-        print("time is out; the same command goes on from here")
+        print("time limit reached; run the same command again to continue")
     else:
-        print("all is done")
+        print("all rows are complete")
 
 
 class Cells:
-    """The rows of a results file, written after each; a later call goes on from them."""
+    """The rows of a results file, written after each row; a later call continues from them."""
 
-    def __init__(self, name: str, question: str, setting: dict[str, Any]) -> None:
-        self.name, self.question, self.setting, self.rows = name, question, setting, []
+    def __init__(self, name: str, question: str, settings: dict[str, Any]) -> None:
+        self.name, self.question, self.settings, self.rows = name, question, settings, []
         path = RESULTS / f"{name}.json"
         if path.exists():
-            before = json.loads(path.read_text())
-            if before["setting"] != json.loads(json.dumps(setting)):
-                raise SystemExit(f"{path} holds rows of another setting; move it away to start anew")
-            self.rows = before["rows"]
+            previous = json.loads(path.read_text())
+            if previous["settings"] != json.loads(json.dumps(settings)):
+                raise SystemExit(f"{path} has rows of other settings; move it away to start again")
+            self.rows = previous["rows"]
 
     def has(self, **key: Any) -> bool:
         return any(key.items() <= row.items() for row in self.rows)
@@ -56,4 +56,4 @@ class Cells:
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         print(row, flush=True)
-        write(self.name, self.question, setting=self.setting, rows=self.rows)
+        write(self.name, self.question, settings=self.settings, rows=self.rows)

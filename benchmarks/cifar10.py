@@ -1,10 +1,10 @@
 """MEC against SimCLR, SimSiam, BYOL, Barlow Twins and VICReg on CIFAR-10: same encoder, views, epochs and loop.
 
-python benchmarks/cifar10.py --device cuda --minutes 9    (again, until it says that all is done)
+python benchmarks/cifar10.py --device cuda --minutes 9    (repeat until all rows are complete)
 python benchmarks/cifar10.py --device cpu --quick         (a narrow ResNet, a fifth of the images, one seed)
 
-Everything is on the device: the images as bytes, the views, one plain loop. Methods differ by loss, heads, learning
-rate and weight decay, each as published (methods.py names the sources). lightly comes with the extra ``bench``.
+Images (uint8), views and networks are on the device, and all methods share one loop. Methods differ by loss, heads, lr
+and weight decay, each as published (methods.py lists the sources). lightly comes with the extra ``bench``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 
 import mec
-from cells import Cells, Clock, Deadline, until_time_is_out
+from cells import Cells, Clock, Deadline, until_deadline
 from mec.data import PixelFormat
 from mec.data.analysis import load_into_memory
 from mec.data.datasets.builtin import data_home
@@ -39,38 +39,48 @@ from mec.evaluate.linear import probe
 from mec.files import atomic_write
 from mec.models.encoder import Encoder, create_encoder
 from mec.pretraining.schedules import lr_factor
-from methods import METHODS, Method, Network, shorten
+from methods import METHODS, Method, Network, apply_lars
 
-CHECKPOINT_EVERY = 60
-"""Seconds between two checkpoints, at the ends of epochs."""
-ROWS = 1000
-"""Images of which features are taken at once."""
-PUBLISHED = "mec's recipe cifar10-resnet18: crops and colors of the paper, without blur, solarize 0.2 in the second"
+CHECKPOINT_INTERVAL = 60
+"""Seconds between two checkpoints, which are written at the ends of epochs."""
+FEATURE_BATCH = 1000
+"""Images in one forward pass of feature extraction."""
+VIEWS = "mec's recipe cifar10-resnet18: crops and colors of the paper, without blur, solarize 0.2 in the second"
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What all methods share. ``every``: take each n-th train image; ``widest``: of the heads' layers."""
+class Settings:
+    """Settings that all methods share.
+
+    Attributes:
+        epochs: epochs of pretraining.
+        batch_size: images in a step.
+        subsample: use every n-th train image.
+        max_width: maximum width of the heads' layers.
+        small_stem: use a stem for small images.
+        backbone_options: options of the ResNet-18.
+        momentum: momentum of SGD.
+    """
 
     epochs: int = 200
-    batch: int = 512
-    every: int = 1
-    widest: int = 2048
+    batch_size: int = 512
+    subsample: int = 1
+    max_width: int = 2048
     small_stem: bool = True
-    encoder: dict[str, Any] = field(default_factory=dict)
+    backbone_options: dict[str, Any] = field(default_factory=dict)
     momentum: float = 0.9
 
     @property
     def warmup_epochs(self) -> float:
         return min(10, self.epochs / 4)
 
-    def words(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         optimizer = "SGD, linear warm-up, half cosine to 0, weight decay on all parameters"
-        return asdict(self) | {"warmup_epochs": self.warmup_epochs, "optimizer": optimizer, "views": PUBLISHED}
+        return asdict(self) | {"warmup_epochs": self.warmup_epochs, "optimizer": optimizer, "views": VIEWS}
 
 
 NARROW = {"layers": [1, 1, 1, 1], "channels": [64, 128, 192, 256], "zero_init_last": False}
-QUICK = Setting(epochs=20, batch=256, every=5, widest=512, small_stem=False, encoder=NARROW)
+QUICK = Settings(epochs=20, batch_size=256, subsample=5, max_width=512, small_stem=False, backbone_options=NARROW)
 
 
 @dataclass
@@ -84,138 +94,146 @@ class Data:
     classes: int
 
 
-def open_data(source: str, every: int, device: torch.device) -> Data:
-    parts: list[Tensor] = []
-    for part, step in (("train", every), ("test", 1)):
-        dataset = load_into_memory(mec.open_dataset(source, part), PixelFormat())[0]
+def open_data(data: str, subsample: int, device: torch.device) -> Data:
+    tensors: list[Tensor] = []
+    for split, step in (("train", subsample), ("test", 1)):
+        dataset = load_into_memory(mec.open_dataset(data, split), PixelFormat())[0]
         images = torch.from_numpy(np.ascontiguousarray(dataset.images[::step].transpose(0, 3, 1, 2)))
-        parts += [images.to(device), torch.from_numpy(dataset.labels[::step])]
-    return Data(*parts, classes=len(dataset.classes))
+        tensors += [images.to(device), torch.from_numpy(dataset.labels[::step])]
+    return Data(*tensors, classes=len(dataset.classes))
 
 
-def new_encoder(setting: Setting, seed: int) -> Encoder:
+def new_encoder(settings: Settings, seed: int) -> Encoder:
     torch.manual_seed(seed)
-    return create_encoder("resnet18", 32, 3, setting.small_stem, options=setting.encoder)
+    return create_encoder("resnet18", 32, 3, settings.small_stem, options=settings.backbone_options)
 
 
 def train(
-    method: Method, data: Data, setting: Setting, seed: int, checkpoint: Path, clock: Clock
+    method: Method, data: Data, settings: Settings, seed: int, checkpoint: Path, clock: Clock
 ) -> tuple[Network, float, float]:
-    """The network after the last epoch, seconds in all, and the last epoch's loss; NaN ends it early.
+    """Train a method, resuming from ``checkpoint`` if it exists. A loss that is not finite ends the training early.
 
-    Goes on from the checkpoint where there is one. Raises Deadline, with a checkpoint written, where time is out.
+    Returns:
+        The network after the last epoch, the seconds of training over all calls, and the mean loss of the last epoch.
+
+    Raises:
+        Deadline: there is no time for another epoch; the checkpoint is written.
     """
-    network = method.build(new_encoder(setting, seed), setting.widest)
+    network = method.build(new_encoder(settings, seed), settings.max_width)
     device, recipe = data.train.device, mec.load_recipe("cifar10-resnet18")
     views = TwoViews(32, recipe.view_1, recipe.view_2, seed)
     network.to(device, memory_format=torch.channels_last).train()
-    moving = [p for p in network.parameters() if p.requires_grad]
-    weights = [] if method.trust is None else [p for p in moving if p.ndim > 1]
-    decay = method.weight_decay if method.trust is None else 0.0
-    optimizer = torch.optim.SGD(moving, momentum=setting.momentum, weight_decay=decay)
-    first, spent, mean = 0, 0.0, float("nan")
+    trained = [p for p in network.parameters() if p.requires_grad]
+    lars = method.trust_coefficient
+    weights = [] if lars is None else [p for p in trained if p.ndim > 1]
+    weight_decay = method.weight_decay if lars is None else 0.0
+    optimizer = torch.optim.SGD(trained, momentum=settings.momentum, weight_decay=weight_decay)
+    first_epoch, previous_seconds, mean_loss = 0, 0.0, float("nan")
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
-        first, spent, mean = state["epochs"], state["seconds"], state["loss"]
-    per_epoch = len(data.train) // setting.batch
-    peak = method.lr * setting.batch / 256
-    steps, warmup = setting.epochs * per_epoch, round(setting.warmup_epochs * per_epoch)
-    saved = begun = time.perf_counter()
-    for epoch in range(first, setting.epochs):
-        started = time.perf_counter()
+        first_epoch, previous_seconds, mean_loss = state["epochs"], state["seconds"], state["loss"]
+    steps_per_epoch = len(data.train) // settings.batch_size
+    max_lr = method.lr * settings.batch_size / 256
+    steps, warmup = settings.epochs * steps_per_epoch, round(settings.warmup_epochs * steps_per_epoch)
+    saved = started = time.perf_counter()
+    for epoch in range(first_epoch, settings.epochs):
+        epoch_started = time.perf_counter()
         order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(1000 * seed + epoch))
         total = torch.zeros((), device=device)
-        for i in range(per_epoch):
-            numbers = order[i * setting.batch : (i + 1) * setting.batch]
-            network.follow()
-            loss = loss_of(network, views(data.train[numbers.to(device)], numbers, epoch))
+        for i in range(steps_per_epoch):
+            indices = order[i * settings.batch_size : (i + 1) * settings.batch_size]
+            network.update_teacher()
+            loss = two_view_loss(network, views(data.train[indices.to(device)], indices, epoch))
             optimizer.zero_grad()
             loss.backward()
-            rate = peak * lr_factor(epoch * per_epoch + i, steps, warmup)
-            optimizer.param_groups[0]["lr"] = rate
-            if method.trust is not None:
-                shorten(weights, rate, method.weight_decay, method.trust)
+            lr = max_lr * lr_factor(epoch * steps_per_epoch + i, steps, warmup)
+            optimizer.param_groups[0]["lr"] = lr
+            if lars is not None:
+                apply_lars(weights, lr, method.weight_decay, lars)
             optimizer.step()
             total += loss.detach()
-        mean = float(total) / per_epoch
-        if not math.isfinite(mean):
+        mean_loss = float(total) / steps_per_epoch
+        if not math.isfinite(mean_loss):
             break
         now = time.perf_counter()
-        late = now - clock.started + 1.2 * (now - started) > clock.limit
-        if now - saved > CHECKPOINT_EVERY or late or epoch + 1 == setting.epochs:
+        is_last = now - clock.started + 1.2 * (now - epoch_started) > clock.limit
+        if now - saved > CHECKPOINT_INTERVAL or is_last or epoch + 1 == settings.epochs:
             saved = now
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
             with atomic_write(checkpoint) as path:
-                torch.save(state | {"epochs": epoch + 1, "seconds": spent + now - begun, "loss": mean}, path)
-        if late and epoch + 1 < setting.epochs:
+                seconds = previous_seconds + now - started
+                torch.save(state | {"epochs": epoch + 1, "seconds": seconds, "loss": mean_loss}, path)
+        if is_last and epoch + 1 < settings.epochs:
             raise Deadline
-    return network, spent + time.perf_counter() - begun, mean
+    return network, previous_seconds + time.perf_counter() - started, mean_loss
 
 
-def loss_of(network: Network, views: tuple[Tensor, ...]) -> Tensor:
+def two_view_loss(network: Network, views: tuple[Tensor, ...]) -> Tensor:
     x1, x2 = (network.encoder.normalize(x).contiguous(memory_format=torch.channels_last) for x in views)
     with torch.autocast(x1.device.type, torch.bfloat16):
         pairs = network(x1, x2)
     return network.loss(pairs)
 
 
-def measure(data: Data, of: Callable[[Tensor], Tensor]) -> dict[str, float]:
-    """kNN and the fast linear probe of features of whole images, top-1 in percent."""
-    train, test = (torch.cat([of(x).cpu() for x in part.split(ROWS)]) for part in (data.train, data.test))
+def measure(data: Data, features: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    """Return the top-1 accuracies of kNN and the fast linear probe on features of uncropped images, in percent."""
+    train, test = (
+        torch.cat([features(x).cpu() for x in x_all.split(FEATURE_BATCH)]) for x_all in (data.train, data.test)
+    )
     ranked = knn_ranking(train, data.train_labels, test, [20, 200], data.classes)
-    found = {f"kNN, k={k}": accuracies(r, data.test_labels, data.classes)["top-1"] for k, r in ranked.items()}
-    found["linear"] = probe(Features("", train, data.train_labels, test, data.test_labels), data.classes)["top-1"]
-    return {name: 100 * float(value) for name, value in found.items()}
+    metrics = {f"kNN, k={k}": accuracies(r, data.test_labels, data.classes)["top-1"] for k, r in ranked.items()}
+    metrics["linear"] = probe(Features("", train, data.train_labels, test, data.test_labels), data.classes)["top-1"]
+    return {name: 100 * float(value) for name, value in metrics.items()}
 
 
-def on(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
+def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
     torch.backends.cudnn.benchmark = True
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if cuda else "cpu")
 
 
-def baselines(cells: Cells, data: Data, setting: Setting, clock: Clock) -> None:
-    rows: dict[str, Callable[[Tensor], Tensor]] = {
+def measure_baselines(cells: Cells, data: Data, settings: Settings, clock: Clock) -> None:
+    baselines: dict[str, Callable[[Tensor], Tensor]] = {
         "raw pixels": lambda x: x.flatten(1).float() / 255,
-        "untrained encoder": feature_function(new_encoder(setting, 0), data.train.device),
+        "untrained encoder": feature_function(new_encoder(settings, 0), data.train.device),
     }
-    for name, of in rows.items():
+    for name, features in baselines.items():
         if not cells.has(method=name):
-            clock.need(0)
+            clock.require(0)
             started = time.perf_counter()
-            figures = measure(data, of)
-            cells.add({"method": name, "seed": 0} | figures | {"evaluation_seconds": time.perf_counter() - started})
+            metrics = measure(data, features)
+            cells.add({"method": name, "seed": 0} | metrics | {"evaluation_seconds": time.perf_counter() - started})
 
 
 def cell(
-    name: str, seed: int, data: Data, setting: Setting, work: Path, clock: Clock, evaluation: float
+    name: str, seed: int, data: Data, settings: Settings, checkpoint: Path, clock: Clock, evaluation_seconds: float
 ) -> dict[str, Any]:
-    """Train and measure one method with one seed; ``evaluation``: the seconds that a measurement may take."""
+    """Train and evaluate one method with one seed; ``evaluation_seconds`` are reserved for the evaluation."""
     if data.train.is_cuda:
         torch.cuda.reset_peak_memory_stats()
-    network, seconds, loss = train(METHODS[name], data, setting, seed, work, clock)
+    network, seconds, loss = train(METHODS[name], data, settings, seed, checkpoint, clock)
     row: dict[str, Any] = {"method": name, "seed": seed, "training_seconds": seconds}
     if not math.isfinite(loss):
         return row | {"diverged": True}
     if data.train.is_cuda:
         row["peak_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20
-    clock.need(evaluation)  # the last checkpoint waits for the next call
+    clock.require(evaluation_seconds)  # the next call starts from the last checkpoint
     started = time.perf_counter()
     row |= {"loss": loss} | measure(data, feature_function(network.encoder, data.train.device))
     return row | {"evaluation_seconds": time.perf_counter() - started}
 
 
-def show(rows: list[dict[str, Any]], title: str) -> None:
+def print_table(rows: list[dict[str, Any]], title: str) -> None:
     table = Table(title=title)
-    for column in ("method", "seeds", "kNN, k=20", "kNN, k=200", "linear", "training, min"):
+    for column in ("method", "trials", "kNN, k=20", "kNN, k=200", "linear", "training, min"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for name in dict.fromkeys(row["method"] for row in rows):
-        mine = [row for row in rows if row["method"] == name]
-        shown = [_mean([row.get(f, float("nan")) for row in mine]) for f in ("kNN, k=20", "kNN, k=200", "linear")]
-        minutes = np.mean([row.get("training_seconds", 0) for row in mine]) / 60
-        table.add_row(name, str(len(mine)), *shown, f"{minutes:.1f}" if minutes else "")
+        trials = [row for row in rows if row["method"] == name]
+        means = [_mean([row.get(m, float("nan")) for row in trials]) for m in ("kNN, k=20", "kNN, k=200", "linear")]
+        minutes = np.mean([row.get("training_seconds", 0) for row in trials]) / 60
+        table.add_row(name, str(len(trials)), *means, f"{minutes:.1f}" if minutes else "")
     Console().print(table)
 
 
@@ -228,46 +246,47 @@ def main(
     data: str = "cifar10",
     device: Literal["auto", "cpu", "cuda"] = "auto",
     epochs: int | None = None,
-    seeds: int | None = None,
+    trials: int | None = None,
     methods: list[str] | None = None,
     quick: bool = False,
     minutes: float | None = None,
     work: Path | None = None,
     threads: int | None = None,
 ) -> None:
-    """Train and measure every method, seed 0 of all first; call again to go on where it stopped.
+    """Train and evaluate every method, all with seed 0 before the next seed. A repeated call continues.
 
     Args:
-        data: CIFAR-10: its name, or a folder with train and test.
-        device: where everything is.
-        epochs: of pretraining; None is 200, or 20 with quick.
-        seeds: runs of each method; None is 3, or 1 with quick.
-        methods: some of them; None is all.
-        quick: the version for a CPU.
-        minutes: stop, to go on in a later call, before so many have passed.
-        work: folder of checkpoints; None is benchmarks/ in the folder of named data sets.
-        threads: of the CPU; None takes PyTorch's.
+        data: cifar10, or a folder with train and test.
+        device: device of images and networks.
+        epochs: epochs of pretraining; null: 200, or 20 with quick.
+        trials: trainings of each method; null: 3, or 1 with quick.
+        methods: names of methods; null: all.
+        quick: run the version for a CPU.
+        minutes: time limit of this call; a later call continues.
+        work: folder for checkpoints; null: benchmarks/ in the folder of the built-in datasets.
+        threads: CPU threads; null: PyTorch's default.
     """
     clock = Clock(minutes)
     if threads is not None:
         torch.set_num_threads(threads)
-    default = QUICK if quick else Setting()
-    setting = Setting(**asdict(default) | {"epochs": epochs or default.epochs})
+    default = QUICK if quick else Settings()
+    settings = Settings(**asdict(default) | {"epochs": epochs or default.epochs})
     name = "cifar10_quick" if quick else "cifar10"
-    published = {n: {k: v for k, v in asdict(m).items() if k != "build"} for n, m in METHODS.items()}
+    methods_dict = {n: {k: v for k, v in asdict(m).items() if k != "build"} for n, m in METHODS.items()}
     question = "MEC against other methods on CIFAR-10: same encoder, views, epochs and loop; last epoch, top-1 %"
-    cells = Cells(name, question, setting.words() | {"methods": published})
+    cells = Cells(name, question, settings.as_dict() | {"methods": methods_dict})
     folder = work or data_home() / "benchmarks"
-    with until_time_is_out():
-        opened = open_data(data, setting.every, on(device))
-        baselines(cells, opened, setting, clock)
-        for seed, method in itertools.product(range(seeds or (1 if quick else 3)), methods or METHODS):
+    with until_deadline():
+        tensors = open_data(data, settings.subsample, resolve_device(device))
+        measure_baselines(cells, tensors, settings, clock)
+        for seed, method in itertools.product(range(trials or (1 if quick else 3)), methods or METHODS):
             if not cells.has(method=method, seed=seed):
-                checkpoint = folder / f"{name}-{method}-{seed}-{setting.epochs}.pt".replace(" ", "-").lower()
-                evaluation = max(row.get("evaluation_seconds", 0.0) for row in cells.rows)
-                cells.add(cell(method, seed, opened, setting, checkpoint, clock, evaluation))
+                checkpoint = folder / f"{name}-{method}-{seed}-{settings.epochs}.pt".replace(" ", "-").lower()
+                evaluation_seconds = max(row.get("evaluation_seconds", 0.0) for row in cells.rows)
+                cells.add(cell(method, seed, tensors, settings, checkpoint, clock, evaluation_seconds))
                 checkpoint.unlink(missing_ok=True)
-    show(cells.rows, f"CIFAR-10, {setting.epochs} epochs of {50_000 // setting.every:,} images, top-1 %")
+    title = f"CIFAR-10, {settings.epochs} epochs of {50_000 // settings.subsample:,} images, top-1 %"
+    print_table(cells.rows, title)
 
 
 if __name__ == "__main__":

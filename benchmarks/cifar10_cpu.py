@@ -1,6 +1,6 @@
-"""Does it learn real photographs on a laptop? CIFAR-10, a narrow ResNet, two CPU cores, well under half an hour.
+"""Does MEC learn photographs on a laptop? CIFAR-10, a narrow ResNet, two CPU cores, under half an hour.
 
-python benchmarks/cifar10_cpu.py --data FOLDER   (a folder with train/<class>/ and test/<class>/, or cifar10)
+python benchmarks/cifar10_cpu.py --data FOLDER   (a folder with train/CLASS/ and test/CLASS/, or cifar10)
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
@@ -27,16 +28,14 @@ NARROW = {"layers": [1, 1, 1, 1], "channels": [64, 128, 192, 256], "zero_init_la
 
 
 def main(data: str = "cifar10", epochs: int = 16, seed: int = 0, threads: int | None = None) -> None:
-    """Pretrain, then measure kNN and a linear probe beside the untrained encoder and raw pixels.
+    """Pretrain, then evaluate kNN and a linear probe on the encoder, the untrained encoder and raw pixels.
 
     Args:
-        data: CIFAR-10: its name, or a folder with train and test.
-        epochs: of pretraining.
-        seed: of weights and views.
-        threads: of the CPU; None takes PyTorch's.
+        data: cifar10, or a folder with train and test.
+        epochs: epochs of pretraining.
+        seed: seed of weights and views.
+        threads: CPU threads; null: PyTorch's default.
     """
-    import torch
-
     if threads is not None:
         torch.set_num_threads(threads)
     recipe = replace(
@@ -54,34 +53,34 @@ def main(data: str = "cifar10", epochs: int = 16, seed: int = 0, threads: int | 
         clock = Stopwatch()
         run = mec.pretrain(data, Path(folder) / "run", recipe)
         training_seconds = clock()
-        metrics = run.metrics()[-1]
+        final_step = run.metrics()[-1]
         clock = Stopwatch()
         task = open_task(data, run)
         features = list(features_of(task))
-    figures = {}
+    metrics = {}
     classes = len(task.classes)
     for f in features:
         knn = knn_ranking(f.train, f.train_labels, f.test, [20, 200], classes)
-        figures[f.name] = {f"kNN, k={k}": accuracies(r, f.test_labels, classes)["top-1"] for k, r in knn.items()}
-        figures[f.name]["linear"] = probe(f, classes)["top-1"]
+        metrics[f.name] = {f"kNN, k={k}": accuracies(r, f.test_labels, classes)["top-1"] for k, r in knn.items()}
+        metrics[f.name]["linear"] = probe(f, classes)["top-1"]
     evaluation_seconds = clock()
 
     table = Table(title=f"CIFAR-10 top-1 %, {epochs} epochs in {training_seconds / 60:.1f} min")
-    for column in ("features", *figures["encoder"]):
+    for column in ("features", *next(iter(metrics.values()))):
         table.add_column(column)
-    for row, values in figures.items():
+    for row, values in metrics.items():
         table.add_row(row, *(f"{100 * v:.1f}" for v in values.values()))
     Console().print(table)
     path = write(
         "cifar10_cpu",
-        "CIFAR-10 without labels on a CPU: frozen features, last epoch, beside the untrained encoder and raw pixels",
+        "CIFAR-10 without labels on a CPU: frozen features of the last epoch, the untrained encoder and raw pixels",
         data=f"CIFAR-10, {len(task.train)} train, {len(task.test)} test",
         recipe=recipe.as_dict(),
         training_seconds=training_seconds,
         evaluation_seconds=evaluation_seconds,
-        final_loss=metrics["loss"],
-        final_effective_rank=metrics["effective_rank"],
-        figures=figures,
+        final_loss=final_step["loss"],
+        final_effective_rank=final_step["effective_rank"],
+        metrics=metrics,
     )
     print(path)
 

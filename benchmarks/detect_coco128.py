@@ -1,4 +1,4 @@
-"""Does a briefly pretrained encoder start a detector better than an untrained one?
+"""Is a briefly pretrained encoder a better initialization of a detector than an untrained one?
 
 python benchmarks/detect_coco128.py --data coco128 --images FOLDER   (images to pretrain on, such as Caltech-101)
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import auto_cli
@@ -26,14 +26,14 @@ NARROW = {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256], "zero_init_las
 def main(
     data: str = "coco128", images: str = "caltech101", epochs: int = 10, max_steps: int = 500, trials: int = 1
 ) -> None:
-    """Pretrain without labels, then train detectors on all training images from it and from it untrained.
+    """Pretrain without labels, then train detectors from the pretrained and from the untrained encoder.
 
     Args:
-        data: COCO128, or another set.
-        images: those to pretrain on.
-        epochs: of pretraining.
+        data: COCO128, or another detection dataset.
+        images: images for pretraining.
+        epochs: epochs of pretraining.
         max_steps: optimizer steps of each detector.
-        trials: detectors of each.
+        trials: detectors of each encoder.
     """
     recipe = replace(
         mec.load_recipe("small"),
@@ -47,18 +47,16 @@ def main(
         run = mec.pretrain(images, Path(folder) / "run", recipe)
         pretraining_seconds = clock()
         out = Path(folder) / "detectors"
-        result = evaluate.detect(
-            data, run, out, max_steps=max_steps, trials=trials, baselines=True, workers=1
-        )  # fmt: skip
+        result = evaluate.detect(data, run, out, max_steps=max_steps, trials=trials, baselines=True, workers=1)
         losses = {name: _losses(out / f"{name}-0" / METRICS_CSV) for name in result.rows}
     console = Console(soft_wrap=True)
     console.print(result.table())
     path = write(
         "detect_coco128",
-        "detectors on COCO128 from a briefly pretrained encoder and from the same one untrained",
-        data={"name": Path(data).name, **result.dataset.counts},
+        "detectors on COCO128 from a briefly pretrained and from an untrained encoder",
+        data=str(replace(result.dataset, name=Path(data).name)),
         pretraining={"data": Path(images).name, "epochs": epochs, "seconds": pretraining_seconds},
-        protocol=asdict(result.protocol),
+        protocol=result.protocol.describe(),
         metrics={name: result.values(name) for name in result.rows},
         seconds=result.seconds,
         losses=losses,
@@ -67,7 +65,7 @@ def main(
 
 
 def _losses(path: Path) -> dict[str, float]:
-    """Means over the first and the last tenth of the training."""
+    """Return the mean losses over the first and the last tenth of the training."""
     with path.open(newline="") as file:
         loss = [float(row["loss"]) for row in csv.DictReader(file)]
     tenth = max(1, len(loss) // 10)

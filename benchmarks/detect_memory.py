@@ -1,4 +1,4 @@
-"""Does looking for objects in many images hold more memory than in a few?
+"""Does detection in many images hold more memory than in a few?
 
 python benchmarks/detect_memory.py --detector FOLDER --data coco128   (a folder with detector.safetensors)
 """
@@ -18,44 +18,43 @@ from mec.evaluate.detection.detectors import load_detector
 from mec.evaluate.detection.metrics import detection_metrics
 from mec.evaluate.detection.trainer import detection_trainer
 from mec.evaluate.detection.training import run_detector
-from mec.results import Stopwatch
+from mec.results import Protocol, Stopwatch
 
 
 def main(detector: str = "runs/coco/encoder-0", data: str = "coco128") -> None:
-    """Look at a tenth of the images for testing, then at all, then compute the figures; memory beyond the detector's.
+    """Run the detector on a tenth of the test images, then on all, then compute the metrics.
 
     Args:
-        detector: a detector's folder.
-        data: a detection set.
+        detector: folder of a detector.
+        data: a detection dataset.
     """
-    _, tested = open_annotated(data)
-    built, spec = load_detector(Path(detector))
-    reading = PixelFormat(spec.encoder.channels, spec.encoder.value_range, spec.encoder.background)
-    trainer = detection_trainer(spec.schedule, Path(detector), "looking", "auto", 1, "auto")
+    _, test = open_annotated(data)
+    network, spec = load_detector(Path(detector))
+    pixel_format = PixelFormat(spec.encoder.channels, spec.encoder.value_range, spec.encoder.background)
+    trainer = detection_trainer(spec.schedule, Path(detector), "detection", "auto", 1, "auto")
     rows = []
-    for count in (len(tested) // 10, len(tested)):
-        part = tested.subset(np.arange(count))
+    for count in (len(test) // 10, len(test)):
+        subset = test.subset(np.arange(count))
         clock = Stopwatch()
         with Memory() as memory:
-            found = run_detector(built, part.images, reading, spec.schedule, trainer, 0)
-        rows.append((f"looking at {count} images", memory, clock()))
+            detections = run_detector(network, subset.images, pixel_format, spec.schedule, trainer, 0)
+        rows.append((f"detection in {count} images", memory, clock()))
     clock = Stopwatch()
     with Memory() as memory:
-        detection_metrics(tested, [found[i] for i in range(len(tested))])
-    rows.append(("figures", memory, clock()))
+        detection_metrics(test, [detections[i] for i in range(len(test))])
+    rows.append(("metrics", memory, clock()))
     console = Console(soft_wrap=True)
-    start = rows[0][1].before
-    for name, used, seconds in rows:
-        console.print(f"{name}: up to {used.most - start:.0f} MiB more than before all, {seconds:.0f} s")
-    objects = sum(len(one.labels) for one in found.values())
+    baseline = rows[0][1].before
+    for name, memory, seconds in rows:
+        console.print(f"{name}: peak {memory.peak - baseline:.0f} MiB above the loaded detector, {seconds:.0f} s")
     path = write(
         "detect_memory",
-        "memory of looking for objects in many images",
+        "memory of detection in many images",
         encoder=spec.encoder.backbone,
         architecture=spec.architecture,
-        schedule=spec.schedule.protocol_settings(),
-        objects_found=objects,
-        figures=[{"name": n, "mib_more": round(m.most - start), "seconds": s} for n, m, s in rows],
+        schedule=Protocol("schedule", spec.schedule.protocol_settings()).describe(),
+        num_detections=sum(len(d.labels) for d in detections.values()),
+        rows=[{"name": n, "extra_mib": round(m.peak - baseline), "seconds": s} for n, m, s in rows],
     )
     console.print(path)
 

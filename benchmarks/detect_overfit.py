@@ -1,10 +1,10 @@
-"""Do targets, losses, masks and figures of detection fit together? A C4 detector learns some images by heart.
+"""Are targets, losses, masks and metrics of detection consistent? A C4 detector overfits a few images.
 
 python benchmarks/detect_overfit.py --data coco128                 (8 images, ResNet-18, short side 256, a CPU)
 python benchmarks/detect_overfit.py --data coco128 --full true     (all images, ResNet-50 at full size, a GPU)
 
-Mask R-CNN from an untrained encoder, all layers trained, tested on the very images it learned: it says nothing of
-others.
+Mask R-CNN from an untrained encoder, all layers trained, tested on its training images: the metrics are no estimate for
+other images.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from mec.evaluate.detection.schedules import SCHEDULES
 from mec.evaluate.detection.trainer import METRICS_CSV, detection_trainer
 from mec.evaluate.detection.training import run_detector, train
 from mec.evaluate.drawing.detections import draw_detections, image_grid
-from mec.results import Stopwatch
+from mec.results import Protocol, Stopwatch
 
-DRAWN = 8
+NUM_IMAGES = 8
 
 
 def main(
@@ -42,69 +42,69 @@ def main(
     lr: float | None = None,
     precision: str = "auto",
     image: str | None = None,
-    shown: list[int] | None = None,
+    indices: list[int] | None = None,
 ) -> None:
-    """Train on the first images that have objects, and test on the same.
+    """Train on the first images that contain objects, and test on the same images.
 
     Args:
-        data: COCO128, or another set with masks.
-        full: all images, a ResNet-50 and the sizes of the coco schedules; else 8, a ResNet-18 and 256 px.
-        max_steps: optimizer steps; None: 430 (600 for full).
-        lr: learning rate; None: 0.03 (0.02 for full).
+        data: COCO128, or another detection dataset with masks.
+        full: use all images, a ResNet-50 and the sizes of the coco schedules, not 8 images, a ResNet-18 and 256 px.
+        max_steps: optimizer steps; null: 430 (600 with full).
+        lr: learning rate; null: 0.03 (0.02 with full).
         precision: auto, 32-true or bf16-mixed.
-        image: a file for a sheet of detections: in the images learned, for full in the first of those for testing.
-        shown: numbers of the images on the sheet, from 0; absent: eight. Not all of COCO's may be published.
+        image: file for drawings of the detections in the training images; with full, in the test images.
+        indices: indices of the drawn images, from 0; null: the first eight. Not all of COCO's may be published.
     """
-    learned, tested = open_annotated(data)
-    having = [i for i in range(len(learned)) if len(learned.targets(i).labels)]
-    learned = learned.subset(np.array(having if full else having[:DRAWN]))
+    train_set, test_set = open_annotated(data)
+    annotated = [i for i in range(len(train_set)) if len(train_set.targets(i).labels)]
+    train_set = train_set.subset(np.array(annotated if full else annotated[:NUM_IMAGES]))
     if full:
-        plan, name = SCHEDULES["coco-1x"].with_overrides(max_steps or 600, None, lr, None), "resnet50"
-        plan = replace(plan, warmup_steps=100, precise_bn_batches=50)
+        schedule, backbone = SCHEDULES["coco-1x"].with_overrides(max_steps or 600, None, lr, None), "resnet50"
+        schedule = replace(schedule, warmup_steps=100, precise_bn_batches=50)
     else:
-        plan, name = SCHEDULES["short"].with_overrides(max_steps or 430, None, lr or 0.03, None), "resnet18"
-        plan = replace(plan, train_short_sides=(256,), precise_bn_batches=20)
-    encoder = mec.load_encoder(name)
-    reading = pixel_format_of(encoder)
-    spec = DetectorSpec(encoder.spec, "c4", learned.categories, learned.category_ids.tolist(), learned.has_masks, plan)
+        schedule, backbone = SCHEDULES["short"].with_overrides(max_steps or 430, None, lr or 0.03, None), "resnet18"
+        schedule = replace(schedule, train_short_sides=(256,), precise_bn_batches=20)
+    encoder = mec.load_encoder(backbone)
+    pixel_format = pixel_format_of(encoder)
+    category_ids = train_set.category_ids.tolist()
+    spec = DetectorSpec(encoder.spec, "c4", train_set.categories, category_ids, train_set.has_masks, schedule)
     torch.manual_seed(0)
     detector = spec.build(encoder)
     with tempfile.TemporaryDirectory() as folder:
         clock = Stopwatch()
-        trainer = detection_trainer(plan, Path(folder), "overfit", "auto", 1, precision)
-        train(detector, learned, reading, plan, trainer, 0, 2, None)
+        trainer = detection_trainer(schedule, Path(folder), "overfit", "auto", 1, precision)
+        train(detector, train_set, pixel_format, schedule, trainer, 0, 2, None)
         training_seconds = clock()
-        found = run_detector(detector, learned.images, reading, plan, trainer, 2)
-        looking_seconds = clock() - training_seconds
+        detections = run_detector(detector, train_set.images, pixel_format, schedule, trainer, 2)
+        inference_seconds = clock() - training_seconds
         losses = (Path(folder) / METRICS_CSV).read_text().splitlines()
-    measured = detection_metrics(learned, [found[i] for i in range(len(learned))]).overall
+    metrics = detection_metrics(train_set, [detections[i] for i in range(len(train_set))]).overall
     console = Console(soft_wrap=True)
-    console.print({name: round(value, 3) for name, value in measured.items()})
+    console.print({name: round(value, 3) for name, value in metrics.items()})
     if image is not None:
-        drawn = (tested if full else learned).subset(np.array(shown or range(DRAWN)))
-        again = run_detector(detector, drawn.images, reading, plan, trainer, 0)
-        _sheet(drawn, again, Path(image))
+        drawn = (test_set if full else train_set).subset(np.array(indices or range(NUM_IMAGES)))
+        _draw(drawn, run_detector(detector, drawn.images, pixel_format, schedule, trainer, 0), Path(image))
     path = write(
         "detect_overfit_full" if full else "detect_overfit",
-        "Mask R-CNN C4 from an untrained encoder, on the very images it learned",
-        data=f"{Path(data).name}: {len(learned)} images, {int(learned.is_target.sum())} objects",
-        encoder=name,
-        schedule=plan.protocol_settings(),
-        box_batch_size_per_image=plan.box_batch_size_per_image,
+        "Mask R-CNN C4 from an untrained encoder, tested on its training images",
+        data=f"{Path(data).name}: {len(train_set)} images, {int(train_set.is_target.sum())} objects",
+        encoder=backbone,
+        schedule=Protocol("schedule", schedule.protocol_settings()).describe(),
+        box_batch_size_per_image=schedule.box_batch_size_per_image,
         precision=trainer.precision,
         training_seconds=training_seconds,
-        looking_seconds=round(looking_seconds, 2),
-        metrics=measured,
+        inference_seconds=round(inference_seconds, 2),
+        metrics=metrics,
         losses=losses,
     )
     console.print(path)
 
 
-def _sheet(annotated: AnnotatedDataset, found: dict[int, Detections], path: Path) -> None:
-    drawn = [
-        draw_detections(read_image(annotated.images, i), found[i], annotated.categories) for i in range(len(annotated))
+def _draw(dataset: AnnotatedDataset, detections: dict[int, Detections], path: Path) -> None:
+    drawings = [
+        draw_detections(read_image(dataset.images, i), detections[i], dataset.categories) for i in range(len(dataset))
     ]
-    image_grid(drawn, columns=min(4, len(drawn)), width=min(1600, 800 * len(drawn))).save(path, quality=88)
+    image_grid(drawings, columns=min(4, len(drawings)), width=min(1600, 800 * len(drawings))).save(path, quality=88)
     print(path)
 
 

@@ -1,8 +1,7 @@
-"""The demo's table over several seeds: digits without labels, beside raw pixels and the untrained encoder."""
+"""The table of the demo over several trials: digits without labels, the untrained encoder and raw pixels."""
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -20,34 +19,35 @@ from mec.evaluate.task import open_task
 from mec.results import Stopwatch
 
 
-def main(seeds: int = 3) -> None:
-    """Pretrain on the digits with each seed; mean and spread over them.
+def main(trials: int = 3) -> None:
+    """Pretrain on the digits with several seeds; print the mean and standard deviation over them.
 
     Args:
-        seeds: of weights and views; the division of the data and the draws of labels stay the same.
+        trials: number of seeds of weights and views; the data split and the few-shot labels stay the same.
     """
     results, seconds = [], []
-    for seed in range(seeds):
+    for seed in range(trials):
         with tempfile.TemporaryDirectory() as folder:
             clock = Stopwatch()
             recipe = replace(mec.load_recipe("digits"), seed=seed)
             run = mec.pretrain("digits", Path(folder) / "run", recipe)
             seconds.append(clock())
             task = open_task("digits", run)
-            results.append(measure(task, list(features_of(task)), clock).figures)
-    columns = [c for c in results[0]["encoder"] if not c.endswith(" std")]
-    figures: dict[str, dict[str, dict[str, float]]] = {row: {} for row in results[0]}
-    for row, column in itertools.product(results[0], columns):
-        values = [r[row][column] for r in results]
-        figures[row][column] = {"mean": float(np.mean(values)), "std": float(np.std(values))}
-    table = Table(title=f"digits, top-1 %, mean ± std over {seeds} seeds")
+            results.append(measure(task, list(features_of(task)), clock))
+    metrics: dict[str, dict[str, dict[str, float]]] = {}
+    for row in results[0].rows:
+        metrics[row] = {}
+        for name in results[0].values(row):
+            values = [result.metric(name, row).value for result in results]
+            metrics[row][name] = {"mean": float(np.mean(values)), "std": float(np.std(values))}
+    table = Table(title=f"digits, top-1 %, mean ± std over {trials} seeds")
     table.add_column("features")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for row, values in figures.items():
-        table.add_row(row, *(f"{100 * values[c]['mean']:.1f} ± {100 * values[c]['std']:.1f}" for c in columns))
+    for name in metrics["encoder"]:
+        table.add_column(name, justify="right")
+    for row, by_name in metrics.items():
+        table.add_row(row, *(f"{100 * m['mean']:.1f} ± {100 * m['std']:.1f}" for m in by_name.values()))
     Console().print(table)
-    print(write("digits", "the demo over seeds", seeds=seeds, training_seconds=seconds, figures=figures))
+    print(write("digits", "the demo over several seeds", trials=trials, training_seconds=seconds, metrics=metrics))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How near are the fast views to PIL's, for the same parameters?
+"""How closely do the fast views match PIL's, for the same parameters?
 
     python benchmarks/fidelity.py --data ../shared/data
 
-Whole views of photographs (every thirtieth of Caltech-101, 96 px), PSNR in dB against the recipe's steps in PIL: with
-all of the recipe, without hue, without jitter. And crops from images that were decoded smaller (DAVIS frames), whose
-mean horizontal gradient is compared with that of the same crop from the whole decode.
+PSNR in dB of complete views of photographs (every thirtieth of Caltech-101, 96 px) against the recipe's operations in
+PIL: with all of the recipe, without hue, without color jitter. Also the sharpness of crops from images decoded at a
+fraction of their size (DAVIS frames): their mean horizontal gradient over that of the same crop from the full decode.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ CASES = {
     "view 1": VIEW_1,
     "view 2": VIEW_2,
     "view 1 without hue": replace(VIEW_1, hue=0),
-    "view 1 without jitter": replace(VIEW_1, color_jitter=0),
+    "view 1 without color jitter": replace(VIEW_1, color_jitter=0),
 }
 
 
-def in_pil(pil_image: Image.Image, p: ViewParameters, size: int) -> Image.Image:
-    """The recipe's steps, one after the other, with the first of the drawn parameters."""
+def view_in_pil(pil_image: Image.Image, p: ViewParameters, size: int) -> Image.Image:
+    """Apply the recipe's operations in PIL with the first row of the parameters."""
     top, left, height, width = p.boxes[0].tolist()
     pil_image = TF.resized_crop(pil_image, top, left, height, width, [size, size])
     adjust = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
@@ -47,21 +47,21 @@ def in_pil(pil_image: Image.Image, p: ViewParameters, size: int) -> Image.Image:
     return TF.hflip(pil_image) if p.flip[0] else pil_image
 
 
-def agreements(paths: list[Path], settings: ViewSettings, size: int = 96) -> list[float]:
-    """PSNR, in dB, of each image's view."""
-    views, found = TwoViews(size, settings, settings, seed=1), []
+def psnr(paths: list[Path], settings: ViewSettings, size: int = 96) -> list[float]:
+    """Return the PSNR in dB of the view of each image."""
+    views, values = TwoViews(size, settings, settings, seed=1), []
     for i, path in enumerate(paths):
         pil_image = Image.open(path).convert("RGB")
         array = np.array(pil_image)
         ours, _ = views(torch.from_numpy(array).permute(2, 0, 1)[None], np.array([i]), epoch=0)
         p = views.view_parameters(0, np.array([i]), 0, *array.shape[:2])
-        error = (ours[0] - TF.to_tensor(in_pil(pil_image, p, size))).square().mean()
-        found.append(float(-10 * torch.log10(error + 1e-10)))
-    return found
+        error = (ours[0] - TF.to_tensor(view_in_pil(pil_image, p, size))).square().mean()
+        values.append(float(-10 * torch.log10(error + 1e-10)))
+    return values
 
 
 def sharpness(paths: list[Path], shrink: int, size: int = 64) -> list[float]:
-    """Gradient of crops from a smaller decode over that of PIL's crops from the whole one."""
+    """Return the mean gradients of crops decoded at 1 / ``shrink``, over those of PIL's crops from the full decode."""
     rng, ratios = np.random.default_rng(0), []
     for path in paths:
         encoded, pil_image = path.read_bytes(), Image.open(path).convert("RGB")
@@ -69,7 +69,7 @@ def sharpness(paths: list[Path], shrink: int, size: int = 64) -> list[float]:
         image = opened.decode(PixelFormat(), shrink)
         for _ in range(8):
             side = min(int(size * shrink * rng.uniform(1, 2)), opened.height)
-            top, left = (int(rng.integers(0, whole - side + 1)) for whole in (opened.height, opened.width))
+            top, left = (int(rng.integers(0, length - side + 1)) for length in (opened.height, opened.width))
             box = scale_box(np.array([top, left, side, side]), (opened.height, opened.width), image.shape[:2])
             ours = crop_and_resize(image, box, size)
             theirs = np.asarray(TF.resized_crop(pil_image, top, left, side, side, [size, size]))
@@ -82,23 +82,26 @@ def main(data: str) -> None:
     """Measure, print and write benchmarks/results/fidelity.json.
 
     Args:
-        data: the folder with caltech101 and davis16-subset.
+        data: folder with caltech101 and davis16-subset.
     """
     photographs = sorted(Path(data).glob("caltech101/101_ObjectCategories/*/*.jpg"))[::30]
     frames = sorted(Path(data).glob("davis16-subset/**/*.jpg"))[::40]
     rows: dict[str, dict[str, float]] = {}
     for name, settings in CASES.items():
-        found = agreements(photographs, settings)
-        rows[f"{name}, PSNR in dB"] = {"median": float(np.median(found)), "tenth": float(np.quantile(found, 0.1))}
+        rows[f"{name}, PSNR in dB"] = summarize(psnr(photographs, settings))
     for shrink in (2, 4):
-        found = sharpness(frames, shrink)
-        rows[f"sharpness at 1/{shrink}"] = {"median": float(np.median(found)), "tenth": float(np.quantile(found, 0.1))}
-    table = Table("", "median", "lowest tenth below")
+        rows[f"sharpness at 1/{shrink}"] = summarize(sharpness(frames, shrink))
+    table = Table("", "median", "10th percentile")
     for name, row in rows.items():
-        table.add_row(name, f"{row['median']:.3g}", f"{row['tenth']:.3g}")
+        table.add_row(name, f"{row['median']:.3g}", f"{row['10th percentile']:.3g}")
     Console().print(table)
     images = {"photographs": len(photographs), "frames": len(frames)}
-    print(write("fidelity", "How near are the fast views to PIL's, for the same parameters?", images=images, rows=rows))
+    question = "agreement of the fast views with PIL's, for the same parameters"
+    print(write("fidelity", question, images=images, rows=rows))
+
+
+def summarize(values: list[float]) -> dict[str, float]:
+    return {"median": float(np.median(values)), "10th percentile": float(np.quantile(values, 0.1))}
 
 
 if __name__ == "__main__":

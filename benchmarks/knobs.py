@@ -1,9 +1,9 @@
-"""Batch size, distortion and order of the series: what each does to a small run on CIFAR-10.
+"""How do batch size, distortion and order of the series affect a small run on CIFAR-10?
 
-python benchmarks/knobs.py --device cpu --threads 1     (again with --minutes 9, until it says that all is done)
+python benchmarks/knobs.py --device cpu --threads 1     (or repeat with --minutes 9 until all rows are complete)
 
-A narrow ResNet on a tenth of CIFAR-10 for a few epochs, one seed: it shows where a knob breaks a run and which way it
-leans, not the last point of accuracy. One knob is turned at a time, the rest stays at the recipe's settings.
+A narrow ResNet on a tenth of CIFAR-10 for a few epochs, one seed: the runs show which values fail and the direction of
+an effect, not differences of a percentage point. One setting changes at a time; the others are the recipe's.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from cells import Cells, Clock, until_time_is_out
-from cifar10 import QUICK, Data, Setting, measure, on, open_data, train
+from cells import Cells, Clock, until_deadline
+from cifar10 import QUICK, Data, Settings, measure, open_data, resolve_device, train
 from mec.coding import health
 from mec.data.datasets.builtin import data_home
 from mec.embedding.extract import feature_function
@@ -29,47 +29,49 @@ from mec.models.heads import Projector
 from methods import METHODS, Network, mec_loss, mec_with_teacher
 
 NARROWER = {"layers": [1, 1, 1, 1], "channels": [32, 64, 96, 128], "zero_init_last": False}
-SMALL = replace(QUICK, every=10, epochs=14, widest=256, encoder=NARROWER)
-RANKED = 2048
-"""Test images whose codes' effective rank is taken: the same for every batch size, which bounds that of a batch."""
+SMALL = replace(QUICK, subsample=10, epochs=14, max_width=256, backbone_options=NARROWER)
+RANK_IMAGES = 2048
+"""Test images for the effective rank of the codes, which is at most the number of images: the same for every cell."""
 
 
 @dataclass(frozen=True)
 class Knobs:
-    """A cell. ``teacher``: the paper's form, cross with predictor and teacher, in place of the pooled one."""
+    """Settings of a cell. ``teacher``: the paper's form, cross with predictor and teacher, instead of pooled."""
 
-    batch: int = QUICK.batch
+    batch_size: int = QUICK.batch_size
     distortion: float = 1 / 32
     order: int | None = None
     teacher: bool = False
 
 
 TABLES: dict[str, list[Knobs]] = {
-    "batch size": [Knobs(batch=m) for m in (64, 128, 256, 512, 1024)],
+    "batch size": [Knobs(batch_size=m) for m in (64, 128, 256, 512, 1024)],
     "distortion": [Knobs(distortion=x) for x in (1 / 512, 1 / 128, 1 / 32, 1 / 8, 1 / 2, 2.0)],
     "order": [Knobs(order=n) for n in (1, 2, 3, 4, None)],
     "order, cross with teacher": [Knobs(order=n, teacher=True) for n in (1, 2, 3, 4, None)],
 }
 
 
-def build(encoder: Encoder, widest: int, knobs: Knobs) -> Network:
+def build(encoder: Encoder, max_width: int, knobs: Knobs) -> Network:
     if knobs.teacher:
-        return mec_with_teacher(encoder, widest, knobs.distortion, knobs.order)
-    return Network(encoder, mec_loss(knobs.distortion, knobs.order), Projector(encoder.num_features, widest, widest))
+        return mec_with_teacher(encoder, max_width, knobs.distortion, knobs.order)
+    projector = Projector(encoder.num_features, max_width, max_width)
+    return Network(encoder, mec_loss(knobs.distortion, knobs.order), projector)
 
 
 @torch.no_grad()
 def effective_rank(network: Network, data: Data) -> float:
-    """Directions that the codes of test images use, in evaluation mode."""
-    codes = network.projector(feature_function(network.encoder, data.test.device)(data.test[:RANKED]))
+    """Return the effective rank of the codes of test images, in evaluation mode."""
+    codes = network.projector(feature_function(network.encoder, data.test.device)(data.test[:RANK_IMAGES]))
     return health(codes, codes, 1.0).effective_rank
 
 
-def cell(knobs: Knobs, data: Data, setting: Setting, work: Path, clock: Clock) -> dict[str, Any]:
+def cell(knobs: Knobs, data: Data, settings: Settings, checkpoint: Path, clock: Clock) -> dict[str, Any]:
+    settings = replace(settings, batch_size=knobs.batch_size)
     method = replace(METHODS["MEC"], build=functools.partial(build, knobs=knobs))
     try:
-        network, seconds, loss = train(method, data, replace(setting, batch=knobs.batch), 0, work, clock)
-    except ValueError as error:  # the loss refuses codes that are not finite
+        network, seconds, loss = train(method, data, settings, 0, checkpoint, clock)
+    except ValueError as error:  # MECLoss raises on codes that are not finite
         return asdict(knobs) | {"diverged": str(error)}
     network.eval()
     row = asdict(knobs) | {"training_seconds": seconds, "loss": loss, "effective_rank": effective_rank(network, data)}
@@ -78,28 +80,28 @@ def cell(knobs: Knobs, data: Data, setting: Setting, work: Path, clock: Clock) -
     return row | {"evaluation_seconds": time.perf_counter() - started}
 
 
-def show(rows: list[dict[str, Any]], setting: Setting) -> None:
+def print_tables(rows: list[dict[str, Any]], settings: Settings) -> None:
     for title, cells in TABLES.items():
-        table = Table(title=f"{title}: {setting.epochs} epochs of {50_000 // setting.every:,} images, top-1 %")
+        table = Table(title=f"{title}: {settings.epochs} epochs of {50_000 // settings.subsample:,} images, top-1 %")
         for column in (title.split(",")[0], "kNN, k=20", "kNN, k=200", "linear", "effective rank", "loss", "seconds"):
             table.add_column(column, justify="right")
         for knobs in cells:
             row = next((r for r in rows if asdict(knobs).items() <= r.items()), None)
             if row is not None:
-                table.add_row(_turned(title, knobs), *_figures(row))
+                table.add_row(_value(title, knobs), *_metrics(row))
         if table.row_count:
             Console().print(table)
 
 
-def _turned(title: str, knobs: Knobs) -> str:
+def _value(title: str, knobs: Knobs) -> str:
     if title == "batch size":
-        return str(knobs.batch)
+        return str(knobs.batch_size)
     if title == "distortion":
         return f"1/{1 / knobs.distortion:g}" if knobs.distortion < 1 else f"{knobs.distortion:g}"
     return "exact" if knobs.order is None else str(knobs.order)
 
 
-def _figures(row: dict[str, Any]) -> list[str]:
+def _metrics(row: dict[str, Any]) -> list[str]:
     if "diverged" in row:
         return ["diverged"]
     accuracies = [f"{row[name]:.2f}" for name in ("kNN, k=20", "kNN, k=200", "linear")]
@@ -115,32 +117,32 @@ def main(
     work: Path | None = None,
     threads: int | None = None,
 ) -> None:
-    """Train and measure every cell; call again to go on where it stopped.
+    """Train and evaluate every cell. A repeated call continues.
 
     Args:
-        data: CIFAR-10: its name, or a folder with train and test.
-        device: where everything is.
-        epochs: of each cell.
-        tables: some of "batch size", "distortion", "order", "order, cross with teacher"; None is all.
-        minutes: stop, to go on in a later call, before so many have passed.
-        work: folder of checkpoints; None is benchmarks/ in the folder of named data sets.
-        threads: of the CPU; None takes PyTorch's.
+        data: cifar10, or a folder with train and test.
+        device: device of images and networks.
+        epochs: epochs of each cell.
+        tables: names among "batch size", "distortion", "order" and "order, cross with teacher"; null: all.
+        minutes: time limit of this call; a later call continues.
+        work: folder for checkpoints; null: benchmarks/ in the folder of the built-in datasets.
+        threads: CPU threads; null: PyTorch's default.
     """
     clock = Clock(minutes)
     if threads is not None:
         torch.set_num_threads(threads)
-    setting = replace(SMALL, epochs=epochs)
-    question = "what batch size, distortion and order of the series do to a small run on CIFAR-10, top-1 %"
-    cells = Cells("knobs", question, setting.words() | {"method": METHODS["MEC"].published})
+    settings = replace(SMALL, epochs=epochs)
+    question = "effect of batch size, distortion and order of the series on a small run on CIFAR-10, top-1 %"
+    cells = Cells("knobs", question, settings.as_dict() | {"method": METHODS["MEC"].source})
     folder = work or data_home() / "benchmarks"
-    with until_time_is_out():
-        opened = open_data(data, setting.every, on(device))
+    with until_deadline():
+        tensors = open_data(data, settings.subsample, resolve_device(device))
         for knobs in (k for name in tables or TABLES for k in TABLES[name]):
             if not cells.has(**asdict(knobs)):
                 checkpoint = folder / f"knobs-{'-'.join(map(str, asdict(knobs).values()))}-{epochs}.pt".lower()
-                cells.add(cell(knobs, opened, setting, checkpoint, clock))
+                cells.add(cell(knobs, tensors, settings, checkpoint, clock))
                 checkpoint.unlink(missing_ok=True)
-    show(cells.rows, setting)
+    print_tables(cells.rows, settings)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a benchmark's figures were measured on, and where its table goes."""
+"""Record the machine of a benchmark, its peak memory and its results."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from typing import Any
 
 import torch
 
+from mec.results import Result
+
 RESULTS = Path(__file__).parent / "results"
 
 
 def cpu_name() -> str:
-    """As the system calls it; the architecture where it does not say."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    """Name of the CPU model, or its architecture where the system has no name for it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
@@ -36,24 +38,36 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(name: str, question: str, **figures: Any) -> Path:
-    """benchmarks/results/``name``.json: the question, the command, the machine, then ``figures``."""
-    # a path says nothing on another machine; its last part does
-    shown = [Path(a).name if os.sep in a else a for a in sys.argv[1:]]
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *shown])
+def write(name: str, question: str, **results: Any) -> Path:
+    """Write benchmarks/results/``name``.json: the question, command, date and machine, then ``results``."""
+    # folders differ from machine to machine: record only the last part of a path
+    arguments = [Path(a).name if os.sep in a else a for a in sys.argv[1:]]
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
     date = datetime.now(timezone.utc).date().isoformat()
-    head = {"question": question, "command": command, "date": date, "machine": machine()}
+    header = {"question": question, "command": command, "date": date, "machine": machine()}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(head | figures, indent=2) + "\n")
+    path.write_text(json.dumps(header | results, indent=2) + "\n")
     return path
 
 
+def metrics_with_std(result: Result) -> dict[str, dict[str, float]]:
+    """Row -> metric -> value; a metric of several trials is followed by "NAME std"."""
+    rows: dict[str, dict[str, float]] = {}
+    for row, metrics in result.rows.items():
+        rows[row] = {}
+        for metric in metrics:
+            rows[row][metric.name] = metric.value
+            if metric.std is not None:
+                rows[row][f"{metric.name} std"] = metric.std
+    return rows
+
+
 class Memory:
-    """The most memory of its own, in MiB, that the process takes while this runs; a mapped file is not its own."""
+    """Track the peak anonymous memory of the process, in MiB. Mapped files do not count."""
 
     def __enter__(self) -> Memory:
-        self.before = self.most = self._now()
+        self.before = self.peak = self._now()
         self.running = True
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
@@ -65,7 +79,7 @@ class Memory:
 
     def _watch(self) -> None:
         while self.running:
-            self.most = max(self.most, self._now())
+            self.peak = max(self.peak, self._now())
             time.sleep(0.01)
 
     @staticmethod

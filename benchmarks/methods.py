@@ -1,4 +1,4 @@
-"""MEC and five other methods of self-supervised learning, with lightly's losses and heads and published settings."""
+"""MEC and five other self-supervised methods, with lightly's losses and heads and published settings."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 
 class Network(nn.Module):
-    """Encoder and heads around a loss of pairs of codes.
+    """Encoder and heads with a loss on pairs of codes.
 
-    Without a predictor the pair is (z1, z2), both with gradient. With one the pairs are (p1, z2) and (p2, z1), z
-    without gradient: of the network itself, or with a ``momentum`` of a teacher, its moving average.
+    Without a predictor there is one pair, (z1, z2), both with gradient. With a predictor the pairs are (p1, z2) and
+    (p2, z1), z without gradient. If ``momentum`` is given, z comes from a teacher, the moving average of the network.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Network(nn.Module):
             self.teacher = copy.deepcopy(nn.Sequential(encoder, projector)).requires_grad_(False)
 
     def forward(self, x1: Tensor, x2: Tensor) -> Pairs:
-        """Normalized images (m, c, h, w) of two views -> pairs of codes (m, d)."""
+        """Return pairs of codes (m, d) of two views, normalized images (m, c, h, w)."""
         z1, z2 = self.projector(self.encoder(x1)), self.projector(self.encoder(x2))
         if self.predictor is None:
             return [(z1, z2)]
@@ -59,12 +59,12 @@ class Network(nn.Module):
         return [(p1, z2.detach()), (p2, z1.detach())]
 
     def loss(self, pairs: Pairs) -> Tensor:
-        """The mean over the pairs, in float32."""
+        """Return the mean loss over the pairs, in float32."""
         return torch.stack([self.criterion(p.float(), z.float()) for p, z in pairs]).mean()
 
     @torch.no_grad()
-    def follow(self) -> None:
-        """The teacher takes a step towards the network; before each training step, as in lightly's benchmark."""
+    def update_teacher(self) -> None:
+        """Move the teacher towards the network. Called before each training step, as in lightly's benchmark."""
         if self.teacher is None:
             return
         student = [*self.encoder.parameters(), *self.projector.parameters()]
@@ -72,75 +72,79 @@ class Network(nn.Module):
 
 
 def mec_loss(distortion: float = 1 / 32, order: int | None = None) -> Callable[[Tensor, Tensor], Tensor]:
-    """The default form, pooled, of a pair of codes."""
+    """Return the default form, pooled, as a loss of a pair of codes."""
     loss = MECLoss(distortion, order)
     return lambda z1, z2: loss((z1, z2))
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method, how it is trained on CIFAR-10, and where that is published.
+    """A method and its published settings for CIFAR-10.
 
-    lr: of SGD with momentum, for a batch of 256; it is scaled by batch / 256, as every source but one does.
-    weight_decay: on all parameters, as in the sources. build: the network around an encoder, its heads at most so wide.
-    trust: None, or LARS, SGD with a rate for each layer: see ``shorten``.
+    Attributes:
+        lr: learning rate of SGD with momentum for a batch of 256; scaled by batch / 256, as in every source but one.
+        weight_decay: on all parameters, as in the sources.
+        source: where the settings are published, and those of loss and heads.
+        build: returns the network for an encoder and the maximum width of the heads.
+        trust_coefficient: of LARS, SGD with layer-wise learning rates (see ``apply_lars``); None: plain SGD.
     """
 
     lr: float
     weight_decay: float
-    published: str
+    source: str
     build: Callable[[Encoder, int], Network]
-    trust: float | None = None
+    trust_coefficient: float | None = None
 
 
 @torch.no_grad()
-def shorten(weights: Iterable[Tensor], rate: float, decay: float, trust: float) -> None:
-    """Clipped LARS (You et al. 2017): no step, decay included, is longer than ``trust`` of its layer's weights."""
+def apply_lars(weights: Iterable[Tensor], lr: float, weight_decay: float, trust_coefficient: float) -> None:
+    """Scale gradients in place by clipped LARS (You et al. 2017).
+
+    The norm of a step, weight decay included, is at most ``trust_coefficient`` times the norm of the layer's weights.
+    """
     for w in weights:
         assert w.grad is not None
-        longest = trust * w.norm() / (w.grad.norm() + decay * w.norm() + 1e-8)
-        w.grad.add_(w, alpha=decay).mul_((longest / max(rate, 1e-8)).clamp(max=1))
+        max_lr = trust_coefficient * w.norm() / (w.grad.norm() + weight_decay * w.norm() + 1e-8)
+        w.grad.add_(w, alpha=weight_decay).mul_((max_lr / max(lr, 1e-8)).clamp(max=1))
 
 
-def _mec(encoder: Encoder, widest: int) -> Network:
-    w = min(2048, widest)
+def _mec(encoder: Encoder, max_width: int) -> Network:
+    w = min(2048, max_width)
     return Network(encoder, mec_loss(), Projector(encoder.num_features, w, w))
 
 
-def _simclr(encoder: Encoder, widest: int) -> Network:
-    head = SimCLRProjectionHead(encoder.num_features, min(512, widest), min(128, widest))
+def _simclr(encoder: Encoder, max_width: int) -> Network:
+    head = SimCLRProjectionHead(encoder.num_features, min(512, max_width), min(128, max_width))
     return Network(encoder, NTXentLoss(temperature=0.5), head)
 
 
-def _simsiam(encoder: Encoder, widest: int) -> Network:
-    w, norm = min(2048, widest), nn.BatchNorm1d
+def _simsiam(encoder: Encoder, max_width: int) -> Network:
+    w, norm = min(2048, max_width), nn.BatchNorm1d
     projector = ProjectionHead([(encoder.num_features, w, norm(w), nn.ReLU()), (w, w, norm(w), None)])
     return Network(encoder, NegativeCosineSimilarity(), projector, SimSiamPredictionHead(w, w // 4, w))
 
 
-def _byol(encoder: Encoder, widest: int) -> Network:
-    hidden, out = min(1024, widest), min(256, widest)
-    projector, predictor = (
-        BYOLProjectionHead(encoder.num_features, hidden, out),
-        BYOLPredictionHead(out, hidden, out),
-    )
+def _byol(encoder: Encoder, max_width: int) -> Network:
+    hidden, out = min(1024, max_width), min(256, max_width)
+    projector = BYOLProjectionHead(encoder.num_features, hidden, out)
+    predictor = BYOLPredictionHead(out, hidden, out)
     return Network(encoder, NegativeCosineSimilarity(), projector, predictor, momentum=0.99)
 
 
-def _barlow_twins(encoder: Encoder, widest: int) -> Network:
-    w = min(2048, widest)
+def _barlow_twins(encoder: Encoder, max_width: int) -> Network:
+    w = min(2048, max_width)
     head = ProjectionHead([(encoder.num_features, w, nn.BatchNorm1d(w), nn.ReLU()), (w, w, None, None)])
     return Network(encoder, BarlowTwinsLoss(lambda_param=5e-3), head)
 
 
-def _vicreg(encoder: Encoder, widest: int) -> Network:
-    w = min(2048, widest)
+def _vicreg(encoder: Encoder, max_width: int) -> Network:
+    w = min(2048, max_width)
     return Network(encoder, VICRegLoss(25.0, 25.0, 1.0), VICRegProjectionHead(encoder.num_features, w, w))
 
 
-def mec_with_teacher(encoder: Encoder, widest: int, distortion: float, order: int | None) -> Network:
-    """The paper's asymmetric form: cross, predictor and teacher."""
-    w = min(2048, widest)
+def mec_with_teacher(encoder: Encoder, max_width: int, distortion: float, order: int | None) -> Network:
+    """Build the paper's asymmetric form: cross, predictor and teacher."""
+    w = min(2048, max_width)
     loss = MECLoss(distortion, order, "cross")
     heads = Projector(encoder.num_features, w, w), Predictor(w, w // 4)
     return Network(encoder, lambda p, z: loss((p, z)), *heads, momentum=0.99)
@@ -153,18 +157,18 @@ METHODS = {
     ),
     # 0.06 for a batch of 128
     "SimCLR": Method(0.12, 5e-4, f"{LIGHTLY}: temperature 0.5, head 512-128", _simclr),
-    # the paper and lightly agree on 0.06 for a batch of 512; lightly does not scale it
+    # the paper and lightly agree on 0.06 for a batch of 512; lightly does not scale the learning rate
     "SimSiam": Method(
         0.03, 5e-4, f"SimSiam (2011.10566), appendix D, and {LIGHTLY}: head 2048-2048, predictor 512-2048", _simsiam
     ),
     "BYOL": Method(0.12, 5e-4, f"{LIGHTLY}: teacher 0.99, head 1024-256, predictor 1024-256", _byol),
     "Barlow Twins": Method(0.12, 5e-4, f"{LIGHTLY}: lambda 0.005, head 2048-2048", _barlow_twins),
-    # lightly's table has no VICReg; plain SGD at this rate diverges in the first steps, so LARS, as published
+    # lightly's benchmark has no VICReg; plain SGD diverges in the first steps at this lr, hence LARS, as published
     "VICReg": Method(
         0.3,
         1e-4,
         "vturrisi/solo-learn, scripts/pretrain/cifar/vicreg.yaml: weights 25, 25, 1, head 2048-2048-2048, LARS 0.02",
         _vicreg,
-        trust=0.02,
+        trust_coefficient=0.02,
     ),
 }

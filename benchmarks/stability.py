@@ -1,8 +1,8 @@
-"""Which form of the objective is stable at any batch size m, width d and network, and which learns best?
+"""Which form of the objective is stable at any batch size m, code width d and network, and which learns best?
 
-Trains the same encoder on the digits (and, with --cifar10, on a tenth of CIFAR-10) with each form, over
-m, d and seeds, for a fixed number of steps, and reports the loss at the end, the norm that decides whether a
-Taylor series converges, the effective rank and the accuracy of frozen features. Nothing is tuned per cell.
+Trains the same encoder on the digits (and, with --cifar10, on a fifth of CIFAR-10) with each form, for several m, d and
+seeds and a fixed number of steps. Reports the final loss, the spectral norm (the Taylor series converges below 1), the
+effective rank and the accuracy of frozen features. Nothing is tuned per cell.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mec.pretraining import ObjectiveSettings, OptimizerSettings, ProjectorSetti
 
 @dataclass(frozen=True)
 class Form:
-    """A form of the objective under test."""
+    """A form of the objective to compare."""
 
     name: str
     objective: ObjectiveSettings
@@ -65,7 +65,7 @@ def train(data: str, base: Recipe, form: Form, m: int, d: int, steps: int, image
         objective=form.objective,
         projector=ProjectorSettings(hidden_dim=256, output_dim=d),
         teacher=TeacherSettings(form.teacher, 0.99, max(32, d // 4)),
-        # the rate scales with the batch; its square root is what Adam takes (Malladi et al. 2022)
+        # the recipe scales lr with the batch; Adam needs the square root of that factor (Malladi et al. 2022)
         optimizer=OptimizerSettings("adamw", 5e-3 * (256 / m) ** 0.5, 1e-4, 0.9, 1000),
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -77,64 +77,63 @@ def train(data: str, base: Recipe, form: Form, m: int, d: int, steps: int, image
     ranked = knn_ranking(f.train, f.train_labels, f.test, [20], classes)[20]
     return {
         "loss": rows[-1]["loss"],
-        "least loss": min(r["loss"] for r in rows),
-        "norm": rows[-1]["spectral_norm"],
-        "rank": rows[-1]["effective_rank"],
-        "1 label": float(class_mean_scores(f, classes, 1, 20, 0)["top-1"].mean()),
-        "10 labels": float(class_mean_scores(f, classes, 10, 20, 0)["top-1"].mean()),
+        "min loss": min(r["loss"] for r in rows),
+        "spectral norm": rows[-1]["spectral_norm"],
+        "effective rank": rows[-1]["effective_rank"],
+        "1 shot": float(class_mean_scores(f, classes, 1, 20, 0)["top-1"].mean()),
+        "10 shots": float(class_mean_scores(f, classes, 10, 20, 0)["top-1"].mean()),
         "kNN": accuracies(ranked, f.test_labels, classes)["top-1"],
     }
 
 
-def main(cifar10: str | None = None, seeds: int = 2, forms: list[int] | None = None) -> None:
-    """Run every form in every cell.
+def main(cifar10: str | None = None, trials: int = 2, forms: list[int] | None = None) -> None:
+    """Train with every form in every cell.
 
     Args:
-        cifar10: CIFAR-10 as a folder or a name; a fifth of it is one more cell; absent: digits only.
-        seeds: runs of each cell.
-        forms: numbers of the forms to run; absent: all.
+        cifar10: CIFAR-10 as a folder or a name, a fifth of which is another cell; null: digits only.
+        trials: seeds of each cell.
+        forms: indices of the forms; null: all.
     """
-    chosen = [FORMS[i] for i in forms] if forms else FORMS
+    selected = [FORMS[i] for i in forms] if forms else FORMS
     digits = replace(mec.load_recipe("digits"), image_size=16, small_stem=False)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         cells = [("digits", digits, m, d, steps, 1347) for m, d, steps in CELLS]
         if cifar10 is not None:
             subset = Path(folder) / "cifar10-fifth.npz"
-            parts = {
-                part: load_into_memory(mec.open_dataset(cifar10, part), PixelFormat())[0] for part in ("train", "test")
-            }
             arrays = {}
-            for part, dataset in parts.items():
-                arrays[f"{part}_images"], arrays[f"{part}_labels"] = dataset.images[::5], dataset.labels[::5]
+            for split in ("train", "test"):
+                dataset = load_into_memory(mec.open_dataset(cifar10, split), PixelFormat())[0]
+                arrays[f"{split}_images"], arrays[f"{split}_labels"] = dataset.images[::5], dataset.labels[::5]
             np.savez(subset, **arrays)
             color = replace(mec.load_recipe("cifar10-resnet18"), small_stem=False, precision="32-true")
             color = replace(color, backbone_options=digits.backbone_options)
-            cells.insert(1, (str(subset), color, 256, 512, 117, len(parts["train"]) // 5))
-        # one run a core, each on one thread: twice as much as one run on all of them
+            cells.insert(1, (str(subset), color, 256, 512, 117, len(arrays["train_images"])))
+        # one single-threaded run per core: twice the throughput of one run on all cores
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(len(os.sched_getaffinity(0)), spawn, torch.set_num_threads, (1,)) as pool:
             jobs = {}
-            for cell, form in itertools.product(cells, chosen):
+            for cell, form in itertools.product(cells, selected):
                 data, base, m, d, steps, images = cell
-                runs = [pool.submit(train, data, base, form, m, d, steps, images, seed) for seed in range(seeds)]
+                runs = [pool.submit(train, data, base, form, m, d, steps, images, seed) for seed in range(trials)]
                 jobs[m, d, steps, data, form.name] = runs
             for (m, d, steps, data, name), futures in jobs.items():
-                found = [future.result() for future in futures]
-                mean = {k: float(np.mean([f[k] for f in found])) for k in found[0]}
-                source = "digits" if data == "digits" else "CIFAR-10, a fifth"
-                rows.append({"data": source, "m": m, "d": d, "steps": steps, "form": name, "seeds": seeds} | mean)
+                results = [future.result() for future in futures]
+                mean = {k: float(np.mean([r[k] for r in results])) for k in results[0]}
+                dataset_name = "digits" if data == "digits" else "CIFAR-10, a fifth"
+                row = {"data": dataset_name, "m": m, "d": d, "steps": steps, "form": name, "trials": trials}
+                rows.append(row | mean)
                 print(rows[-1], flush=True)
-                # after every row: an hour that is cut short keeps what it found
+                # written after every row, so that an interrupted run keeps its rows
                 path = write("stability", "which form of the objective is stable over batch size and width", rows=rows)
-    show = Table(title="accuracy in percent; mean over seeds")
+    table = Table(title="accuracy in percent; mean over seeds")
     for column in rows[0]:
-        show.add_column(column)
+        table.add_column(column)
     for row in rows:
-        percent = {k: f"{100 * row[k]:.1f}" for k in ("1 label", "10 labels", "kNN")}
-        shown = {k: f"{v:.3g}" if isinstance(v, float) else str(v) for k, v in row.items()} | percent
-        show.add_row(*shown.values())
-    Console(width=160).print(show)
+        percent = {k: f"{100 * row[k]:.1f}" for k in ("1 shot", "10 shots", "kNN")}
+        texts = {k: f"{v:.3g}" if isinstance(v, float) else str(v) for k, v in row.items()} | percent
+        table.add_row(*texts.values())
+    Console(width=160).print(table)
     print(path)
 
 

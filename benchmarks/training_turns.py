@@ -1,4 +1,4 @@
-"""One contestant in a process of its own: takes its turns at training, and measures each."""
+"""A contestant in its own process: train for a turn on request, and measure it."""
 
 from __future__ import annotations
 
@@ -26,111 +26,114 @@ from mec.models import create_encoder
 from mec.pretraining import Recipe, SpeedSettings, TeacherSettings
 from mec.pretraining.module import Pretraining
 from mec.pretraining.recipe import ObjectiveSettings
-from training_loops import Loop, Setting, lightly_byol, lightly_simsiam, plain
+from training_loops import Loop, Settings, lightly_byol, lightly_simsiam, plain
 
-COUNTED = 4
+FLOP_IMAGES = 4
 """Images in the step whose FLOPs are counted."""
 
 
 class Meter:
-    """Counts steps and times them: some to warm up, some whole, and further ones part by part.
+    """Count and time steps: warm-up steps, timed steps, then further steps whose phases are timed.
 
-    Splits may lie in one another: each has the time that the parts in it have not. On a GPU the device is waited for at
-    either end of the whole steps only, and around each part of the further ones.
+    Phases may be nested: the time of a phase excludes that of the phases in it. A GPU is synchronized before and after
+    all timed steps together, and around each phase of the further steps.
     """
 
-    def __init__(self, setting: Setting) -> None:
-        self.setting, self.done = setting, 0
-        self.within: list[str] = []
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.steps_done = settings, 0
+        self.active_phases: list[str] = []
         self.seconds: Counter[str] = Counter()
-        self.at = self.started = time.perf_counter()
-        self.found: dict[str, Any] = {}
+        self.last_change = self.started = time.perf_counter()
+        self.measurements: dict[str, Any] = {}
         self.precision = "32-true"
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> Iterator[None]:
         self.enter(name)
         yield
         self.leave()
 
     def enter(self, name: str) -> None:
-        self._charge()
-        self.within.append(name)
+        self._add_elapsed()
+        self.active_phases.append(name)
 
     def leave(self) -> None:
-        self._charge()
-        self.within.pop()
+        self._add_elapsed()
+        self.active_phases.pop()
 
-    def _charge(self) -> None:
-        if self.apart:
-            self._wait()
+    def _add_elapsed(self) -> None:
+        if self.is_timing_phases:
+            self._synchronize()
         now = time.perf_counter()
-        if self.within:
-            self.seconds[self.within[-1]] += now - self.at
-        self.at = now
+        if self.active_phases:
+            self.seconds[self.active_phases[-1]] += now - self.last_change
+        self.last_change = now
 
     @property
-    def apart(self) -> bool:
-        return self.done >= self.setting.warmup + self.setting.steps
+    def is_timing_phases(self) -> bool:
+        return self.steps_done >= self.settings.warmup + self.settings.steps
 
-    def _wait(self) -> None:
-        if self.setting.device == "cuda":
+    def _synchronize(self) -> None:
+        if self.settings.device == "cuda":
             torch.cuda.synchronize()
 
     def step_done(self) -> bool:
-        """Whether that was the last."""
-        s = self.setting
-        self.done += 1
-        if self.done == s.warmup + s.steps + s.apart and s.apart:
-            self._wait()
-            self._keep_parts(s.apart)
-        if self.done in (s.warmup, s.warmup + s.steps):
-            self._wait()
+        """Count a step, and return whether it was the last."""
+        s = self.settings
+        self.steps_done += 1
+        if self.steps_done == s.warmup + s.steps + s.phase_steps and s.phase_steps:
+            self._synchronize()
+            self._record_phases(s.phase_steps)
+        if self.steps_done in (s.warmup, s.warmup + s.steps):
+            self._synchronize()
             now = time.perf_counter()
-            if self.done > s.warmup:
-                self.found = {"seconds": (now - self.started) / s.steps, "waited": self.seconds["data"] / s.steps}
-                self._keep_parts(s.steps)
+            if self.steps_done > s.warmup:
+                self.measurements = {
+                    "seconds": (now - self.started) / s.steps,
+                    "data_wait": self.seconds["data"] / s.steps,
+                }
+                self._record_phases(s.steps)
             self.seconds.clear()
             self.started = now
-        return self.done == s.warmup + s.steps + s.apart
+        return self.steps_done == s.warmup + s.steps + s.phase_steps
 
-    def _keep_parts(self, steps: int) -> None:
-        whole = time.perf_counter() - self.started
-        parts = {name: seconds / steps for name, seconds in self.seconds.items()}
-        self.found["parts"] = parts | {"rest": whole / steps - sum(parts.values())}
+    def _record_phases(self, steps: int) -> None:
+        total = time.perf_counter() - self.started
+        phases = {name: seconds / steps for name, seconds in self.seconds.items()}
+        self.measurements["phases"] = phases | {"rest": total / steps - sum(phases.values())}
 
 
-class _Clock(lightning.Callback):
-    """Marks the parts of mec's steps, and ends the run after the last."""
+class _PhaseTimer(lightning.Callback):
+    """Time the phases of mec's steps, and stop the run after the last step."""
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         self.meter.precision, network = trainer.precision, module.network
-        self._mark(module, "views", "views")
-        self._mark(module, "objective", "objective")
-        self._mark(module, "network", "forward")
+        self._time_calls(module, "views", "views")
+        self._time_calls(module, "objective", "objective")
+        self._time_calls(module, "network", "forward")
         if network.teacher is not None:
-            self._mark(network, "teacher_features", "teacher")
-            self._mark(network.teacher, "1", "teacher")
-            self._mark(network, "update_teacher", "teacher")
+            self._time_calls(network, "teacher_features", "teacher")
+            self._time_calls(network.teacher, "1", "teacher")
+            self._time_calls(network, "update_teacher", "teacher")
         optimizer = trainer.optimizers[0]
         optimizer.register_step_pre_hook(lambda *_: self.meter.enter("optimizer"))
         optimizer.register_step_post_hook(lambda *_: self.meter.leave())
         self.meter.enter("data")
 
-    def _mark(self, owner: Any, name: str, part: str) -> None:
-        """Charge calls of a module or method to a part."""
-        called = getattr(owner, name)
-        if isinstance(called, torch.nn.Module):
-            owner, name, called = called, "forward", called.forward
+    def _time_calls(self, owner: Any, name: str, phase: str) -> None:
+        """Add the time of calls of a module or method to a phase."""
+        function = getattr(owner, name)
+        if isinstance(function, torch.nn.Module):
+            owner, name, function = function, "forward", function.forward
 
-        def marked(*arguments: Any, **named: Any) -> Any:
-            with self.meter.part(part):
-                return called(*arguments, **named)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.meter.phase(phase):
+                return function(*args, **kwargs)
 
-        setattr(owner, name, marked)
+        setattr(owner, name, timed)
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.meter.leave()
@@ -146,19 +149,19 @@ class _Clock(lightning.Callback):
         self.meter.enter("data")
 
 
-def _recipe(setting: Setting, paper: bool, precision: Any, compiled: bool) -> Recipe:
-    """The recipe packaged for such images, in the paper's form or in the default's."""
-    recipe = mec.load_recipe("cifar10-resnet18" if setting.small else "imagenet-resnet50")
+def _recipe(settings: Settings, paper: bool, precision: Any, compiled: bool) -> Recipe:
+    """Return the packaged recipe for images of this size, in the paper's or the default form."""
+    recipe = mec.load_recipe("cifar10-resnet18" if settings.has_small_images else "imagenet-resnet50")
     objective = ObjectiveSettings("cross", order=4, warmup_factor=8) if paper else ObjectiveSettings()
     return replace(
         recipe,
-        backbone=setting.backbone,
-        image_size=setting.size,
-        batch_size=setting.batch,
-        epochs=2,  # it is stopped within the first
-        workers=setting.workers,
+        backbone=settings.backbone,
+        image_size=settings.image_size,
+        batch_size=settings.batch_size,
+        epochs=2,  # _PhaseTimer stops the run within the first
+        workers=settings.workers,
         precision=precision,
-        accelerator="gpu" if setting.device == "cuda" else "cpu",
+        accelerator="gpu" if settings.device == "cuda" else "cpu",
         devices=1,
         objective=objective,
         teacher=TeacherSettings(enabled=paper),
@@ -167,45 +170,45 @@ def _recipe(setting: Setting, paper: bool, precision: Any, compiled: bool) -> Re
 
 
 class _Mec:
-    def __init__(self, setting: Setting, paper: bool, precision: str = "auto", compiled: bool = False) -> None:
-        self.setting, self.recipe = setting, _recipe(setting, paper, precision, compiled)
+    def __init__(self, settings: Settings, paper: bool, precision: str = "auto", compiled: bool = False) -> None:
+        self.settings, self.recipe = settings, _recipe(settings, paper, precision, compiled)
 
     def turn(self, meter: Meter) -> None:
-        data = self.setting.images if self.setting.small else self.setting.images / "list.txt"
-        with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+        data = self.settings.images if self.settings.has_small_images else self.settings.images / "list.txt"
+        with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as devnull:
             out = Path(folder) / "run"
-            mec.pretrain(data, out, self.recipe, console=Console(file=nowhere), callbacks=[_Clock(meter)])
+            mec.pretrain(data, out, self.recipe, console=Console(file=devnull), callbacks=[_PhaseTimer(meter)])
 
-    def count(self) -> None:
+    def count_flops(self) -> None:
         encoder = create_encoder(self.recipe.backbone, self.recipe.image_size, 3, self.recipe.small_stem)
-        module = Pretraining(self.recipe, encoder, COUNTED, 1, 0)
-        x1, x2 = torch.randn(2, COUNTED, 3, self.setting.size, self.setting.size)
+        module = Pretraining(self.recipe, encoder, FLOP_IMAGES, 1, 0)
+        x1, x2 = torch.randn(2, FLOP_IMAGES, 3, self.settings.image_size, self.settings.image_size)
         module.objective(*module.network(x1, x2)).backward()
 
 
 class _Plain:
-    def __init__(self, setting: Setting, loop: Callable[[Setting], Loop]) -> None:
-        self.setting, self.make = setting, loop
+    def __init__(self, settings: Settings, make_loop: Callable[[Settings], Loop]) -> None:
+        self.settings, self.make_loop = settings, make_loop
         self.loop: Loop | None = None
 
     def turn(self, meter: Meter) -> None:
-        self.loop = self.loop or self.make(self.setting)
-        size, device = self.setting.size, self.setting.device
-        if device == "cuda":  # too large a batch is found out before the loader is asked for it
-            self.loop.step(tuple(torch.randn(2, self.setting.batch, 3, size, size, device=device)), _unmeasured)  # type: ignore[arg-type]
-        batches, last = iter(self.loop.batches()), False
-        while not last:
-            with meter.part("data"):
+        self.loop = self.loop or self.make_loop(self.settings)
+        size, device = self.settings.image_size, self.settings.device
+        if device == "cuda":  # fail on a batch that is too large before the loader starts
+            self.loop.step(tuple(torch.randn(2, self.settings.batch_size, 3, size, size, device=device)), _untimed)  # type: ignore[arg-type]
+        batches, is_last = iter(self.loop.batches()), False
+        while not is_last:
+            with meter.phase("data"):
                 views = next(batches)
-            self.loop.step(views, meter.part)
-            last = meter.step_done()
+            self.loop.step(views, meter.phase)
+            is_last = meter.step_done()
 
-    def count(self) -> None:
-        x1, x2 = torch.randn(2, COUNTED, 3, self.setting.size, self.setting.size)
-        self.make(replace(self.setting, device="cpu")).step((x1, x2), _unmeasured)
+    def count_flops(self) -> None:
+        x1, x2 = torch.randn(2, FLOP_IMAGES, 3, self.settings.image_size, self.settings.image_size)
+        self.make_loop(replace(self.settings, device="cpu")).step((x1, x2), _untimed)
 
 
-def _unmeasured(name: str) -> Any:
+def _untimed(name: str) -> Any:
     return nullcontext()
 
 
@@ -213,35 +216,36 @@ PLAIN = "plain PyTorch"
 PAPER, POOLED = "mec, paper's form", "mec, default form"
 
 
-def contestants(compiled: bool) -> dict[str, Callable[[Setting], Any]]:
-    """By name; what mec's default precision gains is told by a row of the paper's form in float32."""
-    found: dict[str, Callable[[Setting], Any]] = {
+def contestants(compiled: bool) -> dict[str, Callable[[Settings], Any]]:
+    """Name -> contestant. The paper's form also runs in float32, to separate the effect of mec's default precision."""
+    by_name: dict[str, Callable[[Settings], Any]] = {
         PLAIN: lambda s: _Plain(s, plain),
         PAPER: lambda s: _Mec(s, True, compiled=compiled),
         POOLED: lambda s: _Mec(s, False, compiled=compiled),
         "lightly, SimSiam": lambda s: _Plain(s, lightly_simsiam),
         "lightly, BYOL": lambda s: _Plain(s, lightly_byol),
     }
-    return found | {f"{PAPER}, 32-true": lambda s: _Mec(s, True, "32-true")}
+    return by_name | {f"{PAPER}, 32-true": lambda s: _Mec(s, True, "32-true")}
 
 
-def serve(pipe: Connection, name: str, setting: Setting, compiled: bool) -> None:
-    """Answers first with its step's FLOPs an image, then each question with the figures of a turn; or what failed."""
-    torch.set_num_threads(setting.threads)
+def serve(pipe: Connection, name: str, settings: Settings, compiled: bool) -> None:
+    """Send the FLOPs per image of a step, then the measurements of a turn for each message received; or the failure."""
+    torch.set_num_threads(settings.threads)
     try:
-        contestant = contestants(compiled)[name](setting)
+        contestant = contestants(compiled)[name](settings)
         with FlopCounterMode(display=False) as counter:
-            contestant.count()
-        pipe.send({"flops": counter.get_total_flops() / COUNTED})
-        before = None
+            contestant.count_flops()
+        pipe.send({"flops": counter.get_total_flops() / FLOP_IMAGES})
+        memory_before = None
         while pipe.recv():
             gc.collect()
             with Memory() as memory:
-                meter = Meter(setting)
+                meter = Meter(settings)
                 contestant.turn(meter)
-            before = memory.before if before is None else before
-            on_device = torch.cuda.max_memory_allocated() / 2**20 if setting.device == "cuda" else memory.most - before
-            pipe.send(meter.found | {"mib": on_device, "precision": meter.precision})
+            memory_before = memory.before if memory_before is None else memory_before
+            on_cuda = settings.device == "cuda"
+            mib = torch.cuda.max_memory_allocated() / 2**20 if on_cuda else memory.peak - memory_before
+            pipe.send(meter.measurements | {"mib": mib, "precision": meter.precision})
     except ModuleNotFoundError as error:
         pipe.send({"failed": f"not installed ({error.name})"})
     except torch.OutOfMemoryError:

@@ -1,9 +1,9 @@
-"""Do our trackers find what the original code (UniTrack) finds, frame by frame, and what do the corrections gain?
+"""Do the trackers agree with the original code (UniTrack) frame by frame, and what do the corrections gain?
 
 python benchmarks/unitrack_parity.py --data FOLDER --golden FOLDER [--out FOLDER]
 
-FOLDER of data has OTB100 and davis16-subset, that of golden unitrack.json, the original's figures, and
-resnet18_seed0.pth, the encoder they were computed with. What is in --out is not computed again.
+The folder of --data has OTB100 and davis16-subset. That of --golden has unitrack.json, the metrics of the original
+code, and resnet18_seed0.pth, its encoder. Tracks that exist in --out are not computed again.
 """
 
 from __future__ import annotations
@@ -25,81 +25,93 @@ from mec import evaluate
 from mec.evaluate.tracking.runner import METRICS, SETTINGS
 
 TRACKERS = {"xcorr": "siamfc_cross_correlation", "dcf": "cfnet_dcf"}
-SHORT = ("Couple", "Crossing", "Football1")
-"""Targets on which the corrections are measured."""
-PARTS = ("vos", "mot", "sot", "mot corrected", "sot corrected")
+CORRECTED_TARGETS = ("Couple", "Crossing", "Football1")
+"""Targets for the measurement of the corrections."""
+COMPARISONS = ("vos", "mot", "sot", "mot corrected", "sot corrected")
 
 
-def main(data: str = "data", golden: str = "golden", out: str | None = None, parts: Sequence[str] = PARTS) -> None:
-    """Run every tracker on the sequences that the original was run on.
+def main(
+    data: str = "data", golden: str = "golden", out: str | None = None, comparisons: Sequence[str] = COMPARISONS
+) -> None:
+    """Run every tracker on the sequences of the original's metrics.
 
     Args:
         data: folder with OTB100 and davis16-subset.
         golden: folder with unitrack.json and resnet18_seed0.pth.
-        out: where tracks are kept, and found when this is called again.
-        parts: of the comparison; the last call must have all.
+        out: folder for the tracks, which a later call reuses; null: a temporary folder.
+        comparisons: comparisons to run; results are written if all are run.
     """
-    known = json.loads((Path(golden) / "unitrack.json").read_text())
+    original = json.loads((Path(golden) / "unitrack.json").read_text())
     encoder = Path(golden) / "resnet18_seed0.pth"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(out or temporary)
-        found: dict[str, Any] = {}
-        for part in parts:
-            task, _, how = part.partition(" ")
-            kept = folder / part.replace(" ", "-")
-            options = {"out": kept, "resume": (kept / SETTINGS).exists()}
+        results: dict[str, Any] = {}
+        for comparison in comparisons:
+            task, _, corrected = comparison.partition(" ")
+            tracks_folder = folder / comparison.replace(" ", "-")
+            options = {"out": tracks_folder, "resume": (tracks_folder / SETTINGS).exists()}
             if task == "vos":
-                names = list(known["vos"]["sequences"])
+                names = list(original["vos"]["sequences"])
                 evaluate.vos(Path(data) / "davis16-subset", encoder, sequences=names, **options)
-                found[part] = _masks(Path(data) / "davis16-subset" / "DAVIS", kept, known["vos"]["sequences"])
-            elif task == "mot":
-                videos = as_mot(Path(data) / "OTB100" / "Jogging", Path(temporary) / part)
-                result = evaluate.mot(videos, encoder, detections="gt", corrected=bool(how), **options)
-                columns = ("HOTA", "AssA", "IDF1", "MOTA", "ID switches")
-                ours = json.loads((kept / METRICS).read_text())["metrics"]["Jogging"]
-                theirs = known["mot"]["sequences"]["Jogging"] | {"ID switches": 0}
-                found[part] = {"ours": {c: ours[c] for c in columns}, "overlap alone": result.values("overlap alone")}
-                if not how:
-                    found[part]["original"] = {c: theirs[c] for c in columns}
-            else:
-                names = list(known["sot"][TRACKERS["dcf"]]["sequences"])
-                names = [name for name in names if not how or name in SHORT]
-                evaluate.sot(
-                    Path(data) / "OTB100", encoder, tracker="both", corrected=bool(how), sequences=names, **options
+                results[comparison] = _masks(
+                    Path(data) / "davis16-subset" / "DAVIS", tracks_folder, original["vos"]["sequences"]
                 )
-                found[part] = _boxes(kept, known["sot"], names, bool(how))
-            print(json.dumps(found[part], indent=2), flush=True)
-        if list(parts) == list(PARTS):
-            write("unitrack_parity", "our trackers against the original code, with the same encoder", **found)
+            elif task == "mot":
+                videos = as_mot(Path(data) / "OTB100" / "Jogging", Path(temporary) / comparison)
+                result = evaluate.mot(videos, encoder, detections="gt", corrected=bool(corrected), **options)
+                columns = ("HOTA", "AssA", "IDF1", "MOTA", "ID switches")
+                tracked = json.loads((tracks_folder / METRICS).read_text())["metrics"]["Jogging"]
+                reference = original["mot"]["sequences"]["Jogging"] | {"ID switches": 0}
+                results[comparison] = {
+                    "mec": {c: tracked[c] for c in columns},
+                    "overlap alone": result.values("overlap alone"),
+                }
+                if not corrected:
+                    results[comparison]["original"] = {c: reference[c] for c in columns}
+            else:
+                names = list(original["sot"][TRACKERS["dcf"]]["sequences"])
+                names = [name for name in names if not corrected or name in CORRECTED_TARGETS]
+                evaluate.sot(
+                    Path(data) / "OTB100",
+                    encoder,
+                    tracker="both",
+                    corrected=bool(corrected),
+                    sequences=names,
+                    **options,
+                )
+                results[comparison] = _boxes(tracks_folder, original["sot"], names, bool(corrected))
+            print(json.dumps(results[comparison], indent=2), flush=True)
+        if list(comparisons) == list(COMPARISONS):
+            write("unitrack_parity", "trackers compared with the original code, with the same encoder", **results)
 
 
-def _masks(davis: Path, kept: Path, known: dict[str, Any]) -> dict[str, Any]:
-    """J of every frame, computed here from the files: overlap of what is no background, first and last left out."""
+def _masks(davis: Path, tracks_folder: Path, original: dict[str, Any]) -> dict[str, Any]:
+    """Compare J of every frame except the first and the last: the IoU of the foreground, computed from the files."""
     rows = {}
-    for name, theirs in known.items():
+    for name, reference in original.items():
         overlaps = []
-        for truth in sorted((davis / "Annotations" / "480p" / name).glob("*.png"))[1:-1]:
-            is_there = np.asarray(Image.open(truth)) > 0
-            is_found = np.asarray(Image.open(kept / "tracks" / name / truth.name)) > 0
-            overlaps.append((is_there & is_found).sum() / max(1, (is_there | is_found).sum()))
-        away = np.abs(np.array(overlaps) - theirs["J_per_frame"])
+        for annotation in sorted((davis / "Annotations" / "480p" / name).glob("*.png"))[1:-1]:
+            truth = np.asarray(Image.open(annotation)) > 0
+            predicted = np.asarray(Image.open(tracks_folder / "tracks" / name / annotation.name)) > 0
+            overlaps.append((truth & predicted).sum() / max(1, (truth | predicted).sum()))
+        differences = np.abs(np.array(overlaps) - reference["J_per_frame"])
         rows[name] = {
             "J mean": round(float(np.mean(overlaps)), 4),
-            "original J mean": theirs["J_mean"],
-            "largest difference of a frame": round(float(away.max()), 4),
+            "original J mean": reference["J_mean"],
+            "max difference per frame": round(float(differences.max()), 4),
         }
     return rows
 
 
-def _boxes(kept: Path, known: dict[str, Any], names: list[str], corrected: bool) -> dict[str, Any]:
-    metrics = json.loads((kept / METRICS).read_text())["metrics"]
+def _boxes(tracks_folder: Path, original: dict[str, Any], names: list[str], corrected: bool) -> dict[str, Any]:
+    metrics = json.loads((tracks_folder / METRICS).read_text())["metrics"]
     rows = {}
-    for tracker, theirs in TRACKERS.items():
+    for tracker, original_tracker in TRACKERS.items():
         for name in names:
-            ours, original = metrics[f"{tracker} {name}"], known[theirs]["sequences"][name]
+            tracked, reference = metrics[f"{tracker} {name}"], original[original_tracker]["sequences"][name]
             rows[f"{tracker} {name}"] = {
-                "AUC": round(ours["AUC"], 4), "original AUC": original["success_auc"],
-                "precision": round(ours["precision"], 4), "original precision": original["precision_20px"],
+                "AUC": round(tracked["AUC"], 4), "original AUC": reference["success_auc"],
+                "precision": round(tracked["precision"], 4), "original precision": reference["precision_20px"],
             }  # fmt: skip
         mean = {
             column: round(float(np.mean([rows[f"{tracker} {n}"][column] for n in names])), 4)
@@ -110,7 +122,7 @@ def _boxes(kept: Path, known: dict[str, Any], names: list[str], corrected: bool)
 
 
 def as_mot(sequence: Path, folder: Path) -> Path:
-    """An OTB sequence with several targets in MOTChallenge's form, below ``folder``."""
+    """Write an OTB sequence of several targets in MOTChallenge's format to ``folder``, and return it."""
     video = folder / sequence.name
     (video / "img1").mkdir(parents=True)
     (video / "gt").mkdir()

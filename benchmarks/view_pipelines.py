@@ -1,6 +1,6 @@
-"""The pipelines that views.py measures: the paper's on PIL, torchvision v2, lightly, kornia and mec's own.
+"""Pipelines that views.py compares: the paper's on PIL, torchvision v2, lightly, kornia and mec.
 
-Each makes both views by the paper's recipe, of encoded images or of arrays.
+Each makes both views by the paper's recipe from encoded images or arrays.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from mec.data.transforms.torchvision_reference import reference_transform
 from mec.data.transforms.view_settings import VIEW_1, VIEW_2, ViewSettings
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-BLUR_TAPS = 13  # three times the widest sigma, to either side
-Batch = Callable[[list[Any]], None]
+BLUR_KERNEL = 13  # three times the largest sigma to either side
+BatchFunction = Callable[[list[Any]], None]
 
 
 def paper(size: int) -> list[Callable[[Any], Any]]:
-    """torchvision on PIL, as the paper's code has it."""
+    """torchvision on PIL, as in the paper's code."""
     from torchvision import transforms
 
     def view(settings: ViewSettings) -> Callable[[Any], Any]:
-        after = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-        return transforms.Compose([reference_transform(size, settings), *after])
+        to_input = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+        return transforms.Compose([reference_transform(size, settings), *to_input])
 
     return [view(VIEW_1), view(VIEW_2)]
 
@@ -46,7 +46,7 @@ def torchvision_v2(size: int) -> list[Callable[[Any], Any]]:
                 v2.RandomResizedCrop(size, scale=s.crop_scale, antialias=True),
                 v2.RandomApply([v2.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue)], p=s.color_jitter),
                 v2.RandomGrayscale(p=s.grayscale),
-                v2.RandomApply([v2.GaussianBlur(BLUR_TAPS, s.blur_sigma)], p=s.blur),
+                v2.RandomApply([v2.GaussianBlur(BLUR_KERNEL, s.blur_sigma)], p=s.blur),
                 v2.RandomSolarize(128, p=s.solarize),
                 v2.RandomHorizontalFlip(p=s.flip),
                 v2.ToDtype(torch.float32, scale=True),
@@ -72,7 +72,7 @@ def kornia(size: int) -> list[Callable[[Any], Any]]:
             K.RandomResizedCrop((size, size), scale=s.crop_scale),
             K.ColorJitter(s.brightness, s.contrast, s.saturation, s.hue, p=s.color_jitter),
             K.RandomGrayscale(p=s.grayscale),
-            K.RandomGaussianBlur((BLUR_TAPS, BLUR_TAPS), s.blur_sigma, p=s.blur),
+            K.RandomGaussianBlur((BLUR_KERNEL, BLUR_KERNEL), s.blur_sigma, p=s.blur),
             K.RandomSolarize(0.0, 0.0, p=s.solarize),
             K.RandomHorizontalFlip(p=s.flip),
             K.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
@@ -103,8 +103,8 @@ def batched(views: list[Callable[[Any], Any]], images: list[Any]) -> torch.Tenso
     return torch.stack([view(x) for view in views], dim=1)
 
 
-class Ours:
-    """Crops as a worker makes them, then the rest on the batch; ``worker_only`` leaves that to an accelerator."""
+class MecPipeline:
+    """Crops as in a worker, then the other transforms on the batch; ``worker_only`` leaves these to an accelerator."""
 
     def __init__(self, size: int, worker_only: bool = False) -> None:
         self.views, self.worker_only, self.epoch = TwoViews(size), worker_only, 0
@@ -120,30 +120,30 @@ class Ours:
                 self.epoch,
             )
         else:
-            items = [Item(i, partial(_same, p), "") for i, p in enumerate(images)]
+            items = [Item(i, partial(_identity, p), "") for i, p in enumerate(images)]
             batch = self.crop(items, self.epoch, lambda _: iter(()))[:3]
         if not self.worker_only:
             for x in self.views(*batch):
                 _ = x.sub_(self.mean).div_(self.std)
 
 
-def _same(data: Any) -> Any:
+def _identity(data: Any) -> Any:
     return data
 
 
-def pipelines(size: int) -> dict[str, Batch]:
-    """Every way that is installed, as a function of a list of images."""
-    made: dict[str, Callable[[], Batch]] = {
+def pipelines(size: int) -> dict[str, BatchFunction]:
+    """Return the installed pipelines, as functions of a list of images."""
+    factories: dict[str, Callable[[], BatchFunction]] = {
         "PIL (the paper's)": lambda: partial(one_by_one, paper(size), as_pil),
         "torchvision v2": lambda: partial(one_by_one, torchvision_v2(size), as_tensor),
         "lightly": lambda: partial(one_by_one, lightly(size), as_pil),
         "kornia": lambda: partial(batched, kornia(size)),
-        "mec": lambda: Ours(size),
+        "mec": lambda: MecPipeline(size),
     }
-    found: dict[str, Batch] = {}
-    for name, make in made.items():
+    installed: dict[str, BatchFunction] = {}
+    for name, create in factories.items():
         try:
-            found[name] = make()
+            installed[name] = create()
         except ImportError as error:
             print(f"{name}: not installed ({error})", file=sys.stderr)
-    return found
+    return installed
