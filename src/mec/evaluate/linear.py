@@ -77,9 +77,7 @@ def linear(
     if crops not in ("central", "random"):
         raise InputError(f"crops: expected central or random, got {crops!r}")
     if protocol != "fast" and crops != "central":
-        raise InputError(
-            f"crops: the {protocol} protocol draws new crops in every epoch; expected --protocol fast"
-        )
+        raise InputError(f"crops: the {protocol} protocol draws new crops in every epoch; expected --protocol fast")
     settings = overridden(PROTOCOLS.get(protocol, PAPER_PROBE), **changes)
     clock = Stopwatch()
     task = open_task(data, encoder, baselines, workers, labels_csv)
