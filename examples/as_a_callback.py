@@ -1,10 +1,10 @@
-"""MEC as one more term in the loss of somebody else's LightningModule, whose code stays as it is.
+"""MEC as an additional term in the loss of an existing LightningModule, without changing its code.
 
-    python examples/as_a_callback.py [--epochs 12] [--labels 5] [--images 1347]
+    python examples/as_a_callback.py [--epochs 12] [--shots 5] [--images 1347]
 
-``Classifier`` stands for the model that you have. It learns the digits of scikit-learn from a few labels a class, first
+``Classifier`` stands for your own model. It learns the digits of scikit-learn from a few labels per class, first
 alone, then with ``MaximumEntropyTerm``, which adds the objective on all training digits, without labels. Prints the
-accuracy of both on 450 test digits. One CPU core: about a minute.
+accuracy of both on 450 test digits. Takes about a minute on one CPU core.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": 
 
 
 class Classifier(lightning.LightningModule):
-    """Somebody else's: it knows nothing of mec."""
+    """An existing model, written without mec."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,38 +45,44 @@ class Classifier(lightning.LightningModule):
 
 
 class MaximumEntropyTerm(lightning.Callback):
-    """Adds ``weight`` x MECLoss of unlabeled images' embeddings to what ``training_step`` returns.
+    """Add ``weight`` x MECLoss on embeddings of unlabeled images to the loss that ``training_step`` returns.
 
-    Nowhere else: lightning clears the gradients between ``training_step`` and its own backward pass, so what a hook
-    before that leaves there is lost; and a backward pass in a later hook would go without what lightning does to the
-    loss (scaling in float16, accumulation, the exchange between devices). The embeddings are the module's own and the
-    loss has no weights, so that optimizer and checkpoints stay as they were.
+    The term is added to the returned loss because Lightning clears the gradients between ``training_step`` and its
+    backward pass, so gradients from an earlier hook would be lost, and a backward pass in a later hook would miss
+    float16 scaling, gradient accumulation and the synchronization between devices. The embeddings are those of the
+    module and the loss has no weights: optimizer and checkpoints do not change.
+
+    Args:
+        images: unlabeled images (n, c, h, w), uint8.
+        encoder: name of the submodule that returns embeddings.
+        weight: weight of the term.
+        batch_size: images in a step.
     """
 
-    def __init__(self, images: Tensor, encoder: str, weight: float = 1.0, batch: int = 128) -> None:
-        self.images, self.encoder, self.weight, self.batch = images, encoder, weight, batch
+    def __init__(self, images: Tensor, encoder: str, weight: float = 1.0, batch_size: int = 128) -> None:
+        self.images, self.encoder, self.weight, self.batch_size = images, encoder, weight, batch_size
         self.views, self.loss = TwoViews(SIZE, VIEW, VIEW), MECLoss()
 
     def setup(self, trainer: lightning.Trainer, pl_module: Any, stage: str) -> None:
         if stage != "fit":
             return
         if not pl_module.automatic_optimization:
-            raise ValueError("a module that optimizes by hand returns no loss that a term could be added to")
+            raise ValueError("pl_module: expected automatic optimization, got manual optimization")
         step = pl_module.training_step
 
-        @functools.wraps(step)  # lightning looks at its arguments
-        def with_term(*given: Any, **named: Any) -> Any:
-            found = step(*given, **named)
-            if found is None:  # the module leaves this batch out
+        @functools.wraps(step)  # Lightning inspects the signature
+        def with_term(*args: Any, **kwargs: Any) -> Any:
+            output = step(*args, **kwargs)
+            if output is None:  # the module skips this batch
                 return None
             term = self.weight * self.term(pl_module)
-            return found | {"loss": found["loss"] + term} if isinstance(found, dict) else found + term
+            return output | {"loss": output["loss"] + term} if isinstance(output, dict) else output + term
 
-        pl_module.training_step = with_term  # the object's comes before its class's, for DDP as well
+        pl_module.training_step = with_term  # an instance attribute hides the method of the class, also under DDP
 
     def term(self, pl_module: Any) -> Tensor:
-        chosen = torch.randint(len(self.images), (self.batch,))
-        x1, x2 = self.views(self.images[chosen].to(pl_module.device), chosen, pl_module.global_step)
+        indices = torch.randint(len(self.images), (self.batch_size,))
+        x1, x2 = self.views(self.images[indices].to(pl_module.device), indices, pl_module.global_step)
         encoder = pl_module.get_submodule(self.encoder)
         return self.loss((encoder(x1), encoder(x2)))
 
@@ -87,32 +93,33 @@ class MaximumEntropyTerm(lightning.Callback):
         self.teardown(trainer, pl_module, "fit")
 
 
-def main(epochs: int = 12, labels: int = 5, images: int = 1347) -> None:
+def main(epochs: int = 12, shots: int = 5, images: int = 1347) -> None:
     """Train the classifier without and with the term.
 
     Args:
-        epochs: of as many steps as pass over the unlabeled images.
-        labels: labeled images a class.
-        images: unlabeled ones.
+        epochs: passes over the unlabeled images.
+        shots: labeled images per class.
+        images: number of unlabeled images.
     """
     (x, y), (x_test, y_test) = (
-        (torch.from_numpy(part.images).permute(0, 3, 1, 2), torch.from_numpy(part.labels))
-        for part in (open_dataset("digits", "train"), open_dataset("digits", "test"))
+        (torch.from_numpy(dataset.images).permute(0, 3, 1, 2), torch.from_numpy(dataset.labels))
+        for dataset in (open_dataset("digits", "train"), open_dataset("digits", "test"))
     )
-    chosen = torch.cat([(y == digit).nonzero()[:labels, 0] for digit in range(10)])
-    few = TensorDataset(enlarged(x[chosen]), y[chosen])
+    indices = torch.cat([(y == digit).nonzero()[:shots, 0] for digit in range(10)])
+    labeled = TensorDataset(enlarge(x[indices]), y[indices])
     steps = epochs * (images // 128)
-    loader = DataLoader(few, len(few), sampler=RandomSampler(few, replacement=True, num_samples=steps * len(few)))
+    sampler = RandomSampler(labeled, replacement=True, num_samples=steps * len(labeled))
+    loader = DataLoader(labeled, len(labeled), sampler=sampler)
     for name, callbacks in (("alone", []), ("with the term", [MaximumEntropyTerm(x[:images], "backbone")])):
         lightning.seed_everything(0, verbose=False)
         model = Classifier()
         lightning.Trainer(max_epochs=1, accelerator="cpu", callbacks=callbacks, **QUIET).fit(model, loader)
         with torch.no_grad():
-            scores = model.head(model.eval().backbone(enlarged(x_test)))
+            scores = model.head(model.eval().backbone(enlarge(x_test)))
         print(f"{name:13}  accuracy {(scores.argmax(1) == y_test).float().mean():.1%}")
 
 
-def enlarged(images: Tensor) -> Tensor:
+def enlarge(images: Tensor) -> Tensor:
     return F.interpolate(images / 255, (SIZE, SIZE), mode="bilinear", antialias=True)
 
 

@@ -2,13 +2,14 @@
 
     python examples/compare_orders.py [--epochs 8] [--distortion 0.25] [--form cross]
 
-Four short runs that differ in the order alone, two codes with gradient, no teacher. Prints for each its last loss, the
-norm of C (the series converges below 1), the effective rank of the codes, and what frozen features are worth: kNN
-(k = 20) and a linear probe on 450 test digits, beside the untrained encoder. One CPU core: about a minute.
+Four short runs that differ only in the order, with gradients through both codes and without a teacher. Prints the last
+loss of each, the spectral norm of C (the series converges below 1), the effective rank of the codes, and the accuracy
+of frozen features on 450 test digits: kNN (k = 20) and a linear probe, also for the untrained encoder. Takes about a
+minute on one CPU core.
 
-What it can show: whether the codes collapse (rank near 1) or spread, and whether the series is inside its radius; try
---distortion 0.03125, where it is not. What it cannot: which order is best. One seed, a small network and a few epochs
-move accuracies by points, and losses of different orders are different functions: compare them down a run, not across.
+The table shows whether the codes collapse (rank near 1) or spread, and whether the series converges; with --distortion
+0.03125 it does not. It does not show which order is best: with one seed, a small network and a few epochs, accuracies
+vary by percentage points. Losses of different orders are different functions: compare them within a run only.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ def main(epochs: int = 8, distortion: float = 0.25, form: Literal["cross", "pool
     """Train with each order and print a table.
 
     Args:
-        epochs: of each run.
+        epochs: epochs of each run.
         distortion: the paper's eps_d^2.
-        form: of the objective: cross is the paper's, pooled the stable one.
-        seed: of weights and views.
+        form: form of the objective: cross, the paper's, or pooled, the stable form.
+        seed: seed of weights and views.
     """
     table = Table("order", "loss", "norm of C", "effective rank", "kNN, %", "linear, %")
     recipe = replace(mec.load_recipe("digits"), epochs=epochs, seed=seed, log_every=1, workers=0)
@@ -47,15 +48,15 @@ def main(epochs: int = 8, distortion: float = 0.25, form: Literal["cross", "pool
             objective = ObjectiveSettings(form, distortion, order)
             run = mec.pretrain("digits", Path(folder, str(order)), replace(recipe, objective=objective))
             last, encoder = run.metrics()[-1], run.encoder()
-            shown = [f"{last[name]:.3g}" for name in ("loss", "spectral_norm", "effective_rank")]
-            table.add_row("exact" if order is None else str(order), *shown, *percent(probe, encoder))
-    table.add_row("untrained", "", "", "", *percent(probe, untrained(encoder)))
+            metrics = [f"{last[name]:.3g}" for name in ("loss", "spectral_norm", "effective_rank")]
+            table.add_row("exact" if order is None else str(order), *metrics, *accuracies(probe, encoder))
+    table.add_row("untrained", "", "", "", *accuracies(probe, untrained(encoder)))
     Console().print(table)
 
 
-def percent(probe: mec.pretraining.OnlineProbe, encoder: mec.Encoder) -> list[str]:
-    """Accuracies of the frozen encoder: kNN, linear."""
-    return [f"{100 * share:.1f}" for share in probe.evaluate(encoder, torch.device("cpu")).values()]
+def accuracies(probe: mec.pretraining.OnlineProbe, encoder: mec.Encoder) -> list[str]:
+    """Accuracies of the frozen encoder in percent: kNN, linear."""
+    return [f"{100 * accuracy:.1f}" for accuracy in probe.evaluate(encoder, torch.device("cpu")).values()]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""An encoder of mec in other libraries: as a model of timm, and in a pipeline of scikit-learn.
+"""A mec encoder in other libraries: as a timm model, and in a scikit-learn pipeline.
 
     python examples/encoder_elsewhere.py [--run RUN] [--epochs 3] [--images 1347]
 
-RUN is a run folder; without one a ResNet-18 is pretrained on the digits of scikit-learn, so briefly that it is no more
-than a stand-in. Prints how far timm's features are from mec's, and how many of 450 test digits the pipeline classifies.
-One CPU core: a quarter of a minute.
+RUN is a run folder; the default is a ResNet-18 pretrained briefly on the digits of scikit-learn, as a placeholder.
+Prints the difference between timm's and mec's features, and the accuracy of the pipeline on 450 test digits. Takes a
+quarter of a minute on one CPU core.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import mec
 
 
 def in_timm(encoder: mec.Encoder, folder: Path) -> float:
-    """Largest difference between timm's features and the encoder's, as a share of the largest feature."""
+    """Largest difference between timm's features and the encoder's, as a fraction of the largest feature."""
     mec.export(encoder, "timm", folder)
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     settings = timm.data.resolve_model_data_config(model)
@@ -40,14 +40,14 @@ def in_timm(encoder: mec.Encoder, folder: Path) -> float:
 
 
 def in_scikit_learn(encoder: mec.Encoder, images: int) -> float:
-    """Test accuracy of a pipeline from images (n, 8, 8) to digits; it can be searched, validated and so on."""
+    """Test accuracy of a pipeline from images (n, 8, 8) to digits, usable in grid search and cross-validation."""
 
     @torch.no_grad()
     def features(x: np.ndarray) -> np.ndarray:
         gray = torch.from_numpy(x / 16).float()[:, None]
         size = (encoder.image_size, encoder.image_size)
-        shown = F.interpolate(gray, size, mode="bilinear", antialias=True).expand(-1, encoder.spec.channels, -1, -1)
-        return torch.cat([encoder(encoder.normalize(batch)) for batch in shown.split(256)]).numpy()
+        resized = F.interpolate(gray, size, mode="bilinear", antialias=True).expand(-1, encoder.spec.channels, -1, -1)
+        return torch.cat([encoder(encoder.normalize(batch)) for batch in resized.split(256)]).numpy()
 
     digits = load_digits()
     train, test, y_train, y_test = train_test_split(digits.images, digits.target, test_size=450, random_state=0)
@@ -56,12 +56,12 @@ def in_scikit_learn(encoder: mec.Encoder, images: int) -> float:
 
 
 def main(run: Path | None = None, epochs: int = 3, images: int = 1347) -> None:
-    """Take an encoder to timm and scikit-learn.
+    """Use an encoder in timm and scikit-learn.
 
     Args:
-        run: a run folder; none: a short run on the digits.
-        epochs: of that run.
-        images: how many digits the pipeline learns from.
+        run: a run folder; null: pretrain on the digits.
+        epochs: epochs of that pretraining.
+        images: training digits of the pipeline.
     """
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:

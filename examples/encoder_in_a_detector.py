@@ -1,11 +1,11 @@
-"""An encoder of mec as the backbone of torchvision's Faster R-CNN, with a feature pyramid, in your own training loop.
+"""A mec encoder as the backbone of torchvision's Faster R-CNN, with a feature pyramid, in a custom training loop.
 
     python examples/encoder_in_a_detector.py [--run RUN] [--epochs 1] [--steps 40]
 
-RUN is a run folder with a plain ResNet-18 of 3 channels; without one it is pretrained on the digits of scikit-learn, so
-briefly that it is no more than a stand-in. The detector learns to find digits in scenes made of them; printed is its
-loss as it goes down. One CPU core: about a minute. ``mec evaluate detect`` trains and measures by the published
-protocols; this is for a detector of your own.
+RUN is a run folder with a standard ResNet-18 of 3 channels; the default is pretrained briefly on the digits of
+scikit-learn, as a placeholder. The detector learns to find digits in synthetic scenes, and its loss is printed. Takes
+about a minute on one CPU core. ``mec evaluate detect`` trains and evaluates with the published protocols; this example
+is for custom detectors.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DIGITS = load_digits()
 
 
 def scene(random: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-    """An image (3, 128, 128) with two digits of 32 px in different quarters, and where they are."""
+    """Create an image (3, 128, 128) with two digits of 32 px in different quarters, and its boxes and labels."""
     image, boxes, labels = torch.zeros(3, 128, 128), [], []
     for quarter in random.choice(4, 2, replace=False):
         top, left = np.array(divmod(quarter, 2)) * 64 + random.integers(0, 32, 2)
@@ -41,7 +41,7 @@ def scene(random: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def detector_from(encoder: mec.Encoder, file: Path) -> FasterRCNN:
-    """All layers are trained, BatchNorm too: what was not learned from ImageNet has to be allowed to move."""
+    """Build a detector with all layers trainable, also BatchNorm: frozen layers assume ImageNet weights."""
     mec.export(encoder, "torchvision", file)
     backbone = resnet_fpn_backbone(
         backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
@@ -53,12 +53,12 @@ def detector_from(encoder: mec.Encoder, file: Path) -> FasterRCNN:
 
 
 def main(run: Path | None = None, epochs: int = 1, steps: int = 40) -> None:
-    """Train a detector that begins with an encoder.
+    """Train a detector initialized from an encoder.
 
     Args:
-        run: a run folder; none: a short run on the digits.
-        epochs: of that run.
-        steps: of the detector's training, of two scenes each.
+        run: a run folder; null: pretrain on the digits.
+        epochs: epochs of that pretraining.
+        steps: training steps of the detector, of two scenes each.
     """
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:

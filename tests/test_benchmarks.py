@@ -1,4 +1,4 @@
-"""What the comparison of methods stands on: one loop that goes on where it stopped, and the rules of each method."""
+"""The loop that compares methods resumes exactly, and each method follows its published rules."""
 
 from __future__ import annotations
 
@@ -22,51 +22,51 @@ def cifar10(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.parametrize("name", ["MEC", "SimCLR", "SimSiam", "BYOL", "Barlow Twins", "VICReg"])
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(cifar10: ModuleType, name: str, tmp_path: Path) -> None:
+def test_resumed_training_ends_with_the_same_weights(cifar10: ModuleType, name: str, tmp_path: Path) -> None:
     tiny = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "zero_init_last": False}
-    setting = cifar10.Setting(epochs=2, batch=16, widest=16, small_stem=False, encoder=tiny)
+    settings = cifar10.Settings(epochs=2, batch_size=16, max_width=16, small_stem=False, backbone_options=tiny)
     images = torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     data = cifar10.Data(images, torch.zeros(32), images, torch.zeros(32), 2)
     method = cifar10.METHODS[name]
-    whole, _, loss = cifar10.train(method, data, setting, 0, tmp_path / "whole.pt", cifar10.Clock(None))
-    assert math.isfinite(loss)
-    with pytest.raises(cifar10.Deadline):  # a limit that has passed: it stops after the first epoch
-        cifar10.train(method, data, setting, 0, tmp_path / "halves.pt", cifar10.Clock(1e-9))
-    halves, _, again = cifar10.train(method, data, setting, 0, tmp_path / "halves.pt", cifar10.Clock(None))
-    assert again == loss
-    for key, value in whole.state_dict().items():
-        assert torch.equal(value, halves.state_dict()[key]), key
+    expected, _, expected_loss = cifar10.train(method, data, settings, 0, tmp_path / "a.pt", cifar10.Clock(None))
+    assert math.isfinite(expected_loss)
+    with pytest.raises(cifar10.Deadline):  # the time limit has passed: training stops after the first epoch
+        cifar10.train(method, data, settings, 0, tmp_path / "b.pt", cifar10.Clock(1e-9))
+    resumed, _, loss = cifar10.train(method, data, settings, 0, tmp_path / "b.pt", cifar10.Clock(None))
+    assert loss == expected_loss
+    for key, value in expected.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
 
 
-def test_no_step_is_longer_than_trusted(cifar10: ModuleType) -> None:
+def test_lars_limits_the_norm_of_a_step(cifar10: ModuleType) -> None:
     rng = np.random.default_rng(0)
-    w, rate, decay, trust = rng.normal(size=(6, 5)), 0.6, 1e-4, 0.02
-    for scale in (100.0, 1e-3):  # a gradient that is clipped, and one that is not
+    w, lr, weight_decay, trust_coefficient = rng.normal(size=(6, 5)), 0.6, 1e-4, 0.02
+    for scale in (100.0, 1e-3):  # a clipped and an unclipped gradient
         g = scale * rng.normal(size=w.shape)
         weight = torch.nn.Parameter(torch.from_numpy(w))
         weight.grad = torch.from_numpy(g.copy())
-        cifar10.shorten([weight], rate, decay, trust)
+        cifar10.apply_lars([weight], lr, weight_decay, trust_coefficient)
         norm = np.linalg.norm(w)
-        factor = min(trust * norm / (np.linalg.norm(g) + decay * norm) / rate, 1)
+        factor = min(trust_coefficient * norm / (np.linalg.norm(g) + weight_decay * norm) / lr, 1)
         assert (factor == 1) == (scale < 1)
-        np.testing.assert_allclose(weight.grad.numpy(), factor * (g + decay * w), rtol=1e-6)
+        np.testing.assert_allclose(weight.grad.numpy(), factor * (g + weight_decay * w), rtol=1e-6)
 
 
-def test_pairs_of_a_predictor_stop_the_gradient(cifar10: ModuleType) -> None:
+def test_targets_of_a_predictor_have_no_gradient(cifar10: ModuleType) -> None:
     torch.manual_seed(0)
     x1, x2 = torch.randn(2, 8, 4, dtype=torch.float64)
     encoder, projector, predictor = (torch.nn.Linear(4, 4).double() for _ in range(3))
     network = cifar10.Network(encoder, lambda p, z: (p - z).square().mean(), projector, predictor, momentum=0.9)
-    before = projector.weight.detach().clone()
+    old_weight = projector.weight.detach().clone()
     with torch.no_grad():
         projector.weight.mul_(3)
-    network.follow()  # the teacher goes a tenth of the way
-    teacher = torch.nn.functional.linear(encoder(x2), 0.9 * before + 0.1 * 3 * before, projector.bias)
+    network.update_teacher()
+    expected = torch.nn.functional.linear(encoder(x2), 0.9 * old_weight + 0.1 * 3 * old_weight, projector.bias)
     (p1, z2), (_, z1) = network(x1, x2)
-    torch.testing.assert_close(z2, teacher)
+    torch.testing.assert_close(z2, expected)
     torch.testing.assert_close(p1, predictor(projector(encoder(x1))))
-    own = cifar10.Network(encoder, network.criterion, projector, predictor)(x1, x2)  # SimSiam's: no teacher
-    torch.testing.assert_close(own[0][1], projector(encoder(x2)))
-    for p, z in ((p1, z2), (p1, z1), *own):
+    without_teacher = cifar10.Network(encoder, network.criterion, projector, predictor)(x1, x2)  # as in SimSiam
+    torch.testing.assert_close(without_teacher[0][1], projector(encoder(x2)))
+    for p, z in ((p1, z2), (p1, z1), *without_teacher):
         assert p.requires_grad
         assert not z.requires_grad

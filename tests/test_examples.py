@@ -1,4 +1,4 @@
-"""Every example runs at small size and does what it says."""
+"""Every example runs at small size and prints plausible results."""
 
 import ast
 import json
@@ -15,25 +15,26 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import mec
+from mec.results import Result
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PAGE = EXAMPLES.parent / "docs" / "examples.md"
 
 
 @pytest.fixture(autouse=True)
-def _random_numbers_left_alone() -> Any:
+def _restore_rng_state() -> Any:
     with torch.random.fork_rng(devices=[]):
         yield
 
 
 class Example:
-    """Runs as typed in a terminal, but in this process, where torch is imported already."""
+    """Run an example as from the command line, but in this process, where torch is imported already."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self.monkeypatch, self.capsys = monkeypatch, capsys
 
-    def __call__(self, name: str, *arguments: object) -> str:
-        self.monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+    def __call__(self, name: str, *args: object) -> str:
+        self.monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, args)])
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
         return self.capsys.readouterr().out
 
@@ -44,28 +45,28 @@ def example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 def numbers(pattern: str, text: str) -> list[float]:
-    return [float(found) for found in re.findall(pattern, text)]
+    return [float(match) for match in re.findall(pattern, text)]
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
-def test_each_says_how_to_run_it_and_is_listed(path: Path) -> None:
-    told = ast.get_docstring(ast.parse(path.read_text())) or ""
-    assert f"python examples/{path.name}" in told
-    assert "minute" in told
+def test_docstring_and_documentation_list_the_command(path: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    assert f"python examples/{path.name}" in docstring
+    assert "minute" in docstring
     assert f"python examples/{path.name}" in PAGE.read_text()
     assert len(path.read_text().splitlines()) <= 130
 
 
-def test_the_loss_in_a_plain_loop(example: Example) -> None:
+def test_loss_in_a_loop_learns(example: Example) -> None:
     printed = example("loss_in_a_loop", "--epochs", 4, "--images", 256)
     losses = numbers(r"loss (\S+)", printed)
     assert len(losses) == 4
     assert losses[-1] < losses[0] - 0.05
     before, after = numbers(r"(\S+)%", printed)
-    assert min(before, after) > 30  # a guess is right in 10 %
+    assert min(before, after) > 30  # chance is 10 %
 
 
-def test_in_the_blocks_of_lightly(example: Example) -> None:
+def test_lightly_blocks_learn(example: Example) -> None:
     pytest.importorskip("lightly", reason="lightly is not installed; it comes with the extra bench")
     printed = example("lightly_blocks", "--epochs", 6, "--images", 256)
     losses = numbers(r"loss (\S+)", printed)
@@ -75,31 +76,30 @@ def test_in_the_blocks_of_lightly(example: Example) -> None:
     assert min(before, after) > 30
 
 
-def test_own_images_with_few_labels(example: Example, tmp_path: Path) -> None:
-    size = ["--images", 400, "--epochs", 16, "--seeds", 1, "--labels", 3]
+def test_own_images_pretrain_and_finetune(example: Example, tmp_path: Path) -> None:
+    size = ["--images", 400, "--epochs", 16, "--trials", 1, "--shots", 3]
     printed = example("own_images", "--out", tmp_path / "run", *size)
-    frozen, tuned = (json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines())
-    assert "80 test, 10 classes" in frozen["data"]
-    column = frozen["figures"]
-    assert column["encoder"]["3 per class"] > column["untrained"]["3 per class"] + 0.03
-    assert "30 labeled images" in tuned["protocol"]
-    for result, name in ((frozen, "3 per class"), (tuned, "top-1")):
+    lines = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
+    few_shot, finetuned = (Result.from_dict(json.loads(line)) for line in lines)
+    assert few_shot.dataset.counts["test"] == 80
+    assert few_shot.dataset.counts["classes"] == 10
+    assert few_shot.metric("3 shots").value > few_shot.metric("3 shots", "untrained").value + 0.03
+    assert finetuned.protocol.settings["labels"] == 30
+    for result, name in ((few_shot, "3 shots"), (finetuned, "top-1")):
         for row in ("encoder", "untrained"):
-            assert re.search(rf"{row}\s.*{100 * result['figures'][row][name]:.1f}", printed)
+            assert re.search(rf"{row}\s.*{100 * result.metric(name, row).value:.1f}", printed)
 
 
-def test_a_folder_of_ones_own_is_taken(example: Example, tmp_path: Path) -> None:
-    from mec.data import open_dataset
-
+def test_written_digits_open_as_a_labeled_dataset(tmp_path: Path) -> None:
     module = runpy.run_path(str(EXAMPLES / "own_images.py"))
-    images = open_dataset(module["write_digits"](tmp_path, 50))
+    images = mec.open_dataset(module["write_digits"](tmp_path, 50))
     assert len(images) == 50
     assert images.labels is not None
-    # the data set begins 0 1 2 ... 9 0 1 2 ...; files are listed by class, then by number
+    # the dataset begins 0 1 2 ... 9 0 1 2 ...
     assert [path.name for path in sorted((tmp_path / "3").iterdir())][:2] == ["0003.png", "0013.png"]
 
 
-def test_orders_side_by_side(example: Example) -> None:
+def test_compare_orders_prints_a_row_per_order(example: Example) -> None:
     printed = example("compare_orders", "--epochs", 2)
     rows = {
         row[0]: row[1:] for row in re.findall(r"│ (\S+)\s+│ (\S*)\s+│ (\S*)\s+│ (\S*)\s+│ (\S+)\s+│ (\S+)\s+│", printed)
@@ -108,10 +108,10 @@ def test_orders_side_by_side(example: Example) -> None:
     loss, _, rank = map(float, rows["1"][:3])
     assert -1 <= loss < -0.3  # minus the mean cosine
     assert rank < min(float(rows["2"][2]), float(rows["exact"][2]))
-    assert all(float(row[place]) > 30 for row in rows.values() for place in (3, 4))
+    assert all(float(row[column]) > 30 for row in rows.values() for column in (3, 4))
 
 
-def test_an_encoder_in_timm_and_scikit_learn(example: Example) -> None:
+def test_encoder_works_in_timm_and_scikit_learn(example: Example) -> None:
     printed = example("encoder_elsewhere", "--epochs", 1, "--images", 400)
     (difference,) = numbers(r"differ by (\S+)", printed)
     assert difference < 1e-5
@@ -119,7 +119,7 @@ def test_an_encoder_in_timm_and_scikit_learn(example: Example) -> None:
     assert accuracy > 60
 
 
-def test_an_encoder_in_a_detector(example: Example, tmp_path: Path) -> None:
+def test_encoder_works_in_a_detector(example: Example, tmp_path: Path) -> None:
     torch.manual_seed(0)
     encoder = mec.create_encoder("resnet18", image_size=32, small_stem=False).eval()
     mec.save_encoder(encoder, tmp_path / "run")
@@ -133,74 +133,77 @@ def test_an_encoder_in_a_detector(example: Example, tmp_path: Path) -> None:
     torch.testing.assert_close(deepest.mean(dim=(2, 3)), encoder(images))
 
 
-class Plain(lightning.LightningModule):
-    """``gives`` is what its training step returns, made of a loss without gradient to the encoder."""
+class LossOnly(lightning.LightningModule):
+    """A module whose training step returns ``make_output(loss)``; the loss has no gradient in the encoder."""
 
-    def __init__(self, gives: Any) -> None:
+    def __init__(self, make_output: Any) -> None:
         super().__init__()
-        self.gives, self.encoder, self.other = gives, nn.Sequential(nn.Flatten(), nn.Linear(1024, 4)), nn.Linear(1, 1)
+        self.make_output, self.other = make_output, nn.Linear(1, 1)
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(1024, 4))
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Any:
-        return self.gives(self.other.weight.sum())
+        return self.make_output(self.other.weight.sum())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
-def fit(model: Plain, callback: lightning.Callback, **options: Any) -> None:
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", callbacks=[callback], **quiet, **options)  # type: ignore[arg-type]
+def fit(model: LossOnly, callback: lightning.Callback, **options: Any) -> None:
+    disabled = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", callbacks=[callback], **disabled, **options)  # type: ignore[arg-type]
     trainer.fit(model, DataLoader([torch.zeros(1)] * 2, batch_size=1))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("gives", [lambda loss: loss, lambda loss: {"loss": loss, "more": 1}], ids=["tensor", "dict"])
-def test_the_callback_adds_the_gradient_of_the_objective(gives: Any) -> None:
+@pytest.mark.parametrize(
+    "make_output", [lambda loss: loss, lambda loss: {"loss": loss, "more": 1}], ids=["tensor", "dict"]
+)
+def test_callback_adds_the_gradient_of_the_objective(make_output: Any) -> None:
     module = runpy.run_path(str(EXAMPLES / "as_a_callback.py"))
-    model = Plain(gives)
+    model = LossOnly(make_output)
     weights = model.encoder[1].weight.detach().clone().requires_grad_()
     bias, other = model.encoder[1].bias.detach().clone().requires_grad_(), float(model.other.weight)
     term = module["MaximumEntropyTerm"](torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8), "encoder", weight=3.0)
-    views, seen = term.views, []
-    term.views = lambda *given: seen.append(views(*given)) or seen[-1]
-    fit(model, term, accumulate_grad_batches=2)  # one step of both batches, each of half the weight
+    make_views, views = term.views, []
+    term.views = lambda *args: views.append(make_views(*args)) or views[-1]
+    fit(model, term, accumulate_grad_batches=2)  # one step; each of the two batches has half the weight
 
-    losses = [mec.MECLoss()(tuple(nn.functional.linear(x.flatten(1), weights, bias) for x in pair)) for pair in seen]
+    losses = [mec.MECLoss()(tuple(nn.functional.linear(x.flatten(1), weights, bias) for x in pair)) for pair in views]
     assert len(losses) == 2
     (3.0 * sum(losses) / 2).backward()
     torch.testing.assert_close(model.encoder[1].weight.detach(), (weights - weights.grad).detach())
-    assert float(model.other.weight) == pytest.approx(other - 1)  # its own loss has its own gradient
+    assert float(model.other.weight) == pytest.approx(other - 1)  # the gradient of its own loss is unchanged
     assert "training_step" not in model.__dict__
-    assert model.state_dict().keys() == Plain(gives).state_dict().keys()
+    assert model.state_dict().keys() == LossOnly(make_output).state_dict().keys()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_the_callback_leaves_a_module_as_it_was() -> None:
-    term_of = runpy.run_path(str(EXAMPLES / "as_a_callback.py"))["MaximumEntropyTerm"]
+def test_callback_restores_the_module() -> None:
+    MaximumEntropyTerm = runpy.run_path(str(EXAMPLES / "as_a_callback.py"))["MaximumEntropyTerm"]
     images = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
 
-    def fails(loss: Tensor) -> Tensor:
-        raise RuntimeError("no")
+    def fail(loss: Tensor) -> Tensor:
+        raise RuntimeError("failed")
 
-    model = Plain(fails)
-    with pytest.raises(RuntimeError, match="no"):
-        fit(model, term_of(images, "encoder"))
+    model = LossOnly(fail)
+    with pytest.raises(RuntimeError, match="failed"):
+        fit(model, MaximumEntropyTerm(images, "encoder"))
     assert "training_step" not in model.__dict__
 
-    model = Plain(lambda loss: None)  # every batch left out
-    before = model.encoder[1].weight.detach().clone()
-    fit(model, term_of(images, "encoder"))
-    assert torch.equal(before, model.encoder[1].weight)
+    model = LossOnly(lambda loss: None)  # skips every batch
+    weight = model.encoder[1].weight.detach().clone()
+    fit(model, MaximumEntropyTerm(images, "encoder"))
+    assert torch.equal(weight, model.encoder[1].weight)
 
     model.automatic_optimization = False
-    with pytest.raises(ValueError, match="by hand"):
-        fit(model, term_of(images, "encoder"))
+    with pytest.raises(ValueError, match="manual optimization"):
+        fit(model, MaximumEntropyTerm(images, "encoder"))
 
 
-def test_the_callback_beside_somebody_elses_model(example: Example) -> None:
+def test_as_a_callback_prints_both_accuracies(example: Example) -> None:
     printed = example("as_a_callback", "--epochs", 5, "--images", 256)
     assert re.findall(r"^(.+?)  +accuracy", printed, re.MULTILINE) == ["alone", "with the term"]
-    assert numbers(r"accuracy (\S+)%", printed)[1] > 25  # a guess is right in 10 %
+    assert numbers(r"accuracy (\S+)%", printed)[1] > 25  # chance is 10 %
 
 
 CHECKS = """
@@ -218,14 +221,14 @@ assert math.isclose(losses["cross, order 4"][45], -series / 32, rel_tol=1e-9)
 """
 
 
-def test_the_notebook_of_the_theory() -> None:
+def test_notebook_outputs_match_a_fresh_run() -> None:
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     path = EXAMPLES / "theory.ipynb"
     assert path.stat().st_size < 400_000
     assert not re.search(r"/(home|tmp|work|root|Users)/", path.read_text())
-    kept = nbformat.read(path, as_version=4)
+    stored = nbformat.read(path, as_version=4)
     fresh = nbformat.read(path, as_version=4)
     fresh.cells.append(nbformat.v4.new_code_cell(CHECKS))
     nbclient.NotebookClient(fresh, timeout=120, kernel_name="python3").execute(cwd=str(EXAMPLES))
@@ -236,9 +239,9 @@ def test_the_notebook_of_the_theory() -> None:
         assert all(output.name == "stdout" for output in outputs if output.output_type == "stream")
         return "".join(output.text for output in outputs if output.output_type == "stream")
 
-    figures = [cell for cell in kept.cells if any("image/png" in o.get("data", {}) for o in cell.get("outputs", []))]
+    figures = [cell for cell in stored.cells if any("image/png" in o.get("data", {}) for o in cell.get("outputs", []))]
     assert len(figures) == 6
     first, cosine = re.findall(r"order 1: (\S+)\s+mean cosine: (\S+)", text(fresh))[0]
     assert first == cosine
-    shown, again = (numbers(r"-?\d+\.\d+", text(notebook)) for notebook in (kept, fresh))
-    assert again == pytest.approx(shown, rel=1e-2, abs=0.02)  # what is kept is what the code gives
+    stored_numbers, fresh_numbers = (numbers(r"-?\d+\.\d+", text(notebook)) for notebook in (stored, fresh))
+    assert fresh_numbers == pytest.approx(stored_numbers, rel=1e-2, abs=0.02)
