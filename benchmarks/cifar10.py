@@ -35,7 +35,7 @@ from mec.embedding.extract import feature_function
 from mec.evaluate.accuracy import accuracies
 from mec.evaluate.features import Features
 from mec.evaluate.knn import knn_ranking
-from mec.evaluate.linear import probe
+from mec.evaluate.linear import fast_probe_accuracies
 from mec.files import atomic_write
 from mec.models.encoder import Encoder, create_encoder
 from mec.pretraining.schedules import lr_factor
@@ -184,7 +184,8 @@ def measure(data: Data, features: Callable[[Tensor], Tensor]) -> dict[str, float
     )
     ranked = knn_ranking(train, data.train_labels, test, [20, 200], data.classes)
     metrics = {f"kNN, k={k}": accuracies(r, data.test_labels, data.classes)["top-1"] for k, r in ranked.items()}
-    metrics["linear"] = probe(Features("", train, data.train_labels, test, data.test_labels), data.classes)["top-1"]
+    cached = Features("", train, data.train_labels, test, data.test_labels)
+    metrics["linear"] = fast_probe_accuracies(cached, data.classes)["top-1"]
     return {name: 100 * float(value) for name, value in metrics.items()}
 
 

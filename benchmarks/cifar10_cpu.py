@@ -19,7 +19,7 @@ from machine import write
 from mec.evaluate.accuracy import accuracies
 from mec.evaluate.features import features_of
 from mec.evaluate.knn import knn_ranking
-from mec.evaluate.linear import probe
+from mec.evaluate.linear import fast_probe_accuracies
 from mec.evaluate.task import open_task
 from mec.pretraining import OptimizerSettings, ProjectorSettings
 from mec.results import Stopwatch
@@ -62,7 +62,7 @@ def main(data: str = "cifar10", epochs: int = 16, seed: int = 0, threads: int | 
     for f in features:
         knn = knn_ranking(f.train, f.train_labels, f.test, [20, 200], classes)
         metrics[f.name] = {f"kNN, k={k}": accuracies(r, f.test_labels, classes)["top-1"] for k, r in knn.items()}
-        metrics[f.name]["linear"] = probe(f, classes)["top-1"]
+        metrics[f.name]["linear"] = fast_probe_accuracies(f, classes)["top-1"]
     evaluation_seconds = clock()
 
     table = Table(title=f"CIFAR-10 top-1 %, {epochs} epochs in {training_seconds / 60:.1f} min")

@@ -14,7 +14,7 @@ from machine import Memory, write
 from mec.embedding import extract
 from mec.evaluate.features import Features
 from mec.evaluate.knn import knn_ranking
-from mec.evaluate.linear import probe
+from mec.evaluate.linear import fast_probe_accuracies
 from mec.results import Stopwatch
 
 BLOCK = 50_000
@@ -28,7 +28,7 @@ def main(rows: int = 1_000_000, width: int = 512, queries: int = 1000, classes: 
         width: dimension of the features.
         queries: test features.
         classes: number of classes.
-        max_iter: most iterations of the probe's L-BFGS.
+        max_iter: maximum number of L-BFGS iterations of the probe.
     """
     extract.MAX_RAM_BYTES = 0  # map the table from a file at any size
     generator = torch.Generator().manual_seed(0)
@@ -47,7 +47,7 @@ def main(rows: int = 1_000_000, width: int = 512, queries: int = 1000, classes: 
     results.append(("kNN, k = 200", clock(), memory.peak - memory.before, top_1))
     clock = Stopwatch()
     with Memory() as memory:
-        top_1 = probe(Features("bank", bank, labels, test, test_labels), classes, max_iter)["top-1"]
+        top_1 = fast_probe_accuracies(Features("bank", bank, labels, test, test_labels), classes, max_iter)["top-1"]
     results.append((f"fast probe, {max_iter} iterations", clock(), memory.peak - memory.before, top_1))
     table = Table(title=f"{rows:,} x {width} features, {rows * width * 4 / 2**20:,.0f} MiB in a file")
     for column in ("", "seconds", "memory, MiB", "top-1 %"):

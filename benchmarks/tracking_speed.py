@@ -21,7 +21,7 @@ from torch import Tensor
 
 from machine import Memory, write
 from mec.evaluate.tracking.appearance import box_features, letterbox
-from mec.evaluate.tracking.association import AssociationSettings, Associator
+from mec.evaluate.tracking.association import AssociationSettings, OnlineTracker
 from mec.evaluate.tracking.datasets.davis import open_mask_sequences
 from mec.evaluate.tracking.datasets.single_object import open_box_sequences
 from mec.evaluate.tracking.dense_features import DenseFeatures
@@ -110,13 +110,13 @@ def _timed(dense: DenseFeatures, frames: int, call: Any) -> dict[str, Any]:
 
 
 def _associate(dense: DenseFeatures, clip: _Clip, objects: int) -> None:
-    associator = Associator(AssociationSettings())
+    tracker = OnlineTracker(AssociationSettings())
     rng = np.random.default_rng(0)
     boxes = np.column_stack(
         [rng.uniform(0, 750, objects), rng.uniform(0, 300, objects), *rng.uniform(40, 160, (2, objects))]
     )
     for frame in clip:
-        associator.step(boxes, box_features(letterbox(dense.preprocess(frame), dense), boxes, dense))
+        tracker.step(boxes, box_features(letterbox(dense.preprocess(frame), dense), boxes, dense))
         boxes = boxes + rng.normal(0, 2, boxes.shape) * (1, 1, 0, 0)
 
 

@@ -14,10 +14,10 @@ from mec.distributed import (
     broadcast_object,
     gather_rows,
     get_rank,
+    get_world_size,
     local_rank_zero_first,
     process_group,
-    shard_range,
-    world_size,
+    rank_slice,
 )
 from mec.embedding.extract import feature_table
 from mec.errors import InputError
@@ -44,8 +44,8 @@ def slurm_environment(rank: int, count: int, port: int) -> dict[str, str]:
 
 def test_a_single_process_initializes_no_group() -> None:
     with process_group(), local_rank_zero_first():
-        assert (world_size(), get_rank(), all_gather_objects("a"), broadcast_object(3)) == (1, 0, ["a"], 3)
-        assert shard_range(700, 256) == slice(0, 700)
+        assert (get_world_size(), get_rank(), all_gather_objects("a"), broadcast_object(3)) == (1, 0, ["a"], 3)
+        assert rank_slice(700, 256) == slice(0, 700)
         assert not dist.is_initialized()
         rows = torch.rand(3, 2)
         assert gather_rows(rows, torch.empty) is rows
@@ -59,8 +59,8 @@ def test_processes_of_torchrun_and_slurm_form_a_group(tmp_path: Path, environmen
                 start = time.time()
                 time.sleep(0.2)
                 end = time.time()
-            collectives = world_size(), get_rank(), all_gather_objects(rank * 10), broadcast_object(f"from {rank}")
-        return collectives, (start, end), dist.is_initialized(), world_size()
+            collectives = get_world_size(), get_rank(), all_gather_objects(rank * 10), broadcast_object(f"from {rank}")
+        return collectives, (start, end), dist.is_initialized(), get_world_size()
 
     results = launch(2, work, tmp_path, environment_of)
     for rank, result in enumerate(results):
@@ -77,7 +77,7 @@ def test_shards_are_whole_batches_in_order(monkeypatch: pytest.MonkeyPatch, leng
     indices, num_batches = [], []
     for rank in range(count):
         monkeypatch.setattr(distributed, "_group", distributed._Group(None, rank, count, rank))
-        shard = list(range(length))[shard_range(length, 256)]
+        shard = list(range(length))[rank_slice(length, 256)]
         assert not shard or shard[0] % 256 == 0
         indices += shard
         num_batches.append(-(-len(shard) // 256))
@@ -113,7 +113,7 @@ def test_an_input_error_of_one_process_is_raised_in_all(tmp_path: Path, failing_
                     raise InputError("data: too bad")
                 broadcast_object(rank)
         except InputError as error:
-            return str(error), error.on_all_ranks, world_size(), dist.is_initialized()
+            return str(error), error.on_all_ranks, get_world_size(), dist.is_initialized()
         return None
 
     start = time.monotonic()

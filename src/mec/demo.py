@@ -15,7 +15,7 @@ from mec.evaluate.accuracy import accuracies
 from mec.evaluate.features import Features, features_of
 from mec.evaluate.few_shot import few_shot_metrics
 from mec.evaluate.knn import knn_ranking
-from mec.evaluate.linear import probe
+from mec.evaluate.linear import fast_probe_accuracies
 from mec.evaluate.task import Task, open_task
 from mec.pretraining import load_recipe, pretrain
 from mec.pretraining.run_folder import contains_run
@@ -74,7 +74,7 @@ def measure(task: Task, features: list[Features], clock: Stopwatch) -> Result:
         ranked = knn_ranking(f.train, f.train_labels, f.test, [NEIGHBORS], classes)[NEIGHBORS]
         all_labels = {
             "kNN": accuracies(ranked, f.test_labels, classes)["top-1"],
-            "linear": probe(f, classes)["top-1"],
+            "linear": fast_probe_accuracies(f, classes)["top-1"],
         }
         few_shot = few_shot_metrics(f, classes, SHOTS, TRIALS, seed=0)
         rows[f.name] = [m for m in few_shot if not m.name.endswith(TOP_5)] + to_metrics(all_labels)

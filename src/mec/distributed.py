@@ -54,7 +54,7 @@ def is_rank_zero() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
-def world_size() -> int:
+def get_world_size() -> int:
     """Return the number of processes in ``process_group``, 1 outside of it."""
     return _group.world_size if _group else 1
 
@@ -123,13 +123,13 @@ def local_rank_zero_first() -> Iterator[None]:
         all_gather_objects(None)
 
 
-def shard_range(length: int, batch_size: int) -> slice:
+def rank_slice(length: int, batch_size: int) -> slice:
     """Return the contiguous shard of ``length`` images for this process.
 
     It consists of whole batches, so that all processes together make the same batches as a single one.
     """
     num_batches = -(-length // batch_size)
-    start, stop = (-(-r * num_batches // world_size()) * batch_size for r in (get_rank(), get_rank() + 1))
+    start, stop = (-(-r * num_batches // get_world_size()) * batch_size for r in (get_rank(), get_rank() + 1))
     return slice(min(start, length), min(stop, length))
 
 

@@ -14,7 +14,7 @@ from mec.embedding.extract import CROP, extract, extract_crops
 from mec.errors import InputError
 from mec.evaluate.features import Features, features_of
 from mec.evaluate.few_shot import class_mean_scores
-from mec.evaluate.linear import INVERSE_PENALTIES, probe, select_penalty
+from mec.evaluate.linear import INVERSE_PENALTIES, fast_probe_accuracies, select_penalty
 from mec.evaluate.task import open_task
 from mec.models import create_encoder, untrained
 
@@ -34,11 +34,11 @@ def blobs(n: int = 400, spread: float = 1.0, seed: int = 0) -> Features:
 
 
 def test_probe_separates_separable_classes_and_not_noise() -> None:
-    assert probe(blobs(spread=0.3), 4)["top-1"] == 1.0
+    assert fast_probe_accuracies(blobs(spread=0.3), 4)["top-1"] == 1.0
     random = torch.Generator().manual_seed(0)
     noise = [torch.randn(400, 6, generator=random) for _ in range(2)]
     labels = blobs().train_labels
-    assert abs(probe(Features("noise", noise[0], labels, noise[1], labels), 4)["top-1"] - 0.25) < 0.1
+    assert abs(fast_probe_accuracies(Features("noise", noise[0], labels, noise[1], labels), 4)["top-1"] - 0.25) < 0.1
 
 
 def test_penalty_is_selected_without_the_test_split() -> None:
@@ -52,7 +52,7 @@ def test_penalty_is_selected_without_the_test_split() -> None:
 
 def test_penalty_is_selected_on_a_sample_of_a_large_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     """A class of two images may have one or none in the sample: the selection then leaves it out."""
-    monkeypatch.setattr(sys.modules[probe.__module__], "MAX_SELECTION_IMAGES", 150)
+    monkeypatch.setattr(sys.modules[fast_probe_accuracies.__module__], "MAX_SELECTION_IMAGES", 150)
     f = blobs()
     labels = f.train_labels.clone()
     labels[:2] = 4

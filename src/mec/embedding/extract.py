@@ -15,7 +15,7 @@ from mec.data.loaders import evaluation_loader, training_loader
 from mec.data.transforms.crop import Batch
 from mec.data.transforms.multi_view import MultiView
 from mec.data.transforms.view_settings import ViewSettings
-from mec.distributed import all_gather_objects, gather_rows, shard_range, world_size
+from mec.distributed import all_gather_objects, gather_rows, get_world_size, rank_slice
 from mec.embedding.images import BATCH, log_corrupt, merge_corrupt_logs, new_corrupt_log, pixel_format_of
 from mec.embedding.neighbors import best_device
 from mec.engine.progress import ProgressBar
@@ -57,7 +57,7 @@ def extract_crops(
     """
     views, pixel_format, device = MultiView(encoder.image_size, [CROP], seed), pixel_format_of(encoder), best_device()
     features, labels = feature_function(encoder, device), labels_of(dataset)
-    shard = shard_range(len(dataset), BATCH)
+    shard = rank_slice(len(dataset), BATCH)
     corrupt_log = new_corrupt_log(len(dataset))
     # keyed by the index in the whole dataset: the crops do not depend on the number of processes
     keys = [[(0, i) for i in range(s, min(s + BATCH, shard.stop))] for s in range(shard.start, shard.stop, BATCH)]
@@ -70,7 +70,7 @@ def extract_crops(
             (x,) = views(batch.images, batch.indices, batch.epoch)
             rows = torch.from_numpy(batch.indices) - shard.start
             table[rows], row_labels[rows] = features(x).cpu(), labels[torch.from_numpy(batch.source_indices)]
-            progress.advance(len(x) * world_size())
+            progress.advance(len(x) * get_world_size())
     log_corrupt(merge_corrupt_logs(corrupt_log))
     return _gather(table, row_labels)
 
@@ -125,7 +125,7 @@ def apply_to_images(
                     table = feature_table(len(dataset), outputs.shape[1], outputs.dtype)
                 table[indices], readable[indices] = outputs, True
             # assumes that the other processes are about as far
-            progress.advance((len(batch.indices) + len(batch.corrupt)) * world_size())
+            progress.advance((len(batch.indices) + len(batch.corrupt)) * get_world_size())
     corrupt_log = merge_corrupt_logs(corrupt_log)
     if len(corrupt_log) == corrupt_log.num_images:
         raise InputError("data: no image can be read")

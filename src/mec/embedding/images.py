@@ -8,7 +8,7 @@ from mec.data.analysis import load_into_memory, sample_images
 from mec.data.corrupt import CorruptImage, CorruptLog
 from mec.data.dataset import DataLike, ImageDataset
 from mec.data.pixels import PixelFormat
-from mec.distributed import all_gather_objects, shard_range, world_size
+from mec.distributed import all_gather_objects, get_world_size, rank_slice
 from mec.engine.progress import log
 from mec.errors import InputError
 from mec.models.encoder import Encoder
@@ -43,12 +43,12 @@ def in_memory(dataset: ImageDataset, pixel_format: PixelFormat, sharded: bool = 
         sharded: keep only this process's shard.
     """
     corrupt_log = new_corrupt_log(len(dataset))
-    if sharded and world_size() > 1:
-        dataset = dataset.subset(np.arange(len(dataset))[shard_range(len(dataset), BATCH)])
+    if sharded and get_world_size() > 1:
+        dataset = dataset.subset(np.arange(len(dataset))[rank_slice(len(dataset), BATCH)])
     try:
         decoded, corrupt = load_into_memory(dataset, pixel_format) if len(dataset) else (dataset, [])
     except InputError:  # every image is corrupt: an error, unless other shards have readable ones
-        if not sharded or world_size() == 1:
+        if not sharded or get_world_size() == 1:
             raise
         decoded, corrupt = dataset, []
     corrupt_log.add(corrupt, len(dataset))
@@ -59,7 +59,7 @@ def in_memory(dataset: ImageDataset, pixel_format: PixelFormat, sharded: bool = 
 def new_corrupt_log(num_images: int) -> CorruptLog:
     """Return an empty log for ``num_images``, which one process or several read."""
     corrupt_log = CorruptLog(MAX_CORRUPT, num_images)
-    if world_size() > 1:
+    if get_world_size() > 1:
         # all corrupt images may lie in one shard: the limit is a fraction of all images, not of the shard
         corrupt_log.num_seen = num_images
     return corrupt_log
@@ -67,7 +67,7 @@ def new_corrupt_log(num_images: int) -> CorruptLog:
 
 def merge_corrupt_logs(corrupt_log: CorruptLog) -> CorruptLog:
     """Join the logs of all processes. Raises InputError if there are too many corrupt images in total."""
-    if world_size() == 1:
+    if get_world_size() == 1:
         return corrupt_log
     merged = CorruptLog(corrupt_log.max_fraction, corrupt_log.num_images)
     for reasons in all_gather_objects(corrupt_log.reasons):

@@ -19,7 +19,7 @@ from torch import Tensor
 from mec.data.corrupt import CorruptImage
 from mec.data.loaders import evaluation_loader
 from mec.data.transforms.crop import Batch
-from mec.distributed import all_gather_objects, get_rank, shard_range, world_size
+from mec.distributed import all_gather_objects, get_rank, get_world_size, rank_slice
 from mec.embedding.extract import feature_function
 from mec.embedding.images import BATCH, log_corrupt, new_corrupt_log, pixel_format_of
 from mec.embedding.neighbors import best_device
@@ -105,7 +105,7 @@ class EmbeddingWriter:
                         part.embeddings.append(self._embed(features, batch, indices))
                         part.indices.append(indices)
                         part.read.append(read)
-                        progress.advance(len(read) * world_size() if mask is missing else 0)
+                        progress.advance(len(read) * get_world_size() if mask is missing else 0)
                         if part.is_full():
                             part = self._write(part)
                 finally:  # on Ctrl-C too
@@ -166,7 +166,7 @@ class EmbeddingWriter:
         start, pixel_format = 0, pixel_format_of(self.encoder)
         for dataset in self.images.splits.values():
             shard = np.flatnonzero(mask[start : start + len(dataset)])
-            shard = shard[shard_range(len(shard), BATCH)]
+            shard = shard[rank_slice(len(shard), BATCH)]
             if len(shard):
                 subset = dataset if len(shard) == len(dataset) else dataset.subset(shard)
                 loader = evaluation_loader(subset, pixel_format, self.encoder.image_size, BATCH, self.workers)

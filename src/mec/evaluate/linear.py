@@ -88,7 +88,7 @@ def linear(
             "penalty": "chosen on held-out train images",
         }
         all_features = features_of(task, seed if crops == "random" else None)
-        rows = {f.name: to_metrics(probe(f, len(task.classes), max_iter)) for f in all_features}
+        rows = {f.name: to_metrics(fast_probe_accuracies(f, len(task.classes), max_iter)) for f in all_features}
     else:
         side = next(iter(task.encoders.values())).image_size
         details = {**protocol_settings(settings, len(task.train)), "image_size": side}
@@ -108,7 +108,7 @@ def linear(
     )
 
 
-def probe(features: Features, classes: int, max_iter: int = 200) -> dict[str, float]:
+def fast_probe_accuracies(features: Features, classes: int, max_iter: int = 200) -> dict[str, float]:
     """Return the test accuracies of the fast probe (see ``accuracies``)."""
     C = select_penalty(features.train, features.train_labels, classes, max_iter)
     classifier = LogisticFit(features.train, features.train_labels, classes)(C, max_iter)

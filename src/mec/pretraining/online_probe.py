@@ -16,7 +16,7 @@ from rich.console import Console
 from mec.data.dataset import DataLike, ImageDataset
 from mec.data.datasets import open_dataset
 from mec.data.datasets.splits import random_split
-from mec.data.datasets.webdataset import is_shards
+from mec.data.datasets.webdataset import is_shard_source
 from mec.distributed import broadcast_object, get_rank, process_group
 from mec.embedding.extract import extract, with_labels
 from mec.embedding.images import in_memory, pixel_format_of
@@ -24,7 +24,7 @@ from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies
 from mec.evaluate.features import Features
 from mec.evaluate.knn import knn_ranking
-from mec.evaluate.linear import probe
+from mec.evaluate.linear import fast_probe_accuracies
 from mec.evaluate.task import check_classes
 from mec.files import rows_before_step
 from mec.results import Stopwatch
@@ -135,7 +135,7 @@ class OnlineProbe(lightning.Callback):
         ranked = knn_ranking(features.train, features.train_labels, features.test, [k], self.num_classes)[k]
         return {
             "knn_top1": accuracies(ranked, features.test_labels, self.num_classes)["top-1"],
-            "linear_top1": probe(features, self.num_classes)["top-1"],
+            "linear_top1": fast_probe_accuracies(features, self.num_classes)["top-1"],
         }
 
 
@@ -146,7 +146,7 @@ def create_online_probe(data: DataLike, every_n_epochs: int | None, workers: int
         None if ``every_n_epochs`` is 0. If it is None, also where ``data`` has no labels or consists of shards, whose
         labels cannot be read without reading all of them.
     """
-    if every_n_epochs == 0 or (every_n_epochs is None and is_shards(os.fspath(data))):
+    if every_n_epochs == 0 or (every_n_epochs is None and is_shard_source(os.fspath(data))):
         return None
     try:
         return OnlineProbe(data, every_n_epochs, workers)

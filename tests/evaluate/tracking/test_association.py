@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from mec.errors import InputError
-from mec.evaluate.tracking.association import AssociationSettings, Associator, assign, box_iou
+from mec.evaluate.tracking.association import AssociationSettings, OnlineTracker, assign, box_iou
 from mec.evaluate.tracking.motion import BoxFilter
 
 Floats = NDArray[np.float64]
@@ -74,14 +74,14 @@ class Video:
     """
 
     def __init__(self, settings: AssociationSettings = DEFAULT, frame_rate: float = 30.0) -> None:
-        self.settings, self.associator = settings, Associator(settings, frame_rate)
+        self.settings, self.tracker = settings, OnlineTracker(settings, frame_rate)
         self.boxes = np.zeros((0, 4))
 
     def __call__(self, detections: str, positions: dict[int, list[float]] = POSITIONS) -> str:
         names = detections.split()
         boxes = np.array([positions[int(name[1])] for name in names]).reshape(-1, 4)
         features = [APPEARANCES[name[0]] for name in names] if self.settings.use_appearance else []
-        ids, indices, self.boxes = self.associator.step(boxes, features)
+        ids, indices, self.boxes = self.tracker.step(boxes, features)
         assert len(ids) == len(indices) == len(self.boxes)
         assert ids.tolist() == sorted(set(ids.tolist()))
         return " ".join(sorted(f"{names[index][0]}{id_}" for id_, index in zip(ids, indices, strict=True)))
@@ -180,7 +180,7 @@ def test_frames_may_be_empty_and_ids_are_unique() -> None:
     assert [video("A0 B1"), video("")] == ["A1 B2", ""]
     assert video("A0") == "A1"
     assert [video("") for _ in range(6)] == [""] * 6
-    assert not video.associator.lost, "all tracks are removed"
+    assert not video.tracker.lost, "all tracks are removed"
     assert [video("A0 B1"), video("B1 C2 A0")] == ["A3 B4", "A3 B4 C5"]
 
 

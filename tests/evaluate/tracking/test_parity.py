@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from mec import evaluate
-from mec.evaluate.tracking.association import AssociationSettings, Associator
+from mec.evaluate.tracking.association import AssociationSettings, OnlineTracker
 from mec.evaluate.tracking.datasets.davis import open_mask_sequences
 from mec.evaluate.tracking.datasets.single_object import open_box_sequences
 from mec.evaluate.tracking.dense_features import DenseFeatures
@@ -84,11 +84,11 @@ def test_appearance_separates_two_joggers_as_in_the_original(
     expected = original["mot"]["sequences"]["Jogging"]
     boxes = read_joggers(real_data / "OTB100" / "Jogging")
     frames = ImageFrames(tuple(sorted((real_data / "OTB100" / "Jogging" / "img").glob("*.jpg"))[:CLIP]))
-    extract, associator = box_extractor(dense), Associator(AssociationSettings(gating=True))
+    extract, tracker = box_extractor(dense), OnlineTracker(AssociationSettings(gating=True))
     previous = None
     for t, frame in enumerate(frames):
         extracted = extract(frame, FrameObjects(boxes[:, t], np.ones(2)))
-        ids, indices, _ = associator.step(extracted.boxes, extracted.features)
+        ids, indices, _ = tracker.step(extracted.boxes, extracted.features)
         assert list(zip(ids, indices, strict=True)) == [(1, 0), (2, 1)]
         if previous is not None:
             costs = 1 - reconstruction_similarity(previous, extracted.features)

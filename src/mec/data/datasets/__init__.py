@@ -15,7 +15,7 @@ from mec.data.datasets.huggingface import is_table, open_table
 from mec.data.datasets.npz import open_npz
 from mec.data.datasets.splits import Splits
 from mec.data.datasets.video import VIDEO_EXTENSIONS, is_video, open_videos
-from mec.data.datasets.webdataset import is_shards, open_shards
+from mec.data.datasets.webdataset import is_shard_source, open_shards
 from mec.errors import InputError
 
 Split = Literal["train", "test", "all", "pretrain"]
@@ -90,7 +90,7 @@ def _open_images(source: str, skip_labels: bool) -> Splits:
     path = Path(source).expanduser()
     if source.lower() in BUILTIN_DATASETS:
         return BUILTIN_DATASETS[source.lower()]()
-    if is_shards(source):
+    if is_shard_source(source):
         return open_shards(source, skip_labels)
     if is_table(source):
         return open_table(source)

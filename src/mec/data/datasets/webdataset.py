@@ -34,7 +34,7 @@ SIZES_FILE = "sizes.json"
 SHARD_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
 
 
-def is_shards(source: str) -> bool:
+def is_shard_source(source: str) -> bool:
     """Return whether ``source`` is a .tar file or URL, a pattern such as a-{00..99}.tar, or a folder of .tar files."""
     path = Path(source).expanduser()
     return source.endswith(SHARD_EXTENSIONS) or (path.is_dir() and list_split_files(path, SHARD_EXTENSIONS) is not None)

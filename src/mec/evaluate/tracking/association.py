@@ -85,7 +85,7 @@ class _Detections:
         return self.features[index] if self.features else None
 
 
-class Associator:
+class OnlineTracker:
     """Online tracker of one video. Call ``step`` with the detections of each frame in turn.
 
     Args:

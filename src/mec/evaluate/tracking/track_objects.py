@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mec.evaluate.tracking.appearance import box_features, letterbox, mask_box, mask_features, masks_on_grid
-from mec.evaluate.tracking.association import AssociationSettings, Associator, box_iou
+from mec.evaluate.tracking.association import AssociationSettings, OnlineTracker, box_iou
 from mec.evaluate.tracking.dense_features import DenseFeatures
 from mec.evaluate.tracking.sequences import Boxes, DetectionSequence, Frame, FrameObjects, SequenceError
 from mec.evaluate.tracking.skeletons import pose_boxes, pose_mask
@@ -51,10 +51,10 @@ def track_objects(
     Raises:
         SequenceError: a frame cannot be read.
     """
-    associator = Associator(settings, sequence.frames.frame_rate)
+    tracker = OnlineTracker(settings, sequence.frames.frame_rate)
     for frame, detections in zip(sequence.frames, sequence.detections, strict=True):
         extracted = extract(frame, detections)
-        ids, indices, boxes = associator.step(extracted.boxes, extracted.features)
+        ids, indices, boxes = tracker.step(extracted.boxes, extracted.features)
         objects = extracted.objects.take(indices, ids)
         if objects.masks is None and objects.poses is None:
             plausible = (boxes[:, 2:].prod(axis=1) > MIN_AREA) & (boxes[:, 2] <= MAX_ASPECT_RATIO * boxes[:, 3])
