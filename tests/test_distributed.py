@@ -73,14 +73,14 @@ def test_processes_of_torchrun_and_slurm_form_a_group(tmp_path: Path, environmen
 
 
 @pytest.mark.parametrize(("length", "count"), [(0, 3), (1, 3), (255, 2), (256, 2), (700, 3), (1024, 4), (5001, 7)])
-def test_shards_are_whole_batches_in_order(monkeypatch: pytest.MonkeyPatch, length: int, count: int) -> None:
+def test_rank_slices_are_whole_batches_in_order(monkeypatch: pytest.MonkeyPatch, length: int, count: int) -> None:
     indices, num_batches = [], []
     for rank in range(count):
         monkeypatch.setattr(distributed, "_group", distributed._Group(None, rank, count, rank))
-        shard = list(range(length))[rank_slice(length, 256)]
-        assert not shard or shard[0] % 256 == 0
-        indices += shard
-        num_batches.append(-(-len(shard) // 256))
+        own = list(range(length))[rank_slice(length, 256)]
+        assert not own or own[0] % 256 == 0
+        indices += own
+        num_batches.append(-(-len(own) // 256))
     assert indices == list(range(length))
     assert max(num_batches) - min(num_batches) <= 1
 

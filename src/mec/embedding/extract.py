@@ -38,7 +38,7 @@ def extract(
 ) -> tuple[Tensor, Tensor]:
     """Return features (n, d) float32 on the CPU of every readable image, and the indices (n,) of these, ascending.
 
-    In a process group, ``dataset`` is this process's shard; ``with_labels`` joins the shards. Progress goes to standard
+    In a process group, ``dataset`` is this process's slice; ``with_labels`` joins the slices. Progress goes to standard
     error. Features above 4 GiB are mapped from a temporary file. ``device`` None is a GPU where there is one.
 
     Raises:
@@ -57,18 +57,18 @@ def extract_crops(
     """
     views, pixel_format, device = MultiView(encoder.image_size, [CROP], seed), pixel_format_of(encoder), best_device()
     features, labels = feature_function(encoder, device), labels_of(dataset)
-    shard = rank_slice(len(dataset), BATCH)
+    own = rank_slice(len(dataset), BATCH)
     corrupt_log = new_corrupt_log(len(dataset))
     # keyed by the index in the whole dataset: the crops do not depend on the number of processes
-    keys = [[(0, i) for i in range(s, min(s + BATCH, shard.stop))] for s in range(shard.start, shard.stop, BATCH)]
+    keys = [[(0, i) for i in range(s, min(s + BATCH, own.stop))] for s in range(own.start, own.stop, BATCH)]
     loader = training_loader(dataset, views, keys, pixel_format, device, workers)
-    table = feature_table(shard.stop - shard.start, encoder.num_features, torch.float32)
+    table = feature_table(own.stop - own.start, encoder.num_features, torch.float32)
     row_labels = torch.empty(len(table), dtype=torch.int64)
     with ProgressBar(label, len(dataset)) as progress:
         for batch in loader:
             corrupt_log.add(batch.corrupt, len(batch.indices))
             (x,) = views(batch.images, batch.indices, batch.epoch)
-            rows = torch.from_numpy(batch.indices) - shard.start
+            rows = torch.from_numpy(batch.indices) - own.start
             table[rows], row_labels[rows] = features(x).cpu(), labels[torch.from_numpy(batch.source_indices)]
             progress.advance(len(x) * get_world_size())
     log_corrupt(merge_corrupt_logs(corrupt_log))
@@ -130,7 +130,7 @@ def apply_to_images(
     if len(corrupt_log) == corrupt_log.num_images:
         raise InputError("data: no image can be read")
     log_corrupt(corrupt_log)
-    if table is None:  # no readable image in this shard
+    if table is None:  # no readable image in this process's slice
         return torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
     indices = readable.nonzero()[:, 0]
     if len(indices) < len(dataset):

@@ -34,25 +34,25 @@ def check_channels(dataset: ImageDataset, encoder: Encoder, data: DataLike) -> N
         )
 
 
-def in_memory(dataset: ImageDataset, pixel_format: PixelFormat, sharded: bool = False) -> ImageDataset:
+def in_memory(dataset: ImageDataset, pixel_format: PixelFormat, split_by_rank: bool = False) -> ImageDataset:
     """Decode small images into memory and report corrupt ones, which the returned dataset no longer contains.
 
     Args:
         dataset: images of any size; large ones stay where they are.
         pixel_format: format of the decoded images.
-        sharded: keep only this process's shard.
+        split_by_rank: keep only this process's slice.
     """
     corrupt_log = new_corrupt_log(len(dataset))
-    if sharded and get_world_size() > 1:
+    if split_by_rank and get_world_size() > 1:
         dataset = dataset.subset(np.arange(len(dataset))[rank_slice(len(dataset), BATCH)])
     try:
         decoded, corrupt = load_into_memory(dataset, pixel_format) if len(dataset) else (dataset, [])
-    except InputError:  # every image is corrupt: an error, unless other shards have readable ones
-        if not sharded or get_world_size() == 1:
+    except InputError:  # every image is corrupt: an error, unless other processes have readable ones
+        if not split_by_rank or get_world_size() == 1:
             raise
         decoded, corrupt = dataset, []
     corrupt_log.add(corrupt, len(dataset))
-    log_corrupt(merge_corrupt_logs(corrupt_log) if sharded else corrupt_log)
+    log_corrupt(merge_corrupt_logs(corrupt_log) if split_by_rank else corrupt_log)
     return decoded
 
 
@@ -60,7 +60,7 @@ def new_corrupt_log(num_images: int) -> CorruptLog:
     """Return an empty log for ``num_images``, which one process or several read."""
     corrupt_log = CorruptLog(MAX_CORRUPT, num_images)
     if get_world_size() > 1:
-        # all corrupt images may lie in one shard: the limit is a fraction of all images, not of the shard
+        # one process may read all corrupt images: the limit is a fraction of all images, not of this process's slice
         corrupt_log.num_seen = num_images
     return corrupt_log
 

@@ -38,8 +38,8 @@ def features_of(task: Task, crops_seed: int | None = None) -> Iterator[Features]
     """
     log_encoder(task)
     pixel_format = pixel_format_of(next(iter(task.encoders.values())))
-    train = in_memory(task.train, pixel_format, sharded=crops_seed is None)
-    test = in_memory(task.test, pixel_format, sharded=True)
+    train = in_memory(task.train, pixel_format, split_by_rank=crops_seed is None)
+    test = in_memory(task.test, pixel_format, split_by_rank=True)
     for name, encoder in task.encoders.items():
         test_features = with_labels(test, *extract(test, encoder, task.workers, name))
         if crops_seed is None:

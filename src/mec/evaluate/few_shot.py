@@ -43,8 +43,9 @@ def few_shot(
         encoder: an Encoder, a run folder, a file of weights or a timm name.
         shots: labels per class; null: those of 1, 5 and 10 that the smallest class has.
         trials: random choices of the labels.
-        seed: of the choices.
-        baselines: also measure the untrained encoder and raw pixels; null: up to 100,000 train images.
+        seed: seed of the choices.
+        baselines: also measure the untrained encoder and raw pixels; null: only if there are at most
+            100,000 train images.
         workers: loader processes; null: one per core.
         labels_csv: .csv with columns path and label for the images of a folder, in place of its sub-folders.
     """

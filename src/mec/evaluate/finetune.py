@@ -61,10 +61,11 @@ def finetune(
             lists), in place of a fraction.
         protocol: short, swav or barlow.
         trials: trainings, each with another choice of labels, classifier and order.
-        seed: of the first trial.
-        baselines: also finetune the untrained encoder; null: up to 100,000 train images.
-        epochs: in place of the protocol's.
-        batch_size: in place of the protocol's; learning rates are scaled by batch / 256.
+        seed: seed of the first trial.
+        baselines: also finetune the untrained encoder; null: only if there are at most 100,000 train
+            images.
+        epochs: number of epochs, in place of the protocol's.
+        batch_size: images in a step, in place of the protocol's; learning rates are scaled by batch / 256.
         backbone_lr: learning rate of the encoder for a batch of 256, in place of the protocol's.
         head_lr: learning rate of the classifier for a batch of 256, in place of the protocol's.
         workers: loader processes; null: one per core.

@@ -39,7 +39,8 @@ def knn(
         encoder: an Encoder, a run folder, a file of weights or a timm name.
         k: numbers of neighbors; those above the number of train images are left out.
         temperature: a neighbor of cosine similarity s has the weight exp(s / temperature).
-        baselines: also measure the untrained encoder and raw pixels; null: up to 100,000 train images.
+        baselines: also measure the untrained encoder and raw pixels; null: only if there are at most
+            100,000 train images.
         workers: loader processes; null: one per core.
         labels_csv: .csv with columns path and label for the images of a folder, in place of its sub-folders.
     """

@@ -29,7 +29,7 @@ def label_subset(
 
     Args:
         dataset: train images with labels.
-        seed: of the choice. Every encoder sees the same images, and those of 1 % are among those of 10 %.
+        seed: seed of the choice. Every encoder sees the same images, and those of 1 % are among those of 10 %.
         label_fraction: fraction of each class, in (0, 1], at least one image.
         shots: images of each class.
         label_list: text file that names an image per line, by its path or the end of its path, such as SimCLR's

@@ -45,10 +45,10 @@ class Settings:
         batch_size: images in a step; at most the number of images.
         head_lr: learning rate of the linear layer for a batch of 256; scaled by batch / 256.
         backbone_lr: learning rate of the encoder for a batch of 256; 0 freezes it with its BatchNorm statistics.
-        schedule: by epoch: cosine to 0, or steps, divided by 5 after 60 and 80 % of the epochs.
+        schedule: learning rate by epoch: cosine to 0, or steps, divided by 5 after 60 and 80 % of the epochs.
         optimizer: sgd with momentum 0.9, or lars: the same with layer-wise rates (trust 0.001, not clipped).
         standardize: BatchNorm without affine (eps 1e-6) before the linear layer.
-        weight_decay: on all trained parameters.
+        weight_decay: weight decay of all trained parameters.
     """
 
     epochs: int
@@ -109,9 +109,9 @@ class Classifier(lightning.LightningModule):
         encoder: trained too, unless ``settings.backbone_lr`` is 0.
         labels: (n,) labels of the dataset, by image index.
         classes: number of classes.
-        settings: of the training.
+        settings: settings of the training.
         batch: images in a step, to scale the learning rates.
-        seed: of the crops.
+        seed: seed of the crops.
     """
 
     def __init__(self, encoder: Encoder, labels: Tensor, classes: int, settings: Settings, batch: int, seed: int):

@@ -57,7 +57,8 @@ def open_task(
     Args:
         data: labeled dataset (see ``mec.open_dataset``).
         encoder: an Encoder, a run folder, a file of weights or a timm name.
-        baselines: also measure the untrained encoder and raw pixels; None: up to 100,000 train images.
+        baselines: also measure the untrained encoder and raw pixels; None: only if there are at most
+            100,000 train images.
         workers: loader processes; None: one per core.
         labels_csv: .csv with columns path and label for the images of a folder, in place of its sub-folders.
 

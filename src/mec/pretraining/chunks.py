@@ -53,7 +53,7 @@ def chunked_loss(
     the heads.
 
     Args:
-        network: in training mode.
+        network: the network, in training mode.
         chunks: each returns its pair of views (n, c, h, w), the same at every call.
         loss_fn: codes and targets of the whole batch -> loss.
         backward: backpropagates a scalar. It is called for all chunks but the last, so that processes exchange

@@ -43,7 +43,7 @@ class OnlineProbe(lightning.Callback):
     The encoder is in evaluation mode meanwhile, without gradient, and the states of the random number generators are
     restored: the run ends with the same weights as without probes. Accuracies are written to ``probes.csv`` in the run
     folder, to the trainer's loggers and to the console. Features are extracted by all processes of the run, each of
-    its shard of the images.
+    its slice of the images.
 
     Args:
         data: a labeled dataset; at most 10,000 of its train and 2,500 of its test images are used.
@@ -119,7 +119,7 @@ class OnlineProbe(lightning.Callback):
         try:
             with torch.random.fork_rng(devices=devices), process_group():
                 if not self.loaded:
-                    self.datasets = [in_memory(dataset, pixel_format, sharded=True) for dataset in self.datasets]
+                    self.datasets = [in_memory(dataset, pixel_format, split_by_rank=True) for dataset in self.datasets]
                     self.loaded = True
                 (train, train_labels), (test, test_labels) = (
                     with_labels(dataset, *extract(dataset, encoder, self.workers, "", device))

@@ -23,7 +23,7 @@ class ObjectiveSettings:
     Attributes:
         form: pooled (always stable) or cross (the paper's); see MECLoss.
         distortion: the paper's eps_d^2, for codes of length 1; smaller values require finer codes.
-        order: number of terms of the Taylor series; null for the exact log det.
+        order: number of terms of the Taylor series; null: the exact log det.
         warmup_factor: factor of the distortion at the first step; falls linearly to 1 over the warm-up.
     """
 

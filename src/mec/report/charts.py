@@ -42,7 +42,7 @@ class Chart:
     """A chart of the page.
 
     Attributes:
-        id: of its HTML element.
+        id: id of its HTML element.
         title: quantity and unit.
         caption: how to read it, in a sentence or two.
         summary: text alternative, for screen readers and for pages without scripts.
@@ -64,7 +64,7 @@ class Curve:
         column: name of the column.
         title: see Chart.
         caption: see Chart.
-        scale: of the y axis.
+        scale: scale of the y axis.
         threshold: value and label of a horizontal line.
     """
 

@@ -28,8 +28,8 @@ class EmbeddedImage:
     Attributes:
         uri: a data: URI.
         alt: description, plain text.
-        width: in pixels.
-        height: in pixels.
+        width: width in pixels.
+        height: height in pixels.
     """
 
     uri: str

@@ -149,7 +149,7 @@ def watch(
         runs: see ``write_report``.
         data: see ``write_report``.
         images: see ``write_report``.
-        port: of 127.0.0.1; None: the first free port from 8765 on.
+        port: port of 127.0.0.1; None: the first free port from 8765 on.
         console: where progress and address are printed; None: standard error.
 
     Raises:

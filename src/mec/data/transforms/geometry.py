@@ -27,13 +27,13 @@ def crop_boxes(
 
     Args:
         u: (n, NUM_CROP_UNIFORMS) uniform random numbers.
-        height: of the images in pixels, one number or (n,).
-        width: of the images in pixels, one number or (n,).
+        height: height of the images in pixels, one number or (n,).
+        width: width of the images in pixels, one number or (n,).
         scale: smallest and largest fraction of the area.
         ratio: smallest and largest width / height.
 
     Returns:
-        (n, 4) boxes.
+        (n, 4) boxes: top, left, height, width.
     """
     height, width = (np.broadcast_to(np.asarray(side, dtype=np.int64), len(u)) for side in (height, width))
     area = (scale[0] + u[:, :ATTEMPTS] * (scale[1] - scale[0])) * (height * width)[:, None]
@@ -85,7 +85,7 @@ def resized_crops(images: Tensor, boxes: Boxes, size: int, flip: NDArray[np.bool
 
     Args:
         images: (n, c, h, w), uint8 or float.
-        boxes: (n, 4).
+        boxes: (n, 4) top, left, height, width.
         size: side of the result in pixels.
         flip: (n,), images to flip horizontally.
 

@@ -75,7 +75,8 @@ def detect(
             null: c4 for ResNets, fpn for other encoders.
         trials: detectors to train, each with another seed; 5 for a published VOC number.
         seed: seed of the first trial; it determines new layers and the order of the images.
-        baselines: also train a detector from the untrained encoder; null: with the schedule short.
+        baselines: also train a detector from the untrained encoder; null: only with the
+            schedule short.
         max_steps: optimizer steps; milestones and warm-up are scaled in proportion; null: the schedule's.
         batch_size: images in a step; the learning rate changes in proportion, the steps inversely; null: the
             schedule's.
@@ -201,13 +202,13 @@ class _Trial:
     """Training and test of one detector.
 
     Attributes:
-        spec: of the detector.
+        spec: spec of the detector.
         encoder: initial weights.
         train_set: training split.
         test_set: test split.
-        folder: for the files of the detector.
-        label: of the progress bar.
-        seed: of the new layers and the order of the images.
+        folder: folder for the files of the detector.
+        label: label of the progress bar.
+        seed: seed of the new layers and the order of the images.
         workers: loader processes; None: one per core.
     """
 

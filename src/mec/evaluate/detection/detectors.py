@@ -29,7 +29,7 @@ class DetectorSpec:
         categories: class names, in the order of their labels.
         category_ids: their ids in the training dataset.
         has_masks: whether it predicts masks.
-        schedule: of its training; its sizes are used in testing too.
+        schedule: schedule of its training; its sizes are used in testing too.
     """
 
     encoder: EncoderSpec

@@ -52,14 +52,14 @@ class AspectRatioBatchSampler(Sampler[list[SampleKey]]):
 
     Each pass over the dataset has a new random order. Landscape images and the others are batched separately to reduce
     padding, as in detectron2's aspect ratio grouping. Batches are the same for any number of processes; each process
-    takes its shard of every batch.
+    takes its slice of every batch.
 
     Args:
         is_landscape: (n,) whether each image is wider than high.
         batch_size: images in a batch, over all processes.
         steps_per_epoch: batches in an epoch.
-        seed: of the random order.
-        rank: of this process.
+        seed: seed of the random order.
+        rank: rank of this process.
         world_size: number of processes.
     """
 
@@ -74,8 +74,8 @@ class AspectRatioBatchSampler(Sampler[list[SampleKey]]):
     ) -> None:
         self.is_landscape, self.batch_size, self.seed = is_landscape, batch_size, seed
         self.steps_per_epoch = steps_per_epoch
-        shard_size = batch_size // world_size
-        self.shard = slice(rank * shard_size, (rank + 1) * shard_size)
+        per_process = batch_size // world_size
+        self.rank_slice = slice(rank * per_process, (rank + 1) * per_process)
         self.epoch = self.position = 0
         self.batches = self._batches()
 
@@ -92,7 +92,7 @@ class AspectRatioBatchSampler(Sampler[list[SampleKey]]):
             next(islice(self.batches, start, start), None)
         for batch in islice(self.batches, self.steps_per_epoch):
             self.position += 1
-            yield batch[self.shard]
+            yield batch[self.rank_slice]
 
     def _batches(self) -> Iterator[list[SampleKey]]:
         groups: tuple[list[SampleKey], list[SampleKey]] = ([], [])
@@ -212,7 +212,7 @@ def make_test_loader(
     world_size: int,
     workers: int | None,
 ) -> DataLoader[TestBatch]:
-    """Create the loader of this process's shard of the images, one image per batch."""
+    """Create the loader of every ``world_size``-th image from ``rank`` on, one image per batch."""
     indices = range(rank, len(dataset), world_size)
     return DataLoader(
         _TestDataset(dataset, pixel_format, schedule),

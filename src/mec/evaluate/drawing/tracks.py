@@ -40,7 +40,7 @@ def draw_objects(frame: Frame, objects: FrameObjects, ground_truth_box: Boxes | 
 
     Args:
         frame: (h, w, 3).
-        objects: in pixels of the frame. Boxes that are NaN or outside of the frame are not drawn.
+        objects: objects to draw, in pixels of the frame. Boxes that are NaN or outside of the frame are not drawn.
         ground_truth_box: (4,) box to draw in white, or NaN where the target is not visible.
     """
     colors = [NO_ID_COLOR] * len(objects) if objects.ids is None else [label_color(i) for i in objects.ids.tolist()]

@@ -102,7 +102,7 @@ def mot(
     Args:
         data: sequences in the layout of MOTChallenge (MOT15, 16, 17, 20), or one of them.
         encoder: an Encoder, a run folder, a weights file or a timm name.
-        detections: null for the det/det.txt of each sequence; gt for the ground truth; or a folder of SEQUENCE.txt.
+        detections: null: the det/det.txt of each sequence; gt: the ground truth; or a folder of SEQUENCE.txt.
         min_score: only boxes with a higher score are used.
         stage: feature map of the encoder: s3, of its second to last stage, or s4, of its last. The paper reports the
             better of the two.
@@ -111,7 +111,7 @@ def mot(
         corrected: place cells exactly and in a grid that suits upright people, and compute the exact overlap of boxes;
             false is comparable with published results.
         patience: number of frames, at 30 frames per second, that an object may be out of sight.
-        sequences: names or patterns of sequences to use, such as [*-FRCNN]; null uses all.
+        sequences: names or patterns of sequences to use, such as [*-FRCNN]; null: all.
         out: folder for the tracks, in MOTChallenge's format, and the metrics of each sequence.
         resume: continue with the tracks in ``out``.
         render: video to write, such as out.mp4.
@@ -149,7 +149,7 @@ def mots(
     Args:
         data: sequences in the layout of MOTSChallenge or KITTI MOTS, or one of them.
         encoder: an Encoder, a run folder, a weights file or a timm name.
-        detections: null for the ground truth, as in UniTrack; or a folder of SEQUENCE.txt.
+        detections: null: the ground truth, as in UniTrack; or a folder of SEQUENCE.txt.
         stage: feature map of the encoder: s3, of its second to last stage, or s4, of its last. The paper reports the
             better of the two.
         motion: add the distance from the predicted position to the cost of a pair; false uses appearance alone,
@@ -157,7 +157,7 @@ def mots(
         corrected: compare sets of cells without padding, and compute the exact overlap of boxes; false is comparable
             with published results.
         patience: number of frames, at 30 frames per second, that an object may be out of sight.
-        sequences: names or patterns of sequences to use, such as [*-02]; null uses all.
+        sequences: names or patterns of sequences to use, such as [*-02]; null: all.
         out: folder for the tracks, in the format of MOTS, and the metrics of each sequence.
         resume: continue with the tracks in ``out``.
         render: video to write, such as out.mp4.
@@ -197,7 +197,7 @@ def pose(
     Args:
         data: a folder with annotations/val/SEQUENCE.json in the format of PoseTrack18, and the frames they name.
         encoder: an Encoder, a run folder, a weights file or a timm name.
-        detections: null for the ground truth; or a folder of SEQUENCE.json.
+        detections: null: the ground truth; or a folder of SEQUENCE.json.
         stage: feature map of the encoder: s3, of its second to last stage, or s4, of its last. The paper reports the
             better of the two.
         motion: add the distance from the predicted position to the cost of a pair; false uses appearance alone,
@@ -205,7 +205,7 @@ def pose(
         corrected: compare sets of cells without padding, and compute the exact overlap of boxes; false is comparable
             with published results.
         patience: number of frames, at 30 frames per second, that an object may be out of sight.
-        sequences: names or patterns of sequences to use, such as [*_mpii_test]; null uses all.
+        sequences: names or patterns of sequences to use, such as [*_mpii_test]; null: all.
         out: folder for the tracks, in the format of PoseTrack18, and the metrics of each sequence.
         resume: continue with the tracks in ``out``.
         render: video to write, such as out.mp4.
@@ -242,9 +242,9 @@ def associate(
         run: has the output folder and the protocol.
         loaded: sequences to track in.
         extractor: returns a feature extractor, given whether appearance is used.
-        settings: of the association.
+        settings: settings of the association.
         benchmark: files and metrics of the task.
-        clock: of the result's wall time.
+        clock: timer of the result's wall time.
     """
     import_trackeval()  # fail before hours of tracking if it is missing
 

@@ -53,7 +53,7 @@ def sot(
         stage: feature map of the encoder: s3, of its second to last stage, or s4, of its last. The paper reports the
             better of the two.
         corrected: fix the known errors of the published code; false is comparable with published results.
-        sequences: names of sequences to use, such as [Couple,Jogging-1]; null uses all.
+        sequences: names of sequences to use, such as [Couple,Jogging-1]; null: all.
         out: folder for the tracked boxes, in OTB's format, and the metrics of each sequence.
         resume: continue with the tracks in ``out``.
         render: video to write, such as out.mp4, with the ground truth in white.

@@ -43,10 +43,10 @@ def track(
         box: left, top, width, height of the object in the first frame, in pixels.
         mask: a PNG of the size of the first frame: white or another gray level marks the object; several objects have
             a color or an index each.
-        out: video to write; null is VIDEO-tracked.mp4 in the working directory. Next to it, boxes are written to a .txt
+        out: video to write; null: VIDEO-tracked.mp4 in the working directory. Next to it, boxes are written to a .txt
             file with one box per line as in OTB, or masks to a folder, which must not exist.
-        tracker: for boxes: dcf, a correlation filter that is updated in every frame; or xcorr, cross-correlation with
-            the first frame.
+        tracker: tracker of a box: dcf, a correlation filter that is updated in every frame; or xcorr,
+            cross-correlation with the first frame.
         stage: feature map of the encoder: s3, of its second to last stage, or s4, of its last.
         precision: 32-true, bf16-mixed or 16-mixed; auto is 16-mixed on GPUs, else 32-true.
 

@@ -53,7 +53,7 @@ def track_box(
     """Yield the box (4,) of the target in each frame. The first is ``box`` itself.
 
     Args:
-        frames: of one video.
+        frames: frames of one video.
         box: left, top, width, height of the target in the first frame, in pixels; the upper left corner of the image
             is (0, 0).
         dense: encoder of the frames.
@@ -114,7 +114,7 @@ def crop(
         image: (1, c, h, w).
         center: x, y in pixels.
         windows: (n, 2) width, height in pixels.
-        side: of the crops, in pixels.
+        side: side of the crops in pixels.
         corrected: see ``track_box``.
 
     Returns:

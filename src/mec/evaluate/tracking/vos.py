@@ -53,7 +53,7 @@ def vos(
         temperature: a neighbor of cosine similarity s has the weight exp(s / temperature).
         radius: maximum movement of a cell since one of the previous frames, in units of 8 pixels.
         context: number of previous frames that vote, in addition to the first one.
-        sequences: names of sequences to use, such as [blackswan,dog]; null uses the val list, or all without a list.
+        sequences: names of sequences to use, such as [blackswan,dog]; null: the val list, or all without a list.
         out: folder for the predicted masks, in DAVIS's format, and the metrics of each sequence.
         resume: continue with the tracks in ``out``.
         render: video to write, such as out.mp4.
@@ -86,10 +86,10 @@ def track_masks(
     """Yield the labels (h, w) of each frame. The first are ``first`` itself.
 
     Args:
-        frames: of one video.
+        frames: frames of one video.
         first: labels of the first frame.
         dense: encoder of the frames.
-        settings: of the propagation; None takes the defaults.
+        settings: settings of the propagation; None: the defaults.
 
     Raises:
         SequenceError: a frame cannot be read, or its size is not that of ``first``.

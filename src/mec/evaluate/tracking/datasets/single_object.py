@@ -62,7 +62,7 @@ GOT10K_FRAME_RATE = 10.0
 class Target:
     """A target to track.
 
-    folder: of the sequence.
+    folder: folder of the sequence.
     boxes_file: the ground truth.
     images: folder of the frames.
     """

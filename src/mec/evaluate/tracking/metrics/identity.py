@@ -22,7 +22,7 @@ class SequenceSimilarities:
     """Ids and similarities of one sequence, frame by frame, after the preprocessing of its benchmark.
 
     ground_truth_ids, track_ids: for each frame, the id of each object; no id occurs twice.
-    similarities: for each frame, (ground truth objects, tracked objects) in [0, 1].
+    similarities: one matrix per frame, (ground truth objects, tracked objects) in [0, 1].
     """
 
     ground_truth_ids: Sequence[NDArray[np.int64]]
