@@ -19,11 +19,13 @@ from rich.markup import escape
 from rich.table import Table
 
 RESULTS = "results.jsonl"
+NO_VALUE = "-"
+"""Cell of a table without a value."""
 TOP_5 = " top-5"
 """Suffix of a metric that shares the cell of its top-1."""
 
 Unit = Literal["fraction", "count", "nats", "per frame"]
-"""``fraction``: shown in percent. ``count``: an integer, or the mean of integers. The others are shown as they are."""
+"""``fraction``: shown in percent. ``count``: an integer, or the mean of integers. Others: four significant digits."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,10 @@ class Metric:
 
     Attributes:
         name: column of a table, such as top-1, k=20, HOTA.
-        value: in its unit; the mean where there are several trials.
-        unit: of value and std.
-        std: standard deviation over the trials; None for a single one.
-        n: number of trials.
+        value: measured value in its unit; the mean if there are several trials or datasets.
+        unit: unit of value and std.
+        std: standard deviation over the trials; None for a single trial and for a mean over datasets.
+        n: number of trials; for a mean over datasets (``mean_row``), number of datasets.
     """
 
     name: str
@@ -53,7 +55,7 @@ class Metric:
     def __str__(self) -> str:
         """The value, and the spread over trials, without the unit."""
         if not math.isfinite(self.value):
-            return "-"
+            return NO_VALUE
         spread = "" if self.std is None else f" ± {_number(self.std, self.unit, is_mean=True)}"
         return f"{_number(self.value, self.unit, is_mean=self.n > 1)}{spread}"
 
@@ -67,7 +69,7 @@ def _number(value: float, unit: Unit, is_mean: bool) -> str:
 
 
 def to_metrics(values: Mapping[str, float], units: Mapping[str, Unit] | None = None) -> list[Metric]:
-    """Metrics of a single trial. A unit that ``units`` does not name is fraction for a float and count for an int."""
+    """Return the metrics of a single trial. The default unit is ``fraction`` for a float and ``count`` for an int."""
     units = units or {}
     return [
         Metric(name, value, units.get(name, "count" if isinstance(value, int) else "fraction"))
@@ -76,7 +78,7 @@ def to_metrics(values: Mapping[str, float], units: Mapping[str, Unit] | None = N
 
 
 def mean_metrics(trials: Sequence[Mapping[str, float]], units: Mapping[str, Unit] | None = None) -> list[Metric]:
-    """Mean and standard deviation (n - 1) of each metric over trials; units as in ``to_metrics``."""
+    """Return mean and standard deviation (n - 1) of each metric over trials; units as in ``to_metrics``."""
     if len(trials) == 1:
         return to_metrics(trials[0], units)
     return [
@@ -93,7 +95,8 @@ def mean_metrics(trials: Sequence[Mapping[str, float]], units: Mapping[str, Unit
 
 @dataclass(frozen=True)
 class Protocol:
-    """The evaluation protocol of a result: an identifier and every setting that decides whether two results compare.
+    """The evaluation protocol of a result: an identifier and every setting that must agree for two results to
+    be comparable.
 
     Attributes:
         id: task and variant, such as linear-paper or detect-coco-1x.
@@ -104,12 +107,12 @@ class Protocol:
     settings: dict[str, Any]
 
     def describe(self) -> str:
-        """One line, rendered from the settings: ``knn: similarity cosine, temperature 0.07``."""
+        """Return one line, rendered from the settings: ``knn: similarity cosine, temperature 0.07``."""
         pairs = [f"{name.replace('_', ' ')} {_setting(v)}" for name, v in self.settings.items() if v is not None]
         return f"{self.id}: {', '.join(pairs)}" if pairs else self.id
 
     def includes(self, settings: Mapping[str, Any]) -> bool:
-        """Whether all these settings are among those of the protocol."""
+        """Return whether the protocol has all these settings, with equal values."""
         return all(self.settings.get(name) == value for name, value in settings.items())
 
 
@@ -129,7 +132,7 @@ class DatasetSummary:
 
     Attributes:
         name: path or name, as the user gave it.
-        counts: what it holds, such as train, test, classes; or sequences, frames.
+        counts: numbers of train, test, classes; or of sequences, frames.
     """
 
     name: str
@@ -153,12 +156,12 @@ class Result:
         protocol: identifier and settings of the measurement.
         dataset: name and size of the evaluated data.
         encoder: description of the evaluated weights.
-        rows: the metrics of the encoder ("encoder") and of each baseline.
+        rows: name of a row -> its metrics: "encoder", then one row per baseline.
         seconds: wall time.
         skipped: sequences that could not be used -> the reason.
         note: speed and the like, not part of the protocol.
-        command: as it was typed.
-        time: end, UTC, ISO 8601.
+        command: command line, quoted again from sys.argv.
+        time: time of the end, UTC, ISO 8601.
     """
 
     task: str
@@ -173,14 +176,18 @@ class Result:
     time: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     def metric(self, name: str, row: str = "encoder") -> Metric:
-        """The metric of a row. KeyError: there is none of this name."""
+        """Return a metric of a row.
+
+        Raises:
+            KeyError: no such row or metric.
+        """
         for metric in self.rows[row]:
             if metric.name == name:
                 return metric
         raise KeyError(f"{name!r}, expected one of {[m.name for m in self.rows[row]]}")
 
     def values(self, row: str = "encoder") -> dict[str, float]:
-        """Metric name -> value of a row."""
+        """Return metric name -> value of a row."""
         return {metric.name: metric.value for metric in self.rows[row]}
 
     @property
@@ -189,12 +196,16 @@ class Result:
         return "; ".join(filter(None, [self.protocol.describe(), self.note]))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; ``from_dict`` reads them."""
+        """Return plain values for JSON; ``from_dict`` reads them."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Result:
-        """A result from its JSON. Raises ValueError where a field is missing or of another type."""
+        """Return the result that ``as_dict`` wrote.
+
+        Raises:
+            ValueError: a field is missing, unknown or of another type.
+        """
         try:
             rows = {str(row): [Metric(**metric) for metric in metrics] for row, metrics in values["rows"].items()}
             fields = {
@@ -215,13 +226,15 @@ class Result:
         metrics = [metric for row in self.rows.values() for metric in row]
         numbers += [metric.value for metric in metrics] + [m.std for m in metrics if m.std is not None]
         if not all(isinstance(text, str) for text in texts):
-            raise ValueError("not a result (a text is missing)")
+            raise ValueError(
+                "not a result (expected strings for task, encoder, note, command, time, protocol, dataset)"
+            )
         if not all(isinstance(number, int | float) for number in numbers):
-            raise ValueError("not a result (a value is not a number)")
+            raise ValueError("not a result (expected numbers for seconds, counts and values)")
         if not metrics or not all(metric.unit in get_args(Unit) for metric in metrics):
-            raise ValueError("not a result (no metrics, or one of an unknown unit)")
+            raise ValueError("not a result (no metrics, or a metric with an unknown unit)")
         if not isinstance(self.protocol.settings, dict) or not isinstance(self.skipped, dict):
-            raise ValueError("not a result (settings or skipped sequences are not by name)")
+            raise ValueError("not a result (expected mappings for settings and skipped)")
 
     def append_to(self, folder: str | os.PathLike[str]) -> Path:
         """Add one line to ``folder``/results.jsonl."""
@@ -232,13 +245,15 @@ class Result:
         return path
 
     def table(self) -> Table:
-        """The table for a terminal: a row for the encoder and for each baseline."""
+        """Return the table for a terminal: a row for the encoder and for each baseline."""
         return results_table([self])
 
 
 def titles(rows: Iterable[Sequence[Metric]]) -> dict[str, str]:
-    """Metric name -> column header, for rows of one table. The longest row decides the order; a top-5 metric has no
-    column of its own where its top-1 has one."""
+    """Return metric name -> column header, for the rows of one table.
+
+    The longest row decides the order. A top-5 metric shares the column of its top-1 if that has one.
+    """
     headers: dict[str, str] = {}
     for row in sorted(rows, key=len, reverse=True):
         for metric in row:
@@ -247,16 +262,16 @@ def titles(rows: Iterable[Sequence[Metric]]) -> dict[str, str]:
 
 
 def cells(row: Sequence[Metric], names: Iterable[str]) -> list[str]:
-    """The row under the columns of ``titles``: "93.7 ± 0.5", "61.2 / 88.0" (top-1 / top-5), "12", or "-"."""
+    """Return the cells of a row for the columns of ``titles``: "93.7 ± 0.5", "61.2 / 88.0" (top-1 / top-5), or "-"."""
     metrics = {metric.name: metric for metric in row}
     return [
-        " / ".join(str(metrics[n]) for n in (name, name + TOP_5) if n in metrics) if name in metrics else "-"
+        " / ".join(str(metrics[n]) for n in (name, name + TOP_5) if n in metrics) if name in metrics else NO_VALUE
         for name in names
     ]
 
 
 def mean_row(rows: Sequence[Sequence[Metric]]) -> list[Metric]:
-    """Means over several datasets of the metrics that every row has."""
+    """Return the means over datasets of the metrics that every row has; ``n`` is the number of datasets."""
     by_name = [{metric.name: metric for metric in row} for row in rows]
     return [
         Metric(name, float(np.mean([row[name].value for row in by_name])), metric.unit, n=len(rows))
@@ -266,7 +281,7 @@ def mean_row(rows: Sequence[Sequence[Metric]]) -> list[Metric]:
 
 
 def results_table(results: Sequence[Result]) -> Table:
-    """The terminal's table of one task on one or several datasets, with the mean over the datasets."""
+    """Return the terminal table of one task on one or several datasets, with the mean over the datasets."""
     several = len(results) > 1
     columns = titles(row for result in results for row in result.rows.values())
     table = Table(
@@ -293,7 +308,7 @@ def results_table(results: Sequence[Result]) -> Table:
 
 
 class Stopwatch:
-    """Seconds since it was made."""
+    """Timer; calling it returns the seconds since construction."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()

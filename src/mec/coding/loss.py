@@ -1,4 +1,4 @@
-"""MECLoss: the objective as an ``nn.Module``."""
+"""MECLoss: the objective of Maximum Entropy Coding (Liu et al., NeurIPS 2022) as an ``nn.Module``."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ Form = Literal["cross", "pooled"]
 
 
 class MECLoss(nn.Module):
-    """Maximum Entropy Coding of two views. The first-order part of the loss is minus their mean cosine.
+    """Maximum Entropy Coding of two views.
+
+    The first term of the Taylor series of the loss is minus the mean cosine similarity of the views.
 
     ``loss((p1, p2), (z1, z2))`` is the paper's objective (Eq. 3), value and gradient, for predictions p of a
-    student and codes z of a teacher: the mean over the pairs (p1, z2) and (p2, z1) of
+    student and codes z of a teacher (codes are the projector's outputs): the mean over the pairs (p1, z2), (p2, z1) of
 
         cross:   -distortion * log |det(I + p z^T / (m distortion))|
 
-    ``loss((z1, z2))``, without targets, is the stable form for two codes with gradient:
+    ``loss((z1, z2))``, without targets, is a stable variant for two views that both receive gradients:
 
         pooled:  1 - mean cosine(z1, z2) - distortion * log det(I + u u^T / (2 m distortion)),  u = [z1; z2]
 
-    the disagreement of the views minus the coding rate of their union. It is an upper bound of the cross form where
-    that is well posed, has the same first-order part, and equals it when the views agree. Its matrix is positive
-    semi-definite, so it is finite for every batch size, width, network and distortion. It needs neither a teacher
-    nor a predictor. docs/objective.md derives and measures it.
+    the disagreement of the views minus the coding rate of all their codes. It has the first-order term of the cross
+    form, is never below it where the cross form is well posed, and equals it when the views agree. Its matrix is
+    positive semi-definite, so it is finite for every batch size, width, network and distortion. It needs neither a
+    teacher nor a predictor. docs/objective.md derives and measures it.
 
     When torch.distributed is initialized, m counts the rows of all processes. Each process must hold the same number
     of rows. All get the same value, and the average of their gradients (DistributedDataParallel) is the gradient of
@@ -89,7 +91,7 @@ class MECLoss(nn.Module):
         check_pair("predictions[0]", p1, "targets[0]", z1)
         check_pair("predictions[0]", p1, "targets[1]", z2)
 
-        # without targets the matrix of the second pair is the transpose of the first
+        # without targets both pairs give the same value
         pairs = [(p1, z2)] if targets is None else [(p1, z2), (p2, z1)]
         form = self.form or ("pooled" if targets is None else "cross")
         pair_loss = _cross if form == "cross" else _pooled
@@ -120,6 +122,7 @@ def _pooled(p: Tensor, z: Tensor, distortion: float, order: int | None, group: G
     rows = 2 * len(p) * world_size
     plan = cheapest_plan(rows, p.shape[1], world_size, order, symmetric=True)
     C, cosine = self_gram((p, z), rows * distortion, plan.feature_side, group)
+    # cosine is the mean of the local rows: the sum over processes divides by world_size
     return (1 - cosine) / world_size - distortion * log_det_contribution(C, order, True, plan, group)
 
 

@@ -1,7 +1,9 @@
 """log det(I + C) of the global batch of several processes: each process computes its own block.
 
+C (s, s) is the Gram matrix of gram.py: s = d on the feature side, s = the rows of all processes on the batch side.
 The value is the sum of one contribution from each process. The gradient dL/dC is computed in blocks of rows, one per
-process: from the powers of C, or from its factors. Only the factorization itself is replicated, s^3 / 3 for Cholesky.
+process: from the powers of C, or from its factors. Every process repeats only the factorization: s^3 / 3 FLOPs for
+Cholesky.
 """
 
 from __future__ import annotations
@@ -23,8 +25,7 @@ def log_det_contribution(C: Tensor, order: int | None, symmetric: bool, plan: Pl
     """Return the scalar contribution of this process to log |det(I + C)|, or to its series.
 
     Args:
-        C: the full (d, d) matrix on the feature side, the local rows of the (rows, rows) matrix on the batch side,
-            as gram.py returns them.
+        C: the full matrix on the feature side, the local rows of the matrix on the batch side, as gram.py returns them.
         order: None for the exact log det, or the number of terms of the series.
         symmetric: whether the matrix is positive semi-definite.
         plan: the plan that C was computed with.
@@ -68,7 +69,11 @@ class _SumContributions(Function):
 
 
 class _EqualContribution(Function):
-    """1 / world_size of a replicated value. The gradient is that of the value, as for _ShardedLogDet."""
+    """1 / world_size of a value that every process computes in full. The gradient is that of the value.
+
+    It is not divided: C also enters the contributions of the other processes, and their gradients do not reach this
+    process. _ShardedLogDet returns the gradient of the total for the same reason.
+    """
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, world_size: int) -> Tensor:
@@ -114,7 +119,7 @@ def _identity_rows(C: Tensor, first: int, block: int) -> Tensor:
 
 
 def _taylor_rows(C: Tensor, order: int, first: int, block: int) -> tuple[Tensor, Tensor]:
-    """Return the contribution to Tr sum_{k=1..order} (-1)^(k+1) / k C^k, and the local rows of its gradient
+    """Return the contribution to Tr sum_{k=1..order} (-1)^(k+1) C^k / k, and the local rows of its gradient
     (sum_{k<order} (-C)^k)^T."""
     local = C[first : first + block]
     power = C.new_zeros((block, len(C)))
@@ -131,7 +136,10 @@ def _taylor_rows(C: Tensor, order: int, first: int, block: int) -> tuple[Tensor,
 
 
 def _cholesky_rows(C: Tensor, first: int, block: int, with_gradient: bool) -> tuple[Tensor, Tensor]:
-    """Return the contribution to log det(I + C) of a positive semi-definite C, and the local rows of (I + C)^-1."""
+    """Return the contribution to log det(I + C) of a positive semi-definite C, and the local rows of (I + C)^-1.
+
+    Without ``with_gradient`` the rows are those of the identity.
+    """
     lower, failed = torch.linalg.cholesky_ex(plus_identity(C))
     contribution = lower.diagonal()[first : first + block].log().sum() * 2.0
     rows = _identity_rows(C, first, block)
@@ -143,7 +151,10 @@ def _cholesky_rows(C: Tensor, first: int, block: int, with_gradient: bool) -> tu
 
 
 def _lu_rows(C: Tensor, first: int, block: int, with_gradient: bool) -> tuple[Tensor, Tensor]:
-    """Return the contribution to log |det(I + C)|, and the local rows of (I + C)^-T."""
+    """Return the contribution to log |det(I + C)|, and the local rows of (I + C)^-T.
+
+    Without ``with_gradient`` the rows are those of the identity.
+    """
     factors, pivots, _ = torch.linalg.lu_factor_ex(plus_identity(C).T)  # LAPACK expects column-major matrices
     contribution = factors.diagonal()[first : first + block].abs().log().sum()
     rows = _identity_rows(C, first, block)

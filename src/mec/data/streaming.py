@@ -1,4 +1,4 @@
-"""Training on shards: sequential reading, shuffling of shards and in buffers, each image once per epoch.
+"""Training on shards: sequential reading, shuffling of shards and in buffers, each image at most once per epoch.
 
 A *lane* is one sequential reader with its own shuffle buffer. An epoch draws a new order of the shards, and each lane
 reads one contiguous part of the images in that order. A global batch takes the same number of images from every lane.
@@ -35,24 +35,26 @@ FALLBACK_SHARDS, FALLBACK_IMAGES = 8, 8
 def choose_num_lanes(num_shards: int, global_batch: int, world_size: int) -> int:
     """Return the number of lanes: a divisor of the global batch and a multiple of the world size.
 
-    There are up to 64 lanes, or up to 8 per process for more than 8 processes, so that each has work for its loader
-    workers. The number is the same for 1, 2, 4 and 8 processes, and for any world size up to 8 that divides it.
+    It is the largest divisor of the global batch up to 64 (8 per process for more than 8 processes) and up to 4 per
+    shard, and at least gcd(batch, 8); then the least common multiple with the world size. The number is the same for
+    1, 2, 4 and 8 processes, and for any world size up to 8 that divides it.
     """
-    # lanes start in the middle of a shard and skip what comes before, so few shards support few lanes
+    # a lane that starts in the middle of a shard first reads and drops the images before it: few lanes per shard
     minimum, maximum = math.gcd(global_batch, 8), min(4 * num_shards, max(64, 8 * world_size))
     divisors = [n for n in range(minimum, max(minimum, maximum) + 1, minimum) if global_batch % n == 0]
     return math.lcm(divisors[-1], world_size)
 
 
 class ShuffledShards(Dataset[Batch]):
-    """Batches of shuffled images from shards, in slices: the item (epoch, step, slice) is a part of one batch.
+    """Batches of shuffled images from shards, in slices. The item (epoch, step, slice) is one slice of a batch: the
+    images of one or more lanes.
 
     The images of all shards form a ring, with the shards in the order of the epoch, and the lanes read consecutive
     parts of it. So each image comes at most once per epoch, whatever the sizes of the shards. The first part starts
     at a random image, so the images that do not fill a global batch change from epoch to epoch.
 
-    Global batches are in the order of the lanes. They do not depend on the number of workers, nor on the number of
-    processes as long as that divides the number of lanes.
+    Global batches are in the order of the lanes. They do not depend on the number of workers, and are equal for world
+    sizes that give the same number of lanes.
 
     Args:
         dataset: the shards.
@@ -65,20 +67,21 @@ class ShuffledShards(Dataset[Batch]):
         self.dataset, self.cropper, self.sampler = dataset, cropper, sampler
         self.num_lanes = choose_num_lanes(len(dataset.urls), sampler.global_batch, sampler.world_size)
         self.images_per_lane = sampler.global_batch // self.num_lanes
-        lanes = self.num_lanes // sampler.world_size
-        self.num_slices = min(num_slices, lanes)
-        self.slice_bounds = [sampler.rank * lanes + i * lanes // self.num_slices for i in range(self.num_slices + 1)]
-        self._next: dict[int, tuple[int, int]] = {}
+        rank_lanes = self.num_lanes // sampler.world_size
+        self.num_slices = min(num_slices, rank_lanes)
+        first_lane = sampler.rank * rank_lanes
+        self.slice_bounds = [first_lane + i * rank_lanes // self.num_slices for i in range(self.num_slices + 1)]
+        self._expected_step: dict[int, tuple[int, int]] = {}  # slice -> (epoch, step) that continues its readers
         self._readers: dict[int, list[Iterator[tuple[list[Item], list[Item]]]]] = {}
         self._buffer_size = 0
         self._fallback: tuple[int, list[Item]] = -1, []
 
     def __getitem__(self, key: tuple[int, int, int]) -> Batch:
         epoch, step, slice_index = key
-        if (epoch, step) != self._next.get(slice_index):
+        if (epoch, step) != self._expected_step.get(slice_index):
             lanes = range(self.slice_bounds[slice_index], self.slice_bounds[slice_index + 1])
             self._readers[slice_index] = [self._read_lane(epoch, lane, step) for lane in lanes]
-        self._next[slice_index] = (epoch, step + 1)
+        self._expected_step[slice_index] = (epoch, step + 1)
         items: list[Item] = []
         recent: dict[int, list[Item]] = {}
         for reader in self._readers[slice_index]:
@@ -95,6 +98,7 @@ class ShuffledShards(Dataset[Batch]):
         shards, bounds = self._shard_order(epoch), self.dataset.shard_bounds
         ends = np.cumsum(np.diff(bounds)[shards])
         nth_shard = np.searchsorted(ends, positions, side="right")
+        # an image is as far from the end of its shard on the ring as in the dataset
         indices: NDArray[np.int64] = positions - ends[nth_shard] + bounds[shards[nth_shard] + 1]
         return indices
 
@@ -103,14 +107,15 @@ class ShuffledShards(Dataset[Batch]):
         return uniforms(self.sampler.seed, epoch, shards, 1, Stream.SHARD_ORDER)[:, 0].argsort()
 
     def _read_lane(self, epoch: int, lane: int, first_step: int) -> Iterator[tuple[list[Item], list[Item]]]:
-        """Yield the images of a lane for each step from ``first_step`` on, and the readable ones among the last read.
+        """Yield for each step from ``first_step`` on the images of a lane, and the candidates to replace corrupt ones.
 
-        Both are the same for any ``first_step``: images of earlier steps are skipped, or loaded only as possible
-        substitutes.
+        The candidates are the readable images among the last that were read. Both are the same for any ``first_step``:
+        images of earlier steps are skipped, or loaded only as candidates.
         """
         self._buffer_size = self._buffer_size or self._choose_buffer_size()
         indices = self.lane_indices(epoch, lane)
-        # an image is delayed by less than the buffer size, so the buffer never holds more images than that
+        # an image is delayed by less than the buffer size, so the buffer never holds more images than that, and up to
+        # images_per_lane more before those of a step are removed
         delays = self._buffer_size * uniforms(self.sampler.seed, epoch, indices, 1, Stream.SHARD_BUFFER)[:, 0]
         shuffled = (np.arange(len(indices)) + delays).argsort()  # output position -> read position
         output_position = shuffled.argsort()
@@ -159,7 +164,7 @@ class ShuffledShards(Dataset[Batch]):
             for shard in self._shard_order(epoch)[:FALLBACK_SHARDS]:
                 for index in range(bounds[shard], min(bounds[shard] + FALLBACK_IMAGES, bounds[shard + 1])):
                     item, num_bytes = _load_item(dataset, index)
-                    if not num_bytes:
+                    if not num_bytes:  # the rest of a damaged shard cannot be read either
                         break
                     items.append(item)
             self._fallback = epoch, items

@@ -12,19 +12,18 @@ import numpy as np
 
 from mec.report.record import Record
 from mec.report.schema import PublishedResult
-from mec.results import Result, cells, titles
+from mec.results import NO_VALUE, Result, cells, titles
 
 MAIN_SETTINGS = (
     "backbone", "image_size", "epochs", "batch_size", "objective.form", "objective.distortion", "objective.order",
     "projector.output_dim", "teacher.enabled", "optimizer.name", "optimizer.lr", "seed",
 )  # fmt: skip
 """Settings in the table of a single run."""
-NO_VALUE = "–"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A name, and a cell for each run."""
+    """A row of the table of settings or environments: its name, and a cell for each run."""
 
     name: str
     cells: list[str]
@@ -37,8 +36,8 @@ class EvaluationRow:
     Attributes:
         kind: encoder of a run, baseline or published result.
         run: name of the run; empty for published results and for baselines that all runs share.
-        name: of the baseline, or description of the published result.
-        cells: under the columns of the table.
+        name: name of the baseline, or description of the published result.
+        cells: one string per column of the table.
         source: publication of a published result.
     """
 
@@ -55,9 +54,9 @@ class EvaluationTable:
 
     Attributes:
         task: knn, linear, ...
-        protocol: its description.
-        dataset: its name and size.
-        columns: headers.
+        protocol: description of the protocol.
+        dataset: name and size of the dataset.
+        columns: column headers.
         rows: encoders of the runs, baselines, published results.
         details: encoder, time, duration, command and skipped sequences of each result.
     """
@@ -128,11 +127,11 @@ def evaluation_tables(
         for result in record.results:  # oldest first, so that a newer one replaces it
             key = (result.task, result.protocol.describe(), str(result.dataset))
             groups.setdefault(key, {})[record.name, result.encoder] = result
-    return [_evaluation_table(*key, _by_name(newest), find_published) for key, newest in groups.items()]
+    return [_evaluation_table(*key, _label_runs(newest), find_published) for key, newest in groups.items()]
 
 
-def _by_name(newest: Mapping[tuple[str, str], Result]) -> dict[str, Result]:
-    """Return the results by run name, with the encoder's where a run has results of several encoders."""
+def _label_runs(newest: Mapping[tuple[str, str], Result]) -> dict[str, Result]:
+    """Return run name -> result; "run: encoder" -> result if a run has results of several encoders."""
     counts = Counter(run for run, _ in newest)
     return {run if counts[run] == 1 else f"{run}: {encoder}": result for (run, encoder), result in newest.items()}
 

@@ -64,7 +64,7 @@ class Detector(nn.Module):
 
         Args:
             images: (c, h, w) each, uint8 or in [0, 1], of different sizes.
-            targets: targets of each image: boxes (k, 4) float32 in pixels, labels (k,) int64 from 1, masks (k, h, w) uint8.
+            targets: per image boxes (k, 4) float32 in pixels, labels (k,) int64 from 1, and masks (k, h, w) uint8.
         """
         batch = self._batch_images(images)
         features = {name: feature_map.float() for name, feature_map in self.backbone(batch.tensors).items()}
