@@ -61,12 +61,12 @@ KNN = "evaluate knn x --encoder y "
         ),
         (
             PRETRAIN + "--view_1.crop_scale 3",
-            "mec pretrain: --view_1.crop_scale: expected 2 numbers in brackets, such as [0.2,1], got '3'",
+            "mec pretrain: --view_1.crop_scale: expected 2 numbers, such as 0.2,1, got '3'",
         ),
         (PRETRAIN + "--view_2.flip 3", "mec: view_2.flip: expected a number in [0, 1], got 3.0"),
         ("pretrain", "mec pretrain: expected DATA and --out OUT"),
         ("evaluate knn x", "mec evaluate knn: expected --encoder ENCODER"),
-        (KNN + "--k a", "mec evaluate knn: --k: expected a list, such as [1,5], got 'a'"),
+        (KNN + "--k a", "mec evaluate knn: --k: expected integers, such as 1,5, got 'a'"),
         ("evaluate kn x", "mec evaluate: unknown task 'kn'; did you mean knn?"),
         (
             "evaluate",

@@ -1,7 +1,7 @@
 """Rank, world size and collectives of the processes that torchrun, SLURM or Lightning started.
 
-All code outside ``mec.coding`` and Lightning hooks uses this module for them. ``process_group`` opens a context;
-outside of it every function behaves as in a single process, except ``is_rank_zero``.
+``mec.coding``, SyncBatchNorm and code that runs inside a Lightning trainer call torch.distributed directly.
+``process_group`` opens a context; outside of it every function behaves as in a single process, except ``is_rank_zero``.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def process_group() -> Iterator[None]:
     srun and selects the GPU of the local rank. Does nothing for a single process.
 
     Raises:
-        InputError: raised in all processes, with ``on_all_ranks`` set, if one of them raised it; or not all processes
-            started in time.
+        InputError: not all processes started in time; or a process raised it in the block. It is then raised in all
+            processes, with ``on_all_ranks`` set.
     """
     global _group
     owns_group = False
@@ -99,7 +99,7 @@ def process_group() -> Iterator[None]:
 
 
 def all_gather_objects(value: T) -> list[T]:
-    """Return the values of all processes, by rank.
+    """Return the values of all processes, in rank order.
 
     Raises:
         InputError: another process has raised it.
@@ -124,7 +124,7 @@ def local_rank_zero_first() -> Iterator[None]:
 
 
 def rank_slice(length: int, batch_size: int) -> slice:
-    """Return the contiguous shard of ``length`` images for this process.
+    """Return the contiguous slice of ``length`` images that this process reads.
 
     It consists of whole batches, so that all processes together make the same batches as a single one.
     """
@@ -134,11 +134,11 @@ def rank_slice(length: int, batch_size: int) -> slice:
 
 
 def gather_rows(rows: Tensor, allocate: Callable[[int, int], Tensor]) -> Tensor:
-    """Concatenate the rows (n, d) of all processes on rank 0, by rank. Other ranks return their own rows.
+    """Concatenate the rows (n, d) of all processes on rank 0, in rank order. Other ranks return their own rows.
 
     Args:
-        rows: rows of this process, sent in blocks of ``ROWS_PER_MESSAGE``. d may be wrong where n is 0.
-        allocate: ``allocate(n, d)`` returns the table that rank 0 fills.
+        rows: rows of this process, sent in blocks of ``ROWS_PER_MESSAGE``. d may be 0 if n is 0.
+        allocate: ``allocate(n, d)`` returns an uninitialized (n, d) tensor for the result on rank 0.
     """
     if _group is None:
         return rows
@@ -159,7 +159,7 @@ def gather_rows(rows: Tensor, allocate: Callable[[int, int], Tensor]) -> Tensor:
 
 
 def _all_gather(value: T, error_message: str | None) -> list[T]:
-    """Gather values by rank. Raise InputError in all processes if one of them passes an error message."""
+    """Gather values in rank order. Raise InputError in all processes if one of them passes an error message."""
     assert _group is not None
     gathered: list[Any] = [None] * _group.world_size
     dist.all_gather_object(gathered, (error_message, value), group=_group.gloo)
@@ -179,7 +179,7 @@ def _detect_environment() -> Any:
     """Return Lightning's cluster environment if torchrun or SLURM started several processes, else None."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Lightning recommends srun wherever it is installed
+            warnings.simplefilter("ignore")  # Lightning warns if srun is installed but not used
             for environment_type in (TorchElasticEnvironment, SLURMEnvironment):
                 if environment_type.detect():
                     environment = environment_type()

@@ -46,9 +46,9 @@ def describe_type(hint: Any) -> str:
         if origin is Literal:
             descriptions += [str(value) for value in members]
         elif origin is tuple:
-            descriptions.append(f"{len(members)} numbers in brackets, such as [0.2,1]")
+            descriptions.append(f"{len(members)} numbers, such as 0.2,1")
         elif origin is not None and origin is not dict:
-            descriptions.append(f"a list, such as [{'1,5' if int in members else 'a,b'}]")
+            descriptions.append("integers, such as 1,5" if int in members else "a list, such as [a,b]")
         elif member is bool:
             descriptions += ["true", "false"]
         else:

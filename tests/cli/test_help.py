@@ -61,7 +61,7 @@ def test_every_recipe_setting_is_listed_once_in_a_named_group(
     assert own_group[1].split() == "-h, --help show this help message and exit".split()
     one_line = " ".join(text.split())
     assert "--epochs N passes over the images (default: 100)" in one_line
-    assert "--view_1.crop_scale [X,X]" in one_line
+    assert "--view_1.crop_scale X,X" in one_line
     assert "(default: [0.2,1])" in one_line
     assert "--small_stem {true,false,null}" in one_line
     assert "--devices N|auto" in one_line

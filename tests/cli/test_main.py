@@ -199,7 +199,7 @@ def test_resume_of_a_finished_run_changes_nothing(photographs: Path, run: Path) 
         (["evaluate", "detect", "--predict", "/nonexistent", "--out", "OUT"], "data: /nonexistent does not exist"),
         (["evaluate", "fly", "DATA"], "unknown task 'fly'; expected knn, linear,"),
         (["evaluate", "few-shot", "DATA", "--encoder", "RUN", "--trials", "0"], "trials: expected"),
-        (["evaluate", "few-shot", "DATA", "--encoder", "RUN", "--shots", "one"], "--shots: expected a list"),
+        (["evaluate", "few-shot", "DATA", "--encoder", "RUN", "--shots", "one"], "--shots: expected integers"),
         (["demo", "--epochs", "0"], "epochs: expected"),
         (["nonsense"], "unknown command 'nonsense'; expected demo,"),
     ],

@@ -31,6 +31,7 @@ MACHINE = frozenset({"accelerator", "devices", "nodes", "precision", "strategy",
 
 
 INTEGERS = re.compile(r"-?\d+(,-?\d+)*")
+NUMBER_PAIR = re.compile(r"-?[\d.]+,-?[\d.]+")
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -38,8 +39,10 @@ class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = re.sub(r"(?<!\.)\.$", "", action.help or "")
-        if isinstance(action, argparse._HelpAction | argparse._VersionAction) or not action.option_strings:
+        if isinstance(action, argparse._HelpAction | argparse._VersionAction):
             return text[:1].lower() + text[1:]
+        if not action.option_strings:
+            return text
         if action.required:
             return f"{text} (required)"
         describes_default = action.default is None and "absent" in text.lower()
@@ -90,28 +93,32 @@ def add_settings(
 
 
 def _bracket_lists(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
-    """Write ``--shots 1,5`` as ``--shots [1,5]``, which jsonargparse needs, for every option that takes integers."""
-    options = _integer_list_options(parser)
+    """Write ``--shots 1,5`` as ``--shots [1,5]``, which jsonargparse needs, for every option that takes numbers."""
+    patterns = _number_list_patterns(parser)
     bracketed: list[str] = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        if name in options and INTEGERS.fullmatch(value):
+        previous = bracketed[-1] if bracketed else ""
+        if name in patterns and patterns[name].fullmatch(value):
             bracketed.append(f"{name}{equals}[{value}]")
-        elif bracketed and bracketed[-1] in options and INTEGERS.fullmatch(argument):
+        elif previous in patterns and patterns[previous].fullmatch(argument):
             bracketed.append(f"[{argument}]")
         else:
             bracketed.append(argument)
     return bracketed
 
 
-def _integer_list_options(parser: argparse.ArgumentParser) -> set[str]:
-    options: set[str] = set()
+def _number_list_patterns(parser: argparse.ArgumentParser) -> dict[str, re.Pattern[str]]:
+    patterns: dict[str, re.Pattern[str]] = {}
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            options.update(*(_integer_list_options(subparser) for subparser in action.choices.values()))
-        elif "Sequence[int]" in str(type_hint(action)):
-            options.update(action.option_strings)
-    return options
+            for subparser in action.choices.values():
+                patterns |= _number_list_patterns(subparser)
+        elif "Sequence[int]" in (hint := str(type_hint(action))):
+            patterns |= dict.fromkeys(action.option_strings, INTEGERS)
+        elif "tuple[float, float]" in hint:
+            patterns |= dict.fromkeys(action.option_strings, NUMBER_PAIR)
+    return patterns
 
 
 def metavar(action: argparse.Action) -> str:
@@ -127,7 +134,7 @@ def metavar(action: argparse.Action) -> str:
         elif "Literal" in text:
             names += choices(kind)
         elif text.startswith("tuple"):
-            names.append("[X,X]")
+            names.append("X,X")
         elif "Sequence[int]" in text:
             names.append("N,...")
         elif text.startswith("dict"):

@@ -29,7 +29,8 @@ class ImageDataset(Protocol):
         name: name of the dataset in logs and results.
         labels: (n,) indices into ``classes``, or None.
         classes: names of the classes.
-        ignored_files: number of files that are not part of the dataset because they are no images or unreadable.
+        ignored_files: number of files that are not part of the dataset because they are no images or unreadable; for
+            shards, the number of shards that could be read only in part.
     """
 
     name: str

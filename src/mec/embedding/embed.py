@@ -168,7 +168,7 @@ def _assemble(writer: EmbeddingWriter, out: Path, inputs: dict[str, str]) -> Non
     if len(indices) < len(images):
         with write_output(table.sibling("corrupt.csv")) as path, open_csv(path) as add:
             add(COLUMNS)
-            for row in writer.corrupt():
+            for row in writer.corrupt_images():
                 add(row)
     width = writer.encoder.num_features
     counts = {"images": len(indices), "features": width, "corrupt": np.flatnonzero(writer.part_row < 0).tolist()}

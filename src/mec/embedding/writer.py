@@ -1,4 +1,4 @@
-"""Write the embeddings of a dataset in parts, so that an interrupted run resumes where it stopped."""
+"""Write the embeddings of a dataset in parts (.safetensors files), so that an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -34,24 +34,33 @@ PART_IMAGES, PART_SECONDS = 8192, 300
 
 @dataclass
 class Part:
-    """A part in memory: indices of the images read, and the embeddings of those that are not corrupt."""
+    """A part in memory, later one .safetensors file: embeddings of the readable ones among the attempted images.
 
-    read: list[NDArray[np.int64]] = field(default_factory=list)
+    Attributes:
+        attempted: indices of all images, the corrupt ones included.
+        indices: indices of the readable images.
+        embeddings: their embeddings.
+        started: start time, to write a part after PART_SECONDS.
+    """
+
+    attempted: list[NDArray[np.int64]] = field(default_factory=list)
     indices: list[NDArray[np.int64]] = field(default_factory=list)
     embeddings: list[NDArray[np.float32]] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
 
     def is_full(self) -> bool:
-        return sum(map(len, self.read)) >= PART_IMAGES or time.monotonic() - self.started > PART_SECONDS
+        return sum(map(len, self.attempted)) >= PART_IMAGES or time.monotonic() - self.started > PART_SECONDS
 
     def write(self, path: Path) -> None:
-        tensors = {"read": np.concatenate(self.read), "indices": np.concatenate(self.indices)}
+        tensors = {"attempted": np.concatenate(self.attempted), "indices": np.concatenate(self.indices)}
         with write_output(path) as temporary:
             temporary.write_bytes(save(tensors | {"embeddings": np.concatenate(self.embeddings)}))
 
 
 class EmbeddingWriter:
-    """Embeddings of all images of a dataset, in part files that several processes write into one folder.
+    """Resumable writer of the embeddings of all images of a dataset.
+
+    Several processes write parts into one folder.
 
     The embedding of image i is row ``part_row[i]`` of file ``part[i]``. ``part`` is -1 for an image that is not yet
     embedded; ``part_row`` is -1 for such an image and for a corrupt one.
@@ -80,16 +89,18 @@ class EmbeddingWriter:
     def _add_file(self, file: Path) -> None:
         try:
             with safe_open(file, "np") as part:
-                read, indices = part.get_tensor("read"), part.get_tensor("indices")
+                attempted, indices = part.get_tensor("attempted"), part.get_tensor("indices")
         except (SafetensorError, OSError) as error:
             raise InputError(f"out: {file} is damaged, remove it ({error})") from error
-        self.part[read], self.part_row[read] = len(self.files), -1
+        self.part[attempted], self.part_row[attempted] = len(self.files), -1
         self.part_row[indices] = np.arange(len(indices))
         self.files.append(file)
 
     def run(self) -> None:
-        """Embed the missing images and retry the corrupt ones, each process its shard. Rank 0 then joins the parts of
-        all processes and reports the corrupt images."""
+        """Embed the missing images and retry the corrupt ones, each process its slice of both.
+
+        Rank 0 then merges the parts of all processes and logs the corrupt images.
+        """
         if self.num_done:
             log(f"resuming: {self.num_done:,} of {len(self.images):,} images are embedded")
         self._check_disk_space()
@@ -100,19 +111,20 @@ class EmbeddingWriter:
             for mask in (missing, corrupt):
                 part = Part()
                 try:
-                    for read, indices, batch in self._batches(mask):
-                        self.corrupt_log.add(batch.corrupt, len(read))
+                    for attempted, indices, batch in self._batches(mask):
+                        self.corrupt_log.add(batch.corrupt, len(attempted))
                         part.embeddings.append(self._embed(features, batch, indices))
                         part.indices.append(indices)
-                        part.read.append(read)
-                        progress.advance(len(read) * get_world_size() if mask is missing else 0)
+                        part.attempted.append(attempted)
+                        # assumes that the other processes are about as far; retries are not counted twice
+                        progress.advance(len(attempted) * get_world_size() if mask is missing else 0)
                         if part.is_full():
                             part = self._write(part)
                 finally:  # on Ctrl-C too
                     self._write(part)
-        self._join_processes()
+        self._merge_parts()
 
-    def _join_processes(self) -> None:
+    def _merge_parts(self) -> None:
         results = all_gather_objects(([file.name for file in self.own_files], self.corrupt_log.reasons))
         if get_rank() > 0:
             return
@@ -124,13 +136,14 @@ class EmbeddingWriter:
                 self._add_file(self.folder / file)
         if (self.part < 0).any():
             raise InputError(
-                f"out: {self.folder} lacks parts, as if another process wrote to it; run the command again"
+                f"out: {self.folder} is missing parts; was another process writing to it? Run the command again"
             )
+        # a new log: those of the processes include images that a retry could read
         corrupt_log = new_corrupt_log(len(self.images))
-        corrupt_log.add([CorruptImage(*row) for row in self.corrupt()], len(self.images))
+        corrupt_log.add([CorruptImage(*row) for row in self.corrupt_images()], len(self.images))
         log_corrupt(corrupt_log)
 
-    def corrupt(self) -> Iterator[tuple[str, str]]:
+    def corrupt_images(self) -> Iterator[tuple[str, str]]:
         """Yield title and reason of each corrupt image."""
         for index in np.flatnonzero(self.part_row < 0).tolist():
             title = str(self.images.row(index)[0])
@@ -148,7 +161,7 @@ class EmbeddingWriter:
 
     def _write(self, part: Part) -> Part:
         """Write a part, unless it is empty, and return a new one."""
-        if part.read:
+        if part.attempted:
             # the process id keeps names apart from those of an earlier call that is still writing
             file = self.folder / f"{self.next_number:06}-{get_rank()}-{os.getpid()}.safetensors"
             part.write(file)
@@ -160,19 +173,20 @@ class EmbeddingWriter:
     def _batches(self, mask: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Batch]]:
         """Yield the indices of the images of a batch, those of its readable images, and the batch.
 
-        Parts and shards consist of whole batches, so that batches hold the same images after an interruption and for
-        any number of processes: the embeddings are equal to the last bit.
+        Parts and the slices of processes consist of whole batches, so that batches hold the same images after an
+        interruption and for any number of processes: embeddings are bitwise identical, except for corrupt images that
+        could be read on retry, whose batches differ.
         """
         start, pixel_format = 0, pixel_format_of(self.encoder)
         for dataset in self.images.splits.values():
-            shard = np.flatnonzero(mask[start : start + len(dataset)])
-            shard = shard[rank_slice(len(shard), BATCH)]
-            if len(shard):
-                subset = dataset if len(shard) == len(dataset) else dataset.subset(shard)
+            own = np.flatnonzero(mask[start : start + len(dataset)])
+            own = own[rank_slice(len(own), BATCH)]
+            if len(own):
+                subset = dataset if len(own) == len(dataset) else dataset.subset(own)
                 loader = evaluation_loader(subset, pixel_format, self.encoder.image_size, BATCH, self.workers)
                 keys: Any = loader.sampler
                 for rows, batch in zip(keys, loader, strict=True):
-                    yield start + shard[rows.start : rows.stop], start + shard[batch.indices], batch
+                    yield start + own[rows.start : rows.stop], start + own[batch.indices], batch
             start += len(dataset)
 
     def _embed(

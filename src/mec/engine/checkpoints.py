@@ -1,4 +1,4 @@
-"""Checkpoints: atomic writes, checksums, the last three steps, and the newest intact one."""
+"""Checkpoint files: atomic writes, checksums in their names, the last three steps, the newest intact checkpoint."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEMPORARY_FILES = ("checkpoints/.step=*", ".metrics.csv.*", ".encoder.*", ".reci
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes a temporary file, flushes it and renames it to a name with its checksum. Loads tensors only, no code."""
+    """Writes a temporary file, flushes it and renames it to a name with its checksum. Loads with weights_only=True."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -71,7 +71,10 @@ def save_checkpoint(trainer: lightning.Trainer, folder: Path) -> None:
 
 
 class PeriodicCheckpoint(Checkpoint):
-    """Saves a checkpoint at the end of an epoch if ``every_n_steps`` have passed, and at the end of the run."""
+    """Saves a checkpoint at the end of an epoch if ``every_n_steps`` steps have passed since the last one.
+
+    Always saves at the end of the last epoch.
+    """
 
     def __init__(self, folder: Path, every_n_steps: int) -> None:
         self.folder, self.every_n_steps = folder, every_n_steps
@@ -126,17 +129,17 @@ def remove_temporary_files(run: Path) -> None:
 
 
 def _checkpoint_files(folder: Path) -> list[Path]:
-    """Return all checkpoint files, sorted by step, then by modification time."""
+    """Return all checkpoint files, sorted by step, then with a checksum before without, then by modification time."""
     return sorted(folder.glob("step=*.ckpt"), key=lambda path: (path.name.partition("-")[0], path.stat().st_mtime_ns))
 
 
 def sorted_by_step(folder: Path) -> list[Path]:
-    """Return the most recently written checkpoint of each step in a folder, the latest step last."""
+    """Return the last file of each step in the order of ``_checkpoint_files``, the latest step last."""
     return list({re.split(r"[-.]", path.name)[0]: path for path in _checkpoint_files(folder)}.values())
 
 
 def is_intact(path: Path) -> bool:
-    """Return whether a checkpoint matches the checksum in its name."""
+    """Return whether a checkpoint matches the checksum in its name; True for a name without checksum."""
     match = re.fullmatch(r"step=\d+-([0-9a-f]+)\.ckpt", path.name)
     if match is None:  # the process was killed after the atomic write and before the checksum was added to the name
         return True

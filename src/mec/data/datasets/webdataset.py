@@ -44,8 +44,8 @@ def open_shards(source: str, skip_labels: bool = False) -> Splits:
     """Open shards and count their images.
 
     Each shard is read once, for the number of its images and their labels (a ``cls`` file, or ``label`` in a
-    ``json`` file, beside each image), and the labels are cached. With ``skip_labels`` a file ``sizes.json`` beside
-    the shards ({"shard-0000.tar": 1000, ...}) replaces this.
+    ``json`` file, beside each image), and the labels are cached. With ``skip_labels`` a file ``sizes.json`` in the
+    folder of the shards ({"shard-0000.tar": 1000, ...}) replaces this; a missing or invalid one is ignored.
     """
     try:
         from webdataset.shardlists import expand_urls
@@ -70,8 +70,9 @@ def open_shards(source: str, skip_labels: bool = False) -> Splits:
 class ShardDataset:
     """Images in tar files, in the order of ``urls``; shard i holds ``counts[i]`` images.
 
-    ``indices`` (n,), sorted, selects some of these images; None: all of them. Loading in ascending order reads each
-    shard once; a step backward reads a shard from its start again.
+    ``indices`` (n,), sorted, selects a subset of these images; None: all of them. ``ignored_files`` is the number of
+    shards whose end could not be read. Loading in ascending order reads each shard once; a step backward reads a shard
+    from its start again.
     """
 
     name: str
@@ -94,12 +95,12 @@ class ShardDataset:
 
     @property
     def shard_bounds(self) -> NDArray[np.int64]:
-        """(shards + 1,): shard i holds the images shard_bounds[i] ... shard_bounds[i + 1] - 1 of this dataset."""
+        """Boundaries of the shards (shards + 1,): shard i holds images shard_bounds[i] ... shard_bounds[i + 1] - 1."""
         return self._shard_starts if self.indices is None else np.searchsorted(self.indices, self._shard_starts)
 
     @property
     def shard_ranges(self) -> list[tuple[int, int]]:
-        """First index and end of the images of each shard that is not empty."""
+        """Index range (first, last + 1) of the images of each shard that is not empty."""
         return [(int(a), int(b)) for a, b in itertools.pairwise(self.shard_bounds) if a < b]
 
     def locate(self, index: int) -> tuple[int, int]:
@@ -128,8 +129,8 @@ class ShardDataset:
 class ShardReader:
     """Sequential reader of one shard.
 
-    After a connection error the shard is opened again from its start, at most ``MAX_RETRIES`` times per sample; after
-    that, and after damage, the rest of the shard counts as corrupt.
+    After an error that may be transient (see ``_is_transient``) the shard is opened again and read from its start, at
+    most ``MAX_RETRIES`` times per sample. After that, and in a corrupt local tar, the rest of the shard is unreadable.
     """
 
     def __init__(self, url: str, labels_only: bool = False) -> None:
@@ -150,8 +151,8 @@ class ShardReader:
         """Read the sample at ``position``, which must be greater than the position of the last call.
 
         Raises:
-            CorruptImageError: the sample cannot be read; its ``__cause__`` is the error, or None at the regular end
-                of the shard.
+            CorruptImageError: the sample cannot be read. ``__cause__`` is the error; None at the regular end of the
+                shard and in further calls after an error.
         """
         attempt = 0
         while self.error is None:
@@ -173,7 +174,10 @@ class ShardReader:
 
 
 def _is_transient(url: str, error: BaseException) -> bool:
-    """Return whether a retry may succeed: after a connection error, but not for local files and refused requests."""
+    """Return whether a retry may succeed: for every error of a URL except missing files and refused requests.
+
+    A refused request has an HTTP status of 4xx, without 408 (timeout) and 429 (too many requests).
+    """
     cause = _root_cause(error)
     status = getattr(cause, "status", None)
     refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
@@ -213,7 +217,7 @@ def _open_split(urls: list[str], source: str, classes: list[str] | None, skip_la
     counts = [len(labels) for labels, _ in shards]
     dataset = ShardDataset(Path(source).name, urls, counts, ignored_files=len(errors))
     if not len(dataset):
-        reason = errors[0] if errors else ", ".join(sorted(IMAGE_SUFFIXES))
+        reason = errors[0] if errors else f"expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
         raise InputError(f"data: no image in the shards of {source} ({reason})")
     labels = [label for shard_labels, _ in shards for label in shard_labels]
     if all(label is not None for label in labels):
@@ -243,7 +247,7 @@ def _read_labels(url: str) -> tuple[list[str | None], str]:
     with contextlib.suppress(OSError, ValueError):
         labels = json.loads(cache_file.read_text())
         return labels, ""
-    reader = ShardReader(url, labels_only="://" not in url)
+    reader = ShardReader(url, labels_only="://" not in url)  # a remote tar is a stream: skipping would download it too
     try:
         while True:
             labels.append(_label(reader.read(len(labels))))

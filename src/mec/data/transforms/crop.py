@@ -1,4 +1,4 @@
-"""The work of a loader worker: decode an image once and crop all of its views, as uint8."""
+"""Decoding and cropping in DataLoader workers: each image is decoded once and all of its views are cropped."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from mec.data.transforms.multi_view import MultiView
 from mec.errors import InputError
 
 MAX_SUBSTITUTES = 100
-"""Images that are tried in place of a corrupt one."""
+"""Maximum number of images that are tried in place of a corrupt one."""
 MIN_OVERSAMPLING = 1.0
-"""An image is decoded at a reduced size if the sides of its crops still have this many times the pixels of a view's."""
+"""Decode at reduced resolution only while each crop side is at least this multiple of the view size."""
 
 
 class Batch(NamedTuple):
-    """Input of a ``MultiView``.
+    """Batch of images or crops, input of the on-device augmentation (``MultiView``).
 
     Attributes:
         images: whole images (n, c, h, w), or the crops of each view (n, views, c, s, s); uint8, or float32 in [0, 1].
-        indices: (n,) image indices, which fix the random views.
+        indices: (n,) image indices, which determine the random views.
         epoch: epoch of the batch.
         corrupt: images that could not be read while the batch was loaded.
         source_indices: (n,) indices of the images whose pixels are in the batch. They differ from ``indices`` where a
@@ -52,6 +52,13 @@ class Item(NamedTuple):
     title: str
 
 
+class CropParameters(NamedTuple):
+    """Random crops of one image: boxes (views, 4) as top, left, height, width, and whether to flip each (views,)."""
+
+    boxes: Boxes
+    flip: NDArray[np.bool_]
+
+
 class Cropper:
     """Turns encoded images into a Batch of crops.
 
@@ -69,25 +76,29 @@ class Cropper:
         corrupt: list[CorruptImage] = []
         source_indices = indices.copy()
         opened = [self._open(item, corrupt) for item in items]
-        plans = self.plan(indices, epoch, opened)
+        parameters = self.sample_parameters(indices, epoch, opened)
         for n, item in enumerate(items):
-            if not self._try_crop(out[n], item, opened[n], plans[n], corrupt):
+            if not self._try_crop(out[n], item, opened[n], parameters[n], corrupt):
                 candidates = substitutes(item.image_index)
                 source_indices[n] = self._substitute(out[n], item.image_index, epoch, candidates, corrupt)
         return Batch(torch.from_numpy(out).permute(0, 1, 4, 2, 3), indices, epoch, corrupt, source_indices)
 
-    def plan(self, indices: NDArray[np.int64], epoch: int, opened: Sequence[OpenedImage | None]) -> Sequence[Any]:
-        """Sample the crops of a batch: for each image the boxes (views, 4) and whether to flip them (views,)."""
+    def sample_parameters(
+        self, indices: NDArray[np.int64], epoch: int, opened: Sequence[OpenedImage | None]
+    ) -> Sequence[Any]:
+        """Return the random parameters of each image, here CropParameters, as ``crop`` takes them."""
+        # images that cannot be opened get a placeholder size; their parameters are not used
         heights = np.array([o.height if o else 1 for o in opened])
         widths = np.array([o.width if o else 1 for o in opened])
         views = range(len(self.views.settings))
-        parameters = [self.views.view_parameters(view, indices, epoch, heights, widths) for view in views]
-        boxes = np.stack([p.boxes for p in parameters], axis=1)
-        return list(zip(boxes, np.stack([p.flip for p in parameters], axis=1), strict=True))
+        per_view = [self.views.view_parameters(view, indices, epoch, heights, widths) for view in views]
+        boxes = np.stack([p.boxes for p in per_view], axis=1)
+        flips = np.stack([p.flip for p in per_view], axis=1)
+        return [CropParameters(*row) for row in zip(boxes, flips, strict=True)]
 
-    def crop(self, out: ImageArray, opened: OpenedImage, plan: Any) -> None:
+    def crop(self, out: ImageArray, opened: OpenedImage, parameters: Any) -> None:
         """Write the crops of one image into ``out`` (views, size, size, channels)."""
-        boxes, flip = plan
+        boxes, flip = parameters
         image = opened.decode(self.pixel_format, choose_shrink(boxes, self.views.size))
         for view in range(len(out)):
             box = scale_box(boxes[view], (opened.height, opened.width), (image.shape[0], image.shape[1]))
@@ -101,12 +112,12 @@ class Cropper:
             return None
 
     def _try_crop(
-        self, out: ImageArray, item: Item, opened: OpenedImage | None, plan: Any, corrupt: list[CorruptImage]
+        self, out: ImageArray, item: Item, opened: OpenedImage | None, parameters: Any, corrupt: list[CorruptImage]
     ) -> bool:
         if opened is None:
             return False
         try:
-            self.crop(out, opened, plan)
+            self.crop(out, opened, parameters)
         except CorruptImageError as error:
             corrupt.append(CorruptImage(item.title, str(error)))
             return False
@@ -118,8 +129,8 @@ class Cropper:
         """Crop the first readable candidate in place of image ``index`` and return its index."""
         for item in itertools.islice(candidates, MAX_SUBSTITUTES):
             opened = self._open(item, corrupt)
-            (plan,) = self.plan(np.array([index]), epoch, [opened])
-            if self._try_crop(out, item, opened, plan, corrupt):
+            (parameters,) = self.sample_parameters(np.array([index]), epoch, [opened])
+            if self._try_crop(out, item, opened, parameters, corrupt):
                 return item.image_index
         raise InputError(
             f"data: no readable image found to replace image {index}; last tried: {corrupt[-1].title}: "
@@ -128,13 +139,16 @@ class Cropper:
 
 
 def choose_shrink(boxes: Boxes, size: int) -> int:
-    """Return the largest decoding shrink factor that keeps every crop in ``boxes`` (n, 4) at least ``size`` wide."""
-    shortest = float(boxes[:, 2:].min())
-    return next((f for f in SHRINK_FACTORS if shortest / f >= MIN_OVERSAMPLING * size), 1)
+    """Return the largest shrink factor of decoding that satisfies ``MIN_OVERSAMPLING``.
+
+    The shorter side of every crop in ``boxes`` (n, 4) stays at least MIN_OVERSAMPLING * ``size`` pixels.
+    """
+    shortest_side = float(boxes[:, 2:].min())
+    return next((f for f in SHRINK_FACTORS if shortest_side / f >= MIN_OVERSAMPLING * size), 1)
 
 
 def scale_box(box: Boxes, image_size: tuple[int, int], decoded_size: tuple[int, int]) -> Boxes:
-    """Scale a box (4,) from the (height, width) of the image to those of the decoded array, to the nearest pixel."""
+    """Scale a box (top, left, height, width) from the (height, width) of the image to those of the decoded array."""
     if image_size == decoded_size:
         return box
     vertical, horizontal = decoded_size[0] / image_size[0], decoded_size[1] / image_size[1]
@@ -144,9 +158,12 @@ def scale_box(box: Boxes, image_size: tuple[int, int], decoded_size: tuple[int, 
 
 
 def crop_and_resize(image: ImageArray, box: Boxes, size: int, flip: bool = False) -> ImageArray:
-    """Crop (h, w, c) to a box (4,), resize it to (size, size, c), bilinear with antialiasing as in PIL, and flip it."""
+    """Crop an image (h, w, c), resize the crop to (size, size, c), bilinear with antialiasing as in PIL, and flip it.
+
+    ``box`` is top, left, height, width.
+    """
     top, left, height, width = (int(v) for v in box)
-    # a copy: PyTorch resizes it faster than a view, and warns about arrays that are not writable
+    # a copy: PyTorch resizes it faster than a strided slice, and warns about arrays that are not writable
     cropped = image[top : top + height, left : left + width].copy()
     x = torch.from_numpy(cropped).view(1, *cropped.shape).permute(0, 3, 1, 2)
     y = F.interpolate(x, (size, size), mode="bilinear", antialias=True)

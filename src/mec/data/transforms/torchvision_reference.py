@@ -67,18 +67,20 @@ class ReferenceCropper(Cropper):
             raise InputError("views: reference expects grayscale or color images of 8 bits; use fast for others")
         self.transforms = [reference_transform(views.size, view) for view in views.settings]
 
-    def plan(self, indices: NDArray[np.int64], epoch: int, opened: Sequence[OpenedImage | None]) -> Sequence[Any]:
+    def sample_parameters(
+        self, indices: NDArray[np.int64], epoch: int, opened: Sequence[OpenedImage | None]
+    ) -> Sequence[Any]:
         """Return a seed for each image and view."""
         u = uniforms(self.views.seed, epoch, indices, 2, Stream.REFERENCE_VIEWS)
         return (u * 2**32).astype(np.int64).tolist()  # type: ignore[no-any-return]
 
-    def crop(self, out: ImageArray, opened: OpenedImage, plan: Any) -> None:
+    def crop(self, out: ImageArray, opened: OpenedImage, parameters: Any) -> None:
         image = opened.decode(self.pixel_format)
         pil_image = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
         # without loader workers, the global generators are those of the training itself: restore them
         state = random.getstate()
         with torch.random.fork_rng(devices=[]):
-            for view, (transform, seed) in enumerate(zip(self.transforms, plan, strict=True)):
+            for view, (transform, seed) in enumerate(zip(self.transforms, parameters, strict=True)):
                 torch.manual_seed(seed)
                 random.seed(seed)
                 out[view] = np.asarray(transform(pil_image)).reshape(out[view].shape)

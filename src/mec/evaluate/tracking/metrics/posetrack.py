@@ -109,7 +109,8 @@ def pose_scores(sequences: Mapping[str, PoseSimilarities]) -> Scores:
     """Compute a row for each of at least one sequence, and "all".
 
     MOTA, MOTP: computed for each kind of joint, from counts summed over the sequences of the row; then the mean over
-        the kinds that occur in the ground truth. MOTP is the mean of 1 minus the distance, in head sizes, of correct joints.
+        the kinds that occur in the ground truth. MOTP is the mean of 1 minus the distance, in head sizes, of correct
+        joints.
     MOTA head, MOTA wrist, ...: the same mean over the kinds of joints of a body part.
     IDF1: computed for each kind of joint in each sequence where it is annotated or tracked; mean over sequences, then
         over kinds, as in UniTrack.
