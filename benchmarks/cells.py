@@ -1,4 +1,4 @@
-"""A results table that is filled over several calls: every row is saved at once, and a call stops in time."""
+"""A results table that is filled over several calls: rows are saved one by one, and a call stops before its limit."""
 
 from __future__ import annotations
 

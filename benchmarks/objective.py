@@ -113,7 +113,7 @@ def value_and_extra_bytes(loss: Loss, codes: Views, device: str) -> tuple[float,
 
 
 def compare(case: str, m: int, d: int, device: str, budget: float) -> dict[str, Any]:
-    """Return a row of the table. Both losses alternate for ``budget`` seconds, at least three rounds."""
+    """Return a row of the table. Both losses alternate for ``budget`` seconds, but at least three rounds."""
     mec_loss, textbook_loss, codes = losses(case, m, d, device)
     # measuring the memory also warms up
     mec_value, mec_bytes = value_and_extra_bytes(mec_loss, codes, device)

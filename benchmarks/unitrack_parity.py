@@ -33,7 +33,7 @@ COMPARISONS = ("vos", "mot", "sot", "mot corrected", "sot corrected")
 def main(
     data: str = "data", golden: str = "golden", out: str | None = None, comparisons: Sequence[str] = COMPARISONS
 ) -> None:
-    """Run every tracker on the sequences of the original's metrics.
+    """Run every tracker on the sequences in unitrack.json.
 
     Args:
         data: folder with OTB100 and davis16-subset.
