@@ -43,7 +43,7 @@ def test_official_mec_checkpoint_has_student_and_teacher(tmp_path: Path, suffix:
     assert_same_features(encoder, resnet(seed=seed))
     head_tensors = 17 + 8  # projector and predictor
     assert encoder.origin == (
-        f"MEC checkpoint, {suffix[1:] or 'student'}: resnet18, 120 of 120 tensors matched, "
+        f"checkpoint of the paper's code, {suffix[1:] or 'student'}: resnet18, 120 of 120 tensors matched, "
         f"{head_tensors} head tensors ignored"
     )
     assert encoder.spec.mean == (0.485, 0.456, 0.406)
@@ -55,7 +55,7 @@ def test_official_mec_checkpoint_of_a_resnet50_without_ddp_prefix(tmp_path: Path
     state = {k.removeprefix("module."): v for k, v in mec_state_dict(model, model).items()}
     encoder = load_encoder(save_checkpoint(tmp_path, {"state_dict": state}))
     assert_same_features(encoder, model, size=64)
-    assert encoder.origin.startswith("MEC checkpoint, student: resnet50, 318 of 318 tensors matched")
+    assert encoder.origin.startswith("checkpoint of the paper's code, student: resnet50, 318 of 318 tensors matched")
 
 
 def test_simsiam(tmp_path: Path) -> None:

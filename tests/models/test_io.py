@@ -156,7 +156,7 @@ def test_load_encoder_reads_student_and_teacher_of_a_runs_checkpoint(tmp_path: P
         x = torch.randn(2, 2, 32, 32)
         assert torch.equal(loaded(x), original.eval()(x))
         branch = suffix[1:] or "student"
-        assert loaded.origin.startswith(f"mec checkpoint, {branch}: resnet18, 78 of 78 tensors matched, ")
+        assert loaded.origin.startswith(f"mec-ssl checkpoint, {branch}: resnet18, 78 of 78 tensors matched, ")
     with pytest.raises(InputError, match="has no teacher; the run's checkpoints do"):
         save_encoder(encoder, tmp_path)
         load_encoder(f"{tmp_path}:teacher")

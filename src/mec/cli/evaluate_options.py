@@ -74,23 +74,23 @@ def evaluate_options(parser: Parser, arguments: Sequence[str]) -> None:
         elif name in arguments and name in TRACKING_HELP:
             _tracking_options(task, name)
         elif name in arguments:
-            needed = task.add_argument_group("images and encoder")
-            needed.add_argument("data", nargs="+", help=f"one or several of: {DATA_HELP}")
-            needed.add_argument("--encoder", required=True, help=ENCODER_HELP)
-            needed.add_argument("--out", help="folder of the results.jsonl to append to; absent: the run folder")
+            required = task.add_argument_group("images and encoder")
+            required.add_argument("data", nargs="+", help=f"one or several of: {DATA_HELP}")
+            required.add_argument("--encoder", required=True, help=ENCODER_HELP)
+            required.add_argument("--out", help="folder of the results.jsonl to append to; absent: the run folder")
             add_settings(task, "protocol", task_function(name), {"data", "encoder"})
 
 
 def _detect_options(task: Parser) -> None:
     from mec.evaluate import detect
 
-    needed = task.add_argument_group("images and encoder")
-    needed.add_argument("data", nargs="?", help=f"{DETECTION_HELP}; absent: only --predict, with a detector in --out")
-    needed.add_argument("--encoder", help=f"{ENCODER_HELP}; absent: only --predict")
-    needed.add_argument(
+    required = task.add_argument_group("images and encoder")
+    required.add_argument("data", nargs="?", help=f"{DETECTION_HELP}; absent: only --predict, with a detector in --out")
+    required.add_argument("--encoder", help=f"{ENCODER_HELP}; absent: only --predict")
+    required.add_argument(
         "--out", help="folder for the detectors and their metrics; absent: detect-SCHEDULE in the run folder"
     )
-    needed.add_argument("--resume", action="store_true", help="continue in --out from the newest checkpoint")
+    required.add_argument("--resume", action="store_true", help="continue in --out from the newest checkpoint")
     prediction = task.add_argument_group("prediction")
     prediction.add_argument("--predict", help="images (folder, file, video) to draw detections on; absent: none")
     prediction.add_argument("--threshold", type=float, default=0.5, help="smallest score, 0 to 1, of a drawn detection")
@@ -98,15 +98,15 @@ def _detect_options(task: Parser) -> None:
 
 
 def _tracking_options(task: Parser, name: str) -> None:
-    needed = task.add_argument_group("sequences and encoder")
-    needed.add_argument("data", help=TRACKING_HELP[name])
-    needed.add_argument("--encoder", required=True, help=ENCODER_HELP)
-    needed.add_argument(
+    required = task.add_argument_group("sequences and encoder")
+    required.add_argument("data", help=TRACKING_HELP[name])
+    required.add_argument("--encoder", required=True, help=ENCODER_HELP)
+    required.add_argument(
         "--out",
         help="folder for tracks and metrics of each sequence; absent: a folder in the run folder, or none",
     )
-    needed.add_argument("--resume", action="store_true", help="continue with the tracks in --out")
-    needed.add_argument("--sequences", help=SEQUENCES_HELP[name])
+    required.add_argument("--resume", action="store_true", help="continue with the tracks in --out")
+    required.add_argument("--sequences", help=SEQUENCES_HELP[name])
     handled = {"data", "encoder", "out", "resume", "sequences", "corrected", "motion"}
     protocol = add_settings(task, "protocol", task_function(name), handled)
     for flag, flag_help in (

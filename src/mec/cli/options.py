@@ -26,7 +26,7 @@ RECIPE_GROUPS = {
     "training": {"epochs", "batch_size", "chunk_size", "gradient_checkpointing", "seed", "log_every"},
     "machine": set(MACHINE),
 }
-"""Help groups of the recipe settings outside of components; each component is a group of its own."""
+"""Help groups of the settings on the top level of the recipe. Each nested one, such as objective, is its own group."""
 
 
 def _pretrain_options(parser: Parser, arguments: Sequence[str]) -> None:
@@ -48,7 +48,7 @@ def _pretrain_options(parser: Parser, arguments: Sequence[str]) -> None:
         "--probe_every",
         type=int | None,
         help="epochs between two online probes (kNN and linear), where DATA has labels; training does not use them. "
-        "0: never; null: ten times in the run, for shards never",
+        "0: never; absent: ten times in the run, for shards never",
     )
     _recipe_options(parser, run, arguments)
 
@@ -88,12 +88,12 @@ def _track_options(parser: Parser, arguments: Sequence[str]) -> None:
     parser.usage = "mec track VIDEO --box X,Y,W,H | --mask FIRST.png [--encoder ENCODER] [options]"
     parser.description = description_of(track)
     parser.epilog = "example: mec track bird.mp4 --box 210,95,60,48 --encoder runs/birds --out bird-tracked.mp4"
-    needed = parser.add_argument_group("video and encoder")
-    needed.add_argument("video", help="a video, or a folder of frames")
-    needed.add_argument(
+    required = parser.add_argument_group("video and encoder")
+    required.add_argument("video", help="a video, or a folder of frames")
+    required.add_argument(
         "--encoder", default="resnet18", help=f"{ENCODER_HELP}; the default is untrained, enough for a first try"
     )
-    needed.add_argument(
+    required.add_argument(
         "--box",
         help="left,top,width,height of the object in the first frame, in pixels; --box=-9,... for a negative left",
     )
@@ -104,13 +104,13 @@ def _embed_options(parser: Parser, arguments: Sequence[str]) -> None:
     from mec.embedding.embed import embed
 
     parser.usage = "mec embed DATA --encoder ENCODER --out FILE.parquet|FILE.npy [options]"
-    parser.description = "Write the embedding of every image with its path and label. An interrupted call resumes."
+    parser.description = "Write the embedding of every image with its path and label. Rerun to resume."
     parser.epilog = (
         "example: mec embed photographs/ --encoder runs/photographs --out photographs.parquet --near-duplicates"
     )
-    needed = parser.add_argument_group("images and encoder")
-    needed.add_argument("data", help=DATA_HELP)
-    needed.add_argument("--encoder", required=True, help=ENCODER_HELP)
+    required = parser.add_argument_group("images and encoder")
+    required.add_argument("data", help=DATA_HELP)
+    required.add_argument("--encoder", required=True, help=ENCODER_HELP)
     lists = parser.add_argument_group("lists")
     lists.add_argument("--near_duplicates", action="store_true", help="list and draw pairs of nearly equal images")
     lists.add_argument("--outliers", action="store_true", help="list and draw images far from all others")
@@ -136,7 +136,7 @@ def _report_options(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders with a results.jsonl")
     parser.add_argument("--out", help="file to write; absent: report.html in the first run folder")
     parser.add_argument("--data", help=f"images to show; absent: those of the run; {DATA_HELP}")
-    parser.add_argument("--images", type=int, default=1000, help="number of images on the maps, shared by the runs")
+    parser.add_argument("--images", type=int, default=1000, help="number of images on the feature maps of each run")
     parser.add_argument(
         "--watch", action="store_true", help="serve the page on localhost and update it while a run trains"
     )
@@ -190,7 +190,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser, Sequence[str]], None]]] = {
 
 
 def _recipe_defaults(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
-    """Read the recipe, wherever its option stands: its settings are the defaults of all other options."""
+    """Read the recipe regardless of option order: its settings are the defaults of all other options."""
     from mec.pretraining.recipe_files import load_recipe
     from mec.pretraining.run import default_recipe
 
@@ -206,11 +206,11 @@ def _recipe_defaults(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]
     if name is None and known.resume and known.out and (Path(known.out) / "recipe.yaml").exists():
         name = os.path.join(known.out, "recipe.yaml")
     if name is None:
-        name = default_recipe(_data(parser, rest))
+        name = default_recipe(_find_data(parser, rest))
     return load_recipe(name).as_dict()
 
 
-def _data(parser: Parser, arguments: Sequence[str]) -> str:
+def _find_data(parser: Parser, arguments: Sequence[str]) -> str:
     """Return the argument that is neither an option nor the value of one."""
     takes_value = {name for a in parser._actions if a.nargs != 0 for name in a.option_strings}
     values = {i + 1 for i, a in enumerate(arguments) if a in takes_value}

@@ -1,4 +1,5 @@
-"""Linear probes of a frozen encoder: a fast one on cached features, and the published ones."""
+"""Linear probes of a frozen encoder: a fast one on cached features, and the published ones (Liu et al., NeurIPS 2022:
+MEC; Chen and He, CVPR 2021: SimSiam)."""
 
 from __future__ import annotations
 
@@ -43,12 +44,15 @@ def linear(
     """Fit a linear classifier on frozen features (an offline linear probe).
 
     fast: multinomial logistic regression on standardized features of crops that are extracted once. The L2 penalty is
-    the best of eleven on a held-out fifth of the train split; the classifier is then refitted on all of it.
+    the best of eleven on a held-out fifth of the train images (of at most 10,000, or 20 per class if that is more); the
+    classifier is then refitted on all of them.
 
-    paper: the probe of the paper's code. New crops (RandomResizedCrop) and flips in every epoch, BatchNorm without
-    affine and a linear layer, LARS, learning rate 0.03 for a batch of 256, batch 4096, cosine by epoch, 100 epochs,
-    last epoch. simsiam: without the BatchNorm, 0.02, 90 epochs. Both are made for a million images: on a few thousand
-    they take too few steps.
+    paper: the probe of the paper's code. Data: new crops (RandomResizedCrop) and flips in every epoch. Model: BatchNorm
+    without affine, then a linear layer. Training: LARS, learning rate 0.03 for a batch of 256, batch size 4096, cosine
+    schedule by epoch, 100 epochs; the last epoch is tested.
+
+    simsiam: the same without the BatchNorm, with learning rate 0.02 and 90 epochs. paper and simsiam are made for a
+    million images: on a few thousand they take too few steps.
 
     The test split is evaluated once.
 
@@ -56,14 +60,15 @@ def linear(
         data: labeled dataset (see ``mec.open_dataset``).
         encoder: an Encoder, a run folder, a file of weights or a timm name.
         protocol: fast (minutes), or paper or simsiam (hours).
-        baselines: also measure the untrained encoder, and with fast raw pixels; null: up to 100,000 train images.
-        crops: of the train images: central, or one random crop and flip of each, as in the paper's probe; fast
-            only. For an encoder trained with little cropping the two differ by some points.
-        max_iter: most iterations of L-BFGS; fast only.
-        epochs: in place of the protocol's; paper and simsiam only.
-        batch_size: in place of the protocol's, with the learning rate scaled; paper and simsiam only.
+        baselines: also measure the untrained encoder, and with fast raw pixels; null: only if there are at most
+            100,000 train images.
+        crops: crops of the train images: central, or one random crop and flip of each, as in the paper's probe; fast
+            only. For an encoder trained with little cropping the two differ by a few percentage points.
+        max_iter: maximum number of iterations of L-BFGS; fast only.
+        epochs: number of epochs, in place of the protocol's; paper and simsiam only.
+        batch_size: images in a step, in place of the protocol's, with the learning rate scaled; paper and simsiam only.
         head_lr: learning rate for a batch of 256, in place of the protocol's; paper and simsiam only.
-        seed: of random crops; with paper and simsiam also of the classifier and the order.
+        seed: seed of random crops; with paper and simsiam also of the classifier and the order of the images.
         workers: loader processes; null: one per core.
         labels_csv: .csv with columns path and label for the images of a folder, in place of its sub-folders.
     """
@@ -78,6 +83,7 @@ def linear(
         raise InputError(f"crops: expected central or random, got {crops!r}")
     if protocol != "fast" and crops != "central":
         raise InputError(f"crops: the {protocol} protocol draws new crops in every epoch; expected --protocol fast")
+    # reject invalid overrides before the data is opened; fast has none and ignores these settings
     settings = overridden(PROTOCOLS.get(protocol, PAPER_PROBE), **changes)
     clock = Stopwatch()
     task = open_task(data, encoder, baselines, workers, labels_csv)
@@ -116,16 +122,19 @@ def fast_probe_accuracies(features: Features, classes: int, max_iter: int = 200)
 
 
 def select_penalty(x: Tensor, y: Tensor, classes: int, max_iter: int) -> float:
-    """Return the inverse penalty C with the best accuracy on a held-out fifth, the smallest of equal ones. A class with
-    a single image cannot be split: then C is 1."""
+    """Return the inverse penalty C with the best accuracy on a held-out fifth, the smallest of equal ones.
+
+    A class with a single image cannot be split: then C is 1.
+    """
     if int(y.bincount()[y].min()) < 2:
         return 1.0
     sample = np.random.default_rng(0).permutation(len(y))[: max(MAX_SELECTION_IMAGES, 20 * classes)]
     rows = torch.from_numpy(np.sort(sample))
     rows = rows[y[rows].bincount(minlength=classes)[y[rows]] > 1]
+    # a stratified split needs at least one held-out image per class
     num_held_out = max(int((y[rows].bincount() > 0).sum()), round(len(rows) * 0.2))
     fit_rows, held_rows = train_test_split(rows, test_size=num_held_out, stratify=y[rows], random_state=0)
     fit, held_x, held_y = LogisticFit(x[fit_rows], y[fit_rows], classes), x[held_rows], y[held_rows]
-    # from the strongest penalty to the weakest: each fit starts near its solution
+    # from the strongest penalty to the weakest: each fit is warm-started from the previous solution
     correct = [int((fit(c, max_iter).scores(held_x).argmax(dim=1) == held_y).sum()) for c in INVERSE_PENALTIES]
     return float(INVERSE_PENALTIES[int(np.argmax(correct))])

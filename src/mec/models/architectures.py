@@ -1,7 +1,7 @@
 """Find the timm architecture whose state dict matches a checkpoint exactly.
 
 All keys and shapes are compared with those of architectures built without allocating weights: first the few that
-most checkpoints use, then every timm architecture.
+most checkpoints use, then every timm architecture whose first convolution may be in the checkpoint.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HEAD_MODULES = frozenset(
     "predictor prediction_head queue queue_ptr mask_token n_averaged".split()
 )
 COMPUTED_BUFFERS = ("num_batches_tracked", "relative_position_index", "attn_mask", "relative_coords_table")
-"""Buffers that some versions of a library save and others recompute; they may be absent."""
+"""Buffers that some versions of a library save and others recompute; the comparison ignores them."""
 RESNETS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("resnet18", {}),
     ("resnet50", {}),
@@ -52,7 +52,7 @@ VIT_SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"
 
 @dataclass
 class Conventions:
-    """Properties of the encoder that a project's checkpoints imply, beyond the tensors.
+    """Properties of the encoder that follow from the project that wrote a checkpoint, and not from its tensors.
 
     Attributes:
         fields: arguments of create_encoder.
@@ -85,7 +85,8 @@ class ArchitectureMatch:
     def exact(self) -> bool:
         return not self.missing and not self.unexpected
 
-    def mismatch(self) -> str:
+    def describe_mismatch(self) -> str:
+        """Return the name of the architecture and its first missing or unexpected tensor."""
         name = self.fields["backbone"]
         if self.missing:
             total = self.matched + len(self.missing)
@@ -119,7 +120,7 @@ def find_architecture(
     common = tuple(_common_architectures(shapes))
 
     def compare(backbone: str, options: Mapping[str, Any], prune: bool = False) -> ArchitectureMatch:
-        # projects train the common architectures with their own normalization, the others with timm's
+        # common architectures: the project's or ImageNet's normalization; the others are mostly trained with timm
         timm_normalization = conventions.timm_normalization and backbone not in (name for name, _ in common)
         inferred = _infer_fields(backbone, shapes, timm_normalization)
         options = dict(options)
@@ -150,7 +151,7 @@ def find_architecture(
         more = f" and {len(exact) - 4} more" if len(exact) > 4 else ""
         raise InputError(
             f"encoder: {source} matches several architectures, {names}{more}; "
-            "choose with backbone=..., or in a .json of the file's name"
+            "choose with backbone=..., or in a .json file with the same name"
         )
     if not matches:
         raise InputError(
@@ -158,8 +159,8 @@ def find_architecture(
         )
     closest = min(matches, key=lambda match: len(match.missing) + len(match.unexpected))
     if "backbone" in overrides:
-        raise InputError(f"encoder: {source} does not match {closest.mismatch()}")
-    raise InputError(f"encoder: {source} matches no timm architecture; the closest is {closest.mismatch()}")
+        raise InputError(f"encoder: {source} does not match {closest.describe_mismatch()}")
+    raise InputError(f"encoder: {source} matches no timm architecture; the closest is {closest.describe_mismatch()}")
 
 
 def _common_architectures(shapes: Shapes) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -172,6 +173,7 @@ def _common_architectures(shapes: Shapes) -> Iterator[tuple[str, dict[str, Any]]
         if width in VIT_SIZES:
             size = VIT_SIZES[width]
             name = f"vit_{size}_patch{patch}_224"
+            # if timm has no name for this patch size, _infer_fields changes that of another ViT of this width
             yield (name if timm.is_model(name) else f"vit_{size}_patch{14 if width == 1280 else 16}_224"), {}
 
 
@@ -202,6 +204,11 @@ def _infer_fields(backbone: str, shapes: Shapes, timm_normalization: bool) -> di
 
 
 def _compare(shapes: Shapes, fields: dict[str, Any], user_chose: bool, prune: bool) -> ArchitectureMatch:
+    """Compare a checkpoint's shapes with the architecture that create_encoder builds from ``fields``.
+
+    Raises:
+        _ShapeMismatchError: with ``prune``, more parameters than ``MAX_MISMATCHES`` differ.
+    """
     with _WithoutWeights(frozenset(shapes.values()) if prune else None):
         backbone = create_encoder(**fields).backbone
         expected = {key: tuple(tensor.shape) for key, tensor in backbone.state_dict().items()}
@@ -233,7 +240,7 @@ def _top_module(key: str) -> str:
 
 
 def _candidates(shapes: Shapes, prefix: str) -> Iterator[str]:
-    """Yield timm's architectures whose first convolution has a key of the checkpoint."""
+    """Yield timm's architectures whose first convolution is in the checkpoint, or is not recorded by timm."""
     for name in timm.list_models(f"{prefix}*"):
         convolutions = _first_convolutions(timm.models.get_pretrained_cfg(name))
         if not convolutions or any(f"{conv}.weight" in shapes for conv in convolutions):
@@ -252,9 +259,9 @@ class _ShapeMismatchError(Exception):
 class _WithoutWeights(TorchFunctionMode):
     """Build modules on the meta device: keys and shapes only, no allocation and no initialization.
 
-    With ``allowed_shapes``, construction stops once more than MAX_MISMATCHES parameters have other shapes, so that
-    trying all timm architectures takes seconds. The limit is not zero because some architectures create a few
-    parameters (up to 4, in timm 1.0.31) that they discard.
+    With ``allowed_shapes``, construction raises _ShapeMismatchError once more than MAX_MISMATCHES parameters have
+    shapes that the checkpoint does not contain, so that trying all timm architectures takes seconds. The limit is not
+    zero because some architectures create a few parameters (up to 4, in timm 1.0.31) that they discard.
     """
 
     MAX_MISMATCHES = 8
@@ -283,7 +290,7 @@ class _WithoutWeights(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if func is torch.empty:  # allocates weights; other tensors are inputs of the constructor's arithmetic
+        if func is torch.empty:  # weights are allocated with it; constructors compute with the other tensors
             kwargs["device"] = "meta"
         if name.endswith("_") and not name.endswith("__"):  # in-place initialization
             target = args[0] if args else kwargs.get("tensor")

@@ -1,9 +1,10 @@
-"""Load the encoder of a checkpoint from another project: its format, its backbone's tensors, its architecture.
+"""Load the encoder of a training checkpoint, of this package or a third party: format, tensors, architecture.
 
 The formats follow the projects' published code; tests/models/test_foreign_checkpoints.py and test_libraries.py name
 the source file of each.
-If a checkpoint does not record how its images were normalized, and its project has no rule, ResNets and vision
-transformers of the common kinds get ImageNet's mean and standard deviation, and other architectures get timm's.
+
+Most checkpoints do not record how images were normalized. If the project has no convention either, common ResNets and
+vision transformers get ImageNet's mean and standard deviation, and other architectures those of timm's configuration.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ class CheckpointFormat:
         branch_names: the project's names for student and teacher.
         rename_keys: conversion of a backbone's keys to timm's.
         architecture_prefix: prefix of the architecture's name, where the format implies one.
-        generic: many projects write this format, so only the architecture implies how images were normalized.
+        generic: many projects write this format, so the normalization is inferred from the architecture.
     """
 
     name: str
@@ -113,21 +114,30 @@ class CheckpointFormat:
         return all(any(re.search(pattern, key) for key in state_dict) for pattern in self.signature_keys)
 
 
-MOCO = ("query encoder", "key encoder")
-MOCO_V3 = ("base encoder", "momentum encoder")
-MOMENTUM = ("backbone", "momentum backbone")
+MOCO_BRANCH_NAMES = ("query encoder", "key encoder")
+MOCO_V3_BRANCH_NAMES = ("base encoder", "momentum encoder")
+MOMENTUM_BRANCH_NAMES = ("backbone", "momentum backbone")
 # the first format that matches is used; special cases of a format precede it
 FORMATS = (
     CheckpointFormat(
-        "mec checkpoint", (r"^network\.encoder\.backbone\.",), MEC_BACKBONE_PREFIX, "network.teacher.0.backbone."
+        "mec-ssl checkpoint", (r"^network\.encoder\.backbone\.",), MEC_BACKBONE_PREFIX, "network.teacher.0.backbone."
     ),
-    CheckpointFormat("MEC checkpoint", (r"^encoder\.fc\.", r"^predictor\.", r"^teacher\."), "encoder.", "teacher."),
-    CheckpointFormat("SimSiam checkpoint", (r"^encoder\.fc\.", r"^predictor\."), "encoder."),
-    CheckpointFormat("MoCo v3 checkpoint", (r"^base_encoder\.",), "base_encoder.", "momentum_encoder.", MOCO_V3),
-    CheckpointFormat("MoCo v2 checkpoint", (r"^encoder_q\.fc\.0\.",), "encoder_q.", "encoder_k.", MOCO),
-    CheckpointFormat("MoCo v1 checkpoint", (r"^encoder_q\.",), "encoder_q.", "encoder_k.", MOCO),
     CheckpointFormat(
-        "lightly checkpoint", (r"^backbone\.(0|vit)\.",), "backbone.", "backbone_momentum.", MOMENTUM, _from_lightly
+        "checkpoint of the paper's code", (r"^encoder\.fc\.", r"^predictor\.", r"^teacher\."), "encoder.", "teacher."
+    ),
+    CheckpointFormat("SimSiam checkpoint", (r"^encoder\.fc\.", r"^predictor\."), "encoder."),
+    CheckpointFormat(
+        "MoCo v3 checkpoint", (r"^base_encoder\.",), "base_encoder.", "momentum_encoder.", MOCO_V3_BRANCH_NAMES
+    ),
+    CheckpointFormat("MoCo v2 checkpoint", (r"^encoder_q\.fc\.0\.",), "encoder_q.", "encoder_k.", MOCO_BRANCH_NAMES),
+    CheckpointFormat("MoCo v1 checkpoint", (r"^encoder_q\.",), "encoder_q.", "encoder_k.", MOCO_BRANCH_NAMES),
+    CheckpointFormat(
+        "lightly checkpoint",
+        (r"^backbone\.(0|vit)\.",),
+        "backbone.",
+        "backbone_momentum.",
+        MOMENTUM_BRANCH_NAMES,
+        _from_lightly,
     ),
     CheckpointFormat(
         "lightly checkpoint",
@@ -138,10 +148,18 @@ FORMATS = (
     ),
     CheckpointFormat("lightly checkpoint", (r"^student_backbone\.",), "student_backbone.", "teacher_backbone."),
     CheckpointFormat(
-        "solo-learn checkpoint", (r"^backbone\.", r"^classifier\."), "backbone.", "momentum_backbone.", MOMENTUM
+        "solo-learn checkpoint",
+        (r"^backbone\.", r"^classifier\."),
+        "backbone.",
+        "momentum_backbone.",
+        MOMENTUM_BRANCH_NAMES,
     ),
     CheckpointFormat(
-        "solo-learn checkpoint", (r"^encoder\.", r"^classifier\."), "encoder.", "momentum_encoder.", MOMENTUM
+        "solo-learn checkpoint",
+        (r"^encoder\.", r"^classifier\."),
+        "encoder.",
+        "momentum_encoder.",
+        MOMENTUM_BRANCH_NAMES,
     ),
     CheckpointFormat("DINO checkpoint", (r"^backbone\.", r"^head\.last_layer\."), "backbone."),
     CheckpointFormat("Barlow Twins checkpoint", (r"^backbone\.", r"^projector\.", r"^bn\."), "backbone."),
@@ -178,12 +196,11 @@ def encoder_from_checkpoint(
         label: used in the origin in place of the format's name.
 
     Raises:
-        InputError: the checkpoint has no tensors or no such branch, no architecture or several match all tensors,
-            or values are not finite.
+        InputError: the checkpoint has no tensors or no such branch, no architecture matches its tensors or several
+            do, or values are not finite.
     """
-    state_dict, branch, selected = _select_state_dict(checkpoint, source, branch)
+    state_dict, branch, stored_alone = _select_state_dict(checkpoint, source, branch)
     format = next(format for format in FORMATS if format.matches(state_dict))
-    branch = branch if selected is None else None
     prefix = format.prefix(branch or "student")
     if prefix is None or not any(key.startswith(prefix) for key in state_dict):
         prefixes = {b: p for b in BRANCHES if (p := format.prefix(b)) is not None}
@@ -203,7 +220,7 @@ def encoder_from_checkpoint(
     other_branches = tuple(p for p in (format.student_prefix, format.teacher_prefix) if p and p != prefix)
     ignored = sum(not key.startswith(other_branches) for key in state_dict) - matched
     names = dict(zip(BRANCHES, format.branch_names, strict=True)) if format.teacher_prefix else {}
-    branch_name = selected or names.get(branch or "student", "")
+    branch_name = stored_alone or names.get(branch or "student", "")
     encoder.origin = "".join(
         (
             label or format.name,
@@ -216,10 +233,22 @@ def encoder_from_checkpoint(
     return encoder.eval()
 
 
-def _select_state_dict(
-    checkpoint: Mapping[Any, Any], source: str, branch: str | None
-) -> tuple[StateDict, str | None, str | None]:
-    """Return the state dict that contains the branch, the branch still to select by key prefix, and the selected one.
+class _Selection(NamedTuple):
+    """The state dict of a checkpoint that contains the requested branch.
+
+    Attributes:
+        state_dict: the tensors.
+        branch: branch to select by key prefix; None for the default, or if ``stored_alone``.
+        stored_alone: the branch, if the state dict contains no other one.
+    """
+
+    state_dict: StateDict
+    branch: str | None
+    stored_alone: str | None
+
+
+def _select_state_dict(checkpoint: Mapping[Any, Any], source: str, branch: str | None) -> _Selection:
+    """Find the state dict of a branch.
 
     Checkpoints store their branches either in separate state dicts or in one, under different key prefixes.
     """
@@ -232,18 +261,22 @@ def _select_state_dict(
         if len(state_dicts) == 2:
             # DINO evaluates its teacher, other projects the trained network
             selected = branch or ("teacher" if teacher_key == "teacher" else "student")
-            return state_dicts[selected], None, selected
+            return _Selection(state_dicts[selected], None, selected)
         if state_dicts:
             ((only, state_dict),) = state_dicts.items()
-            return (state_dict, None, only) if only == branch == "teacher" else (state_dict, branch, None)
+            is_teacher = only == branch == "teacher"
+            return _Selection(state_dict, None, only) if is_teacher else _Selection(state_dict, branch, None)
     if state_dict := _unwrap_state_dict(checkpoint):
-        return state_dict, branch, None
+        return _Selection(state_dict, branch, None)
     keys = ", ".join(map(str, list(checkpoint)[:5])) or "none"
     raise InputError(f"encoder: {source} has no state dict under the usual keys; its keys: {keys}")
 
 
 def _unwrap_state_dict(state_dict: Any) -> StateDict:
-    """Return the tensors by key, without the prefixes of DataParallel and torch.compile."""
+    """Return the tensors and numeric arrays of a mapping by key; empty for anything else.
+
+    The prefixes of torch.compile, DataParallel and wrapper modules are removed.
+    """
     if not isinstance(state_dict, Mapping):
         return {}
     tensors: StateDict = {}
@@ -259,7 +292,7 @@ def _unwrap_state_dict(state_dict: Any) -> StateDict:
 
 
 def _conventions(format: CheckpointFormat, weights: StateDict) -> Conventions:
-    """Return what all checkpoints of a project have in common and the tensors' shapes do not show."""
+    """Return the properties of the encoder that follow from the project's code and not from the tensors' shapes."""
     fields: dict[str, Any] = {}
     note = ""
     stem = weights.get("conv1.weight")

@@ -50,8 +50,8 @@ from mec.pretraining.run_folder import (
 
 CORRUPT_FILE = "corrupt.csv"
 MAX_SIZE_WITHOUT_BFLOAT16 = 16
-"""Views up to this many pixels a side are reduced to one pixel before the last strided convolution. The bfloat16 CPU
-gradient of such a convolution is partly uninitialized memory (oneDNN, torch 2.11 to 2.15)."""
+"""Networks reduce views of at most this side, in pixels, to 1 x 1 before their last strided convolution. Its gradient
+in bfloat16 on a CPU is then partly uninitialized memory (oneDNN, torch 2.11 to 2.15)."""
 MIN_STEPS_TO_COMPILE = 2000
 """Shorter runs on a GPU do not repay the minute or two that compilation takes."""
 
@@ -72,7 +72,7 @@ def pretrain(
     """Pretrain an encoder on images, without labels.
 
     A run that is stopped at any moment and resumed ends with the same weights as one that was not stopped. SIGTERM and
-    Ctrl-C save a checkpoint first. After SIGTERM the process exits with status 75, so that a scheduler restarts it.
+    Ctrl-C save a checkpoint first. After SIGTERM rank 0 exits with status 75, so that a scheduler restarts the run.
 
     Args:
         data: a folder of images, shards, a table, a video, an .npz file or a built-in name (see ``mec.open_dataset``).
@@ -106,7 +106,7 @@ def pretrain(
     with console.status("reading images"):
         description = describe(dataset)
         dataset, corrupt = load_into_memory(dataset, pixel_format)
-        if corrupt:  # the dataset was loaded into memory, so that every image has been read
+        if corrupt:  # every image was read: corrupt ones are only returned with a dataset in memory
             corrupt_log.add(corrupt, corrupt_log.num_images)
         encoder = _create_encoder(recipe, pixel_format, dataset)
     if len(dataset) < 2:
@@ -146,7 +146,7 @@ def pretrain(
 
 
 def _resolve_recipe(recipe: Recipe | str | os.PathLike[str] | None, data: Any, out: Path, resume: bool) -> Recipe:
-    # other ranks may get here after rank 0 has started the run
+    # only rank 0 checks: it may have written files of this run before another rank checks
     if not resume and contains_run(out) and is_rank_zero():
         raise _run_exists_error(out)
     if out.exists() and not out.is_dir():
@@ -188,6 +188,7 @@ def _create_sampler(recipe: Recipe, dataset: ImageDataset, trainer: lightning.Tr
 def _create_module(
     recipe: Recipe, encoder: Encoder, sampler: EpochSampler | StepSampler, total_steps: int, trainer: lightning.Trainer
 ) -> Pretraining:
+    # a short run has fewer warm-up steps than the recipe, at most a quarter of all
     warmup_steps = min(round(recipe.optimizer.warmup_epochs * len(sampler)), total_steps // 4)
     if recipe.gradient_checkpointing:
         enable_gradient_checkpointing(encoder)
@@ -199,12 +200,13 @@ def _create_module(
     if compiled is None:
         compiled = device_type == "cuda" and total_steps >= MIN_STEPS_TO_COMPILE
     if compiled:
-        torch._dynamo.config.suppress_errors = True  # run uncompiled what cannot be compiled
+        torch._dynamo.config.suppress_errors = True  # fall back to eager mode where compilation fails
         module.network.encoder.compile()
     return module
 
 
 def _create_encoder(recipe: Recipe, pixel_format: PixelFormat, dataset: ImageDataset) -> Encoder:
+    # 8-bit color images are normalized with ImageNet's statistics, the default of create_encoder
     is_8bit_color = pixel_format.channels == 3 and pixel_format.value_range is None
     mean, std = (None, None) if is_8bit_color else channel_statistics(dataset, pixel_format)
     return create_encoder(

@@ -43,9 +43,9 @@ class DetectionModule(lightning.LightningModule):
 
     Args:
         detector: the network.
-        schedule: of the training.
-        seed: of the sampling of anchors and proposals.
-        num_images: in the dataset.
+        schedule: training schedule.
+        seed: seed of the sampling of anchors and proposals.
+        num_images: number of images in the dataset.
     """
 
     def __init__(self, detector: Detector, schedule: Schedule, seed: int, num_images: int) -> None:
@@ -64,7 +64,8 @@ class DetectionModule(lightning.LightningModule):
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         self.corrupt_log.add(batch.corrupt, len(batch.images))
-        # torchvision samples anchors and proposals with the global generator; a resumed training repeats its samples
+        # torchvision samples anchors and proposals with the global generator: reseed it per step, so that a resumed run
+        # draws the same samples
         torch.manual_seed(hash((self.seed, self.global_step, self.global_rank)) % 2**63)
         losses: dict[str, Tensor] = self.detector(batch.images, batch.targets)
         loss = torch.stack(list(losses.values())).sum()
@@ -101,6 +102,7 @@ def to_original_size(
     (height, width), (resized_height, resized_width) = original_size, resized_size
     boxes = (output["boxes"] * torch.tensor([width / resized_width, height / resized_height]).repeat(2)).numpy()
     masks = paste_masks(output["masks"][:, 0], boxes, original_size) if "masks" in output else None
+    # torchvision's class 0 is background
     return Detections(boxes, output["labels"].numpy() - 1, output["scores"].numpy(), masks)
 
 
@@ -114,7 +116,7 @@ def train(
     workers: int | None,
     checkpoint: Path | None,
 ) -> None:
-    """Train by the schedule, on the images that have targets.
+    """Train according to the schedule, on the images that have targets.
 
     Raises:
         InputError: divergence, or too many corrupt images.
@@ -171,7 +173,7 @@ def update_bn_stats(module: DetectionModule, loader: DataLoader[TrainBatch], tra
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         for statistic in (norm.running_mean, norm.running_var):
-            if trainer.world_size > 1 and statistic is not None:
+            if trainer.world_size > 1 and statistic is not None:  # each process has averaged over its own batches
                 torch.distributed.all_reduce(statistic)
                 statistic /= trainer.world_size
 
@@ -191,10 +193,10 @@ def run_detector(
     trainer: lightning.Trainer,
     workers: int | None,
 ) -> dict[int, Detections]:
-    """Run a detector on all images, divided among the processes.
+    """Run a detector on all images, split over the processes.
 
     Returns:
-        Index -> detections of each image that can be read, on every process.
+        Image index -> detections, for every readable image, in every process.
     """
     module = DetectionModule(detector, schedule, 0, len(dataset))
     loader = make_test_loader(dataset, pixel_format, schedule, trainer.global_rank, trainer.world_size, workers)
@@ -204,11 +206,11 @@ def run_detector(
             trainer.test(module, loader, verbose=False)
         except SystemExit as error:
             raise KeyboardInterrupt from error
-    shards = [(module.detections, module.corrupt_test_images)]
+    gathered = [(module.detections, module.corrupt_test_images)]
     if trainer.world_size > 1:
-        shards = shards * trainer.world_size
-        torch.distributed.all_gather_object(shards, (module.detections, module.corrupt_test_images))
-    module.corrupt_log.add([image for _, corrupt in shards for image in corrupt], len(dataset))
+        gathered = gathered * trainer.world_size
+        torch.distributed.all_gather_object(gathered, (module.detections, module.corrupt_test_images))
+    module.corrupt_log.add([image for _, corrupt in gathered for image in corrupt], len(dataset))
     if trainer.is_global_zero:
         log_corrupt(module.corrupt_log)
-    return {index: image_detections for detections, _ in shards for index, image_detections in detections}
+    return {index: image_detections for detections, _ in gathered for index, image_detections in detections}

@@ -1,4 +1,7 @@
-"""Association of detections with tracks, frame by frame, by appearance and position."""
+"""Association of detections with tracks, frame by frame, by appearance and position.
+
+Follows UniTrack (Wang et al., NeurIPS 2021).
+"""
 
 from __future__ import annotations
 
@@ -21,23 +24,28 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class AssociationSettings:
-    """Settings of the association. The defaults are UniTrack's for boxes, by appearance alone.
+    """Settings of the association. The defaults are UniTrack's for boxes.
+
+    Each frame is associated in three stages: confirmed and lost tracks by appearance and motion; the remaining
+    confirmed tracks by IoU; unconfirmed tracks by IoU.
 
     Attributes:
-        motion_weight: weight of the Kalman filter's distance in the cost of a pair (1 - lambda in UniTrack); 0 uses
-            appearance only, which is how representations are compared.
-        gating: refuse pairs that are farther apart than motion explains; only if ``motion_weight`` is not 0.
-        max_appearance_cost: upper limit for a match by appearance and motion.
+        motion_weight: weight of the Kalman filter's distance in the cost of the first stage (1 - lambda in UniTrack);
+            0 uses appearance alone in that stage, which is how representations are compared.
+        gating: reject pairs beyond the Mahalanobis gate (``GATING_DISTANCE``) in the first stage; only if
+            ``motion_weight`` is not 0.
+        max_appearance_cost: upper limit of the cost of a match in the first stage.
         max_overlap_cost: upper limit of 1 - IoU for a match with the predicted box of a confirmed track.
         max_unconfirmed_cost: upper limit of 1 - IoU for a match with an unconfirmed track.
-        max_duplicate_cost: tracks with a smaller 1 - IoU are duplicates; the older one is kept.
+        max_duplicate_cost: an active and a lost track with a smaller 1 - IoU are duplicates; the longer tracked one
+            is kept.
         confirm_at_once: confirm tracks in their first frame; False waits for a second detection, except for the tracks
             of the first frame of the video.
-        patience: number of frames, at 30 frames per second, after which a lost track is removed; it is scaled with the
-            frame rate.
+        patience: number of frames that a lost track is kept, at 30 frames per second; scaled with the frame rate.
+            UniTrack's code keeps it one frame longer, and so does this one.
         corrected: False follows UniTrack's code: feature sets are ``padded`` (see ``reconstruction_similarity``), and
             boxes overlap as if they were 1 pixel wider and higher. True fixes both.
-        use_appearance: False associates by overlap alone, as a baseline without an encoder.
+        use_appearance: False skips the first stage and associates by IoU alone, as a baseline without an encoder.
     """
 
     motion_weight: float = 0.0
@@ -62,9 +70,9 @@ class AssociationSettings:
 class Track:
     """State of one tracked object.
 
-    motion: filter of its box.
-    features: appearance features (d, cells) in the last frame with a detection; None without an encoder.
-    first_frame, last_frame: with a detection, counted from 1.
+    motion: Kalman filter of the box.
+    features: appearance features (d, spatial positions) in the last frame with a detection; None without an encoder.
+    first_frame, last_frame: numbers of the first and the last frame with a detection, counted from 1.
     """
 
     id: int
@@ -90,7 +98,7 @@ class OnlineTracker:
 
     Args:
         settings: see AssociationSettings.
-        frame_rate: in frames per second.
+        frame_rate: frames per second of the video.
     """
 
     def __init__(self, settings: AssociationSettings, frame_rate: float = 30.0) -> None:
@@ -105,12 +113,12 @@ class OnlineTracker:
         """Associate the detections of the next frame.
 
         Args:
-            boxes: (k, 4).
-            features: (d, cells) of each detection; empty if ``use_appearance`` is False.
+            boxes: (k, 4) left, top, width, height.
+            features: (d, spatial positions) of each detection; empty if ``use_appearance`` is False.
 
         Returns:
-            Of the n tracks with a detection in this frame: ids (n,), indices (n,) of their detections, and boxes
-            (n, 4) after filtering.
+            ids (n,) of the confirmed tracks with a detection in this frame, indices (n,) of their detections, and
+            their filtered boxes (n, 4).
         """
         detections = _Detections(boxes, features)
         self.frame += 1
@@ -119,17 +127,18 @@ class OnlineTracker:
         unconfirmed = [t for t in self.tracks if not t.confirmed]
         candidates = confirmed + self.lost
         for track in candidates:
-            track.motion.predict(track.lost)
-        free = np.arange(len(boxes))
+            track.motion.predict(lost=track.lost)  # a lost track keeps its height
+        unmatched = np.arange(len(boxes))
         pairs = assign(self._costs(candidates, detections), self.settings.max_appearance_cost)
-        free = self._match(candidates, pairs, free, detections, matches)
+        unmatched = self._match(candidates, pairs, unmatched, detections, matches)
         matched = {id(t) for t in matches.values()}
+        # lost tracks are recovered by appearance only, as in UniTrack
         remaining = [t for t in confirmed if id(t) not in matched]
-        pairs = assign(1 - self._iou(_boxes(remaining), boxes[free]), self.settings.max_overlap_cost)
-        free = self._match(remaining, pairs, free, detections, matches)
-        pairs = assign(1 - self._iou(_boxes(unconfirmed), boxes[free]), self.settings.max_unconfirmed_cost)
-        free = self._match(unconfirmed, pairs, free, detections, matches)
-        for index in free.tolist():
+        pairs = assign(1 - self._iou(_boxes(remaining), boxes[unmatched]), self.settings.max_overlap_cost)
+        unmatched = self._match(remaining, pairs, unmatched, detections, matches)
+        pairs = assign(1 - self._iou(_boxes(unconfirmed), boxes[unmatched]), self.settings.max_unconfirmed_cost)
+        unmatched = self._match(unconfirmed, pairs, unmatched, detections, matches)
+        for index in unmatched.tolist():
             self.last_id += 1
             motion, is_confirmed = BoxFilter.from_box(boxes[index]), self.settings.confirm_at_once or self.frame == 1
             matches[index] = Track(
@@ -165,18 +174,18 @@ class OnlineTracker:
         self,
         tracks: list[Track],
         pairs: list[tuple[int, int]],
-        free: Ints,
+        unmatched: Ints,
         detections: _Detections,
         matches: dict[int, Track],
     ) -> Ints:
-        """Update the tracks of all pairs (index into tracks, index into free), and return what remains of ``free``."""
+        """Update the tracks of all pairs (index into tracks, into unmatched) and return the detections left over."""
         for row, column in pairs:
-            index = int(free[column])
+            index = int(unmatched[column])
             track = matches[index] = tracks[row]
             track.motion.update(detections.boxes[index])
             track.features = detections.features_of(index)
             track.last_frame, track.confirmed, track.lost = self.frame, True, False
-        return np.delete(free, [column for _, column in pairs])
+        return np.delete(unmatched, [column for _, column in pairs])
 
     def _update_tracks(self, matches: dict[int, Track]) -> None:
         """Sort tracks into active and lost ones; remove expired, duplicate and unmatched unconfirmed ones."""
@@ -200,14 +209,18 @@ class OnlineTracker:
 
 
 def assign(costs: Floats, max_cost: float) -> list[tuple[int, int]]:
-    """Return the pairs (row, column) of minimum total cost, where an unmatched pair costs ``max_cost``."""
+    """Return the matching (row, column) of minimum total cost.
+
+    The total is the sum over the pairs, plus ``max_cost`` for each row (or column, if these are fewer) without a pair.
+    Pairs that cost ``max_cost`` or more, or NaN, are never matched.
+    """
     gains = np.minimum(np.where(np.isnan(costs), np.inf, costs) - max_cost, 0.0)
     rows, columns = linear_sum_assignment(gains)
     return [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if gains[r, c] < 0]
 
 
 def box_iou(first: Boxes, second: Boxes) -> Floats:
-    """Return the IoU (k, l) of boxes (k, 4) and (l, 4); 0 for boxes without area."""
+    """Return the IoU (k, l) of boxes (k, 4) and (l, 4) as left, top, width, height; 0 for boxes without area."""
     start = np.maximum(first[:, None, :2], second[None, :, :2])
     stop = np.minimum((first[:, :2] + first[:, 2:])[:, None], (second[:, :2] + second[:, 2:])[None])
     intersection = np.clip(stop - start, 0, None).prod(2)

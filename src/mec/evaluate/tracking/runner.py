@@ -1,4 +1,4 @@
-"""What the five tasks share: checks before tracking, the loop over the sequences, resuming, and output files."""
+"""Shared code of the tracking tasks (sot, vos, mot, mots, pose): checks, loop over sequences, resuming, outputs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SETTINGS, METRICS, TRACKS, PREVIEWS = "settings.json", "metrics.json", "tracks",
 
 
 class FrameSequence(typing.Protocol):
-    """Any of the sequences that a task tracks in."""
+    """Protocol of the sequences of all tasks."""
 
     @property
     def name(self) -> str: ...
@@ -51,7 +51,7 @@ class TrackedSequences(Generic[S, T]):
     sequences: in the order of the dataset.
     skipped: name of each unusable sequence -> reason.
     tracks: name -> output of the tracker for every frame, read from disk on access.
-    frames, seconds: of tracking in this run, without tracks that were resumed.
+    frames, seconds: frames tracked in this run and the time it took, without tracks that were resumed.
     encoder_fraction: fraction of ``seconds`` spent in the encoder.
     """
 
@@ -117,18 +117,18 @@ class TrackingRun:
     Args:
         task: sot, vos, mot, mots or pose.
         data: path of the dataset, for messages and the result.
-        encoder: see DenseFeatures.
-        stage: see DenseFeatures.
-        precision: see DenseFeatures.
+        encoder: an Encoder, a run folder, a weights file or a timm name.
+        stage: feature map of the encoder, s3 or s4 (see DenseFeatures).
+        precision: 32-true, bf16-mixed or 16-mixed; auto is 16-mixed on GPUs, else 32-true.
         out: folder of the tracks; None uses a temporary one.
         resume: continue with the tracks in ``out``.
-        render: video to draw of all sequences; None draws none.
+        render: video file to write, of all sequences with their tracks; None writes none.
         protocol: settings that decide whether two results are comparable. Stage and precision are added.
         tracker_settings: further settings that change the tracks, compared on resume.
 
     Raises:
-        InputError: by DenseFeatures, a path that cannot be written to, or tracks in ``out`` that ``resume`` does not
-            allow for or that have other settings.
+        InputError: an argument that DenseFeatures rejects, a path that cannot be written to, ``resume`` without
+            ``out``, existing tracks in ``out`` without ``resume``, or tracks with other settings.
     """
 
     def __init__(
@@ -238,11 +238,11 @@ def track_all(
     """Track in all sequences, and write the tracks of each as soon as it is complete.
 
     Args:
-        run: has the folder that the tracks are written to.
+        run: evaluation whose folder the tracks are written to.
         loaded: sequences to track in.
         tracker: yields the output for each frame of a sequence in turn.
         track_format: how tracks are written and read.
-        name: of the tracker and its subfolder, if a run has several trackers.
+        name: name of the tracker and its subfolder, if a run has several trackers.
     """
     tracked: TrackedSequences[S, T] = TrackedSequences(skipped=dict(loaded.skipped))
     folder = run.folder / TRACKS / name
