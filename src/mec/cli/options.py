@@ -136,7 +136,7 @@ def _report_options(parser: Parser, arguments: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders with a results.jsonl")
     parser.add_argument("--out", help="file to write; absent: report.html in the first run folder")
     parser.add_argument("--data", help=f"images to show; absent: those of the run; {DATA_HELP}")
-    parser.add_argument("--images", type=int, default=1000, help="number of images on the feature maps of each run")
+    parser.add_argument("--images", type=int, default=1000, help="images on the t-SNE maps, divided among the runs")
     parser.add_argument(
         "--watch", action="store_true", help="serve the page on localhost and update it while a run trains"
     )

@@ -86,7 +86,7 @@ def overridden(settings: Settings, **changes: Any) -> Settings:
 
 
 def protocol_settings(settings: Settings, num_images: int) -> dict[str, Any]:
-    """Settings that decide whether two results compare, for a training set of ``num_images``."""
+    """Return the settings that must agree for two results to be comparable, for a training set of ``num_images``."""
     batch_size = min(settings.batch_size, num_images)
     return {
         "head": "BatchNorm and linear" if settings.standardize else "linear",

@@ -77,7 +77,7 @@ class ViewParameters:
     """Augmentation parameters of one view of n images. A factor of 1 and a shift, angle or sigma of 0 are no-ops.
 
     Attributes:
-        boxes: (n, 4) crops.
+        boxes: (n, 4) crops: top, left, height, width.
         flip: (n,) whether to flip.
         angle: (n,) rotation in degrees.
         factors: (n, 4) factors of brightness, contrast and saturation, and the shift of hue in full circles.

@@ -96,7 +96,7 @@ class Schedule:
         )
 
     def protocol_settings(self) -> dict[str, Any]:
-        """Return the settings that decide whether two results compare."""
+        """Return the settings that must agree for two results to be comparable."""
         return {
             "max_steps": self.max_steps,
             "batch_size": self.batch_size,

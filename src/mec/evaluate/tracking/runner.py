@@ -259,7 +259,7 @@ def track_all(
             try:
                 for output in tracker(sequence):
                     tracks.append(output)
-                    progress.advance(1, partial(str, sequence.name))
+                    progress.advance(1, partial(str, sequence.name))  # advance takes a function that returns a text
             except SequenceError as error:
                 tracked.skip(sequence.name, error)
                 continue
