@@ -81,22 +81,17 @@ def mean_metrics(trials: Sequence[Mapping[str, float]], units: Mapping[str, Unit
     """Return mean and standard deviation (n - 1) of each metric over trials; units as in ``to_metrics``."""
     if len(trials) == 1:
         return to_metrics(trials[0], units)
-    return [
-        Metric(
-            metric.name,
-            float(np.mean(values := [trial[metric.name] for trial in trials])),
-            metric.unit,
-            float(np.std(values, ddof=1)),
-            len(trials),
-        )
-        for metric in to_metrics(trials[0], units)
-    ]
+    means = []
+    for metric in to_metrics(trials[0], units):
+        values = [trial[metric.name] for trial in trials]
+        mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
+        means.append(Metric(metric.name, mean, metric.unit, std, len(trials)))
+    return means
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """The evaluation protocol of a result: an identifier and every setting that must agree for two results to
-    be comparable.
+    """The evaluation protocol of a result: an identifier, and the settings that must agree for a comparison.
 
     Attributes:
         id: task and variant, such as linear-paper or detect-coco-1x.
@@ -139,12 +134,9 @@ class DatasetSummary:
     counts: dict[str, int]
 
     def __str__(self) -> str:
-        sizes = ", ".join(f"{n:,} {_singular(what) if n == 1 else what}" for what, n in self.counts.items())
-        return f"{self.name} ({sizes})"
-
-
-def _singular(noun: str) -> str:
-    return {"classes": "class"}.get(noun, noun.removesuffix("s") if noun.endswith(("sequences", "frames")) else noun)
+        singular = {"classes": "class", "sequences": "sequence", "frames": "frame"}
+        sizes = (f"{n:,} {singular.get(what, what) if n == 1 else what}" for what, n in self.counts.items())
+        return f"{self.name} ({', '.join(sizes)})"
 
 
 @dataclass(frozen=True)
@@ -208,13 +200,8 @@ class Result:
         """
         try:
             rows = {str(row): [Metric(**metric) for metric in metrics] for row, metrics in values["rows"].items()}
-            fields = {
-                **values,
-                "rows": rows,
-                "protocol": Protocol(**values["protocol"]),
-                "dataset": DatasetSummary(**values["dataset"]),
-            }
-            result = cls(**fields)
+            protocol, dataset = Protocol(**values["protocol"]), DatasetSummary(**values["dataset"])
+            result = cls(**{**values, "rows": rows, "protocol": protocol, "dataset": dataset})
             result._check()
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a result ({error})") from error
@@ -222,19 +209,16 @@ class Result:
 
     def _check(self) -> None:
         texts = (self.task, self.encoder, self.note, self.command, self.time, self.protocol.id, self.dataset.name)
-        numbers = [self.seconds, *self.dataset.counts.values()]
         metrics = [metric for row in self.rows.values() for metric in row]
-        numbers += [metric.value for metric in metrics] + [m.std for m in metrics if m.std is not None]
+        numbers = [self.seconds, *self.dataset.counts.values(), *(m.value for m in metrics)]
         if not all(isinstance(text, str) for text in texts):
-            raise ValueError(
-                "not a result (expected strings for task, encoder, note, command, time, protocol, dataset)"
-            )
-        if not all(isinstance(number, int | float) for number in numbers):
-            raise ValueError("not a result (expected numbers for seconds, counts and values)")
+            raise TypeError("a text field is not a string")
+        if not all(isinstance(n, int | float) for n in [*numbers, *(m.std for m in metrics if m.std is not None)]):
+            raise TypeError("a value is not a number")
         if not metrics or not all(metric.unit in get_args(Unit) for metric in metrics):
-            raise ValueError("not a result (no metrics, or a metric with an unknown unit)")
+            raise TypeError("no metrics, or one of an unknown unit")
         if not isinstance(self.protocol.settings, dict) or not isinstance(self.skipped, dict):
-            raise ValueError("not a result (expected mappings for settings and skipped)")
+            raise TypeError("settings and skipped must be mappings")
 
     def append_to(self, folder: str | os.PathLike[str]) -> Path:
         """Add one line to ``folder``/results.jsonl."""

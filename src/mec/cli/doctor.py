@@ -15,17 +15,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-LIBRARIES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "lightning",
-    "numpy",
-    "pillow",
-    "simplejpeg",
-    "scikit-learn",
-    "jsonargparse",
-)
+LIBRARIES = "torch torchvision timm lightning numpy pillow simplejpeg scikit-learn jsonargparse".split()
 EXTRAS = {
     "datasets": ("datasets", "Hugging Face datasets, hf:owner/name"),
     "onnx": ("onnxruntime", "mec export --format onnx"),
@@ -37,20 +27,7 @@ EXTRAS = {
 """Extra of the package -> module that shows whether it is installed, and what it is for."""
 VARIABLES = r"(CUDA_VISIBLE_DEVICES|OMP_NUM_THREADS|MKL_NUM_THREADS|PYTORCH_\w+|NCCL_\w+|MEC_\w+|HF_HOME|TORCH_HOME)"
 LAUNCHERS = r"(RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|SLURM_(JOB_ID|NTASKS|NNODES|GPUS_ON_NODE|CPUS_PER_TASK))"
-NETWORK_FILE_SYSTEMS = {
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "smbfs",
-    "9p",
-    "ceph",
-    "lustre",
-    "beegfs",
-    "gpfs",
-    "fuse.sshfs",
-    "afs",
-}
+NETWORK_FILE_SYSTEMS = "nfs nfs4 cifs smb3 smbfs 9p ceph lustre beegfs gpfs fuse.sshfs afs".split()
 GIB, WIDTH = 2**30, 100
 MIN_SHARED_MEMORY, MIN_FREE_DISK, MIN_OPEN_FILES, MIN_CORES_PER_GPU = 1 * GIB, 5 * GIB, 1024, 4
 JPEG_SIZE, DECODING_SECONDS = (500, 375), 0.3

@@ -132,34 +132,21 @@ FORMATS = (
     CheckpointFormat("MoCo v2 checkpoint", (r"^encoder_q\.fc\.0\.",), "encoder_q.", "encoder_k.", MOCO_BRANCH_NAMES),
     CheckpointFormat("MoCo v1 checkpoint", (r"^encoder_q\.",), "encoder_q.", "encoder_k.", MOCO_BRANCH_NAMES),
     CheckpointFormat(
-        "lightly checkpoint",
-        (r"^backbone\.(0|vit)\.",),
-        "backbone.",
-        "backbone_momentum.",
-        MOMENTUM_BRANCH_NAMES,
-        _from_lightly,
+        "lightly checkpoint", (r"^backbone\.(0|vit)\.",), "backbone.", "backbone_momentum.", MOMENTUM_BRANCH_NAMES,
+        _from_lightly
     ),
     CheckpointFormat(
-        "lightly checkpoint",
-        (r"^student_backbone\.(0|vit)\.",),
-        "student_backbone.",
-        "teacher_backbone.",
-        rename_keys=_from_lightly,
+        "lightly checkpoint", (r"^student_backbone\.(0|vit)\.",), "student_backbone.", "teacher_backbone.",
+        rename_keys=_from_lightly
     ),
     CheckpointFormat("lightly checkpoint", (r"^student_backbone\.",), "student_backbone.", "teacher_backbone."),
     CheckpointFormat(
-        "solo-learn checkpoint",
-        (r"^backbone\.", r"^classifier\."),
-        "backbone.",
-        "momentum_backbone.",
-        MOMENTUM_BRANCH_NAMES,
+        "solo-learn checkpoint", (r"^backbone\.", r"^classifier\."), "backbone.", "momentum_backbone.",
+        MOMENTUM_BRANCH_NAMES
     ),
     CheckpointFormat(
-        "solo-learn checkpoint",
-        (r"^encoder\.", r"^classifier\."),
-        "encoder.",
-        "momentum_encoder.",
-        MOMENTUM_BRANCH_NAMES,
+        "solo-learn checkpoint", (r"^encoder\.", r"^classifier\."), "encoder.", "momentum_encoder.",
+        MOMENTUM_BRANCH_NAMES
     ),
     CheckpointFormat("DINO checkpoint", (r"^backbone\.", r"^head\.last_layer\."), "backbone."),
     CheckpointFormat("Barlow Twins checkpoint", (r"^backbone\.", r"^projector\.", r"^bn\."), "backbone."),
@@ -171,16 +158,13 @@ FORMATS = (
     ),
     # its convolutions pad as TensorFlow does, like those of timm's tf_ models
     CheckpointFormat(
-        "EfficientNet-PyTorch weights",
-        (r"^_conv_stem\.",),
-        rename_keys=_from_efficientnet_pytorch,
-        architecture_prefix="tf_",
-        generic=True,
+        "EfficientNet-PyTorch weights", (r"^_conv_stem\.",), rename_keys=_from_efficientnet_pytorch,
+        architecture_prefix="tf_", generic=True
     ),
     CheckpointFormat("backbone weights", (r"^backbone\.",), "backbone.", generic=True),
     CheckpointFormat("encoder weights", (r"^encoder\.(conv1|patch_embed|conv_stem|stem)\b",), "encoder.", generic=True),
     CheckpointFormat("torchvision or timm weights", (), generic=True),
-)
+)  # fmt: skip
 
 
 def encoder_from_checkpoint(
