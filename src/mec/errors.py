@@ -15,7 +15,9 @@ SYNONYMS = {
     "batch": ("batch_size",),
     "bs": ("batch_size",),
     "checkpoint": ("encoder",),
+    "draws": ("trials",),
     "gpus": ("devices",),
+    "half": ("precision",),
     "learning_rate": ("optimizer.lr", "lr", "head_lr", "backbone_lr"),
     "lr": ("optimizer.lr", "lr", "head_lr", "backbone_lr"),
     "model": ("backbone", "encoder"),
@@ -24,6 +26,7 @@ SYNONYMS = {
     "optimizer.learning_rate": ("optimizer.lr", "lr", "head_lr", "backbone_lr"),
     "output": ("out",),
     "output_dir": ("out",),
+    "seeds": ("trials",),
     "weights": ("encoder",),
 }
 """Names of options in other libraries -> their names here. A command has some of these."""

@@ -153,10 +153,10 @@ def _demo_options(parser: Parser, arguments: Sequence[str]) -> None:
 
 
 def _doctor_options(parser: Parser, arguments: Sequence[str]) -> None:
-    from mec.cli.doctor import doctor
-
     parser.usage = "mec doctor [FOLDER]"
-    parser.description = description_of(doctor)
+    parser.description = (
+        "Print versions, devices, decoder speed and disk of this machine, and what would be slow on it."
+    )
     parser.epilog = "example: mec doctor photographs/"
     parser.add_argument(
         "folder", nargs="?", default=".", help="folder of images or runs whose disk is checked; absent: the current one"

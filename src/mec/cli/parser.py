@@ -86,7 +86,7 @@ def add_settings(
 ) -> argparse._ArgumentGroup:
     """Add the parameters of a function as options: settings in a group ``title``, those of MACHINE in another."""
     names = set(inspect.signature(function).parameters)
-    group, machine = parser.add_argument_group(title), parser.add_argument_group("the machine")
+    group, machine = parser.add_argument_group(title), parser.add_argument_group("machine")
     group.add_function_arguments(function, as_group=False, skip={*names & MACHINE, *skip})
     machine.add_function_arguments(function, as_group=False, skip={*names - MACHINE, *skip})
     return group
@@ -155,5 +155,6 @@ def format_value(value: object) -> str:
 
 def description_of(function: Callable[..., Any]) -> str:
     """Return the docstring before its arguments, wrapped to the width of the terminal."""
-    paragraphs = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0].split("\n\n")
+    text = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0].replace("``", "")
+    paragraphs = text.split("\n\n")
     return "\n\n".join(textwrap.fill(p, min(120, shutil.get_terminal_size().columns - 2)) for p in paragraphs)

@@ -79,4 +79,5 @@ def log_corrupt(corrupt_log: CorruptLog) -> None:
     """Log the number of corrupt images and the first of them."""
     if len(corrupt_log):
         title, reason = next(iter(corrupt_log.reasons.items()))
-        log(f"skipped {len(corrupt_log):,} corrupt images; the first: {title}: {reason}")
+        plural = "s" if len(corrupt_log) > 1 else ""
+        log(f"skipped {len(corrupt_log):,} corrupt image{plural}; the first: {title}: {reason}")

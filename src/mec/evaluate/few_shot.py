@@ -78,7 +78,8 @@ def few_shot_metrics(features: Features, classes: int, shots: Sequence[int], tri
     for n in shots:
         scores = class_mean_scores(features, classes, n, trials, seed)
         name = f"{n} shot{'s' if n > 1 else ''}"
-        metrics.append(Metric(name, float(scores["top-1"].mean()), std=float(scores["top-1"].std()), n=trials))
+        std = float(scores["top-1"].std()) if trials > 1 else None
+        metrics.append(Metric(name, float(scores["top-1"].mean()), std=std, n=trials))
         if "top-5" in scores:
             metrics.append(Metric(f"{name} top-5", float(scores["top-5"].mean()), n=trials))
     return metrics
