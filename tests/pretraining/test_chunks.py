@@ -98,7 +98,8 @@ def assert_close_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor
         assert float((actual[name] - tensor).abs().max()) <= tolerance * largest, name
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+# float64 shows that the gradients are equal; rounding in float32 depends on the CPU and its threads
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("teacher", [False, True])
 @pytest.mark.parametrize("kind", ["vit", "resnet, BatchNorm frozen"])
 def test_without_batch_statistics_chunks_give_the_gradient_of_the_whole_batch(
