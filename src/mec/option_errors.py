@@ -39,7 +39,7 @@ def choices(hint: Any) -> list[str]:
 
 
 def describe_type(hint: Any) -> str:
-    """Return a type in words, such as "a whole number or null"."""
+    """Return the description of a type, such as "a whole number or null"."""
     descriptions = []
     for member in union_members(hint):
         origin, members = get_origin(member), get_args(member)

@@ -210,10 +210,10 @@ class Result:
     def _check(self) -> None:
         texts = (self.task, self.encoder, self.note, self.command, self.time, self.protocol.id, self.dataset.name)
         metrics = [metric for row in self.rows.values() for metric in row]
-        numbers = [self.seconds, *self.dataset.counts.values(), *(m.value for m in metrics)]
+        values = [value for m in metrics for value in (m.value, m.std) if value is not None]
         if not all(isinstance(text, str) for text in texts):
             raise TypeError("a text field is not a string")
-        if not all(isinstance(n, int | float) for n in [*numbers, *(m.std for m in metrics if m.std is not None)]):
+        if not all(isinstance(n, int | float) for n in [self.seconds, *self.dataset.counts.values(), *values]):
             raise TypeError("a value is not a number")
         if not metrics or not all(metric.unit in get_args(Unit) for metric in metrics):
             raise TypeError("no metrics, or one of an unknown unit")
@@ -222,7 +222,7 @@ class Result:
 
     def append_to(self, folder: str | os.PathLike[str]) -> Path:
         """Add one line to ``folder``/results.jsonl."""
-        path = Path(folder) / RESULTS
+        path = Path(folder, RESULTS)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
             file.write(json.dumps(self.as_dict()) + "\n")

@@ -70,17 +70,17 @@ def test_a_truncated_file_is_continued(tmp_path: Path, content: str) -> None:
     assert "b.jpg" in reloaded.reasons
 
 
-def test_a_row_after_an_unfinished_line_is_joined_to_it(tmp_path: Path) -> None:
+def test_rows_after_an_unfinished_line_start_a_new_line(tmp_path: Path) -> None:
     path = tmp_path / "corrupt.csv"
     path.write_text("image,reason\na.jpg,trunc")
     log = CorruptLog(0.5, 100)
     log.write_to(path)
     log.add([CorruptImage("b.jpg", "why")], 10)
     assert set(log.reasons) == {"a.jpg", "b.jpg"}
-    assert read_csv(path) == [["image", "reason"], ["a.jpg", "truncb.jpg", "why"]]
+    assert read_csv(path) == [["image", "reason"], ["a.jpg", "trunc"], ["b.jpg", "why"]]
     reloaded = CorruptLog(0.5, 100)
     reloaded.write_to(path)
-    assert not reloaded.reasons, "the joined row is ignored"
+    assert reloaded.reasons == {"a.jpg": "trunc", "b.jpg": "why"}
 
 
 def add_batches(log: CorruptLog, corrupt: np.ndarray, batch_size: int = BATCH) -> int:

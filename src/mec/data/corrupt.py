@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -81,9 +82,15 @@ class CorruptLog:
         if self.path is None or not new:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not self.path.exists() or not self.path.stat().st_size
+        last_byte = b""
+        if self.path.exists() and self.path.stat().st_size:
+            with self.path.open("rb") as existing:
+                existing.seek(-1, os.SEEK_END)
+                last_byte = existing.read()
         with self.path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
-            if is_new:
+            if not last_byte:
                 writer.writerow(COLUMNS)
+            elif last_byte != b"\n":  # a killed run or a full disk has cut the last row
+                file.write("\n")
             writer.writerows(new.items())

@@ -114,8 +114,7 @@ class CheckpointFormat:
         return all(any(re.search(pattern, key) for key in state_dict) for pattern in self.signature_keys)
 
 
-MOCO_BRANCH_NAMES = ("query encoder", "key encoder")
-MOCO_V3_BRANCH_NAMES = ("base encoder", "momentum encoder")
+MOCO_BRANCH_NAMES, MOCO_V3_BRANCH_NAMES = ("query encoder", "key encoder"), ("base encoder", "momentum encoder")
 MOMENTUM_BRANCH_NAMES = ("backbone", "momentum backbone")
 # the first format that matches is used; special cases of a format precede it
 FORMATS = (

@@ -222,7 +222,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "background": (lambda value: isinstance(value, str), "a color"),
     "stem_padding": (lambda value: _is_int(value) and value >= 0, "a whole number"),
 }
-"""Fields of EncoderSpec: a validator and the expected type in words."""
+"""Field of EncoderSpec -> a validator and a description of the expected type."""
 
 
 def _validate(fields: Any, source: str) -> dict[str, Any]:
