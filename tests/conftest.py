@@ -1,10 +1,13 @@
 """Order of the tests, and the optional data that some of them need."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from mec.cli.main import logging_to_console
 
 TESTS = Path(__file__).resolve().parent
 SHARED = TESTS.parents[1] / "shared"
@@ -55,3 +58,10 @@ def real_data() -> Path:
 def _limit_threads() -> None:
     # the workers of pytest-xdist share the cores
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+@pytest.fixture(autouse=True)
+def _log_to_console() -> Iterator[None]:
+    # as in the mec command, so that tests can read what users see
+    with logging_to_console():
+        yield

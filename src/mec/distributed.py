@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -52,6 +53,10 @@ def is_rank_zero() -> bool:
     Read from the environment variables of torchrun, SLURM or Lightning: valid before a process group exists.
     """
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+# a message that every process logs appears once
+logging.getLogger("mec").addFilter(lambda record: is_rank_zero())
 
 
 def get_world_size() -> int:

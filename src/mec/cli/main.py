@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -224,8 +226,35 @@ def _normalize(argument: str) -> str:
     return name.replace("-", "_").replace("__", "--", 1) + equals + (os.path.expanduser(value) if equals else "")
 
 
+class _ConsoleHandler(logging.Handler):
+    """Prints log messages to standard error, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        Console(stderr=True, soft_wrap=True).print(prefix + record.getMessage(), highlight=False, markup=False)
+
+
+@contextmanager
+def logging_to_console() -> Iterator[None]:
+    """Print the messages of the package from level INFO on, within the block."""
+    logger, handler = logging.getLogger("mec"), _ConsoleHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 2 after one line about a mistake of the user, 130 after Ctrl-C."""
+    with logging_to_console():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     try:
         _run([_normalize(a) for a in (sys.argv[1:] if arguments is None else arguments)])
     except InputError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from mec.embedding.images import pixel_format_of
 from mec.embedding.neighbor_lists import list_neighbors
 from mec.embedding.table import NPY, PARQUET, AllSplits, EmbeddingTable, open_all_splits, open_csv, write_output
 from mec.embedding.writer import EmbeddingWriter
-from mec.engine.progress import log
 from mec.errors import InputError
 from mec.models.encoder import Encoder, EncoderLike
 from mec.models.io import load_encoder
+
+logger = logging.getLogger("mec")
 
 FINGERPRINT_IMAGES = 64
 """Images whose content enters the fingerprint."""
@@ -69,8 +71,8 @@ def embed(
     with local_rank_zero_first():
         encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
         images = open_all_splits(data, subsample, frame_stride)
-    log(f"encoder: {encoder.description}")
-    log(f"{data}: " + "; ".join(f"{split} {describe(d)}".strip() for split, d in images.splits.items()))
+    logger.info(f"encoder: {encoder.description}")
+    logger.info(f"{data}: " + "; ".join(f"{split} {describe(d)}".strip() for split, d in images.splits.items()))
     fingerprint = _fingerprint(images, encoder, subsample, frame_stride)
     inputs = {"data": str(data), "encoder": encoder.description, "fingerprint": fingerprint}
     if len(set(all_gather_objects(fingerprint))) > 1:
@@ -79,7 +81,7 @@ def embed(
     if broadcast_object(out.exists()):
         if get_rank() == 0:
             _check_inputs(info, inputs, out)
-            log(f"{out} exists already")
+            logger.info(f"{out} exists already")
     else:
         if get_rank() == 0:
             _create_parts_folder(out, parts, inputs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 from mec.data.analysis import load_into_memory, sample_images
@@ -9,9 +11,10 @@ from mec.data.corrupt import CorruptImage, CorruptLog
 from mec.data.dataset import DataLike, ImageDataset
 from mec.data.pixels import PixelFormat
 from mec.distributed import all_gather_objects, get_world_size, rank_slice
-from mec.engine.progress import log
 from mec.errors import InputError
 from mec.models.encoder import Encoder
+
+logger = logging.getLogger("mec")
 
 MAX_CORRUPT = 0.05
 """Fraction of corrupt images above which an evaluation ends with an error."""
@@ -80,4 +83,4 @@ def log_corrupt(corrupt_log: CorruptLog) -> None:
     if len(corrupt_log):
         title, reason = next(iter(corrupt_log.reasons.items()))
         plural = "s" if len(corrupt_log) > 1 else ""
-        log(f"skipped {len(corrupt_log):,} corrupt image{plural}; the first: {title}: {reason}")
+        logger.info(f"skipped {len(corrupt_log):,} corrupt image{plural}; the first: {title}: {reason}")

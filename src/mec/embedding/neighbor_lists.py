@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from mec.data.pixels import CorruptImageError, pad_to_square
 from mec.embedding.extract import feature_table
 from mec.embedding.neighbors import nearest
 from mec.embedding.table import BLOCK_ROWS, EmbeddingTable, open_csv, write_output
-from mec.engine.progress import ProgressBar, log
+from mec.engine.progress import ProgressBar
 from mec.errors import InputError
+
+logger = logging.getLogger("mec")
 
 NEIGHBORS = 10
 MAX_QUERIES = 2**18
@@ -139,7 +142,7 @@ def _list_near_duplicates(table: EmbeddingTable, pairs: NDArray[np.int64], simil
     captions = [f"{similarities[p]:.3f}, group {groups[p]}: {n} images" for p, n in zip(drawn, sizes, strict=True)]
     png = draw_contact_sheet(table, "near-duplicates.png", captions, pairs[drawn])
     count = f"{len(np.unique(pairs)):,} near-duplicates in {len(closest):,} groups"
-    log(f"{count}, listed in {path}; {png} shows some" if png else f"{count}; {path} is empty")
+    logger.info(f"{count}, listed in {path}; {png} shows some" if png else f"{count}; {path} is empty")
 
 
 def _list_outliers(table: EmbeddingTable, scores: NDArray[np.float64]) -> None:
@@ -153,7 +156,7 @@ def _list_outliers(table: EmbeddingTable, scores: NDArray[np.float64]) -> None:
     drawn = rows[:MAX_DRAWN]
     captions = [f"{scores[row]:.3f} {table.row(row)[1] or ''}" for row in drawn]
     png = draw_contact_sheet(table, "outliers.png", captions, drawn[:, None])
-    log(f"{count:,} outliers, listed in {path}; {png} shows the first")
+    logger.info(f"{count:,} outliers, listed in {path}; {png} shows the first")
 
 
 def draw_contact_sheet(table: EmbeddingTable, suffix: str, captions: list[str], rows: NDArray[np.int64]) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -24,9 +25,11 @@ from mec.embedding.extract import feature_function
 from mec.embedding.images import BATCH, log_corrupt, new_corrupt_log, pixel_format_of
 from mec.embedding.neighbors import best_device
 from mec.embedding.table import BLOCK_ROWS, AllSplits, write_output
-from mec.engine.progress import ProgressBar, log
+from mec.engine.progress import ProgressBar
 from mec.errors import InputError
 from mec.models.encoder import Encoder
+
+logger = logging.getLogger("mec")
 
 PART_IMAGES, PART_SECONDS = 8192, 300
 """Images or seconds after which a part is written. An interruption loses at most one part."""
@@ -102,7 +105,7 @@ class EmbeddingWriter:
         Rank 0 then merges the parts of all processes and logs the corrupt images.
         """
         if self.num_done:
-            log(f"resuming: {self.num_done:,} of {len(self.images):,} images are embedded")
+            logger.info(f"resuming: {self.num_done:,} of {len(self.images):,} images are embedded")
         self._check_disk_space()
         features = feature_function(self.encoder, best_device())
         self.corrupt_log.write_to(self.folder / (f"corrupt-{get_rank()}.csv" if get_rank() else "corrupt.csv"))

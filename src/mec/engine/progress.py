@@ -1,7 +1,8 @@
-"""Log lines and progress bars on standard error."""
+"""Progress bars on standard error."""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -11,14 +12,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from mec.distributed import get_rank
 
+logger = logging.getLogger("mec")
+
 TERMINAL_INTERVAL, LOG_INTERVAL = 0.5, 30
 """Seconds between two updates on a terminal, and between two lines elsewhere."""
-
-
-def log(line: str) -> None:
-    """Print a line to standard error, in the process of rank 0 only."""
-    if get_rank() == 0:
-        Console(stderr=True, soft_wrap=True).print(line, highlight=False, markup=False)
 
 
 class ProgressBar:
@@ -77,4 +74,4 @@ class ProgressBar:
         self.bar.update(self.task, completed=self.done, status=status)
         if not self.is_terminal:
             seconds_left = (now - self.start_time) / max(1, self.done - self.initial) * (self.total - self.done)
-            log(f"{self.label}: {status}, {seconds_left / 60:.0f} min left")
+            logger.info(f"{self.label}: {status}, {seconds_left / 60:.0f} min left")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,11 +11,12 @@ from mec.data.dataset import DataLike, ImageDataset
 from mec.data.datasets import open_dataset
 from mec.distributed import local_rank_zero_first
 from mec.embedding.images import check_channels, in_memory, pixel_format_of
-from mec.engine.progress import log
 from mec.errors import InputError
 from mec.models.encoder import Encoder, EncoderLike
 from mec.models.io import load_encoder, untrained
 from mec.results import DatasetSummary
+
+logger = logging.getLogger("mec")
 
 MAX_IMAGES_WITH_BASELINES = 100_000
 """Train images above which baselines are off by default: each is another pass over all images."""
@@ -109,7 +111,7 @@ def check_classes(train: ImageDataset, test: ImageDataset, data: DataLike) -> No
 
 def log_encoder(task: Task) -> None:
     """Log which weights are measured. Call it when every argument has been checked."""
-    log(f"encoder: {task.encoder}")
+    logger.info(f"encoder: {task.encoder}")
 
 
 def with_images_in_memory(task: Task) -> Task:

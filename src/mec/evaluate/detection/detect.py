@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from dataclasses import asdict, dataclass
@@ -17,7 +18,6 @@ from mec.data.dataset import DataLike
 from mec.distributed import is_rank_zero
 from mec.embedding.images import check_channels, pixel_format_of
 from mec.engine.checkpoints import latest_checkpoint
-from mec.engine.progress import log
 from mec.errors import InputError
 from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections, to_coco_results
@@ -32,6 +32,8 @@ from mec.files import atomic_write
 from mec.models.encoder import Encoder, EncoderLike
 from mec.models.io import load_encoder
 from mec.results import DatasetSummary, Protocol, Result, Stopwatch, mean_metrics
+
+logger = logging.getLogger("mec")
 
 SETTINGS, METRICS, DETECTIONS = "settings.json", "metrics.json", "detections.json"
 TABLE_METRICS = ("AP", "AP50", "AP75", "mask AP", "mask AP50", "mask AP75")
@@ -115,7 +117,7 @@ def detect(
     _check_buildable(spec, encoder, detection_trainer(settings, out, "", devices, nodes, precision))
     _write_or_compare_settings(out, {"data": str(data), "weights": encoder.description, **asdict(spec)}, resume)
     if is_rank_zero():
-        log(f"encoder: {encoder.description}")
+        logger.info(f"encoder: {encoder.description}")
     metrics: dict[str, list[dict[str, float]]] = {row: [] for row in encoders}
     for trial_seed in range(seed, seed + trials):
         for row, row_encoder in encoders.items():
@@ -234,7 +236,7 @@ class _Trial:
                 detector, _ = load_detector(self.folder)
             else:
                 detector = self.spec.build(self.encoder)
-                checkpoint = latest_checkpoint(self.folder, log)
+                checkpoint = latest_checkpoint(self.folder, logger.info)
                 train(detector, self.train_set, pixel_format, schedule, trainer, self.seed, self.workers, checkpoint)
                 if trainer.is_global_zero:
                     save_detector(detector, self.spec, self.folder)

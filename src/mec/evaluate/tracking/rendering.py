@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
@@ -9,11 +10,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from mec.engine.progress import ProgressBar, log
+from mec.engine.progress import ProgressBar
 from mec.evaluate.drawing.video import VideoWriter
 from mec.evaluate.tracking.runner import PREVIEWS, FrameSequence, S, TrackingRun
 from mec.evaluate.tracking.sequences import Frame, SequenceError
 from mec.files import atomic_write
+
+logger = logging.getLogger("mec")
 
 MAX_PREVIEWS, MAX_PREVIEW_SIDE = 3, 960
 """Number of sequences with a preview, and the longer side of a preview in pixels."""
@@ -46,7 +49,7 @@ def render_video(run: TrackingRun, sequences: list[S], draw: Callable[[S], DrawF
             for i, frame in enumerate(sequence.frames):
                 video.add(draw_frame(i, frame))
                 progress.advance(1)
-    log(f"wrote {run.render}")
+    logger.info(f"wrote {run.render}")
 
 
 def _write_preview(path: Path, sequence: FrameSequence, draw_frame: DrawFrame) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 import typing
@@ -16,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from mec.engine.progress import ProgressBar, log
+from mec.engine.progress import ProgressBar
 from mec.errors import InputError
 from mec.evaluate.drawing.video import check_video_path
 from mec.evaluate.tracking.dense_features import DenseFeatures, Precision
@@ -24,6 +25,8 @@ from mec.evaluate.tracking.sequences import Frames, Scores, SequenceError, Seque
 from mec.files import atomic_write
 from mec.models.encoder import EncoderLike
 from mec.results import DatasetSummary, Protocol, Result, to_metrics
+
+logger = logging.getLogger("mec")
 
 SETTINGS, METRICS, TRACKS, PREVIEWS = "settings.json", "metrics.json", "tracks", "previews"
 """Files and folders in the output folder."""
@@ -73,7 +76,7 @@ class TrackedSequences(Generic[S, T]):
     def skip(self, name: str, error: SequenceError) -> None:
         """Record and log an unusable sequence."""
         self.skipped[name] = str(error)
-        log(f"{name}: {error}")
+        logger.info(f"{name}: {error}")
 
     def check_not_empty(self, data: object) -> None:
         """Raise InputError if no sequence is usable."""
@@ -152,7 +155,7 @@ class TrackingRun:
             check_video_path(self.render)
         self.dense = DenseFeatures(encoder, stage, precision)
         self.protocol = {**protocol, "stage": stage, "precision": self.dense.precision}
-        log(f"encoder: {self.dense.description}, stride {self.dense.stride}")
+        logger.info(f"encoder: {self.dense.description}, stride {self.dense.stride}")
         if out is None:
             self._temporary = TemporaryDirectory(prefix="mec-")  # deleted together with this object
             self.folder = Path(self._temporary.name)
@@ -267,7 +270,7 @@ def track_all(
             tracked.frames, tracked.seconds = tracked.frames + len(tracks), tracked.seconds + seconds
             track_format.write(folder, sequence, tracks)
             tracked.sequences.append(sequence)
-            log(
+            logger.info(
                 f"{name} {sequence.name}: ".lstrip() + f"{format_frame_count(len(tracks))}, "
                 f"{len(tracks) / seconds:.2f} per second, {(run.dense.seconds - encoder_start) / seconds:.0%} of the "
                 "time in the encoder"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.engine.progress import ProgressBar, log
+from mec.engine.progress import ProgressBar
 from mec.errors import InputError
 from mec.evaluate.drawing.tracks import draw_labels, draw_objects
 from mec.evaluate.drawing.video import VideoWriter, check_video_path
@@ -22,6 +23,8 @@ from mec.evaluate.tracking.sequences import Frame, FrameObjects, Frames, Labels,
 from mec.evaluate.tracking.track_box import track_box
 from mec.evaluate.tracking.vos import track_masks
 from mec.models.encoder import EncoderLike
+
+logger = logging.getLogger("mec")
 
 
 def track(
@@ -70,7 +73,7 @@ def track(
         raise InputError(f"out: the folder of the masks, {masks_folder}, already exists")
     frames = open_frames(path)
     dense = DenseFeatures(encoder, stage, precision)
-    log(f"encoder: {dense.description}, stride {dense.stride}")
+    logger.info(f"encoder: {dense.description}, stride {dense.stride}")
     recorder = _FrameRecorder(frames)
     try:
         with (
@@ -90,7 +93,7 @@ def track(
     except SequenceError as error:
         raise InputError(f"video: {error}") from error
     frame_rate, encoder_fraction = progress.done / progress.seconds, dense.seconds / progress.seconds
-    log(
+    logger.info(
         f"{format_frame_count(progress.done)}, {frame_rate:.2f} per second, {encoder_fraction:.0%} of the time in the "
         "encoder"
     )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
 
 from mec.data.datasets.splits import TEST_FRACTION, random_split
-from mec.engine.progress import log
 from mec.errors import InputError
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset
 from mec.evaluate.detection.datasets.builder import describe_unusual
 from mec.evaluate.detection.datasets.coco import coco_files, open_coco
 from mec.evaluate.detection.datasets.voc import open_voc, voc_folders
+
+logger = logging.getLogger("mec")
 
 FORMATS = (
     "a VOCdevkit, a folder with annotations/instances_train*.json and instances_val*.json, a folder with "
@@ -49,7 +51,7 @@ def open_annotated(
     _check(train, test)
     for line in (describe_unusual(train, training=True), describe_unusual(test, training=False)):
         if line:
-            log(line)
+            logger.info(line)
     return train, test
 
 
@@ -57,7 +59,7 @@ def _hold_out(dataset: AnnotatedDataset) -> tuple[AnnotatedDataset, AnnotatedDat
     train_indices, test_indices = random_split(dataset.images, TEST_FRACTION)
     if not len(test_indices):
         raise InputError(f"data: {dataset.name} has one image, expected at least 2")
-    log(f"{dataset.name} has no test split: {len(test_indices):,} of its {len(dataset):,} images are held out")
+    logger.info(f"{dataset.name} has no test split: {len(test_indices):,} of its {len(dataset):,} images are held out")
     train, test = dataset.subset(train_indices), dataset.subset(test_indices)
     return replace(train, name=f"{dataset.name}, 4/5"), replace(test, name=f"{dataset.name}, 1/5")
 
@@ -69,4 +71,4 @@ def _check(train: AnnotatedDataset, test: AnnotatedDataset) -> None:
         raise InputError(f"data: {test.name} (test) has no object to count")
     both = {train.images.title(i) for i in range(len(train))} & {test.images.title(i) for i in range(len(test))}
     if both:
-        log(f"{len(both):,} images are both in {train.name} and in {test.name}: the metrics will be too high")
+        logger.info(f"{len(both):,} images are both in {train.name} and in {test.name}: the metrics will be too high")

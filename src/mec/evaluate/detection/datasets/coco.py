@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -15,11 +16,13 @@ from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 
 from mec.data.dataset import FileDataset
-from mec.engine.progress import ProgressBar, log
+from mec.engine.progress import ProgressBar
 from mec.errors import InputError
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset
 from mec.evaluate.detection.datasets.builder import AnnotationBuilder
 from mec.evaluate.detection.masks import parse_rle_counts
+
+logger = logging.getLogger("mec")
 
 OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
 """Prefixes of COCO's annotation files for tasks other than detection."""
@@ -77,7 +80,7 @@ def open_coco(train_file: Path, test_file: Path | None) -> tuple[AnnotatedDatase
             )
     if train.has_masks != test.has_masks:
         with_masks, without_masks = (train, test) if train.has_masks else (test, train)
-        log(f"{with_masks.name} has masks and {without_masks.name} has none: masks are not used")
+        logger.info(f"{with_masks.name} has masks and {without_masks.name} has none: masks are not used")
     masks = train.has_masks and test.has_masks
     return train.build(masks), test.build(masks)
 

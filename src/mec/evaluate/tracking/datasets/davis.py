@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from mec.engine.progress import log
 from mec.errors import InputError
 from mec.evaluate.tracking.sequences import (
     VOID,
@@ -25,6 +25,8 @@ from mec.evaluate.tracking.sequences import (
     SequenceLoaders,
     image_size,
 )
+
+logger = logging.getLogger("mec")
 
 FRAMES = "JPEGImages"
 MASKS = ("Annotations", "Annotations_unsupervised")
@@ -131,10 +133,10 @@ def _default_names(root: Path, images: Path, masks: Path) -> list[str]:
             # a line is the name of a sequence, or the paths of a frame and its mask
             names = [PurePosixPath(line.split()[0]).parent.name if "/" in line else line for line in lines]
             names = list(dict.fromkeys(names))
-            log(f"data: the {len(names)} sequences of {file}, frames of {images}")
+            logger.info(f"data: the {len(names)} sequences of {file}, frames of {images}")
             return names
     names = sorted(_subfolder_names(masks))
-    log(f"data: no ImageSets/{LISTS[0]} in {root}; all {len(names)} sequences of {masks}")
+    logger.info(f"data: no ImageSets/{LISTS[0]} in {root}; all {len(names)} sequences of {masks}")
     return names
 
 
@@ -152,7 +154,9 @@ def _load(name: str, images: Path, masks: Path) -> MaskSequence:
             raise SequenceError(f"{file}: {_size_mismatch(size, sizes[0])} the first frame")
     encoding = _mask_encoding(files[0])
     if late := [file.name for file in files.values() if _read_labels(file, encoding, sizes[0])[1]]:
-        log(f"{name}: {len(late)} masks, first {late[0]}, have objects that the first mask lacks; they are background")
+        logger.info(
+            f"{name}: {len(late)} masks, first {late[0]}, have objects that the first mask lacks; they are background"
+        )
 
     def ground_truth(frame: int) -> Labels | None:
         return _read_labels(files[frame], encoding, sizes[0])[0] if frame in files else None

@@ -6,6 +6,7 @@ Coordinates stay as they are in the files; MOTChallenge counts them from 1. ``mo
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.engine.progress import log
 from mec.errors import InputError
 from mec.evaluate.tracking.datasets.motchallenge_frames import read_frames
 from mec.evaluate.tracking.datasets.motchallenge_table import read_table
@@ -29,6 +29,8 @@ from mec.evaluate.tracking.sequences import (
     select_sequences,
 )
 from mec.files import atomic_write
+
+logger = logging.getLogger("mec")
 
 CLASSES = np.arange(1, 14)
 PEDESTRIAN = 1
@@ -94,7 +96,7 @@ def _sequence_folders(data: Path) -> list[Path]:
     for folder in (data / "train", data / "images" / "train", data):
         sequences = sorted(f for f in folder.glob("*") if _is_sequence(f))
         if sequences and folder != data and (folder.parent / "test").is_dir():
-            log(f"{folder}: loaded; test is ignored, its ground truth is not public")
+            logger.info(f"{folder}: loaded; test is ignored, its ground truth is not public")
         if sequences:
             return sequences
     raise InputError(f"data: no sequence in {data}; expected MOTChallenge's train/SEQUENCE/img1/000001.jpg")
@@ -109,7 +111,9 @@ def _select_folders(folders: list[Path], names: Sequence[str] | None) -> dict[st
     videos = {name.removesuffix(next(filter(name.endswith, DETECTORS), "")) for name in selected}
     if not names and len(videos) < len(selected):
         repeated = len(selected) - len(videos)
-        log(f'{repeated} sequences repeat the video of another one; --sequences "*-FRCNN" loads each video once')
+        logger.info(
+            f'{repeated} sequences repeat the video of another one; --sequences "*-FRCNN" loads each video once'
+        )
     return selected
 
 
@@ -142,9 +146,11 @@ def _load(folder: Path, detections: str | None, min_score: float) -> DetectionSe
     visible = [frame.take(_has_area(frame.boxes) & ~_outside(frame.boxes, size)) for frame in objects]
     total, kept = sum(map(len, objects)), sum(map(len, visible))
     if kept < total:
-        log(f"{name}: {total - kept:,} of {total:,} boxes are ignored, they have no area or are outside of the image")
+        logger.info(
+            f"{name}: {total - kept:,} of {total:,} boxes are ignored, they have no area or are outside of the image"
+        )
     if kept == 0:
-        log(f"{name}: no box in any of the {len(frames)} frames, so there will be no tracks")
+        logger.info(f"{name}: no box in any of the {len(frames)} frames, so there will be no tracks")
     return DetectionSequence(name, frames, tuple(visible), ground_truth)
 
 
@@ -189,7 +195,9 @@ def read_ground_truth(file: Path, frames: int, name: str) -> BoxGroundTruth:
         table.check(np.isin(values[:, 7], CLASSES), f"a class of {CLASSES[0]} to {CLASSES[-1]} in column 8")
         classes, benchmark = values[:, 7].astype(np.int64), "MOT20" if name.startswith("MOT20") else "MOT17"
     if later := int((values[:, 0] > frames).sum()):
-        log(f"{name}: {later:,} of {len(values):,} lines of {file.name} are ignored, their frames are after {frames}")
+        logger.info(
+            f"{name}: {later:,} of {len(values):,} lines of {file.name} are ignored, their frames are after {frames}"
+        )
     frame_rows = table.rows_per_frame(frames)
     return BoxGroundTruth(
         benchmark,

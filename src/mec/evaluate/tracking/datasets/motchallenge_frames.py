@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import configparser
+import logging
 import math
 from pathlib import Path
 
 from mec.data.decode import EXTENSIONS
-from mec.engine.progress import log
 from mec.evaluate.tracking.sequences import ImageFrames, SequenceError, read_frame
+
+logger = logging.getLogger("mec")
 
 DEFAULT_FRAME_RATE = 30.0
 
@@ -26,7 +28,9 @@ def read_frames(folder: Path) -> tuple[ImageFrames, tuple[int, int]]:
     numbered = _numbered_files(folder / info.get("imdir", "img1"), info.get("imext"))
     count = int(_number(folder, info, "seqlength", len(numbered)))
     if count != len(numbered):
-        log(f"{folder.name}: {len(numbered):,} frames exist, {count:,} are in seqinfo.ini; the smaller number is used")
+        logger.info(
+            f"{folder.name}: {len(numbered):,} frames exist, {count:,} are in seqinfo.ini; the smaller number is used"
+        )
     files = tuple(numbered[number] for number in sorted(numbered)[:count])
     height, width = read_frame(files[0]).shape[:2]
     expected = tuple(int(_number(folder, info, key, side)) for key, side in (("imheight", height), ("imwidth", width)))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 
 from mec.data.decode import EXTENSIONS
-from mec.engine.progress import log
 from mec.errors import InputError
 from mec.evaluate.tracking.datasets.motchallenge_frames import read_frames
 from mec.evaluate.tracking.datasets.mots_format import (
@@ -36,6 +36,8 @@ from mec.evaluate.tracking.sequences import (
     read_frame,
     select_sequences,
 )
+
+logger = logging.getLogger("mec")
 
 KITTI_FRAME_RATE = 10.0
 Size = tuple[int, int]
@@ -196,7 +198,9 @@ def _rows_per_frame(video: _VideoFiles, rows: Sequence[MaskRow], frames: int, si
             later += 1
     if later:
         last = video.first + frames - 1
-        log(f"{video.name}: {later:,} of {len(rows):,} masks are ignored, their frames are after {last}, the last one")
+        logger.info(
+            f"{video.name}: {later:,} of {len(rows):,} masks are ignored, their frames are after {last}, the last one"
+        )
     return frame_rows
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -21,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mec.data.decode import EXTENSIONS
-from mec.engine.progress import log
 from mec.errors import InputError
 from mec.evaluate.tracking.datasets.single_object_boxes import (
     ORIGIN,
@@ -31,6 +31,8 @@ from mec.evaluate.tracking.datasets.single_object_boxes import (
     read_text,
 )
 from mec.evaluate.tracking.sequences import Boxes, BoxSequence, ImageFrames, SequenceError, SequenceLoaders, image_size
+
+logger = logging.getLogger("mec")
 
 FORMATS = (
     "folders with images in img and groundtruth_rect.txt (OTB) or groundtruth.txt (LaSOT), or with images and "
@@ -137,7 +139,7 @@ def _list_names(folder: Path) -> list[str]:
     try:
         return sorted(os.listdir(folder))
     except PermissionError:
-        log(f"{folder} is skipped, permission denied")
+        logger.info(f"{folder} is skipped, permission denied")
         return []
 
 
@@ -152,7 +154,7 @@ def _log_missing(split: Path) -> None:
     names = file.read_text(errors="replace").splitlines() if file.is_file() else []
     missing = [name for name in filter(None, map(str.strip, names)) if not (split / name).is_dir()]
     if missing and len(missing) < len(names):
-        log(f"{len(missing):,} of {len(names):,} sequences in {file} are missing, the first is {missing[0]}")
+        logger.info(f"{len(missing):,} of {len(names):,} sequences in {file} are missing, the first is {missing[0]}")
 
 
 def _targets(folder: Path) -> list[Target]:

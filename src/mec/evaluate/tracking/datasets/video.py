@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import os
 import re
 from collections import deque
@@ -15,9 +16,10 @@ from typing import Any
 
 from mec.data.datasets.video import VIDEO_EXTENSIONS, decode_frames, to_upright_rgb
 from mec.data.decode import EXTENSIONS
-from mec.engine.progress import log
 from mec.errors import InputError
 from mec.evaluate.tracking.sequences import Frame, Frames, ImageFrames, SequenceError
+
+logger = logging.getLogger("mec")
 
 DEFAULT_FRAME_RATE = 30.0
 """Frames per second of image folders and of files that do not specify it."""
@@ -75,7 +77,7 @@ class VideoFrames:
                 raise SequenceError(f"{self.path}: {error.strerror}") from error
             damaged.append(error)
         if damaged:
-            log(f"{self.path}: {len(damaged)} damaged packets were skipped; {count} frames were decoded")
+            logger.info(f"{self.path}: {len(damaged)} damaged packets were skipped; {count} frames were decoded")
 
 
 def open_frames(path: Path) -> Frames:

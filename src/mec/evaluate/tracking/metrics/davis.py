@@ -6,14 +6,17 @@ matches objects by overlap although their ids are given; and its decay counts fr
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
-from mec.engine.progress import ProgressBar, log
+from mec.engine.progress import ProgressBar
 from mec.evaluate.tracking.sequences import VOID, Labels, MaskSequence, Scores
+
+logger = logging.getLogger("mec")
 
 COLUMNS = ("J&F", "J mean", "J recall", "J decay", "F mean", "F recall", "F decay")
 RECALL_THRESHOLD = 0.5
@@ -53,7 +56,7 @@ def mask_scores(sequences: Sequence[MaskSequence], tracks: Mapping[str, Sequence
             if len(values):
                 by_sequence[sequence.name] = np.stack([_summary(values[:, k]) for k in range(values.shape[1])])
             else:
-                log(f"{sequence.name}: no metrics, no frame between the first and the last has a mask")
+                logger.info(f"{sequence.name}: no metrics, no frame between the first and the last has a mask")
             progress.advance(1)
     if by_sequence:
         by_sequence["all"] = np.concatenate(list(by_sequence.values()))
