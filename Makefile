@@ -41,7 +41,7 @@ bench: .venv/.installed
 	$(BIN)/python benchmarks/linear_probe.py
 	$(BIN)/python benchmarks/large_banks.py --width 256
 	$(BIN)/python benchmarks/caltech.py --data ../shared/data/caltech101/101_ObjectCategories
-	$(BIN)/python benchmarks/unitrack_parity.py --data ../shared/data --golden ../shared/golden
+	$(BIN)/python benchmarks/unitrack_parity.py --data ../shared/data --encoder ../shared/golden/resnet18_seed0.pth
 	$(BIN)/python benchmarks/tracking_speed.py --data ../shared/data
 	$(BIN)/python benchmarks/tracking_scenes.py --data ../shared/data
 	$(BIN)/python benchmarks/near_duplicates.py ../shared/data/caltech101/101_ObjectCategories

@@ -1,9 +1,10 @@
 """Do the trackers agree with the original code (UniTrack) frame by frame, and what do the corrections gain?
 
-python benchmarks/unitrack_parity.py --data FOLDER --golden FOLDER [--out FOLDER]
+python benchmarks/unitrack_parity.py --data FOLDER --encoder FILE [--out FOLDER]
 
-The folder of --data has OTB100 and davis16-subset. That of --golden has unitrack.json, the metrics of the original
-code, and resnet18_seed0.pth, its encoder. Tracks that exist in --out are not computed again.
+The folder of --data has OTB100 and davis16-subset. The metrics of the original code are in tests/golden/unitrack.json;
+--encoder is resnet18_seed0.pth, the encoder that they were computed with. Tracks that exist in --out are not computed
+again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from machine import write
 from mec import evaluate
 from mec.evaluate.tracking.runner import METRICS, SETTINGS
 
+ORIGINAL = Path(__file__).parents[1] / "tests" / "golden" / "unitrack.json"
 TRACKERS = {"xcorr": "siamfc_cross_correlation", "dcf": "cfnet_dcf"}
 CORRECTED_TARGETS = ("Couple", "Crossing", "Football1")
 """Targets for the measurement of the corrections."""
@@ -31,18 +33,20 @@ COMPARISONS = ("vos", "mot", "sot", "mot corrected", "sot corrected")
 
 
 def main(
-    data: str = "data", golden: str = "golden", out: str | None = None, comparisons: Sequence[str] = COMPARISONS
+    data: str = "data",
+    encoder: str = "resnet18_seed0.pth",
+    out: str | None = None,
+    comparisons: Sequence[str] = COMPARISONS,
 ) -> None:
     """Run every tracker on the sequences in unitrack.json.
 
     Args:
         data: folder with OTB100 and davis16-subset.
-        golden: folder with unitrack.json and resnet18_seed0.pth.
+        encoder: the encoder of the original run.
         out: folder for the tracks, which a later call reuses; null: a temporary folder.
         comparisons: comparisons to run; results are written if all are run.
     """
-    original = json.loads((Path(golden) / "unitrack.json").read_text())
-    encoder = Path(golden) / "resnet18_seed0.pth"
+    original = json.loads(ORIGINAL.read_text())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(out or temporary)
         results: dict[str, Any] = {}

@@ -10,6 +10,7 @@ import torch
 from mec.cli.main import logging_to_console
 
 TESTS = Path(__file__).resolve().parent
+GOLDEN = TESTS / "golden"
 SHARED = TESTS.parents[1] / "shared"
 LONGEST_FILES = (
     "pretraining/test_multi_process.py",
@@ -34,15 +35,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="slow; run with -m slow"))
     order = {TESTS / name: i for i, name in enumerate(LONGEST_FILES)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
-
-
-@pytest.fixture(scope="session")
-def reference_file() -> Path:
-    """Return the values of the paper's code: MEC_REFERENCE, or shared/golden/mec_reference.npz next to the checkout."""
-    path = Path(os.environ.get("MEC_REFERENCE", SHARED / "golden" / "mec_reference.npz"))
-    if not path.exists():
-        pytest.skip(f"the values of the official code are not at {path}; set MEC_REFERENCE")
-    return path
 
 
 @pytest.fixture(scope="session")
