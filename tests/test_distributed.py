@@ -9,16 +9,7 @@ import torch
 import torch.distributed as dist
 
 from mec import distributed
-from mec.distributed import (
-    all_gather_objects,
-    broadcast_object,
-    gather_rows,
-    get_rank,
-    get_world_size,
-    local_rank_zero_first,
-    process_group,
-    rank_slice,
-)
+from mec.distributed import SINGLE_PROCESS, ProcessGroup, process_group
 from mec.embedding.extract import feature_table
 from mec.errors import InputError
 from tests.evaluate.multi_process import environment, launch
@@ -43,41 +34,41 @@ def slurm_environment(rank: int, count: int, port: int) -> dict[str, str]:
 
 
 def test_a_single_process_initializes_no_group() -> None:
-    with process_group(), local_rank_zero_first():
-        assert (get_world_size(), get_rank(), all_gather_objects("a"), broadcast_object(3)) == (1, 0, ["a"], 3)
-        assert rank_slice(700, 256) == slice(0, 700)
+    with process_group() as group, group.local_rank_zero_first():
+        assert group == SINGLE_PROCESS
+        assert (group.world_size, group.rank, group.all_gather("a"), group.broadcast(3)) == (1, 0, ["a"], 3)
+        assert group.slice(700, 256) == slice(0, 700)
         assert not dist.is_initialized()
         rows = torch.rand(3, 2)
-        assert gather_rows(rows, torch.empty) is rows
+        assert group.gather_rows(rows, torch.empty) is rows
 
 
 @pytest.mark.parametrize("environment_of", [environment, slurm_environment])
 def test_processes_of_torchrun_and_slurm_form_a_group(tmp_path: Path, environment_of: Any) -> None:
     def work(rank: int) -> Any:
-        with process_group():
-            with local_rank_zero_first():
+        with process_group() as group:
+            with group.local_rank_zero_first():
                 start = time.time()
                 time.sleep(0.2)
                 end = time.time()
-            collectives = get_world_size(), get_rank(), all_gather_objects(rank * 10), broadcast_object(f"from {rank}")
-        return collectives, (start, end), dist.is_initialized(), get_world_size()
+            collectives = group.world_size, group.rank, group.all_gather(rank * 10), group.broadcast(f"from {rank}")
+        return collectives, (start, end), dist.is_initialized()
 
     results = launch(2, work, tmp_path, environment_of)
     for rank, result in enumerate(results):
         assert result.status == 0, result.err
-        collectives, _, initialized, size_outside = result.value
+        collectives, _, initialized = result.value
         assert collectives == (2, rank, [0, 10], "from 0")
-        assert (initialized, size_outside) == (False, 1)
-    (_, (_, end_of_first), *_), (_, (start_of_second, _), *_) = (result.value for result in results)
+        assert not initialized
+    (_, (_, end_of_first), _), (_, (start_of_second, _), _) = (result.value for result in results)
     assert start_of_second >= end_of_first
 
 
 @pytest.mark.parametrize(("length", "count"), [(0, 3), (1, 3), (255, 2), (256, 2), (700, 3), (1024, 4), (5001, 7)])
-def test_rank_slices_are_whole_batches_in_order(monkeypatch: pytest.MonkeyPatch, length: int, count: int) -> None:
+def test_slices_of_the_ranks_are_whole_batches_in_order(length: int, count: int) -> None:
     indices, num_batches = [], []
     for rank in range(count):
-        monkeypatch.setattr(distributed, "_group", distributed._Group(None, rank, count, rank))
-        own = list(range(length))[rank_slice(length, 256)]
+        own = list(range(length))[ProcessGroup(rank, count).slice(length, 256)]
         assert not own or own[0] % 256 == 0
         indices += own
         num_batches.append(-(-len(own) // 256))
@@ -94,8 +85,8 @@ def test_rows_are_gathered_by_rank_in_blocks(tmp_path: Path, monkeypatch: pytest
     def work(rank: int) -> Any:
         rows = torch.full((lengths[rank], 3 if lengths[rank] else 0), float(rank))
         rows += torch.arange(len(rows))[:, None] / 1000
-        with process_group():
-            table = gather_rows(rows, lambda n, d: feature_table(n, d, torch.float32))
+        with process_group() as group:
+            table = group.gather_rows(rows, lambda n, d: feature_table(n, d, torch.float32))
         return table.numpy()
 
     results = launch(4, work, tmp_path)
@@ -107,27 +98,27 @@ def test_rows_are_gathered_by_rank_in_blocks(tmp_path: Path, monkeypatch: pytest
 def test_an_input_error_of_one_process_is_raised_in_all(tmp_path: Path, failing_rank: int) -> None:
     def work(rank: int) -> Any:
         try:
-            with process_group():
-                all_gather_objects(rank)
+            with process_group() as group:
+                group.all_gather(rank)
                 if rank == failing_rank:
                     raise InputError("data: too bad")
-                broadcast_object(rank)
+                group.broadcast(rank)
         except InputError as error:
-            return str(error), error.on_all_ranks, get_world_size(), dist.is_initialized()
+            return str(error), error.on_all_ranks, dist.is_initialized()
         return None
 
     start = time.monotonic()
-    assert [result.value for result in launch(3, work, tmp_path)] == [("data: too bad", True, 1, False)] * 3
+    assert [result.value for result in launch(3, work, tmp_path)] == [("data: too bad", True, False)] * 3
     assert time.monotonic() - start < 30
 
 
 def test_a_process_that_exits_does_not_leave_the_others_waiting(tmp_path: Path) -> None:
     def work(rank: int) -> Any:
-        with process_group():
-            all_gather_objects(rank)
+        with process_group() as group:
+            group.barrier()
             if rank == 1:
                 os._exit(7)
-            all_gather_objects(rank)
+            group.barrier()
 
     start = time.monotonic()
     assert [result.status for result in launch(3, work, tmp_path)] == [1, 7, 1]
@@ -139,8 +130,8 @@ def test_an_initialized_group_is_used_and_kept(tmp_path: Path) -> None:
         dist.init_process_group("gloo", rank=rank, world_size=2)
         gathered = []
         for _ in range(2):
-            with process_group():
-                gathered.append(all_gather_objects(rank))
+            with process_group() as group:
+                gathered.append(group.all_gather(rank))
         dist.barrier()
         return gathered, dist.is_initialized()
 

@@ -1,7 +1,7 @@
-"""Rank, world size and collectives of the processes that torchrun, SLURM or Lightning started.
+"""The processes that torchrun, SLURM or Lightning started, as one object: ``ProcessGroup``.
 
-``mec.coding``, SyncBatchNorm and code that runs inside a Lightning trainer call torch.distributed directly.
-``process_group`` opens a context; outside of it every function behaves as in a single process, except ``is_rank_zero``.
+An evaluation opens it with ``process_group`` and passes it on. ``mec.coding``, SyncBatchNorm and code that runs inside
+a Lightning trainer call torch.distributed directly.
 """
 
 from __future__ import annotations
@@ -28,27 +28,16 @@ from torch.distributed.rendezvous import rendezvous
 from mec.errors import InputError
 
 ROWS_PER_MESSAGE = 8192
-"""Rows that ``gather_rows`` sends in one message."""
+"""Rows that ``ProcessGroup.gather_rows`` sends in one message."""
 START_TIMEOUT, WAIT_TIMEOUT = timedelta(minutes=5), timedelta(days=30)
 """Timeout for all processes to start, and for a process that waits for the work of another."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class _Group:
-    gloo: Any
-    rank: int
-    world_size: int
-    local_rank: int
-
-
-_group: _Group | None = None
 _num_starts = itertools.count()
 
 
 def is_rank_zero() -> bool:
-    """Return whether this process has rank 0 and therefore writes files.
+    """Return whether this process has rank 0 and therefore writes files and messages.
 
     Read from the environment variables of torchrun, SLURM or Lightning: valid before a process group exists.
     """
@@ -59,18 +48,103 @@ def is_rank_zero() -> bool:
 logging.getLogger("mec").addFilter(lambda record: is_rank_zero())
 
 
-def get_world_size() -> int:
-    """Return the number of processes in ``process_group``, 1 outside of it."""
-    return _group.world_size if _group else 1
+@dataclass(frozen=True)
+class ProcessGroup:
+    """Processes that share the work of one evaluation. The default is a single process.
+
+    Attributes:
+        rank: rank of this process.
+        world_size: number of processes.
+        local_rank: rank of this process on its machine.
+        gloo: group of torch.distributed for CPU tensors, None for a single process.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    gloo: Any = None
+
+    def all_gather(self, value: T) -> list[T]:
+        """Return the values of all processes, in rank order.
+
+        Raises:
+            InputError: another process has raised it.
+        """
+        return self._all_gather(value, None)
+
+    def broadcast(self, value: T) -> T:
+        """Return the value of rank 0 in all processes."""
+        return self.all_gather(value if self.rank == 0 else None)[0]  # type: ignore[return-value]
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self.all_gather(None)
+
+    @contextmanager
+    def local_rank_zero_first(self) -> Iterator[None]:
+        """Run the block on local rank 0 of each machine first, so that the others find the files that it downloaded."""
+        if self.local_rank > 0:
+            self.barrier()
+        yield
+        if self.local_rank == 0:
+            self.barrier()
+
+    def slice(self, length: int, batch_size: int) -> slice:
+        """Return the contiguous slice of ``length`` images that this process reads.
+
+        It consists of whole batches, so that all processes together make the same batches as a single one.
+        """
+        num_batches = -(-length // batch_size)
+        start, stop = (-(-r * num_batches // self.world_size) * batch_size for r in (self.rank, self.rank + 1))
+        return slice(min(start, length), min(stop, length))
+
+    def gather_rows(self, rows: Tensor, allocate: Callable[[int, int], Tensor]) -> Tensor:
+        """Concatenate the rows (n, d) of all processes on rank 0, in rank order. Other ranks return their own rows.
+
+        Args:
+            rows: rows of this process, sent in blocks of ``ROWS_PER_MESSAGE``. d may be 0 if n is 0.
+            allocate: ``allocate(n, d)`` returns an uninitialized (n, d) tensor for the result on rank 0.
+        """
+        if self.world_size == 1:
+            return rows
+        shapes = self.all_gather((len(rows), rows.shape[1]))
+        if self.rank > 0:
+            for block in torch.split(rows, ROWS_PER_MESSAGE) if len(rows) else ():
+                dist.send(block.contiguous(), 0, self.gloo)
+            return rows
+        table = allocate(sum(n for n, _ in shapes), max(d for _, d in shapes))
+        num_filled = len(rows)
+        if num_filled:
+            table[:num_filled] = rows
+        for rank, (n, _) in enumerate(shapes[1:], 1):
+            for block in torch.split(table[num_filled : num_filled + n], ROWS_PER_MESSAGE) if n else ():
+                dist.recv(block, rank, self.gloo)
+            num_filled += n
+        return table
+
+    def raise_in_all(self, error: InputError) -> None:
+        """Raise ``error`` in all processes, unless all have raised it already."""
+        if self.world_size > 1 and not error.on_all_ranks:
+            self._all_gather(None, str(error))
+
+    def _all_gather(self, value: T, error_message: str | None) -> list[T]:
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, (error_message, value), group=self.gloo)
+        for message, _ in gathered:
+            if message is not None:
+                error = InputError(message)
+                error.on_all_ranks = True
+                raise error
+        return [value for _, value in gathered]
 
 
-def get_rank() -> int:
-    """Return the rank of this process in ``process_group``, 0 outside of it."""
-    return _group.rank if _group else 0
+SINGLE_PROCESS = ProcessGroup()
 
 
 @contextmanager
-def process_group() -> Iterator[None]:
+def process_group() -> Iterator[ProcessGroup]:
     """Run the block in all processes together; no process leaves it before all have finished.
 
     Uses the initialized default process group, or else initializes one from the environment variables of torchrun or
@@ -80,100 +154,24 @@ def process_group() -> Iterator[None]:
         InputError: not all processes started in time; or a process raised it in the block. It is then raised in all
             processes, with ``on_all_ranks`` set.
     """
-    global _group
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     owns_group = False
     if not _initialized() and (environment := _detect_environment()) is not None:
         _init_process_group(environment)
-        owns_group = True
+        owns_group, local_rank = True, environment.local_rank()
     if not _initialized() or dist.get_world_size() == 1:
-        yield
+        yield SINGLE_PROCESS
         return
-    local_rank = environment.local_rank() if owns_group else int(os.environ.get("LOCAL_RANK", "0"))
-    _group = _Group(_gloo_group(dist.group.WORLD), dist.get_rank(), dist.get_world_size(), local_rank)
+    group = ProcessGroup(dist.get_rank(), dist.get_world_size(), local_rank, _gloo_group(dist.group.WORLD))
     try:
-        yield
-        all_gather_objects(None)
+        yield group
+        group.barrier()
     except InputError as error:
-        if not error.on_all_ranks:
-            _all_gather(None, str(error))  # raises in all processes
+        group.raise_in_all(error)
         raise
     finally:
-        _group = None
         if owns_group:
             dist.destroy_process_group()
-
-
-def all_gather_objects(value: T) -> list[T]:
-    """Return the values of all processes, in rank order.
-
-    Raises:
-        InputError: another process has raised it.
-    """
-    return [value] if _group is None else _all_gather(value, None)
-
-
-def broadcast_object(value: T) -> T:
-    """Return the value of rank 0 in all processes."""
-    return all_gather_objects(value if get_rank() == 0 else None)[0]  # type: ignore[return-value]
-
-
-@contextmanager
-def local_rank_zero_first() -> Iterator[None]:
-    """Run the block on local rank 0 of each machine first, so that the others find the files that it downloaded."""
-    waits = _group is not None and _group.local_rank > 0
-    if waits:
-        all_gather_objects(None)
-    yield
-    if not waits:
-        all_gather_objects(None)
-
-
-def rank_slice(length: int, batch_size: int) -> slice:
-    """Return the contiguous slice of ``length`` images that this process reads.
-
-    It consists of whole batches, so that all processes together make the same batches as a single one.
-    """
-    num_batches = -(-length // batch_size)
-    start, stop = (-(-r * num_batches // get_world_size()) * batch_size for r in (get_rank(), get_rank() + 1))
-    return slice(min(start, length), min(stop, length))
-
-
-def gather_rows(rows: Tensor, allocate: Callable[[int, int], Tensor]) -> Tensor:
-    """Concatenate the rows (n, d) of all processes on rank 0, in rank order. Other ranks return their own rows.
-
-    Args:
-        rows: rows of this process, sent in blocks of ``ROWS_PER_MESSAGE``. d may be 0 if n is 0.
-        allocate: ``allocate(n, d)`` returns an uninitialized (n, d) tensor for the result on rank 0.
-    """
-    if _group is None:
-        return rows
-    shapes = all_gather_objects((len(rows), rows.shape[1]))
-    if get_rank() > 0:
-        for block in torch.split(rows, ROWS_PER_MESSAGE) if len(rows) else ():
-            dist.send(block.contiguous(), 0, _group.gloo)
-        return rows
-    table = allocate(sum(n for n, _ in shapes), max(d for _, d in shapes))
-    num_filled = len(rows)
-    if num_filled:
-        table[:num_filled] = rows
-    for rank, (n, _) in enumerate(shapes[1:], 1):
-        for block in torch.split(table[num_filled : num_filled + n], ROWS_PER_MESSAGE) if n else ():
-            dist.recv(block, rank, _group.gloo)
-        num_filled += n
-    return table
-
-
-def _all_gather(value: T, error_message: str | None) -> list[T]:
-    """Gather values in rank order. Raise InputError in all processes if one of them passes an error message."""
-    assert _group is not None
-    gathered: list[Any] = [None] * _group.world_size
-    dist.all_gather_object(gathered, (error_message, value), group=_group.gloo)
-    for message, _ in gathered:
-        if message is not None:
-            error = InputError(message)
-            error.on_all_ranks = True
-            raise error
-    return [value for _, value in gathered]
 
 
 def _initialized() -> bool:
@@ -207,8 +205,9 @@ def _init_process_group(environment: Any) -> None:
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=START_TIMEOUT)
     except RuntimeError as error:
         address = f"{environment.main_address}:{environment.main_port}"
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
-            f"processes: expected {size} processes at {address}, but not all of them connected ({_first_line(error)})"
+            f"processes: expected {size} processes at {address}, but not all of them connected ({first_line})"
         ) from error
     if torch.cuda.is_available():
         torch.cuda.set_device(environment.local_rank() % torch.cuda.device_count())
@@ -224,7 +223,3 @@ def _store(rank: int, size: int) -> Any:
 def _gloo_group(world: Any) -> Any:
     """Return a gloo group of the processes of ``world``, created once: for CPU tensors, and with a long timeout."""
     return dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from mec.cli.main import main
 from mec.data import open_dataset
-from mec.distributed import get_rank, process_group
+from mec.distributed import process_group
 from mec.embedding.embed import embed
 from mec.errors import InputError
 from mec.evaluate.features import features_of
@@ -59,14 +59,9 @@ def encoder() -> Any:
     return untrained(create_encoder("test_resnet", 32))
 
 
-def in_process_group(count: int, work: Any, folder: Path) -> list[Any]:
-    """Run ``work()`` in a process group and return the result of each process."""
-
-    def in_group(rank: int) -> Any:
-        with process_group():
-            return work()
-
-    ended = launch(count, in_group, folder)
+def in_processes(count: int, work: Any, folder: Path) -> list[Any]:
+    """Run ``work()`` in several processes and return the result of each."""
+    ended = launch(count, lambda rank: work(), folder)
     assert [e.status for e in ended] == [0] * count, ended[0].err
     return ended
 
@@ -78,14 +73,15 @@ def test_features_equal_those_of_one_process(tmp_path: Path, sizes: list[Any], c
     data = photographs(tmp_path / "images", 120, sizes, corrupt=(3, 4, 5))
 
     def work() -> Any:
-        task = open_task(data, model, workers=0)
-        rows = [(f.name, f.train, f.train_labels, f.test, f.test_labels) for f in features_of(task)]
+        with process_group() as group:
+            task = open_task(data, model, workers=0, group=group)
+            rows = [(f.name, f.train, f.train_labels, f.test, f.test_labels) for f in features_of(task)]
         return [[field.numpy() if isinstance(field, torch.Tensor) else field for field in row] for row in rows]
 
     model = create_encoder("test_resnet", 32)
     expected = work()
     assert [row[0] for row in expected] == ["encoder", "untrained", "raw pixels"]
-    first, *others = in_process_group(count, work, tmp_path / "out")
+    first, *others = in_processes(count, work, tmp_path / "out")
     assert [e.value for e in others] == [[]] * (count - 1)
     assert sum(len(e.err) for e in others) == 0
     assert first.err.count("skipped") == (len(expected) if sizes == SEVERAL else 1)
@@ -107,18 +103,15 @@ def test_random_crops_equal_those_of_one_process(tmp_path: Path, sizes: list[Any
     model = encoder()
 
     def work() -> Any:
-        (f,) = features_of(open_task(data, model, workers=0), crops_seed=3) if get_rank() == 0 else _none(data, model)
-        return f and (f.train.numpy(), f.train_labels.numpy())
+        with process_group() as group:
+            rows = list(features_of(open_task(data, model, workers=0, group=group), crops_seed=3))
+        assert len(rows) == (group.rank == 0)
+        return [(f.train.numpy(), f.train_labels.numpy()) for f in rows]
 
-    expected = work()
-    first = in_process_group(3, work, tmp_path / "out")[0].value
+    (expected,) = work()
+    (first,) = in_processes(3, work, tmp_path / "out")[0].value
     np.testing.assert_allclose(first[0], expected[0], rtol=1e-4, atol=1e-5)
     assert first[1].tolist() == expected[1].tolist() == open_dataset(data, "train").labels.tolist()
-
-
-def _none(data: Path, model: Any) -> list[None]:
-    assert list(features_of(open_task(data, model, workers=0), crops_seed=3)) == []
-    return [None]
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -126,16 +119,14 @@ def test_embedding_file_is_byte_identical_to_that_of_one_process(tmp_path: Path,
     data = photographs(tmp_path / "images", 100, SEVERAL, corrupt=(0, 57, 58, 59, 60))  # four at the start of a shard
     model = encoder()
     embed(data, model, tmp_path / "one.parquet", workers=0)
-    ended = in_process_group(
-        count, lambda: embed(data, model, tmp_path / "several.parquet", workers=0), tmp_path / "out"
-    )
+    ended = in_processes(count, lambda: embed(data, model, tmp_path / "several.parquet", workers=0), tmp_path / "out")
     for end in (".parquet", ".corrupt.csv", ".json"):
         assert (tmp_path / f"one{end}").read_bytes() == (tmp_path / f"several{end}").read_bytes()
     assert not (tmp_path / "several.parquet.parts").exists()
     assert "skipped 5 corrupt images; the first: " in ended[0].err
     assert "".join(e.err for e in ended[1:]) == ""
     # a second call finds the complete file and writes nothing
-    again = in_process_group(2, lambda: embed(data, model, tmp_path / "several.parquet", workers=0), tmp_path / "out")
+    again = in_processes(2, lambda: embed(data, model, tmp_path / "several.parquet", workers=0), tmp_path / "out")
     assert again[0].err.count("exists already") == 1
 
 
@@ -153,21 +144,20 @@ def test_embedding_resumes_with_another_number_of_processes(
 
     def dies(self: Any, part: Any) -> Any:
         part = write(self, part)
-        if self.next_number >= 2 - get_rank() % 2:
+        if self.next_number >= 2 - self.group.rank % 2:
             os._exit(9)
         return part
 
     def killed(number: int) -> None:
         writer._write = dies
-        with process_group():
-            embed(data, model, out, workers=0)
+        embed(data, model, out, workers=0)
 
     assert [e.status for e in launch(before, killed, tmp_path / "out")] == [9] * before
     parts = list((tmp_path / "killed.parquet.parts").glob("*.safetensors"))
     assert len(parts) == {1: 2, 2: 3, 3: 5}[before]
     photographs(tmp_path / "images", 150, SEVERAL, corrupt=(77,))
     photographs(tmp_path / "repaired", 150, SEVERAL, corrupt=(77,))
-    ended = in_process_group(after, lambda: embed(data, model, out, workers=0), tmp_path / "out")
+    ended = in_processes(after, lambda: embed(data, model, out, workers=0), tmp_path / "out")
     assert f"resuming: {16 * len(parts)} of 150 images are embedded" in ended[0].err
     embed(data, model, tmp_path / "one.parquet", workers=0)
     paths, embeddings = (pq.read_table(out)[name] for name in ("path", "embedding"))
@@ -223,8 +213,7 @@ def test_processes_that_see_different_data_or_folders_are_refused(tmp_path: Path
         errors = []
         for images, out in ((data if number else copy, "e.parquet"), (data, f"{number}/e.parquet")):
             try:
-                with process_group():
-                    embed(images, encoder(), tmp_path / out, workers=0)
+                embed(images, encoder(), tmp_path / out, workers=0)
             except InputError as error:
                 errors.append(str(error))
         return errors

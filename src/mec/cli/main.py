@@ -90,20 +90,16 @@ def _run(arguments: Sequence[str]) -> None:
     elif options.command == "evaluate" and options.evaluate.task in TRACKING_HELP:
         _evaluate_tracking(options.evaluate.task, **options.evaluate[options.evaluate.task].as_dict())
     elif options.command == "evaluate":
-        from mec.distributed import process_group
-
-        with process_group():
-            _evaluate_classification(options.evaluate.task, options.evaluate[options.evaluate.task].as_dict())
+        _evaluate_classification(options.evaluate.task, options.evaluate[options.evaluate.task].as_dict())
     elif options.command == "track":
         from mec.evaluate import track
 
         print(track(**options.track.as_dict()))
     elif options.command == "embed":
-        from mec.distributed import is_rank_zero, process_group
+        from mec.distributed import is_rank_zero
         from mec.embedding.embed import embed
 
-        with process_group():
-            file = embed(**options.embed.as_dict())
+        file = embed(**options.embed.as_dict())
         if is_rank_zero():
             print(file)
     elif options.command == "export":

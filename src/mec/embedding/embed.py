@@ -14,7 +14,7 @@ import torch
 from mec.data.corrupt import COLUMNS
 from mec.data.dataset import DataLike, describe, evenly_spaced
 from mec.data.pixels import CorruptImageError
-from mec.distributed import all_gather_objects, broadcast_object, get_rank, local_rank_zero_first
+from mec.distributed import ProcessGroup, process_group
 from mec.embedding.images import pixel_format_of
 from mec.embedding.neighbor_lists import list_neighbors
 from mec.embedding.table import NPY, PARQUET, AllSplits, EmbeddingTable, open_all_splits, open_csv, write_output
@@ -44,8 +44,8 @@ def embed(
     """Write the embedding of every image of a dataset with its path, label and split.
 
     Embeddings are collected in OUT.parts until the file is complete: after an interruption the same call resumes, and
-    when the file exists it does nothing. The processes of a group share the images and need a shared disk. STEM.json
-    records the inputs, STEM.corrupt.csv lists the corrupt images.
+    when the file exists it does nothing. The processes of torchrun or srun share the images and need a shared disk.
+    STEM.json records the inputs, STEM.corrupt.csv lists the corrupt images.
 
     Args:
         data: any dataset (see ``mec.open_dataset``); all of its splits are embedded.
@@ -68,34 +68,40 @@ def embed(
     """
     out = Path(out).expanduser()
     _check(out, similarity, subsample, frame_stride, workers)
-    with local_rank_zero_first():
-        encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
-        images = open_all_splits(data, subsample, frame_stride)
-    logger.info(f"encoder: {encoder.description}")
-    logger.info(f"{data}: " + "; ".join(f"{split} {describe(d)}".strip() for split, d in images.splits.items()))
-    fingerprint = _fingerprint(images, encoder, subsample, frame_stride)
-    inputs = {"data": str(data), "encoder": encoder.description, "fingerprint": fingerprint}
-    if len(set(all_gather_objects(fingerprint))) > 1:
-        raise InputError(f"data, encoder: {data} or {encoder.description} differs between the processes")
-    parts, info = out.with_name(f"{out.name}.parts"), out.with_suffix(".json")
-    if broadcast_object(out.exists()):
-        if get_rank() == 0:
-            _check_inputs(info, inputs, out)
+    with process_group() as group:
+        with group.local_rank_zero_first():
+            encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
+            images = open_all_splits(data, subsample, frame_stride)
+        logger.info(f"encoder: {encoder.description}")
+        logger.info(f"{data}: " + "; ".join(f"{split} {describe(d)}".strip() for split, d in images.splits.items()))
+        fingerprint = _fingerprint(images, encoder, subsample, frame_stride)
+        inputs = {"data": str(data), "encoder": encoder.description, "fingerprint": fingerprint}
+        if len(set(group.all_gather(fingerprint))) > 1:
+            raise InputError(f"data, encoder: {data} or {encoder.description} differs between the processes")
+        if not group.broadcast(out.exists()):
+            _write_embeddings(images, encoder, out, inputs, workers, group)
+        elif group.rank == 0:
+            _check_inputs(out.with_suffix(".json"), inputs, out)
             logger.info(f"{out} exists already")
-    else:
-        if get_rank() == 0:
-            _create_parts_folder(out, parts, inputs)
-        all_gather_objects(None)  # wait for the folder
-        writer = EmbeddingWriter(images, encoder, parts, workers)
-        writer.run()
-        if get_rank() == 0:
-            _assemble(writer, out, inputs)
-            shutil.rmtree(parts, ignore_errors=True)
-    if (near_duplicates or outliers) and get_rank() == 0:
-        indices = np.delete(np.arange(len(images)), json.loads(info.read_text())["corrupt"])
-        table = EmbeddingTable(out, images, indices, pixel_format_of(encoder))
-        list_neighbors(table, near_duplicates, outliers, similarity)
+        if (near_duplicates or outliers) and group.rank == 0:
+            corrupt = json.loads(out.with_suffix(".json").read_text())["corrupt"]
+            table = EmbeddingTable(out, images, np.delete(np.arange(len(images)), corrupt), pixel_format_of(encoder))
+            list_neighbors(table, near_duplicates, outliers, similarity)
     return out
+
+
+def _write_embeddings(
+    images: AllSplits, encoder: Encoder, out: Path, inputs: dict[str, str], workers: int | None, group: ProcessGroup
+) -> None:
+    parts = out.with_name(f"{out.name}.parts")
+    if group.rank == 0:
+        _create_parts_folder(out, parts, inputs)
+    group.barrier()
+    writer = EmbeddingWriter(images, encoder, parts, workers, group)
+    writer.run()
+    if group.rank == 0:
+        _assemble(writer, out, inputs)
+        shutil.rmtree(parts, ignore_errors=True)
 
 
 def _check(out: Path, similarity: float, subsample: int | None, frame_stride: int | None, workers: int | None) -> None:

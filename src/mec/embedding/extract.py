@@ -15,7 +15,7 @@ from mec.data.loaders import evaluation_loader, training_loader
 from mec.data.transforms.crop import Batch
 from mec.data.transforms.multi_view import MultiView
 from mec.data.transforms.view_settings import ViewSettings
-from mec.distributed import all_gather_objects, gather_rows, get_world_size, rank_slice
+from mec.distributed import SINGLE_PROCESS, ProcessGroup
 from mec.embedding.images import BATCH, log_corrupt, merge_corrupt_logs, new_corrupt_log, pixel_format_of
 from mec.embedding.neighbors import best_device
 from mec.engine.progress import ProgressBar
@@ -35,30 +35,36 @@ def extract(
     workers: int | None = None,
     label: str = "features",
     device: torch.device | None = None,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[Tensor, Tensor]:
     """Return features (n, d) float32 on the CPU of every readable image, and the indices (n,) of these, ascending.
 
-    In a process group, ``dataset`` is this process's slice; ``with_labels`` joins the slices. Progress goes to standard
-    error. Features above 4 GiB are mapped from a temporary file. ``device`` None is a GPU where there is one.
+    ``dataset`` is this process's slice of the images of ``group``; ``with_labels`` joins the slices. Features above
+    4 GiB are mapped from a temporary file. ``device`` None is a GPU where there is one.
 
     Raises:
         InputError: more than a twentieth of the images are corrupt, or the temporary file does not fit.
     """
     loader = evaluation_loader(dataset, pixel_format_of(encoder), encoder.image_size, BATCH, workers)
-    return apply_to_images(dataset, loader, label, feature_function(encoder, device or best_device()))
+    return apply_to_images(dataset, loader, label, feature_function(encoder, device or best_device()), group)
 
 
 def extract_crops(
-    dataset: ImageDataset, encoder: Encoder, seed: int, workers: int | None = None, label: str = "features"
+    dataset: ImageDataset,
+    encoder: Encoder,
+    seed: int,
+    workers: int | None = None,
+    label: str = "features",
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[Tensor, Tensor]:
     """Return features (n, d) of one random crop and flip of each labeled image, and the labels (n,).
 
-    The processes of a group share the work; rank 0 gets all rows.
+    The processes of ``group`` share the work; rank 0 gets all rows.
     """
     views, pixel_format, device = MultiView(encoder.image_size, [CROP], seed), pixel_format_of(encoder), best_device()
     features, labels = feature_function(encoder, device), labels_of(dataset)
-    own = rank_slice(len(dataset), BATCH)
-    corrupt_log = new_corrupt_log(len(dataset))
+    own = group.slice(len(dataset), BATCH)
+    corrupt_log = new_corrupt_log(len(dataset), group)
     # keyed by the index in the whole dataset: the crops do not depend on the number of processes
     keys = [[(0, i) for i in range(s, min(s + BATCH, own.stop))] for s in range(own.start, own.stop, BATCH)]
     loader = training_loader(dataset, views, keys, pixel_format, device, workers)
@@ -70,19 +76,19 @@ def extract_crops(
             (x,) = views(batch.images, batch.indices, batch.epoch)
             rows = torch.from_numpy(batch.indices) - own.start
             table[rows], row_labels[rows] = features(x).cpu(), labels[torch.from_numpy(batch.source_indices)]
-            progress.advance(len(x) * get_world_size())
-    log_corrupt(merge_corrupt_logs(corrupt_log))
-    return _gather(table, row_labels)
+            progress.advance(len(x) * group.world_size)
+    log_corrupt(merge_corrupt_logs(corrupt_log, group))
+    return _gather(table, row_labels, group)
 
 
-def with_labels(dataset: ImageDataset, features: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+def with_labels(dataset: ImageDataset, features: Tensor, indices: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor]:
     """Return features (n, d) of the images ``indices`` (n,) and their labels; rank 0 gets those of all processes."""
-    return _gather(features, labels_of(dataset)[indices])
+    return _gather(features, labels_of(dataset)[indices], group)
 
 
-def _gather(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    features = gather_rows(features, lambda n, d: feature_table(n, d, torch.float32))
-    return features, gather_rows(labels[:, None], lambda n, d: torch.empty(n, d, dtype=torch.int64))[:, 0]
+def _gather(features: Tensor, labels: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor]:
+    features = group.gather_rows(features, lambda n, d: feature_table(n, d, torch.float32))
+    return features, group.gather_rows(labels[:, None], lambda n, d: torch.empty(n, d, dtype=torch.int64))[:, 0]
 
 
 def labels_of(dataset: ImageDataset) -> Tensor:
@@ -106,14 +112,18 @@ def feature_function(encoder: Encoder, device: torch.device) -> Callable[[Tensor
 
 @torch.no_grad()
 def apply_to_images(
-    dataset: ImageDataset, loader: Iterable[Batch], label: str, function: Callable[[Tensor], Tensor]
+    dataset: ImageDataset,
+    loader: Iterable[Batch],
+    label: str,
+    function: Callable[[Tensor], Tensor],
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[Tensor, Tensor]:
     """Apply ``function`` to the images (n, c, h, w) of every batch.
 
     Returns:
         The outputs (n, ...) on the CPU, in the order of the dataset, and the indices (n,) of the readable images.
     """
-    corrupt_log = new_corrupt_log(sum(all_gather_objects(len(dataset))))
+    corrupt_log = new_corrupt_log(sum(group.all_gather(len(dataset))), group)
     table: Tensor | None = None
     readable = torch.zeros(len(dataset), dtype=torch.bool)
     with ProgressBar(label, corrupt_log.num_images) as progress:
@@ -125,8 +135,8 @@ def apply_to_images(
                     table = feature_table(len(dataset), outputs.shape[1], outputs.dtype)
                 table[indices], readable[indices] = outputs, True
             # assumes that the other processes are about as far
-            progress.advance((len(batch.indices) + len(batch.corrupt)) * get_world_size())
-    corrupt_log = merge_corrupt_logs(corrupt_log)
+            progress.advance((len(batch.indices) + len(batch.corrupt)) * group.world_size)
+    corrupt_log = merge_corrupt_logs(corrupt_log, group)
     if len(corrupt_log) == corrupt_log.num_images:
         raise InputError("data: no image can be read")
     log_corrupt(corrupt_log)

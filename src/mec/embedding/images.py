@@ -10,7 +10,7 @@ from mec.data.analysis import load_into_memory, sample_images
 from mec.data.corrupt import CorruptImage, CorruptLog
 from mec.data.dataset import DataLike, ImageDataset
 from mec.data.pixels import PixelFormat
-from mec.distributed import all_gather_objects, get_world_size, rank_slice
+from mec.distributed import SINGLE_PROCESS, ProcessGroup
 from mec.errors import InputError
 from mec.models.encoder import Encoder
 
@@ -37,43 +37,43 @@ def check_channels(dataset: ImageDataset, encoder: Encoder, data: DataLike) -> N
         )
 
 
-def in_memory(dataset: ImageDataset, pixel_format: PixelFormat, split_by_rank: bool = False) -> ImageDataset:
+def in_memory(dataset: ImageDataset, pixel_format: PixelFormat, group: ProcessGroup = SINGLE_PROCESS) -> ImageDataset:
     """Decode small images into memory and report corrupt ones, which the returned dataset no longer contains.
 
     Args:
         dataset: images of any size; large ones stay where they are.
         pixel_format: format of the decoded images.
-        split_by_rank: keep only this process's slice.
+        group: processes of which each keeps its slice of the images.
     """
-    corrupt_log = new_corrupt_log(len(dataset))
-    if split_by_rank and get_world_size() > 1:
-        dataset = dataset.subset(np.arange(len(dataset))[rank_slice(len(dataset), BATCH)])
+    corrupt_log = new_corrupt_log(len(dataset), group)
+    if group.world_size > 1:
+        dataset = dataset.subset(np.arange(len(dataset))[group.slice(len(dataset), BATCH)])
     try:
         decoded, corrupt = load_into_memory(dataset, pixel_format) if len(dataset) else (dataset, [])
     except InputError:  # every image is corrupt: an error, unless other processes have readable ones
-        if not split_by_rank or get_world_size() == 1:
+        if group.world_size == 1:
             raise
         decoded, corrupt = dataset, []
     corrupt_log.add(corrupt, len(dataset))
-    log_corrupt(merge_corrupt_logs(corrupt_log) if split_by_rank else corrupt_log)
+    log_corrupt(merge_corrupt_logs(corrupt_log, group))
     return decoded
 
 
-def new_corrupt_log(num_images: int) -> CorruptLog:
+def new_corrupt_log(num_images: int, group: ProcessGroup) -> CorruptLog:
     """Return an empty log for ``num_images``, which one process or several read."""
     corrupt_log = CorruptLog(MAX_CORRUPT, num_images)
-    if get_world_size() > 1:
+    if group.world_size > 1:
         # one process may read all corrupt images: the limit is a fraction of all images, not of this process's slice
-        corrupt_log.num_seen = num_images
+        corrupt_log.add([], num_images)
     return corrupt_log
 
 
-def merge_corrupt_logs(corrupt_log: CorruptLog) -> CorruptLog:
+def merge_corrupt_logs(corrupt_log: CorruptLog, group: ProcessGroup) -> CorruptLog:
     """Join the logs of all processes. Raises InputError if there are too many corrupt images in total."""
-    if get_world_size() == 1:
+    if group.world_size == 1:
         return corrupt_log
     merged = CorruptLog(corrupt_log.max_fraction, corrupt_log.num_images)
-    for reasons in all_gather_objects(corrupt_log.reasons):
+    for reasons in group.all_gather(corrupt_log.reasons):
         merged.add([CorruptImage(*item) for item in reasons.items()], merged.num_images)
     return merged
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from mec.data.corrupt import CorruptImage
 from mec.data.loaders import evaluation_loader
 from mec.data.transforms.crop import Batch
-from mec.distributed import all_gather_objects, get_rank, get_world_size, rank_slice
+from mec.distributed import ProcessGroup
 from mec.embedding.extract import feature_function
 from mec.embedding.images import BATCH, log_corrupt, new_corrupt_log, pixel_format_of
 from mec.embedding.neighbors import best_device
@@ -72,9 +72,12 @@ class EmbeddingWriter:
         InputError: a part is damaged, or the processes see different folders.
     """
 
-    def __init__(self, images: AllSplits, encoder: Encoder, folder: Path, workers: int | None) -> None:
+    def __init__(
+        self, images: AllSplits, encoder: Encoder, folder: Path, workers: int | None, group: ProcessGroup
+    ) -> None:
         self.images, self.encoder, self.folder, self.workers = images, encoder, folder, workers
-        self.corrupt_log = new_corrupt_log(len(images))
+        self.group = group
+        self.corrupt_log = new_corrupt_log(len(images), group)
         self.part, self.part_row = (np.full(len(images), -1, dtype=np.int32) for _ in range(2))
         self.files: list[Path] = []
         for file in sorted(folder.glob("[0-9]*.safetensors")):
@@ -83,7 +86,7 @@ class EmbeddingWriter:
         # parts of this call are numbered after those of earlier calls: the last attempt at an image counts
         self.next_number = 1 + max((int(file.name[:6]) for file in self.files), default=-1)
         self.own_files: list[Path] = []
-        if len(set(all_gather_objects((folder.exists(), *(file.name for file in self.files))))) > 1:
+        if len(set(self.group.all_gather((folder.exists(), *(file.name for file in self.files))))) > 1:
             raise self._folder_error()
 
     def _folder_error(self) -> InputError:
@@ -108,7 +111,9 @@ class EmbeddingWriter:
             logger.info(f"resuming: {self.num_done:,} of {len(self.images):,} images are embedded")
         self._check_disk_space()
         features = feature_function(self.encoder, best_device())
-        self.corrupt_log.write_to(self.folder / (f"corrupt-{get_rank()}.csv" if get_rank() else "corrupt.csv"))
+        self.corrupt_log.write_to(
+            self.folder / (f"corrupt-{self.group.rank}.csv" if self.group.rank else "corrupt.csv")
+        )
         missing, corrupt = self.part < 0, (self.part >= 0) & (self.part_row < 0)
         with ProgressBar("embeddings", len(self.images), self.num_done) as progress:
             for mask in (missing, corrupt):
@@ -120,7 +125,7 @@ class EmbeddingWriter:
                         part.indices.append(indices)
                         part.attempted.append(attempted)
                         # assumes that the other processes are about as far; retries are not counted twice
-                        progress.advance(len(attempted) * get_world_size() if mask is missing else 0)
+                        progress.advance(len(attempted) * self.group.world_size if mask is missing else 0)
                         if part.is_full():
                             part = self._write(part)
                 finally:  # on Ctrl-C too
@@ -128,8 +133,8 @@ class EmbeddingWriter:
         self._merge_parts()
 
     def _merge_parts(self) -> None:
-        results = all_gather_objects(([file.name for file in self.own_files], self.corrupt_log.reasons))
-        if get_rank() > 0:
+        results = self.group.all_gather(([file.name for file in self.own_files], self.corrupt_log.reasons))
+        if self.group.rank > 0:
             return
         for files, reasons in results[1:]:
             self.corrupt_log.reasons |= reasons
@@ -142,7 +147,7 @@ class EmbeddingWriter:
                 f"out: {self.folder} is missing parts; was another process writing to it? Run the command again"
             )
         # a new log: those of the processes include images that a retry could read
-        corrupt_log = new_corrupt_log(len(self.images))
+        corrupt_log = new_corrupt_log(len(self.images), self.group)
         corrupt_log.add([CorruptImage(*row) for row in self.corrupt_images()], len(self.images))
         log_corrupt(corrupt_log)
 
@@ -166,7 +171,7 @@ class EmbeddingWriter:
         """Write a part, unless it is empty, and return a new one."""
         if part.attempted:
             # the process id keeps names apart from those of an earlier call that is still writing
-            file = self.folder / f"{self.next_number:06}-{get_rank()}-{os.getpid()}.safetensors"
+            file = self.folder / f"{self.next_number:06}-{self.group.rank}-{os.getpid()}.safetensors"
             part.write(file)
             self._add_file(file)
             self.own_files.append(file)
@@ -183,7 +188,7 @@ class EmbeddingWriter:
         start, pixel_format = 0, pixel_format_of(self.encoder)
         for dataset in self.images.splits.values():
             own = np.flatnonzero(mask[start : start + len(dataset)])
-            own = own[rank_slice(len(own), BATCH)]
+            own = own[self.group.slice(len(own), BATCH)]
             if len(own):
                 subset = dataset if len(own) == len(dataset) else dataset.subset(own)
                 loader = evaluation_loader(subset, pixel_format, self.encoder.image_size, BATCH, self.workers)

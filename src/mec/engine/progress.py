@@ -10,7 +10,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mec.distributed import get_rank
+from mec.distributed import is_rank_zero
 
 logger = logging.getLogger("mec")
 
@@ -29,7 +29,7 @@ class ProgressBar:
     """
 
     def __init__(self, label: str, total: int, initial: int = 0, unit: str = "images") -> None:
-        label = label if get_rank() == 0 else ""
+        label = label if is_rank_zero() else ""
         self.label, self.total, self.initial, self.done, self.unit = label, total, initial, initial, unit
         self.start_time = self.last_update = time.monotonic()
         console = Console(stderr=True, soft_wrap=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mec.data.dataset import ArrayDataset, ImageDataset
+from mec.data.dataset import ImageDataset
 from mec.data.loaders import evaluation_loader
 from mec.data.pixels import PixelFormat
-from mec.distributed import all_gather_objects, get_rank
+from mec.distributed import SINGLE_PROCESS, ProcessGroup
 from mec.embedding.extract import apply_to_images, extract, extract_crops, with_labels
 from mec.embedding.images import BATCH, in_memory, pixel_format_of
 from mec.evaluate.task import Task, log_encoder
@@ -37,29 +37,32 @@ def features_of(task: Task, crops_seed: int | None = None) -> Iterator[Features]
     are left out. The processes of a group share the images; only rank 0 yields features.
     """
     log_encoder(task)
+    group = task.group
     pixel_format = pixel_format_of(next(iter(task.encoders.values())))
-    train = in_memory(task.train, pixel_format, split_by_rank=crops_seed is None)
-    test = in_memory(task.test, pixel_format, split_by_rank=True)
+    train = in_memory(task.train, pixel_format, group if crops_seed is None else SINGLE_PROCESS)
+    test = in_memory(task.test, pixel_format, group)
     for name, encoder in task.encoders.items():
-        test_features = with_labels(test, *extract(test, encoder, task.workers, name))
+        test_features = with_labels(test, *extract(test, encoder, task.workers, name, group=group), group)
         if crops_seed is None:
-            train_features = with_labels(train, *extract(train, encoder, task.workers, name))
+            train_features = with_labels(train, *extract(train, encoder, task.workers, name, group=group), group)
         else:
-            train_features = extract_crops(train, encoder, crops_seed, task.workers, name)
-        if get_rank() == 0:
+            train_features = extract_crops(train, encoder, crops_seed, task.workers, name, group)
+        if group.rank == 0:
             yield Features(name, *train_features, *test_features)
     if task.pixels and crops_seed is None:
         train_features, test_features = (
-            with_labels(split, *_raw_pixels(split, pixel_format, task.workers)) for split in (train, test)
+            with_labels(split, *_raw_pixels(split, pixel_format, task.workers, group), group) for split in (train, test)
         )
-        if get_rank() == 0:
+        if group.rank == 0:
             yield Features("raw pixels", *train_features, *test_features)
 
 
-def _raw_pixels(dataset: ImageDataset, pixel_format: PixelFormat, workers: int | None) -> tuple[Tensor, Tensor]:
-    side = min(dataset.images.shape[1:3]) if isinstance(dataset, ArrayDataset) else MAX_RAW_SIDE
-    sides = {s for s in all_gather_objects(side if len(dataset) else None) if s is not None}
+def _raw_pixels(
+    dataset: ImageDataset, pixel_format: PixelFormat, workers: int | None, group: ProcessGroup
+) -> tuple[Tensor, Tensor]:
+    side = MAX_RAW_SIDE if dataset.images is None else min(dataset.images.shape[1:3])
+    sides = {s for s in group.all_gather(side if len(dataset) else None) if s is not None}
     side = min(MAX_RAW_SIDE, *sides) if len(sides) == 1 else MAX_RAW_SIDE
     loader = evaluation_loader(dataset, pixel_format, side, BATCH, workers)
     scale = 255 if pixel_format.value_range is None else 1
-    return apply_to_images(dataset, loader, "raw pixels", lambda x: x.flatten(1).float() / scale)
+    return apply_to_images(dataset, loader, "raw pixels", lambda x: x.flatten(1).float() / scale, group)

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from mec.data.dataset import DataLike
-from mec.distributed import broadcast_object
+from mec.distributed import process_group
 from mec.embedding.extract import labels_of
 from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies, ranking
 from mec.evaluate.features import Features, features_of
 from mec.evaluate.task import open_task
 from mec.models.encoder import EncoderLike
-from mec.results import Metric, Protocol, Result, Stopwatch
+from mec.results import Metric, Protocol, Result
 
 DEFAULT_SHOTS = (1, 5, 10)
 
@@ -53,22 +53,16 @@ def few_shot(
         raise InputError(f"shots: expected numbers of at least 1, got {list(shots)}")
     if trials < 1:
         raise InputError(f"trials: expected at least 1, got {trials}")
-    clock = Stopwatch()
-    task = open_task(data, encoder, baselines, workers, labels_csv)
-    classes = len(task.classes)
-    smallest = int(labels_of(task.train).bincount(minlength=classes).min())
-    shots = [n for n in DEFAULT_SHOTS if n <= smallest] if shots is None else shots
-    if max(shots) > smallest:
-        raise InputError(f"shots: expected at most {smallest}, the images of the smallest class, got {list(shots)}")
-    rows = {f.name: few_shot_metrics(f, classes, shots, trials, seed) for f in features_of(task)}
-    return Result(
-        task="few-shot",
-        protocol=Protocol("few-shot", {"classifier": "nearest class mean", "features": "CL2N", "trials": trials}),
-        dataset=task.dataset,
-        encoder=task.encoder,
-        rows=broadcast_object(rows),
-        seconds=clock(),
-    )
+    with process_group() as group:
+        task = open_task(data, encoder, baselines, workers, labels_csv, group)
+        classes = len(task.classes)
+        smallest = int(labels_of(task.train).bincount(minlength=classes).min())
+        shots = [n for n in DEFAULT_SHOTS if n <= smallest] if shots is None else shots
+        if max(shots) > smallest:
+            raise InputError(f"shots: expected at most {smallest}, the images of the smallest class, got {list(shots)}")
+        rows = {f.name: few_shot_metrics(f, classes, shots, trials, seed) for f in features_of(task)}
+        protocol = Protocol("few-shot", {"classifier": "nearest class mean", "features": "CL2N", "trials": trials})
+        return task.result("few-shot", protocol, rows)
 
 
 def few_shot_metrics(features: Features, classes: int, shots: Sequence[int], trials: int, seed: int) -> list[Metric]:

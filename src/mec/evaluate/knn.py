@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from mec.data.dataset import DataLike
-from mec.distributed import broadcast_object
+from mec.distributed import process_group
 from mec.embedding.neighbors import nearest
 from mec.errors import InputError
 from mec.evaluate.accuracy import TOP, accuracies, ranking
 from mec.evaluate.features import features_of
 from mec.evaluate.task import open_task
 from mec.models.encoder import EncoderLike
-from mec.results import Metric, Protocol, Result, Stopwatch, to_metrics
+from mec.results import Metric, Protocol, Result, to_metrics
 
 MAX_VOTES = 2**24
 """Votes (queries times classes) counted at once, which bounds the memory."""
@@ -48,30 +48,24 @@ def knn(
         raise InputError(f"k: expected numbers of at least 1, got {list(k)}")
     if not temperature > 0:
         raise InputError(f"temperature: expected a positive number, got {temperature}")
-    clock = Stopwatch()
-    task = open_task(data, encoder, baselines, workers, labels_csv)
-    possible_k = [n for n in k if n <= len(task.train)]
-    if not possible_k:
-        raise InputError(f"k: expected at most {len(task.train)}, the number of train images, got {list(k)}")
-    classes = len(task.classes)
     rows: dict[str, list[Metric]] = {}
-    for f in features_of(task):
-        ranked = knn_ranking(f.train, f.train_labels, f.test, possible_k, classes, temperature)
-        values = {}
-        for n, predicted in ranked.items():
-            accuracy = accuracies(predicted, f.test_labels, classes)
-            values[f"k={n}"] = accuracy["top-1"]
-            if "top-5" in accuracy:
-                values[f"k={n} top-5"] = accuracy["top-5"]
-        rows[f.name] = to_metrics(values)
-    return Result(
-        task="knn",
-        protocol=Protocol("knn", {"similarity": "cosine", "temperature": temperature, "bank": "train split"}),
-        dataset=task.dataset,
-        encoder=task.encoder,
-        rows=broadcast_object(rows),
-        seconds=clock(),
-    )
+    with process_group() as group:
+        task = open_task(data, encoder, baselines, workers, labels_csv, group)
+        possible_k = [n for n in k if n <= len(task.train)]
+        if not possible_k:
+            raise InputError(f"k: expected at most {len(task.train)}, the number of train images, got {list(k)}")
+        classes = len(task.classes)
+        for f in features_of(task):
+            ranked = knn_ranking(f.train, f.train_labels, f.test, possible_k, classes, temperature)
+            values = {}
+            for n, predicted in ranked.items():
+                accuracy = accuracies(predicted, f.test_labels, classes)
+                values[f"k={n}"] = accuracy["top-1"]
+                if "top-5" in accuracy:
+                    values[f"k={n} top-5"] = accuracy["top-5"]
+            rows[f.name] = to_metrics(values)
+        protocol = Protocol("knn", {"similarity": "cosine", "temperature": temperature, "bank": "train split"})
+        return task.result("knn", protocol, rows)
 
 
 def knn_ranking(

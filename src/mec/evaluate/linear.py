@@ -11,7 +11,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from mec.data.dataset import DataLike
-from mec.distributed import broadcast_object
+from mec.distributed import process_group
 from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies, ranking
 from mec.evaluate.features import Features, features_of
@@ -19,7 +19,7 @@ from mec.evaluate.logistic import LogisticFit
 from mec.evaluate.supervised import PAPER_PROBE, SIMSIAM_PROBE, overridden, protocol_settings, train_and_test
 from mec.evaluate.task import log_encoder, open_task, with_images_in_memory
 from mec.models.encoder import EncoderLike
-from mec.results import Protocol, Result, Stopwatch, to_metrics
+from mec.results import Protocol, Result, to_metrics
 
 INVERSE_PENALTIES = tuple(10.0**e for e in np.arange(-4, 1.1, 0.5))
 MAX_SELECTION_IMAGES = 10_000
@@ -85,33 +85,26 @@ def linear(
         raise InputError(f"crops: the {protocol} protocol draws new crops in every epoch; expected --protocol fast")
     # reject invalid overrides before the data is opened; fast has none and ignores these settings
     settings = overridden(PROTOCOLS.get(protocol, PAPER_PROBE), **changes)
-    clock = Stopwatch()
-    task = open_task(data, encoder, baselines, workers, labels_csv)
-    if protocol == "fast":
-        details: dict[str, Any] = {
-            "classifier": "logistic regression",
-            "crops": crops,
-            "penalty": "chosen on held-out train images",
-        }
-        all_features = features_of(task, seed if crops == "random" else None)
-        rows = {f.name: to_metrics(fast_probe_accuracies(f, len(task.classes), max_iter)) for f in all_features}
-    else:
-        side = next(iter(task.encoders.values())).image_size
-        details = {**protocol_settings(settings, len(task.train)), "image_size": side}
-        log_encoder(task)
-        task = with_images_in_memory(task)
-        rows = {
-            name: to_metrics(train_and_test(task, task.train, row, settings, seed, f"{protocol} probe, {name}"))
-            for name, row in task.encoders.items()
-        }
-    return Result(
-        task="linear",
-        protocol=Protocol(f"linear-{protocol}", details),
-        dataset=task.dataset,
-        encoder=task.encoder,
-        rows=broadcast_object(rows),
-        seconds=clock(),
-    )
+    with process_group() as group:
+        task = open_task(data, encoder, baselines, workers, labels_csv, group)
+        if protocol == "fast":
+            details: dict[str, Any] = {
+                "classifier": "logistic regression",
+                "crops": crops,
+                "penalty": "chosen on held-out train images",
+            }
+            all_features = features_of(task, seed if crops == "random" else None)
+            rows = {f.name: to_metrics(fast_probe_accuracies(f, len(task.classes), max_iter)) for f in all_features}
+        else:
+            side = next(iter(task.encoders.values())).image_size
+            details = {**protocol_settings(settings, len(task.train)), "image_size": side}
+            log_encoder(task)
+            task = with_images_in_memory(task)
+            rows = {
+                name: to_metrics(train_and_test(task, task.train, row, settings, seed, f"{protocol} probe, {name}"))
+                for name, row in task.encoders.items()
+            }
+        return task.result("linear", Protocol(f"linear-{protocol}", details), rows)
 
 
 def fast_probe_accuracies(features: Features, classes: int, max_iter: int = 200) -> dict[str, float]:

@@ -20,7 +20,6 @@ from mec.data.dataset import ImageDataset
 from mec.data.loaders import evaluation_loader, training_loader, training_sampler
 from mec.data.transforms.crop import Batch
 from mec.data.transforms.multi_view import MultiView
-from mec.distributed import get_world_size
 from mec.embedding.extract import CROP, apply_to_images, labels_of
 from mec.embedding.images import MAX_CORRUPT, in_memory, pixel_format_of
 from mec.embedding.neighbors import best_device
@@ -174,9 +173,9 @@ def train_and_test(
     task: Task, train: ImageDataset, encoder: Encoder, settings: Settings, seed: int, label: str
 ) -> dict[str, float]:
     """Train a classifier on ``train`` and return its accuracies on the test images of the task."""
-    if get_world_size() > 1:
+    if task.group.world_size > 1:
         raise InputError(
-            f"processes: expected one for training a classifier, got {get_world_size()}; start it "
+            f"processes: expected one for training a classifier, got {task.group.world_size}; start it "
             "without torchrun or srun"
         )
     encoder = encoder if settings.backbone_lr == 0 else copy.deepcopy(encoder)

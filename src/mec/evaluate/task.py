@@ -9,12 +9,12 @@ import numpy as np
 
 from mec.data.dataset import DataLike, ImageDataset
 from mec.data.datasets import open_dataset
-from mec.distributed import local_rank_zero_first
+from mec.distributed import SINGLE_PROCESS, ProcessGroup
 from mec.embedding.images import check_channels, in_memory, pixel_format_of
 from mec.errors import InputError
 from mec.models.encoder import Encoder, EncoderLike
 from mec.models.io import load_encoder, untrained
-from mec.results import DatasetSummary
+from mec.results import DatasetSummary, Metric, Protocol, Result, Stopwatch
 
 logger = logging.getLogger("mec")
 
@@ -35,6 +35,8 @@ class Task:
         encoders: encoder of each row of the results table: "encoder" and "untrained".
         pixels: add a row for raw pixels.
         workers: loader processes; None: one per core.
+        group: processes that share the images.
+        clock: started when the task was opened.
     """
 
     dataset: DatasetSummary
@@ -45,6 +47,13 @@ class Task:
     encoders: dict[str, Encoder]
     pixels: bool
     workers: int | None
+    group: ProcessGroup
+    clock: Stopwatch
+
+    def result(self, name: str, protocol: Protocol, rows: dict[str, list[Metric]]) -> Result:
+        """Return the result of task ``name`` with the rows of rank 0, in every process of the group."""
+        rows = self.group.broadcast(rows)
+        return Result(name, protocol, self.dataset, self.encoder, rows, seconds=self.clock())
 
 
 def open_task(
@@ -53,6 +62,7 @@ def open_task(
     baselines: bool | None = None,
     workers: int | None = None,
     labels_csv: DataLike | None = None,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Task:
     """Open the train and test images of a labeled dataset, and the encoder.
 
@@ -63,12 +73,14 @@ def open_task(
             100,000 train images.
         workers: loader processes; None: one per core.
         labels_csv: .csv with columns path and label for the images of a folder, in place of its sub-folders.
+        group: processes that share the images.
 
     Raises:
         InputError: no labels, fewer than two classes, a class without train or test images, an unreadable encoder, or
             images whose channels it does not take.
     """
-    with local_rank_zero_first():
+    clock = Stopwatch()
+    with group.local_rank_zero_first():
         encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
         train, test = open_dataset(data, "train", labels_csv), open_dataset(data, "test", labels_csv)
     check_classes(train, test, data)
@@ -85,6 +97,8 @@ def open_task(
         encoders=with_baseline(encoder, baselines),
         pixels=baselines,
         workers=workers,
+        group=group,
+        clock=clock,
     )
 
 

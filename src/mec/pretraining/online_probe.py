@@ -17,7 +17,7 @@ from mec.data.dataset import DataLike, ImageDataset
 from mec.data.datasets import open_dataset
 from mec.data.datasets.splits import random_split
 from mec.data.datasets.webdataset import is_shard_source
-from mec.distributed import broadcast_object, get_rank, process_group
+from mec.distributed import process_group
 from mec.embedding.extract import extract, with_labels
 from mec.embedding.images import in_memory, pixel_format_of
 from mec.errors import InputError
@@ -117,16 +117,16 @@ class OnlineProbe(lightning.Callback):
         pixel_format, training = pixel_format_of(encoder), encoder.training
         devices = [device] if device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices=devices), process_group():
+            with torch.random.fork_rng(devices=devices), process_group() as group:
                 if not self.loaded:
-                    self.datasets = [in_memory(dataset, pixel_format, split_by_rank=True) for dataset in self.datasets]
+                    self.datasets = [in_memory(dataset, pixel_format, group) for dataset in self.datasets]
                     self.loaded = True
                 (train, train_labels), (test, test_labels) = (
-                    with_labels(dataset, *extract(dataset, encoder, self.workers, "", device))
+                    with_labels(dataset, *extract(dataset, encoder, self.workers, "", device, group), group)
                     for dataset in self.datasets
                 )
                 features = Features("encoder", train, train_labels, test, test_labels)
-                return broadcast_object(self._top1(features) if get_rank() == 0 else {})
+                return group.broadcast(self._top1(features) if group.rank == 0 else {})
         finally:
             encoder.train(training)
 
