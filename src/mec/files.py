@@ -1,13 +1,14 @@
-"""Atomic writes, and the rows of a .csv file that a resumed run keeps."""
+"""Atomic writes, and .csv files of a training that a resumed run continues."""
 
 from __future__ import annotations
 
 import csv
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -30,13 +31,33 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def rows_before_step(path: Path, step: int) -> list[dict[str, str]]:
-    """Return the rows of a .csv file whose column ``step`` is below ``step``: a resumed run writes the others again.
+class StepCsv:
+    """A .csv file with a column ``step``, to which a training appends rows.
 
-    Returns no rows if the file does not exist. A last row that a full disk cut short is dropped.
+    Args:
+        path: the file. A resumed training first removes the rows that it will write again, and a last row that a full
+            disk cut short.
+        columns: names of the columns; ``step`` is one of them.
+        first_step: rows of this step and later ones are removed.
+
+    Attributes:
+        earlier: the rows that were kept.
     """
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        complete_rows = (row for row in csv.DictReader(file) if None not in row.values())
-        return [row for row in complete_rows if int(row["step"]) < step]
+
+    def __init__(self, path: Path, columns: Sequence[str], first_step: int) -> None:
+        self.path, self.columns = path, columns
+        self.earlier: list[dict[str, str]] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                complete_rows = (row for row in csv.DictReader(file) if None not in row.values())
+                self.earlier = [row for row in complete_rows if int(row["step"]) < first_step]
+        with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(self.earlier)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Append a row: numbers with six significant digits, missing columns empty."""
+        values = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns, extrasaction="ignore").writerow(values)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
 
 from mec.distributed import is_rank_zero
 from mec.errors import InputError
 from mec.files import atomic_write
+
+logger = logging.getLogger("mec")
 
 NUM_KEPT = 3
 """Number of steps whose checkpoints are kept."""
@@ -70,28 +71,7 @@ def save_checkpoint(trainer: lightning.Trainer, folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-class PeriodicCheckpoint(Checkpoint):
-    """Saves a checkpoint at the end of an epoch if ``every_n_steps`` steps have passed since the last one.
-
-    Always saves at the end of the last epoch.
-    """
-
-    def __init__(self, folder: Path, every_n_steps: int) -> None:
-        self.folder, self.every_n_steps = folder, every_n_steps
-        self.last_saved_step: int | None = None
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.last_saved_step = trainer.global_step
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        is_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
-        if trainer.global_step - (self.last_saved_step or 0) < self.every_n_steps and not is_last_epoch:
-            return
-        self.last_saved_step = trainer.global_step
-        save_checkpoint(trainer, self.folder)
-
-
-def latest_checkpoint(run: Path, log: Callable[[str], object]) -> Path | None:
+def latest_checkpoint(run: Path) -> Path | None:
     """Return the intact checkpoint of the latest step in a run folder; None if the folder has no checkpoints.
 
     Newer checkpoints that are damaged are logged and renamed to .damaged.
@@ -105,7 +85,7 @@ def latest_checkpoint(run: Path, log: Callable[[str], object]) -> Path | None:
         if is_intact(path):
             break
         damaged.append(path)
-        log(f"{path} is damaged: its checksum does not match its name")
+        logger.warning(f"{path} is damaged: its checksum does not match its name")
     else:
         if paths:
             raise InputError(f"resume: all checkpoints in {run} are damaged; start again in another folder")

@@ -1,19 +1,25 @@
-"""Progress bars on standard error."""
+"""Progress bars, and the callback that shows the progress of a training and logs its metrics."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
+import lightning
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
 from mec.distributed import is_rank_zero
+from mec.files import StepCsv
 
 logger = logging.getLogger("mec")
 
+METRICS_FILE = "metrics.csv"
 TERMINAL_INTERVAL, LOG_INTERVAL = 0.5, 30
 """Seconds between two updates on a terminal, and between two lines elsewhere."""
 
@@ -75,3 +81,112 @@ class ProgressBar:
         if not self.is_terminal:
             seconds_left = (now - self.start_time) / max(1, self.done - self.initial) * (self.total - self.done)
             logger.info(f"{self.label}: {status}, {seconds_left / 60:.0f} min left")
+
+
+class TrainingModule(lightning.LightningModule):
+    """What the callbacks of the engine need of a module that trains.
+
+    Attributes:
+        metric_names: columns of metrics.csv between epoch and images_per_second.
+        stays_finite: whether the weights stay finite where the loss does not, so that a checkpoint is worth saving.
+        batch_size: images in a step, over all processes.
+        step_metrics: metrics of the latest step; Tensors are on the device.
+        step_is_logged: whether the metrics of the latest step are read, which synchronizes with the device.
+    """
+
+    metric_names: tuple[str, ...] = ("loss", "lr")
+    stays_finite = False
+    batch_size: int
+    step_metrics: dict[str, Tensor | float]
+    step_is_logged: bool = False
+
+    def progress_text(self, metrics: Mapping[str, float], short: bool) -> str:
+        """Return text to show beside the progress bar.
+
+        Args:
+            metrics: the latest logged metrics, {} before the first.
+            short: whether the text has about 35 characters, to fit a terminal.
+        """
+        return f"loss {metrics['loss']:.3f}" if metrics else ""
+
+    def diverged(self) -> bool:
+        """Return whether the training should end; called where reading the loss is cheap."""
+        return not math.isfinite(self.step_metrics["loss"])
+
+    def divergence_message(self) -> str:
+        """Return the error message of a training that diverged."""
+        return f"lr: training diverged before step {self.global_step:,}; lower it"
+
+
+class TrainingProgress(lightning.Callback):
+    """Shows the progress of a training, and logs its metrics to metrics.csv and the trainer's loggers.
+
+    Args:
+        label: label of the progress bar.
+        folder: folder of metrics.csv; None writes none.
+    """
+
+    def __init__(self, label: str, folder: Path | None) -> None:
+        self.label, self.folder = label, folder
+        self.metrics: dict[str, float] = {}
+        self.bar: ProgressBar | None = None
+        self.csv: StepCsv | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        self.start_time = time.perf_counter()
+        self._reset_throughput()
+        if not trainer.is_global_zero:
+            return
+        step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
+        self.seconds_before = 0.0
+        if self.folder is not None:
+            speed = ("images_per_second", "data_wait_fraction", "seconds")
+            self.csv = StepCsv(self.folder / METRICS_FILE, ("step", "epoch", *pl_module.metric_names, *speed), step)
+            self.seconds_before = float(self.csv.earlier[-1].get("seconds") or 0) if self.csv.earlier else 0.0
+        self.bar = ProgressBar(self.label, total, step, unit="").__enter__()
+
+    def _reset_throughput(self) -> None:
+        self.window_start = self.wait_start = time.perf_counter()
+        self.wait_seconds, self.images = 0.0, 0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.wait_seconds += time.perf_counter() - self.wait_start
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        self.images += pl_module.batch_size
+        if self.bar is not None:
+            # the health of codes is not measured at a step whose loss is not finite
+            if pl_module.step_is_logged and pl_module.step_metrics.keys() >= set(pl_module.metric_names):
+                self._log(trainer, pl_module)
+            short = self.bar.is_terminal
+            self.bar.advance(1, lambda: pl_module.progress_text(self.metrics, short))
+        self.wait_start = time.perf_counter()
+
+    def _log(self, trainer: lightning.Trainer, module: TrainingModule) -> None:
+        metrics = {name: float(value) for name, value in module.step_metrics.items()}  # waits for the device
+        now = time.perf_counter()
+        elapsed = max(now - self.window_start, 1e-9)
+        speed = {"images_per_second": self.images / elapsed, "data_wait_fraction": self.wait_seconds / elapsed}
+        self._reset_throughput()
+        self.metrics = metrics | speed
+        step = trainer.global_step - 1
+        if self.csv is not None:
+            seconds = now - self.start_time + self.seconds_before
+            self.csv.append({"step": step, "epoch": trainer.current_epoch, "seconds": seconds} | self.metrics)
+        for metrics_logger in trainer.loggers:
+            metrics_logger.log_metrics(self.metrics, step=step)
+
+    def _stop(self) -> None:
+        if self.bar is not None:
+            self.bar.__exit__()
+            self.bar = None
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._stop()

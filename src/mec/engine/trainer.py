@@ -1,20 +1,19 @@
-"""Create a ``lightning.Trainer`` with devices, precision, strategy and atomic checkpoints configured.
+"""Create a ``lightning.Trainer`` with devices, precision, strategy and atomic checkpoints configured, and run it.
 
-Global state that this module changes:
-
-- Importing it sets the loggers ``lightning.pytorch`` and ``lightning.fabric`` to WARNING for the rest of the process.
-- ``make_trainer`` ignores all warnings while the Trainer is constructed, then restores the warning filters.
-- In a process that Lightning started (not torchrun or SLURM), ``make_trainer`` starts a daemon thread that ends the
-  process with exit status 1 once its parent process has died.
+In a process that Lightning started (not torchrun or SLURM), ``make_trainer`` starts a daemon thread that ends the
+process with exit status 1 once its parent process has died.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning
@@ -25,15 +24,16 @@ from lightning.fabric.plugins.environments import (  # type: ignore[attr-defined
 )
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mec.data.workers import POLL_SECONDS
 from mec.engine.checkpoints import AtomicCheckpointIO
 from mec.engine.fsdp import FSDP2Strategy
+from mec.engine.preemption import EXIT_PREEMPTED, StoppedError
 from mec.errors import InputError
 
-# at INFO Lightning logs devices and advertisements; callers log what matters themselves
-for _name in ("lightning.pytorch", "lightning.fabric"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
+logger = logging.getLogger("mec")
+LIGHTNING_LOGGERS = ("lightning.pytorch", "lightning.fabric")
 
 
 def make_trainer(
@@ -78,8 +78,7 @@ def make_trainer(
         backend = None if on_gpu else "gloo"
         lightning_strategy = FSDP2Strategy(world_size, backend) if strategy == "fsdp" else _ddp_strategy()
     untyped: Any = {"precision": precision, "plugins": plugins, "num_nodes": nodes}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_lightning():
         try:
             return lightning.Trainer(
                 accelerator=accelerator,
@@ -95,6 +94,63 @@ def make_trainer(
             )
         except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"devices: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silence Lightning within the block: its log of devices, its advertisements, and its advice on settings that are
+    chosen on purpose."""
+    levels = {name: logging.getLogger(name).level for name in LIGHTNING_LOGGERS}
+    try:
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            # about sharded encoders whose output is changed in place, which does not happen here
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def running(trainer: lightning.Trainer) -> Iterator[None]:
+    """Run ``trainer.fit`` or ``trainer.test`` in the block, quietly, and translate their exceptions.
+
+    Raises:
+        InputError: a loader process ended.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint was saved if the trainer saves any.
+        SystemExit: SIGTERM, likewise; with status 75 on rank 0.
+    """
+    with quiet_lightning():
+        try:
+            yield
+        except StoppedError as stop:
+            logger.info(f"saved at step {trainer.global_step:,}; continue with --resume")
+            if stop.signal_number == signal.SIGINT:
+                raise KeyboardInterrupt from stop
+            # only rank 0 exits with an error: if several do, lightning and torchrun kill those that are still running
+            raise SystemExit(EXIT_PREEMPTED if trainer.is_global_zero else 0) from stop
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise InputError(
+                f"workers: a loader process ended ({' '.join(str(error).split())}), most often because memory ran "
+                "out: use fewer workers, and continue from the last checkpoint with --resume"
+            ) from error
+        except SIGTERMException as error:  # before the first step, or without checkpoints
+            raise SystemExit(EXIT_PREEMPTED) from error
+        except SystemExit as error:  # lightning turns Ctrl-C into an exit
+            raise KeyboardInterrupt from error
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed PyTorch's random number generators within the block, and restore their states after it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 def native_bfloat16() -> bool:

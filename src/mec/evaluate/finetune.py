@@ -10,10 +10,10 @@ from mec.data.dataset import DataLike
 from mec.embedding.images import in_memory, pixel_format_of
 from mec.errors import InputError
 from mec.evaluate.label_subset import label_subset
-from mec.evaluate.supervised import Settings, overridden, protocol_settings, train_and_test
+from mec.evaluate.supervised import Settings, overridden, protocol_settings, train_and_test, training_folder
 from mec.evaluate.task import log_encoder, open_task
 from mec.models.encoder import EncoderLike
-from mec.results import Protocol, Result, Stopwatch, mean_metrics
+from mec.results import Protocol, Result, mean_metrics
 
 MAX_LOW_FRACTION = 0.03
 """Up to this fraction of the labels SwAV's settings for 1 % apply, beyond it those for 10 %."""
@@ -42,6 +42,8 @@ def finetune(
     head_lr: float | None = None,
     workers: int | None = None,
     labels_csv: str | None = None,
+    out: str | None = None,
+    resume: bool = False,
 ) -> Result:
     """Finetune the encoder with a classifier on some of the labels: mean and standard deviation over trials.
 
@@ -70,6 +72,8 @@ def finetune(
         head_lr: learning rate of the classifier for a batch of 256, in place of the protocol's.
         workers: loader processes; null: one per core.
         labels_csv: .csv with columns path and label for the images of a folder, in place of its sub-folders.
+        out: folder for the checkpoints of the trainings, deleted at the end; null: none are saved.
+        resume: continue the trainings in ``out``.
     """
     if protocol not in ("short", "swav", "barlow"):
         raise InputError(f"protocol: expected short, swav or barlow, got {protocol!r}")
@@ -81,39 +85,36 @@ def finetune(
         raise InputError("backbone_lr: expected above 0; for a frozen encoder use mec evaluate linear")
     if label_fraction is None and shots is None and label_list is None:
         label_fraction = 0.1
-    clock = Stopwatch()
     task = open_task(data, encoder, baselines, workers, labels_csv)
     subsets = [
         label_subset(task.train, trial_seed, label_fraction, shots, label_list)
         for trial_seed in range(seed, seed + trials)
     ]
-    log_encoder(task)
-    pixel_format = pixel_format_of(next(iter(task.encoders.values())))
-    task = replace(task, test=in_memory(task.test, pixel_format))
-    accuracy: dict[str, list[dict[str, float]]] = {name: [] for name in task.encoders}
     settings = overridden(_settings(protocol, len(subsets[0]), len(task.train)), **changes)
-    for trial_seed, subset in enumerate(subsets, seed):
-        train = in_memory(task.train.subset(subset), pixel_format)
-        for name, row_encoder in task.encoders.items():
-            label = f"{name}, seed {trial_seed}" if trials > 1 else name
-            accuracy[name].append(train_and_test(task, train, row_encoder, settings, trial_seed, label))
-    labels = {
+    details = {
         "labels": len(subsets[0]),
         "label_fraction": label_fraction,
         "shots": shots,
         "label_list": None if label_list is None else Path(label_list).name,
+        **protocol_settings(settings, len(subsets[0])),
+        "seed": seed,
+        "trials": trials,
     }
-    return Result(
-        task="finetune",
-        protocol=Protocol(
-            f"finetune-{protocol}",
-            {**labels, **protocol_settings(settings, len(subsets[0])), "seed": seed, "trials": trials},
-        ),
-        dataset=task.dataset,
-        encoder=task.encoder,
-        rows={name: mean_metrics(trials) for name, trials in accuracy.items()},
-        seconds=clock(),
-    )
+    log_encoder(task)
+    accuracy: dict[str, list[dict[str, float]]] = {name: [] for name in task.encoders}
+    with training_folder(out, {"task": "finetune", **task.identity(), **details}, resume) as folder:
+        pixel_format = pixel_format_of(next(iter(task.encoders.values())))
+        task = replace(task, test=in_memory(task.test, pixel_format))
+        for trial_seed, subset in enumerate(subsets, seed):
+            train = in_memory(task.train.subset(subset), pixel_format)
+            for name, row_encoder in task.encoders.items():
+                label = f"{name}, seed {trial_seed}" if trials > 1 else name
+                trial_folder = folder and folder / f"{name}-{trial_seed}"
+                accuracy[name].append(
+                    train_and_test(task, train, row_encoder, settings, trial_seed, label, trial_folder)
+                )
+    rows = {name: mean_metrics(trials) for name, trials in accuracy.items()}
+    return task.result("finetune", Protocol(f"finetune-{protocol}", details), rows)
 
 
 def _settings(protocol: str, num_labeled: int, num_train: int) -> Settings:

@@ -16,7 +16,14 @@ from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies, ranking
 from mec.evaluate.features import Features, features_of
 from mec.evaluate.logistic import LogisticFit
-from mec.evaluate.supervised import PAPER_PROBE, SIMSIAM_PROBE, overridden, protocol_settings, train_and_test
+from mec.evaluate.supervised import (
+    PAPER_PROBE,
+    SIMSIAM_PROBE,
+    overridden,
+    protocol_settings,
+    train_and_test,
+    training_folder,
+)
 from mec.evaluate.task import log_encoder, open_task, with_images_in_memory
 from mec.models.encoder import EncoderLike
 from mec.results import Protocol, Result, to_metrics
@@ -40,6 +47,8 @@ def linear(
     seed: int = 0,
     workers: int | None = None,
     labels_csv: str | None = None,
+    out: str | None = None,
+    resume: bool = False,
 ) -> Result:
     """Fit a linear classifier on frozen features (an offline linear probe).
 
@@ -71,6 +80,8 @@ def linear(
         seed: seed of random crops; with paper and simsiam also of the classifier and the order of the images.
         workers: loader processes; null: one per core.
         labels_csv: .csv with columns path and label for the images of a folder, in place of its sub-folders.
+        out: folder for checkpoints of the training, deleted at the end; null: none are saved; paper and simsiam only.
+        resume: continue the training in ``out``; paper and simsiam only.
     """
     if max_iter < 1:
         raise InputError(f"max_iter: expected at least 1, got {max_iter}")
@@ -83,6 +94,8 @@ def linear(
         raise InputError(f"crops: expected central or random, got {crops!r}")
     if protocol != "fast" and crops != "central":
         raise InputError(f"crops: the {protocol} protocol draws new crops in every epoch; expected --protocol fast")
+    if protocol == "fast" and resume:
+        raise InputError("resume: the fast protocol saves no checkpoints; expected --protocol paper or simsiam")
     # reject invalid overrides before the data is opened; fast has none and ignores these settings
     settings = overridden(PROTOCOLS.get(protocol, PAPER_PROBE), **changes)
     with process_group() as group:
@@ -99,11 +112,14 @@ def linear(
             side = next(iter(task.encoders.values())).image_size
             details = {**protocol_settings(settings, len(task.train)), "image_size": side}
             log_encoder(task)
-            task = with_images_in_memory(task)
-            rows = {
-                name: to_metrics(train_and_test(task, task.train, row, settings, seed, f"{protocol} probe, {name}"))
-                for name, row in task.encoders.items()
-            }
+            identity = {"task": "linear", **task.identity(), **details, "seed": seed}
+            with training_folder(out, identity, resume) as folder:
+                task = with_images_in_memory(task)
+                rows = {}
+                for name, row in task.encoders.items():
+                    label = f"{protocol} probe, {name}"
+                    values = train_and_test(task, task.train, row, settings, seed, label, folder and folder / name)
+                    rows[name] = to_metrics(values)
         return task.result("linear", Protocol(f"linear-{protocol}", details), rows)
 
 

@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
-import warnings
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
-import lightning
 import torch
 import torch.nn.functional as F
 from timm.optim.lars import Lars
 from torch import Tensor, nn
 
 from mec.data.corrupt import CorruptLog
-from mec.data.dataset import ImageDataset
+from mec.data.dataset import DataLike, ImageDataset
 from mec.data.loaders import evaluation_loader, training_loader, training_sampler
 from mec.data.transforms.crop import Batch
 from mec.data.transforms.multi_view import MultiView
 from mec.embedding.extract import CROP, apply_to_images, labels_of
 from mec.embedding.images import MAX_CORRUPT, in_memory, pixel_format_of
 from mec.embedding.neighbors import best_device
-from mec.engine.progress import ProgressBar
+from mec.engine.checkpoints import checkpoint_step, latest_checkpoint
+from mec.engine.preemption import PreemptionCheckpoint
+from mec.engine.progress import TrainingModule, TrainingProgress
+from mec.engine.run_folder import lock_folder, write_or_compare_settings
+from mec.engine.trainer import make_trainer, running, seeded
 from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies, ranking
 from mec.evaluate.task import Task
+from mec.files import atomic_write
 from mec.models.encoder import Encoder
 
-# Lightning logs devices and advertisements at INFO level
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+logger = logging.getLogger("mec")
+
+ACCURACIES_FILE = "accuracies.json"
+LOG_EVERY_N_STEPS = 20
+"""Steps between two readings of the loss, which waits for the device."""
 FROZEN_CHUNK = 256
 """Images in one forward pass of a frozen encoder: without a gradient a batch may be split, and 4,096 exceed caches."""
 
@@ -101,7 +112,7 @@ def protocol_settings(settings: Settings, num_images: int) -> dict[str, Any]:
     }
 
 
-class Classifier(lightning.LightningModule):
+class Classifier(TrainingModule):
     """An encoder and a linear layer on its features, trained by cross-entropy.
 
     Args:
@@ -110,13 +121,13 @@ class Classifier(lightning.LightningModule):
         classes: number of classes.
         settings: settings of the training.
         batch: images in a step, to scale the learning rates.
-        seed: seed of the crops.
+        seed: seed of the crops, and of the encoder's dropout.
     """
 
     def __init__(self, encoder: Encoder, labels: Tensor, classes: int, settings: Settings, batch: int, seed: int):
         super().__init__()
         self.encoder, self.settings, self.labels = encoder, settings, labels
-        self.scale = batch / 256
+        self.batch_size, self.seed = batch, seed
         self.views = MultiView(encoder.image_size, [CROP], seed)
         linear = nn.Linear(encoder.num_features, classes)
         nn.init.normal_(linear.weight, std=0.01)
@@ -126,7 +137,6 @@ class Classifier(lightning.LightningModule):
         self.frozen = settings.backbone_lr == 0
         self.to(memory_format=torch.channels_last)
         self.corrupt_log = CorruptLog(MAX_CORRUPT, len(labels))
-        self.latest_loss = torch.tensor(math.nan)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (n, classes) of images (n, c, h, w), uint8 or in [0, 1]."""
@@ -139,24 +149,32 @@ class Classifier(lightning.LightningModule):
         logits: Tensor = self.head(features)
         return logits
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_start(self) -> None:
         self.encoder.train(not self.frozen)
         self.head.train()
-        factor = self.settings.factor(self.current_epoch) * self.scale
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        factor = self.settings.factor(self.current_epoch) * self.batch_size / 256
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = factor * group["base_lr"]
+        self.step_is_logged = self.global_step % LOG_EVERY_N_STEPS == 0
+        # so that a resumed training has the same dropout
+        torch.manual_seed(hash((self.seed, self.global_step)) % 2**63)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.corrupt_log.add(batch.corrupt, len(batch.indices))
         (x,) = self.views(batch.images, batch.indices, batch.epoch)
         labels = self.labels[torch.from_numpy(batch.source_indices)].to(x.device)
         loss = F.cross_entropy(self(x), labels)
-        self.latest_loss = loss.detach()
+        self.step_metrics = {"loss": loss.detach(), "lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
         return loss
 
-    def on_train_epoch_end(self) -> None:
-        if not self.latest_loss.isfinite():
-            raise InputError(f"head_lr, backbone_lr: training diverged in epoch {self.current_epoch}; lower them")
+    def progress_text(self, metrics: Mapping[str, float], short: bool) -> str:
+        loss = f"  loss {metrics['loss']:.3f}" if metrics else ""
+        return f"epoch {self.current_epoch + 1}/{self.settings.epochs}{loss}"
+
+    def divergence_message(self) -> str:
+        return f"head_lr, backbone_lr: training diverged in epoch {self.current_epoch + 1}; lower them"
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         s = self.settings
@@ -170,23 +188,42 @@ class Classifier(lightning.LightningModule):
 
 
 def train_and_test(
-    task: Task, train: ImageDataset, encoder: Encoder, settings: Settings, seed: int, label: str
+    task: Task, train: ImageDataset, encoder: Encoder, settings: Settings, seed: int, label: str, folder: Path | None
 ) -> dict[str, float]:
-    """Train a classifier on ``train`` and return its accuracies on the test images of the task."""
+    """Train a classifier on ``train`` and return its accuracies on the test images of the task.
+
+    Args:
+        task: test images, classes and workers.
+        train: labeled images.
+        encoder: is not changed.
+        settings: settings of the training.
+        seed: seed of the classifier, the crops and the order.
+        label: label of the progress bars.
+        folder: checkpoints and, at the end, the accuracies are written there, and found there when the training is
+            resumed; None writes nothing.
+    """
     if task.group.world_size > 1:
         raise InputError(
             f"processes: expected one for training a classifier, got {task.group.world_size}; start it "
             "without torchrun or srun"
         )
+    if folder is not None and (folder / ACCURACIES_FILE).exists():
+        measured: dict[str, float] = json.loads((folder / ACCURACIES_FILE).read_text())
+        return measured
     encoder = encoder if settings.backbone_lr == 0 else copy.deepcopy(encoder)
-    classifier = fit(train, len(task.classes), encoder, settings, seed, task.workers, label)
+    classifier = fit(train, len(task.classes), encoder, settings, seed, task.workers, label, folder)
     device = best_device()
     classifier.eval().to(device)
     loader = evaluation_loader(task.test, pixel_format_of(encoder), encoder.image_size, workers=task.workers)
     ranked, indices = apply_to_images(
         task.test, loader, f"{label}, test", lambda x: ranking(classifier(x.to(device)).float())
     )
-    return accuracies(ranked, labels_of(task.test)[indices], len(task.classes))
+    result = accuracies(ranked, labels_of(task.test)[indices], len(task.classes))
+    if folder is not None:
+        with atomic_write(folder / ACCURACIES_FILE) as path:
+            path.write_text(json.dumps(result))
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return result
 
 
 def fit(
@@ -197,8 +234,12 @@ def fit(
     seed: int,
     workers: int | None,
     label: str,
+    folder: Path | None = None,
 ) -> Classifier:
-    """Train a classifier on labeled images. ``encoder`` is modified in place unless it is frozen."""
+    """Train a classifier on labeled images, from the latest checkpoint in ``folder`` if there is one.
+
+    ``encoder`` is modified in place unless it is frozen.
+    """
     pixel_format = pixel_format_of(encoder)
     dataset = in_memory(dataset, pixel_format)
     batch = min(settings.batch_size, len(dataset))
@@ -206,51 +247,51 @@ def fit(
         raise InputError(f"data: expected at least 2 labeled images, got {batch}")
     # BatchNorm cannot normalize a last batch of one image
     sampler = training_sampler(dataset, batch, seed, drop_last=len(dataset) % batch == 1)
+    checkpoint = None if folder is None else latest_checkpoint(folder)
+    if checkpoint is not None:
+        logger.info(f"{label}: resuming from {checkpoint}")
+        sampler.resume_at(*divmod(checkpoint_step(checkpoint), len(sampler)))
     device = best_device()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed):
         module = Classifier(encoder, labels_of(dataset), classes, settings, batch, seed)
         loader = training_loader(dataset, module.views, sampler, pixel_format, device, workers)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Lightning advises against choices made on purpose
-            trainer = lightning.Trainer(
-                accelerator=device.type,
-                devices=1,
-                precision="32-true",  # as in the published protocols
-                max_epochs=settings.epochs,
-                logger=False,
-                callbacks=[_Progress(label)],
-                use_distributed_sampler=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                enable_checkpointing=False,
-            )
-            try:
-                trainer.fit(module, loader)
-            except SystemExit as error:  # Lightning turns Ctrl-C into SystemExit
-                raise KeyboardInterrupt from error
+        trainer = make_trainer(
+            folder or ".",
+            devices=1,
+            nodes=1,
+            precision="32-true",  # as in the published protocols
+            accelerator=device.type,
+            max_epochs=settings.epochs,
+            logger=False,
+            callbacks=[
+                TrainingProgress(label, None),
+                PreemptionCheckpoint(None if folder is None else folder / "checkpoints"),
+            ],
+        )
+        with running(trainer):
+            trainer.fit(module, loader, ckpt_path=checkpoint)
     return module
 
 
-class _Progress(lightning.Callback):
-    def __init__(self, label: str) -> None:
-        self.label = label
-        self.progress: ProgressBar | None = None
+@contextmanager
+def training_folder(out: DataLike | None, settings: Mapping[str, Any], resume: bool) -> Iterator[Path | None]:
+    """Lock the folder of the trainings of one evaluation, and delete it when the block has succeeded.
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        self.progress = ProgressBar(self.label, int(trainer.estimated_stepping_batches), unit="steps").__enter__()
+    Args:
+        out: the folder; None saves nothing.
+        settings: everything that decides the result; it is written to settings.json.
+        resume: continue the trainings of an evaluation that was stopped.
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        assert self.progress is not None
-        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        self.progress.advance(1, lambda: f"{epoch}  loss {float(pl_module.latest_loss):.3f}")
-
-    def _stop(self) -> None:
-        if self.progress is not None:
-            self.progress.__exit__()
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self._stop()
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        self._stop()
+    Raises:
+        InputError: the folder has trainings and is not resumed, or trainings with other settings.
+    """
+    if out is None:
+        if resume:
+            raise InputError("resume: expected a folder of checkpoints with it, given as out")
+        yield None
+        return
+    folder = Path(out).expanduser()
+    with lock_folder(folder):
+        write_or_compare_settings(folder, settings, resume)
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,11 @@ class Task:
     workers: int | None
     group: ProcessGroup
     clock: Stopwatch
+
+    def identity(self) -> dict[str, Any]:
+        """Return the data and weights, to compare a training with the one that it resumes."""
+        images = {"train": len(self.train), "test": len(self.test), "classes": self.classes}
+        return {"data": self.dataset.name, "encoder": self.encoder, **images, "rows": list(self.encoders)}
 
     def result(self, name: str, protocol: Protocol, rows: dict[str, list[Metric]]) -> Result:
         """Return the result of task ``name`` with the rows of rank 0, in every process of the group."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import lightning
-from rich.console import Console
 
 from mec.pretraining.module import Pretraining
+
+logger = logging.getLogger("mec")
 
 COLLAPSED_RANK = 2.0
 """Effective rank below which the codes have collapsed."""
@@ -25,8 +27,7 @@ class HealthWarnings(lightning.Callback):
     Checks of rank and spectral norm start after the warm-up.
     """
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self) -> None:
         self.best_rank = 0.0
         self.consecutive: dict[str, int] = {}
         self.warned: set[str] = set()
@@ -74,4 +75,4 @@ class HealthWarnings(lightning.Callback):
         self.consecutive[kind] = self.consecutive.get(kind, 0) + 1 if failed else 0
         if self.consecutive[kind] == patience and kind not in self.warned:
             self.warned.add(kind)
-            self.console.print(f"[yellow]warning:[/] {message}.", highlight=False)
+            logger.warning(f"{message}.")

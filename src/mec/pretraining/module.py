@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,13 +22,14 @@ from mec.data.transforms.crop import Batch
 from mec.data.transforms.multi_view import TwoViews
 from mec.data.transforms.torchvision_reference import ReferenceViews
 from mec.engine.fsdp import FSDP2Strategy, apply_fsdp, full_encoder
+from mec.engine.progress import TrainingModule
 from mec.models.encoder import Encoder
 from mec.models.heads import Predictor, Projector
 from mec.models.siamese import Pair, Siamese
 from mec.pretraining.chunks import chunked_loss, freeze_running_statistics
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.schedules import distortion_at, lr_factor, teacher_momentum
-from mec.pretraining.step_guard import StepGuard
+from mec.pretraining.step_guard import MAX_CONSECUTIVE_SKIPS, StepGuard
 
 FUSED_DEVICES = ("cpu", "cuda")
 """Device types whose fused optimizers skip a step when ``found_inf`` is set."""
@@ -50,7 +50,7 @@ def create_views(recipe: Recipe, size: int) -> TwoViews:
     return view_class(size, recipe.view_1, recipe.view_2, recipe.seed)
 
 
-class Pretraining(lightning.LightningModule):
+class Pretraining(TrainingModule):
     """Views, network, objective and teacher update: the paper's training step.
 
     A step depends only on the weights, the images and the step number, not on what ran before it in the same process:
@@ -68,6 +68,12 @@ class Pretraining(lightning.LightningModule):
             its codes.
     """
 
+    metric_names = (
+        "loss", "coding_length", "spectral_norm", "effective_rank", "rankme", "alpha_req", "distortion", "lr",
+        "skipped_steps",
+    )  # fmt: skip
+    stays_finite = True
+
     def __init__(self, recipe: Recipe, encoder: Encoder, batch_size: int, total_steps: int, warmup_steps: int) -> None:
         super().__init__()
         self.recipe = recipe
@@ -82,7 +88,6 @@ class Pretraining(lightning.LightningModule):
             recipe.objective.distortion, recipe.objective.order, recipe.objective.form, check=False
         )
         self.guard = StepGuard()
-        self.step_metrics: dict[str, Tensor | float] = {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         chunks = self._split_into_chunks(batch)
@@ -115,7 +120,7 @@ class Pretraining(lightning.LightningModule):
 
     def _loss(self, codes: Pair, targets: Pair | None) -> Tensor:
         loss: Tensor = self.objective(codes, targets, self.distortion)
-        if self.is_logged_step and math.isfinite(loss.detach()):
+        if self.step_is_logged and math.isfinite(loss.detach()):
             self.step_metrics |= self._health(codes, targets) | {"skipped_steps": self.guard.skipped_steps}
         return loss
 
@@ -135,10 +140,29 @@ class Pretraining(lightning.LightningModule):
         objective = self.recipe.objective
         return distortion_at(self.global_step, objective.distortion, objective.warmup_factor, self.warmup_steps)
 
-    @property
-    def is_logged_step(self) -> bool:
-        """Whether the metrics of the current step are read, which synchronizes with the device."""
-        return self.global_step % self.recipe.log_every == 0
+    def progress_text(self, metrics: Mapping[str, float], short: bool) -> str:
+        epoch = f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs}"
+        if not metrics:
+            return epoch
+        loss, rank, speed = metrics["loss"], metrics["effective_rank"], metrics["images_per_second"]
+        wait = metrics["data_wait_fraction"]
+        if short:
+            return f"{epoch} loss {loss:.2f} rank {rank:.0f} {speed:.0f}/s wait {wait:.0%}"
+        return (
+            f"{epoch}  step {self.global_step:,}/{self.total_steps:,}  loss {loss:.3f}  "
+            f"length {metrics['coding_length']:.0f} nats  rank {rank:.1f}  {speed:.0f} images/s  data wait {wait:.0%}"
+        )
+
+    def diverged(self) -> bool:
+        return bool(self.guard.max_consecutive_skips >= MAX_CONSECUTIVE_SKIPS)
+
+    def divergence_message(self) -> str:
+        return (
+            f"training diverged: loss or gradient was not finite in {MAX_CONSECUTIVE_SKIPS} steps in a row, up to step "
+            f"{self.global_step} ({int(self.guard.skipped_steps)} steps skipped in the run). A checkpoint holds the "
+            "weights of the last finite step. Lower optimizer.lr or lengthen optimizer.warmup_epochs; with "
+            "objective.form cross raise objective.distortion, or set objective.form to pooled"
+        )
 
     def configure_model(self) -> None:
         strategy = self.trainer.strategy
@@ -159,6 +183,7 @@ class Pretraining(lightning.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = lr
         self.step_metrics = {"lr": lr}
+        self.step_is_logged = self.global_step % self.recipe.log_every == 0
 
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: lightning calls this after ``training_step``, where chunks have accumulated gradients already."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ import lightning
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 
 from mec.data.dataset import DataLike, ImageDataset
 from mec.data.datasets import open_dataset
@@ -26,8 +25,10 @@ from mec.evaluate.features import Features
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import fast_probe_accuracies
 from mec.evaluate.task import check_classes
-from mec.files import rows_before_step
+from mec.files import StepCsv
 from mec.results import Stopwatch
+
+logger = logging.getLogger("mec")
 
 PROBES_FILE = "probes.csv"
 DEFAULT_PROBES = 10
@@ -42,14 +43,13 @@ class OnlineProbe(lightning.Callback):
 
     The encoder is in evaluation mode meanwhile, without gradient, and the states of the random number generators are
     restored: the run ends with the same weights as without probes. Accuracies are written to ``probes.csv`` in the run
-    folder, to the trainer's loggers and to the console. Features are extracted by all processes of the run, each of
+    folder, to the trainer's loggers and to the log. Features are extracted by all processes of the run, each of
     its slice of the images.
 
     Args:
         data: a labeled dataset; at most 10,000 of its train and 2,500 of its test images are used.
         every_n_epochs: epochs between two probes; None probes ten times in the run.
         workers: loader processes; None is one per core.
-        console: where a line for each probe is printed; None is standard error.
 
     Raises:
         InputError: the dataset has no labels, a single class, or a class without train or test images.
@@ -60,12 +60,10 @@ class OnlineProbe(lightning.Callback):
         data: DataLike,
         every_n_epochs: int | None = None,
         workers: int | None = None,
-        console: Console | None = None,
     ) -> None:
         if every_n_epochs is not None and every_n_epochs < 1:
             raise InputError(f"every_n_epochs: expected at least 1, got {every_n_epochs}")
         self.every_n_epochs, self.workers = every_n_epochs, workers
-        self.console = console or Console(stderr=True)
         train, test = open_dataset(data, "train"), open_dataset(data, "test")
         check_classes(train, test, data)
         self.num_classes = len(train.classes)
@@ -78,7 +76,9 @@ class OnlineProbe(lightning.Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if trainer.is_global_zero:
-            _remove_rows_after(_probes_path(trainer), trainer.global_step)
+            path = Path(trainer.default_root_dir) / PROBES_FILE
+            # the row of an epoch has the number of steps taken until its end
+            self.csv = StepCsv(path, ("epoch", "step", "knn_top1", "linear_top1", "seconds"), trainer.global_step + 1)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         epochs = trainer.max_epochs or 1
@@ -88,23 +88,18 @@ class OnlineProbe(lightning.Callback):
                 self._probe(trainer, pl_module, epoch)
             except InputError as error:  # too many corrupt images: they end the probes, not the run
                 self.failed = True
-                self._print(trainer, f"no more online probes: {error}")
-
-    def _print(self, trainer: lightning.Trainer, line: str) -> None:
-        if trainer.is_global_zero:
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+                logger.warning(f"no more online probes: {error}")
 
     def _probe(self, trainer: lightning.Trainer, pl_module: Any, epoch: int) -> None:
         clock = Stopwatch()
         top1 = self.evaluate(pl_module.full_encoder(), pl_module.device)
         seconds = clock()
         if trainer.is_global_zero:
-            _append(_probes_path(trainer), {"epoch": epoch, "step": trainer.global_step, **top1, "seconds": seconds})
-        for logger in trainer.loggers:
-            logger.log_metrics({f"probe/{name}": value for name, value in top1.items()}, trainer.global_step)
+            self.csv.append({"epoch": epoch, "step": trainer.global_step, **top1, "seconds": seconds})
+        for metrics_logger in trainer.loggers:
+            metrics_logger.log_metrics({f"probe/{name}": value for name, value in top1.items()}, trainer.global_step)
         sizes = " and ".join(f"{size:,} {split}" for size, split in zip(self.sizes, MAX_IMAGES, strict=True))
-        self._print(
-            trainer,
+        logger.info(
             f"epoch {epoch}/{trainer.max_epochs}  online probe: kNN {100 * top1['knn_top1']:.1f} %  "
             f"linear {100 * top1['linear_top1']:.1f} %  ({sizes} images, {seconds:.0f} s)",
         )
@@ -160,26 +155,3 @@ def _sample_indices(dataset: ImageDataset, max_images: int) -> NDArray[np.int64]
     if len(dataset) <= max_images:
         return np.arange(len(dataset))
     return random_split(dataset, max_images / len(dataset))[1]
-
-
-def _probes_path(trainer: lightning.Trainer) -> Path:
-    return Path(trainer.default_root_dir) / PROBES_FILE
-
-
-def _remove_rows_after(path: Path, step: int) -> None:
-    """Remove the rows of the epochs that a resumed run will repeat."""
-    if not path.exists():
-        return
-    rows = rows_before_step(path, step + 1)
-    path.unlink()
-    for row in rows:
-        _append(path, row)
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)

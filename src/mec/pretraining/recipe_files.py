@@ -93,18 +93,3 @@ def _names(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Return the dotted names of all settings and of their components."""
     inner = [n for name, value in settings.items() if isinstance(value, Mapping) for n in _names(value, f"{name}.")]
     return [prefix + name for name in settings] + inner
-
-
-def differences(a: Recipe, b: Recipe) -> list[str]:
-    """Return the settings in which two recipes differ, as ``name: a -> b``."""
-    left, right = _flatten(a.as_dict()), _flatten(b.as_dict())
-    names = sorted(left.keys() | right.keys())
-    return [f"{n}: {left.get(n)} -> {right.get(n)}" for n in names if left.get(n) != right.get(n)]
-
-
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        dotted = prefix + name
-        flat |= _flatten(value, f"{dotted}.") if isinstance(value, Mapping) else {dotted: value}
-    return flat

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import signal
-import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-from rich.console import Console
 
 from mec.data.analysis import channel_statistics, infer_pixel_format, load_into_memory
-from mec.data.corrupt import CorruptLog
+from mec.data.corrupt import CorruptImage, CorruptLog
 from mec.data.dataset import ImageDataset, describe
 from mec.data.datasets import open_dataset
 from mec.data.loaders import training_loader, training_sampler
@@ -26,16 +23,16 @@ from mec.data.pixels import PixelFormat
 from mec.data.samplers import EpochSampler, StepSampler
 from mec.distributed import is_rank_zero
 from mec.engine.checkpoints import checkpoint_step, latest_checkpoint
-from mec.engine.trainer import make_trainer, native_bfloat16
+from mec.engine.preemption import PreemptionCheckpoint
+from mec.engine.progress import TrainingProgress
+from mec.engine.run_folder import lock_folder
+from mec.engine.trainer import make_trainer, native_bfloat16, running, seeded
 from mec.errors import InputError
 from mec.models.encoder import Encoder, create_encoder, enable_gradient_checkpointing
 from mec.models.io import save_encoder
 from mec.models.sync_batch_norm import convert_sync_batch_norm
-from mec.pretraining.checkpointing import EXIT_PREEMPTED, PreemptionCheckpoint, StoppedError
-from mec.pretraining.corrupt_images import CorruptImageCallback
 from mec.pretraining.health_warnings import HealthWarnings
 from mec.pretraining.module import Pretraining
-from mec.pretraining.progress import ProgressCallback
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.recipe_files import load_recipe
 from mec.pretraining.run_folder import (
@@ -44,9 +41,10 @@ from mec.pretraining.run_folder import (
     check_resumable,
     contains_run,
     describe_environment,
-    lock_run_folder,
     write_run_files,
 )
+
+logger = logging.getLogger("mec")
 
 CORRUPT_FILE = "corrupt.csv"
 MAX_SIZE_WITHOUT_BFLOAT16 = 16
@@ -66,7 +64,6 @@ def pretrain(
     out: str | os.PathLike[str],
     recipe: Recipe | str | os.PathLike[str] | None = None,
     resume: bool = False,
-    console: Console | None = None,
     callbacks: Sequence[lightning.Callback] = (),
 ) -> Run:
     """Pretrain an encoder on images, without labels.
@@ -81,7 +78,6 @@ def pretrain(
         recipe: a Recipe, the name of a packaged one or a path; None takes the one that fits the data.
         resume: continue from the newest intact checkpoint in ``out``, with the recipe of the run; if there is no
             checkpoint yet, start.
-        console: where progress is printed; None is standard error.
         callbacks: further lightning callbacks, such as ``mec.pretraining.OnlineProbe``.
 
     Returns:
@@ -94,24 +90,27 @@ def pretrain(
         KeyboardInterrupt: after Ctrl-C.
         SystemExit: after SIGTERM.
     """
-    console = console or Console(stderr=True)
     out = Path(out).expanduser()
     recipe = _resolve_recipe(recipe, data, out, resume)
-    with console.status("listing images"):
-        dataset = open_dataset(data, "pretrain", subsample=recipe.subsample, frame_stride=recipe.frame_stride)
-        pixel_format = infer_pixel_format(dataset, recipe.channels, recipe.background)
+    with seeded(recipe.seed):
+        return _pretrain(data, out, recipe, resume, callbacks)
+
+
+def _pretrain(
+    data: str | os.PathLike[str], out: Path, recipe: Recipe, resume: bool, callbacks: Sequence[lightning.Callback]
+) -> Run:
+    dataset = open_dataset(data, "pretrain", subsample=recipe.subsample, frame_stride=recipe.frame_stride)
+    pixel_format = infer_pixel_format(dataset, recipe.channels, recipe.background)
     recipe = replace(recipe, channels=pixel_format.channels)
-    lightning.seed_everything(recipe.seed, verbose=False)
     corrupt_log = CorruptLog(recipe.max_corrupt, len(dataset), "max_corrupt")
-    with console.status("reading images"):
-        description = describe(dataset)
-        dataset, corrupt = load_into_memory(dataset, pixel_format)
-        if corrupt:  # every image was read: corrupt ones are only returned with a dataset in memory
-            corrupt_log.add(corrupt, corrupt_log.num_images)
-        encoder = _create_encoder(recipe, pixel_format, dataset)
+    description = describe(dataset)
+    dataset, corrupt = load_into_memory(dataset, pixel_format)
+    if corrupt:  # every image was read: corrupt ones are only returned with a dataset in memory
+        corrupt_log.add(corrupt, corrupt_log.num_images)
+    encoder = _create_encoder(recipe, pixel_format, dataset)
     if len(dataset) < 2:
         raise InputError(f"data: expected at least 2 images, got {len(dataset)}")
-    trainer = _create_trainer(recipe, out, console, corrupt_log, callbacks)
+    trainer = _create_trainer(recipe, out, corrupt_log, callbacks)
     sampler = _create_sampler(recipe, dataset, trainer)
     total_steps = len(sampler) * recipe.epochs
     module = _create_module(recipe, encoder, sampler, total_steps, trainer)
@@ -119,8 +118,8 @@ def pretrain(
     loader = training_loader(dataset, module.views, sampler, pixel_format, device, recipe.workers, trainer.num_devices)
     environment = describe_environment(data, dataset, module.batch_size, trainer)
 
-    with lock_run_folder(out):
-        checkpoint = _find_checkpoint(out, recipe, environment, console) if resume else None
+    with lock_folder(out):
+        checkpoint = _find_checkpoint(out, recipe, environment) if resume else None
         if checkpoint is not None:
             sampler.resume_at(*divmod(checkpoint_step(checkpoint), len(sampler)))
         if trainer.is_global_zero:
@@ -128,19 +127,19 @@ def pretrain(
                 raise _run_exists_error(out)
             write_run_files(out, recipe, encoder, environment)
             corrupt_log.write_to(out / CORRUPT_FILE)
-            parameters = f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters"
-            _log(
-                console,
-                f"{description} -> {recipe.backbone} ({parameters}), {recipe.epochs} epochs of {len(sampler)} steps of "
-                f"{module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x {device.type}",
-            )
-        _fit(trainer, module, loader, checkpoint, console)
+        parameters = f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters"
+        logger.info(
+            f"{description} -> {recipe.backbone} ({parameters}), {recipe.epochs} epochs of {len(sampler)} steps of "
+            f"{module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x {device.type}"
+        )
+        with running(trainer), _compiled(module, recipe, device.type):
+            trainer.fit(module, loader, ckpt_path=checkpoint)
         trained_encoder = module.full_encoder()
         if trainer.is_global_zero:
             save_encoder(trained_encoder, out)
             if len(corrupt_log):
-                _log(console, f"skipped corrupt images: {len(corrupt_log):,} (listed in {out / CORRUPT_FILE})")
-            _log(console, f"encoder written to {out}")
+                logger.warning(f"skipped corrupt images: {len(corrupt_log):,} (listed in {out / CORRUPT_FILE})")
+        logger.info(f"encoder written to {out}")
         trainer.strategy.barrier()
     return Run(out)
 
@@ -162,14 +161,14 @@ def _run_exists_error(out: Path) -> InputError:
     return InputError(f"out: {out} already contains a run; choose another folder, or continue it with --resume")
 
 
-def _find_checkpoint(out: Path, recipe: Recipe, environment: dict[str, Any], console: Console) -> Path | None:
+def _find_checkpoint(out: Path, recipe: Recipe, environment: dict[str, Any]) -> Path | None:
     """Return the checkpoint to resume from; None if there is none yet."""
     if not contains_run(out):
-        _log(console, f"{out} contains no run yet: starting")
+        logger.info(f"{out} contains no run yet: starting")
         return None
     check_resumable(out, recipe, environment)
-    checkpoint = latest_checkpoint(out, partial(_log, console))
-    _log(console, f"resuming from {checkpoint}" if checkpoint else f"{out} contains no checkpoint yet: starting")
+    checkpoint = latest_checkpoint(out)
+    logger.info(f"resuming from {checkpoint}" if checkpoint else f"{out} contains no checkpoint yet: starting")
     return checkpoint
 
 
@@ -193,16 +192,22 @@ def _create_module(
     if recipe.gradient_checkpointing:
         enable_gradient_checkpointing(encoder)
     module = Pretraining(recipe, encoder, sampler.global_batch, total_steps, warmup_steps)
-    device_type = trainer.strategy.root_device.type
     if trainer.world_size > 1:
-        convert_sync_batch_norm(module.network, device_type)
+        convert_sync_batch_norm(module.network, trainer.strategy.root_device.type)
+    return module
+
+
+def _compiled(module: Pretraining, recipe: Recipe, device_type: str) -> AbstractContextManager[None]:
+    """Compile the encoder if the recipe says so or a run on a GPU is long, and return a context in which to train it:
+    where compilation fails, the encoder runs in eager mode."""
     compiled = recipe.speed.compile
     if compiled is None:
-        compiled = device_type == "cuda" and total_steps >= MIN_STEPS_TO_COMPILE
-    if compiled:
-        torch._dynamo.config.suppress_errors = True  # fall back to eager mode where compilation fails
-        module.network.encoder.compile()
-    return module
+        compiled = device_type == "cuda" and module.total_steps >= MIN_STEPS_TO_COMPILE
+    if not compiled:
+        return nullcontext()
+    module.network.encoder.compile()
+    context: AbstractContextManager[None] = torch._dynamo.config.patch(suppress_errors=True)
+    return context
 
 
 def _create_encoder(recipe: Recipe, pixel_format: PixelFormat, dataset: ImageDataset) -> Encoder:
@@ -223,7 +228,7 @@ def _create_encoder(recipe: Recipe, pixel_format: PixelFormat, dataset: ImageDat
 
 
 def _create_trainer(
-    recipe: Recipe, out: Path, console: Console, corrupt_log: CorruptLog, callbacks: Sequence[lightning.Callback]
+    recipe: Recipe, out: Path, corrupt_log: CorruptLog, callbacks: Sequence[lightning.Callback]
 ) -> lightning.Trainer:
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     on_cpu = recipe.accelerator == "cpu" or (recipe.accelerator == "auto" and not has_gpu)
@@ -244,43 +249,27 @@ def _create_trainer(
         logger=TensorBoardLogger(out, name="", version="tensorboard"),
         callbacks=[
             CorruptImageCallback(corrupt_log),
-            ProgressCallback(out, console),
-            HealthWarnings(console),
+            TrainingProgress("training", out),
+            HealthWarnings(),
             *callbacks,
             PreemptionCheckpoint(out / "checkpoints"),
         ],
     )
 
 
-def _fit(
-    trainer: lightning.Trainer, module: Pretraining, loader: Any, checkpoint: Path | None, console: Console
-) -> None:
-    with warnings.catch_warnings():
-        # lightning advises on workers, logging intervals and the like, which are set on purpose above
-        warnings.filterwarnings("ignore", module="lightning")
-        # about sharded encoders whose output is changed in place, which does not happen here
-        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-        try:
-            trainer.fit(module, loader, ckpt_path=checkpoint)
-        except StoppedError as stop:
-            _log(console, f"saved at step {trainer.global_step:,}; continue with --resume")
-            if stop.signal_number == signal.SIGINT:
-                raise KeyboardInterrupt from stop
-            # only rank 0 exits with an error: if several do, lightning and torchrun kill those that are still running
-            raise SystemExit(EXIT_PREEMPTED if trainer.is_global_zero else 0) from stop
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise InputError(
-                f"workers: a loader process ended ({' '.join(str(error).split())}), most often because memory ran "
-                "out: use fewer workers, and continue from the last checkpoint with --resume"
-            ) from error
-        except SIGTERMException as error:  # before the first step
-            raise SystemExit(EXIT_PREEMPTED) from error
-        except SystemExit as error:  # lightning turns a second Ctrl-C into an exit
-            raise KeyboardInterrupt from error
+class CorruptImageCallback(lightning.Callback):
+    """Adds the corrupt images of every batch to ``corrupt_log``, and at the end of an epoch those of all processes."""
 
+    def __init__(self, corrupt_log: CorruptLog) -> None:
+        self.corrupt_log = corrupt_log
 
-def _log(console: Console, line: str) -> None:
-    if is_rank_zero():
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.corrupt_log.add(batch.corrupt, len(batch.indices))
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.world_size == 1:
+            return
+        gathered: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(gathered, self.corrupt_log.reasons)
+        corrupt = [CorruptImage(*item) for reasons in gathered for item in reasons.items()]
+        self.corrupt_log.add(corrupt, self.corrupt_log.num_images)

@@ -1,17 +1,14 @@
-"""The run folder: its lock, the files written before the first step, and ``Run``, which reads it."""
+"""The run folder: the files written before the first step, and ``Run``, which reads it."""
 
 from __future__ import annotations
 
 import csv
-import errno
 import json
 import os
 import platform
 import shlex
 import sys
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -21,24 +18,19 @@ from typing import Any
 import lightning
 import torch
 import yaml
-from filelock import FileLock, Timeout
 
 from mec.data.dataset import ImageDataset
-from mec.distributed import is_rank_zero
-from mec.engine.checkpoints import remove_temporary_files
+from mec.engine.progress import METRICS_FILE
+from mec.engine.run_folder import check_same_settings
 from mec.errors import InputError
 from mec.files import atomic_write
 from mec.models.encoder import Encoder
 from mec.models.io import SPEC_FILE, load_encoder
-from mec.pretraining.progress import METRICS_FILE
 from mec.pretraining.recipe import Recipe
-from mec.pretraining.recipe_files import differences, make_recipe, read_settings
+from mec.pretraining.recipe_files import make_recipe, read_settings
 
-RECIPE_FILE, ENVIRONMENT_FILE, LOCK_FILE = "recipe.yaml", "environment.json", ".lock"
-DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-LOCK_TIMEOUT = 5.0
-"""Seconds to wait for the lock: loader processes of a killed run hold it until they exit."""
-CHANGEABLE_ON_RESUME = ("accelerator:", "devices:", "nodes:", "workers:", "log_every:", "speed.")
+RECIPE_FILE, ENVIRONMENT_FILE = "recipe.yaml", "environment.json"
+CHANGEABLE_ON_RESUME = ("accelerator.", "devices.", "nodes.", "workers.", "log_every.", "speed.")
 """Settings that may change when a run is resumed: they affect where and how fast it runs, not what it computes."""
 
 
@@ -73,48 +65,6 @@ def contains_run(folder: Path) -> bool:
     return (folder / RECIPE_FILE).exists()
 
 
-@contextmanager
-def lock_run_folder(out: Path) -> Iterator[None]:
-    """Create the folder and lock it for this run, until the block or the process ends.
-
-    Raises:
-        InputError: another process trains into the folder, it is not writable, or the disk is full.
-    """
-    if not is_rank_zero():
-        yield
-        return
-    lock = FileLock(out / LOCK_FILE, timeout=LOCK_TIMEOUT)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise InputError(f"out: another process is training into {out}; wait for it, or take another folder") from error
-    except NotImplementedError:  # some network file systems have no locks
-        pass
-    except OSError as error:
-        raise InputError(f"out: {out} cannot be written to ({error.strerror or error})") from error
-    original_hook = threading.excepthook
-    # a full disk raises in the threads of loggers too: the main thread reports it once
-    threading.excepthook = lambda args: None if _is_disk_full(args.exc_value) else original_hook(args)
-    try:
-        remove_temporary_files(out)
-        yield
-    except OSError as error:
-        if not _is_disk_full(error):
-            raise
-        raise InputError(
-            f"out: {error.filename or out} cannot be written ({error.strerror}); free some space, then continue from "
-            "the last checkpoint with --resume"
-        ) from error
-    finally:
-        threading.excepthook = original_hook
-        lock.release()
-
-
-def _is_disk_full(error: BaseException | None) -> bool:
-    return isinstance(error, OSError) and error.errno in DISK_FULL_ERRORS
-
-
 def describe_environment(
     data: Any, dataset: ImageDataset, batch_size: int, trainer: lightning.Trainer
 ) -> dict[str, Any]:
@@ -143,9 +93,7 @@ def check_resumable(out: Path, recipe: Recipe, environment: Mapping[str, Any]) -
     Raises:
         InputError: the differences.
     """
-    changed = [d for d in differences(Run(out).recipe(), recipe) if not d.startswith(CHANGEABLE_ON_RESUME)]
-    if changed:
-        raise InputError(f"resume: the recipe differs from that of the run: {'; '.join(changed)}")
+    check_same_settings(Run(out).recipe().as_dict(), recipe.as_dict(), CHANGEABLE_ON_RESUME)
     path = out / ENVIRONMENT_FILE
     before = json.loads(path.read_text()) if path.exists() else {}
     for name in ("images", "batch_size", "precision"):

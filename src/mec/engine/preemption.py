@@ -16,12 +16,11 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint
 
 from mec.engine.checkpoints import save_checkpoint
+from mec.engine.progress import TrainingModule
 from mec.errors import InputError
-from mec.pretraining.module import Pretraining
-from mec.pretraining.step_guard import MAX_CONSECUTIVE_SKIPS
 
 EXIT_PREEMPTED = 75
-"""Exit status of a run that saved and stopped at SIGTERM: EX_TEMPFAIL of sysexits.h, which asks for a retry."""
+"""Exit status of a training that saved and stopped at SIGTERM: EX_TEMPFAIL of sysexits.h, which asks for a retry."""
 SAVE_INTERVAL_SECONDS = 300.0
 """Time between two checkpoints, at least."""
 SAVE_INTERVAL_FACTOR = 20
@@ -30,7 +29,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StoppedError(Exception):
-    """A signal stopped the run, after a checkpoint was saved."""
+    """A signal stopped the training, after a checkpoint was saved."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
@@ -38,10 +37,14 @@ class StoppedError(Exception):
 
 
 class PreemptionCheckpoint(Checkpoint):
-    """Saves every few minutes and at the end. Saves and ends the run at SIGTERM or SIGINT, whichever process receives
-    it, and when several steps in a row are not finite."""
+    """Saves every few minutes and at the end. Saves and ends the training at SIGTERM or SIGINT, whichever process
+    receives it, and ends it when it diverges.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: folder of the checkpoints; None saves none and leaves the signals to Lightning.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self.stop_signal = 0
         self.cpu_group: Any = None
@@ -49,11 +52,9 @@ class PreemptionCheckpoint(Checkpoint):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.next_save_time = time.monotonic() + SAVE_INTERVAL_SECONDS
         self.saved_step = trainer.global_step
-        # with several processes lightning would check for SIGTERM at every step, and wait for the device to do so
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         if trainer.world_size > 1:  # a group on the CPU, whose collectives do not wait for the devices
             self.cpu_group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-        if threading.current_thread() is threading.main_thread():
+        if self.folder is not None and threading.current_thread() is threading.main_thread():
             # lightning's handlers communicate with other processes in the middle of a step, and do not save. At the end
             # of the fit lightning restores the handlers that were there before
             for number in SIGNALS:
@@ -79,37 +80,31 @@ class PreemptionCheckpoint(Checkpoint):
         self._save_if_due(trainer, pl_module, last=trainer.current_epoch + 1 == trainer.max_epochs)
 
     def _save_if_due(self, trainer: lightning.Trainer, module: lightning.LightningModule, last: bool = False) -> None:
-        assert isinstance(module, Pretraining)
-        stop_signal, due = self._synchronize(trainer, time.monotonic() >= self.next_save_time)
-        # reading the counter synchronizes with a GPU, so it is read only at steps that do so anyway
-        may_read = module.device.type == "cpu" or module.is_logged_step or last
-        diverged = may_read and module.guard.max_consecutive_skips >= MAX_CONSECUTIVE_SKIPS
-        if (stop_signal or due or diverged or last) and trainer.global_step > self.saved_step:
+        assert isinstance(module, TrainingModule)
+        # reading the loss synchronizes with a GPU, so it is read only at steps that do so anyway
+        may_read = module.device.type == "cpu" or module.step_is_logged or last
+        stop_signal, due, diverged = self._synchronize(
+            trainer, time.monotonic() >= self.next_save_time, may_read and module.diverged()
+        )
+        save = stop_signal or due or last or (diverged and module.stays_finite)
+        if save and self.folder is not None and trainer.global_step > self.saved_step:
             started = time.monotonic()
             save_checkpoint(trainer, self.folder)
             self.saved_step, now = trainer.global_step, time.monotonic()
             self.next_save_time = now + max(SAVE_INTERVAL_SECONDS, SAVE_INTERVAL_FACTOR * (now - started))
         if diverged:
-            error = InputError(_divergence_message(trainer.global_step, module))
+            error = InputError(module.divergence_message())
             error.on_all_ranks = True
             raise error
         if stop_signal and not last:
             raise StoppedError(stop_signal)
 
-    def _synchronize(self, trainer: lightning.Trainer, due: bool) -> tuple[int, int]:
-        """Return the signal that any process received, and whether a checkpoint is due by the clock of rank 0."""
+    def _synchronize(self, trainer: lightning.Trainer, due: bool, diverged: bool) -> tuple[int, int, int]:
+        """Return the signal that any process received, whether a checkpoint is due by the clock of rank 0, and whether
+        training has diverged in any process."""
         if self.cpu_group is None:
-            return self.stop_signal, due
-        flags = torch.tensor([self.stop_signal, int(due and trainer.is_global_zero)])
+            return self.stop_signal, due, diverged
+        flags = torch.tensor([self.stop_signal, int(due and trainer.is_global_zero), int(diverged)])
         dist.all_reduce(flags, dist.ReduceOp.MAX, self.cpu_group)
-        stop_signal, due = flags.tolist()
-        return stop_signal, due
-
-
-def _divergence_message(step: int, module: Pretraining) -> str:
-    return (
-        f"training diverged: loss or gradient was not finite in {MAX_CONSECUTIVE_SKIPS} steps in a row, up to step "
-        f"{step} ({int(module.guard.skipped_steps)} steps skipped in the run). A checkpoint holds the weights of the "
-        "last finite step. Lower optimizer.lr or lengthen optimizer.warmup_epochs; with objective.form cross raise "
-        "objective.distortion, or set objective.form to pooled"
-    )
+        stop_signal, due, diverged = flags.tolist()
+        return stop_signal, due, diverged

@@ -1,0 +1,110 @@
+"""The folder of a training: its lock, and the settings that a resumed training must share with it."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mec.distributed import is_rank_zero
+from mec.engine.checkpoints import remove_temporary_files
+from mec.errors import InputError
+from mec.files import atomic_write
+
+SETTINGS_FILE, LOCK_FILE = "settings.json", ".lock"
+DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LOCK_TIMEOUT = 5.0
+"""Seconds to wait for the lock: loader processes of a killed training hold it until they exit."""
+
+
+@contextmanager
+def lock_folder(out: Path) -> Iterator[None]:
+    """Create the folder and lock it for this training, until the block or the process ends.
+
+    Raises:
+        InputError: another process trains into the folder, it is not writable, or the disk is full.
+    """
+    if not is_rank_zero():
+        yield
+        return
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out: expected a folder, got the file {out}")
+    lock = FileLock(out / LOCK_FILE, timeout=LOCK_TIMEOUT)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"out: another process is training into {out}; wait for it, or take another folder") from error
+    except NotImplementedError:  # some network file systems have no locks
+        pass
+    except OSError as error:
+        raise InputError(f"out: {out} cannot be written to ({error.strerror or error})") from error
+    try:
+        remove_temporary_files(out)
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL_ERRORS:
+            raise
+        raise InputError(
+            f"out: {error.filename or out} cannot be written ({error.strerror}); free some space, then continue from "
+            "the last checkpoint with --resume"
+        ) from error
+    finally:
+        lock.release()
+
+
+def write_or_compare_settings(folder: Path, settings: Mapping[str, Any], resume: bool) -> None:
+    """Write settings.json before the first step. With ``resume`` compare it instead, if the folder has one.
+
+    Args:
+        folder: folder of the training.
+        settings: nested; everything that decides what is computed.
+        resume: continue a training.
+
+    Raises:
+        InputError: the folder has a training and is not resumed, or one with other settings.
+    """
+    path = folder / SETTINGS_FILE
+    if not is_rank_zero():
+        return
+    if path.exists() and not resume:
+        raise InputError(f"out: {folder} already contains a training; choose another folder, or continue with --resume")
+    settings = json.loads(json.dumps(settings))
+    if path.exists():
+        try:
+            check_same_settings(json.loads(path.read_text()), settings)
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"resume: {path} cannot be read ({error})") from error
+        return
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def check_same_settings(before: Mapping[str, Any], now: Mapping[str, Any], changeable: Sequence[str] = ()) -> None:
+    """Compare nested settings, except names that start with one of ``changeable``.
+
+    Raises:
+        InputError: the differences.
+    """
+    old, new = _flatten(before), _flatten(now)
+    changed = [
+        f"{name}: {old.get(name)} -> {new.get(name)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not f"{name}.".startswith(tuple(changeable) or "\0")
+    ]
+    if changed:
+        raise InputError(f"resume: the settings differ from those of the training so far: {'; '.join(changed)}")
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Replace nested mappings by their items, with names such as optimizer.lr."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        dotted = prefix + name
+        flat |= _flatten(value, f"{dotted}.") if isinstance(value, Mapping) else {dotted: value}
+    return flat
