@@ -17,7 +17,7 @@ from mec.data.corrupt import CorruptImage
 from mec.data.dataset import ImageDataset
 from mec.data.decode import SHRINK_FACTORS, OpenedImage, open_image
 from mec.data.pixels import CorruptImageError, PixelFormat
-from mec.data.workers import worker_count
+from mec.data.loaders import worker_count
 from mec.errors import InputError
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset
 from mec.evaluate.detection.masks import decode_masks
