@@ -29,7 +29,7 @@ import mec
 from cells import Cells, Clock, Deadline, until_deadline
 from mec.data import PixelFormat
 from mec.data.analysis import load_into_memory
-from mec.data.datasets.builtin import data_home
+from mec.data.datasets.arrays import data_home
 from mec.data.transforms.multi_view import TwoViews
 from mec.embedding.extract import feature_function
 from mec.evaluate.accuracy import accuracies

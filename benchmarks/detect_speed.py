@@ -25,8 +25,8 @@ from machine import write
 from mec.data import PixelFormat
 from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset
+from mec.evaluate.detection.detectors import Detector
 from mec.evaluate.detection.loaders import AspectRatioBatchSampler, make_train_loader
-from mec.evaluate.detection.network import Detector
 from mec.evaluate.detection.schedules import Schedule
 
 REFERENCE = "torchvision, FPN"

@@ -22,7 +22,7 @@ from rich.table import Table
 from cells import Cells, Clock, until_deadline
 from cifar10 import QUICK, Data, Settings, measure, open_data, resolve_device, train
 from mec.coding import health
-from mec.data.datasets.builtin import data_home
+from mec.data.datasets.arrays import data_home
 from mec.embedding.extract import feature_function
 from mec.models.encoder import Encoder
 from mec.models.heads import Projector

@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from machine import write
 from mec.data import PixelFormat, TwoViews, open_dataset
 from mec.data.loaders import training_loader
-from mec.data.samplers import EpochSampler
+from mec.data.order import EpochSampler
 from view_pipelines import (
     BatchFunction,
     MecPipeline,

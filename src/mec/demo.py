@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mec.data import ArrayDataset, open_dataset
+from mec.data import open_dataset
 from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies
 from mec.evaluate.features import Features, features_of
@@ -50,7 +50,7 @@ def demo(out: str | os.PathLike[str] = "demo", epochs: int | None = None, seed: 
     result = measure(task, features, clock)
     result.append_to(folder)
     test = open_dataset("digits", "test")
-    assert isinstance(test, ArrayDataset)
+    assert test.images is not None
     assert test.labels is not None
     image = plot_overview(run.metrics(), features[0].test, test.labels, test.images, test.classes, folder / "demo.png")
     console.print(_table(result))

@@ -1,9 +1,11 @@
-"""InputError, the error of a user, and suggestions for misspelled names. Any other exception is a bug."""
+"""InputError, the error of a user; checks of values against types; suggestions for misspelled names."""
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterable
 from difflib import SequenceMatcher
+from typing import Any, Literal, Union, get_args, get_origin
 
 MIN_SIMILARITY = 0.6
 """Similarity, in [0, 1], from which on a name is suggested."""
@@ -30,16 +32,77 @@ SYNONYMS = {
     "weights": ("encoder",),
 }
 """Names of options in other libraries -> their names here. A command has some of these."""
+TYPE_DESCRIPTIONS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a value",
+    dict: "{name: value, ...}",
+    type(None): "null",
+}
 
 
 class InputError(ValueError):
-    """Invalid argument, file or setting. The message is one line: the name, the expected value and the actual one.
+    """Invalid argument, file or setting; any other exception is a bug.
+
+    The message is one line: the name, the expected value and the actual one.
 
     Attributes:
         on_all_ranks: whether all processes raise this error, so that only rank 0 prints it.
     """
 
     on_all_ranks = False
+
+
+def check_value(name: str, hint: Any, value: Any) -> Any:
+    """Return a value from the command line or a YAML file, converted to a type.
+
+    Raises:
+        InputError: the value does not have the type.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    try:
+        # jsonargparse accepts None for every type
+        return parser.parse_object({"value": "null" if value is None else value}).value
+    except ArgumentError as error:
+        suggestion = did_you_mean(str(value), choices(hint))
+        raise InputError(f"{name}: expected {describe_type(hint)}, got {value!r}{suggestion}") from error
+
+
+def union_members(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or any other type as the only member."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def choices(hint: Any) -> list[str]:
+    """Return the values that a type allows, as typed on the command line; [] if it is not a finite set."""
+    values: list[str] = []
+    for member in union_members(hint):
+        if get_origin(member) is Literal:
+            values += map(str, get_args(member))
+        elif member in (bool, type(None)):
+            values += ["true", "false"] if member is bool else ["null"]
+        else:
+            return []
+    return values
+
+
+def describe_type(hint: Any) -> str:
+    """Return the description of a type, such as "a whole number or null"."""
+    descriptions = choices(hint)
+    for member in () if descriptions else union_members(hint):
+        members, origin = get_args(member), get_origin(member)
+        if origin is Literal:
+            descriptions += map(str, members)
+        elif origin is tuple:
+            descriptions.append(f"{len(members)} numbers, such as 0.2,1")
+        elif members == (int,):
+            descriptions.append("integers, such as 1,5")
+        else:
+            descriptions.append(TYPE_DESCRIPTIONS.get(origin or member, "a path"))
+    return join_with_or(descriptions)
 
 
 def join_with_or(items: list[str]) -> str:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mec.data import ArrayDataset, TwoViews, open_dataset
+from mec.data import ArrayDataset, ImageDataset, TwoViews, open_dataset
 from mec.data.analysis import channel_statistics, infer_pixel_format, load_into_memory
 from mec.data.dataset import read_image
 from mec.data.loaders import EpochSampler, evaluation_loader, training_loader
@@ -73,8 +73,8 @@ def test_views_of_worker_crops_match_views_of_whole_images() -> None:
         assert ((a - b).abs() > 4 / 255).float().mean() < 0.02
 
 
-class LoadedDataset:
-    """An array dataset that is not an ArrayDataset, so that workers load and crop it."""
+class LoadedDataset(ImageDataset):
+    """An array dataset that is not in memory, so that workers load and crop it."""
 
     labels, classes, ignored_files = None, (), 0
 

@@ -16,8 +16,7 @@ from PIL import Image
 
 from mec.data import ArrayDataset, PixelFormat, TwoViews, open_dataset
 from mec.data.loaders import TrainingLoader, training_loader, training_sampler
-from mec.data.samplers import EpochSampler, StepSampler
-from mec.data.streaming import choose_num_lanes
+from mec.data.order import EpochSampler, StepSampler, choose_num_lanes
 from mec.data.transforms.crop import Batch
 from tests.data.datasets.shard_files import CPU, encode_image, write_tar
 
@@ -123,8 +122,7 @@ def test_epoch_resumes_at_any_step(datasets: dict[str, Any], name: str, step: in
     dataset = datasets[name]
     epoch = global_batches(dataset)
     loader = create_loader(dataset, workers=workers)
-    sampler = getattr(loader.sampler, "steps", loader.sampler)
-    sampler.resume_at(1, step)
+    loader.sampler.resume_at(1, step)
     second, first = iter(loader), iter(loader)  # lightning creates the iterator before it sets the epoch
     loader.sampler.set_epoch(1)
     assert len(loader) == STEPS
@@ -213,7 +211,7 @@ def test_lane_shuffles_its_images(tmp_path: Path) -> None:
 def test_lane_of_corrupt_images_takes_substitutes_from_other_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mec.data.streaming.MAX_BUFFER_IMAGES", 8)
+    monkeypatch.setattr("mec.data.order.MAX_BUFFER_IMAGES", 8)
     write_tar(tmp_path / "a.tar", [(f"{i}.jpg", b"no image") for i in range(100)])
     write_tar(tmp_path / "b.tar", [(f"{i}.jpg", encode_image(i)) for i in range(100)])
     batches = list(create_loader(open_dataset(tmp_path)))

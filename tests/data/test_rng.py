@@ -1,7 +1,7 @@
 import numpy as np
 from scipy import stats
 
-from mec.data.rng import Stream, uniforms
+from mec.data.rng import Stream, uniforms, view_stream
 
 
 def test_numbers_are_uniform_and_independent_on_every_axis() -> None:
@@ -34,11 +34,18 @@ def test_seed_epoch_and_stream_are_not_interchangeable() -> None:
     assert len(set(numbers)) == 64
 
 
+def test_streams_are_distinct_for_any_number_of_views() -> None:
+    streams = [*(stream for name, stream in Stream.__members__.items() if not name.startswith("VIEW_"))]
+    streams += [view_stream(view) for view in range(64)]
+    assert len(set(streams)) == len(streams)
+    assert [view_stream(view) for view in range(3)] == [Stream.VIEW_1, Stream.VIEW_2, Stream.VIEW_3]
+
+
 def test_stream_values_are_fixed() -> None:
     """A changed value would change the random numbers of all runs."""
     values = {name: int(stream) for name, stream in Stream.__members__.items()}
     assert values == {
-        "VIEW_1": 0, "VIEW_2": 1, "SAMPLE_ORDER": 3, "SHARD_ORDER": 5, "SHARD_BUFFER": 6, "TRAIN_TEST_SPLIT": 7,
-        "REFERENCE_VIEWS": 8, "SUBSTITUTE": 9, "SHARD_SUBSTITUTE": 10, "SHARD_START": 11, "LABEL_SUBSET": 12,
-        "NETWORK": 12,
+        "VIEW_1": 0, "VIEW_2": 1, "VIEW_3": 2, "SAMPLE_ORDER": 3, "SHARD_ORDER": 5, "SHARD_BUFFER": 6,
+        "TRAIN_TEST_SPLIT": 7, "REFERENCE_VIEWS": 8, "SUBSTITUTE": 9, "SHARD_SUBSTITUTE": 10, "SHARD_START": 11, "LABEL_SUBSET": 12,
+        "NETWORK": 13, "FURTHER_VIEWS": 1000,
     }  # fmt: skip

@@ -9,16 +9,15 @@ import pytest
 import torch
 
 from mec.data import PixelFormat, TwoViews, open_dataset
-from mec.data.loaders import training_loader
-from mec.data.samplers import EpochSampler
-from mec.data.workers import worker_count
+from mec.data.loaders import training_loader, worker_count
+from mec.data.order import EpochSampler
 from tests.data.datasets.shard_files import encode_image
 
 SCRIPT = """
 import signal, sys, torch
 from mec.data import PixelFormat, TwoViews, open_dataset
 from mec.data.loaders import training_loader
-from mec.data.samplers import EpochSampler
+from mec.data.order import EpochSampler
 
 for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
     signal.signal(signal_number, signal.SIG_IGN)

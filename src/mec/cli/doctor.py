@@ -22,7 +22,6 @@ EXTRAS = {
     "tiff": ("tifffile", "TIFFs of many channels, bits or pages"),
     "tracking": ("trackeval", "the metrics of mec evaluate mot and mots"),
     "video": ("av", "videos as datasets, rendered tracks"),
-    "webdataset": ("webdataset", "shards from URLs"),
 }
 """Extra of the package -> module that shows whether it is installed, and what it is for."""
 VARIABLES = r"(CUDA_VISIBLE_DEVICES|OMP_NUM_THREADS|MKL_NUM_THREADS|PYTORCH_\w+|NCCL_\w+|MEC_\w+|HF_HOME|TORCH_HOME)"

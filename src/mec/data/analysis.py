@@ -113,9 +113,9 @@ def load_into_memory(dataset: ImageDataset, pixel_format: PixelFormat) -> tuple[
     Raises:
         InputError: none of a sample of images can be read.
     """
-    if isinstance(dataset, ArrayDataset) and dataset.decoded:
+    if dataset.decoded:
         return dataset, []
-    if isinstance(dataset, ArrayDataset):
+    if dataset.images is not None:
         images = np.stack([convert_pixels(p, pixel_format) for p in dataset.images])
         return ArrayDataset(dataset.name, images, dataset.labels, dataset.classes, dataset.ignored_files, True), []
     first = next(sample_images(dataset, 16, lambda opened: opened.decode(pixel_format)))
@@ -131,8 +131,7 @@ def load_into_memory(dataset: ImageDataset, pixel_format: PixelFormat) -> tuple[
     images = np.empty((len(dataset), *first.shape), dtype=first.dtype)
     readable: list[int] = []
     corrupt: list[CorruptImage] = []
-    # files in parallel; shards with one thread, because they are read in order
-    with ThreadPoolExecutor(None if hasattr(dataset, "names") else 1) as pool:
+    with ThreadPoolExecutor(None if dataset.random_access else 1) as pool:
         for index, result in enumerate(pool.map(decode, range(len(dataset)))):
             if isinstance(result, CorruptImage):
                 corrupt.append(result)

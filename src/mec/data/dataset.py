@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -13,17 +17,23 @@ from numpy.typing import NDArray
 from mec.data.decode import open_image
 from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat
 
+logger = logging.getLogger("mec")
+
 DataLike = str | os.PathLike[str]
 """Path or name of a dataset, as ``mec.open_dataset`` takes it."""
+Indices = NDArray[np.int64]
 Labels = NDArray[np.int64]
 Self = TypeVar("Self", bound="ImageDataset")
+T = TypeVar("T")
 
 MAX_SAMPLED_SHARDS = 8
 """Shards that an evenly spaced sample comes from; each is read from its start."""
+LOG_INTERVAL = 10.0
+"""Seconds between two lines about the progress of opening a dataset."""
 
 
 class ImageDataset(Protocol):
-    """A map-style dataset of images, with labels or without.
+    """A map-style dataset of images, with labels or without. Subclasses inherit the attributes that have a default.
 
     Attributes:
         name: name of the dataset in logs and results.
@@ -31,14 +41,28 @@ class ImageDataset(Protocol):
         classes: names of the classes.
         ignored_files: number of files that are not part of the dataset because they are no images or unreadable; for
             shards, the number of shards that could be read only in part.
+        random_access: whether images load equally fast in any order; False: in ascending order, and not in parallel.
+        names: paths of images in files, relative to the folder of the dataset; None: the images are not in files.
+        images: (n, height, width, channels) images of one size in memory; None: they are read by ``load``.
+        decoded: whether ``images`` are already converted to a PixelFormat, so that ``read_image`` returns them as
+            they are.
     """
 
     name: str
     labels: Labels | None
     classes: list[str]
     ignored_files: int
+    random_access: bool = True
+    names: list[str] | None = None
+    images: NDArray[Any] | None = None
+    decoded: bool = False
 
     def __len__(self) -> int: ...
+
+    @property
+    def shard_bounds(self) -> Indices:
+        """Boundaries of the shards (shards + 1,): shard i holds images shard_bounds[i] ... shard_bounds[i + 1] - 1."""
+        return np.array([0, len(self)])
 
     def load(self, index: int) -> bytes | NDArray[Any]:
         """Return image ``index``, encoded or as an array.
@@ -50,12 +74,12 @@ class ImageDataset(Protocol):
     def title(self, index: int) -> str:
         """Return the path of image ``index``, or another description of its origin."""
 
-    def subset(self: Self, indices: NDArray[np.int64]) -> Self:
+    def subset(self: Self, indices: Indices) -> Self:
         """Return a dataset of the images ``indices`` (n,)."""
 
 
 @dataclass
-class FileDataset:
+class FileDataset(ImageDataset):
     """Images in files. ``names[i]`` is the path of image i relative to ``root``."""
 
     name: str
@@ -69,21 +93,17 @@ class FileDataset:
         return len(self.names)
 
     def load(self, index: int) -> bytes:
-        try:
-            return (self.root / self.names[index]).read_bytes()
-        except OSError as error:
-            raise CorruptImageError(error.strerror or str(error)) from error
+        return read_file(self.root / self.names[index])
 
     def title(self, index: int) -> str:
         return str(self.root / self.names[index])
 
-    def subset(self, indices: NDArray[np.int64]) -> FileDataset:
-        labels = None if self.labels is None else self.labels[indices]
-        return replace(self, names=[self.names[i] for i in indices], labels=labels)
+    def subset(self, indices: Indices) -> FileDataset:
+        return replace(self, names=[self.names[i] for i in indices], labels=select_labels(self, indices))
 
 
 @dataclass
-class ArrayDataset:
+class ArrayDataset(ImageDataset):
     """Images of one size in memory, an array (n, height, width, channels) of any numeric type.
 
     ``decoded``: the images are already converted to a PixelFormat (see ``load_into_memory``); ``read_image`` returns
@@ -106,9 +126,21 @@ class ArrayDataset:
     def title(self, index: int) -> str:
         return f"{self.name}[{index}]"
 
-    def subset(self, indices: NDArray[np.int64]) -> ArrayDataset:
-        labels = None if self.labels is None else self.labels[indices]
-        return replace(self, images=self.images[indices], labels=labels)
+    def subset(self, indices: Indices) -> ArrayDataset:
+        return replace(self, images=self.images[indices], labels=select_labels(self, indices))
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a file, or raise a CorruptImageError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CorruptImageError(error.strerror or str(error)) from error
+
+
+def select_labels(dataset: ImageDataset, indices: Indices) -> Labels | None:
+    """Return the labels of the images ``indices`` (n,), if the dataset has labels."""
+    return None if dataset.labels is None else dataset.labels[indices]
 
 
 def read_image(dataset: ImageDataset, index: int, pixel_format: PixelFormat | None = None) -> ImageArray:
@@ -125,25 +157,24 @@ def read_image(dataset: ImageDataset, index: int, pixel_format: PixelFormat | No
     Raises:
         CorruptImageError: the image cannot be read or decoded.
     """
-    if isinstance(dataset, ArrayDataset) and dataset.decoded:
-        decoded: ImageArray = dataset.images[index]
-        return decoded
-    return open_image(dataset.load(index)).decode(pixel_format or PixelFormat())
+    data = dataset.load(index)
+    if dataset.decoded:
+        return np.asarray(data)
+    return open_image(data).decode(pixel_format or PixelFormat())
 
 
-def evenly_spaced(dataset: ImageDataset, count: int) -> NDArray[np.int64]:
+def evenly_spaced(dataset: ImageDataset, count: int) -> Indices:
     """Return sorted indices of about ``count`` images that are spread over the dataset.
 
     Shards are read sequentially, so their sample is the first images of up to ``MAX_SAMPLED_SHARDS`` shards.
     """
-    shard_ranges = getattr(dataset, "shard_ranges", None)
-    if shard_ranges is None:
+    if dataset.random_access:
         return np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(np.int64))
-    num_shards = min(MAX_SAMPLED_SHARDS, len(shard_ranges))
-    shards = np.unique(np.linspace(0, len(shard_ranges) - 1, num_shards).astype(int))
-    per_shard = -(-count // len(shards))
-    starts_and_ends = [shard_ranges[shard] for shard in shards]
-    return np.concatenate([np.arange(start, min(start + per_shard, end)) for start, end in starts_and_ends])[:count]
+    shards = [(start, end) for start, end in itertools.pairwise(dataset.shard_bounds.tolist()) if start < end]
+    sampled = np.unique(np.linspace(0, len(shards) - 1, min(MAX_SAMPLED_SHARDS, len(shards))).astype(int))
+    per_shard = -(-count // len(sampled))
+    ranges = [np.arange(start, min(start + per_shard, end)) for start, end in (shards[shard] for shard in sampled)]
+    return np.concatenate(ranges)[:count]
 
 
 def describe(dataset: ImageDataset) -> str:
@@ -156,3 +187,13 @@ def describe(dataset: ImageDataset) -> str:
     if dataset.ignored_files:
         counts.append(f"{dataset.ignored_files:,} skipped")
     return ", ".join(counts)
+
+
+def log_progress(items: Sequence[T], label: str) -> Iterator[T]:
+    """Yield the items, and log from time to time how many are done."""
+    last = time.monotonic()
+    for done, item in enumerate(items):
+        if time.monotonic() - last > LOG_INTERVAL:
+            last = time.monotonic()
+            logger.info(f"{label}: {done:,} of {len(items):,}")
+        yield item

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from mec.data.corrupt import CorruptImage
-from mec.data.dataset import ArrayDataset, ImageDataset, read_image
-from mec.data.datasets.webdataset import ShardDataset
+from mec.data.dataset import ImageDataset, read_image
+from mec.data.order import EpochSampler, ShuffledShards, StepSampler
 from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat
 from mec.data.rng import Stream, uniforms
-from mec.data.samplers import EpochSampler, SlicedSampler, StepSampler
-from mec.data.streaming import ShuffledShards
 from mec.data.transforms.crop import MAX_SUBSTITUTES, Batch, Cropper, Item, crop_and_resize
 from mec.data.transforms.multi_view import MultiView
 from mec.data.transforms.torchvision_reference import ReferenceCropper, ReferenceViews
-from mec.data.workers import block_signals, ignore_group_signals, worker_count
 
 CROP_PCT, MIN_CROPPED_SIZE = 224 / 256, 96
 """Fraction of the shorter side in a center crop for evaluation (Resize 256, CenterCrop 224). Encoders with inputs
 smaller than MIN_CROPPED_SIZE pixels get the whole shorter side."""
+POLL_SECONDS = 2.0
+"""Interval at which a worker checks that its parent process is alive."""
+HAS_SIGTIMEDWAIT = hasattr(signal, "sigtimedwait")
+"""Whether the sender of a signal can be identified, as on Linux. Elsewhere SIGTERM ends a worker."""
 
 
 class _InMemoryBatches(Dataset[Batch]):
-    """Whole images of one size, held as one tensor (n, c, h, w) on ``device``."""
+    """Whole images (n, h, w, c), held as one tensor (n, c, h, w) on ``device``."""
 
-    def __init__(self, dataset: ArrayDataset, device: torch.device) -> None:
-        self.images = torch.from_numpy(np.ascontiguousarray(dataset.images.transpose(0, 3, 1, 2))).to(device)
+    def __init__(self, images: NDArray[Any], device: torch.device) -> None:
+        self.images = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device)
 
     def __getitem__(self, keys: Sequence[tuple[int, int]]) -> Batch:
         indices = np.array([i for _, i in keys], dtype=np.int64)
@@ -83,9 +89,9 @@ def training_sampler(
         world_size: number of processes.
         drop_last: leave out the images that do not fill the last batch of an epoch; shards always do.
     """
-    if isinstance(dataset, ShardDataset):
-        return StepSampler(len(dataset), batch_size, seed, rank, world_size)
-    return EpochSampler(len(dataset), batch_size, seed, rank, world_size, drop_last=drop_last)
+    if dataset.random_access:
+        return EpochSampler(len(dataset), batch_size, seed, rank, world_size, drop_last=drop_last)
+    return StepSampler(len(dataset), batch_size, seed, rank, world_size)
 
 
 class TrainingLoader(DataLoader[Batch]):
@@ -134,7 +140,7 @@ def training_loader(
     """Return a loader of batches for ``views``.
 
     Args:
-        dataset: the images. An ArrayDataset is held on ``device``; other images are loaded by worker processes.
+        dataset: the images. Those of a dataset in memory are held on ``device``, others are loaded by worker processes.
         views: the views that the batches are made for.
         sampler: order of the images.
         pixel_format: format of the decoded images.
@@ -142,25 +148,23 @@ def training_loader(
         workers: loader processes. None: one per available core, at most 16.
         local_world_size: training processes on this machine, which share its cores. None: from the environment.
     """
-    if isinstance(dataset, ArrayDataset) and not isinstance(views, ReferenceViews):
-        return TrainingLoader(_InMemoryBatches(dataset, device), sampler=sampler)
-    num_workers = worker_count(workers, local_world_size)
     cropper = (
         ReferenceCropper(views, pixel_format) if isinstance(views, ReferenceViews) else Cropper(views, pixel_format)
     )
+    if dataset.images is not None and not isinstance(views, ReferenceViews):
+        return TrainingLoader(_InMemoryBatches(dataset.images, device), sampler=sampler)
+    num_workers = worker_count(workers, local_world_size)
     batches: Dataset[Batch] = _CroppedBatches(dataset, cropper)
     num_slices = 1
-    keys: Iterable[Any] = sampler
-    if isinstance(dataset, ShardDataset) and isinstance(sampler, StepSampler):
+    if isinstance(sampler, StepSampler):
         batches = shards = ShuffledShards(dataset, cropper, sampler, max(1, num_workers))
         num_slices = shards.num_slices
         num_workers = min(num_workers, num_slices)  # then each slice is loaded by the same worker at every step
-        keys = SlicedSampler(sampler, num_slices)
     return TrainingLoader(
         batches,
         num_slices,
         pin_memory=device.type == "cuda",
-        sampler=keys,
+        sampler=sampler,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers else None,
@@ -199,7 +203,7 @@ def evaluation_loader(
     dataset: ImageDataset, pixel_format: PixelFormat, size: int, batch_size: int = 256, workers: int | None = None
 ) -> DataLoader[Batch]:
     """Return a loader of one center crop (n, c, size, size) of each readable image, with its index, in any order."""
-    num_workers = 0 if isinstance(dataset, ArrayDataset) else worker_count(workers)
+    num_workers = worker_count(workers) if dataset.images is None else 0
     chunks = [range(start, min(start + batch_size, len(dataset))) for start in range(0, len(dataset), batch_size)]
     if num_workers:
         # worker w loads chunks w, w + num_workers ...: reorder them so that each worker reads neighboring images
@@ -212,3 +216,55 @@ def evaluation_loader(
         collate_fn=_identity,
         num_workers=num_workers,
     )
+
+
+def worker_count(workers: int | None, local_world_size: int | None = None) -> int:
+    """Return the number of loader workers of one training process.
+
+    Args:
+        workers: the number that the user chose. None: one per core available to this process, at most 16.
+        local_world_size: training processes on this machine, which share its cores. None: LOCAL_WORLD_SIZE of torchrun,
+            or 1. Where SLURM started these processes with a number of cores for each, each one has its own cores.
+    """
+    if workers is not None:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = max(1, local_world_size or int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    tasks, cores_per_task = os.environ.get("SLURM_NTASKS_PER_NODE"), os.environ.get("SLURM_CPUS_PER_TASK")
+    own_cores = min(cores, int(cores_per_task)) if cores_per_task and tasks == str(processes) else cores // processes
+    return max(1, min(16, own_cores))
+
+
+@contextlib.contextmanager
+def block_signals() -> Iterator[None]:
+    """Block the signals of a scheduler and of Ctrl-C, also in all threads of processes that are started inside."""
+    if not HAS_SIGTIMEDWAIT:
+        yield
+        return
+    blocked = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def ignore_group_signals(_: int) -> None:
+    """Keep a worker, started under ``block_signals``, alive as long as its parent; a ``worker_init_fn``.
+
+    Signals sent to the whole process group are handled by the parent. The worker ends on a SIGTERM from the parent, and
+    when the parent has ended.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not HAS_SIGTIMEDWAIT:
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            received = signal.sigtimedwait({signal.SIGTERM}, POLL_SECONDS)
+            if received is not None and received.si_pid == parent:
+                break
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()

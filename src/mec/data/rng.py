@@ -22,8 +22,9 @@ class Stream(IntEnum):
     The values are part of every result: a changed value changes the random numbers of all runs.
     """
 
-    VIEW_1 = 0  # view v of a MultiView, counted from 0, takes VIEW_1 + v
+    VIEW_1 = 0
     VIEW_2 = 1
+    VIEW_3 = 2
     SAMPLE_ORDER = 3
     SHARD_ORDER = 5
     SHARD_BUFFER = 6
@@ -33,7 +34,14 @@ class Stream(IntEnum):
     SHARD_SUBSTITUTE = 10
     SHARD_START = 11
     LABEL_SUBSET = 12
-    NETWORK = 12  # an alias: dropout and stochastic depth in pretraining share the numbers of LABEL_SUBSET
+    NETWORK = 13
+    """Dropout and stochastic depth in pretraining."""
+    FURTHER_VIEWS = 1000
+
+
+def view_stream(view: int) -> int:
+    """Return the stream of view ``view``, counted from 0: 0, 1, 2, then numbers above those of all purposes."""
+    return view if view <= Stream.VIEW_3 else Stream.FURTHER_VIEWS + view
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -26,7 +26,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from mec.data.workers import POLL_SECONDS
+from mec.data.loaders import POLL_SECONDS
 from mec.engine.checkpoints import AtomicCheckpointIO
 from mec.engine.fsdp import FSDP2Strategy
 from mec.engine.preemption import EXIT_PREEMPTED, StoppedError

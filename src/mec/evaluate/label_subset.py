@@ -10,12 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mec.data.dataset import ImageDataset
-from mec.data.rng import uniforms
+from mec.data.rng import Stream, uniforms
 from mec.errors import InputError
 
 Indices = NDArray[np.int64]
-CHOICE = 12
-"""Stream of random numbers."""
 
 
 def label_subset(
@@ -66,7 +64,7 @@ def label_subset(
 
 
 def _per_class(labels: Indices, counts: Indices, seed: int) -> Indices:
-    order = uniforms(seed, 0, np.arange(len(labels)), 1, CHOICE)[:, 0].argsort(kind="stable")
+    order = uniforms(seed, 0, np.arange(len(labels)), 1, Stream.LABEL_SUBSET)[:, 0].argsort(kind="stable")
     return np.sort(np.concatenate([order[labels[order] == c][:count] for c, count in enumerate(counts)]))
 
 

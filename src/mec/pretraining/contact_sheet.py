@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from mec.data.analysis import infer_pixel_format, load_into_memory
-from mec.data.dataset import ArrayDataset, ImageDataset, evenly_spaced, read_image
+from mec.data.dataset import ImageDataset, evenly_spaced, read_image
 from mec.data.datasets import open_dataset
 from mec.data.loaders import training_loader
 from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat, pad_to_square, to_pil
@@ -85,7 +85,7 @@ def training_views(data: str | os.PathLike[str], recipe: Recipe, images: int, pa
     dataset = open_dataset(data, "pretrain", subsample=recipe.subsample, frame_stride=recipe.frame_stride)
     pixel_format = infer_pixel_format(dataset, recipe.channels, recipe.background)
     indices = _readable_indices(dataset, pixel_format, images)
-    if isinstance(dataset, ArrayDataset):
+    if dataset.images is not None:
         dataset, _ = load_into_memory(dataset, pixel_format)
     views = create_views(recipe, recipe.image_size)
     epochs = [[(epoch, index) for index in indices] for epoch in range(pairs)]

@@ -92,7 +92,7 @@ class OptimizerSettings:
     lr: float = 1e-3
     weight_decay: float = 1e-4
     momentum: float = 0.9
-    warmup_epochs: float = 10
+    warmup_epochs: float = 10.0
 
     def __post_init__(self) -> None:
         _require(0 < self.lr < math.inf, "optimizer.lr", "a positive number", self.lr)

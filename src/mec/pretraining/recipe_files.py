@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import is_dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 
 from mec.data.transforms.view_settings import ViewSettings
-from mec.errors import InputError, did_you_mean
-from mec.option_errors import invalid_value
+from mec.errors import InputError, check_value, did_you_mean
 from mec.pretraining.recipe import Recipe
 
 
@@ -54,39 +53,27 @@ def read_settings(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def make_recipe(settings: Mapping[str, Any]) -> Recipe:
     """Make a Recipe from nested settings; missing ones get their defaults."""
-    _check_names(settings, Recipe().as_dict())
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Recipe, "recipe")
-    try:
-        parsed = parser.parse_object({"recipe": dict(settings)})
-        for view in ("view_1", "view_2"):
-            _check_view(view, parsed.recipe[view].as_dict())
-        recipe = parser.instantiate(parsed).recipe
-    except (ArgumentError, TypeError) as error:
-        key, message = invalid_value(str(error), parser) or ("", " ".join(str(error).split()))
-        raise InputError(f"recipe: {key.removeprefix('recipe.')}{': ' if key else ''}{message}") from error
-    assert isinstance(recipe, Recipe)
-    return recipe
+    return _replace(Recipe(), settings)
 
 
-def _check_view(name: str, settings: Mapping[str, Any]) -> None:
-    """Put the name of the view in front of the error: ViewSettings does not contain it."""
-    try:
-        ViewSettings(**settings)
-    except InputError as error:
-        raise InputError(f"{name}.{error}") from error
-
-
-def _check_names(settings: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> None:
-    """Refuse unknown settings, except in ``backbone_options``, which is empty by default and takes any name."""
+def _replace(defaults: Any, settings: Mapping[str, Any], prefix: str = "") -> Any:
+    """Return a copy of a settings dataclass with other values, of which names and types are checked."""
+    hints, values = get_type_hints(type(defaults)), {}
     for name, value in settings.items():
         dotted = f"{prefix}{name}"
-        if name not in known:
+        if name not in hints:
             raise InputError(f"recipe: unknown setting {dotted}{did_you_mean(dotted, _names(Recipe().as_dict()))}")
-        if isinstance(known[name], dict) and not isinstance(value, Mapping):
+        if not is_dataclass(hints[name]):
+            values[name] = check_value(f"recipe: {dotted}", hints[name], value)
+        elif isinstance(value, Mapping):
+            values[name] = _replace(getattr(defaults, name), value, f"{dotted}.")
+        else:
             raise InputError(f"recipe: {dotted}: expected a mapping of settings, got {value!r}")
-        if known[name] and isinstance(known[name], dict):
-            _check_names(value, known[name], f"{dotted}.")
+    try:
+        return replace(defaults, **values)
+    except InputError as error:
+        # ViewSettings does not contain the name of the view
+        raise InputError(f"{prefix}{error}" if isinstance(defaults, ViewSettings) else str(error)) from error
 
 
 def _names(settings: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -20,7 +20,7 @@ from mec.data.dataset import ImageDataset, describe
 from mec.data.datasets import open_dataset
 from mec.data.loaders import training_loader, training_sampler
 from mec.data.pixels import PixelFormat
-from mec.data.samplers import EpochSampler, StepSampler
+from mec.data.order import EpochSampler, StepSampler
 from mec.distributed import is_rank_zero
 from mec.engine.checkpoints import checkpoint_step, latest_checkpoint
 from mec.engine.preemption import PreemptionCheckpoint

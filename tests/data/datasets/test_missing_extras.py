@@ -22,8 +22,6 @@ def hide(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ("module", "name", "extra"),
     [
         ("datasets", "a.parquet", "datasets"),
-        ("webdataset", "a.tar", "webdataset"),
-        ("webdataset", "https://example.org/a-{00..99}.tar", "webdataset"),
         ("av", "a.mp4", "video"),
     ],
 )

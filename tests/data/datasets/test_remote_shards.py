@@ -33,7 +33,7 @@ from tests.data.datasets.shard_server import Server
 
 @pytest.fixture(params=[True, False], ids=["ranges", "no-ranges"])
 def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr("mec.data.datasets.webdataset.RETRY_DELAY", 0.01)
+    monkeypatch.setattr("mec.data.datasets.tar_reader.RETRY_DELAY", 0.01)
     server = Server(ranges=request.param)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
@@ -175,7 +175,7 @@ def test_training_continues_over_a_connection_that_always_breaks(server: Server,
 
 
 def test_refused_requests_are_not_retried(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mec.data.datasets.webdataset.RETRY_DELAY", 60)
+    monkeypatch.setattr("mec.data.datasets.tar_reader.RETRY_DELAY", 60)
     url = serve(server, tmp_path)
     del server.files["x-0003.tar"]
     with pytest.raises(InputError, match=r"cannot read .*x-0003\.tar \(404, message='Not Found'") as raised:
@@ -187,7 +187,7 @@ def test_refused_requests_are_not_retried(server: Server, tmp_path: Path, monkey
 
 
 def test_refused_connection_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mec.data.datasets.webdataset.RETRY_DELAY", 0.01)
+    monkeypatch.setattr("mec.data.datasets.tar_reader.RETRY_DELAY", 0.01)
     with pytest.raises(InputError, match=r"cannot read .*a\.tar \(.*[Cc]onnect"):
         open_dataset("http://127.0.0.1:9/a.tar")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mec.models.key_maps import TO_DETECTRON2, rename_key
+from mec.models.checkpoint_formats import DETECTRON2, rename_key
 
 Shapes = dict[str, tuple[int, ...]]
 NUM_BLOCKS = {2: 3, 3: 4, 4: 6, 5: 3}
@@ -85,8 +85,8 @@ def _detectron2_name(name: str) -> str:
         if name.startswith(prefix):
             return detectron2_prefix + name.removeprefix(prefix)
     if name.startswith("backbone."):
-        return "backbone." + rename_key(name.removeprefix("backbone."), TO_DETECTRON2)
+        return "backbone." + rename_key(name.removeprefix("backbone."), DETECTRON2)
     res5 = "roi_heads.res5."
     if name.startswith(res5) and not name.startswith(f"{res5}norm."):
-        return "roi_heads." + rename_key("layer4." + name.removeprefix(res5), TO_DETECTRON2)
+        return "roi_heads." + rename_key("layer4." + name.removeprefix(res5), DETECTRON2)
     return name

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mec.errors import InputError
 from mec.evaluate.detection import c4
 from mec.evaluate.detection.c4 import BoxPredictor, C4RoIHeads, build_c4
-from mec.evaluate.detection.network import Detector, resolve_architecture
+from mec.evaluate.detection.detectors import Detector, resolve_architecture
 from mec.evaluate.detection.schedules import SCHEDULES
 from mec.models import create_encoder
 from tests.evaluate.detection.detectron2_names import expected_shapes, to_detectron2

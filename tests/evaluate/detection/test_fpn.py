@@ -4,8 +4,8 @@ from torch import Tensor, nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn
 
 from mec.errors import InputError
+from mec.evaluate.detection.detectors import Detector
 from mec.evaluate.detection.fpn import FeaturePyramid
-from mec.evaluate.detection.network import Detector
 from mec.evaluate.detection.schedules import SCHEDULES
 from mec.models import create_encoder
 from tests.evaluate.detection.scenes import SMALL

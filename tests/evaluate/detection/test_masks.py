@@ -6,7 +6,8 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from mec.evaluate.detection.datasets.annotations import Rle
-from mec.evaluate.detection.masks import decode_masks, paste_masks
+from mec.evaluate.detection.detectors import paste_masks
+from mec.evaluate.detection.loaders import decode_masks
 
 
 def encode(mask: NDArray[np.bool_]) -> Rle:

@@ -11,7 +11,7 @@ import pytest
 
 from mec.data.dataset import FileDataset
 from mec.errors import InputError
-from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections, Object
 from mec.evaluate.detection.metrics import COCO_METRICS, detection_metrics
 
 pytest.importorskip("pycocotools")
@@ -36,9 +36,11 @@ def ground_truth(real_data: Path) -> Json:
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] in sizes]
     for annotation in content["annotations"]:
-        if isinstance(annotation["segmentation"]["counts"], list):
-            size = sizes[annotation["image_id"]]
-            annotation["segmentation"] = coco_mask.frPyObjects(annotation["segmentation"], *size)
+        segmentation = annotation["segmentation"]
+        if isinstance(segmentation["counts"], list):
+            annotation["segmentation"] = coco_mask.frPyObjects(segmentation, *sizes[annotation["image_id"]])
+        else:
+            segmentation["counts"] = segmentation["counts"].encode()
     return renumber(content)
 
 
@@ -61,12 +63,14 @@ def make_dataset(ground_truth: Json, with_masks: bool = True) -> AnnotatedDatase
     image_ids = [image["id"] for image in ground_truth["images"]]
     category_ids = [category["id"] for category in ground_truth["categories"]]
     annotations = sorted(ground_truth["annotations"], key=lambda a: image_ids.index(a["image_id"]))
-    image_indices = [image_ids.index(a["image_id"]) for a in annotations]
-    boxes = np.array([a["bbox"] for a in annotations], float).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    rle_counts = [np.frombuffer(rle_bytes(a), np.uint8) for a in annotations] if with_masks else None
-    is_crowd = np.array([a["iscrowd"] for a in annotations], bool)
-    return AnnotatedDataset(
+    objects = []
+    for a in annotations:
+        (x, y, width, height), image = a["bbox"], image_ids.index(a["image_id"])
+        label, counts = category_ids.index(a["category_id"]), a["segmentation"]["counts"] if with_masks else b""
+        crowd = bool(a["iscrowd"])
+        objects.append(Object(image, (x, y, x + width, y + height), label, a["area"], crowd, rle_counts=counts))
+    return AnnotatedDataset.from_objects(
+        objects,
         name="val",
         images=FileDataset("val", Path(), [f"{i}.jpg" for i in image_ids]),
         image_ids=np.array(image_ids),
@@ -74,21 +78,7 @@ def make_dataset(ground_truth: Json, with_masks: bool = True) -> AnnotatedDatase
         categories=[category["name"] for category in ground_truth["categories"]],
         category_ids=np.array(category_ids),
         ap_metric="coco",
-        offsets=np.searchsorted(image_indices, np.arange(len(image_ids) + 1)),
-        boxes=boxes,
-        labels=np.array([category_ids.index(a["category_id"]) for a in annotations], np.int64),
-        areas=np.array([a["area"] for a in annotations]),
-        is_crowd=is_crowd,
-        is_difficult=np.zeros(len(annotations), bool),
-        is_target=~is_crowd,
-        rle_counts=np.concatenate(rle_counts) if rle_counts else None,
-        rle_ends=np.cumsum([len(counts) for counts in rle_counts]) if rle_counts else None,
     )
-
-
-def rle_bytes(annotation: Json) -> bytes:
-    counts = annotation["segmentation"]["counts"]
-    return counts if isinstance(counts, bytes) else counts.encode()
 
 
 def shift_mask(segmentation: Json, pixels: int) -> Json:

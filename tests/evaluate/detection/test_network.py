@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mec.evaluate.detection.c4 import build_c4
-from mec.evaluate.detection.network import Detector
+from mec.evaluate.detection.detectors import Detector
 from mec.models import create_encoder
 from tests.evaluate.detection.scenes import SMALL
 

@@ -23,8 +23,8 @@ from mec.evaluate.detection import training as training_module
 from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections
 from mec.evaluate.detection.detect import detect
+from mec.evaluate.detection.detectors import Detector
 from mec.evaluate.detection.loaders import AspectRatioBatchSampler, make_train_loader
-from mec.evaluate.detection.network import Detector
 from mec.evaluate.detection.schedules import Schedule
 from mec.evaluate.detection.trainer import detection_trainer
 from mec.evaluate.detection.training import DetectionModule, run_detector, to_original_size, train

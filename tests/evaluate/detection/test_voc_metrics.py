@@ -10,8 +10,8 @@ import pytest
 from mec.data.dataset import FileDataset
 from mec.errors import InputError
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, ApMetric, Detections
-from mec.evaluate.detection.metrics import detection_metrics
-from mec.evaluate.detection.voc_metrics import average_precisions
+from mec.evaluate.detection.datasets.annotations import Object as Annotated
+from mec.evaluate.detection.metrics import detection_metrics, voc_average_precisions
 
 Object = tuple[Sequence[float], int, bool]
 """Box x1, y1, x2, y2 from the outer edges, class, and whether it is difficult."""
@@ -23,23 +23,19 @@ NO_OBJECT = (300, 300, 340, 340)
 
 
 def make_dataset(ap_metric: ApMetric, images: list[list[Object]], num_classes: int = 2) -> AnnotatedDataset:
-    objects = [an_object for image in images for an_object in image]
-    false, n = np.zeros(len(objects), bool), len(images)
-    return AnnotatedDataset(
+    return AnnotatedDataset.from_objects(
+        (
+            Annotated(i, tuple(box), label, 1.0, is_difficult=difficult)
+            for i, objects in enumerate(images)
+            for box, label, difficult in objects
+        ),
         name="VOC",
-        images=FileDataset("VOC", Path(), [f"{i}.jpg" for i in range(n)]),
-        image_ids=np.arange(n),
-        sizes=np.full((n, 2), 500),
+        images=FileDataset("VOC", Path(), [f"{i}.jpg" for i in range(len(images))]),
+        image_ids=np.arange(len(images)),
+        sizes=np.full((len(images), 2), 500),
         categories=["cat", "dog", "cow", "emu"][:num_classes],
         category_ids=np.arange(num_classes),
         ap_metric=ap_metric,
-        offsets=np.cumsum([0, *map(len, images)]),
-        boxes=np.array([box for box, _, _ in objects], float).reshape(-1, 4),
-        labels=np.array([label for _, label, _ in objects], np.int64),
-        areas=np.ones(len(objects)),
-        is_crowd=false,
-        is_difficult=np.array([difficult for _, _, difficult in objects], bool),
-        is_target=~false,
     )
 
 
@@ -58,7 +54,7 @@ def make_detections(images: list[list[Detection]]) -> list[Detections]:
 def ap50_of_first_class(
     detections: list[list[Detection]], objects: list[list[Object]], ap_metric: ApMetric = "voc"
 ) -> float:
-    return float(average_precisions(make_dataset(ap_metric, objects), make_detections(detections))[0, 0])
+    return float(voc_average_precisions(make_dataset(ap_metric, objects), make_detections(detections))[0, 0])
 
 
 OBJECTS: list[list[Object]] = [[(SQUARE, 0, False), ((100, 100, 140, 140), 0, True)], [((200, 10, 240, 50), 0, False)]]
@@ -186,7 +182,7 @@ def test_average_precision_matches_plain_loops(ap_metric: ApMetric, seed: int) -
                 detected_box = box + rng.normal(0, rng.choice([0.5, 3, 8]), 4)
                 detections[-1].append((detected_box, detected_label, round(rng.random(), 2)))
     converted = make_detections(detections)
-    table = average_precisions(make_dataset(ap_metric, images, 3), converted)
+    table = voc_average_precisions(make_dataset(ap_metric, images, 3), converted)
     for c in range(3):
         for t, threshold in enumerate(range(50, 100, 5)):
             expected = reference_average_precision(images, converted, c, threshold / 100, ap_metric == "voc07")

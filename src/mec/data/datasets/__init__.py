@@ -9,10 +9,9 @@ from typing import Literal
 import numpy as np
 
 from mec.data.dataset import DataLike, ImageDataset
-from mec.data.datasets.builtin import BUILTIN_DATASETS, is_torchvision_cifar, open_torchvision_cifar
+from mec.data.datasets.arrays import BUILTIN_DATASETS, find_cifar, open_builtin, open_npz, open_torchvision
 from mec.data.datasets.folder import open_csv, open_folder, open_list
 from mec.data.datasets.huggingface import is_table, open_table
-from mec.data.datasets.npz import open_npz
 from mec.data.datasets.splits import Splits
 from mec.data.datasets.video import VIDEO_EXTENSIONS, is_video, open_videos
 from mec.data.datasets.webdataset import is_shard_source, open_shards
@@ -71,9 +70,10 @@ def open_splits(
 
     ``skip_labels`` opens shards without their labels, which saves reading them once where ``sizes.json`` exists.
     """
-    path = Path(source).expanduser()
     if frame_stride is not None and frame_stride < 1:
         raise InputError(f"frame_stride: expected at least 1, got {frame_stride}")
+    source = os.fspath(source)
+    path = Path(source).expanduser()
     if labels_csv is None and is_video(path):
         return open_videos(path, frame_stride)
     is_missing_video = path.suffix.lower() in VIDEO_EXTENSIONS and not path.exists()
@@ -83,19 +83,15 @@ def open_splits(
         if not path.is_dir():
             raise InputError(f"labels_csv: expected a folder of images as data, got {path}")
         return Splits(open_csv(Path(labels_csv).expanduser(), path, "labels_csv"))
-    return _open_images(os.fspath(source), skip_labels)
-
-
-def _open_images(source: str, skip_labels: bool) -> Splits:
-    path = Path(source).expanduser()
     if source.lower() in BUILTIN_DATASETS:
-        return BUILTIN_DATASETS[source.lower()]()
+        return open_builtin(source.lower())
     if is_shard_source(source):
         return open_shards(source, skip_labels)
     if is_table(source):
         return open_table(source)
     if path.is_dir():
-        return open_torchvision_cifar(path) if is_torchvision_cifar(path) else open_folder(path)
+        cifar = find_cifar(path)
+        return open_torchvision(cifar, path) if cifar else open_folder(path)
     if not path.is_file():
         names = ", ".join(sorted(BUILTIN_DATASETS))
         raise InputError(f"data: {path} does not exist; built-in datasets: {names}")

@@ -6,10 +6,11 @@ import csv
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from mec.data.dataset import FileDataset
-from mec.data.datasets.splits import TEST_NAMES, TRAIN_NAMES, Splits, encode_labels
+from mec.data.datasets.splits import TEST_NAMES, TRAIN_NAMES, Splits, encode_labels, open_train_and_test
 from mec.data.decode import EXTENSIONS
 from mec.errors import InputError
 
@@ -20,11 +21,8 @@ LABEL_COLUMNS = ("label", "class", "category", "target")
 def open_folder(folder: Path) -> Splits:
     """Open the images in a folder; its sub-folders ``train`` and ``test`` or ``val`` are its own splits."""
     train, test = find_subfolder(folder, TRAIN_NAMES), find_subfolder(folder, TEST_NAMES)
-    if train and test:
-        train_split = _open_split(train, folder.name)
-        classes = train_split.classes if train_split.labels is not None else None
-        return Splits(train_split, _open_split(test, folder.name, classes))
-    return Splits(_open_split(folder, folder.name))
+    open_split = partial(_open_split, folder.name)
+    return open_train_and_test(open_split, train, test) if train and test else Splits(open_split(folder))
 
 
 def list_split_files(folder: Path, suffix: str | tuple[str, ...]) -> tuple[list[str], list[str]] | None:
@@ -98,7 +96,7 @@ def walk_folders(root: str, onerror: Callable[[OSError], None] | None = None) ->
         yield parent, [f for f in files if not f.startswith(".")]
 
 
-def _open_split(folder: Path, title: str, classes: list[str] | None = None) -> FileDataset:
+def _open_split(title: str, folder: Path, classes: list[str] | None = None) -> FileDataset:
     files, unreadable_folders = list_files(folder)
     names = [f for f in files if os.path.splitext(f)[1].lower() in EXTENSIONS]
     if not names:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import glob
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.data.dataset import Labels
+from mec.data.dataset import ImageDataset, Indices, Labels, read_file, select_labels
 from mec.data.datasets.folder import list_split_files
-from mec.data.datasets.splits import TEST_NAMES, TRAIN_NAMES, Splits, encode_labels
+from mec.data.datasets.splits import TEST_NAMES, TRAIN_NAMES, Splits, encode_labels, open_train_and_test
 from mec.data.pixels import CorruptImageError
 from mec.errors import InputError
 
@@ -23,13 +24,13 @@ SAVE_TO_DISK_FILES = ("state.json", "dataset_dict.json")
 
 
 @dataclass
-class TableDataset:
+class TableDataset(ImageDataset):
     """Images in the ``rows`` (n,) of a ``datasets.Dataset``, read from disk when they are loaded."""
 
     name: str
     table: Any
     column: str
-    rows: NDArray[np.int64]
+    rows: Indices
     labels: Labels | None = None
     classes: list[str] = field(default_factory=list)
     ignored_files: int = 0
@@ -42,10 +43,7 @@ class TableDataset:
         if isinstance(value, dict):  # an image that datasets has not decoded
             path, value = value.get("path"), value.get("bytes")
             if value is None and path:
-                try:
-                    return Path(path).read_bytes()
-                except OSError as error:
-                    raise CorruptImageError(error.strerror or str(error)) from error
+                return read_file(Path(path))
         if value is None:
             raise CorruptImageError("the row has no image")
         if isinstance(value, bytes):
@@ -58,9 +56,8 @@ class TableDataset:
     def title(self, index: int) -> str:
         return f"{self.name}, row {self.rows[index]}"
 
-    def subset(self, indices: NDArray[np.int64]) -> TableDataset:
-        labels = None if self.labels is None else self.labels[indices]
-        return replace(self, rows=self.rows[indices], labels=labels)
+    def subset(self, indices: Indices) -> TableDataset:
+        return replace(self, rows=self.rows[indices], labels=select_labels(self, indices))
 
 
 def is_table(source: str) -> bool:
@@ -97,17 +94,15 @@ def open_table(source: str) -> Splits:
     tables = loaded if isinstance(loaded, dict) else {"train": loaded}
     train_name = next((name for name in TRAIN_NAMES if name in tables), next(iter(tables)))
     test_name = next((name for name in TEST_NAMES if name in tables and name != train_name), None)
-    train_split = _open_split(tables[train_name], source, None)
-    if test_name is None:
-        return Splits(train_split)
-    return Splits(train_split, _open_split(tables[test_name], source, train_split.classes or None))
+    test_table = None if test_name is None else tables[test_name]
+    return open_train_and_test(partial(_open_split, source), tables[train_name], test_table)
 
 
 def _is_saved_to_disk(folder: Path) -> bool:
     return any((folder / name).is_file() for name in SAVE_TO_DISK_FILES)
 
 
-def _open_split(table: Any, source: str, classes: list[str] | None) -> TableDataset:
+def _open_split(source: str, table: Any, classes: list[str] | None) -> TableDataset:
     import datasets
 
     features = table.features

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mec.data.dataset import ImageDataset
+from mec.data.dataset import ImageDataset, Indices, Labels
 from mec.data.rng import Stream, uniforms
 from mec.errors import InputError
+
+T = TypeVar("T")
 
 TRAIN_NAMES = ("train",)
 TEST_NAMES = ("test", "val", "valid", "validation")
@@ -38,7 +41,13 @@ class Splits:
         return self.train.subset(train if split == "train" else test)
 
 
-def random_split(dataset: ImageDataset, fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def open_train_and_test(open_split: Callable[[T, list[str] | None], ImageDataset], train: T, test: T | None) -> Splits:
+    """Open both splits by ``open_split(split, classes)``; the test split gets the classes of the training split."""
+    train_split = open_split(train, None)
+    return Splits(train_split, open_split(test, train_split.classes or None) if test is not None else None)
+
+
+def random_split(dataset: ImageDataset, fraction: float) -> tuple[Indices, Indices]:
     """Split a dataset at random, stratified by class, the same way in every call.
 
     Args:
@@ -50,7 +59,7 @@ def random_split(dataset: ImageDataset, fraction: float) -> tuple[NDArray[np.int
     """
     order = uniforms(0, 0, np.arange(len(dataset)), 1, Stream.TRAIN_TEST_SPLIT)[:, 0].argsort()
     labels = np.zeros(len(dataset), dtype=np.int64) if dataset.labels is None else dataset.labels
-    selected: list[NDArray[np.int64]] = []
+    selected: list[Indices] = []
     for label in np.unique(labels):
         members = order[labels[order] == label]
         selected.append(members[: max(1, round(fraction * len(members)))] if len(members) > 1 else members[:0])
@@ -58,7 +67,7 @@ def random_split(dataset: ImageDataset, fraction: float) -> tuple[NDArray[np.int
     return np.setdiff1d(np.arange(len(dataset)), second), second
 
 
-def encode_labels(names: list[str], classes: list[str] | None = None) -> tuple[NDArray[np.int64], list[str]]:
+def encode_labels(names: list[str], classes: list[str] | None = None) -> tuple[Labels, list[str]]:
     """Encode class names as integers.
 
     Args:

@@ -1,23 +1,83 @@
-"""Sequential reading of the samples of a tar shard, local or remote."""
+"""Sequential reading of the samples of a tar shard, local or remote, with tarfile and fsspec.
+
+The package ``webdataset`` is not used: training resumes at any step with the same order, and a damaged shard gives the
+images before the damage, which its pipelines do not do.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import tarfile
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
+
 from mec.data.decode import EXTENSIONS
 
-LABEL_SUFFIXES = ("cls", "label")
-IMAGE_SUFFIXES = frozenset(e.lstrip(".") for e in EXTENSIONS)
-METADATA_NAME = re.compile(r"__[^/]*__($|/)")
-"""Names that webdataset skips."""
+MAX_RETRIES = 3
+RETRY_DELAY = 1.0
+"""Seconds before the first retry of a shard; doubled before each further one."""
 READ_TIMEOUT = 30.0
 """Seconds without data from an HTTP server after which a connection fails."""
+IMAGE_SUFFIXES = frozenset(e.lstrip(".") for e in EXTENSIONS)
+LABEL_SUFFIXES = ("cls", "label", "json")
+
+Sample = dict[str, bytes]
+"""Files of a sample by the suffix of their name, in lower case."""
+
+
+def read_samples(url: str, labels_only: bool = False) -> Iterator[Sample]:
+    """Yield the samples of a shard that hold an image.
+
+    After an error that may be transient the shard is read from its start again, at most ``MAX_RETRIES`` times per
+    sample. The error of the last attempt is raised; tarfile, fsspec and its back ends raise exceptions of many types.
+
+    Args:
+        url: path or URL of the shard.
+        labels_only: skip the bytes of images; for local shards.
+    """
+    num_read, attempt, range_requests = 0, 0, True
+    while True:
+        try:
+            for sample in itertools.islice(_read_tar(url, labels_only, range_requests), num_read, None):
+                num_read, attempt = num_read + 1, 0
+                yield sample
+            return
+        except Exception as error:
+            if attempt == MAX_RETRIES or not _is_transient(url, error):
+                raise
+        time.sleep(RETRY_DELAY * 2**attempt)
+        attempt, range_requests = attempt + 1, False
+
+
+def _is_transient(url: str, error: BaseException) -> bool:
+    """Return whether a retry may succeed: for every error of a URL except missing files and refused requests.
+
+    A refused request has an HTTP status of 4xx, without 408 (timeout) and 429 (too many requests).
+    """
+    cause = _root_cause(error)
+    status = getattr(cause, "status", None)
+    refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
+    return "://" in url and not refused and not isinstance(cause, FileNotFoundError)
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    # fsspec raises FileNotFoundError for every URL that cannot be opened
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def error_reason(error: BaseException) -> str:
+    """Return the message of the first cause of an error, in one line."""
+    cause = _root_cause(error)
+    return " ".join(str(cause).split())[:200] or type(cause).__name__
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -33,77 +93,66 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise
 
 
-def read_samples(
-    url: str, labels_only: bool = False, range_requests: bool = True
-) -> Generator[dict[str, Any], None, None]:
-    """Yield the samples of a shard that hold an image.
-
-    Args:
-        url: path or URL of the shard.
-        labels_only: skip the bytes of the images; for local shards.
-        range_requests: request a few MB at a time from an HTTP server, so that the connection outlives pauses of the
-            reader; False: one request, which returns all data up to a break of the connection.
-
-    Yields:
-        The files of a sample as {suffix: bytes}.
-    """
-    from webdataset.tariterators import group_by_keys
-
-    def read_files(tar: tarfile.TarFile) -> Iterator[dict[str, Any]]:
+def _read_tar(url: str, labels_only: bool, range_requests: bool) -> Iterator[Sample]:
+    """Group neighboring files whose names are equal up to the first dot, and yield the groups that hold an image."""
+    mode: Any = "r:*" if labels_only else "r|*"
+    sample: Sample = {}
+    key, error = "", None
+    with _open(url, range_requests) as stream, tarfile.open(fileobj=stream, mode=mode, tarinfo=_StrictTarInfo) as tar:
         try:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header in memory
-                file = None if METADATA_NAME.match(member.name) or not member.isreg() else tar.extractfile(member)
-                if file is None:
+                name = re.fullmatch(r"((?:.*/)?[^./]+)\.([^/]*)", member.name)
+                file = tar.extractfile(member) if name and member.isreg() else None
+                if name is None or file is None:
                     continue
-                is_label = member.name.rpartition(".")[2].lower() in (*LABEL_SUFFIXES, "json")
-                if labels_only and not is_label and member.size:
+                suffix = name[2].lower()
+                if name[1] != key or suffix in sample:
+                    if not IMAGE_SUFFIXES.isdisjoint(sample):
+                        yield sample
+                    key, sample = name[1], {}
+                if labels_only and suffix not in LABEL_SUFFIXES and member.size:
                     file.seek(-1, os.SEEK_END)  # reading the last byte fails if the file is truncated
-                yield {"fname": member.name, "data": file.read(), "__url__": url}
-        except Exception:
-            yield {}  # makes group_by_keys yield the last sample before the error
-            raise
-
-    mode: Any = "r:*" if labels_only else "r|*"
-    with _open(url, range_requests) as stream, tarfile.open(fileobj=stream, mode=mode, tarinfo=_StrictTarInfo) as tar:
-        for sample in group_by_keys(read_files(tar)):
-            if not IMAGE_SUFFIXES.isdisjoint(sample):
-                yield sample
+                sample[suffix] = file.read()
+        except Exception as exception:  # after the last sample
+            error = exception
+        if not IMAGE_SUFFIXES.isdisjoint(sample):
+            yield sample
+        if error is not None:
+            raise error
 
 
 @contextlib.contextmanager
 def _open(url: str, range_requests: bool) -> Iterator[Any]:
+    """Open a shard. A URL is read in requests of a few MB, so that the connection outlives pauses of the reader.
+
+    Where the server does not support that, or without ``range_requests``, one request reads the whole shard. It also
+    returns the data before a break of the connection.
+    """
     if "://" not in url:
         with Path(url).expanduser().open("rb") as file:
             yield file
         return
-    import fsspec
-
     options = fsspec_options(url)
-    streaming_options = options | {"block_size": 0} if options else {}
+    streaming = options | {"block_size": 0} if options else {}
     with contextlib.ExitStack() as stack:
-        first_options = options if range_requests else streaming_options
-        remote: Any = stack.enter_context(fsspec.open(url, "rb", **first_options).open())
-        if streaming_options and range_requests and remote.size and remote.size > remote.blocksize:
+        remote = stack.enter_context(fsspec.open(url, "rb", **(options if range_requests else streaming)).open())
+        if streaming and range_requests and remote.size and remote.size > remote.blocksize:
             try:
                 remote.seek(-1, os.SEEK_END)
                 remote.read(1)
                 remote.seek(0)
             except ValueError:  # the server does not support range requests
-                remote = stack.enter_context(fsspec.open(url, "rb", **streaming_options).open())
+                remote = stack.enter_context(fsspec.open(url, "rb", **streaming).open())
         yield remote
 
 
 def fsspec_options(url: str) -> dict[str, Any]:
-    """Return the options with which fsspec opens ``url``.
-
-    For HTTP they replace aiohttp's timeout for a whole download by a timeout between reads.
-    """
+    """Return options for HTTP: a timeout between reads in place of aiohttp's timeout for a whole download."""
     scheme = url.partition("://")[0]
     if scheme not in ("http", "https"):
         return {}
     import aiohttp
-    import fsspec
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=READ_TIMEOUT, sock_read=READ_TIMEOUT)
     return {"client_kwargs": {"timeout": timeout} | fsspec.config.conf.get(scheme, {}).get("client_kwargs", {})}

@@ -8,19 +8,18 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
-from mec.data.dataset import FileDataset
-from mec.data.datasets.builtin import data_home
+from mec.data.dataset import FileDataset, log_progress
+from mec.data.datasets.arrays import data_home
 from mec.data.datasets.folder import find_subfolder, list_files, walk_folders
-from mec.data.datasets.splits import TEST_NAMES, TRAIN_NAMES, Splits, encode_labels
+from mec.data.datasets.splits import TEST_NAMES, TRAIN_NAMES, Splits, encode_labels, open_train_and_test
 from mec.data.decode import EXTENSIONS
 from mec.errors import InputError
 
@@ -51,13 +50,11 @@ def open_videos(path: Path, frame_stride: int | None = None) -> Splits:
     decoded are used; a video without such frames is ignored.
     """
     train, test = find_subfolder(path, TRAIN_NAMES), find_subfolder(path, TEST_NAMES)
-    if train and test:
-        train_split = _open_split(train, frame_stride)
-        return Splits(train_split, _open_split(test, frame_stride, train_split.classes or None))
-    return Splits(_open_split(path, frame_stride))
+    open_split = partial(_open_split, frame_stride)
+    return open_train_and_test(open_split, train, test) if train and test else Splits(open_split(path))
 
 
-def _open_split(path: Path, frame_stride: int | None, classes: list[str] | None = None) -> FileDataset:
+def _open_split(frame_stride: int | None, path: Path, classes: list[str] | None = None) -> FileDataset:
     try:
         import av
     except ImportError as error:
@@ -67,11 +64,10 @@ def _open_split(path: Path, frame_stride: int | None, classes: list[str] | None 
     videos = [v for v in videos if os.path.splitext(v)[1].lower() in VIDEO_EXTENSIONS]
     cache = data_home() / "frames"
     cache.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=True)
     names: list[str] = []
     folder_names: list[str] = []
     ignored_files = 0
-    for video in track(videos, "reading frames", console=console, transient=True, disable=not console.is_terminal):
+    for video in log_progress(videos, "reading frames"):
         try:
             stat = (folder / video).resolve().stat()
         except OSError:  # a dangling link

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mec.data.rng import Stream, uniforms
+from mec.data.rng import uniforms, view_stream
 from mec.data.transforms.color import apply_color, color_maps, rotate
 from mec.data.transforms.geometry import Sides, resized_crops
 from mec.data.transforms.view_settings import (
@@ -51,7 +51,7 @@ class MultiView(nn.Module):
         self, view: int, indices: NDArray[np.int64], epoch: int, height: Sides, width: Sides
     ) -> ViewParameters:
         """Return the augmentation parameters of one view of the images ``indices`` (n,), height x width pixels."""
-        u = uniforms(self.seed, epoch, indices, NUM_UNIFORMS, Stream.VIEW_1 + view)
+        u = uniforms(self.seed, epoch, indices, NUM_UNIFORMS, view_stream(view))
         return sample_parameters(self.settings[view], u, height, width)
 
     @torch.no_grad()

@@ -21,9 +21,14 @@ from mec.engine.checkpoints import latest_checkpoint
 from mec.errors import InputError
 from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections, to_coco_results
-from mec.evaluate.detection.detectors import WEIGHTS, DetectorSpec, load_detector, save_detector
+from mec.evaluate.detection.detectors import (
+    WEIGHTS,
+    DetectorSpec,
+    load_detector,
+    resolve_architecture,
+    save_detector,
+)
 from mec.evaluate.detection.metrics import detection_metrics
-from mec.evaluate.detection.network import resolve_architecture
 from mec.evaluate.detection.schedules import SCHEDULES, VOC_TRAIN_YEARS
 from mec.evaluate.detection.trainer import detection_trainer
 from mec.evaluate.detection.training import run_detector, train

@@ -1,22 +1,143 @@
-"""Files of a trained detector: detector.safetensors and detector.json."""
+"""Faster and Mask R-CNN on an encoder, from torchvision's RPN and heads, and the files of a trained detector."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from faster_coco_eval import mask as coco_mask
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
 
 from mec.errors import InputError
-from mec.evaluate.detection.network import Architecture, Detector
+from mec.evaluate.detection.c4 import build_c4, is_resnet
+from mec.evaluate.detection.datasets.annotations import Rle
+from mec.evaluate.detection.fpn import build_fpn
 from mec.evaluate.detection.schedules import Schedule
 from mec.files import atomic_write
 from mec.models.encoder import Encoder, EncoderSpec
 
+Architecture = Literal["c4", "fpn"]
+SIZE_DIVISOR = 32
+"""Images of a batch are padded to a multiple of this: the largest stride of common encoders."""
 WEIGHTS, SPEC = "detector.safetensors", "detector.json"
+
+
+def resolve_architecture(encoder: Encoder, architecture: str | None) -> Architecture:
+    """Return the architecture; None: c4 for ResNets, as in published results, and fpn for other encoders."""
+    if architecture not in ("c4", "fpn", None):
+        raise InputError(f"architecture: expected c4 or fpn, got {architecture!r}")
+    if architecture == "c4" and not is_resnet(encoder):
+        raise InputError(f"architecture: c4 requires a ResNet, got {encoder.spec.backbone}; use fpn")
+    return "c4" if architecture != "fpn" and is_resnet(encoder) else "fpn"
+
+
+class Detector(nn.Module):
+    """Faster R-CNN, or Mask R-CNN if ``masks``, on a trainable copy of an encoder.
+
+    The outputs are torchvision's: losses in training, otherwise boxes, labels (from 1), scores and masks (k, 1, s, s)
+    of each image.
+
+    Args:
+        encoder: any encoder for fpn, a ResNet for c4.
+        num_classes: without the background.
+        masks: predict a mask for each object.
+        architecture: c4: one feature map of stride 16, res5 on each region (Ren et al. 2015, He et al. 2017, MoCo);
+            fpn: a feature pyramid of four maps (Lin et al. 2017), torchvision's heads.
+        schedule: numbers of anchors and proposals.
+
+    Raises:
+        InputError: an architecture that the encoder does not support.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, encoder: Encoder, num_classes: int, masks: bool, architecture: Architecture, schedule: Schedule
+    ) -> None:
+        super().__init__()
+        self.spec: EncoderSpec = encoder.spec
+        if encoder.spec.stem_padding != 1:  # the strides would not be whole numbers
+            aligned = Encoder(replace(encoder.spec, stem_padding=1))
+            aligned.backbone.load_state_dict(encoder.backbone.state_dict())
+            encoder = aligned
+        build = build_c4 if architecture == "c4" else build_fpn
+        self.backbone, self.rpn, self.roi_heads = build(encoder, num_classes, masks, schedule)
+        # boxes are computed from these outputs, and bfloat16 has only three significant digits
+        for module in (self.rpn.head, self.roi_heads.box_predictor, self.roi_heads.mask_predictor):
+            if module is not None:
+                module.register_forward_hook(lambda module, inputs, output: _to_float32(output))
+        self.register_buffer("mean", encoder.mean.clone(), persistent=False)
+        self.register_buffer("std", encoder.std.clone(), persistent=False)
+        self.to(memory_format=torch.channels_last)  # faster on CPUs and GPUs
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
+        """Detect objects, or compute the losses in training.
+
+        Args:
+            images: (c, h, w) each, uint8 or in [0, 1], of different sizes.
+            targets: per image boxes (k, 4) float32 in pixels, labels (k,) int64 from 1, and masks (k, h, w) uint8.
+        """
+        batch = self._batch_images(images)
+        features = {name: feature_map.float() for name, feature_map in self.backbone(batch.tensors).items()}
+        proposals, rpn_losses = self.rpn(batch, features, targets)
+        detections, head_losses = self.roi_heads(features, proposals, batch.image_sizes, targets)
+        return rpn_losses | head_losses if self.training else detections
+
+    def _batch_images(self, images: list[Tensor]) -> ImageList:
+        """Normalize images and pad them at the right and below with the mean color: (n, c, H, W)."""
+        height, width = (
+            math.ceil(max(image.shape[i] for image in images) / SIZE_DIVISOR) * SIZE_DIVISOR for i in (1, 2)
+        )
+        padded = []
+        for image in images:
+            x = image if image.is_floating_point() else image.to(self.mean.dtype) / 255
+            x = ((x[None] - self.mean) / self.std)[0]
+            padded.append(F.pad(x, (0, width - x.shape[2], 0, height - x.shape[1])))
+        batch = torch.stack(padded).contiguous(memory_format=torch.channels_last)
+        return ImageList(batch, [(image.shape[1], image.shape[2]) for image in images])
+
+
+def _to_float32(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output.float()
+    return type(output)(_to_float32(item) for item in output)
+
+
+def paste_masks(probabilities: Tensor, boxes: NDArray[np.float32], size: tuple[int, int]) -> list[Rle]:
+    """Convert masks predicted within their boxes to masks of the image, with a threshold of 0.5.
+
+    Args:
+        probabilities: (k, s, s); the cells fill the box, and are interpolated between their centers.
+        boxes: (k, 4) x1, y1, x2, y2 in pixels of the image.
+        size: height and width of the image.
+    """
+    masks = []
+    # one mask at a time to save memory: an image has up to a hundred
+    for mask_probabilities, box in zip(probabilities, boxes.tolist(), strict=True):
+        mask = np.zeros(size, np.uint8, order="F")
+        x, y = (range(max(0, math.floor(box[i])), min(size[1 - i], math.ceil(box[i + 2]))) for i in (0, 1))
+        if x and y:
+            # centers of the pixels in grid_sample's coordinates: -1 and 1 at the edges of the box
+            centers = [
+                (torch.arange(pixels.start, pixels.stop) + 0.5 - box[i]) / (box[i + 2] - box[i]) * 2 - 1
+                for i, pixels in enumerate((x, y))
+            ]
+            grid = torch.stack(torch.meshgrid(*centers, indexing="xy"), 2)
+            values = F.grid_sample(mask_probabilities[None, None].float(), grid[None], align_corners=False)[0, 0]
+            mask[y.start : y.stop, x.start : x.stop] = (values >= 0.5).numpy()
+        masks.append(coco_mask.encode(mask))
+    return masks
 
 
 @dataclass(frozen=True)
@@ -63,7 +184,12 @@ def load_detector(folder: Path) -> tuple[Detector, DetectorSpec]:
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"out: {folder} has no {WEIGHTS}, which is written after training")
     try:
-        spec = _parse_spec(json.loads((folder / SPEC).read_text()))
+        fields = json.loads((folder / SPEC).read_text())
+        nested = {
+            "encoder": EncoderSpec(**_tuples(fields["encoder"])),
+            "schedule": Schedule(**_tuples(fields["schedule"])),
+        }
+        spec = DetectorSpec(**(fields | nested))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"out: {folder / SPEC} does not describe a detector ({error})") from error
     detector = spec.build()
@@ -77,15 +203,6 @@ def load_detector(folder: Path) -> tuple[Detector, DetectorSpec]:
     return detector.eval(), spec
 
 
-def _parse_spec(fields: dict[str, Any]) -> DetectorSpec:
-    """Rebuild the nested dataclasses. JSON turned tuples into lists."""
-    tuple_fields = ("mean", "std", "value_range")
-    encoder: dict[str, Any] = {
-        name: tuple(value) if name in tuple_fields and value is not None else value
-        for name, value in fields["encoder"].items()
-    }
-    schedule: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in fields["schedule"].items()
-    }
-    nested: dict[str, Any] = {"encoder": EncoderSpec(**encoder), "schedule": Schedule(**schedule)}
-    return DetectorSpec(**(fields | nested))
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    """Restore tuples, which JSON stores as lists."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -16,11 +17,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mec.data.corrupt import CorruptImage
 from mec.data.dataset import ImageDataset
 from mec.data.decode import SHRINK_FACTORS, OpenedImage, open_image
+from mec.data.loaders import worker_count
 from mec.data.pixels import CorruptImageError, PixelFormat
-from mec.data.workers import worker_count
 from mec.errors import InputError
-from mec.evaluate.detection.datasets.annotations import AnnotatedDataset
-from mec.evaluate.detection.masks import decode_masks
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Rle
 from mec.evaluate.detection.schedules import Schedule
 
 MAX_REPLACEMENTS = 100
@@ -112,21 +112,23 @@ class _TrainDataset(Dataset[TrainBatch]):
     def __getitem__(self, keys: list[SampleKey]) -> TrainBatch:
         batch = TrainBatch([], [], [])
         for key in keys:
-            image, targets = self._load_or_replace(key, batch.corrupt)
-            batch.images.append(image)
-            batch.targets.append(targets)
+            self._append(batch, *key)
         return batch
 
-    def _load_or_replace(self, key: SampleKey, corrupt: list[CorruptImage]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Load the image, or the next that can be read. Corrupt images are appended to ``corrupt``."""
-        first, data_pass = key
+    def _append(self, batch: TrainBatch, first: int, data_pass: int) -> None:
+        """Append image number ``first``, or the next that can be read, and the corrupt images before it."""
         for candidate in range(first, first + MAX_REPLACEMENTS):
             index = candidate % len(self.dataset)
             try:
-                return self._load(index, data_pass)
+                image, targets = self._load(index, data_pass)
             except CorruptImageError as error:
-                corrupt.append(CorruptImage(self.dataset.images.title(index), str(error)))
-        raise InputError(f"data: no image could be read; the last tried: {corrupt[-1].title}: {corrupt[-1].reason}")
+                batch.corrupt.append(CorruptImage(self.dataset.images.title(index), str(error)))
+            else:
+                batch.images.append(image)
+                batch.targets.append(targets)
+                return
+        last = batch.corrupt[-1]
+        raise InputError(f"data: no image could be read; the last tried: {last.title}: {last.reason}")
 
     def _load(self, index: int, data_pass: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Load an image, resized and flipped at random. The random numbers depend on the seed and the key only."""
@@ -177,6 +179,16 @@ def resized_size(height: int, width: int, short_side: int, max_long_side: int) -
     """Return the height and width after detectron2's ResizeShortestEdge."""
     scale = min(short_side / min(height, width), max_long_side / max(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def decode_masks(masks: list[Rle], size: tuple[int, int], flip: bool = False) -> Tensor:
+    """Decode masks to (k, height, width) uint8 of 0 and 1, resized to ``size`` by the nearest pixel."""
+    if not masks:
+        return torch.zeros(0, *size, dtype=torch.uint8)
+    # RLE is in column-major order
+    decoded = torch.from_numpy(np.ascontiguousarray(coco_mask.decode(masks).transpose(2, 0, 1)))
+    resized = F.interpolate(decoded[None], size, mode="nearest-exact")[0]
+    return resized.flip(2) if flip else resized
 
 
 def _identity(batch: Any) -> Any:

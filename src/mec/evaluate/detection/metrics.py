@@ -1,8 +1,13 @@
-"""Average precision of detections by COCO's or VOC's definition."""
+"""Average precision of detections by COCO's or VOC's definition.
+
+VOC's is written from the development kit's rules, at ten IoU thresholds as detectron2 reports it. Details follow
+detectron2's PascalVOCDetectionEvaluator.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -11,12 +16,16 @@ from numpy.typing import NDArray
 
 from mec.errors import InputError
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections, to_coco_results
-from mec.evaluate.detection.voc_metrics import average_precisions
 
 COCO_METRICS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
 """Names of COCO's first six metrics, in COCO's order."""
+IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
 IOU_SLICES = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
-"""Metric -> the IoU thresholds that it averages, of the ten 0.50, 0.55 ... 0.95."""
+"""Metric -> the IoU thresholds that it averages."""
+RECALL_POINTS = np.arange(11) * 0.1
+"""The fourth is 0.30000000000000004, as in the published numbers."""
+
+Floats = NDArray[np.float64]
 
 
 class DetectionMetrics(NamedTuple):
@@ -50,7 +59,9 @@ def detection_metrics(dataset: AnnotatedDataset, detections: Sequence[Detections
     if (dataset.is_crowd | dataset.is_difficult).all():
         raise InputError(f"data: no object to count in {dataset.name}")
     if dataset.ap_metric != "coco":
-        return _voc(dataset, detections)
+        per_class = _per_class(dataset.categories, voc_average_precisions(dataset, detections))
+        overall = {name: float(np.mean([metrics[name] for metrics in per_class.values()])) for name in IOU_SLICES}
+        return DetectionMetrics(overall, per_class)
     overall, per_class = _coco(dataset, detections, "bbox")
     if dataset.has_masks and all(image_detections.masks is not None for image_detections in detections):
         mask_metrics = _coco(dataset, detections, "segm")
@@ -83,14 +94,86 @@ def _coco(
     return DetectionMetrics(overall, _per_class([names[i] for i in evaluation.params.catIds], table.T))
 
 
-def _voc(dataset: AnnotatedDataset, detections: Sequence[Detections]) -> DetectionMetrics:
-    table = average_precisions(dataset, detections)
-    per_class = _per_class(dataset.categories, np.nan_to_num(table, nan=-1))
-    overall = {name: float(np.mean([metrics[name] for metrics in per_class.values()])) for name in IOU_SLICES}
-    return DetectionMetrics(overall, per_class)
-
-
-def _per_class(names: Sequence[str], table: NDArray[np.float64]) -> dict[str, dict[str, float]]:
-    """Convert average precisions (c, 10) to metrics by class. Classes without objects (-1) are left out."""
+def _per_class(names: Sequence[str], table: Floats) -> dict[str, dict[str, float]]:
+    """Convert average precisions (c, 10) to metrics by class. Classes without objects (-1 or NaN) are left out."""
     present = [i for i in range(len(names)) if table[i, 0] >= 0]
     return {names[i]: {metric: float(table[i, ious].mean()) for metric, ious in IOU_SLICES.items()} for i in present}
+
+
+def voc_average_precisions(dataset: AnnotatedDataset, detections: Sequence[Detections]) -> Floats:
+    """Compute the average precision of each class at IoUs above 0.50, 0.55 ... 0.95 by VOC's rules.
+
+    A detection is assigned to the object of its class with the largest IoU, computed in VOC's pixel coordinates, which
+    include the last pixel. Boxes are rounded to one decimal and scores to three, as in VOC's result files. The
+    detection of an object with the highest score is a true positive, others of the same object are false positives,
+    and detections of difficult objects are neither. Detections of equal score stay in the order of the images, where
+    detectron2 uses an unstable sort.
+
+    Args:
+        dataset: n images. ``ap_metric`` "voc07": mean precision at 11 recall points; "voc": area under the curve.
+        detections: of each of the n images.
+
+    Returns:
+        (c, 10); NaN for a class without objects to count. detectron2 returns 0 or NaN there; none of VOC's own test
+        sets lacks a class.
+    """
+    labels = np.concatenate([d.labels for d in detections])
+    scores = _round(np.concatenate([d.scores for d in detections]), 3)
+    boxes = _round(np.concatenate([d.boxes + np.array([1, 1, 0, 0], np.float32) for d in detections]), 1)
+    ious, objects = _best_matches(dataset, [len(d.labels) for d in detections], boxes, labels)
+    is_counted = ~(dataset.is_difficult | dataset.is_crowd)
+    table = np.full((len(dataset.categories), len(IOU_THRESHOLDS)), np.nan)
+    for c in np.unique(dataset.labels[is_counted]):
+        num_objects = np.count_nonzero(is_counted & (dataset.labels == c))
+        indices = np.flatnonzero(labels == c)
+        indices = indices[np.argsort(-scores[indices], kind="stable")]
+        for t, threshold in enumerate(IOU_THRESHOLDS):
+            true_positive, false_positive = _classify(ious[indices] > threshold, objects[indices], is_counted)
+            num_true, num_false = np.cumsum(true_positive), np.cumsum(false_positive)
+            recall = num_true / num_objects
+            precision = num_true / np.maximum(num_true + num_false, 1)
+            envelope = np.maximum.accumulate(precision[::-1])[::-1]
+            if dataset.ap_metric == "voc07":
+                table[c, t] = np.append(envelope, 0)[np.searchsorted(recall, RECALL_POINTS)].mean()
+            else:
+                table[c, t] = np.diff(recall, prepend=0) @ envelope
+    return table
+
+
+def _round(values: NDArray[np.float32], decimals: int) -> Floats:
+    """Round as printing and parsing does. The product is exact, ties go to even, the quotient is the nearest double."""
+    return np.asarray(np.rint(values.astype(np.float64) * 10**decimals) / 10**decimals)
+
+
+def _best_matches(
+    dataset: AnnotatedDataset, counts: Sequence[int], boxes: Floats, labels: NDArray[np.int64]
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Return the largest IoU of each detection with an object of its class (-inf without one), and that object.
+
+    ``counts``: number of detections in each image.
+    """
+    best_ious, best_objects = np.full(len(boxes), -np.inf), np.zeros(len(boxes), np.int64)
+    for image, (start, end) in enumerate(pairwise([0, *np.cumsum(counts)])):
+        first, last = dataset.offsets[image], dataset.offsets[image + 1]
+        if start == end or first == last:
+            continue
+        a, b = boxes[start:end, None], dataset.boxes[None, first:last] + np.array([1, 1, 0, 0])
+        sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]) + 1
+        intersection = sides.clip(0).prod(axis=-1)
+        area_a, area_b = ((box[..., 2:] - box[..., :2] + 1).prod(axis=-1) for box in (a, b))
+        ious = intersection / (area_a + area_b - intersection)
+        ious[labels[start:end, None] != dataset.labels[first:last]] = -np.inf
+        best_ious[start:end], best_objects[start:end] = ious.max(axis=1), first + ious.argmax(axis=1)
+    return best_ious, best_objects
+
+
+def _classify(
+    is_match: NDArray[np.bool_], objects: NDArray[np.int64], is_counted: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which detections of a class, sorted by descending score, are true and which are false positives."""
+    counted_matches = np.flatnonzero(is_match & is_counted[objects])
+    true_positive = np.zeros(len(is_match), bool)
+    true_positive[counted_matches[np.unique(objects[counted_matches], return_index=True)[1]]] = True
+    false_positive = ~is_match
+    false_positive[counted_matches] = ~true_positive[counted_matches]
+    return true_positive, false_positive

@@ -99,64 +99,42 @@ def _write(
     threshold: float,
     out: Path,
 ) -> None:
+    """Write the drawings and detections.json."""
     coco: dict[str, Any] = {
         "images": [],
         "annotations": [],
         "categories": [{"id": i, "name": name} for i, name in zip(category_ids, categories, strict=True)],
     }
-    file_names = _unique_file_names(dataset, list(detections))
+    taken: set[Path] = set()
     with ProgressBar("drawing", len(detections)) as progress:
         for index, image_detections in detections.items():
             image = read_image(dataset, index).astype(np.uint8, copy=False)
             image_detections = _above_threshold(image_detections, threshold)
-            coco["images"].append(
-                {
-                    "id": index,
-                    "file_name": _name(dataset, index),
-                    "height": image.shape[0],
-                    "width": image.shape[1],
-                }
-            )
+            name = dataset.names[index] if dataset.names is not None else dataset.title(index)
+            coco["images"].append({"id": index, "file_name": name, "height": image.shape[0], "width": image.shape[1]})
             for result in to_coco_results(image_detections, index, category_ids):
-                coco["annotations"].append(
-                    {"id": len(coco["annotations"]) + 1, **result, "area": _area(result), "iscrowd": 0}
-                )
-            with atomic_write(out / file_names[index]) as path:
+                width, height = result["bbox"][2:]
+                area = float(coco_mask.area(result["segmentation"])) if "segmentation" in result else width * height
+                annotation = {"id": len(coco["annotations"]) + 1, **result, "area": area, "iscrowd": 0}
+                coco["annotations"].append(annotation)
+            with atomic_write(out / _drawing_file(name, index, taken)) as path:
                 draw_detections(image, image_detections, categories, threshold).save(path, "JPEG", quality=JPEG_QUALITY)
             progress.advance(1)
     with atomic_write(out / DETECTIONS) as path:
         path.write_text(json.dumps(coco))
 
 
-def _area(result: dict[str, Any]) -> float:
-    if "segmentation" in result:
-        return float(coco_mask.area(result["segmentation"]))
-    return float(result["bbox"][2] * result["bbox"][3])
-
-
-def _name(dataset: ImageDataset, index: int) -> str:
-    """Return the path of an image relative to the dataset's folder, or its title if it is not a file."""
-    return dataset.names[index] if isinstance(dataset, FileDataset) else dataset.title(index)
-
-
-def _unique_file_names(dataset: ImageDataset, indices: list[int]) -> dict[int, str]:
-    """Return the output file of each image: its own name and sub-folder, with its index if the name is taken."""
-    file_names: dict[int, str] = {}
-    taken: set[str] = set()
-    for index in indices:
-        path = Path(_name(dataset, index))
-        path = Path(path.name) if path.is_absolute() or ".." in path.parts else path
-        path = path.with_suffix(".jpg")
-        while path.as_posix() in taken:
-            path = path.with_name(f"{path.stem}-{index}.jpg")
-        file_names[index] = path.as_posix()
-        taken.add(file_names[index])
-    return file_names
+def _drawing_file(name: str, index: int, taken: set[Path]) -> Path:
+    """Return an image's own name and sub-folder as .jpg, with its index if the name is taken; add it to ``taken``."""
+    path = Path(name)
+    path = (Path(path.name) if path.is_absolute() or ".." in path.parts else path).with_suffix(".jpg")
+    while path in taken:
+        path = path.with_name(f"{path.stem}-{index}.jpg")
+    taken.add(path)
+    return path
 
 
 def _above_threshold(detections: Detections, threshold: float) -> Detections:
-    keep = detections.scores >= threshold
-    masks = detections.masks
-    if masks is not None:
-        masks = [masks[i] for i in np.flatnonzero(keep)]
-    return Detections(detections.boxes[keep], detections.labels[keep], detections.scores[keep], masks)
+    boxes, labels, scores, masks = detections
+    keep = np.flatnonzero(scores >= threshold)
+    return Detections(boxes[keep], labels[keep], scores[keep], None if masks is None else [masks[i] for i in keep])

@@ -22,6 +22,7 @@ from mec.data.pixels import PixelFormat
 from mec.embedding.images import MAX_CORRUPT, log_corrupt
 from mec.engine.progress import ProgressBar
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections
+from mec.evaluate.detection.detectors import Detector, paste_masks
 from mec.evaluate.detection.loaders import (
     AspectRatioBatchSampler,
     TestBatch,
@@ -29,8 +30,6 @@ from mec.evaluate.detection.loaders import (
     make_test_loader,
     make_train_loader,
 )
-from mec.evaluate.detection.masks import paste_masks
-from mec.evaluate.detection.network import Detector
 from mec.evaluate.detection.schedules import Schedule
 from mec.evaluate.detection.trainer import checkpoint_interval
 from mec.models.sync_batch_norm import convert_sync_batch_norm

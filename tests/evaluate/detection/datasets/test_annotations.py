@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from mec.data import FileDataset
 from mec.evaluate.detection.datasets import open_annotated
-from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections, to_coco_results
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections, Object, to_coco_results
 
 SIZES = [(4, 6), (5, 5), (8, 3)]
 MASK_BOXES = [(0, 0, 2, 2), (1, 1, 6, 4), (0, 0, 3, 8)]
@@ -26,8 +26,14 @@ def rectangle(size: tuple[int, int], box: tuple[int, int, int, int]) -> NDArray[
 def dataset() -> AnnotatedDataset:
     """Return three images: two objects with masks and one without; none; an object and a crowd."""
     masks = [coco_mask.encode(rectangle(SIZES[i], box))["counts"] for i, box in zip((0, 0, 2), MASK_BOXES, strict=True)]
-    rle_counts = [masks[0], b"", masks[1], masks[2], b""]
-    return AnnotatedDataset(
+    return AnnotatedDataset.from_objects(
+        [
+            Object(0, (0, 0, 2, 2), 0, 4.0, rle_counts=masks[0]),
+            Object(0, (1, 0, 2, 3), 1, 3.0),
+            Object(0, (1, 1, 7.5, 4), 1, 15.0, rle_counts=masks[1]),
+            Object(2, (-1, 0, 3, 9), 0, 24.0, rle_counts=masks[2]),
+            Object(2, (0, 0, 1, 1), 0, 1.0, is_crowd=True),
+        ],
         name="three",
         images=FileDataset("three", Path("/data"), ["a.jpg", "b.jpg", "c.jpg"]),
         image_ids=np.array([30, 10, 20]),
@@ -35,15 +41,6 @@ def dataset() -> AnnotatedDataset:
         categories=["cat", "dog"],
         category_ids=np.array([3, 7]),
         ap_metric="coco",
-        offsets=np.array([0, 3, 3, 5]),
-        boxes=np.array([[0, 0, 2, 2], [1, 0, 2, 3], [1, 1, 7.5, 4], [-1, 0, 3, 9], [0, 0, 1, 1]], np.float64),
-        labels=np.array([0, 1, 1, 0, 0]),
-        areas=np.array([4.0, 3, 15, 24, 1]),
-        is_crowd=np.array([False, False, False, False, True]),
-        is_difficult=np.zeros(5, bool),
-        is_target=np.array([True, False, True, True, False]),
-        rle_counts=np.frombuffer(b"".join(rle_counts), np.uint8),
-        rle_ends=np.cumsum([len(counts) for counts in rle_counts]),
     )
 
 
@@ -102,7 +99,7 @@ def test_to_coco_and_open_annotated_are_inverse(dataset: AnnotatedDataset, tmp_p
     for split in open_annotated(tmp_path):
         for name in (
             "image_ids", "sizes", "category_ids", "offsets", "boxes", "labels", "areas", "is_crowd", "is_difficult",
-            "is_target", "rle_counts", "rle_ends",
+            "is_target", "rle_counts", "rle_spans",
         ):  # fmt: skip
             np.testing.assert_array_equal(getattr(split, name), getattr(dataset, name), err_msg=name)
 

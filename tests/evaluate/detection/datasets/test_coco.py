@@ -57,7 +57,6 @@ def test_real_annotations_match_pycocotools(real_data: Path, split: str) -> None
     counts = (len(dataset), len(dataset.boxes), dataset.is_crowd.sum())
     assert counts == {"train": (128, 939, 10), "val": (100, 712, 5)}[split]
     assert dataset.images.title(0) == str(folder / f"{split}2017" / dataset.images.names[0])
-    assert dataset.rle_ends is not None
     assert dataset.rle_counts is not None
     for i, image_id in enumerate(dataset.image_ids.tolist()):
         annotations = reference.imgToAnns[image_id]
@@ -68,7 +67,7 @@ def test_real_annotations_match_pycocotools(real_data: Path, split: str) -> None
             assert dataset.category_ids[dataset.labels[k]] == annotation["category_id"]
             assert (dataset.areas[k], dataset.is_crowd[k]) == (annotation["area"], annotation["iscrowd"])
             assert not dataset.is_difficult[k]
-            rle_counts = dataset.rle_counts[dataset.rle_ends[k - 1] if k else 0 : dataset.rle_ends[k]].tobytes()
+            rle_counts = dataset.rle_counts[slice(*dataset.rle_spans[k])].tobytes()
             mask = coco_mask.decode({"size": dataset.sizes[i].tolist(), "counts": rle_counts})
             np.testing.assert_array_equal(mask, reference.annToMask(annotation))
     assert dataset.is_target.tolist() == (~dataset.is_crowd).tolist()

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from mec.data.datasets.splits import TEST_FRACTION, random_split
 from mec.errors import InputError
-from mec.evaluate.detection.datasets.annotations import AnnotatedDataset
-from mec.evaluate.detection.datasets.builder import describe_unusual
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, describe_unusual
 from mec.evaluate.detection.datasets.coco import coco_files, open_coco
 from mec.evaluate.detection.datasets.voc import open_voc, voc_folders
 

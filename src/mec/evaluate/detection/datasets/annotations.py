@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,9 +13,34 @@ from numpy.typing import NDArray
 from mec.data.dataset import FileDataset
 
 Rle = dict[str, Any]
-"""A mask in COCO's compressed RLE: {"size": [height, width], "counts": bytes}."""
+"""A mask in COCO's compressed run-length encoding (RLE): {"size": [height, width], "counts": bytes}."""
 ApMetric = Literal["coco", "voc07", "voc"]
 """Definition of average precision: COCO's; VOC2007's 11-point average; the area under the curve, VOC's since 2010."""
+EDGE_TOLERANCE = 1.0
+"""Pixels by which a box may exceed its image without a warning: annotation tools round."""
+MAX_RUN_CHARACTERS = 8
+"""Characters of a run in compressed RLE; the runs of any real image have fewer."""
+
+
+class Object(NamedTuple):
+    """An annotated object, as the readers of annotation files yield it.
+
+    ``image`` is the index of its image, ``rle_counts`` is empty if it has no mask; other fields as in AnnotatedDataset.
+    """
+
+    image: int
+    box: tuple[float, float, float, float]
+    label: int
+    area: float
+    is_crowd: bool = False
+    is_difficult: bool = False
+    rle_counts: bytes = b""
+
+
+PER_OBJECT = {
+    "boxes": ("f8", 4), "labels": "i8", "areas": "f8", "is_crowd": "?", "is_difficult": "?", "rle_spans": ("i8", 2),
+}  # fmt: skip
+"""Type of each array of AnnotatedDataset that has a row per object."""
 
 
 class Targets(NamedTuple):
@@ -59,9 +85,8 @@ class AnnotatedDataset:
         areas: (N,) square pixels, of the mask if there is one.
         is_crowd: (N,) COCO's crowd regions: neither training targets nor counted in testing.
         is_difficult: (N,) VOC's difficult objects: training targets, but not counted in testing.
-        is_target: (N,) training targets: no crowd, a part within the image, and a mask if the dataset has masks.
+        rle_spans: (N, 2) start and end of each object's mask in ``rle_counts``; equal if it has no mask.
         rle_counts: compressed RLE counts of all masks, concatenated; None if the dataset has no masks.
-        rle_ends: (N,) end of each object's slice of ``rle_counts``; equal to the previous end if it has no mask.
     """
 
     name: str
@@ -77,9 +102,31 @@ class AnnotatedDataset:
     areas: NDArray[np.float64]
     is_crowd: NDArray[np.bool_]
     is_difficult: NDArray[np.bool_]
-    is_target: NDArray[np.bool_]
-    rle_counts: NDArray[np.uint8] | None = None
-    rle_ends: NDArray[np.int64] | None = None
+    rle_spans: NDArray[np.int64]
+    rle_counts: NDArray[np.uint8] | None
+
+    @classmethod
+    def from_objects(cls, objects: Iterable[Object], **fields: Any) -> AnnotatedDataset:
+        """Create a dataset of objects sorted by image. ``fields``: ``name`` to ``ap_metric``.
+
+        The dataset has masks if an object other than a crowd region has one.
+        """
+        rle_counts = bytearray()
+
+        def rows() -> Iterator[tuple[Any, ...]]:
+            for an_object in objects:
+                start = len(rle_counts)
+                rle_counts.extend(an_object.rle_counts)
+                yield (*an_object[:-1], (start, len(rle_counts)))
+
+        table = np.fromiter(rows(), [("image", "i8"), *PER_OBJECT.items()])
+        has_mask = np.diff(table["rle_spans"])[:, 0] > 0
+        return cls(
+            offsets=np.searchsorted(table["image"], np.arange(len(fields["image_ids"]) + 1)),
+            rle_counts=np.frombuffer(rle_counts, np.uint8) if (has_mask & ~table["is_crowd"]).any() else None,
+            **{name: table[name] for name in PER_OBJECT},
+            **fields,
+        )
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -87,6 +134,28 @@ class AnnotatedDataset:
     @property
     def has_masks(self) -> bool:
         return self.rle_counts is not None
+
+    @property
+    def image_indices(self) -> NDArray[np.int64]:
+        """(N,) index of each object's image."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    @property
+    def is_inside(self) -> NDArray[np.bool_]:
+        """(N,) whether a part of the box is within the image."""
+        image_edges = self.sizes[self.image_indices][:, [1, 0, 1, 0]]
+        boxes = self.boxes.clip(0, image_edges).astype(np.float32)  # a sliver may have no area in float32
+        return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+
+    @property
+    def lacks_mask(self) -> NDArray[np.bool_]:
+        """(N,) objects without a mask in a dataset with masks."""
+        return self.has_masks & (self.rle_spans[:, 0] == self.rle_spans[:, 1])
+
+    @cached_property
+    def is_target(self) -> NDArray[np.bool_]:
+        """(N,) training targets: no crowd, a part within the image, and a mask if the dataset has masks."""
+        return self.is_inside & ~self.is_crowd & ~self.lacks_mask
 
     def targets(self, image: int) -> Targets:
         """Return the training targets of image number ``image``."""
@@ -99,36 +168,20 @@ class AnnotatedDataset:
 
     def _mask(self, index: int, image: int) -> Rle:
         assert self.rle_counts is not None
-        assert self.rle_ends is not None
-        start = self.rle_ends[index - 1] if index else 0
-        height, width = self.sizes[image]
-        counts = self.rle_counts[start : self.rle_ends[index]].tobytes()
-        return {"size": [int(height), int(width)], "counts": counts}
+        counts = self.rle_counts[slice(*self.rle_spans[index])].tobytes()
+        return {"size": self.sizes[image].tolist(), "counts": counts}
 
     def subset(self, indices: NDArray[np.int64]) -> AnnotatedDataset:
-        """Return a dataset of the images ``indices`` (k,) and their objects."""
+        """Return a dataset of the images ``indices`` (k,) and their objects. The masks are shared, not copied."""
         spans = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in indices]
-        objects = np.concatenate(spans) if spans else np.empty(0, np.int64)
-        rle_counts = rle_ends = None
-        if self.rle_counts is not None and self.rle_ends is not None:
-            starts = np.concatenate([[0], self.rle_ends])[objects]
-            slices = [self.rle_counts[start:end] for start, end in zip(starts, self.rle_ends[objects], strict=True)]
-            rle_counts = np.concatenate([np.empty(0, np.uint8), *slices])
-            rle_ends = np.cumsum([len(counts) for counts in slices], dtype=np.int64)
+        objects = np.concatenate([np.empty(0, np.int64), *spans])
         return replace(
             self,
             images=self.images.subset(indices),
             image_ids=self.image_ids[indices],
             sizes=self.sizes[indices],
-            offsets=np.concatenate([[0], np.cumsum([len(span) for span in spans])]).astype(np.int64),
-            boxes=self.boxes[objects],
-            labels=self.labels[objects],
-            areas=self.areas[objects],
-            is_crowd=self.is_crowd[objects],
-            is_difficult=self.is_difficult[objects],
-            is_target=self.is_target[objects],
-            rle_counts=rle_counts,
-            rle_ends=rle_ends,
+            offsets=np.cumsum([0, *map(len, spans)]),
+            **{name: getattr(self, name)[objects] for name in PER_OBJECT},
         )
 
     def to_coco(self) -> dict[str, Any]:
@@ -183,5 +236,49 @@ def to_coco_results(
 
 def _to_json_rle(mask: Rle) -> Rle:
     """Convert the counts from bytes to text, which JSON can store."""
-    counts = mask["counts"]
-    return {"size": mask["size"], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+    return mask | {"counts": mask["counts"].decode("ascii")}
+
+
+def parse_rle_counts(text: str) -> NDArray[np.int64]:
+    """Parse compressed RLE counts into run lengths.
+
+    Each character holds 5 bits, the lowest first. From the fourth run on, a run is stored as the difference to the run
+    two before. The parser is here because not every version of the COCO library detects damaged counts.
+
+    Raises:
+        ValueError: not compressed RLE counts.
+    """
+    codes = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(codes & 32 == 0)
+    starts = np.append(0, ends[:-1] + 1)
+    lengths = ends - starts + 1
+    complete = len(ends) and codes[-1] & 32 == 0
+    if not complete or codes.min() < 0 or codes.max() > 63 or lengths.max() > MAX_RUN_CHARACTERS:
+        raise ValueError(f"expected COCO's compressed RLE counts, got {text[:20]!r}")
+    positions = np.arange(len(codes)) - np.repeat(starts, lengths)
+    runs = np.add.reduceat((codes & 31) << 5 * positions, starts)
+    runs -= (codes[ends] >> 4 & 1) << 5 * lengths
+    for first in (1, 2):
+        runs[first::2] = np.cumsum(runs[first::2])
+    return np.asarray(runs)
+
+
+def describe_unusual(dataset: AnnotatedDataset, training: bool) -> str:
+    """Return a line that counts the unusual annotations of the training or the test split; "" if there are none."""
+    image, single, inside = dataset.image_indices, ~dataset.is_crowd, dataset.is_inside
+    image_edges = dataset.sizes[image][:, [1, 0, 1, 0]]
+    beyond = ((dataset.boxes < -EDGE_TOLERANCE) | (dataset.boxes > image_edges + EDGE_TOLERANCE)).any(1)
+    num_objects = np.bincount(image[dataset.is_target] if training else image, minlength=len(dataset))
+    findings = [
+        ("boxes beyond the edge of the image", beyond & inside & single, "clipped", "as annotated"),
+        ("boxes outside the image or without area", ~inside & single, "not used", "as annotated"),
+        ("objects without a mask", dataset.lacks_mask & inside & single, "not used", "no mask can match"),
+        ("crowd regions", dataset.is_crowd, "not used", "not counted"),
+        ("images without objects", num_objects == 0, "not used", "counted"),
+    ]
+    counts = [
+        f"{name} {np.count_nonzero(mask):,} ({in_training if training else in_testing})"
+        for name, mask, in_training, in_testing in findings
+        if mask.any()
+    ]
+    return f"{dataset.name} ({'train' if training else 'test'}): {', '.join(counts)}" if counts else ""

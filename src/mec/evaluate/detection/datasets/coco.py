@@ -7,20 +7,18 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from faster_coco_eval import mask as coco_mask
-from numpy.typing import NDArray
 
 from mec.data.dataset import FileDataset
 from mec.engine.progress import ProgressBar
 from mec.errors import InputError
-from mec.evaluate.detection.datasets.annotations import AnnotatedDataset
-from mec.evaluate.detection.datasets.builder import AnnotationBuilder
-from mec.evaluate.detection.masks import parse_rle_counts
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Object, parse_rle_counts
 
 logger = logging.getLogger("mec")
 
@@ -66,26 +64,26 @@ def open_coco(train_file: Path, test_file: Path | None) -> tuple[AnnotatedDatase
     """
     train = _read(train_file)
     if test_file is None:
-        return train.build(train.has_masks), None
+        return train, None
     test = _read(test_file)
     in_train, in_test = (
         dict(zip(split.category_ids.tolist(), split.categories, strict=True)) for split in (train, test)
     )
-    for category_id in sorted(in_train.keys() | in_test.keys()):
+    if differences := sorted(in_train.items() ^ in_test.items()):
+        category_id = differences[0][0]
         train_name, test_name = in_train.get(category_id, "none"), in_test.get(category_id, "none")
-        if train_name != test_name:
-            raise InputError(
-                f"data: category {category_id} is {train_name!r} in {train_file} and {test_name!r} in {test_file}; "
-                "expected the same categories"
-            )
+        raise InputError(
+            f"data: category {category_id} is {train_name!r} in {train_file} and {test_name!r} in {test_file}; "
+            "expected the same categories"
+        )
     if train.has_masks != test.has_masks:
         with_masks, without_masks = (train, test) if train.has_masks else (test, train)
         logger.info(f"{with_masks.name} has masks and {without_masks.name} has none: masks are not used")
-    masks = train.has_masks and test.has_masks
-    return train.build(masks), test.build(masks)
+        train, test = replace(train, rle_counts=None), replace(test, rle_counts=None)
+    return train, test
 
 
-def _read(path: Path) -> AnnotationBuilder:
+def _read(path: Path) -> AnnotatedDataset:
     content = _load_json(path)
     try:
         categories = _categories(path, content["categories"])
@@ -100,17 +98,17 @@ def _read(path: Path) -> AnnotationBuilder:
         if not all(_is_number(side) and side >= 1 and side == int(side) for side in size):
             raise InputError(f"data: {path}: expected height and width of {name} in whole pixels, got {size}")
     dataset_name = "/".join(path.absolute().parts[-2:])
-    builder = AnnotationBuilder(
+    labels = {category_id: label for label, category_id in enumerate(categories)}
+    return AnnotatedDataset.from_objects(
+        _objects(path, dataset_name, content["annotations"], image_indices, labels, sizes),
         name=dataset_name,
         images=FileDataset(dataset_name, _image_root(path, names), names),
         image_ids=np.array(list(image_indices), np.int64),
-        sizes=np.array(sizes, np.int64).reshape(-1, 2),
+        sizes=np.array(sizes, np.int64),
         categories=list(categories.values()),
         category_ids=np.array(list(categories), np.int64),
         ap_metric="coco",
     )
-    _add_annotations(builder, path, content["annotations"], image_indices)
-    return builder
 
 
 def _load_json(path: Path) -> dict[str, Any]:
@@ -130,15 +128,12 @@ def _load_json(path: Path) -> dict[str, Any]:
 
 def _categories(path: Path, entries: list[dict[str, Any]]) -> dict[int, str]:
     """Return id -> name, sorted by id."""
-    categories = [
-        (_id(path, "category", entry), str(entry["name"]), str(entry.get("supercategory"))) for entry in entries
-    ]
     # Roboflow lists a supercategory of all classes first, which may have the name of one of its classes
-    own_supercategory = {name for _, name, supercategory in categories if supercategory == name}
+    own_supercategory = {str(entry["name"]) for entry in entries if entry.get("supercategory") == entry["name"]}
     names = [
-        (category_id, name)
-        for category_id, name, supercategory in categories
-        if name not in own_supercategory or supercategory == name
+        (_id(path, "category", entry), str(entry["name"]))
+        for entry in entries
+        if entry.get("supercategory") == entry["name"] or str(entry["name"]) not in own_supercategory
     ]
     _check_unique(path, "category", [category_id for category_id, _ in names])
     _check_unique(path, "category", [name for _, name in names])
@@ -193,22 +188,27 @@ def _missing_files(folder: Path, names: list[str]) -> list[str]:
     return [name for name in names if name not in present]
 
 
-def _add_annotations(
-    builder: AnnotationBuilder, path: Path, annotations: list[dict[str, Any]], image_indices: dict[int, int]
-) -> None:
-    labels = {category_id: label for label, category_id in enumerate(builder.category_ids.tolist())}
+def _objects(
+    path: Path,
+    dataset_name: str,
+    annotations: list[dict[str, Any]],
+    image_indices: dict[int, int],
+    labels: dict[int, int],
+    sizes: list[tuple[int, int]],
+) -> Iterator[Object]:
+    """Yield the objects, sorted by image. ``annotations`` is emptied to save memory."""
     for i, annotation in enumerate(annotations):
         if mistake := _find_mistake(annotation, image_indices, labels):
             raise InputError(f"data: {path}: annotation {annotation.get('id', f'at index {i}')} {mistake}")
     _check_unique(path, "annotation", (annotation["id"] for annotation in annotations if "id" in annotation))
     order = np.argsort([image_indices[annotation["image_id"]] for annotation in annotations], kind="stable")
-    with ProgressBar(f"reading {builder.name}", len(annotations), unit="objects") as progress:
+    with ProgressBar(f"reading {dataset_name}", len(annotations), unit="objects") as progress:
         for i in order.tolist():
             # free each annotation once it is read: those of a large dataset take several GB
             annotation, annotations[i] = annotations[i], {}
             image = image_indices[annotation["image_id"]]
             try:
-                counts, num_pixels = _encode_mask(annotation.get("segmentation"), builder.sizes[image])
+                counts, num_pixels = _encode_mask(annotation.get("segmentation"), *map(int, sizes[image]))
             except ValueError as error:
                 raise InputError(f"data: {path}: the mask of annotation {annotation.get('id', i)}: {error}") from error
             x, y, width, height = map(float, annotation["bbox"])
@@ -216,7 +216,7 @@ def _add_annotations(
             if not _is_number(area):
                 area = num_pixels if counts else width * height
             label, crowd = labels[annotation["category_id"]], bool(annotation.get("iscrowd"))
-            builder.add(image, (x, y, x + width, y + height), label, float(area), crowd, rle_counts=counts)
+            yield Object(image, (x, y, x + width, y + height), label, float(area), crowd, rle_counts=counts)
             progress.advance(1)
 
 
@@ -234,7 +234,7 @@ def _find_mistake(annotation: dict[str, Any], image_indices: dict[int, int], lab
     return ""
 
 
-def _encode_mask(segmentation: Any, size: NDArray[np.int64]) -> tuple[bytes, int]:
+def _encode_mask(segmentation: Any, height: int, width: int) -> tuple[bytes, int]:
     """Convert a segmentation to compressed RLE counts and the number of pixels; b"", 0 without a mask or pixels.
 
     Raises:
@@ -242,7 +242,6 @@ def _encode_mask(segmentation: Any, size: NDArray[np.int64]) -> tuple[bytes, int
     """
     if not segmentation:
         return b"", 0
-    height, width = size.tolist()
     if isinstance(segmentation, list):
         polygons = [polygon for polygon in segmentation if _is_polygon(polygon)]
         if not polygons:
@@ -257,13 +256,13 @@ def _encode_mask(segmentation: Any, size: NDArray[np.int64]) -> tuple[bytes, int
 
 def _is_polygon(polygon: Any) -> bool:
     """Return whether there are at least three corners, with plausible coordinates."""
-    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-        return False
     try:
         values = np.asarray(polygon)
-    except ValueError:
+    except ValueError:  # lists of different lengths
         return False
-    return values.ndim == 1 and values.dtype.kind in "if" and bool(np.abs(values).max() < MAX_COORDINATE)
+    if values.ndim != 1 or values.dtype.kind not in "if" or len(values) < 6 or len(values) % 2:
+        return False
+    return bool(np.abs(values).max() < MAX_COORDINATE)
 
 
 def _compress_rle(mask: Any, height: int, width: int) -> dict[str, Any]:

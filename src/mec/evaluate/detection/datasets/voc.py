@@ -16,8 +16,7 @@ from mec.data.dataset import FileDataset
 from mec.data.decode import EXTENSIONS
 from mec.engine.progress import ProgressBar
 from mec.errors import InputError
-from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, ApMetric
-from mec.evaluate.detection.datasets.builder import AnnotationBuilder
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, ApMetric, Object
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -31,12 +30,7 @@ NO_YEAR = 0
 
 
 class ImageSet(NamedTuple):
-    """A list in ImageSets/Main.
-
-    folder: the folder of its year.
-    name: name of the list: train, val, trainval or test; "all" without lists.
-    stems: names of the images without extension.
-    """
+    """A list in ImageSets/Main of ``folder``: its name ("all" without lists), and the images without extension."""
 
     folder: Path
     name: str
@@ -46,24 +40,17 @@ class ImageSet(NamedTuple):
 def voc_folders(path: Path) -> dict[int, Path]:
     """Return year -> folder for each folder in VOC's format: the path itself, or those in it or in its VOCdevkit."""
     path = path.absolute()
-    for folders in ([path], _subfolders(path), _subfolders(path / "VOCdevkit")):
-        years = {_year(f): f for f in folders if _is_voc(f) and (f == path or _year(f) != NO_YEAR)}
-        if years:
-            return dict(sorted(years.items()))
+    if _is_voc(path):
+        return {int(path.name[3:]) if re.fullmatch(r"VOC\d{4}", path.name) else NO_YEAR: path}
+    for parent in (path, path / "VOCdevkit"):
+        folders = [folder for folder in sorted(parent.glob("VOC[0-9][0-9][0-9][0-9]")) if _is_voc(folder)]
+        if folders:
+            return {int(folder.name[3:]): folder for folder in folders}
     return {}
-
-
-def _subfolders(path: Path) -> list[Path]:
-    return [f for f in path.iterdir() if f.is_dir()] if path.is_dir() else []
 
 
 def _is_voc(path: Path) -> bool:
     return (path / "Annotations").is_dir() and ((path / "JPEGImages").is_dir() or (path / "ImageSets").is_dir())
-
-
-def _year(path: Path) -> int:
-    match = re.fullmatch(r"VOC(\d{4})", path.name)
-    return int(match[1]) if match else NO_YEAR
 
 
 def open_voc(
@@ -107,10 +94,10 @@ def _first_image_set(folder: Path, names: list[str]) -> ImageSet:
         if not stems:
             raise InputError(f"data: no .xml in {folder / 'Annotations'}")
         return ImageSet(folder, "all", stems)
-    image_set = next((image_set for name in names if (image_set := _image_set(folder, name))), None)
-    if image_set is None:
-        raise InputError(f"data: expected {' or '.join(f'{name}.txt' for name in names)} in {lists}")
-    return image_set
+    for name in names:
+        if image_set := _image_set(folder, name):
+            return image_set
+    raise InputError(f"data: expected {' or '.join(f'{name}.txt' for name in names)} in {lists}")
 
 
 def _image_set(folder: Path, name: str) -> ImageSet | None:
@@ -129,27 +116,30 @@ def _image_set(folder: Path, name: str) -> ImageSet | None:
     return ImageSet(folder, name, stems)
 
 
-def _read(image_sets: list[ImageSet], ap_metric: ApMetric) -> AnnotationBuilder:
+def _read(image_sets: list[ImageSet], ap_metric: ApMetric) -> AnnotatedDataset:
     """Read image sets. The classes are in the order of their first object."""
-    root = image_sets[0].folder.parent
-    names = [f"{s.folder.name}/{name}" for s in image_sets for name in _image_files(s.folder, s.stems)]
+    image_files = [f"{s.folder.name}/{name}" for s in image_sets for name in _image_files(s.folder, s.stems)]
     files = [s.folder / "Annotations" / f"{stem}.xml" for s in image_sets for stem in s.stems]
-    dataset_name = " + ".join(f"{s.folder.name} {s.name}" for s in image_sets)
-    builder = AnnotationBuilder(
-        name=dataset_name,
-        images=FileDataset(dataset_name, root, names),
+    name = " + ".join(f"{s.folder.name} {s.name}" for s in image_sets)
+    sizes: list[tuple[int, int]] = []
+    objects: list[Object] = []
+    labels: dict[str, int] = {}
+    with ProgressBar(f"reading {name}", len(files)) as progress:
+        for image, file in enumerate(files):
+            size, image_objects = _read_xml(file, image, labels)
+            sizes.append(size)
+            objects += image_objects
+            progress.advance(1)
+    return AnnotatedDataset.from_objects(
+        objects,
+        name=name,
+        images=FileDataset(name, image_sets[0].folder.parent, image_files),
         image_ids=np.arange(1, len(files) + 1),
-        sizes=np.zeros((len(files), 2), np.int64),
-        categories=[],
-        category_ids=np.empty(0, np.int64),
+        sizes=np.array(sizes),
+        categories=list(labels),
+        category_ids=np.arange(1, len(labels) + 1),
         ap_metric=ap_metric,
     )
-    labels: dict[str, int] = {}
-    with ProgressBar(f"reading {dataset_name}", len(files)) as progress:
-        for image, file in enumerate(files):
-            _add_annotations(builder, image, file, labels)
-            progress.advance(1)
-    return replace(builder, categories=list(labels))
 
 
 def _image_files(folder: Path, stems: list[str]) -> list[str]:
@@ -164,46 +154,40 @@ def _image_files(folder: Path, stems: list[str]) -> list[str]:
     return [f"JPEGImages/{images[stem]}" for stem in stems]
 
 
-def _add_annotations(builder: AnnotationBuilder, image: int, path: Path, labels: dict[str, int]) -> None:
-    """Add the objects of an XML file. ``labels`` maps class names to labels; new classes are added."""
+def _read_xml(path: Path, image: int, labels: dict[str, int]) -> tuple[tuple[int, int], list[Object]]:
+    """Return height and width of an image, and its objects. ``labels`` maps names to labels; new names are added."""
     try:
         root = ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
         raise InputError(f"data: {path} cannot be read as XML ({error})") from error
-    size = root.find("size")
-    height, width = (_number(size, side) for side in ("height", "width"))
+    height, width = _numbers(root.find("size"), ("height", "width"))
     if not (height >= 1 and width >= 1):
         raise InputError(f"data: {path}: expected a size with a height and a width of at least a pixel")
-    builder.sizes[image] = height, width
+    objects = []
     # direct children only: a <part> of an object has a name and a box of its own
     for number, entry in enumerate(root.findall("object"), 1):
         name = (entry.findtext("name") or "").strip()
-        edges = [_number(entry.find("bndbox"), edge) for edge in ("xmin", "ymin", "xmax", "ymax")]
+        xmin, ymin, xmax, ymax = edges = _numbers(entry.find("bndbox"), ("xmin", "ymin", "xmax", "ymax"))
         if not name or math.isnan(sum(edges)):
             raise InputError(f"data: {path}: object {number} has no {'complete bndbox' if name else 'name'}")
-        xmin, ymin, xmax, ymax = edges
         box = (xmin - 1, ymin - 1, xmax, ymax)  # VOC counts pixels from 1 and includes the last
-        label = labels.setdefault(name, len(labels))
         area = max(0.0, xmax - box[0]) * max(0.0, ymax - box[1])
-        builder.add(image, box, label, area, difficult=(entry.findtext("difficult") or "").strip() == "1")
+        difficult = (entry.findtext("difficult") or "").strip() == "1"
+        objects.append(Object(image, box, labels.setdefault(name, len(labels)), area, is_difficult=difficult))
+    return (int(height), int(width)), objects
 
 
-def _number(parent: ElementTree.Element | None, tag: str) -> float:
-    """Return the number in a child element; NaN if there is no finite number."""
+def _numbers(parent: ElementTree.Element | None, tags: tuple[str, ...]) -> list[float]:
+    """Return the numbers in child elements; all NaN if one is missing or not finite."""
     try:
-        value = float(parent.findtext(tag, "")) if parent is not None else math.nan
+        numbers = [float(parent.findtext(tag, "")) for tag in tags] if parent is not None else [math.nan]
     except ValueError:
-        return math.nan
-    return value if math.isfinite(value) else math.nan
+        numbers = [math.nan]
+    return numbers if all(map(math.isfinite, numbers)) else [math.nan] * len(tags)
 
 
-def _with_classes(builder: AnnotationBuilder, classes: list[str]) -> AnnotatedDataset:
-    """Build the dataset with labels that are indices into ``classes``."""
-    dataset = builder.build(masks=False)
-    new_labels = np.array([classes.index(name) for name in builder.categories], np.int64)
-    return replace(
-        dataset,
-        categories=classes,
-        category_ids=np.arange(1, len(classes) + 1),
-        labels=new_labels[dataset.labels],
-    )
+def _with_classes(dataset: AnnotatedDataset, classes: list[str]) -> AnnotatedDataset:
+    """Replace the labels by indices into ``classes``."""
+    new_labels = np.array([classes.index(name) for name in dataset.categories], np.int64)
+    category_ids = np.arange(1, len(classes) + 1)
+    return replace(dataset, categories=classes, category_ids=category_ids, labels=new_labels[dataset.labels])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mec.data.decode import open_image
 from mec.data.pixels import CorruptImageError, PixelFormat
-from mec.evaluate.detection.masks import parse_rle_counts
+from mec.evaluate.detection.datasets.annotations import parse_rle_counts
 from mec.evaluate.tracking.sequences import RLE, FrameObjects, SequenceError, Tracks
 from mec.files import atomic_write
 

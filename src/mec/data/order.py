@@ -1,25 +1,26 @@
-"""Training on shards: sequential reading, shuffling of shards and in buffers, each image at most once per epoch.
+"""The order of training: the same for any number of processes and workers, and after a resume.
 
-A *lane* is one sequential reader with its own shuffle buffer. An epoch draws a new order of the shards, and each lane
-reads one contiguous part of the images in that order. A global batch takes the same number of images from every lane.
+Datasets with random access are read in a random order. Shards are read sequentially, and shuffled in buffers. Each
+image comes at most once per epoch.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
-from dataclasses import replace
-from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
-from mec.data.datasets.webdataset import ShardDataset
+from mec.data.dataset import ImageDataset
 from mec.data.pixels import CorruptImageError
 from mec.data.rng import Stream, uniforms
-from mec.data.samplers import StepSampler
 from mec.data.transforms.crop import MAX_SUBSTITUTES, Batch, Cropper, Item
+
+Key = TypeVar("Key")
 
 MAX_BUFFER_IMAGES = 4096
 MAX_BUFFER_BYTES = 512 * 2**20
@@ -30,6 +31,76 @@ MEASURED_IMAGES = 16
 """Images from which the average size of an encoded image is estimated."""
 FALLBACK_SHARDS, FALLBACK_IMAGES = 8, 8
 """Shards, and images of each, that supply substitutes where a lane has no readable image in its buffer."""
+
+
+class _GlobalBatchSampler(Sampler[Key]):
+    """Epochs of global batches, each divided equally over the processes. Its length is the number of steps.
+
+    Args:
+        num_images: images in the dataset.
+        batch_size: images in the batch of one process; a global batch has ``batch_size * world_size``.
+        seed: seed of the order.
+        rank: index of this process.
+        world_size: number of processes.
+        drop_last: leave out the images at the end of an epoch that do not fill a global batch; False: a smaller
+            batch has them.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        drop_last: bool = True,
+    ) -> None:
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
+        self.global_batch = batch_size * world_size
+        self.epoch = 0
+        self._resume: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return self.num_images // self.global_batch if self.drop_last else -(-self.num_images // self.global_batch)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def resume_at(self, epoch: int, step: int) -> None:
+        """Start the next iteration over ``epoch`` at ``step``; later iterations start at 0 again."""
+        self._resume = (epoch, step)
+
+    def _steps(self) -> range:
+        first = 0
+        if self._resume is not None and self._resume[0] == self.epoch:
+            (_, first), self._resume = self._resume, None
+        return range(first, len(self))
+
+
+class EpochSampler(_GlobalBatchSampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) in a new random order each epoch; global batches do not depend on the world size.
+
+    Process r gets rows r * batch_size ... (r + 1) * batch_size - 1 of each global batch.
+    """
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = uniforms(self.seed, self.epoch, np.arange(self.num_images), 1, Stream.SAMPLE_ORDER)[:, 0].argsort()
+        for step in self._steps():
+            start = step * self.global_batch + self.rank * self.batch_size
+            yield [(self.epoch, int(i)) for i in order[start : start + self.batch_size]]
+
+
+class StepSampler(_GlobalBatchSampler[tuple[int, int, int]]):
+    """(epoch, step, slice) for each slice of each batch of ``ShuffledShards``, so that several workers load a batch."""
+
+    num_slices = 1
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        for step in self._steps():
+            for index in range(self.num_slices):
+                yield self.epoch, step, index
 
 
 def choose_num_lanes(num_shards: int, global_batch: int, world_size: int) -> int:
@@ -49,9 +120,10 @@ class ShuffledShards(Dataset[Batch]):
     """Batches of shuffled images from shards, in slices. The item (epoch, step, slice) is one slice of a batch: the
     images of one or more lanes.
 
-    The images of all shards form a ring, with the shards in the order of the epoch, and the lanes read consecutive
-    parts of it. So each image comes at most once per epoch, whatever the sizes of the shards. The first part starts
-    at a random image, so the images that do not fill a global batch change from epoch to epoch.
+    A lane is one sequential reader with its own shuffle buffer. A global batch takes the same number of images from
+    every lane. The images of all shards form a ring, with the shards in the order of the epoch, and the lanes read
+    consecutive parts of it. So each image comes at most once per epoch, whatever the sizes of the shards. The first
+    part starts at a random image, so the images that do not fill a global batch change from epoch to epoch.
 
     Global batches are in the order of the lanes. They do not depend on the number of workers, and are equal for world
     sizes that give the same number of lanes.
@@ -59,16 +131,17 @@ class ShuffledShards(Dataset[Batch]):
     Args:
         dataset: the shards.
         cropper: crops the images of a slice.
-        sampler: seed, batch size and position of this process.
-        num_slices: slices in a batch of this process, one or more lanes each; at most the number of its lanes.
+        sampler: seed, batch size and position of this process; its number of slices is set here.
+        max_slices: largest number of slices in a batch of this process, one or more lanes each.
     """
 
-    def __init__(self, dataset: ShardDataset, cropper: Cropper, sampler: StepSampler, num_slices: int = 1) -> None:
+    def __init__(self, dataset: ImageDataset, cropper: Cropper, sampler: StepSampler, max_slices: int = 1) -> None:
         self.dataset, self.cropper, self.sampler = dataset, cropper, sampler
-        self.num_lanes = choose_num_lanes(len(dataset.urls), sampler.global_batch, sampler.world_size)
+        self.num_shards = len(dataset.shard_bounds) - 1
+        self.num_lanes = choose_num_lanes(self.num_shards, sampler.global_batch, sampler.world_size)
         self.images_per_lane = sampler.global_batch // self.num_lanes
         rank_lanes = self.num_lanes // sampler.world_size
-        self.num_slices = min(num_slices, rank_lanes)
+        self.num_slices = sampler.num_slices = min(max_slices, rank_lanes)
         first_lane = sampler.rank * rank_lanes
         self.slice_bounds = [first_lane + i * rank_lanes // self.num_slices for i in range(self.num_slices + 1)]
         self._expected_step: dict[int, tuple[int, int]] = {}  # slice -> (epoch, step) that continues its readers
@@ -103,8 +176,7 @@ class ShuffledShards(Dataset[Batch]):
         return indices
 
     def _shard_order(self, epoch: int) -> NDArray[np.int64]:
-        shards = np.arange(len(self.dataset.urls))
-        return uniforms(self.sampler.seed, epoch, shards, 1, Stream.SHARD_ORDER)[:, 0].argsort()
+        return uniforms(self.sampler.seed, epoch, np.arange(self.num_shards), 1, Stream.SHARD_ORDER)[:, 0].argsort()
 
     def _read_lane(self, epoch: int, lane: int, first_step: int) -> Iterator[tuple[list[Item], list[Item]]]:
         """Yield for each step from ``first_step`` on the images of a lane, and the candidates to replace corrupt ones.
@@ -120,7 +192,7 @@ class ShuffledShards(Dataset[Batch]):
         shuffled = (np.arange(len(indices)) + delays).argsort()  # output position -> read position
         output_position = shuffled.argsort()
         read_until = np.maximum.accumulate(shuffled) + 1
-        dataset = replace(self.dataset)  # a copy has its own shard reader
+        dataset = copy.copy(self.dataset)  # a copy has its own shard reader
         buffer: dict[int, Item] = {}
         recent: dict[int, Item] = {}
         num_read, first_output = 0, first_step * self.images_per_lane
@@ -141,9 +213,9 @@ class ShuffledShards(Dataset[Batch]):
 
     def _choose_buffer_size(self) -> int:
         """Return the shuffle buffer size of a lane, in images, from the size of the first images."""
-        start, end = self.dataset.shard_ranges[0]
-        dataset = replace(self.dataset)
-        sizes = [_load_item(dataset, index)[1] for index in range(start, min(end, start + MEASURED_IMAGES))]
+        dataset, bounds = copy.copy(self.dataset), self.dataset.shard_bounds
+        first_end = int(bounds[bounds > 0][0])
+        sizes = [_load_item(dataset, index)[1] for index in range(min(first_end, MEASURED_IMAGES))]
         average = sum(sizes) / max(1, int(np.count_nonzero(sizes)))
         buffer_size = int(min(MAX_BUFFER_IMAGES, MAX_BUFFER_BYTES / max(1, average)))
         return max(MIN_LANE_BUFFER, buffer_size // self.num_lanes)
@@ -160,7 +232,7 @@ class ShuffledShards(Dataset[Batch]):
     def _fallback_items(self, epoch: int) -> list[Item]:
         """Return readable images from the start of several shards."""
         if self._fallback[0] != epoch:
-            dataset, bounds, items = replace(self.dataset), self.dataset.shard_bounds, []
+            dataset, bounds, items = copy.copy(self.dataset), self.dataset.shard_bounds, []
             for shard in self._shard_order(epoch)[:FALLBACK_SHARDS]:
                 for index in range(bounds[shard], min(bounds[shard] + FALLBACK_IMAGES, bounds[shard + 1])):
                     item, num_bytes = _load_item(dataset, index)
@@ -171,15 +243,15 @@ class ShuffledShards(Dataset[Batch]):
         return self._fallback[1]
 
 
-def _load_item(dataset: ShardDataset, index: int) -> tuple[Item, int]:
+def _load_item(dataset: ImageDataset, index: int) -> tuple[Item, int]:
     """Read an image from its shard and return it with its number of bytes, which is 0 if it cannot be read."""
-    title = dataset.title(index)
     try:
         data = dataset.load(index)
-        return Item(index, lambda: data, title), len(data)
+        return Item(index, lambda: data, dataset.title(index)), len(data)
     except CorruptImageError as error:
-        return Item(index, partial(_raise_corrupt, str(error)), title), 0
+        reason = str(error)
 
+    def raise_corrupt() -> bytes:
+        raise CorruptImageError(reason)
 
-def _raise_corrupt(reason: str) -> bytes:
-    raise CorruptImageError(reason)
+    return Item(index, raise_corrupt, dataset.title(index)), 0
