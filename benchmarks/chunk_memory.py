@@ -56,10 +56,10 @@ def cell(batch_size: int, chunk_size: int | None, steps: int, threads: int) -> d
     timer = _StepTimer(steps + 1)
     images = np.random.default_rng(0).integers(0, 256, (batch_size * (steps + 2), 32, 32, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as devnull:
-        data, console = Path(folder) / "images.npz", Console(file=devnull)
+        data = Path(folder) / "images.npz"
         np.savez(data, images=images)
         with Memory() as memory:
-            mec.pretrain(data, Path(folder) / "run", recipe, console=console, callbacks=[timer])
+            mec.pretrain(data, Path(folder) / "run", recipe, callbacks=[timer])
     return {
         "batch_size": batch_size,
         "chunk_size": chunk_size,

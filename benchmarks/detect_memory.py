@@ -16,8 +16,7 @@ from mec.data import PixelFormat
 from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.detectors import load_detector
 from mec.evaluate.detection.metrics import detection_metrics
-from mec.evaluate.detection.trainer import detection_trainer
-from mec.evaluate.detection.training import run_detector
+from mec.evaluate.detection.training import detection_trainer, run_detector
 from mec.results import Protocol, Stopwatch
 
 
@@ -31,7 +30,7 @@ def main(detector: str = "runs/coco/encoder-0", data: str = "coco128") -> None:
     _, test = open_annotated(data)
     network, spec = load_detector(Path(detector))
     pixel_format = PixelFormat(spec.encoder.channels, spec.encoder.value_range, spec.encoder.background)
-    trainer = detection_trainer(spec.schedule, Path(detector), "detection", "auto", 1, "auto")
+    trainer = detection_trainer(Path(detector), "detection", "auto", 1, "auto")
     rows = []
     for count in (len(test) // 10, len(test)):
         subset = test.subset(np.arange(count))

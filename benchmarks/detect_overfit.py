@@ -22,13 +22,13 @@ import mec
 from machine import write
 from mec.data import read_image
 from mec.embedding.images import pixel_format_of
+from mec.engine.progress import METRICS_FILE
 from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections
 from mec.evaluate.detection.detectors import DetectorSpec
 from mec.evaluate.detection.metrics import detection_metrics
 from mec.evaluate.detection.schedules import SCHEDULES
-from mec.evaluate.detection.trainer import METRICS_CSV, detection_trainer
-from mec.evaluate.detection.training import run_detector, train
+from mec.evaluate.detection.training import METRICS_FILE, detection_trainer, run_detector, train
 from mec.evaluate.drawing.detections import draw_detections, image_grid
 from mec.results import Protocol, Stopwatch
 
@@ -72,12 +72,12 @@ def main(
     detector = spec.build(encoder)
     with tempfile.TemporaryDirectory() as folder:
         clock = Stopwatch()
-        trainer = detection_trainer(schedule, Path(folder), "overfit", "auto", 1, precision)
+        trainer = detection_trainer(Path(folder), "overfit", "auto", 1, precision)
         train(detector, train_set, pixel_format, schedule, trainer, 0, 2, None)
         training_seconds = clock()
         detections = run_detector(detector, train_set.images, pixel_format, schedule, trainer, 2)
         inference_seconds = clock() - training_seconds
-        losses = (Path(folder) / METRICS_CSV).read_text().splitlines()
+        losses = (Path(folder) / METRICS_FILE).read_text().splitlines()
     metrics = detection_metrics(train_set, [detections[i] for i in range(len(train_set))]).overall
     console = Console(soft_wrap=True)
     console.print({name: round(value, 3) for name, value in metrics.items()})

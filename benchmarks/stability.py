@@ -69,7 +69,7 @@ def train(data: str, base: Recipe, form: Form, m: int, d: int, steps: int, image
         optimizer=OptimizerSettings("adamw", 5e-3 * (256 / m) ** 0.5, 1e-4, 0.9, 1000),
     )
     with tempfile.TemporaryDirectory() as folder:
-        run = mec.pretrain(data, Path(folder) / "run", recipe, console=Console(quiet=True))
+        run = mec.pretrain(data, Path(folder) / "run", recipe)
         rows = run.metrics()
         task = open_task(data, run, baselines=False)
         (f,) = features_of(task)

@@ -17,7 +17,6 @@ from typing import Any
 
 import lightning
 import torch
-from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 import mec
@@ -177,7 +176,7 @@ class _Mec:
         data = self.settings.images if self.settings.has_small_images else self.settings.images / "list.txt"
         with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as devnull:
             out = Path(folder) / "run"
-            mec.pretrain(data, out, self.recipe, console=Console(file=devnull), callbacks=[_PhaseTimer(meter)])
+            mec.pretrain(data, out, self.recipe, callbacks=[_PhaseTimer(meter)])
 
     def count_flops(self) -> None:
         encoder = create_encoder(self.recipe.backbone, self.recipe.image_size, 3, self.recipe.small_stem)

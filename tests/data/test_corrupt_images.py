@@ -1,14 +1,12 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 import mec
 from mec.data import ArrayDataset, FileDataset, TwoViews, open_dataset
@@ -70,10 +68,6 @@ def views_of(batches: list[Batch]) -> dict[tuple[int, int], np.ndarray]:
         for batch in batches
         for index, views in zip(batch.indices.tolist(), batch.images, strict=True)
     }
-
-
-def quiet_console() -> Console:
-    return Console(file=StringIO())
 
 
 @pytest.fixture(scope="module")
@@ -184,20 +178,19 @@ def corrupt_after_opening(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("size", [LARGE, SMALL], ids=["in workers", "in memory"])
 def test_training_continues_with_four_percent_corrupt_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], size: tuple[int, int]
 ) -> None:
     folder = write_photographs(tmp_path / "data", size=size)
     corrupt_images_in(folder, CORRUPT_WHEN_OPENED)
     corrupt_after_opening(folder, monkeypatch)
-    console = quiet_console()
-    run = mec.pretrain(folder, tmp_path / "run", TINY, console=console)
+    run = mec.pretrain(folder, tmp_path / "run", TINY)
     assert run.encoder().num_features == 16
     listed = read_csv(tmp_path / "run" / "corrupt.csv")
     expected = expected_reasons(folder)
     assert listed[0] == ["image", "reason"]
     assert sorted(row[0] for row in listed[1:]) == sorted(expected)
     assert all(expected[title] in reason for title, reason in listed[1:])
-    assert f"skipped corrupt images: {len(REASONS)} " in console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"skipped corrupt images: {len(REASONS)} " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", [LARGE, SMALL], ids=["in workers", "in memory"])
@@ -212,7 +205,7 @@ def test_training_stops_early_if_half_of_the_images_are_corrupt(
     with pytest.raises(
         InputError, match=r"^max_corrupt: \d+ of .* cannot be read, expected at most 0\.05 of all"
     ) as caught:
-        mec.pretrain(folder, tmp_path / "run", replace(TINY, epochs=50), console=quiet_console())
+        mec.pretrain(folder, tmp_path / "run", replace(TINY, epochs=50))
     assert "\n" not in str(caught.value)
     assert time.perf_counter() - start < 30
     assert not (tmp_path / "run" / "encoder.safetensors").exists()
@@ -222,5 +215,5 @@ def test_max_corrupt_allows_half_of_the_images_to_be_corrupt(tmp_path: Path) -> 
     folder = write_photographs(tmp_path / "data", 2 * BATCH)
     for path in sorted(folder.iterdir())[::2]:
         empty(path)
-    mec.pretrain(folder, tmp_path / "run", replace(TINY, max_corrupt=0.5), console=quiet_console())
+    mec.pretrain(folder, tmp_path / "run", replace(TINY, max_corrupt=0.5))
     assert len(read_csv(tmp_path / "run" / "corrupt.csv")) == 1 + BATCH

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from mec.engine import preemption
 from mec.engine.checkpoints import checkpoint_step, latest_checkpoint
 from mec.errors import InputError
-from mec.pretraining import checkpointing, pretrain
+from mec.pretraining import pretrain
 from tests.pretraining.test_resume_after_kill import assert_same_run
-from tests.pretraining.test_run import TINY, quiet_console
+from tests.pretraining.test_run import TINY
 
 SHORT = replace(TINY, epochs=1)
 
@@ -25,9 +26,9 @@ SHORT = replace(TINY, epochs=1)
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with checkpoints of steps 3, 4 and 5."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpointing, "SAVE_INTERVAL_SECONDS", 0.0)
-        patch.setattr(checkpointing, "SAVE_INTERVAL_FACTOR", 0)
-        return pretrain("digits", tmp_path_factory.mktemp("runs") / "run", SHORT, console=quiet_console()).folder
+        patch.setattr(preemption, "SAVE_INTERVAL_SECONDS", 0.0)
+        patch.setattr(preemption, "SAVE_INTERVAL_FACTOR", 0)
+        return pretrain("digits", tmp_path_factory.mktemp("runs") / "run", SHORT).folder
 
 
 @pytest.fixture
@@ -64,14 +65,13 @@ def test_the_last_three_checkpoints_are_kept_with_their_checksums(run: Path) -> 
 
 @pytest.mark.parametrize("damage", [flip_bit, truncate, empty])
 def test_resume_skips_a_damaged_checkpoint_and_logs_it(
-    damage: Callable[[Path], None], run: Path, stopped_run: Path
+    damage: Callable[[Path], None], run: Path, stopped_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     newest = checkpoints(stopped_run)[-1]
     damage(newest)
-    console = quiet_console()
-    pretrain("digits", stopped_run, SHORT, resume=True, console=console)
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert lines[0] == f"{newest} is damaged: its checksum does not match its name"
+    pretrain("digits", stopped_run, SHORT, resume=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"warning: {newest} is damaged: its checksum does not match its name"
     assert lines[1] == f"resuming from {checkpoints(run)[-2]}".replace(str(run), str(stopped_run))
     assert newest.with_suffix(".damaged").exists()
     assert_same_run(stopped_run, run)
@@ -81,7 +81,7 @@ def test_resume_fails_if_all_checkpoints_are_damaged(stopped_run: Path) -> None:
     for path in checkpoints(stopped_run):
         flip_bit(path)
     with pytest.raises(InputError, match=r"^resume: all checkpoints in .* are damaged; start again in another folder$"):
-        pretrain("digits", stopped_run, SHORT, resume=True, console=quiet_console())
+        pretrain("digits", stopped_run, SHORT, resume=True)
     assert len(checkpoints(stopped_run)) == 3
 
 
@@ -103,7 +103,7 @@ def test_code_in_a_checkpoint_does_not_run(stopped_run: Path, tmp_path: Path) ->
     malicious = stopped_run / "checkpoints" / f"step=000000009-{hashlib.sha256(content).hexdigest()[:16]}.ckpt"
     malicious.write_bytes(content)
     with pytest.raises(InputError, match=r"^resume: .*step=000000009.* cannot be read") as raised:
-        pretrain("digits", stopped_run, SHORT, resume=True, console=quiet_console())
+        pretrain("digits", stopped_run, SHORT, resume=True)
     assert "\n" not in str(raised.value)
     assert not folder.exists()
 
@@ -116,7 +116,7 @@ def test_resume_removes_temporary_files_of_a_killed_process(run: Path, stopped_r
     ]
     for path in temporary_files:
         path.write_bytes(b"incomplete")
-    pretrain("digits", stopped_run, SHORT, resume=True, console=quiet_console())
+    pretrain("digits", stopped_run, SHORT, resume=True)
     assert not [path for path in temporary_files if path.exists()]
     assert_same_run(stopped_run, run)
 
@@ -128,6 +128,6 @@ def test_the_later_of_two_checkpoints_of_a_step_is_used(tmp_path: Path) -> None:
         path = folder / f"step=000000004-{hashlib.sha256(content).hexdigest()[:16]}.ckpt"
         path.write_bytes(content)
         os.utime(path, (1000 - seconds_ago, 1000 - seconds_ago))
-    newest = latest_checkpoint(tmp_path, print)
+    newest = latest_checkpoint(tmp_path)
     assert newest is not None
     assert newest.read_bytes() == b"later"

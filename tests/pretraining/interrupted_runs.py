@@ -18,9 +18,9 @@ import yaml
 
 import mec.pretraining.run
 from mec.cli.main import entry
-from mec.pretraining import Recipe, checkpointing, pretrain
-from mec.pretraining.progress import MetricsFile
-from tests.pretraining.test_run import quiet_console
+from mec.engine import preemption
+from mec.files import StepCsv
+from mec.pretraining import Recipe, pretrain
 
 TIME_LIMIT = 100.0
 FORKSERVER = multiprocessing.get_context("forkserver")
@@ -116,12 +116,12 @@ def _use_fork() -> None:
 
 def _run_until_killed(data: str, out: Path, recipe: Recipe, moment: Moment | None) -> None:
     _use_fork()
-    checkpointing.SAVE_INTERVAL_SECONDS, checkpointing.SAVE_INTERVAL_FACTOR = 0.0, 0
+    preemption.SAVE_INTERVAL_SECONDS, preemption.SAVE_INTERVAL_FACTOR = 0.0, 0
     if moment is not None and moment[0] in CHECKPOINT_MOMENTS:
         _die_in_checkpoint(*moment)
     elif moment is not None:
         _die_at_call(*moment)
-    pretrain(data, out, recipe, resume=True, console=quiet_console())
+    pretrain(data, out, recipe, resume=True)
 
 
 def _die(*_: Any) -> None:
@@ -138,11 +138,11 @@ def _die_at_call(start: str, number: int) -> None:
         if remaining <= 0:
             _die()
 
-    lock_run_folder, init = mec.pretraining.run.lock_run_folder, MetricsFile.__init__
+    lock_folder, init = mec.pretraining.run.lock_folder, StepCsv.__init__
 
     @contextmanager
     def counting_lock(out: Path) -> Iterator[None]:
-        with lock_run_folder(out):
+        with lock_folder(out):
             sys.setprofile(count_calls)
             yield
 
@@ -152,9 +152,9 @@ def _die_at_call(start: str, number: int) -> None:
 
     assert start in CALL_MOMENTS
     if start == "locked":
-        mec.pretraining.run.lock_run_folder = counting_lock
+        mec.pretraining.run.lock_folder = counting_lock
     else:
-        MetricsFile.__init__ = counting_init  # type: ignore[method-assign,assignment]
+        StepCsv.__init__ = counting_init  # type: ignore[method-assign,assignment]
 
 
 def _die_in_checkpoint(moment: str, number: int) -> None:

@@ -25,15 +25,16 @@ from filelock import FileLock
 
 import mec.pretraining.run
 from mec.data.corrupt import CorruptLog
+from mec.engine import preemption
 from mec.engine.checkpoints import checkpoint_step, latest_checkpoint
+from mec.engine.run_folder import lock_folder
 from mec.errors import InputError
-from mec.pretraining import Run, SpeedSettings, checkpointing, pretrain
+from mec.files import StepCsv
+from mec.pretraining import Run, SpeedSettings, pretrain
 from mec.pretraining.module import Pretraining
-from mec.pretraining.progress import MetricsFile
-from mec.pretraining.run_folder import lock_run_folder
 from tests.pretraining.interrupted_runs import exit_status, start_command
 from tests.pretraining.test_resume_after_kill import assert_same_run, write_photographs
-from tests.pretraining.test_run import TINY, quiet_console
+from tests.pretraining.test_run import TINY
 
 SHORT = replace(TINY, epochs=2)
 
@@ -71,7 +72,7 @@ def test_a_signal_saves_and_stops(sent: int, status: int, step: int, undisturbed
     lines = (tmp_path / "run.txt").read_text().splitlines()
     assert [signal.Signals(sent).name in line for line in lines].count(True) == 1
     assert "Traceback" not in "".join(lines)
-    newest = latest_checkpoint(out, print)
+    newest = latest_checkpoint(out)
     assert newest is not None
     assert checkpoint_step(newest) == step + 1
     assert exit_status(start_command("digits", out, SHORT, resume=True)) == 0
@@ -157,10 +158,10 @@ def raise_disk_full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-APPEND = MetricsFile.append
+APPEND = StepCsv.append
 
 
-def append_until_disk_full(metrics: MetricsFile, row: dict[str, object]) -> None:
+def append_until_disk_full(metrics: StepCsv, row: dict[str, object]) -> None:
     """Write a truncated row at step 7, as a disk that is full in the middle of a row leaves it."""
     if row["step"] != 7:
         return APPEND(metrics, row)
@@ -172,13 +173,13 @@ def append_until_disk_full(metrics: MetricsFile, row: dict[str, object]) -> None
 def fill_disk_at(file: str) -> None:
     save_every_step()
     if file == "metrics.csv":
-        MetricsFile.append = append_until_disk_full  # type: ignore[method-assign,assignment]
+        StepCsv.append = append_until_disk_full  # type: ignore[method-assign,assignment]
     else:
         CorruptLog.write_to = raise_disk_full  # type: ignore[method-assign,assignment]
 
 
 def save_every_step() -> None:
-    checkpointing.SAVE_INTERVAL_SECONDS, checkpointing.SAVE_INTERVAL_FACTOR = 0.0, 0
+    preemption.SAVE_INTERVAL_SECONDS, preemption.SAVE_INTERVAL_FACTOR = 0.0, 0
 
 
 def limit_file_size(size: int, step: int | None) -> None:
@@ -220,17 +221,17 @@ def test_a_full_disk_is_reported_in_one_line(file: str, undisturbed: Path, tmp_p
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mec.pretraining.run_folder.LOCK_TIMEOUT", 0.2)
+    monkeypatch.setattr("mec.engine.run_folder.LOCK_TIMEOUT", 0.2)
     first = start_command("digits", tmp_path / "run", SHORT, partial(call_at_step, 2, partial(time.sleep, 60)))
     while not (tmp_path / "run" / "metrics.csv").exists():
         time.sleep(0.02)
         assert first.is_alive()
     for resume in (False, True):
         with pytest.raises(InputError, match=r"out: .*(already contains a run|another process is training into)"):
-            pretrain("digits", tmp_path / "run", SHORT, resume, console=quiet_console())
+            pretrain("digits", tmp_path / "run", SHORT, resume)
     first.kill()
     first.join()
-    pretrain("digits", tmp_path / "run", SHORT, resume=True, console=quiet_console())
+    pretrain("digits", tmp_path / "run", SHORT, resume=True)
     assert len(Run(tmp_path / "run").metrics()) == 10
 
 
@@ -240,7 +241,7 @@ def test_a_lock_that_is_released_soon_is_waited_for(tmp_path: Path) -> None:
     lock.acquire()
     started, timer = time.monotonic(), threading.Timer(0.8, lock.release)
     timer.start()
-    with lock_run_folder(tmp_path):
+    with lock_folder(tmp_path):
         assert time.monotonic() - started > 0.7
 
 
@@ -278,21 +279,20 @@ def test_resume_accepts_other_hardware_settings_but_no_other_recipe_or_data(undi
         (replace(SHORT, optimizer=replace(SHORT.optimizer, lr=0.5)), r"optimizer.lr: .* -> 0.5"),
     ):
         with pytest.raises(InputError, match=f"^resume: .*: {difference}$"):
-            pretrain("digits", out, changed, resume=True, console=quiet_console())
+            pretrain("digits", out, changed, resume=True)
     data = write_photographs(tmp_path / "data")
     with pytest.raises(InputError, match=r"^resume: images: expected 1347 .*, got 20"):
-        pretrain(data, out, replace(SHORT, channels=1), resume=True, console=quiet_console())
+        pretrain(data, out, replace(SHORT, channels=1), resume=True)
     elsewhere = replace(SHORT, workers=1, devices=1, accelerator="cpu", log_every=5)
-    run = pretrain("digits", out, elsewhere, resume=True, console=quiet_console())
+    run = pretrain("digits", out, elsewhere, resume=True)
     assert [row["step"] for row in run.metrics()] == [0, 1, 2, 3, 5]
     # other kernels round differently
     loss = {row["step"]: row["loss"] for row in Run(undisturbed).metrics()}[5]
     assert run.metrics()[-1]["loss"] == pytest.approx(loss, rel=0.02)
 
 
-def test_resume_starts_a_run_where_there_is_none(tmp_path: Path) -> None:
+def test_resume_starts_a_run_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     for out in (tmp_path / "absent", tmp_path / "empty"):
-        console = quiet_console()
-        pretrain("digits", out, replace(SHORT, epochs=1), resume=True, console=console)
-        assert console.file.getvalue().startswith(f"{out} contains no run yet: starting\n")
+        pretrain("digits", out, replace(SHORT, epochs=1), resume=True)
+        assert capsys.readouterr().err.startswith(f"{out} contains no run yet: starting\n")

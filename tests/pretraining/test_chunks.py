@@ -19,7 +19,7 @@ from mec.models.siamese import Pair, Siamese
 from mec.pretraining import OptimizerSettings, ProjectorSettings, Recipe, TeacherSettings, pretrain
 from mec.pretraining.chunks import chunked_loss
 from mec.pretraining.module import Pretraining
-from tests.pretraining.test_run import TINY, quiet_console
+from tests.pretraining.test_run import TINY
 
 IMAGES = 12
 RESNET = {"layers": [1, 1, 1, 1], "channels": [8, 8, 12, 12]}
@@ -194,7 +194,7 @@ VIT_RECIPE = replace(SMALL, backbone="vit_tiny_patch16_224", backbone_options=VI
 
 def first_step(recipe: Recipe, out: Path) -> FirstStep:
     callback = FirstStep()
-    pretrain("digits", out, recipe, console=quiet_console(), callbacks=[callback])
+    pretrain("digits", out, recipe, callbacks=[callback])
     return callback
 
 
@@ -222,13 +222,13 @@ def test_gradient_checkpointing_changes_neither_gradient_nor_statistics(tmp_path
 def test_an_architecture_without_gradient_checkpointing_is_refused(tmp_path: Path) -> None:
     recipe = replace(SMALL, backbone="vgg11", backbone_options={}, gradient_checkpointing=True)
     with pytest.raises(InputError, match=r"gradient_checkpointing: .*vgg11"):
-        pretrain("digits", tmp_path / "run", recipe, console=quiet_console())
+        pretrain("digits", tmp_path / "run", recipe)
 
 
 def test_resume_in_chunks_is_bit_identical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = VIT | {"drop_path_rate": 0.3}
     recipe = replace(VIT_RECIPE, backbone_options=options, chunk_size=100, gradient_checkpointing=True, epochs=2)
-    undisturbed = pretrain("digits", tmp_path / "undisturbed", recipe, console=quiet_console())
+    undisturbed = pretrain("digits", tmp_path / "undisturbed", recipe)
     training_step = Pretraining.training_step
 
     def interrupted_step(self: Pretraining, batch: Any, batch_idx: int) -> Tensor:
@@ -236,13 +236,13 @@ def test_resume_in_chunks_is_bit_identical(tmp_path: Path, monkeypatch: pytest.M
             raise RuntimeError("power cut")
         return training_step(self, batch, batch_idx)
 
-    monkeypatch.setattr("mec.pretraining.checkpointing.SAVE_INTERVAL_SECONDS", 0.0)
-    monkeypatch.setattr("mec.pretraining.checkpointing.SAVE_INTERVAL_FACTOR", 0)
+    monkeypatch.setattr("mec.engine.preemption.SAVE_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("mec.engine.preemption.SAVE_INTERVAL_FACTOR", 0)
     with monkeypatch.context() as patch:
         patch.setattr(Pretraining, "training_step", interrupted_step)
         with pytest.raises(RuntimeError, match="power cut"):
-            pretrain("digits", tmp_path / "run", recipe, console=quiet_console())
-    resumed = pretrain("digits", tmp_path / "run", recipe, resume=True, console=quiet_console())
+            pretrain("digits", tmp_path / "run", recipe)
+    resumed = pretrain("digits", tmp_path / "run", recipe, resume=True)
     weights = [(run.folder / "encoder.safetensors").read_bytes() for run in (undisturbed, resumed)]
     assert weights[0] == weights[1]
 
@@ -267,7 +267,7 @@ def test_speed_settings_do_not_change_the_losses(setting: str, tmp_path: Path) -
     for value in (False, True):
         callback = DoublePrecision()
         changed = replace(recipe, speed=replace(recipe.speed, **{setting: value}))
-        pretrain("digits", tmp_path / str(value), changed, console=quiet_console(), callbacks=[callback])
+        pretrain("digits", tmp_path / str(value), changed, callbacks=[callback])
         losses.append(callback.losses)
     assert len(losses[0]) == 6
     assert losses[0] == pytest.approx(losses[1], abs=1e-9)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
+from mec.engine import preemption
 from mec.engine.fsdp import full_encoder
 from mec.errors import InputError
 from mec.models.encoder import create_encoder
@@ -23,10 +24,9 @@ from mec.pretraining import (
     Recipe,
     Run,
     TeacherSettings,
-    checkpointing,
     pretrain,
 )
-from tests.pretraining.test_run import TINY, quiet_console
+from tests.pretraining.test_run import TINY
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 
@@ -58,7 +58,7 @@ def train(rank: int, folder: Path, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
     os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1"}
-    checkpointing.SAVE_INTERVAL_SECONDS = checkpointing.SAVE_INTERVAL_FACTOR = 0
+    preemption.SAVE_INTERVAL_SECONDS = preemption.SAVE_INTERVAL_FACTOR = 0
     for name, (recipe, step) in RUNS.items():
         if step and rank == 0:
             shutil.copytree(folder / "undisturbed", folder / name)
@@ -68,8 +68,8 @@ def train(rank: int, folder: Path, port: int) -> None:
             (folder / name / "encoder.safetensors").unlink()
         if dist.is_initialized():
             dist.barrier()
-        callbacks = [OnlineProbe("digits", 1, 0, quiet_console())] if name == "in chunks" else []
-        pretrain("digits", folder / name, recipe, bool(step), quiet_console(), callbacks)
+        callbacks = [OnlineProbe("digits", 1, 0)] if name == "in chunks" else []
+        pretrain("digits", folder / name, recipe, bool(step), callbacks)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def read_losses(folder: Path) -> list[float]:
 @pytest.mark.parametrize("name", ["undisturbed", "in chunks", "ResNet"])
 def test_sharded_training_equals_that_of_one_process(runs: Path, tmp_path: Path, name: str) -> None:
     recipe: Recipe = replace(RUNS[name][0], strategy="auto", chunk_size=None)
-    pretrain("digits", tmp_path, recipe, console=quiet_console())
+    pretrain("digits", tmp_path, recipe)
     assert read_losses(runs / name) == pytest.approx(read_losses(tmp_path), abs=1e-4)
     actual, expected = (load_file(f / "encoder.safetensors") for f in (runs / name, tmp_path))
     assert actual.keys() == expected.keys()

@@ -1,8 +1,6 @@
-from io import StringIO
 from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
 
 from mec.pretraining import ObjectiveSettings
 from mec.pretraining.health_warnings import PATIENCE, HealthWarnings
@@ -12,8 +10,7 @@ from mec.pretraining.module import Pretraining
 def printed_warnings(
     ranks: list[float], norms: list[float], objective: ObjectiveSettings, warmup_steps: int = 0, skipped_steps: int = 0
 ) -> str:
-    console = Console(file=StringIO(), width=1000)
-    warnings = HealthWarnings(console)
+    warnings = HealthWarnings()
     module = Pretraining.__new__(Pretraining)
     module.__dict__ |= {"recipe": SimpleNamespace(objective=objective), "warmup_steps": warmup_steps}
     for step, (rank, norm) in enumerate(zip(ranks, norms, strict=True), start=1):
@@ -21,7 +18,7 @@ def printed_warnings(
         module.__dict__["step_metrics"] = metrics
         trainer = SimpleNamespace(global_step=step, is_global_zero=True)
         warnings.on_train_batch_end(trainer, module, None, None, step)
-    return console.file.getvalue()
+    return "".join(f"{record.levelname.lower()}: {record.getMessage()}\n" for record in records)
 
 
 POOLED, CROSS = ObjectiveSettings(), ObjectiveSettings("cross", 1 / 32, 4)

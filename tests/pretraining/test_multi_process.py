@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from dataclasses import replace
-from io import BytesIO, StringIO
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
 
 from mec.pretraining import ObjectiveSettings, OptimizerSettings, Recipe, TeacherSettings, pretrain
 from tests.data.datasets.shard_files import write_tar
@@ -116,7 +115,7 @@ def train(rank: int, processes: int, folder: Path, port: int) -> None:
         if recipe is IN_CHUNKS and processes > 1:
             recipe = replace(recipe, chunk_size=3)
         out = folder / f"{number} on {processes}"
-        pretrain(folder / data, out, recipe, console=Console(file=StringIO()), callbacks=[recorder])
+        pretrain(folder / data, out, recipe, callbacks=[recorder])
         torch.save([recorder.losses, recorder.images, recorder.weights], out / f"{rank}.pt")
 
 

@@ -1,13 +1,11 @@
 import csv
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from safetensors.torch import load_file
 
 from mec import evaluate
@@ -15,7 +13,6 @@ from mec.errors import InputError
 from mec.models import create_encoder
 from mec.pretraining import ProjectorSettings, Recipe, load_recipe, pretrain
 from mec.pretraining.online_probe import MAX_IMAGES, OnlineProbe, create_online_probe
-from tests.pretraining.test_run import quiet_console
 
 TINY = replace(
     load_recipe("digits"),
@@ -29,11 +26,11 @@ TINY = replace(
 
 
 def run(folder: Path, recipe: Recipe, *probes: OnlineProbe, resume: bool = False) -> Path:
-    return pretrain("digits", folder, recipe, resume, quiet_console(), probes).folder
+    return pretrain("digits", folder, recipe, resume, probes).folder
 
 
 def digits_probe(every_n_epochs: int | None = None) -> OnlineProbe:
-    return OnlineProbe("digits", every_n_epochs, workers=0, console=quiet_console())
+    return OnlineProbe("digits", every_n_epochs, workers=0)
 
 
 def read_rows(folder: Path) -> list[dict[str, str]]:
@@ -62,8 +59,8 @@ def test_the_last_probe_equals_the_evaluations_of_the_run(tmp_path: Path) -> Non
 
 
 def test_a_resumed_run_repeats_the_probes_after_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mec.pretraining.checkpointing.SAVE_INTERVAL_SECONDS", 0.0)
-    monkeypatch.setattr("mec.pretraining.checkpointing.SAVE_INTERVAL_FACTOR", 0)
+    monkeypatch.setattr("mec.engine.preemption.SAVE_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("mec.engine.preemption.SAVE_INTERVAL_FACTOR", 0)
     options = {name: value for name, value in TINY.backbone_options.items() if name != "drop_path_rate"}
     recipe = replace(TINY, backbone_options=options)
     folder = run(tmp_path / "run", recipe, digits_probe(1))
@@ -74,32 +71,35 @@ def test_a_resumed_run_repeats_the_probes_after_its_checkpoint(tmp_path: Path, m
     assert [dict(row, seconds="") for row in read_rows(folder)] == [dict(row, seconds="") for row in before]
 
 
-def test_a_large_dataset_is_subsampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_dataset_is_subsampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(MAX_IMAGES, "train", 200)
     monkeypatch.setitem(MAX_IMAGES, "test", 50)
-    console = Console(file=StringIO(), width=200)
-    probe = OnlineProbe("digits", console=console, workers=0)
+    probe = OnlineProbe("digits", workers=0)
     sizes = [len(dataset) for dataset in probe.datasets]
     assert sizes == pytest.approx([200, 50], abs=5)
     assert np.bincount(probe.datasets[0].labels).min() > 0
     run(tmp_path / "run", replace(TINY, epochs=1), probe)
-    assert "epoch 1/1  online probe: kNN" in console.file.getvalue()
-    assert f"({sizes[0]} train and {sizes[1]} test images" in console.file.getvalue()
+    printed = capsys.readouterr().err
+    assert "epoch 1/1  online probe: kNN" in printed
+    assert f"({sizes[0]} train and {sizes[1]} test images" in printed
 
 
-def test_too_many_corrupt_images_end_the_probes_but_not_the_run(tmp_path: Path) -> None:
+def test_too_many_corrupt_images_end_the_probes_but_not_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, red in (("a", 60), ("b", 190)):
         (tmp_path / name).mkdir()
         for i in range(20):
             Image.new("RGB", (20, 20), (red, i, 0)).save(tmp_path / name / f"{i:02}.png")
     for i in range(8):
         (tmp_path / "a" / f"{i:02}.png").write_bytes(b"")
-    console = Console(file=StringIO(), width=300)
-    probe = OnlineProbe(tmp_path, 1, workers=0, console=console)
+    probe = OnlineProbe(tmp_path, 1, workers=0)
     recipe = replace(TINY, channels=3, max_corrupt=0.5, batch_size=8, epochs=2)
-    folder = pretrain(tmp_path, tmp_path / "run", recipe, console=quiet_console(), callbacks=[probe]).folder
+    folder = pretrain(tmp_path, tmp_path / "run", recipe, callbacks=[probe]).folder
     assert (folder / "encoder.safetensors").exists()
-    assert console.file.getvalue().count("no more online probes: data: ") == 1
+    assert capsys.readouterr().err.count("no more online probes: data: ") == 1
     assert not (folder / "probes.csv").exists()
 
 

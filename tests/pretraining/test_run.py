@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 from PIL import Image
-from rich.console import Console
 
 import mec
 from mec.data import open_dataset
@@ -43,13 +41,9 @@ TINY = replace(
 )
 
 
-def quiet_console() -> Console:
-    return Console(file=StringIO())
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return pretrain("digits", tmp_path_factory.mktemp("runs") / "run", TINY, console=quiet_console())
+    return pretrain("digits", tmp_path_factory.mktemp("runs") / "run", TINY)
 
 
 def test_a_run_folder_contains_the_documented_files(run: Run) -> None:
@@ -85,14 +79,14 @@ def test_views_differ_between_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return x1, x2
 
     monkeypatch.setattr(mec.TwoViews, "forward", recording_forward)
-    pretrain("digits", tmp_path / "run", replace(TINY, epochs=2, batch_size=1347), console=quiet_console())
+    pretrain("digits", tmp_path / "run", replace(TINY, epochs=2, batch_size=1347))
     assert [epoch for epoch, _ in recorded] == [0, 1]
     assert not torch.allclose(recorded[0][1], recorded[1][1])
 
 
 def test_weights_are_bit_identical_for_a_seed_and_differ_between_seeds(run: Run, tmp_path: Path) -> None:
-    again = pretrain("digits", tmp_path / "again", TINY, console=quiet_console())
-    other = pretrain("digits", tmp_path / "other", replace(TINY, seed=1), console=quiet_console())
+    again = pretrain("digits", tmp_path / "again", TINY)
+    other = pretrain("digits", tmp_path / "other", replace(TINY, seed=1))
     weights = [(r.folder / "encoder.safetensors").read_bytes() for r in (run, again, other)]
     assert weights[0] == weights[1] != weights[2]
 
@@ -105,14 +99,14 @@ def test_resume_is_bit_identical(run: Run, tmp_path: Path, monkeypatch: pytest.M
             raise RuntimeError("power cut")
         return training_step(self, batch, batch_idx)
 
-    monkeypatch.setattr("mec.pretraining.checkpointing.SAVE_INTERVAL_SECONDS", 0.0)
-    monkeypatch.setattr("mec.pretraining.checkpointing.SAVE_INTERVAL_FACTOR", 0)
+    monkeypatch.setattr("mec.engine.preemption.SAVE_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("mec.engine.preemption.SAVE_INTERVAL_FACTOR", 0)
     with monkeypatch.context() as patch:
         patch.setattr(Pretraining, "training_step", interrupted_step)
         with pytest.raises(RuntimeError, match="power cut"):
-            pretrain("digits", tmp_path, TINY, console=quiet_console())
+            pretrain("digits", tmp_path, TINY)
     assert not (tmp_path / "encoder.safetensors").exists()
-    resumed = pretrain("digits", tmp_path, TINY, resume=True, console=quiet_console())
+    resumed = pretrain("digits", tmp_path, TINY, resume=True)
     assert (tmp_path / "encoder.safetensors").read_bytes() == (run.folder / "encoder.safetensors").read_bytes()
     assert [r["step"] for r in resumed.metrics()] == list(range(20))
     assert [r["loss"] for r in resumed.metrics()] == [r["loss"] for r in run.metrics()]
@@ -125,17 +119,17 @@ def test_unusable_folders_are_refused(run: Run, tmp_path: Path) -> None:
     for out, resume, recipe, message in (
         (run.folder, False, TINY, "already contains a run"),
         (tmp_path / "file", False, TINY, "expected a folder, got the file"),
-        (run.folder, True, replace(TINY, epochs=9), r"recipe differs .* epochs: 4 -> 9"),
+        (run.folder, True, replace(TINY, epochs=9), r"settings differ .* epochs: 4 -> 9"),
     ):
         with pytest.raises(InputError, match=message):
-            pretrain("digits", out, recipe, resume, console=quiet_console())
+            pretrain("digits", out, recipe, resume)
 
 
 def test_nothing_is_written_if_the_data_is_invalid(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for data in (tmp_path / "absent", tmp_path / "empty"):
         with pytest.raises(InputError, match="data: "):
-            pretrain(data, tmp_path / "run", TINY, console=quiet_console())
+            pretrain(data, tmp_path / "run", TINY)
     assert not (tmp_path / "run").exists()
 
 
@@ -147,23 +141,24 @@ def test_distortion_warms_up_in_the_papers_form(tmp_path: Path) -> None:
         teacher=TeacherSettings(True, 0.9, 8),
         optimizer=OptimizerSettings("sgd", 0.1, 1e-5, 0.9, 1),
     )
-    rows = pretrain("digits", tmp_path / "run", recipe, console=quiet_console()).metrics()
+    rows = pretrain("digits", tmp_path / "run", recipe).metrics()
     # the warm-up, a quarter of ten steps, lowers the distortion from eight times its final value
     assert rows[0]["distortion"] == pytest.approx(2.0)
     assert rows[-1]["distortion"] == pytest.approx(0.25)
 
 
-def test_photographs_of_different_sizes_are_loaded_by_workers(tmp_path: Path) -> None:
+def test_photographs_of_different_sizes_are_loaded_by_workers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for i in range(10):
         Image.fromarray(photograph(100 + 5 * i, 140)).save(tmp_path / f"{i}.jpg")
     recipe = Recipe(
         backbone="resnet18", backbone_options=TINY.backbone_options, image_size=32, epochs=2, batch_size=4, workers=2,
         log_every=1, projector=ProjectorSettings(16, 8), precision="32-true",
     )  # fmt: skip
-    console = quiet_console()
-    rows = pretrain(tmp_path, tmp_path / "run", recipe, console=console).metrics()
+    rows = pretrain(tmp_path, tmp_path / "run", recipe).metrics()
     assert len(rows) == 4
-    assert "10 images, no labels" in console.file.getvalue()
+    assert "10 images, no labels" in capsys.readouterr().err
 
 
 def test_a_dataset_smaller_than_the_batch_size_is_one_batch(tmp_path: Path) -> None:
@@ -180,7 +175,7 @@ def train_rank(rank: int, data: str, out: str, port: int, recipe: Recipe) -> Non
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
     os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
     torch.set_num_threads(1)
-    pretrain(data, out, replace(recipe, devices=2, accelerator="cpu"), console=quiet_console())
+    pretrain(data, out, replace(recipe, devices=2, accelerator="cpu"))
 
 
 def pretrain_in_two_processes(data: str | Path, out: Path, recipe: Recipe) -> Run:
@@ -207,7 +202,7 @@ def test_corrupt_images_of_both_processes_are_listed(tmp_path: Path) -> None:
 
 def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     two = pretrain_in_two_processes("digits", tmp_path / "two", SMALL_LR)
-    one = pretrain("digits", tmp_path / "one", SMALL_LR, console=quiet_console())
+    one = pretrain("digits", tmp_path / "one", SMALL_LR)
     losses = [[row["loss"] for row in r.metrics()] for r in (one, two)]
     assert len(losses[0]) == len(losses[1]) == 6
     # the global batch and its loss are the same; BatchNorm, which PyTorch synchronizes on GPUs only, is not
@@ -230,23 +225,24 @@ def test_a_killed_loader_process_is_reported_in_one_line(tmp_path: Path, monkeyp
     monkeypatch.setattr("mec.data.transforms.crop.crop_and_resize", kill_itself)
     recipe = replace(TINY, channels=3, workers=1, batch_size=4)
     with pytest.raises(InputError, match=r"workers: a loader process ended .* fewer workers"):
-        pretrain(tmp_path / "data", tmp_path / "run", recipe, console=quiet_console())
+        pretrain(tmp_path / "data", tmp_path / "run", recipe)
 
 
 def test_bfloat16_is_refused_for_views_too_small_for_a_cpu(tmp_path: Path) -> None:
     recipe = replace(TINY, precision="bf16-mixed", accelerator="cpu")
     with pytest.raises(InputError, match=r"precision: expected 32-true for views of up to 16 px on a CPU"):
-        pretrain("digits", tmp_path / "run", recipe, console=quiet_console())
+        pretrain("digits", tmp_path / "run", recipe)
     assert not (tmp_path / "run").exists()
 
 
-def test_folder_names_with_markup_and_tilde_are_handled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_names_with_markup_and_tilde_are_handled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    console = quiet_console()
-    run = pretrain("digits", "~/[b]runs", replace(TINY, epochs=1), console=console)
+    run = pretrain("digits", "~/[b]runs", replace(TINY, epochs=1))
     assert run.folder == tmp_path / "[b]runs"
-    assert f"encoder written to {run.folder}" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"encoder written to {run.folder}" in capsys.readouterr().err
     assert mec.load_encoder("~/[b]runs").num_features == 16
     with pytest.raises(InputError, match=r"^out: .*already contains a run"):
         pretrain("digits", "~/[b]runs", "~/[b]runs/recipe.yaml")

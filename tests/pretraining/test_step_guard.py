@@ -16,7 +16,7 @@ from mec.engine.checkpoints import checkpoint_step
 from mec.errors import InputError
 from mec.pretraining import OptimizerSettings, Recipe, SpeedSettings, TeacherSettings, pretrain
 from mec.pretraining.module import Pretraining
-from tests.pretraining.test_run import TINY, quiet_console
+from tests.pretraining.test_run import TINY
 
 SHORT = replace(TINY, epochs=1, subsample=4, batch_size=32)
 TRAINING_STEP, OPTIMIZER_STEP = Pretraining.training_step, Pretraining.optimizer_step
@@ -95,7 +95,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
 ) -> None:
     unchanged = inject_faults(monkeypatch, {0, 1, 3, 4, 8}, faulty_step)
     recipe = replace(recipe, speed=SpeedSettings(fused=fused))
-    run = pretrain("digits", tmp_path / "run", recipe, console=quiet_console())
+    run = pretrain("digits", tmp_path / "run", recipe)
     assert {step for step, same in unchanged.items() if same} == {0, 1, 3, 4, 8}
     assert len(unchanged) == 10
     rows = run.metrics()
@@ -107,7 +107,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
 def test_three_skipped_steps_in_a_row_end_the_run_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unchanged = inject_faults(monkeypatch, {1, 2, 6, 7, 8}, infinite_gradient)
     with pytest.raises(InputError, match=r"diverged: .* 3 steps in a row, up to step 9 \(5 steps .*lr"):
-        pretrain("digits", tmp_path / "run", SHORT, console=quiet_console())
+        pretrain("digits", tmp_path / "run", SHORT)
     assert sorted(unchanged) == list(range(9))
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert checkpoint_step(checkpoint) == 9

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from mec.distributed import is_rank_zero
 from mec.engine.checkpoints import remove_temporary_files
 from mec.errors import InputError
 from mec.files import atomic_write
+
+logger = logging.getLogger("mec")
 
 SETTINGS_FILE, LOCK_FILE = "settings.json", ".lock"
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -81,6 +84,8 @@ def write_or_compare_settings(folder: Path, settings: Mapping[str, Any], resume:
         except (OSError, ValueError, AttributeError) as error:
             raise InputError(f"resume: {path} cannot be read ({error})") from error
         return
+    if resume:
+        logger.info(f"{folder} contains no training yet: starting")
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(settings, indent=2) + "\n")
 

@@ -31,6 +31,7 @@ from mec.results import Stopwatch
 logger = logging.getLogger("mec")
 
 PROBES_FILE = "probes.csv"
+COLUMNS = ("epoch", "step", "knn_top1", "linear_top1", "seconds")
 DEFAULT_PROBES = 10
 """Number of probes in a run if ``every_n_epochs`` is None."""
 MAX_IMAGES = {"train": 10_000, "test": 2_500}
@@ -74,12 +75,6 @@ class OnlineProbe(lightning.Callback):
         self.sizes = [len(dataset) for dataset in self.datasets]
         self.loaded = self.failed = False
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / PROBES_FILE
-            # the row of an epoch has the number of steps taken until its end
-            self.csv = StepCsv(path, ("epoch", "step", "knn_top1", "linear_top1", "seconds"), trainer.global_step + 1)
-
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         epochs = trainer.max_epochs or 1
         interval, epoch = self.every_n_epochs or max(1, epochs // DEFAULT_PROBES), trainer.current_epoch + 1
@@ -95,7 +90,8 @@ class OnlineProbe(lightning.Callback):
         top1 = self.evaluate(pl_module.full_encoder(), pl_module.device)
         seconds = clock()
         if trainer.is_global_zero:
-            self.csv.append({"epoch": epoch, "step": trainer.global_step, **top1, "seconds": seconds})
+            path, step = Path(trainer.default_root_dir) / PROBES_FILE, trainer.global_step
+            StepCsv(path, COLUMNS, step).append({"epoch": epoch, "step": step, **top1, "seconds": seconds})
         for metrics_logger in trainer.loggers:
             metrics_logger.log_metrics({f"probe/{name}": value for name, value in top1.items()}, trainer.global_step)
         sizes = " and ".join(f"{size:,} {split}" for size, split in zip(self.sizes, MAX_IMAGES, strict=True))

@@ -19,8 +19,8 @@ from mec.data.corrupt import CorruptImage, CorruptLog
 from mec.data.dataset import ImageDataset, describe
 from mec.data.datasets import open_dataset
 from mec.data.loaders import training_loader, training_sampler
-from mec.data.pixels import PixelFormat
 from mec.data.order import EpochSampler, StepSampler
+from mec.data.pixels import PixelFormat
 from mec.distributed import is_rank_zero
 from mec.engine.checkpoints import checkpoint_step, latest_checkpoint
 from mec.engine.preemption import PreemptionCheckpoint

@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
-
 from mec.models.checkpoint_formats import DETECTRON2, rename_key
+from torch import Tensor
 
 Shapes = dict[str, tuple[int, ...]]
 NUM_BLOCKS = {2: 3, 3: 4, 4: 6, 5: 3}

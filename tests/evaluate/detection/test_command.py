@@ -56,7 +56,7 @@ def test_prediction_with_a_trained_detector(run: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == "out/predicted\n"
     assert sorted(p.name for p in (run.parent / "out" / "predicted").iterdir()) == ["1001.jpg", "detections.json"]
     assert main(train) == 2
-    assert capsys.readouterr().err.startswith("mec: out: out already holds detectors; ")
+    assert capsys.readouterr().err.startswith("mec: out: out already contains a training; ")
     assert main([*train, "--resume"]) == 0
 
 

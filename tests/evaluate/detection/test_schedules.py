@@ -5,7 +5,6 @@ import pytest
 
 from mec.errors import InputError
 from mec.evaluate.detection.schedules import SCHEDULES, Schedule
-from mec.evaluate.detection.trainer import checkpoint_interval
 
 COCO_1X = Schedule(90_000, (60_000, 80_000))
 NO_OVERRIDES: dict[str, Any] = dict.fromkeys(("max_steps", "batch_size", "lr", "short_side"))
@@ -93,8 +92,3 @@ def test_protocol_settings() -> None:
         "max_steps": 9_000, "batch_size": 16, "lr": 0.02, "train_short_side": [480, 800], "test_short_side": 800,
     }  # fmt: skip
     assert replace(COCO_1X, train_short_sides=(600,)).protocol_settings()["train_short_side"] == [600]
-
-
-@pytest.mark.parametrize(("max_steps", "interval"), [(1, 1), (10, 1), (25, 3), (500, 50), (24_000, 1000)])
-def test_ten_checkpoints_or_one_every_thousand_steps(max_steps: int, interval: int) -> None:
-    assert checkpoint_interval(replace(COCO_1X, max_steps=max_steps)) == interval

@@ -16,9 +16,9 @@ from torch import nn
 
 import mec
 from mec.data.pixels import PixelFormat
+from mec.engine import preemption
 from mec.errors import InputError
 from mec.evaluate.detection import detect as detect_module
-from mec.evaluate.detection import trainer as trainer_module
 from mec.evaluate.detection import training as training_module
 from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections
@@ -26,8 +26,7 @@ from mec.evaluate.detection.detect import detect
 from mec.evaluate.detection.detectors import Detector
 from mec.evaluate.detection.loaders import AspectRatioBatchSampler, make_train_loader
 from mec.evaluate.detection.schedules import Schedule
-from mec.evaluate.detection.trainer import detection_trainer
-from mec.evaluate.detection.training import DetectionModule, run_detector, to_original_size, train
+from mec.evaluate.detection.training import DetectionModule, detection_trainer, run_detector, to_original_size, train
 from tests.evaluate.detection.scenes import QUICK, coco_dataset, tiny_encoder, use_quick_schedule
 
 
@@ -63,9 +62,9 @@ def test_a_short_training_finds_discs_and_their_masks(
         assert untrained[name] < 0.3
     with (tmp_path / "trained" / "encoder-0" / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in rows] == [20, 40, 60, 80, 100]
-    # the twentieth step is the last of the warm-up, the eightieth the last before the milestone
-    assert [float(row["lr"]) for row in rows] == pytest.approx([0.019001, 0.02, 0.02, 0.02, 0.002])
+    assert [int(row["step"]) for row in rows] == [0, 20, 40, 60, 80, 99]
+    # the warm-up ends at step 20, the milestone is at step 80
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.00002, 0.02, 0.02, 0.02, 0.002, 0.002])
     for row in rows:
         losses = [float(value) for name, value in row.items() if name.startswith("loss_")]
         assert len(losses) == 5
@@ -78,7 +77,7 @@ def test_batch_norm_statistics_are_of_the_final_weights(
 ) -> None:
     schedule, dataset = replace(QUICK, max_steps=3, lr=0.5, precise_bn_batches=4), splits[0]
     detector = new_detector(schedule)
-    trainer = detection_trainer(schedule, tmp_path, "", 1, 1, "32-true")
+    trainer = detection_trainer(tmp_path, "", 1, 1, "32-true")
     momenta = [m.momentum for m in detector.modules() if isinstance(m, nn.BatchNorm2d)]
     train(detector, dataset, PixelFormat(), schedule, trainer, 5, 0, None)
     assert [m.momentum for m in detector.modules() if isinstance(m, nn.BatchNorm2d)] == momenta
@@ -124,7 +123,9 @@ def test_resume_is_bit_identical(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_step: int, error: type[BaseException]
 ) -> None:
     use_quick_schedule(monkeypatch, max_steps=11, milestones=(6, 9), precise_bn_batches=3)
-    monkeypatch.setattr(trainer_module, "LOG_EVERY_N_STEPS", 1)
+    monkeypatch.setattr(training_module, "LOG_EVERY_N_STEPS", 1)
+    monkeypatch.setattr(preemption, "SAVE_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(preemption, "SAVE_INTERVAL_FACTOR", 0)
     expected = detect_encoder(data, tmp_path / "uninterrupted")
     training_step = DetectionModule.training_step
 
@@ -139,13 +140,16 @@ def test_resume_is_bit_identical(
             detect_encoder(data, tmp_path / "resumed")
     folder = tmp_path / "resumed" / "encoder-0"
     files = sorted(p.name.partition("-")[0] for p in folder.rglob("*") if p.is_file())
-    # every second step of 11, the last three of them, with a checksum in the name
-    assert files == ["metrics.csv", *(f"step={s:09d}" for s in range(2, stop_step + 1, 2))]
+    # the last three steps, with a checksum in the name
+    assert files == ["metrics.csv", *(f"step={s:09d}" for s in range(stop_step - 2, stop_step + 1))]
     assert detect_encoder(data, tmp_path / "resumed", resume=True) == expected
-    for name in ("detector.safetensors", "metrics.csv", "detections.json", "metrics.json"):
-        assert (folder / name).read_bytes() == (tmp_path / "uninterrupted" / "encoder-0" / name).read_bytes()
-    steps = [line.split(",")[0] for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
-    assert steps == [str(i) for i in range(1, 12)]
+    uninterrupted = tmp_path / "uninterrupted" / "encoder-0"
+    for name in ("detector.safetensors", "detections.json", "metrics.json"):
+        assert (folder / name).read_bytes() == (uninterrupted / name).read_bytes()
+    rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    expected_rows = [line.split(",") for line in (uninterrupted / "metrics.csv").read_text().splitlines()]
+    assert [row[:-3] for row in rows] == [row[:-3] for row in expected_rows]  # all but the speed
+    assert [row[0] for row in rows[1:]] == [str(i) for i in range(11)]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +203,7 @@ def test_detections_are_in_pixels_of_the_original_image() -> None:
 
 def test_bfloat16_computes_boxes_in_float32(splits: tuple[AnnotatedDataset, AnnotatedDataset], tmp_path: Path) -> None:
     detector = new_detector()
-    trainer = detection_trainer(QUICK, tmp_path, "", 1, 1, "bf16-mixed")
+    trainer = detection_trainer(tmp_path, "", 1, 1, "bf16-mixed")
     train(detector, splits[0], PixelFormat(), QUICK, trainer, 0, 0, None)
     assert {p.dtype for p in detector.parameters()} == {torch.float32}
     detections = run_detector(detector, splits[1].images, PixelFormat(), QUICK, trainer, 0)

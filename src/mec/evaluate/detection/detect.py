@@ -8,16 +8,16 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import lightning
 import numpy as np
 import torch
 
 from mec.data.dataset import DataLike
-from mec.distributed import is_rank_zero
 from mec.embedding.images import check_channels, pixel_format_of
 from mec.engine.checkpoints import latest_checkpoint
+from mec.engine.run_folder import lock_folder, write_or_compare_settings
+from mec.engine.trainer import seeded
 from mec.errors import InputError
 from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections, to_coco_results
@@ -30,8 +30,7 @@ from mec.evaluate.detection.detectors import (
 )
 from mec.evaluate.detection.metrics import detection_metrics
 from mec.evaluate.detection.schedules import SCHEDULES, VOC_TRAIN_YEARS
-from mec.evaluate.detection.trainer import detection_trainer
-from mec.evaluate.detection.training import run_detector, train
+from mec.evaluate.detection.training import detection_trainer, run_detector, train
 from mec.evaluate.task import with_baseline
 from mec.files import atomic_write
 from mec.models.encoder import Encoder, EncoderLike
@@ -40,7 +39,7 @@ from mec.results import DatasetSummary, Protocol, Result, Stopwatch, mean_metric
 
 logger = logging.getLogger("mec")
 
-SETTINGS, METRICS, DETECTIONS = "settings.json", "metrics.json", "detections.json"
+METRICS, DETECTIONS = "metrics.json", "detections.json"
 TABLE_METRICS = ("AP", "AP50", "AP75", "mask AP", "mask AP50", "mask AP75")
 METRIC_NAMES = {"coco": "COCO", "voc07": "VOC2007 (11 points)", "voc": "VOC"}
 
@@ -107,7 +106,7 @@ def detect(
     settings = SCHEDULES[schedule].with_overrides(max_steps, batch_size, lr, short_side)
     encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
     resolved_architecture = resolve_architecture(encoder, architecture)
-    out = _check_out(Path(out).expanduser(), resume)
+    out = Path(out).expanduser()
     train_set, test_set = open_annotated(data, VOC_TRAIN_YEARS.get(schedule))
     check_channels(train_set.images, encoder, data)
     spec = DetectorSpec(
@@ -119,18 +118,22 @@ def detect(
         schedule=settings,
     )
     encoders = with_baseline(encoder, schedule == "short" if baselines is None else baselines)
-    _check_buildable(spec, encoder, detection_trainer(settings, out, "", devices, nodes, precision))
-    _write_or_compare_settings(out, {"data": str(data), "weights": encoder.description, **asdict(spec)}, resume)
-    if is_rank_zero():
-        logger.info(f"encoder: {encoder.description}")
+    trainer = detection_trainer(out, "", devices, nodes, precision)
+    if settings.batch_size % trainer.world_size:
+        raise InputError(f"batch_size: {settings.batch_size} cannot be divided among {trainer.world_size} processes")
+    with torch.random.fork_rng():  # raise the errors of training before anything is written
+        spec.build(encoder)
     metrics: dict[str, list[dict[str, float]]] = {row: [] for row in encoders}
-    for trial_seed in range(seed, seed + trials):
-        for row, row_encoder in encoders.items():
-            name = f"{row}-{trial_seed}"
-            trial = _Trial(
-                spec, row_encoder, train_set, test_set, out / name, name if trials > 1 else row, trial_seed, workers
-            )
-            metrics[row].append(trial.run(devices, nodes, precision))
+    with lock_folder(out):
+        write_or_compare_settings(out, {"data": str(data), "weights": encoder.description, **asdict(spec)}, resume)
+        logger.info(f"encoder: {encoder.description}")
+        for trial_seed in range(seed, seed + trials):
+            for row, row_encoder in encoders.items():
+                name = f"{row}-{trial_seed}"
+                trial = _Trial(
+                    spec, row_encoder, train_set, test_set, out / name, name if trials > 1 else row, trial_seed, workers
+                )
+                metrics[row].append(trial.run(devices, nodes, precision))
     detector = f"{'Mask' if spec.has_masks else 'Faster'} R-CNN {spec.architecture.upper()}"
     return Result(
         task="detect",
@@ -156,52 +159,6 @@ def detect(
         },
         seconds=clock(),
     )
-
-
-def _check_out(out: Path, resume: bool) -> Path:
-    if out.exists() and not out.is_dir():
-        raise InputError(f"out: {out} is a file, expected a folder")
-    if resume and not (out / SETTINGS).exists():
-        raise InputError(f"resume: {out} holds no detectors")
-    if not resume and (out / SETTINGS).exists() and is_rank_zero():
-        raise InputError(f"out: {out} already holds detectors; choose another folder, or --resume")
-    return out
-
-
-def _check_buildable(spec: DetectorSpec, encoder: Encoder, trainer: lightning.Trainer) -> None:
-    """Raise the InputErrors of training now, before anything is written."""
-    batch_size, world_size = spec.schedule.batch_size, trainer.world_size
-    if batch_size % world_size:
-        raise InputError(f"batch_size: {batch_size} cannot be divided among {world_size} processes")
-    with torch.random.fork_rng():
-        spec.build(encoder)
-
-
-def _write_or_compare_settings(out: Path, settings: dict[str, Any], resume: bool) -> None:
-    """Write settings.json. With ``resume``, raise InputError if it differs from ``settings``."""
-    settings = json.loads(json.dumps(settings))
-    if resume:
-        try:
-            old = _flatten(json.loads((out / SETTINGS).read_text()))
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"resume: {out / SETTINGS} cannot be read ({error})") from error
-        new = _flatten(settings)
-        if changes := [f"{name} was {old.get(name)}, is {new[name]}" for name in new if new[name] != old.get(name)]:
-            raise InputError(f"resume: {out} was made with other settings: {'; '.join(changes)}")
-    elif is_rank_zero():
-        try:
-            with atomic_write(out / SETTINGS) as path:
-                path.write_text(json.dumps(settings, indent=2) + "\n")
-        except OSError as error:
-            raise InputError(f"out: {out} cannot be written to ({error.strerror})") from error
-
-
-def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
-    """Replace nested dictionaries by their items, with names such as schedule.lr."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
 
 
 @dataclass(frozen=True)
@@ -234,18 +191,25 @@ class _Trial:
             overall: dict[str, float] = json.loads((self.folder / METRICS).read_text())["overall"]
             return overall
         schedule, pixel_format = self.spec.schedule, pixel_format_of(self.encoder)
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            trainer = detection_trainer(schedule, self.folder, self.label, devices, nodes, precision)
+        with seeded(self.seed):
+            trainer = detection_trainer(self.folder, self.label, devices, nodes, precision)
             if (self.folder / WEIGHTS).exists():
                 detector, _ = load_detector(self.folder)
             else:
                 detector = self.spec.build(self.encoder)
-                checkpoint = latest_checkpoint(self.folder, logger.info)
+                checkpoint = latest_checkpoint(self.folder)
                 train(detector, self.train_set, pixel_format, schedule, trainer, self.seed, self.workers, checkpoint)
                 if trainer.is_global_zero:
                     save_detector(detector, self.spec, self.folder)
-            detections = run_detector(detector, self.test_set.images, pixel_format, schedule, trainer, self.workers)
+            detections = run_detector(
+                detector,
+                self.test_set.images,
+                pixel_format,
+                schedule,
+                trainer,
+                self.workers,
+                f"{self.label}, detecting",
+            )
         return self._evaluate(detections, trainer.is_global_zero)
 
     def _evaluate(self, detections: dict[int, Detections], write: bool) -> dict[str, float]:

@@ -48,7 +48,7 @@ class TestBatch(NamedTuple):
 
 
 class AspectRatioBatchSampler(Sampler[list[SampleKey]]):
-    """Infinite sequence of batches, divided into epochs of ``steps_per_epoch`` batches.
+    """The first ``num_batches`` batches of an infinite sequence.
 
     Each pass over the dataset has a new random order. Landscape images and the others are batched separately to reduce
     padding, as in detectron2's aspect ratio grouping. Batches are the same for any number of processes; each process
@@ -57,7 +57,7 @@ class AspectRatioBatchSampler(Sampler[list[SampleKey]]):
     Args:
         is_landscape: (n,) whether each image is wider than high.
         batch_size: images in a batch, over all processes.
-        steps_per_epoch: batches in an epoch.
+        num_batches: number of batches.
         seed: seed of the random order.
         rank: rank of this process.
         world_size: number of processes.
@@ -67,31 +67,27 @@ class AspectRatioBatchSampler(Sampler[list[SampleKey]]):
         self,
         is_landscape: NDArray[np.bool_],
         batch_size: int,
-        steps_per_epoch: int,
+        num_batches: int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.is_landscape, self.batch_size, self.seed = is_landscape, batch_size, seed
-        self.steps_per_epoch = steps_per_epoch
+        self.num_batches = num_batches
         per_process = batch_size // world_size
         self.rank_slice = slice(rank * per_process, (rank + 1) * per_process)
-        self.epoch = self.position = 0
-        self.batches = self._batches()
+        self.first_batch = 0
 
     def __len__(self) -> int:
-        return self.steps_per_epoch
+        return self.num_batches
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def resume_at(self, batch: int) -> None:
+        """Start the next iteration at a batch; later iterations start at 0 again."""
+        self.first_batch = batch
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        start = self.epoch * self.steps_per_epoch
-        if self.position != start:  # resumed, or restarted: skip to the start of the epoch
-            self.batches, self.position = self._batches(), start
-            next(islice(self.batches, start, start), None)
-        for batch in islice(self.batches, self.steps_per_epoch):
-            self.position += 1
+        first, self.first_batch = self.first_batch, 0
+        for batch in islice(self._batches(), first, self.num_batches):
             yield batch[self.rank_slice]
 
     def _batches(self) -> Iterator[list[SampleKey]]:

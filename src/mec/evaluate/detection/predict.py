@@ -20,8 +20,7 @@ from mec.errors import InputError
 from mec.evaluate.detection.datasets.annotations import Detections, to_coco_results
 from mec.evaluate.detection.detect import DETECTIONS
 from mec.evaluate.detection.detectors import WEIGHTS, load_detector
-from mec.evaluate.detection.trainer import detection_trainer
-from mec.evaluate.detection.training import run_detector
+from mec.evaluate.detection.training import detection_trainer, run_detector
 from mec.evaluate.drawing.detections import draw_detections
 from mec.files import atomic_write
 
@@ -58,7 +57,7 @@ def predict(
     detector, spec = load_detector(folder)
     dataset = open_prediction_images(images)
     pixel_format = PixelFormat(spec.encoder.channels, spec.encoder.value_range, spec.encoder.background)
-    trainer = detection_trainer(spec.schedule, folder, "predict", devices, 1, "auto")
+    trainer = detection_trainer(folder, "predict", devices, 1, "auto")
     detections = run_detector(detector, dataset, pixel_format, spec.schedule, trainer, workers)
     predicted = Path(out).expanduser() / PREDICTED
     if is_rank_zero():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from itertools import count, islice
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,10 @@ from mec.data.corrupt import CorruptImage, CorruptLog
 from mec.data.dataset import ImageDataset
 from mec.data.pixels import PixelFormat
 from mec.embedding.images import MAX_CORRUPT, log_corrupt
-from mec.engine.progress import ProgressBar
+from mec.engine.checkpoints import checkpoint_step
+from mec.engine.preemption import PreemptionCheckpoint
+from mec.engine.progress import ProgressBar, TrainingModule, TrainingProgress
+from mec.engine.trainer import make_trainer, running
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections
 from mec.evaluate.detection.detectors import Detector, paste_masks
 from mec.evaluate.detection.loaders import (
@@ -31,13 +32,37 @@ from mec.evaluate.detection.loaders import (
     make_train_loader,
 )
 from mec.evaluate.detection.schedules import Schedule
-from mec.evaluate.detection.trainer import checkpoint_interval
 from mec.models.sync_batch_norm import convert_sync_batch_norm
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
+LOG_EVERY_N_STEPS = 20
+"""Steps between two rows of metrics.csv: reading a loss waits for the device."""
+LOSSES = {
+    "loss_classifier": "class",
+    "loss_box_reg": "box",
+    "loss_mask": "mask",
+    "loss_objectness": "objectness",
+    "loss_rpn_box_reg": "proposals",
+}
+"""torchvision's name of each loss -> its name in the progress bar."""
 
 
-class DetectionModule(lightning.LightningModule):
+def detection_trainer(
+    folder: Path, label: str, devices: int | str, nodes: int | str, precision: str
+) -> lightning.Trainer:
+    """Create a trainer that writes checkpoints and metrics.csv to ``folder``."""
+    return make_trainer(
+        folder,
+        devices,
+        nodes,
+        precision,
+        max_epochs=1,  # all batches of the sampler
+        logger=False,
+        callbacks=[TrainingProgress(label, folder), PreemptionCheckpoint(folder / "checkpoints")],
+    )
+
+
+class DetectionModule(TrainingModule):
     """A detector, trained by a schedule or run on test images.
 
     Args:
@@ -50,16 +75,16 @@ class DetectionModule(lightning.LightningModule):
     def __init__(self, detector: Detector, schedule: Schedule, seed: int, num_images: int) -> None:
         super().__init__()
         self.detector, self.schedule, self.seed = detector, schedule, seed
+        self.batch_size = schedule.batch_size
+        loss_names = [name for name in LOSSES if detector.has_masks or name != "loss_mask"]
+        self.metric_names = ("lr", "loss", *loss_names)
         self.corrupt_log = CorruptLog(MAX_CORRUPT, num_images)
-        self.losses: dict[str, Tensor] = {}
         self.detections: list[tuple[int, Detections]] = []
         self.corrupt_test_images: list[CorruptImage] = []
+        self.test_progress: ProgressBar | None = None
 
     def on_train_start(self) -> None:
         self.detector.train()
-
-    def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> int | None:
-        return -1 if self.global_step == self.schedule.max_steps else None  # the last epoch may be shorter
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         self.corrupt_log.add(batch.corrupt, len(batch.images))
@@ -68,8 +93,22 @@ class DetectionModule(lightning.LightningModule):
         torch.manual_seed(hash((self.seed, self.global_step, self.global_rank)) % 2**63)
         losses: dict[str, Tensor] = self.detector(batch.images, batch.targets)
         loss = torch.stack(list(losses.values())).sum()
-        self.losses = {name: value.detach() for name, value in losses.items()} | {"loss": loss.detach()}
+        lr = self.schedule.lr * self.schedule.lr_factor(self.global_step)
+        self.step_metrics = {"lr": lr, "loss": loss.detach()}
+        self.step_metrics |= {name: value.detach() for name, value in losses.items()}
+        is_last = self.global_step + 1 == self.schedule.max_steps
+        self.step_is_logged = self.global_step % LOG_EVERY_N_STEPS == 0 or is_last
         return loss
+
+    def progress_text(self, metrics: Mapping[str, float], short: bool) -> str:
+        if not metrics:
+            return ""
+        values = {short_name: metrics[name] for name, short_name in LOSSES.items() if name in metrics}
+        if short:
+            values["rpn"] = values.pop("objectness") + values.pop("proposals")
+            return " ".join(f"{name} {f'{value:.2f}'.lstrip('0')[:3]}" for name, value in values.items())
+        total = f"{self.global_step:,}/{self.schedule.max_steps:,}  loss {metrics['loss']:.2f}"
+        return f"{total} ({'  '.join(f'{name} {value:.2f}' for name, value in values.items())})"
 
     def configure_optimizers(self) -> Any:
         norms = [m for m in self.detector.modules() if isinstance(m, _BatchNorm | nn.LayerNorm | nn.GroupNorm)]
@@ -85,6 +124,8 @@ class DetectionModule(lightning.LightningModule):
 
     def test_step(self, batch: TestBatch, batch_idx: int) -> None:
         self.corrupt_test_images += batch.corrupt
+        if self.test_progress is not None:
+            self.test_progress.advance(self.trainer.world_size)
         if not batch.images:
             return
         for output, index, size, image in zip(
@@ -125,25 +166,22 @@ def train(
     sampler = AspectRatioBatchSampler(
         is_landscape=dataset.sizes[:, 1] > dataset.sizes[:, 0],
         batch_size=schedule.batch_size,
-        steps_per_epoch=checkpoint_interval(schedule),
+        num_batches=schedule.max_steps,
         seed=seed,
         rank=trainer.global_rank,
         world_size=trainer.world_size,
     )
+    if checkpoint is not None:
+        sampler.resume_at(checkpoint_step(checkpoint))
     module = DetectionModule(detector, schedule, seed, len(dataset))
     on_gpu = trainer.strategy.root_device.type == "cuda"
     if on_gpu and trainer.world_size > 1:
         convert_sync_batch_norm(module.detector, "cuda")
     loader = make_train_loader(dataset, sampler, pixel_format, schedule, on_gpu, workers)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")  # its advice concerns settings chosen on purpose
-        try:
-            trainer.fit(module, loader, ckpt_path=checkpoint)
-        except SystemExit as error:  # Lightning turns Ctrl-C into an exit
-            raise KeyboardInterrupt from error
+    with running(trainer):
+        trainer.fit(module, loader, ckpt_path=checkpoint)
     update_bn_stats(module, loader, trainer)
-    if trainer.is_global_zero:
-        log_corrupt(module.corrupt_log)
+    log_corrupt(module.corrupt_log)
 
 
 @torch.no_grad()
@@ -161,9 +199,10 @@ def update_bn_stats(module: DetectionModule, loader: DataLoader[TrainBatch], tra
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
     module.to(trainer.strategy.root_device).train()
-    label = "BatchNorm statistics" if trainer.is_global_zero else ""
-    with ProgressBar(label, num_batches, unit="batches") as progress:
-        for number, batch in enumerate(islice(_batches_from_start(loader), num_batches)):
+    # the first batches of the sequence, whether or not the training was resumed
+    loader.sampler.num_batches = num_batches  # type: ignore[attr-defined]
+    with ProgressBar("BatchNorm statistics", num_batches, unit="batches") as progress:
+        for number, batch in enumerate(loader):
             batch = trainer.strategy.batch_to_device(batch)
             torch.manual_seed(hash((module.seed, -1 - number, trainer.global_rank)) % 2**63)
             with trainer.precision_plugin.forward_context():
@@ -177,13 +216,6 @@ def update_bn_stats(module: DetectionModule, loader: DataLoader[TrainBatch], tra
                 statistic /= trainer.world_size
 
 
-def _batches_from_start(loader: DataLoader[TrainBatch]) -> Iterator[TrainBatch]:
-    """Yield batches from epoch 0 on, so that they are the same whether or not the training was resumed."""
-    for epoch in count():
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        yield from loader
-
-
 def run_detector(
     detector: Detector,
     dataset: ImageDataset,
@@ -191,6 +223,7 @@ def run_detector(
     schedule: Schedule,
     trainer: lightning.Trainer,
     workers: int | None,
+    label: str = "detections",
 ) -> dict[int, Detections]:
     """Run a detector on all images, split over the processes.
 
@@ -199,17 +232,13 @@ def run_detector(
     """
     module = DetectionModule(detector, schedule, 0, len(dataset))
     loader = make_test_loader(dataset, pixel_format, schedule, trainer.global_rank, trainer.world_size, workers)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        try:
-            trainer.test(module, loader, verbose=False)
-        except SystemExit as error:
-            raise KeyboardInterrupt from error
+    num_images = len(loader) * trainer.world_size
+    with running(trainer), ProgressBar(label, num_images) as module.test_progress:
+        trainer.test(module, loader, verbose=False)
     gathered = [(module.detections, module.corrupt_test_images)]
     if trainer.world_size > 1:
         gathered = gathered * trainer.world_size
         torch.distributed.all_gather_object(gathered, (module.detections, module.corrupt_test_images))
     module.corrupt_log.add([image for _, corrupt in gathered for image in corrupt], len(dataset))
-    if trainer.is_global_zero:
-        log_corrupt(module.corrupt_log)
+    log_corrupt(module.corrupt_log)
     return {index: image_detections for detections, _ in gathered for index, image_detections in detections}
