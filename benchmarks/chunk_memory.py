@@ -55,7 +55,7 @@ def cell(batch_size: int, chunk_size: int | None, steps: int, threads: int) -> d
     )
     timer = _StepTimer(steps + 1)
     images = np.random.default_rng(0).integers(0, 256, (batch_size * (steps + 2), 32, 32, 3), dtype=np.uint8)
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as devnull:
+    with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "images.npz"
         np.savez(data, images=images)
         with Memory() as memory:

@@ -28,7 +28,7 @@ from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detect
 from mec.evaluate.detection.detectors import DetectorSpec
 from mec.evaluate.detection.metrics import detection_metrics
 from mec.evaluate.detection.schedules import SCHEDULES
-from mec.evaluate.detection.training import METRICS_FILE, detection_trainer, run_detector, train
+from mec.evaluate.detection.training import detection_trainer, run_detector, train
 from mec.evaluate.drawing.detections import draw_detections, image_grid
 from mec.results import Protocol, Stopwatch
 

@@ -174,7 +174,7 @@ class _Mec:
 
     def turn(self, meter: Meter) -> None:
         data = self.settings.images if self.settings.has_small_images else self.settings.images / "list.txt"
-        with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as devnull:
+        with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"
             mec.pretrain(data, out, self.recipe, callbacks=[_PhaseTimer(meter)])
 

@@ -80,9 +80,10 @@ def write_or_compare_settings(folder: Path, settings: Mapping[str, Any], resume:
     settings = json.loads(json.dumps(settings))
     if path.exists():
         try:
-            check_same_settings(json.loads(path.read_text()), settings)
-        except (OSError, ValueError, AttributeError) as error:
+            before = dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
             raise InputError(f"resume: {path} cannot be read ({error})") from error
+        check_same_settings(before, settings)
         return
     if resume:
         logger.info(f"{folder} contains no training yet: starting")

@@ -40,7 +40,7 @@ def test_training_in_the_run_folder_and_prediction(run: Path, capsys: pytest.Cap
     assert (settings["train_short_side"], settings["test_short_side"]) == ([72, 81], 72)
     assert list(result["rows"]) == ["encoder", "untrained"]
     assert {p.name for p in (run / "detect-short").iterdir()} == {
-        "settings.json", "encoder-0", "untrained-0", "predicted",
+        ".lock", "settings.json", "encoder-0", "untrained-0", "predicted",
     }  # fmt: skip
     drawn = [f"{i}.jpg" for i in range(1000, 1004)]
     assert sorted(p.name for p in (run / "detect-short" / "predicted").iterdir()) == [*drawn, "detections.json"]

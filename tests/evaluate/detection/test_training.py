@@ -180,7 +180,7 @@ def test_divergence_is_an_input_error_and_leaves_no_detector(
         detect_encoder(data, tmp_path / "out", lr=1e6)
     assert str(error.value) == "lr: training diverged before step 4; lower it"
     files = {p.name for p in (tmp_path / "out").rglob("*") if p.is_file() and p.suffix != ".ckpt"}
-    assert files == {"settings.json", "metrics.csv"}
+    assert files == {".lock", "settings.json", "metrics.csv"}
 
 
 def test_detections_are_in_pixels_of_the_original_image() -> None:

@@ -76,7 +76,7 @@ class DetectionModule(TrainingModule):
         super().__init__()
         self.detector, self.schedule, self.seed = detector, schedule, seed
         self.batch_size = schedule.batch_size
-        loss_names = [name for name in LOSSES if detector.has_masks or name != "loss_mask"]
+        loss_names = [name for name in LOSSES if detector.roi_heads.has_mask() or name != "loss_mask"]
         self.metric_names = ("lr", "loss", *loss_names)
         self.corrupt_log = CorruptLog(MAX_CORRUPT, num_images)
         self.detections: list[tuple[int, Detections]] = []
@@ -200,7 +200,9 @@ def update_bn_stats(module: DetectionModule, loader: DataLoader[TrainBatch], tra
         norm.momentum = None  # cumulative average
     module.to(trainer.strategy.root_device).train()
     # the first batches of the sequence, whether or not the training was resumed
-    loader.sampler.num_batches = num_batches  # type: ignore[attr-defined]
+    sampler: Any = loader.sampler
+    sampler.resume_at(0)
+    sampler.num_batches = num_batches
     with ProgressBar("BatchNorm statistics", num_batches, unit="batches") as progress:
         for number, batch in enumerate(loader):
             batch = trainer.strategy.batch_to_device(batch)
