@@ -13,7 +13,7 @@ import pytest
 from mec.report.page import render_page
 from mec.report.watch import LiveReport, create_server
 from tests.report import test_watch
-from tests.report.folders import HOSTILE_NAMES, make_contents, metrics_row, write_metrics, write_run
+from tests.report.runs import HOSTILE_NAMES, make_contents, metrics_row, write_metrics, write_run
 from tests.report.test_page import write_hostile_run
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -283,7 +283,7 @@ def test_injected_scripts_do_not_run(browser: Any, tmp_path: Path) -> None:
 def test_page_reloads_when_the_run_changes(browser: Any, slow_calls: list[str], tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", steps=20, finished=False)
     messages: list[str] = []
-    with create_server(LiveReport([run], None, 10, lambda _: None), None) as server:
+    with create_server(LiveReport([run], None, 10), None) as server:
         thread = threading.Thread(target=http.server.HTTPServer.serve_forever, args=(server, 0.05))
         thread.start()
         page = browser.new_page()

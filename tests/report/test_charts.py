@@ -9,7 +9,7 @@ import pytest
 
 from mec.report import charts
 from mec.report.record import read_records
-from tests.report.folders import HOSTILE_NAMES, make_analysis, metrics_row, write_metrics, write_run
+from tests.report.runs import HOSTILE_NAMES, make_analysis, metrics_row, write_metrics, write_run
 
 CSS = Path(charts.__file__).parent / "template" / "report.css"
 

@@ -33,7 +33,7 @@ from mec.models.io import save_encoder
 from mec.models.sync_batch_norm import convert_sync_batch_norm
 from mec.pretraining.checkpointing import EXIT_PREEMPTED, PreemptionCheckpoint, StoppedError
 from mec.pretraining.corrupt_images import CorruptImageCallback
-from mec.pretraining.health_warnings import HealthWarnings
+from mec.pretraining.health import HealthWarnings
 from mec.pretraining.module import Pretraining
 from mec.pretraining.progress import ProgressCallback
 from mec.pretraining.recipe import Recipe
@@ -245,7 +245,7 @@ def _create_trainer(
         callbacks=[
             CorruptImageCallback(corrupt_log),
             ProgressCallback(out, console),
-            HealthWarnings(console),
+            HealthWarnings(out),
             *callbacks,
             PreemptionCheckpoint(out / "checkpoints"),
         ],
