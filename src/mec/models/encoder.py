@@ -172,19 +172,19 @@ def enable_gradient_checkpointing(encoder: Encoder) -> None:
         raise InputError(f"gradient_checkpointing: timm does not support it for {encoder.spec.backbone}") from error
 
 
-def _timm_module(backbone: str) -> str:
+def timm_module(backbone: str) -> str:
     """Return the name of the timm module that defines the architecture."""
     module: str = timm.models.model_entrypoint(backbone).__module__
     return module.rsplit(".", 1)[-1]
 
 
 def _has_small_stem(backbone: str) -> bool:
-    return _timm_module(backbone) in ("resnet", "vision_transformer")
+    return timm_module(backbone) in ("resnet", "vision_transformer")
 
 
 def _build_backbone(spec: EncoderSpec) -> nn.Module:
     options: dict[str, Any] = {"pretrained": False, "num_classes": 0, "in_chans": spec.channels, **spec.options}
-    is_vit = _timm_module(spec.backbone) == "vision_transformer"
+    is_vit = timm_module(spec.backbone) == "vision_transformer"
     if is_vit and spec.small_stem:
         options.setdefault("patch_size", max(2, spec.image_size // 8))
     try:

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save
 
 from mec.errors import InputError, did_you_mean
 from mec.files import atomic_write
+from mec.models.checkpoint_formats import MEC_BACKBONE_PREFIX
 from mec.models.encoder import Encoder, EncoderSpec, create_encoder
-from mec.models.foreign_checkpoints import BRANCHES, MEC_BACKBONE_PREFIX, encoder_from_checkpoint
+from mec.models.foreign_checkpoints import BRANCHES, encoder_from_checkpoint
 from mec.models.safe_pickle import read_weights
 
 WEIGHTS_FILE = "encoder.safetensors"

@@ -23,8 +23,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mec.errors import InputError
+from mec.models.checkpoint_formats import DETECTRON2, TORCHVISION_VIT, rename_key
 from mec.models.encoder import Encoder
-from mec.models.key_maps import TO_DETECTRON2, TO_TORCHVISION_VIT, rename_key
 
 TORCHVISION_RESNETS = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
@@ -172,7 +172,7 @@ def _torchvision_resnet(model: Encoder, format: str) -> nn.Module:
 def _torchvision_vit(model: Encoder) -> tuple[nn.Module, dict[str, Tensor]]:
     """Return torchvision's vision transformer with the encoder's weights, without classifier, and its state dict."""
     vit: Any = model.backbone
-    weights = {rename_key(key, TO_TORCHVISION_VIT): tensor for key, tensor in _weights(model).items()}
+    weights = {rename_key(key, TORCHVISION_VIT): tensor for key, tensor in _weights(model).items()}
     try:
         block = vit.blocks[0]
         network = torchvision.models.VisionTransformer(
@@ -198,7 +198,7 @@ def write_detectron2(model: Encoder, path: Path, license: str | None) -> None:
     network = _torchvision_resnet(model, "detectron2")
     check_same_features(model, lambda images: network(model.normalize(images)), "detectron2")
     weights = {
-        rename_key(key, TO_DETECTRON2): tensor.numpy()
+        rename_key(key, DETECTRON2): tensor.numpy()
         for key, tensor in _weights(model).items()
         if not key.endswith("num_batches_tracked")
     }
