@@ -73,11 +73,9 @@ class AspectRatioBatchSampler(Sampler[list[SampleKey]]):
         world_size: int = 1,
     ) -> None:
         self.is_landscape, self.batch_size, self.seed = is_landscape, batch_size, seed
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch, self.epoch = steps_per_epoch, 0
         per_process = batch_size // world_size
         self.rank_slice = slice(rank * per_process, (rank + 1) * per_process)
-        self.epoch = self.position = 0
-        self.batches = self._batches()
 
     def __len__(self) -> int:
         return self.steps_per_epoch
@@ -87,11 +85,7 @@ class AspectRatioBatchSampler(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         start = self.epoch * self.steps_per_epoch
-        if self.position != start:  # resumed, or restarted: skip to the start of the epoch
-            self.batches, self.position = self._batches(), start
-            next(islice(self.batches, start, start), None)
-        for batch in islice(self.batches, self.steps_per_epoch):
-            self.position += 1
+        for batch in islice(self._batches(), start, start + self.steps_per_epoch):
             yield batch[self.rank_slice]
 
     def _batches(self) -> Iterator[list[SampleKey]]:
@@ -225,11 +219,7 @@ def make_test_loader(
     workers: int | None,
 ) -> DataLoader[TestBatch]:
     """Create the loader of every ``world_size``-th image from ``rank`` on, one image per batch."""
-    indices = range(rank, len(dataset), world_size)
+    test_dataset, indices = _TestDataset(dataset, pixel_format, schedule), range(rank, len(dataset), world_size)
     return DataLoader(
-        _TestDataset(dataset, pixel_format, schedule),
-        batch_size=None,
-        sampler=indices,
-        collate_fn=_identity,
-        num_workers=worker_count(workers),
+        test_dataset, batch_size=None, sampler=indices, collate_fn=_identity, num_workers=worker_count(workers)
     )
