@@ -130,13 +130,13 @@ def pose_scores(sequences: Mapping[str, PoseSimilarities]) -> Scores:
     scores: Scores = {}
     for row in person_scores:
         names = list(sequences) if row == "all" else [row]
-        annotated = {j: [n for n in names if _has_objects(sequences[n].joints[j].ground_truth_ids)] for j in joints}
+        annotated = {j: [n for n in names if any(map(len, sequences[n].joints[j].ground_truth_ids))] for j in joints}
         by_joint = {joint: joint_scores[j][row] for j, joint in enumerate(JOINTS) if annotated[j]}
         idf1 = [
             [
                 joint_scores[j][n]["IDF1"]
                 for n in names
-                if n in annotated[j] or _has_objects(sequences[n].joints[j].track_ids)
+                if n in annotated[j] or any(map(len, sequences[n].joints[j].track_ids))
             ]
             for j in joints
         ]
@@ -152,10 +152,6 @@ def pose_scores(sequences: Mapping[str, PoseSimilarities]) -> Scores:
             **{f"person {column}": person_scores[row][column] for column in ("HOTA", "IDF1", "ID switches")},
         }
     return scores
-
-
-def _has_objects(frames: Iterable[NDArray[np.int64]]) -> bool:
-    return any(len(ids) for ids in frames)
 
 
 def _mean(values: Iterable[float]) -> float:
