@@ -211,31 +211,24 @@ def test_lasot_invisible_frames_are_nan(tmp_path: Path, above: str) -> None:
     )
 
 
-def test_names_select_and_order_sequences(tmp_path: Path) -> None:
+def test_names_and_patterns_select_sequences(tmp_path: Path) -> None:
     for name in ("Couple", "Crossing", "Car"):
         write_otb_sequence(tmp_path / name)
-    assert list(open_box_sequences(tmp_path, ["Crossing", "Car"])) == ["Crossing", "Car"]
-    with pytest.raises(InputError, match=r"^sequences: .* has no sequence 'cuople'; did you mean Couple\?$"):
+    assert list(open_box_sequences(tmp_path, ["Crossing", "Ca*"])) == ["Car", "Crossing"]
+    with pytest.raises(InputError, match=r"^sequences: 'cuople' matches none of the 3 .*'Couple'"):
         open_box_sequences(tmp_path, ["Car", "cuople"])
-    with pytest.raises(InputError, match=r"'x'; did you mean Car, Couple, Crossing\?$"):
-        open_box_sequences(tmp_path, ["x"])
-    with pytest.raises(InputError, match="sequences: expected at least one"):
-        open_box_sequences(tmp_path, [])
 
 
 def test_invalid_data_folders_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "MOT" / "img1").mkdir(parents=True)
     (tmp_path / "a.txt").touch()
     for path, message in (
-        (tmp_path, "no sequence in"),
-        (tmp_path / "a.txt", "is not a folder"),
-        (tmp_path / "b", "does not exist"),
+        (tmp_path, "no sequence in .*groundtruth_rect.txt .OTB"),
+        (tmp_path / "a.txt", "no folder"),
+        (tmp_path / "b", "no folder"),
     ):
-        with pytest.raises(InputError, match=message) as error:
+        with pytest.raises(InputError, match=f"^data: {message}.*$"):
             open_box_sequences(path)
-        assert str(error.value).startswith("data: ")
-        assert "groundtruth_rect.txt (OTB)" in str(error.value)
-        assert "\n" not in str(error.value)
     for above in ("x", "y"):
         write_otb_sequence(tmp_path / above / "Car")
     with pytest.raises(InputError, match=r"has Car twice, in .*x/Car and .*y/Car"):
