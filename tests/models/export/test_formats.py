@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mec.data.dataset import ArrayDataset
 from mec.data.loaders import evaluation_loader
 from mec.data.pixels import PixelFormat
-from mec.models.export.export import export
+from mec.models.export import export
 from tests.models.perturbed import NARROW, SHALLOW, is_close, perturbed_encoder, random_images, reference_features
 
 

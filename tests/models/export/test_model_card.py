@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 
 from mec.errors import InputError
 from mec.models import save_encoder, untrained
-from mec.models.export.export import export
+from mec.models.export import export
 from mec.results import DatasetSummary, Metric, Protocol, Result, to_metrics
 from tests.models.perturbed import NARROW, perturbed_encoder
 
