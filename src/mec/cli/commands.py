@@ -146,7 +146,7 @@ def add_embed(parser: Parser, arguments: Sequence[str]) -> Run:
 
 
 def add_export(parser: Parser, arguments: Sequence[str]) -> Run:
-    from mec.models.export.export import export
+    from mec.models.export import export
 
     parser.describe(
         "--encoder ENCODER --format FORMAT --out FILE_OR_FOLDER [options]",
