@@ -69,13 +69,13 @@ class FeatureAnalysis:
 def analyze_features(run: Path, data: str | os.PathLike[str] | None, max_images: int) -> FeatureAnalysis | Missing:
     """Analyze the features of the trained encoder, or of the newest checkpoint while the run is unfinished.
 
-    Uses the test split of a labeled dataset. Caches the analysis in the run folder, until the encoder, the data or the
-    number of images changes.
+    Uses the test split of a labeled dataset, or a sample of it. Caches the analysis in the run folder, until the
+    encoder, the data or the number of images changes.
 
     Args:
         run: a run folder.
         data: any dataset; None: the one that the run was trained on.
-        max_images: number of images, sampled from the whole dataset; fewer where a CPU would take minutes.
+        max_images: number of images; fewer where a CPU would take minutes.
 
     Raises:
         InputError: ``data`` is given and cannot be opened, or its channels do not fit the encoder.

@@ -209,11 +209,11 @@ def spectrum_chart(analyses: Sequence[tuple[int, str, FeatureAnalysis]]) -> Char
     )
 
 
-def map_figure(analysis: FeatureAnalysis, color_by: Literal["label", "cluster"]) -> dict[str, Any]:
+def map_figure(analysis: FeatureAnalysis, by_label: bool) -> dict[str, Any]:
     """Plot the feature map, a trace per label or cluster. ``customdata`` is the index of the image."""
-    groups = [f"cluster {cluster}" for cluster in analysis.clusters]
-    if color_by == "label" and analysis.labels is not None:
-        groups = analysis.labels
+    groups = analysis.labels if by_label else None
+    if groups is None:
+        groups = [f"cluster {cluster}" for cluster in analysis.clusters]
     counts = Counter(groups)
     largest = sorted((name for name, _ in counts.most_common(MAX_GROUPS)), key=_natural_order)
     traces = []

@@ -97,11 +97,7 @@ def printable(text: str) -> str:
 
 
 def embed_views(run: Path, data: str | os.PathLike[str] | None) -> list[EmbeddedViews] | Missing:
-    """Return images of the dataset, and the pairs of views that training makes of each in the first epochs.
-
-    Args:
-        run: a run folder.
-        data: any dataset; None: the one that the run was trained on.
+    """Return images of ``data``, else of the run's dataset, and the pairs of views of each in the first epochs.
 
     Raises:
         InputError: ``data`` is given and cannot be opened.

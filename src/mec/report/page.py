@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from jinja2.utils import htmlsafe_json_dumps
@@ -93,13 +93,9 @@ def check_images(images: int) -> None:
 def collect_content(
     record: Record, data: str | os.PathLike[str] | None, max_images: int, only_finished: bool = False
 ) -> RunContent:
-    """Embed images with the run's encoder and collect what the page shows. Slow unless the features are cached.
+    """Collect what the page shows. Slow unless the features are cached.
 
-    Args:
-        record: the run.
-        data: see ``write_report``.
-        max_images: number of images on the map.
-        only_finished: whether to leave out the features of a run that is still training.
+    ``only_finished`` leaves out the features of a run that is still training.
     """
     gallery = load_gallery(record.folder)
     if not record.recipe:
@@ -113,10 +109,7 @@ def collect_content(
 def render_page(runs: Sequence[RunContent], revision: str | None = None) -> bytes:
     """Render the page, with as many images and points as fit into MAX_BYTES.
 
-    Args:
-        runs: contents of the runs.
-        revision: identifier of the current state of the runs, for a page that reloads itself when it changes (see
-            ``mec.report.watch``); None: a static page.
+    With a ``revision``, which identifies the current state of the runs, the page reloads itself when it changes.
 
     Raises:
         InputError: there are so many runs that not even their tables fit.
@@ -205,8 +198,8 @@ def _render_html(runs: Sequence[RunContent], max_points: int, revision: str | No
 
 
 def _map_data(analysis: FeatureAnalysis) -> dict[str, Any]:
-    modes: list[Literal["label", "cluster"]] = ["label", "cluster"] if analysis.labels else ["cluster"]
-    return {mode: charts.map_figure(analysis, mode) for mode in modes} | {
+    modes = ["label", "cluster"] if analysis.labels else ["cluster"]
+    return {mode: charts.map_figure(analysis, by_label=mode == "label") for mode in modes} | {
         "points": [[round(float(x), 2), round(float(y), 2)] for x, y in analysis.points],
         "titles": [clip(title, 100) for title in analysis.titles],
         "labels": analysis.labels and [clip(label, 60) for label in analysis.labels],
@@ -221,10 +214,10 @@ def clip(value: object, max_length: int) -> str:
 
 
 def _title(records: Sequence[Record]) -> str:
-    names = [clip(r.name, 40) for r in records]
-    if len(names) > 3:
-        return f"{names[0]}, {names[1]} and {len(names) - 2} other runs"
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    *first, last = [clip(r.name, 40) for r in records]
+    if len(first) > 2:
+        first, last = first[:2], f"{len(records) - 2} other runs"
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _read_template(name: str) -> str:
