@@ -99,8 +99,8 @@ def detectron2_pickle(path: Path, model: nn.Module, protocol: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_detectron2_pickles_of_every_protocol(tmp_path: Path, protocol: int) -> None:
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_detectron2_pickles_of_old_and_new_protocols(tmp_path: Path, protocol: int) -> None:
     model = resnet()
     path = detectron2_pickle(tmp_path / "r18.pkl", model, protocol)
     encoder = load_encoder(path)

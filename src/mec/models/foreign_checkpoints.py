@@ -91,7 +91,7 @@ def encoder_from_checkpoint(
         {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
     )
     encoder, note = _create_matching_encoder(weights, format, checkpoint.get("arch"), overrides, source)
-    matched = _load_weights(encoder, weights, source)
+    matched = load_weights(encoder, weights, source)
     other_branches = tuple(p for p in prefixes.values() if p and p != prefix)
     ignored = sum(not key.startswith(other_branches) for key in state_dict) - matched
     names = dict(zip(BRANCHES, format.branch_names, strict=True)) if format.teacher_prefix else {}
@@ -171,7 +171,7 @@ def _create_matching_encoder(
         for values in (inferred, conventions, overrides):
             options = options | values.get("options", {})
         encoder = create_encoder(**{"backbone": name, **inferred, **conventions, **overrides, "options": options})
-        difference = _difference(encoder, shapes, user_chose)
+        difference = describe_difference(encoder, weights, user_chose)
         if not difference:
             return encoder, note
         if user_chose:
@@ -244,8 +244,12 @@ def _infer_fields(backbone: str, shapes: Shapes, use_timm_normalization: bool) -
     return fields
 
 
-def _difference(encoder: Encoder, shapes: Shapes, user_chose: bool) -> str:
-    """Describe the tensors that are missing in a checkpoint, or that belong neither to the encoder nor to a head."""
+def describe_difference(encoder: Encoder, weights: StateDict, user_chose: bool = False) -> str:
+    """Describe the tensors that are missing in a checkpoint, or that belong neither to the encoder nor to a head.
+
+    If the user chose the architecture, every module that it does not have counts as a head.
+    """
+    shapes = {key: tuple(tensor.shape) for key, tensor in weights.items()}
     expected = {key: tuple(tensor.shape) for key, tensor in encoder.backbone.state_dict().items()}
     missing = [
         key for key, shape in expected.items() if shapes.get(key) != shape and not key.endswith(COMPUTED_BUFFERS)
@@ -253,7 +257,6 @@ def _difference(encoder: Encoder, shapes: Shapes, user_chose: bool) -> str:
     if missing:
         return f"{len(missing)} of its {len(expected)} tensors missing or of another shape, first {missing[0]}"
     modules = {_top_module(key) for key in expected}
-    # if the user chose the architecture, every module that it does not have counts as a head
     unexpected = [
         key
         for key in shapes
@@ -270,8 +273,12 @@ def _top_module(key: str) -> str:
     return re.sub(r"\d+", "", key.split(".")[0])
 
 
-def _load_weights(encoder: Encoder, weights: StateDict, source: str) -> int:
-    """Load the tensors in the encoder's data types, and return their number."""
+def load_weights(encoder: Encoder, weights: StateDict, source: str) -> int:
+    """Load the tensors in the encoder's data types, and return their number.
+
+    Raises:
+        InputError: values are not finite.
+    """
     state_dict = encoder.backbone.state_dict()
     for key in state_dict.keys() & weights.keys():
         tensor = weights[key]

@@ -14,14 +14,13 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from mec.errors import InputError, did_you_mean
 from mec.files import atomic_write
 from mec.models.checkpoint_formats import MEC_BACKBONE_PREFIX
 from mec.models.encoder import Encoder, EncoderSpec, create_encoder
-from mec.models.foreign_checkpoints import BRANCHES, encoder_from_checkpoint
+from mec.models.foreign_checkpoints import BRANCHES, describe_difference, encoder_from_checkpoint, load_weights
 from mec.models.safe_pickle import read_weights
 
 WEIGHTS_FILE = "encoder.safetensors"
@@ -50,9 +49,9 @@ def load_encoder(source: str | os.PathLike[str], **overrides: Any) -> Encoder:
             lists the formats), with ``FILE:student`` or ``FILE:teacher`` to choose if it holds both; a folder
             saved by timm, or ``hf:owner/name``, such a folder on the Hugging Face hub; or a timm name: the untrained
             architecture with seeded weights (its ``untrained`` is then true).
-        overrides: fields of EncoderSpec that take precedence over stored or inferred ones: ``backbone`` if several
-            architectures match, ``image_size``, ``mean`` and ``std``, ... For another project's file, a .json of the
-            same name may hold them too.
+        overrides: fields of EncoderSpec that take precedence over stored or inferred ones: ``backbone`` for an
+            architecture that is not recognized, ``image_size``, ``mean`` and ``std``, ... For another project's file,
+            a .json of the same name may hold them too.
 
     Raises:
         InputError: the source does not exist or is not an encoder, its pickle needs code to load, or its weights do
@@ -102,20 +101,12 @@ def untrained(encoder: Encoder, seed: int = 0) -> Encoder:
 
 def _load_saved(folder: Path, overrides: dict[str, Any]) -> Encoder:
     path = folder / WEIGHTS_FILE
-    spec = _read_spec(folder / SPEC_FILE)
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"encoder: {path} cannot be read as safetensors ({error})") from error
-    encoder = create_encoder(**replace(spec, **overrides).as_dict())
-    try:
-        encoder.backbone.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise InputError(f"encoder: {path} does not match {spec.backbone} ({reason})") from error
-    not_finite = [key for key, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
-    if not_finite:
-        raise InputError(f"encoder: {path} has values in {not_finite[0]} that are not finite")
+    spec = replace(_read_spec(folder / SPEC_FILE), **overrides)
+    weights = dict(read_weights(path))
+    encoder = create_encoder(**spec.as_dict())
+    if difference := describe_difference(encoder, weights):
+        raise InputError(f"encoder: {path} does not match {spec.backbone} ({difference})")
+    load_weights(encoder, weights, str(path))
     encoder.origin = f"encoder of {folder}"
     return encoder.eval()
 

@@ -82,7 +82,8 @@ class _Array(np.ndarray):
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, is_fortran, data = state
-        super().__setstate__(_frombuffer(data, dtype, shape, "F" if is_fortran else "C").__reduce__()[2])
+        native_state: Any = _frombuffer(data, dtype, shape, "F" if is_fortran else "C").__reduce__()[2]
+        super().__setstate__(native_state)
 
 
 def _frombuffer(data: Any, dtype: _DType, shape: Any, order: Any) -> np.ndarray[Any, Any]:
