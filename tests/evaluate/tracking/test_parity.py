@@ -23,7 +23,7 @@ from mec.evaluate.tracking.track_objects import extract_boxes
 from mec.evaluate.tracking.vos import track_masks
 from tests.conftest import GOLDEN, SHARED
 
-CLIP = 4
+CLIP = 3
 TRACKERS = {"xcorr": "siamfc_cross_correlation", "dcf": "cfnet_dcf"}
 
 

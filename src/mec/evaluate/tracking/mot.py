@@ -170,15 +170,9 @@ def _associate(
 ) -> Result:
     """Track in all sequences by appearance, and again by overlap alone as a baseline.
 
-    Args:
-        run: encoder, sequences and output folder.
-        extract: FeatureExtractor; ``use_appearance`` False omits the features.
-        settings: settings of the association.
-        write: writes the tracks of a sequence, see ``TrackingRun.track``.
-        read: reads them.
-        similarities: compares the tracks of one sequence with its ground truth.
-        scores: computes the metrics of all sequences from their similarities.
-        columns: metrics of the result; metrics.json has all.
+    ``extract`` is a FeatureExtractor with the option ``use_appearance``. ``similarities`` compares the tracks of one
+    sequence with its ground truth, and ``scores`` computes the metrics of all sequences. ``columns`` are those of the
+    result; metrics.json has all.
     """
     import_trackeval()  # fail before hours of tracking if it is missing
 

@@ -219,13 +219,8 @@ class TrackingRun(Generic[S]):
     def finish(self, rows: Scores, scores: Scores, draw: Callable[[S], DrawFrame], **settings: Any) -> Result:
         """Write metrics.json, previews of the first sequences, and the video of all sequences if there is one.
 
-        A preview is the middle frame, in previews/SEQUENCE.jpg.
-
-        Args:
-            rows: metrics of the result.
-            scores: all metrics, for metrics.json.
-            draw: returns the drawing function of a sequence.
-            settings: added to the protocol.
+        A preview is the middle frame, in previews/SEQUENCE.jpg; ``draw`` returns the drawing function of a sequence.
+        ``rows`` are the metrics of the result, ``scores`` all metrics. ``settings`` are added to the protocol.
         """
         with atomic_write(self.folder / METRICS) as path:
             path.write_text(json.dumps({"metrics": scores, "skipped": self.skipped}, indent=2) + "\n")

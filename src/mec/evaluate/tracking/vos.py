@@ -109,13 +109,7 @@ def _first_labels(sequence: MaskSequence) -> Labels:
 def track_masks(
     frames: Iterable[Frame], first: Labels, dense: DenseFeatures, settings: PropagationSettings | None = None
 ) -> Iterator[Labels]:
-    """Yield the labels (h, w) of each frame. The first are ``first`` itself.
-
-    Args:
-        frames: frames of one video.
-        first: labels of the first frame.
-        dense: encoder of the frames.
-        settings: settings of the propagation; None: the defaults.
+    """Yield the labels (h, w) of each frame of a video. The first are ``first`` itself.
 
     Raises:
         SequenceError: a frame cannot be read, or its size is not that of ``first``.

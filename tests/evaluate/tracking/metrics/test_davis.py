@@ -66,9 +66,7 @@ def trackeval_f(ground_truth: np.ndarray, predicted: np.ndarray) -> float:
     return float(trackeval.metrics.JAndF._compute_f(runs[0], runs[1], 0, 0, 0.008)[0])
 
 
-@pytest.mark.parametrize(
-    ("name", "published"), [("blackswan", 0.943), ("dog", 0.711), ("drift-straight", 0.665), ("libby", 0.623)]
-)
+@pytest.mark.parametrize(("name", "published"), [("blackswan", 0.943), ("libby", 0.623)])
 def test_osvos_matches_published_values_and_an_independent_contour_accuracy(
     real_data: Path, name: str, published: float
 ) -> None:

@@ -36,9 +36,7 @@ def mask_scores(sequences: Sequence[MaskSequence], tracks: Callable[[MaskSequenc
     DAVIS's unsupervised evaluation; the data of its semi-supervised one, which takes void for background, has none. An
     object that is in neither mask counts as correct.
 
-    Args:
-        sequences: at least one, with different names.
-        tracks: returns the labels of every frame of a sequence.
+    ``tracks`` returns the labels of every frame of a sequence.
 
     Returns:
         Fractions. Recall is the fraction of frames above 0.5; decay is the mean of the first quarter of the frames

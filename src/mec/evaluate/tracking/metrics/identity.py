@@ -53,10 +53,6 @@ def box_similarities(sequence: DetectionSequence, tracks: Tracks) -> SequenceSim
 
     By the rules of MOT16, MOT17 and MOT20, a tracked box that matches a person on a vehicle, a standing person, a
     distractor or a reflection is removed. ``read_ground_truth`` decides which rules apply.
-
-    Args:
-        sequence: from ``open_box_detections``; only its ``ground_truth`` is used.
-        tracks: one entry for each frame; no id occurs twice in a frame.
     """
     ground_truth: BoxGroundTruth = sequence.ground_truth
     details = {
@@ -74,10 +70,6 @@ def mask_similarities(sequence: DetectionSequence, tracks: Tracks) -> SequenceSi
 
     Overlaps of the tracks are removed first. A mask that matches no object and has more than half of its pixels in an
     ignored region is dropped.
-
-    Args:
-        sequence: from ``open_mask_detections``; only its ``ground_truth`` is used.
-        tracks: one entry for each frame, with masks; no id occurs twice in a frame.
     """
     ground_truth: MaskGroundTruth = sequence.ground_truth
     tracks = [remove_overlaps(frame) for frame in tracks]
@@ -132,15 +124,11 @@ def identity_scores(sequences: Mapping[str, SequenceSimilarities], hota: bool = 
     """Compute a row for each sequence, and "all" from the summed counts of the sequences, not from the mean of rows.
 
     Fractions are in [0, 1]; MOTA may be negative. HOTA, DetA and AssA are means over the thresholds 0.05, 0.10, ...
-    0.95; the others use 0.5. Undefined values are 0: all fractions if there is no ground truth or no track.
-
-    Args:
-        sequences: at least one, by name.
-        hota: whether to compute HOTA, DetA and AssA, which take most of the time.
+    0.95; the others use 0.5. Without ``hota``, these three are omitted, which take most of the time. Undefined values
+    are 0: all fractions if there is no ground truth or no track.
 
     Raises:
         ValueError: similarities have another shape than the ids, or an id occurs twice in a frame.
-        InputError: trackeval is not installed.
     """
     library = import_trackeval().metrics
     quiet = {"PRINT_CONFIG": False}
@@ -189,9 +177,6 @@ def mots_scores(sequences: Mapping[str, SequenceSimilarities]) -> Scores:
 
     sMOTSA is MOTSA in which a correct mask counts as its IoU. Sequences of KITTI, such as "0002 car", also give a row
     for each class, such as "all car", as in KITTI's tables.
-
-    Raises:
-        InputError: trackeval is not installed.
     """
     scores = _mots_rows(sequences)
     for category in CLASSES:

@@ -55,9 +55,7 @@ def box_metrics(ground_truth: Boxes, boxes: Boxes) -> dict[str, float]:
 def box_scores(sequences: Sequence[BoxSequence], tracks: Mapping[str, Boxes]) -> Scores:
     """Compute a row for each sequence, then means: over sequences with an attribute, as "OCC (3)" for 3, and "all".
 
-    Args:
-        sequences: at least one.
-        tracks: (frames, 4) boxes by the name of the sequence.
+    ``tracks`` has the boxes (frames, 4) by the name of the sequence.
     """
     by_sequence = {sequence.name: box_metrics(sequence.ground_truth, tracks[sequence.name]) for sequence in sequences}
     scores = dict(by_sequence)

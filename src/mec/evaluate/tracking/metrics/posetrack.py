@@ -47,10 +47,6 @@ def pose_similarities(sequence: DetectionSequence, tracks: Tracks) -> PoseSimila
     kind is 1 minus their distance in sizes of the annotated head, so that PoseTrack's limit is at 0.5. The similarity
     of two persons is the fraction of the annotated joints that are within this limit, whatever other joints are
     tracked.
-
-    Args:
-        sequence: from ``open_pose_detections``; only its ``ground_truth`` is used.
-        tracks: one entry for each frame, with poses; no id occurs twice in a frame.
     """
     ground_truth: PoseGroundTruth = sequence.ground_truth
     annotated = {frame.name: frame for frame in ground_truth.frames}
@@ -118,9 +114,6 @@ def pose_scores(sequences: Mapping[str, PoseSimilarities]) -> Scores:
     person HOTA, person IDF1, person ID switches: computed for whole persons, who match if half of their joints do.
 
     Undefined values are 0.
-
-    Raises:
-        InputError: trackeval is not installed.
     """
     joints = range(len(JOINTS))
     joint_scores = [
