@@ -231,7 +231,7 @@ def test_detections_and_ground_truth_boxes_of_a_small_sequence(
     (tmp_path / "a/seqinfo.ini").unlink()
     assert (len(load(tmp_path / "a").frames), load(tmp_path / "a").frames.frame_rate) == (3, 30)
     assert boxes(load(tmp_path / "a", min_score=0.9)) == [[], [], []]
-    assert capsys.readouterr().err == "a: no box in any of the 3 frames, so there will be no tracks\n"
+    assert capsys.readouterr().err == "warning: a: no box in any of the 3 frames, so there will be no tracks\n"
 
 
 @pytest.mark.parametrize(

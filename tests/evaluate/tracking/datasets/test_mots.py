@@ -120,7 +120,6 @@ RUNS = GOOD.split()[5]
     ("line", "message"),
     [
         ("1 2001 2 40 60", "expected frame id class height width run-lengths [score], got 5 columns"),
-        (f"{GOOD} 1 2", "got 8 columns"),
         (GOOD.replace("2001", "x"), "expected integers in columns 1 to 5, and a score, got 1 x 2 40 60"),
         (GOOD.replace("2001", "9" * 30), "expected an id of at most 15 digits"),
         (GOOD.replace(" 2 ", " 3 "), "expected class 1 (car), 2 (pedestrian) or 10 (ignored), got 3"),
@@ -128,13 +127,9 @@ RUNS = GOOD.split()[5]
         (f"{GOOD} high", "and a score, got 1 2001 2 40 60"),
         (f"1 2001 2 40 61 {RUNS}", "expected run lengths of 40 x 61 pixels in total, got 2400"),
         (f"1 2001 2 -40 -60 {RUNS}", "expected run lengths of -40 x -60"),
-        (f"1 2001 2 40 60 {RUNS}0", "expected run lengths of 40 x 60 pixels in total"),
         ("1 2001 2 40 60 P", "expected COCO's compressed RLE counts, got 'P'"),
-        ("1 2001 2 40 60 oooooooooooo0", "expected COCO's compressed RLE counts"),
         ("1 2001 2 40 60 !!", "expected COCO's compressed RLE counts"),
-        ("1 2001 2 40 60 éé", "expected COCO's compressed RLE counts"),
         ("1 2001 2 40 60 @0", "got a run of -16"),
-        ("1 2001 2 40 60 KU[2", "expected run lengths of 40 x 60 pixels in total, got a run of -5"),
     ],
 )
 def test_damaged_lines_are_rejected_with_their_number(tmp_path: Path, line: str, message: str) -> None:

@@ -139,7 +139,7 @@ def _load(name: str, images: Path, masks: Path) -> MaskSequence:
             raise SequenceError(f"{file}: {_size_mismatch(size, sizes[0])} the first frame")
     encoding = _mask_encoding(files[0])
     if late := [file.name for file in files.values() if _read_labels(file, encoding, sizes[0])[1]]:
-        logger.info(
+        logger.warning(
             f"{name}: {len(late)} masks, first {late[0]}, have objects that the first mask lacks; they are background"
         )
 
@@ -267,13 +267,10 @@ def read_masks(folder: Path, sequence: MaskSequence) -> list[Labels] | None:
     """Read the labels that ``write_masks`` wrote; None if a mask is missing, damaged or has another size."""
     first = sequence.ground_truth(0)
     assert first is not None
-    masks: list[Labels] = []
-    for name in sequence.names:
-        try:
-            pixels, palette = _read_pixels(folder / sequence.name / f"{name}.png")
-        except SequenceError:
-            return None
-        if palette is None or pixels.shape != first.shape:
-            return None
-        masks.append(pixels.astype(np.uint8))
-    return masks
+    try:
+        masks = [_read_pixels(folder / sequence.name / f"{name}.png") for name in sequence.names]
+    except SequenceError:
+        return None
+    if any(palette is None or pixels.shape != first.shape for pixels, palette in masks):
+        return None
+    return [pixels.astype(np.uint8) for pixels, _ in masks]

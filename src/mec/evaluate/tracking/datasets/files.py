@@ -149,4 +149,4 @@ def detection_files(detections: str | None, names: Sequence[str], suffix: str) -
 
 def log_ignored(name: str, ignored: int, total: int, objects: str, reason: str) -> None:
     if ignored:
-        logger.info(f"{name}: {ignored:,} of {total:,} {objects} are ignored, {reason}")
+        logger.warning(f"{name}: {ignored:,} of {total:,} {objects} are ignored, {reason}")

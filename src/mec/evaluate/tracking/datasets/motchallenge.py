@@ -147,7 +147,7 @@ def _load(folder: Path, detection_file: Path, min_score: float) -> DetectionSequ
     total, kept = sum(map(len, objects)), sum(map(len, visible))
     log_ignored(name, total - kept, total, "boxes", "they have no area or are outside of the image")
     if kept == 0:
-        logger.info(f"{name}: no box in any of the {len(frames)} frames, so there will be no tracks")
+        logger.warning(f"{name}: no box in any of the {len(frames)} frames, so there will be no tracks")
     return DetectionSequence(name, frames, tuple(visible), ground_truth)
 
 
@@ -178,12 +178,15 @@ def read_frames(folder: Path) -> tuple[ImageFrames, tuple[int, int]]:
         raise SequenceError(f"{images}: expected frames 1, 2, ..., got {numbered[0].name}")
     files = frame_range(images, numbered, 1, max(numbered))
     if length not in (None, len(files)):
-        logger.info(
+        logger.warning(
             f"{folder.name}: {len(files):,} frames exist, {length:,} are in seqinfo.ini; the smaller number is used"
         )
     size = image_size(files[0])
-    if (height or size[0], width or size[1]) != size:
-        raise SequenceError(f"{files[0]}: expected {width}x{height} from seqinfo.ini, got {size[1]}x{size[0]}")
+    expected = (height or size[0], width or size[1])
+    if expected != size:
+        raise SequenceError(
+            f"{files[0]}: expected {expected[1]}x{expected[0]} from seqinfo.ini, got {size[1]}x{size[0]}"
+        )
     return ImageFrames(files[:length], frame_rate), size
 
 

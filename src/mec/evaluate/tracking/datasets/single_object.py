@@ -122,7 +122,7 @@ def _sequence_folders(path: Path) -> list[Path]:
         names = file.read_text(errors="replace").split() if file.is_file() else []
         missing = [name for name in names if not (file.parent / name).is_dir()]
         if missing and len(missing) < len(names):
-            logger.info(
+            logger.warning(
                 f"{len(missing):,} of {len(names):,} sequences in {file} are missing, the first is {missing[0]}"
             )
     return [

@@ -75,7 +75,7 @@ class VideoFrames:
                 raise SequenceError(f"{self.path}: {error.strerror}") from error
             damaged.append(error)
         if damaged:
-            logger.info(f"{self.path}: {len(damaged)} damaged packets were skipped; {count} frames were decoded")
+            logger.warning(f"{self.path}: {len(damaged)} damaged packets were skipped; {count} frames were decoded")
 
 
 def open_frames(path: Path) -> Frames:
