@@ -111,12 +111,18 @@ def _load_saved(folder: Path, overrides: dict[str, Any]) -> Encoder:
     return encoder.eval()
 
 
-def _read_spec(path: Path) -> EncoderSpec:
+def _read_fields(path: Path) -> dict[str, Any]:
     try:
-        return EncoderSpec(**_validate(json.loads(path.read_text()), str(path)))
-    except FileNotFoundError as error:
-        raise InputError(f"encoder: {path.parent} has a {WEIGHTS_FILE} but no {path.name}") from error
-    except (ValueError, TypeError, OSError) as error:
+        return _validate(json.loads(path.read_text()), str(path))
+    except (ValueError, OSError) as error:
+        raise InputError(f"encoder: {path} does not describe an encoder ({error})") from error
+
+
+def _read_spec(path: Path) -> EncoderSpec:
+    fields = _read_fields(path)
+    try:
+        return EncoderSpec(**fields)
+    except TypeError as error:  # a field is missing
         raise InputError(f"encoder: {path} does not describe an encoder ({error})") from error
 
 
@@ -134,10 +140,7 @@ def _load_checkpoint(path: Path, branch: str | None, overrides: dict[str, Any]) 
         elif "backbone" not in overrides:
             raise InputError(f"encoder: {path} is a checkpoint of a run, and the run's {run_spec} does not exist")
     elif json_path.exists() and json_path != path:
-        try:
-            stored = _validate(json.loads(json_path.read_text()), str(json_path))
-        except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-            raise InputError(f"encoder: {json_path} does not describe an encoder ({error})") from error
+        stored = _read_fields(json_path)
         label = f"encoder {path.name}" if stored.keys() == FIELDS.keys() else ""  # mec export writes all fields
     return encoder_from_checkpoint(checkpoint, str(path), branch, stored | overrides, label)
 
@@ -160,20 +163,18 @@ def _load_timm_folder(folder: Path, source: str, branch: str | None, overrides: 
         del options["global_pool"]
     mec_config = config.get("mec")
     if isinstance(mec_config, dict) and isinstance(mec_config.get("spec"), dict):  # written by mec export
-        return _load_timm_weights(folder, source, branch, _validate(mec_config["spec"], str(config_path)) | overrides)
-    fields: dict[str, Any] = {
-        "backbone": architecture.split(".")[0],  # without the tag of the pretrained weights
-        "image_size": image_size if isinstance(image_size, int) else image_size[-1],
-        "channels": channels,
-        "small_stem": False,
-        "options": {k: v for k, v in options.items() if k not in ("num_classes", "pretrained")},
-    }
-    if len(pretrained_cfg.get("mean") or ()) == channels == len(pretrained_cfg.get("std") or ()):
-        fields |= {"mean": pretrained_cfg["mean"], "std": pretrained_cfg["std"]}
-    return _load_timm_weights(folder, source, branch, _validate(fields, str(config_path)) | overrides)
-
-
-def _load_timm_weights(folder: Path, source: str, branch: str | None, fields: dict[str, Any]) -> Encoder:
+        fields: dict[str, Any] = mec_config["spec"]
+    else:
+        fields = {
+            "backbone": architecture.split(".")[0],  # without the tag of the pretrained weights
+            "image_size": image_size if isinstance(image_size, int) else image_size[-1],
+            "channels": channels,
+            "small_stem": False,
+            "options": {k: v for k, v in options.items() if k not in ("num_classes", "pretrained")},
+        }
+        if len(pretrained_cfg.get("mean") or ()) == channels == len(pretrained_cfg.get("std") or ()):
+            fields |= {"mean": pretrained_cfg["mean"], "std": pretrained_cfg["std"]}
+    fields = _validate(fields, str(config_path)) | overrides
     paths = [folder / name for name in TIMM_WEIGHTS if (folder / name).exists()]
     if not paths:
         raise InputError(f"encoder: {folder} has a {TIMM_CONFIG} but no {' or '.join(TIMM_WEIGHTS)}")
@@ -190,16 +191,14 @@ def _download(repository: str) -> Path:
         raise InputError(f"encoder: hf:{repository} could not be downloaded ({reason})") from error
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _are_numbers(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(_is_number, value))
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return (
+        isinstance(value, (list, tuple)) and len(value) > 0 and all(_is_int(v) or isinstance(v, float) for v in value)
+    )
 
 
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
