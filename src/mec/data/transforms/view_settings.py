@@ -53,13 +53,11 @@ class ViewSettings:
     solarize: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("flip", "color_jitter", "grayscale", "blur", "solarize", "brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name}: expected a number in [0, 1], got {getattr(self, name)}")
-        if not 0 <= self.hue <= 0.5:
-            raise InputError(f"hue: expected a number in [0, 0.5], got {self.hue}")
-        if not 0 <= self.rotation <= 180:
-            raise InputError(f"rotation: expected degrees in [0, 180], got {self.rotation}")
+        up_to_one = ("flip", "color_jitter", "grayscale", "blur", "solarize", "brightness", "contrast", "saturation")
+        maxima = dict.fromkeys(up_to_one, 1.0) | {"hue": 0.5, "rotation": 180.0}
+        for name, maximum in maxima.items():
+            if not 0 <= getattr(self, name) <= maximum:
+                raise InputError(f"{name}: expected a number in [0, {maximum:g}], got {getattr(self, name)}")
         for name, limit in (("crop_scale", 1.0), ("crop_ratio", math.inf), ("blur_sigma", math.inf)):
             low, high = getattr(self, name)
             if not 0 < low <= high <= limit:
