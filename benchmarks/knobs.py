@@ -25,7 +25,7 @@ from mec.coding import health
 from mec.data.datasets.arrays import data_home
 from mec.embedding.extract import feature_function
 from mec.models.encoder import Encoder
-from mec.models.heads import Projector
+from mec.models.siamese import Projector
 from methods import METHODS, Network, mec_loss, mec_with_teacher
 
 NARROWER = {"layers": [1, 1, 1, 1], "channels": [32, 64, 96, 128], "zero_init_last": False}

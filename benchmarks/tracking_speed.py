@@ -25,10 +25,9 @@ from mec.evaluate.tracking.association import AssociationSettings, OnlineTracker
 from mec.evaluate.tracking.datasets.davis import open_mask_sequences
 from mec.evaluate.tracking.datasets.single_object import open_box_sequences
 from mec.evaluate.tracking.dense_features import DenseFeatures
-from mec.evaluate.tracking.propagation import LabelPropagation
 from mec.evaluate.tracking.sequences import Frames
-from mec.evaluate.tracking.track_box import TRACKERS, track_box
-from mec.evaluate.tracking.vos import track_masks
+from mec.evaluate.tracking.sot import TRACKERS, track_box
+from mec.evaluate.tracking.vos import LabelPropagation, track_masks
 
 
 def main(data: str = "data", encoder: str = "resnet18", stage: str = "s3", frames: int = 12, objects: int = 40) -> None:

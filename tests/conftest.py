@@ -49,7 +49,8 @@ def real_data() -> Path:
 @pytest.fixture(autouse=True, scope="session")
 def _limit_threads() -> None:
     # the workers of pytest-xdist share the cores
-    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(autouse=True)

@@ -68,20 +68,20 @@ def test_loss_in_a_loop_learns(example: Example) -> None:
 
 def test_lightly_blocks_learn(example: Example) -> None:
     pytest.importorskip("lightly", reason="lightly is not installed; it comes with the extra bench")
-    printed = example("lightly_blocks", "--epochs", 6, "--images", 256)
+    printed = example("lightly_blocks", "--epochs", 4, "--images", 256)
     losses = numbers(r"loss (\S+)", printed)
-    assert len(losses) == 6
+    assert len(losses) == 4
     assert losses[-1] < losses[0] - 0.02
     before, after = numbers(r"(\S+)%", printed)
     assert min(before, after) > 30
 
 
 def test_own_images_pretrain_and_finetune(example: Example, tmp_path: Path) -> None:
-    size = ["--images", 400, "--epochs", 16, "--trials", 1, "--shots", 3]
+    size = ["--images", 300, "--epochs", 12, "--trials", 1, "--shots", 3]
     printed = example("own_images", "--out", tmp_path / "run", *size)
     lines = (tmp_path / "run" / "results.jsonl").read_text().splitlines()
     few_shot, finetuned = (Result.from_dict(json.loads(line)) for line in lines)
-    assert few_shot.dataset.counts["test"] == 80
+    assert few_shot.dataset.counts["test"] == 60
     assert few_shot.dataset.counts["classes"] == 10
     assert few_shot.metric("3 shots").value > few_shot.metric("3 shots", "untrained").value + 0.03
     assert finetuned.protocol.settings["labels"] == 30
@@ -100,13 +100,13 @@ def test_written_digits_open_as_a_labeled_dataset(tmp_path: Path) -> None:
 
 
 def test_compare_orders_prints_a_row_per_order(example: Example) -> None:
-    printed = example("compare_orders", "--epochs", 2)
+    printed = example("compare_orders", "--epochs", 1)
     rows = {
         row[0]: row[1:] for row in re.findall(r"│ (\S+)\s+│ (\S*)\s+│ (\S*)\s+│ (\S*)\s+│ (\S+)\s+│ (\S+)\s+│", printed)
     }
     assert list(rows) == ["1", "2", "4", "exact", "untrained"]
     loss, _, rank = map(float, rows["1"][:3])
-    assert -1 <= loss < -0.3  # minus the mean cosine
+    assert -1 <= loss < -0.1  # minus the mean cosine
     assert rank < min(float(rows["2"][2]), float(rows["exact"][2]))
     assert all(float(row[column]) > 30 for row in rows.values() for column in (3, 4))
 

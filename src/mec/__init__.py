@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mec.data import TwoViews, open_dataset
     from mec.embedding.embed import embed
     from mec.models import Encoder, create_encoder, load_encoder, save_encoder
-    from mec.models.export.export import export
+    from mec.models.export import export
     from mec.pretraining import Recipe, Run, contact_sheet, load_recipe, pretrain
 
 __version__ = "0.1.0"
@@ -30,7 +30,7 @@ _LAZY_IMPORTS = {
     "create_encoder": "mec.models",
     "cross_coding_rate": "mec.coding",
     "embed": "mec.embedding.embed",
-    "export": "mec.models.export.export",
+    "export": "mec.models.export",
     "load_encoder": "mec.models",
     "load_recipe": "mec.pretraining",
     "open_dataset": "mec.data",

@@ -61,7 +61,7 @@ def demo(out: str | os.PathLike[str] = "demo", epochs: int | None = None, seed: 
         highlight=False,
         markup=False,
     )
-    page = write_report([folder], console=console)
+    page = write_report([folder])
     console.print(f"Report: {page} (open it in a browser).", highlight=False, markup=False)
     return result
 

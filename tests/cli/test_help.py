@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mec.cli.evaluate_options import TASKS
-from mec.cli.main import main
-from mec.cli.options import COMMANDS
+from mec.cli.evaluate import TASKS
+from mec.cli.main import COMMANDS, main
 from mec.pretraining import Recipe
 
 ALL_COMMANDS = [[name] for name in COMMANDS] + [["evaluate", task] for task in TASKS]
@@ -68,7 +67,8 @@ def test_every_recipe_setting_is_listed_once_in_a_named_group(
 
 
 def test_the_bare_command_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 0
+    with pytest.raises(SystemExit, match="0"):
+        main([])
     text = capsys.readouterr().out
     assert [name for name in re.findall(r"^    (\w+) ", text, re.M) if name in COMMANDS] == list(COMMANDS)
 

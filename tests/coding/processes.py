@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,13 +15,16 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 TIME_LIMIT = 240.0
+multiprocessing.set_forkserver_preload(["torch"])  # imported once, not by each process
 
 needs_gloo = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 
 
 def run_in_processes(worker: Callable[[int], Any], processes: int, folder: Path) -> list[Any]:
     """Return the values of ``worker(rank)``, by rank. Processes that hang are killed."""
-    context = mp.spawn(_run, args=(worker, processes, str(folder)), nprocs=processes, join=False)
+    context = mp.start_processes(
+        _run, args=(worker, processes, str(folder)), nprocs=processes, join=False, start_method="forkserver"
+    )
     deadline = time.monotonic() + TIME_LIMIT
     try:
         while not context.join(timeout=1):

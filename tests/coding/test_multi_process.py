@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
 from mec.coding import MECLoss, health
+from tests.pairwise import pairwise
 
 from . import reference
 from .processes import needs_gloo, run_in_processes
@@ -24,7 +25,9 @@ LOSSES = {  # order, form, with_targets
     "pooled, order 3, targets": (3, "pooled", True),
     "cross, exact, no targets": (None, "cross", False),
 }
-TARGET_GRADIENTS = [True, False]
+# names of losses, and whether the targets get gradients
+LOSS_CASES = [(name, True) for name in LOSSES] + [(name, False) for name, loss in LOSSES.items() if loss[2]]
+CASES = [(*size, dtype, *loss) for size, dtype, loss in pairwise(SIZES, [torch.float32, torch.float64], LOSS_CASES)]
 
 pytestmark = needs_gloo
 
@@ -62,16 +65,8 @@ def one_step(student: nn.Module, x1: Tensor, x2: Tensor, target_gradients: bool,
     return value.detach(), [parameter.grad.clone() for parameter in student.parameters()]
 
 
-def cases():
-    for m, d in SIZES:
-        for dtype in (torch.float32, torch.float64):
-            for name, (_, _, with_targets) in LOSSES.items():
-                for target_gradients in TARGET_GRADIENTS if with_targets else [True]:
-                    yield m, d, dtype, name, target_gradients
-
-
 def worker(rank: int) -> dict:
-    result = {case: ddp_step(rank, *case) for case in cases()}
+    result = {case: ddp_step(rank, *case) for case in CASES}
     result["health"] = global_health(rank)
     nan_cases = [(rank, *size, *case) for size in SIZES for case in NAN_CASES]
     result["errors"] = [error_of_nan_on_rank_one(*case) for case in nan_cases]
@@ -126,7 +121,7 @@ def results(tmp_path_factory):
     return run_in_processes(worker, PROCESSES, tmp_path_factory.mktemp("results"))
 
 
-@pytest.mark.parametrize(("m", "d", "dtype", "name", "target_gradients"), list(cases()))
+@pytest.mark.parametrize(("m", "d", "dtype", "name", "target_gradients"), CASES)
 def test_loss_and_gradients_are_those_of_the_whole_batch(results, m, d, dtype, name, target_gradients):
     order, form, with_targets = LOSSES[name]
     student = Student(d, dtype).double()

@@ -6,17 +6,18 @@ from torch.autograd import grad, gradcheck
 from torch.nn.functional import cosine_similarity, normalize
 
 from mec.coding import coding_length, coding_rate, cross_coding_rate
+from tests.pairwise import pairwise
 
 from . import reference
 
-ORDERS = [None, 1, 2, 3, 4, 5, 6, 7, 9, 12]
+ORDERS = [None, 1, 2, 3, 4, 5, 7, 12]
 SHAPES = [(5, 9), (7, 7), (12, 5)]  # m < d, m = d, m > d
 
 
-@pytest.mark.parametrize(("m", "d"), SHAPES)
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-def test_values_and_gradients_match_the_reference(m, d, order, dtype, tolerance):
+@pytest.mark.parametrize(("shape", "order", "dtype"), pairwise(SHAPES, ORDERS, [torch.float32, torch.float64]))
+def test_values_and_gradients_match_the_reference(shape, order, dtype):
+    m, d = shape
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     p, z = reference.random_codes(2, m, d, dtype)
     p64, z64 = reference.in_float64([p, z])
     for actual, expected, inputs, inputs64 in [
@@ -40,8 +41,7 @@ def test_coding_length_is_equation_1(m, d):
     torch.testing.assert_close(grad(actual, z), grad(expected, z64))
 
 
-@pytest.mark.parametrize(("m", "d"), [(3, 5), (4, 4), (6, 3)])
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("m", "d", "order"), [(3, 5, None), (6, 3, None), (4, 4, 1), (6, 3, 2), (3, 5, 4), (4, 4, 7)])
 def test_gradcheck(m, d, order):
     p, z = reference.random_codes(2, m, d)
     assert gradcheck(lambda p, z: cross_coding_rate(p, z, 0.7, order), (p, z))
@@ -55,11 +55,9 @@ def test_a_view_paired_with_itself_accumulates_both_gradients():
     torch.testing.assert_close(grad(cross_coding_rate(z, z, 0.5), z), grad(coding_rate(z, 0.5), z))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("m", "d"), SHAPES)
-@pytest.mark.parametrize("order", [None, 4])
-def test_half_precision_is_computed_in_float32(dtype, m, d, order):
-    p, z = reference.random_codes(2, m, d, dtype)
+@pytest.mark.parametrize(("dtype", "shape", "order"), pairwise([torch.bfloat16, torch.float16], SHAPES, [None, 4]))
+def test_half_precision_is_computed_in_float32(dtype, shape, order):
+    p, z = reference.random_codes(2, *shape, dtype)
     p64, z64 = reference.in_float64([p, z])
     actual, expected = cross_coding_rate(p, z, 0.6, order), reference.coding_rate(p64, z64, 0.6, order)
     assert actual.dtype == torch.float32
@@ -78,8 +76,7 @@ def test_two_dtypes_are_promoted_to_the_wider():
         reference.assert_close_in_scale(cross_coding_rate(a, b, 0.5), expected, 1e-5)
 
 
-@pytest.mark.parametrize(("m", "d"), [(16, 40), (40, 16)])
-@pytest.mark.parametrize("order", [None, 4])
+@pytest.mark.parametrize(("m", "d", "order"), [(16, 40, None), (40, 16, 4)])
 def test_autocast_changes_nothing(m, d, order):
     p, z = reference.random_codes(2, m, d, torch.float32)
     outside = [cross_coding_rate(p, z, 0.3, order), coding_rate(z, 0.3, order)]
@@ -102,8 +99,7 @@ def test_a_long_series_converges_to_the_exact_value(m, d):
     torch.testing.assert_close(coding_rate(z, distortion, 60), coding_rate(z, distortion))
 
 
-@pytest.mark.parametrize(("m", "d"), SHAPES)
-@pytest.mark.parametrize("order", [None, 3, 4])
+@pytest.mark.parametrize(("m", "d", "order"), [(5, 9, None), (7, 7, 3), (12, 5, None), (12, 5, 4)])
 def test_batch_side_and_feature_side_agree(m, d, order):
     p, z = (normalize(view.detach()) for view in reference.random_codes(2, m, d))
     eps = 0.5

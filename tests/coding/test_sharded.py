@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mec.coding import MECLoss, cost, health
 from mec.coding.cost import Plan, cheapest_plan, estimate_cost
+from tests.pairwise import pairwise
 
 from . import reference
 from .processes import needs_gloo, run_in_processes
@@ -28,7 +29,12 @@ LOSSES = {  # order, form, with_targets
 # FLOPS_PER_BYTE -> whether the feature side is sharded: it is where bytes are free, and not where they are expensive
 SHARDED = {0: True, 10**9: False}
 LOSS_CASES = [(name, True) for name in LOSSES] + [("cross, order 4", False), ("pooled, order 3, targets", False)]
-CASES = [(*case, *loss) for case in itertools.product([3, 4], SHARDED, SIZES) for loss in LOSS_CASES]
+BLOCKS = list(itertools.product([3, 4], SIZES))
+CASES = [
+    (processes, flops_per_byte, size, *loss)
+    for (processes, size), flops_per_byte, loss in pairwise(BLOCKS, list(SHARDED), LOSS_CASES)
+]
+ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 LARGE = (256, 64), (64, 256)  # global m and d, large enough for small terms not to matter
 COST_CASES = list(itertools.product(SHARDED, LARGE, ["cross, order 4", "cross, order 7", "pooled, exact"]))
 
@@ -77,11 +83,10 @@ class CountWork(TorchDispatchMode):
 def count_work(rank, m, d, name):
     order, form, with_targets = LOSSES[name]
     views = [local_rows(view, rank, PROCESSES) for view in make_views(m, d, False, torch.float32)]
-    all_reduce, all_gather = dist.all_reduce, dist.all_gather_into_tensor
-    with CountWork() as work:
-        dist.all_reduce, dist.all_gather_into_tensor = work.counted(all_reduce, 2), work.counted(all_gather, 1)
+    with CountWork() as work, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_reduce", work.counted(dist.all_reduce, 2))
+        patch.setattr(dist, ALL_GATHER, work.counted(getattr(dist, ALL_GATHER), 1))
         value_and_gradients(MECLoss(EPS, order, form), views, with_targets)
-        dist.all_reduce, dist.all_gather_into_tensor = all_reduce, all_gather
     return work.flops, work.bytes
 
 

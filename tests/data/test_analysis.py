@@ -152,7 +152,7 @@ def test_8_bit_images_among_16_bit_images_are_scaled_by_255(tmp_path: Path) -> N
     assert max_difference(read_image(dataset, 1, pixel_format), random_values((30, 40, 5), np.uint8) / 255) < 1e-6
 
 
-@pytest.mark.parametrize("size", [(28, 28), (64, 96), (120, 100), (500, 112), (4096, 64)])
+@pytest.mark.parametrize("size", [(28, 28), (64, 96), (500, 112), (1024, 64)])
 def test_channel_statistics_match_those_of_all_pixels(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     gradient = np.linspace(0, 1, size[1])[:, None] ** 3 * [200, 100, 50, 20]

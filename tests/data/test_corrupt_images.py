@@ -193,8 +193,7 @@ def test_training_continues_with_four_percent_corrupt_images(
     assert f"skipped corrupt images: {len(REASONS)} " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("size", [LARGE, SMALL], ids=["in workers", "in memory"])
-@pytest.mark.parametrize("make_corrupt", [truncate, empty, write_text])
+@pytest.mark.parametrize(("size", "make_corrupt"), [(LARGE, truncate), (SMALL, write_text)])
 def test_training_stops_early_if_half_of_the_images_are_corrupt(
     tmp_path: Path, size: tuple[int, int], make_corrupt: Callable[[Path], None]
 ) -> None:

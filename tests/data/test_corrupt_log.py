@@ -97,8 +97,7 @@ def random_mask(fraction: float, num_images: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).permutation(num_images) < round(fraction * num_images)
 
 
-@pytest.mark.parametrize("num_images", [100, 1000, 20_000])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("num_images", "seed"), [(100, 0), (100, 1), (1000, 2), (1000, 3), (20_000, 4)])
 def test_four_percent_corrupt_is_accepted_with_a_limit_of_five(num_images: int, seed: int) -> None:
     log, corrupt = CorruptLog(0.05, num_images), random_mask(0.04, num_images, seed)
     for _ in range(2):  # the second epoch must not count corrupt images again
@@ -106,7 +105,7 @@ def test_four_percent_corrupt_is_accepted_with_a_limit_of_five(num_images: int, 
     assert len(log) == corrupt.sum()
 
 
-@pytest.mark.parametrize("num_images", [100, 1000, 20_000, 10**6])
+@pytest.mark.parametrize("num_images", [100, 20_000])
 def test_half_corrupt_raises_early(num_images: int) -> None:
     log = CorruptLog(0.05, num_images)
     with pytest.raises(InputError) as caught:
@@ -125,9 +124,8 @@ def test_the_error_names_the_file_that_lists_the_corrupt_images(tmp_path: Path) 
     assert len(read_csv(tmp_path / "corrupt.csv")) == 41
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_a_few_corrupt_images_at_the_start_of_a_large_dataset_are_accepted(count: int) -> None:
-    corrupt = np.arange(10_000) < count
+def test_a_few_corrupt_images_at_the_start_of_a_large_dataset_are_accepted() -> None:
+    corrupt = np.arange(10_000) < 3
     assert add_batches(CorruptLog(0.01, 10_000), corrupt) == 10_000
 
 

@@ -21,6 +21,7 @@ from tests.data.encoded_images import (
     max_difference,
     random_values,
 )
+from tests.pairwise import pairwise
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF", "PPM"])
@@ -35,10 +36,15 @@ def test_16_bit_grayscale_files_keep_all_bits(image_format: str) -> None:
     assert max_difference(decoded[..., 0], np.clip(values / 4095, 0, 1)) < 1e-6
 
 
-@pytest.mark.parametrize("options", [{}, {"compression": "lzw"}, {"compression": "deflate", "predictor": True}])
-@pytest.mark.parametrize("layout", ["contig", "separate"])
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-@pytest.mark.parametrize("channels", [2, 3, 4, 5])
+@pytest.mark.parametrize(
+    ("channels", "dtype", "layout", "options"),
+    pairwise(
+        [2, 3, 4, 5],
+        [np.uint8, np.uint16, np.float32],
+        ["contig", "separate"],
+        [{}, {"compression": "lzw"}, {"compression": "deflate", "predictor": True}],
+    ),
+)
 def test_tiff_with_any_number_of_channels(channels: int, dtype: Any, layout: str, options: dict[str, Any]) -> None:
     values = random_values((H, W, channels), dtype)
     planes = values if layout == "contig" else np.ascontiguousarray(values.transpose(2, 0, 1))
@@ -49,12 +55,13 @@ def test_tiff_with_any_number_of_channels(channels: int, dtype: Any, layout: str
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"bigtiff": True}, {"byteorder": ">"}, {"tile": (32, 32)}, {"rowsperstrip": 7}]
-)
-@pytest.mark.parametrize("compression", [None, "lzw", "deflate", "zstd"])
-@pytest.mark.parametrize(
-    ("shape", "dtype"),
-    [((H, W, 3), np.uint8), ((H, W), np.uint8), ((H, W, 3), np.uint16), ((H, W), np.uint16), ((H, W), np.float32)],
+    ("shape", "dtype", "compression", "options"),
+    pairwise(
+        [(H, W, 3), (H, W)],
+        [np.uint8, np.uint16, np.float32],
+        [None, "lzw", "deflate", "zstd"],
+        [{}, {"bigtiff": True}, {"byteorder": ">"}, {"tile": (32, 32)}, {"rowsperstrip": 7}],
+    ),
 )
 def test_tiff_layouts_and_compressions(
     shape: tuple[int, ...], dtype: Any, compression: str | None, options: dict[str, Any]
@@ -66,16 +73,21 @@ def test_tiff_layouts_and_compressions(
     assert np.array_equal(decoded.reshape(shape), values)
 
 
-@pytest.mark.parametrize("byteorder", ["<", ">"])
-@pytest.mark.parametrize("options", [{}, {"compression": "lzw"}, {"compression": "deflate", "tile": (16, 16)}])
-@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.uint32, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("dtype", "options", "byteorder"),
+    pairwise(
+        [np.int8, np.int16, np.int32, np.uint32, np.float16, np.float32, np.float64],
+        [{}, {"compression": "lzw"}, {"compression": "deflate", "tile": (16, 16)}],
+        ["<", ">"],
+    ),
+)
 def test_tiff_with_signed_and_float_values(dtype: Any, options: dict[str, Any], byteorder: str) -> None:
     values = random_values((H, W), dtype)
     decoded = decode_raw(encode_tiff(values, photometric="minisblack", byteorder=byteorder, **options))
     assert np.array_equal(decoded[..., 0], values)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("orientation", [1, 4, 5, 8])
 def test_exif_orientation_of_a_16_bit_tiff(orientation: int) -> None:
     values = random_values((H, W, 3), np.uint16)
     data = encode_tiff(values, photometric="rgb", extratags=[(EXIF_ORIENTATION, "H", 1, orientation, True)])
@@ -97,22 +109,22 @@ def test_pages_are_channels_if_their_number_matches() -> None:
     assert np.array_equal(decode_raw(imagej_tiff), stack[0].transpose(1, 2, 0))
 
 
+DTYPES = [np.uint8, np.uint16, np.int16, np.int32, np.float16, np.float32, np.float64, np.bool_, ">u2"]
+SHAPES = [
+    ((H, W), None),
+    ((H, W, 3), None),
+    ((H, W, 1), None),
+    ((2, 40, 3), None),
+    ((1, 1, 5), None),
+    ((3, H, W), (1, 2, 0)),
+    ((3, 32, 32), (1, 2, 0)),
+    ((1, 28, 28), (1, 2, 0)),
+    ((5, 20, 48), (1, 2, 0)),
+]
+
+
 @pytest.mark.parametrize(
-    "dtype", [np.uint8, np.uint16, np.int16, np.int32, np.float16, np.float32, np.float64, np.bool_, ">u2"]
-)
-@pytest.mark.parametrize(
-    ("shape", "axes"),
-    [
-        ((H, W), None),
-        ((H, W, 3), None),
-        ((H, W, 1), None),
-        ((2, 40, 3), None),
-        ((1, 1, 5), None),
-        ((3, H, W), (1, 2, 0)),
-        ((3, 32, 32), (1, 2, 0)),
-        ((1, 28, 28), (1, 2, 0)),
-        ((5, 20, 48), (1, 2, 0)),
-    ],
+    ("shape", "axes", "dtype"), [(*shape, dtype) for shape, dtype in zip(SHAPES, DTYPES, strict=True)]
 )
 def test_npy_arrays(shape: tuple[int, ...], axes: tuple[int, ...] | None, dtype: Any) -> None:
     values = random_values(shape, dtype)

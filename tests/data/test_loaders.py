@@ -6,11 +6,10 @@ import torch
 from PIL import Image
 
 from mec.data import ArrayDataset, ImageDataset, TwoViews, open_dataset
-from mec.data.analysis import channel_statistics, infer_pixel_format, load_into_memory
+from mec.data.analysis import load_into_memory
 from mec.data.dataset import read_image
 from mec.data.loaders import EpochSampler, evaluation_loader, training_loader
 from mec.data.pixels import PixelFormat
-from mec.errors import InputError
 from tests.data.transforms.test_geometry import photograph
 
 CPU = torch.device("cpu")
@@ -125,23 +124,3 @@ def test_evaluation_crop_matches_resize_256_center_crop_224(photographs: Path) -
         theirs = np.asarray(reference(Image.fromarray(read_image(dataset, i)))).transpose(2, 0, 1).astype(float)
         # one resize instead of two steps: the same region within a pixel
         assert np.abs(batch.images[i].numpy() - theirs).mean() < 3
-
-
-def test_channel_statistics() -> None:
-    images = np.zeros((50, 8, 8, 2), dtype=np.uint8)
-    images[25:, ..., 0] = 255
-    images[..., 1] = 51
-    mean, std = channel_statistics(ArrayDataset("a", images), PixelFormat(2))
-    assert mean == pytest.approx((0.5, 0.2), abs=0.02)
-    assert std == pytest.approx((0.5, 1e-3), abs=0.02)
-
-
-def test_channels_are_inferred(tmp_path: Path) -> None:
-    for i in range(3):
-        Image.new("RGB", (16, 16), (9, 9, 9)).save(tmp_path / f"{i}.png")
-    assert infer_pixel_format(open_dataset(tmp_path)).channels == 1
-    Image.new("RGB", (16, 16), (9, 0, 9)).save(tmp_path / "c.png")
-    assert infer_pixel_format(open_dataset(tmp_path)).channels == 3
-    assert infer_pixel_format(ArrayDataset("a", np.zeros((2, 4, 4, 7), np.uint8))).channels == 7
-    with pytest.raises(InputError, match=r"channels: expected an image with 3 channels \(or 1\), got 7"):
-        read_image(ArrayDataset("a", np.zeros((2, 4, 4, 7), np.uint8)), 0)

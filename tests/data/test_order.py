@@ -91,20 +91,33 @@ def assert_same(actual: list[dict[str, Any]], expected: list[dict[str, Any]]) ->
         assert torch.equal(a["images"], b["images"])
 
 
-PROCESSES_AND_WORKERS = [(2, 0), (4, 0), (1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3), (4, 1), (4, 3)]
-ENCODED = [(name, *counts) for name in ("shards", "files") for counts in PROCESSES_AND_WORKERS]
+@pytest.fixture(scope="module")
+def epochs(datasets: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The batches of one process without workers."""
+    return {name: global_batches(dataset) for name, dataset in datasets.items()}
 
 
-@pytest.mark.parametrize(("name", "world_size", "workers"), [*ENCODED, ("arrays", 2, 0), ("arrays", 4, 0)])
+@pytest.mark.parametrize(
+    ("name", "world_size", "workers"),
+    [
+        ("shards", 1, 3),
+        ("shards", 2, 0),
+        ("shards", 2, 2),
+        ("shards", 4, 1),
+        ("files", 1, 2),
+        ("files", 4, 1),
+        ("arrays", 2, 0),
+    ],
+)
 def test_global_batches_do_not_depend_on_processes_and_workers(
-    datasets: dict[str, Any], name: str, world_size: int, workers: int
+    datasets: dict[str, Any], epochs: dict[str, Any], name: str, world_size: int, workers: int
 ) -> None:
-    assert_same(global_batches(datasets[name], world_size, workers), global_batches(datasets[name]))
+    assert_same(global_batches(datasets[name], world_size, workers), epochs[name])
 
 
 @pytest.mark.parametrize("name", ["shards", "files", "arrays"])
-def test_each_image_comes_at_most_once_per_epoch(datasets: dict[str, Any], name: str) -> None:
-    batches = global_batches(datasets[name])
+def test_each_image_comes_at_most_once_per_epoch(epochs: dict[str, Any], name: str) -> None:
+    batches = epochs[name]
     indices = [i for b in batches for i in b["indices"]]
     assert len(set(indices)) == len(indices) == STEPS * GLOBAL_BATCH == TOTAL - 1
     assert set(indices) < set(range(TOTAL))
@@ -115,12 +128,14 @@ def test_each_image_comes_at_most_once_per_epoch(datasets: dict[str, Any], name:
             assert (source_index == index) == (index not in corrupt)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("step", [1, 3, 4])
-@pytest.mark.parametrize("name", ["shards", "files", "arrays"])
-def test_epoch_resumes_at_any_step(datasets: dict[str, Any], name: str, step: int, workers: int) -> None:
-    dataset = datasets[name]
-    epoch = global_batches(dataset)
+@pytest.mark.parametrize(
+    ("name", "step", "workers"),
+    [("shards", 1, 0), ("shards", 3, 2), ("shards", 4, 0), ("files", 1, 2), ("files", 4, 0), ("arrays", 3, 0)],
+)
+def test_epoch_resumes_at_any_step(
+    datasets: dict[str, Any], epochs: dict[str, Any], name: str, step: int, workers: int
+) -> None:
+    dataset, epoch = datasets[name], epochs[name]
     loader = create_loader(dataset, workers=workers)
     loader.sampler.resume_at(1, step)
     second, first = iter(loader), iter(loader)  # lightning creates the iterator before it sets the epoch
@@ -161,7 +176,7 @@ class RecordBatches(lightning.LightningModule):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_lightning_trains_on_sliced_batches(datasets: dict[str, Any], tmp_path: Path) -> None:
+def test_lightning_trains_on_sliced_batches(datasets: dict[str, Any], epochs: dict[str, Any], tmp_path: Path) -> None:
     dataset = datasets["shards"]
     module = RecordBatches()
     trainer = lightning.Trainer(
@@ -176,7 +191,7 @@ def test_lightning_trains_on_sliced_batches(datasets: dict[str, Any], tmp_path: 
     )
     trainer.fit(module, create_loader(dataset, workers=2))
     assert [epoch for epoch, _ in module.batches] == [0] * STEPS + [1] * STEPS
-    assert [indices for _, indices in module.batches[STEPS:]] == [b["indices"] for b in global_batches(dataset)]
+    assert [indices for _, indices in module.batches[STEPS:]] == [b["indices"] for b in epochs["shards"]]
 
 
 def test_number_of_lanes_divides_the_batch_and_is_a_multiple_of_the_world_size() -> None:
@@ -212,8 +227,8 @@ def test_lane_of_corrupt_images_takes_substitutes_from_other_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mec.data.order.MAX_BUFFER_IMAGES", 8)
-    write_tar(tmp_path / "a.tar", [(f"{i}.jpg", b"no image") for i in range(100)])
-    write_tar(tmp_path / "b.tar", [(f"{i}.jpg", encode_image(i)) for i in range(100)])
+    write_tar(tmp_path / "a.tar", [(f"{i}.jpg", b"no image") for i in range(40)])
+    write_tar(tmp_path / "b.tar", [(f"{i}.jpg", encode_image(i)) for i in range(40)])
     batches = list(create_loader(open_dataset(tmp_path)))
-    assert sum(len(b.indices) for b in batches) == 192
-    assert min(b.source_indices.min() for b in batches) >= 100
+    assert sum(len(b.indices) for b in batches) == 72
+    assert min(b.source_indices.min() for b in batches) >= 40

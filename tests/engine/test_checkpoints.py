@@ -99,7 +99,7 @@ def test_code_in_a_checkpoint_does_not_run(stopped_run: Path, tmp_path: Path) ->
     pickle.loads(pickle.dumps(MakeFolder(tmp_path / "unpickled")))
     assert (tmp_path / "unpickled").exists()
     folder = tmp_path / "folder"
-    content = pickle.dumps({"state_dict": MakeFolder(folder)})
+    content = pickle.dumps({"state_dict": MakeFolder(folder)}, protocol=2)
     malicious = stopped_run / "checkpoints" / f"step=000000009-{hashlib.sha256(content).hexdigest()[:16]}.ckpt"
     malicious.write_bytes(content)
     with pytest.raises(InputError, match=r"^resume: .*step=000000009.* cannot be read") as raised:

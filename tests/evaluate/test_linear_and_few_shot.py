@@ -82,6 +82,7 @@ def test_fast_probe_takes_central_or_random_crops() -> None:
     assert random.rows["encoder"] != central.rows["encoder"]
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in divide:RuntimeWarning:sklearn")
 def test_few_shot_scores_match_scikit_learns_nearest_centroid() -> None:
     """For unit vectors the nearest centroid is the nearest mean by cosine."""
     f = blobs()

@@ -34,20 +34,20 @@ def mec_state_dict(student: nn.Module, teacher: nn.Module) -> StateDict:
     }
 
 
-@pytest.mark.parametrize(("suffix", "seed"), [("", 1), (":student", 1), (":teacher", 2)])
-def test_official_mec_checkpoint_has_student_and_teacher(tmp_path: Path, suffix: str, seed: int) -> None:
+def test_official_mec_checkpoint_has_student_and_teacher(tmp_path: Path) -> None:
     state = mec_state_dict(resnet(seed=1), resnet(seed=2))
     optimizer = torch.optim.SGD(resnet().parameters(), 0.1, momentum=0.9).state_dict()
     path = save_checkpoint(tmp_path, {"epoch": 100, "arch": "resnet18", "state_dict": state, "optimizer": optimizer})
-    encoder = load_encoder(f"{path}{suffix}")
-    assert_same_features(encoder, resnet(seed=seed))
-    head_tensors = 17 + 8  # projector and predictor
-    assert encoder.origin == (
-        f"checkpoint of the paper's code, {suffix[1:] or 'student'}: resnet18, 120 of 120 tensors matched, "
-        f"{head_tensors} head tensors ignored"
-    )
-    assert encoder.spec.mean == (0.485, 0.456, 0.406)
-    assert encoder.image_size == 224
+    for suffix, seed in (("", 1), (":student", 1), (":teacher", 2)):
+        encoder = load_encoder(f"{path}{suffix}")
+        assert_same_features(encoder, resnet(seed=seed))
+        head_tensors = 17 + 8  # projector and predictor
+        assert encoder.origin == (
+            f"checkpoint of the paper's code, {suffix[1:] or 'student'}: resnet18, 120 of 120 tensors matched, "
+            f"{head_tensors} head tensors ignored"
+        )
+        assert encoder.spec.mean == (0.485, 0.456, 0.406)
+        assert encoder.image_size == 224
 
 
 def test_official_mec_checkpoint_of_a_resnet50_without_ddp_prefix(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import argparse
 import collections
 import os
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -75,19 +76,34 @@ def test_pickles_that_need_code_are_rejected_without_running_it(tmp_path: Path, 
     assert not created.exists()
 
 
-def test_object_arrays_in_pickles_are_rejected(tmp_path: Path) -> None:
-    # NumPy would interpret the raw bytes as pointers to objects
-    class ForgedArray:
-        def __reduce__(self) -> Any:
-            return np.ndarray, ((1,), np.dtype("O"), b"12345678")
+class Forged:
+    """A pickle of a call of NumPy with invalid arguments."""
 
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+RECONSTRUCT = np.zeros(1).__reduce__()[0]
+FORGED = {
+    # NumPy would interpret the raw bytes as pointers to objects
+    "objects": Forged(np.ndarray, ((1,), np.dtype("O"), b"12345678")),
+    "object state": Forged(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (4,), np.dtype("O"), False, b"x" * 32)),
+    "negative shape": Forged(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (-1, -4), np.dtype("f8"), False, b"x" * 32)),
+    "short data": Forged(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (9,), np.dtype("f8"), False, b"x" * 32)),
+    "structured": np.zeros(2, [("a", "f4"), ("b", "O")]),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_forged_arrays_in_pickles_are_rejected(tmp_path: Path, name: str) -> None:
     path = tmp_path / "weights.pkl"
-    path.write_bytes(pickle.dumps({"model": {"x": ForgedArray()}}))
-    with pytest.raises(InputError):
-        load_encoder(path)
-    torch.save({"model": {"x": ForgedArray()}}, path)
-    with pytest.raises(InputError):
-        load_encoder(path)
+    for save in (lambda content: path.write_bytes(pickle.dumps(content)), lambda content: torch.save(content, path)):
+        save({"model": {"x": FORGED[name]}})
+        with pytest.raises(InputError, match="cannot be loaded"):
+            load_encoder(path)
 
 
 @pytest.mark.parametrize(
@@ -95,11 +111,9 @@ def test_object_arrays_in_pickles_are_rejected(tmp_path: Path) -> None:
     [
         ("a.pth", b"", "is empty"),
         ("a.pth", b"hello, world: not weights", "has an unknown format"),
-        ("a.onnx", b"\x08\x09\x12\x07pytorch", "is ONNX, which is not supported"),
-        ("a.h5", b"\x89HDF\r\n\x1a\n", "is Keras"),
-        ("a.bin", b"\x89HDF\r\n\x1a\n", "is HDF5"),
-        ("a.pkl", b"\x80\x04\x95\xff", "damaged or truncated"),
-        ("a.safetensors", b"\xff\x00\x00\x00\x00\x00\x00\x00{", "cannot be read as safetensors"),
+        ("a.onnx", b"\x08\x09\x12\x07pytorch", "has an unknown format"),
+        ("a.pkl", b"\x80\x04\x95\xff", "cannot be loaded"),
+        ("a.safetensors", b"\xff\x00\x00\x00\x00\x00\x00\x00{", "cannot be loaded"),
     ],
 )
 def test_unsupported_files_raise_a_one_line_error(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -109,18 +123,23 @@ def test_unsupported_files_raise_a_one_line_error(tmp_path: Path, name: str, con
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning", "ignore:.*TorchScript archive")
 def test_damaged_and_unsupported_archives_raise_input_error(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(nn.Linear(100, 100).state_dict(), path)
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(InputError, match="damaged or truncated"):
-        load_encoder(path)
-    torch.jit.script(nn.Linear(2, 2)).save(str(path))
-    with pytest.raises(InputError, match="is TorchScript"):
-        load_encoder(path)
+
+    def assert_refused(match: str) -> None:
+        with pytest.raises(InputError, match=match) as error:
+            load_encoder(path)
+        assert "\n" not in str(error.value)
+
+    assert_refused("cannot be loaded")
+    with warnings.catch_warnings(action="ignore"):
+        torch.jit.script(nn.Linear(2, 2)).save(str(path))
+    assert_refused("cannot be loaded.*TorchScript")
     with path.open("wb") as file:
         np.savez(file, a=np.zeros(2))
-    with pytest.raises(InputError, match="archive without PyTorch weights"):
-        load_encoder(path)
+    assert_refused("cannot be loaded")
     with pytest.raises(InputError, match="has no encoder"):
         load_encoder(tmp_path)

@@ -27,7 +27,7 @@ FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
     [
         "mec.pretraining",
-        "mec.cli.options",
+        "mec.cli.main",
         "mec.pretraining.online_probe",
         "sklearn.datasets",
         "torch.utils.tensorboard",

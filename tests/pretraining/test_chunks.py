@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from mec.coding import MECLoss
 from mec.errors import InputError
 from mec.models.encoder import Encoder, create_encoder, enable_gradient_checkpointing
-from mec.models.heads import Predictor, Projector
-from mec.models.siamese import Pair, Siamese
+from mec.models.siamese import Pair, Predictor, Projector, Siamese
 from mec.pretraining import OptimizerSettings, ProjectorSettings, Recipe, TeacherSettings, pretrain
 from mec.pretraining.chunks import chunked_loss
 from mec.pretraining.module import Pretraining

@@ -4,7 +4,7 @@ import contextlib
 import http.server
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from mec.report.page import render_page
 from mec.report.watch import LiveReport, create_server
 from tests.report import test_watch
-from tests.report.folders import HOSTILE_NAMES, make_contents, metrics_row, write_metrics, write_run
+from tests.report.runs import HOSTILE_NAMES, make_contents, metrics_row, write_metrics, write_run
 from tests.report.test_page import write_hostile_run
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -66,30 +66,27 @@ def wait_until_ready(page: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def page_and_events(browser: Any, file: Path) -> tuple[Any, PageEvents]:
-    events = PageEvents()
-    return open_page(browser, file, events), events
+def pages(browser: Any, file: Path) -> dict[str, tuple[Any, PageEvents]]:
+    """A page on a desktop and one on a phone, for all tests: opening a page takes a second."""
+    options: dict[str, dict[str, Any]] = {
+        "desktop": {},
+        "phone": {"has_touch": True, "is_mobile": True, "viewport": {"width": 360, "height": 740}},
+    }
+    events = {name: PageEvents() for name in options}
+    return {name: (open_page(browser, file, events[name], **options[name]), events[name]) for name in options}
 
 
 @pytest.fixture
-def shared_page(page_and_events: tuple[Any, PageEvents]) -> Iterator[Any]:
-    """One page for all tests that do not change it: opening a page takes a second."""
-    page, events = page_and_events
+def desktop(pages: dict[str, tuple[Any, PageEvents]]) -> Iterator[Any]:
+    page, events = pages["desktop"]
     yield page
     assert events == []
 
 
 @pytest.fixture
-def new_page(browser: Any, file: Path) -> Iterator[Callable[..., Any]]:
-    events, pages = PageEvents(), []
-
-    def open_another(**options: Any) -> Any:
-        pages.append(open_page(browser, file, events, **options))
-        return pages[-1]
-
-    yield open_another
-    for page in pages:
-        page.close()
+def phone(pages: dict[str, tuple[Any, PageEvents]]) -> Iterator[Any]:
+    page, events = pages["phone"]
+    yield page
     assert events == []
 
 
@@ -110,8 +107,8 @@ def colors(page: Any) -> list[str]:
     )
 
 
-def test_all_charts_and_maps_are_drawn(shared_page: Any) -> None:
-    page = shared_page
+def test_all_charts_and_maps_are_drawn(desktop: Any) -> None:
+    page = desktop
     for section in ("settings", "training", "features", "results"):
         assert page.locator(f"section#{section} h2").is_visible()
     charts = page.locator("section#training .plot")
@@ -125,8 +122,8 @@ def test_all_charts_and_maps_are_drawn(shared_page: Any) -> None:
     assert "<img src=x onerror=alert(4)>" in page.locator(".runs").text_content()
 
 
-def test_hovering_selects_an_image(shared_page: Any) -> None:
-    page = shared_page
+def test_hovering_selects_an_image(desktop: Any) -> None:
+    page = desktop
     selected: list[str] = []
     title = page.locator("#card-0 strong")
     for index in range(len(TITLES)):
@@ -146,8 +143,8 @@ def test_hovering_selects_an_image(shared_page: Any) -> None:
     assert "cluster" in page.locator("#card-0 figcaption").text_content()
 
 
-def test_arrow_keys_move_the_selection(shared_page: Any) -> None:
-    page = shared_page
+def test_arrow_keys_move_the_selection(desktop: Any) -> None:
+    page = desktop
     page.evaluate("delete document.getElementById('map-0').selectedImage")
     page.locator("#map-0").focus()
     page.keyboard.press("ArrowRight")
@@ -158,15 +155,14 @@ def test_arrow_keys_move_the_selection(shared_page: Any) -> None:
     assert page.locator("#card-0 strong").text_content() != TITLES[0]
 
 
-def test_tapping_selects_an_image(new_page: Callable[..., Any]) -> None:
-    page = new_page(has_touch=True, is_mobile=True, viewport={"width": 390, "height": 800})
-    page.locator("#map-1 .point").first.scroll_into_view_if_needed()
-    page.locator("#map-1 .point").first.tap(force=True)
-    page.wait_for_selector("#card-1.selected strong")
+def test_tapping_selects_an_image(phone: Any) -> None:
+    phone.locator("#map-1 .point").first.scroll_into_view_if_needed()
+    phone.locator("#map-1 .point").first.tap(force=True)
+    phone.wait_for_selector("#card-1.selected strong")
 
 
-def test_map_is_colored_by_label_or_cluster(shared_page: Any) -> None:
-    page = shared_page
+def test_map_is_colored_by_label_or_cluster(desktop: Any) -> None:
+    page = desktop
     assert page.locator("#map-0 .legendtext").all_text_contents() == ["x", "y"]
     page.locator("input[data-map='0'][value=cluster]").focus()
     page.keyboard.press("Space")
@@ -174,8 +170,8 @@ def test_map_is_colored_by_label_or_cluster(shared_page: Any) -> None:
     assert page.locator("#map-1 .legendtext").all_text_contents() == ["x", "y"]
 
 
-def test_zooming_one_chart_zooms_all(shared_page: Any) -> None:
-    page = shared_page
+def test_zooming_one_chart_zooms_all(desktop: Any) -> None:
+    page = desktop
     page.locator("#chart-loss .nsewdrag").scroll_into_view_if_needed()
     box = page.locator("#chart-loss .nsewdrag").bounding_box()
     middle = box["y"] + box["height"] / 2
@@ -194,8 +190,8 @@ def test_zooming_one_chart_zooms_all(shared_page: Any) -> None:
     assert was_reset
 
 
-def test_x_axis_in_epochs_and_hidden_runs(shared_page: Any) -> None:
-    page = shared_page
+def test_x_axis_in_epochs_and_hidden_runs(desktop: Any) -> None:
+    page = desktop
     last = "document.getElementById('chart-loss').data.map(t => [Math.max(...t.x), t.visible])"
     assert page.evaluate(last) == [[39, True], [39, True]]
     page.locator("input[name=x-axis][value=epoch]").check(force=True)
@@ -209,44 +205,38 @@ def test_x_axis_in_epochs_and_hidden_runs(shared_page: Any) -> None:
     assert page.evaluate(last) == [[39, True], [39, True]]
 
 
-def test_page_never_scrolls_horizontally(new_page: Callable[..., Any]) -> None:
-    page = new_page(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+def test_page_never_scrolls_horizontally(phone: Any) -> None:
     page_width = "document.documentElement.scrollWidth"
-    assert page.evaluate(page_width) <= 360
-    page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
-    for width in (360, 320, 768):
-        page.set_viewport_size({"width": width, "height": 740})
-        page.wait_for_timeout(400)  # charts are resized with a delay of 0.1 s
-        assert page.evaluate(page_width) <= width
+    assert phone.evaluate(page_width) <= 360
+    phone.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
+    for width in (320, 768):
+        phone.set_viewport_size({"width": width, "height": 740})
+        wait_until(phone, f"{page_width} <= {width}")  # charts are resized with a delay
 
 
-def test_charts_follow_dark_mode(new_page: Callable[..., Any]) -> None:
-    page = new_page(color_scheme="dark")
-    dark = colors(page)
-    assert dark[0] == "rgb(20, 23, 27)"
-    page.emulate_media(color_scheme="light")
-    wait_until(page, "getComputedStyle(document.body).backgroundColor == 'rgb(251, 251, 249)'")
+def test_charts_follow_dark_mode_and_print_is_light_and_fits_the_paper(desktop: Any) -> None:
+    page = desktop
+    light = colors(page)
+    page.emulate_media(color_scheme="dark")
+    wait_until(page, "getComputedStyle(document.body).backgroundColor == 'rgb(20, 23, 27)'")
     page.wait_for_timeout(100)
-    assert all(a != b for a, b in zip(dark, colors(page), strict=True))
-
-
-def test_print_is_light_and_fits_the_paper(new_page: Callable[..., Any]) -> None:
-    page = new_page(color_scheme="dark")
+    dark = colors(page)
+    assert all(a != b for a, b in zip(dark, light, strict=True))
     page.set_viewport_size({"width": 720, "height": 1000})
-    page.emulate_media(media="print")
+    page.emulate_media(media="print", color_scheme="dark")
     wait_until(page, "document.querySelector('.recipe').open")
     page.wait_for_timeout(200)
-    assert colors(page)[0] == "rgb(251, 251, 249)"
+    assert colors(page)[0] == light[0] == "rgb(251, 251, 249)"
     assert page.locator("nav").is_hidden()
     assert page.evaluate("document.documentElement.scrollWidth") <= 720
     fits = "[...document.querySelectorAll('.plot')].every(p => p.querySelector('svg').clientWidth <= p.clientWidth)"
     assert page.evaluate(fits)
-    page.emulate_media(media="screen")
+    page.emulate_media(media="screen", color_scheme="light")
     wait_until(page, "!document.querySelector('.recipe').open")
 
 
-def test_page_without_javascript_has_tables_images_and_summaries(new_page: Callable[..., Any]) -> None:
-    page = new_page(java_script_enabled=False)
+def test_page_without_javascript_has_tables_images_and_summaries(browser: Any, file: Path) -> None:
+    page = open_page(browser, file, events := PageEvents(), java_script_enabled=False)
     assert page.locator("noscript").is_visible()
     assert page.locator("table.settings").first.is_visible()
     assert page.locator("table.results").first.is_visible()
@@ -255,38 +245,36 @@ def test_page_without_javascript_has_tables_images_and_summaries(new_page: Calla
     assert page.locator(".sprites").first.is_visible()
     assert page.locator(".neighbors img").first.is_visible()
     assert page.locator(".plot").first.is_hidden()
+    assert events == []
+    page.close()
 
 
-def test_a_browser_without_decompression_shows_an_error(browser: Any, file: Path) -> None:
+def test_an_old_browser_shows_an_error_and_injected_scripts_do_not_run(
+    browser: Any, file: Path, tmp_path: Path
+) -> None:
+    injected = file.read_bytes().replace(b"<main>", b"<main><script>window.ran = 1</script>", 1)
+    (tmp_path / "r.html").write_bytes(injected)
     page = browser.new_page()
     page.add_init_script("delete window.DecompressionStream")
-    page.goto(file.as_uri())
+    page.goto((tmp_path / "r.html").as_uri())
     wait_until_ready(page)
+    assert page.evaluate("window.ran") is None
     assert "This browser cannot draw the charts" in page.locator("#error").text_content()
     assert page.locator("#error").is_visible()
     assert page.locator("#chart-loss-summary").is_visible()
     page.close()
 
 
-def test_injected_scripts_do_not_run(browser: Any, tmp_path: Path) -> None:
-    html = render_page(make_contents(write_run(tmp_path / "a"))).replace(
-        b"<main>", b"<main><script>window.ran = 1</script>", 1
-    )
-    (tmp_path / "r.html").write_bytes(html)
-    page = browser.new_page()
-    page.goto((tmp_path / "r.html").as_uri())
-    wait_until_ready(page)
-    assert page.evaluate("window.ran") is None
-    page.close()
-
-
 def test_page_reloads_when_the_run_changes(browser: Any, slow_calls: list[str], tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", steps=20, finished=False)
     messages: list[str] = []
-    with create_server(LiveReport([run], None, 10, lambda _: None), None) as server:
+    with create_server(LiveReport([run], None, 10), None) as server:
         thread = threading.Thread(target=http.server.HTTPServer.serve_forever, args=(server, 0.05))
         thread.start()
         page = browser.new_page()
+        page.add_init_script(
+            "const timer = setTimeout; window.setTimeout = (f, ms) => timer(f, ms === 3000 ? 200 : ms)"
+        )
         page.on("console", lambda m: messages.append(m.text))
         page.goto(f"http://localhost:{server.server_port}/")
         wait_until_ready(page)

@@ -2,14 +2,13 @@
 
 import re
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
 
 from mec.report import charts
 from mec.report.record import read_records
-from tests.report.folders import HOSTILE_NAMES, make_analysis, metrics_row, write_metrics, write_run
+from tests.report.runs import HOSTILE_NAMES, make_analysis, metrics_row, write_metrics, write_run
 
 CSS = Path(charts.__file__).parent / "template" / "report.css"
 
@@ -26,25 +25,19 @@ def test_every_metric_has_a_chart_with_a_curve_per_run(tmp_path: Path) -> None:
     loss = by_title["Loss"].figure["data"][0]
     assert loss["x"] == list(range(40))
     assert loss["y"] == pytest.approx([1 / (1 + step) for step in range(40)], rel=1e-4)
-    assert "template" not in by_title["Loss"].figure["layout"]
     assert len(by_title) == 9
 
 
-def test_radius_of_convergence_is_a_labeled_line(tmp_path: Path) -> None:
-    all_charts = charts.curve_charts(read_records([write_run(tmp_path / "a")]))
-    (norm,) = [chart for chart in all_charts if chart.title.startswith("Spectral")]
-    layout = norm.figure["layout"]
-    assert layout["yaxis"]["type"] == "log"
-    assert (layout["shapes"][0]["y0"], layout["shapes"][0]["y1"]) == (1.0, 1.0)
-    assert layout["annotations"][0]["y"] == 0.0  # plotly expects log10 of the value on a log axis
-    assert "radius of convergence" in layout["annotations"][0]["text"]
-
-
-def test_summary_contains_first_and_last_value(tmp_path: Path) -> None:
+def test_summary_contains_first_and_last_value_and_the_radius_of_convergence_is_a_labeled_line(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a")
     write_metrics(folder, [metrics_row(step, data_wait_fraction=0.5 if step else 0.25) for step in range(8)])
     by_id = {chart.id: chart for chart in charts.curve_charts(read_records([folder]))}
     assert by_id["chart-data_wait_fraction"].summary == "a: 25% at step 0, 50% at step 7."
+    layout = by_id["chart-spectral_norm"].figure["layout"]
+    assert layout["yaxis"]["type"] == "log"
+    assert (layout["shapes"][0]["y0"], layout["shapes"][0]["y1"]) == (1.0, 1.0)
+    assert layout["annotations"][0]["y"] == 0.0  # plotly expects log10 of the value on a log axis
+    assert "radius of convergence" in layout["annotations"][0]["text"]
 
 
 def test_downsampled_curves_keep_their_extremes() -> None:
@@ -70,9 +63,8 @@ def test_short_curves_only_lose_values_that_are_not_finite() -> None:
 
 def test_a_map_contains_every_image_once_by_label_and_by_cluster() -> None:
     analysis = make_analysis([f"{n}.jpg" for n in range(10)], ["cat"] * 4 + ["dog"] * 6)
-    sizes: dict[Literal["label", "cluster"], list[int]] = {"label": [4, 6], "cluster": [5, 5]}
-    for color_by, expected in sizes.items():
-        data = charts.map_figure(analysis, color_by)["data"]
+    for by_label, expected in ((True, [4, 6]), (False, [5, 5])):
+        data = charts.map_figure(analysis, by_label)["data"]
         assert [len(trace["x"]) for trace in data] == expected
         assert sorted(n for trace in data for n in trace["customdata"]) == list(range(10))
         for trace in data:
@@ -81,7 +73,7 @@ def test_a_map_contains_every_image_once_by_label_and_by_cluster() -> None:
 
 def test_labels_beyond_the_largest_groups_are_others() -> None:
     names = [f"class {n % 100}" for n in range(300)]
-    data = charts.map_figure(make_analysis(names, names), "label")["data"]
+    data = charts.map_figure(make_analysis(names, names), by_label=True)["data"]
     assert len(data) == charts.MAX_GROUPS + 1
     assert data[-1]["name"] == f"{100 - charts.MAX_GROUPS} others"
     assert len({(trace["meta"]["color"], trace["marker"]["symbol"]) for trace in data}) == len(data)
@@ -104,36 +96,29 @@ def test_the_first_fifty_runs_have_distinct_styles() -> None:
     assert len({charts.color_and_style(n) for n in range(50)}) == 50
 
 
-def luminance(color: str) -> float:
-    """Relative luminance (WCAG 2) of a color #rrggbb."""
+def linear_rgb(color: str) -> np.ndarray:
+    """Linear RGB of a color #rrggbb."""
     channels = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
-    return float(linear @ [0.2126, 0.7152, 0.0722])
+    return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
 
 
 def contrast(a: str, b: str) -> float:
-    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
+    """Contrast of WCAG 2."""
+    dark, light = sorted(float(linear_rgb(color) @ [0.2126, 0.7152, 0.0722]) for color in (a, b))
     return (light + 0.05) / (dark + 0.05)
 
 
-def themes() -> dict[str, dict[str, str]]:
-    light, dark = re.findall(r":root \{(.*?)\}", CSS.read_text(), re.DOTALL)
-    return {
-        name: dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
-        for name, block in (("light", light), ("dark", dark))
-    }
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_contrast_meets_wcag_aa(theme: str) -> None:
+@pytest.mark.parametrize(("theme", "index"), [("light", 0), ("dark", 1)])
+def test_contrast_meets_wcag_aa(theme: str, index: int) -> None:
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
-    colors = themes()[theme]
+    block = re.findall(r":root \{(.*?)\}", CSS.read_text(), re.DOTALL)[index]
+    colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
     for background in ("background", "surface", "note-background", "ok-background", "warning-background"):
         for text in ("text", "muted", "accent"):
             assert contrast(colors[text], colors[background]) >= 4.5, (text, background)
-    assert contrast(colors["ok"], colors["ok-background"]) >= 4.5
-    assert contrast(colors["warning"], colors["warning-background"]) >= 4.5
-    assert contrast(colors["warning"], colors["surface"]) >= 4.5  # labels of thresholds
+    # labels of thresholds are on the surface
+    for text, background in (("ok", "ok-background"), ("warning", "warning-background"), ("warning", "surface")):
+        assert contrast(colors[text], colors[background]) >= 4.5
     for color in charts.COLORS[theme]:  # graphical objects need 3 to 1
         assert contrast(color, colors["surface"]) >= 3, color
 
@@ -144,15 +129,13 @@ def test_colors_of_the_first_runs_are_distinct_for_color_blind_readers(theme: st
     protan = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
     deutan = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
     for matrix in (np.eye(3), np.array(protan), np.array(deutan)):
-        perceived = [to_lab(color, matrix) for color in charts.COLORS[theme][:4]]
+        perceived = [to_lab(np.clip(matrix @ linear_rgb(color), 0, 1)) for color in charts.COLORS[theme][:4]]
         distances = [np.linalg.norm(a - b) for i, a in enumerate(perceived) for b in perceived[:i]]
         assert min(distances) > 12  # 2.3 is a just noticeable difference
 
 
-def to_lab(color: str, matrix: np.ndarray) -> np.ndarray:
-    channels = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+def to_lab(linear: np.ndarray) -> np.ndarray:
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
-    xyz = to_xyz @ np.clip(matrix @ linear, 0, 1) / [0.9505, 1.0, 1.089]
+    xyz = to_xyz @ linear / [0.9505, 1.0, 1.089]
     x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])

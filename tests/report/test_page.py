@@ -1,7 +1,6 @@
 """The HTML page: contents, size, and safety against hostile names."""
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -12,11 +11,11 @@ import pytest
 
 from mec.errors import InputError
 from mec.report import page, write_report
-from mec.report.schema import Missing, PublishedResult
+from mec.report.published import PublishedResult
+from mec.report.record import Missing
 from mec.report.tables import evaluation_tables
 from mec.results import DatasetSummary, Metric, Result
-from tests.report import folders
-from tests.report.folders import HOSTILE_NAMES, make_contents, make_result, write_run
+from tests.report.runs import HOSTILE_NAMES, make_contents, make_result, make_views, write_run
 
 
 class ParsedPage(HTMLParser):
@@ -72,10 +71,6 @@ def test_page_has_sections_settings_and_metrics_of_two_runs(tmp_path: Path) -> N
     for text in ("k=20 (%)", "91.2 / 99.0", "25.0", "temperature 0.07", "0.87", "mec evaluate knn", "feature rank"):
         assert text in parsed.text
     assert all(img.get("alt") for img in parsed.attributes("img"))
-
-
-def test_charts_have_accessible_name_and_description(tmp_path: Path) -> None:
-    parsed = render(write_run(tmp_path / "a"))
     ids = {attributes.get("id") for _, attributes in parsed.tags}
     plots = [attributes for attributes in parsed.attributes("div") if attributes.get("class") == "plot"]
     assert plots
@@ -119,14 +114,6 @@ def test_equal_baselines_are_merged_and_encoders_of_one_folder_are_not(tmp_path:
     assert [row.run for row in table.rows if row.kind == "encoder"] == ["a: an encoder", "a: resnet50"]
 
 
-def test_metrics_that_are_not_finite_are_dashes(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "a")
-    (folder / "results.jsonl").unlink()
-    make_result("detect", rows={"encoder": {"AP": math.nan, "images": 3}}).append_to(folder)
-    (table,) = evaluation_tables(page.read_records([folder]), lambda _: [])
-    assert table.rows[0].cells == ["-", "3"]
-
-
 def write_hostile_run(folder: Path) -> Path:
     """Write a run in which every text contains markup or scripts."""
     names = HOSTILE_NAMES
@@ -150,21 +137,17 @@ def write_hostile_run(folder: Path) -> Path:
 
 def test_hostile_names_are_escaped(tmp_path: Path) -> None:
     run = write_hostile_run(tmp_path / "<img src=x onerror=alert(3)>&")
-    html = page.render_page(make_contents(run, names=HOSTILE_NAMES))
+    html = page.render_page(make_contents(run, names=[*HOSTILE_NAMES, "b\udcff"]))
+    assert b"b\\udcff" in html  # not UTF-8: escaped in JSON, a question mark in HTML
     parsed = ParsedPage(html.decode())
     assert [s.get("type") for s in parsed.attributes("script")] == ["application/json", "text/plain", None]
     assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
     assert all((img["src"] or "").startswith("data:image/") for img in parsed.attributes("img"))
     for name in HOSTILE_NAMES:
         assert name.strip() in parsed.text
-    assert embedded_data(html)["maps"]["0"]["titles"] == list(HOSTILE_NAMES)
+    assert embedded_data(html)["maps"]["0"]["titles"][:-1] == list(HOSTILE_NAMES)
     assert "\u2028" not in re.findall(r'id="data">(.*?)</script>', html.decode(), re.DOTALL)[0]
     assert "49" not in re.findall(r"<h1>.*?</h1>", html.decode())[0]
-
-
-def test_names_that_are_not_utf8_are_written(tmp_path: Path) -> None:
-    html = page.render_page(make_contents(write_run(tmp_path / "a"), names=["a", "b\udcff"]))
-    assert b"b\\udcff" in html  # in JSON; in HTML it is a question mark
 
 
 def test_content_security_policy_allows_only_the_scripts_of_the_page(tmp_path: Path) -> None:
@@ -182,11 +165,11 @@ def test_content_security_policy_allows_only_the_scripts_of_the_page(tmp_path: P
     assert [link["rel"] for link in parsed.attributes("link")] == ["icon"]
 
 
-@pytest.mark.parametrize(("runs", "size"), [(1, 300_000), (3, 1_500_000), (40, 200_000)])
+@pytest.mark.parametrize(("runs", "size"), [(1, 300_000), (30, 200_000)])
 def test_page_stays_below_5_mb(tmp_path: Path, runs: int, size: int) -> None:
     name = "n" * 200
     for n in range(runs):
-        write_run(tmp_path / f"{name}{n}", steps=3_000 if runs < 40 else 600, data="d" * 5_000)
+        write_run(tmp_path / f"{name}{n}", steps=600, data="d" * 5_000)
     titles = ["t" * 3_000] * (1_000 // runs)
     html = page.render_page(make_contents(*sorted(tmp_path.iterdir()), names=titles, size=size))
     assert len(html) < 5_000_000
@@ -206,11 +189,11 @@ def analyzed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     calls: list[Any] = []
 
     def analyze_features(*arguments: Any) -> Missing:
-        calls.append(arguments[:3])
+        calls.append(arguments)
         return Missing("No checkpoint <yet>.")
 
     monkeypatch.setattr(page, "analyze_features", analyze_features)
-    monkeypatch.setattr(page, "embed_views", lambda *_: folders.make_views())
+    monkeypatch.setattr(page, "embed_views", lambda *_: make_views())
     monkeypatch.setattr(page, "load_gallery", lambda _: [])
     return calls
 
@@ -233,21 +216,19 @@ def test_missing_contents_are_explained(tmp_path: Path, analyzed: Sequence[Any])
     for reason in ("evaluations only", "None of these folders contains a metrics.csv", "no encoder", "1 invalid line"):
         assert reason in text
     assert analyzed == []
-    bare = tmp_path / "bare"
+    bare = tmp_path / "bare run"
     bare.mkdir()
     (bare / "recipe.yaml").write_text("epochs: 1\n")
     text = ParsedPage(write_report([bare]).read_text()).text
-    assert "results.jsonl contains no evaluation yet" in text
+    assert f"no evaluation yet. A quick first one: mec evaluate knn DATA --encoder '{bare}'" in text
     assert "No step has been written" in text
 
 
-@pytest.mark.parametrize("out", ["", "report", "r.pdf"])
-def test_invalid_arguments_are_errors(tmp_path: Path, analyzed: Sequence[Any], out: str) -> None:
+def test_invalid_arguments_are_errors(tmp_path: Path, analyzed: Sequence[Any]) -> None:
     run = write_run(tmp_path / "a")
-    with pytest.raises(InputError, match=r"out: expected a file that ends with \.html"):
-        write_report([run], tmp_path / out)
-    with pytest.raises(InputError, match="images: expected"):
-        write_report([run], images=0)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"out: .* cannot be written"):
-        write_report([run], tmp_path / "file" / "r.html")
+    for out in ("", "report", "r.pdf", "file/r.html"):
+        with pytest.raises(InputError, match="out: "):
+            write_report([run], tmp_path / out)
+    with pytest.raises(InputError, match="images: "):
+        write_report([run], images=0)

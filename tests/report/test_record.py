@@ -1,4 +1,4 @@
-"""Run folders are read even if files are incomplete or damaged; health checks of their metrics."""
+"""Run folders are read even if files are incomplete or damaged."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from mec.errors import InputError
-from mec.report.health import check_health
 from mec.report.record import read_records
-from tests.report.folders import KNN_ROWS, make_result, metrics_row, write_metrics, write_run
+from tests.report.runs import KNN_ROWS, make_result, write_run
 
 
 def test_a_complete_run_is_read(tmp_path: Path) -> None:
-    (record,) = read_records([write_run(tmp_path / "pets", optimizer={"lr": 0.1})])
-    assert (record.name, record.finished, record.notes, record.num_corrupt) == ("pets", True, [], 0)
+    folder = write_run(tmp_path / "pets", optimizer={"lr": 0.1})
+    (folder / "corrupt.csv").write_text("path,reason\na.jpg,truncated\nb.jpg,empty\n")
+    (record,) = read_records([folder])
+    assert (record.name, record.finished, record.notes, record.num_corrupt) == ("pets", True, [], 2)
     assert record.recipe["optimizer.lr"] == 0.1
     assert record.recipe["objective.order"] is None
     assert record.steps_per_epoch == 10  # 645 images, batch size 64
@@ -34,12 +35,6 @@ def test_an_incomplete_row_is_skipped(tmp_path: Path, incomplete: str) -> None:
     with (folder / "metrics.csv").open("a") as file:
         file.write("\n42,4\n")
     assert read_records([folder])[0].metrics["step"][-1] in (39, 41)
-
-
-def test_corrupt_images_are_counted(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run")
-    (folder / "corrupt.csv").write_text("path,reason\na.jpg,truncated\nb.jpg,empty\n")
-    assert read_records([folder])[0].num_corrupt == 2
 
 
 def test_invalid_lines_of_results_are_skipped_and_noted(tmp_path: Path) -> None:
@@ -64,7 +59,6 @@ def test_a_recipe_or_results_are_enough(tmp_path: Path) -> None:
         assert (bool(record.recipe), len(record.results)) == (name == "recipe.yaml", int(name == "results.jsonl"))
         assert record.metrics == record.probes == {}
         assert record.steps_per_epoch is None
-        assert record.last_update is None
 
 
 @pytest.mark.parametrize("content", ["", "- 1\n- 2", "a: [", "\x00\x01"])
@@ -89,57 +83,3 @@ def test_names_are_unique_and_duplicate_folders_dropped(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / "a" / "run"), write_run(tmp_path / "b" / "run")]
     records = read_records([*folders, tmp_path / "a" / ".." / "a" / "run"])
     assert [r.name for r in records] == ["a/run", "b/run"]
-
-
-def health(folder: Path) -> list[tuple[str, str]]:
-    return [(message.level, message.text) for message in check_health(read_records([folder])[0])]
-
-
-def test_a_healthy_run_has_no_warnings(tmp_path: Path) -> None:
-    ((level, text),) = health(write_run(tmp_path / "run"))
-    assert level == "ok"
-    # the first measurement after the warm-up is that of step 11
-    assert "effective rank of the codes went from 11.1 to 13.9" in text
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected_text"),
-    [
-        ({"effective_rank": 1.3}, "collapsed at step 32: effective rank of the codes 1.3"),
-        ({"effective_rank": 2.0}, "fell from 12.9 to 2.0 by step 32"),
-        ({"skipped_steps": 4}, "4 steps were skipped"),
-        ({"spectral_norm": 5.0}, "left its radius of convergence at step 32 (spectral norm 5.0"),
-    ],
-)
-def test_warnings_need_three_measurements_in_a_row(
-    tmp_path: Path, changes: dict[str, float], expected_text: str
-) -> None:
-    folder = write_run(tmp_path / "run", objective={"form": "cross", "order": 4})
-    for last, expected in ((32, True), (31, "skipped_steps" in changes)):
-        rows = [metrics_row(step, **(changes if step >= 30 else {})) for step in range(last + 1)]
-        write_metrics(folder, rows)
-        assert any(level == "warning" and expected_text in text for level, text in health(folder)) == expected
-
-
-def test_no_warning_of_the_radius_during_warm_up_or_without_a_series(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", objective={"form": "cross", "order": None})
-    write_metrics(folder, [metrics_row(step, spectral_norm=9.0) for step in range(40)])
-    assert [level for level, _ in health(folder)] == ["ok"]
-    folder = write_run(tmp_path / "warm-up", objective={"form": "cross", "order": 4})
-    write_metrics(folder, [metrics_row(step, spectral_norm=9.0 if step < 9 else 0.5) for step in range(40)])
-    assert [level for level, _ in health(folder)] == ["ok"]
-
-
-def test_waiting_for_data_is_a_warning_above_20_percent(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run")
-    for fraction, expected in ((0.19, "ok"), (0.35, "warning")):
-        write_metrics(folder, [metrics_row(step, data_wait_fraction=fraction) for step in range(40)])
-        ((level, text),) = health(folder)
-        assert level == expected
-        assert text.startswith("35% of the time") == (level == "warning")
-
-
-def test_before_the_first_step_there_is_a_note(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", finished=False)
-    write_metrics(folder, [])
-    assert health(folder) == [("note", "No step has been written to metrics.csv yet.")]

@@ -3,21 +3,18 @@
 import http.client
 import json
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from mec.errors import InputError
 from mec.report import page
-from mec.report.schema import Missing
+from mec.report.record import Missing
 from mec.report.watch import HOST, LiveReport, create_server, watch
-from tests.report import folders
-from tests.report.folders import metrics_row, write_metrics, write_run
+from tests.report.runs import make_views, metrics_row, write_metrics, write_run
 
 
 @pytest.fixture
@@ -31,12 +28,11 @@ def slow_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def embed_views(*_: Any) -> Any:
         calls.append("embed_views")
-        return folders.make_views()
+        return make_views()
 
     monkeypatch.setattr(page, "analyze_features", analyze_features)
-    for module in (page, sys.modules[watch.__module__]):
-        monkeypatch.setattr(module, "embed_views", embed_views)
-        monkeypatch.setattr(module, "load_gallery", lambda _: [])
+    monkeypatch.setattr(page, "embed_views", embed_views)
+    monkeypatch.setattr(page, "load_gallery", lambda _: [])
     return calls
 
 
@@ -47,7 +43,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def port(run: Path, slow_calls: list[str]) -> Iterator[int]:
-    with create_server(LiveReport([run], None, 10, lambda _: None), None) as server:
+    with create_server(LiveReport([run], None, 10), None) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         yield server.server_port
@@ -74,26 +70,13 @@ def test_page_contains_its_revision(port: int) -> None:
 
 
 def test_other_hosts_paths_and_methods_are_refused(port: int) -> None:
-    for host in (
-        "evil.example",
-        f"evil.example:{port}",
-        "localhost.evil.example",
-        "127.0.0.1.evil.example",
-        "[",
-        "",
-        None,
-    ):
+    for host in (f"evil.example:{port}", "localhost.evil.example", "127.0.0.1.evil.example", "[", "", None):
         assert get(port, host=host)[0] == 403
         assert get(port, "/revision", host=host)[0] == 403
     for path in ("/recipe.yaml", "/../recipe.yaml", "/revision/", "/?", "/encoder.safetensors", "*"):
         assert get(port, path)[0] == 404
     for method in ("POST", "PUT", "OPTIONS"):
         assert get(port, method=method)[0] == 501
-
-
-def test_server_listens_on_localhost_only(run: Path, slow_calls: list[str]) -> None:
-    with create_server(LiveReport([run], None, 10, lambda _: None), None) as server:
-        assert server.server_address[0] == "127.0.0.1"
 
 
 def test_page_is_rendered_again_only_when_a_file_changes(port: int, run: Path, slow_calls: list[str]) -> None:
@@ -127,7 +110,7 @@ def test_a_deleted_run_is_an_error_page(port: int, run: Path) -> None:
 
 
 def test_taken_and_invalid_ports_are_errors(run: Path, slow_calls: list[str]) -> None:
-    live = LiveReport([run], None, 10, lambda _: None)
+    live = LiveReport([run], None, 10)
     with socket.socket() as taken:
         taken.bind((HOST, 0))
         taken.listen()
@@ -136,20 +119,20 @@ def test_taken_and_invalid_ports_are_errors(run: Path, slow_calls: list[str]) ->
             create_server(live, number)
     with create_server(live, None) as first, create_server(live, None) as second:
         assert first.server_port != second.server_port
+        assert first.server_address[0] == "127.0.0.1"
     for wrong in (0, 70_000, -1):
         with pytest.raises(InputError, match="port: expected 1 to 65535"):
             create_server(live, wrong)
 
 
 def test_address_is_printed_and_ctrl_c_ends_normally(
-    run: Path, slow_calls: list[str], monkeypatch: pytest.MonkeyPatch
+    run: Path, slow_calls: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("http.server.ThreadingHTTPServer.serve_forever", interrupt)
-    console = Console(record=True, width=200)
-    watch([run], console=console)
-    assert "http://localhost:" in console.export_text()
+    watch([run])
+    assert "http://localhost:" in capsys.readouterr().err
     with pytest.raises(InputError, match="contains no run"):
         watch([run.parent])

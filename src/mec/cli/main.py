@@ -1,4 +1,4 @@
-"""The ``mec`` command. Every sub-command calls one typed function of the package."""
+"""The ``mec`` command. Every command calls one typed function of the package."""
 
 from __future__ import annotations
 
@@ -7,26 +7,30 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, Literal, NoReturn
 
+import shtab
 from rich.console import Console
 
 from mec import __version__
-from mec.cli.evaluate_options import DETECTION_HELP, TASKS, TRACKING_HELP, split_names, task_function
-from mec.cli.options import COMMANDS
-from mec.cli.parser import Parser
-from mec.errors import InputError, did_you_mean
-from mec.option_errors import option_names
+from mec.cli import commands
+from mec.cli.commands import Run
+from mec.cli.evaluate import TASKS, add_task
+from mec.cli.parser import Parser, type_hint
+from mec.errors import InputError, choices, did_you_mean, join_with_or, union_members
 
-if TYPE_CHECKING:
-    from mec.evaluate import Result
+SCRIPT_PATHS = {
+    "bash": "~/.local/share/bash-completion/completions/mec",
+    "zsh": '"${fpath[1]}/_mec"',
+    "fish": "~/.config/fish/completions/mec.fish",
+}
+"""Path from which each shell loads the script of ``mec completion``."""
 
 
-def _parser(arguments: Sequence[str], all_options: bool = False) -> Parser:
-    """Return the parser. Only the command in ``arguments`` gets its options: the others would import PyTorch."""
+def create_parsers() -> dict[str, Parser]:
+    """Return the parsers of mec, all commands and all tasks, by name, such as "mec evaluate knn"; without options."""
     parser = Parser(
         prog="mec",
         usage="mec COMMAND [options]",
@@ -34,184 +38,112 @@ def _parser(arguments: Sequence[str], all_options: bool = False) -> Parser:
         version=__version__,
         epilog="example: mec demo\nmec COMMAND --help lists every option with its default, and an example",
     )
-    commands = parser.add_subcommands(title="commands", metavar="COMMAND", dest="command", description=None)
-    for name, (summary, add_options) in COMMANDS.items():
-        command = Parser()
-        commands.add_subcommand(name, command, help=summary)
-        command.prog = f"mec {name}"
-        if all_options:
-            add_options(command, list(TASKS) if name == "evaluate" else [])
-        elif name == next(iter(arguments), None):
-            add_options(command, arguments[1:])
-    return parser
+    parsers = {"mec": parser, **_add_commands(parser, "command", {name: entry[0] for name, entry in COMMANDS.items()})}
+    parser = parsers["mec evaluate"]
+    parser.usage = "mec evaluate TASK DATA --encoder ENCODER [options]"
+    parser.description = "Evaluate an encoder on a downstream task, next to baselines."
+    parser.epilog = (
+        "example: mec evaluate knn digits --encoder runs/digits\nmec evaluate TASK --help lists the options of a task"
+    )
+    return {**parsers, **_add_commands(parser, "task", {name: entry[0] for name, entry in TASKS.items()})}
 
 
-def _check_order(parser: Parser, arguments: Sequence[str]) -> None:
-    """Refuse an option before the command or the task, which argparse would report as an unknown command."""
-    expected, argument, known = "COMMAND", arguments[0], [*option_names(parser), "-h"]
-    if argument == "evaluate" and len(arguments) > 1:
-        expected, argument, known = "TASK", arguments[1], ["--help", "-h"]
-    name = argument.partition("=")[0]
-    if name.startswith("-") and name not in known:
-        command = "mec evaluate" if expected == "TASK" else "mec"
-        suggestion = did_you_mean(name, known) or f"; expected {expected} first, then its options"
-        print(f"{command}: unrecognized option {name}{suggestion}", file=sys.stderr)
-        sys.exit(2)
+def _add_commands(parser: Parser, kind: str, summaries: dict[str, str]) -> dict[str, Parser]:
+    subcommands = parser.add_subcommands(
+        title=f"{kind}s", metavar=kind.upper(), dest=kind, description=None, required=False
+    )
+    parsers = {f"{parser.prog} {name}": Parser() for name in summaries}
+    for (prog, subparser), (name, summary) in zip(parsers.items(), summaries.items(), strict=True):
+        subcommands.add_subcommand(name, subparser, help=summary)
+        subparser.prog = prog
+    return parsers
 
 
-def _run(arguments: Sequence[str]) -> None:
-    parser = _parser(arguments)
-    if not arguments:
-        parser.print_help()
-        return
-    _check_order(parser, arguments)
-    options = parser.parse_args(arguments)
-    if options.command == "pretrain":
-        from mec.pretraining import pretrain
-        from mec.pretraining.online_probe import create_online_probe
-        from mec.pretraining.recipe_files import make_recipe
+def find_command(arguments: Sequence[str]) -> tuple[Parser, Sequence[str]]:
+    """Return the parser of the command, or of the task, and the arguments after its name.
 
-        settings = options.pretrain.as_dict()
-        data, out, resume, _, probe_every = (
-            settings.pop(name) for name in ("data", "out", "resume", "recipe", "probe_every")
-        )
-        recipe = make_recipe(settings)
-        probe = create_online_probe(data, probe_every, recipe.workers)
-        pretrain(data, out, recipe, resume, callbacks=[] if probe is None else [probe])
-    elif options.command == "views":
-        from mec.pretraining.contact_sheet import contact_sheet
-        from mec.pretraining.recipe_files import make_recipe
-
-        settings = options.views.as_dict()
-        data, out, images, pairs, _ = (settings.pop(name) for name in ("data", "out", "images", "pairs", "recipe"))
-        print(contact_sheet(data, out, make_recipe(settings), images, pairs))
-    elif options.command == "evaluate" and options.evaluate.task == "detect":
-        _evaluate_detection(**options.evaluate.detect.as_dict())
-    elif options.command == "evaluate" and options.evaluate.task in TRACKING_HELP:
-        _evaluate_tracking(options.evaluate.task, **options.evaluate[options.evaluate.task].as_dict())
-    elif options.command == "evaluate":
-        _evaluate_classification(options.evaluate.task, options.evaluate[options.evaluate.task].as_dict())
-    elif options.command == "track":
-        from mec.evaluate import track
-
-        print(track(**options.track.as_dict()))
-    elif options.command == "embed":
-        from mec.distributed import is_rank_zero
-        from mec.embedding.embed import embed
-
-        file = embed(**options.embed.as_dict())
-        if is_rank_zero():
-            print(file)
-    elif options.command == "export":
-        from mec.models.export.export import export
-
-        print(export(**options.export.as_dict()))
-    elif options.command == "report":
-        _report(**options.report.as_dict())
-    elif options.command == "doctor":
-        from mec.cli.doctor import doctor
-
-        print(doctor(options.doctor.folder))
-    elif options.command == "completion":
-        from mec.cli.completion import completion
-
-        print(completion(_parser([], all_options=True), options.completion.shell))
-    else:
-        from mec.demo import demo
-
-        demo(**options.demo.as_dict())
+    An option in place of the name is an error, which argparse would report as an unknown command.
+    """
+    parsers = create_parsers()
+    parser = parsers["mec"]
+    for kind, names in (("command", COMMANDS), ("task", TASKS)):
+        word = arguments[0].partition("=")[0] if arguments else ""
+        if word in ("-h", *parser.option_names()):
+            parser.parse_args([word])  # prints and exits
+        if not word:
+            parser.error(f"expected {kind.upper()}, one of {', '.join(names)}")
+        if word.startswith("-"):
+            suggestion = did_you_mean(word, parser.option_names())
+            parser.error(
+                f"unrecognized option {word}{suggestion or f'; expected {kind.upper()} first, then its options'}"
+            )
+        if word not in names:
+            suggestion = did_you_mean(word, names)
+            parser.error(f"unknown {kind} {word!r}{suggestion or f'; expected {join_with_or(list(names))}'}")
+        parser, arguments = parsers[f"{parser.prog} {word}"], arguments[1:]
+        if word != "evaluate":
+            break
+    return parser, arguments
 
 
-def _evaluate_classification(task: str, settings: dict[str, Any]) -> None:
-    """Evaluate on every DATA and print one table. Each result is written as soon as it exists."""
-    from mec.data import open_dataset
-    from mec.distributed import is_rank_zero
-    from mec.results import results_table
-
-    datasets, out = settings.pop("data"), settings.pop("out")
-    if out is None and (Path(settings["encoder"]) / "recipe.yaml").exists():
-        out = settings["encoder"]
-    for data in datasets[1:]:
-        open_dataset(data, "test")  # refuse a wrong name before hours are spent on the first dataset
-    results: list[Result] = []
-    try:
-        for data in datasets:
-            results.append(task_function(task)(data, **settings))
-            if out is not None and is_rank_zero():
-                path = results[-1].append_to(out)
-    finally:
-        if results and is_rank_zero():
-            console = Console(soft_wrap=True)
-            console.print(results_table(results))
-            if out is not None:
-                print(f"added to {path}")
+def parse(arguments: Sequence[str]) -> tuple[Run, dict[str, Any]]:
+    """Return the function of a command line, and the values of the options to run it with."""
+    parser, arguments = find_command([_normalize(argument) for argument in arguments or ["--help"]])
+    run = COMMANDS[parser.prog.split()[1]][1](parser, arguments)
+    return run, parser.parse_args(arguments).as_dict()
 
 
-def _evaluate_detection(
-    data: str | None, encoder: str | None, out: str | None, predict: str | None, threshold: float, **settings: Any
-) -> None:
-    """Train and evaluate detectors, then draw predictions; or only draw, with a detector trained before."""
-    from mec import evaluate
-    from mec.distributed import is_rank_zero
-    from mec.evaluate.detection.predict import check_threshold, open_prediction_images
-
-    if data is None and predict is None:
-        raise InputError(f"data: expected {DETECTION_HELP}; or --predict IMAGES --out DETECTORS")
-    if data is not None and encoder is None:
-        raise InputError("encoder: expected the weights that the detector starts from, such as a run folder")
-    results_folder = out
-    if not out and data is not None and (Path(str(encoder)) / "recipe.yaml").exists():
-        results_folder, out = encoder, os.path.join(str(encoder), f"detect-{settings['schedule']}")
-    if not out:
-        raise InputError("out: expected a folder for the detectors, got nothing")
-    if predict is not None:
-        check_threshold(threshold)  # refuse bad values before hours of training
-        open_prediction_images(predict)
-    if data is not None:
-        result = evaluate.detect(data, str(encoder), out, **settings)
-        if is_rank_zero():
-            path = result.append_to(str(results_folder))
-            Console(soft_wrap=True).print(result.table())
-            print(f"added to {path}; detectors and detections in {out}")
-    if predict is not None:
-        folder = evaluate.predict(predict, out, threshold, settings["devices"], settings["workers"])
-        if is_rank_zero():
-            print(folder)
+def add_completion(parser: Parser, arguments: Sequence[str]) -> Run:
+    lines = "\n".join(f"  mec completion {shell} > {place}" for shell, place in SCRIPT_PATHS.items())
+    parser.describe(
+        "SHELL",
+        "Print a script for tab completion of commands, tasks, options, choices and file names.\n"
+        f"Install it once, and again after an update of mec; new terminals load it:\n\n{lines}",
+        f"bash > {SCRIPT_PATHS['bash']}",
+    )
+    parser.add_argument(
+        "shell", type=Literal["bash", "zsh", "fish"], metavar="SHELL", help="shell of your terminal (echo $SHELL)"
+    )
+    return completion
 
 
-def _evaluate_tracking(
-    task: str, data: str, encoder: str, out: str | None, sequences: str | None, **settings: Any
-) -> None:
-    """Evaluate a tracking task; without ``out`` the tracks go into a folder of the run. Skipped sequences are an error,
-    raised after the results of the others are printed."""
-    results_folder = out
-    if not out and (Path(encoder) / "recipe.yaml").exists():
-        flags = [flag for flag in ("corrected", "motion") if settings.get(flag)]
-        parts = [task, settings.get("tracker"), settings["stage"], *flags, Path(data).expanduser().resolve().name]
-        results_folder, out = encoder, os.path.join(encoder, "-".join(filter(None, parts)))
-    result = task_function(task)(data, encoder, out=out, sequences=split_names(sequences), **settings)
-    Console(soft_wrap=True).print(result.table())
-    if results_folder:
-        print(f"added to {result.append_to(results_folder)}; tracks in {out}")
-    if result.skipped:
-        name, reason = next(iter(result.skipped.items()))
-        number = f"{len(result.skipped)} sequence{'s' if len(result.skipped) > 1 else ''}"
-        raise InputError(f"data: {number} of {data} could not be used; the first: {name}: {reason}")
+def completion(shell: str) -> str:
+    """Return a static script, so that a key press does not start Python."""
+    parsers = create_parsers()
+    for name, parser in parsers.items():
+        if name not in ("mec", "mec evaluate"):
+            COMMANDS[parser.prog.split()[1]][1](parser, [])
+        for action in parser._actions:
+            # copy choices and files from the types, where jsonargparse has them, to the actions, where shtab reads them
+            action.option_strings = [name for name in action.option_strings if not name.endswith("+")]
+            if action.choices is None and action.nargs != 0:
+                action.choices = choices(type_hint(action)) or None
+                if action.choices is None and any(_may_be_path(kind) for kind in union_members(type_hint(action))):
+                    action.complete = shtab.FILE  # type: ignore[attr-defined]
+    script: str = shtab.complete(parsers["mec"], shell)
+    return script
 
 
-def _report(runs: list[str], out: str | None, watch: bool, port: int | None, **settings: Any) -> None:
-    if watch and out is not None:
-        raise InputError("out: expected none with --watch, which serves the page and writes no file")
-    if port is not None and not watch:
-        raise InputError("port: expected --watch with it, which serves the page")
-    if watch:
-        from mec.report.watch import watch as serve
+def _may_be_path(kind: Any) -> bool:
+    return kind is str or "PathLike" in str(kind)
 
-        serve(runs, port=port, **settings)
-    else:
-        from mec.report import write_report
 
-        print(write_report(runs, out, **settings))
+COMMANDS: dict[str, tuple[str, Callable[[Parser, Sequence[str]], Run]]] = {
+    "demo": ("pretrain and evaluate on handwritten digits: two minutes, no download", commands.add_demo),
+    "views": ("draw the augmented views of some images before training", commands.add_views),
+    "pretrain": ("pretrain an encoder on images, without labels", commands.add_pretrain),
+    "report": ("write one HTML page about runs: settings, curves, features, results", commands.add_report),
+    "evaluate": ("evaluate an encoder on a downstream task", add_task),
+    "track": ("track an object through a video, from a box or a mask in the first frame", commands.add_track),
+    "embed": ("write the embedding of every image; list near-duplicates and outliers", commands.add_embed),
+    "export": ("export an encoder to timm, torchvision, detectron2, ONNX or Hugging Face", commands.add_export),
+    "doctor": ("print versions, devices, decoder speed and disk, and what would be slow", commands.add_doctor),
+    "completion": ("print a script for tab completion in bash, zsh or fish", add_completion),
+}
+"""Name -> summary, and a function that adds the options to a parser and returns the function to run with their values.
+
+Most commands import PyTorch for their options; therefore only the called one adds them.
+"""
 
 
 def _normalize(argument: str) -> str:
@@ -246,13 +178,15 @@ def logging_to_console() -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 2 after one line about a mistake of the user, 130 after Ctrl-C."""
-    with logging_to_console():
-        return _main(arguments)
-
-
-def _main(arguments: Sequence[str] | None) -> int:
     try:
-        _run([_normalize(a) for a in (sys.argv[1:] if arguments is None else arguments)])
+        with logging_to_console():
+            run, options = parse(sys.argv[1:] if arguments is None else arguments)
+            text = run(**options)
+        if text is not None:
+            from mec.distributed import is_rank_zero
+
+            if is_rank_zero():
+                print(text)
     except InputError as error:
         from mec.distributed import is_rank_zero
 

@@ -1,4 +1,4 @@
-"""Argument parser: help in groups, errors in one line."""
+"""Parser of one command: options from typed functions, help in groups, errors in one line that names the option."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NoReturn, get_origin
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
-from mec.option_errors import choices, one_line_error, type_hint, union_members
+from mec.errors import InputError, check_value, choices, describe_type, did_you_mean, union_members
 
 DATA_HELP = (
     "a folder of images (labels: its sub-folders), a .txt list or a .csv with path and label, WebDataset shards "
@@ -28,10 +28,8 @@ ENCODER_HELP = (
 )
 MACHINE = frozenset({"accelerator", "devices", "nodes", "precision", "strategy", "workers"})
 """Settings that decide where a result is computed and not what it is: a help group of their own."""
-
-
-INTEGERS = re.compile(r"-?\d+(,-?\d+)*")
-NUMBER_PAIR = re.compile(r"-?[\d.]+,-?[\d.]+")
+LISTS: dict[Any, re.Pattern[str]] = {Sequence: re.compile(r"-?\d+(,-?\d+)*"), tuple: re.compile(r"-?[\d.]+,-?[\d.]+")}
+"""Types whose values may be written without the brackets that jsonargparse needs: --shots 1,5."""
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -53,7 +51,7 @@ class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
         # hide --k+ of jsonargparse, which appends to a list: one way to write a list is enough
         displayed.option_strings = [name for name in action.option_strings if not name.endswith("+")]
         if not action.option_strings and action.nargs != argparse.PARSER:
-            displayed.metavar = action.metavar or action.dest.upper()
+            displayed.metavar = _label(action)
         elif action.metavar is None or action.metavar == "[ITEM,...]":
             displayed.metavar = metavar(action)
         text: str = super()._format_action_invocation(displayed)
@@ -67,58 +65,125 @@ class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 
 class Parser(ArgumentParser):
-    """A parser whose errors are one line, without the usage."""
+    """A parser that checks names and values before jsonargparse does, whose errors are long."""
 
     def __init__(self, **options: Any) -> None:
         # an abbreviation such as --epoch would change its meaning when an option is added
         super().__init__(formatter_class=Formatter, allow_abbrev=False, **options)
 
+    def describe(self, usage: str, description: str, example: str) -> None:
+        """Set the text of the help."""
+        self.usage, self.description = f"{self.prog} {usage}", description
+        self.epilog = f"example: {self.prog} {example}"
+
     def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Namespace:  # type: ignore[override]
-        return super().parse_args(_bracket_lists(self, sys.argv[1:] if args is None else args), *more, **options)
+        arguments = list(sys.argv[1:] if args is None else args)
+        try:
+            checked = arguments if {"-h", "--help"} & {*arguments} else list(self._checked(arguments))
+        except InputError as error:
+            self.error(str(error))
+        return super().parse_args(checked, *more, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        print(one_line_error(str(message), self), file=sys.stderr)
+        print(f"{self.prog}: {' '.join(str(message).split())}", file=sys.stderr)
         sys.exit(2)
+
+    def split(self, arguments: Sequence[str]) -> tuple[list[str], dict[str, str | None]]:
+        """Return the positional arguments, and the options with their values: None without one."""
+        positional, options, words = [], {}, iter(arguments)
+        for word in words:
+            name, equals, value = word.partition("=")
+            if not word.startswith("--"):
+                positional.append(word)
+            elif equals or (name in self._option_string_actions and self._option_string_actions[name].nargs == 0):
+                options[name] = value if equals else None
+            else:
+                options[name] = next(words, None)
+        return positional, options
+
+    def _checked(self, arguments: Sequence[str]) -> Iterator[str]:
+        """Yield the arguments in the form that jsonargparse reads.
+
+        Raises:
+            InputError: an unknown, missing or superfluous argument, or a value of the wrong type.
+        """
+        words, options = self.split(arguments)
+        for name, value in options.items():
+            action = self._option_string_actions.get(name)
+            if action is None or action.help == argparse.SUPPRESS:
+                if not self._is_dictionary(name.rpartition(".")[0]):
+                    raise InputError(f"unrecognized option {name}{self._suggestion(name)}")
+                yield f"{name}={value}"
+            elif action.nargs == 0:
+                if value is not None:
+                    raise InputError(f"{name}: expected no value, got {value!r}")
+                yield name
+            elif value is None or value.startswith("--"):
+                raise InputError(f"{name}: expected {describe_type(type_hint(action))}, got nothing")
+            else:
+                bracketed = _bracket(type_hint(action), value)
+                if type_hint(action) is not str:
+                    check_value(name, type_hint(action), bracketed)
+                yield f"{name}={bracketed}"
+        missing = []
+        for action in self._actions:
+            given = options.keys() & {*action.option_strings} if action.option_strings else words
+            if action.required and not given:
+                missing.append(_label(action))
+            elif not action.option_strings and type_hint(action) is not str:
+                check_value(_label(action), type_hint(action), words[0])
+        if missing:
+            raise InputError(f"expected {' and '.join(missing)}")
+        if len(words) > 1 and all(action.option_strings or action.nargs != "+" for action in self._actions):
+            raise InputError(f"unexpected argument {words[1]!r}")
+        yield from words
+
+    def _is_dictionary(self, name: str) -> bool:
+        """Return whether ``name``.ANY sets an entry of a dictionary."""
+        action = self._option_string_actions.get(name)
+        return action is not None and get_origin(type_hint(action)) is dict
+
+    def _suggestion(self, name: str) -> str:
+        for action in self._actions:
+            if not action.option_strings and action.dest == name.lstrip("-"):  # --data
+                return f"; {_label(action)} is given without an option name"
+        return did_you_mean(name, self.option_names())
+
+    def option_names(self) -> list[str]:
+        """Return the names of the options that the help lists."""
+        actions = [action for action in self._actions if action.help != argparse.SUPPRESS]
+        return [n for a in actions for n in a.option_strings if n.startswith("--") and not n.endswith("+")]
+
+
+def parameter_names(function: Callable[..., Any]) -> set[str]:
+    """Return the names of the parameters of a function, and of the dataclass that it passes **settings to."""
+    return set(ArgumentParser().add_function_arguments(function, as_group=False))
 
 
 def add_settings(
     parser: Parser, title: str, function: Callable[..., Any], skip: Collection[str] = ()
 ) -> argparse._ArgumentGroup:
     """Add the parameters of a function as options: settings in a group ``title``, those of MACHINE in another."""
-    names = set(inspect.signature(function).parameters)
+    names = parameter_names(function)
     group, machine = parser.add_argument_group(title), parser.add_argument_group("machine")
     group.add_function_arguments(function, as_group=False, skip={*names & MACHINE, *skip})
     machine.add_function_arguments(function, as_group=False, skip={*names - MACHINE, *skip})
     return group
 
 
-def _bracket_lists(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
-    """Write ``--shots 1,5`` as ``--shots [1,5]``, which jsonargparse needs, for every option that takes numbers."""
-    patterns = _number_list_patterns(parser)
-    bracketed: list[str] = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        previous = bracketed[-1] if bracketed else ""
-        if name in patterns and patterns[name].fullmatch(value):
-            bracketed.append(f"{name}{equals}[{value}]")
-        elif previous in patterns and patterns[previous].fullmatch(argument):
-            bracketed.append(f"[{argument}]")
-        else:
-            bracketed.append(argument)
-    return bracketed
+def type_hint(action: argparse.Action) -> Any:
+    """Return the type of the value of an option, None for flags."""
+    return getattr(action, "_typehint", None) or action.type or (None if action.nargs == 0 else str)
 
 
-def _number_list_patterns(parser: argparse.ArgumentParser) -> dict[str, re.Pattern[str]]:
-    patterns: dict[str, re.Pattern[str]] = {}
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for subparser in action.choices.values():
-                patterns |= _number_list_patterns(subparser)
-        elif "Sequence[int]" in (hint := str(type_hint(action))):
-            patterns |= dict.fromkeys(action.option_strings, INTEGERS)
-        elif "tuple[float, float]" in hint:
-            patterns |= dict.fromkeys(action.option_strings, NUMBER_PAIR)
-    return patterns
+def _label(action: argparse.Action) -> str:
+    """Return an argument as typed on the command line: DATA or --out OUT."""
+    return " ".join([*action.option_strings[:1], str(action.metavar or action.dest.upper())])
+
+
+def _bracket(hint: Any, value: str) -> str:
+    patterns = [LISTS[origin] for origin in map(get_origin, union_members(hint)) if origin in LISTS]
+    return f"[{value}]" if any(pattern.fullmatch(value) for pattern in patterns) else value
 
 
 def metavar(action: argparse.Action) -> str:
@@ -126,20 +191,14 @@ def metavar(action: argparse.Action) -> str:
     hint = type_hint(action)
     if values := choices(hint):
         return f"{{{','.join(values)}}}"
+    placeholders: dict[Any, str] = {int: "N", float: "X", tuple: "X,X", Sequence: "N,...", dict: "{NAME: VALUE,...}"}
     names = []
     for kind in union_members(hint):
-        text = str(kind)
-        if kind in (int, float):
-            names.append({int: "N", float: "X"}[kind])
-        elif "Literal" in text:
-            names += choices(kind)
-        elif text.startswith("tuple"):
-            names.append("X,X")
-        elif "Sequence[int]" in text:
-            names.append("N,...")
-        elif text.startswith("dict"):
-            names.append("{NAME: VALUE,...}")
-        elif kind is not type(None):
+        if (get_origin(kind) or kind) in placeholders:
+            names.append(placeholders[get_origin(kind) or kind])
+        elif literals := choices(kind):
+            names += [value for value in literals if value != "null"]
+        else:
             return action.dest.rpartition(".")[2].upper()
     return "|".join(names)
 

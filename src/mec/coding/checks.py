@@ -31,16 +31,13 @@ def check_pair(p_name: str, p: Tensor, z_name: str, z: Tensor) -> None:
 
 
 def check_distortion(distortion: float) -> None:
-    if isinstance(distortion, bool) or not isinstance(distortion, (int, float)):
-        raise ValueError(f"distortion: expected a positive number, got {distortion!r}")
-    if not math.isfinite(distortion) or distortion <= 0:
-        raise ValueError(f"distortion: expected a positive finite number, got {distortion}")
+    is_number = isinstance(distortion, (int, float)) and not isinstance(distortion, bool)
+    if not is_number or not math.isfinite(distortion) or distortion <= 0:
+        raise ValueError(f"distortion: expected a positive finite number, got {distortion!r}")
 
 
 def check_order(order: int | None) -> None:
-    if order is None:
-        return
-    if isinstance(order, bool) or not isinstance(order, int) or order < 1:
+    if order is not None and (isinstance(order, bool) or not isinstance(order, int) or order < 1):
         raise ValueError(f"order: expected an integer >= 1, or None for the exact log det, got {order!r}")
 
 

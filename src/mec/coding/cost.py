@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mec.coding.log_det import choose_step
-
 # FLOPs that take as long as one byte on the wire. A GPU does 40e12 FLOP/s in float32 and sends 50 to 400 GB/s,
 # 100 to 800 FLOPs per byte; a CPU core does 50e9 and sends 0.2 to 1 GB/s through gloo, 50 to 250.
 FLOPS_PER_BYTE = 300
@@ -56,6 +54,12 @@ def _log_det_flops(size: int, block: int, sharded: bool, order: int | None, symm
     # the full inverse by Cholesky: one triangular solve, and the product of its solution with its transpose
     solves = 3 if symmetric and not sharded else 2
     return factorization + solves * size * size * block
+
+
+def choose_step(order: int) -> int:
+    """Return the step s for which the powers C, ..., C^s and C^s, C^2s, ... give every trace up to ``order`` with
+    the fewest matrix products (about 2 sqrt(order)). Ties prefer a step that divides ``order``."""
+    return min(range(1, order + 1), key=lambda s: ((s - 1) + max(0, -(-order // s) - 2), order % s))
 
 
 def _num_products(order: int) -> int:

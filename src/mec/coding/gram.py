@@ -42,8 +42,9 @@ def all_gather_rows(z: Tensor, group: Group) -> Tensor:
     world_size = get_world_size(group)
     if world_size == 1:
         return z
-    gathered = z.new_empty((world_size * z.shape[0], z.shape[1]))
-    dist.all_gather_into_tensor(gathered, z.contiguous(), group=group)
+    gathered = z.new_empty((world_size * len(z), z.shape[1]))
+    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.14
+    all_gather(gathered, z.contiguous(), group=group)
     return gathered
 
 
@@ -53,14 +54,9 @@ def _reduce_scatter_rows(z: Tensor, group: Group) -> Tensor:
     if world_size == 1:
         return z
     local = z.new_empty((len(z) // world_size, z.shape[1]))
-    dist.reduce_scatter_tensor(local, z.contiguous(), group=group)
+    reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    reduce_scatter(local, z.contiguous(), group=group)
     return local
-
-
-def local_rows(m: int, group: Group) -> slice:
-    """Return the slice of the m rows of this process in the result of ``all_gather_rows``."""
-    first = m * dist.get_rank(group) if get_world_size(group) > 1 else 0
-    return slice(first, first + m)
 
 
 def all_reduce_sum(x: Tensor, group: Group) -> Tensor:
@@ -103,29 +99,28 @@ class _CrossGram(Function):
             gathered = all_z, all_z_inverse = all_gather_rows(z, group), all_gather_rows(z_inverse, group)
             C = (p @ all_z.T).mul_(p_inverse / scale).mul_(all_z_inverse.T)
         ctx.save_for_backward(p, z, p_inverse, z_inverse, *gathered)
-        ctx.scale, ctx.group = scale, group
+        ctx.scale, ctx.feature_side, ctx.group = scale, feature_side, group
         return C
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         p, z, p_inverse, z_inverse, *gathered = ctx.saved_tensors
+        all_z, all_z_inverse = gathered or (z, z_inverse)
         grad_p = grad_z = None
         if ctx.needs_input_grad[0]:
-            if gathered:
-                all_z, all_z_inverse = gathered
-                grad_unit = (grad * (p_inverse / ctx.scale)).mul_(all_z_inverse.T) @ all_z
-            else:
+            if ctx.feature_side:
                 grad_unit = (z @ grad).mul_(p_inverse * z_inverse / ctx.scale)
+            else:
+                grad_unit = (grad * (p_inverse / ctx.scale)).mul_(all_z_inverse.T) @ all_z
             grad_p = _normalize_backward(grad_unit, p, p_inverse)
         if ctx.needs_input_grad[1]:
-            if gathered:
-                all_z, all_z_inverse = gathered
+            if ctx.feature_side:
+                grad_unit = (p @ grad.T).mul_(p_inverse * z_inverse / ctx.scale)
+            else:
                 # the local rows of C contribute to the z of every process: sum these over processes, keep the local z
                 grad_all_z = (grad.T * (all_z_inverse / ctx.scale)).mul_(p_inverse.T) @ p
                 grad_unit = _reduce_scatter_rows(grad_all_z, ctx.group)
-            else:
-                grad_unit = (p @ grad.T).mul_(p_inverse * z_inverse / ctx.scale)
             grad_z = _normalize_backward(grad_unit, z, z_inverse)
         return grad_p, grad_z, None, None, None
 

@@ -1,20 +1,121 @@
-"""MECLoss: the objective of Maximum Entropy Coding (Liu et al., NeurIPS 2022) as an ``nn.Module``."""
+"""The objective of Maximum Entropy Coding (Liu et al., NeurIPS 2022): coding rates as functions, and MECLoss.
+
+m is the number of codes, d their dimension, and ``distortion`` the paper's eps_d^2 = eps^2 / d, so that
+lambda^-1 = m * distortion. All values are in nats, computed in float32 or float64 even under autocast, and
+differentiable once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from mec.coding.checks import check_distortion, check_finite, check_order, check_pair
+from mec.coding.checks import check_distortion, check_embeddings, check_finite, check_order, check_pair
 from mec.coding.cost import cheapest_plan
 from mec.coding.gram import Group, cross_gram, get_world_size, self_gram, world_group
-from mec.coding.sharded import log_det_contribution, sum_contributions
+from mec.coding.log_det import log_det, sum_contributions
 
 Pair = tuple[Tensor, Tensor]
 """One tensor for each of the two views."""
 Form = Literal["cross", "pooled"]
+
+
+def coding_rate(z: Tensor, distortion: float, order: int | None = None) -> Tensor:
+    """Return the coding rate of z in nats: log det(I + z z^T / (m distortion)).
+
+    Args:
+        z: codes, (m, d), m >= 2, any scale: rows are normalized; a zero row stays zero.
+        distortion: the paper's eps_d^2 > 0. A smaller value means a finer code.
+        order: None for the exact log det, by Cholesky on the smaller of m x m and d x d; n >= 1 for the
+            first n terms of its Taylor series, which converges when the norm of the matrix is below 1.
+
+    Returns:
+        A scalar: 0 for zero codes, log(1 + 1/distortion) when all rows are equal,
+        d log(1 + 1/(d distortion)) when they are spread evenly over d <= m directions.
+
+    Raises:
+        ValueError: an invalid argument; the message names it, the expected value and the actual one.
+
+    Examples:
+        >>> import torch
+        >>> collapsed, spread = torch.ones(8, 8), torch.eye(8)
+        >>> round(coding_rate(collapsed, distortion=0.125).item(), 4)  # log(1 + 8)
+        2.1972
+        >>> round(coding_rate(spread, distortion=0.125).item(), 4)  # 8 log(1 + 1)
+        5.5452
+    """
+    check_embeddings("z", z)
+    check_distortion(distortion)
+    check_order(order)
+    value, _ = _self_rate([z], distortion, order, None)
+    check_finite(value, z=z)
+    return value
+
+
+def cross_coding_rate(p: Tensor, z: Tensor, distortion: float, order: int | None = None) -> Tensor:
+    """Return the coding rate shared by two views: log |det(I + p z^T / (m distortion))| (Eq. 3 without mu).
+
+    Args:
+        p: codes of one view, (m, d), m >= 2; rows are normalized.
+        z: codes of the other view, (m, d); row i belongs to the same image as row i of p.
+        distortion: the paper's eps_d^2 > 0.
+        order: None for the exact log |det| by LU; n >= 1 for Tr sum_{k<=n} (-1)^(k+1)/k C^k with
+            C = p z^T / (m distortion). C is not symmetric: the series is unbounded where its eigenvalues exceed 1
+            in absolute value (see docs/objective.md).
+
+    Returns:
+        A scalar; equal to ``coding_rate(z)`` when p = z.
+
+    Raises:
+        ValueError: an invalid argument; the message names it, the expected value and the actual one.
+
+    Examples:
+        >>> import torch
+        >>> p, z = torch.randn(16, 4), torch.randn(16, 4)
+        >>> cosine = torch.nn.functional.cosine_similarity(p, z).mean()
+        >>> torch.allclose(cross_coding_rate(p, z, distortion=1.0, order=1), cosine, atol=1e-6)
+        True
+    """
+    check_pair("p", p, "z", z)
+    check_distortion(distortion)
+    check_order(order)
+    value = _cross_rate(p, z, distortion, order, None)
+    check_finite(value, p=p, z=z)
+    return value
+
+
+def coding_length(z: Tensor, distortion: float) -> Tensor:
+    """Return the coding length of the rows of z (m, d) in nats, (m + d) / 2 * coding_rate (Eq. 1).
+
+    Examples:
+        >>> import torch
+        >>> round(coding_length(torch.eye(8), distortion=0.125).item(), 3)  # (8 + 8) / 2 * 8 log 2
+        44.361
+    """
+    m, d = z.shape if getattr(z, "ndim", 0) == 2 else (0, 0)
+    return coding_rate(z, distortion) * ((m + d) / 2)
+
+
+def _cross_rate(p: Tensor, z: Tensor, distortion: float, order: int | None, group: Group) -> Tensor:
+    """Return the contribution of this process to the cross coding rate of the rows of all processes."""
+    world_size = get_world_size(group)
+    rows = len(p) * world_size
+    plan = cheapest_plan(rows, p.shape[1], world_size, order, symmetric=False)
+    C = cross_gram(p, z, rows * distortion, plan.feature_side, group)
+    return log_det(C, order, False, plan, group)
+
+
+def _self_rate(views: Sequence[Tensor], distortion: float, order: int | None, group: Group) -> tuple[Tensor, Tensor]:
+    """Return the contribution of this process to the coding rate of the rows of all views and processes, and the mean
+    cosine of the first and the last view in this process."""
+    world_size = get_world_size(group)
+    rows = len(views) * len(views[0]) * world_size
+    plan = cheapest_plan(rows, views[0].shape[1], world_size, order, symmetric=True)
+    C, cosine = self_gram(views, rows * distortion, plan.feature_side, group)
+    return log_det(C, order, True, plan, group), cosine
 
 
 class MECLoss(nn.Module):
@@ -109,25 +210,20 @@ class MECLoss(nn.Module):
 
 def _cross(p: Tensor, z: Tensor, distortion: float, order: int | None, group: Group) -> Tensor:
     """Return the contribution of this process to the cross loss of a pair."""
-    world_size = get_world_size(group)
-    rows = len(p) * world_size
-    plan = cheapest_plan(rows, p.shape[1], world_size, order, symmetric=False)
-    C = cross_gram(p, z, rows * distortion, plan.feature_side, group)
-    return -distortion * log_det_contribution(C, order, False, plan, group)
+    return -distortion * _cross_rate(p, z, distortion, order, group)
 
 
 def _pooled(p: Tensor, z: Tensor, distortion: float, order: int | None, group: Group) -> Tensor:
     """Return the contribution of this process to the pooled loss of a pair."""
-    world_size = get_world_size(group)
-    rows = 2 * len(p) * world_size
-    plan = cheapest_plan(rows, p.shape[1], world_size, order, symmetric=True)
-    C, cosine = self_gram((p, z), rows * distortion, plan.feature_side, group)
+    rate, cosine = _self_rate((p, z), distortion, order, group)
     # cosine is the mean of the local rows: the sum over processes divides by world_size
-    return (1 - cosine) / world_size - distortion * log_det_contribution(C, order, True, plan, group)
+    return (1 - cosine) / get_world_size(group) - distortion * rate
 
 
 def _check_views(name: str, views: object) -> Pair:
     if not isinstance(views, (tuple, list)) or len(views) != 2:
-        actual = f"a tensor of shape {tuple(views.shape)}" if isinstance(views, Tensor) else f"{views!r:.60}"
+        actual = f"a tensor of shape {tuple(views.shape)}" if isinstance(views, Tensor) else type(views).__name__
+        if isinstance(views, (tuple, list)):
+            actual += f" of length {len(views)}"
         raise ValueError(f"{name}: expected a pair of tensors, one for each view, got {actual}")
     return views[0], views[1]

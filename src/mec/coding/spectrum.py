@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mec.coding.checks import check_distortion, check_embeddings, check_finite, check_pair
@@ -19,7 +20,6 @@ from mec.coding.gram import (
     all_reduce_sum,
     get_world_size,
     inverse_norms,
-    local_rows,
     self_gram,
     upcast,
 )
@@ -106,24 +106,21 @@ def alpha_req(z: Tensor) -> float:
     return _decay_exponent(_eigenvalues(z))
 
 
-def spectral_norm(p: Tensor, z: Tensor, distortion: float, steps: int = 16) -> float:
+def spectral_norm(p: Tensor, z: Tensor, distortion: float, steps: int = 16, group: Group = None) -> float:
     """Return ||p z^T / (m distortion)||_2 of unit rows by power iteration, a lower bound that is tight after ``steps``.
 
-    The Taylor series of the coding rate converges where this is below 1.
+    The Taylor series of the coding rate converges where this is below 1. ``group`` as in ``health``.
     """
     check_pair("p", p, "z", z)
     check_distortion(distortion)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps: expected an integer >= 1, got {steps!r}")
-    return _spectral_norm(p.detach(), z.detach(), distortion, steps)
-
-
-def _spectral_norm(p: Tensor, z: Tensor, distortion: float, steps: int = 16, group: Group = None) -> float:
-    p, z = upcast((p, z))
+    p, z = upcast((p.detach(), z.detach()))
     p, z = p * inverse_norms(p), z * inverse_norms(z)
-    m = len(z) * get_world_size(group)
+    m, world_size = len(z), get_world_size(group)
+    first = m * dist.get_rank(group) if world_size > 1 else 0
     # a fixed start makes the value reproducible; each process holds its local rows of v and sends vectors of size d
-    v = torch.linspace(1.0, 2.0, m, dtype=z.dtype, device=z.device)[local_rows(len(z), group)]
+    v = torch.linspace(1.0, 2.0, m * world_size, dtype=z.dtype, device=z.device)[first : first + m]
     for _ in range(steps):
         u = all_reduce_sum(torch.cat([z.T @ v, v.square().sum(0, keepdim=True)]), group)  # z^T v and |v|^2
         u = u[:-1] / u[-1].sqrt().clamp_min(MIN_NORM)  # 0 for zero codes
@@ -131,7 +128,7 @@ def _spectral_norm(p: Tensor, z: Tensor, distortion: float, steps: int = 16, gro
     square = all_reduce_sum(v.square().sum(), group)
     check_finite(square, p=p, z=z)
     # ||C^T C v|| of a unit v tends to ||C||^2; the m x m matrix is never formed
-    return math.sqrt(math.sqrt(float(square))) / (m * distortion)
+    return math.sqrt(math.sqrt(float(square))) / (m * world_size * distortion)
 
 
 def health(p: Tensor, z: Tensor, distortion: float, group: Group = None) -> Health:
@@ -147,9 +144,7 @@ def health(p: Tensor, z: Tensor, distortion: float, group: Group = None) -> Heal
     Raises:
         ValueError: an invalid argument; the message names it, the expected value and the actual one.
     """
-    check_pair("p", p, "z", z)
-    check_distortion(distortion)
-    norm = _spectral_norm(p.detach(), z.detach(), distortion, group=group)
+    norm = spectral_norm(p, z, distortion, group=group)  # checks the arguments
     eigenvalues = _eigenvalues(z, group)
     m, d = z.shape[0] * get_world_size(group), z.shape[1]
     return Health(

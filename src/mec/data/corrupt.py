@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from mec.errors import InputError
+from mec.files import atomic_write
 
 COLUMNS = ["image", "reason"]
 
@@ -43,8 +43,11 @@ class CorruptLog:
         if path.exists():
             with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
                 earlier = {row[0]: row[1] for row in csv.reader(file) if len(row) == 2 and row != COLUMNS}
+        rows = earlier | {title: reason for title, reason in self.reasons.items() if title not in earlier}
+        if rows:  # written as a whole, because a killed run or a full disk may have cut the last row
+            with atomic_write(path) as temporary:
+                _append(temporary, rows)
         self.path = path
-        self._append({title: reason for title, reason in self.reasons.items() if title not in earlier})
         self.num_earlier = len(earlier.keys() - self.reasons.keys())
         self.reasons = earlier | self.reasons
 
@@ -62,7 +65,8 @@ class CorruptLog:
         if not new:
             return
         self.reasons |= new
-        self._append(new)
+        if self.path is not None:
+            _append(self.path, new)
         expected = self.max_fraction * self.num_seen
         # the first images may hold more corrupt ones by chance: allow four standard deviations
         if self.num_seen < self.num_images and len(self) - self.num_earlier > expected + 4 * math.sqrt(expected) + 1:
@@ -78,19 +82,11 @@ class CorruptLog:
             f"the first: {title}: {reason}{listed}"
         )
 
-    def _append(self, new: dict[str, str]) -> None:
-        if self.path is None or not new:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        last_byte = b""
-        if self.path.exists() and self.path.stat().st_size:
-            with self.path.open("rb") as existing:
-                existing.seek(-1, os.SEEK_END)
-                last_byte = existing.read()
-        with self.path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file)
-            if not last_byte:
-                writer.writerow(COLUMNS)
-            elif last_byte != b"\n":  # a killed run or a full disk has cut the last row
-                file.write("\n")
-            writer.writerows(new.items())
+
+def _append(path: Path, rows: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        if file.tell() == 0:
+            writer.writerow(COLUMNS)
+        writer.writerows(rows.items())

@@ -79,15 +79,10 @@ def training_sampler(
     world_size: int = 1,
     drop_last: bool = True,
 ) -> EpochSampler | StepSampler:
-    """Return the sampler of a training: random order for a map-style dataset, steps for shards, which are streamed.
+    """Return the sampler of a training: random order, or steps for shards, which are streamed.
 
-    Args:
-        dataset: the images.
-        batch_size: images of a batch of one process.
-        seed: seed of the order.
-        rank: rank of this process.
-        world_size: number of processes.
-        drop_last: leave out the images that do not fill the last batch of an epoch; shards always do.
+    ``batch_size`` is that of one process. ``drop_last`` leaves out the images that do not fill the last batch of an
+    epoch, as shards always do.
     """
     if dataset.random_access:
         return EpochSampler(len(dataset), batch_size, seed, rank, world_size, drop_last=drop_last)
@@ -219,12 +214,10 @@ def evaluation_loader(
 
 
 def worker_count(workers: int | None, local_world_size: int | None = None) -> int:
-    """Return the number of loader workers of one training process.
+    """Return the number of loader workers of one training process, by default one per available core, at most 16.
 
-    Args:
-        workers: the number that the user chose. None: one per core available to this process, at most 16.
-        local_world_size: training processes on this machine, which share its cores. None: LOCAL_WORLD_SIZE of torchrun,
-            or 1. Where SLURM started these processes with a number of cores for each, each one has its own cores.
+    The training processes on a machine share its cores: ``local_world_size``, or LOCAL_WORLD_SIZE of torchrun. Where
+    SLURM started these processes with a number of cores for each, each one has its own cores.
     """
     if workers is not None:
         return workers

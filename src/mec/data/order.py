@@ -34,27 +34,14 @@ FALLBACK_SHARDS, FALLBACK_IMAGES = 8, 8
 
 
 class _GlobalBatchSampler(Sampler[Key]):
-    """Epochs of global batches, each divided equally over the processes. Its length is the number of steps.
+    """Epochs of global batches of ``batch_size * world_size`` images, divided equally over the processes.
 
-    Args:
-        num_images: images in the dataset.
-        batch_size: images in the batch of one process; a global batch has ``batch_size * world_size``.
-        seed: seed of the order.
-        rank: index of this process.
-        world_size: number of processes.
-        drop_last: leave out the images at the end of an epoch that do not fill a global batch; False: a smaller
-            batch has them.
+    Its length is the number of steps. ``drop_last`` leaves out the images at the end of an epoch that do not fill a
+    global batch.
     """
 
     def __init__(
-        self,
-        num_images: int,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        *,
-        drop_last: bool = True,
+        self, num_images: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, drop_last: bool = True
     ) -> None:
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
         self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
@@ -80,10 +67,7 @@ class _GlobalBatchSampler(Sampler[Key]):
 
 
 class EpochSampler(_GlobalBatchSampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) in a new random order each epoch; global batches do not depend on the world size.
-
-    Process r gets rows r * batch_size ... (r + 1) * batch_size - 1 of each global batch.
-    """
+    """Batches of (epoch, index) in a new random order each epoch; global batches do not depend on the world size."""
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = uniforms(self.seed, self.epoch, np.arange(self.num_images), 1, Stream.SAMPLE_ORDER)[:, 0].argsort()
@@ -117,8 +101,7 @@ def choose_num_lanes(num_shards: int, global_batch: int, world_size: int) -> int
 
 
 class ShuffledShards(Dataset[Batch]):
-    """Batches of shuffled images from shards, in slices. The item (epoch, step, slice) is one slice of a batch: the
-    images of one or more lanes.
+    """Batches of shuffled images from shards. The item (epoch, step, slice) is the images of one or more lanes.
 
     A lane is one sequential reader with its own shuffle buffer. A global batch takes the same number of images from
     every lane. The images of all shards form a ring, with the shards in the order of the epoch, and the lanes read
@@ -126,13 +109,7 @@ class ShuffledShards(Dataset[Batch]):
     part starts at a random image, so the images that do not fill a global batch change from epoch to epoch.
 
     Global batches are in the order of the lanes. They do not depend on the number of workers, and are equal for world
-    sizes that give the same number of lanes.
-
-    Args:
-        dataset: the shards.
-        cropper: crops the images of a slice.
-        sampler: seed, batch size and position of this process; its number of slices is set here.
-        max_slices: largest number of slices in a batch of this process, one or more lanes each.
+    sizes that give the same number of lanes. The number of slices of ``sampler`` is set here, at most ``max_slices``.
     """
 
     def __init__(self, dataset: ImageDataset, cropper: Cropper, sampler: StepSampler, max_slices: int = 1) -> None:

@@ -1,9 +1,8 @@
 """Encoders, the heads around them during training, and their files."""
 
 from mec.models.encoder import Encoder, create_encoder
-from mec.models.heads import Predictor, Projector
 from mec.models.io import load_encoder, save_encoder, untrained
-from mec.models.siamese import Siamese
+from mec.models.siamese import Predictor, Projector, Siamese
 
 __all__ = [
     "Encoder",

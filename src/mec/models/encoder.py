@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mec.errors import InputError
+from mec.errors import InputError, did_you_mean
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -133,8 +132,7 @@ def create_encoder(
     if channels < 1:
         raise InputError(f"channels: expected at least 1, got {channels}")
     if not timm.is_model(backbone):
-        matches = difflib.get_close_matches(backbone, timm.list_models(), n=3)
-        hint = f"; did you mean {', '.join(matches)}?" if matches else "; timm.list_models() lists them"
+        hint = did_you_mean(backbone, timm.list_models())
         raise InputError(f"backbone: expected a timm architecture, got {backbone!r}{hint}")
     mean = mean or (IMAGENET_MEAN if channels == 3 else (0.5,) * channels)
     std = std or (IMAGENET_STD if channels == 3 else (0.25,) * channels)
@@ -144,18 +142,10 @@ def create_encoder(
         small_stem = image_size < SMALL_IMAGE and _has_small_stem(backbone)
     elif small_stem and not _has_small_stem(backbone):
         raise InputError(f"small_stem: expected a ResNet or vision transformer, got {backbone}")
+    mean, std = tuple(mean), tuple(std)
     return Encoder(
         EncoderSpec(
-            backbone=backbone,
-            image_size=image_size,
-            channels=channels,
-            small_stem=small_stem,
-            mean=tuple(mean),
-            std=tuple(std),
-            options=options or {},
-            value_range=value_range,
-            background=background,
-            stem_padding=stem_padding,
+            backbone, image_size, channels, small_stem, mean, std, options or {}, value_range, background, stem_padding
         )
     )
 
@@ -172,19 +162,19 @@ def enable_gradient_checkpointing(encoder: Encoder) -> None:
         raise InputError(f"gradient_checkpointing: timm does not support it for {encoder.spec.backbone}") from error
 
 
-def _timm_module(backbone: str) -> str:
+def timm_module(backbone: str) -> str:
     """Return the name of the timm module that defines the architecture."""
     module: str = timm.models.model_entrypoint(backbone).__module__
     return module.rsplit(".", 1)[-1]
 
 
 def _has_small_stem(backbone: str) -> bool:
-    return _timm_module(backbone) in ("resnet", "vision_transformer")
+    return timm_module(backbone) in ("resnet", "vision_transformer")
 
 
 def _build_backbone(spec: EncoderSpec) -> nn.Module:
     options: dict[str, Any] = {"pretrained": False, "num_classes": 0, "in_chans": spec.channels, **spec.options}
-    is_vit = _timm_module(spec.backbone) == "vision_transformer"
+    is_vit = timm_module(spec.backbone) == "vision_transformer"
     if is_vit and spec.small_stem:
         options.setdefault("patch_size", max(2, spec.image_size // 8))
     try:

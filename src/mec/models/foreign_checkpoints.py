@@ -1,7 +1,8 @@
 """Load the encoder of a training checkpoint, of this package or a third party: format, tensors, architecture.
 
-The formats follow the projects' published code; tests/models/test_foreign_checkpoints.py and test_libraries.py name
-the source file of each.
+torchvision's ResNets and common vision transformers are recognized by the shapes of their tensors. Any other timm
+architecture must be named, by the checkpoint's "arch" or by the user. Every tensor of the backbone must be in the
+file, with its shape, and no others except those of heads.
 
 Most checkpoints do not record how images were normalized. If the project has no convention either, common ResNets and
 vision transformers get ImageNet's mean and standard deviation, and other architectures those of timm's configuration.
@@ -9,161 +10,55 @@ vision transformers get ImageNet's mean and standard deviation, and other archit
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import timm
 import torch
 from torch import Tensor
 
 from mec.errors import InputError
-from mec.models.architectures import Conventions, find_architecture
-from mec.models.encoder import Encoder, create_encoder
-from mec.models.key_maps import (
-    DEPTHWISE_SEPARABLE,
-    FROM_DETECTRON2,
-    FROM_EFFICIENTNET_PYTORCH,
-    FROM_LIGHTLY,
-    FROM_SEQUENTIAL,
-    FROM_TORCHVISION_VIT,
-    INVERTED_RESIDUAL,
-    KeyMap,
-    rename_key,
-)
+from mec.models.checkpoint_formats import FORMATS, CheckpointFormat, StateDict
+from mec.models.encoder import Encoder, create_encoder, timm_module
 
-StateDict = dict[str, Tensor]
+Shapes = dict[str, tuple[int, ...]]
+"""Shapes of a state dict's tensors, by key."""
 
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 BRANCHES = ("student", "teacher")
-MEC_BACKBONE_PREFIX = "network.encoder.backbone."
-# keys of the state dicts in a checkpoint: the trained network, and its moving average
 STATE_DICT_KEYS = (
     ("student", "teacher"),
     ("state_dict", "state_dict_ema"),
     ("model", "model_ema"),
     ("model_state_dict", "model_ema_state_dict"),
 )
-
-
-def _keep_keys(state_dict: StateDict) -> StateDict:
-    return state_dict
-
-
-def _apply(key_map: KeyMap) -> Callable[[StateDict], StateDict]:
-    return lambda state_dict: {rename_key(key, key_map): tensor for key, tensor in state_dict.items()}
-
-
-def _from_lightly(state_dict: StateDict) -> StateDict:
-    if all(key.startswith("vit.") for key in state_dict):
-        return {key.removeprefix("vit."): tensor for key, tensor in state_dict.items()}
-    # torchvision's last stage is child 7, after an activation and a max-pool without tensors; lightly's own is child 5
-    is_lightly_resnet = not any(key.startswith("7.") for key in state_dict)
-    return _apply(FROM_LIGHTLY if is_lightly_resnet else FROM_SEQUENTIAL)(state_dict)
-
-
-def _from_efficientnet_pytorch(state_dict: StateDict) -> StateDict:
-    """Rename keys; blocks are numbered over all stages, and timm starts a stage where the output channels change."""
-    stages: dict[int, tuple[int, int]] = {}
-    stage, block, width = -1, 0, 0
-    for number in range(sum(key.endswith("._project_conv.weight") for key in state_dict)):
-        channels = len(state_dict[f"_blocks.{number}._project_conv.weight"])
-        stage, block = (stage, block + 1) if channels == width else (stage + 1, 0)
-        stages[number], width = (stage, block), channels
-    renamed = {}
-    for key, tensor in state_dict.items():
-        if match := re.match(r"_blocks\.(\d+)\.(.*)", key):
-            stage, block = stages[int(match[1])]
-            has_expansion = f"_blocks.{match[1]}._expand_conv.weight" in state_dict
-            key = f"blocks.{stage}.{block}.{match[2]}"
-            key = rename_key(key, INVERTED_RESIDUAL if has_expansion else DEPTHWISE_SEPARABLE)
-            key = key if has_expansion else re.sub(r"\._bn(\d)\.", r".bn\1.", key)
-        renamed[rename_key(key, FROM_EFFICIENTNET_PYTORCH)] = tensor
-    return renamed
-
-
-@dataclass(frozen=True)
-class CheckpointFormat:
-    """The checkpoint format of a project.
-
-    Attributes:
-        name: name of the format in messages.
-        signature_keys: regular expressions; each matches at least one key, once wrapper prefixes are removed.
-        student_prefix: prefix of the trained backbone's keys.
-        teacher_prefix: prefix of the averaged backbone's keys; None if the format has no teacher.
-        branch_names: the project's names for student and teacher.
-        rename_keys: conversion of a backbone's keys to timm's.
-        architecture_prefix: prefix of the architecture's name, where the format implies one.
-        generic: many projects write this format, so the normalization is inferred from the architecture.
-    """
-
-    name: str
-    signature_keys: tuple[str, ...]
-    student_prefix: str = ""
-    teacher_prefix: str | None = None
-    branch_names: tuple[str, str] = BRANCHES
-    rename_keys: Callable[[StateDict], StateDict] = _keep_keys
-    architecture_prefix: str = ""
-    generic: bool = False
-
-    def prefix(self, branch: str) -> str | None:
-        return self.student_prefix if branch == "student" else self.teacher_prefix
-
-    def matches(self, state_dict: StateDict) -> bool:
-        return all(any(re.search(pattern, key) for key in state_dict) for pattern in self.signature_keys)
-
-
-MOCO_BRANCH_NAMES, MOCO_V3_BRANCH_NAMES = ("query encoder", "key encoder"), ("base encoder", "momentum encoder")
-MOMENTUM_BRANCH_NAMES = ("backbone", "momentum backbone")
-# the first format that matches is used; special cases of a format precede it
-FORMATS = (
-    CheckpointFormat(
-        "mec-ssl checkpoint", (r"^network\.encoder\.backbone\.",), MEC_BACKBONE_PREFIX, "network.teacher.0.backbone."
-    ),
-    CheckpointFormat(
-        "checkpoint of the paper's code", (r"^encoder\.fc\.", r"^predictor\.", r"^teacher\."), "encoder.", "teacher."
-    ),
-    CheckpointFormat("SimSiam checkpoint", (r"^encoder\.fc\.", r"^predictor\."), "encoder."),
-    CheckpointFormat(
-        "MoCo v3 checkpoint", (r"^base_encoder\.",), "base_encoder.", "momentum_encoder.", MOCO_V3_BRANCH_NAMES
-    ),
-    CheckpointFormat("MoCo v2 checkpoint", (r"^encoder_q\.fc\.0\.",), "encoder_q.", "encoder_k.", MOCO_BRANCH_NAMES),
-    CheckpointFormat("MoCo v1 checkpoint", (r"^encoder_q\.",), "encoder_q.", "encoder_k.", MOCO_BRANCH_NAMES),
-    CheckpointFormat(
-        "lightly checkpoint", (r"^backbone\.(0|vit)\.",), "backbone.", "backbone_momentum.", MOMENTUM_BRANCH_NAMES,
-        _from_lightly
-    ),
-    CheckpointFormat(
-        "lightly checkpoint", (r"^student_backbone\.(0|vit)\.",), "student_backbone.", "teacher_backbone.",
-        rename_keys=_from_lightly
-    ),
-    CheckpointFormat("lightly checkpoint", (r"^student_backbone\.",), "student_backbone.", "teacher_backbone."),
-    CheckpointFormat(
-        "solo-learn checkpoint", (r"^backbone\.", r"^classifier\."), "backbone.", "momentum_backbone.",
-        MOMENTUM_BRANCH_NAMES
-    ),
-    CheckpointFormat(
-        "solo-learn checkpoint", (r"^encoder\.", r"^classifier\."), "encoder.", "momentum_encoder.",
-        MOMENTUM_BRANCH_NAMES
-    ),
-    CheckpointFormat("DINO checkpoint", (r"^backbone\.", r"^head\.last_layer\."), "backbone."),
-    CheckpointFormat("Barlow Twins checkpoint", (r"^backbone\.", r"^projector\.", r"^bn\."), "backbone."),
-    CheckpointFormat("VICReg checkpoint", (r"^backbone\.", r"^projector\."), "backbone."),
-    CheckpointFormat("SwAV checkpoint", (r"^projection_head\.", r"^prototypes")),
-    CheckpointFormat("detectron2 weights", (r"^stem\.conv1\.norm\.",), rename_keys=_apply(FROM_DETECTRON2)),
-    CheckpointFormat(
-        "torchvision weights", (r"^conv_proj\.", r"^class_token$"), rename_keys=_apply(FROM_TORCHVISION_VIT)
-    ),
-    # its convolutions pad as TensorFlow does, like those of timm's tf_ models
-    CheckpointFormat(
-        "EfficientNet-PyTorch weights", (r"^_conv_stem\.",), rename_keys=_from_efficientnet_pytorch,
-        architecture_prefix="tf_", generic=True
-    ),
-    CheckpointFormat("backbone weights", (r"^backbone\.",), "backbone.", generic=True),
-    CheckpointFormat("encoder weights", (r"^encoder\.(conv1|patch_embed|conv_stem|stem)\b",), "encoder.", generic=True),
-    CheckpointFormat("torchvision or timm weights", (), generic=True),
-)  # fmt: skip
+"""Keys of the state dicts in a checkpoint: the trained network, and its moving average."""
+HEAD_MODULES = frozenset(
+    "fc head heads head_dist classifier linear last_linear logits projector projection_head projection prototypes "
+    "predictor prediction_head queue queue_ptr mask_token n_averaged".split()
+)
+"""First components of the keys of heads and of other modules outside the backbone."""
+COMPUTED_BUFFERS = ("num_batches_tracked", "relative_position_index", "attn_mask", "relative_coords_table")
+"""Buffers that some versions of a library save and others recompute; the comparison ignores them."""
+RESNETS = {
+    "resnet18": (3, 64, 64, 2, 2, 2, 2),
+    "resnet34": (3, 64, 64, 3, 4, 6, 3),
+    "resnet50": (1, 64, 64, 3, 4, 6, 3),
+    "resnet101": (1, 64, 64, 3, 4, 23, 3),
+    "resnet152": (1, 64, 64, 3, 8, 36, 3),
+    "resnext50_32x4d": (1, 128, 4, 3, 4, 6, 3),
+    "resnext101_32x8d": (1, 256, 8, 3, 4, 23, 3),
+    "resnext101_64x4d": (1, 256, 4, 3, 4, 23, 3),
+    "wide_resnet50_2": (1, 128, 128, 3, 4, 6, 3),
+    "wide_resnet101_2": (1, 128, 128, 3, 4, 23, 3),
+}
+"""Kernel size of a block's first convolution, output and group width of its second, number of blocks per stage."""
+VIT_SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
+"""Names of vision transformers by embedding width."""
 
 
 def encoder_from_checkpoint(
@@ -179,80 +74,65 @@ def encoder_from_checkpoint(
         label: used in the origin in place of the format's name.
 
     Raises:
-        InputError: the checkpoint has no tensors or no such branch, no architecture matches its tensors or several
-            do, or values are not finite.
+        InputError: the checkpoint has no tensors or no such branch, its architecture is unknown or does not match its
+            tensors, or values are not finite.
     """
     state_dict, branch, stored_alone = _select_state_dict(checkpoint, source, branch)
     format = next(format for format in FORMATS if format.matches(state_dict))
-    prefix = format.prefix(branch or "student")
-    if prefix is None or not any(key.startswith(prefix) for key in state_dict):
-        prefixes = {b: p for b in BRANCHES if (p := format.prefix(b)) is not None}
-        available = [b for b, p in prefixes.items() if any(key.startswith(p) for key in state_dict)]
+    prefixes = {"student": format.student_prefix, "teacher": format.teacher_prefix}
+    available = [b for b, p in prefixes.items() if p is not None and any(key.startswith(p) for key in state_dict)]
+    selected = branch or "student"
+    prefix = prefixes[selected]
+    if prefix is None or selected not in available:
         raise InputError(
-            f"encoder: {source} has no {branch or 'student'}; this {format.name} has the {' and the '.join(available)}"
+            f"encoder: {source} has no {selected}; this {format.name} has the {' and the '.join(available)}"
         )
     weights = format.rename_keys(
         {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
     )
-    conventions = _conventions(format, weights)
-    arch = checkpoint.get("arch")
-    hint = arch if isinstance(arch, str) else None
-    fields, matched = find_architecture(weights, conventions, overrides, source, hint, format.architecture_prefix)
-    encoder = create_encoder(**fields)
-    _load_weights(encoder, weights, source)
-    other_branches = tuple(p for p in (format.student_prefix, format.teacher_prefix) if p and p != prefix)
+    encoder, note = _create_matching_encoder(weights, format, checkpoint.get("arch"), overrides, source)
+    matched = load_weights(encoder, weights, source)
+    other_branches = tuple(p for p in prefixes.values() if p and p != prefix)
     ignored = sum(not key.startswith(other_branches) for key in state_dict) - matched
     names = dict(zip(BRANCHES, format.branch_names, strict=True)) if format.teacher_prefix else {}
-    branch_name = stored_alone or names.get(branch or "student", "")
+    branch_name = stored_alone or names.get(selected, "")
     encoder.origin = "".join(
         (
             label or format.name,
             f", {branch_name}" if branch_name else "",
             f": {encoder.spec.backbone}, {matched} of {matched} tensors matched",
             f", {ignored} head tensor{'s' if ignored > 1 else ''} ignored" if ignored else "",
-            f"; {conventions.note}" if conventions.note else "",
+            f"; {note}" if note else "",
         )
     )
     return encoder.eval()
 
 
-class _Selection(NamedTuple):
-    """The state dict of a checkpoint that contains the requested branch.
+def _select_state_dict(
+    checkpoint: Mapping[Any, Any], source: str, branch: str | None
+) -> tuple[StateDict, str | None, str | None]:
+    """Find the state dict of a branch: checkpoints store branches in one state dict, under prefixes, or in several.
 
-    Attributes:
-        state_dict: the tensors.
-        branch: branch to select by key prefix; None for the default, or if ``stored_alone``.
-        stored_alone: the branch, if the state dict contains no other one.
+    Returns:
+        The state dict; the branch to select by prefix, None for the default; the branch, if it is stored alone.
     """
-
-    state_dict: StateDict
-    branch: str | None
-    stored_alone: str | None
-
-
-def _select_state_dict(checkpoint: Mapping[Any, Any], source: str, branch: str | None) -> _Selection:
-    """Find the state dict of a branch.
-
-    Checkpoints store their branches either in separate state dicts or in one, under different key prefixes.
-    """
-    for student_key, teacher_key in STATE_DICT_KEYS:
+    for keys in STATE_DICT_KEYS:
         state_dicts = {
             name: state_dict
-            for name, key in zip(BRANCHES, (student_key, teacher_key), strict=True)
+            for name, key in zip(BRANCHES, keys, strict=True)
             if (state_dict := _unwrap_state_dict(checkpoint.get(key)))
         }
         if len(state_dicts) == 2:
             # DINO evaluates its teacher, other projects the trained network
-            selected = branch or ("teacher" if teacher_key == "teacher" else "student")
-            return _Selection(state_dicts[selected], None, selected)
+            selected = branch or ("teacher" if keys[1] == "teacher" else "student")
+            return state_dicts[selected], None, selected
         if state_dicts:
             ((only, state_dict),) = state_dicts.items()
-            is_teacher = only == branch == "teacher"
-            return _Selection(state_dict, None, only) if is_teacher else _Selection(state_dict, branch, None)
+            return (state_dict, None, only) if only == branch == "teacher" else (state_dict, branch, None)
     if state_dict := _unwrap_state_dict(checkpoint):
-        return _Selection(state_dict, branch, None)
-    keys = ", ".join(map(str, list(checkpoint)[:5])) or "none"
-    raise InputError(f"encoder: {source} has no state dict under the usual keys; its keys: {keys}")
+        return state_dict, branch, None
+    names = ", ".join(map(str, list(checkpoint)[:5])) or "none"
+    raise InputError(f"encoder: {source} has no state dict under the usual keys; its keys: {names}")
 
 
 def _unwrap_state_dict(state_dict: Any) -> StateDict:
@@ -274,27 +154,131 @@ def _unwrap_state_dict(state_dict: Any) -> StateDict:
     return tensors
 
 
-def _conventions(format: CheckpointFormat, weights: StateDict) -> Conventions:
-    """Return the properties of the encoder that follow from the project's code and not from the tensors' shapes."""
-    fields: dict[str, Any] = {}
-    note = ""
-    stem = weights.get("conv1.weight")
+def _create_matching_encoder(
+    weights: StateDict, format: CheckpointFormat, arch: Any, overrides: Mapping[str, Any], source: str
+) -> tuple[Encoder, str]:
+    """Return an encoder of the architecture that the weights match, and a note on its assumptions."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in weights.items()}
+    conventions, note = _conventions(format, weights)
+    known, known_options = _known_architecture(shapes)
+    user_chose = "backbone" in overrides
+    names = [n for n in dict.fromkeys((arch, known)) if isinstance(n, str) and timm.is_model(n)]
+    reason = f"it has {len(shapes)} tensors, first {next(iter(shapes))}"
+    for name in [overrides["backbone"]] if user_chose else names:
+        # ImageNet's normalization for the known architecture, timm's for others unless the project has its own
+        inferred = _infer_fields(name, shapes, use_timm_normalization=format.generic and name != known)
+        options = known_options if name == known and not user_chose else {}
+        for values in (inferred, conventions, overrides):
+            options = options | values.get("options", {})
+        encoder = create_encoder(**{"backbone": name, **inferred, **conventions, **overrides, "options": options})
+        difference = describe_difference(encoder, weights, user_chose)
+        if not difference:
+            return encoder, note
+        if user_chose:
+            raise InputError(f"encoder: {source} does not match {name} ({difference})")
+        reason = f"the closest is {name} ({difference})"
+    file = Path(source).with_suffix(".json").name
+    raise InputError(
+        f"encoder: {source} matches no common ResNet or vision transformer; {reason}; for another timm architecture, "
+        f'pass backbone="NAME" in Python, or write {{"backbone": "NAME"}} to {file} next to it'
+    )
+
+
+def _conventions(format: CheckpointFormat, weights: StateDict) -> tuple[dict[str, Any], str]:
+    """Return create_encoder's arguments that follow from the project's code and not from shapes, and a note on them."""
+    stem, pos_embed = weights.get("conv1.weight"), weights.get("pos_embed")
     if format.name.startswith("solo-learn") and stem is not None and stem.shape[-1] == 3:
         # its stem for CIFAR-10 and CIFAR-100, which the checkpoint does not distinguish; their means are nearly equal
         fields = {"stem_padding": 2, "mean": CIFAR10_MEAN, "std": CIFAR10_STD}
-        note = "CIFAR-10's mean and standard deviation"
-    pos_embed = weights.get("pos_embed")
-    is_vit = {"cls_token", "blocks.0.attn.qkv.weight"} <= weights.keys()
-    if pos_embed is not None and pos_embed.ndim == 3 and is_vit and not format.name.startswith("lightly"):
-        # MoCo v3 fixes the position embedding, with 0 at the class token; its ViTs have 12 heads up to width 768
-        is_moco_v3 = bool((pos_embed[0, 0] == 0).all())
-        if is_moco_v3 and pos_embed.shape[-1] < 768:
-            fields["options"] = {"num_heads": 12}
-            note = "12 heads as in MoCo v3"
-    return Conventions(fields, note, timm_normalization=format.generic)
+        return fields, "CIFAR-10's mean and standard deviation"
+    is_vit = {"cls_token", "blocks.0.attn.qkv.weight"} <= weights.keys() and not format.name.startswith("lightly")
+    # MoCo v3 fixes the position embedding, with 0 at the class token; its ViTs have 12 heads up to width 768
+    is_small_vit = is_vit and pos_embed is not None and pos_embed.ndim == 3 and pos_embed.shape[-1] < 768
+    if is_small_vit and bool((weights["pos_embed"][0, 0] == 0).all()):
+        return {"options": {"num_heads": 12}}, "12 heads as in MoCo v3"
+    return {}, ""
 
 
-def _load_weights(encoder: Encoder, weights: StateDict, source: str) -> None:
+def _known_architecture(shapes: Shapes) -> tuple[str | None, dict[str, Any]]:
+    """Return the closest of torchvision's ResNets, or a ViT with a class token, and its options; or None."""
+    conv1, conv2 = shapes.get("layer1.0.conv1.weight", ()), shapes.get("layer1.0.conv2.weight", ())
+    if len(shapes.get("conv1.weight", ())) == len(conv1) == len(conv2) == 4:
+        blocks = [len({k.split(".")[1] for k in shapes if k.startswith(f"layer{n}.")}) for n in (1, 2, 3, 4)]
+        if blocks == [1, 1, 1, 1]:  # lightly's ResNet-9
+            return "resnet18", {"layers": blocks}
+        found = (conv1[-1], *conv2[:2], *blocks)
+        return min(RESNETS, key=lambda name: sum(a != b for a, b in zip(RESNETS[name], found, strict=True))), {}
+    if {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= shapes.keys():
+        size, patch = VIT_SIZES.get(shapes["pos_embed"][-1]), shapes["patch_embed.proj.weight"][-1]
+        if "blocks.0.ls1.gamma" in shapes:
+            return f"vit_{size}_patch{patch}_{'reg4_' if 'reg_token' in shapes else ''}dinov2", {}
+        # if timm has no name for this patch size, _infer_fields changes that of another ViT of this width
+        names = (f"vit_{size}_patch{p}_224" for p in (patch, 16, 14))
+        return next(filter(timm.is_model, names), None), {}
+    return None, {}
+
+
+def _infer_fields(backbone: str, shapes: Shapes, use_timm_normalization: bool) -> dict[str, Any]:
+    """Return create_encoder's arguments that follow from the shapes, or else from timm's configuration."""
+    fields: dict[str, Any] = {"small_stem": False}
+    if not timm.is_model(backbone):
+        return fields  # create_encoder raises an error
+    config = timm.models.get_pretrained_cfg(backbone)
+    first_conv = (config and config.first_conv) or "conv1"
+    first_conv = first_conv if isinstance(first_conv, str) else first_conv[0]
+    if len(shape := shapes.get(f"{first_conv}.weight", ())) == 4:
+        fields["channels"] = shape[1]
+    if config:
+        fields["image_size"] = config.input_size[-1]
+        if use_timm_normalization and fields.get("channels", 3) == 3:
+            fields |= {"mean": tuple(config.mean), "std": tuple(config.std)}
+    if timm_module(backbone) == "resnet" and shapes.get("conv1.weight", ())[2:] == (3, 3):
+        fields |= {"small_stem": True, "image_size": 32}
+    patch_embed, pos_embed = shapes.get("patch_embed.proj.weight", ()), shapes.get("pos_embed", ())
+    if timm_module(backbone) == "vision_transformer" and len(patch_embed) == 4 and len(pos_embed) == 3:
+        # up to two extra tokens (class, distillation) do not change the integer square root
+        patch, grid = patch_embed[-1], math.isqrt(pos_embed[1])
+        fields["image_size"] = grid * patch
+        if f"patch{patch}_" not in backbone:
+            fields["options"] = {"patch_size": patch}
+    return fields
+
+
+def describe_difference(encoder: Encoder, weights: StateDict, user_chose: bool = False) -> str:
+    """Describe the tensors that are missing in a checkpoint, or that belong neither to the encoder nor to a head.
+
+    If the user chose the architecture, every module that it does not have counts as a head.
+    """
+    shapes = {key: tuple(tensor.shape) for key, tensor in weights.items()}
+    expected = {key: tuple(tensor.shape) for key, tensor in encoder.backbone.state_dict().items()}
+    missing = [
+        key for key, shape in expected.items() if shapes.get(key) != shape and not key.endswith(COMPUTED_BUFFERS)
+    ]
+    if missing:
+        return f"{len(missing)} of its {len(expected)} tensors missing or of another shape, first {missing[0]}"
+    modules = {_top_module(key) for key in expected}
+    unexpected = [
+        key
+        for key in shapes
+        if key not in expected
+        and not key.endswith(COMPUTED_BUFFERS)
+        and key.split(".")[0] not in HEAD_MODULES
+        and (not user_chose or _top_module(key) in modules)
+    ]
+    return f"{len(unexpected)} unexpected tensors, first {unexpected[0]}" if unexpected else ""
+
+
+def _top_module(key: str) -> str:
+    """Return the key's first component without digits: layer for layer1.0.conv1.weight."""
+    return re.sub(r"\d+", "", key.split(".")[0])
+
+
+def load_weights(encoder: Encoder, weights: StateDict, source: str) -> int:
+    """Load the tensors in the encoder's data types, and return their number.
+
+    Raises:
+        InputError: values are not finite.
+    """
     state_dict = encoder.backbone.state_dict()
     for key in state_dict.keys() & weights.keys():
         tensor = weights[key]
@@ -302,3 +286,4 @@ def _load_weights(encoder: Encoder, weights: StateDict, source: str) -> None:
             raise InputError(f"encoder: {source} has values in {key} that are not finite")
         state_dict[key] = tensor.to(state_dict[key].dtype)
     encoder.backbone.load_state_dict(state_dict)
+    return len(state_dict.keys() & weights.keys())

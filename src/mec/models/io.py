@@ -14,13 +14,13 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
 from mec.errors import InputError, did_you_mean
 from mec.files import atomic_write
+from mec.models.checkpoint_formats import MEC_BACKBONE_PREFIX
 from mec.models.encoder import Encoder, EncoderSpec, create_encoder
-from mec.models.foreign_checkpoints import BRANCHES, MEC_BACKBONE_PREFIX, encoder_from_checkpoint
+from mec.models.foreign_checkpoints import BRANCHES, describe_difference, encoder_from_checkpoint, load_weights
 from mec.models.safe_pickle import read_weights
 
 WEIGHTS_FILE = "encoder.safetensors"
@@ -49,9 +49,9 @@ def load_encoder(source: str | os.PathLike[str], **overrides: Any) -> Encoder:
             lists the formats), with ``FILE:student`` or ``FILE:teacher`` to choose if it holds both; a folder
             saved by timm, or ``hf:owner/name``, such a folder on the Hugging Face hub; or a timm name: the untrained
             architecture with seeded weights (its ``untrained`` is then true).
-        overrides: fields of EncoderSpec that take precedence over stored or inferred ones: ``backbone`` if several
-            architectures match, ``image_size``, ``mean`` and ``std``, ... For another project's file, a .json of the
-            same name may hold them too.
+        overrides: fields of EncoderSpec that take precedence over stored or inferred ones: ``backbone`` for an
+            architecture that is not recognized, ``image_size``, ``mean`` and ``std``, ... For another project's file,
+            a .json of the same name may hold them too.
 
     Raises:
         InputError: the source does not exist or is not an encoder, its pickle needs code to load, or its weights do
@@ -101,30 +101,28 @@ def untrained(encoder: Encoder, seed: int = 0) -> Encoder:
 
 def _load_saved(folder: Path, overrides: dict[str, Any]) -> Encoder:
     path = folder / WEIGHTS_FILE
-    spec = _read_spec(folder / SPEC_FILE)
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"encoder: {path} cannot be read as safetensors ({error})") from error
-    encoder = create_encoder(**replace(spec, **overrides).as_dict())
-    try:
-        encoder.backbone.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise InputError(f"encoder: {path} does not match {spec.backbone} ({reason})") from error
-    not_finite = [key for key, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
-    if not_finite:
-        raise InputError(f"encoder: {path} has values in {not_finite[0]} that are not finite")
+    spec = replace(_read_spec(folder / SPEC_FILE), **overrides)
+    weights = dict(read_weights(path))
+    encoder = create_encoder(**spec.as_dict())
+    if difference := describe_difference(encoder, weights):
+        raise InputError(f"encoder: {path} does not match {spec.backbone} ({difference})")
+    load_weights(encoder, weights, str(path))
     encoder.origin = f"encoder of {folder}"
     return encoder.eval()
 
 
-def _read_spec(path: Path) -> EncoderSpec:
+def _read_fields(path: Path) -> dict[str, Any]:
     try:
-        return EncoderSpec(**_validate(json.loads(path.read_text()), str(path)))
-    except FileNotFoundError as error:
-        raise InputError(f"encoder: {path.parent} has a {WEIGHTS_FILE} but no {path.name}") from error
-    except (ValueError, TypeError, OSError) as error:
+        return _validate(json.loads(path.read_text()), str(path))
+    except (ValueError, OSError) as error:
+        raise InputError(f"encoder: {path} does not describe an encoder ({error})") from error
+
+
+def _read_spec(path: Path) -> EncoderSpec:
+    fields = _read_fields(path)
+    try:
+        return EncoderSpec(**fields)
+    except TypeError as error:  # a field is missing
         raise InputError(f"encoder: {path} does not describe an encoder ({error})") from error
 
 
@@ -142,10 +140,7 @@ def _load_checkpoint(path: Path, branch: str | None, overrides: dict[str, Any]) 
         elif "backbone" not in overrides:
             raise InputError(f"encoder: {path} is a checkpoint of a run, and the run's {run_spec} does not exist")
     elif json_path.exists() and json_path != path:
-        try:
-            stored = _validate(json.loads(json_path.read_text()), str(json_path))
-        except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-            raise InputError(f"encoder: {json_path} does not describe an encoder ({error})") from error
+        stored = _read_fields(json_path)
         label = f"encoder {path.name}" if stored.keys() == FIELDS.keys() else ""  # mec export writes all fields
     return encoder_from_checkpoint(checkpoint, str(path), branch, stored | overrides, label)
 
@@ -168,20 +163,18 @@ def _load_timm_folder(folder: Path, source: str, branch: str | None, overrides: 
         del options["global_pool"]
     mec_config = config.get("mec")
     if isinstance(mec_config, dict) and isinstance(mec_config.get("spec"), dict):  # written by mec export
-        return _load_timm_weights(folder, source, branch, _validate(mec_config["spec"], str(config_path)) | overrides)
-    fields: dict[str, Any] = {
-        "backbone": architecture.split(".")[0],  # without the tag of the pretrained weights
-        "image_size": image_size if isinstance(image_size, int) else image_size[-1],
-        "channels": channels,
-        "small_stem": False,
-        "options": {k: v for k, v in options.items() if k not in ("num_classes", "pretrained")},
-    }
-    if len(pretrained_cfg.get("mean") or ()) == channels == len(pretrained_cfg.get("std") or ()):
-        fields |= {"mean": pretrained_cfg["mean"], "std": pretrained_cfg["std"]}
-    return _load_timm_weights(folder, source, branch, _validate(fields, str(config_path)) | overrides)
-
-
-def _load_timm_weights(folder: Path, source: str, branch: str | None, fields: dict[str, Any]) -> Encoder:
+        fields: dict[str, Any] = mec_config["spec"]
+    else:
+        fields = {
+            "backbone": architecture.split(".")[0],  # without the tag of the pretrained weights
+            "image_size": image_size if isinstance(image_size, int) else image_size[-1],
+            "channels": channels,
+            "small_stem": False,
+            "options": {k: v for k, v in options.items() if k not in ("num_classes", "pretrained")},
+        }
+        if len(pretrained_cfg.get("mean") or ()) == channels == len(pretrained_cfg.get("std") or ()):
+            fields |= {"mean": pretrained_cfg["mean"], "std": pretrained_cfg["std"]}
+    fields = _validate(fields, str(config_path)) | overrides
     paths = [folder / name for name in TIMM_WEIGHTS if (folder / name).exists()]
     if not paths:
         raise InputError(f"encoder: {folder} has a {TIMM_CONFIG} but no {' or '.join(TIMM_WEIGHTS)}")
@@ -198,16 +191,14 @@ def _download(repository: str) -> Path:
         raise InputError(f"encoder: hf:{repository} could not be downloaded ({reason})") from error
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _are_numbers(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(_is_number, value))
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return (
+        isinstance(value, (list, tuple)) and len(value) > 0 and all(_is_int(v) or isinstance(v, float) for v in value)
+    )
 
 
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {

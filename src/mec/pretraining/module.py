@@ -24,8 +24,7 @@ from mec.data.transforms.torchvision_reference import ReferenceViews
 from mec.engine.fsdp import FSDP2Strategy, apply_fsdp, full_encoder
 from mec.engine.progress import TrainingModule
 from mec.models.encoder import Encoder
-from mec.models.heads import Predictor, Projector
-from mec.models.siamese import Pair, Siamese
+from mec.models.siamese import Pair, Predictor, Projector, Siamese
 from mec.pretraining.chunks import chunked_loss, freeze_running_statistics
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.schedules import distortion_at, lr_factor, teacher_momentum

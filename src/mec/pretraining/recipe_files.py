@@ -53,7 +53,8 @@ def read_settings(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def make_recipe(settings: Mapping[str, Any]) -> Recipe:
     """Make a Recipe from nested settings; missing ones get their defaults."""
-    return _replace(Recipe(), settings)
+    recipe: Recipe = _replace(Recipe(), settings)
+    return recipe
 
 
 def _replace(defaults: Any, settings: Mapping[str, Any], prefix: str = "") -> Any:

@@ -31,7 +31,7 @@ from mec.errors import InputError
 from mec.models.encoder import Encoder, create_encoder, enable_gradient_checkpointing
 from mec.models.io import save_encoder
 from mec.models.sync_batch_norm import convert_sync_batch_norm
-from mec.pretraining.health_warnings import HealthWarnings
+from mec.pretraining.health import HealthWarnings
 from mec.pretraining.module import Pretraining
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.recipe_files import load_recipe
@@ -250,7 +250,7 @@ def _create_trainer(
         callbacks=[
             CorruptImageCallback(corrupt_log),
             TrainingProgress("training", out),
-            HealthWarnings(),
+            HealthWarnings(out),
             *callbacks,
             PreemptionCheckpoint(out / "checkpoints"),
         ],

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.stats import entropy
 from sklearn.cluster import KMeans
 from sklearn.manifold import TSNE
 
@@ -24,38 +30,52 @@ from mec.embedding.extract import apply_to_images, feature_function
 from mec.embedding.images import BATCH, check_channels, pixel_format_of
 from mec.embedding.neighbors import best_device
 from mec.errors import InputError
+from mec.files import atomic_write
 from mec.models.encoder import Encoder
-from mec.models.io import load_encoder
-from mec.report.cache import cache_key, load_analysis, save_analysis
-from mec.report.images import embed_image, embed_sprites, printable
-from mec.report.inputs import Sampling, find_data, find_weights, missing_data, read_sampling
-from mec.report.schema import EmbeddedImage, FeatureAnalysis, Missing, NearestNeighbors
+from mec.models.io import SPEC_FILE, load_encoder
+from mec.pretraining.run_folder import Run
+from mec.report.images import EmbeddedImage, NearestNeighbors, SpriteSheet, embed_image, embed_sprites, printable
+from mec.report.record import Missing, Weights, find_data, find_weights, frame_stride, missing_data
 
-THUMBNAIL_SIDE, NEIGHBOR_SIDE = 48, 96
-"""Side of the thumbnails of the map, and longer side of queries and neighbors, in pixels."""
+logger = logging.getLogger("mec")
+
+THUMBNAIL_SIDE, NEIGHBOR_SIDE = 48, 96  # of the map, and longer side of queries and neighbors, in pixels
 MAX_QUERIES = MAX_NEIGHBORS = 8
-MAX_CLUSTERS, MEAN_CLUSTER_SIZE = 10, 5
-"""Largest number of clusters, and smallest mean number of images in a cluster."""
-CPU_SECONDS, MIN_IMAGES = 120, 100
-"""Time for embedding on a CPU, and number of images that are embedded even if it takes longer."""
+MAX_CLUSTERS, MEAN_CLUSTER_SIZE = 10, 5  # largest number, and smallest mean number of images
+CPU_SECONDS, MIN_IMAGES = 120, 100  # for embedding on a CPU; as many images are embedded even if it takes longer
 MIN_RELATIVE_NORM = 1e-5
 """Norm of the centered features, relative to that of the features, below which it is float32 rounding error."""
+CACHE_FORMAT = 2  # files of another version are ignored
 
 Matrix = NDArray[np.float64]
 
 
-def analyze_features(
-    run: Path, data: str | os.PathLike[str] | None, max_images: int, log: Callable[[str], object]
-) -> FeatureAnalysis | Missing:
+@dataclass(frozen=True)
+class FeatureAnalysis:
+    """Features of n images, analyzed."""
+
+    images: str  # description ("1,000 of the 3,969 images of photographs/")
+    encoder: str  # description ("the encoder after 1,200 steps")
+    points: NDArray[np.float32]  # (n, 2) t-SNE of the features
+    titles: list[str]  # n, plain text
+    labels: list[str] | None  # n class names; None for unlabeled images
+    clusters: NDArray[np.int64]  # (n,) k-means cluster of each image
+    sprites: SpriteSheet  # thumbnails of the n images
+    neighbors: list[NearestNeighbors]  # of some images
+    singular_values: Matrix  # (min(n, d),) of the centered features, descending, divided by their sum
+    feature_rank: float  # exp of the entropy of the normalized squared singular values
+
+
+def analyze_features(run: Path, data: str | os.PathLike[str] | None, max_images: int) -> FeatureAnalysis | Missing:
     """Analyze the features of the trained encoder, or of the newest checkpoint while the run is unfinished.
 
-    Uses the test split of a labeled dataset. Caches the analysis in the run folder.
+    Uses the test split of a labeled dataset, or a sample of it. Caches the analysis in the run folder, until the
+    encoder, the data or the number of images changes.
 
     Args:
         run: a run folder.
         data: any dataset; None: the one that the run was trained on.
-        max_images: number of images, sampled from the whole dataset; fewer where a CPU would take minutes.
-        log: is called with a message before the images are embedded.
+        max_images: number of images; fewer where a CPU would take minutes.
 
     Raises:
         InputError: ``data`` is given and cannot be opened, or its channels do not fit the encoder.
@@ -65,35 +85,74 @@ def analyze_features(
         return weights
     if isinstance(source, Missing):
         return source
+    cache = run / "report" / "features.json"
     try:
-        key = cache_key(weights, source, max_images)
-        cached = load_analysis(run, key)
-        if cached is not None:
+        key = _cache_key(weights, source, max_images)
+        if (cached := _load(cache, key)) is not None:
             return cached
         encoder = load_encoder(weights.file)
     except (InputError, OSError) as error:
         return Missing(f"The encoder cannot be read: {error}")
     try:
-        dataset, noun = _open_test_split(source, read_sampling(run, source))
+        dataset, noun = _open_test_split(run, source)
         check_channels(dataset, encoder, source)
-    except InputError as error:
-        return missing_data(data, error)
-    count = min(len(dataset), _affordable_images(encoder, max_images))
-    quantity = "all" if count == len(dataset) else f"{count:,} of the"
-    description = f"{quantity} {len(dataset):,} {noun} of {printable(source)}"
-    log(f"features: embedding {description} with {weights.description}")
-    try:
+        count = min(len(dataset), _affordable_images(encoder, max_images))
+        quantity = "all" if count == len(dataset) else f"{count:,} of the"
+        description = f"{quantity} {len(dataset):,} {noun} of {printable(source)}"
+        logger.info(f"features: embedding {description} with {weights.description}")
         indices = _sample_indices(dataset, count)
         analysis = _analyze(dataset, indices, encoder, source, description, weights.description)
-    except InputError as error:  # too many images are corrupt
+    except InputError as error:  # no such dataset, or too many of its images are corrupt
         return missing_data(data, error)
     if isinstance(analysis, FeatureAnalysis):
-        save_analysis(run, key, analysis)
+        _save(cache, key, analysis)
     return analysis
 
 
-def _open_test_split(source: str, sampling: Sampling) -> tuple[ImageDataset, str]:
+def _cache_key(weights: Weights, data: str, max_images: int) -> list[object]:
+    """Return everything that the analysis depends on."""
+    digest = hashlib.sha256()
+    with weights.file.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    spec = weights.file.with_name(SPEC_FILE)
+    spec_text = spec.read_text() if spec.exists() else ""
+    return [CACHE_FORMAT, weights.description, digest.hexdigest(), spec_text, data, max_images]
+
+
+def _load(cache: Path, key: list[object]) -> FeatureAnalysis | None:
+    """Read the cached analysis. Return None if there is none with this key, or if its file is damaged."""
+    try:
+        cached = json.loads(cache.read_text())
+        if cached["key"] != key:
+            return None
+        fields = cached["analysis"]
+        for name, dtype in (("points", np.float32), ("clusters", np.int64), ("singular_values", np.float64)):
+            fields[name] = np.array(fields[name], dtype)
+        fields["sprites"] = SpriteSheet(**fields["sprites"])
+        fields["neighbors"] = [
+            NearestNeighbors(EmbeddedImage(**row["query"]), [(c, EmbeddedImage(**i)) for c, i in row["neighbors"]])
+            for row in fields["neighbors"]
+        ]
+        return FeatureAnalysis(**fields)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _save(cache: Path, key: list[object], analysis: FeatureAnalysis) -> None:
+    """Replace the cached analysis. Do nothing if the run folder is not writable."""
+    text = json.dumps({"key": key, "analysis": asdict(analysis)}, default=np.ndarray.tolist)
+    with suppress(OSError), atomic_write(cache) as temporary:
+        temporary.write_text(text)
+
+
+def _open_test_split(run: Path, source: str) -> tuple[ImageDataset, str]:
     """Return the test split of a labeled dataset or all images of an unlabeled one, and a noun for them."""
+    try:
+        recipe = Run(run).recipe()
+        sampling = recipe.subsample, frame_stride(recipe, source)
+    except (InputError, OSError):  # the recipe is damaged, or of another version
+        sampling = None, None
     test = open_dataset(source, "test", None, *sampling)
     if test.labels is not None and len(test):
         return test, "test images"
@@ -113,8 +172,8 @@ def _affordable_images(encoder: Encoder, max_images: int) -> int:
 
 
 def _sample_indices(dataset: ImageDataset, count: int) -> NDArray[np.int64]:
-    """Sample evenly, stratified by class. Sharded datasets: the images that are fastest to read, see evenly_spaced."""
-    if dataset.labels is None or hasattr(dataset, "shard_ranges"):
+    """Sample evenly, stratified by class. From shards, sample the images that are fastest to read."""
+    if dataset.labels is None or not dataset.random_access:
         return evenly_spaced(dataset, count)
     order = np.random.default_rng(0).permutation(len(dataset))
     order = order[np.asarray(dataset.labels)[order].argsort(kind="stable")]
@@ -132,16 +191,16 @@ def _analyze(
     sample = dataset.subset(sampled_indices)
     thumbnails: dict[int, Image.Image] = {}
     pixel_format = pixel_format_of(encoder)
-    loader = evaluation_loader(sample, pixel_format, encoder.image_size, BATCH)
-    outputs, rows = apply_to_images(
-        sample, _collect_thumbnails(loader, thumbnails), "features", feature_function(encoder, best_device())
-    )
+    loader = _collect_thumbnails(evaluation_loader(sample, pixel_format, encoder.image_size, BATCH), thumbnails)
+    outputs, rows = apply_to_images(sample, loader, "features", feature_function(encoder, best_device()))
     features, indices = outputs.double().numpy(), rows.tolist()
     if len(indices) < 2:
         return Missing("The map needs at least two readable images.")
     if not np.isfinite(features).all():
         return Missing("The encoder's features are not finite: training has diverged.")
-    titles = [_relative_title(dataset.title(int(sampled_indices[index])), source) for index in indices]
+    path = Path(source).expanduser()
+    root = f"{path if path.is_dir() else path.parent}{os.sep}"
+    titles = [printable(dataset.title(int(sampled_indices[index])).removeprefix(root)) for index in indices]
     labels = None
     if sample.labels is not None:
         labels = [printable(sample.classes[sample.labels[index]]) for index in indices]
@@ -165,10 +224,10 @@ def _analyze(
         sprites=embed_sprites([thumbnails[index] for index in indices], THUMBNAIL_SIDE),
         neighbors=[
             NearestNeighbors(embed(query), [(cosine, embed(row)) for cosine, row in nearest])
-            for query, nearest in _nearest_neighbors(centered, _select_queries(groups))
+            for query, nearest in _nearest_neighbors(centered, groups)
         ],
         singular_values=values / max(values.sum(), np.finfo(np.float64).tiny),
-        feature_rank=_feature_rank(values),
+        feature_rank=math.exp(entropy(values**2)) if values.any() else 0.0,
     )
 
 
@@ -178,13 +237,6 @@ def _collect_thumbnails(loader: Iterable[Batch], thumbnails: dict[int, Image.Ima
         for index, x in zip(batch.indices.tolist(), batch.images, strict=True):
             thumbnails[index] = pad_to_square(x.permute(1, 2, 0).numpy(), THUMBNAIL_SIDE)
         yield batch
-
-
-def _relative_title(title: str, source: str) -> str:
-    """Return the title relative to the dataset's folder, or to the folder of the dataset's file."""
-    path = Path(source).expanduser()
-    root = path if path.is_dir() else path.parent
-    return printable(title.removeprefix(f"{root}{os.sep}"))
 
 
 def _center(features: Matrix) -> Matrix:
@@ -222,26 +274,10 @@ def _cluster(centered: Matrix) -> NDArray[np.int64]:
     return clusters
 
 
-def _select_queries(groups: NDArray[np.int64]) -> list[int]:
-    """Return rows that are spread over the groups. ``groups`` (n,) is the group of each row."""
-    order = groups.argsort(kind="stable")
-    queries: list[int] = order[np.linspace(0, len(order) - 1, min(MAX_QUERIES, len(order))).astype(int)].tolist()
-    return queries
-
-
-def _nearest_neighbors(centered: Matrix, queries: Sequence[int]) -> Iterator[tuple[int, list[tuple[float, int]]]]:
-    """Yield each query, and cosine and row of its nearest neighbors."""
-    unit = _normalize(centered)
-    for query in queries:
+def _nearest_neighbors(centered: Matrix, groups: NDArray[np.int64]) -> Iterator[tuple[int, list[tuple[float, int]]]]:
+    """Yield queries that are spread over the groups (n,) of the rows, each with cosine and row of its neighbors."""
+    unit, order = _normalize(centered), groups.argsort(kind="stable")
+    for query in order[np.linspace(0, len(order) - 1, min(MAX_QUERIES, len(order))).astype(int)].tolist():
         cosines = unit @ unit[query]
         nearest = [row for row in np.argsort(-cosines, kind="stable").tolist() if row != query][:MAX_NEIGHBORS]
         yield query, [(float(cosines[row]), row) for row in nearest]
-
-
-def _feature_rank(singular_values: Matrix) -> float:
-    """Return exp of the entropy of the normalized squared singular values; 0 if all are 0."""
-    squares = singular_values[singular_values > 0] ** 2
-    if not len(squares):
-        return 0.0
-    p = squares / squares.sum()
-    return math.exp(-float((p * np.log(p)).sum()))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from mec.pretraining.health import MAX_DATA_WAIT
+from mec.report.analysis import FeatureAnalysis
 from mec.report.record import Columns, Record
-from mec.report.schema import FeatureAnalysis
 
 COLORS = {
     "light": (
@@ -26,53 +25,32 @@ COLORS = {
 """Colors of runs, and of groups on a map. Line styles and symbols distinguish them for color-blind readers."""
 LINE_STYLES = ("solid", "dash", "dot", "dashdot", "longdash")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x")
-OTHER_COLOR = 5
-"""Index of gray, the color of all labels beyond the first MAX_GROUPS."""
-MAX_GROUPS = 30
-"""Labels with a color and symbol of their own on a map; more are hard to distinguish."""
-MAX_POINTS = 2_000
-"""Points of a curve."""
-MAX_SPECTRUM_POINTS = 600
-MAX_NAME = 60
-"""Characters of a name in a chart."""
+MAX_GROUPS = 30  # labels with a color and symbol of their own on a map; more are hard to distinguish
+OTHER_COLOR = 5  # index of gray, the color of all other labels
+MAX_POINTS, MAX_SPECTRUM_POINTS = 2_000, 600  # of a curve
+MAX_NAME = 60  # characters of a name in a chart
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of the page.
+    """A chart of the page."""
 
-    Attributes:
-        id: id of its HTML element.
-        title: quantity and unit.
-        caption: how to read it, in a sentence or two.
-        summary: text alternative, for screen readers and for pages without scripts.
-        figure: plotly's data and layout.
-    """
-
-    id: str
-    title: str
-    caption: str
-    summary: str
-    figure: dict[str, Any]
+    id: str  # of its HTML element
+    title: str  # quantity and unit
+    caption: str  # how to read it, in a sentence or two
+    summary: str  # text alternative, for screen readers and for pages without scripts
+    figure: dict[str, Any]  # plotly's data and layout, without colors: the page sets them
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A column of metrics.csv or probes.csv, and how to plot it.
-
-    Attributes:
-        column: name of the column.
-        title: see Chart.
-        caption: see Chart.
-        scale: scale of the y axis.
-        threshold: value and label of a horizontal line.
-    """
+    """A column of metrics.csv or probes.csv, and how to plot it."""
 
     column: str
     title: str
     caption: str
     scale: Literal["linear", "log", "percent"] = "linear"
-    threshold: tuple[float, str] | None = None
+    threshold: tuple[float, str] | None = None  # value and label of a horizontal line
 
 
 CURVES = (
@@ -94,8 +72,8 @@ CURVES = (
         "The Taylor series of the cross form (objective.order) converges only below the line; above it the loss is "
         "meaningless. The pooled form and the exact log determinant need no series; there, a large norm means that "
         "the codes share one direction.",
-        scale="log",
-        threshold=(1.0, "radius of convergence 1"),
+        "log",
+        (1.0, "radius of convergence 1"),
     ),
     Curve(
         "effective_rank",
@@ -109,64 +87,78 @@ CURVES = (
         "data_wait_fraction",
         "Waiting for data (% of time)",
         "Above the line the device waits for images too often: raise workers, or use smaller images or a faster disk.",
-        scale="percent",
-        threshold=(0.2, "20%"),
+        "percent",
+        (MAX_DATA_WAIT, f"{MAX_DATA_WAIT:.0%}"),
     ),
     Curve("images_per_second", "Images per second", "Training speed. Should be constant after the first steps."),
-)  # fmt: skip
+)
 PROBE_CAPTION = "Accuracy on held-out images during training. Labels are used for this metric only."
 
 
 def curve_charts(records: Sequence[Record], max_points: int = MAX_POINTS) -> list[Chart]:
     """Return a chart for each column that any run has, with a curve of at most ``max_points`` for each run."""
-    probes = dict.fromkeys(name for r in records for name in r.probes if name not in ("epoch", "step", "seconds"))
-    metric_tables = [record.metrics for record in records]
-    probe_tables = [record.probes for record in records]
-    charts = [_curve_chart(curve, records, metric_tables, max_points) for curve in CURVES]
-    for name in probes:
-        probe = Curve(name, f"Online probe: {name}", PROBE_CAPTION, scale="percent")
-        charts.append(_curve_chart(probe, records, probe_tables, max_points, markers=True))
+    metrics, probes = [record.metrics for record in records], [record.probes for record in records]
+    names = dict.fromkeys(name for columns in probes for name in columns if name not in ("epoch", "step", "seconds"))
+    charts = [
+        *(_curve_chart(curve, records, metrics, max_points) for curve in CURVES),
+        *(
+            _curve_chart(
+                Curve(name, f"Online probe: {name}", PROBE_CAPTION, "percent"), records, probes, max_points, True
+            )
+            for name in names
+        ),
+    ]
     return [chart for chart in charts if chart is not None]
 
 
 def _curve_chart(
     curve: Curve, records: Sequence[Record], tables: Sequence[Columns], max_points: int, markers: bool = False
 ) -> Chart | None:
-    figure, summaries = go.Figure(), []
+    traces, summaries = [], []
     for index, (record, columns) in enumerate(zip(records, tables, strict=True)):
         x, y = downsample(columns.get("step", np.empty(0)), columns.get(curve.column, np.empty(0)), max_points)
         if not len(x):
             continue
-        color, style = color_and_style(index)
-        trace = go.Scatter(
-            x=x.astype(np.int64).tolist(),
-            y=[float(f"{value:.5g}") for value in y],
-            name=escape(record.name),
-            mode="lines+markers" if markers or len(x) < 3 else "lines",
-            line={"width": 2, "dash": LINE_STYLES[style]},
-            marker={"symbol": SYMBOLS[style], "size": 7},
-            meta={"color": color, "run": index, "steps_per_epoch": record.steps_per_epoch},
-        )
-        figure.add_trace(trace)
-        summaries.append(
-            f"{record.name}: {_format(curve, y[0])} at step {x[0]:,.0f}, {_format(curve, y[-1])} at step {x[-1]:,.0f}"
-        )
-    if not summaries:
+        trace = _line(index, record.name, x, y, digits=5)
+        trace["mode"] = "lines+markers" if markers or len(x) < 3 else "lines"
+        trace["marker"] = {"symbol": SYMBOLS[color_and_style(index)[1]], "size": 7}
+        trace["meta"]["steps_per_epoch"] = record.steps_per_epoch
+        traces.append(trace)
+        unit = ".0%" if curve.scale == "percent" else ".4g"
+        summaries.append(f"{record.name}: {y[0]:{unit}} at step {x[0]:,.0f}, {y[-1]:{unit}} at step {x[-1]:,.0f}")
+    if not traces:
         return None
-    figure.update_layout(hovermode="x unified", showlegend=False)
-    figure.update_xaxes(title_text="step")
+    layout: dict[str, Any] = {"hovermode": "x unified", "showlegend": False, "xaxis": {"title": {"text": "step"}}}
     if curve.scale == "log":
-        figure.update_yaxes(type="log", dtick=1)
+        layout["yaxis"] = {"type": "log", "dtick": 1}
     elif curve.scale == "percent":
-        figure.update_yaxes(tickformat=".0%", rangemode="tozero")
+        layout["yaxis"] = {"tickformat": ".0%", "rangemode": "tozero"}
     if curve.threshold is not None:
         value, label = curve.threshold
-        figure.add_hline(value, line={"width": 1})
-        figure.add_annotation(
-            text=label, x=1, xref="paper", xanchor="right", yanchor="bottom", showarrow=False,
-            y=float(np.log10(value)) if curve.scale == "log" else value,
-        )  # fmt: skip
-    return Chart(f"chart-{curve.column}", curve.title, curve.caption, "; ".join(summaries) + ".", to_dict(figure))
+        line = {"x0": 0, "x1": 1, "xref": "x domain", "y0": value, "y1": value, "yref": "y", "line": {"width": 1}}
+        layout["shapes"] = [{"type": "line", **line}]
+        layout["annotations"] = [
+            {
+                "text": label, "x": 1, "xref": "paper", "xanchor": "right", "yanchor": "bottom", "showarrow": False,
+                "y": float(np.log10(value)) if curve.scale == "log" else value,
+            }
+        ]  # fmt: skip
+    figure = {"data": traces, "layout": layout}
+    return Chart(f"chart-{curve.column}", curve.title, curve.caption, "; ".join(summaries) + ".", figure)
+
+
+def _line(index: int, name: str, x: NDArray[np.float64], y: NDArray[np.float64], digits: int) -> dict[str, Any]:
+    """Return plotly's trace of a curve of run ``index``, with y rounded to a number of significant digits."""
+    color, style = color_and_style(index)
+    return {
+        "type": "scatter",
+        "x": x.astype(np.int64).tolist(),
+        "y": [float(f"{value:.{digits}g}") for value in y],
+        "name": escape(name),
+        "mode": "lines",
+        "line": {"width": 2, "dash": LINE_STYLES[style]},
+        "meta": {"color": color, "run": index},
+    }
 
 
 def color_and_style(index: int) -> tuple[int, int]:
@@ -194,26 +186,18 @@ def downsample(
 
 def spectrum_chart(analyses: Sequence[tuple[int, str, FeatureAnalysis]]) -> Chart:
     """Plot the singular values of the runs' features. ``analyses``: index, name and analysis of each run."""
-    figure, summaries = go.Figure(), []
+    traces, summaries = [], []
     for index, name, analysis in analyses:
         values = analysis.singular_values[analysis.singular_values > 0]
-        ranks = np.arange(1, len(values) + 1, dtype=np.float64)
-        x, y = downsample(ranks, values.astype(np.float64), MAX_SPECTRUM_POINTS)
-        color, style = color_and_style(index)
-        figure.add_trace(
-            go.Scatter(
-                x=x.astype(np.int64).tolist(),
-                y=[float(f"{value:.4g}") for value in y],
-                name=escape(name),
-                mode="lines",
-                line={"width": 2, "dash": LINE_STYLES[style]},
-                meta={"color": color, "run": index},
-            )
-        )
+        x, y = downsample(np.arange(1.0, len(values) + 1), values, MAX_SPECTRUM_POINTS)
+        traces.append(_line(index, name, x, y, digits=4))
         summaries.append(f"{name}: feature rank {analysis.feature_rank:.1f} of {len(analysis.singular_values)}")
-    figure.update_layout(hovermode="x unified", showlegend=len(analyses) > 1)
-    figure.update_xaxes(type="log", title_text="index of the singular value")
-    figure.update_yaxes(type="log", title_text="fraction of the sum", exponentformat="power")
+    layout = {
+        "hovermode": "x unified",
+        "showlegend": len(analyses) > 1,
+        "xaxis": {"type": "log", "title": {"text": "index of the singular value"}},
+        "yaxis": {"type": "log", "title": {"text": "fraction of the sum"}, "exponentformat": "power"},
+    }
     return Chart(
         "chart-spectrum",
         "Singular values of the features",
@@ -221,60 +205,48 @@ def spectrum_chart(analyses: Sequence[tuple[int, str, FeatureAnalysis]]) -> Char
         "counts these directions: exp of the entropy of the squared singular values of the centered features, "
         "normalized to sum 1. It differs from the effective rank of the codes, which are uncentered and L2-normalized.",
         "; ".join(summaries) + ".",
-        to_dict(figure),
+        {"data": traces, "layout": layout},
     )
 
 
-def map_figure(analysis: FeatureAnalysis, color_by: Literal["label", "cluster"]) -> dict[str, Any]:
+def map_figure(analysis: FeatureAnalysis, by_label: bool) -> dict[str, Any]:
     """Plot the feature map, a trace per label or cluster. ``customdata`` is the index of the image."""
-    groups = [f"cluster {cluster}" for cluster in analysis.clusters]
-    if color_by == "label" and analysis.labels is not None:
-        groups = analysis.labels
+    groups = analysis.labels if by_label else None
+    if groups is None:
+        groups = [f"cluster {cluster}" for cluster in analysis.clusters]
     counts = Counter(groups)
     largest = sorted((name for name, _ in counts.most_common(MAX_GROUPS)), key=_natural_order)
-    traces: list[tuple[str, list[int], int, str]] = []
+    traces = []
     for index, name in enumerate(largest):
         color, style = color_and_style(index)
         members = [n for n, group in enumerate(groups) if group == name]
-        traces.append((escape(name), members, color, SYMBOLS[style]))
+        traces.append(_points(analysis, members, escape(name), color, SYMBOLS[style]))
     others = [n for n, group in enumerate(groups) if group not in largest]
     if others:
-        traces.append((f"{len(counts) - len(largest)} others", others, OTHER_COLOR, "circle-open"))
-    figure = go.Figure()
-    for name, members, color, symbol in traces:
-        figure.add_trace(
-            go.Scatter(
-                x=[round(float(value), 2) for value in analysis.points[members, 0]],
-                y=[round(float(value), 2) for value in analysis.points[members, 1]],
-                customdata=members,
-                name=name,
-                mode="markers",
-                marker={"size": 7, "symbol": symbol},
-                hoverinfo="none",
-                meta={"color": color},
-            )
-        )
-    figure.update_layout(hovermode="closest", showlegend=True)
-    figure.update_xaxes(visible=False)
-    figure.update_yaxes(visible=False, scaleanchor="x")
-    return to_dict(figure)
+        name = f"{len(counts) - len(largest)} others"
+        traces.append(_points(analysis, others, name, OTHER_COLOR, "circle-open"))
+    layout = {
+        "hovermode": "closest",
+        "showlegend": True,
+        "xaxis": {"visible": False},
+        "yaxis": {"visible": False, "scaleanchor": "x"},
+    }
+    return {"data": traces, "layout": layout}
 
 
-def to_dict(figure: go.Figure) -> dict[str, Any]:
-    """Convert a figure to JSON values, without plotly's template: the page sets the colors."""
-    values: dict[str, Any] = json.loads(figure.to_json())
-    values["layout"].pop("template", None)
-    return values
+def _points(analysis: FeatureAnalysis, members: list[int], name: str, color: int, symbol: str) -> dict[str, Any]:
+    x, y = ([round(float(value), 2) for value in analysis.points[members, axis]] for axis in (0, 1))
+    marker = {"size": 7, "symbol": symbol}
+    return {
+        "type": "scatter", "x": x, "y": y, "customdata": members, "name": name, "mode": "markers", "marker": marker,
+        "hoverinfo": "none", "meta": {"color": color},
+    }  # fmt: skip
 
 
 def escape(text: str) -> str:
     """Shorten text, and escape what plotly would interpret as tags and entities."""
     clipped = text if len(text) <= MAX_NAME else text[: MAX_NAME - 1] + "…"
     return clipped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _format(curve: Curve, value: float) -> str:
-    return f"{value:.0%}" if curve.scale == "percent" else f"{value:.4g}"
 
 
 def _natural_order(name: str) -> tuple[int, str]:

@@ -1,18 +1,74 @@
-"""Images as data: URIs."""
+"""Images of the page: thumbnails, training views, and what detection and tracking have drawn."""
 
 from __future__ import annotations
 
 import base64
 import io
+import json
+import logging
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
 
 from PIL import Image
+from torch import Tensor
 
-from mec.report.schema import EmbeddedImage, SpriteSheet
+from mec.data.pixels import resize_longer_side
+from mec.errors import InputError
+from mec.evaluate.detection.predict import PREDICTED
+from mec.evaluate.tracking.datasets.video import open_frames
+from mec.evaluate.tracking.runner import PREVIEWS, SETTINGS
+from mec.evaluate.tracking.sequences import SequenceError
+from mec.pretraining.contact_sheet import training_views
+from mec.pretraining.run_folder import Run
+from mec.report.record import Missing, find_data, frame_stride, missing_data
 
-IMAGE_QUALITY, SPRITE_QUALITY = 75, 55
-"""WebP quality of single images, and of sprite sheets."""
+logger = logging.getLogger("mec")
+
+IMAGE_QUALITY, SPRITE_QUALITY = 75, 55  # WebP quality of single images, and of sprite sheets
+NUM_VIEW_IMAGES, NUM_PAIRS = 4, 3  # images with training views, and pairs of views of each
+VIEW_SIDE, MAX_GALLERY_SIDE = 96, 480  # longer side in pixels of a view, and of an image of detection and tracking
+MAX_GALLERY_IMAGES = 3  # images per folder of detections or tracks, and number of videos
+FRAME_INDEX = 30  # frame of a video to show; the middle frame of a video that is shorter than twice as many
+GALLERY_FORMATS = ("JPEG",)  # the only format that mec writes there; other files are not opened
+
+
+@dataclass(frozen=True)
+class EmbeddedImage:
+    """An image inside the page: its data: URI, its description in plain text, and its size in pixels."""
+
+    uri: str
+    alt: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class SpriteSheet:
+    """Many thumbnails in one image, row by row, ``columns`` per row, of ``cell_size`` x ``cell_size`` pixels."""
+
+    uri: str
+    columns: int
+    cell_size: int
+
+
+@dataclass(frozen=True)
+class NearestNeighbors:
+    """A query image, and cosine similarity and image of its nearest neighbors. The alt texts are titles and labels."""
+
+    query: EmbeddedImage
+    neighbors: list[tuple[float, EmbeddedImage]]
+
+
+@dataclass(frozen=True)
+class EmbeddedViews:
+    """An image and pairs of views of it, as training makes them."""
+
+    image: EmbeddedImage
+    pairs: list[tuple[EmbeddedImage, EmbeddedImage]]
 
 
 def embed_image(image: Image.Image, alt: str) -> EmbeddedImage:
@@ -29,12 +85,103 @@ def embed_sprites(thumbnails: Sequence[Image.Image], cell_size: int) -> SpriteSh
     return SpriteSheet(_webp_uri(sheet, SPRITE_QUALITY), columns, cell_size)
 
 
+def _webp_uri(image: Image.Image, quality: int) -> str:
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "WEBP", quality=quality, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
 def printable(text: str) -> str:
     """Replace what UTF-8 cannot encode by question marks. File names may contain any bytes."""
     return text.encode(errors="replace").decode()
 
 
-def _webp_uri(image: Image.Image, quality: int) -> str:
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "WEBP", quality=quality, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+def embed_views(run: Path, data: str | os.PathLike[str] | None) -> list[EmbeddedViews] | Missing:
+    """Return images of ``data``, else of the run's dataset, and the pairs of views of each in the first epochs.
+
+    Raises:
+        InputError: ``data`` is given and cannot be opened.
+    """
+    dataset = find_data(run, data)
+    if isinstance(dataset, Missing):
+        return dataset
+    try:
+        recipe = Run(run).recipe()
+    except (InputError, OSError) as error:
+        return Missing(f"The run's recipe cannot be read: {error}")
+    logger.info(f"views: {NUM_PAIRS} pairs of each of {NUM_VIEW_IMAGES} images of {printable(dataset)}")
+    try:
+        recipe = replace(recipe, frame_stride=frame_stride(recipe, dataset))
+        sampled = training_views(dataset, recipe, NUM_VIEW_IMAGES, NUM_PAIRS)
+    except InputError as error:
+        return missing_data(data, error)
+    rows = []
+    for sample in sampled:
+        title = printable(Path(sample.title).name)
+        pairs = [
+            (_embed_view(x1, f"view 1 of {title}, epoch {epoch}"), _embed_view(x2, f"view 2 of {title}, epoch {epoch}"))
+            for epoch, (x1, x2) in enumerate(sample.pairs, 1)
+        ]
+        rows.append(EmbeddedViews(embed_image(resize_longer_side(sample.image, VIEW_SIDE), title), pairs))
+    return rows
+
+
+def _embed_view(view: Tensor, alt: str) -> EmbeddedImage:
+    return embed_image(resize_longer_side(view.permute(1, 2, 0).numpy(), VIEW_SIDE), alt)
+
+
+def load_gallery(run: Path) -> list[EmbeddedImage]:
+    """Return tracking previews, images with predicted boxes, and a frame of each video, newest folders first.
+
+    Videos are skipped if PyAV is not installed.
+    """
+    return [*_load_images(_tracking_previews(run)), *_load_images(_predicted_images(run)), *_video_frames(run)]
+
+
+def _tracking_previews(run: Path) -> Iterator[tuple[Path, str]]:
+    for folder in _newest_first(run.glob(f"*/{PREVIEWS}")):
+        try:
+            settings = json.loads((folder.parent / SETTINGS).read_text())
+            task, encoder = str(settings["task"]), str(settings["encoder"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        for file in sorted(folder.rglob("*.jpg"))[:MAX_GALLERY_IMAGES]:
+            yield file, f"{task}: {file.relative_to(folder).with_suffix('')}, tracked with the {encoder}"
+
+
+def _predicted_images(run: Path) -> Iterator[tuple[Path, str]]:
+    for folder in _newest_first([*run.glob(PREDICTED), *run.glob(f"*/{PREDICTED}"), *run.glob(f"*/*/{PREDICTED}")]):
+        detector = folder.parent.relative_to(run)
+        for file in _newest_first(folder.rglob("*.jpg"))[:MAX_GALLERY_IMAGES]:
+            yield file, f"detect: {file.relative_to(folder)}, predicted by the detector in {detector}"
+
+
+def _video_frames(run: Path) -> Iterator[EmbeddedImage]:
+    for file in _newest_first([*run.glob("*.mp4"), *run.glob("*/*.mp4")])[:MAX_GALLERY_IMAGES]:
+        try:
+            frames = open_frames(file)
+            frame = next(islice(frames, min(len(frames) // 2, FRAME_INDEX), None), None)
+        except (InputError, SequenceError):
+            continue
+        if frame is not None:
+            yield _embed_shrunk(Image.fromarray(frame), f"video: a frame of {file.relative_to(run)}")
+
+
+def _load_images(captions: Iterable[tuple[Path, str]]) -> Iterator[EmbeddedImage]:
+    for file, caption in captions:
+        try:
+            with Image.open(file, formats=GALLERY_FORMATS) as image:
+                image.draft("RGB", (MAX_GALLERY_SIDE, MAX_GALLERY_SIDE))
+                yield _embed_shrunk(image, caption)
+        except (OSError, ValueError, Image.DecompressionBombError):
+            continue
+
+
+def _embed_shrunk(image: Image.Image, caption: str) -> EmbeddedImage:
+    image = image.convert("RGB")
+    image.thumbnail((MAX_GALLERY_SIDE, MAX_GALLERY_SIDE))
+    return embed_image(image, printable(caption))
+
+
+def _newest_first(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: (-path.stat().st_mtime_ns, path))

@@ -14,8 +14,7 @@ from sklearn.manifold import TSNE
 
 from mec.files import atomic_write
 
-MAX_QUERIES = 8
-NUM_NEIGHBORS = 8
+MAX_QUERIES = NUM_NEIGHBORS = 8
 
 
 def plot_overview(
@@ -26,15 +25,7 @@ def plot_overview(
     classes: Sequence[str],
     path: Path,
 ) -> Path:
-    """Plot loss and effective rank of the codes, a 2-d map of the features, and nearest neighbors.
-
-    Args:
-        metrics: rows of metrics.csv.
-        features: (n, d) of the test images.
-        labels: (n,) of the test images.
-        images: (n, h, w, c) uint8.
-        classes: class names.
-        path: PNG to write.
+    """Plot the rows of metrics.csv, and features (n, d), labels (n,) and images (n, h, w, c) of the test set, as a PNG.
 
     Returns:
         ``path``.

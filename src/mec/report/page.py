@@ -7,45 +7,37 @@ import functools
 import gzip
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
-from rich.console import Console
 
 from mec import __version__
 from mec.errors import InputError
 from mec.files import atomic_write
 from mec.report import charts
-from mec.report.analysis import analyze_features
-from mec.report.gallery import load_gallery
-from mec.report.health import check_health
+from mec.report.analysis import FeatureAnalysis, analyze_features
+from mec.report.images import EmbeddedImage, EmbeddedViews, SpriteSheet, embed_views, load_gallery
 from mec.report.published import find_published
-from mec.report.record import Record, read_records
-from mec.report.schema import EmbeddedImage, EmbeddedViews, FeatureAnalysis, Missing, SpriteSheet
-from mec.report.tables import evaluation_tables, format_value, run_rows, settings_rows
-from mec.report.views import embed_views
+from mec.report.record import Missing, Record, read_records
+from mec.report.tables import check_health, evaluation_tables, format_value, run_rows, settings_rows
 
-MAX_BYTES = 5_000_000
-"""Size of the page: small enough for email and phones."""
-MAX_IMAGE_BYTES = 2_200_000
-"""Size of the images of all runs."""
-MAX_CURVE_POINTS = 12_000
-"""Points of a chart, divided among the runs."""
-MAP_IMAGES = 1_000
-"""Default number of images on the maps, divided among the runs."""
-MIN_MAP_IMAGES = 20
-"""Smallest number of images on the map of a run."""
+MAX_BYTES = 5_000_000  # of the page: small enough for email and phones
+MAX_IMAGE_BYTES = 2_200_000  # of the images of all runs
+MAX_CURVE_POINTS = 12_000  # of a chart, divided among the runs
+MAP_IMAGES = 1_000  # default number of images on the maps, divided among the runs
+MIN_MAP_IMAGES = 20  # on the map of a run
 OMITTED = "Omitted to keep the page below 5 MB. A report of fewer runs, or with a smaller --images, includes it."
-DASH_ARRAYS = ("none", "8 4", "2 3", "8 3 2 3", "14 4")
-"""SVG dashes of charts.LINE_STYLES."""
-Log = Callable[[str], object]
+DASH_ARRAYS = ("none", "8 4", "2 3", "8 3 2 3", "14 4")  # SVG dashes of charts.LINE_STYLES
+NO_ENCODER = Missing("This folder contains evaluations only, no encoder.")
+TRAINING = Missing("The run is training. Features are shown as soon as its encoder is written.")
 
 
 @dataclass(frozen=True)
@@ -63,7 +55,6 @@ def write_report(
     out: str | os.PathLike[str] | None = None,
     data: str | os.PathLike[str] | None = None,
     images: int = MAP_IMAGES,
-    console: Console | None = None,
 ) -> Path:
     """Write one HTML page with the settings, training curves, features and results of one or several runs.
 
@@ -72,7 +63,6 @@ def write_report(
         out: the file to write; None: report.html in the first run folder.
         data: dataset to embed, any that ``mec.open_dataset`` accepts; None: the one that each run was trained on.
         images: number of images on the maps, divided among the runs.
-        console: where progress is printed; None: standard error.
 
     Returns:
         The path of the page.
@@ -85,8 +75,7 @@ def write_report(
     path = records[0].folder / "report.html" if out is None else Path(out).expanduser()
     if path.is_dir() or path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"out: expected a file that ends with .html, got {path}")
-    log = functools.partial((console or Console(stderr=True)).print, highlight=False, markup=False, soft_wrap=True)
-    page = render_page([collect_content(record, data, images // len(records), log) for record in records])
+    page = render_page([collect_content(record, data, images // len(records)) for record in records])
     try:
         with atomic_write(path) as temporary:
             temporary.write_bytes(page)
@@ -101,26 +90,26 @@ def check_images(images: int) -> None:
         raise InputError(f"images: expected 1 to 10,000 images on the maps, got {images}")
 
 
-def collect_content(record: Record, data: str | os.PathLike[str] | None, max_images: int, log: Log) -> RunContent:
-    """Embed images with the run's encoder and collect what the page shows. Slow unless the features are cached."""
+def collect_content(
+    record: Record, data: str | os.PathLike[str] | None, max_images: int, only_finished: bool = False
+) -> RunContent:
+    """Collect what the page shows. Slow unless the features are cached.
+
+    ``only_finished`` leaves out the features of a run that is still training.
+    """
+    gallery = load_gallery(record.folder)
     if not record.recipe:
-        missing = Missing("This folder contains evaluations only, no encoder.")
-        return RunContent(record, missing, missing, load_gallery(record.folder))
-    return RunContent(
-        record,
-        analyze_features(record.folder, data, max(MIN_MAP_IMAGES, max_images), log),
-        embed_views(record.folder, data, log),
-        load_gallery(record.folder),
-    )
+        return RunContent(record, NO_ENCODER, NO_ENCODER, gallery)
+    features: FeatureAnalysis | Missing = TRAINING
+    if record.finished or not only_finished:
+        features = analyze_features(record.folder, data, max(MIN_MAP_IMAGES, max_images))
+    return RunContent(record, features, embed_views(record.folder, data), gallery)
 
 
 def render_page(runs: Sequence[RunContent], revision: str | None = None) -> bytes:
     """Render the page, with as many images and points as fit into MAX_BYTES.
 
-    Args:
-        runs: contents of the runs.
-        revision: identifier of the current state of the runs, for a page that reloads itself when it changes (see
-            ``mec.report.watch``); None: a static page.
+    With a ``revision``, which identifies the current state of the runs, the page reloads itself when it changes.
 
     Raises:
         InputError: there are so many runs that not even their tables fit.
@@ -175,7 +164,12 @@ def _render_html(runs: Sequence[RunContent], max_points: int, revision: str | No
     plotly, plotly_hash = _plotly()
     script = _read_template("report.js")
     environment = Environment(loader=PackageLoader("mec.report", "template"), autoescape=True, trim_blocks=True)
-    environment.filters |= {"clip": clip, "format_value": format_value, "color_and_style": charts.color_and_style}
+    environment.filters |= {
+        "clip": clip,
+        "format_value": format_value,
+        "color_and_style": charts.color_and_style,
+        "quote": shlex.quote,
+    }
     html = environment.get_template("report.html.jinja").render(
         title=_title(records),
         version=__version__,
@@ -204,8 +198,8 @@ def _render_html(runs: Sequence[RunContent], max_points: int, revision: str | No
 
 
 def _map_data(analysis: FeatureAnalysis) -> dict[str, Any]:
-    modes: list[Literal["label", "cluster"]] = ["label", "cluster"] if analysis.labels else ["cluster"]
-    return {mode: charts.map_figure(analysis, mode) for mode in modes} | {
+    modes = ["label", "cluster"] if analysis.labels else ["cluster"]
+    return {mode: charts.map_figure(analysis, by_label=mode == "label") for mode in modes} | {
         "points": [[round(float(x), 2), round(float(y), 2)] for x, y in analysis.points],
         "titles": [clip(title, 100) for title in analysis.titles],
         "labels": analysis.labels and [clip(label, 60) for label in analysis.labels],
@@ -220,10 +214,10 @@ def clip(value: object, max_length: int) -> str:
 
 
 def _title(records: Sequence[Record]) -> str:
-    names = [clip(r.name, 40) for r in records]
-    if len(names) > 3:
-        return f"{names[0]}, {names[1]} and {len(names) - 2} other runs"
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    *first, last = [clip(r.name, 40) for r in records]
+    if len(first) > 2:
+        first, last = first[:2], f"{len(records) - 2} other runs"
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _read_template(name: str) -> str:

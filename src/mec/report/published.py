@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mec.report.schema import PublishedResult
-from mec.results import Result, to_metrics
+from mec.results import Metric, Result, to_metrics
 
 MEC_CODE, SIMSIAM = "official code's README", "SimSiam paper (Chen and He, CVPR 2021)"
 UNITRACK = "UniTrack's docs/RESULTS.md"
@@ -42,83 +41,67 @@ VOS = {"neighbors": 10, "context": 5, "radius": 12, "temperature": 0.05}
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A published result, and the conditions for a result to be comparable with it.
+class PublishedResult:
+    """Published metrics, named as in the result: of method, backbone and pretraining, from a publication and table."""
 
-    Attributes:
-        protocol: identifier of the result's protocol.
-        settings: settings that the result's protocol must include.
-        counts: counts of the result's dataset.
-        published: the published result.
-        row: a row that the result must have. The rows of sot are different trackers.
-    """
-
-    protocol: str
-    settings: Mapping[str, Any]
-    counts: Mapping[str, int]
-    published: PublishedResult
-    row: str = "encoder"
+    description: str
+    metrics: list[Metric]
+    source: str
 
 
-def _detection(description: str, ap50: float, ap: float, ap75: float) -> PublishedResult:
-    return PublishedResult(description, to_metrics({"AP50": ap50, "AP": ap, "AP75": ap75}), f"{SIMSIAM}, Table 5")
+@dataclass(frozen=True)
+class PublishedTable:
+    """Published results, and the conditions for a result to be comparable with them."""
+
+    protocol: str  # identifier of the result's protocol
+    settings: Mapping[str, Any]  # settings that the result's protocol must include
+    counts: Mapping[str, int]  # of the result's dataset
+    source: str  # the publication and its table
+    metrics: tuple[str, ...]  # columns
+    rows: Mapping[str, tuple[float, ...]]  # description -> values of the columns
+    row: str = "encoder"  # a row that the result must have: the rows of sot are different trackers
 
 
-FASTER_RCNN, MASK_RCNN = "ResNet-50, Faster R-CNN C4, mean of 5 trials", "ResNet-50, Mask R-CNN C4"
-ENTRIES = (
-    Entry(
-        "linear-paper",
-        PAPER_PROBE,
-        IMAGENET,
-        PublishedResult("MEC, ResNet-50, 100 epochs of ImageNet", to_metrics({"top-1": 0.708}), MEC_CODE),
-    ),
-    *(
-        Entry(
-            "linear-simsiam",
-            SIMSIAM_PROBE,
-            IMAGENET,
-            PublishedResult(
-                f"SimSiam, ResNet-50, {epochs} epochs of ImageNet", to_metrics({"top-1": top_1}), f"{SIMSIAM}, Table 4"
-            ),
-        )
-        for epochs, top_1 in ((100, 0.681), (200, 0.700), (400, 0.708), (800, 0.713))
-    ),
-    Entry("detect-voc07+12", VOC_C4, VOC, _detection(f"ImageNet with labels, {FASTER_RCNN}", 0.813, 0.535, 0.588)),
-    Entry("detect-voc07+12", VOC_C4, VOC, _detection(f"MoCo v2, {FASTER_RCNN}", 0.823, 0.570, 0.633)),
-    Entry("detect-voc07+12", VOC_C4, VOC, _detection(f"SimSiam, {FASTER_RCNN}", 0.824, 0.570, 0.637)),
-    Entry("detect-coco-1x", COCO_C4, COCO, _detection(f"ImageNet with labels, {MASK_RCNN}", 0.582, 0.382, 0.412)),
-    Entry("detect-coco-1x", COCO_C4, COCO, _detection(f"MoCo v2, {MASK_RCNN}", 0.588, 0.392, 0.425)),
-    Entry("detect-coco-1x", COCO_C4, COCO, _detection(f"SimSiam, {MASK_RCNN}", 0.593, 0.392, 0.421)),
-    Entry(
-        "sot-unitrack",
-        SOT,
-        OTB,
-        PublishedResult("xcorr with ResNet-18, ImageNet with labels, s3", to_metrics({"AUC": 0.555}), UNITRACK),
-        "xcorr",
-    ),
-    Entry(
-        "sot-unitrack",
-        SOT,
-        OTB,
-        PublishedResult("dcf with ResNet-18, ImageNet with labels, s3", to_metrics({"AUC": 0.618}), UNITRACK),
-        "dcf",
-    ),
-    Entry(
-        "vos-unitrack",
-        VOS,
-        DAVIS,
-        PublishedResult("ResNet-18, ImageNet with labels, s3", to_metrics({"J mean": 0.584}), UNITRACK),
-    ),
-)
+TABLES = (
+    PublishedTable("linear-paper", PAPER_PROBE, IMAGENET, MEC_CODE, ("top-1",), {
+        "MEC, ResNet-50, 100 epochs of ImageNet": (0.708,),
+    }),
+    PublishedTable("linear-simsiam", SIMSIAM_PROBE, IMAGENET, f"{SIMSIAM}, Table 4", ("top-1",), {
+        "SimSiam, ResNet-50, 100 epochs of ImageNet": (0.681,),
+        "SimSiam, ResNet-50, 200 epochs of ImageNet": (0.700,),
+        "SimSiam, ResNet-50, 400 epochs of ImageNet": (0.708,),
+        "SimSiam, ResNet-50, 800 epochs of ImageNet": (0.713,),
+    }),
+    PublishedTable("detect-voc07+12", VOC_C4, VOC, f"{SIMSIAM}, Table 5", ("AP50", "AP", "AP75"), {
+        "ImageNet with labels, ResNet-50, Faster R-CNN C4, mean of 5 trials": (0.813, 0.535, 0.588),
+        "MoCo v2, ResNet-50, Faster R-CNN C4, mean of 5 trials": (0.823, 0.570, 0.633),
+        "SimSiam, ResNet-50, Faster R-CNN C4, mean of 5 trials": (0.824, 0.570, 0.637),
+    }),
+    PublishedTable("detect-coco-1x", COCO_C4, COCO, f"{SIMSIAM}, Table 5", ("AP50", "AP", "AP75"), {
+        "ImageNet with labels, ResNet-50, Mask R-CNN C4": (0.582, 0.382, 0.412),
+        "MoCo v2, ResNet-50, Mask R-CNN C4": (0.588, 0.392, 0.425),
+        "SimSiam, ResNet-50, Mask R-CNN C4": (0.593, 0.392, 0.421),
+    }),
+    PublishedTable("sot-unitrack", SOT, OTB, UNITRACK, ("AUC",), {
+        "xcorr with ResNet-18, ImageNet with labels, s3": (0.555,),
+    }, row="xcorr"),
+    PublishedTable("sot-unitrack", SOT, OTB, UNITRACK, ("AUC",), {
+        "dcf with ResNet-18, ImageNet with labels, s3": (0.618,),
+    }, row="dcf"),
+    PublishedTable("vos-unitrack", VOS, DAVIS, UNITRACK, ("J mean",), {
+        "ResNet-18, ImageNet with labels, s3": (0.584,),
+    }),
+)  # fmt: skip
 
 
 def find_published(result: Result) -> list[PublishedResult]:
     """Return the published results of the same protocol and settings on the same dataset."""
     return [
-        entry.published
-        for entry in ENTRIES
-        if entry.protocol == result.protocol.id
-        and result.protocol.includes(entry.settings)
-        and entry.row in result.rows
-        and result.dataset.counts == entry.counts
+        PublishedResult(description, to_metrics(dict(zip(table.metrics, values, strict=True))), table.source)
+        for table in TABLES
+        if table.protocol == result.protocol.id
+        and result.protocol.includes(table.settings)
+        and table.row in result.rows
+        and result.dataset.counts == table.counts
+        for description, values in table.rows.items()
     ]

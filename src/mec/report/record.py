@@ -1,4 +1,7 @@
-"""Read run folders: settings, environment, metrics, probes and evaluations. Damaged files are skipped and noted."""
+"""Read run folders: settings, environment, metrics, probes and evaluations; find the encoder and the training images.
+
+Damaged files are skipped and noted.
+"""
 
 from __future__ import annotations
 
@@ -8,52 +11,57 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from mec.data.datasets.video import is_video
+from mec.engine.checkpoints import checkpoint_step, is_intact, sorted_by_step
 from mec.errors import InputError
+from mec.models.io import WEIGHTS_FILE
+from mec.pretraining.recipe import Recipe
+from mec.pretraining.run_folder import ENVIRONMENT_FILE, RECIPE_FILE
 from mec.results import RESULTS, Result
 
-RECIPE, ENVIRONMENT, METRICS, PROBES = "recipe.yaml", "environment.json", "metrics.csv", "probes.csv"
-CORRUPT, ENCODER = "corrupt.csv", "encoder.safetensors"
-RECORD_FILES = (RECIPE, ENVIRONMENT, METRICS, PROBES, RESULTS, CORRUPT, ENCODER)
+METRICS, PROBES, CORRUPT = "metrics.csv", "probes.csv", "corrupt.csv"
+RECORD_FILES = (RECIPE_FILE, ENVIRONMENT_FILE, METRICS, PROBES, RESULTS, CORRUPT, WEIGHTS_FILE)
+DATA_HINT = "pass their current location with --data"
 
 Columns = dict[str, NDArray[np.float64]]
 """Columns of a csv file by name, all of one length, NaN for empty cells."""
 
 
 @dataclass(frozen=True)
+class Missing:
+    """Stands for content that is not available. ``reason`` is a sentence for the reader of the page."""
+
+    reason: str
+
+
+class Weights(NamedTuple):
+    """A file that contains an encoder, and a description of the encoder."""
+
+    file: Path
+    description: str
+
+
+@dataclass(frozen=True)
 class Record:
-    """The contents of a run folder.
+    """The contents of a run folder."""
 
-    Attributes:
-        folder: absolute path.
-        name: last parts of the path, unique among the runs of the report.
-        recipe: setting (``optimizer.lr``) -> value; empty for folders with evaluations only.
-        environment: contents of environment.json.
-        metrics: columns of metrics.csv.
-        probes: columns of probes.csv.
-        results: valid lines of results.jsonl, oldest first.
-        num_corrupt: number of corrupt images.
-        finished: whether the trained encoder has been written.
-        notes: sentences about files that cannot be read.
-    """
-
-    folder: Path
-    name: str
-    recipe: dict[str, Any]
-    environment: dict[str, Any]
-    metrics: Columns
-    probes: Columns
-    results: list[Result]
-    num_corrupt: int
-    finished: bool
-    notes: list[str]
+    folder: Path  # absolute
+    name: str  # last parts of the path, unique among the runs of the report
+    recipe: dict[str, Any]  # setting ("optimizer.lr") -> value; empty for folders with evaluations only
+    environment: dict[str, Any]  # contents of environment.json
+    metrics: Columns  # of metrics.csv
+    probes: Columns  # of probes.csv
+    results: list[Result]  # valid lines of results.jsonl, oldest first
+    num_corrupt: int  # images
+    finished: bool  # whether the trained encoder has been written
+    notes: list[str]  # sentences about files that cannot be read
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -62,14 +70,6 @@ class Record:
         if not isinstance(images, int) or not isinstance(batch_size, int) or batch_size < 1:
             return None
         return images // batch_size or None
-
-    @property
-    def last_update(self) -> datetime | None:
-        """Time of the last write to metrics.csv, UTC; None if there is no such file."""
-        try:
-            return datetime.fromtimestamp((self.folder / METRICS).stat().st_mtime, timezone.utc)
-        except OSError:
-            return None
 
 
 def read_records(runs: Sequence[str | os.PathLike[str]]) -> list[Record]:
@@ -81,36 +81,29 @@ def read_records(runs: Sequence[str | os.PathLike[str]]) -> list[Record]:
     folders = list(dict.fromkeys(Path(run).expanduser().resolve() for run in runs))
     if not folders:
         raise InputError("runs: expected at least one run folder")
-    return [read_record(folder, name) for folder, name in zip(folders, _unique_names(folders), strict=True)]
+    for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = ["/".join(folder.parts[-depth:]).lstrip("/") or "/" for folder in folders]
+        if len(set(names)) == len(names):  # the shortest ends of the paths, all with as many parts, that are distinct
+            break
+    return [_read_record(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 
-def read_record(folder: Path, name: str) -> Record:
-    """Read a run folder under a name. Raises InputError like ``read_records``."""
-    if not any((folder / file).is_file() for file in (RECIPE, RESULTS)):
-        raise InputError(f"runs: {folder} contains no run (no {RECIPE})")
+def _read_record(folder: Path, name: str) -> Record:
+    if not any((folder / file).is_file() for file in (RECIPE_FILE, RESULTS)):
+        raise InputError(f"runs: {folder} contains no run (no {RECIPE_FILE})")
     notes: list[str] = []
     return Record(
         folder=folder,
         name=name,
-        recipe=_flatten(_mapping(folder / RECIPE, yaml.safe_load, notes)),
-        environment=_mapping(folder / ENVIRONMENT, json.loads, notes),
+        recipe=_flatten(_mapping(folder / RECIPE_FILE, yaml.safe_load, notes)),
+        environment=_mapping(folder / ENVIRONMENT_FILE, json.loads, notes),
         metrics=_columns(folder / METRICS),
         probes=_columns(folder / PROBES),
         results=_results(folder / RESULTS, notes),
         num_corrupt=max(0, len(_read_text(folder / CORRUPT).splitlines()) - 1),  # without the header
-        finished=(folder / ENCODER).is_file(),
+        finished=(folder / WEIGHTS_FILE).is_file(),
         notes=notes,
     )
-
-
-def _unique_names(folders: Sequence[Path]) -> list[str]:
-    """Return the shortest path suffixes, all with the same number of parts, that are distinct."""
-    max_depth = max(len(folder.parts) for folder in folders)
-    for depth in range(1, max_depth + 1):
-        names = ["/".join(folder.parts[-depth:]).lstrip("/") or "/" for folder in folders]
-        if len(set(names)) == len(names):
-            break
-    return names
 
 
 def _read_text(path: Path) -> str:
@@ -163,15 +156,53 @@ def _number(field: str) -> float:
 def _results(path: Path, notes: list[str]) -> list[Result]:
     results: list[Result] = []
     invalid: list[int] = []
-    lines = _read_text(path).split("\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
         try:
-            results.append(Result.from_dict(json.loads(line)))
+            if line.strip():
+                results.append(Result.from_dict(json.loads(line)))
         except ValueError:
             invalid.append(number)
     if invalid:
         numbers = ", ".join(map(str, invalid[:10])) + (", ..." if len(invalid) > 10 else "")
         notes.append(f"{path.name}: skipped {len(invalid)} invalid line{'s' if len(invalid) > 1 else ''} ({numbers}).")
     return results
+
+
+def find_weights(run: Path) -> Weights | Missing:
+    """Return the trained encoder of a finished run, or the newest intact checkpoint of an unfinished one."""
+    if (run / WEIGHTS_FILE).exists():
+        return Weights(run / WEIGHTS_FILE, "the trained encoder")
+    try:
+        for path in reversed(sorted_by_step(run / "checkpoints")):
+            if is_intact(path):
+                return Weights(path, f"the encoder after {checkpoint_step(path):,} steps")
+    except OSError:  # the run is still training and has deleted a checkpoint
+        pass
+    return Missing("The run has no checkpoint yet. Training writes one every few minutes.")
+
+
+def find_data(run: Path, data: str | os.PathLike[str] | None) -> str | Missing:
+    """Return ``data``, or the dataset that the run was trained on if ``data`` is None."""
+    if data is not None:
+        return os.fspath(data)
+    try:
+        environment = json.loads((run / ENVIRONMENT_FILE).read_text())
+        recorded = str(environment["data"])
+        # a relative path is relative to the folder that the run was started in
+        absolute = Path(environment.get("working_directory", ".")) / recorded
+        return str(absolute) if absolute.exists() and not Path(recorded).exists() else recorded
+    except (OSError, ValueError, KeyError, TypeError):
+        return Missing(f"The run has no record of its training images; {DATA_HINT}.")
+
+
+def frame_stride(recipe: Recipe, data: str) -> int | None:
+    """Return the ``frame_stride`` of the recipe if ``data`` is a video."""
+    return recipe.frame_stride if is_video(Path(data).expanduser()) else None
+
+
+def missing_data(data: str | os.PathLike[str] | None, error: InputError) -> Missing:
+    """Return the reason that the training images cannot be opened. Raise ``error`` if the user passed ``data``."""
+    if data is not None:
+        raise error
+    reason = str(error).splitlines()[-1].removeprefix("data: ")
+    return Missing(f"The training images cannot be opened ({reason}); {DATA_HINT}.")

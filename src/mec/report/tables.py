@@ -1,4 +1,4 @@
-"""Tables of the report: settings, environment and evaluations of the runs, side by side."""
+"""Tables of the report: settings, environment, health and evaluations of the runs, side by side."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any, Literal
 
 import numpy as np
 
-from mec.report.record import Record
-from mec.report.schema import PublishedResult
+from mec.pretraining.health import CHECKS, PATIENCE, HealthMonitor
+from mec.report.published import PublishedResult
+from mec.report.record import METRICS, Record
 from mec.results import NO_VALUE, Result, cells, titles
 
 MAIN_SETTINGS = (
@@ -30,43 +32,35 @@ class Row:
 
 
 @dataclass(frozen=True)
-class EvaluationRow:
-    """A row of the table of an evaluation.
+class HealthMessage:
+    """The outcome of a health check of a run, in one or two sentences."""
 
-    Attributes:
-        kind: encoder of a run, baseline or published result.
-        run: name of the run; empty for published results and for baselines that all runs share.
-        name: name of the baseline, or description of the published result.
-        cells: one string per column of the table.
-        source: publication of a published result.
-    """
+    run: str
+    level: Literal["ok", "note", "warning"]
+    text: str
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """A row of the table of an evaluation."""
 
     kind: Literal["encoder", "baseline", "published"]
-    run: str
-    name: str
+    run: str  # empty for published results and for baselines that all runs share
+    name: str  # of the baseline, or description of the published result
     cells: list[str]
-    source: str = ""
+    source: str = ""  # publication of a published result
 
 
 @dataclass(frozen=True)
 class EvaluationTable:
-    """Results of one task, protocol and dataset.
-
-    Attributes:
-        task: knn, linear, ...
-        protocol: description of the protocol.
-        dataset: name and size of the dataset.
-        columns: column headers.
-        rows: encoders of the runs, baselines, published results.
-        details: encoder, time, duration, command and skipped sequences of each result.
-    """
+    """Results of one task, protocol and dataset."""
 
     task: str
     protocol: str
     dataset: str
     columns: list[str]
-    rows: list[EvaluationRow]
-    details: list[str]
+    rows: list[EvaluationRow]  # encoders of the runs, baselines, published results
+    details: list[str]  # encoder, time, duration, command and skipped sequences of each result
 
 
 def settings_rows(records: Sequence[Record]) -> list[Row]:
@@ -118,6 +112,39 @@ def format_value(value: Any) -> str:
     return _pairs(value) if isinstance(value, dict) else str(value)
 
 
+def check_health(record: Record) -> list[HealthMessage]:
+    """Return a warning for each failed check, or one message of level ok. Empty for folders without a recipe."""
+    metrics = record.metrics
+    if not record.recipe:
+        return []
+    if not metrics:
+        return [HealthMessage(record.name, "note", "No step has been written to metrics.csv yet.")]
+    form, order = record.recipe.get("objective.form"), record.recipe.get("objective.order")
+    monitor = HealthMonitor(has_series=form == "cross" and order is not None)
+    for row in np.stack(list(metrics.values()), axis=1).tolist():
+        monitor.add(dict(zip(metrics, row, strict=True)))
+    warnings = [HealthMessage(record.name, "warning", monitor.verdicts[k]) for k in CHECKS if k in monitor.verdicts]
+    return warnings or [HealthMessage(record.name, "ok", _describe_trend(record))]
+
+
+def _describe_trend(record: Record) -> str:
+    """Compare the means of the first and the last measurements after the warm-up."""
+    nothing = np.full(len(record.metrics["step"]), np.nan)
+    lr, rank, loss = (record.metrics.get(name, nothing) for name in ("lr", "effective_rank", "loss"))
+    start = int(np.nanargmax(lr)) if np.isfinite(lr).any() else 0
+    rank, loss = (values[start:][np.isfinite(values[start:])] for values in (rank, loss))
+    count = min(len(rank), len(loss))
+    if count >= 2 * PATIENCE:
+        return (
+            "No problem found. Since the warm-up, the effective rank of the codes went from "
+            f"{rank[:PATIENCE].mean():.1f} to {rank[-PATIENCE:].mean():.1f} and the loss from "
+            f"{loss[:PATIENCE].mean():.3f} to {loss[-PATIENCE:].mean():.3f} (means of {PATIENCE} measurements)."
+        )
+    if record.finished:
+        return f"No problem found. Measurements after the warm-up: {count}, too few for a trend; lower log_every."
+    return f"No problem found so far. The learning rate {'has just peaked' if count > 1 else 'is still warming up'}."
+
+
 def evaluation_tables(
     records: Sequence[Record], find_published: Callable[[Result], list[PublishedResult]]
 ) -> list[EvaluationTable]:
@@ -127,43 +154,37 @@ def evaluation_tables(
         for result in record.results:  # oldest first, so that a newer one replaces it
             key = (result.task, result.protocol.describe(), str(result.dataset))
             groups.setdefault(key, {})[record.name, result.encoder] = result
-    return [_evaluation_table(*key, _label_runs(newest), find_published) for key, newest in groups.items()]
+    tables = []
+    for key, newest in groups.items():
+        counts = Counter(run for run, _ in newest)  # more than 1: a run has results of several encoders
+        by_run = {run if counts[run] == 1 else f"{run}: {encoder}": result for (run, encoder), result in newest.items()}
+        columns = titles(row for result in newest.values() for row in result.rows.values())
+        details = [_details(run, result) for run, result in by_run.items()]
+        rows = _evaluation_rows(by_run, columns, find_published)
+        tables.append(EvaluationTable(*key, list(columns.values()), rows, details))
+    return tables
 
 
-def _label_runs(newest: Mapping[tuple[str, str], Result]) -> dict[str, Result]:
-    """Return run name -> result; "run: encoder" -> result if a run has results of several encoders."""
-    counts = Counter(run for run, _ in newest)
-    return {run if counts[run] == 1 else f"{run}: {encoder}": result for (run, encoder), result in newest.items()}
-
-
-def _evaluation_table(
-    task: str,
-    protocol: str,
-    dataset: str,
-    newest: dict[str, Result],
-    find_published: Callable[[Result], list[PublishedResult]],
-) -> EvaluationTable:
-    columns = titles(row for result in newest.values() for row in result.rows.values())
+def _evaluation_rows(
+    results: Mapping[str, Result], columns: Mapping[str, str], find_published: Callable[[Result], list[PublishedResult]]
+) -> list[EvaluationRow]:
     encoders: list[EvaluationRow] = []
     baselines: dict[tuple[str, ...], EvaluationRow] = {}
     published: dict[tuple[str, ...], EvaluationRow] = {}
-    for run, result in newest.items():
+    for run, result in results.items():
         for name, metrics in result.rows.items():
             values = cells(metrics, columns)
             if name == "encoder":
                 encoders.append(EvaluationRow("encoder", run, "", values))
             else:
                 # a baseline that is the same for several runs, such as raw pixels, has one row without a run name
-                row = baselines.setdefault((name, *values), EvaluationRow("baseline", run, name, values))
-                if row.run != run:
-                    baselines[(name, *values)] = EvaluationRow("baseline", "", name, values)
+                is_shared = (name, *values) in baselines
+                baselines[(name, *values)] = EvaluationRow("baseline", "" if is_shared else run, name, values)
         for reference in find_published(result):
             published[reference.description, reference.source] = EvaluationRow(
                 "published", "", reference.description, cells(reference.metrics, columns), reference.source
             )
-    details = [_details(run, result) for run, result in newest.items()]
-    rows = [*encoders, *baselines.values(), *published.values()]
-    return EvaluationTable(task, protocol, dataset, list(columns.values()), rows, details)
+    return [*encoders, *baselines.values(), *published.values()]
 
 
 def _details(run: str, result: Result) -> str:
@@ -185,8 +206,11 @@ def _status(record: Record) -> str:
         return "evaluations only"
     if record.finished:
         return "finished"
-    update = "" if record.last_update is None else f"; last update {record.last_update:%Y-%m-%d %H:%M} UTC"
-    return f"not finished{update}"
+    try:
+        last_update = datetime.fromtimestamp((record.folder / METRICS).stat().st_mtime, timezone.utc)
+    except OSError:
+        return "not finished"
+    return f"not finished; last update {last_update:%Y-%m-%d %H:%M} UTC"
 
 
 def _images(record: Record) -> str:

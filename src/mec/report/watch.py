@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -14,28 +14,23 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from rich.console import Console
-
 from mec.errors import InputError
-from mec.report.gallery import load_gallery
-from mec.report.page import MAP_IMAGES, Log, RunContent, check_images, collect_content, render_page
-from mec.report.record import ENCODER, RECORD_FILES, Record, read_records
-from mec.report.schema import Missing
-from mec.report.views import embed_views
+from mec.models.io import WEIGHTS_FILE
+from mec.report.page import MAP_IMAGES, RunContent, check_images, collect_content, render_page
+from mec.report.record import RECORD_FILES, Record, read_records
 from mec.results import RESULTS
 
-HOST = "127.0.0.1"
-"""Only reachable from this machine."""
-FIRST_PORT, NUM_PORTS = 8765, 20
-"""Ports that are tried in turn."""
-TRAINING = Missing("The run is training. Features are shown as soon as its encoder is written.")
+logger = logging.getLogger("mec")
+
+HOST = "127.0.0.1"  # only reachable from this machine
+FIRST_PORT, NUM_PORTS = 8765, 20  # tried in turn
 
 
 class LiveReport:
     """A page that is rendered again when the files of its runs change."""
 
-    def __init__(self, runs: Sequence[str | os.PathLike[str]], data: str | None, images: int, log: Log) -> None:
-        self.runs, self.data, self.images, self.log = runs, data, images, log
+    def __init__(self, runs: Sequence[str | os.PathLike[str]], data: str | None, images: int) -> None:
+        self.runs, self.data, self.images = runs, data, images
         self.folders = [record.folder for record in read_records(runs)]
         self._contents: dict[Path, tuple[str, RunContent]] = {}
         self._page: tuple[str, bytes] = ("", b"")
@@ -56,16 +51,11 @@ class LiveReport:
 
     def _content(self, record: Record) -> RunContent:
         """Collect the slow parts only when encoder or results have changed."""
-        revision = _revision(record.folder / name for name in (ENCODER, RESULTS))
+        revision = _revision(record.folder / name for name in (WEIGHTS_FILE, RESULTS))
         if self._contents.get(record.folder, ("",))[0] != revision:
-            self._contents[record.folder] = revision, self._collect(record)
+            content = collect_content(record, self.data, self.images // len(self.folders), only_finished=True)
+            self._contents[record.folder] = revision, content
         return replace(self._contents[record.folder][1], record=record)
-
-    def _collect(self, record: Record) -> RunContent:
-        if record.finished or not record.recipe:
-            return collect_content(record, self.data, self.images // len(self.folders), self.log)
-        views = embed_views(record.folder, self.data, self.log)
-        return RunContent(record, TRAINING, views, load_gallery(record.folder))
 
 
 def _revision(files: Iterable[Path]) -> str:
@@ -126,43 +116,38 @@ def create_server(live: LiveReport, port: int | None) -> ThreadingHTTPServer:
     if port is not None and not 1 <= port <= 65535:
         raise InputError(f"port: expected 1 to 65535, got {port}")
     handler = type("LiveRequestHandler", (RequestHandler,), {"live": live})
-    for candidate in [*range(FIRST_PORT, FIRST_PORT + NUM_PORTS), 0] if port is None else [port]:
-        try:
+    try:
+        if port is not None:
+            return ThreadingHTTPServer((HOST, port), handler)
+    except OSError as error:
+        reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        raise InputError(f"port: {port} {reason}; pass another, or none to use the first free one") from error
+    for candidate in range(FIRST_PORT, FIRST_PORT + NUM_PORTS):
+        with suppress(OSError):
             return ThreadingHTTPServer((HOST, candidate), handler)
-        except OSError as error:
-            if port is not None:
-                reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-                raise InputError(f"port: {port} {reason}; pass another, or none to use the first free one") from error
-    raise InputError("port: no port of this machine is free")
+    return ThreadingHTTPServer((HOST, 0), handler)
 
 
 def watch(
-    runs: Sequence[str | os.PathLike[str]],
-    data: str | None = None,
-    images: int = MAP_IMAGES,
-    port: int | None = None,
-    console: Console | None = None,
+    runs: Sequence[str | os.PathLike[str]], data: str | None = None, images: int = MAP_IMAGES, port: int | None = None
 ) -> None:
-    """Serve the report on localhost until Ctrl-C. An open page reloads when the runs change.
+    """Serve the report on localhost until Ctrl-C, and log its address. An open page reloads when the runs change.
 
     Args:
         runs: see ``write_report``.
         data: see ``write_report``.
         images: see ``write_report``.
         port: port of 127.0.0.1; None: the first free port from 8765 on.
-        console: where progress and address are printed; None: standard error.
 
     Raises:
         InputError: a folder contains no run, or the port cannot be used.
     """
     check_images(images)
-    console = console or Console(stderr=True)
-    log = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    live = LiveReport(runs, data, images, log)
+    live = LiveReport(runs, data, images)
     with create_server(live, port) as server:
         try:
-            live.page()  # render before printing the address: the first page may take minutes
-            log(f"Report: http://localhost:{server.server_port}/ (follows the runs; Ctrl-C stops the server)")
+            live.page()  # render before logging the address: the first page may take minutes
+            logger.info(f"Report: http://localhost:{server.server_port}/ (follows the runs; Ctrl-C stops the server)")
             server.serve_forever()
         except KeyboardInterrupt:
-            log("stopped")
+            logger.info("stopped")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mec.data import ArrayDataset, FileDataset, PixelFormat, open_dataset, read_image
+from mec.data import ArrayDataset, FileDataset, open_dataset, read_image
 from mec.errors import InputError
 
 
@@ -150,44 +150,6 @@ def test_invalid_data_is_an_input_error(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             open_dataset(source)
-
-
-@pytest.mark.parametrize(
-    ("mode", "color", "expected"),
-    [
-        ("L", 70, (70, 70, 70)),
-        ("RGB", (1, 2, 3), (1, 2, 3)),
-        ("RGBA", (0, 0, 0, 0), (255, 255, 255)),
-        ("LA", (9, 255), (9, 9, 9)),
-        ("P", 0, None),
-        ("1", 1, (255, 255, 255)),
-        ("I;16", 65535, (255, 255, 255)),
-    ],
-)
-def test_image_modes_become_rgb_or_gray(
-    tmp_path: Path, mode: str, color: object, expected: tuple[int, ...] | None
-) -> None:
-    write(tmp_path / "a.png", color=color, mode=mode)
-    image = read_image(open_dataset(tmp_path), 0)
-    assert image.dtype == np.uint8
-    assert image.shape == (10, 20, 3)
-    assert expected is None or tuple(image[0, 0]) == expected
-    assert read_image(open_dataset(tmp_path), 0, PixelFormat(1)).shape == (10, 20, 1)
-
-
-def test_exif_orientation_is_honored(tmp_path: Path) -> None:
-    image = Image.new("RGB", (20, 10))
-    exif = image.getexif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "a.jpg", exif=exif)
-    assert read_image(open_dataset(tmp_path), 0).shape == (20, 10, 3)
-
-
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n"])
-def test_corrupt_image_is_an_input_error(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "corrupt.png").write_bytes(content)
-    with pytest.raises(InputError, match=r"the file is empty|not an image|truncated|broken"):
-        read_image(open_dataset(tmp_path), 0)
 
 
 def test_real_photographs(real_data: Path) -> None:

@@ -16,12 +16,12 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def datasets_on_disk(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Write four classes of Caltech-101 in each format."""
+    """Write two classes of Caltech-101 in each format."""
     datasets = pytest.importorskip("datasets")
     pytest.importorskip("webdataset")
     root = tmp_path_factory.mktemp("formats")
     folder = root / "folder"
-    for name in ("accordion", "anchor", "ant", "butterfly"):
+    for name in ("anchor", "ant"):
         (folder / name).mkdir(parents=True)
         for path in sorted((real_data / "caltech101" / "101_ObjectCategories" / name).glob("*.jpg")):
             (folder / name / path.name).write_bytes(path.read_bytes())
@@ -54,7 +54,7 @@ def test_formats_have_the_same_images_and_labels(datasets_on_disk: dict[str, Pat
     expected = image_hashes(opened["folder"])
     for dataset in opened.values():
         assert image_hashes(dataset) == expected
-        assert dataset.classes == ["accordion", "anchor", "ant", "butterfly"]
+        assert dataset.classes == ["anchor", "ant"]
         assert np.array_equal(dataset.labels, opened["folder"].labels)
         train, test = (open_dataset(datasets_on_disk["folder"], split) for split in ("train", "test"))
         assert len(train) + len(test) == len(dataset)
@@ -64,7 +64,7 @@ def test_formats_train_on_each_image_once_with_the_same_views(datasets_on_disk: 
     views, epochs = TwoViews(32, seed=1), {}
     for name, path in datasets_on_disk.items():
         dataset = open_dataset(path, "pretrain")
-        for workers in (0, 2):
+        for workers in (0, 2) if name == "folder" else (2,):
             sampler = training_sampler(dataset, 1, seed=0)
             sampler.set_epoch(3)
             loader = training_loader(dataset, views, sampler, PixelFormat(), CPU, workers)

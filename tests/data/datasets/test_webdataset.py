@@ -11,7 +11,7 @@ import webdataset
 
 from mec.data import open_dataset
 from mec.data.dataset import FileDataset
-from mec.data.datasets.webdataset import ShardDataset
+from mec.data.datasets.webdataset import ShardDataset, expand_braces
 from mec.errors import InputError
 from tests.data.datasets.shard_files import (
     IMAGES,
@@ -87,6 +87,21 @@ def test_shards_of_all_writers_have_the_same_images(tmp_path: Path, write: Calla
     assert dataset.classes == ["ant", "bee", "cat"]
     assert [dataset.classes[i] for i in dataset.labels] == [class_name(i) for i in range(TOTAL)]
     assert [dataset.load(i) for i in range(TOTAL)] == IMAGES
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "a.tar",
+        "a-{00..03}.tar",
+        "https://b.org/{x,y z}/a-{098..101}.tar",
+        "{train,val}-{0..1}.tar",
+        "a{b}.tar",
+        "s3://{8..11}{a,,c}.tgz",
+    ],
+)
+def test_braces_are_expanded_as_in_webdataset(pattern: str) -> None:
+    assert expand_braces(pattern) == webdataset.shardlists.expand_urls(pattern)
 
 
 def test_images_load_in_any_order(tmp_path: Path) -> None:
@@ -186,7 +201,7 @@ def test_labels_are_cached_until_the_shard_changes(tmp_path: Path, monkeypatch: 
         patch.setattr("mec.data.datasets.webdataset.read_samples", fail_to_read)
         assert open_dataset(path).labels.tolist() == expected
         os.utime(path, ns=(10**18, 10**18))
-        with pytest.raises(AssertionError, match="read again"):
+        with pytest.raises(InputError, match="read again"):
             open_dataset(path)
     write_tar(path, sample_members(range(2, 6)))
     assert [open_dataset(path).classes[i] for i in open_dataset(path).labels] == [class_name(i) for i in range(2, 6)]

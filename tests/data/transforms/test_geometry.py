@@ -8,7 +8,8 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
 from mec.data.rng import uniforms
 from mec.data.transforms.crop import crop_and_resize
-from mec.data.transforms.geometry import NUM_CROP_UNIFORMS, crop_boxes, resized_crops
+from mec.data.transforms.multi_view import resized_crops
+from mec.data.transforms.view_settings import NUM_CROP_UNIFORMS, crop_boxes
 
 
 def photograph(height: int = 180, width: int = 240) -> np.ndarray:

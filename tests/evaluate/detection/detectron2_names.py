@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 import torch
-from mec.models.checkpoint_formats import DETECTRON2, rename_key
 from torch import Tensor
+
+from mec.models.checkpoint_formats import DETECTRON2, rename_key
 
 Shapes = dict[str, tuple[int, ...]]
 NUM_BLOCKS = {2: 3, 3: 4, 4: 6, 5: 3}

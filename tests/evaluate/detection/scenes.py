@@ -10,8 +10,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor, nn
 
 from mec.evaluate.detection import detect as detect_module
+from mec.evaluate.detection.detectors import Architecture, Detector
 from mec.evaluate.detection.schedules import SCHEDULES, Schedule
 from mec.models.encoder import Encoder, create_encoder
 
@@ -32,6 +34,28 @@ def tiny_encoder(channels: int = 3) -> Encoder:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return create_encoder("resnet18", 64, channels, small_stem=False, options=NARROW_RESNET)
+
+
+def confident_detector(masks: bool = True, architecture: Architecture = "c4") -> Detector:
+    """Return a detector of three classes with random weights large enough for scores above the threshold."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        detector = Detector(tiny_encoder(), 3, masks, architecture, SMALL)
+        nn.init.normal_(detector.roi_heads.box_predictor.cls_score.weight, std=1)
+    return detector.eval()
+
+
+def random_images(*sizes: tuple[int, int]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8) for size in sizes]
+
+
+def make_targets(height: int = 64, width: int = 64) -> dict[str, Tensor]:
+    """Return two objects in an image."""
+    masks = torch.zeros(2, height, width, dtype=torch.uint8)
+    masks[0, 6:38, 4:40] = masks[1, 24:64, 30:60] = 1
+    boxes = torch.tensor([[4.0, 6, 40, 38], [20, 24, 60, 64]])
+    return {"boxes": boxes, "labels": torch.tensor([1, 3]), "masks": masks}
 
 
 def use_quick_schedule(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Schedule:

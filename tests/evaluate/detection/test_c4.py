@@ -1,4 +1,3 @@
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -6,36 +5,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mec.errors import InputError
 from mec.evaluate.detection import c4
 from mec.evaluate.detection.c4 import BoxPredictor, C4RoIHeads, build_c4
-from mec.evaluate.detection.detectors import Detector, resolve_architecture
+from mec.evaluate.detection.detectors import Detector
 from mec.evaluate.detection.schedules import SCHEDULES
 from mec.models import create_encoder
 from tests.evaluate.detection.detectron2_names import expected_shapes, to_detectron2
-from tests.evaluate.detection.scenes import SMALL
-
-
-def make_targets(masks: bool = True) -> dict[str, Tensor]:
-    """Return two objects in an image of 64 x 64."""
-    targets = {"boxes": torch.tensor([[4.0, 6, 40, 38], [20, 24, 60, 64]]), "labels": torch.tensor([1, 3])}
-    if masks:
-        targets["masks"] = torch.zeros(2, 64, 64, dtype=torch.uint8)
-        targets["masks"][0, 6:38, 4:40] = targets["masks"][1, 24:64, 30:60] = 1
-    return targets
-
-
-def confident_detector(masks: bool = True, seed: int = 0) -> Detector:
-    """Return a ResNet-18 detector with random weights large enough for scores above the threshold."""
-    torch.manual_seed(seed)
-    detector = Detector(create_encoder("resnet18"), 3, masks, "c4", SMALL)
-    nn.init.normal_(detector.roi_heads.box_predictor.cls_score.weight, std=1)
-    return detector.eval()
-
-
-def random_images(*sizes: tuple[int, int]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8) for size in sizes]
+from tests.evaluate.detection.scenes import (
+    NARROW_RESNET,
+    SMALL,
+    confident_detector,
+    make_targets,
+    random_images,
+    tiny_encoder,
+)
 
 
 @pytest.mark.parametrize(("num_classes", "masks", "num_parameters"), [(20, False, 33_234_160), (80, True, 35_966_828)])
@@ -64,10 +47,11 @@ def test_settings_match_detectron2() -> None:
     assert (rpn.box_coder.weights, heads.box_coder.weights) == ((1, 1, 1, 1), (10, 10, 5, 5))
 
 
-def test_shapes_and_gradients_of_a_resnet_50() -> None:
+def test_shapes_and_gradients_of_bottleneck_blocks() -> None:
     """res5 reduces 14 x 14 to 7 x 7; all parameters are trained, no norm is frozen."""
     torch.manual_seed(0)
-    detector = Detector(create_encoder("resnet50"), 5, True, "c4", SMALL).train()
+    encoder = create_encoder("resnet50", options={"layers": [1, 1, 1, 1]})
+    detector = Detector(encoder, 5, True, "c4", SMALL).train()
     heads, shapes = detector.roi_heads, {}
     for name in ("res5", "box_predictor.cls_score", "box_predictor.bbox_pred", "mask_predictor"):
         heads.get_submodule(name).register_forward_hook(
@@ -84,12 +68,12 @@ def test_shapes_and_gradients_of_a_resnet_50() -> None:
     sum(losses.values()).backward()
     assert [n for n, p in detector.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
     norms = [m for m in detector.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert len(norms) == 54  # 53 of a ResNet-50, and the one after res5
+    assert len(norms) == 18  # one in the stem, four per stage, and the one after res5
     assert all(m.training and m.num_batches_tracked == 1 for m in norms)
 
 
 def test_encoder_is_copied() -> None:
-    encoder = create_encoder("resnet18")
+    encoder = tiny_encoder()
     detector = Detector(encoder, 3, False, "c4", SMALL)
     copied = dict(detector.backbone.named_parameters())
     copied |= {f"layer4.{name}": p for name, p in detector.roi_heads.res5.named_parameters() if "norm." not in name}
@@ -99,12 +83,25 @@ def test_encoder_is_copied() -> None:
     assert not {id(p) for p in copied.values()} & {id(p) for p in original.values()}
 
 
+def test_anchors_are_not_rounded() -> None:
+    """Height over width is the ratio, width times height the square of the size; torchvision rounds to pixels."""
+    _, rpn, _ = build_c4(tiny_encoder(), 2, False, SMALL)
+    (anchors,) = rpn.anchor_generator.cell_anchors
+    sides = anchors[:, 2:] - anchors[:, :2]
+    ratios, areas = torch.meshgrid(
+        torch.tensor([0.5, 1, 2]), torch.tensor([32.0, 64, 128, 256, 512]) ** 2, indexing="ij"
+    )
+    torch.testing.assert_close(sides[:, 1] / sides[:, 0], ratios.flatten())
+    torch.testing.assert_close(sides.prod(1), areas.flatten())
+    torch.testing.assert_close(anchors[:, :2], -anchors[:, 2:])
+
+
 @pytest.mark.parametrize(
     ("backbone_name", "image_size", "stride"), [("resnet18", 224, 16), ("resnet26d", 224, 16), ("resnet18", 32, 4)]
 )
 def test_roi_align_is_at_the_coordinates_of_the_box(backbone_name: str, image_size: int, stride: int) -> None:
     """Pooling a map that holds the x and y of its cells' centers gives the centers of the 14 x 14 bins."""
-    encoder = create_encoder(backbone_name, image_size)
+    encoder = create_encoder(backbone_name, image_size, options=NARROW_RESNET)
     backbone, _, heads = build_c4(encoder, 2, False, SMALL)
     (feature_map,) = backbone(torch.zeros(1, 3, 160, 224)).values()
     assert feature_map.shape[2:] == (160 // stride, 224 // stride)
@@ -121,7 +118,7 @@ def test_roi_align_is_at_the_coordinates_of_the_box(backbone_name: str, image_si
 def test_features_of_an_object_are_in_the_region_over_it(image_size: int, size: int, corner: tuple[int, int]) -> None:
     """A white square on black changes the features pooled over it the most."""
     torch.manual_seed(0)
-    backbone, _, heads = build_c4(create_encoder("resnet18", image_size), 2, False, SMALL)
+    backbone, _, heads = build_c4(create_encoder("resnet18", image_size, options=NARROW_RESNET), 2, False, SMALL)
     (left, top), side = corner, size // 8
     images = torch.zeros(2, 3, size, size)
     images[1, :, top : top + side, left : left + side] = 5
@@ -135,7 +132,7 @@ def test_features_of_an_object_are_in_the_region_over_it(image_size: int, size: 
 
 def test_rpn_losses_match_a_float64_reference() -> None:
     """Of 6 anchors in two images 4 are sampled, 2 of them positive."""
-    _, rpn, _ = build_c4(create_encoder("resnet18"), 2, False, SMALL)
+    _, rpn, _ = build_c4(tiny_encoder(), 2, False, SMALL)
     rng = np.random.default_rng(0)
     logits, deltas, targets = rng.normal(size=6), rng.normal(size=(6, 4)), rng.normal(size=(6, 4))
     labels = np.array([1.0, 0, -1, 1, 0, -1])
@@ -214,20 +211,6 @@ def test_chunks_of_regions_do_not_change_the_detections(monkeypatch: pytest.Monk
             torch.testing.assert_close(b[name], values, atol=1e-4, rtol=1e-4)
 
 
-def test_detections_are_within_their_image_and_sorted_by_score() -> None:
-    """Padding does not matter: the second image is larger in both dimensions."""
-    sizes = ((40, 70), (96, 128))
-    with torch.no_grad():
-        detections = confident_detector(masks=False)(random_images(*sizes))
-    for (height, width), image_detections in zip(sizes, detections, strict=True):
-        boxes = image_detections["boxes"]
-        assert len(boxes) > 0
-        assert (boxes >= 0).all()
-        assert (boxes <= torch.tensor([width, height, width, height])).all()
-        assert set(image_detections["labels"].tolist()) <= {1, 2, 3}
-        assert all(a >= b for a, b in pairwise(image_detections["scores"].tolist()))
-
-
 def test_no_detections_have_empty_masks() -> None:
     detector = confident_detector()
     nn.init.constant_(detector.roi_heads.box_predictor.cls_score.bias, 0)
@@ -238,59 +221,3 @@ def test_no_detections_have_empty_masks() -> None:
     assert [{name: tuple(value.shape) for name, value in d.items()} for d in detections] == [
         {"boxes": (0, 4), "labels": (0,), "scores": (0,), "masks": (0, 1, 14, 14)}
     ] * 2
-
-
-def test_batched_images_are_padded_at_the_right_and_bottom() -> None:
-    encoder = create_encoder("resnet18", mean=(0.5, 0.25, 0.125), std=(0.5, 1, 2))
-    images = random_images((40, 70), (33, 20))
-    batch = Detector(encoder, 2, False, "c4", SMALL)._batch_images([images[0], images[1].float() / 255])
-    assert batch.tensors.shape == (2, 3, 64, 96)
-    assert batch.image_sizes == [(40, 70), (33, 20)]
-    mean, std = np.reshape([0.5, 0.25, 0.125], (3, 1, 1)), np.reshape([0.5, 1, 2], (3, 1, 1))
-    for padded, image in zip(batch.tensors.numpy(), images, strict=True):
-        expected = np.zeros((3, 64, 96))
-        expected[:, : image.shape[1], : image.shape[2]] = (image.numpy() / 255 - mean) / std
-        np.testing.assert_allclose(padded, expected, atol=1e-6)
-
-
-def test_boxes_and_losses_are_float32_under_bfloat16_autocast() -> None:
-    detector, dtypes = confident_detector(), set()
-    detector.roi_heads.res5.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
-    detector.rpn.head.register_forward_hook(lambda module, inputs, output: dtypes.update({x.dtype for x in output[0]}))
-    with torch.autocast("cpu", torch.bfloat16):
-        with torch.no_grad():
-            (detections,) = detector(random_images((64, 64)))
-        losses = detector.train()(random_images((64, 64)), [make_targets()])
-    assert dtypes == {torch.bfloat16, torch.float32}
-    assert {detections[name].dtype for name in ("boxes", "scores", "masks")} == {torch.float32}
-    assert {value.dtype for value in losses.values()} == {torch.float32}
-    assert all(value.isfinite() for value in losses.values())
-
-
-@pytest.mark.parametrize(
-    ("backbone_name", "architecture", "expected"),
-    [
-        ("resnet18", None, "c4"),
-        ("resnet18", "fpn", "fpn"),
-        ("resnet18", "c4", "c4"),
-        ("test_vit", None, "fpn"),
-        ("test_vit", "fpn", "fpn"),
-    ],
-)
-def test_default_architecture_is_c4_for_resnets_only(
-    backbone_name: str, architecture: str | None, expected: str
-) -> None:
-    assert resolve_architecture(create_encoder(backbone_name), architecture) == expected
-
-
-@pytest.mark.parametrize(
-    ("backbone_name", "architecture", "message"),
-    [
-        ("test_vit", "c4", "c4 requires a ResNet, got test_vit; use fpn"),
-        ("resnet18", "C4", "expected c4 or fpn, got 'C4'"),
-    ],
-)
-def test_unsupported_architectures_are_rejected(backbone_name: str, architecture: str, message: str) -> None:
-    with pytest.raises(InputError) as error:
-        resolve_architecture(create_encoder(backbone_name), architecture)
-    assert str(error.value) == f"architecture: {message}"

@@ -1,18 +1,17 @@
 import json
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import mec
 from mec.errors import InputError
 from mec.evaluate.detection import detect as detect_module
 from mec.evaluate.detection.detect import detect
-from mec.evaluate.detection.detectors import DetectorSpec, load_detector, save_detector
+from mec.evaluate.detection.detectors import load_detector
 from mec.models.encoder import Encoder, create_encoder
 from mec.results import Result
 from tests.evaluate.detection.scenes import QUICK, coco_dataset, tiny_encoder, use_quick_schedule, voc_dataset
@@ -240,50 +239,3 @@ def test_more_than_a_twentieth_of_corrupt_test_images_is_an_input_error(tmp_path
     with pytest.raises(InputError, match=r"^data: 1 of 10 images .*1004\.png"):
         detect_without_baseline(data, tmp_path / "out", max_steps=1)
     assert not (tmp_path / "out" / "encoder-0" / "metrics.json").exists()
-
-
-SPEC = DetectorSpec(tiny_encoder().spec, "c4", ["nut", "bolt"], [3, 9], False, QUICK)
-
-
-def test_save_and_load_detector_are_inverse(tmp_path: Path) -> None:
-    detector = SPEC.build(tiny_encoder())
-    save_detector(detector, SPEC, tmp_path)
-    loaded, spec = load_detector(tmp_path)
-    assert asdict(spec) == asdict(SPEC)
-    assert spec.schedule == QUICK
-    assert not loaded.training
-    for name, tensor in detector.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("detector.safetensors", None, r"has no detector\.safetensors, which is written after training"),
-        ("detector.safetensors", b"", r"detector\.safetensors cannot be read as safetensors"),
-        ("detector.safetensors", b"x" * 99, r"detector\.safetensors cannot be read as safetensors"),
-        ("detector.json", None, r"detector\.json does not describe a detector"),
-        ("detector.json", b"{", r"detector\.json does not describe a detector"),
-        ("detector.json", b"[]", r"detector\.json does not describe a detector"),
-        ("detector.json", b'{"encoder": 1, "schedule": {}}', r"detector\.json does not describe a detector"),
-        ("detector.json", b'{"encoder": {}, "schedule": {}}', r"detector\.json does not describe a detector"),
-        ("detector.json", b"\xff\xfe", r"detector\.json does not describe a detector"),
-        ("weights", None, r"does not match its detector\.json \(Missing key"),
-        ("classes", None, r"does not match its detector\.json \(size mismatch for roi_heads"),
-    ],
-)
-def test_damaged_files_are_rejected_in_one_line(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
-    save_detector(SPEC.build(), SPEC, tmp_path)
-    if name == "weights":
-        save_file({"x": torch.zeros(1)}, tmp_path / "detector.safetensors")
-    elif name == "classes":
-        one_class = replace(SPEC, categories=["nut"], category_ids=[3])
-        (tmp_path / "detector.json").write_text(json.dumps(asdict(one_class)))
-    elif content is None:
-        (tmp_path / name).unlink()
-    else:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=message) as error:
-        load_detector(tmp_path)
-    assert str(error.value).startswith("out: ")
-    assert len(str(error.value).splitlines()) == 1

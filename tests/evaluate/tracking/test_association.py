@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from mec.errors import InputError
-from mec.evaluate.tracking.association import AssociationSettings, OnlineTracker, assign, box_iou
-from mec.evaluate.tracking.motion import BoxFilter
+from mec.evaluate.tracking.association import AssociationSettings, BoxFilter, OnlineTracker, assign, box_iou
 
 Floats = NDArray[np.float64]
 APPEARANCES = dict(zip("ABCDEF", torch.eye(6)[:, :, None], strict=True))
@@ -40,7 +39,7 @@ def minimum_cost(costs: Floats, max_cost: float) -> float:
 @pytest.mark.parametrize("max_cost", [0.2, 0.5, 0.9])
 def test_assignment_has_the_minimum_cost_by_brute_force(shape: tuple[int, int], max_cost: float) -> None:
     rng = np.random.default_rng(0)
-    for trial in range(30):
+    for trial in range(15):
         costs = rng.random(shape)
         costs[rng.random(shape) < 0.2] = np.inf
         with_nan = np.where((rng.random(shape) < 0.5) & np.isinf(costs), np.nan, costs)
@@ -233,7 +232,7 @@ def test_without_appearance_only_positions_matter() -> None:
 
 def test_boxes_are_those_of_the_kalman_filter() -> None:
     track = TrackerHarness()
-    motion = BoxFilter.from_box(np.array(POSITIONS[0]))
+    motion = BoxFilter(np.array(POSITIONS[0]))
     track("A0")
     np.testing.assert_allclose(track.boxes, [POSITIONS[0]], atol=1e-6)
     moved = [8.0, 14.0, 22.0, 52.0]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mec.evaluate.tracking.motion import GATING_DISTANCE, BoxFilter
+from mec.evaluate.tracking.association import GATING_DISTANCE, BoxFilter
 
 Floats = NDArray[np.float64]
 
@@ -53,7 +53,7 @@ class TextbookFilter:
 def test_filter_equals_textbook_over_ten_frames_with_two_missed() -> None:
     rng = np.random.default_rng(0)
     boxes = np.array([[30 + 5 * t, 40 - 2 * t, 20 + t, 60 + 2 * t] for t in range(10)]) + rng.normal(size=(10, 4))
-    motion, textbook = BoxFilter.from_box(boxes[0]), TextbookFilter(boxes[0])
+    motion, textbook = BoxFilter(boxes[0]), TextbookFilter(boxes[0])
     textbook.assert_equals(motion)
     for frame, box in enumerate(boxes[1:], 1):
         motion.predict()
@@ -68,7 +68,7 @@ def test_filter_equals_textbook_over_ten_frames_with_two_missed() -> None:
 
 
 def test_lost_box_keeps_its_height_and_moves_on() -> None:
-    motion = BoxFilter.from_box(np.array([10.0, 20, 30, 60]))
+    motion = BoxFilter(np.array([10.0, 20, 30, 60]))
     motion.mean[4:] = 3, -1, 0, 5
     motion.predict(lost=True)
     np.testing.assert_allclose(motion.box(), [13, 19, 30, 60], atol=1e-5)
@@ -80,13 +80,13 @@ def test_lost_box_keeps_its_height_and_moves_on() -> None:
 
 def test_new_filter_is_at_its_box() -> None:
     box = np.array([10.0, 20, 30, 60])
-    np.testing.assert_allclose(BoxFilter.from_box(box).box(), box, rtol=1e-7)
-    assert BoxFilter.from_box(box).distances(np.stack([box, box]))[0] == pytest.approx(0)
-    assert BoxFilter.from_box(box).distances(np.zeros((0, 4))).shape == (0,)
+    np.testing.assert_allclose(BoxFilter(box).box(), box, rtol=1e-7)
+    assert BoxFilter(box).distances(np.stack([box, box]))[0] == pytest.approx(0)
+    assert BoxFilter(box).distances(np.zeros((0, 4))).shape == (0,)
 
 
 def test_predict_and_update_do_not_change_arrays_in_place() -> None:
-    motion = BoxFilter.from_box(np.array([10.0, 20, 30, 60]))
+    motion = BoxFilter(np.array([10.0, 20, 30, 60]))
     before = motion.mean, motion.covariance
     copies = motion.mean.copy(), motion.covariance.copy()
     motion.predict(lost=True)
@@ -96,7 +96,7 @@ def test_predict_and_update_do_not_change_arrays_in_place() -> None:
 
 
 def test_velocity_is_estimated() -> None:
-    motion = BoxFilter.from_box(np.array([0.0, 0, 20, 40]))
+    motion = BoxFilter(np.array([0.0, 0, 20, 40]))
     for frame in range(1, 30):
         motion.predict()
         motion.update(np.array([4.0 * frame, 0, 20, 40]))

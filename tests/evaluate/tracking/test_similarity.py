@@ -6,8 +6,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mec.evaluate.tracking import similarity
-from mec.evaluate.tracking.similarity import reconstruction_similarity
+from mec.evaluate.tracking import appearance
+from mec.evaluate.tracking.appearance import reconstruction_similarity
 
 Floats = NDArray[np.float64]
 
@@ -56,10 +56,9 @@ def tensors(sets: list[Floats], dtype: torch.dtype = torch.float64) -> list[Tens
 
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize(
-    ("first_counts", "second_counts"),
-    [((6, 6, 6), (6, 6)), ((3, 7, 1), (5, 2)), ((4,), (9,)), ((1,), (1,)), ((2, 2), (8,)), ((1,), (3, 5, 2, 4))],
+    ("first_counts", "second_counts", "spread"),
+    [((6, 6, 6), (6, 6), 1.0), ((3, 7, 1), (5, 2), 0.15), ((4,), (9,), 1.0), ((1,), (3, 5, 2, 4), 0.15)],
 )
-@pytest.mark.parametrize("spread", [0.15, 1.0])
 def test_similarity_equals_the_formula(
     first_counts: tuple[int, ...], second_counts: tuple[int, ...], padded: bool, spread: float
 ) -> None:
@@ -83,10 +82,10 @@ def test_similarity_equals_the_formula_if_zero_vectors_have_large_weights(padded
     np.testing.assert_allclose(result, reference(first, second, padded), atol=1e-9)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 3, 100])
+@pytest.mark.parametrize("chunk_size", [1, 3])
 def test_chunk_size_does_not_change_the_result(chunk_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = objects(1, (3, 7, 1)), objects(2, (5, 2))
-    monkeypatch.setattr(similarity, "CHUNK_SIZE", chunk_size)
+    monkeypatch.setattr(appearance, "CHUNK_SIZE", chunk_size)
     for padded in (True, False):
         result = reconstruction_similarity(tensors(first), tensors(second), padded)
         np.testing.assert_allclose(result, reference(first, second, padded), atol=1e-9)

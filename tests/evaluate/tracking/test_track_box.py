@@ -14,7 +14,7 @@ from torch import Tensor
 from mec.errors import InputError
 from mec.evaluate.tracking.association import box_iou
 from mec.evaluate.tracking.sequences import Frame, SequenceError
-from mec.evaluate.tracking.track_box import crop, track_box
+from mec.evaluate.tracking.sot import crop, track_box
 
 Floats = NDArray[np.float64]
 
@@ -110,7 +110,7 @@ def test_first_crop_is_centered_at_the_box(
         calls.append(args[1:])
         return crop(*args)
 
-    monkeypatch.setattr("mec.evaluate.tracking.track_box.crop", recording_crop)
+    monkeypatch.setattr("mec.evaluate.tracking.sot.crop", recording_crop)
     track(scene([(60, 50)], [(36, 28)]), [60, 50, 36, 28], ColorFeatures(), corrected=corrected)
     ((center, windows, side, is_corrected),) = calls
     np.testing.assert_allclose(center, expected)

@@ -8,7 +8,7 @@ import torch
 
 from mec.errors import InputError
 from mec.models import load_encoder, save_encoder
-from mec.models.export.export import export
+from mec.models.export import export
 from tests.models.perturbed import NARROW, SHALLOW, perturbed_encoder, random_images, reference_features
 
 FILES = {"torchvision": "e.pth", "detectron2": "e.pkl", "onnx": "e.onnx", "safetensors": "e.safetensors"}
@@ -82,7 +82,7 @@ def test_failed_export_leaves_no_files(tmp_path, monkeypatch, format, exception)
         raise exception
 
     encoder = perturbed_encoder("resnet18", 96, options=NARROW if format in ("timm", "onnx") else {})
-    modules = [sys.modules[name] for name in ("mec.models.export.formats", "mec.models.export.export")]
+    modules = [sys.modules[name] for name in ("mec.models.export.formats", "mec.models.export")]
     for module in modules:
         monkeypatch.setattr(module, "check_same_features", fail)
     with pytest.raises(exception):
@@ -133,7 +133,7 @@ class FakeHub:
 
 
 def test_folder_is_uploaded_only_with_push(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(sys.modules["mec.models.export.export"], "HfApi", FakeHub)
+    monkeypatch.setattr(sys.modules["mec.models.export"], "HfApi", FakeHub)
     monkeypatch.setattr(FakeHub, "calls", [])
     encoder = perturbed_encoder("resnet18", 96, options=NARROW)
     export(encoder, "huggingface", tmp_path / "local")
@@ -147,7 +147,7 @@ def test_folder_is_uploaded_only_with_push(tmp_path, monkeypatch) -> None:
 
 
 def test_failed_upload_raises_input_error_and_keeps_the_folder(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(sys.modules["mec.models.export.export"], "HfApi", FakeHub)
+    monkeypatch.setattr(sys.modules["mec.models.export"], "HfApi", FakeHub)
     monkeypatch.setattr(FakeHub, "error", ConnectionError("no token\nfound"))
     with pytest.raises(InputError, match=r"push: .*me/it failed \(no token\); .*hf upload me/it"):
         export(perturbed_encoder("resnet18", 96, options=NARROW), "huggingface", tmp_path / "e", push="me/it")

@@ -15,19 +15,18 @@ from torch import Tensor, nn
 from mec.data.dataset import ArrayDataset
 from mec.data.loaders import evaluation_loader
 from mec.data.pixels import PixelFormat
-from mec.models.export.export import export
+from mec.models.export import export
 from tests.models.perturbed import NARROW, SHALLOW, is_close, perturbed_encoder, random_images, reference_features
 
 
-@pytest.mark.parametrize("format", ["timm", "huggingface"])
 @pytest.mark.parametrize(
-    ("backbone", "size", "channels", "options"),
+    ("format", "backbone", "size", "channels", "options"),
     [
-        ("resnet18", 96, 3, NARROW),
-        ("resnet18", 96, 5, NARROW),
-        ("vit_tiny_patch16_224", 32, 1, SHALLOW),
-        ("vit_tiny_patch16_224", 112, 3, SHALLOW | {"global_pool": "avg"}),
-        ("convnext_atto", 64, 4, {"depths": [1, 1, 1, 1]}),
+        ("timm", "resnet18", 96, 3, NARROW),
+        ("huggingface", "resnet18", 96, 5, NARROW),
+        ("timm", "vit_tiny_patch16_224", 32, 1, SHALLOW),
+        ("huggingface", "vit_tiny_patch16_224", 112, 3, SHALLOW | {"global_pool": "avg"}),
+        ("timm", "convnext_atto", 64, 4, {"depths": [1, 1, 1, 1]}),
     ],
 )
 def test_timm_loads_the_folder_without_further_arguments(tmp_path, format, backbone, size, channels, options) -> None:
@@ -130,7 +129,7 @@ def test_detectron2_pickle_loads_with_numpy_1(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("backbone", "size", "channels", "options"),
-    [("resnet18", 96, 3, NARROW), ("resnet18", 32, 2, NARROW), ("vit_tiny_patch16_224", 32, 3, SHALLOW)],
+    [("resnet18", 32, 2, NARROW), ("vit_tiny_patch16_224", 96, 3, SHALLOW)],
 )
 def test_onnx_model_takes_images_in_unit_range_and_any_batch_size(
     tmp_path, capfd, backbone, size, channels, options

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 
 from mec.errors import InputError
 from mec.models import save_encoder, untrained
-from mec.models.export.export import export
+from mec.models.export import export
 from mec.results import DatasetSummary, Metric, Protocol, Result, to_metrics
 from tests.models.perturbed import NARROW, perturbed_encoder
 
@@ -92,6 +92,10 @@ def test_card_describes_the_run(run: Path, tmp_path: Path) -> None:
     assert card.data.library_name == "timm"
     assert card.data.pipeline_tag == "image-feature-extraction"
     assert "maximum-entropy-coding" in card.data.tags
+    few_shot, knn = card.data.eval_results[0], card.data.eval_results[1:]
+    assert (few_shot.metric_name, few_shot.metric_value) == ("few-shot: 1 shot (%)", 0.8125)
+    assert few_shot.dataset_name == "pets (900 train, 100 test, 3 classes)"
+    assert [result.metric_value for result in knn] == [0.9, 0.99, 0.8]
     text = card.text
     assert "# photographs\n" in text
     for row in (

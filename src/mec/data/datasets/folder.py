@@ -20,18 +20,21 @@ LABEL_COLUMNS = ("label", "class", "category", "target")
 
 def open_folder(folder: Path) -> Splits:
     """Open the images in a folder; its sub-folders ``train`` and ``test`` or ``val`` are its own splits."""
-    train, test = find_subfolder(folder, TRAIN_NAMES), find_subfolder(folder, TEST_NAMES)
-    open_split = partial(_open_split, folder.name)
-    return open_train_and_test(open_split, train, test) if train and test else Splits(open_split(folder))
+    return open_subfolders(partial(_open_split, folder.name), folder)
+
+
+def open_subfolders(open_split: Callable[[Path, list[str] | None], FileDataset], folder: Path) -> Splits:
+    """Open the splits of a folder with train and test sub-folders, or the folder itself."""
+    train, test = (
+        next((folder / name for name in names if (folder / name).is_dir()), None) for names in (TRAIN_NAMES, TEST_NAMES)
+    )
+    return open_train_and_test(open_split, train, test) if train and test else Splits(open_split(folder, None))
 
 
 def list_split_files(folder: Path, suffix: str | tuple[str, ...]) -> tuple[list[str], list[str]] | None:
-    """List the training and test files of a folder that is a dataset of files with this suffix, such as shards.
+    """List the training and test files of a folder that is a dataset of files with this suffix; None if it is not.
 
     Test files lie in a sub-folder ``test`` or ``val``, or their names start with such a word.
-
-    Returns:
-        Paths of the training files and of the test files; None if the folder is not such a dataset.
     """
 
     def matching_files(parent: Path) -> list[Path]:
@@ -55,19 +58,10 @@ def list_split_files(folder: Path, suffix: str | tuple[str, ...]) -> tuple[list[
     return [str(p) for p in train or test], [str(p) for p in test if train]
 
 
-def find_subfolder(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """Return the first existing sub-folder with one of ``names``."""
-    return next((folder / name for name in names if (folder / name).is_dir()), None)
-
-
 def list_files(folder: Path) -> tuple[list[str], int]:
-    """List all files in a folder at any depth, without hidden ones.
+    """Return the sorted relative paths of files at any depth that are not hidden, and the number of unreadable folders.
 
-    Returns:
-        Sorted paths relative to ``folder``, and the number of folders that cannot be read.
-
-    Raises:
-        InputError: there is no file, and a folder cannot be read.
+    Raises an InputError if there is no file and a folder cannot be read.
     """
     paths: list[str] = []
     errors: list[OSError] = []
@@ -96,7 +90,7 @@ def walk_folders(root: str, onerror: Callable[[OSError], None] | None = None) ->
         yield parent, [f for f in files if not f.startswith(".")]
 
 
-def _open_split(title: str, folder: Path, classes: list[str] | None = None) -> FileDataset:
+def _open_split(title: str, folder: Path, classes: list[str] | None) -> FileDataset:
     files, unreadable_folders = list_files(folder)
     names = [f for f in files if os.path.splitext(f)[1].lower() in EXTENSIONS]
     if not names:

@@ -48,14 +48,11 @@ def open_train_and_test(open_split: Callable[[T, list[str] | None], ImageDataset
 
 
 def random_split(dataset: ImageDataset, fraction: float) -> tuple[Indices, Indices]:
-    """Split a dataset at random, stratified by class, the same way in every call.
-
-    Args:
-        dataset: the images; without labels they count as one class.
-        fraction: fraction of each class in the second part; at least one image of a class with several.
+    """Split a dataset at random, stratified by class, the same way in every call; images without labels are one class.
 
     Returns:
-        Sorted indices of the first part and of the second part.
+        Sorted indices of the first part, and of the second part with a ``fraction`` of each class: at least one image
+        of a class with several.
     """
     order = uniforms(0, 0, np.arange(len(dataset)), 1, Stream.TRAIN_TEST_SPLIT)[:, 0].argsort()
     labels = np.zeros(len(dataset), dtype=np.int64) if dataset.labels is None else dataset.labels
@@ -68,18 +65,10 @@ def random_split(dataset: ImageDataset, fraction: float) -> tuple[Indices, Indic
 
 
 def encode_labels(names: list[str], classes: list[str] | None = None) -> tuple[Labels, list[str]]:
-    """Encode class names as integers.
+    """Return indices (n,) of the class names of images in ``classes``, and the classes.
 
-    Args:
-        names: class name of each image.
-        classes: classes of the training split, where ``names`` belong to its test split; None: the distinct names,
-            sorted as integers if all of them are integers, else alphabetically.
-
-    Returns:
-        (n,) indices into the classes, and the classes.
-
-    Raises:
-        InputError: a name is missing from ``classes``.
+    Without ``classes``, those of the training split, they are the distinct names: sorted as integers if all of them are
+    integers, else alphabetically. A name that is missing from ``classes`` raises an InputError.
     """
     if classes is None:
         distinct = set(names)

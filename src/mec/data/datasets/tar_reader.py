@@ -37,10 +37,7 @@ def read_samples(url: str, labels_only: bool = False) -> Iterator[Sample]:
 
     After an error that may be transient the shard is read from its start again, at most ``MAX_RETRIES`` times per
     sample. The error of the last attempt is raised; tarfile, fsspec and its back ends raise exceptions of many types.
-
-    Args:
-        url: path or URL of the shard.
-        labels_only: skip the bytes of images; for local shards.
+    ``labels_only`` skips the bytes of the images in a local shard.
     """
     num_read, attempt, range_requests = 0, 0, True
     while True:
@@ -57,12 +54,10 @@ def read_samples(url: str, labels_only: bool = False) -> Iterator[Sample]:
 
 
 def _is_transient(url: str, error: BaseException) -> bool:
-    """Return whether a retry may succeed: for every error of a URL except missing files and refused requests.
-
-    A refused request has an HTTP status of 4xx, without 408 (timeout) and 429 (too many requests).
-    """
+    """Return whether a retry may succeed: for every error of a URL except missing files and refused requests."""
     cause = _root_cause(error)
     status = getattr(cause, "status", None)
+    # 408 is a timeout, 429 are too many requests
     refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
     return "://" in url and not refused and not isinstance(cause, FileNotFoundError)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,8 +17,8 @@ from PIL import Image
 
 from mec.data.dataset import FileDataset, log_progress
 from mec.data.datasets.arrays import data_home
-from mec.data.datasets.folder import find_subfolder, list_files, walk_folders
-from mec.data.datasets.splits import TEST_NAMES, TRAIN_NAMES, Splits, encode_labels, open_train_and_test
+from mec.data.datasets.folder import list_files, open_subfolders, walk_folders
+from mec.data.datasets.splits import Splits, encode_labels
 from mec.data.decode import EXTENSIONS
 from mec.errors import InputError
 
@@ -49,12 +48,10 @@ def open_videos(path: Path, frame_stride: int | None = None) -> Splits:
     folder's own splits. Frames are cached in ``data_home()/frames``. The frames of a damaged video that can be
     decoded are used; a video without such frames is ignored.
     """
-    train, test = find_subfolder(path, TRAIN_NAMES), find_subfolder(path, TEST_NAMES)
-    open_split = partial(_open_split, frame_stride)
-    return open_train_and_test(open_split, train, test) if train and test else Splits(open_split(path))
+    return open_subfolders(partial(_open_split, frame_stride), path)
 
 
-def _open_split(frame_stride: int | None, path: Path, classes: list[str] | None = None) -> FileDataset:
+def _open_split(frame_stride: int | None, path: Path, classes: list[str] | None) -> FileDataset:
     try:
         import av
     except ImportError as error:
@@ -109,21 +106,16 @@ def to_upright_rgb(frame: Any) -> NDArray[np.uint8]:
 
 
 def _extract_frames(av: Any, video: Path, out: Path, frame_stride: int | None) -> None:
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        try:
-            with av.open(str(video)) as container:
-                stream = container.streams.video[0]
-                stream.thread_type = "AUTO"
-                stride = frame_stride or max(1, round(float(stream.average_rate or 1)))
-                for index, frame in enumerate(decode_frames(av, container, stream)):
-                    if index % stride == 0:
-                        image = Image.fromarray(to_upright_rgb(frame))
-                        image.save(temporary / f"{index:08}.jpg", quality=JPEG_QUALITY)
-        except (av.FFmpegError, IndexError):
-            pass  # keep the frames before the damage
-        temporary.chmod(0o755)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as temporary:
+        frames = Path(temporary) / "frames"
+        frames.mkdir()
+        # frames before a damage are kept
+        with contextlib.suppress(av.FFmpegError, IndexError), av.open(str(video)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            stride = frame_stride or max(1, round(float(stream.average_rate or 1)))
+            for index, frame in enumerate(decode_frames(av, container, stream)):
+                if index % stride == 0:
+                    Image.fromarray(to_upright_rgb(frame)).save(frames / f"{index:08}.jpg", quality=JPEG_QUALITY)
         with contextlib.suppress(OSError):  # another process has extracted the same frames
-            temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            frames.rename(out)

@@ -101,9 +101,11 @@ class ShardDataset(ImageDataset):
 
     def load(self, index: int) -> bytes:
         url, position = self._locate(index)
-        if self._reader is None or not self._reader.can_read(url, position):
-            self._reader = _ShardReader(url)
-        sample = self._reader.read(position)
+        reader = self._reader
+        # after a fork both processes share the position of an open file, and a connection cannot be shared
+        if reader is None or (reader.url, reader.pid) != (url, os.getpid()) or position < reader.position:
+            reader = self._reader = _ShardReader(url)
+        sample = reader.read(position)
         return next(content for suffix, content in sample.items() if suffix in IMAGE_SUFFIXES)
 
     def title(self, index: int) -> str:
@@ -122,11 +124,6 @@ class _ShardReader:
         self.url, self.pid = url, os.getpid()
         self.position, self.samples = 0, read_samples(url)
         self.error = ""
-
-    def can_read(self, url: str, position: int) -> bool:
-        """Return whether this process can read ``position`` of shard ``url`` without opening it again."""
-        # after a fork both processes share the position of an open file, and a connection cannot be shared
-        return url == self.url and position >= self.position and self.pid == os.getpid()
 
     def read(self, position: int) -> Sample:
         try:

@@ -20,16 +20,10 @@ MATRIX_BLUR_MAX_SIDE = 64
 
 
 def apply_color(x: Tensor, parameters: ViewParameters, maps: Tensor, out: Tensor) -> Tensor:
-    """Apply color jitter, grayscale, blur and solarization to float images.
+    """Apply color jitter, grayscale, blur and solarization to float images (n, c, h, w) of any white value.
 
-    Args:
-        x: (n, c, h, w) images, of any white value.
-        parameters: augmentation parameters of the n images.
-        maps: (n, 2, c, c), the ``color_maps`` of the parameters, divided by the white value of ``x``.
-        out: (n, c, h, w), receives the result in [0, 1].
-
-    Returns:
-        ``out``.
+    ``maps`` (n, 2, c, c) are the ``color_maps`` of the parameters, divided by the white value of ``x``. The result in
+    [0, 1] is written to ``out`` (n, c, h, w) and returned.
     """
     n, c, h, w = x.shape
     offset = maps[:, 1] @ x.mean(dim=(2, 3))[:, :, None]
@@ -45,13 +39,10 @@ def apply_color(x: Tensor, parameters: ViewParameters, maps: Tensor, out: Tensor
 
 
 def color_maps(parameters: ViewParameters, channels: int) -> NDArray[np.float64]:
-    """Return the affine map x -> A x + B mean that combines color jitter and grayscale, for each image.
+    """Return A and B, (n, 2, c, c), of the map x -> A x + B mean that combines color jitter and grayscale.
 
     ``mean`` (c,) is the mean color of the image; contrast scales the distance to its luma. Images without three
     channels have brightness and contrast only, and their luma is the mean of the channels.
-
-    Returns:
-        A and B, stacked as (n, 2, c, c).
     """
     n, c = len(parameters.grayscale), channels
     brightness, contrast, saturation, hue = parameters.factors.T[:, :, None, None]
@@ -119,10 +110,7 @@ def _blur_matrices(sigma: Array, side: int) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _shift_matrices(radius: int, side: int) -> Tensor:
-    """Return (2 radius + 1, side * side): for each kernel tap, the flattened matrix that shifts an axis by its offset.
-
-    Borders are replicated.
-    """
+    """Return, for each kernel tap, the flattened matrix (side * side) that shifts an axis, with replicated borders."""
     rows = np.arange(side)
     matrices = np.zeros((2 * radius + 1, side, side), dtype=np.float32)
     for tap in range(2 * radius + 1):

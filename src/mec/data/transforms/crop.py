@@ -15,8 +15,8 @@ from torch import Tensor
 from mec.data.corrupt import CorruptImage
 from mec.data.decode import SHRINK_FACTORS, OpenedImage, open_image
 from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat
-from mec.data.transforms.geometry import Boxes
 from mec.data.transforms.multi_view import MultiView
+from mec.data.transforms.view_settings import Boxes
 from mec.errors import InputError
 
 MAX_SUBSTITUTES = 100
@@ -52,13 +52,6 @@ class Item(NamedTuple):
     title: str
 
 
-class CropParameters(NamedTuple):
-    """Random crops of one image: boxes (views, 4) as top, left, height, width, and whether to flip each (views,)."""
-
-    boxes: Boxes
-    flip: NDArray[np.bool_]
-
-
 class Cropper:
     """Turns encoded images into a Batch of crops.
 
@@ -86,7 +79,7 @@ class Cropper:
     def sample_parameters(
         self, indices: NDArray[np.int64], epoch: int, opened: Sequence[OpenedImage | None]
     ) -> Sequence[Any]:
-        """Return the random parameters of each image, here CropParameters, as ``crop`` takes them."""
+        """Return the random parameters of each image, as ``crop`` takes them: boxes (views, 4) and flips (views,)."""
         # images that cannot be opened get a placeholder size; their parameters are not used
         heights = np.array([o.height if o else 1 for o in opened])
         widths = np.array([o.width if o else 1 for o in opened])
@@ -94,7 +87,7 @@ class Cropper:
         per_view = [self.views.view_parameters(view, indices, epoch, heights, widths) for view in views]
         boxes = np.stack([p.boxes for p in per_view], axis=1)
         flips = np.stack([p.flip for p in per_view], axis=1)
-        return [CropParameters(*row) for row in zip(boxes, flips, strict=True)]
+        return list(zip(boxes, flips, strict=True))
 
     def crop(self, out: ImageArray, opened: OpenedImage, parameters: Any) -> None:
         """Write the crops of one image into ``out`` (views, size, size, channels)."""
@@ -114,14 +107,13 @@ class Cropper:
     def _try_crop(
         self, out: ImageArray, item: Item, opened: OpenedImage | None, parameters: Any, corrupt: list[CorruptImage]
     ) -> bool:
-        if opened is None:
-            return False
         try:
-            self.crop(out, opened, parameters)
+            if opened is not None:
+                self.crop(out, opened, parameters)
+            return opened is not None
         except CorruptImageError as error:
             corrupt.append(CorruptImage(item.title, str(error)))
             return False
-        return True
 
     def _substitute(
         self, out: ImageArray, index: int, epoch: int, candidates: Iterator[Item], corrupt: list[CorruptImage]
@@ -132,10 +124,8 @@ class Cropper:
             (parameters,) = self.sample_parameters(np.array([index]), epoch, [opened])
             if self._try_crop(out, item, opened, parameters, corrupt):
                 return item.image_index
-        raise InputError(
-            f"data: no readable image found to replace image {index}; last tried: {corrupt[-1].title}: "
-            f"{corrupt[-1].reason}"
-        )
+        title, reason = corrupt[-1]
+        raise InputError(f"data: no readable image found to replace image {index}; last tried: {title}: {reason}")
 
 
 def choose_shrink(boxes: Boxes, size: int) -> int:

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from mec.data.rng import uniforms, view_stream
 from mec.data.transforms.color import apply_color, color_maps, rotate
-from mec.data.transforms.geometry import Sides, resized_crops
 from mec.data.transforms.view_settings import (
     NUM_UNIFORMS,
     VIEW_1,
     VIEW_2,
+    Boxes,
+    Sides,
     ViewParameters,
     ViewSettings,
     sample_parameters,
@@ -114,3 +115,41 @@ class TwoViews(MultiView):
 
     def __init__(self, size: int, view_1: ViewSettings = VIEW_1, view_2: ViewSettings = VIEW_2, seed: int = 0) -> None:
         super().__init__(size, (view_1, view_2), seed)
+
+
+def resized_crops(images: Tensor, boxes: Boxes, size: int, flip: NDArray[np.bool_]) -> Tensor:
+    """Crop, resize and flip each of the images (n, c, h, w) by its own box (n, 4) and ``flip`` (n,).
+
+    Returns:
+        Float (n, c, size, size), in the range of the input.
+    """
+    device = images.device
+    box = torch.from_numpy(boxes).to(device, torch.float32)
+    flipped = torch.from_numpy(flip).to(device)
+    n, c, h, w = images.shape
+    vertical = _resize_matrices(box[:, 0], box[:, 2], h, size)
+    horizontal = _resize_matrices(box[:, 1], box[:, 3], w, size, flipped)
+    # rows of all channels in one product: (n, size, h) (n, h, c w), then (n, size c, w) (n, w, size)
+    x = torch.bmm(vertical, images.transpose(1, 2).float().reshape(n, h, c * w)).view(n, size * c, w)
+    return torch.bmm(x, horizontal.mT).view(n, size, c, size).transpose(1, 2).contiguous()
+
+
+def _resize_matrices(
+    start: Tensor, length: Tensor, source_size: int, target_size: int, flipped: Tensor | None = None
+) -> Tensor:
+    """Return matrices (n, target_size, source_size) that resize the interval [start, start + length) along one axis.
+
+    Bilinear with antialiasing as in PIL: the filter is a triangle as wide as the larger of a source pixel and a
+    target pixel, cut off at the crop and normalized. ``flipped`` (n,) marks the crops to write in reverse.
+    """
+    scale = (length / target_size).view(-1, 1, 1)
+    support = scale.clamp_min(1.0)
+    target = torch.arange(target_size, device=start.device, dtype=torch.float32).view(1, -1, 1)
+    if flipped is not None:
+        target = torch.where(flipped.view(-1, 1, 1), target_size - 1 - target, target)
+    center = start.view(-1, 1, 1) + (target + 0.5) * scale
+    pixel = torch.arange(source_size, device=start.device, dtype=torch.float32).view(1, 1, -1) + 0.5
+    weights = (1 - (pixel - center).abs() / support).clamp_min(0)
+    inside = (pixel > start.view(-1, 1, 1)) & (pixel < (start + length).view(-1, 1, 1))
+    weights = weights * inside
+    return weights / weights.sum(dim=2, keepdim=True)

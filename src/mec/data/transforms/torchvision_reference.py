@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def reference_transform(size: int, view: ViewSettings) -> Callable[[Image.Image]
         transforms.RandomResizedCrop(size, scale=view.crop_scale, ratio=view.crop_ratio),
         transforms.RandomApply([jitter], p=view.color_jitter),
         transforms.RandomGrayscale(p=view.grayscale),
-        transforms.RandomApply([_GaussianBlur(view.blur_sigma)], p=view.blur),
+        transforms.RandomApply([partial(_gaussian_blur, sigma=view.blur_sigma)], p=view.blur),
         transforms.RandomApply([ImageOps.solarize], p=view.solarize),
         transforms.RandomHorizontalFlip(p=view.flip),
     ]
@@ -37,12 +38,8 @@ def reference_transform(size: int, view: ViewSettings) -> Callable[[Image.Image]
     return composed
 
 
-class _GaussianBlur:
-    def __init__(self, sigma: tuple[float, float]) -> None:
-        self.sigma = sigma
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(*self.sigma)))
+def _gaussian_blur(image: Image.Image, sigma: tuple[float, float]) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(*sigma)))
 
 
 class ReferenceViews(TwoViews):

@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mec.data.rng import Uniforms
-from mec.data.transforms.geometry import NUM_CROP_UNIFORMS, Boxes, Sides, crop_boxes
 from mec.errors import InputError
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Boxes = NDArray[np.int64]
+"""Crops as (top, left, height, width), in pixels."""
+Sides = int | NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,11 @@ class ViewSettings:
     solarize: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("flip", "color_jitter", "grayscale", "blur", "solarize", "brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name}: expected a number in [0, 1], got {getattr(self, name)}")
-        if not 0 <= self.hue <= 0.5:
-            raise InputError(f"hue: expected a number in [0, 0.5], got {self.hue}")
-        if not 0 <= self.rotation <= 180:
-            raise InputError(f"rotation: expected degrees in [0, 180], got {self.rotation}")
+        up_to_one = ("flip", "color_jitter", "grayscale", "blur", "solarize", "brightness", "contrast", "saturation")
+        maxima = dict.fromkeys(up_to_one, 1.0) | {"hue": 0.5, "rotation": 180.0}
+        for name, maximum in maxima.items():
+            if not 0 <= getattr(self, name) <= maximum:
+                raise InputError(f"{name}: expected a number in [0, {maximum:g}], got {getattr(self, name)}")
         for name, limit in (("crop_scale", 1.0), ("crop_ratio", math.inf), ("blur_sigma", math.inf)):
             low, high = getattr(self, name)
             if not 0 < low <= high <= limit:
@@ -68,6 +68,9 @@ class ViewSettings:
 VIEW_1 = ViewSettings(blur=1.0, solarize=0.0)
 VIEW_2 = replace(VIEW_1, blur=0.1, solarize=0.2)
 
+ATTEMPTS = 10
+NUM_CROP_UNIFORMS = 2 * ATTEMPTS + 2
+"""Random numbers per crop: an area and an aspect ratio for each attempt, and the position."""
 NUM_UNIFORMS = NUM_CROP_UNIFORMS + 16
 """Random numbers per image and view."""
 
@@ -119,3 +122,42 @@ def sample_parameters(settings: ViewSettings, uniforms: Uniforms, height: Sides,
         sigma=np.where(u[:, 12] < settings.blur, low + u[:, 13] * (high - low), 0.0),
         solarize=u[:, 14] < settings.solarize,
     )
+
+
+def crop_boxes(
+    u: Uniforms, height: Sides, width: Sides, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Boxes:
+    """Sample one crop per image with the distribution of torchvision's RandomResizedCrop.
+
+    The area is uniform in ``scale`` times the area of the image, the logarithm of width / height is uniform in
+    ``ratio``. The first of ten attempts that fits is taken, else the largest central crop with an allowed ratio.
+
+    Args:
+        u: (n, NUM_CROP_UNIFORMS) uniform random numbers.
+        height: pixels, one number or (n,).
+        width: pixels, one number or (n,).
+        scale: smallest and largest value.
+        ratio: smallest and largest value.
+    """
+    height, width = (np.broadcast_to(np.asarray(side, dtype=np.int64), len(u)) for side in (height, width))
+    area = (scale[0] + u[:, :ATTEMPTS] * (scale[1] - scale[0])) * (height * width)[:, None]
+    low, high = np.log(ratio[0]), np.log(ratio[1])
+    aspect = np.exp(low + u[:, ATTEMPTS : 2 * ATTEMPTS] * (high - low))
+    widths = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+    heights = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    fits = (widths >= 1) & (widths <= width[:, None]) & (heights >= 1) & (heights <= height[:, None])
+    rows = np.arange(len(u))
+    first = fits.argmax(axis=1)
+    h, w = heights[rows, first], widths[rows, first]
+    top = (u[:, -2] * (height - h + 1)).astype(np.int64)
+    left = (u[:, -1] * (width - w + 1)).astype(np.int64)
+    boxes = np.stack([top, left, h, w], axis=1)
+
+    none_fits = ~fits.any(axis=1)
+    if none_fits.any():
+        too_narrow, too_wide = width / height < ratio[0], width / height > ratio[1]
+        h = np.where(too_narrow, np.maximum(1, np.rint(width / ratio[0])), height).astype(np.int64)
+        w = np.where(too_wide, np.maximum(1, np.rint(height * ratio[1])), width).astype(np.int64)
+        central = np.stack([(height - h) // 2, (width - w) // 2, h, w], axis=1)
+        boxes[none_fits] = central[none_fits]
+    return boxes

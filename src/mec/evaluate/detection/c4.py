@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
@@ -33,10 +32,6 @@ ROI_CHUNK_SIZE = 256
 """Regions in a forward pass of res5 at inference: all 1,000 at once would take several GB."""
 
 
-def is_resnet(encoder: Encoder) -> bool:
-    return isinstance(encoder.backbone, ResNet)
-
-
 def build_c4(
     encoder: Encoder, num_classes: int, masks: bool, schedule: Schedule
 ) -> tuple[nn.Module, RegionProposalNetwork, RoIHeads]:
@@ -46,7 +41,8 @@ def build_c4(
     with torch.no_grad():
         (feature_map,) = backbone.eval()(torch.zeros(1, encoder.spec.channels, 64, 64)).values()
     channels, stride = feature_map.shape[1], 64 // feature_map.shape[2]
-    anchor_generator = UnroundedAnchorGenerator((ANCHOR_SIZES,), (ANCHOR_RATIOS,))
+    anchor_generator = AnchorGenerator((ANCHOR_SIZES,), (ANCHOR_RATIOS,))
+    anchor_generator.cell_anchors = [_unrounded_anchors()]
     rpn = L1RegionProposalNetwork(
         anchor_generator,
         RPNHead(channels, anchor_generator.num_anchors_per_location()[0]),
@@ -55,16 +51,18 @@ def build_c4(
         batch_size_per_image=schedule.rpn_batch_size_per_image,
         positive_fraction=0.5,
         pre_nms_top_n=PRE_NMS_TOP_N,
-        post_nms_top_n={
-            "training": schedule.rpn_post_nms_top_n_train,
-            "testing": schedule.rpn_post_nms_top_n_test,
-        },
+        post_nms_top_n={"training": schedule.rpn_post_nms_top_n_train, "testing": schedule.rpn_post_nms_top_n_test},
         nms_thresh=0.7,
     )
-    heads = C4RoIHeads(
-        resnet.layer4, resnet.num_features, stride, num_classes, masks, schedule.box_batch_size_per_image
-    )
-    return backbone, rpn, heads
+    batch_size = schedule.box_batch_size_per_image
+    return backbone, rpn, C4RoIHeads(resnet.layer4, resnet.num_features, stride, num_classes, masks, batch_size)
+
+
+def _unrounded_anchors() -> Tensor:
+    """Return the anchors (15, 4), not rounded to whole pixels as torchvision's are, as in detectron2."""
+    sizes, ratio_roots = torch.tensor(ANCHOR_SIZES).float(), torch.tensor(ANCHOR_RATIOS).sqrt()
+    heights, widths = (ratio_roots[:, None] * sizes).flatten(), (sizes / ratio_roots[:, None]).flatten()
+    return torch.stack([-widths, -heights, widths, heights], 1) / 2
 
 
 class C4Backbone(nn.Module):
@@ -78,19 +76,6 @@ class C4Backbone(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
         return {"res4": self.layer3(self.layer2(self.layer1(x)))}
-
-
-class UnroundedAnchorGenerator(AnchorGenerator):  # type: ignore[misc]
-    """torchvision's, without rounding the anchors to whole pixels, as in detectron2."""
-
-    def generate_anchors(
-        self, scales: Any, aspect_ratios: Any, dtype: Any = torch.float32, device: Any = "cpu"
-    ) -> Tensor:
-        sizes = torch.tensor(scales, dtype=dtype, device=device)
-        ratios = torch.tensor(aspect_ratios, dtype=dtype, device=device)
-        heights = (ratios.sqrt()[:, None] * sizes).flatten()
-        widths = (sizes / ratios.sqrt()[:, None]).flatten()
-        return torch.stack([-widths, -heights, widths, heights], 1) / 2
 
 
 class L1RegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
@@ -149,9 +134,6 @@ class C4RoIHeads(RoIHeads):  # type: ignore[misc]
             self.mask_predictor = MaskRCNNPredictor(channels, MASK_CHANNELS, num_classes)
             nn.init.normal_(self.mask_predictor.mask_fcn_logits.weight, std=0.001)
 
-    def has_mask(self) -> bool:
-        return self.mask_predictor is not None
-
     def forward(
         self,
         features: dict[str, Tensor],
@@ -167,10 +149,10 @@ class C4RoIHeads(RoIHeads):  # type: ignore[misc]
         )
         boxes, scores, labels = self.postprocess_detections(logits, deltas, proposals, image_shapes)
         detections = [
-            {"boxes": image_boxes, "labels": image_labels, "scores": image_scores}
-            for image_boxes, image_labels, image_scores in zip(boxes, labels, scores, strict=True)
+            dict(zip(("boxes", "scores", "labels"), values, strict=True))
+            for values in zip(boxes, scores, labels, strict=True)
         ]
-        if self.has_mask():
+        if self.mask_predictor is not None:
             # pooled from the predicted boxes, no longer from the proposals
             mask_logits = torch.cat([self.mask_predictor(self.res5(x)) for x in self._pool(feature_map, boxes)])
             masks = maskrcnn_inference(mask_logits, [n - 1 for n in labels])
@@ -187,11 +169,8 @@ class C4RoIHeads(RoIHeads):  # type: ignore[misc]
         positive = all_labels > 0
         deltas_of_label = deltas.view(len(deltas), -1, 4)[positive, all_labels[positive]]
         box_error = F.l1_loss(deltas_of_label, torch.cat(box_targets)[positive], reduction="sum")
-        losses = {
-            "loss_classifier": F.cross_entropy(logits, all_labels),
-            "loss_box_reg": box_error / len(all_labels),
-        }
-        if self.has_mask():
+        losses = {"loss_classifier": F.cross_entropy(logits, all_labels), "loss_box_reg": box_error / len(all_labels)}
+        if self.mask_predictor is not None:
             is_positive = [image_labels > 0 for image_labels in labels]
             losses["loss_mask"] = maskrcnn_loss(
                 self.mask_predictor(x[positive]),

@@ -15,11 +15,12 @@ from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from mec.errors import InputError
-from mec.evaluate.detection.c4 import build_c4, is_resnet
+from mec.evaluate.detection.c4 import build_c4
 from mec.evaluate.detection.datasets.annotations import Rle
 from mec.evaluate.detection.fpn import build_fpn
 from mec.evaluate.detection.schedules import Schedule
@@ -34,11 +35,12 @@ WEIGHTS, SPEC = "detector.safetensors", "detector.json"
 
 def resolve_architecture(encoder: Encoder, architecture: str | None) -> Architecture:
     """Return the architecture; None: c4 for ResNets, as in published results, and fpn for other encoders."""
+    is_resnet = isinstance(encoder.backbone, ResNet)
     if architecture not in ("c4", "fpn", None):
         raise InputError(f"architecture: expected c4 or fpn, got {architecture!r}")
-    if architecture == "c4" and not is_resnet(encoder):
+    if architecture == "c4" and not is_resnet:
         raise InputError(f"architecture: c4 requires a ResNet, got {encoder.spec.backbone}; use fpn")
-    return "c4" if architecture != "fpn" and is_resnet(encoder) else "fpn"
+    return "c4" if is_resnet and architecture != "fpn" else "fpn"
 
 
 class Detector(nn.Module):
@@ -185,11 +187,9 @@ def load_detector(folder: Path) -> tuple[Detector, DetectorSpec]:
         raise InputError(f"out: {folder} has no {WEIGHTS}, which is written after training")
     try:
         fields = json.loads((folder / SPEC).read_text())
-        nested = {
-            "encoder": EncoderSpec(**_tuples(fields["encoder"])),
-            "schedule": Schedule(**_tuples(fields["schedule"])),
-        }
-        spec = DetectorSpec(**(fields | nested))
+        fields["encoder"] = EncoderSpec(**_tuples(fields["encoder"]))
+        fields["schedule"] = Schedule(**_tuples(fields["schedule"]))
+        spec = DetectorSpec(**fields)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"out: {folder / SPEC} does not describe a detector ({error})") from error
     detector = spec.build()

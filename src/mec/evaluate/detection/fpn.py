@@ -30,9 +30,8 @@ def build_fpn(
         InputError: the encoder has no feature maps, or takes images of one size only.
     """
     backbone = FeaturePyramid(encoder)
-    build = MaskRCNN if masks else FasterRCNN
     # the model's own resizing and normalization are not used
-    model = build(
+    model = (MaskRCNN if masks else FasterRCNN)(
         backbone,
         1 + num_classes,
         rpn_batch_size_per_image=schedule.rpn_batch_size_per_image,
@@ -80,11 +79,8 @@ class FeaturePyramid(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         maps = extract_feature_maps(self.body, x, self.levels)
-        resized = OrderedDict(
-            (str(i), layer(feature_map))
-            for i, (layer, feature_map) in enumerate(zip(self.resize_layers, maps, strict=True))
-        )
-        pyramid: dict[str, Tensor] = self.fpn(resized)
+        resized = [layer(feature_map) for layer, feature_map in zip(self.resize_layers, maps, strict=True)]
+        pyramid: dict[str, Tensor] = self.fpn(OrderedDict(zip("0123", resized, strict=True)))
         return pyramid
 
 

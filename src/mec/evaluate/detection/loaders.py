@@ -221,11 +221,7 @@ def make_test_loader(
     workers: int | None,
 ) -> DataLoader[TestBatch]:
     """Create the loader of every ``world_size``-th image from ``rank`` on, one image per batch."""
-    indices = range(rank, len(dataset), world_size)
+    test_dataset, indices = _TestDataset(dataset, pixel_format, schedule), range(rank, len(dataset), world_size)
     return DataLoader(
-        _TestDataset(dataset, pixel_format, schedule),
-        batch_size=None,
-        sampler=indices,
-        collate_fn=_identity,
-        num_workers=worker_count(workers),
+        test_dataset, batch_size=None, sampler=indices, collate_fn=_identity, num_workers=worker_count(workers)
     )

@@ -31,10 +31,10 @@ GRID_GAP, GRID_BACKGROUND = 6, "#ffffff"
 def draw_detections(
     image: NDArray[np.uint8], detections: Detections, categories: Sequence[str], threshold: float = 0.5
 ) -> Image.Image:
-    """Draw detections on an image: half-transparent masks, boxes, and class names with scores.
+    """Draw half-transparent masks, boxes, and class names with scores, in sizes proportional to the image.
 
-    Line width and font size are proportional to the image. Smaller objects are drawn over larger ones. Names do not
-    overlap: they are placed by descending score, and a name without free space is left out.
+    Smaller objects are drawn over larger ones. Names do not overlap: they are placed by descending score, and a name
+    without free space is left out.
 
     Args:
         image: (h, w, 3), or (h, w, 1) grayscale.
@@ -91,18 +91,19 @@ def _draw_names(
     for i in best_first:
         color, box = label_color(detections.labels[i]), _to_pixels(detections.boxes[i], image.size)
         name = " ".join(categories[detections.labels[i]].split())  # Pillow cannot measure text of several lines
-        for text in (f"{name} {detections.scores[i]:.2f}", name):
-            candidates = _name_positions(box, ceil(font.getlength(text)) + 2 * margin, height, image.size)
-            position = next((p for p in candidates if not any(_overlap(p, other) for other in occupied)), None)
-            if position is None:
-                continue
-            occupied.append(position)
-            left, top, right, bottom = position
+        free_positions = (
+            (text, position)
+            for text in (f"{name} {detections.scores[i]:.2f}", name)
+            for position in _name_positions(box, ceil(font.getlength(text)) + 2 * margin, height, image.size)
+            if not any(_overlap(position, other) for other in occupied)
+        )
+        if first_free := next(free_positions, None):
+            text, (left, top, right, bottom) = first_free
+            occupied.append((left, top, right, bottom))
             pen.rectangle((left, top, right - 1, bottom - 1), fill=color)
             luminance = np.dot(np.divide(color, 255) ** 2.2, LUMINANCE_WEIGHTS)
             text_color = "black" if luminance > LIGHT_LUMINANCE else "white"
             pen.text((left + margin, top + margin - above_baseline), text, fill=text_color, font=font, anchor="ls")
-            break
 
 
 def _name_positions(box: PixelBox, width: int, height: int, image_size: tuple[int, int]) -> list[PixelBox]:

@@ -6,7 +6,6 @@ import os
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ def check_video_path(path: Path, argument: str = "render") -> None:
     import_av(f"{argument}: {path}")
 
 
-class VideoWriter:
+class VideoWriter(ExitStack):
     """Write an .mp4 atomically: ``with VideoWriter(path, frame_rate) as video: video.add(frame)``.
 
     The first frame determines the size of the video, rounded up to even numbers. Other frames are scaled to fit. No
@@ -57,6 +56,7 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, frame_rate: float, caption: str = "") -> None:
+        super().__init__()
         check_video_path(path)
         if not 0 < frame_rate < 1000:
             raise InputError(f"frame_rate: expected between 0 and 1000 frames per second, got {frame_rate}")
@@ -64,17 +64,8 @@ class VideoWriter:
         # represents 30000/1001 exactly, with numbers as small as MPEG-4 requires
         self.frame_rate = Fraction(frame_rate).limit_denominator(int(65535 / max(frame_rate, 1)))
         self.count = 0
-        self._resources = ExitStack()
         self._container: Any = None
         self._stream: Any = None
-
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._resources.__exit__(kind, error, trace)
 
     def add(self, frame: Frame) -> None:
         """Append a frame (h, w, 3)."""
@@ -97,9 +88,9 @@ class VideoWriter:
         self.count += 1
 
     def _open(self, av: Any, width: int, height: int) -> None:
-        temporary = self._resources.enter_context(atomic_write(self.path))
+        temporary = self.enter_context(atomic_write(self.path))
         options = {"movflags": "faststart"}
-        self._container = self._resources.enter_context(av.open(str(temporary), "w", format="mp4", options=options))
+        self._container = self.enter_context(av.open(str(temporary), "w", format="mp4", options=options))
         encoder = next(name for name in VIDEO_ENCODERS if name in av.codecs_available)
         self._stream = self._container.add_stream(encoder, rate=self.frame_rate)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
@@ -107,7 +98,7 @@ class VideoWriter:
         if encoder == "libx264":
             self._stream.options = X264_OPTIONS
         self._stream.codec_context.colorspace = BT601
-        self._resources.push(self._finish)
+        self.push(self._finish)
 
     def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
         """Write the frames that the encoder still buffers, unless an exception discards the video."""

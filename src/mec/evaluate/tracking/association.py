@@ -1,7 +1,4 @@
-"""Association of detections with tracks, frame by frame, by appearance and position.
-
-Follows UniTrack (Wang et al., NeurIPS 2021).
-"""
+"""Association of detections with tracks, frame by frame, by appearance and position (UniTrack, Wang et al. 2021)."""
 
 from __future__ import annotations
 
@@ -14,12 +11,18 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mec.errors import InputError
-from mec.evaluate.tracking.motion import GATING_DISTANCE, BoxFilter
+from mec.evaluate.tracking.appearance import reconstruction_similarity
 from mec.evaluate.tracking.sequences import Boxes
-from mec.evaluate.tracking.similarity import reconstruction_similarity
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+POSITION_STD, VELOCITY_STD = 1 / 20, 1 / 160
+"""Standard deviations per frame, in heights of the box."""
+TRANSITION = np.eye(8) + np.eye(8, k=4)
+OBSERVATION = np.eye(4, 8)
+GATING_DISTANCE = 9.4877
+"""95 % quantile of the squared Mahalanobis distance of a measurement in four dimensions."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,67 @@ class AssociationSettings:
             raise InputError(f"patience: expected at least 0 frames, got {self.patience}")
 
 
+class BoxFilter:
+    """Kalman filter of constant velocity for one box, started at a measured box (4,) with velocity 0.
+
+    The state is (x, y, a, h) and its velocities: center, aspect ratio (width / height) and height of the box. Noise is
+    proportional to the height (Wojke et al. 2017, DeepSORT).
+
+    Attributes:
+        mean: (8,).
+        covariance: (8, 8).
+    """
+
+    def __init__(self, box: Floats) -> None:
+        measured = _measurements(box[None])[0]
+        height = measured[3]
+        std = np.concatenate([2 * _std(POSITION_STD, height, 1e-2 / 2), 10 * _std(VELOCITY_STD, height, 1e-5 / 10)])
+        self.mean, self.covariance = np.concatenate([measured, np.zeros(4)]), np.diag(std**2)
+
+    def predict(self, lost: bool = False) -> None:
+        """Advance by one frame. The height of a lost track stays the same."""
+        mean = self.mean.copy()
+        if lost:
+            mean[7] = 0
+        std = np.concatenate([_std(POSITION_STD, mean[3], 1e-2), _std(VELOCITY_STD, mean[3], 1e-5)])
+        self.mean = TRANSITION @ mean
+        self.covariance = TRANSITION @ self.covariance @ TRANSITION.T + np.diag(std**2)
+
+    def update(self, box: Floats) -> None:
+        """Correct the state with a measured box (4,)."""
+        mean, covariance = self._project()
+        gain = np.linalg.solve(covariance, OBSERVATION @ self.covariance).T
+        self.mean = self.mean + gain @ (_measurements(box[None])[0] - mean)
+        self.covariance = self.covariance - gain @ covariance @ gain.T
+
+    def distances(self, boxes: Boxes) -> Floats:
+        """Return the squared Mahalanobis distances (k,) of boxes from the predicted one."""
+        mean, covariance = self._project()
+        residuals = _measurements(boxes) - mean
+        distances: Floats = np.einsum("ki,ik->k", residuals, np.linalg.solve(covariance, residuals.T))
+        return distances
+
+    def box(self) -> Floats:
+        """Return left, top, width and height."""
+        x, y, aspect_ratio, height = self.mean[:4]
+        width = aspect_ratio * height
+        return np.array([x - width / 2, y - height / 2, width, height])
+
+    def _project(self) -> tuple[Floats, Floats]:
+        """Return mean (4,) and covariance (4, 4) of the expected measurement."""
+        return self.mean[:4], self.covariance[:4, :4] + np.diag(_std(POSITION_STD, self.mean[3], 1e-1) ** 2)
+
+
+def _measurements(boxes: Boxes) -> Floats:
+    """Convert (k, 4) left, top, width, height to x, y, a, h."""
+    centers = boxes[:, :2] + boxes[:, 2:] / 2
+    return np.column_stack([centers, boxes[:, 2] / (boxes[:, 3] + 1e-6), boxes[:, 3]])
+
+
+def _std(per_height: float, height: float, aspect_ratio_std: float) -> Floats:
+    return np.array([per_height * height, per_height * height, aspect_ratio_std, per_height * height])
+
+
 @dataclass
 class Track:
     """State of one tracked object.
@@ -82,15 +146,6 @@ class Track:
     last_frame: int
     confirmed: bool
     lost: bool = False
-
-
-@dataclass(frozen=True)
-class _Detections:
-    boxes: Boxes
-    features: Sequence[Tensor]
-
-    def features_of(self, index: int) -> Tensor | None:
-        return self.features[index] if self.features else None
 
 
 class OnlineTracker:
@@ -120,31 +175,39 @@ class OnlineTracker:
             ids (n,) of the confirmed tracks with a detection in this frame, indices (n,) of their detections, and
             their filtered boxes (n, 4).
         """
-        detections = _Detections(boxes, features)
         self.frame += 1
+        settings = self.settings
+        features_of: Sequence[Tensor | None] = features or [None] * len(boxes)
         matches: dict[int, Track] = {}
+        unmatched = list(range(len(boxes)))
+
+        def match(tracks: list[Track], costs: Floats, max_cost: float) -> None:
+            """Update the tracks that match an unmatched detection."""
+            for row, index in [(row, unmatched[column]) for row, column in assign(costs, max_cost)]:
+                track = matches[index] = tracks[row]
+                track.motion.update(boxes[index])
+                track.features = features_of[index]
+                track.last_frame, track.confirmed, track.lost = self.frame, True, False
+                unmatched.remove(index)
+
         confirmed = [t for t in self.tracks if t.confirmed]
         unconfirmed = [t for t in self.tracks if not t.confirmed]
         candidates = confirmed + self.lost
         for track in candidates:
             track.motion.predict(lost=track.lost)  # a lost track keeps its height
-        unmatched = np.arange(len(boxes))
-        pairs = assign(self._costs(candidates, detections), self.settings.max_appearance_cost)
-        unmatched = self._match(candidates, pairs, unmatched, detections, matches)
-        matched = {id(t) for t in matches.values()}
+        if settings.use_appearance:
+            match(candidates, self._costs(candidates, boxes, features), settings.max_appearance_cost)
         # lost tracks are recovered by appearance only, as in UniTrack
-        remaining = [t for t in confirmed if id(t) not in matched]
-        pairs = assign(1 - self._iou(_boxes(remaining), boxes[unmatched]), self.settings.max_overlap_cost)
-        unmatched = self._match(remaining, pairs, unmatched, detections, matches)
-        pairs = assign(1 - self._iou(_boxes(unconfirmed), boxes[unmatched]), self.settings.max_unconfirmed_cost)
-        unmatched = self._match(unconfirmed, pairs, unmatched, detections, matches)
-        for index in unmatched.tolist():
+        remaining = [t for t in confirmed if t.last_frame < self.frame]
+        match(remaining, 1 - self._iou(_boxes(remaining), boxes[unmatched]), settings.max_overlap_cost)
+        match(unconfirmed, 1 - self._iou(_boxes(unconfirmed), boxes[unmatched]), settings.max_unconfirmed_cost)
+        for index in unmatched:
             self.last_id += 1
-            motion, is_confirmed = BoxFilter.from_box(boxes[index]), self.settings.confirm_at_once or self.frame == 1
+            is_confirmed = settings.confirm_at_once or self.frame == 1
             matches[index] = Track(
-                self.last_id, motion, detections.features_of(index), self.frame, self.frame, is_confirmed
+                self.last_id, BoxFilter(boxes[index]), features_of[index], self.frame, self.frame, is_confirmed
             )
-        self._update_tracks(matches)
+        self._update_tracks(list(matches.values()))
         active = {id(t) for t in self.tracks}
         output = [(index, t) for index, t in matches.items() if t.confirmed and id(t) in active]
         output.sort(key=lambda match: match[1].id)
@@ -156,56 +219,32 @@ class OnlineTracker:
         margin = [0, 0, 0, 0] if self.settings.corrected else [0, 0, 1, 1]
         return box_iou(first + margin, second + margin)
 
-    def _costs(self, tracks: list[Track], detections: _Detections) -> Floats:
-        if not self.settings.use_appearance:
-            return np.ones((len(tracks), len(detections.boxes)))
-        features = [t.features for t in tracks if t.features is not None]
-        costs = 1 - reconstruction_similarity(features, detections.features, padded=not self.settings.corrected)
+    def _costs(self, tracks: list[Track], boxes: Boxes, features: Sequence[Tensor]) -> Floats:
+        track_features = [t.features for t in tracks if t.features is not None]
+        costs = 1 - reconstruction_similarity(track_features, features, padded=not self.settings.corrected)
         weight = self.settings.motion_weight
-        if weight and len(detections.boxes):
+        if weight and len(boxes):
             for row, track in enumerate(tracks):
-                distances = track.motion.distances(detections.boxes)
+                distances = track.motion.distances(boxes)
                 costs[row] = (1 - weight) * costs[row] + weight * distances
                 if self.settings.gating:
                     costs[row, distances > GATING_DISTANCE] = np.inf
         return costs
 
-    def _match(
-        self,
-        tracks: list[Track],
-        pairs: list[tuple[int, int]],
-        unmatched: Ints,
-        detections: _Detections,
-        matches: dict[int, Track],
-    ) -> Ints:
-        """Update the tracks of all pairs (index into tracks, into unmatched) and return the detections left over."""
-        for row, column in pairs:
-            index = int(unmatched[column])
-            track = matches[index] = tracks[row]
-            track.motion.update(detections.boxes[index])
-            track.features = detections.features_of(index)
-            track.last_frame, track.confirmed, track.lost = self.frame, True, False
-        return np.delete(unmatched, [column for _, column in pairs])
-
-    def _update_tracks(self, matches: dict[int, Track]) -> None:
+    def _update_tracks(self, active: list[Track]) -> None:
         """Sort tracks into active and lost ones; remove expired, duplicate and unmatched unconfirmed ones."""
-        active = sorted(matches.values(), key=lambda t: t.id)
-        matched = {id(t) for t in active}
-        for track in [*self.tracks, *self.lost]:
-            if id(track) not in matched:
-                track.lost = True
-        lost = [t for t in [*self.lost, *self.tracks] if t.lost and t.confirmed]
+        active.sort(key=lambda t: t.id)
+        lost = [t for t in [*self.lost, *self.tracks] if t.confirmed and t.last_frame < self.frame]
+        for track in lost:
+            track.lost = True
         # UniTrack removes a track one frame after its patience has ended
         lost = [t for t in lost if self.frame - t.last_frame <= self.patience + 1]
-        duplicates = np.argwhere(1 - self._iou(_boxes(active), _boxes(lost)) < self.settings.max_duplicate_cost)
-        active_is_older = [
-            active[i].last_frame - active[i].first_frame > lost[j].last_frame - lost[j].first_frame
-            for i, j in duplicates
-        ]
-        removed_active = {int(i) for (i, _), older in zip(duplicates, active_is_older, strict=True) if not older}
-        removed_lost = {int(j) for (_, j), older in zip(duplicates, active_is_older, strict=True) if older}
-        self.tracks = [t for i, t in enumerate(active) if i not in removed_active]
-        self.lost = [t for j, t in enumerate(lost) if j not in removed_lost]
+        removed: set[int] = set()
+        for i, j in np.argwhere(1 - self._iou(_boxes(active), _boxes(lost)) < self.settings.max_duplicate_cost):
+            ages = [t.last_frame - t.first_frame for t in (active[i], lost[j])]
+            removed.add(id(lost[j] if ages[0] > ages[1] else active[i]))
+        self.tracks = [t for t in active if id(t) not in removed]
+        self.lost = [t for t in lost if id(t) not in removed]
 
 
 def assign(costs: Floats, max_cost: float) -> list[tuple[int, int]]:

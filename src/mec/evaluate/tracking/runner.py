@@ -1,4 +1,4 @@
-"""Shared code of the tracking tasks (sot, vos, mot, mots, pose): checks, loop over sequences, resuming, outputs."""
+"""Shared code of the tracking tasks (sot, vos, mot, mots, pose): settings, loop over sequences, resuming, outputs."""
 
 from __future__ import annotations
 
@@ -7,131 +7,91 @@ import json
 import logging
 import os
 import time
-import typing
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
 
 import torch
+from PIL import Image
 
 from mec.engine.progress import ProgressBar
 from mec.errors import InputError
-from mec.evaluate.drawing.video import check_video_path
+from mec.evaluate.drawing.video import VideoWriter, check_video_path
 from mec.evaluate.tracking.dense_features import DenseFeatures, Precision
-from mec.evaluate.tracking.sequences import Frames, Scores, SequenceError, SequenceLoaders
+from mec.evaluate.tracking.sequences import (
+    BoxSequence,
+    DetectionSequence,
+    Frame,
+    MaskSequence,
+    Scores,
+    SequenceError,
+    SequenceLoaders,
+)
 from mec.files import atomic_write
 from mec.models.encoder import EncoderLike
-from mec.results import DatasetSummary, Protocol, Result, to_metrics
+from mec.results import DatasetSummary, Protocol, Result, Stopwatch, to_metrics
 
 logger = logging.getLogger("mec")
 
 SETTINGS, METRICS, TRACKS, PREVIEWS = "settings.json", "metrics.json", "tracks", "previews"
 """Files and folders in the output folder."""
-
-
-class FrameSequence(typing.Protocol):
-    """Protocol of the sequences of all tasks."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def frames(self) -> Frames: ...
-
-
-S = TypeVar("S", bound=FrameSequence)
-T = TypeVar("T")
-"""Output of a tracker for one frame."""
-
-
-@dataclass
-class TrackedSequences(Generic[S, T]):
-    """Usable sequences and their tracks.
-
-    sequences: in the order of the dataset.
-    skipped: name of each unusable sequence -> reason.
-    tracks: name -> output of the tracker for every frame, read from disk on access.
-    frames, seconds: frames tracked in this run and the time it took, without tracks that were resumed.
-    encoder_fraction: fraction of ``seconds`` spent in the encoder.
-    """
-
-    sequences: list[S] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-    tracks: Mapping[str, list[T]] = field(default_factory=dict)
-    frames: int = 0
-    seconds: float = 0.0
-    encoder_fraction: float = 0.0
-
-    @property
-    def speed(self) -> str:
-        """Describe the speed of this run."""
-        if not self.frames:
-            return "all tracks from an earlier run"
-        frame_rate = self.frames / self.seconds
-        return f"{frame_rate:.2f} frames per second, {self.encoder_fraction:.0%} of the time in the encoder"
-
-    def skip(self, name: str, error: SequenceError) -> None:
-        """Record and log an unusable sequence."""
-        self.skipped[name] = str(error)
-        logger.info(f"{name}: {error}")
-
-    def check_not_empty(self, data: object) -> None:
-        """Raise InputError if no sequence is usable."""
-        if not self.sequences:
-            name, reason = next(iter(self.skipped.items()))
-            raise InputError(f"data: no sequence of {data} can be used; the first: {name}: {reason}")
+MAX_PREVIEWS, MAX_PREVIEW_SIDE = 3, 960
+"""Number of sequences with a preview, and the longer side of a preview in pixels."""
 
 
 @dataclass(frozen=True)
-class TrackFormat(Generic[S, T]):
-    """Writer and reader of the tracks of one sequence in a folder.
+class TrackingSettings:
+    """Settings of all tracking tasks.
 
-    ``read`` returns None or raises SequenceError if the tracks are missing or incomplete.
+    Args:
+        stage: feature map of the encoder: s3, of its second to last stage, or s4, of its last. The paper reports the
+            better of the two.
+        sequences: names of sequences to use, or patterns such as [*-FRCNN]; null: all.
+        out: folder for the tracks, in the format of the benchmark, and the metrics of each sequence.
+        resume: continue with the tracks in ``out``.
+        render: video to write, such as out.mp4.
+        precision: 32-true, bf16-mixed or 16-mixed; auto is 16-mixed on GPUs, else 32-true.
     """
 
-    write: Callable[[Path, S, list[T]], None]
-    read: Callable[[Path, S], list[T] | None]
+    stage: str = "s3"
+    sequences: Sequence[str] | None = None
+    out: str | os.PathLike[str] | None = None
+    resume: bool = False
+    render: str | os.PathLike[str] | None = None
+    precision: Precision = "auto"
 
 
-class _TracksOnDisk(Mapping[str, list[T]], Generic[S, T]):
-    def __init__(self, folder: Path, sequences: list[S], track_format: TrackFormat[S, T]) -> None:
-        self.folder, self.format = folder, track_format
-        self.sequences = {sequence.name: sequence for sequence in sequences}
-
-    def __getitem__(self, name: str) -> list[T]:
-        tracks = self.format.read(self.folder, self.sequences[name])
-        if tracks is None:
-            raise InputError(f"out: the tracks of {name} in {self.folder} have changed since they were written")
-        return tracks
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.sequences)
-
-    def __len__(self) -> int:
-        return len(self.sequences)
+S = TypeVar("S", BoxSequence, MaskSequence, DetectionSequence)
+T = TypeVar("T")
+"""Output of a tracker for one frame."""
+DrawFrame = Callable[[int, Frame], Frame]
+"""Draws the tracks of frame number i on the frame."""
 
 
-class TrackingRun:
-    """One evaluation: its encoder, settings and output folder. All arguments are checked before tracking begins.
+class TrackingRun(Generic[S]):
+    """One evaluation: its encoder, sequences and output folder. All arguments are checked before tracking begins.
 
     Args:
         task: sot, vos, mot, mots or pose.
         data: path of the dataset, for messages and the result.
         encoder: an Encoder, a run folder, a weights file or a timm name.
-        stage: feature map of the encoder, s3 or s4 (see DenseFeatures).
-        precision: 32-true, bf16-mixed or 16-mixed; auto is 16-mixed on GPUs, else 32-true.
-        out: folder of the tracks; None uses a temporary one.
-        resume: continue with the tracks in ``out``.
-        render: video file to write, of all sequences with their tracks; None writes none.
+        loaders: functions that load the sequences.
+        settings: settings of all tracking tasks. Without ``out``, a temporary folder is used.
         protocol: settings that decide whether two results are comparable. Stage and precision are added.
         tracker_settings: further settings that change the tracks, compared on resume.
 
+    Attributes:
+        sequences: usable sequences, in the order of the dataset.
+        skipped: name of each unusable sequence -> reason.
+
     Raises:
-        InputError: an argument that DenseFeatures rejects, a path that cannot be written to, ``resume`` without
-            ``out``, existing tracks in ``out`` without ``resume``, or tracks with other settings.
+        InputError: no usable sequence, an argument that DenseFeatures rejects, a path that cannot be written to,
+            ``resume`` without ``out``, existing tracks in ``out`` without ``resume``, or tracks with other settings.
     """
 
     def __init__(
@@ -139,29 +99,44 @@ class TrackingRun:
         task: str,
         data: str | os.PathLike[str],
         encoder: EncoderLike,
-        stage: str,
-        precision: Precision,
-        out: str | os.PathLike[str] | None,
-        resume: bool,
-        render: str | os.PathLike[str] | None,
+        loaders: SequenceLoaders[S],
+        settings: TrackingSettings,
         protocol: Mapping[str, Any],
         tracker_settings: Mapping[str, Any] | None = None,
     ) -> None:
-        if resume and out is None:
+        self.clock = Stopwatch()
+        self.task, self.data, self.resume = task, data, settings.resume
+        self.sequences: list[S] = []
+        self.skipped: dict[str, str] = {}
+        for name, load in loaders.items():
+            try:
+                self.sequences.append(load())
+            except SequenceError as error:
+                self._skip(name, error)
+        self._check_usable()
+        if settings.resume and settings.out is None:
             raise InputError("out: expected the folder to resume, got none")
-        self.task, self.data, self.resume = task, data, resume
-        self.render = None if render is None else Path(render).expanduser()
+        self.render = None if settings.render is None else Path(settings.render).expanduser()
         if self.render is not None:
             check_video_path(self.render)
-        self.dense = DenseFeatures(encoder, stage, precision)
-        self.protocol = {**protocol, "stage": stage, "precision": self.dense.precision}
+        self.dense = DenseFeatures(encoder, settings.stage, settings.precision)
+        self.protocol = {**protocol, "stage": settings.stage, "precision": self.dense.precision}
         logger.info(f"encoder: {self.dense.description}, stride {self.dense.stride}")
-        if out is None:
+        if settings.out is None:
             self._temporary = TemporaryDirectory(prefix="mec-")  # deleted together with this object
             self.folder = Path(self._temporary.name)
         else:
-            self.folder = Path(out).expanduser()
+            self.folder = Path(settings.out).expanduser()
             self._write_settings({"task": task, **(tracker_settings or {}), **self.protocol})
+
+    def _skip(self, name: str, error: SequenceError) -> None:
+        self.skipped[name] = str(error)
+        logger.info(f"{name}: {error}")
+
+    def _check_usable(self) -> None:
+        if not self.sequences:
+            name, reason = next(iter(self.skipped.items()))
+            raise InputError(f"data: no sequence of {self.data} can be used; the first: {name}: {reason}")
 
     def _write_settings(self, settings: dict[str, Any]) -> None:
         """Write settings.json after checking that existing tracks may be resumed with these settings."""
@@ -185,24 +160,107 @@ class TrackingRun:
         except OSError as error:
             raise InputError(f"out: {self.folder} is not writable ({error.strerror})") from error
 
-    def write_metrics(self, metrics: Scores, skipped: Mapping[str, str]) -> None:
-        """Write metrics.json: every metric of every sequence, and the skipped sequences."""
-        with atomic_write(self.folder / METRICS) as path:
-            path.write_text(json.dumps({"metrics": metrics, "skipped": dict(skipped)}, indent=2) + "\n")
+    def track(
+        self,
+        tracker: Callable[[S], Iterator[T]],
+        write: Callable[[Path, S, list[T]], None],
+        read: Callable[[Path, S], list[T] | None],
+        name: str = "",
+    ) -> Callable[[S], list[T]]:
+        """Track in all sequences, and write the tracks of each as soon as it is complete.
 
-    def result(self, tracked: TrackedSequences[Any, Any], rows: Scores, seconds: float, **settings: Any) -> Result:
-        """Return the result of the task. ``settings`` are added to the protocol."""
-        frames = sum(len(sequence.frames) for sequence in tracked.sequences)
+        Args:
+            tracker: yields the output for each frame of a sequence in turn.
+            write: writes the tracks of a sequence to a folder.
+            read: reads them, and returns None or raises SequenceError if they are missing or incomplete.
+            name: name of the tracker and its subfolder, if a run has several trackers.
+
+        Returns:
+            Function that reads the tracks of a sequence from disk.
+        """
+        folder = self.folder / TRACKS / name
+        self.frames, self.seconds, self.encoder_seconds = 0, 0.0, 0.0
+        candidates, self.sequences = self.sequences, []
+
+        def read_complete(sequence: S) -> list[T]:
+            tracks = read(folder, sequence)
+            if tracks is None:
+                raise SequenceError(f"{folder}: no tracks of {sequence.name}")
+            return tracks
+
+        with ProgressBar(name or "tracking", _count_frames(candidates), unit="frames") as progress:
+            for sequence in candidates:
+                if self.resume:
+                    with suppress(SequenceError):
+                        read_complete(sequence)
+                        self.sequences.append(sequence)
+                        progress.advance(len(sequence.frames))
+                        continue
+                start, encoder_start = time.perf_counter(), self.dense.seconds
+                tracks = []
+                try:
+                    for output in tracker(sequence):
+                        tracks.append(output)
+                        progress.advance(1, partial(str, sequence.name))  # advance takes a function that returns text
+                except SequenceError as error:
+                    self._skip(sequence.name, error)
+                    continue
+                seconds, encoder_seconds = time.perf_counter() - start, self.dense.seconds - encoder_start
+                self.frames, self.seconds = self.frames + len(tracks), self.seconds + seconds
+                self.encoder_seconds += encoder_seconds
+                write(folder, sequence, tracks)
+                self.sequences.append(sequence)
+                rate = len(tracks) / seconds
+                speed = f"{rate:.2f} per second, {encoder_seconds / seconds:.0%} of the time in the encoder"
+                logger.info(f"{name} {sequence.name}: {format_frame_count(len(tracks))}, {speed}".lstrip())
+        self._check_usable()
+        return read_complete
+
+    def finish(self, rows: Scores, scores: Scores, draw: Callable[[S], DrawFrame], **settings: Any) -> Result:
+        """Write metrics.json, previews of the first sequences, and the video of all sequences if there is one.
+
+        A preview is the middle frame, in previews/SEQUENCE.jpg; ``draw`` returns the drawing function of a sequence.
+        ``rows`` are the metrics of the result, ``scores`` all metrics. ``settings`` are added to the protocol.
+        """
+        with atomic_write(self.folder / METRICS) as path:
+            path.write_text(json.dumps({"metrics": scores, "skipped": self.skipped}, indent=2) + "\n")
+        for sequence in self.sequences[:MAX_PREVIEWS]:
+            middle = len(sequence.frames) // 2
+            with suppress(SequenceError):  # resumed tracks: a frame may have become unreadable since
+                for frame in islice(sequence.frames, middle, middle + 1):
+                    image = Image.fromarray(draw(sequence)(middle, frame))
+                    image.thumbnail((MAX_PREVIEW_SIDE, MAX_PREVIEW_SIDE))
+                    with atomic_write(self.folder / PREVIEWS / f"{sequence.name}.jpg") as path:
+                        image.save(path, "JPEG", quality=90)
+        if self.render is not None:
+            self._write_video(self.render, draw)
+        speed = "all tracks from an earlier run"
+        if self.frames:
+            rate, encoder_fraction = self.frames / self.seconds, self.encoder_seconds / self.seconds
+            speed = f"{rate:.2f} frames per second, {encoder_fraction:.0%} of the time in the encoder"
+        counts = {"sequences": len(self.sequences), "frames": _count_frames(self.sequences)}
         return Result(
             task=self.task,
             protocol=Protocol(f"{self.task}-unitrack", {**self.protocol, **settings}),
-            dataset=DatasetSummary(str(self.data), {"sequences": len(tracked.sequences), "frames": frames}),
+            dataset=DatasetSummary(str(self.data), counts),
             encoder=self.dense.description,
             rows={row: to_metrics(values) for row, values in rows.items()},
-            seconds=seconds,
-            skipped=tracked.skipped,
-            note=tracked.speed,
+            seconds=self.clock(),
+            skipped=self.skipped,
+            note=speed,
         )
+
+    def _write_video(self, file: Path, draw: Callable[[S], DrawFrame]) -> None:
+        with (
+            ProgressBar("drawing", _count_frames(self.sequences), unit="frames") as progress,
+            VideoWriter(file, self.sequences[0].frames.frame_rate) as video,
+        ):
+            for sequence in self.sequences:
+                video.caption, draw_frame = sequence.name, draw(sequence)
+                for i, frame in enumerate(sequence.frames):
+                    video.add(draw_frame(i, frame))
+                    progress.advance(1)
+        logger.info(f"wrote {file}")
 
 
 def format_frame_count(frames: int) -> str:
@@ -219,71 +277,5 @@ def weights_digest(dense: DenseFeatures) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_sequences(data: str | os.PathLike[str], loaders: SequenceLoaders[S]) -> TrackedSequences[S, Any]:
-    """Load all sequences, and log and skip unusable ones. Raises InputError if none is usable."""
-    loaded: TrackedSequences[S, Any] = TrackedSequences()
-    for name, load in loaders.items():
-        try:
-            loaded.sequences.append(load())
-        except SequenceError as error:
-            loaded.skip(name, error)
-    loaded.check_not_empty(data)
-    return loaded
-
-
-def track_all(
-    run: TrackingRun,
-    loaded: TrackedSequences[S, Any],
-    tracker: Callable[[S], Iterator[T]],
-    track_format: TrackFormat[S, T],
-    name: str = "",
-) -> TrackedSequences[S, T]:
-    """Track in all sequences, and write the tracks of each as soon as it is complete.
-
-    Args:
-        run: evaluation whose folder the tracks are written to.
-        loaded: sequences to track in.
-        tracker: yields the output for each frame of a sequence in turn.
-        track_format: how tracks are written and read.
-        name: name of the tracker and its subfolder, if a run has several trackers.
-    """
-    tracked: TrackedSequences[S, T] = TrackedSequences(skipped=dict(loaded.skipped))
-    folder = run.folder / TRACKS / name
-    encoder_seconds = run.dense.seconds
-    total = sum(len(sequence.frames) for sequence in loaded.sequences)
-    with ProgressBar(name or "tracking", total, unit="frames") as progress:
-        for sequence in loaded.sequences:
-            if run.resume and _is_complete(folder, sequence, track_format):
-                progress.advance(len(sequence.frames))
-                tracked.sequences.append(sequence)
-                continue
-            start, encoder_start = time.perf_counter(), run.dense.seconds
-            tracks = []
-            try:
-                for output in tracker(sequence):
-                    tracks.append(output)
-                    progress.advance(1, partial(str, sequence.name))  # advance takes a function that returns a text
-            except SequenceError as error:
-                tracked.skip(sequence.name, error)
-                continue
-            seconds = time.perf_counter() - start
-            tracked.frames, tracked.seconds = tracked.frames + len(tracks), tracked.seconds + seconds
-            track_format.write(folder, sequence, tracks)
-            tracked.sequences.append(sequence)
-            logger.info(
-                f"{name} {sequence.name}: ".lstrip() + f"{format_frame_count(len(tracks))}, "
-                f"{len(tracks) / seconds:.2f} per second, {(run.dense.seconds - encoder_start) / seconds:.0%} of the "
-                "time in the encoder"
-            )
-    tracked.check_not_empty(run.data)
-    tracked.tracks = _TracksOnDisk(folder, tracked.sequences, track_format)
-    if tracked.seconds:
-        tracked.encoder_fraction = (run.dense.seconds - encoder_seconds) / tracked.seconds
-    return tracked
-
-
-def _is_complete(folder: Path, sequence: S, track_format: TrackFormat[S, T]) -> bool:
-    try:
-        return track_format.read(folder, sequence) is not None
-    except SequenceError:
-        return False
+def _count_frames(sequences: Sequence[Any]) -> int:
+    return sum(len(sequence.frames) for sequence in sequences)

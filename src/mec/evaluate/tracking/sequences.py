@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -66,23 +67,24 @@ class ImageFrames:
 
 def read_frame(file: Path) -> Frame:
     """Decode an image file. Raises SequenceError when it is missing or corrupt."""
-    try:
+    with _sequence_error(file):
         return open_image(file.read_bytes()).decode(PixelFormat()).astype(np.uint8, copy=False)
-    except OSError as error:
-        raise SequenceError(f"{file}: {error.strerror or error}") from error
-    except CorruptImageError as error:
-        raise SequenceError(f"{file}: {error}") from error
 
 
 def image_size(file: Path) -> tuple[int, int]:
     """Return the height and width of an image file. Raises SequenceError when it is missing or corrupt."""
+    with _sequence_error(file):
+        image = open_image(file.read_bytes())
+        return image.height, image.width
+
+
+@contextmanager
+def _sequence_error(file: Path) -> Iterator[None]:
+    """Convert errors in reading an image."""
     try:
-        opened = open_image(file.read_bytes())
-    except OSError as error:
-        raise SequenceError(f"{file}: {error.strerror or error}") from error
-    except CorruptImageError as error:
-        raise SequenceError(f"{file}: {error}") from error
-    return opened.height, opened.width
+        yield
+    except (OSError, CorruptImageError) as error:
+        raise SequenceError(f"{file}: {getattr(error, 'strerror', None) or error}") from error
 
 
 @dataclass(frozen=True)

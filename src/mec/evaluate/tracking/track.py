@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from itertools import tee
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,12 @@ from mec.errors import InputError
 from mec.evaluate.drawing.tracks import draw_labels, draw_objects
 from mec.evaluate.drawing.video import VideoWriter, check_video_path
 from mec.evaluate.tracking.datasets.davis import read_mask, write_labels
-from mec.evaluate.tracking.datasets.single_object_boxes import write_boxes
+from mec.evaluate.tracking.datasets.single_object import write_boxes
 from mec.evaluate.tracking.datasets.video import open_frames
 from mec.evaluate.tracking.dense_features import DenseFeatures, Precision
 from mec.evaluate.tracking.runner import format_frame_count
-from mec.evaluate.tracking.sequences import Frame, FrameObjects, Frames, Labels, SequenceError
-from mec.evaluate.tracking.track_box import track_box
+from mec.evaluate.tracking.sequences import FrameObjects, Labels, SequenceError
+from mec.evaluate.tracking.sot import track_box
 from mec.evaluate.tracking.vos import track_masks
 from mec.models.encoder import EncoderLike
 
@@ -74,22 +75,36 @@ def track(
     frames = open_frames(path)
     dense = DenseFeatures(encoder, stage, precision)
     logger.info(f"encoder: {dense.description}, stride {dense.stride}")
-    recorder = _FrameRecorder(frames)
     try:
         with (
             ProgressBar("tracking", len(frames), unit="frames") as progress,
             VideoWriter(output, frames.frame_rate) as writer,
         ):
+            # each frame is drawn on as soon as it is tracked, so only one is held for drawing
+            tracked_frames, drawn_frames = tee(frames)
             if first_box is not None:
-                boxes = track_box(recorder, first_box, dense, tracker, corrected=True)
-                write_boxes(output.parent, output.stem, np.stack(list(_draw_boxes(boxes, recorder, writer, progress))))
+                boxes = []
+                for current, frame in zip(
+                    track_box(tracked_frames, first_box, dense, tracker, corrected=True), drawn_frames, strict=True
+                ):
+                    writer.add(draw_objects(frame, FrameObjects(current[None], np.ones(1), np.ones(1, np.int64))))
+                    progress.advance(1)
+                    boxes.append(current)
+                write_boxes(output.parent, output.stem, np.stack(boxes))
             else:
                 first = next(iter(frames), None)
                 if first is None:
                     raise SequenceError("no frame can be read")
-                labels, palette = _read_mask(Path(str(mask)).expanduser(), first.shape[:2])
-                masks = track_masks(recorder, labels, dense)
-                write_labels(masks_folder, _draw_masks(masks, palette, recorder, writer, progress))
+                first_labels, palette = _read_mask(Path(str(mask)).expanduser(), first.shape[:2])
+
+                def drawn_labels() -> Iterator[tuple[str, Labels]]:
+                    masks = track_masks(tracked_frames, first_labels, dense)
+                    for i, (labels, frame) in enumerate(zip(masks, drawn_frames, strict=True)):
+                        writer.add(draw_labels(frame, labels, palette))
+                        progress.advance(1)
+                        yield f"{i:05}", labels
+
+                write_labels(masks_folder, drawn_labels())
     except SequenceError as error:
         raise InputError(f"video: {error}") from error
     frame_rate, encoder_fraction = progress.done / progress.seconds, dense.seconds / progress.seconds
@@ -107,44 +122,6 @@ def _read_mask(mask: Path, size: tuple[int, int]) -> tuple[Labels, NDArray[np.ui
         return read_mask(mask, size)
     except SequenceError as error:
         raise InputError(f"mask: {error}") from error
-
-
-class _FrameRecorder:
-    """Frames of a video. ``frame`` is the last one that was read, so that drawing need not decode it again."""
-
-    def __init__(self, frames: Frames) -> None:
-        self.frames, self.frame_rate = frames, frames.frame_rate
-        self.frame: Frame = np.zeros((0, 0, 3), np.uint8)
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def __iter__(self) -> Iterator[Frame]:
-        for frame in self.frames:
-            self.frame = frame
-            yield frame
-
-
-def _draw_boxes(
-    boxes: Iterator[NDArray[np.float64]], recorder: _FrameRecorder, writer: VideoWriter, progress: ProgressBar
-) -> Iterator[NDArray[np.float64]]:
-    for box in boxes:
-        writer.add(draw_objects(recorder.frame, FrameObjects(box[None], np.ones(1), np.ones(1, np.int64))))
-        progress.advance(1)
-        yield box
-
-
-def _draw_masks(
-    masks: Iterator[Labels],
-    palette: NDArray[np.uint8],
-    recorder: _FrameRecorder,
-    writer: VideoWriter,
-    progress: ProgressBar,
-) -> Iterator[tuple[str, Labels]]:
-    for i, labels in enumerate(masks):
-        writer.add(draw_labels(recorder.frame, labels, palette))
-        progress.advance(1)
-        yield f"{i:05}", labels
 
 
 def _parse_box(box: str | Sequence[float]) -> NDArray[np.float64]:

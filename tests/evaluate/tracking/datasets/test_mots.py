@@ -8,6 +8,7 @@ from PIL import Image
 
 from mec.errors import InputError
 from mec.evaluate.tracking.datasets.mots import open_mask_detections
+from mec.evaluate.tracking.datasets.mots_format import read_mask_rows
 from mec.evaluate.tracking.sequences import FrameObjects, SequenceError
 from tests.evaluate.tracking.mots_scenes import (
     HEIGHT,
@@ -53,10 +54,10 @@ def test_motschallenge_ground_truth_masks(tmp_path: Path) -> None:
     assert [coco_mask.area(region) for region in ground_truth.ignored] == [25, 0, 0]
 
 
-@pytest.mark.parametrize("data", [".", "train", "train/MOTS20-02"])
-def test_data_may_be_a_parent_folder_or_one_sequence(tmp_path: Path, data: str) -> None:
+def test_data_may_be_a_parent_folder_or_one_sequence(tmp_path: Path) -> None:
     write_motschallenge(tmp_path, LINES)
-    assert list(open_mask_detections(tmp_path / data)) == ["MOTS20-02"]
+    for data in (".", "train", "train/MOTS20-02"):
+        assert list(open_mask_detections(tmp_path / data)) == ["MOTS20-02"]
 
 
 @pytest.mark.parametrize("location", ["gt", "../instances/MOTS20-02"])
@@ -119,39 +120,43 @@ RUNS = GOOD.split()[5]
     ("line", "message"),
     [
         ("1 2001 2 40 60", "expected frame id class height width run-lengths [score], got 5 columns"),
-        (f"{GOOD} 1 2", "got 8 columns"),
-        (GOOD.replace("2001", "x"), "expected integers in columns 1 to 5, got 1 x 2 40 60"),
-        (GOOD.replace("2001", "nan"), "expected integers in columns 1 to 5"),
-        (GOOD.replace("2001", "9" * 30), "expected an id with fewer digits"),
+        (GOOD.replace("2001", "x"), "expected integers in columns 1 to 5, and a score, got 1 x 2 40 60"),
+        (GOOD.replace("2001", "9" * 30), "expected an id of at most 15 digits"),
         (GOOD.replace(" 2 ", " 3 "), "expected class 1 (car), 2 (pedestrian) or 10 (ignored), got 3"),
-        (f"{GOOD} nan", "expected a finite number as score, got 'nan'"),
-        (f"{GOOD} inf", "expected a finite number as score"),
-        (f"{GOOD} high", "expected a finite number as score, got 'high'"),
+        (f"{GOOD} nan", "and a finite score, got 2001 and nan"),
+        (f"{GOOD} high", "and a score, got 1 2001 2 40 60"),
         (f"1 2001 2 40 61 {RUNS}", "expected run lengths of 40 x 61 pixels in total, got 2400"),
-        (f"1 2001 2 60 40 {RUNS}", "expected a mask of 60x40 as the first frame, got 40x60"),
         (f"1 2001 2 -40 -60 {RUNS}", "expected run lengths of -40 x -60"),
-        (f"1 2001 2 40 60 {RUNS}0", "expected run lengths of 40 x 60 pixels in total"),
         ("1 2001 2 40 60 P", "expected COCO's compressed RLE counts, got 'P'"),
-        ("1 2001 2 40 60 oooooooooooo0", "expected COCO's compressed RLE counts"),
         ("1 2001 2 40 60 !!", "expected COCO's compressed RLE counts"),
-        ("1 2001 2 40 60 éé", "expected COCO's compressed RLE counts"),
         ("1 2001 2 40 60 @0", "got a run of -16"),
-        ("1 2001 2 40 60 KU[2", "expected run lengths of 40 x 60 pixels in total, got a run of -5"),
+    ],
+)
+def test_damaged_lines_are_rejected_with_their_number(tmp_path: Path, line: str, message: str) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text(f"{GOOD}\n\n{line}\n")
+    with pytest.raises(SequenceError) as error:
+        read_mask_rows(file)
+    assert str(error.value).startswith(f"{file}: line 3: ")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("in_ground_truth", [True, False])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (f"1 2001 2 60 40 {RUNS}", "expected a mask of 60x40 as the first frame, got 40x60"),
         (f"0 2001 2 40 60 {RUNS}", "expected a frame, counted from 1, got 0"),
     ],
 )
-@pytest.mark.parametrize("in_ground_truth", [True, False])
-def test_damaged_lines_are_rejected_with_their_number(
+def test_lines_that_do_not_fit_the_video_are_rejected(
     tmp_path: Path, line: str, message: str, in_ground_truth: bool
 ) -> None:
     folder = write_motschallenge(tmp_path, LINES)
     file = folder / "gt" / "gt.txt" if in_ground_truth else tmp_path / "MOTS20-02.txt"
     file.write_text(f"{mask_lines(LINES)}\n{line}\n")
-    load = open_mask_detections(tmp_path, None if in_ground_truth else str(tmp_path))["MOTS20-02"]
-    with pytest.raises(SequenceError) as error:
-        load()
-    assert str(error.value).startswith(f"{file}: line {len(LINES) + 2}: ")
-    assert message in str(error.value)
+    with pytest.raises(SequenceError, match=re.escape(f"{file}: line {len(LINES) + 2}: {message}")):
+        open_mask_detections(tmp_path, None if in_ground_truth else str(tmp_path))["MOTS20-02"]()
 
 
 @pytest.mark.parametrize(
@@ -175,16 +180,17 @@ def test_a_corrupt_sequence_does_not_affect_the_others(tmp_path: Path) -> None:
     (other / "gt" / "gt.txt").unlink()
     loads = open_mask_detections(tmp_path)
     assert len(loads["MOTS20-02"]().detections) == 3
-    with pytest.raises(SequenceError, match=r"no .*gt\.txt"):
+    with pytest.raises(SequenceError, match=r"gt\.txt: No such file"):
         loads["MOTS20-05"]()
 
 
-@pytest.mark.parametrize("missing", ["000001.png", "000000.png"])
-def test_missing_frames_are_rejected(tmp_path: Path, missing: str) -> None:
+def test_missing_frames_are_rejected(tmp_path: Path) -> None:
     write_kitti(tmp_path, KITTI_LINES)
-    (tmp_path / "training" / "image_02" / "0002" / missing).unlink()
-    with pytest.raises(SequenceError, match=r"expected frames 000000, 000001, \.\.\. without gaps, got 0"):
-        open_mask_detections(tmp_path)["0002 car"]()
+    images = tmp_path / "training" / "image_02" / "0002"
+    for missing in (1, 0):
+        (images / f"{missing:06d}.png").unlink()
+        with pytest.raises(SequenceError, match=rf"lacks .* the frames 0 to 2, the first is number {missing}"):
+            open_mask_detections(tmp_path)["0002 car"]()
 
 
 def test_damaged_instance_images_are_rejected(tmp_path: Path) -> None:
@@ -211,14 +217,12 @@ def test_damaged_instance_images_are_rejected(tmp_path: Path) -> None:
 def test_invalid_data_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data: no folder"):
         open_mask_detections(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"data: no sequence in .*expected MOTSChallenge's .* or KITTI MOTS'"):
+    with pytest.raises(InputError, match=r"data: no sequence in .* or KITTI MOTS'"):
         open_mask_detections(tmp_path)
     folder = write_motschallenge(tmp_path, LINES)
-    with pytest.raises(
-        InputError, match=r"sequences: 'MOTS-02' matches none of the 1 sequences; the nearest is 'MOTS20-02'"
-    ):
+    with pytest.raises(InputError, match=r"^sequences: .*'MOTS20-02'"):
         open_mask_detections(tmp_path, names=["MOTS-02"])
-    with pytest.raises(InputError, match=r"detections: expected a file for each sequence in .* such as MOTS20-02.txt"):
+    with pytest.raises(InputError, match=r"detections: expected a file for each .*MOTS20-02.txt"):
         open_mask_detections(tmp_path, str(tmp_path / "train"))
     (folder / "gt" / "gt.txt").unlink()
     with pytest.raises(InputError, match=r"data: no ground truth masks in .*; expected .*MOTS20-02/gt/gt.txt"):

@@ -42,7 +42,7 @@ def test_masks_of_a_large_image(tmp_path: Path) -> None:
 
 def test_random_text_is_rejected(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    for _ in range(100):
+    for _ in range(30):
         random_text = bytes(rng.integers(33, 127, rng.integers(1, 30)).astype(np.uint8)).decode()
         (tmp_path / "a.txt").write_text(f"1 2001 2 40 60 {random_text}\n")
         with pytest.raises(SequenceError, match=r"a\.txt: line 1: expected "):
@@ -116,5 +116,5 @@ def test_invalid_tracks_are_rejected(tmp_path: Path, lines: list, message: str) 
 def test_files_that_are_not_text_are_rejected(tmp_path: Path, data: bytes | None) -> None:
     if data is not None:
         (tmp_path / "a.txt").write_bytes(data)
-    with pytest.raises(SequenceError, match="cannot be read as text"):
+    with pytest.raises(SequenceError, match=r"a.txt(: No such file| is not text)"):
         read_mots_tracks(tmp_path, "a", 2)

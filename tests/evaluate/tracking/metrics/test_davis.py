@@ -1,5 +1,5 @@
 import tracemalloc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -31,30 +31,30 @@ def bar(width: int, label: int = 1, left: int = 0) -> Labels:
     return labels
 
 
-def contour(mask: np.ndarray) -> set[tuple[int, int]]:
+def score(ground_truth: Sequence[Labels | None], predicted: Sequence[Labels]) -> dict[str, float]:
+    """Return the metrics of one sequence."""
+    return mask_scores([sequence(ground_truth)], lambda _: predicted)["dog"]
+
+
+def contour(mask: np.ndarray) -> np.ndarray:
     """Return pixels that differ from the right, lower or lower right neighbor; the last row and column are repeated."""
-    rows, columns = mask.shape
-    predicted = set()
-    for y, x in np.ndindex(rows, columns):
-        below, right = min(y + 1, rows - 1), min(x + 1, columns - 1)
-        if any(mask[y, x] != other for other in (mask[y, right], mask[below, x], mask[below, right])):
-            predicted.add((y, x))
-    return predicted
+    below, right = (np.concatenate([np.delete(mask, 0, axis), mask.take([-1], axis)], axis) for axis in (0, 1))
+    below_right = np.concatenate([np.delete(right, 0, 0), right[-1:]])
+    return (mask != below) | (mask != right) | (mask != below_right)
 
 
 def boundary_measure(ground_truth: np.ndarray, predicted: np.ndarray) -> float:
     """Compute DAVIS's F by dilating both contours with a disk of 0.008 of the diagonal, rounded up."""
     reach = int(np.ceil(0.008 * np.hypot(*ground_truth.shape)))
-    span = range(-reach, reach + 1)
-    disk = [(y, x) for y in span for x in span if y * y + x * x <= reach * reach]
+    y, x = np.ogrid[-reach : reach + 1, -reach : reach + 1]
     edges = contour(ground_truth), contour(predicted)
-    if not (edges[0] and edges[1]):
-        return 1.0 if not (edges[0] or edges[1]) else 0.0
+    if not (edges[0].any() and edges[1].any()):
+        return 1.0 if not (edges[0].any() or edges[1].any()) else 0.0
     recall, precision = (
-        len(own & {(y + dy, x + dx) for y, x in other for dy, dx in disk}) / len(own)
+        (own & ndimage.binary_dilation(other, y * y + x * x <= reach * reach)).sum() / own.sum()
         for own, other in (edges, edges[::-1])
     )
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
 
 
 def trackeval_f(ground_truth: np.ndarray, predicted: np.ndarray) -> float:
@@ -66,47 +66,36 @@ def trackeval_f(ground_truth: np.ndarray, predicted: np.ndarray) -> float:
     return float(trackeval.metrics.JAndF._compute_f(runs[0], runs[1], 0, 0, 0.008)[0])
 
 
-@pytest.mark.parametrize(
-    ("name", "published"), [("blackswan", 0.943), ("dog", 0.711), ("drift-straight", 0.665), ("libby", 0.623)]
-)
-def test_osvos_matches_published_values(real_data: Path, name: str, published: float) -> None:
+@pytest.mark.parametrize(("name", "published"), [("blackswan", 0.943), ("libby", 0.623)])
+def test_osvos_matches_published_values_and_an_independent_contour_accuracy(
+    real_data: Path, name: str, published: float
+) -> None:
     davis = real_data / "davis16-subset"
     davis_sequence = open_mask_sequences(davis, [name])[name]()
     predicted = read_masks(davis / "DAVIS/results/semi-supervised/osvos", davis_sequence)
     assert predicted is not None
-    scores = mask_scores([davis_sequence], {name: predicted})
+    scores = mask_scores([davis_sequence], lambda _: predicted)
     assert scores[name]["J mean"] == pytest.approx(published, abs=6e-4)
     assert scores["all"] == scores[name]
+    for i in (3, 25, 44):
+        ground_truth = davis_sequence.ground_truth(i)
+        assert ground_truth is not None
+        expected = boundary_measure(ground_truth == 1, predicted[i] == 1)
+        assert contour_accuracy(ground_truth == 1, predicted[i] == 1) == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_contour_accuracy_matches_trackeval(seed: int) -> None:
     random = np.random.default_rng(seed)
     ground_truth, predicted = (ndimage.gaussian_filter(random.normal(size=(240, 427)), 9) > 0.01 for _ in range(2))
     assert contour_accuracy(ground_truth, predicted) == pytest.approx(trackeval_f(ground_truth, predicted), abs=1e-12)
 
 
-@pytest.mark.parametrize("name", ["dog", "libby"])
-def test_contour_accuracy_matches_an_independent_version(real_data: Path, name: str) -> None:
-    davis = real_data / "davis16-subset"
-    davis_sequence = open_mask_sequences(davis, [name])[name]()
-    predicted = read_masks(davis / "DAVIS/results/semi-supervised/osvos", davis_sequence)
-    assert predicted is not None
-    values = []
-    for i in (3, 25, 44):
-        ground_truth = davis_sequence.ground_truth(i)
-        assert ground_truth is not None
-        three = sequence([ground_truth] * 3)
-        values.append(mask_scores([three], {"dog": [predicted[i]] * 3})["dog"]["F mean"])
-        assert values[-1] == pytest.approx(boundary_measure(ground_truth == 1, predicted[i] == 1), abs=1e-12)
-    assert max(values) - min(values) > 0.05
-
-
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_contours_at_the_image_border(seed: int) -> None:
     random = np.random.default_rng(seed)
     ground_truth, predicted = (ndimage.gaussian_filter(random.normal(size=(90, 130)), 5) > 0.02 for _ in range(2))
-    row = mask_scores([sequence([ground_truth.astype(np.uint8)] * 3)], {"dog": [predicted.astype(np.uint8)] * 3})["dog"]
+    row = score([ground_truth.astype(np.uint8)] * 3, [predicted.astype(np.uint8)] * 3)
     assert row["F mean"] == pytest.approx(boundary_measure(ground_truth, predicted), abs=1e-12)
     assert row["J mean"] == pytest.approx(
         (ground_truth & predicted).sum() / (ground_truth | predicted).sum(), abs=1e-12
@@ -118,7 +107,7 @@ def test_mean_recall_and_decay_by_hand() -> None:
     # each evaluated frame finds a tenth less of 20 columns; the first and the last frame are ignored; an IoU of exactly
     # 0.5 is not above 0.5
     predicted = [bar(0), *(bar(20 - 2 * i) for i in range(10)), bar(0)]
-    row = mask_scores([sequence([bar(20)] * 12)], {"dog": predicted})["dog"]
+    row = score([bar(20)] * 12, predicted)
     assert row["J mean"] == pytest.approx(0.55)
     assert row["J recall"] == pytest.approx(0.5)
     # quarters of 10 frames end at 1, 3.25, 5.5, 7.75 and 10, rounded 3 and 8: their means are .9 and .2
@@ -132,13 +121,13 @@ def test_mean_recall_and_decay_by_hand() -> None:
 def test_decay_rounds_the_ends_of_quarters_like_davis() -> None:
     # of 7 frames they end at 1, 2.5, 4, 5.5 and 7; DAVIS rounds a half up, and so to 3 and 6
     predicted = [bar(0), *(bar(20 - 2 * i) for i in range(7)), bar(0)]
-    row = mask_scores([sequence([bar(20)] * 9)], {"dog": predicted})["dog"]
+    row = score([bar(20)] * 9, predicted)
     assert row["J decay"] == pytest.approx(0.9 - 0.45)
 
 
 def test_decay_of_more_than_256_frames() -> None:
     small = [mask[:2, :4] for mask in (bar(2), bar(1))]
-    row = mask_scores([sequence([small[0]] * 402)], {"dog": [small[i > 201] for i in range(402)]})["dog"]
+    row = score([small[0]] * 402, [small[i > 201] for i in range(402)])
     assert row["J mean"] == pytest.approx(0.5 * (201 + 199 / 2) / 200)
     assert row["J decay"] == pytest.approx(0.5)
 
@@ -146,24 +135,26 @@ def test_decay_of_more_than_256_frames() -> None:
 def test_swapped_objects_are_wrong() -> None:
     # trackeval would match them by overlap and find no error
     ground_truth, swapped = bar(10) + bar(10, 2, 40), bar(10, 2) + bar(10, 1, 40)
-    row = mask_scores([sequence([ground_truth] * 4)], {"dog": [swapped] * 4})["dog"]
+    row = score([ground_truth] * 4, [swapped] * 4)
     assert row == dict.fromkeys(row, 0.0)
-    correct = mask_scores([sequence([ground_truth] * 4)], {"dog": [ground_truth] * 4})["dog"]
+    correct = score([ground_truth] * 4, [ground_truth] * 4)
     assert {correct[column] for column in ("J&F", "J mean", "J recall", "F mean", "F recall")} == {1.0}
     assert correct["J decay"] == correct["F decay"] == 0
 
 
 def test_lost_objects_and_labels_with_gaps() -> None:
     ground_truth = bar(10, 3) + bar(10, 7, 40)
-    assert mask_scores([sequence([ground_truth] * 4)], {"dog": [bar(10, 7, 40)] * 4})["dog"]["J mean"] == 0.5
+    assert score([ground_truth] * 4, [bar(10, 7, 40)] * 4)["J mean"] == 0.5
     # predicted labels that no object has are ignored
     predicted = ground_truth + bar(10, 9, 20)
-    assert mask_scores([sequence([ground_truth] * 4)], {"dog": [predicted] * 4})["dog"]["J&F"] == 1
+    assert score([ground_truth] * 4, [predicted] * 4)["J&F"] == 1
 
 
 def test_all_is_the_mean_over_objects_not_sequences() -> None:
     two = bar(10) + bar(10, 2, 40)
-    scores = mask_scores([sequence([two] * 4, "a"), sequence([bar(8)] * 4, "b")], {"a": [two] * 4, "b": [bar(0)] * 4})
+    scores = mask_scores(
+        [sequence([two] * 4, "a"), sequence([bar(8)] * 4, "b")], lambda s: [two if s.name == "a" else bar(0)] * 4
+    )
     assert list(scores) == ["a", "b", "all"]
     assert list(scores["all"]) == ["J&F", "J mean", "J recall", "J decay", "F mean", "F recall", "F decay"]
     assert (scores["a"]["J mean"], scores["b"]["J mean"]) == (1, 0)
@@ -177,54 +168,44 @@ def test_void_pixels_are_ignored() -> None:
     ground_truth[100:150, 100:150], ground_truth[50:100, 100:150], predicted[50:150, 100:150] = 1, 255, 1
     first = np.where(ground_truth == 255, 0, ground_truth)
     for start in (first, ground_truth):
-        assert (
-            mask_scores([sequence([start, ground_truth, ground_truth, first])], {"dog": [predicted] * 4})["dog"]["J&F"]
-            == 1
-        )
-    assert mask_scores([sequence([first] * 4)], {"dog": [predicted] * 4})["dog"]["J mean"] == 0.5
+        assert score([start, ground_truth, ground_truth, first], [predicted] * 4)["J&F"] == 1
+    assert score([first] * 4, [predicted] * 4)["J mean"] == 0.5
 
 
 def test_absent_objects() -> None:
     predicted = [bar(10), bar(0), bar(10), bar(0)]
-    row = mask_scores([sequence([bar(10), bar(0), bar(0), bar(0)])], {"dog": predicted})["dog"]
+    row = score([bar(10), bar(0), bar(0), bar(0)], predicted)
     assert row["J mean"] == row["F mean"] == 0.5
 
 
 def test_frames_without_ground_truth_are_ignored(capsys: pytest.CaptureFixture[str]) -> None:
     ground_truth = [bar(10), None, bar(10), None, bar(10), None]
     predicted = [bar(0), bar(0), bar(10), bar(0), bar(5), bar(0)]
-    assert mask_scores([sequence(ground_truth)], {"dog": predicted})["dog"]["J mean"] == pytest.approx(0.75)
+    assert score(ground_truth, predicted)["J mean"] == pytest.approx(0.75)
     ends = sequence([bar(10), None, bar(10)], "ends")
-    assert mask_scores([ends], {"ends": [bar(10)] * 3}) == {}
+    assert mask_scores([ends], lambda _: [bar(10)] * 3) == {}
     assert "ends: no metrics" in capsys.readouterr().err
-    both = mask_scores([ends, sequence(ground_truth)], {"ends": [bar(10)] * 3, "dog": predicted})
+    both = mask_scores([ends, sequence(ground_truth)], lambda s: [bar(10)] * 3 if s is ends else predicted)
     assert list(both) == ["dog", "all"]
-    assert mask_scores([sequence([bar(10)])], {"dog": [bar(10)]}) == {}
+    assert mask_scores([sequence([bar(10)])], lambda _: [bar(10)]) == {}
 
 
 def test_labels_of_another_size_are_rejected() -> None:
     with pytest.raises(ValueError, match="dog: expected labels of 4 frames, got 3"):
-        mask_scores([sequence([bar(10)] * 4)], {"dog": [bar(10)] * 3})
+        score([bar(10)] * 4, [bar(10)] * 3)
     with pytest.raises(ValueError, match=r"dog: expected labels of \(40, 60\), got \(40, 59\) in frame 1"):
-        mask_scores([sequence([bar(10)] * 4)], {"dog": [bar(10)[:, 1:]] * 4})
+        score([bar(10)] * 4, [bar(10)[:, 1:]] * 4)
 
 
-def test_each_sequence_is_accessed_once_in_order() -> None:
-    accessed: list[str] = []
+def test_each_sequence_is_read_once_in_order() -> None:
+    read: list[str] = []
 
-    class OnDisk(Mapping[str, Sequence[Labels]]):
-        def __getitem__(self, name: str) -> Sequence[Labels]:
-            accessed.append(name)
-            return [bar(10)] * 4
+    def tracks(sequence: MaskSequence) -> Sequence[Labels]:
+        read.append(sequence.name)
+        return [bar(10)] * 4
 
-        def __iter__(self) -> Iterator[str]:
-            raise AssertionError
-
-        def __len__(self) -> int:
-            raise AssertionError
-
-    mask_scores([sequence([bar(10)] * 4, name) for name in "ba"], OnDisk())
-    assert accessed == ["b", "a"]
+    mask_scores([sequence([bar(10)] * 4, name) for name in "ba"], tracks)
+    assert read == ["b", "a"]
 
 
 def test_memory_of_ten_objects_at_480p_is_small() -> None:
@@ -233,7 +214,7 @@ def test_memory_of_ten_objects_at_480p_is_small() -> None:
     many = sequence([labels] * 8)
     tracemalloc.start()
     try:
-        mask_scores([many], {"dog": [labels] * 8})
+        mask_scores([many], lambda _: [labels] * 8)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -5,7 +5,7 @@ import pytest
 
 from mec.evaluate.tracking.datasets.mots import open_mask_detections
 from mec.evaluate.tracking.datasets.mots_format import mask_objects, write_mots_tracks
-from mec.evaluate.tracking.metrics.mots import mask_similarities, mots_scores
+from mec.evaluate.tracking.metrics.identity import mask_similarities, mots_scores
 from mec.evaluate.tracking.sequences import FrameObjects
 from tests.evaluate.tracking.mots_scenes import Line, block, rle, write_kitti, write_motschallenge
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mec.evaluate.tracking.datasets.single_object import open_box_sequences
-from mec.evaluate.tracking.metrics.otb import box_metrics, box_scores, paired_iou, precision, success
+from mec.evaluate.tracking.metrics.otb import box_metrics, box_scores, paired_iou
 from mec.evaluate.tracking.sequences import Boxes, BoxSequence, ImageFrames
 from tests.conftest import GOLDEN
 
@@ -44,7 +44,6 @@ def test_iou_by_hand(first: tuple[float, ...], second: tuple[float, ...], expect
 
 def test_iou_of_equal_boxes_is_at_most_1() -> None:
     ground_truth = np.random.default_rng(0).uniform(0.1, 900, (1000, 4))
-    assert success(ground_truth, ground_truth).tolist() == [1] * 20 + [0]
     assert box_metrics(ground_truth, ground_truth) == {"AUC": pytest.approx(20 / 21), "precision": 1}
 
 
@@ -52,32 +51,29 @@ def test_success_is_strictly_above_the_threshold() -> None:
     """IoUs of 1/2 (threshold 10), 1/4 (5), 0 and 1: three are above 0, only the last one is above 0.5."""
     ground_truth = boxes(*[(0, 0, 4, 4)] * 4)
     tracked = boxes((0, 0, 4, 2), (0, 0, 2, 2), (4, 0, 4, 4), (0, 0, 4, 4))
-    assert success(ground_truth, tracked).tolist() == [0.75] * 5 + [0.5] * 5 + [0.25] * 10 + [0]
+    assert box_metrics(ground_truth, tracked)["AUC"] == pytest.approx((0.75 * 5 + 0.5 * 5 + 0.25 * 10) / 21)
 
 
 def test_precision_includes_equality() -> None:
     """Centers 0, 5 (3, 4), 20 (12, 16) and 20.5 pixels apart, the last two because of their size only."""
     ground_truth = boxes((10, 10, 4, 4), (10, 10, 4, 4), (10, 10, 4, 4), (10, 10, 4, 4))
     tracked = boxes((10, 10, 4, 4), (13, 14, 4, 4), (10, 10, 28, 36), (10, 10, 45, 4))
-    expected = [0.25] * 5 + [0.5] * 15 + [0.75] + [1] * 30
-    assert precision(ground_truth, tracked).tolist() == expected
     assert box_metrics(ground_truth, tracked)["precision"] == 0.75
 
 
 def test_frames_without_ground_truth_are_ignored_and_lost_tracks_count() -> None:
     ground_truth = boxes((0, 0, 4, 4), (NAN,) * 4, (0, 0, 4, 4), (0, 0, 4, 4), (0, 0, 4, 4))
     tracked = boxes((0, 0, 4, 4), (0, 0, 4, 4), (NAN,) * 4, (NAN, 0, 4, 4), (0, 0, 4, 4))
-    assert success(ground_truth, tracked)[0] == 0.5
-    assert precision(ground_truth, tracked).tolist() == [0.5] * 51
+    assert box_metrics(ground_truth, tracked) == {"AUC": pytest.approx(0.5 * 20 / 21), "precision": 0.5}
 
 
 def test_boxes_of_another_shape_are_rejected() -> None:
     ground_truth = np.ones((3, 4))
     for wrong in (np.ones((2, 4)), np.ones((1, 4)), np.ones((3, 3)), np.ones(4)):
         with pytest.raises(ValueError, match=r"boxes: expected one for every frame, \(frames, 4\) \(3, 4\), got"):
-            success(ground_truth, wrong)
+            box_metrics(ground_truth, wrong)
     with pytest.raises(ValueError, match="ground_truth: expected a box in at least one frame"):
-        precision(ground_truth * NAN, ground_truth)
+        box_metrics(ground_truth * NAN, ground_truth)
 
 
 def test_rows_of_sequences_attributes_and_all() -> None:

@@ -47,7 +47,13 @@ def open_annotated(
         raise InputError(f"data: no annotations in {path}; expected {FORMATS}")
     if test is None:
         train, test = _hold_out(train)
-    _check(train, test)
+    if not train.is_target.any():
+        raise InputError(f"data: {train.name} (train) has no object to train on")
+    if (test.is_crowd | test.is_difficult).all():
+        raise InputError(f"data: {test.name} (test) has no object to count")
+    train_files, test_files = ({split.images.title(i) for i in range(len(split))} for split in (train, test))
+    if both := train_files & test_files:
+        logger.info(f"{len(both):,} images are both in {train.name} and in {test.name}: the metrics will be too high")
     for line in (describe_unusual(train, training=True), describe_unusual(test, training=False)):
         if line:
             logger.info(line)
@@ -61,13 +67,3 @@ def _hold_out(dataset: AnnotatedDataset) -> tuple[AnnotatedDataset, AnnotatedDat
     logger.info(f"{dataset.name} has no test split: {len(test_indices):,} of its {len(dataset):,} images are held out")
     train, test = dataset.subset(train_indices), dataset.subset(test_indices)
     return replace(train, name=f"{dataset.name}, 4/5"), replace(test, name=f"{dataset.name}, 1/5")
-
-
-def _check(train: AnnotatedDataset, test: AnnotatedDataset) -> None:
-    if not train.is_target.any():
-        raise InputError(f"data: {train.name} (train) has no object to train on")
-    if not (~test.is_crowd & ~test.is_difficult).any():
-        raise InputError(f"data: {test.name} (test) has no object to count")
-    both = {train.images.title(i) for i in range(len(train))} & {test.images.title(i) for i in range(len(test))}
-    if both:
-        logger.info(f"{len(both):,} images are both in {train.name} and in {test.name}: the metrics will be too high")

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,28 +85,29 @@ def open_coco(train_file: Path, test_file: Path | None) -> tuple[AnnotatedDatase
 
 def _read(path: Path) -> AnnotatedDataset:
     content = _load_json(path)
-    try:
-        categories = _categories(path, content["categories"])
-        image_indices = {_id(path, "image", image): i for i, image in enumerate(content["images"])}
-        names = [str(image["file_name"]) for image in content["images"]]
-        sizes = [(image["height"], image["width"]) for image in content["images"]]
-    except KeyError as error:
-        raise InputError(f"data: {path}: an image or category has no {error.args[0]}") from error
-    _check_unique(path, "image", [image["id"] for image in content["images"]])
-    _check_unique(path, "image", names)
-    for name, size in zip(names, sizes, strict=True):
+    # Roboflow lists a supercategory of all classes first, which may have the name of one of its classes
+    categories = content["categories"]
+    own = [category for category in categories if category.get("supercategory") == category.get("name")]
+    own_names = {category.get("name") for category in own}
+    categories = own + [category for category in categories if category.get("name") not in own_names]
+    category_ids, names = (_unique(path, "category", categories, key) for key in ("id", "name"))
+    names_by_id = dict(sorted(zip(category_ids, names, strict=True)))
+    image_ids, file_names = (_unique(path, "image", content["images"], key) for key in ("id", "file_name"))
+    sizes = [(image.get("height"), image.get("width")) for image in content["images"]]
+    for file_name, size in zip(file_names, sizes, strict=True):
         if not all(_is_number(side) and side >= 1 and side == int(side) for side in size):
-            raise InputError(f"data: {path}: expected height and width of {name} in whole pixels, got {size}")
+            raise InputError(f"data: {path}: expected height and width of {file_name} in whole pixels, got {size}")
     dataset_name = "/".join(path.absolute().parts[-2:])
-    labels = {category_id: label for label, category_id in enumerate(categories)}
+    image_indices = {image_id: i for i, image_id in enumerate(image_ids)}
+    labels = {category_id: label for label, category_id in enumerate(names_by_id)}
     return AnnotatedDataset.from_objects(
         _objects(path, dataset_name, content["annotations"], image_indices, labels, sizes),
         name=dataset_name,
-        images=FileDataset(dataset_name, _image_root(path, names), names),
-        image_ids=np.array(list(image_indices), np.int64),
+        images=FileDataset(dataset_name, _image_root(path, file_names), file_names),
+        image_ids=np.array(image_ids, np.int64),
         sizes=np.array(sizes, np.int64),
-        categories=list(categories.values()),
-        category_ids=np.array(list(categories), np.int64),
+        categories=list(names_by_id.values()),
+        category_ids=np.array(list(names_by_id), np.int64),
         ap_metric="coco",
     )
 
@@ -126,33 +127,21 @@ def _load_json(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _categories(path: Path, entries: list[dict[str, Any]]) -> dict[int, str]:
-    """Return id -> name, sorted by id."""
-    # Roboflow lists a supercategory of all classes first, which may have the name of one of its classes
-    own_supercategory = {str(entry["name"]) for entry in entries if entry.get("supercategory") == entry["name"]}
-    names = [
-        (_id(path, "category", entry), str(entry["name"]))
-        for entry in entries
-        if entry.get("supercategory") == entry["name"] or str(entry["name"]) not in own_supercategory
-    ]
-    _check_unique(path, "category", [category_id for category_id, _ in names])
-    _check_unique(path, "category", [name for _, name in names])
-    return dict(sorted(names))
-
-
-def _id(path: Path, kind: str, entry: dict[str, Any]) -> int:
-    value = entry["id"]
-    if not isinstance(value, int) or abs(value) >= 2**63:
-        raise InputError(f"data: {path}: expected a whole number of up to 63 bits as {kind} id, got {value!r}")
-    return value
-
-
-def _check_unique(path: Path, kind: str, values: Iterable[Any]) -> None:
-    seen: set[Any] = set()
-    for value in values:
-        if value in seen:
+def _unique(path: Path, kind: str, entries: list[dict[str, Any]], key: str) -> list[Any]:
+    """Return a field of the entries. Raises InputError: it is missing, no integer (an id), or not unique."""
+    values: dict[Any, None] = {}
+    for entry in entries:
+        value = entry.get(key)
+        if value is None:
+            raise InputError(f"data: {path}: expected a {key} for every {kind}")
+        if key != "id":
+            value = str(value)
+        elif not isinstance(value, int) or abs(value) >= 2**63:
+            raise InputError(f"data: {path}: expected a whole number of up to 63 bits as {kind} id, got {value!r}")
+        if value in values:
             raise InputError(f"data: {path} has {kind} {value} twice")
-        seen.add(value)
+        values[value] = None
+    return list(values)
 
 
 def _is_number(value: Any) -> bool:
@@ -200,7 +189,6 @@ def _objects(
     for i, annotation in enumerate(annotations):
         if mistake := _find_mistake(annotation, image_indices, labels):
             raise InputError(f"data: {path}: annotation {annotation.get('id', f'at index {i}')} {mistake}")
-    _check_unique(path, "annotation", (annotation["id"] for annotation in annotations if "id" in annotation))
     order = np.argsort([image_indices[annotation["image_id"]] for annotation in annotations], kind="stable")
     with ProgressBar(f"reading {dataset_name}", len(annotations), unit="objects") as progress:
         for i in order.tolist():
@@ -221,15 +209,12 @@ def _objects(
 
 
 def _find_mistake(annotation: dict[str, Any], image_indices: dict[int, int], labels: dict[int, int]) -> str:
-    for key in ("image_id", "category_id", "bbox"):
-        if key not in annotation:
-            return f"has no {key}"
     for key, listed in (("image", image_indices), ("category", labels)):
-        value = annotation[f"{key}_id"]
+        value = annotation.get(f"{key}_id")
         if not isinstance(value, int) or value not in listed:
             return f"is of {key} {value!r}, which the file does not list"
-    box = annotation["bbox"]
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+    box = annotation.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         return f"has the bbox {box}; expected 4 finite numbers"
     return ""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from mec.errors import InputError
+from mec.evaluate.tracking.datasets.files import check_folder, image_files
 from mec.evaluate.tracking.sequences import (
     VOID,
     ImageFrames,
@@ -24,6 +24,7 @@ from mec.evaluate.tracking.sequences import (
     SequenceError,
     SequenceLoaders,
     image_size,
+    select_sequences,
 )
 
 logger = logging.getLogger("mec")
@@ -77,49 +78,35 @@ def open_mask_sequences(data: str | Path, names: Sequence[str] | None = None) ->
 
     Args:
         data: the folder with JPEGImages and Annotations, or its parent folder.
-        names: sequences to load. None loads the val list of DAVIS 2017, else of DAVIS 2016, else all with masks.
+        names: names or patterns of sequences to load. None loads the val list of DAVIS 2017, else of DAVIS 2016, else
+            all with masks.
 
     Raises:
         InputError: the folder does not have this layout or lacks a sequence. Loading raises SequenceError.
     """
-    root = _root(Path(data))
-    images, masks = _image_and_mask_folders(root)
+    root, images, masks = _folders(Path(data))
     available = sorted(_subfolder_names(images) | _subfolder_names(masks))
-    if names is None:
-        names = _default_names(root, images, masks)
-    elif unknown := [name for name in names if name not in available]:
-        near = ", ".join(difflib.get_close_matches(unknown[0], available, n=3))
-        hint = f"did you mean {near}?" if near else f"it has {', '.join(available[:5])}"
-        raise InputError(f"sequences: {images} has no sequence {unknown[0]!r}; {hint}")
-    if not names:
-        raise InputError(f"data: expected a folder with masks in {masks} for each sequence, got none")
-    if not set(names) & set(available):
-        raise InputError(f"data: none of {len(names)} sequences is in {images}; the first is {names[0]}")
-    return {name: partial(_load, name, images / name, masks / name) for name in names}
+    selected = list(select_sequences(dict.fromkeys(available), names)) if names else _default_names(root, images, masks)
+    if not set(selected) & set(available):
+        first = f"; the first is {selected[0]}" if selected else ""
+        raise InputError(f"data: none of {len(selected)} sequences is in {images}{first}")
+    return {name: partial(_load, name, images / name, masks / name) for name in selected}
 
 
-def _root(data: Path) -> Path:
-    if not data.is_dir():
-        raise InputError(f"data: expected a folder in the layout of DAVIS, got {data}, which is not a folder")
-    if (data / FRAMES).is_dir():
-        return data
-    subfolders = [data / name for name in sorted(_subfolder_names(data)) if (data / name / FRAMES).is_dir()]
-    if len(subfolders) != 1:
-        matches = ", ".join(folder.name for folder in subfolders) or "none"
+def _folders(data: Path) -> tuple[Path, Path, Path]:
+    """Return the folder with JPEGImages, and the folders of the sequences' frames and masks."""
+    check_folder(data)
+    candidates = [data] if (data / FRAMES).is_dir() else [data / name for name in sorted(_subfolder_names(data))]
+    roots = [folder for folder in candidates if (folder / FRAMES).is_dir()]
+    if len(roots) != 1:
+        matches = ", ".join(folder.name for folder in roots) or "none"
         raise InputError(f"data: expected {FRAMES} in {data} or in exactly one of its folders, got {matches}")
-    return subfolders[0]
-
-
-def _image_and_mask_folders(root: Path) -> tuple[Path, Path]:
-    mask_folders = [name for name in MASKS if (root / name).is_dir()]
-    if not mask_folders:
-        raise InputError(f"data: {root} has {FRAMES} but no {MASKS[0]}; expected both")
-    sizes = [size for size in RESOLUTIONS if any((root / name / size).is_dir() for name in (FRAMES, *mask_folders))]
-    for size in sizes or [""]:
-        for name in mask_folders:
-            if (root / FRAMES / size).is_dir() and (root / name / size).is_dir():
-                return root / FRAMES / size, root / name / size
-    raise InputError(f"data: {root} has {FRAMES} and {mask_folders[0]} of different resolutions, {', '.join(sizes)}")
+    images = roots[0] / FRAMES
+    for size in [size for size in RESOLUTIONS if (images / size).is_dir()] or [""]:
+        for masks in (roots[0] / name / size for name in MASKS):
+            if masks.is_dir():
+                return roots[0], images / size, masks
+    raise InputError(f"data: {roots[0]} has {FRAMES} but no {MASKS[0]} of the same resolution; expected both")
 
 
 def _subfolder_names(folder: Path) -> set[str]:
@@ -141,20 +128,18 @@ def _default_names(root: Path, images: Path, masks: Path) -> list[str]:
 
 
 def _load(name: str, images: Path, masks: Path) -> MaskSequence:
-    frames = _sorted_files(images, (".jpg", ".jpeg", ".png"))
-    if not frames:
-        raise SequenceError(f"{images}: no frames")
+    frames = image_files(images)
     names = [file.stem for file in frames]
-    if len(set(names)) < len(names):
-        raise SequenceError(f"{images}: two frames have the same name")
-    files = _masks_by_frame(names, _sorted_files(masks, (".png",)), masks)
+    if len(set(names)) != len(names) or not names:
+        raise SequenceError(f"{images}: {'two frames have the same name' if names else 'no frames'}")
+    files = _masks_by_frame(names, masks)
     sizes = [image_size(file) for file in frames]
     for file, size in zip(frames, sizes, strict=True):
         if size != sizes[0]:
             raise SequenceError(f"{file}: {_size_mismatch(size, sizes[0])} the first frame")
     encoding = _mask_encoding(files[0])
     if late := [file.name for file in files.values() if _read_labels(file, encoding, sizes[0])[1]]:
-        logger.info(
+        logger.warning(
             f"{name}: {len(late)} masks, first {late[0]}, have objects that the first mask lacks; they are background"
         )
 
@@ -164,20 +149,13 @@ def _load(name: str, images: Path, masks: Path) -> MaskSequence:
     return MaskSequence(name, ImageFrames(tuple(frames)), tuple(names), ground_truth, encoding.colors)
 
 
-def _sorted_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Return the files in numeric order, 10 after 9; an empty list if the folder does not exist."""
-    files = [f for f in folder.glob("*") if f.suffix.lower() in suffixes and not f.name.startswith(".")]
-    return sorted(files, key=lambda f: (len(f.stem), f.stem))
-
-
-def _masks_by_frame(names: Sequence[str], masks: Sequence[Path], folder: Path) -> dict[int, Path]:
+def _masks_by_frame(names: Sequence[str], folder: Path) -> dict[int, Path]:
     """Return the mask files by the index of their frame."""
+    masks = image_files(folder, {".png"})
     indices = {name: i for i, name in enumerate(names)}
     if stray := [file for file in masks if file.stem not in indices]:
         raise SequenceError(f"{stray[0]}: a mask without a frame")
     files = {indices[file.stem]: file for file in masks}
-    if 0 not in files:
-        raise SequenceError(f"{folder}: no mask of the first frame, {names[0]}.png")
     step = list(files)[1] if len(files) > 1 else len(names)
     if list(files) != list(range(0, len(names), step)):
         missing = next(name for i, name in enumerate(names) if i not in files)
@@ -289,13 +267,10 @@ def read_masks(folder: Path, sequence: MaskSequence) -> list[Labels] | None:
     """Read the labels that ``write_masks`` wrote; None if a mask is missing, damaged or has another size."""
     first = sequence.ground_truth(0)
     assert first is not None
-    masks: list[Labels] = []
-    for name in sequence.names:
-        try:
-            pixels, palette = _read_pixels(folder / sequence.name / f"{name}.png")
-        except SequenceError:
-            return None
-        if palette is None or pixels.shape != first.shape:
-            return None
-        masks.append(pixels.astype(np.uint8))
-    return masks
+    try:
+        masks = [_read_pixels(folder / sequence.name / f"{name}.png") for name in sequence.names]
+    except SequenceError:
+        return None
+    if any(palette is None or pixels.shape != first.shape for pixels, palette in masks):
+        return None
+    return [pixels.astype(np.uint8) for pixels, _ in masks]

@@ -1,12 +1,13 @@
 """Reader and writer of MOTChallenge's format (Milan et al. 2016): MOT15, MOT16, MOT17 and MOT20.
 
-Coordinates stay as they are in the files; MOTChallenge counts them from 1. ``motchallenge_frames`` reads the images,
-``motchallenge_table`` the text files.
+Coordinates stay as they are in the files; MOTChallenge counts them from 1.
 """
 
 from __future__ import annotations
 
+import configparser
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,16 +17,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mec.data.decode import EXTENSIONS
 from mec.errors import InputError
-from mec.evaluate.tracking.datasets.motchallenge_frames import read_frames
-from mec.evaluate.tracking.datasets.motchallenge_table import read_table
+from mec.evaluate.tracking.datasets.files import (
+    Table,
+    check_folder,
+    frame_range,
+    log_ignored,
+    numbered_files,
+    outside,
+    read_table,
+)
 from mec.evaluate.tracking.sequences import (
     Boxes,
     DetectionSequence,
     FrameObjects,
+    ImageFrames,
     SequenceError,
     SequenceLoaders,
     Tracks,
+    image_size,
     select_sequences,
 )
 from mec.files import atomic_write
@@ -73,24 +84,28 @@ def open_box_detections(
     Raises:
         InputError: there are no usable files at all. Errors in one sequence are raised when it is loaded.
     """
-    if detections is not None:
-        detections = os.path.expanduser(detections)
-    folders = _select_folders(_sequence_folders(data), names)
+    folders = select_sequences(
+        {folder.name: folder for folder in sequence_folders(data, "MOTChallenge's train/SEQUENCE/img1/000001.jpg")},
+        names,
+    )
+    videos = {name.removesuffix(next(filter(name.endswith, DETECTORS), "")) for name in folders}
+    if not names and len(videos) < len(folders):
+        repeated = len(folders) - len(videos)
+        logger.info(
+            f'{repeated} sequences repeat the video of another one; --sequences "*-FRCNN" loads each video once'
+        )
     if not any((folder / "gt" / "gt.txt").is_file() for folder in folders.values()):
         raise InputError(f"data: no gt/gt.txt in {data}; the ground truth of MOTChallenge's test set is not public")
-    if detections is not None and detections != GROUND_TRUTH and not Path(detections).is_dir():
-        raise InputError(f'detections: no folder {detections}; expected "gt" or a folder with SEQUENCE.txt files')
-    if detections != GROUND_TRUTH and not any(_detection_file(folder, detections) for folder in folders.values()):
-        if detections is None:
-            raise InputError(f'detections: no sequence of {data} has det/det.txt; expected "gt" or a folder')
-        example = f"{next(iter(folders))}.txt"
-        raise InputError(f"detections: expected a file for each sequence in {detections}, such as {example}, got none")
-    return {name: partial(_load, folder, detections, min_score) for name, folder in folders.items()}
+    files = {name: _detection_file(folder, detections) for name, folder in folders.items()}
+    if not any(file.is_file() for file in files.values()):
+        example = next(iter(files.values()))
+        raise InputError(f'detections: expected "gt" or a file for each sequence, such as {example}, got none')
+    return {name: partial(_load, folder, files[name], min_score) for name, folder in folders.items()}
 
 
-def _sequence_folders(data: Path) -> list[Path]:
-    if not data.is_dir():
-        raise InputError(f"data: no folder {data}")
+def sequence_folders(data: Path, layout: str) -> list[Path]:
+    """Return the folders of sequences in ``data``, which may be one. Raises InputError with the layout if none."""
+    check_folder(data)
     if _is_sequence(data):
         return [Path(os.path.abspath(data))]  # abspath keeps the name of a symbolic link
     for folder in (data / "train", data / "images" / "train", data):
@@ -99,77 +114,112 @@ def _sequence_folders(data: Path) -> list[Path]:
             logger.info(f"{folder}: loaded; test is ignored, its ground truth is not public")
         if sequences:
             return sequences
-    raise InputError(f"data: no sequence in {data}; expected MOTChallenge's train/SEQUENCE/img1/000001.jpg")
+    raise InputError(f"data: no sequence in {data}; expected {layout}")
 
 
 def _is_sequence(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("seqinfo.ini", "img1", "gt/gt.txt", "det/det.txt"))
 
 
-def _select_folders(folders: list[Path], names: Sequence[str] | None) -> dict[str, Path]:
-    selected = select_sequences({folder.name: folder for folder in folders}, names)
-    videos = {name.removesuffix(next(filter(name.endswith, DETECTORS), "")) for name in selected}
-    if not names and len(videos) < len(selected):
-        repeated = len(selected) - len(videos)
-        logger.info(
-            f'{repeated} sequences repeat the video of another one; --sequences "*-FRCNN" loads each video once'
-        )
-    return selected
-
-
-def _detection_file(folder: Path, detections: str | None) -> Path | None:
+def _detection_file(folder: Path, detections: str | None) -> Path:
+    """Return the first file that exists, else the first of all."""
     if detections is None:
-        files = [folder / "det" / "det.txt"]
-    else:
-        files = [Path(detections, folder.name + end) for end in (".txt", "/det.txt", "/det/det.txt")]
-    return next((file for file in files if file.is_file()), None)
-
-
-def _load(folder: Path, detections: str | None, min_score: float) -> DetectionSequence:
-    name = folder.name
-    ground_truth_file = folder / "gt" / "gt.txt"
-    if not ground_truth_file.is_file():
-        raise SequenceError(f"no {ground_truth_file}")
-    frames, size = read_frames(folder)
-    ground_truth = read_ground_truth(ground_truth_file, len(frames), name)
-    _check_image_size(ground_truth_file, np.concatenate(ground_truth.boxes), size)
+        return folder / "det" / "det.txt"
     if detections == GROUND_TRUTH:
+        return folder / "gt" / "gt.txt"
+    files = [Path(detections, folder.name + end).expanduser() for end in (".txt", "/det.txt", "/det/det.txt")]
+    return next(filter(Path.is_file, files), files[0])
+
+
+def _load(folder: Path, detection_file: Path, min_score: float) -> DetectionSequence:
+    name, file = folder.name, folder / "gt" / "gt.txt"
+    frames, size = read_frames(folder)
+    ground_truth = read_ground_truth(file, len(frames), name)
+    _check_image_size(file, np.concatenate(ground_truth.boxes), size)
+    if detection_file == file:
         annotations = zip(ground_truth.boxes, ground_truth.flags, ground_truth.classes, strict=True)
         evaluated = [boxes[(flags != 0) & (classes == PEDESTRIAN)] for boxes, flags, classes in annotations]
         objects = [FrameObjects(boxes, np.ones(len(boxes))) for boxes in evaluated]
     else:
-        file = _detection_file(folder, detections)
-        if file is None:
-            raise SequenceError(f"no detections of {name} in {detections or folder}")
-        objects = read_detections(file, len(frames), min_score)
-        _check_image_size(file, np.concatenate([frame.boxes for frame in objects]), size)
-    visible = [frame.take(_has_area(frame.boxes) & ~_outside(frame.boxes, size)) for frame in objects]
+        objects = read_detections(detection_file, len(frames), min_score)
+        _check_image_size(detection_file, np.concatenate([frame.boxes for frame in objects]), size)
+    visible = [frame.take(_has_area(frame.boxes) & ~outside(frame.boxes, size)) for frame in objects]
     total, kept = sum(map(len, objects)), sum(map(len, visible))
-    if kept < total:
-        logger.info(
-            f"{name}: {total - kept:,} of {total:,} boxes are ignored, they have no area or are outside of the image"
-        )
+    log_ignored(name, total - kept, total, "boxes", "they have no area or are outside of the image")
     if kept == 0:
-        logger.info(f"{name}: no box in any of the {len(frames)} frames, so there will be no tracks")
+        logger.warning(f"{name}: no box in any of the {len(frames)} frames, so there will be no tracks")
     return DetectionSequence(name, frames, tuple(visible), ground_truth)
+
+
+def read_frames(folder: Path) -> tuple[ImageFrames, tuple[int, int]]:
+    """Return the frames 1, 2, ... of a sequence, and their height and width.
+
+    The images are in the folder imDir of seqinfo.ini, or img1, and have the extension imExt, or that of any image
+    format. A number of images other than seqLength is logged, and images after seqLength are ignored.
+
+    Raises SequenceError if there are no images, a frame is missing, or seqinfo.ini disagrees with the images.
+    """
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read(folder / "seqinfo.ini", encoding="utf-8-sig")
+        info = parser["Sequence" if parser.sections() else "DEFAULT"]
+        images, extension = folder / info.get("imDir", "img1"), info.get("imExt", "").lstrip(".").lower()
+        frame_rate = info.getfloat("frameRate", ImageFrames.frame_rate)
+        length, height, width = (info.getint(key) for key in ("seqLength", "imHeight", "imWidth"))
+        if not 0 < frame_rate < math.inf or (length is not None and length < 1):
+            raise ValueError(f"expected a frame rate and a length above 0, got {frame_rate} and {length}")
+    except (configparser.Error, UnicodeDecodeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise SequenceError(
+            f"{folder / 'seqinfo.ini'}: expected [Sequence] and lines of key=value ({reason})"
+        ) from error
+    numbered = numbered_files(images, {f".{extension}"} if extension else EXTENSIONS)
+    if 0 in numbered:
+        raise SequenceError(f"{images}: expected frames 1, 2, ..., got {numbered[0].name}")
+    files = frame_range(images, numbered, 1, max(numbered))
+    if length not in (None, len(files)):
+        logger.warning(
+            f"{folder.name}: {len(files):,} frames exist, {length:,} are in seqinfo.ini; the smaller number is used"
+        )
+    size = image_size(files[0])
+    expected = (height or size[0], width or size[1])
+    if expected != size:
+        raise SequenceError(
+            f"{files[0]}: expected {expected[1]}x{expected[0]} from seqinfo.ini, got {size[1]}x{size[0]}"
+        )
+    return ImageFrames(files[:length], frame_rate), size
 
 
 def _check_image_size(file: Path, boxes: Boxes, size: tuple[int, int]) -> None:
     """Raise SequenceError if most boxes lie outside: they belong to other images. Real annotations have a few."""
-    outside = int(_outside(boxes, size).sum())
-    if 2 * outside > len(boxes):
+    count = int(outside(boxes, size).sum())
+    if 2 * count > len(boxes):
         height, width = size
-        raise SequenceError(f"{file}: {outside:,} of {len(boxes):,} boxes are outside of images of {width}x{height}")
-
-
-def _outside(boxes: Boxes, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return flags (k,) of boxes that lie entirely outside of an image of this height and width."""
-    ends = boxes[:, :2] + boxes[:, 2:]
-    return np.asarray(((ends <= 0) | (boxes[:, :2] >= size[::-1])).any(axis=1))
+        raise SequenceError(f"{file}: {count:,} of {len(boxes):,} boxes are outside of images of {width}x{height}")
 
 
 def _has_area(boxes: Boxes) -> NDArray[np.bool_]:
     return np.asarray((boxes[:, 2:] > 0).all(axis=1))
+
+
+def _read_rows(file: Path, columns: int, with_ids: bool) -> Table:
+    """Read rows that begin with a frame, counted from 1, and with an id that occurs once in a frame."""
+    table = read_table(file, columns, more=True)
+    frames, ids = table.values[:, 0], table.values[:, 1]
+    table.check(np.isfinite(table.values).all(axis=1), "finite numbers")
+    table.check((frames >= 1) & (frames == np.rint(frames)), "a frame, counted from 1, in column 1")
+    if with_ids:
+        table.check((ids == np.rint(ids)) & (abs(ids) < 2**53), "an integer in column 2")
+        first_rows = np.unique(table.values[:, :2], axis=0, return_index=True)[1]
+        table.check(np.isin(np.arange(len(ids)), first_rows), "the id in column 2 once per frame")
+    return table
+
+
+def _rows_per_frame(table: Table, count: int) -> list[NDArray[np.int64]]:
+    """Return the row numbers of frames 1 to ``count``, in the order of the file. Later frames are ignored."""
+    frames = table.values[:, 0]
+    order = np.argsort(frames, kind="stable")
+    return np.split(order, np.searchsorted(frames[order], np.arange(1, count + 1), side="right"))[:-1]
 
 
 def read_ground_truth(file: Path, frames: int, name: str) -> BoxGroundTruth:
@@ -179,26 +229,23 @@ def read_ground_truth(file: Path, frames: int, name: str) -> BoxGroundTruth:
     more class of distractors. Ten columns, or -1 as class, are the format of MOT15, which has no classes. A flag of 0
     excludes a box from the evaluation; without that column all boxes are evaluated.
 
-    Raises:
-        SequenceError: the file is damaged or empty, a box has no area, a class is unknown, or an id occurs twice in a
-            frame.
+    Raises SequenceError if the file is damaged or empty, a box has no area, a class is unknown, or an id occurs twice
+    in a frame.
     """
-    table = read_table(file, 6)
+    table = _read_rows(file, 6, with_ids=True)
     values = table.values
     if len(values) == 0:
         raise SequenceError(f"{file} is empty")
-    table.check_unique_ids(1)
-    flags = values[:, 6] if table.columns > 6 else np.ones(len(values))
+    columns = values.shape[1]
+    flags = values[:, 6] if columns > 6 else np.ones(len(values))
     table.check(_has_area(values[:, 2:6]) | (flags == 0), "a box with a width and a height")
     classes, benchmark = np.full(len(values), PEDESTRIAN), "MOT15"
-    if table.columns in (8, 9) and (values[:, 7] != -1).any():
+    if columns in (8, 9) and (values[:, 7] != -1).any():
         table.check(np.isin(values[:, 7], CLASSES), f"a class of {CLASSES[0]} to {CLASSES[-1]} in column 8")
         classes, benchmark = values[:, 7].astype(np.int64), "MOT20" if name.startswith("MOT20") else "MOT17"
-    if later := int((values[:, 0] > frames).sum()):
-        logger.info(
-            f"{name}: {later:,} of {len(values):,} lines of {file.name} are ignored, their frames are after {frames}"
-        )
-    frame_rows = table.rows_per_frame(frames)
+    later = int((values[:, 0] > frames).sum())
+    log_ignored(name, later, len(values), f"lines of {file.name}", f"their frames are after {frames}")
+    frame_rows = _rows_per_frame(table, frames)
     return BoxGroundTruth(
         benchmark,
         [values[rows, 1].astype(np.int64) for rows in frame_rows],
@@ -209,20 +256,16 @@ def read_ground_truth(file: Path, frames: int, name: str) -> BoxGroundTruth:
 
 
 def read_detections(file: Path, frames: int, min_score: float) -> list[FrameObjects]:
-    """Read a file of detections, see ``open_box_detections``. Boxes without area are included.
-
-    Raises:
-        SequenceError: the file is damaged.
-    """
-    table = read_table(file, 6)
-    values, columns = table.values, table.columns
+    """Read a file of detections, see ``open_box_detections``, including boxes without area. Raises SequenceError."""
+    table = _read_rows(file, 6, with_ids=False)
+    values, columns = table.values, table.values.shape[1]
     without_id = columns == 6 and bool((values[:, 1] != -1).any())
     boxes = values[:, 1:5] if without_id else values[:, 2:6]
     scores = values[:, 5] if without_id else values[:, 6] if columns > 6 else np.ones(len(values))
     has_scores = len(np.unique(scores)) > 1
     objects = FrameObjects(boxes, scores if has_scores else np.ones(len(scores)))
     kept = scores > min_score if has_scores else np.ones(len(scores), bool)
-    return [objects.take(rows[kept[rows]]) for rows in table.rows_per_frame(frames)]
+    return [objects.take(rows[kept[rows]]) for rows in _rows_per_frame(table, frames)]
 
 
 def write_tracks(folder: Path, name: str, tracks: Tracks) -> None:
@@ -231,21 +274,18 @@ def write_tracks(folder: Path, name: str, tracks: Tracks) -> None:
         for number, frame in enumerate(tracks, 1):
             if frame.ids is None:
                 raise ValueError("expected tracks with ids")
-            for track_id, box, score in zip(
-                frame.ids.tolist(), frame.boxes.tolist(), frame.scores.tolist(), strict=True
-            ):
+            objects = zip(frame.ids.tolist(), frame.boxes.tolist(), frame.scores.tolist(), strict=True)
+            for track_id, box, score in objects:
                 file.write(f"{number},{track_id},{','.join(map(repr, box))},{score!r},-1,-1,-1\n")
 
 
 def read_tracks(folder: Path, name: str, frames: int) -> list[FrameObjects]:
     """Read ``NAME.txt`` in MOTChallenge's format, with one entry for each of ``frames``.
 
-    Raises:
-        SequenceError: the file is damaged, a frame is after the last one, or an id occurs twice in a frame.
+    Raises SequenceError if the file is damaged, a frame is after the last one, or an id occurs twice in a frame.
     """
-    table = read_table(folder / f"{name}.txt", 7)
+    table = _read_rows(folder / f"{name}.txt", 7, with_ids=True)
     values = table.values
     table.check(values[:, 0] <= frames, f"a frame of 1 to {frames}")
-    table.check_unique_ids(1)
     objects = FrameObjects(values[:, 2:6], values[:, 6], values[:, 1].astype(np.int64))
-    return [objects.take(rows) for rows in table.rows_per_frame(frames)]
+    return [objects.take(rows) for rows in _rows_per_frame(table, frames)]

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,9 +14,9 @@ import numpy as np
 from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 
-from mec.data.decode import EXTENSIONS
 from mec.errors import InputError
-from mec.evaluate.tracking.datasets.motchallenge_frames import read_frames
+from mec.evaluate.tracking.datasets.files import detection_files, frame_range, log_ignored, numbered_files
+from mec.evaluate.tracking.datasets.motchallenge import read_frames, sequence_folders
 from mec.evaluate.tracking.datasets.mots_format import (
     CLASSES,
     IGNORED,
@@ -33,15 +31,11 @@ from mec.evaluate.tracking.sequences import (
     ImageFrames,
     SequenceError,
     SequenceLoaders,
-    read_frame,
+    image_size,
     select_sequences,
 )
 
-logger = logging.getLogger("mec")
-
 KITTI_FRAME_RATE = 10.0
-Size = tuple[int, int]
-"""Height and width."""
 
 
 @dataclass(frozen=True)
@@ -54,28 +48,13 @@ class MaskGroundTruth:
 
 
 @dataclass(frozen=True)
-class _VideoFiles:
-    """Files of one video.
-
-    first: number of the first frame, 0 for KITTI and 1 for MOTSChallenge.
-    text_files, instance_folders: where the ground truth may be.
-    """
+class _Video:
+    """Files of one video. ``ground_truth`` is a text file or a folder of instance images."""
 
     name: str
     images: Path
-    first: int
-    text_files: tuple[Path, ...]
-    instance_folders: tuple[Path, ...]
-
-    @property
-    def is_kitti(self) -> bool:
-        return self.first == 0
-
-    def text_file(self) -> Path | None:
-        return next((file for file in self.text_files if file.is_file()), None)
-
-    def instance_folder(self) -> Path | None:
-        return next((folder for folder in self.instance_folders if any(folder.glob("*.png"))), None)
+    is_kitti: bool
+    ground_truth: Path
 
 
 def open_mask_detections(
@@ -96,56 +75,53 @@ def open_mask_detections(
     Raises:
         InputError: there are no usable files at all. Errors in one sequence are raised when it is loaded.
     """
-    if detections is not None:
-        detections = os.path.expanduser(detections)
-    if not data.is_dir():
-        raise InputError(f"data: no folder {data}")
-    loaders: dict[str, Callable[[], DetectionSequence]] = {}
-    videos = _kitti_videos(data) or _motschallenge_videos(data)
+    layouts = "MOTSChallenge's train/SEQUENCE/img1/000001.jpg or KITTI MOTS' training/image_02/0000/000000.png"
+    videos = _kitti_videos(data) or [
+        _Video(f.name, f, False, _first_existing([f / "gt" / "gt.txt", f / "gt", f.parent / "instances" / f.name]))
+        for f in sequence_folders(data, layouts)
+    ]
+    if not any(video.ground_truth.exists() for video in videos):
+        raise InputError(f"data: no ground truth masks in {data}; expected {videos[0].ground_truth}")
+    files = detection_files(detections, [video.name for video in videos], ".txt")
+    loaders = {}
     for video in videos:
         for category in CLASSES if video.is_kitti else ["pedestrian"]:
             name = f"{video.name} {category}" if video.is_kitti else video.name
-            loaders[name] = partial(_load, name, video, CLASSES[category], detections)
-    if not loaders:
-        layouts = "MOTSChallenge's train/SEQUENCE/img1/000001.jpg or KITTI MOTS' training/image_02/0000/000000.png"
-        raise InputError(f"data: no sequence in {data}; expected {layouts}")
-    if not any(video.text_file() or video.instance_folder() for video in videos):
-        raise InputError(f"data: no ground truth masks in {data}; expected {videos[0].text_files[0]}")
-    if detections is not None and not any(Path(detections, f"{video.name}.txt").is_file() for video in videos):
-        example = f"{videos[0].name}.txt"
-        raise InputError(f"detections: expected a file for each sequence in {detections}, such as {example}, got none")
+            loaders[name] = partial(_load, name, video, CLASSES[category], files[video.name])
     return select_sequences(loaders, names)
 
 
-def _kitti_videos(data: Path) -> list[_VideoFiles]:
+def _kitti_videos(data: Path) -> list[_Video]:
     bases = [base for base in (data, data / "training") if (base / "image_02").is_dir()]
+    folders = sorted(f for base in bases[:1] for f in (base / "image_02").iterdir() if f.name.isdecimal())
     roots = dict.fromkeys([data, *bases])
-    return [
-        _VideoFiles(
-            folder.name,
-            folder,
-            0,
-            tuple(root / "instances_txt" / f"{folder.name}.txt" for root in roots),
-            tuple(root / "instances" / folder.name for root in roots),
-        )
-        for base in bases[:1]
-        for folder in sorted((base / "image_02").iterdir())
-        if folder.is_dir() and folder.name.isdecimal()
-    ]
+    videos = []
+    for folder in folders:
+        texts = [root / "instances_txt" / f"{folder.name}.txt" for root in roots]
+        images = [root / "instances" / folder.name for root in roots]
+        videos.append(_Video(folder.name, folder, True, _first_existing([*texts, *images])))
+    return videos
 
 
-def _motschallenge_videos(data: Path) -> list[_VideoFiles]:
-    folders = [data.absolute()] if (data / "img1").is_dir() else []
-    for parent in (data / "train", data / "images" / "train", data):
-        folders = folders or sorted(folder.parent for folder in parent.glob("*/img1"))
-    return [
-        _VideoFiles(f.name, f, 1, (f / "gt" / "gt.txt",), (f / "gt", f.parent / "instances" / f.name)) for f in folders
-    ]
+def _first_existing(paths: Sequence[Path]) -> Path:
+    """Return the first text file or folder of .png files that exists, else the first path."""
+    return next((path for path in paths if path.is_file() or any(path.glob("*.png"))), paths[0])
 
 
-def _load(name: str, video: _VideoFiles, category: int, detections: str | None) -> DetectionSequence:
-    frames, size = _kitti_frames(video.images) if video.is_kitti else read_frames(video.images)
-    frame_rows = _rows_per_frame(video, _ground_truth_rows(video, len(frames)), len(frames), size)
+def _load(name: str, video: _Video, category: int, detections: Path | None) -> DetectionSequence:
+    if video.is_kitti:
+        numbered = numbered_files(video.images)
+        frames = ImageFrames(frame_range(video.images, numbered, 0, max(numbered)), KITTI_FRAME_RATE)
+        size = image_size(frames.files[0])
+    else:
+        frames, size = read_frames(video.images)
+    first = 0 if video.is_kitti else 1
+    if video.ground_truth.is_dir():
+        images = {number: video.ground_truth / f"{number:06d}.png" for number in range(first, first + len(frames))}
+        rows = [row for number, image in images.items() for row in read_instances(image, number)]
+    else:
+        rows = read_mask_rows(video.ground_truth)
+    frame_rows = _rows_per_frame(video.name, rows, first, len(frames), size)
     for rows in frame_rows:
         _check_ground_truth(rows)
     of_class = [[row for row in rows if row.category == category] for rows in frame_rows]
@@ -155,52 +131,26 @@ def _load(name: str, video: _VideoFiles, category: int, detections: str | None) 
         tuple(coco_mask.merge([row.mask for row in rows if row.category == IGNORED]) for rows in frame_rows),
     )
     if detections is not None:
-        file = Path(detections, f"{video.name}.txt")
-        frame_rows = _rows_per_frame(video, read_mask_rows(file), len(frames), size)
+        frame_rows = _rows_per_frame(video.name, read_mask_rows(detections), first, len(frames), size)
         of_class = [[row for row in rows if row.category == category and row.pixels] for rows in frame_rows]
     objects = [mask_objects([row.mask for row in rows], np.array([row.score for row in rows])) for rows in of_class]
     return DetectionSequence(name, frames, tuple(objects), ground_truth)
 
 
-def _kitti_frames(folder: Path) -> tuple[ImageFrames, Size]:
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in EXTENSIONS and file.name[0] != ".")
-    for number, file in enumerate(files):
-        if file.stem != f"{number:06d}":
-            raise SequenceError(f"{folder}: expected frames 000000, 000001, ... without gaps, got {file.name}")
-    if not files:
-        raise SequenceError(f"no image in {folder}")
-    height, width = read_frame(files[0]).shape[:2]
-    return ImageFrames(tuple(files), KITTI_FRAME_RATE), (height, width)
-
-
-def _ground_truth_rows(video: _VideoFiles, frames: int) -> list[MaskRow]:
-    text_file, folder = video.text_file(), video.instance_folder()
-    if text_file is not None:
-        return read_mask_rows(text_file)
-    if folder is None:
-        raise SequenceError(f"no {video.text_files[0]}")
-    numbers = range(video.first, video.first + frames)
-    return [row for number in numbers for row in read_instances(folder / f"{number:06d}.png", number)]
-
-
-def _rows_per_frame(video: _VideoFiles, rows: Sequence[MaskRow], frames: int, size: Size) -> list[list[MaskRow]]:
+def _rows_per_frame(
+    name: str, rows: Sequence[MaskRow], first: int, frames: int, size: tuple[int, int]
+) -> list[list[MaskRow]]:
     frame_rows: list[list[MaskRow]] = [[] for _ in range(frames)]
-    later = 0
     for row in rows:
-        if row.frame < video.first:
-            raise SequenceError(f"{row.location}: expected a frame, counted from {video.first}, got {row.frame}")
+        if row.frame < first:
+            raise SequenceError(f"{row.location}: expected a frame, counted from {first}, got {row.frame}")
         if tuple(row.mask["size"]) != size:
             got = "x".join(map(str, reversed(row.mask["size"])))
             raise SequenceError(f"{row.location}: expected a mask of {size[1]}x{size[0]} as the first frame, got {got}")
-        if row.frame - video.first < frames:
-            frame_rows[row.frame - video.first].append(row)
-        else:
-            later += 1
-    if later:
-        last = video.first + frames - 1
-        logger.info(
-            f"{video.name}: {later:,} of {len(rows):,} masks are ignored, their frames are after {last}, the last one"
-        )
+        if row.frame - first < frames:
+            frame_rows[row.frame - first].append(row)
+    later, last = len(rows) - sum(map(len, frame_rows)), first + frames - 1
+    log_ignored(name, later, len(rows), "masks", f"their frames are after {last}, the last one")
     return frame_rows
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mec.data.decode import open_image
 from mec.data.pixels import CorruptImageError, PixelFormat
 from mec.evaluate.detection.datasets.annotations import parse_rle_counts
+from mec.evaluate.tracking.datasets.files import read_lines
 from mec.evaluate.tracking.sequences import RLE, FrameObjects, SequenceError, Tracks
 from mec.files import atomic_write
 
@@ -42,21 +43,15 @@ class MaskRow:
 def read_mask_rows(file: Path) -> list[MaskRow]:
     """Read lines of frame, id, class, height, width, run lengths and, in an optional seventh column, score.
 
-    Raises:
-        SequenceError: the file is unreadable or damaged.
+    Raises SequenceError if the file is unreadable or damaged.
     """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SequenceError(f"{file} cannot be read as text ({error})") from error
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if fields := line.split():
-            location = f"{file}: line {number}"
-            try:
-                rows.append(_parse_row(location, fields))
-            except ValueError as error:
-                raise SequenceError(f"{location}: {error}") from None
+    for number, line in read_lines(file):
+        location = f"{file}: line {number}"
+        try:
+            rows.append(_parse_row(location, line.split()))
+        except ValueError as error:
+            raise SequenceError(f"{location}: {error}") from None
     return rows
 
 
@@ -65,21 +60,16 @@ def _parse_row(location: str, fields: Sequence[str]) -> MaskRow:
         raise ValueError(f"expected frame id class height width run-lengths [score], got {len(fields)} columns")
     try:
         frame, object_id, category, height, width = map(int, fields[:5])
+        score = float(fields[6]) if len(fields) == 7 else 1.0
     except ValueError:
-        raise ValueError(f"expected integers in columns 1 to 5, got {' '.join(fields[:5])[:60]}") from None
-    if abs(object_id) >= 2**53:
-        raise ValueError(f"expected an id with fewer digits, got {object_id}")
+        raise ValueError(f"expected integers in columns 1 to 5, and a score, got {' '.join(fields[:5])[:60]}") from None
+    if abs(object_id) >= 2**53 or not math.isfinite(score):
+        raise ValueError(f"expected an id of at most 15 digits and a finite score, got {object_id} and {score}")
     _check_class(category)
     runs = parse_rle_counts(fields[5])
     if min(height, width) < 1 or (runs < 0).any() or runs.sum() != height * width:
         got = f"a run of {runs.min()}" if (runs < 0).any() else runs.sum()
         raise ValueError(f"expected run lengths of {height} x {width} pixels in total, got {got}")
-    try:
-        score = float(fields[6]) if len(fields) == 7 else 1.0
-    except ValueError:
-        score = math.nan
-    if not math.isfinite(score):
-        raise ValueError(f"expected a finite number as score, got {fields[6][:60]!r}")
     mask = {"size": [height, width], "counts": fields[5].encode()}
     return MaskRow(location, frame, object_id, category, mask, int(runs[1::2].sum()), score)
 
@@ -92,8 +82,7 @@ def _check_class(category: int) -> None:
 def read_instances(file: Path, frame: int) -> list[MaskRow]:
     """Read a 16-bit image whose pixels are class * 1000 + instance, 10000 in ignored regions, and 0 for background.
 
-    Raises:
-        SequenceError: the image is missing, corrupt or in color, or has other classes.
+    Raises SequenceError if the image is missing, corrupt or in color, or has other classes.
     """
     try:
         pixels: NDArray[Any] = open_image(file.read_bytes()).raw(PixelFormat())
@@ -166,8 +155,7 @@ def write_mots_tracks(folder: Path, name: str, tracks: Tracks) -> None:
 def read_mots_tracks(folder: Path, name: str, frames: int) -> list[FrameObjects]:
     """Read the file that ``write_mots_tracks`` wrote, with one entry for each of ``frames``; scores are 1.
 
-    Raises:
-        SequenceError: the file is damaged, has other frames, or has an id twice in a frame.
+    Raises SequenceError if the file is damaged, has other frames, or has an id twice in a frame.
     """
     category, first = _class_and_first_frame(name)
     tracks: list[dict[int, RLE]] = [{} for _ in range(frames)]

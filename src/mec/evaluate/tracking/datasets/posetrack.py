@@ -1,19 +1,24 @@
 """Reader and writer of PoseTrack 2018 (Andriluka et al. 2018): videos with the joints of all persons in some frames.
 
-``posetrack_format`` reads and writes the json files.
+The json files are in PoseTrack18's format, which resembles COCO's, or in the older ``annolist``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mec.errors import InputError
-from mec.evaluate.tracking.datasets.posetrack_format import PoseFrame, read_pose_frames, write_pose_frames
+from mec.evaluate.tracking.datasets.files import check_folder, detection_files, read_text
 from mec.evaluate.tracking.sequences import (
     DetectionSequence,
     FrameObjects,
@@ -23,20 +28,48 @@ from mec.evaluate.tracking.sequences import (
     Tracks,
     select_sequences,
 )
-from mec.evaluate.tracking.skeletons import JOINTS
+from mec.evaluate.tracking.skeletons import JOINTS, pose_boxes
+from mec.files import atomic_write
 
 FRAME_RATE = 6.0
 """Frames per second that UniTrack assumes for PoseTrack."""
 FOLDERS = ("annotations/val", "posetrack_data/annotations/val", "annotations", ".")
+KEYPOINTS = (
+    "nose", "head_bottom", "head_top", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
+    "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
+    "right_ankle",
+)  # fmt: skip
+"""Keypoints of PoseTrack18's files, in order."""
+HEAD_SIZE_FACTOR = 0.6
+"""Size of a head as a fraction of the diagonal of its box (Andriluka et al. 2014)."""
+Person = tuple[NDArray[np.float64], float, int | None, float]
+"""Pose, score, track id, and head size, which is NaN without a box of the head."""
+
+
+@dataclass(frozen=True)
+class PoseFrame:
+    """One frame of a json file.
+
+    name, number: path of the image within the dataset, and its id, or its index in the older format.
+    labeled: whether the frame was annotated.
+    annotated: whether the frame has a person, including persons without visible joints.
+    objects: persons with visible joints; ``ids`` is None if one of them has no track id.
+    head_sizes: (k,) pixels, NaN where unknown.
+    ignored: polygons, (n, 2) x, y, that are not evaluated.
+    """
+
+    name: str
+    number: int
+    labeled: bool
+    annotated: bool
+    objects: FrameObjects
+    head_sizes: NDArray[np.float64]
+    ignored: tuple[NDArray[np.float64], ...] = ()
 
 
 @dataclass(frozen=True)
 class PoseGroundTruth:
-    """Annotation of a video.
-
-    frames: all frames that the annotation lists.
-    names: image names of the frames that belong to the sequence, in order.
-    """
+    """All frames of an annotation, and the image names of those that belong to the sequence, in order."""
 
     frames: tuple[PoseFrame, ...]
     names: tuple[str, ...]
@@ -58,25 +91,18 @@ def open_pose_detections(
     Raises:
         InputError: there are no usable files at all. Errors in one sequence are raised when it is loaded.
     """
-    files = select_sequences(_annotation_files(data), names)
-    if detections is None:
-        return {name: partial(_load, file, None) for name, file in files.items()}
-    detection_files = {name: Path(detections, file.name).expanduser() for name, file in files.items()}
-    if not any(file.is_file() for file in detection_files.values()):
-        example = next(iter(files.values())).name
-        raise InputError(f"detections: expected a file for each sequence in {detections}, such as {example}, got none")
-    return {name: partial(_load, file, detection_files[name]) for name, file in files.items()}
+    files = select_sequences({file.stem: file for file in _annotation_files(data)}, names)
+    found = detection_files(detections, list(files), ".json")
+    return {name: partial(_load, file, found[name]) for name, file in files.items()}
 
 
-def _annotation_files(data: Path) -> dict[str, Path]:
+def _annotation_files(data: Path) -> list[Path]:
     if data.suffix == ".json" and data.is_file():
-        return {data.stem: data}
-    if not data.is_dir():
-        raise InputError(f"data: no folder {data}")
+        return [data]
+    check_folder(data)
     for folder in FOLDERS:
-        files = sorted(f for f in (data / folder).glob("*.json") if not f.name.startswith("."))
-        if files:
-            return {file.stem: file for file in files}
+        if files := sorted(f for f in (data / folder).glob("*.json") if not f.name.startswith(".")):
+            return files
     raise InputError(f"data: no sequence in {data}; expected PoseTrack18's annotations/val/SEQUENCE.json")
 
 
@@ -85,73 +111,185 @@ def _load(file: Path, detection_file: Path | None) -> DetectionSequence:
     videos = sorted({PurePosixPath(frame.name).parent.name for frame in annotated})
     if len(videos) != 1:
         raise SequenceError(f"{file}: expected the frames of one video, got {len(videos)} {' '.join(videos[:2])}")
-    for frame in annotated:
-        _check_ground_truth(file, frame)
-    frames = [frame for frame in annotated if frame.labeled]
-    if not frames:
+    for frame in annotated:  # what the metrics need and detections may lack
+        ids = frame.objects.ids
+        if ids is None or len(np.unique(ids)) < len(ids) or np.isnan(frame.head_sizes).any():
+            raise SequenceError(f"{file}: {frame.name}: expected a bbox_head and a track_id of its own for each person")
+    labeled = [frame for frame in annotated if frame.labeled]
+    if not labeled:
         raise SequenceError(f"{file}: none of the {len(annotated)} frames is labeled")
+    frames = labeled
     if detection_file is not None:
-        frames = _read_detections(detection_file, annotated)
+        frames = read_pose_frames(detection_file)
+        found = {frame.name for frame in frames}
+        if unknown := sorted(found - {frame.name for frame in annotated}):
+            raise SequenceError(f"{detection_file}: {unknown[0]} is none of the {len(annotated)} annotated frames")
+        if missing := sorted({frame.name for frame in labeled} - found):
+            raise SequenceError(f"{detection_file} lacks {len(missing)} labeled frames, the first is {missing[0]}")
     names = tuple(frame.name for frame in frames)
     objects = tuple(replace(frame.objects, ids=None) for frame in frames)
     return DetectionSequence(file.stem, _image_frames(file, names), objects, PoseGroundTruth(tuple(annotated), names))
 
 
-def _check_ground_truth(file: Path, frame: PoseFrame) -> None:
-    """Check what the metrics need and detections may lack."""
-    if frame.objects.ids is None:
-        raise SequenceError(f"{file}: {frame.name}: a person has no track_id")
-    if len(np.unique(frame.objects.ids)) < len(frame.objects):
-        raise SequenceError(f"{file}: {frame.name}: a track_id occurs twice")
-    if np.isnan(frame.head_sizes).any():
-        track_id = frame.objects.ids[np.isnan(frame.head_sizes)][0]
-        raise SequenceError(f"{file}: {frame.name}: the person of track_id {track_id} has no bbox_head")
+def _image_frames(file: Path, names: Sequence[str]) -> ImageFrames:
+    for root in file.absolute().parents:
+        missing = [name for name in names if not (root / name).is_file()]
+        if not missing:
+            return ImageFrames(tuple(root / name for name in names), FRAME_RATE)
+        if len(missing) < len(names):
+            raise SequenceError(f"{root} lacks {len(missing)} of {len(names)} frames, the first is {missing[0]}")
+    raise SequenceError(f"no {names[0]} in any of the parent folders of {file}")
 
 
-def _read_detections(file: Path, annotated: Sequence[PoseFrame]) -> list[PoseFrame]:
-    frames = read_pose_frames(file)
-    names, annotated_names = {frame.name for frame in frames}, {frame.name for frame in annotated}
-    if unknown := sorted(names - annotated_names):
-        raise SequenceError(f"{file}: {unknown[0]} is none of the {len(annotated_names)} frames of the annotation")
-    if missing := [frame.name for frame in annotated if frame.labeled and frame.name not in names]:
-        raise SequenceError(f"{file}: {len(missing)} labeled frames are missing, the first is {missing[0]}")
+def read_pose_frames(file: Path) -> list[PoseFrame]:
+    """Read all frames of a file, in its order. Joints that are not listed or have the flag 0 are invisible.
+
+    Raises SequenceError if the file is unreadable, lacks a required key, has invalid numbers, or has a frame twice.
+    """
+    try:
+        content = json.loads(read_text(file))
+    except (ValueError, RecursionError) as error:
+        raise SequenceError(f"{file} cannot be read as JSON ({error})") from error
+    with _error_location(file):
+        frames = list(_annolist_frames(file, content["annolist"]) if "annolist" in content else _frames(file, content))
+    seen: set[str | int] = set()
+    for key in (key for frame in frames for key in (frame.name, frame.number)):
+        if key in seen:
+            raise SequenceError(f"{file}: frame {key} occurs twice")
+        seen.add(key)
     return frames
 
 
-def _image_frames(file: Path, names: Sequence[str]) -> ImageFrames:
-    roots = [folder for folder in file.absolute().parents if any((folder / name).is_file() for name in names)]
-    if not roots:
-        raise SequenceError(f"no {names[0]} in any of the parent folders of {file}")
-    missing = [name for name in names if not (roots[0] / name).is_file()]
-    if missing:
-        count = f"{len(missing)} of {len(names)} frames"
-        raise SequenceError(f"{count} of {file} are missing in {roots[0]}, the first is {missing[0]}")
-    return ImageFrames(tuple(roots[0] / name for name in names), FRAME_RATE)
+@contextmanager
+def _error_location(location: str | Path) -> Iterator[None]:
+    """Turn exceptions from unexpected json into SequenceErrors that name the location."""
+    try:
+        yield
+    except KeyError as error:
+        raise SequenceError(f"{location}: no {error.args[0]}") from error
+    except ValueError as error:
+        raise SequenceError(f"{location}: {error}") from error
+    except (AttributeError, IndexError, TypeError) as error:
+        raise SequenceError(f"{location}: not in PoseTrack's format ({error})") from error
+
+
+def _frames(file: Path, content: dict[str, Any]) -> Iterator[PoseFrame]:
+    """Yield the frames of a file in PoseTrack18's format."""
+    names = content["categories"][0]["keypoints"]
+    if missing := [joint for joint in JOINTS if joint not in names]:
+        raise ValueError(f"expected {missing[0]} among the keypoints of the category, got {', '.join(names)}")
+    joint_indices = [names.index(joint) for joint in JOINTS]
+    persons: dict[int, list[Person]] = {image["id"]: [] for image in content["images"]}
+    for i, annotation in enumerate(content["annotations"]):
+        with _error_location(f"{file}: annotation {annotation.get('id', f'at index {i}')}"):
+            if annotation["image_id"] not in persons:
+                raise ValueError(f"expected an image of the file, got image_id {annotation['image_id']}")
+            pose = _finite(annotation["keypoints"], 3 * len(names)).reshape(-1, 3)[joint_indices]
+            pose[:, 2] = pose[:, 2] > 0
+            head_box = _finite(annotation["bbox_head"], 4) if "bbox_head" in annotation else np.full(4, math.nan)
+            head_size = HEAD_SIZE_FACTOR * math.hypot(*head_box[2:])
+            persons[annotation["image_id"]].append((pose, _score(annotation), _track_id(annotation), head_size))
+    for image in content["images"]:
+        with _error_location(f"{file}: image {image['id']}"):
+            x, y = (image.get(f"ignore_regions_{axis}") or [] for axis in "xy")
+            if list(map(len, x)) != list(map(len, y)):
+                raise ValueError("expected as many corners in ignore_regions_y as in ignore_regions_x")
+            ignored = tuple(np.stack([_finite(xs), _finite(ys)], axis=1) for xs, ys in zip(x, y, strict=True))
+            labeled = bool(image.get("is_labeled", True))
+            yield _frame(str(image["file_name"]), _integer(image["id"]), labeled, persons[image["id"]], ignored)
+
+
+def _annolist_frames(file: Path, entries: list[dict[str, Any]]) -> Iterator[PoseFrame]:
+    """Yield the frames of a file in the older format, which wraps its numbers in lists."""
+    for number, entry in enumerate(entries):
+        persons = []
+        with _error_location(f"{file}: frame at index {number}"):
+            for rect in entry.get("annorect") or ():
+                pose = np.zeros((len(JOINTS), 3))
+                for point in (rect.get("annopoints") or [{}])[0].get("point") or ():
+                    joint = _integer(_unwrap(point["id"]))
+                    if 0 <= joint < len(JOINTS):
+                        pose[joint] = *_finite([_unwrap(point["x"]), _unwrap(point["y"])]), 1
+                persons.append((pose, _score(rect), _track_id(rect), math.nan))
+            yield _frame(str(_unwrap(entry["image"])["name"]), number, True, persons, ())
+
+
+def _frame(
+    name: str, number: int, labeled: bool, persons: Sequence[Person], ignored: tuple[NDArray[np.float64], ...]
+) -> PoseFrame:
+    visible = [person for person in persons if person[0][:, 2].any()]
+    poses = np.array([pose for pose, *_ in visible]).reshape(-1, len(JOINTS), 3)
+    scores, head_sizes = (np.array([person[i] for person in visible], float) for i in (1, 3))
+    track_ids = [person[2] for person in visible]
+    ids = None if None in track_ids else np.array(track_ids, np.int64)
+    objects = FrameObjects(pose_boxes(poses), scores, ids, poses=poses)
+    return PoseFrame(name, number, labeled, bool(persons), objects, head_sizes, ignored)
+
+
+def _unwrap(value: Any) -> Any:
+    return value[0] if isinstance(value, list) else value
+
+
+def _score(annotation: dict[str, Any]) -> float:
+    return float(_finite([_unwrap(annotation.get("score", 1.0))])[0])
+
+
+def _track_id(annotation: dict[str, Any]) -> int | None:
+    return _integer(_unwrap(annotation["track_id"])) if "track_id" in annotation else None
+
+
+def _integer(value: Any) -> int:
+    if not isinstance(value, int) or abs(value) >= 2**63:
+        raise ValueError(f"expected an integer, got {value!r}")
+    return value
+
+
+def _finite(values: Any, count: int | None = None) -> NDArray[np.float64]:
+    numbers = np.array(values)
+    if numbers.size and (numbers.dtype.kind not in "if" or not np.isfinite(numbers).all()):
+        raise ValueError("expected finite numbers")
+    if count is not None and numbers.shape != (count,):
+        raise ValueError(f"expected {count} numbers, got {numbers.size}")
+    return numbers.astype(np.float64)
 
 
 def write_poses(folder: Path, sequence: DetectionSequence, tracks: Tracks) -> None:
     """Write SEQUENCE.json in PoseTrack18's format, with all annotated frames, as PoseTrack's evaluation requires.
 
-    Args:
-        folder: created if it does not exist.
-        sequence: from ``open_pose_detections``.
-        tracks: one entry for each frame of the sequence. All joints of a person get the score of the person.
+    ``tracks`` has one entry for each frame of the sequence. All joints of a person get the score of the person.
     """
     ground_truth: PoseGroundTruth = sequence.ground_truth
+    numbers = {frame.name: frame.number for frame in ground_truth.frames}
     tracks_by_name = dict(zip(ground_truth.names, tracks, strict=True))
-    empty = FrameObjects(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), poses=np.zeros((0, len(JOINTS), 3)))
-    write_pose_frames(
-        folder / f"{sequence.name}.json",
-        ground_truth.frames,
-        [tracks_by_name.get(frame.name, empty) for frame in ground_truth.frames],
-    )
+    annotations: list[dict[str, Any]] = []
+    for name in sorted(tracks_by_name, key=list(numbers).index):  # in the order of the annotation
+        persons = tracks_by_name[name]
+        if persons.ids is None or persons.poses is None:
+            raise ValueError("expected tracks with ids and poses")
+        for i, pose in enumerate(persons.poses):
+            joints = dict(zip(JOINTS, (pose * pose[:, 2:]).tolist(), strict=True))
+            annotations.append({
+                "id": len(annotations),
+                "image_id": numbers[name],
+                "category_id": 1,
+                "track_id": int(persons.ids[i]),
+                "score": float(persons.scores[i]),
+                "scores": [float(persons.scores[i])] * len(KEYPOINTS),
+                "bbox": persons.boxes[i].tolist(),
+                "keypoints": [number for name in KEYPOINTS for number in joints.get(name, (0.0, 0.0, 0.0))],
+            })  # fmt: skip
+    frames = ground_truth.frames
+    images = [{"id": frame.number, "file_name": frame.name, "is_labeled": frame.labeled} for frame in frames]
+    categories = [{"id": 1, "name": "person", "supercategory": "person", "keypoints": KEYPOINTS}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    with atomic_write(folder / f"{sequence.name}.json") as path:
+        path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def read_poses(folder: Path, sequence: DetectionSequence) -> list[FrameObjects]:
     """Read the file that ``write_poses`` wrote for this sequence. Boxes enclose the joints.
 
-    Raises:
-        SequenceError: the file is damaged, is of another sequence, or has a person without track.
+    Raises SequenceError if the file is damaged, is of another sequence, or has a person without track.
     """
     file = folder / f"{sequence.name}.json"
     objects = {frame.name: frame.objects for frame in read_pose_frames(file)}

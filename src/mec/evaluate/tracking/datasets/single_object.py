@@ -1,13 +1,11 @@
-"""Reader of single-object tracking datasets: OTB (Wu 2015), GOT-10k (Huang 2019) and LaSOT (Fan 2019).
+"""Reader and writer of single-object tracking datasets: OTB (Wu 2015), GOT-10k (Huang 2019) and LaSOT (Fan 2019).
 
 All three count pixels from 1: OTB in its Matlab code, GOT-10k (got-10k/toolkit, issue 6) and LaSOT
-(HengLan/LaSOT_Evaluation_Toolkit, issue 14) according to their authors. ``single_object_boxes`` reads and writes the
-box files.
+(HengLan/LaSOT_Evaluation_Toolkit, issue 14) according to their authors.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import os
@@ -16,21 +14,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.data.decode import EXTENSIONS
 from mec.errors import InputError
-from mec.evaluate.tracking.datasets.single_object_boxes import (
-    ORIGIN,
-    format_box,
-    invalid_boxes,
-    read_rows,
+from mec.evaluate.tracking.datasets.files import (
+    Table,
+    check_folder,
+    frame_range,
+    numbered_files,
+    outside,
+    read_table,
     read_text,
 )
-from mec.evaluate.tracking.sequences import Boxes, BoxSequence, ImageFrames, SequenceError, SequenceLoaders, image_size
+from mec.evaluate.tracking.sequences import (
+    Boxes,
+    BoxSequence,
+    ImageFrames,
+    SequenceError,
+    SequenceLoaders,
+    image_size,
+    select_sequences,
+)
+from mec.files import atomic_write
 
 logger = logging.getLogger("mec")
 
@@ -58,16 +66,14 @@ EMPTY_TARGET = "Human4-1"
 INVISIBLE_FILES = ("absence.label", "full_occlusion.txt", "out_of_view.txt")
 """Files of GOT-10k and LaSOT with a 1 for every frame in which the target is not visible."""
 GOT10K_FRAME_RATE = 10.0
+ORIGIN = np.array([1, 1, 0, 0], np.float64)
+"""The upper left corner of the image is (1, 1) in the files and (0, 0) in this package."""
+DECIMALS = 4
 
 
 @dataclass(frozen=True)
-class Target:
-    """A target to track.
-
-    folder: folder of the sequence.
-    boxes_file: the ground truth.
-    images: folder of the frames.
-    """
+class _Target:
+    """A target to track: the folder of its sequence, its ground truth, and the folder of the frames."""
 
     name: str
     folder: Path
@@ -86,30 +92,23 @@ def open_box_sequences(
     Args:
         data: folder in the layout of OTB, of one split of GOT-10k, or of LaSOT, at most two levels deep; or the folder
             of one sequence.
-        names: sequences to load, in this order; None loads all.
+        names: names or patterns of the sequences to load; None loads all.
 
     Raises:
         InputError: the folder does not exist or has no sequences, two sequences have the same name, there is more than
             one split, or a name is unknown.
     """
     path = Path(data).expanduser()
-    if not path.is_dir():
-        raise InputError(f"data: {path} {'is not a folder' if path.exists() else 'does not exist'}; expected {FORMATS}")
-    targets: dict[str, Target] = {}
+    check_folder(path)
+    targets: dict[str, _Target] = {}
     folders = _sequence_folders(path)
     for target in (target for folder in folders for target in _targets(folder)):
         if (other := targets.setdefault(target.name, target)) is not target:
             raise InputError(f"data: {path} has {target.name} twice, in {other.folder} and {target.folder}")
     if not targets:
         raise InputError(f"data: no sequence in {path}; expected {FORMATS}")
-    if names is not None and not names:
-        raise InputError("sequences: expected at least one name")
-    for name in names or ():
-        if name not in targets:
-            near = difflib.get_close_matches(name, targets, n=3, cutoff=0.5) or list(targets)[:3]
-            raise InputError(f"sequences: {path} has no sequence {name!r}; did you mean {', '.join(near)}?")
     attributes = _read_attribute_lists(path.absolute().parent if folders == [path] else path)
-    return {name: partial(_load, targets[name], attributes) for name in (targets if names is None else names)}
+    return {name: partial(_load, target, attributes) for name, target in select_sequences(targets, names).items()}
 
 
 def _sequence_folders(path: Path) -> list[Path]:
@@ -118,81 +117,61 @@ def _sequence_folders(path: Path) -> list[Path]:
     subfolders = _subfolders(path)
     splits = [folder for folder in subfolders if (folder / "list.txt").is_file()]
     if len(splits) > 1:
-        names = ", ".join(split.name for split in splits)
-        raise InputError(f"data: {path} has the splits {names}; expected one of them")
-    folders = [
+        raise InputError(f"data: {path} has the splits {', '.join(s.name for s in splits)}; expected one of them")
+    for file in (split / "list.txt" for split in [*splits, path]):  # GOT-10k's list of the sequences of a split
+        names = file.read_text(errors="replace").split() if file.is_file() else []
+        missing = [name for name in names if not (file.parent / name).is_dir()]
+        if missing and len(missing) < len(names):
+            logger.warning(
+                f"{len(missing):,} of {len(names):,} sequences in {file} are missing, the first is {missing[0]}"
+            )
+    return [
         folder
         for subfolder in subfolders
         for folder in ([subfolder] if _is_sequence(subfolder) else filter(_is_sequence, _subfolders(subfolder)))
     ]
-    for split in [*splits, path]:
-        _log_missing(split)
-    return folders
 
 
 def _subfolders(path: Path) -> list[Path]:
     # archives packed on macOS have "__MACOSX", which repeats the names of all sequences without their images
-    return [path / n for n in _list_names(path) if (path / n).is_dir() and not n.startswith((".", "__"))]
-
-
-def _list_names(folder: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except PermissionError:
-        logger.info(f"{folder} is skipped, permission denied")
-        return []
+    return [path / n for n in sorted(os.listdir(path)) if (path / n).is_dir() and not n.startswith((".", "__"))]
 
 
 def _is_sequence(folder: Path) -> bool:
     # a folder with images but without ground truth counts, so that loading it reports the missing file
-    return (folder / "img").is_dir() or any(GROUND_TRUTH_FILE.fullmatch(name) for name in _list_names(folder))
+    return (folder / "img").is_dir() or any(GROUND_TRUTH_FILE.fullmatch(name) for name in os.listdir(folder))
 
 
-def _log_missing(split: Path) -> None:
-    """Log the sequences that GOT-10k's list of a split names but that have no folder."""
-    file = split / "list.txt"
-    names = file.read_text(errors="replace").splitlines() if file.is_file() else []
-    missing = [name for name in filter(None, map(str.strip, names)) if not (split / name).is_dir()]
-    if missing and len(missing) < len(names):
-        logger.info(f"{len(missing):,} of {len(names):,} sequences in {file} are missing, the first is {missing[0]}")
-
-
-def _targets(folder: Path) -> list[Target]:
+def _targets(folder: Path) -> list[_Target]:
     base = Path(os.path.abspath(folder)).name  # works for "." and keeps the name of a symbolic link
-    single: Path | None = None
-    numbered: dict[str, Path] = {}
-    for name in _list_names(folder):
-        if match := GROUND_TRUTH_FILE.fullmatch(name):
-            if match[1]:
-                numbered[f"{base}-{match[1]}"] = folder / name
-            else:
-                single = folder / name
+    matches = [match for match in map(GROUND_TRUTH_FILE.fullmatch, sorted(os.listdir(folder))) if match]
+    numbered = {f"{base}-{match[1]}": folder / match[0] for match in matches if match[1]}
+    single = [folder / match[0] for match in matches if not match[1]]
     if numbered and single:  # where OTB's archives have both, the file without number repeats the first target
-        numbered.setdefault(f"{base}-1", single)
+        numbered.setdefault(f"{base}-1", single[-1])
     if EMPTY_TARGET in numbered and not numbered[EMPTY_TARGET].read_bytes().strip():
         del numbered[EMPTY_TARGET]
-    files = numbered or {base: single or folder / "groundtruth_rect.txt"}
+    files = numbered or {base: single[-1] if single else folder / "groundtruth_rect.txt"}
     images = folder / "img" if (folder / "img").is_dir() else folder
-    return [Target(name, folder, file, images) for name, file in sorted(files.items())]
+    return [_Target(name, folder, file, images) for name, file in sorted(files.items())]
 
 
-def _load(target: Target, attributes: dict[str, tuple[str, ...]]) -> BoxSequence:
-    rows = read_rows(target.boxes_file)
-    files = _frame_files(target, len(rows))
-    invisible = _invisible_frames(target, len(rows))
-    invalid = ~invisible & invalid_boxes(rows)
-    if (line := PUBLISHED_INVALID_LINES.get(target.name, 0)) and line <= len(rows) and invalid[line - 1]:
+def _load(target: _Target, attributes: dict[str, tuple[str, ...]]) -> BoxSequence:
+    table = _read_boxes(target.boxes_file)
+    count = len(table.values)
+    files = _frame_files(target, count)
+    invisible = _invisible_frames(target, count)
+    invalid = ~invisible & _invalid(table.values)
+    if (line := PUBLISHED_INVALID_LINES.get(target.name, 0)) and line <= count and invalid[line - 1]:
         invalid[line - 1], invisible[line - 1] = False, True
-    if invalid.any():
-        _raise(target, rows, int(invalid.argmax()), "a finite box with an area")
-    boxes = rows - ORIGIN
-    size = image_size(files[0])
-    for i in np.flatnonzero(~invisible & _outside(boxes, size)).tolist():
-        frame_size = image_size(files[i])  # the size changes within some videos of GOT-10k
-        if _outside(boxes[i : i + 1], frame_size).any():
-            _raise(target, rows, i, f"a box within the image of {frame_size[1]} x {frame_size[0]} pixels")
-    count, omitted = OMITTED_ROWS.get(target.name, (0, 0))
-    evaluated = slice(omitted if len(rows) == count else 0, None)
+    table.check(~invalid, "a finite box with an area")
+    boxes = table.values - ORIGIN
+    for i in np.flatnonzero(~invisible & outside(boxes, image_size(files[0]))):
+        height, width = image_size(files[i])  # the size changes within some videos of GOT-10k
+        if outside(boxes[i : i + 1], (height, width)).any():
+            table.check(np.arange(count) != i, f"a box within the image of {width} x {height} pixels")
+    rows, omitted = OMITTED_ROWS.get(target.name, (0, 0))
+    evaluated = slice(omitted if count == rows else 0, None)
     boxes[invisible] = np.nan
     if invisible[evaluated][0]:
         first = files[evaluated][0]
@@ -202,58 +181,30 @@ def _load(target: Target, attributes: dict[str, tuple[str, ...]]) -> BoxSequence
     return BoxSequence(target.name, frames, boxes[evaluated], _attributes(target, attributes))
 
 
-def _raise(target: Target, rows: Boxes, row: int, expected: str) -> NoReturn:
-    raise SequenceError(f"{target.boxes_file}, line {row + 1}: expected {expected}, got {format_box(rows[row])}")
-
-
-def _frame_files(target: Target, count: int) -> tuple[Path, ...]:
+def _frame_files(target: _Target, count: int) -> tuple[Path, ...]:
     """Return one image file for each of the ``count`` boxes."""
-    files = _numbered_files(target.images)
-    if not files:
-        raise SequenceError(f"{target.images} has no numbered images")
+    files = numbered_files(target.images)
     if count == 1 < len(files) and target.boxes_file.name == "groundtruth.txt":
         raise SequenceError(
             f"{target.boxes_file} has a box for the first frame only; only GOT-10k's server evaluates the test split"
         )
     first, last = min(files), max(files)
-    annotated = ANNOTATED_FRAMES.get(target.name) or _configured_frames(target.folder)
-    if annotated and len(files) != count:
-        first, last = annotated
-    frames = last - first + 1
-    absent = frames - sum(first <= number <= last for number in files)
-    if absent > 0:
-        missing = next(number for number in range(first, last + 1) if number not in files)
+    config = _config(target.folder)
+    start, end = ANNOTATED_FRAMES.get(target.name) or (config.get("startFrame"), config.get("endFrame"))
+    if len(files) != count and isinstance(start, int) and isinstance(end, int):
+        first, last = start, end
+    frames = frame_range(target.images, files, first, last)
+    if len(frames) != count:
         raise SequenceError(
-            f"{target.images} lacks {absent:,} of the frames {first} to {last}, the first is number {missing}"
+            f"{target.boxes_file} has {count:,} boxes for {len(frames):,} frames, {first} to {last} in {target.images}"
         )
-    if frames != count:
-        raise SequenceError(
-            f"{target.boxes_file} has {count:,} boxes for {frames:,} frames, {first} to {last} in {target.images}"
-        )
-    return tuple(files[number] for number in range(first, last + 1))
+    return frames
 
 
-def _numbered_files(folder: Path) -> dict[int, Path]:
-    try:
-        names = [n for n in os.listdir(folder) if not n.startswith(".") and Path(n).suffix.lower() in EXTENSIONS]
-    except OSError as error:
-        raise SequenceError(f"{folder}: {error.strerror or error}") from error
-    digits_only = [name for name in names if re.fullmatch(r"[0-9]+", Path(name).stem)]
-    files: dict[int, Path] = {}
-    for name in sorted(digits_only or names):
-        if match := re.search(r"[0-9]+$", Path(name).stem):
-            other = files.setdefault(int(match[0]), folder / name)
-            if other.name != name:
-                raise SequenceError(f"{folder} has frame {int(match[0])} twice, {other.name} and {name}")
-    return files
-
-
-def _invisible_frames(target: Target, count: int) -> NDArray[np.bool_]:
+def _invisible_frames(target: _Target, count: int) -> NDArray[np.bool_]:
     """Return flags (count,) of the frames in which the target is not visible."""
     invisible = np.zeros(count, bool)
-    for file in (target.folder / name for name in INVISIBLE_FILES):
-        if not file.is_file():
-            continue
+    for file in filter(Path.is_file, (target.folder / name for name in INVISIBLE_FILES)):
         flags = re.findall(r"[^,\s]+", read_text(file))
         if len(flags) != count or set(flags) - {"0", "1"}:
             raise SequenceError(f"{file}: expected {count:,} times 0 or 1, for each box of {target.boxes_file.name}")
@@ -261,12 +212,7 @@ def _invisible_frames(target: Target, count: int) -> NDArray[np.bool_]:
     return invisible
 
 
-def _outside(boxes: Boxes, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return flags (k,) of boxes that lie entirely outside of an image of this height and width."""
-    return np.asarray((boxes[:, :2] >= size[::-1]).any(axis=1) | (boxes[:, :2] + boxes[:, 2:] <= 0).any(axis=1))
-
-
-def _attributes(target: Target, listed: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+def _attributes(target: _Target, listed: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
     file = target.folder / "attrs.txt"
     text = file.read_text(errors="replace") if file.is_file() else str(_config(target.folder).get("attributes", ""))
     base = Path(os.path.abspath(target.folder)).name
@@ -286,11 +232,6 @@ def _parse_attributes(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(re.findall(r"\b[A-Z]{2,4}\b", text)))
 
 
-def _configured_frames(folder: Path) -> tuple[int, int] | None:
-    first, last = (_config(folder).get(key) for key in ("startFrame", "endFrame"))
-    return (first, last) if isinstance(first, int) and isinstance(last, int) else None
-
-
 def _config(folder: Path) -> dict[str, Any]:
     """Return OTB's cfg.json of a sequence; empty if missing or damaged, because other files have all that is needed."""
     try:
@@ -298,3 +239,40 @@ def _config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
+
+
+def _read_boxes(file: Path) -> Table:
+    """Read left, top, width and height, 1-based pixels, with any separator."""
+    table = read_table(file, 4)
+    if not len(table.values):
+        raise SequenceError(f"{file} is empty, expected a box for every frame")
+    return table
+
+
+def _invalid(boxes: Boxes) -> NDArray[np.bool_]:
+    """Return flags (k,) of boxes that are not finite or have no area."""
+    return np.asarray(~np.isfinite(boxes).all(axis=1) | ~(boxes[:, 2:] > 0).all(axis=1))
+
+
+def write_boxes(folder: Path, name: str, boxes: Boxes) -> Path:
+    """Write boxes (frames, 4) to ``NAME.txt`` as OTB's toolkits read them: x,y,w,h per line, 1-based, four decimals.
+
+    Compute metrics from the boxes that ``read_boxes`` returns, so that rounding is the same in a resumed run. Returns
+    the file. Raises ValueError if the boxes are not finite or have no area.
+    """
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes) or _invalid(boxes.round(DECIMALS)).any():
+        raise ValueError(f"boxes: expected finite boxes with an area, (frames, 4), for {name}, got {boxes.shape}")
+    file = folder / f"{name}.txt"
+    with atomic_write(file) as temporary:
+        np.savetxt(temporary, boxes + ORIGIN, fmt=f"%.{DECIMALS}f", delimiter=",")
+    return file
+
+
+def read_boxes(folder: Path, name: str) -> Boxes:
+    """Read ``NAME.txt`` of ``write_boxes`` or of another toolkit, (frames, 4). The caller checks the number of boxes.
+
+    Raises SequenceError if the file is missing or a line is damaged.
+    """
+    table = _read_boxes(folder / f"{name}.txt")
+    table.check(~_invalid(table.values), "a box with an area")
+    return np.asarray((table.values - ORIGIN).round(DECIMALS))

@@ -6,7 +6,6 @@ import difflib
 import importlib
 import logging
 import os
-import re
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from typing import Any
 from mec.data.datasets.video import VIDEO_EXTENSIONS, decode_frames, to_upright_rgb
 from mec.data.decode import EXTENSIONS
 from mec.errors import InputError
+from mec.evaluate.tracking.datasets.files import image_files
 from mec.evaluate.tracking.sequences import Frame, Frames, ImageFrames, SequenceError
 
 logger = logging.getLogger("mec")
@@ -25,15 +25,13 @@ DEFAULT_FRAME_RATE = 30.0
 """Frames per second of image folders and of files that do not specify it."""
 PREFETCH = 4
 """Frames that are decoded in advance. A 4K frame takes 25 MB."""
-EXPECTED = f"expected a video ({', '.join(sorted(VIDEO_EXTENSIONS))}) or a folder of images"
 
 
 @dataclass(frozen=True)
 class VideoFrames:
     """The frames of a video file, upright. The next few are decoded while the caller processes the current one.
 
-    length: number of frames according to the file, or number of packets. It is an estimate: damage and edit lists
-        change the number of decoded frames.
+    ``length``, from the file or its number of packets, is an estimate: damage and edit lists change the number.
     """
 
     path: Path
@@ -77,7 +75,7 @@ class VideoFrames:
                 raise SequenceError(f"{self.path}: {error.strerror}") from error
             damaged.append(error)
         if damaged:
-            logger.info(f"{self.path}: {len(damaged)} damaged packets were skipped; {count} frames were decoded")
+            logger.warning(f"{self.path}: {len(damaged)} damaged packets were skipped; {count} frames were decoded")
 
 
 def open_frames(path: Path) -> Frames:
@@ -86,19 +84,27 @@ def open_frames(path: Path) -> Frames:
     Raises:
         InputError: the path has no readable frames, or PyAV is not installed.
     """
-    if path.is_dir():
-        return ImageFrames(_image_files(path), DEFAULT_FRAME_RATE)
-    if not path.exists():
-        names = os.listdir(path.parent) if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, names, n=1)
-        hint = f"did you mean {path.parent / near[0]}?" if near else EXPECTED
-        raise InputError(f"video: {path} does not exist; {hint}")
-    if path.suffix.lower() not in VIDEO_EXTENSIONS:
-        raise InputError(f"video: {EXPECTED}, got {path}")
-    return _open_video(path)
+    try:
+        if not path.is_dir():
+            return _open_video(path)
+        if images := image_files(path):
+            return ImageFrames(tuple(images), DEFAULT_FRAME_RATE)
+        videos = image_files(path, VIDEO_EXTENSIONS)
+    except SequenceError as error:
+        raise InputError(f"video: {error}") from error
+    hint = f"did you mean {videos[0]}?" if videos else f"expected {', '.join(sorted(EXTENSIONS))}"
+    raise InputError(f"video: no image in {path}; {hint}")
 
 
 def _open_video(path: Path) -> VideoFrames:
+    if not path.exists():
+        names = os.listdir(path.parent) if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, names, n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise InputError(f"video: {path} does not exist{hint}")
+    if path.suffix.lower() not in VIDEO_EXTENSIONS:
+        kinds = ", ".join(sorted(VIDEO_EXTENSIONS))
+        raise InputError(f"video: expected a video ({kinds}) or a folder of images, got {path}")
     av = import_av(f"video: {path}")
     try:
         with av.open(str(path)) as container:
@@ -110,33 +116,9 @@ def _open_video(path: Path) -> VideoFrames:
     except av.FFmpegError as error:
         raise InputError(f"video: {path} cannot be read as a video ({error.strerror})") from error
     frames = VideoFrames(path, frame_rate, max(1, length))
-    try:
-        first = next(frames.decode(), None)
-    except SequenceError as error:
-        raise InputError(f"video: {error}") from error
-    if first is None:
+    if next(frames.decode(), None) is None:
         raise InputError(f"video: no frame of {path} can be decoded")
     return frames
-
-
-def _image_files(folder: Path) -> tuple[Path, ...]:
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
-    except OSError as error:
-        raise InputError(f"video: {folder} cannot be opened ({error.strerror})") from error
-    images = sorted((n for n in names if os.path.splitext(n)[1].lower() in EXTENSIONS), key=_natural_sort_key)
-    if images:
-        return tuple(folder / name for name in images)
-    videos = sorted(n for n in names if os.path.splitext(n)[1].lower() in VIDEO_EXTENSIONS)
-    hint = f"did you mean {folder / videos[0]}?" if videos else f"expected {', '.join(sorted(EXTENSIONS))}"
-    raise InputError(f"video: no image in {folder}; {hint}")
-
-
-def _natural_sort_key(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Sort 9 before 10, and 09 next to 9."""
-    parts = re.split(r"(\d+)", name)
-    return [(int(part), "") if i % 2 else (-1, part) for i, part in enumerate(parts)], name
 
 
 def import_av(argument: str) -> Any:

@@ -7,7 +7,7 @@ matches objects by overlap although their ids are given; and its decay counts fr
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
-def mask_scores(sequences: Sequence[MaskSequence], tracks: Mapping[str, Sequence[Labels]]) -> Scores:
+def mask_scores(sequences: Sequence[MaskSequence], tracks: Callable[[MaskSequence], Sequence[Labels]]) -> Scores:
     """Compute a row for each sequence, the mean of its objects, and "all", the mean of all objects, as in DAVIS 2017.
 
     The objects are those of the first mask; each is compared with the prediction of the same label. The first frame,
@@ -36,9 +36,7 @@ def mask_scores(sequences: Sequence[MaskSequence], tracks: Mapping[str, Sequence
     DAVIS's unsupervised evaluation; the data of its semi-supervised one, which takes void for background, has none. An
     object that is in neither mask counts as correct.
 
-    Args:
-        sequences: at least one, with different names.
-        tracks: labels of every frame, by sequence. Each sequence is accessed once, so a mapping may read from disk.
+    ``tracks`` returns the labels of every frame of a sequence.
 
     Returns:
         Fractions. Recall is the fraction of frames above 0.5; decay is the mean of the first quarter of the frames
@@ -52,7 +50,7 @@ def mask_scores(sequences: Sequence[MaskSequence], tracks: Mapping[str, Sequence
     by_sequence: dict[str, Floats] = {}
     with ProgressBar("comparing masks", len(sequences), unit="sequences") as progress:
         for sequence in sequences:
-            values = _frame_values(sequence, tracks[sequence.name])
+            values = _frame_values(sequence, tracks(sequence))
             if len(values):
                 by_sequence[sequence.name] = np.stack([_summary(values[:, k]) for k in range(values.shape[1])])
             else:

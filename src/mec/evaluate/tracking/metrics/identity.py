@@ -1,20 +1,30 @@
-"""HOTA (Luiten et al. 2021), CLEAR MOT (Bernardin & Stiefelhagen 2008) and IDF1 (Ristani et al. 2016), by trackeval."""
+"""HOTA (Luiten et al. 2021), CLEAR MOT (Bernardin & Stiefelhagen 2008) and IDF1 (Ristani et al. 2016), by trackeval;
+and trackeval's preprocessing of boxes for MOTChallenge and of masks for MOTS (Voigtlaender et al. 2019)."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.evaluate.tracking.metrics.trackeval_library import import_trackeval
-from mec.evaluate.tracking.sequences import Scores
+from mec.errors import InputError
+from mec.evaluate.tracking.datasets.motchallenge import PEDESTRIAN, BoxGroundTruth
+from mec.evaluate.tracking.datasets.mots import MaskGroundTruth
+from mec.evaluate.tracking.datasets.mots_format import CLASSES, remove_overlaps
+from mec.evaluate.tracking.sequences import DetectionSequence, Scores, Tracks
 
 FRACTIONS = ("HOTA", "DetA", "AssA", "IDF1", "IDP", "IDR", "MOTA", "MOTP")
 COUNTS = {"ID switches": "IDSW", "Frag": "Frag", "FP": "CLR_FP", "FN": "CLR_FN"}
 """Columns, and trackeval's names."""
+CLASS = "pedestrian"
+"""trackeval's class under which all objects are evaluated: its rules for cars are the same."""
 
 
 @dataclass(frozen=True)
@@ -30,19 +40,95 @@ class SequenceSimilarities:
     similarities: Sequence[NDArray[np.float64]]
 
 
+def import_trackeval() -> ModuleType:
+    """Return trackeval (Luiten), which only the extra ``tracking`` installs. Raises InputError where it is missing."""
+    try:
+        return importlib.import_module("trackeval")
+    except ImportError as error:
+        raise InputError(f"trackeval: {' '.join(str(error).split())}; pip install 'mec-ssl[tracking]'") from error
+
+
+def box_similarities(sequence: DetectionSequence, tracks: Tracks) -> SequenceSimilarities:
+    """Return the ids and IoUs after MOTChallenge's preprocessing, which keeps only annotated pedestrians with a flag.
+
+    By the rules of MOT16, MOT17 and MOT20, a tracked box that matches a person on a vehicle, a standing person, a
+    distractor or a reflection is removed. ``read_ground_truth`` decides which rules apply.
+    """
+    ground_truth: BoxGroundTruth = sequence.ground_truth
+    details = {
+        "gt_classes": ground_truth.classes,
+        "gt_extras": [{"zero_marked": flags} for flags in ground_truth.flags],
+        "tracker_confidences": [frame.scores for frame in tracks],
+    }
+    boxes = [frame.boxes for frame in tracks]
+    options = {"BENCHMARK": ground_truth.benchmark}
+    return _preprocess("MotChallenge2DBox", options, sequence, ground_truth.boxes, tracks, boxes, PEDESTRIAN, details)
+
+
+def mask_similarities(sequence: DetectionSequence, tracks: Tracks) -> SequenceSimilarities:
+    """Return the ids and IoUs after MOTS's preprocessing.
+
+    Overlaps of the tracks are removed first. A mask that matches no object and has more than half of its pixels in an
+    ignored region is dropped.
+    """
+    ground_truth: MaskGroundTruth = sequence.ground_truth
+    tracks = [remove_overlaps(frame) for frame in tracks]
+    masks = [list(frame.masks or ()) for frame in tracks]
+    details = {
+        "gt_classes": [np.full(len(ids), CLASSES[CLASS]) for ids in ground_truth.ids],
+        "gt_ignore_region": ground_truth.ignored,
+    }
+    return _preprocess("MOTSChallenge", {}, sequence, ground_truth.masks, tracks, masks, CLASSES[CLASS], details)
+
+
+def _preprocess(
+    benchmark: str,
+    options: dict[str, Any],
+    sequence: DetectionSequence,
+    true_objects: Sequence[Any],
+    tracks: Tracks,
+    tracked_objects: Sequence[Any],
+    class_id: int,
+    details: dict[str, Any],
+) -> SequenceSimilarities:
+    """Apply the rules of one of trackeval's datasets. ``details`` are further fields of its data."""
+    true_ids = sequence.ground_truth.ids
+    if len(tracks) != len(true_ids):
+        raise ValueError(f"{sequence.name}: expected tracks of {len(true_ids)} frames, got {len(tracks)}")
+    track_ids = [frame.ids for frame in tracks if frame.ids is not None]
+    if len(track_ids) != len(tracks):
+        raise ValueError(f"{sequence.name}: expected tracks with ids")
+    with TemporaryDirectory() as folder:  # trackeval requires files although none is read
+        Path(folder, "gt.txt").touch()
+        config = {
+            "GT_FOLDER": folder, "GT_LOC_FORMAT": "{gt_folder}/gt.txt", "TRACKERS_FOLDER": folder,
+            "TRACKERS_TO_EVAL": [], "SEQ_INFO": {"": 0}, "SKIP_SPLIT_FOL": True, "PRINT_CONFIG": False,
+        }  # fmt: skip
+        dataset = getattr(import_trackeval().datasets, benchmark)(config | options)
+    pairs = zip(true_objects, tracked_objects, strict=True)
+    raw = {
+        "num_timesteps": len(tracks),
+        "seq": sequence.name,
+        "gt_ids": contiguous_ids(true_ids),
+        "gt_dets": true_objects,
+        "tracker_ids": contiguous_ids(track_ids),
+        "tracker_dets": tracked_objects,
+        "tracker_classes": [np.full(len(objects), class_id) for objects in tracked_objects],
+        "similarity_scores": [dataset._calculate_similarities(*pair) for pair in pairs],
+    }
+    data = dataset.get_preprocessed_seq_data(raw | details, CLASS)
+    return SequenceSimilarities(data["gt_ids"], data["tracker_ids"], data["similarity_scores"])
+
+
 def identity_scores(sequences: Mapping[str, SequenceSimilarities], hota: bool = True) -> Scores:
     """Compute a row for each sequence, and "all" from the summed counts of the sequences, not from the mean of rows.
 
     Fractions are in [0, 1]; MOTA may be negative. HOTA, DetA and AssA are means over the thresholds 0.05, 0.10, ...
-    0.95; the others use 0.5. Undefined values are 0: all fractions if there is no ground truth or no track.
-
-    Args:
-        sequences: at least one, by name.
-        hota: whether to compute HOTA, DetA and AssA, which take most of the time.
+    0.95; the others use 0.5. Without ``hota``, these three are omitted, which take most of the time. Undefined values
+    are 0: all fractions if there is no ground truth or no track.
 
     Raises:
         ValueError: similarities have another shape than the ids, or an id occurs twice in a frame.
-        InputError: trackeval is not installed.
     """
     library = import_trackeval().metrics
     quiet = {"PRINT_CONFIG": False}
@@ -53,12 +139,13 @@ def identity_scores(sequences: Mapping[str, SequenceSimilarities], hota: bool = 
         results = {name: metric.eval_sequence(data) for name, data in inputs.items()}
         for name, result in [*results.items(), ("all", metric.combine_sequences(results))]:
             rows[name].update(result)
-    return {name: _row(result) for name, result in rows.items()}
-
-
-def _row(result: dict[str, Any]) -> dict[str, float]:
-    fractions = {column: float(np.mean(result[column])) for column in FRACTIONS if column in result}
-    return {**fractions, **{column: int(result[key]) for column, key in COUNTS.items()}}
+    return {
+        name: {
+            **{column: float(np.mean(row[column])) for column in FRACTIONS if column in row},
+            **{column: int(row[key]) for column, key in COUNTS.items()},
+        }
+        for name, row in rows.items()
+    }
 
 
 def _trackeval_input(name: str, sequence: SequenceSimilarities) -> dict[str, Any]:
@@ -83,3 +170,29 @@ def contiguous_ids(frames: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64
         return []
     numbers = np.unique(np.concatenate(frames), return_inverse=True)[1]
     return np.split(numbers, np.cumsum([len(ids) for ids in frames])[:-1])
+
+
+def mots_scores(sequences: Mapping[str, SequenceSimilarities]) -> Scores:
+    """Compute ``identity_scores`` with MOTA and MOTP renamed to MOTSA and MOTSP, and sMOTSA.
+
+    sMOTSA is MOTSA in which a correct mask counts as its IoU. Sequences of KITTI, such as "0002 car", also give a row
+    for each class, such as "all car", as in KITTI's tables.
+    """
+    scores = _mots_rows(sequences)
+    for category in CLASSES:
+        of_category = {name: sequence for name, sequence in sequences.items() if name.endswith(f" {category}")}
+        if 0 < len(of_category) < len(sequences):
+            scores[f"all {category}"] = _mots_rows(of_category)["all"]
+    return scores
+
+
+def _mots_rows(sequences: Mapping[str, SequenceSimilarities]) -> Scores:
+    objects = {name: sum(map(len, sequence.ground_truth_ids)) for name, sequence in sequences.items()}
+    objects["all"] = sum(objects.values())
+    rows: Scores = {}
+    for name, row in identity_scores(sequences).items():
+        true_positives = (objects[name] - row["FN"]) * row["MOTP"]
+        smotsa = (true_positives - row["FP"] - row["ID switches"]) / objects[name] if objects[name] else 0.0
+        renamed = {{"MOTA": "MOTSA", "MOTP": "MOTSP"}.get(column, column): value for column, value in row.items()}
+        rows[name] = {"sMOTSA": smotsa, **renamed}
+    return rows

@@ -17,10 +17,8 @@ from mec.evaluate.tracking.sequences import Boxes, BoxSequence, Scores
 
 Floats = NDArray[np.float64]
 IOU_THRESHOLDS = np.arange(21) / 20
-DISTANCES = np.arange(51)
+MAX_DISTANCE = 20
 """Pixels."""
-REPORTED_DISTANCE = 20
-"""Distance of the precision that is reported."""
 
 
 def paired_iou(ground_truth: Boxes, boxes: Boxes) -> Floats:
@@ -33,46 +31,31 @@ def paired_iou(ground_truth: Boxes, boxes: Boxes) -> Floats:
     return np.asarray((intersection / np.where(union == 0, 1, union)).clip(0, 1))
 
 
-def success(ground_truth: Boxes, boxes: Boxes) -> Floats:
-    """Return the fractions (21,) of frames with an IoU above 0, 0.05, ... 1. Frames without ground truth are ignored.
+def box_metrics(ground_truth: Boxes, boxes: Boxes) -> dict[str, float]:
+    """Return AUC and precision. Frames without ground truth are ignored.
+
+    AUC is the mean over the thresholds of the fraction of frames with a larger IoU, at most 20/21; precision is the
+    fraction of frames whose centers are at most 20 pixels apart.
 
     Raises:
         ValueError: there is not one box for every frame.
     """
-    ground_truth, boxes = _evaluated_frames(ground_truth, boxes)
-    return np.asarray((paired_iou(ground_truth, boxes)[:, None] > IOU_THRESHOLDS).mean(axis=0))
-
-
-def precision(ground_truth: Boxes, boxes: Boxes) -> Floats:
-    """Return the fractions (51,) of frames whose centers are at most 0, 1, ... 50 pixels apart, as in ``success``."""
-    ground_truth, boxes = _evaluated_frames(ground_truth, boxes)
-    offsets = (boxes[:, :2] + boxes[:, 2:] / 2) - (ground_truth[:, :2] + ground_truth[:, 2:] / 2)
-    return np.asarray((np.hypot(offsets[:, 0], offsets[:, 1])[:, None] <= DISTANCES).mean(axis=0))
-
-
-def _evaluated_frames(ground_truth: Boxes, boxes: Boxes) -> tuple[Boxes, Boxes]:
     if ground_truth.shape != boxes.shape or ground_truth.shape[1:] != (4,):
         raise ValueError(f"boxes: expected one for every frame, (frames, 4) {ground_truth.shape}, got {boxes.shape}")
     evaluated = ~np.isnan(ground_truth).any(axis=1)
     if not evaluated.any():
         raise ValueError("ground_truth: expected a box in at least one frame")
-    return ground_truth[evaluated], boxes[evaluated]
-
-
-def box_metrics(ground_truth: Boxes, boxes: Boxes) -> dict[str, float]:
-    """Return AUC, the mean success over the thresholds, at most 20/21; and the precision within 20 pixels."""
-    return {
-        "AUC": float(success(ground_truth, boxes).mean()),
-        "precision": float(precision(ground_truth, boxes)[REPORTED_DISTANCE]),
-    }
+    ground_truth, boxes = ground_truth[evaluated], boxes[evaluated]
+    success = (paired_iou(ground_truth, boxes)[:, None] > IOU_THRESHOLDS).mean(axis=0)
+    offsets = (boxes[:, :2] + boxes[:, 2:] / 2) - (ground_truth[:, :2] + ground_truth[:, 2:] / 2)
+    precision = (np.hypot(offsets[:, 0], offsets[:, 1]) <= MAX_DISTANCE).mean()
+    return {"AUC": float(success.mean()), "precision": float(precision)}
 
 
 def box_scores(sequences: Sequence[BoxSequence], tracks: Mapping[str, Boxes]) -> Scores:
     """Compute a row for each sequence, then means: over sequences with an attribute, as "OCC (3)" for 3, and "all".
 
-    Args:
-        sequences: at least one.
-        tracks: (frames, 4) boxes by the name of the sequence.
+    ``tracks`` has the boxes (frames, 4) by the name of the sequence.
     """
     by_sequence = {sequence.name: box_metrics(sequence.ground_truth, tracks[sequence.name]) for sequence in sequences}
     scores = dict(by_sequence)

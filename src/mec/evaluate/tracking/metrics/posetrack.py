@@ -47,10 +47,6 @@ def pose_similarities(sequence: DetectionSequence, tracks: Tracks) -> PoseSimila
     kind is 1 minus their distance in sizes of the annotated head, so that PoseTrack's limit is at 0.5. The similarity
     of two persons is the fraction of the annotated joints that are within this limit, whatever other joints are
     tracked.
-
-    Args:
-        sequence: from ``open_pose_detections``; only its ``ground_truth`` is used.
-        tracks: one entry for each frame, with poses; no id occurs twice in a frame.
     """
     ground_truth: PoseGroundTruth = sequence.ground_truth
     annotated = {frame.name: frame for frame in ground_truth.frames}
@@ -118,9 +114,6 @@ def pose_scores(sequences: Mapping[str, PoseSimilarities]) -> Scores:
     person HOTA, person IDF1, person ID switches: computed for whole persons, who match if half of their joints do.
 
     Undefined values are 0.
-
-    Raises:
-        InputError: trackeval is not installed.
     """
     joints = range(len(JOINTS))
     joint_scores = [
@@ -130,13 +123,13 @@ def pose_scores(sequences: Mapping[str, PoseSimilarities]) -> Scores:
     scores: Scores = {}
     for row in person_scores:
         names = list(sequences) if row == "all" else [row]
-        annotated = {j: [n for n in names if _has_objects(sequences[n].joints[j].ground_truth_ids)] for j in joints}
+        annotated = {j: [n for n in names if any(map(len, sequences[n].joints[j].ground_truth_ids))] for j in joints}
         by_joint = {joint: joint_scores[j][row] for j, joint in enumerate(JOINTS) if annotated[j]}
         idf1 = [
             [
                 joint_scores[j][n]["IDF1"]
                 for n in names
-                if n in annotated[j] or _has_objects(sequences[n].joints[j].track_ids)
+                if n in annotated[j] or any(map(len, sequences[n].joints[j].track_ids))
             ]
             for j in joints
         ]
@@ -152,10 +145,6 @@ def pose_scores(sequences: Mapping[str, PoseSimilarities]) -> Scores:
             **{f"person {column}": person_scores[row][column] for column in ("HOTA", "IDF1", "ID switches")},
         }
     return scores
-
-
-def _has_objects(frames: Iterable[NDArray[np.int64]]) -> bool:
-    return any(len(ids) for ids in frames)
 
 
 def _mean(values: Iterable[float]) -> float:

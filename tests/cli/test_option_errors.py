@@ -79,7 +79,7 @@ KNN = "evaluate knn x --encoder y "
         ("--epochs 3 pretrain x", "mec: unrecognized option --epochs; expected COMMAND first, then its options"),
         ("--verison", "mec: unrecognized option --verison; did you mean --version?"),
         ("pretrian x", "mec: unknown command 'pretrian'; did you mean pretrain?"),
-        ("completion bsh", "mec completion: unknown shell 'bsh'; did you mean bash?"),
+        ("completion bsh", "mec completion: SHELL: expected bash, zsh or fish, got 'bsh'; did you mean bash?"),
     ],
 )
 def test_invalid_arguments_are_one_line_and_exit_2(

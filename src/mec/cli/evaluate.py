@@ -1,0 +1,183 @@
+"""``mec evaluate``: a sub-command for each task."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from mec.cli.parser import DATA_HELP, ENCODER_HELP, Parser, add_settings, description_of, parameter_names
+from mec.errors import InputError
+
+if TYPE_CHECKING:
+    from mec.evaluate import Result
+
+TASKS = {
+    "knn": ("weighted nearest neighbors; nothing is trained", "cifar10 --encoder runs/cifar10"),
+    "linear": ("linear classifier on frozen features", "pets/ birds/ --encoder runs/pets"),
+    "few-shot": ("1, 5 or 10 labels per class, nearest class mean", "pets/ --encoder runs/pets --shots 1,5"),
+    "finetune": ("finetune the network on a fraction of the labels", "pets/ --encoder runs/pets --label_fraction 0.1"),
+    "detect": ("object detection and instance segmentation", "coco/ --encoder runs/pets --out runs/coco"),
+    "sot": ("single-object tracking; nothing is trained", "OTB100/ --encoder runs/pets --tracker both"),
+    "vos": ("video object segmentation; nothing is trained", "DAVIS/ --encoder runs/pets --render davis.mp4"),
+    "mot": ("multi-object tracking of given boxes", "MOT17/ --encoder runs/pets --sequences '*-FRCNN'"),
+    "mots": ("multi-object tracking of given masks", "MOTS/ --encoder runs/pets --out runs/mots"),
+    "pose": ("tracking of people by given poses", "posetrack18/ --encoder runs/pets --motion"),
+}
+"""Task -> summary, and the arguments of an example."""
+DETECTION_HELP = (
+    "a VOCdevkit; or COCO: a folder with annotations/instances_train*.json and instances_val*.json, Roboflow's layout, "
+    "or one .json"
+)
+TRACKING_HELP = {
+    "sot": "sequences with a box in every frame: OTB, GOT-10k or LaSOT, or one sequence's folder",
+    "vos": "DAVIS 2016 or 2017 (JPEGImages, Annotations), or a folder of that layout",
+    "mot": "sequences with boxes: MOTChallenge (SEQUENCE/img1, gt, det), or one sequence's folder",
+    "mots": "sequences with masks: MOTSChallenge or KITTI MOTS, or one sequence's folder",
+    "pose": "PoseTrack18: a folder with annotations/val/SEQUENCE.json, and the frames they name",
+}
+SEQUENCES_HELP = {
+    "sot": "sequences to evaluate, such as Couple,Jogging-1; absent: all",
+    "vos": "sequences to evaluate, such as blackswan,dog; absent: the val list, or all without one",
+    "mot": 'sequences to evaluate, or patterns, such as "*-FRCNN"; absent: all',
+    "mots": 'sequences to evaluate, or patterns, such as "*-02,*-05"; absent: all',
+    "pose": 'sequences to evaluate, or patterns, such as "*_mpii_test"; absent: all',
+}
+
+
+def task_function(task: str) -> Callable[..., Result]:
+    """Return the function of a task in ``mec.evaluate``."""
+    from mec import evaluate
+
+    function: Callable[..., Result] = getattr(evaluate, task.replace("-", "_"))
+    return function
+
+
+def add_task(parser: Parser, arguments: Sequence[str]) -> Callable[..., None]:
+    """Add the options of a task: arguments here, settings from the parameters of its function."""
+    task = parser.prog.split()[-1]
+    function = task_function(task)
+    parameters = parameter_names(function)
+    several = "" if task == "detect" or task in TRACKING_HELP else " [DATA ...]"
+    parser.describe(f"DATA{several} --encoder ENCODER [options]", description_of(function), TASKS[task][1])
+    required = parser.add_argument_group("sequences and encoder" if task in TRACKING_HELP else "images and encoder")
+    if task == "detect":
+        data_help = f"{DETECTION_HELP}; absent: only --predict, with a detector in --out"
+        required.add_argument("data", nargs="?", help=data_help)
+        required.add_argument("--encoder", help=f"{ENCODER_HELP}; absent: only --predict")
+        out_help = "folder for the detectors and their metrics; absent: detect-SCHEDULE in the run folder"
+        prediction = parser.add_argument_group("prediction")
+        prediction.add_argument("--predict", help="images (folder, file, video) to draw detections on; absent: none")
+        prediction.add_argument(
+            "--threshold", type=float, default=0.5, help="smallest score, 0 to 1, of a drawn detection"
+        )
+    elif task in TRACKING_HELP:
+        required.add_argument("data", help=TRACKING_HELP[task])
+        required.add_argument("--encoder", required=True, help=ENCODER_HELP)
+        required.add_argument("--sequences", help=SEQUENCES_HELP[task])
+        out_help = "folder for tracks and metrics of each sequence; absent: a folder in the run folder, or none"
+    else:
+        required.add_argument("data", nargs="+", help=f"one or several of: {DATA_HELP}")
+        required.add_argument("--encoder", required=True, help=ENCODER_HELP)
+        out_help = "folder of the results.jsonl to append to; absent: the run folder"
+    required.add_argument("--out", help=out_help)
+    if "resume" in parameters:
+        required.add_argument("--resume", action="store_true", help="continue an interrupted evaluation in --out")
+    flags = {
+        "corrected": "correct errors of the published code; absent: reproduce it, to compare with published numbers",
+        "motion": "use motion in the association cost; absent: appearance alone, to compare encoders",
+    }
+    handled = {"data", "encoder", "out", "resume", "sequences", *flags}
+    protocol = add_settings(parser, "protocol", function, handled & parameters)
+    for flag in [name for name in flags if name in parameters]:
+        protocol.add_argument(f"--{flag}", action="store_true", help=flags[flag])
+    return evaluate_detection if task == "detect" else partial(evaluate, task)
+
+
+def evaluate(task: str, data: Any, encoder: str, out: str | None, **settings: Any) -> None:
+    """Evaluate on every DATA and print one table. Each result is written as soon as it exists.
+
+    Skipped sequences are an error, which is raised after the results of the others are printed.
+    """
+    from mec.data import open_dataset
+    from mec.distributed import is_rank_zero
+    from mec.results import results_table
+
+    function = task_function(task)
+    results_folder = out or (encoder if _is_run(encoder) else None)
+    if "sequences" in settings:
+        settings["sequences"] = split_names(settings["sequences"])
+    if "out" in parameter_names(function):
+        settings["out"] = files_folder(task, data, encoder, out, settings)
+    datasets = data if isinstance(data, list) else [data]
+    for dataset in datasets[1:]:
+        open_dataset(dataset, "test")  # refuse a wrong name before hours are spent on the first dataset
+    results: list[Result] = []
+    try:
+        for dataset in datasets:
+            results.append(function(dataset, encoder, **settings))
+            if results_folder and is_rank_zero():
+                path = results[-1].append_to(results_folder)
+    finally:
+        if results and is_rank_zero():
+            Console(soft_wrap=True).print(results_table(results))
+            if results_folder:
+                files = "detectors and detections" if task == "detect" else "tracks"
+                print(f"added to {path}" + (f"; {files} in {settings['out']}" if settings.get("out") else ""))
+    for name, reason in results[-1].skipped.items():
+        number = f"{len(results[-1].skipped)} sequence{'s' if len(results[-1].skipped) > 1 else ''}"
+        raise InputError(f"data: {number} of {data} could not be used; the first: {name}: {reason}")
+
+
+def evaluate_detection(
+    data: str | None, encoder: str | None, out: str | None, predict: str | None, threshold: float, **settings: Any
+) -> None:
+    """Train and evaluate detectors, then draw predictions; or only draw, with a detector trained before."""
+    from mec.distributed import is_rank_zero
+    from mec.evaluate.detection.predict import check_threshold, open_prediction_images
+    from mec.evaluate.detection.predict import predict as draw_predictions
+
+    if data is None and predict is None:
+        raise InputError(f"data: expected {DETECTION_HELP}; or --predict IMAGES --out DETECTORS")
+    if data is not None and encoder is None:
+        raise InputError("encoder: expected the weights that the detector starts from, such as a run folder")
+    detectors = files_folder("detect", data, encoder, out, settings)
+    if not detectors:
+        raise InputError("out: expected a folder for the detectors, got nothing")
+    if predict is not None:
+        check_threshold(threshold)  # refuse bad values before hours of training
+        open_prediction_images(predict)
+    if data is not None:
+        evaluate("detect", data, str(encoder), out, **settings)
+    if predict is not None:
+        folder = draw_predictions(predict, detectors, threshold, settings["devices"], settings["workers"])
+        if is_rank_zero():
+            print(folder)
+
+
+def files_folder(task: str, data: Any, encoder: str | None, out: str | None, settings: dict[str, Any]) -> str | None:
+    """Return the folder for detectors or tracks: ``out``, or a folder in the run folder; None without both."""
+    if out or data is None or not _is_run(encoder):
+        return out or None
+    parts = [task, *(settings.get(name) for name in ("schedule", "tracker", "stage"))]
+    parts += [flag for flag in ("corrected", "motion") if settings.get(flag)]
+    if task in TRACKING_HELP:
+        parts.append(Path(data).expanduser().resolve().name)
+    return os.path.join(str(encoder), "-".join(filter(None, parts)))
+
+
+def _is_run(encoder: str | None) -> bool:
+    return (Path(str(encoder)) / "recipe.yaml").exists()
+
+
+def split_names(names: str | None) -> list[str] | None:
+    """Split NAME,NAME or [NAME,NAME]. YAML would not read one name as a list, and gives * another meaning."""
+    if names is None:
+        return None
+    inner = names.strip()
+    inner = inner[1:-1] if inner.startswith("[") and inner.endswith("]") else inner
+    return [name.strip(" '\"") for name in inner.split(",")]

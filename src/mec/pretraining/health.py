@@ -1,0 +1,151 @@
+"""Health of a run: one table of checks, for the warnings during training and for the verdicts of the report."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+
+from mec.pretraining.module import Pretraining
+from mec.pretraining.run_folder import Run
+
+logger = logging.getLogger("mec")
+
+PATIENCE = 3
+"""Consecutive measurements before a verdict: a single batch is no trend."""
+COLLAPSED_RANK = 2.0
+"""Effective rank below which the codes have collapsed."""
+FALLEN_RANK_FRACTION = 0.25
+"""Fraction of the best effective rank below which the rank has fallen."""
+MAX_SPECTRAL_NORM = 2.0
+"""Spectral norm above which the Taylor series is far outside its radius of convergence, 1."""
+MAX_DATA_WAIT = 0.2
+"""Fraction of the time spent waiting for data above which more workers or smaller files pay off."""
+
+Row = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check of the measurements of a run.
+
+    Attributes:
+        failed: whether a measurement fails, given a row of metrics.csv with two more columns: ``best_rank`` since the
+            warm-up, and ``mean_wait`` of the run so far. Columns that are not measured are NaN.
+        advice: description and settings to change, with the columns of the row as fields.
+        is_total: the column covers the whole run, so that its last value counts. Other checks start after the warm-up
+            and need PATIENCE failures in a row.
+        needs_series: only the cross form with a Taylor series has a radius of convergence.
+    """
+
+    failed: Callable[[Row], bool]
+    advice: str
+    is_total: bool = False
+    needs_series: bool = False
+
+
+CHECKS = {
+    "skipped steps": Check(
+        lambda row: row["skipped_steps"] > 0,
+        "Skipped steps so far: {skipped_steps:,.0f}, because loss or gradient was not finite. Several in a row end the "
+        "run: lower optimizer.lr or lengthen optimizer.warmup_epochs.",
+        is_total=True,
+    ),
+    "collapse": Check(
+        lambda row: row["effective_rank"] < COLLAPSED_RANK,
+        "The codes have collapsed: effective rank {effective_rank:.1f} at step {step:,.0f}, all images have nearly the "
+        "same code. Lower optimizer.lr, weaken the augmentations, or raise batch_size.",
+    ),
+    "falling rank": Check(
+        lambda row: COLLAPSED_RANK <= row["effective_rank"] < FALLEN_RANK_FRACTION * row["best_rank"],
+        "The effective rank of the codes fell from {best_rank:.1f} to {effective_rank:.1f} by step {step:,.0f}: the "
+        "codes use fewer dimensions. Lower optimizer.lr or objective.distortion.",
+    ),
+    "radius": Check(
+        lambda row: row["spectral_norm"] > MAX_SPECTRAL_NORM,
+        "The Taylor series is outside its radius of convergence at step {step:,.0f} (spectral norm "
+        "{spectral_norm:.1f}, expected below 1), so that its loss is meaningless. Set objective.form to pooled, or "
+        "raise objective.distortion by a factor of about {spectral_norm:.0f}.",
+        needs_series=True,
+    ),
+    "data wait": Check(
+        lambda row: row["mean_wait"] > MAX_DATA_WAIT,
+        "{mean_wait:.0%} of the time was spent waiting for data. Raise workers, use more CPU cores, store the images "
+        "on a faster disk, or store smaller images.",
+        is_total=True,
+    ),
+}
+
+
+class HealthMonitor:
+    """Applies the checks to measurements in order. The warm-up ends at the row with the highest learning rate.
+
+    Args:
+        has_series: whether the objective is the cross form with a Taylor series.
+
+    Attributes:
+        verdicts: check -> advice, for each failed check so far.
+    """
+
+    def __init__(self, has_series: bool) -> None:
+        self.checks = {kind: check for kind, check in CHECKS.items() if has_series or not check.needs_series}
+        self.verdicts: dict[str, str] = {}
+        self._consecutive = dict.fromkeys(self.checks, 0)
+        self._highest_lr, self._best_rank = -math.inf, 0.0
+        self._waits, self._total_wait = 0, 0.0
+
+    def add(self, row: Row) -> None:
+        """Judge the next row of metrics.csv."""
+        values = defaultdict(lambda: math.nan, row)
+        if values["lr"] > self._highest_lr:  # still warming up
+            self._highest_lr, self._best_rank = values["lr"], 0.0
+            self._consecutive = dict.fromkeys(self.checks, 0)
+        self._best_rank = max(self._best_rank, values["effective_rank"])
+        if math.isfinite(values["data_wait_fraction"]):
+            self._waits += 1
+            self._total_wait += values["data_wait_fraction"]
+        values["best_rank"] = self._best_rank
+        values["mean_wait"] = self._total_wait / self._waits if self._waits >= PATIENCE else math.nan
+        for kind, check in self.checks.items():
+            failed = check.failed(values)
+            self._consecutive[kind] = self._consecutive[kind] + 1 if failed else 0
+            if check.is_total and not failed:
+                self.verdicts.pop(kind, None)
+            elif check.is_total or (kind not in self.verdicts and self._consecutive[kind] == PATIENCE):
+                self.verdicts[kind] = check.advice.format_map(values)
+
+
+class HealthWarnings(lightning.Callback):
+    """Checks the health of the codes wherever it is measured, and logs a warning at the first failure of each check.
+
+    A resumed run continues with the measurements in the metrics.csv of its folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        assert isinstance(pl_module, Pretraining)
+        objective = pl_module.recipe.objective
+        self.monitor = HealthMonitor(objective.form == "cross" and objective.order is not None)
+        if trainer.global_step and trainer.is_global_zero:
+            for row in Run(self.folder).metrics():
+                if row["step"] < trainer.global_step:
+                    self.monitor.add(row)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        assert isinstance(pl_module, Pretraining)
+        if "effective_rank" not in pl_module.step_metrics or not trainer.is_global_zero:
+            return
+        warned = set(self.monitor.verdicts)
+        metrics = {name: float(value) for name, value in pl_module.step_metrics.items()}
+        self.monitor.add({"step": trainer.global_step - 1, **metrics})
+        for kind, advice in self.monitor.verdicts.items():
+            if kind not in warned:
+                logger.warning(advice)
