@@ -19,6 +19,7 @@ from jsonargparse import auto_cli
 from rich.console import Console
 
 import mec
+from image_grid import image_grid
 from machine import write
 from mec.data import read_image
 from mec.embedding.images import pixel_format_of
@@ -29,7 +30,7 @@ from mec.evaluate.detection.detectors import DetectorSpec
 from mec.evaluate.detection.metrics import detection_metrics
 from mec.evaluate.detection.schedules import SCHEDULES
 from mec.evaluate.detection.training import detection_trainer, run_detector, train
-from mec.evaluate.drawing.detections import draw_detections, image_grid
+from mec.evaluate.drawing.detections import draw_detections
 from mec.results import Protocol, Stopwatch
 
 NUM_IMAGES = 8

@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.evaluate.tracking.scene_files import write_mot, write_mots, write_posetrack
 from tests.evaluate.tracking.scenes import Scene, garden, street
 
+from image_grid import image_grid
 from machine import write
 from mec import evaluate
-from mec.evaluate.drawing.detections import image_grid
 from mec.evaluate.drawing.tracks import draw_objects
 from mec.evaluate.tracking.datasets.mots_format import read_mots_tracks
 from mec.models.encoder import Encoder

@@ -14,18 +14,24 @@ GOLDEN = TESTS / "golden"
 SHARED = TESTS.parents[1] / "shared"
 LONGEST_FILES = (
     "pretraining/test_multi_process.py",
-    "test_distributed.py",
-    "test_package.py",
-    "pretraining/test_fsdp.py",
-    "pretraining/test_resume_after_kill.py",
+    "models/test_libraries.py",
+    "evaluate/detection/test_training.py",
+    "pretraining/test_checkpointing.py",
+    "pretraining/test_chunks.py",
+    "evaluate/tracking/metrics/test_davis.py",
     "pretraining/test_run.py",
+    "pretraining/test_online_probe.py",
     "engine/test_trainer.py",
+    "models/test_foreign_checkpoints.py",
     "test_examples.py",
-    "evaluate/tracking/test_runner.py",
-    "evaluate/test_multi_process.py",
     "test_docs.py",
+    "models/test_sync_batch_norm.py",
+    "test_package.py",
+    "pretraining/test_resume_after_kill.py",
+    "pretraining/test_fsdp.py",
+    "evaluate/test_multi_process.py",
 )
-"""Files that take minutes. They run first, so that no worker of pytest-xdist starts one of them last."""
+"""Files that take 20 seconds or more. They run first, so that no worker of pytest-xdist starts one of them last."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -122,14 +122,26 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def executed() -> set[tuple[str, ...]]:
+    """Return the arguments of the evaluations and exports that have run: pages repeat them, with the same encoder."""
+    return set()
+
+
 @pytest.mark.parametrize("block", [p for p in SHELL if not p.values[0].mark])
-def test_commands_run(block: Block, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_run(
+    block: Block, workspace: Path, executed: set[tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = shutil.copytree(workspace, tmp_path / "here")
     monkeypatch.chdir(here)
     for line in commands(block):
         words = shlex.split(line, comments=True)
         assert words[0] == "mec", f"{block}: {words[0]} is not run by this test: mark the block"
         arguments = arguments_of(line)
+        if tuple(arguments) in executed:
+            continue
+        if arguments[0] in ("evaluate", "export"):
+            executed.add(tuple(arguments))
         name = arguments[1] if arguments[0] == "evaluate" else arguments[0]
         if name == "pretrain" and "--out" in arguments and "--resume" not in arguments:
             shutil.rmtree(here / arguments[arguments.index("--out") + 1], ignore_errors=True)

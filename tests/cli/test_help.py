@@ -2,14 +2,13 @@
 
 import re
 import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from mec.cli.evaluate import TASKS
-from mec.cli.main import COMMANDS, main
+from mec.cli.main import COMMANDS, completion, main
 from mec.pretraining import Recipe
 
 ALL_COMMANDS = [[name] for name in COMMANDS] + [["evaluate", task] for task in TASKS]
@@ -66,6 +65,23 @@ def test_every_recipe_setting_is_listed_once_in_a_named_group(
     assert "--devices N|auto" in one_line
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["evaluate", "linear"], ["paper: the probe of the paper's code", "--protocol", "--head_lr X", "--max_iter N"]),
+        (["evaluate", "few-shot"], ["--shots N,...", "--trials N"]),
+        (["evaluate", "finetune"], ["SwAV", "swav:", "barlow:", "--label_fraction X"]),
+        (["evaluate", "detect"], ["voc07+12", "--predict PREDICT", "--batch_size N", "--architecture {c4,fpn,null}"]),
+        (["export"], ["--format {timm,torchvision,detectron2,onnx,huggingface,safetensors}", "--license", "--push"]),
+    ],
+)
+def test_help_names_the_settings_of_the_function(
+    words: list[str], expected: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = " ".join(help_of(words, capsys, monkeypatch).split())
+    assert [part for part in expected if part not in text] == []
+
+
 def test_the_bare_command_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([])
@@ -93,11 +109,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 @pytest.fixture(scope="module")
 def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("completion") / "mec"
-    made = subprocess.run(
-        [sys.executable, "-m", "mec", "completion", "bash"], capture_output=True, text=True, timeout=120
-    )
-    assert made.returncode == 0, made.stderr
-    path.write_text(made.stdout)
+    path.write_text(completion("bash"))
     return path
 
 

@@ -129,10 +129,7 @@ def test_resume_of_a_finished_run_changes_nothing(photographs: Path, run: Path) 
     [
         (["pretrain", "/nonexistent", "--out", "OUT"], "data: /nonexistent does not exist"),
         (["pretrain", "EMPTY", "--out", "OUT"], "no image in"),
-        (["pretrain", "DATA"], "mec pretrain: expected --out OUT"),
         (["pretrain", "DATA", "--out", "OUT", "--epochs", "-1"], "epochs: expected at least 1, got -1"),
-        (["pretrain", "DATA", "--out", "OUT", "--epochs", "ten"], "--epochs: expected a whole number, got 'ten'"),
-        (["pretrain", "DATA", "--out", "OUT", "--objective.nonsense", "1"], "objective.nonsense"),
         (["pretrain", "DATA", "--out", "OUT", "--objective.distortion", "0"], "objective.distortion: expected"),
         (["pretrain", "DATA", "--out", "OUT", "--backbone", "resnet19"], "did you mean"),
         (["pretrain", "DATA", "--out", "OUT", "--recipe", "none"], "recipe: 'none'"),
@@ -144,28 +141,19 @@ def test_resume_of_a_finished_run_changes_nothing(photographs: Path, run: Path) 
         ),
         (["pretrain", "DATA", "--out", "OUT", "--channels", "4"], "channels: expected an image with 4 channels"),
         (["pretrain", "DATA", "--out", "OUT", "--background", "nocolor"], "background: expected a color"),
-        (["pretrain", "DATA", "--out", "OUT", "--views", "slow"], "--views: expected fast or reference, got 'slow'"),
-        (["pretrain", "DATA", "--out", "OUT", "--subsample", "0"], "subsample: expected at least 1"),
-        (["pretrain", "DATA", "--out", "OUT", "--frame_stride", "0"], "frame_stride: expected at least 1"),
         (["pretrain", "DATA", "--out", "OUT", "--frame_stride", "2"], "frame_stride: expected a video"),
         (["pretrain", "none-{0..3}.tar", "--out", "OUT"], "data: none-0.tar does not exist (4 of 4 shards)"),
         (["pretrain", "none.parquet", "--out", "OUT"], "data: none.parquet does not exist"),
         (["views", "DATA", "--out", "OUT"], "out: expected the suffix of an image format"),
-        (["views", "DATA"], "mec views: expected --out OUT"),
-        (["views", "/nonexistent", "--out", "OUT"], "out"),
         (
             ["evaluate", "knn", "DATA", "--encoder", "nowhere"],
             "encoder: expected a run folder",
         ),
-        (["evaluate", "knn", "/nonexistent", "--encoder", "RUN"], "data: /nonexistent"),
-        (["evaluate", "knn", "DATA"], "mec evaluate knn: expected --encoder ENCODER"),
-        (["evaluate", "knn", "--encoder", "RUN"], "mec evaluate knn: expected DATA"),
         (["evaluate", "knn", "DATA", "/nonexistent", "--encoder", "RUN"], "data: /nonexistent"),
         (["evaluate", "linear", "FLAT", "--encoder", "RUN"], "has no labels; expected a sub-folder per class"),
         (["evaluate", "linear", "ONE_CLASS", "--encoder", "RUN"], "has one class (ant), expected at least 2"),
         (["evaluate", "linear", "SINGLE", "--encoder", "RUN"], "class 'bee' of"),
         (["evaluate", "linear", "ONE_EACH", "--encoder", "RUN"], "has no test images"),
-        (["evaluate", "linear", "DATA", "--encoder", "RUN", "--protocol", "best"], "protocol"),
         (["evaluate", "linear", "DATA", "--encoder", "RUN", "--epochs", "3"], "not used by the fast protocol"),
         (
             ["evaluate", "linear", "DATA", "--encoder", "FIVE_CHANNELS"],
@@ -179,8 +167,6 @@ def test_resume_of_a_finished_run_changes_nothing(photographs: Path, run: Path) 
             "one of the three",
         ),
         (["embed", "DATA", "--encoder", "RUN", "--out", "OUT"], "expected a name that ends with .parquet or .npy"),
-        (["embed", "/nonexistent", "--encoder", "RUN", "--out", "OUT.npy"], "data: /nonexistent"),
-        (["export", "--encoder", "RUN", "--format", "caffe", "--out", "OUT"], "format"),
         (
             ["export", "--encoder", "nowhere", "--format", "timm", "--out", "OUT"],
             "encoder: expected a run folder",
@@ -191,14 +177,11 @@ def test_resume_of_a_finished_run_changes_nothing(photographs: Path, run: Path) 
         (["evaluate", "detect", "DATA"], "encoder: expected the weights that the detector starts from"),
         (["evaluate", "detect", "DATA", "--encoder", "resnet18"], "out: expected a folder for the detectors"),
         (["evaluate", "detect", "DATA", "--encoder", "RUN", "--out", "OUT"], "data: no annotations in"),
-        (["evaluate", "detect", "/nonexistent", "--encoder", "RUN"], "data: /nonexistent does not exist"),
         (
             ["evaluate", "detect", "DATA", "--encoder", "nowhere", "--out", "OUT"],
             "encoder: expected a run folder",
         ),
         (["evaluate", "detect", "DATA", "--encoder", "RUN", "--batch-size", "0"], "batch_size: expected at least 1"),
-        (["evaluate", "detect", "DATA", "--encoder", "RUN", "--short_side=ten"], "--short_side: expected a whole"),
-        (["evaluate", "detect", "DATA", "--encoder", "RUN", "--schedule", "long"], "schedule"),
         (["evaluate", "detect", "DATA", "--encoder", "RUN", "--predict", "EMPTY"], "no image in"),
         (["evaluate", "detect", "DATA", "--encoder", "RUN", "--predict", "DATA", "--threshold", "2"], "threshold: exp"),
         (["evaluate", "detect", "DATA", "--encoder", "RUN", "--out", "OUT", "--resume"], "holds no detectors"),
@@ -206,9 +189,7 @@ def test_resume_of_a_finished_run_changes_nothing(photographs: Path, run: Path) 
         (["evaluate", "detect", "--predict", "DATA"], "out: expected a folder for the detectors"),
         (["evaluate", "detect", "--predict", "DATA", "--out", "OUT"], "holds no trained detector"),
         (["evaluate", "detect", "--predict", "/nonexistent", "--out", "OUT"], "data: /nonexistent does not exist"),
-        (["evaluate", "fly", "DATA"], "unknown task 'fly'; expected knn, linear,"),
         (["evaluate", "few-shot", "DATA", "--encoder", "RUN", "--trials", "0"], "trials: expected"),
-        (["evaluate", "few-shot", "DATA", "--encoder", "RUN", "--shots", "one"], "--shots: expected integers"),
         (["demo", "--epochs", "0"], "epochs: expected"),
         (["nonsense"], "unknown command 'nonsense'; expected demo,"),
     ],
@@ -253,41 +234,16 @@ def unusable_inputs(photographs: Path, folder: Path) -> dict[str, Path]:
     return places
 
 
-def test_corrupt_image_is_skipped_and_listed(photographs: Path, tmp_path: Path) -> None:
+def test_corrupt_image_is_skipped_and_listed(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "data").mkdir()
     for i, path in enumerate(photographs.rglob("*.jpg")):
         (tmp_path / "data" / f"{i}.jpg").write_bytes(path.read_bytes()[: 100 if i == 20 else None])
-    command = [sys.executable, "-m", "mec", "pretrain", str(tmp_path / "data"), "--out", str(tmp_path / "run"), *TINY]
-    command[command.index("--workers") + 1] = "1"
-    command += ["--image_size", "24", "--channels", "3"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert "skipped corrupt images: 1 " in done.stderr
+    options = ["--workers", 1, "--image_size", 24, "--channels", 3]
+    assert call("pretrain", tmp_path / "data", "--out", tmp_path / "run", *TINY, *options) == 0
+    assert "skipped corrupt images: 1 " in capsys.readouterr().err
     assert "20.jpg" in (tmp_path / "run" / "corrupt.csv").read_text()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--help"], ["pretrain", "evaluate", "demo"]),
-        (["views", "--help"], ["--pairs", "--view_1.blur", "--subsample", "--frame_stride", "example:"]),
-        (["pretrain", "--help"], ["--recipe", "--epochs", "--objective.distortion", "--view_2.solarize", "example:"]),
-        (["evaluate", "--help"], ["knn", "linear", "few-shot"]),
-        (["evaluate", "knn", "--help"], ["--encoder", "--temperature", "example:"]),
-        (["evaluate", "linear", "--help"], ["--max_iter", "example:"]),
-        (["evaluate", "few-shot", "--help"], ["--shots N,...", "--trials", "example:"]),
-        (["evaluate", "linear", "--help"], ["paper: the probe of the paper's code", "--protocol", "--head_lr"]),
-        (["evaluate", "finetune", "--help"], ["SwAV", "--label_fraction", "--trials", "swav:", "barlow:", "example:"]),
-        (["evaluate", "detect", "--help"], ["voc07+12", "--predict", "--batch_size", "--architecture", "example:"]),
-        (["embed", "--help"], ["--near_duplicates", "--outliers", "--similarity", "example:"]),
-        (["export", "--help"], ["--format", "detectron2", "--license", "--push", "example:"]),
-        (["demo", "--help"], ["--out", "example:"]),
-    ],
-)
-def test_help_names_the_options(arguments: list[str], expected: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(*arguments) == 0
-    text = capsys.readouterr().out
-    assert all(word in text for word in expected)
 
 
 def test_help_shows_the_defaults_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,10 +251,19 @@ def test_help_shows_the_defaults_of_the_recipe(capsys: pytest.CaptureFixture[str
     assert "default: resnet50" in " ".join(capsys.readouterr().out.split())
 
 
-def test_the_loss_alone_imports_only_torch() -> None:
-    heavy = "('timm', 'lightning', 'torchvision', 'sklearn')"
-    code = f"import mec, sys; mec.MECLoss; print([m for m in {heavy} if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+def test_the_loss_imports_only_torch_and_the_list_of_commands_not_even_that() -> None:
+    code = """
+import contextlib, sys
+from mec.cli.main import main
+with contextlib.suppress(SystemExit):
+    main(["--help"])
+print("torch" in sys.modules)
+import mec
+mec.MECLoss
+print([name for name in ("timm", "lightning", "torchvision", "sklearn") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-2:] == ["False", "[]"]
 
 
 def test_home_folder_after_an_equals_sign_is_expanded(

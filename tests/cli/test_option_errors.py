@@ -66,6 +66,7 @@ KNN = "evaluate knn x --encoder y "
         (PRETRAIN + "--view_2.flip 3", "mec: view_2.flip: expected a number in [0, 1], got 3.0"),
         ("pretrain", "mec pretrain: expected DATA and --out OUT"),
         ("evaluate knn x", "mec evaluate knn: expected --encoder ENCODER"),
+        (KNN + "-k 5", "mec evaluate knn: unrecognized option -k; did you mean --k?"),
         (KNN + "--k a", "mec evaluate knn: --k: expected integers, such as 1,5, got 'a'"),
         ("evaluate kn x", "mec evaluate: unknown task 'kn'; did you mean knn?"),
         (

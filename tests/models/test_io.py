@@ -64,6 +64,9 @@ def test_weights_of_another_architecture_are_rejected(folder: Path) -> None:
     (folder / "encoder.json").write_text(json.dumps(spec))
     with pytest.raises(InputError, match="does not match resnet18"):
         load_encoder(folder)
+    (folder / "encoder.json").write_text('{"backbone": "resnet18"}')
+    with pytest.raises(InputError, match=r"encoder\.json does not describe an encoder"):
+        load_encoder(folder)
 
 
 @pytest.mark.parametrize("source", ["nowhere/run", "resnet19", "a.pth"])

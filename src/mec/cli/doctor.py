@@ -12,8 +12,11 @@ import shutil
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+
+from mec.errors import InputError
 
 LIBRARIES = "torch torchvision timm lightning numpy pillow simplejpeg scikit-learn jsonargparse".split()
 EXTRAS = {
@@ -24,13 +27,15 @@ EXTRAS = {
     "video": ("av", "videos as datasets, rendered tracks"),
 }
 """Extra of the package -> module that shows whether it is installed, and what it is for."""
-VARIABLES = r"(CUDA_VISIBLE_DEVICES|OMP_NUM_THREADS|MKL_NUM_THREADS|PYTORCH_\w+|NCCL_\w+|MEC_\w+|HF_HOME|TORCH_HOME)"
-LAUNCHERS = r"(RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|SLURM_(JOB_ID|NTASKS|NNODES|GPUS_ON_NODE|CPUS_PER_TASK))"
+VARIABLES = (
+    r"(CUDA_VISIBLE_DEVICES|OMP_NUM_THREADS|MKL_NUM_THREADS|PYTORCH_\w+|NCCL_\w+|MEC_\w+|HF_HOME|TORCH_HOME|RANK|"
+    r"LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|SLURM_(JOB_ID|NTASKS|NNODES|GPUS_ON_NODE|CPUS_PER_TASK))"
+)
 NETWORK_FILE_SYSTEMS = "nfs nfs4 cifs smb3 smbfs 9p ceph lustre beegfs gpfs fuse.sshfs afs".split()
-GIB, WIDTH = 2**30, 100
+GIB = 2**30
 MIN_SHARED_MEMORY, MIN_FREE_DISK, MIN_OPEN_FILES, MIN_CORES_PER_GPU = 1 * GIB, 5 * GIB, 1024, 4
-JPEG_SIZE, DECODING_SECONDS = (500, 375), 0.3
-"""Width and height of a typical ImageNet image, and how long decoding is timed."""
+DECODING_SECONDS = 0.3
+"""How long decoding is timed."""
 
 
 def doctor(folder: str | os.PathLike[str] = ".") -> str:
@@ -42,77 +47,74 @@ def doctor(folder: str | os.PathLike[str] = ".") -> str:
     Args:
         folder: folder of images or runs whose disk is checked.
     """
-    sections: dict[str, Callable[[], str]] = {
+    path = Path(folder).expanduser().resolve()
+    if not path.exists():
+        raise InputError(f"folder: {folder} does not exist")
+    sections: dict[str, Callable[[], Iterator[str]]] = {
         "versions": versions,
         "extras": extras,
-        "system": lambda: f"{platform.platform()}, Python {platform.python_version()}",
         "processor": processor,
         "memory": memory,
         "GPUs": gpus,
         "decoder": decoder,
-        "disk": lambda: disk(folder),
+        "disk": partial(disk, path),
         "shared memory": shared_memory,
-        "open files": lambda: f"at most {open_files():,}",
+        "open files": open_files,
         "environment": environment,
     }
-    lines = [_paragraph(f"{name:<15}{_text_or_error(read)}", 15) for name, read in sections.items()]
-    problems = list(_problems(folder))
-    lines += [
-        "",
-        "possible problems",
-        *(_paragraph(f"- {problem}", 2) for problem in problems or ["none found"]),
-    ]
+    lines, problems = [], []
+    for name, section in sections.items():
+        try:
+            text, *found = section()
+        except Exception as error:
+            text, found = f"unknown ({type(error).__name__}: {' '.join(str(error).split())})", []
+        lines.append(_paragraph(f"{name:<15}{text}", 15))
+        problems += [_paragraph(f"- {problem}", 2) for problem in found]
+    report = "\n".join([*lines, "", "possible problems", *(problems or ["- none found"])])
     home = str(Path.home())
-    return "\n".join(lines) if home == "/" else "\n".join(lines).replace(home, "~")
+    return report if home == "/" else report.replace(home, "~")
 
 
 def _paragraph(text: str, indent: int) -> str:
-    return textwrap.fill(text, WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(text, 100, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
 
 
-def _text_or_error(read: Callable[[], str]) -> str:
-    try:
-        return read()
-    except Exception as error:
-        return f"unknown ({type(error).__name__}: {' '.join(str(error).split())})"
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB"
 
 
-def versions() -> str:
-    """Return the versions of this package and of the libraries it needs."""
+# Each section yields its text, then problems: what would be slow or fail, and what to change.
 
-    def installed(name: str) -> str:
-        try:
-            return f"{name} {version(name)}"
-        except PackageNotFoundError:
-            return f"{name} missing"
 
+def versions() -> Iterator[str]:
     from mec import __version__
 
-    return ", ".join([f"mec {__version__}", *map(installed, LIBRARIES)])
+    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    yield f"mec {__version__}, {libraries}, Python {platform.python_version()}, {platform.platform()}"
 
 
-def extras() -> str:
-    """Return the installed extras, and the purpose of the others."""
+def extras() -> Iterator[str]:
     installed = [name for name, (module, _) in EXTRAS.items() if importlib.util.find_spec(module)]
-    absent = [f"{name} ({what})" for name, (_, what) in EXTRAS.items() if name not in installed]
-    return f"{', '.join(installed) or 'none'}{'; absent: ' if absent else ''}{', '.join(absent)}"
+    absent = [f"{name} ({purpose})" for name, (_, purpose) in EXTRAS.items() if name not in installed]
+    yield f"{', '.join(installed) or 'none'}{'; absent: ' if absent else ''}{', '.join(absent)}"
 
 
-def processor() -> str:
-    """Return the CPU model, usable cores, PyTorch threads and bfloat16 support."""
+def processor() -> Iterator[str]:
     import torch
 
     from mec.engine.trainer import native_bfloat16
 
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, IndexError):
+        model = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[0]
     bf16 = "native" if native_bfloat16() else "emulated"
-    return f"{_cpu_model()}, {cores()} usable cores, {torch.get_num_threads()} PyTorch threads, bf16 {bf16}"
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        if match := re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()):
-            return match[1]
-    return platform.processor() or platform.machine()
+    yield f"{model}, {cores()} usable cores, {torch.get_num_threads()} PyTorch threads, bf16 {bf16}"
+    gpu_count, threads = torch.cuda.device_count(), os.environ.get("OMP_NUM_THREADS", "")
+    if gpu_count and cores() < MIN_CORES_PER_GPU * gpu_count:
+        needed = MIN_CORES_PER_GPU * gpu_count
+        yield f"{cores()} CPU cores for {gpu_count} GPU: loading limits training; use {needed} or more"
+    elif not gpu_count and threads.isdigit() and int(threads) < cores():
+        yield f"OMP_NUM_THREADS={threads} leaves {cores() - int(threads)} of {cores()} cores idle: unset it"
 
 
 def cores() -> int:
@@ -124,172 +126,98 @@ def cores() -> int:
     return allowed
 
 
-def memory() -> str:
-    """Return total and free memory, and the limit of a container."""
+def memory() -> Iterator[str]:
     text = Path("/proc/meminfo").read_text()
-    sizes = [int(size) * 1024 for size in re.findall(r"(?:MemTotal|MemAvailable): *(\d+)", text)]
+    total, free = (_gib(int(size) * 1024) for size in re.findall(r"(?:MemTotal|MemAvailable): *(\d+)", text))
+    limit = ""
     with contextlib.suppress(OSError, ValueError):
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        return f"{_gib(limit)} for this container, of {_gib(sizes[0])}; {_gib(sizes[1])} free on the machine"
-    return f"{_gib(sizes[0])}, {_gib(sizes[1])} free"
+        limit = f"; {_gib(int(Path('/sys/fs/cgroup/memory.max').read_text()))} for this container"
+    yield f"{total}, {free} free{limit}"
 
 
-def gpus() -> str:
-    """Return names and memory of the GPUs that PyTorch can use."""
+def gpus() -> Iterator[str]:
     import torch
 
     if torch.cuda.is_available():
         devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        bf16 = "native" if torch.cuda.is_bf16_supported(including_emulation=False) else "missing"
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         names = ", ".join(f"{gpu.name} ({_gib(gpu.total_memory)})" for gpu in devices)
-        return f"{names}; CUDA {torch.version.cuda}, bf16 {bf16}"
-    if torch.backends.mps.is_available():
-        return "Apple GPU (MPS)"
-    return "none usable by PyTorch"
+        yield f"{names}; CUDA {torch.version.cuda}, bf16 {'native' if bf16 else 'missing'}"
+        if not bf16:
+            yield "GPU without bf16: --precision 16-mixed is faster than 32-true"
+    elif torch.backends.mps.is_available():
+        yield "Apple GPU (MPS)"
+    else:
+        yield "none usable by PyTorch"
+        if Path("/proc/driver/nvidia").exists():
+            built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+            yield f"NVIDIA GPU that this PyTorch ({built}) cannot use: install a build for the driver, see pytorch.org"
+        else:
+            yield (
+                "no GPU: small images and networks train in minutes to hours (recipes digits and small); "
+                "ImageNet does not"
+            )
 
 
-def decoder() -> str:
-    """Return the JPEG decoder and its speed."""
-    library, speed = decoding_speed()
-    return f"{library}, {speed:,.0f} JPEGs of {JPEG_SIZE[0]} x {JPEG_SIZE[1]} per second on one core"
-
-
-def decoding_speed() -> tuple[str, float]:
-    """Return the library that decodes JPEGs for training, and the images per second on one core."""
+def decoder() -> Iterator[str]:
+    """Time the decoding of a JPEG of the size of a typical ImageNet image."""
     import numpy as np
     from PIL import Image
 
-    width, height = JPEG_SIZE
-    rows, columns = np.mgrid[:height, :width]
+    from mec.data.decode import open_image
+    from mec.data.pixels import PixelFormat
+
+    rows, columns = np.mgrid[:375, :500]
     waves = [128 + 60 * np.sin(columns / 9 + c) * np.cos(rows / 7) for c in range(3)]
-    noise = np.random.default_rng(0).normal(0, 12, (height, width, 3))
+    noise = np.random.default_rng(0).normal(0, 12, (375, 500, 3))
     file = io.BytesIO()
     Image.fromarray((np.stack(waves, -1) + noise).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
-    library, decode = _jpeg_decoder()
-    decode(file.getvalue())
+    open_image(file.getvalue()).decode(PixelFormat())
     count, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < DECODING_SECONDS:
-        decode(file.getvalue())
+        open_image(file.getvalue()).decode(PixelFormat())
         count += 1
-    return library, count / elapsed
+    yield f"simplejpeg (libjpeg-turbo), {count / elapsed:,.0f} JPEGs of 500 x 375 per second on one core"
 
 
-def _jpeg_decoder() -> tuple[str, Callable[[bytes], object]]:
-    try:
-        from mec.data.decode import open_image
-        from mec.data.pixels import PixelFormat
-    except ImportError:
-        from PIL import Image
-
-        return "Pillow (simplejpeg is not installed)", lambda data: Image.open(io.BytesIO(data)).convert("RGB")
-    return "simplejpeg (libjpeg-turbo)", lambda data: open_image(data).decode(PixelFormat())
-
-
-def disk(folder: str | os.PathLike[str]) -> str:
-    """Return free and total space and the file system of the disk of a folder."""
-    usage = shutil.disk_usage(folder)
-    path = Path(folder).expanduser().resolve()
-    return f"{_gib(usage.free)} free of {_gib(usage.total)} in {path} ({file_system(path) or 'unknown file system'})"
+def disk(path: Path) -> Iterator[str]:
+    usage, kind = shutil.disk_usage(path), file_system(path)
+    yield f"{_gib(usage.free)} free of {_gib(usage.total)} in {path} ({kind or 'unknown file system'})"
+    if usage.free < MIN_FREE_DISK:
+        yield f"less than {_gib(MIN_FREE_DISK)} free: a run keeps several checkpoints; put --out on another disk"
+    if kind in NETWORK_FILE_SYSTEMS:
+        yield "network file system: copy the images to a local disk, or read them as shards (.tar)"
 
 
 def file_system(path: Path) -> str | None:
     """Return the type of the file system of a path, from the longest mount point above it; None outside of Linux."""
-    try:
-        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
-    except OSError:
+    if not Path("/proc/mounts").exists():
         return None
-    mount_points = [(len(Path(point).parts), kind) for point, kind in mounts if path.is_relative_to(point)]
-    return max(mount_points)[1] if mount_points else None
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    return max((len(Path(point).parts), kind) for point, kind in mounts if path.is_relative_to(point))[1]
 
 
-def shared_memory() -> str:
-    """Return the size of the shared memory, through which loader processes send images."""
+def shared_memory() -> Iterator[str]:
+    """Read the size of the shared memory, through which loader processes send images."""
     if not Path("/dev/shm").exists():
-        return "not limited"
-    return f"{_gib(shutil.disk_usage('/dev/shm').total)} in /dev/shm"
+        yield "not limited"
+        return
+    size = shutil.disk_usage("/dev/shm").total
+    yield f"{_gib(size)} in /dev/shm"
+    if size < MIN_SHARED_MEMORY:
+        yield "little shared memory for the loader processes: docker run --shm-size=8g, or --workers 0"
 
 
-def open_files() -> int:
-    """Return how many files a process may have open."""
+def open_files() -> Iterator[str]:
     import resource
 
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    yield f"at most {limit:,}"
+    if limit < MIN_OPEN_FILES:
+        yield f"at most {limit:,} open files, too few for many loader processes: ulimit -n 65536"
 
 
-def environment() -> str:
-    """Return the environment variables that matter, without secrets."""
-    names = sorted(name for name in os.environ if re.fullmatch(f"{VARIABLES}|{LAUNCHERS}", name))
-    # a harmless prefix does not make a token public
-    settings = [f"{name}={os.environ[name]}" for name in names if not re.search("TOKEN|KEY|SECRET", name)]
-    return ", ".join(settings) or "no relevant variable is set"
-
-
-def _problems(folder: str | os.PathLike[str]) -> Iterator[str]:
-    """Yield what would be slow or fail, and what to change. A check that fails itself is left out."""
-    for check in (_check_gpu, _check_cores, _check_threads, _check_decoder, _check_shared_memory, _check_open_files):
-        with contextlib.suppress(Exception):
-            if problem := check():
-                yield problem
-    with contextlib.suppress(OSError):
-        if shutil.disk_usage(folder).free < MIN_FREE_DISK:
-            yield f"less than {_gib(MIN_FREE_DISK)} free: a run keeps several checkpoints; put --out on another disk"
-    with contextlib.suppress(OSError):
-        if file_system(Path(folder).expanduser().resolve()) in NETWORK_FILE_SYSTEMS:
-            yield "network file system: copy the images to a local disk, or read them as shards (.tar)"
-
-
-def _check_gpu() -> str | None:
-    import torch
-
-    if torch.cuda.is_available():
-        if not torch.cuda.is_bf16_supported(including_emulation=False):
-            return "GPU without bf16: --precision 16-mixed is faster than 32-true"
-        return None
-    if torch.backends.mps.is_available():
-        return None
-    if Path("/proc/driver/nvidia").exists():
-        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-        return f"NVIDIA GPU that this PyTorch ({built}) cannot use: install a build for the driver, see pytorch.org"
-    return "no GPU: small images and networks train in minutes to hours (recipes digits and small); ImageNet does not"
-
-
-def _check_cores() -> str | None:
-    import torch
-
-    needed = MIN_CORES_PER_GPU * max(1, torch.cuda.device_count())
-    if torch.cuda.is_available() and cores() < needed:
-        return f"{cores()} CPU cores for {torch.cuda.device_count()} GPU: loading limits training; use {needed} or more"
-    return None
-
-
-def _check_threads() -> str | None:
-    import torch
-
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    if threads.isdigit() and int(threads) < cores() and not torch.cuda.is_available():
-        return f"OMP_NUM_THREADS={threads} leaves {cores() - int(threads)} of {cores()} cores idle: unset it"
-    return None
-
-
-def _check_decoder() -> str | None:
-    try:
-        import simplejpeg  # noqa: F401
-    except ImportError:
-        return "simplejpeg is missing, mec cannot read images without it: pip install simplejpeg"
-    return None
-
-
-def _check_shared_memory() -> str | None:
-    if Path("/dev/shm").exists() and shutil.disk_usage("/dev/shm").total < MIN_SHARED_MEMORY:
-        return "little shared memory for the loader processes: docker run --shm-size=8g, or --workers 0"
-    return None
-
-
-def _check_open_files() -> str | None:
-    if open_files() < MIN_OPEN_FILES:
-        return f"at most {open_files():,} open files, too few for many loader processes: ulimit -n 65536"
-    return None
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.1f} GiB"
+def environment() -> Iterator[str]:
+    """Read the environment variables that matter, without secrets: a harmless prefix does not make a token public."""
+    names = sorted(n for n in os.environ if re.fullmatch(VARIABLES, n) and not re.search("TOKEN|KEY|SECRET", n))
+    yield ", ".join(f"{name}={os.environ[name]}" for name in names) or "no relevant variable is set"

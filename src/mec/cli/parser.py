@@ -93,7 +93,7 @@ class Parser(ArgumentParser):
         positional, options, words = [], {}, iter(arguments)
         for word in words:
             name, equals, value = word.partition("=")
-            if not word.startswith("--"):
+            if not word.startswith("-"):
                 positional.append(word)
             elif equals or (name in self._option_string_actions and self._option_string_actions[name].nargs == 0):
                 options[name] = value if equals else None

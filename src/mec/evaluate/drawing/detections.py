@@ -1,4 +1,4 @@
-"""Drawings of detections (boxes, class names with scores, masks) and grids of images."""
+"""Drawings of detections: boxes, class names with scores, masks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ LINE_SCALE, FONT_SCALE = 250, 30
 MIN_FONT_SIZE = 9
 LUMINANCE_WEIGHTS, LIGHT_LUMINANCE = (0.2126, 0.7152, 0.0722), 0.22
 """Weights of red, green and blue in the luminance, and the luminance above which text on a color is black."""
-GRID_GAP, GRID_BACKGROUND = 6, "#ffffff"
 
 
 def draw_detections(
@@ -120,25 +119,3 @@ def _name_positions(box: PixelBox, width: int, height: int, image_size: tuple[in
 
 def _overlap(a: PixelBox, b: PixelBox) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def image_grid(images: Sequence[Image.Image], columns: int, width: int) -> Image.Image:
-    """Arrange images in rows of ``columns`` on a page of ``width`` pixels. The images of a row have one height.
-
-    An incomplete last row is scaled as if it were filled with images of its average aspect ratio.
-    """
-    rows = []
-    for start in range(0, len(images), columns):
-        row = images[start : start + columns]
-        aspect_ratio = sum(image.width / image.height for image in row) * columns / len(row)
-        height = max(1, round((width - (columns + 1) * GRID_GAP) / aspect_ratio))
-        rows.append([image.resize((max(1, round(height * image.width / image.height)), height)) for image in row])
-    page = Image.new("RGB", (width, GRID_GAP + sum(row[0].height + GRID_GAP for row in rows)), GRID_BACKGROUND)
-    top = GRID_GAP
-    for row in rows:
-        left = GRID_GAP
-        for image in row:
-            page.paste(image, (left, top))
-            left += image.width + GRID_GAP
-        top += row[0].height + GRID_GAP
-    return page

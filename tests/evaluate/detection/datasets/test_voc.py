@@ -56,10 +56,14 @@ TRAINVAL = ["000001", "000002", "2008_000008", "2011_003216"]
 
 
 @pytest.mark.parametrize(
-    ("years", "train_stems"),
-    [(None, TRAINVAL), ((2007,), TRAINVAL[:2]), ((2007, 2012), TRAINVAL), ((2012,), TRAINVAL[2:])],
+    ("years", "train_stems", "folder"),
+    [
+        (None, TRAINVAL, "."),
+        ((2007,), TRAINVAL[:2], ".."),
+        ((2007, 2012), TRAINVAL, ".."),
+        ((2012,), TRAINVAL[2:], "."),
+    ],
 )
-@pytest.mark.parametrize("folder", [".", ".."])
 def test_splits_are_trainval_of_the_years_and_test_of_2007(
     devkit: Path, years: tuple[int, ...] | None, train_stems: list[str], folder: str
 ) -> None:

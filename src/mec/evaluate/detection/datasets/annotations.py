@@ -121,10 +121,10 @@ class AnnotatedDataset:
 
         table = np.fromiter(rows(), [("image", "i8"), *PER_OBJECT.items()])
         has_mask = np.diff(table["rle_spans"])[:, 0] > 0
+        fields |= {name: table[name] for name in PER_OBJECT}
         return cls(
             offsets=np.searchsorted(table["image"], np.arange(len(fields["image_ids"]) + 1)),
             rle_counts=np.frombuffer(rle_counts, np.uint8) if (has_mask & ~table["is_crowd"]).any() else None,
-            **{name: table[name] for name in PER_OBJECT},
             **fields,
         )
 
@@ -150,7 +150,7 @@ class AnnotatedDataset:
     @property
     def lacks_mask(self) -> NDArray[np.bool_]:
         """(N,) objects without a mask in a dataset with masks."""
-        return self.has_masks & (self.rle_spans[:, 0] == self.rle_spans[:, 1])
+        return np.asarray((self.rle_spans[:, 0] == self.rle_spans[:, 1]) & self.has_masks)
 
     @cached_property
     def is_target(self) -> NDArray[np.bool_]:
@@ -201,16 +201,12 @@ class AnnotatedDataset:
                 if self.has_masks:
                     annotation["segmentation"] = _to_json_rle(self._mask(i, image))
                 annotations.append(annotation)
+        images = zip(self.image_ids.tolist(), self.images.names, self.sizes.tolist(), strict=True)
+        categories = zip(self.category_ids.tolist(), self.categories, strict=True)
         return {
-            "images": [
-                {"id": int(image_id), "file_name": file, "height": int(height), "width": int(width)}
-                for image_id, file, (height, width) in zip(self.image_ids, self.images.names, self.sizes, strict=True)
-            ],
+            "images": [{"id": i, "file_name": file, "height": size[0], "width": size[1]} for i, file, size in images],
             "annotations": annotations,
-            "categories": [
-                {"id": int(category_id), "name": name}
-                for category_id, name in zip(self.category_ids, self.categories, strict=True)
-            ],
+            "categories": [{"id": i, "name": name} for i, name in categories],
         }
 
 
@@ -219,15 +215,10 @@ def to_coco_results(
 ) -> list[dict[str, Any]]:
     """Convert detections to COCO's results format."""
     results = []
-    for i, ((x1, y1, x2, y2), label, score) in enumerate(
-        zip(detections.boxes.tolist(), detections.labels.tolist(), detections.scores.tolist(), strict=True)
-    ):
-        result = {
-            "image_id": int(image_id),
-            "category_id": int(category_ids[label]),
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "score": score,
-        }
+    columns = zip(detections.boxes.tolist(), detections.labels.tolist(), detections.scores.tolist(), strict=True)
+    for i, ((x1, y1, x2, y2), label, score) in enumerate(columns):
+        result: dict[str, Any] = {"image_id": int(image_id), "category_id": int(category_ids[label])}
+        result |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
         if detections.masks is not None:
             result["segmentation"] = _to_json_rle(detections.masks[i])
         results.append(result)
