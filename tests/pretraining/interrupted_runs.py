@@ -83,7 +83,16 @@ def start_command(
     recipe_file.write_text(yaml.safe_dump(recipe.as_dict()))
     arguments = ["pretrain", str(data), "--out", str(out), "--recipe", str(recipe_file), "--probe-every", "0"]
     arguments += ["--resume"] if resume else []
-    stderr = out.with_name(f"{out.name}{rank[0] if rank else ''}.txt")
+    return start_mec(arguments, out.with_name(f"{out.name}{rank[0] if rank else ''}.txt"), patch, rank)
+
+
+def start_mec(
+    arguments: list[str],
+    stderr: Path,
+    patch: Callable[[], None] | None = None,
+    rank: tuple[int, int, int] | None = None,
+) -> BaseProcess:
+    """Start the command with standard error in a file; see ``start_command``."""
     process = FORKSERVER.Process(target=_run_command, args=(arguments, stderr, patch, rank))
     process.start()
     return process

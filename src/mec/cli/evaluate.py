@@ -83,7 +83,7 @@ def add_task(parser: Parser, arguments: Sequence[str]) -> Callable[..., None]:
     else:
         required.add_argument("data", nargs="+", help=f"one or several of: {DATA_HELP}")
         required.add_argument("--encoder", required=True, help=ENCODER_HELP)
-        out_help = "folder of the results.jsonl to append to; absent: the run folder"
+        out_help = "folder of the results.jsonl to append to, and of checkpoints; absent: the run folder"
     required.add_argument("--out", help=out_help)
     if "resume" in parameters:
         required.add_argument("--resume", action="store_true", help="continue an interrupted evaluation in --out")
@@ -111,14 +111,14 @@ def evaluate(task: str, data: Any, encoder: str, out: str | None, **settings: An
     results_folder = out or (encoder if _is_run(encoder) else None)
     if "sequences" in settings:
         settings["sequences"] = split_names(settings["sequences"])
-    if "out" in parameter_names(function):
-        settings["out"] = files_folder(task, data, encoder, out, settings)
     datasets = data if isinstance(data, list) else [data]
     for dataset in datasets[1:]:
         open_dataset(dataset, "test")  # refuse a wrong name before hours are spent on the first dataset
     results: list[Result] = []
     try:
         for dataset in datasets:
+            if "out" in parameter_names(function):
+                settings["out"] = files_folder(task, dataset, encoder, out, settings)
             results.append(function(dataset, encoder, **settings))
             if results_folder and is_rank_zero():
                 path = results[-1].append_to(results_folder)
@@ -126,8 +126,8 @@ def evaluate(task: str, data: Any, encoder: str, out: str | None, **settings: An
         if results and is_rank_zero():
             Console(soft_wrap=True).print(results_table(results))
             if results_folder:
-                files = "detectors and detections" if task == "detect" else "tracks"
-                print(f"added to {path}" + (f"; {files} in {settings['out']}" if settings.get("out") else ""))
+                files = {"detect": "detectors and detections", **dict.fromkeys(TRACKING_HELP, "tracks")}.get(task)
+                print(f"added to {path}" + (f"; {files} in {settings['out']}" if files and settings["out"] else ""))
     for name, reason in results[-1].skipped.items():
         number = f"{len(results[-1].skipped)} sequence{'s' if len(results[-1].skipped) > 1 else ''}"
         raise InputError(f"data: {number} of {data} could not be used; the first: {name}: {reason}")
@@ -160,14 +160,18 @@ def evaluate_detection(
 
 
 def files_folder(task: str, data: Any, encoder: str | None, out: str | None, settings: dict[str, Any]) -> str | None:
-    """Return the folder for detectors or tracks: ``out``, or a folder in the run folder; None without both."""
-    if out or data is None or not _is_run(encoder):
+    """Return the folder for detectors or tracks: ``out``, or a folder in the run folder. For the checkpoints of
+    classifiers it is a folder in either. None without both."""
+    trains_classifier = task in ("linear", "finetune")
+    if trains_classifier and settings["protocol"] == "fast":
+        return None
+    if (out and not trains_classifier) or data is None or not (out or _is_run(encoder)):
         return out or None
-    parts = [task, *(settings.get(name) for name in ("schedule", "tracker", "stage"))]
+    parts = [task, *(settings.get(name) for name in ("protocol", "schedule", "tracker", "stage"))]
     parts += [flag for flag in ("corrected", "motion") if settings.get(flag)]
-    if task in TRACKING_HELP:
+    if task != "detect":
         parts.append(Path(data).expanduser().resolve().name)
-    return os.path.join(str(encoder), "-".join(filter(None, parts)))
+    return os.path.join(out or str(encoder), "-".join(filter(None, parts)))
 
 
 def _is_run(encoder: str | None) -> bool:

@@ -164,9 +164,12 @@ class _ConsoleHandler(logging.Handler):
 
 @contextmanager
 def logging_to_console() -> Iterator[None]:
-    """Print the messages of the package from level INFO on, within the block."""
+    """Print the messages of the package from level INFO on, within the block. Nested blocks print them once."""
     logger, handler = logging.getLogger("mec"), _ConsoleHandler()
     level = logger.level
+    if any(isinstance(other, _ConsoleHandler) for other in logger.handlers):
+        yield
+        return
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
