@@ -34,6 +34,7 @@ CASES = [
     (processes, flops_per_byte, size, *loss)
     for (processes, size), flops_per_byte, loss in pairwise(BLOCKS, list(SHARDED), LOSS_CASES)
 ]
+CASES.append((4, 0, (24, 5), "pooled, exact", True))  # a Cholesky factor with an empty block
 ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 LARGE = (256, 64), (64, 256)  # global m and d, large enough for small terms not to matter
 COST_CASES = list(itertools.product(SHARDED, LARGE, ["cross, order 4", "cross, order 7", "pooled, exact"]))
