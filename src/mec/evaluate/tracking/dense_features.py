@@ -18,9 +18,10 @@ from mec.data.pixels import with_channels
 from mec.embedding.neighbors import best_device
 from mec.errors import InputError
 from mec.evaluate.tracking.sequences import Frame
-from mec.models.encoder import Encoder, EncoderLike
-from mec.models.feature_maps import (
+from mec.models.encoder import (
     PROBE_SIZE,
+    Encoder,
+    EncoderLike,
     dynamic_size_backbone,
     estimate_stride,
     extract_feature_maps,
