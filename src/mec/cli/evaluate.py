@@ -138,8 +138,8 @@ def evaluate_detection(
 ) -> None:
     """Train and evaluate detectors, then draw predictions; or only draw, with a detector trained before."""
     from mec.distributed import is_rank_zero
-    from mec.evaluate.detection.predict import check_threshold, open_prediction_images
-    from mec.evaluate.detection.predict import predict as draw_predictions
+    from mec.evaluate.detection.detect import check_threshold, open_prediction_images
+    from mec.evaluate.detection.detect import predict as draw_predictions
 
     if data is None and predict is None:
         raise InputError(f"data: expected {DETECTION_HELP}; or --predict IMAGES --out DETECTORS")
