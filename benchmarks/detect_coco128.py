@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import auto_cli
-from mec.engine.progress import METRICS_FILE
 from rich.console import Console
 
 import mec
 from machine import write
 from mec import evaluate
+from mec.engine.progress import METRICS_FILE
 from mec.pretraining import ProjectorSettings
 from mec.results import Stopwatch
 
