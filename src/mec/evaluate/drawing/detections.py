@@ -14,14 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 from mec.evaluate.detection.datasets.annotations import Detections
 
 Color = tuple[int, int, int]
-PixelBox = tuple[int, int, int, int]
-"""Left, top, right, bottom in whole pixels; right and bottom are exclusive."""
+PixelBox = tuple[int, int, int, int]  # left, top, right, bottom in whole pixels; right and bottom are exclusive
 
 GOLDEN_RATIO = (sqrt(5) - 1) / 2
-TONES = ((0.9, 1.0), (0.55, 1.0), (1.0, 0.7))
-"""Saturation and value of successive labels."""
-LINE_SCALE, FONT_SCALE = 250, 30
-"""The square root of the image's area, divided by the line width and by the font size."""
+TONES = ((0.9, 1.0), (0.55, 1.0), (1.0, 0.7))  # saturation and value of successive labels
+LINE_SCALE, FONT_SCALE = 250, 30  # the square root of the image's area, divided by the line width and by the font size
 MIN_FONT_SIZE = 9
 LUMINANCE_WEIGHTS, LIGHT_LUMINANCE = (0.2126, 0.7152, 0.0722), 0.22
 """Weights of red, green and blue in the luminance, and the luminance above which text on a color is black."""

@@ -25,8 +25,7 @@ from mec.evaluate.tracking.skeletons import JOINTS, LIMBS
 
 TEXT_SCALE = 45
 """The square root of the image's area divided by this is the font size. Ids are short, but there are many of them."""
-NO_ID_COLOR: Color = (255, 200, 0)
-"""Color of objects without ids."""
+NO_ID_COLOR: Color = (255, 200, 0)  # color of objects without ids
 GROUND_TRUTH_COLOR: Color = (255, 255, 255)
 SKELETON = [(JOINTS.index(a), JOINTS.index(b)) for a, b in (*LIMBS, ("left_hip", "right_hip"))]
 OPAQUE, HALF_TRANSPARENT = 255, 128

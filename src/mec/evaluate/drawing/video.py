@@ -17,13 +17,10 @@ from mec.evaluate.tracking.datasets.video import import_av
 from mec.evaluate.tracking.sequences import Frame
 from mec.files import atomic_write
 
-VIDEO_ENCODERS = ("libx264", "libopenh264", "mpeg4")
-"""Best first. Which of them exist depends on how PyAV was built."""
+VIDEO_ENCODERS = ("libx264", "libopenh264", "mpeg4")  # best first. Which of them exist depends on how PyAV was built
 X264_OPTIONS = {"crf": "20", "preset": "superfast"}
-BITS_PER_PIXEL = 0.25
-"""Bit rate of the other encoders, which have no constant quality."""
-BT601 = 6
-"""Conversion from RGB to YUV. Without it in the file, players guess."""
+BITS_PER_PIXEL = 0.25  # bit rate of the other encoders, which have no constant quality
+BT601 = 6  # conversion from RGB to YUV. Without it in the file, players guess
 
 
 def check_video_path(path: Path, argument: str = "render") -> None:

@@ -17,18 +17,13 @@ from torchvision.ops import roi_align
 from mec.evaluate.tracking.dense_features import DenseFeatures
 from mec.evaluate.tracking.sequences import Boxes
 
-LETTERBOX_SIZE = (608, 1088)
-"""Height and width of the frames from which the features of boxes are taken."""
+LETTERBOX_SIZE = (608, 1088)  # height and width of the frames from which the features of boxes are taken
 GRAY = 128 / 255
-BOX_CELLS = (4, 10)
-"""Rows and columns of a box's features in the published protocol."""
+BOX_CELLS = (4, 10)  # rows and columns of a box's features in the published protocol
 CORRECTED_BOX_CELLS = (10, 4)
-MEAN_DISTANCES = 2.0
-"""The box of a mask reaches this many mean distances from the center to each side."""
-INVERSE_TEMPERATURE = 100.0
-"""A feature vector of cosine similarity s has the weight exp(100 s) in a reconstruction."""
-CHUNK_SIZE = 2048
-"""Feature vectors that are reconstructed at once."""
+MEAN_DISTANCES = 2.0  # the box of a mask reaches this many mean distances from the center to each side
+INVERSE_TEMPERATURE = 100.0  # a feature vector of cosine similarity s has the weight exp(100 s) in a reconstruction
+CHUNK_SIZE = 2048  # feature vectors that are reconstructed at once
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,10 @@ from mec.evaluate.tracking.sequences import Boxes
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-POSITION_STD, VELOCITY_STD = 1 / 20, 1 / 160
-"""Standard deviations per frame, in heights of the box."""
+POSITION_STD, VELOCITY_STD = 1 / 20, 1 / 160  # standard deviations per frame, in heights of the box
 TRANSITION = np.eye(8) + np.eye(8, k=4)
 OBSERVATION = np.eye(4, 8)
-GATING_DISTANCE = 9.4877
-"""95 % quantile of the squared Mahalanobis distance of a measurement in four dimensions."""
+GATING_DISTANCE = 9.4877  # 95 % quantile of the squared Mahalanobis distance of a measurement in four dimensions
 
 
 @dataclass(frozen=True)

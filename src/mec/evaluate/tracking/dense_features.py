@@ -28,8 +28,7 @@ from mec.models.feature_maps import (
 )
 from mec.models.io import load_encoder
 
-STRIDE = 8
-"""Stride of the feature maps in the published protocol, in pixels. No feature map has a smaller one."""
+STRIDE = 8  # stride of the feature maps in the published protocol, in pixels. No feature map has a smaller one
 STAGES = ("s3", "s4")
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 AUTOCAST_TYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}

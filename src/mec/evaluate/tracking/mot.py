@@ -29,8 +29,7 @@ from mec.evaluate.tracking.track_objects import extract_boxes, extract_masks, ex
 from mec.models.encoder import EncoderLike
 from mec.results import Result
 
-GROUND_TRUTH = "ground truth"
-"""Detections in the protocol of tasks that use the annotations."""
+GROUND_TRUTH = "ground truth"  # detections in the protocol of tasks that use the annotations
 
 
 @dataclass(frozen=True)

@@ -67,10 +67,8 @@ class TrackingSettings:
 
 
 S = TypeVar("S", BoxSequence, MaskSequence, DetectionSequence)
-T = TypeVar("T")
-"""Output of a tracker for one frame."""
-DrawFrame = Callable[[int, Frame], Frame]
-"""Draws the tracks of frame number i on the frame."""
+T = TypeVar("T")  # output of a tracker for one frame
+DrawFrame = Callable[[int, Frame], Frame]  # draws the tracks of frame number i on the frame
 
 
 class TrackingRun(Generic[S]):

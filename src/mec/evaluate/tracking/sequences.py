@@ -18,14 +18,11 @@ from mec.data.decode import open_image
 from mec.data.pixels import CorruptImageError, PixelFormat
 from mec.errors import InputError
 
-Frame = NDArray[np.uint8]
-"""(height, width, 3), RGB."""
-Boxes = NDArray[np.float64]
-"""(k, 4): left, top, width, height, in pixels."""
+Frame = NDArray[np.uint8]  # (height, width, 3), RGB
+Boxes = NDArray[np.float64]  # (k, 4): left, top, width, height, in pixels
 RLE = dict[str, Any]
 """A mask of a whole frame in COCO's compressed run lengths: {"size": [height, width], "counts": bytes}."""
-Labels = NDArray[np.uint8]
-"""(height, width): 0 is background, 1, 2, ... are objects, VOID is ignored by the metrics."""
+Labels = NDArray[np.uint8]  # (height, width): 0 is background, 1, 2, ... are objects, VOID is ignored by the metrics
 VOID = 255
 
 
@@ -165,13 +162,11 @@ class DetectionSequence:
     ground_truth: Any = field(repr=False, default=None)
 
 
-Tracks = Sequence[FrameObjects]
-"""Output of a tracker: the objects of every frame, with ids."""
+Tracks = Sequence[FrameObjects]  # output of a tracker: the objects of every frame, with ids
 T = TypeVar("T", covariant=True)
 SequenceLoaders = dict[str, Callable[[], T]]
 """Functions that load a sequence, by its name. A SequenceError from one leaves the others usable."""
-Scores = dict[str, dict[str, float]]
-"""Metrics by sequence and column. Fractions are floats, counts are ints."""
+Scores = dict[str, dict[str, float]]  # metrics by sequence and column. Fractions are floats, counts are ints
 V = TypeVar("V")
 
 

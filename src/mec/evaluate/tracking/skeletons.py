@@ -21,16 +21,11 @@ LIMBS = (
     ("head_bottom", "head_top"), ("left_shoulder", "left_hip"), ("left_hip", "left_knee"), ("left_knee", "left_ankle"),
     ("right_shoulder", "right_hip"), ("right_hip", "right_knee"), ("right_knee", "right_ankle"),
 )  # fmt: skip
-MIN_LIMB_WIDTH = 8
-"""Pixels."""
-LIMB_WIDTH_DIVISOR = 20
-"""A limb is as wide as the longer side of the pose divided by this, but at least MIN_LIMB_WIDTH."""
-MIN_BOX_SIDE = 10
-"""Pixels; replaces a side of length 0, where all visible joints lie on one line."""
-EDGE_MARGIN = 0.4
-"""Pixels. UniTrack draws with OpenCV, whose lines include the pixels that their edges touch."""
-MAX_COORDINATE = 100_000
-"""Pixels. Coordinates are clipped to this, which is far outside of any image."""
+MIN_LIMB_WIDTH = 8  # pixels
+LIMB_WIDTH_DIVISOR = 20  # a limb is as wide as the longer side of the pose divided by this, but at least MIN_LIMB_WIDTH
+MIN_BOX_SIDE = 10  # pixels; replaces a side of length 0, where all visible joints lie on one line
+EDGE_MARGIN = 0.4  # pixels. UniTrack draws with OpenCV, whose lines include the pixels that their edges touch
+MAX_COORDINATE = 100_000  # pixels. Coordinates are clipped to this, which is far outside of any image
 Point = tuple[int, int]
 
 

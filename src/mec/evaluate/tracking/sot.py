@@ -30,14 +30,11 @@ from mec.results import Result
 
 Box = NDArray[np.float64]
 TRACKERS, BOTH = ("dcf", "xcorr"), "both"
-PADDING = 3.5
-"""The search region is 1 + PADDING times as wide and as high as the target."""
+PADDING = 3.5  # the search region is 1 + PADDING times as wide and as high as the target
 SCALES = 1.0275 ** np.array([-1.0, 0.0, 1.0])
 SCALE_WEIGHTS = np.array([0.985, 1.0, 0.985])
-MIN_SCALE, MAX_SCALE = 0.2, 5.0
-"""Limits of the target's size, relative to its size in the first frame."""
-MIN_SIDE = 4.0
-"""Pixels."""
+MIN_SCALE, MAX_SCALE = 0.2, 5.0  # limits of the target's size, relative to its size in the first frame
+MIN_SIDE = 4.0  # pixels
 
 
 def sot(

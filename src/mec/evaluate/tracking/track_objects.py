@@ -15,10 +15,8 @@ from mec.evaluate.tracking.dense_features import DenseFeatures
 from mec.evaluate.tracking.sequences import Boxes, DetectionSequence, Frame, FrameObjects, SequenceError
 from mec.evaluate.tracking.skeletons import pose_boxes, pose_mask
 
-MAX_MASK_CELLS, MAX_POSE_CELLS = 200, 400
-"""Approximate limit of the cells of an object that are compared."""
-DUPLICATE_IOU = 0.7
-"""A mask is a duplicate if the IoU of its box with that of an earlier mask is larger."""
+MAX_MASK_CELLS, MAX_POSE_CELLS = 200, 400  # approximate limit of the cells of an object that are compared
+DUPLICATE_IOU = 0.7  # a mask is a duplicate if the IoU of its box with that of an earlier mask is larger
 MIN_AREA, MAX_ASPECT_RATIO = 200.0, 1.6
 """Tracked boxes of smaller area in square pixels, or of a larger width / height, are dropped: they are not people."""
 

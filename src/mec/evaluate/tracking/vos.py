@@ -30,8 +30,7 @@ from mec.results import Result
 TILE_SIZE = {"cpu": 12}
 """Side of the square of query cells that are compared at once; their similarities fit into the cache of a CPU."""
 GPU_TILE_SIZE = 32
-CHUNK_SIZE = 16
-"""Similarities that ``topk`` first reduces to their maximum."""
+CHUNK_SIZE = 16  # similarities that ``topk`` first reduces to their maximum
 
 
 @dataclass(frozen=True)

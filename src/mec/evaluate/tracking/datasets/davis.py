@@ -36,12 +36,9 @@ RESOLUTIONS = ("480p", "Full-Resolution", "1080p")
 LISTS = ("2017/val.txt", "2016/val.txt", "480p/val.txt", "1080p/val.txt")
 """Files in ImageSets; the first that exists is read. The last two, from DAVIS 2016, have a line for every frame."""
 
-PixelValues = NDArray[np.integer[Any]]
-"""(height, width): an index, a gray level, or red, green and blue as one number."""
-Colors = NDArray[np.uint8]
-"""(256, 3) RGB, by index or label."""
-GRAY, WHITE = 0x010101, 255
-"""One gray level where red, green and blue are one number, and the level of white."""
+PixelValues = NDArray[np.integer[Any]]  # (height, width): an index, a gray level, or red, green and blue as one number
+Colors = NDArray[np.uint8]  # (256, 3) RGB, by index or label
+GRAY, WHITE = 0x010101, 255  # one gray level where red, green and blue are one number, and the level of white
 PALETTE = np.array(
     [[sum((i >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in range(3)] for i in range(256)],
     np.uint8,

@@ -45,10 +45,8 @@ logger = logging.getLogger("mec")
 
 CLASSES = np.arange(1, 14)
 PEDESTRIAN = 1
-DETECTORS = ("-DPM", "-FRCNN", "-SDP")
-"""Suffixes of the sequence names in MOT17, which has every video three times."""
-GROUND_TRUTH = "gt"
-"""Value of ``detections`` that selects the boxes of the ground truth."""
+DETECTORS = ("-DPM", "-FRCNN", "-SDP")  # suffixes of the sequence names in MOT17, which has every video three times
+GROUND_TRUTH = "gt"  # value of ``detections`` that selects the boxes of the ground truth
 
 
 @dataclass(frozen=True)

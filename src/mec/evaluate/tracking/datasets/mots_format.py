@@ -21,10 +21,8 @@ from mec.evaluate.tracking.sequences import RLE, FrameObjects, SequenceError, Tr
 from mec.files import atomic_write
 
 CLASSES = {"car": 1, "pedestrian": 2}
-IGNORED = 10
-"""Class of the regions that are not evaluated."""
-CLASS_MULTIPLIER = 1000
-"""A pixel of an instance image is class * CLASS_MULTIPLIER + instance."""
+IGNORED = 10  # class of the regions that are not evaluated
+CLASS_MULTIPLIER = 1000  # a pixel of an instance image is class * CLASS_MULTIPLIER + instance
 
 
 @dataclass(frozen=True)

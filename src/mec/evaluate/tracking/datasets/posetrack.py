@@ -31,8 +31,7 @@ from mec.evaluate.tracking.sequences import (
 from mec.evaluate.tracking.skeletons import JOINTS, pose_boxes
 from mec.files import atomic_write
 
-FRAME_RATE = 6.0
-"""Frames per second that UniTrack assumes for PoseTrack."""
+FRAME_RATE = 6.0  # frames per second that UniTrack assumes for PoseTrack
 FOLDERS = ("annotations/val", "posetrack_data/annotations/val", "annotations", ".")
 KEYPOINTS = (
     "nose", "head_bottom", "head_top", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
@@ -40,8 +39,7 @@ KEYPOINTS = (
     "right_ankle",
 )  # fmt: skip
 """Keypoints of PoseTrack18's files, in order."""
-HEAD_SIZE_FACTOR = 0.6
-"""Size of a head as a fraction of the diagonal of its box (Andriluka et al. 2014)."""
+HEAD_SIZE_FACTOR = 0.6  # size of a head as a fraction of the diagonal of its box (Andriluka et al. 2014)
 Person = tuple[NDArray[np.float64], float, int | None, float]
 """Pose, score, track id, and head size, which is NaN without a box of the head."""
 

@@ -61,8 +61,7 @@ PUBLISHED_INVALID_LINES = {
     "pool-4": 146, "tank-17": 627, "tiger-6": 118,
 }  # fmt: skip
 """Lines of the published ground truth of OTB and LaSOT without a valid box. These frames are not evaluated."""
-EMPTY_TARGET = "Human4-1"
-"""OTB's target whose published ground truth is an empty file. OTB evaluates Human4-2 instead."""
+EMPTY_TARGET = "Human4-1"  # OTB's target whose published ground truth is an empty file. OTB evaluates Human4-2 instead
 INVISIBLE_FILES = ("absence.label", "full_occlusion.txt", "out_of_view.txt")
 """Files of GOT-10k and LaSOT with a 1 for every frame in which the target is not visible."""
 GOT10K_FRAME_RATE = 10.0

@@ -21,10 +21,8 @@ from mec.evaluate.tracking.sequences import Frame, Frames, ImageFrames, Sequence
 
 logger = logging.getLogger("mec")
 
-DEFAULT_FRAME_RATE = 30.0
-"""Frames per second of image folders and of files that do not specify it."""
-PREFETCH = 4
-"""Frames that are decoded in advance. A 4K frame takes 25 MB."""
+DEFAULT_FRAME_RATE = 30.0  # frames per second of image folders and of files that do not specify it
+PREFETCH = 4  # frames that are decoded in advance. A 4K frame takes 25 MB
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,8 @@ from mec.evaluate.tracking.datasets.mots_format import CLASSES, remove_overlaps
 from mec.evaluate.tracking.sequences import DetectionSequence, Scores, Tracks
 
 FRACTIONS = ("HOTA", "DetA", "AssA", "IDF1", "IDP", "IDR", "MOTA", "MOTP")
-COUNTS = {"ID switches": "IDSW", "Frag": "Frag", "FP": "CLR_FP", "FN": "CLR_FN"}
-"""Columns, and trackeval's names."""
-CLASS = "pedestrian"
-"""trackeval's class under which all objects are evaluated: its rules for cars are the same."""
+COUNTS = {"ID switches": "IDSW", "Frag": "Frag", "FP": "CLR_FP", "FN": "CLR_FN"}  # columns, and trackeval's names
+CLASS = "pedestrian"  # trackeval's class under which all objects are evaluated: its rules for cars are the same
 
 
 @dataclass(frozen=True)

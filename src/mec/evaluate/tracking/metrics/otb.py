@@ -17,8 +17,7 @@ from mec.evaluate.tracking.sequences import Boxes, BoxSequence, Scores
 
 Floats = NDArray[np.float64]
 IOU_THRESHOLDS = np.arange(21) / 20
-MAX_DISTANCE = 20
-"""Pixels."""
+MAX_DISTANCE = 20  # pixels
 
 
 def paired_iou(ground_truth: Boxes, boxes: Boxes) -> Floats:

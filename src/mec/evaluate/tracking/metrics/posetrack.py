@@ -20,8 +20,7 @@ from mec.evaluate.tracking.metrics.identity import SequenceSimilarities, identit
 from mec.evaluate.tracking.sequences import DetectionSequence, Scores, Tracks
 from mec.evaluate.tracking.skeletons import JOINTS
 
-MAX_DISTANCE = 0.5
-"""Distance in head sizes up to which a joint is correct."""
+MAX_DISTANCE = 0.5  # distance in head sizes up to which a joint is correct
 BODY_PARTS = {
     "head": ("head_top", "head_bottom", "nose"),
     **{part: (f"right_{part}", f"left_{part}") for part in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")},
