@@ -21,7 +21,7 @@ from mec.evaluate.detection.datasets.annotations import Detections, to_coco_resu
 from mec.evaluate.detection.detect import DETECTIONS
 from mec.evaluate.detection.detectors import WEIGHTS, DetectorSpec, load_detector
 from mec.evaluate.detection.training import detection_trainer, run_detector
-from mec.evaluate.drawing.detections import draw_detections
+from mec.evaluate.drawing import draw_detections
 from mec.files import atomic_write
 
 PREDICTED = "predicted"

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mec.evaluate.drawing.tracks import draw_objects
+from mec.evaluate.drawing import draw_objects
 from mec.evaluate.tracking.association import AssociationSettings
 from mec.evaluate.tracking.datasets.motchallenge import open_box_detections, read_tracks, write_tracks
 from mec.evaluate.tracking.datasets.mots import open_mask_detections

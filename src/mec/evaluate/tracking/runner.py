@@ -21,7 +21,7 @@ from PIL import Image
 
 from mec.engine.progress import ProgressBar
 from mec.errors import InputError
-from mec.evaluate.drawing.video import VideoWriter, check_video_path
+from mec.evaluate.tracking.datasets.video import VideoWriter, check_video_path
 from mec.evaluate.tracking.dense_features import DenseFeatures, Precision
 from mec.evaluate.tracking.sequences import (
     BoxSequence,

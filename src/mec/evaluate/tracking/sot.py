@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mec.errors import InputError
-from mec.evaluate.drawing.tracks import draw_objects
+from mec.evaluate.drawing import draw_objects
 from mec.evaluate.tracking.datasets.single_object import open_box_sequences, read_boxes, write_boxes
 from mec.evaluate.tracking.dense_features import DenseFeatures
 from mec.evaluate.tracking.metrics.otb import box_scores

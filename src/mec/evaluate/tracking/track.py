@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from mec.engine.progress import ProgressBar
 from mec.errors import InputError
-from mec.evaluate.drawing.tracks import draw_labels, draw_objects
-from mec.evaluate.drawing.video import VideoWriter, check_video_path
+from mec.evaluate.drawing import draw_labels, draw_objects
 from mec.evaluate.tracking.datasets.davis import read_mask, write_labels
 from mec.evaluate.tracking.datasets.single_object import write_boxes
-from mec.evaluate.tracking.datasets.video import open_frames
+from mec.evaluate.tracking.datasets.video import VideoWriter, check_video_path, open_frames
 from mec.evaluate.tracking.dense_features import DenseFeatures, Precision
 from mec.evaluate.tracking.runner import format_frame_count
 from mec.evaluate.tracking.sequences import FrameObjects, Labels, SequenceError

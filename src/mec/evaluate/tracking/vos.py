@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mec.errors import InputError
-from mec.evaluate.drawing.tracks import draw_labels
+from mec.evaluate.drawing import draw_labels
 from mec.evaluate.tracking.datasets.davis import open_mask_sequences, read_masks, write_masks
 from mec.evaluate.tracking.dense_features import STRIDE, DenseFeatures
 from mec.evaluate.tracking.metrics.davis import mask_scores

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mec.evaluate.detection.datasets.annotations import Detections, Rle
-from mec.evaluate.drawing.detections import draw_detections, label_color
+from mec.evaluate.drawing import draw_detections, label_color
 
 Pixels = NDArray[np.uint8]
 CATEGORIES = ["cat", "dog", "cow"]
