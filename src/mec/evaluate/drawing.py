@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from mec.evaluate.detection.datasets.annotations import Detections
-from mec.evaluate.tracking.sequences import VOID, Boxes, Frame, FrameObjects, Labels
-from mec.evaluate.tracking.skeletons import JOINTS, LIMBS
+from mec.evaluate.tracking.sequences import JOINTS, LIMBS, VOID, Boxes, Frame, FrameObjects, Labels
 
 Color = tuple[int, int, int]
 PixelBox = tuple[int, int, int, int]  # left, top, right, bottom in whole pixels; right and bottom are exclusive

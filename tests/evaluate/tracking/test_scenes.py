@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from mec.evaluate.tracking import skeletons
+from mec.evaluate.tracking import sequences
 from tests.evaluate.tracking.scene_files import (
     write_davis,
     write_kitti_mots,
@@ -148,7 +148,7 @@ def test_joints_are_on_their_object_and_move_with_it(scene: Scene) -> None:
 
 
 def test_objects_are_those_above_the_minimum_visibility(scene: Scene) -> None:
-    assert tuple(JOINTS) == skeletons.JOINTS
+    assert tuple(JOINTS) == sequences.JOINTS
     for t, objects in enumerate(scene.objects(0.3)):
         assert objects.ids is not None
         assert objects.masks is not None

@@ -88,11 +88,7 @@ class VideoFrames:
 
 
 def open_frames(path: Path) -> Frames:
-    """Open the frames of a video file, or the images of a folder in the order of the numbers in their names.
-
-    Raises:
-        InputError: the path has no readable frames, or PyAV is not installed.
-    """
+    """Open the frames of a video file, or the images of a folder in the order of the numbers in their names."""
     try:
         if not path.is_dir():
             return _open_video(path)

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from mec.evaluate.tracking.datasets.posetrack import PoseGroundTruth
 from mec.evaluate.tracking.metrics.identity import SequenceSimilarities, identity_scores
-from mec.evaluate.tracking.sequences import DetectionSequence, Scores, Tracks
-from mec.evaluate.tracking.skeletons import JOINTS
+from mec.evaluate.tracking.sequences import JOINTS, DetectionSequence, Scores, Tracks
 
 MAX_DISTANCE = 0.5  # distance in head sizes up to which a joint is correct
 BODY_PARTS = {
@@ -27,8 +26,7 @@ BODY_PARTS = {
 }
 
 Floats = NDArray[np.float64]
-FrameSimilarities = tuple[NDArray[np.int64], NDArray[np.int64], Floats]
-"""Ids of the ground truth, ids of the tracks, and their similarities (ground truth, tracks), in one frame."""
+FrameSimilarities = tuple[NDArray[np.int64], NDArray[np.int64], Floats]  # ids of ground truth and tracks, similarities
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,8 @@ def pose_similarities(sequence: DetectionSequence, tracks: Tracks) -> PoseSimila
         if not frame.annotated:
             continue
         true_poses, poses = (_hide_ignored(objects.poses, frame.ignored) for objects in (frame.objects, tracked))
-        if frame.objects.ids is None or tracked.ids is None:
-            raise ValueError("expected tracks with ids")
+        assert frame.objects.ids is not None
+        assert tracked.ids is not None
         true_visible, visible = true_poses[..., 2] > 0, poses[..., 2] > 0
         # with a head of size 0, only distance 0 is correct
         head_sizes = np.maximum(frame.head_sizes, np.finfo(float).tiny)[:, None, None]
@@ -76,15 +74,12 @@ def pose_similarities(sequence: DetectionSequence, tracks: Tracks) -> PoseSimila
 
 
 def _join_frames(frames: Sequence[FrameSimilarities]) -> SequenceSimilarities:
-    return SequenceSimilarities(
-        [ids for ids, _, _ in frames], [ids for _, ids, _ in frames], [similarities for _, _, similarities in frames]
-    )
+    return SequenceSimilarities([f[0] for f in frames], [f[1] for f in frames], [f[2] for f in frames])
 
 
 def _hide_ignored(poses: Floats | None, ignored: Iterable[Floats]) -> Floats:
     """Return a copy of the poses (k, joints, 3) in which joints within ignored polygons are invisible."""
-    if poses is None:
-        raise ValueError("expected tracks with poses")
+    assert poses is not None
     poses = poses.copy()
     for polygon in ignored:
         poses[..., 2] *= ~_inside(poses[..., :2], polygon)

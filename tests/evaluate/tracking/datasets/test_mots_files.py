@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from faster_coco_eval import mask as coco_mask
 
-from mec.evaluate.tracking.datasets.mots_format import (
+from mec.evaluate.tracking.datasets.mots import (
     mask_objects,
     read_mask_rows,
     read_mots_tracks,
@@ -89,12 +89,6 @@ def test_written_masks_are_disjoint(tmp_path: Path) -> None:
     masks = [row.mask for row in read_mask_rows(tmp_path / "a.txt")]
     assert len(masks) == 3
     assert coco_mask.decode(masks).sum(axis=2).max() == 1
-
-
-def test_tracks_without_ids_are_rejected(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected tracks with ids and masks"):
-        write_mots_tracks(tmp_path, "a", [mask_objects([rle(block(0, 0))], np.ones(1))])
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
