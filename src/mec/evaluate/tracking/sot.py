@@ -67,7 +67,7 @@ def sot(
         def track(sequence: BoxSequence, name: str = name) -> Iterator[Box]:
             return track_box(sequence.frames, sequence.ground_truth[0], run.dense, name, corrected)
 
-        tracks[name] = run.track(track, _write, _read, name)
+        tracks[name] = run.track(track, lambda out, s, boxes: write_boxes(out, s.name, np.stack(boxes)), _read, name)
         boxes = {s.name: np.stack(tracks[name](s)) for s in run.sequences}
         for row, values in box_scores(run.sequences, boxes).items():
             scores[f"{name} {row}"] = values
@@ -90,10 +90,6 @@ def sot(
     cells = grid_size(run.dense.stride)
     search = {"search_regions": len(SCALES), "search_size": cells * run.dense.stride, "cells": cells}
     return run.finish(rows, scores, draw, **search)
-
-
-def _write(folder: Path, sequence: BoxSequence, boxes: list[Box]) -> None:
-    write_boxes(folder, sequence.name, np.stack(boxes))
 
 
 def _read(folder: Path, sequence: BoxSequence) -> list[Box]:

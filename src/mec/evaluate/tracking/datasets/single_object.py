@@ -243,17 +243,15 @@ def _invalid(boxes: Boxes) -> NDArray[np.bool_]:
     return np.asarray(~np.isfinite(boxes).all(axis=1) | ~(boxes[:, 2:] > 0).all(axis=1))
 
 
-def write_boxes(folder: Path, name: str, boxes: Boxes) -> Path:
+def write_boxes(folder: Path, name: str, boxes: Boxes) -> None:
     """Write boxes (frames, 4) to ``NAME.txt`` as OTB's toolkits read them: x,y,w,h per line, 1-based, four decimals.
 
     Compute metrics from the boxes that ``read_boxes`` returns, so that rounding is the same in a resumed run.
     """
     if _invalid(boxes.round(DECIMALS)).any():
         raise ValueError(f"boxes: expected finite boxes with an area for {name}")
-    file = folder / f"{name}.txt"
-    with atomic_write(file) as temporary:
+    with atomic_write(folder / f"{name}.txt") as temporary:
         np.savetxt(temporary, boxes + ORIGIN, fmt=f"%.{DECIMALS}f", delimiter=",")
-    return file
 
 
 def read_boxes(folder: Path, name: str) -> Boxes:
