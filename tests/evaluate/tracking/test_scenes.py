@@ -138,9 +138,9 @@ def test_mots_files_are_read_back(scene: Scene, tmp_path: Path) -> None:
 def test_posetrack_davis_and_otb_files_are_read_back(scene: Scene, tmp_path: Path) -> None:
     name = "000007_mpii_test"
     write_posetrack(scene, tmp_path, name)
-    write_davis(scene, tmp_path, name)
+    write_davis(scene, tmp_path / "davis", name)
     write_otb(scene, tmp_path / "otb", name, NEAR)
-    poses, masks = open_pose_detections(tmp_path)[name](), open_mask_sequences(tmp_path)[name]()
+    poses, masks = open_pose_detections(tmp_path)[name](), open_mask_sequences(tmp_path / "davis")[name]()
     boxes = open_box_sequences(tmp_path / "otb")[name]()
     for sequence in (poses, masks, boxes):
         assert all(np.abs(a.astype(int) - b).mean() < 2 for a, b in zip(sequence.frames, scene.frames, strict=True))
