@@ -187,9 +187,10 @@ class TrackingRun(Generic[S]):
                 self.encoder_seconds += encoder_seconds
                 write(folder, sequence, tracks)
                 self.sequences.append(sequence)
-                rate = len(tracks) / seconds
-                speed = f"{rate:.2f} per second, {encoder_seconds / seconds:.0%} of the time in the encoder"
-                logger.info(f"{name} {sequence.name}: {len(tracks):,} frames, {speed}".lstrip())
+                count = f"{len(tracks):,} frame{'s' if len(tracks) != 1 else ''}"
+                speed = f"{len(tracks) / seconds:.2f} per second"
+                encoder_fraction = f"{encoder_seconds / seconds:.0%} of the time in the encoder"
+                logger.info(f"{name} {sequence.name}: {count}, {speed}, {encoder_fraction}".lstrip())
         self._check_usable()
         return read_complete
 

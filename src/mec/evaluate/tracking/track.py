@@ -106,8 +106,8 @@ def track(
     except SequenceError as error:
         raise InputError(f"video: {error}") from error
     frame_rate, encoder_fraction = progress.done / progress.seconds, dense.seconds / progress.seconds
-    speed = f"{frame_rate:.2f} per second, {encoder_fraction:.0%} of the time in the encoder"
-    logger.info(f"{progress.done:,} frames, {speed}")
+    count = f"{progress.done:,} frame{'s' if progress.done != 1 else ''}"
+    logger.info(f"{count}, {frame_rate:.2f} per second, {encoder_fraction:.0%} of the time in the encoder")
     return output
 
 

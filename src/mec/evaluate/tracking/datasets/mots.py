@@ -1,7 +1,4 @@
-"""Reader and writer of MOTSChallenge and KITTI MOTS (Voigtlaender et al. 2019): masks of every pedestrian or car.
-
-Files of masks are text with COCO's run lengths, or instance images.
-"""
+"""Reader and writer of MOTSChallenge and KITTI MOTS (Voigtlaender et al. 2019): masks of every pedestrian or car."""
 
 from __future__ import annotations
 

@@ -96,18 +96,13 @@ def _inside(points: Floats, polygon: Floats) -> NDArray[np.bool_]:
 
 
 def pose_scores(sequences: Mapping[str, PoseSimilarities]) -> Scores:
-    """Compute a row for each of at least one sequence, and "all".
+    """Compute a row for each of at least one sequence, and "all". Undefined values are 0.
 
-    MOTA, MOTP: computed for each kind of joint, from counts summed over the sequences of the row; then the mean over
-        the kinds that occur in the ground truth. MOTP is the mean of 1 minus the distance, in head sizes, of correct
-        joints.
-    MOTA head, MOTA wrist, ...: the same mean over the kinds of joints of a body part.
-    IDF1: computed for each kind of joint in each sequence where it is annotated or tracked; mean over sequences, then
-        over kinds, as in UniTrack.
-    ID switches: summed over all kinds of joints and all sequences, as in UniTrack.
-    person HOTA, person IDF1, person ID switches: computed for whole persons, who match if half of their joints do.
-
-    Undefined values are 0.
+    MOTA and MOTP (the mean of 1 minus the distance, in head sizes, of correct joints) are computed for each kind of
+    joint, from counts summed over the sequences of the row; then the mean over the kinds that occur in the ground
+    truth, or over those of a body part. As in UniTrack, IDF1 is computed for each kind of joint in each sequence where
+    it is annotated or tracked, the mean is over sequences, then over kinds; ID switches are summed over all. Whole
+    persons match if half of their joints do.
     """
     joints = range(len(JOINTS))
     joint_scores = [
