@@ -29,7 +29,7 @@ from mec.evaluate.detection.detectors import DetectorSpec
 from mec.evaluate.detection.metrics import detection_metrics
 from mec.evaluate.detection.schedules import SCHEDULES
 from mec.evaluate.detection.training import detection_trainer, run_detector, train
-from mec.evaluate.drawing.detections import draw_detections
+from mec.evaluate.drawing import draw_detections
 from mec.results import Protocol, Stopwatch
 
 NUM_IMAGES = 8

@@ -37,7 +37,7 @@ from mec.evaluate.detection.detectors import (
 from mec.evaluate.detection.metrics import detection_metrics
 from mec.evaluate.detection.schedules import SCHEDULES, VOC_TRAIN_YEARS
 from mec.evaluate.detection.training import detection_trainer, run_detector, train
-from mec.evaluate.drawing.detections import draw_detections
+from mec.evaluate.drawing import draw_detections
 from mec.evaluate.task import with_baseline
 from mec.files import atomic_write
 from mec.models.encoder import Encoder, EncoderLike
