@@ -22,7 +22,7 @@ import mec
 from image_grid import image_grid
 from machine import write
 from mec.data import read_image
-from mec.embedding.images import pixel_format_of
+from mec.embedding.extract import pixel_format_of
 from mec.engine.progress import METRICS_FILE
 from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections

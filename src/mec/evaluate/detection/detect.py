@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mec.data.dataset import DataLike
-from mec.embedding.images import check_channels, pixel_format_of
+from mec.embedding.extract import check_channels, pixel_format_of
 from mec.engine.checkpoints import latest_checkpoint
 from mec.engine.run_folder import lock_folder, write_or_compare_settings
 from mec.engine.trainer import seeded
