@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mec.data.corrupt import COLUMNS, CorruptImage
-from mec.data.dataset import ImageDataset, read_image
+from mec.data.dataset import DataLike, ImageDataset, read_image
 from mec.data.datasets import open_splits
 from mec.data.loaders import evaluation_loader
 from mec.data.pixels import CorruptImageError
@@ -64,10 +63,7 @@ class AllSplits:
         return [dataset.title(index), label, split][: len(self.columns)]
 
 
-def open_all_splits(
-    data: str | os.PathLike[str], subsample: int | None = None, frame_stride: int | None = None
-) -> AllSplits:
-    """Open every split of a dataset (see ``mec.open_dataset``)."""
+def open_all_splits(data: DataLike, subsample: int | None, frame_stride: int | None) -> AllSplits:
     opened = open_splits(data, frame_stride=frame_stride)
     named = {"train": opened.train, "test": opened.test, "unlabeled": opened.unlabeled}
     splits = {name: dataset for name, dataset in named.items() if dataset is not None}
@@ -227,17 +223,16 @@ class EmbeddingParts:
         with write_output(complete) as path:
             if out.suffix.lower() == ".npy":
                 self._join_npy(path, num_rows)
+                with write_output(out.with_suffix(".csv")) as csv_path, open_csv(csv_path) as add:
+                    add(self.images.columns)
+                    for index in range(len(self.images)):
+                        if index not in reasons:
+                            add(self.images.row(index))
             else:
                 # without dictionaries of paths and embeddings, which are all different
                 with pq.ParquetWriter(path, self.schema, use_dictionary=self.images.columns[1:]) as file:
                     for table in self._blocks():
                         file.write_table(table)
-        if out.suffix.lower() == ".npy":
-            with write_output(out.with_suffix(".csv")) as path, open_csv(path) as add:
-                add(self.images.columns)
-                for index in range(len(self.images)):
-                    if index not in reasons:
-                        add(self.images.row(index))
         complete.replace(out)
         shutil.rmtree(self.folder, ignore_errors=True)
 
