@@ -8,17 +8,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
+from mec.embedding import parts
 from mec.embedding.embed import embed
 from mec.errors import InputError
 from tests.embedding.sized_images import encoder, photographs, read
 
 embed_module = importlib.import_module("mec.embedding.embed")
-writer = importlib.import_module("mec.embedding.writer")
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +104,8 @@ def test_shards_give_the_embeddings_of_the_files(folder: Path, tmp_path: Path, w
 
 def test_memory_is_bounded_by_a_few_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of 3.7 MB: fewer than four of ten are in memory at any time."""
-    for name in ("PART_IMAGES", "BATCH", "BLOCK_ROWS"):
-        monkeypatch.setattr(writer, name, 300)
+    monkeypatch.setattr(parts, "BATCH", 300)
+    monkeypatch.setattr(parts, "BLOCK_PARTS", 1)
     images = np.random.default_rng(0).integers(0, 256, (3_000, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(3_000) % 7)
 
@@ -114,24 +115,31 @@ def test_memory_is_bounded_by_a_few_parts(tmp_path: Path, monkeypatch: pytest.Mo
 
     model = encoder(8)
     model.backbone, model.num_features = Wide(), 3072
-    written = 0
-    write = writer.Part.write
-
-    def counted(self: Any, path: Path) -> None:
-        nonlocal written
-        written += 1
-        write(self, path)
-
-    monkeypatch.setattr(writer.Part, "write", counted)
     tracemalloc.start()
+    arrow = pa.total_allocated_bytes()
+    peaks = []
+    write_part, blocks = parts.EmbeddingParts._write_part, parts.EmbeddingParts._blocks
+
+    def write(self: Any, *arguments: Any) -> None:
+        write_part(self, *arguments)
+        peaks.append(pa.total_allocated_bytes() - arrow)
+
+    def recorded(self: Any) -> Any:
+        for block in blocks(self):
+            peaks.append(pa.total_allocated_bytes() - arrow)
+            yield block
+
+    monkeypatch.setattr(parts.EmbeddingParts, "_write_part", write)
+    monkeypatch.setattr(parts.EmbeddingParts, "_blocks", recorded)
     out = embed(tmp_path / "a.npz", model, tmp_path / "e.npy")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     values = np.load(out, mmap_mode="r")
     assert values.shape == (3_000, 3072)
-    assert written == 10
+    assert len(peaks) == 20
     part_bytes = 300 * 3072 * 4
     assert peak < 4 * part_bytes < values.nbytes / 2
+    assert max(peaks) < 4 * part_bytes
 
 
 @pytest.mark.parametrize(
@@ -157,8 +165,7 @@ def test_bad_arguments_are_refused(
 
 def test_corrupt_images_are_left_out_and_too_many_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embed_module, "FINGERPRINT_IMAGES", 1)
-    monkeypatch.setattr(writer, "PART_IMAGES", 8)
-    monkeypatch.setattr(writer, "BATCH", 8)
+    monkeypatch.setattr(parts, "BATCH", 8)
     folder = photographs(tmp_path / "images", 60, 1)
     names = [folder / "class0" / f"{number:04}.jpg" for number in (3, 5, 35, 55)]
     good = [name.read_bytes() for name in names]

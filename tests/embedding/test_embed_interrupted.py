@@ -1,23 +1,21 @@
 """embed() when it is killed, called again, called with other inputs, or out of disk space."""
 
 import errno
-import importlib
 import os
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from mec.embedding import parts
 from mec.embedding.embed import embed
 from mec.errors import InputError
 from tests.embedding.sized_images import encoder, photographs, read
-
-embed_module = importlib.import_module("mec.embedding.embed")
-writer = importlib.import_module("mec.embedding.writer")
+from tests.evaluate.multi_process import launch
 
 
 @pytest.fixture(scope="module")
@@ -25,54 +23,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return photographs(tmp_path_factory.mktemp("images"), 30)
 
 
-KILLED = """
-import importlib, os, signal, sys
-writer = importlib.import_module("mec.embedding.writer")
-embed = importlib.import_module("mec.embedding.embed")
-from mec.models.encoder import create_encoder
-from mec.models.io import untrained
-writer.PART_IMAGES, writer.BATCH = 32, 8
-data = sys.argv[1]
-for job in sys.argv[2:]:  # each in a forked process, which repeats no imports
-    out, after, workers = job.split(",")
-    if not (child := os.fork()):
-        class EmbeddingWriter(writer.EmbeddingWriter):
-            def _write(self, part):
-                part = super()._write(part)
-                if len(self.files) == int(after):
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return part
-        embed.EmbeddingWriter = EmbeddingWriter
-        embed.embed(data, untrained(create_encoder("test_resnet", 32)), out, workers=int(workers))
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), len(os.listdir(out + ".parts")) if after != "99" else "")
-"""
-
-
-def test_resume_after_sigkill_gives_identical_bytes(tmp_path: Path) -> None:
+def test_resume_after_sigkill_gives_identical_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = photographs(tmp_path / "images", 150)
     (folder / "class1" / "0100.png").write_bytes(b"corrupt")
-    jobs = [f"{tmp_path}/{job}" for job in ("undisturbed.parquet,99,2", "killed.parquet,2,2", "killed.parquet,99,1")]
-    arguments = [sys.executable, "-c", KILLED, str(folder), *jobs]
-    ran = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert ran.stdout.split("\n")[:3] == ["0 ", "-9 4", "0 "], ran.stderr  # two parts and two files
-    assert "resuming: 64 of 150 images are embedded" in ran.stderr
-    for end in (".parquet", ".corrupt.csv"):
+    monkeypatch.setattr(parts, "BATCH", 32)
+    write_part = parts.EmbeddingParts._write_part
+
+    def run(name: str, workers: int, stop_after: int = 0) -> Any:
+        def write(self: Any, part: Any, *arguments: Any) -> None:
+            write_part(self, part, *arguments)
+            if len(list(self.folder.glob("*.parquet"))) == stop_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def work(_: int) -> None:
+            parts.EmbeddingParts._write_part = write  # type: ignore[method-assign]  # in the forked process
+            embed(folder, encoder(), tmp_path / f"{name}.parquet", workers=workers)
+
+        return launch(1, work, tmp_path / "out", lambda *_: {})[0]
+
+    assert run("undisturbed", workers=2).status == 0
+    assert run("killed", workers=2, stop_after=2).status == -signal.SIGKILL
+    assert sorted(p.suffix for p in (tmp_path / "killed.parquet.parts").iterdir()) == [".json", ".parquet", ".parquet"]
+    assert "resuming: 64 of 150 images are embedded" in run("killed", workers=1).err
+    for end in (".parquet", ".corrupt.csv", ".json"):
         assert (tmp_path / f"undisturbed{end}").read_bytes() == (tmp_path / f"killed{end}").read_bytes()
-    ends = (".corrupt.csv", ".json", ".parquet")
-    files = [f"{name}{end}" for name in ("killed", "undisturbed") for end in ends]
-    assert sorted(os.listdir(tmp_path)) == sorted([*files, "images"])
-
-
-def test_slow_runs_write_parts_after_a_time_limit(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer, "BATCH", 10)
-    monkeypatch.setattr(writer, "PART_SECONDS", 0)
-    monkeypatch.setattr(embed_module, "_assemble", lambda *_: None)
-    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
-    embed(folder, encoder(), tmp_path / "e.npy", workers=0)
-    assert len(list((tmp_path / "e.npy.parts").glob("*.safetensors"))) == 3
+    assert len(list(tmp_path.glob("killed*"))) == 3
 
 
 def test_existing_file_is_kept_and_other_inputs_are_refused(
@@ -117,17 +92,15 @@ def test_full_disk_is_an_error_and_the_call_can_be_repeated(
         ):
             embed(folder, encoder(), tmp_path / "e.parquet", workers=0)
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(
-            InputError, match=r"^out: .*000000-0-\d+.safetensors cannot be written \(No space left on device"
-        ):
+        patch.setattr(pq.ParquetWriter, "write_table", full)
+        with pytest.raises(InputError, match=r"^out: .*000000.parquet cannot be written \(No space left on device"):
             embed(folder, encoder(), tmp_path / "e.parquet", workers=0)
     with monkeypatch.context() as patch:
-        patch.setattr(pq.ParquetWriter, "write_table", full)
+        patch.setattr(parts.EmbeddingParts, "_blocks", full)
         with pytest.raises(InputError, match=r"^out: .*complete cannot be written \(No space left on device"):
             embed(folder, encoder(), tmp_path / "e.parquet", workers=0)
     assert "e.parquet" not in os.listdir(tmp_path)

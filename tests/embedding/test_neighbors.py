@@ -1,9 +1,19 @@
+import shutil
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
+from mec.data.image_grid import SIDE
 from mec.embedding import neighbors
-from mec.embedding.neighbors import nearest
+from mec.embedding.embed import embed
+from mec.embedding.neighbors import centered, groups_of, nearest, similar_pairs
+from mec.errors import InputError
+from mec.models.encoder import create_encoder
+from mec.models.io import load_encoder, untrained
 
 
 def reference_neighbors(queries: np.ndarray, bank: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -43,3 +53,136 @@ def test_memory_is_bounded_by_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "topk", recording)
     nearest(torch.randn(3000, 4), torch.randn(20_000, 4), 5)
     assert largest <= neighbors.BANK_ROWS * neighbors.QUERY_ROWS
+
+
+def reference_pairs(values: np.ndarray, similarity: float) -> tuple[dict[tuple[int, int], float], np.ndarray]:
+    """Compute pairs and scores one image at a time, in float64."""
+    x = values.astype(np.float64) - values.astype(np.float64).mean(axis=0)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    pairs, scores = {}, []
+    for i, row in enumerate(x):
+        cosines = x @ row
+        cosines[i] = -np.inf
+        nearest = np.argsort(-cosines)[: min(10, len(x) - 1)]
+        scores.append(1 - cosines[nearest].mean())
+        pairs |= {(min(i, int(j)), max(i, int(j))): cosines[j] for j in nearest if cosines[j] >= similarity}
+    return pairs, np.array(scores)
+
+
+def test_pairs_and_scores_match_the_float64_reference() -> None:
+    rng = np.random.default_rng(0)
+    values = (5 + rng.normal(size=(40, 16))).repeat(5, axis=0) + 0.1 * rng.normal(size=(200, 16))
+    values = values.astype(np.float32)
+    values[150] = values[10]
+    table = centered(lambda: iter(np.array_split(values, 7)), 200)
+    pairs, similarity, scores = similar_pairs(table, 0.98)
+    expected, distances = reference_pairs(values, 0.98)
+    assert 100 < len(expected) < 1000
+    assert dict(zip(map(tuple, pairs.tolist()), similarity, strict=True)) == pytest.approx(expected, abs=2e-6)
+    assert (np.diff(similarity) <= 0).all()
+    assert (pairs[0].tolist(), similarity[0]) == ([10, 150], 1.0)
+    np.testing.assert_allclose(scores, distances, atol=2e-6)
+
+
+def test_copies_of_an_image_are_one_group() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(300, 32)).astype(np.float32)
+    values[50:150] = values[50]
+    pairs, similarity, _ = similar_pairs(centered(lambda: iter([values]), 300), 1.0)
+    assert set(pairs.ravel().tolist()) == set(range(50, 150))
+    assert (similarity == 1).all()
+    assert set(groups_of(pairs, 300).tolist()) == {1}
+
+
+def test_a_dataset_of_one_image_many_times() -> None:
+    values = np.full((20, 8), 3.7, dtype=np.float32) * (1 + 1e-7 * np.random.default_rng(0).normal(size=(20, 8)))
+    pairs, similarity, scores = similar_pairs(centered(lambda: iter([values.astype(np.float32)]), 20), 0.95)
+    assert set(pairs.ravel().tolist()) == set(range(20))
+    np.testing.assert_allclose(similarity, 1, atol=1e-4)
+    np.testing.assert_allclose(scores, 0, atol=1e-4)
+
+
+def test_fewer_than_three_images_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((1, 16, 16), dtype=np.uint8))
+    encoder = untrained(create_encoder("test_resnet", 16))
+    assert len(pd.read_parquet(embed(tmp_path / "a.npz", encoder, tmp_path / "e.parquet"))) == 1
+    with pytest.raises(InputError, match=r"near_duplicates, outliers: expected at least 3 images, got 1"):
+        embed(tmp_path / "a.npz", encoder, tmp_path / "e.parquet", near_duplicates=True)
+
+
+def test_groups_are_connected_pairs_in_order_of_occurrence() -> None:
+    pairs = np.array([[7, 9], [0, 1], [8, 9], [3, 4], [1, 2]])
+    assert groups_of(pairs, 10).tolist() == [1, 2, 1, 3, 2]
+    assert groups_of(np.empty((0, 2), dtype=np.int64), 10).tolist() == []
+
+
+def test_lists_name_the_splits(tmp_path: Path) -> None:
+    """One train image is also a test image: the split columns show it."""
+    rng = np.random.default_rng(0)
+    train = np.kron(rng.integers(0, 256, (40, 3, 3, 3)), np.ones((1, 4, 4, 1))).astype(np.uint8)
+    test = np.kron(rng.integers(0, 256, (8, 3, 3, 3)), np.ones((1, 4, 4, 1))).astype(np.uint8)
+    test[5] = train[21]
+    arrays = {"train_images": train, "train_labels": np.arange(40) % 4, "test_images": test}
+    np.savez(tmp_path / "a.npz", **arrays, test_labels=np.arange(8) % 4)
+    encoder = untrained(create_encoder("test_resnet", 12))
+    lists = {}
+    for name in ("e.parquet", "f.npy"):
+        embed(tmp_path / "a.npz", encoder, tmp_path / name, True, True, 0.9999)
+        pairs = lists[name] = pd.read_csv(tmp_path / f"{name[0]}.near-duplicates.csv")
+        assert pairs.columns.tolist() == ["group", "similarity", "path", "other", "split", "other_split"]
+        assert pairs.iloc[0].tolist() == [1, 1.0, "a[21]", "a[5]", "train", "test"]
+        outliers = pd.read_csv(tmp_path / f"{name[0]}.outliers.csv")
+        assert outliers.columns.tolist() == ["score", "path", "label", "split"]
+        assert len(outliers) == 12  # a quarter
+        assert outliers.score.is_monotonic_decreasing
+    pd.testing.assert_frame_equal(*lists.values())
+
+
+def test_no_duplicates_give_an_empty_list_and_remove_the_old_sheet(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
+    images[3] = images[7]
+    encoder, out = untrained(create_encoder("test_resnet", 16)), tmp_path / "e.parquet"
+    np.savez(tmp_path / "a.npz", images=images)
+    embed(tmp_path / "a.npz", encoder, out, near_duplicates=True, similarity=1.0)
+    assert "2 near-duplicates in 1 groups" in capsys.readouterr().err
+    assert Image.open(tmp_path / "e.near-duplicates.png").width > 2 * SIDE
+    np.savez(tmp_path / "a.npz", images=images[:7])
+    out.unlink()
+    (tmp_path / "e.json").unlink()
+    embed(tmp_path / "a.npz", encoder, out, near_duplicates=True, similarity=1.0)
+    assert (tmp_path / "e.near-duplicates.csv").read_text().split() == ["group,similarity,path,other"]
+    assert not (tmp_path / "e.near-duplicates.png").exists()
+    assert "is empty" in capsys.readouterr().err
+    (tmp_path / "e.outliers.csv").mkdir()
+    with pytest.raises(InputError, match=r"^out: .*e.outliers.csv cannot be written \(Is a directory"):
+        embed(tmp_path / "a.npz", encoder, out, outliers=True)
+
+
+def test_copies_of_photographs_are_found(real_data: Path, tmp_path: Path) -> None:
+    """Copied, recompressed and scaled photographs are paired with their original."""
+    photographs, folder = real_data / "caltech101" / "101_ObjectCategories", tmp_path / "images"
+    if not photographs.is_dir():
+        pytest.skip(f"no photographs in {photographs}")
+    copies = {}
+    for name in ("accordion", "binocular", "butterfly", "starfish"):
+        (folder / name).mkdir(parents=True)
+        files = sorted((photographs / name).glob("*.jpg"))[:20]
+        for number, file in enumerate(files):
+            shutil.copy(file, folder / name)
+            copy, image = folder / name / f"other{number}.jpg", Image.open(file)
+            if number == 0:
+                shutil.copy(file, copy)
+            elif number == 1:
+                image.save(copy, quality=50)
+            elif number == 2:
+                image.resize((image.width * 3 // 4, image.height * 3 // 4)).save(copy, quality=95)
+            if number < 3:
+                copies[str(folder / name / file.name)] = str(copy)
+    embed(folder, load_encoder("resnet18", image_size=96), tmp_path / "e.parquet", True, True, 0.9, workers=0)
+    pairs = pd.read_csv(tmp_path / "e.near-duplicates.csv")
+    assert set(copies.items()) <= set(zip(pairs.path, pairs.other, strict=True))
+    assert set(pairs.path[pairs.similarity == 1]) >= {path for path in copies if copies[path].endswith("other0.jpg")}
+    for kind in ("near-duplicates", "outliers"):
+        assert np.asarray(Image.open(tmp_path / f"e.{kind}.png")).std() > 20

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from mec import contact_sheet
+from mec.data.image_grid import LINE, MARGIN, ROW, SIDE
 from mec.errors import InputError
 from mec.pretraining import Recipe
-from mec.pretraining.contact_sheet import CELL, LINE, MARGIN
 from tests.data.transforms.test_geometry import photograph
 
 
@@ -19,11 +19,11 @@ def test_each_readable_image_has_a_row_and_the_seed_sets_its_views(tmp_path: Pat
     (data / "corrupt.jpg").write_bytes(b"")
     out = contact_sheet(data, tmp_path / "sheet.png", Recipe(image_size=32), images=3, pairs=2)
     sheet = np.asarray(Image.open(out))
-    assert sheet.shape[0] == 2 * MARGIN + LINE + 3 * (CELL + LINE)
-    assert sheet.shape[1] > 5 * CELL
+    assert sheet.shape[0] == 2 * MARGIN + 3 * ROW
+    assert sheet.shape[1] > 5 * SIDE
     for row in range(3):
-        top = MARGIN + LINE + row * (CELL + LINE)
-        assert sheet[top : top + CELL].std() > 20
+        top = MARGIN + LINE + row * ROW
+        assert sheet[top : top + SIDE].std() > 20
     again = contact_sheet(data, tmp_path / "again.png", Recipe(image_size=32), images=3, pairs=2)
     assert np.array_equal(np.asarray(Image.open(again)), sheet)
     other = contact_sheet(data, tmp_path / "other.png", Recipe(image_size=32, seed=1), images=3, pairs=2)

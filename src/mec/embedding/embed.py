@@ -5,20 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mec.data.corrupt import COLUMNS
 from mec.data.dataset import DataLike, describe, evenly_spaced
 from mec.data.pixels import CorruptImageError
-from mec.distributed import ProcessGroup, process_group
-from mec.embedding.images import pixel_format_of
-from mec.embedding.neighbor_lists import list_neighbors
-from mec.embedding.table import NPY, PARQUET, AllSplits, EmbeddingTable, open_all_splits, open_csv, write_output
-from mec.embedding.writer import EmbeddingWriter
+from mec.distributed import process_group
+from mec.embedding.extract import pixel_format_of
+from mec.embedding.neighbors import EmbeddingTable, list_neighbors
+from mec.embedding.parts import AllSplits, EmbeddingParts, open_all_splits, write_output
 from mec.errors import InputError
 from mec.models.encoder import Encoder, EncoderLike
 from mec.models.io import load_encoder
@@ -52,8 +49,8 @@ def embed(
         encoder: an Encoder, a run folder, a file of weights or a timm name.
         out: FILE.parquet, or FILE.npy with paths and labels in FILE.csv.
         near_duplicates: list pairs of similar images in STEM.near-duplicates.csv and draw some in .png.
-        outliers: list the 1 % of the images, at least 20, that are farthest from all others in STEM.outliers.csv and
-            draw some in .png.
+        outliers: list the 1 % of the images (at least 20, or a quarter if that is less) that are farthest from all
+            others in STEM.outliers.csv and draw some in .png.
         similarity: smallest cosine similarity of near-duplicates, of embeddings minus their mean.
         subsample: keep every n-th image of the dataset; null: all.
         frame_stride: keep every n-th frame of a video; null: one frame per second.
@@ -67,7 +64,7 @@ def embed(
             full disk; or more than a twentieth of the images are corrupt.
     """
     out = Path(out).expanduser()
-    _check(out, similarity, subsample, frame_stride, workers)
+    _check(out, similarity, subsample, workers)
     with process_group() as group:
         with group.local_rank_zero_first():
             encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
@@ -79,7 +76,12 @@ def embed(
         if len(set(group.all_gather(fingerprint))) > 1:
             raise InputError(f"data, encoder: {data} or {encoder.description} differs between the processes")
         if not group.broadcast(out.exists()):
-            _write_embeddings(images, encoder, out, inputs, workers, group)
+            parts = EmbeddingParts(images, encoder, out.with_name(f"{out.name}.parts"))
+            if group.rank == 0:
+                _create_parts_folder(out, parts.folder, inputs)
+            parts.write(workers, group)
+            if group.rank == 0:
+                parts.join(out, inputs)
         elif group.rank == 0:
             _check_inputs(out.with_suffix(".json"), inputs, out)
             logger.info(f"{out} exists already")
@@ -90,33 +92,16 @@ def embed(
     return out
 
 
-def _write_embeddings(
-    images: AllSplits, encoder: Encoder, out: Path, inputs: dict[str, str], workers: int | None, group: ProcessGroup
-) -> None:
-    parts = out.with_name(f"{out.name}.parts")
-    if group.rank == 0:
-        _create_parts_folder(out, parts, inputs)
-    group.barrier()
-    writer = EmbeddingWriter(images, encoder, parts, workers, group)
-    writer.run()
-    if group.rank == 0:
-        _assemble(writer, out, inputs)
-        shutil.rmtree(parts, ignore_errors=True)
-
-
-def _check(out: Path, similarity: float, subsample: int | None, frame_stride: int | None, workers: int | None) -> None:
-    if out.suffix.lower() not in (PARQUET, NPY):
+def _check(out: Path, similarity: float, subsample: int | None, workers: int | None) -> None:
+    if out.suffix.lower() not in (".parquet", ".npy"):
         raise InputError(f"out: expected a name that ends with .parquet or .npy, got {out}")
     if out.is_dir():
         raise InputError(f"out: expected a file name, got the folder {out}")
     if not 0 < similarity <= 1:
         raise InputError(f"similarity: expected a number above 0 and at most 1, got {similarity}")
-    if subsample is not None and subsample < 1:
-        raise InputError(f"subsample: expected at least 1, got {subsample}")
-    if frame_stride is not None and frame_stride < 1:
-        raise InputError(f"frame_stride: expected at least 1, got {frame_stride}")
-    if workers is not None and workers < 0:
-        raise InputError(f"workers: expected at least 0, got {workers}")
+    for name, value, minimum in (("subsample", subsample, 1), ("workers", workers, 0)):
+        if value is not None and value < minimum:
+            raise InputError(f"{name}: expected at least {minimum}, got {value}")
 
 
 def _fingerprint(images: AllSplits, encoder: Encoder, subsample: int | None, frame_stride: int | None) -> str:
@@ -161,25 +146,9 @@ def _create_parts_folder(out: Path, parts: Path, inputs: dict[str, str]) -> None
     if parts.exists() and (not parts.is_dir() or any(not p.name.startswith(".") for p in parts.iterdir())):
         _check_inputs(parts / INPUTS, inputs, parts)
         return
-    suffixes = [".json", ".corrupt.csv", *([".csv"] if out.suffix.lower() == NPY else [])]
-    for path in (out.with_name(out.stem + suffix) for suffix in suffixes):
+    suffixes = [".json", ".corrupt.csv", *([".csv"] if out.suffix.lower() == ".npy" else [])]
+    for path in map(out.with_suffix, suffixes):
         if path.exists():
             raise InputError(f"out: {path} exists, and {out} would overwrite it; choose another name")
     with write_output(parts / INPUTS) as path:
         path.write_text(json.dumps(inputs) + "\n")
-
-
-def _assemble(writer: EmbeddingWriter, out: Path, inputs: dict[str, str]) -> None:
-    """Join the parts into one file in the order of the dataset, and write its sibling files."""
-    images, indices = writer.images, np.flatnonzero(writer.part_row >= 0)
-    table = EmbeddingTable(out, images, indices, pixel_format_of(writer.encoder))
-    if len(indices) < len(images):
-        with write_output(table.sibling("corrupt.csv")) as path, open_csv(path) as add:
-            add(COLUMNS)
-            for row in writer.corrupt_images():
-                add(row)
-    width = writer.encoder.num_features
-    counts = {"images": len(indices), "features": width, "corrupt": np.flatnonzero(writer.part_row < 0).tolist()}
-    with write_output(table.sibling("json")) as path:
-        path.write_text(json.dumps(inputs | counts) + "\n")
-    table.write(writer.blocks(indices), width, writer.folder / "complete")

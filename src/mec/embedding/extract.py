@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable
@@ -10,23 +11,96 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mec.data.dataset import ImageDataset
+from mec.data.analysis import load_into_memory, sample_images
+from mec.data.corrupt import CorruptImage, CorruptLog
+from mec.data.dataset import DataLike, ImageDataset
 from mec.data.loaders import evaluation_loader, training_loader
+from mec.data.pixels import PixelFormat
 from mec.data.transforms.crop import Batch
 from mec.data.transforms.multi_view import MultiView
 from mec.data.transforms.view_settings import ViewSettings
 from mec.distributed import SINGLE_PROCESS, ProcessGroup
-from mec.embedding.images import BATCH, log_corrupt, merge_corrupt_logs, new_corrupt_log, pixel_format_of
-from mec.embedding.neighbors import best_device
 from mec.engine.progress import ProgressBar
 from mec.errors import InputError
 from mec.models.encoder import Encoder
 
+logger = logging.getLogger("mec")
+
+BATCH = 256
+"""Images embedded at once."""
 CROP = ViewSettings(crop_scale=(0.08, 1.0), color_jitter=0.0, grayscale=0.0, blur=0.0, solarize=0.0)
 """RandomResizedCrop and flip with torchvision's defaults, on which the published protocols train classifiers."""
+MAX_CORRUPT = 0.05
+"""Fraction of corrupt images above which an evaluation ends with an error."""
 MAX_RAM_BYTES = 4 * 2**30
 """Size of a feature table above which it is mapped from a temporary file."""
 MOVED_ROWS = 8192
+
+
+def best_device() -> torch.device:
+    """Return the first GPU, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pixel_format_of(encoder: Encoder) -> PixelFormat:
+    """Return the pixel format that the encoder was trained on."""
+    return PixelFormat(encoder.spec.channels, encoder.spec.value_range, encoder.spec.background)
+
+
+def check_channels(dataset: ImageDataset, encoder: Encoder, data: DataLike) -> None:
+    """Raise InputError if the images cannot be converted to the channels of the encoder."""
+    expected = encoder.spec.channels
+    channels = next(sample_images(dataset, 8, lambda opened: opened.raw(pixel_format_of(encoder)))).shape[2]
+    if channels not in (expected, 1) and (channels, expected) != (3, 1):  # color to gray and gray to color convert
+        raise InputError(
+            f"encoder: {encoder.description} takes {expected} channels, the images of {data} have {channels}"
+        )
+
+
+def in_memory(dataset: ImageDataset, pixel_format: PixelFormat, group: ProcessGroup = SINGLE_PROCESS) -> ImageDataset:
+    """Decode this process's slice of small images into memory, without the corrupt ones, which are logged.
+
+    Large images stay where they are.
+    """
+    corrupt_log = new_corrupt_log(len(dataset), group)
+    if group.world_size > 1:
+        dataset = dataset.subset(np.arange(len(dataset))[group.slice(len(dataset), BATCH)])
+    try:
+        decoded, corrupt = load_into_memory(dataset, pixel_format) if len(dataset) else (dataset, [])
+    except InputError:  # every image is corrupt: an error, unless other processes have readable ones
+        if group.world_size == 1:
+            raise
+        decoded, corrupt = dataset, []
+    corrupt_log.add(corrupt, len(dataset))
+    log_corrupt(corrupt_log, group)
+    return decoded
+
+
+def new_corrupt_log(num_images: int, group: ProcessGroup) -> CorruptLog:
+    """Return an empty log for ``num_images``, which one process or several read."""
+    corrupt_log = CorruptLog(MAX_CORRUPT, num_images)
+    if group.world_size > 1:
+        # one process may read all corrupt images: the limit is a fraction of all images, not of this process's slice
+        corrupt_log.add([], num_images)
+    return corrupt_log
+
+
+def log_corrupt(corrupt_log: CorruptLog, group: ProcessGroup = SINGLE_PROCESS) -> None:
+    """Join the logs of all processes; log the number of corrupt images and the first of them.
+
+    Raises:
+        InputError: there are too many in total.
+    """
+    reasons = corrupt_log.reasons
+    if group.world_size > 1:
+        merged = CorruptLog(corrupt_log.max_fraction, corrupt_log.num_images)
+        for reasons_of_rank in group.all_gather(reasons):
+            merged.add([CorruptImage(*item) for item in reasons_of_rank.items()], merged.num_images)
+        reasons = merged.reasons
+    if reasons:
+        title, reason = next(iter(reasons.items()))
+        plural = "s" if len(reasons) > 1 else ""
+        logger.info(f"skipped {len(reasons):,} corrupt image{plural}; the first: {title}: {reason}")
 
 
 def extract(
@@ -62,33 +136,30 @@ def extract_crops(
     The processes of ``group`` share the work; rank 0 gets all rows.
     """
     views, pixel_format, device = MultiView(encoder.image_size, [CROP], seed), pixel_format_of(encoder), best_device()
-    features, labels = feature_function(encoder, device), labels_of(dataset)
+    features = feature_function(encoder, device)
     own = group.slice(len(dataset), BATCH)
     corrupt_log = new_corrupt_log(len(dataset), group)
     # keyed by the index in the whole dataset: the crops do not depend on the number of processes
     keys = [[(0, i) for i in range(s, min(s + BATCH, own.stop))] for s in range(own.start, own.stop, BATCH)]
     loader = training_loader(dataset, views, keys, pixel_format, device, workers)
     table = feature_table(own.stop - own.start, encoder.num_features, torch.float32)
-    row_labels = torch.empty(len(table), dtype=torch.int64)
+    sources = torch.empty(len(table), dtype=torch.int64)
     with ProgressBar(label, len(dataset)) as progress:
         for batch in loader:
             corrupt_log.add(batch.corrupt, len(batch.indices))
             (x,) = views(batch.images, batch.indices, batch.epoch)
             rows = torch.from_numpy(batch.indices) - own.start
-            table[rows], row_labels[rows] = features(x).cpu(), labels[torch.from_numpy(batch.source_indices)]
+            table[rows], sources[rows] = features(x).cpu(), torch.from_numpy(batch.source_indices)
             progress.advance(len(x) * group.world_size)
-    log_corrupt(merge_corrupt_logs(corrupt_log, group))
-    return _gather(table, row_labels, group)
+    log_corrupt(corrupt_log, group)
+    return with_labels(dataset, table, sources, group)
 
 
 def with_labels(dataset: ImageDataset, features: Tensor, indices: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor]:
     """Return features (n, d) of the images ``indices`` (n,) and their labels; rank 0 gets those of all processes."""
-    return _gather(features, labels_of(dataset)[indices], group)
-
-
-def _gather(features: Tensor, labels: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor]:
+    labels = labels_of(dataset)[indices, None]
     features = group.gather_rows(features, lambda n, d: feature_table(n, d, torch.float32))
-    return features, group.gather_rows(labels[:, None], lambda n, d: torch.empty(n, d, dtype=torch.int64))[:, 0]
+    return features, group.gather_rows(labels, lambda n, d: torch.empty(n, d, dtype=torch.int64))[:, 0]
 
 
 def labels_of(dataset: ImageDataset) -> Tensor:
@@ -136,10 +207,7 @@ def apply_to_images(
                 table[indices], readable[indices] = outputs, True
             # assumes that the other processes are about as far
             progress.advance((len(batch.indices) + len(batch.corrupt)) * group.world_size)
-    corrupt_log = merge_corrupt_logs(corrupt_log, group)
-    if len(corrupt_log) == corrupt_log.num_images:
-        raise InputError("data: no image can be read")
-    log_corrupt(corrupt_log)
+    log_corrupt(corrupt_log, group)
     if table is None:  # no readable image in this process's slice
         return torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
     indices = readable.nonzero()[:, 0]

@@ -1,27 +1,48 @@
-"""Nearest neighbors by cosine similarity among any number of features, in bounded memory."""
+"""Nearest neighbors of features; near-duplicates and outliers of embeddings, listed in a .csv and drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
+
+from mec.data.dataset import read_image
+from mec.data.image_grid import SIDE, Cell, image_grid
+from mec.data.pixels import CorruptImageError, PixelFormat, pad_to_square
+from mec.embedding.extract import best_device, feature_table
+from mec.embedding.parts import AllSplits, open_csv, write_output
+from mec.engine.progress import ProgressBar
+from mec.errors import InputError
+
+logger = logging.getLogger("mec")
 
 BANK_ROWS, QUERY_ROWS = 8192, 1024
 """Block of the similarity matrix that is held at a time: 32 MiB."""
-
-
-def best_device() -> torch.device:
-    """Return the first GPU, or the CPU where there is none."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+BLOCK_ROWS = 8192
+"""Embeddings read at a time."""
+NEIGHBORS = 10
+NOISE_FLOOR = 1e-4
+"""Distance from the mean below which an embedding is rounding noise, as a fraction of the norm of embeddings."""
+OUTLIER_FRACTION, MIN_OUTLIERS = 0.01, 20
+MAX_DRAWN, IMAGES_PER_ROW = 24, 8
 
 
 @torch.no_grad()
 def nearest(
     queries: Tensor, bank: Tensor, k: int, progress: Callable[[int], None] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the ``k`` most similar rows of a bank for each query.
+    """Return cosines (n, k), descending, and rows (n, k) of the ``k`` most similar rows of a bank for each query.
 
     The search is exact. Blocks of the bank pass through the device once; the k best so far stay on the CPU.
 
@@ -30,9 +51,6 @@ def nearest(
         bank: (b, d), on the CPU; may be memory-mapped.
         k: neighbors per query, at most b.
         progress: called with the number of bank rows just compared.
-
-    Returns:
-        Cosine similarities (n, k), descending, and row indices of the bank (n, k), both on the CPU.
     """
     device = best_device()
     similarity = torch.full((len(queries), k), -torch.inf)
@@ -50,3 +68,164 @@ def nearest(
         if progress is not None:
             progress(len(block))
     return similarity, rows
+
+
+@dataclass(frozen=True)
+class EmbeddingTable:
+    """An embedding file, and the images ``indices`` (n,) of its rows."""
+
+    file: Path
+    images: AllSplits
+    indices: NDArray[np.int64]
+    pixel_format: PixelFormat
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def row(self, row: int) -> list[str | None]:
+        """Return path, label and split of the image of a row."""
+        return self.images.row(int(self.indices[row]))
+
+    def image(self, row: int) -> Image.Image:
+        """Return the image of a row for a grid."""
+        _, dataset, index = self.images.locate(int(self.indices[row]))
+        try:
+            return pad_to_square(read_image(dataset, index, self.pixel_format), SIDE)
+        except CorruptImageError:  # it has changed since it was embedded
+            return Image.new("RGB", (SIDE, SIDE), "white")
+
+    def embeddings(self) -> Iterator[NDArray[np.float32]]:
+        """Yield the embeddings in blocks (m, d), read from the file."""
+        if self.file.suffix.lower() == ".npy":
+            mapped = np.load(self.file, mmap_mode="r")
+            yield from (np.asarray(mapped[start : start + BLOCK_ROWS]) for start in range(0, len(mapped), BLOCK_ROWS))
+            return
+        with pq.ParquetFile(self.file) as table:
+            for batch in table.iter_batches(BLOCK_ROWS, columns=["embedding"]):
+                column = batch.column(0)
+                yield column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+
+
+def list_neighbors(table: EmbeddingTable, near_duplicates: bool, outliers: bool, similarity: float) -> None:
+    """Write STEM.near-duplicates.csv and .png, and STEM.outliers.csv and .png, beside an embedding file.
+
+    Both come from the 10 nearest neighbors of each image. ``similarity`` is the smallest cosine of near-duplicates.
+    """
+    if len(table) < 3:
+        raise InputError(f"near_duplicates, outliers: expected at least 3 images, got {len(table)} in {table.file}")
+    pairs, similarities, scores = similar_pairs(centered(table.embeddings, len(table)), similarity)
+    if near_duplicates:
+        _list_near_duplicates(table, pairs, similarities)
+    if outliers:
+        _list_outliers(table, scores)
+
+
+def centered(blocks: Callable[[], Iterator[NDArray[np.float32]]], rows: int) -> Tensor:
+    """Subtract the mean and normalize: embeddings (rows, d), read twice -> (rows, d + 1) float32 of length 1.
+
+    Embeddings of most encoders share a large mean, which would make all cosines alike. The last column is a constant
+    noise floor: embeddings equal to the mean up to rounding, whose directions are noise, become equal.
+    """
+    total, squares = np.zeros(1), 0.0
+    for block in blocks():
+        exact = block.astype(np.float64)
+        total, squares = total + exact.sum(axis=0), squares + float((exact**2).sum())
+    mean, floor = torch.from_numpy(total / rows), NOISE_FLOOR * (squares / rows) ** 0.5 or 1.0
+    table, start = feature_table(rows, len(mean) + 1, torch.float32), 0
+    for block in blocks():
+        padded = F.pad(torch.from_numpy(block.astype(np.float64)) - mean, (0, 1), value=floor)
+        table[start : start + len(padded)] = F.normalize(padded, dim=1).float()
+        start += len(padded)
+    return table
+
+
+def similar_pairs(
+    table: Tensor, similarity: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Find pairs of similar rows among the nearest neighbors of every row of a table (n, d) of rows of length 1.
+
+    Returns:
+        Pairs of rows (p, 2), i < j, most similar first; their cosines (p,), at least ``similarity``; and the mean
+        cosine distance (n,) of each row to its nearest neighbors.
+    """
+    n = len(table)
+    k = min(NEIGHBORS, n - 1)
+    with ProgressBar("neighbors", n, unit="") as progress:
+        values, rows = nearest(table, table, k + 1, progress=progress.advance)
+    other = rows != torch.arange(n)[:, None]
+    other[other.all(dim=1), -1] = False  # more than k equal rows: the row itself is not among its k + 1 nearest
+    values, rows = values[other].view(-1, k), rows[other].view(-1, k)
+    scores = 1 - values.double().mean(dim=1).numpy()
+    near = (values >= similarity - 1e-4).nonzero()
+    pairs = np.unique(torch.stack([near[:, 0], rows[near[:, 0], near[:, 1]]], dim=1).sort(dim=1).values.numpy(), axis=0)
+    exact = np.empty(len(pairs))
+    for start in range(0, len(pairs), BLOCK_ROWS):
+        first, second = (table[torch.from_numpy(side)].double() for side in pairs[start : start + BLOCK_ROWS].T)
+        # computed from the distance, which is exactly 0 for equal rows
+        exact[start : start + BLOCK_ROWS] = 1 - (first - second).square().sum(dim=1).numpy() / 2
+    exact = exact.round(6)
+    order = np.argsort(-exact, kind="stable")
+    order = order[exact[order] >= similarity]
+    return pairs[order], exact[order], scores
+
+
+def groups_of(pairs: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return the group (p,) of each pair (p, 2) of ``count`` rows: connected pairs, numbered from 1 in order of first
+    occurrence."""
+    graph = coo_array((np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    component = connected_components(graph, directed=False)[1][pairs[:, 0]]
+    _, first, inverse = np.unique(component, return_index=True, return_inverse=True)
+    groups: NDArray[np.int64] = first.argsort().argsort()[inverse] + 1
+    return groups
+
+
+def _list_near_duplicates(table: EmbeddingTable, pairs: NDArray[np.int64], similarities: NDArray[np.float64]) -> None:
+    groups = groups_of(pairs, len(table))
+    path = table.file.with_suffix(".near-duplicates.csv")
+    with write_output(path) as temporary, open_csv(temporary) as add:
+        splits = ["split", "other_split"] if len(table.images.splits) > 1 else []
+        add(["group", "similarity", "path", "other", *splits])
+        for group, similarity, (i, j) in zip(groups.tolist(), similarities.tolist(), pairs.tolist(), strict=True):
+            (title, _, *split), (other, _, *other_split) = table.row(i), table.row(j)
+            add([group, f"{similarity:.6f}", title, other, *split, *other_split])
+    # draw the closest pair of a group, for groups from the whole range of similarities: the threshold becomes visible
+    closest = np.unique(groups, return_index=True)[1]
+    drawn = closest[np.unique(np.linspace(0, len(closest) - 1, min(MAX_DRAWN, len(closest))).astype(int))]
+    sizes = [len(np.unique(pairs[groups == groups[p]])) for p in drawn]
+    captions = [f"{similarities[p]:.3f}, group {groups[p]}: {n} images" for p, n in zip(drawn, sizes, strict=True)]
+    png = _draw(table, path.with_suffix(".png"), captions, pairs[drawn])
+    count = f"{len(np.unique(pairs)):,} near-duplicates in {len(closest):,} groups"
+    logger.info(f"{count}, listed in {path}; {png} shows some" if png else f"{count}; {path} is empty")
+
+
+def _list_outliers(table: EmbeddingTable, scores: NDArray[np.float64]) -> None:
+    count = max(round(OUTLIER_FRACTION * len(scores)), min(MIN_OUTLIERS, -(-len(scores) // 4)))
+    rows = np.argsort(-scores, kind="stable")[:count]
+    path = table.file.with_suffix(".outliers.csv")
+    with write_output(path) as temporary, open_csv(temporary) as add:
+        add(["score", *table.images.columns])
+        for row in rows.tolist():
+            add([f"{scores[row]:.6f}", *table.row(row)])
+    drawn = rows[:MAX_DRAWN]
+    captions = [f"{scores[row]:.3f} {table.row(row)[1] or ''}" for row in drawn]
+    png = _draw(table, path.with_suffix(".png"), captions, drawn[:, None])
+    logger.info(f"{count:,} outliers, listed in {path}; {png} shows the first")
+
+
+def _draw(table: EmbeddingTable, path: Path, captions: list[str], rows: NDArray[np.int64]) -> Path | None:
+    """Draw cells of images ``rows`` (cells, images side by side) with their captions. Return the path, None without
+    cells, after an old file of that name has been removed."""
+    if not len(rows):
+        path.unlink(missing_ok=True)
+        return None
+    # loaded in ascending order, which is fast for shards
+    images = {row: table.image(row) for row in np.unique(rows).tolist()}
+    names = {row: "/".join(Path(table.row(row)[0] or "").parts[-2:]) for row in images}
+    cells = [
+        Cell(caption, [images[row] for row in cell], [names[row] for row in cell])
+        for caption, cell in zip(captions, rows.tolist(), strict=True)
+    ]
+    grid = image_grid(cells, min(len(cells), IMAGES_PER_ROW // rows.shape[1]))
+    with write_output(path) as temporary:
+        grid.save(temporary, format="PNG")
+    return path

@@ -11,8 +11,15 @@ from mec.data.dataset import ImageDataset
 from mec.data.loaders import evaluation_loader
 from mec.data.pixels import PixelFormat
 from mec.distributed import SINGLE_PROCESS, ProcessGroup
-from mec.embedding.extract import apply_to_images, extract, extract_crops, with_labels
-from mec.embedding.images import BATCH, in_memory, pixel_format_of
+from mec.embedding.extract import (
+    BATCH,
+    apply_to_images,
+    extract,
+    extract_crops,
+    in_memory,
+    pixel_format_of,
+    with_labels,
+)
 from mec.evaluate.task import Task, log_encoder
 
 MAX_RAW_SIDE = 32

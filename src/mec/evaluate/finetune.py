@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from mec.data.dataset import DataLike
-from mec.embedding.images import in_memory, pixel_format_of
+from mec.embedding.extract import in_memory, pixel_format_of
 from mec.errors import InputError
 from mec.evaluate.label_subset import label_subset
 from mec.evaluate.supervised import Settings, overridden, protocol_settings, train_and_test, training_folder

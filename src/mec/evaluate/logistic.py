@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mec.embedding.neighbors import best_device
+from mec.embedding.extract import best_device
 
 BLOCK_ROWS = 8192
 MAX_DEVICE_FRACTION = 0.4

@@ -23,9 +23,7 @@ from mec.data.dataset import DataLike, ImageDataset
 from mec.data.loaders import evaluation_loader, training_loader, training_sampler
 from mec.data.transforms.crop import Batch
 from mec.data.transforms.multi_view import MultiView
-from mec.embedding.extract import CROP, apply_to_images, labels_of
-from mec.embedding.images import MAX_CORRUPT, in_memory, pixel_format_of
-from mec.embedding.neighbors import best_device
+from mec.embedding.extract import CROP, MAX_CORRUPT, apply_to_images, best_device, in_memory, labels_of, pixel_format_of
 from mec.engine.checkpoints import checkpoint_step, latest_checkpoint
 from mec.engine.preemption import PreemptionCheckpoint
 from mec.engine.progress import TrainingModule, TrainingProgress

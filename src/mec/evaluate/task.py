@@ -11,7 +11,7 @@ import numpy as np
 from mec.data.dataset import DataLike, ImageDataset
 from mec.data.datasets import open_dataset
 from mec.distributed import SINGLE_PROCESS, ProcessGroup
-from mec.embedding.images import check_channels, in_memory, pixel_format_of
+from mec.embedding.extract import check_channels, in_memory, pixel_format_of
 from mec.errors import InputError
 from mec.models.encoder import Encoder, EncoderLike
 from mec.models.io import load_encoder, untrained

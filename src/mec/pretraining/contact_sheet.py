@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from mec.data.analysis import infer_pixel_format, load_into_memory
 from mec.data.dataset import ImageDataset, evenly_spaced, read_image
 from mec.data.datasets import open_dataset
+from mec.data.image_grid import SIDE, Cell, image_grid
 from mec.data.loaders import training_loader
 from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat, pad_to_square, to_pil
 from mec.errors import InputError
@@ -21,12 +22,6 @@ from mec.pretraining.module import create_views
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.recipe_files import load_recipe
 from mec.pretraining.run import default_recipe
-
-CELL, GAP, MARGIN, LINE = 112, 4, 16, 20
-"""Sizes in pixels: side of an image, gap between two, margin of the sheet, height of a line of text."""
-MAX_NAME = 20
-"""Characters of a file name that fit below an image."""
-TEXT_COLOR, BACKGROUND = "#222222", "#ffffff"
 
 
 class ImageViews(NamedTuple):
@@ -69,8 +64,12 @@ def contact_sheet(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(default_recipe(data) if recipe is None else recipe)
     samples = training_views(data, recipe, images, pairs)
-    rows = [[pad_to_square(s.image, CELL), *(_view_to_pil(x) for pair in s.pairs for x in pair)] for s in samples]
-    sheet = _draw_sheet(rows, [Path(s.title).name for s in samples])
+    cells: list[Cell] = []
+    for title, image, views in samples:
+        cells.append(Cell("image", [pad_to_square(image, SIDE)], [Path(title).name]))
+        for epoch, pair in enumerate(views, 1):
+            cells.append(Cell(f"epoch {epoch}: view 1, view 2", [_view_to_pil(view) for view in pair]))
+    sheet = image_grid(cells, 1 + pairs)
     with atomic_write(out) as path:
         sheet.save(path, format=Image.registered_extensions()[out.suffix.lower()])
     return out
@@ -116,24 +115,4 @@ def _readable_indices(dataset: ImageDataset, pixel_format: PixelFormat, count: i
 
 
 def _view_to_pil(x: torch.Tensor) -> Image.Image:
-    return to_pil(x.permute(1, 2, 0).numpy()).resize((CELL, CELL), Image.Resampling.BICUBIC)
-
-
-def _draw_sheet(rows: list[list[Image.Image]], names: list[str]) -> Image.Image:
-    columns = len(rows[0])
-    # a small gap between the two views of a pair, a larger one between pairs
-    lefts = [MARGIN + c * (CELL + GAP) + ((c + 1) // 2) * 3 * GAP for c in range(columns)]
-    width, height = lefts[-1] + CELL + MARGIN, 2 * MARGIN + LINE + len(rows) * (CELL + LINE)
-    sheet = Image.new("RGB", (width, height), BACKGROUND)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    draw.text((lefts[0], MARGIN), "image", TEXT_COLOR, font)
-    for pair in range((columns - 1) // 2):
-        draw.text((lefts[1 + 2 * pair], MARGIN), f"epoch {pair + 1}: view 1, view 2", TEXT_COLOR, font)
-    for r, (cells, name) in enumerate(zip(rows, names, strict=True)):
-        top = MARGIN + LINE + r * (CELL + LINE)
-        for left, cell in zip(lefts, cells, strict=True):
-            sheet.paste(cell, (left, top))
-        label = name if len(name) <= MAX_NAME else f"{name[:9]}...{name[-8:]}"
-        label = label.encode("latin-1", "replace").decode("latin-1")
-        draw.text((lefts[0], top + CELL + 2), label, TEXT_COLOR, font)
-    return sheet
+    return to_pil(x.permute(1, 2, 0).numpy()).resize((SIDE, SIDE), Image.Resampling.BICUBIC)

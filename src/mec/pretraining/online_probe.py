@@ -17,8 +17,7 @@ from mec.data.datasets import open_dataset
 from mec.data.datasets.splits import random_split
 from mec.data.datasets.webdataset import is_shard_source
 from mec.distributed import process_group
-from mec.embedding.extract import extract, with_labels
-from mec.embedding.images import in_memory, pixel_format_of
+from mec.embedding.extract import extract, in_memory, pixel_format_of, with_labels
 from mec.errors import InputError
 from mec.evaluate.accuracy import accuracies
 from mec.evaluate.features import Features

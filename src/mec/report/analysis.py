@@ -26,9 +26,7 @@ from mec.data.datasets import open_dataset
 from mec.data.loaders import evaluation_loader
 from mec.data.pixels import pad_to_square, resize_longer_side
 from mec.data.transforms.crop import Batch
-from mec.embedding.extract import apply_to_images, feature_function
-from mec.embedding.images import BATCH, check_channels, pixel_format_of
-from mec.embedding.neighbors import best_device
+from mec.embedding.extract import BATCH, apply_to_images, best_device, check_channels, feature_function, pixel_format_of
 from mec.errors import InputError
 from mec.files import atomic_write
 from mec.models.encoder import Encoder

@@ -18,7 +18,7 @@ from faster_coco_eval import mask as coco_mask
 from mec.data.dataset import DataLike, FileDataset, ImageDataset, read_image
 from mec.data.datasets import open_dataset
 from mec.data.decode import EXTENSIONS
-from mec.embedding.images import check_channels
+from mec.embedding.extract import check_channels
 from mec.engine.checkpoints import latest_checkpoint
 from mec.engine.progress import ProgressBar
 from mec.engine.run_folder import lock_folder, write_or_compare_settings

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from mec.data.corrupt import CorruptImage, CorruptLog
 from mec.data.dataset import ImageDataset
-from mec.embedding.images import MAX_CORRUPT, log_corrupt
+from mec.embedding.extract import MAX_CORRUPT, log_corrupt
 from mec.engine.checkpoints import checkpoint_step
 from mec.engine.preemption import PreemptionCheckpoint
 from mec.engine.progress import ProgressBar, TrainingModule, TrainingProgress

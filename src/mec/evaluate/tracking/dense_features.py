@@ -15,7 +15,7 @@ from timm.models import ResNet
 from torch import Tensor, nn
 
 from mec.data.pixels import with_channels
-from mec.embedding.neighbors import best_device
+from mec.embedding.extract import best_device
 from mec.errors import InputError
 from mec.evaluate.tracking.sequences import Frame
 from mec.models.encoder import (
