@@ -21,9 +21,16 @@ from mec.data.dataset import ImageDataset, read_image
 from mec.data.order import EpochSampler, ShuffledShards, StepSampler
 from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat
 from mec.data.rng import Stream, uniforms
-from mec.data.transforms.crop import MAX_SUBSTITUTES, Batch, Cropper, Item, crop_and_resize
+from mec.data.transforms.crop import (
+    MAX_SUBSTITUTES,
+    Batch,
+    Cropper,
+    Item,
+    ReferenceCropper,
+    ReferenceViews,
+    crop_and_resize,
+)
 from mec.data.transforms.multi_view import MultiView
-from mec.data.transforms.torchvision_reference import ReferenceCropper, ReferenceViews
 
 CROP_PCT, MIN_CROPPED_SIZE = 224 / 256, 96
 """Fraction of the shorter side in a center crop for evaluation (Resize 256, CenterCrop 224). Encoders with inputs

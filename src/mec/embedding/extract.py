@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mec.data.dataset import ImageDataset
 from mec.data.loaders import evaluation_loader, training_loader
+from mec.data.transforms import ViewSettings
 from mec.data.transforms.crop import Batch
 from mec.data.transforms.multi_view import MultiView
-from mec.data.transforms.view_settings import ViewSettings
 from mec.distributed import SINGLE_PROCESS, ProcessGroup
 from mec.embedding.images import BATCH, log_corrupt, merge_corrupt_logs, new_corrupt_log, pixel_format_of
 from mec.embedding.neighbors import best_device

@@ -7,9 +7,9 @@ from scipy import stats
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
 from mec.data.rng import uniforms
+from mec.data.transforms import NUM_CROP_UNIFORMS, crop_boxes
 from mec.data.transforms.crop import crop_and_resize
 from mec.data.transforms.multi_view import resized_crops
-from mec.data.transforms.view_settings import NUM_CROP_UNIFORMS, crop_boxes
 
 
 def photograph(height: int = 180, width: int = 240) -> np.ndarray:

@@ -9,9 +9,7 @@ from PIL import Image, ImageFilter, ImageOps
 from scipy import ndimage, stats
 
 from mec.data.rng import uniforms
-from mec.data.transforms.color import apply_color, blur, color_maps, rotate
-from mec.data.transforms.multi_view import CACHE_BYTES, TwoViews
-from mec.data.transforms.view_settings import (
+from mec.data.transforms import (
     NUM_UNIFORMS,
     VIEW_1,
     VIEW_2,
@@ -19,6 +17,7 @@ from mec.data.transforms.view_settings import (
     ViewSettings,
     sample_parameters,
 )
+from mec.data.transforms.multi_view import CACHE_BYTES, TwoViews, apply_color, blur, color_maps, rotate
 from mec.errors import InputError
 from tests.data.transforms.test_geometry import photograph, psnr
 

@@ -8,11 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from mec.data.dataset import DataLike, ImageDataset
+from mec.data.dataset import DataLike, ImageDataset, Splits
 from mec.data.datasets.arrays import BUILTIN_DATASETS, find_cifar, open_builtin, open_npz, open_torchvision
 from mec.data.datasets.folder import open_csv, open_folder, open_list
 from mec.data.datasets.huggingface import is_table, open_table
-from mec.data.datasets.splits import Splits
 from mec.data.datasets.video import VIDEO_EXTENSIONS, is_video, open_videos
 from mec.data.datasets.webdataset import is_shard_source, open_shards
 from mec.errors import InputError

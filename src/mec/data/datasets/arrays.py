@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.data.dataset import ArrayDataset
+from mec.data.dataset import ArrayDataset, Splits, encode_labels, random_split
 from mec.data.datasets.folder import open_folder
-from mec.data.datasets.splits import Splits, encode_labels, random_split
 from mec.data.pixels import MAX_CHANNELS
 from mec.errors import InputError
 

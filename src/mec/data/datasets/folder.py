@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from mec.data.dataset import FileDataset
-from mec.data.datasets.splits import TEST_NAMES, TRAIN_NAMES, Splits, encode_labels, open_train_and_test
+from mec.data.dataset import TEST_NAMES, TRAIN_NAMES, FileDataset, Splits, encode_labels, open_train_and_test
 from mec.data.decode import EXTENSIONS
 from mec.errors import InputError
 

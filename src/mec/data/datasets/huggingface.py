@@ -11,9 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.data.dataset import ImageDataset, Indices, Labels, read_file, select_labels
+from mec.data.dataset import (
+    TEST_NAMES,
+    TRAIN_NAMES,
+    ImageDataset,
+    Indices,
+    Labels,
+    Splits,
+    encode_labels,
+    open_train_and_test,
+    read_file,
+    select_labels,
+)
 from mec.data.datasets.folder import list_split_files
-from mec.data.datasets.splits import TEST_NAMES, TRAIN_NAMES, Splits, encode_labels, open_train_and_test
 from mec.data.pixels import CorruptImageError
 from mec.errors import InputError
 
