@@ -22,7 +22,7 @@ from mec.data.decode import EXTENSIONS
 
 MAX_RETRIES = 3
 RETRY_DELAY = 1.0
-"""Seconds before the first retry of a shard; doubled before each further one."""
+"""Seconds before the first retry of a shard, doubled before each further one."""
 READ_TIMEOUT = 30.0
 """Seconds without data from an HTTP server after which a connection fails."""
 IMAGE_SUFFIXES = frozenset(e.lstrip(".") for e in EXTENSIONS)

@@ -28,7 +28,7 @@ from mec.data.transforms.multi_view import MultiView, TwoViews
 from mec.errors import InputError
 
 MAX_SUBSTITUTES = 100
-"""Maximum number of images that are tried in place of a corrupt one."""
+"""Images that are tried in place of a corrupt one."""
 MIN_OVERSAMPLING = 1.0
 """Decode at reduced resolution only while each crop side is at least this multiple of the view size."""
 
@@ -141,7 +141,7 @@ def scale_box(box: Boxes, image_size: tuple[int, int], decoded_size: tuple[int, 
 
 
 def crop_and_resize(image: ImageArray, box: Boxes, size: int, flip: bool = False) -> ImageArray:
-    """Crop an image (h, w, c), resize the crop to (size, size, c), bilinear with antialiasing as in PIL, and flip it."""
+    """Crop an image (h, w, c), resize the crop to (size, size, c), bilinear with antialiasing as in PIL, flip it."""
     top, left, height, width = (int(v) for v in box)
     # a copy: PyTorch resizes it faster than a strided slice, and warns about arrays that are not writable
     cropped = image[top : top + height, left : left + width].copy()
