@@ -181,13 +181,8 @@ def test_channel_statistics_include_the_background(tmp_path: Path) -> None:
 
 
 def test_images_with_other_channels_count_as_corrupt(tmp_path: Path) -> None:
-    write_files(
-        tmp_path,
-        a_tif=multichannel_tiff(),
-        b_png=encode(Image.fromarray(COLOR_PIXELS[:30, :40]), "PNG"),
-        c_tif=multichannel_tiff(),
-    )
-    dataset = open_dataset(tmp_path)
+    color = encode(Image.fromarray(COLOR_PIXELS[:30, :40]), "PNG")
+    dataset = open_dataset(write_files(tmp_path, a_tif=multichannel_tiff(), b_png=color, c_tif=multichannel_tiff()))
     in_memory, corrupt = load_into_memory(dataset, PixelFormat(3))
     assert isinstance(in_memory, ArrayDataset)
     assert np.array_equal(in_memory.images, COLOR_PIXELS[None, :30, :40])
@@ -200,12 +195,9 @@ def test_images_in_memory_are_scaled_once(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 4096, (6, 20, 20, 1)).astype(np.uint16)
     dataset = ArrayDataset("a", values)
     pixel_format = PixelFormat(1, (0.0, 4095.0))
-    for in_memory in (
-        load_into_memory(dataset, pixel_format)[0],
-        load_into_memory(load_into_memory(dataset, pixel_format)[0], pixel_format)[0],
-    ):
-        (batch,) = evaluation_loader(in_memory, pixel_format, 20, workers=0)
+    for _ in range(2):
+        dataset = load_into_memory(dataset, pixel_format)[0]
+        (batch,) = evaluation_loader(dataset, pixel_format, 20, workers=0)
         np.testing.assert_allclose(batch.images[:, 0], values[..., 0] / 4095, atol=1e-6)
-        np.testing.assert_allclose(
-            read_image(in_memory.subset(np.array([4])), 0, pixel_format), values[4] / 4095, atol=1e-6
-        )
+        subset = dataset.subset(np.array([4]))
+        np.testing.assert_allclose(read_image(subset, 0, pixel_format), values[4] / 4095, atol=1e-6)

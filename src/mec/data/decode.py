@@ -20,7 +20,7 @@ from mec.errors import InputError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 20_000**2
-"""Larger images are refused as decompression bombs. Pillow has its own limit: 179 million pixels."""
+"""Larger images are refused as decompression bombs. Pillow has a limit of 179 million pixels."""
 SHRINK_FACTORS = (8, 4, 2)
 """Factors by which libjpeg can decode at a reduced size, which is faster."""
 EXIF_ORIENTATION = 0x0112
