@@ -73,10 +73,10 @@ def views_of(batches: list[Batch]) -> dict[tuple[int, int], np.ndarray]:
 def test_corrupt_images_do_not_change_the_views_of_others(tmp_path: Path) -> None:
     clean_folder = write_photographs(tmp_path / "clean")
     corrupt_dataset = open_and_corrupt(write_photographs(tmp_path / "corrupt"))
-    batches = load_batches(corrupt_dataset, 2)
+    batches = load_batches(corrupt_dataset, 0)
     assert len(batches) == 2 * NUM_IMAGES // BATCH
     assert all(batch.images.shape == (BATCH, 2, 3, SIZE, SIZE) for batch in batches)
-    clean, with_corrupt = views_of(load_batches(open_dataset(clean_folder), 0)), views_of(batches)
+    clean, with_corrupt = views_of(load_batches(open_dataset(clean_folder), 2)), views_of(batches)
     assert clean.keys() == with_corrupt.keys() == {(epoch, i) for epoch in (0, 1) for i in range(NUM_IMAGES)}
     for key, views in clean.items():
         assert np.array_equal(views, with_corrupt[key]) == (key[1] not in CORRUPT_INDICES.values())

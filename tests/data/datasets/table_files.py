@@ -11,7 +11,7 @@ from tests.data.datasets.shard_files import encode_image
 TOTAL = 11
 
 
-IMAGES = [encode_image(i, "png") for i in range(TOTAL)]
+IMAGES = [encode_image(i, "png", side=20 + i) for i in range(TOTAL)]
 CLASS_NAMES = [("bee", "ant", "cat")[i % 3] for i in range(TOTAL)]
 
 
