@@ -23,8 +23,8 @@ from rich.table import Table
 from machine import write
 from mec.data import PixelFormat, TwoViews, ViewSettings
 from mec.data.decode import open_image
+from mec.data.transforms import VIEW_1, VIEW_2, ViewParameters
 from mec.data.transforms.crop import crop_and_resize, scale_box
-from mec.data.transforms.view_settings import VIEW_1, VIEW_2, ViewParameters
 
 CASES = {
     "view 1": VIEW_1,

@@ -17,9 +17,8 @@ import torch
 from PIL import Image
 
 from mec.data import PixelFormat, TwoViews
-from mec.data.transforms.crop import Cropper, Item
-from mec.data.transforms.torchvision_reference import reference_transform
-from mec.data.transforms.view_settings import VIEW_1, VIEW_2, ViewSettings
+from mec.data.transforms import VIEW_1, VIEW_2, ViewSettings
+from mec.data.transforms.crop import Cropper, Item, reference_transform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BLUR_KERNEL = 13  # three times the largest sigma to either side

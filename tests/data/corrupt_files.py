@@ -27,34 +27,16 @@ def write_text(path: Path) -> None:
     path.write_text("404 Not Found\n")
 
 
-def write_decompression_bomb(path: Path) -> None:
-    path.write_bytes(image_claiming_size("PNG", 60_000, 60_000))
-
-
-def link_to_missing_file(path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path.with_name("missing"))
-
-
-def delete(path: Path) -> None:
-    path.unlink()
-
-
-def replace_by_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-CORRUPT_WHEN_OPENED: dict[Callable[[Path], None], str] = {
+CORRUPT_WHEN_OPENED: dict[Callable[[Path], object], str] = {
     truncate: "truncated",
     empty: "the file is empty",
     write_text: "not an image in a supported format",
-    write_decompression_bomb: "bomb",
-    link_to_missing_file: "No such file or directory",
+    lambda path: path.write_bytes(image_claiming_size("PNG", 60_000, 60_000)): "bomb",
+    lambda path: (path.unlink(), path.symlink_to(path.with_name("missing"))): "No such file or directory",
 }
-CORRUPT_LATER: dict[Callable[[Path], None], str] = {
-    delete: "No such file or directory",
-    replace_by_folder: "Is a directory",
+CORRUPT_LATER: dict[Callable[[Path], object], str] = {
+    Path.unlink: "No such file or directory",
+    lambda path: (path.unlink(), path.mkdir()): "Is a directory",
 }
 REASONS = CORRUPT_WHEN_OPENED | CORRUPT_LATER
 NUM_IMAGES = 25 * len(REASONS)
@@ -71,7 +53,7 @@ def write_photographs(folder: Path, count: int = NUM_IMAGES, size: tuple[int, in
     return folder
 
 
-def corrupt_images_in(folder: Path, reasons: dict[Callable[[Path], None], str]) -> None:
+def corrupt_images_in(folder: Path, reasons: dict[Callable[[Path], object], str]) -> None:
     for make_corrupt in reasons:
         make_corrupt(folder / f"{CORRUPT_INDICES[make_corrupt]:03}.jpg")
 

@@ -117,7 +117,10 @@ def test_value_range_of_signed_integers_is_given_by_percentiles() -> None:
     assert max_difference(converted, np.clip((ct_scan[3] - low) / (high - low), 0, 1)) < 1e-6
 
 
-def test_a_few_bright_pixels_decide_the_bit_depth() -> None:
+def test_unusual_values_have_a_valid_value_range() -> None:
+    assert infer_pixel_format(ArrayDataset("a", np.full((2, 8, 8, 1), np.nan))).value_range == (0, 1)
+    assert infer_pixel_format(ArrayDataset("a", np.full((2, 8, 8, 1), -7.0))).value_range == (-7, -6)
+    # a few bright pixels decide the bit depth
     cells = random_values((4, 700, 800, 1), np.uint16, 900)
     cells[2, 333, 77] = 4000
     assert infer_pixel_format(ArrayDataset("a", cells)).value_range == (0, 4095)
@@ -128,11 +131,6 @@ def test_value_range_samples_every_channel() -> None:
     values = np.random.default_rng(0).normal(0, 1, (2, 500, 500, 5)) * [1, 1, 1, 1, 50]
     low, high = infer_pixel_format(ArrayDataset("a", values)).value_range or (0, 0)
     assert (low, high) == pytest.approx(np.percentile(values, (0.1, 99.9)), rel=0.1)
-
-
-def test_nan_and_constant_images_have_a_valid_value_range() -> None:
-    assert infer_pixel_format(ArrayDataset("a", np.full((2, 8, 8, 1), np.nan))).value_range == (0, 1)
-    assert infer_pixel_format(ArrayDataset("a", np.full((2, 8, 8, 1), -7.0))).value_range == (-7, -6)
 
 
 def test_12_bit_values_stay_distinct() -> None:
@@ -181,13 +179,8 @@ def test_channel_statistics_include_the_background(tmp_path: Path) -> None:
 
 
 def test_images_with_other_channels_count_as_corrupt(tmp_path: Path) -> None:
-    write_files(
-        tmp_path,
-        a_tif=multichannel_tiff(),
-        b_png=encode(Image.fromarray(COLOR_PIXELS[:30, :40]), "PNG"),
-        c_tif=multichannel_tiff(),
-    )
-    dataset = open_dataset(tmp_path)
+    color = encode(Image.fromarray(COLOR_PIXELS[:30, :40]), "PNG")
+    dataset = open_dataset(write_files(tmp_path, a_tif=multichannel_tiff(), b_png=color, c_tif=multichannel_tiff()))
     in_memory, corrupt = load_into_memory(dataset, PixelFormat(3))
     assert isinstance(in_memory, ArrayDataset)
     assert np.array_equal(in_memory.images, COLOR_PIXELS[None, :30, :40])
@@ -200,12 +193,9 @@ def test_images_in_memory_are_scaled_once(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 4096, (6, 20, 20, 1)).astype(np.uint16)
     dataset = ArrayDataset("a", values)
     pixel_format = PixelFormat(1, (0.0, 4095.0))
-    for in_memory in (
-        load_into_memory(dataset, pixel_format)[0],
-        load_into_memory(load_into_memory(dataset, pixel_format)[0], pixel_format)[0],
-    ):
-        (batch,) = evaluation_loader(in_memory, pixel_format, 20, workers=0)
+    for _ in range(2):
+        dataset = load_into_memory(dataset, pixel_format)[0]
+        (batch,) = evaluation_loader(dataset, pixel_format, 20, workers=0)
         np.testing.assert_allclose(batch.images[:, 0], values[..., 0] / 4095, atol=1e-6)
-        np.testing.assert_allclose(
-            read_image(in_memory.subset(np.array([4])), 0, pixel_format), values[4] / 4095, atol=1e-6
-        )
+        subset = dataset.subset(np.array([4]))
+        np.testing.assert_allclose(read_image(subset, 0, pixel_format), values[4] / 4095, atol=1e-6)

@@ -70,44 +70,19 @@ def views_of(batches: list[Batch]) -> dict[tuple[int, int], np.ndarray]:
     }
 
 
-@pytest.fixture(scope="module")
-def clean_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_photographs(tmp_path_factory.mktemp("clean") / "data")
-
-
-@pytest.fixture(scope="module")
-def corrupt_dataset(tmp_path_factory: pytest.TempPathFactory) -> FileDataset:
-    return open_and_corrupt(write_photographs(tmp_path_factory.mktemp("corrupt") / "data"))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_corrupt_images_do_not_change_the_views_of_others(
-    clean_folder: Path, corrupt_dataset: FileDataset, workers: int
-) -> None:
-    batches = load_batches(corrupt_dataset, workers)
+def test_corrupt_images_do_not_change_the_views_of_others(tmp_path: Path) -> None:
+    clean_folder = write_photographs(tmp_path / "clean")
+    corrupt_dataset = open_and_corrupt(write_photographs(tmp_path / "corrupt"))
+    batches = load_batches(corrupt_dataset, 0)
     assert len(batches) == 2 * NUM_IMAGES // BATCH
     assert all(batch.images.shape == (BATCH, 2, 3, SIZE, SIZE) for batch in batches)
-    clean, with_corrupt = views_of(load_batches(open_dataset(clean_folder), 0)), views_of(batches)
+    clean, with_corrupt = views_of(load_batches(open_dataset(clean_folder), 2)), views_of(batches)
     assert clean.keys() == with_corrupt.keys() == {(epoch, i) for epoch in (0, 1) for i in range(NUM_IMAGES)}
     for key, views in clean.items():
         assert np.array_equal(views, with_corrupt[key]) == (key[1] not in CORRUPT_INDICES.values())
-
-
-def test_substitutes_do_not_depend_on_the_workers(corrupt_dataset: FileDataset) -> None:
-    without_workers, with_workers = load_batches(corrupt_dataset, 0), load_batches(corrupt_dataset, 2)
-    for a, b in zip(without_workers, with_workers, strict=True):
-        assert np.array_equal(a.indices, b.indices)
-        assert torch.equal(a.images, b.images)
-        assert sorted(a.corrupt) == sorted(b.corrupt)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_list_corrupt_images_with_their_reasons(corrupt_dataset: FileDataset, workers: int) -> None:
     expected = expected_reasons(corrupt_dataset.root)
     for epoch in (0, 1):
-        corrupt = dict(
-            item for batch in load_batches(corrupt_dataset, workers) if batch.epoch == epoch for item in batch.corrupt
-        )
+        corrupt = dict(item for batch in batches if batch.epoch == epoch for item in batch.corrupt)
         assert corrupt.keys() == expected.keys()
         for title, reason in corrupt.items():
             assert expected[title] in reason
@@ -137,13 +112,10 @@ def test_batches_stay_full_if_nearly_all_images_are_corrupt(tmp_path: Path) -> N
     folder = write_photographs(tmp_path / "data", 50)
     for path in sorted(folder.iterdir())[5:]:
         empty(path)
-    batches = load_batches(open_dataset(folder), 2)
+    batches = load_batches(open_dataset(folder), 0)
     assert all(batch.images.shape == (BATCH, 2, 3, SIZE, SIZE) for batch in batches)
     assert len({item.title for batch in batches for item in batch.corrupt}) == 45
-
-
-def test_no_readable_image_raises_input_error(tmp_path: Path) -> None:
-    for path in write_photographs(tmp_path / "data", 25).iterdir():
+    for path in folder.iterdir():
         empty(path)
     with pytest.raises(InputError, match=r"no readable image found to replace image \d+; .*the file is empty"):
         load_batches(open_dataset(tmp_path), 0)

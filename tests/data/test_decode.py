@@ -1,5 +1,6 @@
 import io
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,25 +36,23 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / max(np.mean((a.astype(float) - b) ** 2), 1e-9)))
 
 
-@pytest.mark.parametrize("progressive", [False, True])
-@pytest.mark.parametrize("subsampling", [0, 2])
-def test_color_jpeg_decodes_as_in_pil(photo: Image.Image, progressive: bool, subsampling: int) -> None:
-    data = encode(photo, "JPEG", quality=90, progressive=progressive, subsampling=subsampling)
+@pytest.mark.parametrize(
+    ("mode", "image_format", "options"),
+    [
+        ("RGB", "JPEG", {"subsampling": 2}),
+        ("RGB", "JPEG", {"progressive": True, "subsampling": 0}),
+        ("RGB", "JPEG", {"keep_rgb": True}),
+        ("L", "JPEG", {}),
+        ("RGB", "WEBP", {"quality": 80}),
+    ],
+)
+def test_lossy_formats_decode_as_in_pil(
+    photo: Image.Image, mode: str, image_format: str, options: dict[str, Any]
+) -> None:
+    data = encode(photo.convert(mode), image_format, **options)
     assert max_difference(decode(data), decode_with_pil(data)) <= 2
     assert max_difference(decode(data, PixelFormat(1))[..., 0], decode_with_pil(data, "L")) <= 2
-
-
-def test_grayscale_jpeg_decodes_as_in_pil(photo: Image.Image) -> None:
-    data = encode(photo.convert("L"), "JPEG")
-    assert max_difference(decode(data, PixelFormat(1))[..., 0], decode_with_pil(data, "L")) <= 2
-    assert max_difference(decode(data), decode_with_pil(data)) <= 2
-    assert decode_raw(data).shape == (H, W, 1)
-
-
-def test_jpeg_with_rgb_color_space(photo: Image.Image) -> None:
-    data = encode(photo, "JPEG", keep_rgb=True)
-    assert max_difference(decode(data), decode_with_pil(data)) <= 2
-    assert max_difference(decode(data, PixelFormat(1))[..., 0], decode_with_pil(data, "L")) <= 2
+    assert decode_raw(data).shape == (H, W, len(mode))
 
 
 @pytest.mark.parametrize("inks", [(0, 255, 255, 0), (255, 0, 0, 0), (0, 0, 0, 255), (0, 0, 0, 0), (40, 80, 120, 60)])
@@ -73,12 +72,9 @@ def test_exif_orientation_is_applied(photo: Image.Image, image_format: str, orie
     assert expected.shape[:2] == ((W, H) if orientation >= 5 else (H, W))
     assert max_difference(decode(data), expected) <= 2
     assert max_difference(decode(data, PixelFormat(1))[..., 0], decode_with_pil(data, "L")) <= 2
-
-
-@pytest.mark.parametrize("orientation", [3, 6])
-def test_exif_orientation_of_a_cmyk_jpeg(photo: Image.Image, orientation: int) -> None:
-    data = encode(photo.convert("CMYK"), "JPEG", orientation)
-    assert max_difference(decode(data), decode_with_pil(data)) <= 2
+    if image_format == "JPEG":
+        data = encode(photo.convert("CMYK"), "JPEG", orientation)
+        assert max_difference(decode(data), decode_with_pil(data)) <= 2
 
 
 def test_exif_segment_is_found_after_long_segments(photo: Image.Image) -> None:
@@ -116,6 +112,7 @@ def test_other_formats_ignore_shrink(photo: Image.Image) -> None:
 
 
 PALETTE = random_values((256, 3), np.uint8)
+BINARY, GRAY, COLOR = (Image.fromarray(pixels) for pixels in (BINARY_PIXELS, GRAY_PIXELS, COLOR_PIXELS))
 
 
 def composite(pixels: np.ndarray, alpha: np.ndarray, background: tuple[int, ...]) -> np.ndarray:
@@ -133,27 +130,23 @@ def encode_palette(transparency: int | bytes | None = None) -> bytes:
 @pytest.mark.parametrize(
     ("data", "pixels", "alpha"),
     [
-        (encode(Image.fromarray(BINARY_PIXELS), "PNG"), gray_to_rgb(BINARY_PIXELS * 255), None),
-        (encode(Image.fromarray(GRAY_PIXELS), "PNG"), gray_to_rgb(GRAY_PIXELS), None),
-        (
-            encode(Image.fromarray(GRAY_PIXELS), "PNG", transparency=7),
-            gray_to_rgb(GRAY_PIXELS),
-            (GRAY_PIXELS != 7) * 255,
-        ),
+        (encode(BINARY, "PNG"), gray_to_rgb(BINARY_PIXELS * 255), None),
+        (encode(GRAY, "PNG"), gray_to_rgb(GRAY_PIXELS), None),
+        (encode(GRAY, "PNG", transparency=7), gray_to_rgb(GRAY_PIXELS), (GRAY_PIXELS != 7) * 255),
         (encode(gray_with_alpha(ALPHA), "PNG"), gray_to_rgb(GRAY_PIXELS), ALPHA),
         (encode_palette(), PALETTE[GRAY_PIXELS], None),
         (encode_palette(7), PALETTE[GRAY_PIXELS], (GRAY_PIXELS != 7) * 255),
         (encode_palette(bytes(range(256))), PALETTE[GRAY_PIXELS], GRAY_PIXELS),
-        (encode(Image.fromarray(COLOR_PIXELS), "PNG"), COLOR_PIXELS, None),
+        (encode(COLOR, "PNG"), COLOR_PIXELS, None),
         (encode(color_with_alpha(ALPHA), "PNG"), COLOR_PIXELS, ALPHA),
         (encode(color_with_alpha(ALPHA), "WEBP", lossless=True, exact=True), COLOR_PIXELS, ALPHA),
         (encode(color_with_alpha(ALPHA), "TIFF"), COLOR_PIXELS, ALPHA),
-        (encode(Image.fromarray(COLOR_PIXELS), "BMP"), COLOR_PIXELS, None),
-        (encode(Image.fromarray(GRAY_PIXELS), "BMP"), gray_to_rgb(GRAY_PIXELS), None),
-        (encode(Image.fromarray(COLOR_PIXELS), "PPM"), COLOR_PIXELS, None),
-        (encode(Image.fromarray(GRAY_PIXELS), "PPM"), gray_to_rgb(GRAY_PIXELS), None),
-        (encode(Image.fromarray(COLOR_PIXELS), "TIFF", compression="tiff_lzw"), COLOR_PIXELS, None),
-        (encode(Image.fromarray(BINARY_PIXELS), "TIFF", compression="group4"), gray_to_rgb(BINARY_PIXELS * 255), None),
+        (encode(COLOR, "BMP"), COLOR_PIXELS, None),
+        (encode(GRAY, "BMP"), gray_to_rgb(GRAY_PIXELS), None),
+        (encode(COLOR, "PPM"), COLOR_PIXELS, None),
+        (encode(GRAY, "PPM"), gray_to_rgb(GRAY_PIXELS), None),
+        (encode(COLOR, "TIFF", compression="tiff_lzw"), COLOR_PIXELS, None),
+        (encode(BINARY, "TIFF", compression="group4"), gray_to_rgb(BINARY_PIXELS * 255), None),
     ],
     ids="1 L L-clear LA P P-clear P-alphas RGB RGBA webp tiff-rgba bmp bmp-gray ppm pgm tiff-lzw tiff-fax".split(),
 )
@@ -163,11 +156,6 @@ def test_lossless_formats_keep_their_pixels(data: bytes, pixels: np.ndarray, alp
         assert max_difference(decode(data, PixelFormat(3, None, name)), expected) <= (0 if alpha is None else 1)
     gray = decode(data, PixelFormat(1, None, "#204060"))[..., 0]
     assert max_difference(gray, expected @ np.array([0.299, 0.587, 0.114])) <= 2
-
-
-def test_lossy_webp_decodes_as_in_pil(photo: Image.Image) -> None:
-    data = encode(photo, "WEBP", quality=80)
-    assert max_difference(decode(data), decode_with_pil(data)) == 0
 
 
 @pytest.mark.parametrize("image_format", ["GIF", "WEBP", "PNG"])
@@ -195,10 +183,7 @@ def test_an_image_of_one_pixel(image_format: str) -> None:
     assert decode(data, PixelFormat(1)).shape == (1, 1, 1)
 
 
-@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
-def test_a_very_wide_image(image_format: str) -> None:
-    data = encode(Image.fromarray(photograph(40, 20_000)), image_format)
+def test_a_very_wide_image() -> None:
+    data = encode(Image.fromarray(photograph(40, 20_000)), "JPEG")
     assert max_difference(decode(data), decode_with_pil(data)) <= 2
-    assert open_image(data).decode(PixelFormat(), 8).shape == (
-        (5, 2500, 3) if image_format == "JPEG" else (40, 20_000, 3)
-    )
+    assert open_image(data).decode(PixelFormat(), 8).shape == (5, 2500, 3)

@@ -23,39 +23,6 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_each_epoch_has_every_image_once_in_a_new_order() -> None:
-    sampler = EpochSampler(100, 20, seed=1)
-    orders = []
-    for epoch in range(3):
-        sampler.set_epoch(epoch)
-        batches = list(sampler)
-        assert len(batches) == len(sampler) == 5
-        assert {e for batch in batches for e, _ in batch} == {epoch}
-        orders.append([i for batch in batches for _, i in batch])
-        assert sorted(orders[-1]) == list(range(100))
-    assert orders[0] != orders[1] != orders[2]
-
-
-def test_global_batches_do_not_depend_on_the_world_size() -> None:
-    expected = [sorted(batch) for batch in EpochSampler(103, 20, seed=1)]
-    per_rank = [list(EpochSampler(103, 10, seed=1, rank=r, world_size=2)) for r in (0, 1)]
-    assert [sorted(a + b) for a, b in zip(*per_rank, strict=True)] == expected
-
-
-def test_workers_do_not_change_the_views(photographs: Path) -> None:
-    dataset, views = open_dataset(photographs), TwoViews(32, seed=3)
-    results = []
-    for workers in (0, 2):
-        loader = training_loader(dataset, views, EpochSampler(12, 4, seed=0), PixelFormat(), CPU, workers)
-        loader.sampler.set_epoch(5)
-        batches = list(loader)
-        assert all(b.images.shape == (4, 2, 3, 32, 32) and b.epoch == 5 for b in batches)
-        results.append(batches)
-    for a, b in zip(*results, strict=True):
-        assert np.array_equal(a.indices, b.indices)
-        assert torch.equal(a.images, b.images)
-
-
 def test_views_of_worker_crops_match_views_of_whole_images() -> None:
     """Crops are uint8 in a worker and float in a batch: the views differ by rounding only."""
     images = np.stack([photograph(64, 64)] * 4)

@@ -99,15 +99,7 @@ def epochs(datasets: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 @pytest.mark.parametrize(
     ("name", "world_size", "workers"),
-    [
-        ("shards", 1, 3),
-        ("shards", 2, 0),
-        ("shards", 2, 2),
-        ("shards", 4, 1),
-        ("files", 1, 2),
-        ("files", 4, 1),
-        ("arrays", 2, 0),
-    ],
+    [("shards", 1, 3), ("shards", 2, 2), ("shards", 4, 0), ("files", 2, 2), ("arrays", 2, 0)],
 )
 def test_global_batches_do_not_depend_on_processes_and_workers(
     datasets: dict[str, Any], epochs: dict[str, Any], name: str, world_size: int, workers: int
@@ -130,7 +122,7 @@ def test_each_image_comes_at_most_once_per_epoch(epochs: dict[str, Any], name: s
 
 @pytest.mark.parametrize(
     ("name", "step", "workers"),
-    [("shards", 1, 0), ("shards", 3, 2), ("shards", 4, 0), ("files", 1, 2), ("files", 4, 0), ("arrays", 3, 0)],
+    [("shards", 1, 0), ("shards", 3, 2), ("files", 1, 2), ("arrays", 4, 0)],
 )
 def test_epoch_resumes_at_any_step(
     datasets: dict[str, Any], epochs: dict[str, Any], name: str, step: int, workers: int
@@ -153,6 +145,10 @@ def test_other_epochs_start_at_their_first_step(sampler_class: Any) -> None:
     for epoch in (2, 3):
         sampler.set_epoch(epoch)
         epochs[epoch] = list(sampler)
+    if sampler_class is EpochSampler:
+        orders = [[i for batch in epoch for _, i in batch] for epoch in epochs.values()]
+        assert orders[0] != orders[1]
+        assert sorted(orders[0]) == sorted(orders[1]) == list(range(40))
     sampler.resume_at(3, 7)
     sampler.set_epoch(2)
     assert list(sampler) == epochs[2]

@@ -15,10 +15,12 @@ from tests.data.datasets.shard_files import encode_image
 
 SCRIPT = """
 import signal, sys, torch
+import mec.data.loaders
 from mec.data import PixelFormat, TwoViews, open_dataset
 from mec.data.loaders import training_loader
 from mec.data.order import EpochSampler
 
+mec.data.loaders.POLL_SECONDS = 0.1
 for signal_number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
     signal.signal(signal_number, signal.SIG_IGN)
 dataset = open_dataset(sys.argv[1])

@@ -3,8 +3,8 @@
 from mec.data.dataset import ArrayDataset, FileDataset, ImageDataset, read_image
 from mec.data.datasets import open_dataset
 from mec.data.pixels import PixelFormat
+from mec.data.transforms import ViewSettings
 from mec.data.transforms.multi_view import TwoViews
-from mec.data.transforms.view_settings import ViewSettings
 
 __all__ = [
     "ArrayDataset",

@@ -30,15 +30,8 @@ def infer_pixel_format(dataset: ImageDataset, channels: int | None = None, backg
     """Infer the pixel format of a dataset from an evenly spaced sample of its images.
 
     Images of more than 8 bits get a value_range: for unsigned integers, that of the smallest bit depth that holds
-    their values; for floats within [0, 1], this range; else the 0.1 and 99.9 percentiles.
-
-    Args:
-        dataset: the images.
-        channels: number of channels. None: 1 where all images are gray, 3 where any is in color, else their own.
-        background: color behind transparent images.
-
-    Raises:
-        InputError: the dataset is empty or unreadable, or its images have several numbers of channels.
+    their values; for floats within [0, 1], this range; else the 0.1 and 99.9 percentiles. The default of ``channels``
+    is 1 where all images are gray, 3 where any is in color, else their own number; if it varies, an InputError.
     """
     raw_format = PixelFormat(channels or 3, None, background)
     if len(dataset) == 0:
@@ -53,32 +46,27 @@ def infer_pixel_format(dataset: ImageDataset, channels: int | None = None, backg
             deep_pixels.append(_sample_pixels(values, 10_000 // values.shape[2]).copy())
             maximum = max(maximum, float(values.max()))  # of all pixels: a few bright ones decide the bit depth
     if channels is None:
-        more_than_one = found_channels - {1}
-        if len(more_than_one) > 1:
+        channels = max(found_channels)
+        if found_channels - {1, channels}:
             numbers = ", ".join(map(str, sorted(found_channels)))
             raise InputError(f"channels: the images have {numbers} channels; choose one")
-        channels = more_than_one.pop() if more_than_one else 1
     return PixelFormat(channels, _infer_value_range(deep_pixels, maximum) if deep_pixels else None, background)
 
 
 def sample_images(
     dataset: ImageDataset, count: int, extract: Callable[[OpenedImage], NDArray[Any]]
 ) -> Iterator[NDArray[Any]]:
-    """Yield ``extract(image)`` for about ``count`` evenly spaced images of the dataset, without the corrupt ones.
-
-    Raises:
-        InputError: none of them can be read.
-    """
-    any_readable, first_reason = False, ""
+    """Yield ``extract(image)`` for about ``count`` evenly spaced images; an InputError if none of them can be read."""
+    num_readable, first_reason = 0, ""
     for index in evenly_spaced(dataset, count).tolist():
         try:
             values = extract(open_image(dataset.load(index)))
         except CorruptImageError as error:
             first_reason = first_reason or f"{dataset.title(index)}: {error}"
             continue
-        any_readable = True
+        num_readable += 1
         yield values
-    if not any_readable:
+    if not num_readable:
         raise InputError(f"data: none of {min(count, len(dataset))} images can be read; the first: {first_reason}")
 
 
@@ -107,11 +95,7 @@ def _infer_value_range(deep_pixels: list[NDArray[Any]], maximum: float) -> tuple
 def load_into_memory(dataset: ImageDataset, pixel_format: PixelFormat) -> tuple[ImageDataset, list[CorruptImage]]:
     """Decode the dataset into an ArrayDataset if its images are of one size, small, and fit into memory.
 
-    Returns:
-        The decoded dataset without its corrupt images, and these; or the dataset unchanged and an empty list.
-
-    Raises:
-        InputError: none of a sample of images can be read.
+    Return the decoded dataset without its corrupt images, and these; or the dataset unchanged and an empty list.
     """
     if dataset.decoded:
         return dataset, []

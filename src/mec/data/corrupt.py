@@ -22,12 +22,9 @@ class CorruptImage(NamedTuple):
 
 
 class CorruptLog:
-    """The corrupt images of a dataset.
+    """The corrupt images of a dataset of ``num_images``: at most ``max_fraction`` of them.
 
-    Args:
-        max_fraction: largest fraction of images that may be corrupt.
-        num_images: number of images in the dataset.
-        setting: argument that the error message names: that of ``max_fraction`` where the user can set it, else data.
+    ``setting`` is the argument that the error names: that of ``max_fraction`` where the user can set it, else data.
     """
 
     def __init__(self, max_fraction: float, num_images: int, setting: str = "data") -> None:
@@ -57,8 +54,7 @@ class CorruptLog:
     def add(self, corrupt: Iterable[CorruptImage], num_seen: int) -> None:
         """Log the corrupt images among the ``num_seen`` images that were read since the last call.
 
-        Raises:
-            InputError: the corrupt fraction is above ``max_fraction``, by more than chance explains so far.
+        Raises an InputError where the corrupt fraction is above ``max_fraction``, by more than chance explains so far.
         """
         self.num_seen = min(self.num_seen + num_seen, self.num_images)
         new = {title: reason for title, reason in corrupt if title not in self.reasons}

@@ -1,12 +1,13 @@
-"""Datasets of images: a protocol, and its implementations for files and arrays."""
+"""Datasets of images: a protocol, its implementations for files and arrays, and splits for training and testing."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 import os
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 from mec.data.decode import open_image
 from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat
+from mec.data.rng import Stream, uniforms
+from mec.errors import InputError
 
 logger = logging.getLogger("mec")
 
@@ -30,6 +33,10 @@ MAX_SAMPLED_SHARDS = 8
 """Shards that an evenly spaced sample comes from; each is read from its start."""
 LOG_INTERVAL = 10.0
 """Seconds between two lines about the progress of opening a dataset."""
+TRAIN_NAMES = ("train",)
+TEST_NAMES = ("test", "val", "valid", "validation")
+TEST_FRACTION = 0.2
+"""Fraction of each class in the test split of a dataset without its own splits."""
 
 
 class ImageDataset(Protocol):
@@ -44,8 +51,7 @@ class ImageDataset(Protocol):
         random_access: whether images load equally fast in any order; False: in ascending order, and not in parallel.
         names: paths of images in files, relative to the folder of the dataset; None: the images are not in files.
         images: (n, height, width, channels) images of one size in memory; None: they are read by ``load``.
-        decoded: whether ``images`` are already converted to a PixelFormat, so that ``read_image`` returns them as
-            they are.
+        decoded: whether ``images`` are already converted to a PixelFormat; ``read_image`` does not scale them again.
     """
 
     name: str
@@ -104,11 +110,7 @@ class FileDataset(ImageDataset):
 
 @dataclass
 class ArrayDataset(ImageDataset):
-    """Images of one size in memory, an array (n, height, width, channels) of any numeric type.
-
-    ``decoded``: the images are already converted to a PixelFormat (see ``load_into_memory``); ``read_image`` returns
-    them unchanged, so that their values are not scaled twice.
-    """
+    """Images of one size in memory, an array (n, height, width, channels) of any numeric type."""
 
     name: str
     images: NDArray[Any]
@@ -180,10 +182,8 @@ def evenly_spaced(dataset: ImageDataset, count: int) -> Indices:
 def describe(dataset: ImageDataset) -> str:
     """Return a summary such as "3,969 images, 101 classes, 3 skipped"."""
     num_classes = len(dataset.classes)
-    counts = [f"{len(dataset):,} image{'s' if len(dataset) != 1 else ''}"]
-    counts.append(
-        f"{num_classes} class{'es' if num_classes != 1 else ''}" if dataset.labels is not None else "no labels"
-    )
+    classes = "no labels" if dataset.labels is None else f"{num_classes} class{'es' if num_classes != 1 else ''}"
+    counts = [f"{len(dataset):,} image{'s' if len(dataset) != 1 else ''}", classes]
     if dataset.ignored_files:
         counts.append(f"{dataset.ignored_files:,} skipped")
     return ", ".join(counts)
@@ -197,3 +197,61 @@ def log_progress(items: Sequence[T], label: str) -> Iterator[T]:
             last = time.monotonic()
             logger.info(f"{label}: {done:,} of {len(items):,}")
         yield item
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training images and, where the dataset has them, test images and unlabeled images."""
+
+    train: ImageDataset
+    test: ImageDataset | None = None
+    unlabeled: ImageDataset | None = None
+
+    def select(self, split: str) -> ImageDataset:
+        """Return the split "train", "test", "all" or "pretrain" (see ``open_dataset``)."""
+        if split == "pretrain":
+            return self.unlabeled or self.train
+        if split == "all":
+            return self.train
+        if self.test is not None:
+            return self.train if split == "train" else self.test
+        train, test = random_split(self.train, TEST_FRACTION)
+        return self.train.subset(train if split == "train" else test)
+
+
+def open_train_and_test(open_split: Callable[[T, list[str] | None], ImageDataset], train: T, test: T | None) -> Splits:
+    """Open both splits by ``open_split(split, classes)``; the test split gets the classes of the training split."""
+    train_split = open_split(train, None)
+    return Splits(train_split, open_split(test, train_split.classes or None) if test is not None else None)
+
+
+def random_split(dataset: ImageDataset, fraction: float) -> tuple[Indices, Indices]:
+    """Split a dataset at random, stratified by class, the same way in every call.
+
+    Return sorted indices of both parts. The second has ``fraction`` of each class, at least one image of a class with
+    several. Images without labels are one class.
+    """
+    order = uniforms(0, 0, np.arange(len(dataset)), 1, Stream.TRAIN_TEST_SPLIT)[:, 0].argsort()
+    labels = np.zeros(len(dataset), dtype=np.int64) if dataset.labels is None else dataset.labels
+    selected: list[Indices] = []
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        selected.append(members[: max(1, round(fraction * len(members)))] if len(members) > 1 else members[:0])
+    second = np.sort(np.concatenate(selected))
+    return np.setdiff1d(np.arange(len(dataset)), second), second
+
+
+def encode_labels(names: list[str], classes: list[str] | None = None) -> tuple[Labels, list[str]]:
+    """Return indices (n,) of the class names of images in ``classes``, and the classes.
+
+    Without ``classes``, those of the training split, they are the distinct names: sorted as integers if all of them are
+    integers, else alphabetically. A name that is missing from ``classes`` raises an InputError.
+    """
+    if classes is None:
+        distinct = set(names)
+        are_integers = all(re.fullmatch(r"-?[0-9]+", name) for name in distinct)
+        classes = sorted(distinct, key=int) if are_integers else sorted(distinct)
+    elif unknown := sorted(set(names) - set(classes)):
+        raise InputError(f"data: the test split has classes that the training split lacks: {', '.join(unknown[:5])}")
+    index = {name: i for i, name in enumerate(classes)}
+    return np.array([index[name] for name in names], dtype=np.int64), classes

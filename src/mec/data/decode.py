@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +20,10 @@ from mec.errors import InputError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 20_000**2
-"""Larger images are refused as decompression bombs."""
+"""Larger images are refused as decompression bombs. Pillow has a limit of 179 million pixels."""
 SHRINK_FACTORS = (8, 4, 2)
 """Factors by which libjpeg can decode at a reduced size, which is faster."""
 EXIF_ORIENTATION = 0x0112
-
-_PILLOW_LIMIT_LOCK = threading.Lock()
 
 Decoder = Callable[[PixelFormat, int], NDArray[Any]]
 
@@ -58,14 +55,9 @@ class OpenedImage:
             return self.decoder(pixel_format, 1)
 
     def decode(self, pixel_format: PixelFormat, shrink: int = 1) -> ImageArray:
-        """Return (height, width, channels) in ``pixel_format``.
+        """Return (height, width, channels) in ``pixel_format``; raises CorruptImageError.
 
-        Args:
-            pixel_format: channels and value range of the result.
-            shrink: 2, 4 or 8 decodes a JPEG at a size reduced by this factor; other formats ignore it.
-
-        Raises:
-            CorruptImageError: the image is damaged or its channels do not fit.
+        A ``shrink`` of 2, 4 or 8 decodes a JPEG at a size reduced by this factor; other formats ignore it.
         """
         with _raise_corrupt_image():
             return convert_pixels(self.decoder(pixel_format, shrink), pixel_format)
@@ -74,8 +66,7 @@ class OpenedImage:
 def open_image(data: bytes | NDArray[Any]) -> OpenedImage:
     """Read the header of a JPEG, PNG, WebP, BMP, GIF (first frame), TIFF, PNM or .npy image, or wrap an array.
 
-    Raises:
-        CorruptImageError: the data is no image, is damaged, or has more than 400 million pixels.
+    Raises a CorruptImageError if the data is no image, is damaged, or has too many pixels.
     """
     with _raise_corrupt_image():
         opened = _open(data)
@@ -161,24 +152,8 @@ def _apply_orientation(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     return np.ascontiguousarray(pixels)
 
 
-@contextlib.contextmanager
-def _without_pillow_limit() -> Iterator[None]:
-    """Lift Pillow's size limit, which is global to the process; open_image checks its own."""
-    with _PILLOW_LIMIT_LOCK:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
-def _pillow(data: bytes) -> Image.Image:
-    with _without_pillow_limit():
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-
-
 def _open_pillow(data: bytes) -> OpenedImage:
-    image = _pillow(data)
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
     # the getexif of the PNG class decodes the whole image
     orientation = _read_orientation(lambda: Image.Image.getexif(image).get(EXIF_ORIENTATION))
     width, height = image.size
@@ -190,14 +165,13 @@ def _open_pillow(data: bytes) -> OpenedImage:
 
     def decode(pixel_format: PixelFormat, shrink: int) -> NDArray[Any]:
         # open again: a Pillow image keeps its decoded pixels, and OpenedImage must not
-        return _apply_orientation(_from_pillow(_pillow(data), pixel_format), unapplied)
+        return _apply_orientation(_from_pillow(Image.open(io.BytesIO(data), formats=FORMATS), pixel_format), unapplied)
 
     return OpenedImage(height, width, decode)
 
 
 def _from_pillow(image: Image.Image, pixel_format: PixelFormat) -> NDArray[Any]:
-    with _without_pillow_limit() if image.format == "TIFF" else contextlib.nullcontext():
-        image.load()
+    image.load()
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return to_hwc(np.asarray(image))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -215,7 +189,7 @@ def _open_tiff(data: bytes) -> OpenedImage:
         import tifffile
     except ImportError as error:
         raise InputError(
-            "data: this TIFF has channels, bits or pages that Pillow does not read; pip install 'mec-ssl[tiff]'"
+            "data: this TIFF has a size, channels, bits or pages that Pillow does not read; pip install 'mec-ssl[tiff]'"
         ) from error
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         axes, shape = file.series[0].axes, file.series[0].shape
@@ -241,7 +215,7 @@ def _open_tiff(data: bytes) -> OpenedImage:
 
 def _pillow_supports_tiff(tiff: bytes) -> bool:
     try:
-        with _pillow(tiff) as image:
+        with Image.open(io.BytesIO(tiff), formats=FORMATS) as image:
             tags: Any = image.tag_v2  # type: ignore[attr-defined]
             bits, samples = max(tags.get(258, (1,))), int(tags.get(277, 1))
             # Pillow misreads other depths, signed integers and floats where they are compressed or large

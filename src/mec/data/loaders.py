@@ -19,11 +19,18 @@ from torch.utils.data import DataLoader, Dataset
 from mec.data.corrupt import CorruptImage
 from mec.data.dataset import ImageDataset, read_image
 from mec.data.order import EpochSampler, ShuffledShards, StepSampler
-from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat
+from mec.data.pixels import CorruptImageError, PixelFormat
 from mec.data.rng import Stream, uniforms
-from mec.data.transforms.crop import MAX_SUBSTITUTES, Batch, Cropper, Item, crop_and_resize
+from mec.data.transforms.crop import (
+    MAX_SUBSTITUTES,
+    Batch,
+    Cropper,
+    Item,
+    ReferenceCropper,
+    ReferenceViews,
+    crop_and_resize,
+)
 from mec.data.transforms.multi_view import MultiView
-from mec.data.transforms.torchvision_reference import ReferenceCropper, ReferenceViews
 
 CROP_PCT, MIN_CROPPED_SIZE = 224 / 256, 96
 """Fraction of the shorter side in a center crop for evaluation (Resize 256, CenterCrop 224). Encoders with inputs
@@ -72,17 +79,11 @@ def _identity(batch: Any) -> Any:
 
 
 def training_sampler(
-    dataset: ImageDataset,
-    batch_size: int,
-    seed: int,
-    rank: int = 0,
-    world_size: int = 1,
-    drop_last: bool = True,
+    dataset: ImageDataset, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, drop_last: bool = True
 ) -> EpochSampler | StepSampler:
     """Return the sampler of a training: random order, or steps for shards, which are streamed.
 
-    ``batch_size`` is that of one process. ``drop_last`` leaves out the images that do not fill the last batch of an
-    epoch, as shards always do.
+    ``batch_size`` is that of one process. ``drop_last`` leaves out the incomplete last batch, as shards always do.
     """
     if dataset.random_access:
         return EpochSampler(len(dataset), batch_size, seed, rank, world_size, drop_last=drop_last)
@@ -92,8 +93,7 @@ def training_sampler(
 class TrainingLoader(DataLoader[Batch]):
     """Loads batches, each of which is joined from ``num_slices`` slices that the workers load.
 
-    An epoch starts when its first batch is requested, not at ``iter``: in between, the epoch and the step at which to
-    resume can be set on the sampler.
+    An epoch starts when its first batch is requested, not at ``iter``: Lightning sets the epoch in between.
     """
 
     def __init__(self, dataset: Dataset[Batch], num_slices: int = 1, pin_memory: bool = False, **options: Any) -> None:
@@ -106,10 +106,8 @@ class TrainingLoader(DataLoader[Batch]):
         with block_signals():
             slices = super().__iter__()
         for first in slices:
-            if self.num_slices > 1:
-                yield _join([first, *islice(slices, self.num_slices - 1)], self.pin_joined)
-            else:
-                yield first
+            rest = list(islice(slices, self.num_slices - 1))
+            yield _join([first, *rest], self.pin_joined) if rest else first
 
 
 def _join(slices: Sequence[Batch], pin_memory: bool) -> Batch:
@@ -132,22 +130,17 @@ def training_loader(
     workers: int | None = None,
     local_world_size: int | None = None,
 ) -> TrainingLoader:
-    """Return a loader of batches for ``views``.
+    """Return a loader of batches for ``views``, in the order of ``sampler``.
 
-    Args:
-        dataset: the images. Those of a dataset in memory are held on ``device``, others are loaded by worker processes.
-        views: the views that the batches are made for.
-        sampler: order of the images.
-        pixel_format: format of the decoded images.
-        device: device of the training.
-        workers: loader processes. None: one per available core, at most 16.
-        local_world_size: training processes on this machine, which share its cores. None: from the environment.
+    Images in memory are held on ``device``, the device of the training; others are loaded by worker processes, see
+    ``worker_count``.
     """
-    cropper = (
-        ReferenceCropper(views, pixel_format) if isinstance(views, ReferenceViews) else Cropper(views, pixel_format)
-    )
-    if dataset.images is not None and not isinstance(views, ReferenceViews):
+    if isinstance(views, ReferenceViews):
+        cropper: Cropper = ReferenceCropper(views, pixel_format)
+    elif dataset.images is not None:
         return TrainingLoader(_InMemoryBatches(dataset.images, device), sampler=sampler)
+    else:
+        cropper = Cropper(views, pixel_format)
     num_workers = worker_count(workers, local_world_size)
     batches: Dataset[Batch] = _CroppedBatches(dataset, cropper)
     num_slices = 1
@@ -178,20 +171,18 @@ class _CenterCroppedBatches(Dataset[Batch]):
         crops: dict[int, torch.Tensor] = {}
         for index in keys:
             try:
-                crops[index] = torch.from_numpy(self._center_crop(read_image(self.dataset, index, self.pixel_format)))
+                image = read_image(self.dataset, index, self.pixel_format)
             except CorruptImageError as error:
                 corrupt.append(CorruptImage(self.dataset.title(index), str(error)))
+                continue
+            height, width = image.shape[:2]
+            side = max(1, round(min(height, width) * (CROP_PCT if self.size >= MIN_CROPPED_SIZE else 1.0)))
+            box = np.array([(height - side) // 2, (width - side) // 2, side, side])
+            crops[index] = torch.from_numpy(crop_and_resize(image, box, self.size))
         c, size = self.pixel_format.channels, self.size
         images = torch.stack(list(crops.values())).permute(0, 3, 1, 2) if crops else torch.empty(0, c, size, size)
         indices = np.array(list(crops), dtype=np.int64)
         return Batch(images, indices, 0, corrupt, indices)
-
-    def _center_crop(self, image: ImageArray) -> ImageArray:
-        height, width = image.shape[:2]
-        crop_pct = CROP_PCT if self.size >= MIN_CROPPED_SIZE else 1.0
-        side = max(1, round(min(height, width) * crop_pct))
-        box = np.array([(height - side) // 2, (width - side) // 2, side, side])
-        return crop_and_resize(image, box, self.size)
 
 
 def evaluation_loader(
@@ -216,7 +207,7 @@ def evaluation_loader(
 def worker_count(workers: int | None, local_world_size: int | None = None) -> int:
     """Return the number of loader workers of one training process, by default one per available core, at most 16.
 
-    The training processes on a machine share its cores: ``local_world_size``, or LOCAL_WORLD_SIZE of torchrun. Where
+    The ``local_world_size`` (None: LOCAL_WORLD_SIZE of torchrun) training processes on a machine share its cores. Where
     SLURM started these processes with a number of cores for each, each one has its own cores.
     """
     if workers is not None:
@@ -243,10 +234,9 @@ def block_signals() -> Iterator[None]:
 
 
 def ignore_group_signals(_: int) -> None:
-    """Keep a worker, started under ``block_signals``, alive as long as its parent; a ``worker_init_fn``.
+    """Keep a worker, started under ``block_signals``, alive until a SIGTERM from its parent or the parent's end.
 
-    Signals sent to the whole process group are handled by the parent. The worker ends on a SIGTERM from the parent, and
-    when the parent has ended.
+    Signals sent to the whole process group are handled by the parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not HAS_SIGTIMEDWAIT:

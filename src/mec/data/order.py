@@ -36,8 +36,7 @@ FALLBACK_SHARDS, FALLBACK_IMAGES = 8, 8
 class _GlobalBatchSampler(Sampler[Key]):
     """Epochs of global batches of ``batch_size * world_size`` images, divided equally over the processes.
 
-    Its length is the number of steps. ``drop_last`` leaves out the images at the end of an epoch that do not fill a
-    global batch.
+    Its length is the number of steps. ``drop_last`` leaves out the images that do not fill the last global batch.
     """
 
     def __init__(
@@ -91,8 +90,7 @@ def choose_num_lanes(num_shards: int, global_batch: int, world_size: int) -> int
     """Return the number of lanes: a divisor of the global batch and a multiple of the world size.
 
     It is the largest divisor of the global batch up to 64 (8 per process for more than 8 processes) and up to 4 per
-    shard, and at least gcd(batch, 8); then the least common multiple with the world size. The number is the same for
-    1, 2, 4 and 8 processes, and for any world size up to 8 that divides it.
+    shard, and at least gcd(batch, 8); so it is the same for 1, 2, 4 and 8 processes.
     """
     # a lane that starts in the middle of a shard first reads and drops the images before it: few lanes per shard
     minimum, maximum = math.gcd(global_batch, 8), min(4 * num_shards, max(64, 8 * world_size))

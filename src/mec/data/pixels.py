@@ -75,11 +75,7 @@ def type_range(dtype: np.dtype[Any]) -> tuple[float, float]:
 
 
 def with_channels(image: NDArray[Any], channels: int) -> ImageArray:
-    """Convert (..., c) to (..., channels): repeat grayscale, or reduce color to its luma.
-
-    Raises:
-        CorruptImageError: any other change of channels.
-    """
+    """Convert (..., c) to (..., channels): repeat grayscale, or reduce color to its luma; else a CorruptImageError."""
     num_channels = image.shape[-1]
     if num_channels == channels:
         return image

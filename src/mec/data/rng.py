@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Uniforms = NDArray[np.float64]
-
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -52,17 +51,9 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def uniforms(seed: int, epoch: int, indices: NDArray[np.int64], count: int, stream: int = Stream.VIEW_1) -> Uniforms:
-    """Return ``count`` independent uniform numbers in [0, 1) for each image.
+    """Return independent uniform numbers (n, count) in [0, 1) for the images ``indices`` (n,).
 
-    Args:
-        seed: seed of the run.
-        epoch: epoch, or another counter that selects new numbers for the same image.
-        indices: (n,) image indices.
-        count: numbers per image.
-        stream: purpose of the numbers, a ``Stream``.
-
-    Returns:
-        (n, count) numbers.
+    ``epoch``, or another counter, selects new numbers for the same image; ``stream`` is their purpose, a ``Stream``.
     """
     state = np.zeros((1, 1), dtype=np.uint64)
     for key in (seed, stream, epoch):

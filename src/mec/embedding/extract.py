@@ -16,9 +16,9 @@ from mec.data.corrupt import CorruptImage, CorruptLog
 from mec.data.dataset import DataLike, ImageDataset
 from mec.data.loaders import evaluation_loader, training_loader
 from mec.data.pixels import PixelFormat
+from mec.data.transforms import ViewSettings
 from mec.data.transforms.crop import Batch
 from mec.data.transforms.multi_view import MultiView
-from mec.data.transforms.view_settings import ViewSettings
 from mec.distributed import SINGLE_PROCESS, ProcessGroup
 from mec.engine.progress import ProgressBar
 from mec.errors import InputError

@@ -18,9 +18,8 @@ from torch.distributed.fsdp import FSDPModule
 from mec.coding import Health, MECLoss, health
 from mec.coding.gram import world_group
 from mec.data.rng import Stream, uniforms
-from mec.data.transforms.crop import Batch
+from mec.data.transforms.crop import Batch, ReferenceViews
 from mec.data.transforms.multi_view import TwoViews
-from mec.data.transforms.torchvision_reference import ReferenceViews
 from mec.engine.fsdp import FSDP2Strategy, apply_fsdp, full_encoder
 from mec.engine.progress import TrainingModule
 from mec.models.encoder import Encoder

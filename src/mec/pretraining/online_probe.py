@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mec.data.dataset import DataLike, ImageDataset
+from mec.data.dataset import DataLike, ImageDataset, random_split
 from mec.data.datasets import open_dataset
-from mec.data.datasets.splits import random_split
 from mec.data.datasets.webdataset import is_shard_source
 from mec.distributed import process_group
 from mec.embedding.extract import extract, in_memory, pixel_format_of, with_labels

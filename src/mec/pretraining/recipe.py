@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mec.data.transforms.view_settings import VIEW_1, VIEW_2, ViewSettings
+from mec.data.transforms import VIEW_1, VIEW_2, ViewSettings
 from mec.errors import InputError
 
 

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from mec.data.transforms.view_settings import ViewSettings
+from mec.data.transforms import ViewSettings
 from mec.errors import InputError, check_value, did_you_mean
 from mec.pretraining.recipe import Recipe
 

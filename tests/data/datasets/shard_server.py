@@ -6,33 +6,19 @@ import threading
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """An HTTP server of ``files`` with failures.
-
-    Attributes:
-        ranges: support range requests.
-        files: content by name.
-        breaks: by name, the byte at which the connection closes and how many times it does.
-        stalls: by name, the byte at which the server stops sending.
-        unavailable: by name, how many requests get the status 503.
-        key: value of the header X-Key that requests need.
-        date: modification time of all files.
-        requests: names in the order of the requests.
-        release: event that ends stalled requests.
-    """
-
     daemon_threads = True
 
     def __init__(self, ranges: bool = True) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.ranges = ranges
+        self.ranges = ranges  # support range requests
         self.files: dict[str, bytes] = {}
-        self.breaks: dict[str, tuple[int, int]] = {}
-        self.stalls: dict[str, int] = {}
-        self.unavailable: dict[str, int] = {}
-        self.key: str | None = None
-        self.date = 10**9
-        self.requests: list[str] = []
-        self.release = threading.Event()
+        self.breaks: dict[str, tuple[int, int]] = {}  # byte at which the connection closes, and how many times it does
+        self.stalls: dict[str, int] = {}  # byte at which the server stops sending
+        self.unavailable: dict[str, int] = {}  # how many requests get the status 503
+        self.key: str | None = None  # value of the header X-Key that requests need
+        self.date = 10**9  # modification time of all files
+        self.requests: list[str] = []  # names in the order of the requests
+        self.release = threading.Event()  # ends stalled requests
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/{name}"

@@ -1,25 +1,17 @@
 """Write tables of small images and their classes, as parquet files and as Hugging Face datasets."""
 
-import io
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+
+from tests.data.datasets.shard_files import encode_image
 
 TOTAL = 11
 
 
-def encode_image(number: int) -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 256, (20 + number, 24, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "png")
-    return file.getvalue()
-
-
-IMAGES = [encode_image(i) for i in range(TOTAL)]
+IMAGES = [encode_image(i, "png", side=20 + i) for i in range(TOTAL)]
 CLASS_NAMES = [("bee", "ant", "cat")[i % 3] for i in range(TOTAL)]
 
 

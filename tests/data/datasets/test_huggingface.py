@@ -13,7 +13,6 @@ from mec.data import PixelFormat, TwoViews, open_dataset, read_image
 from mec.data.dataset import FileDataset
 from mec.data.datasets.huggingface import TableDataset
 from mec.data.loaders import EpochSampler, training_loader
-from mec.errors import InputError
 from tests.data.datasets.table_files import CLASS_NAMES, IMAGES, TOTAL, hub_dataset, write_parquet
 
 pytestmark = pytest.mark.usefixtures("empty_cache", "network_calls")
@@ -34,10 +33,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def parquet_by_datasets(folder: Path) -> Path:
     hub_dataset().to_parquet(folder / "a.parquet")
     return folder / "a.parquet"
-
-
-def parquet_by_pyarrow(folder: Path) -> Path:
-    return write_parquet(folder / "a.parquet")
 
 
 def parquet_of_structs(folder: Path) -> Path:
@@ -61,17 +56,10 @@ def saved_to_disk(folder: Path) -> Path:
     return folder / "saved"
 
 
-WRITERS = [
-    parquet_by_datasets,
-    parquet_by_pyarrow,
-    parquet_of_structs,
-    folder_of_parquet,
-    parquet_in_folder_named_like_a_glob,
-    saved_to_disk,
-]
-
-
-@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize(
+    "write",
+    [parquet_by_datasets, parquet_of_structs, folder_of_parquet, parquet_in_folder_named_like_a_glob, saved_to_disk],
+)
 def test_table_equals_folder_of_the_same_images(
     tmp_path: Path, folder: Path, write: WriteDataset, network_calls: list[object]
 ) -> None:
@@ -118,13 +106,6 @@ def test_table_has_its_own_splits(tmp_path: Path, write: WriteDataset, network_c
     assert not network_calls
 
 
-def test_classes_missing_from_the_training_split_are_named(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "train.parquet", range(2))
-    write_parquet(tmp_path / "test.parquet", range(2, 4))
-    with pytest.raises(InputError, match=r"classes that the training split lacks: cat$"):
-        open_dataset(tmp_path)
-
-
 def test_parquet_in_a_folder_of_images_is_ignored(tmp_path: Path) -> None:
     write_parquet(tmp_path / "metadata.parquet")
     for split in ("train", "test"):
@@ -145,9 +126,8 @@ def test_subsets_of_rows(tmp_path: Path) -> None:
     assert len(test_images) == 3
 
 
-@pytest.mark.parametrize("write", [parquet_by_datasets, parquet_by_pyarrow, saved_to_disk])
-def test_workers_read_tables(tmp_path: Path, folder: Path, write: WriteDataset) -> None:
-    dataset, views = open_dataset(write(tmp_path)), TwoViews(16, seed=3)
+def test_workers_read_tables(tmp_path: Path) -> None:
+    dataset, views = open_dataset(parquet_by_datasets(tmp_path)), TwoViews(16, seed=3)
     epochs = []
     for workers in (0, 2):
         loader = training_loader(dataset, views, EpochSampler(TOTAL, 4, seed=0), PixelFormat(), CPU, workers)

@@ -1,8 +1,10 @@
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torchvision.datasets
 from PIL import Image
 
 from mec.data import ArrayDataset, FileDataset, open_dataset, read_image
@@ -98,34 +100,7 @@ def test_invalid_npz_is_an_input_error(tmp_path: Path, arrays: dict[str, np.ndar
 def test_digits_come_with_the_installation() -> None:
     train, test = open_dataset("digits", "train"), open_dataset("digits", "test")
     assert isinstance(train, ArrayDataset)
-    assert (len(train), len(test)) == (1347, 450)
-    assert train.images.shape[1:] == (8, 8, 1)
-    assert train.images.max() == 255
-
-
-def test_builtin_dataset_from_image_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for split in ("train", "test"):
-        write(tmp_path / "cifar10" / split / "cat" / "0.png", size=(32, 32))
-    monkeypatch.setenv("MEC_DATA", str(tmp_path))
-    assert open_dataset("cifar10", "test").classes == ["cat"]
-
-
-def test_cifar10_in_the_layout_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pickled batches as torchvision downloads them; their checksums are not tested here."""
-    import pickle
-
-    from torchvision.datasets import CIFAR10
-
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    for name, *_ in CIFAR10.train_list + CIFAR10.test_list:
-        batch = {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 9]}
-        (folder / name).write_bytes(pickle.dumps(batch))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
-    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
-    assert len(open_dataset(tmp_path, "train")) == 10
-    assert len(open_dataset(tmp_path, "test")) == 2
+    assert (train.images.shape, len(test), train.images.max()) == ((1347, 8, 8, 1), 450, 255)
 
 
 def test_failed_download_names_the_alternatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,23 +157,6 @@ def test_stl10_pretrains_on_its_unlabeled_split(tmp_path: Path, monkeypatch: pyt
     assert np.array_equal(read_image(pretrain, 1), images["unlabeled"][1].transpose(2, 1, 0))
 
 
-def test_cifar100_in_the_layout_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pickle
-
-    from torchvision.datasets import CIFAR100
-
-    folder = tmp_path / "cifar-100-python"
-    folder.mkdir()
-    for name in ("train", "test"):
-        (folder / name).write_bytes(pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0, 99]}))
-    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"c{i:02}" for i in range(100)]}))
-    monkeypatch.setattr(CIFAR100, "_check_integrity", lambda self: True)
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
-    assert open_dataset(tmp_path, "test").labels.tolist() == [0, 99]
-    monkeypatch.setenv("MEC_DATA", str(tmp_path))
-    assert len(open_dataset("cifar100").classes) == 100
-
-
 @pytest.mark.parametrize(
     ("names", "expected"),
     [(["10", "-1", "9"], ["-1", "9", "10"]), (["②", "①"], ["①", "②"]), (["--5", "1"], ["--5", "1"])],
@@ -218,3 +176,28 @@ def test_csv_without_a_label_column_is_an_input_error(tmp_path: Path) -> None:
         open_dataset(path)
     path.write_text("a.jpg,cat\nb.jpg,image\n")
     assert open_dataset(path).classes == ["cat", "image"]
+
+
+@pytest.mark.parametrize(("name", "num_train"), [("cifar10", 10), ("cifar100", 2)])
+def test_cifar_in_the_layout_of_torchvision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, num_train: int
+) -> None:
+    """Pickled batches as torchvision downloads them; their checksums are not tested here."""
+    dataset_class = getattr(torchvision.datasets, name.upper())
+    folder = tmp_path / dataset_class.base_folder
+    folder.mkdir()
+    last = 9 if name == "cifar10" else 99
+    for batch, *_ in dataset_class.train_list + dataset_class.test_list:
+        labels = {"labels" if name == "cifar10" else "fine_labels": [0, last]}
+        (folder / batch).write_bytes(pickle.dumps({"data": np.zeros((2, 3072), np.uint8)} | labels))
+    classes = {dataset_class.meta["key"]: [f"c{i:02}" for i in range(last + 1)]}
+    (folder / dataset_class.meta["filename"]).write_bytes(pickle.dumps(classes))
+    monkeypatch.setattr(dataset_class, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    assert open_dataset(tmp_path, "test").labels.tolist() == [0, last]
+    monkeypatch.setenv("MEC_DATA", str(tmp_path))
+    train = open_dataset(name, "train")
+    assert (len(train), len(train.classes)) == (num_train, last + 1)
+    for split in ("train", "test"):  # image folders come first
+        write(tmp_path / name / split / "cat" / "0.png", size=(32, 32))
+    assert open_dataset(name, "test").classes == ["cat"]

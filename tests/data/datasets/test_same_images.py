@@ -1,24 +1,20 @@
 """The same photographs as a folder, as shards and as parquet give the same images, labels and views."""
 
-import hashlib
-import tarfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 
-from mec.data import ImageDataset, PixelFormat, TwoViews, open_dataset
+from mec.data import PixelFormat, TwoViews, open_dataset
 from mec.data.loaders import training_loader, training_sampler
-
-CPU = torch.device("cpu")
+from tests.data.datasets.shard_files import CPU, write_tar
 
 
 @pytest.fixture(scope="module")
 def datasets_on_disk(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Write two classes of Caltech-101 in each format."""
-    datasets = pytest.importorskip("datasets")
-    pytest.importorskip("webdataset")
     root = tmp_path_factory.mktemp("formats")
     folder = root / "folder"
     for name in ("anchor", "ant"):
@@ -26,13 +22,11 @@ def datasets_on_disk(real_data: Path, tmp_path_factory: pytest.TempPathFactory) 
         for path in sorted((real_data / "caltech101" / "101_ObjectCategories" / name).glob("*.jpg")):
             (folder / name / path.name).write_bytes(path.read_bytes())
     files = sorted(folder.rglob("*.jpg"))
-    (root / "shards").mkdir()
-    for n, start in enumerate(range(0, len(files), 37)):
-        with tarfile.open(root / "shards" / f"a-{n:04}.tar", "w") as tar:
-            for i, path in enumerate(files[start : start + 37], start):
-                (root / "label").write_text(path.parent.name)
-                tar.add(path, f"{i:06}.jpg")
-                tar.add(root / "label", f"{i:06}.cls")
+    for start in range(0, len(files), 37):
+        members = []
+        for i, path in enumerate(files[start : start + 37], start):
+            members += [(f"{i:06}.jpg", path.read_bytes()), (f"{i:06}.cls", path.parent.name.encode())]
+        write_tar(root / "shards" / f"a-{start:04}.tar", members)
     rows = {"image": [{"bytes": p.read_bytes(), "path": None} for p in files], "label": [p.parent.name for p in files]}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
     (root / "parquet").mkdir()
@@ -40,23 +34,15 @@ def datasets_on_disk(real_data: Path, tmp_path_factory: pytest.TempPathFactory) 
     return {name: root / name for name in ("folder", "shards", "parquet")}
 
 
-def image_hashes(dataset: ImageDataset) -> list[str]:
-    return [hashlib.sha256(dataset.load(i)).hexdigest() for i in range(len(dataset))]
-
-
-@pytest.fixture(autouse=True)
-def _empty_data_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MEC_DATA", str(tmp_path))
-
-
 def test_formats_have_the_same_images_and_labels(datasets_on_disk: dict[str, Path]) -> None:
-    opened = {name: open_dataset(path) for name, path in datasets_on_disk.items()}
-    expected = image_hashes(opened["folder"])
-    for dataset in opened.values():
-        assert image_hashes(dataset) == expected
+    folder = open_dataset(datasets_on_disk["folder"])
+    expected = [folder.load(i) for i in range(len(folder))]
+    for path in datasets_on_disk.values():
+        dataset = open_dataset(path)
+        assert [dataset.load(i) for i in range(len(dataset))] == expected
         assert dataset.classes == ["anchor", "ant"]
-        assert np.array_equal(dataset.labels, opened["folder"].labels)
-        train, test = (open_dataset(datasets_on_disk["folder"], split) for split in ("train", "test"))
+        assert np.array_equal(dataset.labels, folder.labels)
+        train, test = (open_dataset(path, split) for split in ("train", "test"))
         assert len(train) + len(test) == len(dataset)
 
 

@@ -1,3 +1,4 @@
+import os
 import re
 import tarfile
 from collections.abc import Callable
@@ -24,9 +25,7 @@ from tests.data.datasets.shard_files import (
 )
 
 
-@pytest.mark.parametrize(
-    ("world_size", "workers", "batch_size"), [(1, 0, 4), (1, 1, 3), (1, 2, 1), (2, 2, 3), (3, 2, 4), (3, 0, 1)]
-)
+@pytest.mark.parametrize(("world_size", "workers", "batch_size"), [(1, 0, 4), (1, 2, 1), (2, 1, 3), (3, 2, 4)])
 def test_epoch_has_each_image_once_with_the_views_of_files(
     shards: Path, expected: dict[int, torch.Tensor], world_size: int, workers: int, batch_size: int
 ) -> None:
@@ -39,11 +38,6 @@ def test_epoch_has_each_image_once_with_the_views_of_files(
     for batches in ranks:
         for i, views in views_of(batches).items():
             assert torch.equal(views, expected[i])
-
-
-def test_shards_and_files_have_the_same_indices(shards: Path, folder: Path) -> None:
-    shard_dataset, file_dataset = open_dataset(shards), open_dataset(folder)
-    assert [shard_dataset.load(i) for i in range(TOTAL)] == [file_dataset.load(i) for i in range(TOTAL)]
 
 
 def test_order_depends_on_epoch_and_seed(shards: Path) -> None:
@@ -73,16 +67,6 @@ def test_training_on_a_subset_of_shards(shards: Path, expected: dict[int, torch.
     assert torch.equal(first[0], expected[0])
 
 
-def test_one_loader_loads_all_epochs(shards: Path) -> None:
-    dataset = open_dataset(shards)
-    sampler = training_sampler(dataset, 4, seed=0)
-    loader = training_loader(dataset, TwoViews(16, seed=3), sampler, PixelFormat(), CPU, workers=2)
-    for epoch in (0, 1, 1, 3):
-        sampler.set_epoch(epoch)
-        (expected,) = load_epoch(dataset, epoch=epoch)
-        assert indices_of(list(loader)) == indices_of(expected)
-
-
 def test_each_worker_opens_its_own_shards(tmp_path: Path) -> None:
     contents = [encode_image(i, "png", side=120) for i in range(24)]
     dataset = open_dataset(write_tar(tmp_path / "a.tar", [(f"{i:02}.png", c) for i, c in enumerate(contents)]))
@@ -95,28 +79,25 @@ def test_each_worker_opens_its_own_shards(tmp_path: Path) -> None:
     assert dataset.load(3) == contents[3]
 
 
-def truncate_in_image(path: Path, number: int) -> None:
-    """Truncate a shard inside the image of sample ``number``."""
+def header_position(path: Path, name: str) -> int:
     with tarfile.open(path) as tar:
-        (position,) = [m.offset_data + m.size // 2 for m in tar if m.name == f"{number:04}.jpg"]
-    with path.open("r+b") as file:
-        file.truncate(position)
+        return tar.getmember(name).offset
+
+
+def truncate_in_image(path: Path, number: int) -> None:
+    """Truncate a shard inside the image of sample ``number``, after its header of 512 bytes."""
+    os.truncate(path, header_position(path, f"{number:04}.jpg") + 512 + 300)
 
 
 def truncate_before_label(path: Path, number: int) -> None:
     """Truncate a shard inside the header of the label of sample ``number``."""
-    with tarfile.open(path) as tar:
-        (position,) = [m.offset + 100 for m in tar if m.name == f"{number:04}.cls"]
-    with path.open("r+b") as file:
-        file.truncate(position)
+    os.truncate(path, header_position(path, f"{number:04}.cls") + 100)
 
 
 def overwrite_header(path: Path, number: int) -> None:
     """Write random bytes over the header of sample ``number`` and the start of its image."""
-    with tarfile.open(path) as tar:
-        (position,) = [m.offset for m in tar if m.name == f"{number:04}.jpg"]
     with path.open("r+b") as file:
-        file.seek(position)
+        file.seek(header_position(path, f"{number:04}.jpg"))
         file.write(np.random.default_rng(0).bytes(700))
 
 

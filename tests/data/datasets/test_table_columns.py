@@ -81,10 +81,9 @@ def test_a_missing_label_leaves_the_dataset_without_labels(tmp_path: Path, missi
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "as a dataset"),
         (b"no parquet" * 100, "as a dataset"),
         (None, "as a dataset"),
-        ("columns", r"expected an image column, got the columns caption, label"),
+        ("columns", "expected an image column, got the columns caption, label"),
         ("absent", "does not exist"),
     ],
 )
@@ -108,11 +107,10 @@ def test_damage_inside_a_parquet_file_affects_only_the_images_there(tmp_path: Pa
     content[len(content) // 2 : len(content) // 2 + 2000] = bytes(2000)
     path.write_bytes(content)
     dataset = open_dataset(path)
-    corrupt = []
+    num_corrupt = 0
     for i in range(TOTAL):
         try:
             assert np.array_equal(read_image(dataset, i), np.asarray(Image.open(io.BytesIO(IMAGES[i]))))
         except CorruptImageError:
-            corrupt.append(i)
-    assert corrupt
-    assert len(corrupt) < TOTAL / 2
+            num_corrupt += 1
+    assert 0 < num_corrupt < TOTAL / 2

@@ -26,10 +26,6 @@ from tests.data.datasets.shard_files import (
 )
 
 
-def write_with_tarfile(folder: Path) -> None:
-    write_shards(folder)
-
-
 def write_gzip(folder: Path) -> None:
     write_shards(folder, "x-{:04}.tar.gz")
 
@@ -71,13 +67,7 @@ def write_with_other_members(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "write",
-    [
-        write_with_tarfile,
-        write_gzip,
-        write_with_shard_writer_and_cls,
-        write_with_shard_writer_and_json,
-        write_with_other_members,
-    ],
+    [write_gzip, write_with_shard_writer_and_cls, write_with_shard_writer_and_json, write_with_other_members],
 )
 def test_shards_of_all_writers_have_the_same_images(tmp_path: Path, write: Callable[[Path], None]) -> None:
     write(tmp_path)
@@ -87,40 +77,26 @@ def test_shards_of_all_writers_have_the_same_images(tmp_path: Path, write: Calla
     assert dataset.classes == ["ant", "bee", "cat"]
     assert [dataset.classes[i] for i in dataset.labels] == [class_name(i) for i in range(TOTAL)]
     assert [dataset.load(i) for i in range(TOTAL)] == IMAGES
+    for i in np.random.default_rng(0).integers(0, TOTAL, 60):
+        assert dataset.load(int(i)) == IMAGES[i]
 
 
 @pytest.mark.parametrize(
     "pattern",
-    [
-        "a.tar",
-        "a-{00..03}.tar",
-        "https://b.org/{x,y z}/a-{098..101}.tar",
-        "{train,val}-{0..1}.tar",
-        "a{b}.tar",
-        "s3://{8..11}{a,,c}.tgz",
-    ],
+    ["a.tar", "a-{00..03}.tar", "https://b.org/{x,y z}/a-{098..101}.tar", "a{b}.tar", "s3://{8..11}{a,,c}.tgz"],
 )
 def test_braces_are_expanded_as_in_webdataset(pattern: str) -> None:
     assert expand_braces(pattern) == webdataset.shardlists.expand_urls(pattern)
-
-
-def test_images_load_in_any_order(tmp_path: Path) -> None:
-    dataset = open_dataset(write_shards(tmp_path))
-    for i in np.random.default_rng(0).integers(0, TOTAL, 60):
-        assert dataset.load(int(i)) == IMAGES[i]
-    assert dataset.title(8) == f"{tmp_path / 'x-0002.tar'}, image 0"
 
 
 @pytest.mark.parametrize(
     ("names", "source", "expected"),
     [
         (["a.tar"], "a.tar", {"all": 7}),
-        (["a.tgz"], "a.tgz", {"all": 7}),
         (["x-0000.tar", "x-0001.tar", "x-0002.tar", "x-0003.tar"], "x-{0000..0003}.tar", {"all": 26, "pretrain": 26}),
         (["x-0000.tar", "x-0001.tar", "x-0002.tar", "x-0003.tar"], "x-{0000,0002}.tar", {"all": 20}),
         (["a.tar", "b.tar", "c.tar.gz", ".hidden.tar"], "", {"all": 21}),
         (["train/a.tar", "train/b.tar", "val/c.tar"], "", {"train": 8, "test": 13, "all": 8, "pretrain": 8}),
-        (["train-0.tar", "train-1.tar", "val-0.tar"], "", {"train": 8, "test": 13, "all": 8, "pretrain": 8}),
         (["train.tar.gz", "validation.tar.gz"], "", {"train": 7, "test": 1}),
         (["val-0.tar", "val-1.tar"], "", {"all": 8}),
     ],
@@ -136,14 +112,6 @@ def test_shards_as_files_patterns_and_folders(
         assert {dataset.load(i) for i in range(count)} <= set(IMAGES)
 
 
-def test_relative_path_and_home_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_shards(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    assert len(open_dataset("x-{0000..0001}.tar")) == 8
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert open_dataset("~/x-0001.tar").load(0) == IMAGES[7]
-
-
 def test_tar_in_a_folder_of_images_is_ignored(tmp_path: Path) -> None:
     write_tar(tmp_path / "ILSVRC2012_img_train.tar", sample_members(range(3)))
     for split in ("train", "val"):
@@ -152,14 +120,18 @@ def test_tar_in_a_folder_of_images_is_ignored(tmp_path: Path) -> None:
     assert isinstance(open_dataset(tmp_path, "train"), FileDataset)
 
 
-def test_missing_shard_is_named(tmp_path: Path) -> None:
+def test_relative_home_and_missing_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert len(open_dataset("x-{0000..0001}.tar")) == 8
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_dataset("~/x-0001.tar").load(0) == IMAGES[7]
     (tmp_path / "x-0002.tar").unlink()
     with pytest.raises(InputError, match=r"x-0002\.tar does not exist \(1 of 4 shards\)"):
         open_dataset(tmp_path / "x-{0000..0003}.tar")
 
 
-@pytest.mark.parametrize("content", [b"", b"this is not a tar file" * 100, bytes(10240)])
+@pytest.mark.parametrize("content", [b"this is not a tar file" * 100, bytes(10240)])
 def test_shards_without_images_are_an_input_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(InputError, match=r"no image in the shards of .*a\.tar \(.+\)$"):
@@ -204,17 +176,13 @@ def test_labels_are_cached_until_the_shard_changes(tmp_path: Path, monkeypatch: 
         with pytest.raises(InputError, match="read again"):
             open_dataset(path)
     write_tar(path, sample_members(range(2, 6)))
+    (tmp_path / "home").write_text("a file")
+    monkeypatch.setenv("MEC_DATA", str(tmp_path / "home"))  # the cache is not writable
     assert [open_dataset(path).classes[i] for i in open_dataset(path).labels] == [class_name(i) for i in range(2, 6)]
 
 
 def fail_to_read(*_: object, **__: object) -> None:
     raise AssertionError("read again")
-
-
-def test_labels_are_not_cached_where_the_cache_is_not_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "home").write_text("a file")
-    monkeypatch.setenv("MEC_DATA", str(tmp_path / "home"))
-    assert len(open_dataset(write_tar(tmp_path / "a.tar", sample_members(range(6))))) == 6
 
 
 def test_pretraining_reads_sizes_json_in_place_of_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +206,7 @@ def test_subsets_of_shards(tmp_path: Path) -> None:
     numbers = list(range(0, TOTAL, 3))
     assert [dataset.load(i) for i in range(len(dataset))] == [IMAGES[i] for i in numbers]
     assert [dataset.classes[i] for i in dataset.labels] == [class_name(i) for i in numbers]
+    assert dataset.title(3) == f"{tmp_path / 'x-0002.tar'}, image 1"
     subset = dataset.subset(np.array([1, 4, 5]))
     assert [subset.load(i) for i in (2, 0, 1)] == [IMAGES[i] for i in (15, 3, 12)]
     train, test = open_dataset(tmp_path, "train"), open_dataset(tmp_path, "test")

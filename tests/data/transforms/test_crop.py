@@ -1,5 +1,4 @@
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,18 +55,5 @@ def test_crops_of_a_shrunk_image_are_as_sharp_as_those_of_pil(shrink: int) -> No
         ours = crop_and_resize(decoded, box, size)
         theirs = np.asarray(TF.resized_crop(full, top, left, side, side, [size, size]))
         assert np.abs(ours.astype(float) - theirs).mean() < 4
-        ratios.append(sharpness(ours) / sharpness(theirs))
-    assert np.mean(ratios) > 0.95
-
-
-def test_crops_of_real_shrunk_photographs_are_as_sharp_as_those_of_pil(real_data: Path) -> None:
-    ratios = []
-    for path in sorted((real_data / "davis16-subset").rglob("*.jpg"))[::60]:
-        encoded = path.read_bytes()
-        opened, full = open_image(encoded), Image.open(path).convert("RGB")
-        decoded = opened.decode(PixelFormat(), 2)
-        side = min(opened.height, opened.width) // 2 * 2
-        ours = crop_and_resize(decoded, np.array([0, 0, side // 2, side // 2]), 200)
-        theirs = np.asarray(TF.resized_crop(full, 0, 0, side, side, [200, 200]))
         ratios.append(sharpness(ours) / sharpness(theirs))
     assert np.mean(ratios) > 0.95

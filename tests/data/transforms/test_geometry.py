@@ -7,9 +7,9 @@ from scipy import stats
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
 from mec.data.rng import uniforms
+from mec.data.transforms import NUM_CROP_UNIFORMS, crop_boxes
 from mec.data.transforms.crop import crop_and_resize
 from mec.data.transforms.multi_view import resized_crops
-from mec.data.transforms.view_settings import NUM_CROP_UNIFORMS, crop_boxes
 
 
 def photograph(height: int = 180, width: int = 240) -> np.ndarray:
@@ -45,8 +45,7 @@ def test_crops_have_the_distribution_of_random_resized_crop(
     assert (boxes[:, 2:] >= 1).all()
 
 
-@pytest.mark.parametrize("size", [32, 64, 224])
-@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("size", "flip"), [(32, False), (64, True), (224, False)])
 def test_resized_crops_match_pil(size: int, flip: bool) -> None:
     image = photograph()
     box = np.array([[20, 30, 150, 181]])

@@ -10,9 +10,8 @@ from torchvision import transforms
 from mec.data import ArrayDataset, PixelFormat, open_dataset
 from mec.data.loaders import EpochSampler, training_loader
 from mec.data.rng import Stream, uniforms
-from mec.data.transforms.crop import Item
-from mec.data.transforms.torchvision_reference import ReferenceCropper, ReferenceViews, reference_transform
-from mec.data.transforms.view_settings import VIEW_1, VIEW_2, ViewSettings
+from mec.data.transforms import VIEW_1, VIEW_2, ViewSettings
+from mec.data.transforms.crop import Item, ReferenceCropper, ReferenceViews, reference_transform
 from mec.errors import InputError
 from tests.data.transforms.test_geometry import photograph
 

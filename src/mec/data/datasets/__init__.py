@@ -8,11 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from mec.data.dataset import DataLike, ImageDataset
-from mec.data.datasets.arrays import BUILTIN_DATASETS, find_cifar, open_builtin, open_npz, open_torchvision
+from mec.data.dataset import DataLike, ImageDataset, Splits
+from mec.data.datasets.arrays import BUILTIN_DATASETS, CIFAR_FOLDERS, open_builtin, open_npz, open_torchvision
 from mec.data.datasets.folder import open_csv, open_folder, open_list
 from mec.data.datasets.huggingface import is_table, open_table
-from mec.data.datasets.splits import Splits
 from mec.data.datasets.video import VIDEO_EXTENSIONS, is_video, open_videos
 from mec.data.datasets.webdataset import is_shard_source, open_shards
 from mec.errors import InputError
@@ -66,10 +65,7 @@ def open_splits(
     frame_stride: int | None = None,
     skip_labels: bool = False,
 ) -> Splits:
-    """Open all splits of a dataset. The arguments are those of ``open_dataset``.
-
-    ``skip_labels`` opens shards without their labels, which saves reading them once where ``sizes.json`` exists.
-    """
+    """Open all splits of a dataset, as ``open_dataset``; ``skip_labels`` opens shards by their ``sizes.json``."""
     if frame_stride is not None and frame_stride < 1:
         raise InputError(f"frame_stride: expected at least 1, got {frame_stride}")
     source = os.fspath(source)
@@ -90,7 +86,7 @@ def open_splits(
     if is_table(source):
         return open_table(source)
     if path.is_dir():
-        cifar = find_cifar(path)
+        cifar = next((name for subfolder, name in CIFAR_FOLDERS.items() if (path / subfolder).is_dir()), None)
         return open_torchvision(cifar, path) if cifar else open_folder(path)
     if not path.is_file():
         names = ", ".join(sorted(BUILTIN_DATASETS))

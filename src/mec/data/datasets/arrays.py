@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.data.dataset import ArrayDataset
+from mec.data.dataset import ArrayDataset, Splits, encode_labels, random_split
 from mec.data.datasets.folder import open_folder
-from mec.data.datasets.splits import Splits, encode_labels, random_split
 from mec.data.pixels import MAX_CHANNELS
 from mec.errors import InputError
 
@@ -30,7 +29,13 @@ def data_home() -> Path:
 def open_builtin(name: str) -> Splits:
     """Open one of ``BUILTIN_DATASETS``; those of torchvision are downloaded to ``data_home()``, or found there."""
     if name == "digits":
-        return _open_digits()
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+        dataset = ArrayDataset(name, images, bunch.target.astype(np.int64), [str(c) for c in bunch.target_names])
+        train, test = random_split(dataset, DIGITS_TEST_FRACTION)
+        return Splits(dataset.subset(train), dataset.subset(test))
     home = data_home()
     if (home / name / "train").is_dir():
         return open_folder(home / name)
@@ -42,21 +47,6 @@ def open_builtin(name: str) -> Splits:
             f"data: {name} is not in {home} and cannot be downloaded ({reason}); copy torchvision's files, or "
             f"{name}/train/<class>/*.png and {name}/test/..., to that folder, or set MEC_DATA to the folder with it"
         ) from error
-
-
-def _open_digits() -> Splits:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    dataset = ArrayDataset("digits", images, bunch.target.astype(np.int64), [str(c) for c in bunch.target_names])
-    train, test = random_split(dataset, DIGITS_TEST_FRACTION)
-    return Splits(dataset.subset(train), dataset.subset(test))
-
-
-def find_cifar(folder: Path) -> str | None:
-    """Return the name of the CIFAR dataset that torchvision has unpacked in ``folder``, or None."""
-    return next((name for subfolder, name in CIFAR_FOLDERS.items() if (folder / subfolder).is_dir()), None)
 
 
 def open_torchvision(name: str, root: Path, download: bool = False) -> Splits:
@@ -115,10 +105,9 @@ def open_npz(path: Path) -> Splits:
 
 def _to_nhwc(array: NDArray[Any], title: str) -> NDArray[Any]:
     """Check that an array holds images and return it as (n, height, width, channels); ``title`` names it in errors."""
-    if array.dtype.kind not in "buif":
-        raise InputError(f"data: {title}: expected numeric images, got {array.dtype}")
+    expected, actual = "numeric images (n, height, width[, channels])", f"{array.dtype} of shape {array.shape}"
     if array.ndim == 3:
         array = array[..., None]
-    if array.ndim != 4 or array.shape[-1] > MAX_CHANNELS or not array.size:
-        raise InputError(f"data: {title}: expected images (n, height, width[, channels]), got shape {array.shape}")
+    if array.dtype.kind not in "buif" or array.ndim != 4 or array.shape[-1] > MAX_CHANNELS or not array.size:
+        raise InputError(f"data: {title}: expected {expected}, got {actual}")
     return array

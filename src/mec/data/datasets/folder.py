@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from mec.data.dataset import FileDataset
-from mec.data.datasets.splits import TEST_NAMES, TRAIN_NAMES, Splits, encode_labels, open_train_and_test
+from mec.data.dataset import TEST_NAMES, TRAIN_NAMES, FileDataset, Splits, encode_labels, open_train_and_test
 from mec.data.decode import EXTENSIONS
 from mec.errors import InputError
 
@@ -59,10 +58,7 @@ def list_split_files(folder: Path, suffix: str | tuple[str, ...]) -> tuple[list[
 
 
 def list_files(folder: Path) -> tuple[list[str], int]:
-    """Return the sorted relative paths of files at any depth that are not hidden, and the number of unreadable folders.
-
-    Raises an InputError if there is no file and a folder cannot be read.
-    """
+    """Return sorted relative paths of files at any depth that are not hidden, and the number of unreadable folders."""
     paths: list[str] = []
     errors: list[OSError] = []
     root = os.fspath(folder)
@@ -75,10 +71,7 @@ def list_files(folder: Path) -> tuple[list[str], int]:
 
 
 def walk_folders(root: str, onerror: Callable[[OSError], None] | None = None) -> Iterator[tuple[str, list[str]]]:
-    """Yield each folder below ``root`` and the names of its files, without hidden ones.
-
-    Links are followed. A folder is visited once, even if several links lead to it.
-    """
+    """Yield each folder below ``root``, once even if several links lead to it, and its files, without hidden ones."""
     visited: set[str] = set()
     for parent, folders, files in os.walk(root, followlinks=True, onerror=onerror):
         real = os.path.realpath(parent)
@@ -114,10 +107,7 @@ def open_list(path: Path) -> FileDataset:
 
 
 def open_csv(path: Path, root: Path, argument: str = "data") -> FileDataset:
-    """Open the images of a .csv of path and label, with or without a header; paths are relative to ``root``.
-
-    ``argument`` names the user's argument in errors.
-    """
+    """Open the images of a .csv of path and label, with or without a header; paths are relative to ``root``."""
     rows = [row for row in csv.reader(_read_text(path, argument).splitlines()) if row]
     if not rows:
         raise InputError(f"{argument}: {path} has no row")

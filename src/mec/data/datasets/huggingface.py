@@ -11,9 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.data.dataset import ImageDataset, Indices, Labels, read_file, select_labels
+from mec.data.dataset import (
+    TEST_NAMES,
+    TRAIN_NAMES,
+    ImageDataset,
+    Indices,
+    Labels,
+    Splits,
+    encode_labels,
+    open_train_and_test,
+    read_file,
+    select_labels,
+)
 from mec.data.datasets.folder import list_split_files
-from mec.data.datasets.splits import TEST_NAMES, TRAIN_NAMES, Splits, encode_labels, open_train_and_test
 from mec.data.pixels import CorruptImageError
 from mec.errors import InputError
 
@@ -48,8 +58,11 @@ class TableDataset(ImageDataset):
             raise CorruptImageError("the row has no image")
         if isinstance(value, bytes):
             return value
+        feature = self.table.features[self.column]
+        while hasattr(feature, "feature"):  # datasets gives nested lists and arrays as Python lists
+            feature = feature.feature
         try:
-            return np.asarray(value, dtype=_element_dtype(self.table.features[self.column]))
+            return np.asarray(value, dtype=getattr(feature, "dtype", None))
         except (TypeError, ValueError) as error:
             raise CorruptImageError(f"not a numeric array ({error})") from error
 
@@ -63,9 +76,8 @@ class TableDataset(ImageDataset):
 def is_table(source: str) -> bool:
     """Return whether ``source`` is a .parquet file or a folder of them, a ``save_to_disk`` folder, or hf:owner/name."""
     path = Path(source).expanduser()
-    if source.startswith(HUB_PREFIX) or path.suffix == ".parquet":
-        return True
-    return path.is_dir() and (_is_saved_to_disk(path) or list_split_files(path, ".parquet") is not None)
+    is_named = source.startswith(HUB_PREFIX) or path.suffix == ".parquet"
+    return is_named or (path.is_dir() and (_is_saved_to_disk(path) or list_split_files(path, ".parquet") is not None))
 
 
 def open_table(source: str) -> Splits:
@@ -123,10 +135,3 @@ def _open_split(source: str, table: Any, classes: list[str] | None) -> TableData
         if all(v is not None for v in values):
             dataset.labels, dataset.classes = encode_labels([str(v) for v in values], classes)
     return dataset
-
-
-def _element_dtype(feature: Any) -> str | None:
-    """Return the dtype of the elements of nested lists or arrays, which ``datasets`` gives as Python lists."""
-    while hasattr(feature, "feature"):
-        feature = feature.feature
-    return getattr(feature, "dtype", None)

@@ -22,7 +22,7 @@ from mec.data.decode import EXTENSIONS
 
 MAX_RETRIES = 3
 RETRY_DELAY = 1.0
-"""Seconds before the first retry of a shard; doubled before each further one."""
+"""Seconds before the first retry of a shard, doubled before each further one."""
 READ_TIMEOUT = 30.0
 """Seconds without data from an HTTP server after which a connection fails."""
 IMAGE_SUFFIXES = frozenset(e.lstrip(".") for e in EXTENSIONS)
@@ -33,11 +33,10 @@ Sample = dict[str, bytes]
 
 
 def read_samples(url: str, labels_only: bool = False) -> Iterator[Sample]:
-    """Yield the samples of a shard that hold an image.
+    """Yield the samples of a shard that hold an image. ``labels_only`` skips the bytes of the images in a local shard.
 
     After an error that may be transient the shard is read from its start again, at most ``MAX_RETRIES`` times per
     sample. The error of the last attempt is raised; tarfile, fsspec and its back ends raise exceptions of many types.
-    ``labels_only`` skips the bytes of the images in a local shard.
     """
     num_read, attempt, range_requests = 0, 0, True
     while True:

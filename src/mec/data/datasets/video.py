@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mec.data.dataset import FileDataset, log_progress
+from mec.data.dataset import FileDataset, Splits, encode_labels, log_progress
 from mec.data.datasets.arrays import data_home
 from mec.data.datasets.folder import list_files, open_subfolders, walk_folders
-from mec.data.datasets.splits import Splits, encode_labels
 from mec.data.decode import EXTENSIONS
 from mec.errors import InputError
 

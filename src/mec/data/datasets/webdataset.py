@@ -8,6 +8,7 @@ import json
 import os
 import re
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,18 @@ from typing import Any
 import fsspec
 import numpy as np
 
-from mec.data.dataset import ImageDataset, Indices, Labels, log_progress, select_labels
+from mec.data.dataset import (
+    ImageDataset,
+    Indices,
+    Labels,
+    Splits,
+    encode_labels,
+    log_progress,
+    open_train_and_test,
+    select_labels,
+)
 from mec.data.datasets.arrays import data_home
 from mec.data.datasets.folder import list_split_files
-from mec.data.datasets.splits import Splits, encode_labels, open_train_and_test
 from mec.data.datasets.tar_reader import IMAGE_SUFFIXES, Sample, error_reason, fsspec_options, read_samples
 from mec.data.pixels import CorruptImageError
 from mec.errors import InputError
@@ -29,7 +38,7 @@ SHARD_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
 
 
 def is_shard_source(source: str) -> bool:
-    """Return whether ``source`` is a .tar file or URL, a pattern such as a-{00..99}.tar, or a folder of .tar files."""
+    """Return whether ``source`` is a .tar file, a URL or pattern of them (a-{00..99}.tar), or a folder with them."""
     path = Path(source).expanduser()
     return source.endswith(SHARD_EXTENSIONS) or (path.is_dir() and list_split_files(path, SHARD_EXTENSIONS) is not None)
 
@@ -65,9 +74,8 @@ def expand_braces(pattern: str) -> list[str]:
 class ShardDataset(ImageDataset):
     """Images in tar files, in the order of ``urls``; shard i holds ``counts[i]`` images.
 
-    ``indices`` (n,), sorted, selects a subset of these images; None: all of them. ``ignored_files`` is the number of
-    shards whose end could not be read. Loading in ascending order reads each shard once; a step backward reads a shard
-    from its start again.
+    ``indices`` (n,), sorted, selects a subset of these images; None: all of them. Loading in ascending order reads each
+    shard once; a step backward reads a shard from its start again.
     """
 
     name: str
@@ -81,13 +89,15 @@ class ShardDataset(ImageDataset):
 
     def __post_init__(self) -> None:
         self._shard_starts = np.concatenate([[0], np.cumsum(self.counts)])
-        self._reader: _ShardReader | None = None
+        self._reader_key: tuple[str, int] | None = None  # URL and process of the open shard
+        self._samples: Iterator[Sample] = iter(())
+        self._position, self._error = 0, ""
 
     def __len__(self) -> int:
         return int(self._shard_starts[-1]) if self.indices is None else len(self.indices)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_reader": None}  # an open file cannot be pickled
+        return self.__dict__ | {"_reader_key": None, "_samples": None}  # an open file cannot be pickled
 
     @property
     def shard_bounds(self) -> Indices:
@@ -101,12 +111,18 @@ class ShardDataset(ImageDataset):
 
     def load(self, index: int) -> bytes:
         url, position = self._locate(index)
-        reader = self._reader
         # after a fork both processes share the position of an open file, and a connection cannot be shared
-        if reader is None or (reader.url, reader.pid) != (url, os.getpid()) or position < reader.position:
-            reader = self._reader = _ShardReader(url)
-        sample = reader.read(position)
-        return next(content for suffix, content in sample.items() if suffix in IMAGE_SUFFIXES)
+        if self._reader_key != (url, os.getpid()) or position < self._position:
+            self._reader_key, self._samples = (url, os.getpid()), read_samples(url)
+            self._position, self._error = 0, ""
+        try:
+            for sample in self._samples:
+                self._position += 1
+                if self._position > position:
+                    return next(content for suffix, content in sample.items() if suffix in IMAGE_SUFFIXES)
+        except Exception as error:  # of many types, see read_samples
+            self._error = f"reading the shard failed ({error_reason(error)})"
+        raise CorruptImageError(self._error or f"the shard ends after {self._position} images")
 
     def title(self, index: int) -> str:
         url, position = self._locate(index)
@@ -117,29 +133,13 @@ class ShardDataset(ImageDataset):
         return replace(self, indices=selected, labels=select_labels(self, indices))
 
 
-class _ShardReader:
-    """Sequential access to the samples of one shard, by one process."""
-
-    def __init__(self, url: str) -> None:
-        self.url, self.pid = url, os.getpid()
-        self.position, self.samples = 0, read_samples(url)
-        self.error = ""
-
-    def read(self, position: int) -> Sample:
-        try:
-            for sample in self.samples:
-                self.position += 1
-                if self.position > position:
-                    return sample
-        except Exception as error:  # of many types, see read_samples
-            self.error = f"reading the shard failed ({error_reason(error)})"
-        raise CorruptImageError(self.error or f"the shard ends after {self.position} images")
-
-
 def _open_split(source: str, skip_labels: bool, urls: list[str], classes: list[str] | None) -> ShardDataset:
-    counts = _read_sizes_file(urls) if skip_labels else None
-    if counts is not None:
-        return ShardDataset(Path(source).name, urls, counts)
+    if skip_labels:
+        sizes_url = f"{urls[0].rpartition('/')[0] or '.'}/sizes.json"
+        with contextlib.suppress(Exception):  # without a valid file the shards are read
+            with fsspec.open(sizes_url, "rt", **fsspec_options(sizes_url)).open() as file:
+                sizes = json.load(file)
+            return ShardDataset(Path(source).name, urls, [int(sizes[url.rpartition("/")[2]]) for url in urls])
     shards = [_read_labels(url) for url in log_progress(urls, "reading shards")]
     errors = [error for _, error in shards if error]
     labels = [label for shard_labels, _ in shards for label in shard_labels]
@@ -153,21 +153,8 @@ def _open_split(source: str, skip_labels: bool, urls: list[str], classes: list[s
     return dataset
 
 
-def _read_sizes_file(urls: list[str]) -> list[int] | None:
-    sizes_url = f"{urls[0].rpartition('/')[0] or '.'}/sizes.json"
-    try:
-        with fsspec.open(sizes_url, "rt", **fsspec_options(sizes_url)).open() as file:
-            sizes = json.load(file)
-        return [int(sizes[url.rpartition("/")[2]]) for url in urls]
-    except Exception:  # without a valid sizes file the shards are read
-        return None
-
-
 def _read_labels(url: str) -> tuple[list[str | None], str]:
-    """Return the label of each image of a shard (None without one), and the error that made its rest unreadable.
-
-    The labels are cached until the shard changes.
-    """
+    """Return the label of each image of a shard (None without one), and the error that made its rest unreadable."""
     cache_file = data_home() / "shards" / f"{hashlib.sha256(_file_version(url).encode()).hexdigest()[:24]}.json"
     labels: list[str | None] = []
     with contextlib.suppress(OSError, ValueError):
@@ -198,7 +185,7 @@ def _label(sample: Sample) -> str | None:
 
 
 def _file_version(url: str) -> str:
-    """Return a string that changes when the shard changes: its path or URL, size and modification time or ETag."""
+    """Return path or URL, size, and modification time or ETag of a shard, which change when the shard changes."""
     if "://" not in url:
         file = Path(url).expanduser().resolve()
         return f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}"

@@ -1,51 +1,50 @@
-"""Decoding and cropping in DataLoader workers: each image is decoded once and all of its views are cropped."""
+"""Decoding and cropping in DataLoader workers: each image is decoded once and all of its views are cropped.
+
+``ReferenceCropper`` makes the exact views of the paper's code: torchvision transforms on PIL images.
+"""
 
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
+from torchvision import transforms
 
 from mec.data.corrupt import CorruptImage
 from mec.data.decode import SHRINK_FACTORS, OpenedImage, open_image
 from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat
-from mec.data.transforms.multi_view import MultiView
-from mec.data.transforms.view_settings import Boxes
+from mec.data.rng import Stream, uniforms
+from mec.data.transforms import Boxes, ViewSettings
+from mec.data.transforms.multi_view import MultiView, TwoViews
 from mec.errors import InputError
 
 MAX_SUBSTITUTES = 100
-"""Maximum number of images that are tried in place of a corrupt one."""
+"""Images that are tried in place of a corrupt one."""
 MIN_OVERSAMPLING = 1.0
 """Decode at reduced resolution only while each crop side is at least this multiple of the view size."""
 
 
 class Batch(NamedTuple):
-    """Batch of images or crops, input of the on-device augmentation (``MultiView``).
+    """Batch of whole images (n, c, h, w), or of the crops of each view (n, views, c, s, s): input of ``MultiView``."""
 
-    Attributes:
-        images: whole images (n, c, h, w), or the crops of each view (n, views, c, s, s); uint8, or float32 in [0, 1].
-        indices: (n,) image indices, which determine the random views.
-        epoch: epoch of the batch.
-        corrupt: images that could not be read while the batch was loaded.
-        source_indices: (n,) indices of the images whose pixels are in the batch. They differ from ``indices`` where a
-            corrupt image was replaced.
-    """
-
-    images: Tensor
-    indices: NDArray[np.int64]
+    images: Tensor  # uint8, or float32 in [0, 1]
+    indices: NDArray[np.int64]  # (n,), determine the random views
     epoch: int
-    corrupt: list[CorruptImage]
-    source_indices: NDArray[np.int64]
+    corrupt: list[CorruptImage]  # found while the batch was loaded
+    source_indices: NDArray[np.int64]  # (n,): the images whose pixels are in the batch; others where one was corrupt
 
 
 class Item(NamedTuple):
-    """An image to load: its index, a function that returns it encoded or as an array, and its title for messages."""
+    """An image to load: its index, a function that returns it encoded or as an array, and its title."""
 
     image_index: int
     load: Callable[[], bytes | NDArray[Any]]
@@ -53,10 +52,7 @@ class Item(NamedTuple):
 
 
 class Cropper:
-    """Turns encoded images into a Batch of crops.
-
-    A corrupt image is replaced by another one, under the index and with the random crops of the corrupt one.
-    """
+    """Turns encoded images into a Batch of crops. A corrupt one is replaced, under its index and random crops."""
 
     def __init__(self, views: MultiView, pixel_format: PixelFormat) -> None:
         self.views, self.pixel_format = views, pixel_format
@@ -129,10 +125,7 @@ class Cropper:
 
 
 def choose_shrink(boxes: Boxes, size: int) -> int:
-    """Return the largest shrink factor of decoding that satisfies ``MIN_OVERSAMPLING``.
-
-    The shorter side of every crop in ``boxes`` (n, 4) stays at least MIN_OVERSAMPLING * ``size`` pixels.
-    """
+    """Return the largest shrink factor of decoding at which all ``boxes`` (n, 4) satisfy ``MIN_OVERSAMPLING``."""
     shortest_side = float(boxes[:, 2:].min())
     return next((f for f in SHRINK_FACTORS if shortest_side / f >= MIN_OVERSAMPLING * size), 1)
 
@@ -148,10 +141,7 @@ def scale_box(box: Boxes, image_size: tuple[int, int], decoded_size: tuple[int, 
 
 
 def crop_and_resize(image: ImageArray, box: Boxes, size: int, flip: bool = False) -> ImageArray:
-    """Crop an image (h, w, c), resize the crop to (size, size, c), bilinear with antialiasing as in PIL, and flip it.
-
-    ``box`` is top, left, height, width.
-    """
+    """Crop an image (h, w, c), resize the crop to (size, size, c), bilinear with antialiasing as in PIL, flip it."""
     top, left, height, width = (int(v) for v in box)
     # a copy: PyTorch resizes it faster than a strided slice, and warns about arrays that are not writable
     cropped = image[top : top + height, left : left + width].copy()
@@ -161,3 +151,63 @@ def crop_and_resize(image: ImageArray, box: Boxes, size: int, flip: bool = False
         y = y.flip(3)  # many times faster than a reversed view in numpy
     resized: ImageArray = y[0].permute(1, 2, 0).numpy()
     return resized
+
+
+def reference_transform(size: int, view: ViewSettings) -> Callable[[Image.Image], Image.Image]:
+    """Return the transforms of MoCo v3 and of the paper's code, in their order, without ToTensor and Normalize."""
+    jitter = transforms.ColorJitter(view.brightness, view.contrast, view.saturation, view.hue)
+    steps = [
+        transforms.RandomResizedCrop(size, scale=view.crop_scale, ratio=view.crop_ratio),
+        transforms.RandomApply([jitter], p=view.color_jitter),
+        transforms.RandomGrayscale(p=view.grayscale),
+        transforms.RandomApply([partial(_gaussian_blur, sigma=view.blur_sigma)], p=view.blur),
+        transforms.RandomApply([ImageOps.solarize], p=view.solarize),
+        transforms.RandomHorizontalFlip(p=view.flip),
+    ]
+    return transforms.Compose(steps)  # type: ignore[no-any-return]
+
+
+def _gaussian_blur(image: Image.Image, sigma: tuple[float, float]) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(*sigma)))
+
+
+class ReferenceViews(TwoViews):
+    """Replaces TwoViews where ReferenceCropper has already applied all augmentations."""
+
+    def __init__(self, size: int, view_1: ViewSettings, view_2: ViewSettings, seed: int = 0) -> None:
+        super().__init__(size, view_1, view_2, seed)
+        if view_1.rotation or view_2.rotation:
+            raise InputError("views: reference has no rotation, as the paper's code; use fast")
+
+    def forward(self, images: Tensor, indices: Any, epoch: int) -> tuple[Tensor, Tensor]:
+        """Convert uint8 views (n, 2, c, size, size) to two float batches (n, c, size, size) in [0, 1]."""
+        return images[:, 0] / 255, images[:, 1] / 255
+
+
+class ReferenceCropper(Cropper):
+    """Makes both views of an image with PIL, seeded by the image index and the epoch."""
+
+    def __init__(self, views: ReferenceViews, pixel_format: PixelFormat) -> None:
+        super().__init__(views, pixel_format)
+        if pixel_format.channels not in (1, 3) or pixel_format.value_range is not None:
+            raise InputError("views: reference expects grayscale or color images of 8 bits; use fast for others")
+        self.transforms = [reference_transform(views.size, view) for view in views.settings]
+
+    def sample_parameters(
+        self, indices: NDArray[np.int64], epoch: int, opened: Sequence[OpenedImage | None]
+    ) -> Sequence[Any]:
+        """Return a seed for each image and view."""
+        u = uniforms(self.views.seed, epoch, indices, 2, Stream.REFERENCE_VIEWS)
+        return (u * 2**32).astype(np.int64).tolist()  # type: ignore[no-any-return]
+
+    def crop(self, out: ImageArray, opened: OpenedImage, parameters: Any) -> None:
+        image = opened.decode(self.pixel_format)
+        pil_image = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
+        # without loader workers, the global generators are those of the training itself: restore them
+        state = random.getstate()
+        with torch.random.fork_rng(devices=[]):
+            for view, (transform, seed) in enumerate(zip(self.transforms, parameters, strict=True)):
+                torch.manual_seed(seed)
+                random.seed(seed)
+                out[view] = np.asarray(transform(pil_image)).reshape(out[view].shape)
+        random.setstate(state)
