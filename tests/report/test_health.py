@@ -9,8 +9,7 @@ import pytest
 from mec.pretraining import ObjectiveSettings
 from mec.pretraining.health import HealthWarnings
 from mec.pretraining.module import Pretraining
-from mec.report.record import read_records
-from mec.report.tables import check_health
+from mec.report.record import check_health, read_records
 from tests.report.runs import metrics_row, write_metrics, write_run
 
 SERIES = {"objective": {"form": "cross", "order": 4}}

@@ -25,9 +25,8 @@ from mec.files import atomic_write
 from mec.report import charts
 from mec.report.analysis import FeatureAnalysis, analyze_features
 from mec.report.images import EmbeddedImage, EmbeddedViews, SpriteSheet, embed_views, load_gallery
-from mec.report.published import find_published
-from mec.report.record import Missing, Record, read_records
-from mec.report.tables import check_health, evaluation_tables, format_value, run_rows, settings_rows
+from mec.report.record import Missing, Record, check_health, read_records
+from mec.report.tables import evaluation_tables, format_value, run_rows, settings_rows
 
 MAX_BYTES = 5_000_000  # of the page: small enough for email and phones
 MAX_IMAGE_BYTES = 2_200_000  # of the images of all runs
@@ -192,7 +191,7 @@ def _render_html(runs: Sequence[RunContent], max_points: int, revision: str | No
         has_epochs=all(r.steps_per_epoch for r in records if r.metrics or r.probes),
         runs=runs,
         spectrum=spectrum,
-        evaluations=evaluation_tables(records, find_published),
+        evaluations=evaluation_tables(records),
     )
     return html.encode("utf-8", errors="replace")  # file names may contain bytes that are not UTF-8
 

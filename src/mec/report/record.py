@@ -1,4 +1,4 @@
-"""Read run folders: settings, environment, metrics, probes and evaluations; find the encoder and the training images.
+"""Read run folders and check their health; find the encoder and the training images.
 
 Damaged files are skipped and noted.
 """
@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import yaml
@@ -22,6 +22,7 @@ from mec.data.datasets.video import is_video
 from mec.engine.checkpoints import checkpoint_step, is_intact, sorted_by_step
 from mec.errors import InputError
 from mec.models.io import WEIGHTS_FILE
+from mec.pretraining.health import CHECKS, PATIENCE, HealthMonitor
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.run_folder import ENVIRONMENT_FILE, RECIPE_FILE
 from mec.results import RESULTS, Result
@@ -46,6 +47,14 @@ class Weights(NamedTuple):
 
     file: Path
     description: str
+
+
+class HealthMessage(NamedTuple):
+    """The outcome of a health check of a run, in one or two sentences."""
+
+    run: str
+    level: Literal["ok", "note", "warning"]
+    text: str
 
 
 @dataclass(frozen=True)
@@ -166,6 +175,39 @@ def _results(path: Path, notes: list[str]) -> list[Result]:
         numbers = ", ".join(map(str, invalid[:10])) + (", ..." if len(invalid) > 10 else "")
         notes.append(f"{path.name}: skipped {len(invalid)} invalid line{'s' if len(invalid) > 1 else ''} ({numbers}).")
     return results
+
+
+def check_health(record: Record) -> list[HealthMessage]:
+    """Return a warning for each failed check, or one message of level ok. Empty for folders without a recipe."""
+    metrics = record.metrics
+    if not record.recipe:
+        return []
+    if not metrics:
+        return [HealthMessage(record.name, "note", "No step has been written to metrics.csv yet.")]
+    is_cross, order = record.recipe.get("objective.form") == "cross", record.recipe.get("objective.order")
+    monitor = HealthMonitor(has_series=is_cross and order is not None)
+    for row in np.stack(list(metrics.values()), axis=1).tolist():
+        monitor.add(dict(zip(metrics, row, strict=True)))
+    warnings = [HealthMessage(record.name, "warning", monitor.verdicts[k]) for k in CHECKS if k in monitor.verdicts]
+    return warnings or [HealthMessage(record.name, "ok", _describe_trend(record))]
+
+
+def _describe_trend(record: Record) -> str:
+    """Compare the means of the first and the last measurements after the warm-up."""
+    nothing = np.full(len(record.metrics["step"]), np.nan)
+    lr, rank, loss = (record.metrics.get(name, nothing) for name in ("lr", "effective_rank", "loss"))
+    start = int(np.nanargmax(lr)) if np.isfinite(lr).any() else 0
+    rank, loss = (values[start:][np.isfinite(values[start:])] for values in (rank, loss))
+    count = min(len(rank), len(loss))
+    if count >= 2 * PATIENCE:
+        return (
+            "No problem found. Since the warm-up, the effective rank of the codes went from "
+            f"{rank[:PATIENCE].mean():.1f} to {rank[-PATIENCE:].mean():.1f} and the loss from "
+            f"{loss[:PATIENCE].mean():.3f} to {loss[-PATIENCE:].mean():.3f} (means of {PATIENCE} measurements)."
+        )
+    if record.finished:
+        return f"No problem found. Measurements after the warm-up: {count}, too few for a trend; lower log_every."
+    return f"No problem found so far. The learning rate {'has just peaked' if count > 1 else 'is still warming up'}."
 
 
 def find_weights(run: Path) -> Weights | Missing:
