@@ -164,5 +164,5 @@ def test_protocol_renders_its_settings() -> None:
 
 def test_metric_is_found_by_name_and_row() -> None:
     assert RESULT.metric("1 shot", "raw pixels").value == 0.25
-    with pytest.raises(KeyError, match="expected one of"):
+    with pytest.raises(KeyError, match="5 shots"):
         RESULT.metric("5 shots")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import math
 import os
@@ -18,14 +17,7 @@ from pathlib import Path
 from mec.errors import InputError
 
 LIBRARIES = "torch torchvision timm lightning numpy pillow simplejpeg scikit-learn jsonargparse".split()
-EXTRAS = {
-    "datasets": ("datasets", "Hugging Face datasets, hf:owner/name"),
-    "onnx": ("onnxruntime", "mec export --format onnx"),
-    "tiff": ("tifffile", "TIFFs of many channels, bits or pages"),
-    "tracking": ("trackeval", "the metrics of mec evaluate mot and mots"),
-    "video": ("av", "videos as datasets, rendered tracks"),
-}
-"""Extra of the package -> module that shows whether it is installed, and what it is for."""
+OPTIONAL_LIBRARIES = "datasets onnx onnxruntime tifffile imagecodecs trackeval av".split()
 GIB = 2**30
 MIN_SHARED_MEMORY, MIN_FREE_DISK, MIN_CORES_PER_GPU = 1 * GIB, 5 * GIB, 4
 MIN_DECODED = 150
@@ -49,15 +41,14 @@ def doctor(folder: str | os.PathLike[str] = ".") -> str:
     path = Path(folder).expanduser().resolve()
     if not path.exists():
         raise InputError(f"folder: {folder} does not exist")
-    absent = [f"{name} ({use})" for name, (module, use) in EXTRAS.items() if not importlib.util.find_spec(module)]
     processor, threads = platform.processor() or platform.machine(), os.environ.get("OMP_NUM_THREADS", "")
     with contextlib.suppress(OSError, IndexError):
         processor = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[0]
-    cpu_bf16 = "unknown"
+    bf16 = "unknown"
     with contextlib.suppress(ImportError):  # a missing decoder is reported below
         from mec.engine.trainer import native_bfloat16
 
-        cpu_bf16 = "native" if native_bfloat16() else "emulated"
+        bf16 = "native" if native_bfloat16() else "emulated"
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     gpu_bf16 = bool(gpus) and torch.cuda.is_bf16_supported(including_emulation=False)
     gpu = "Apple GPU (MPS)" if torch.backends.mps.is_available() else "none usable by PyTorch"
@@ -70,9 +61,8 @@ def doctor(folder: str | os.PathLike[str] = ".") -> str:
     facts = [
         ("versions", f"mec {__version__}, {', '.join(map(_version, LIBRARIES))}, Python {platform.python_version()}"),
         ("system", platform.platform()),
-        ("extras", f"absent: {', '.join(absent)}" if absent else "all installed"),
-        ("processor", f"{processor}, {cores()} usable cores, {torch.get_num_threads()} PyTorch threads, "
-         f"bf16 {cpu_bf16}"),
+        ("extras", ", ".join(map(_version, OPTIONAL_LIBRARIES))),
+        ("processor", f"{processor}, {cores()} usable cores, {torch.get_num_threads()} PyTorch threads, bf16 {bf16}"),
         ("memory", _gib(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))),
         ("GPUs", gpu),
         ("decoder", failure or f"simplejpeg, {speed:,.0f} JPEGs of 500 x 375 per second on one core"),

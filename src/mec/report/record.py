@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -40,13 +41,6 @@ class Missing:
     """Stands for content that is not available. ``reason`` is a sentence for the reader of the page."""
 
     reason: str
-
-
-class Weights(NamedTuple):
-    """A file that contains an encoder, and a description of the encoder."""
-
-    file: Path
-    description: str
 
 
 class HealthMessage(NamedTuple):
@@ -82,11 +76,7 @@ class Record:
 
 
 def read_records(runs: Sequence[str | os.PathLike[str]]) -> list[Record]:
-    """Read run folders in order, without duplicates.
-
-    Raises:
-        InputError: ``runs`` is empty, or a folder contains neither a recipe nor results.
-    """
+    """Read run folders in order, without duplicates. Raise InputError if one contains neither a recipe nor results."""
     folders = list(dict.fromkeys(Path(run).expanduser().resolve() for run in runs))
     if not folders:
         raise InputError("runs: expected at least one run folder")
@@ -124,14 +114,12 @@ def _read_text(path: Path) -> str:
 
 def _mapping(path: Path, parse: Callable[[str], Any], notes: list[str]) -> dict[str, Any]:
     text = _read_text(path)
-    try:
+    with suppress(ValueError, yaml.YAMLError):
         values = parse(text) if text else {}
-    except (ValueError, yaml.YAMLError):
-        values = None
-    if not isinstance(values, dict):
-        notes.append(f"{path.name} cannot be read.")
-        return {}
-    return {str(key): value for key, value in values.items()}
+        if isinstance(values, dict):
+            return {str(key): value for key, value in values.items()}
+    notes.append(f"{path.name} cannot be read.")
+    return {}
 
 
 def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -210,16 +198,14 @@ def _describe_trend(record: Record) -> str:
     return f"No problem found so far. The learning rate {'has just peaked' if count > 1 else 'is still warming up'}."
 
 
-def find_weights(run: Path) -> Weights | Missing:
-    """Return the trained encoder of a finished run, or the newest intact checkpoint of an unfinished one."""
+def find_weights(run: Path) -> tuple[Path, str] | Missing:
+    """Return file and description of a finished run's encoder, or of an unfinished one's newest intact checkpoint."""
     if (run / WEIGHTS_FILE).exists():
-        return Weights(run / WEIGHTS_FILE, "the trained encoder")
-    try:
+        return run / WEIGHTS_FILE, "the trained encoder"
+    with suppress(OSError):  # the run is still training and has deleted a checkpoint
         for path in reversed(sorted_by_step(run / "checkpoints")):
             if is_intact(path):
-                return Weights(path, f"the encoder after {checkpoint_step(path):,} steps")
-    except OSError:  # the run is still training and has deleted a checkpoint
-        pass
+                return path, f"the encoder after {checkpoint_step(path):,} steps"
     return Missing("The run has no checkpoint yet. Training writes one every few minutes.")
 
 
@@ -238,7 +224,6 @@ def find_data(run: Path, data: str | os.PathLike[str] | None) -> str | Missing:
 
 
 def frame_stride(recipe: Recipe, data: str) -> int | None:
-    """Return the ``frame_stride`` of the recipe if ``data`` is a video."""
     return recipe.frame_stride if is_video(Path(data).expanduser()) else None
 
 
