@@ -17,7 +17,7 @@ from tests.report.runs import HOSTILE_NAMES, make_contents, make_result, make_vi
 
 
 class ParsedPage(HTMLParser):
-    """All parsed with their attributes, and all text outside scripts, styles and title."""
+    """All tags with their attributes, and all text outside scripts, styles and title."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -42,8 +42,8 @@ class ParsedPage(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def render(*runs: Path, **options: Any) -> ParsedPage:
-    return ParsedPage(page.render_page(make_contents(*runs, **options)).decode())
+def render(*runs: Path) -> ParsedPage:
+    return ParsedPage(page.render_page(make_contents(*runs)).decode())
 
 
 def embedded_data(html: bytes) -> Any:
@@ -55,8 +55,7 @@ def test_page_has_sections_settings_and_metrics_of_two_runs(tmp_path: Path) -> N
     a = write_run(tmp_path / "a")
     b = write_run(tmp_path / "b", steps=20, finished=False, backbone="vit_tiny", epochs=4)
     parsed = render(a, b)
-    sections = [section["id"] for section in parsed.attributes("section")]
-    assert sections == ["settings", "training", "features", "results"]
+    assert [s["id"] for s in parsed.attributes("section")] == ["settings", "training", "features", "results"]
     assert len(parsed.attributes("h1")) == 1
     assert {tag for tag, _ in parsed.tags} >= {"main", "nav", "header", "footer", "noscript"}
     assert parsed.attributes("html")[0]["lang"] == "en"
@@ -113,10 +112,8 @@ def test_hostile_names_are_escaped(tmp_path: Path) -> None:
 
 def test_content_security_policy_allows_only_the_scripts_of_the_page(tmp_path: Path) -> None:
     parsed = render(write_run(tmp_path / "a"))
-    (policy,) = [
-        m["content"] or "" for m in parsed.attributes("meta") if m.get("http-equiv") == "Content-Security-Policy"
-    ]
-    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    (policy,) = [m["content"] for m in parsed.attributes("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in str(policy).split(";"))
     assert rules["default-src"] == "'none'"
     assert "unsafe" not in rules["script-src"]
     assert rules["script-src"].count("sha256-") == 2
@@ -148,12 +145,8 @@ def test_too_many_runs_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def analyzed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Replace the slow parts. Lists the arguments of each call of analyze_features."""
     calls: list[Any] = []
-
-    def analyze_features(*arguments: Any) -> Missing:
-        calls.append(arguments)
-        return Missing("No checkpoint <yet>.")
-
-    monkeypatch.setattr(page, "analyze_features", analyze_features)
+    missing = Missing("No checkpoint <yet>.")
+    monkeypatch.setattr(page, "analyze_features", lambda *arguments: (calls.append(arguments), missing)[1])
     monkeypatch.setattr(page, "embed_views", lambda *_: make_views())
     monkeypatch.setattr(page, "load_gallery", lambda _: [])
     return calls

@@ -53,7 +53,7 @@ def doctor(folder: str | os.PathLike[str] = ".") -> str:
     gpu_bf16 = bool(gpus) and torch.cuda.is_bf16_supported(including_emulation=False)
     gpu = "Apple GPU (MPS)" if torch.backends.mps.is_available() else "none usable by PyTorch"
     if gpus:
-        names = ", ".join(f"{gpu.name} ({_gib(gpu.total_memory)})" for gpu in gpus)
+        names = ", ".join(f"{device.name} ({_gib(device.total_memory)})" for device in gpus)
         gpu = f"{names}; CUDA {torch.version.cuda}, bf16 {'native' if gpu_bf16 else 'missing'}"
     speed, failure = decoding_speed()
     disk = shutil.disk_usage(path)
