@@ -138,7 +138,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser, Sequence[str]], Run]]] = {
     "doctor": ("print versions, devices, decoder speed and disk, and what would be slow", commands.add_doctor),
     "completion": ("print a script for tab completion in bash, zsh or fish", add_completion),
 }
-"""Name -> summary, and a function that adds the options to a parser and returns the function to run with their values.
+"""Name -> summary, and a function that adds the options to a parser and returns the function to run.
 
 Most commands import PyTorch for their options; therefore only the called one adds them.
 """
