@@ -166,7 +166,6 @@ ERRORS = {
     f"evaluate detect DATA {E} --batch-size 0": "batch_size: ",
     f"evaluate detect DATA {E} --predict EMPTY": "no image in",
     f"evaluate detect DATA {E} --predict DATA --threshold 2": "threshold: ",
-    f"evaluate detect DATA {E} --out OUT --resume": "data: ",
     f"evaluate detect DATA DATA {E} --out OUT": "unexpected argument",
     "evaluate detect --predict DATA": "out: ",
     "evaluate detect --predict DATA --out OUT": "out: ",

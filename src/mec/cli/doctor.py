@@ -49,7 +49,8 @@ def doctor(folder: str | os.PathLike[str] = ".") -> str:
         from mec.engine.trainer import native_bfloat16
 
         bf16 = "native" if native_bfloat16() else "emulated"
-    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    gpu_count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = [torch.cuda.get_device_properties(i) for i in range(gpu_count)]
     gpu_bf16 = bool(gpus) and torch.cuda.is_bf16_supported(including_emulation=False)
     gpu = "Apple GPU (MPS)" if torch.backends.mps.is_available() else "none usable by PyTorch"
     if gpus:
