@@ -222,7 +222,7 @@ def test_data_replaces_images_that_have_moved(run: Path, data: Path, tmp_path: P
     environment = json.dumps({"data": data.name, "working_directory": str(data.parent)})
     (run / "environment.json").write_text(environment)  # started in another folder
     (run / "recipe.yaml").write_text("no: recipe")  # of another version
-    assert len(analyze(run).titles) == 12
+    assert len(analyze(run, max_images=10).titles) == 10  # not cached
     (run / "environment.json").unlink()
     assert "--data" in reason_missing(run)
 
