@@ -108,9 +108,9 @@ def _curve_chart(
         value, label = curve.threshold
         line = {"x0": 0, "x1": 1, "xref": "x domain", "y0": value, "y1": value, "yref": "y", "line": {"width": 1}}
         layout["shapes"] = [{"type": "line", **line}]
-        y = float(np.log10(value)) if curve.scale == "log" else value
-        place = {"x": 1, "xref": "paper", "xanchor": "right", "yanchor": "bottom", "showarrow": False, "y": y}
-        layout["annotations"] = [{"text": label, **place}]
+        height = float(np.log10(value)) if curve.scale == "log" else value
+        place = {"x": 1, "xref": "paper", "xanchor": "right", "yanchor": "bottom", "showarrow": False}
+        layout["annotations"] = [{"text": label, **place, "y": height}]
     figure = {"data": traces, "layout": layout}
     return Chart(f"chart-{curve.column}", curve.title, curve.caption, "; ".join(summaries) + ".", figure)
 
