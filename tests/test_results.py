@@ -85,7 +85,7 @@ def test_every_unit_prints_alike_on_terminal_report_and_model_card(task: str, tm
     result = replace(RESULT, task=task, rows={"encoder": METRICS[task]})
     result.append_to(tmp_path)
     assert columns(printed(result)) == [["encoder", *PRINTED[task]]]
-    (evaluation,) = evaluation_tables(read_records([tmp_path]), lambda _: [])
+    (evaluation,) = evaluation_tables(read_records([tmp_path]))
     assert evaluation.rows[0].cells == PRINTED[task]
     card = model_card(load_encoder("test_resnet"), "mec-ssl", "name", run=tmp_path)
     assert f"| encoder | {' | '.join(PRINTED[task])} |" in card
@@ -164,5 +164,5 @@ def test_protocol_renders_its_settings() -> None:
 
 def test_metric_is_found_by_name_and_row() -> None:
     assert RESULT.metric("1 shot", "raw pixels").value == 0.25
-    with pytest.raises(KeyError, match="expected one of"):
+    with pytest.raises(KeyError, match="5 shots"):
         RESULT.metric("5 shots")

@@ -7,58 +7,30 @@ from collections.abc import Iterable
 from difflib import SequenceMatcher
 from typing import Any, Literal, Union, get_args, get_origin
 
-MIN_SIMILARITY = 0.6
-"""Similarity, in [0, 1], from which on a name is suggested."""
-SIMILARITY_MARGIN = 0.1
-"""Names are only suggested if their similarity is this close to the best."""
-MAX_SUGGESTIONS = 3
+MIN_SIMILARITY, SIMILARITY_MARGIN, MAX_SUGGESTIONS = 0.6, 0.1, 3
+"""Similarity in [0, 1] from which on a name is suggested, how close it must be to the best, and number of names."""
+NETWORK, LEARNING_RATE = ("backbone", "encoder"), ("optimizer.lr", "lr", "head_lr", "backbone_lr")
 SYNONYMS = {
-    "arch": ("backbone", "encoder"),
-    "batch": ("batch_size",),
-    "bs": ("batch_size",),
-    "checkpoint": ("encoder",),
-    "draws": ("trials",),
-    "gpus": ("devices",),
-    "half": ("precision",),
-    "learning_rate": ("optimizer.lr", "lr", "head_lr", "backbone_lr"),
-    "lr": ("optimizer.lr", "lr", "head_lr", "backbone_lr"),
-    "model": ("backbone", "encoder"),
-    "num_epochs": ("epochs",),
-    "num_workers": ("workers",),
-    "optimizer.learning_rate": ("optimizer.lr", "lr", "head_lr", "backbone_lr"),
-    "output": ("out",),
-    "output_dir": ("out",),
-    "seeds": ("trials",),
-    "weights": ("encoder",),
-}
+    "arch": NETWORK, "model": NETWORK, "checkpoint": ("encoder",), "weights": ("encoder",),
+    "lr": LEARNING_RATE, "learning_rate": LEARNING_RATE, "optimizer.learning_rate": LEARNING_RATE,
+    "batch": ("batch_size",), "bs": ("batch_size",), "num_epochs": ("epochs",), "num_workers": ("workers",),
+    "gpus": ("devices",), "half": ("precision",), "output": ("out",), "output_dir": ("out",),
+    "seeds": ("trials",), "draws": ("trials",),
+}  # fmt: skip
 """Names of options in other libraries -> their names here. A command has some of these."""
 TYPE_DESCRIPTIONS: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    str: "a value",
-    dict: "{name: value, ...}",
-    type(None): "null",
-}
+    int: "a whole number", float: "a number", str: "a value", dict: "{name: value, ...}", type(None): "null",
+}  # fmt: skip
 
 
 class InputError(ValueError):
-    """Invalid argument, file or setting; any other exception is a bug.
+    """Invalid argument, file or setting, in one line: the name, what is expected, what came. All else is a bug."""
 
-    The message is one line: the name, the expected value and the actual one.
-
-    Attributes:
-        on_all_ranks: whether all processes raise this error, so that only rank 0 prints it.
-    """
-
-    on_all_ranks = False
+    on_all_ranks = False  # whether all processes raise this error, so that only rank 0 prints it
 
 
 def check_value(name: str, hint: Any, value: Any) -> Any:
-    """Return a value from the command line or a YAML file, converted to a type.
-
-    Raises:
-        InputError: the value does not have the type.
-    """
+    """Return a value from the command line or a YAML file, converted to a type. Raise InputError if it has another."""
     from jsonargparse import ArgumentError, ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
@@ -112,23 +84,16 @@ def join_with_or(items: list[str]) -> str:
 def did_you_mean(name: str, known_names: Iterable[str]) -> str:
     """Return ``; did you mean --epochs?``, or "" if no known name is similar.
 
-    A name from ``SYNONYMS`` comes before similar spellings. The components of a dotted name are compared one by one.
-    The last component may stand alone, or as initials (wd for optimizer.weight_decay).
+    Synonyms come before similar spellings. The components of a dotted name are compared one by one. The last one may
+    stand alone, or as initials (wd for optimizer.weight_decay).
     """
-    known_names = list(known_names)
-    suggestions = _synonyms(name, known_names) or _similar_names(name, known_names)
+    known = {known_name.lstrip("-"): known_name for known_name in known_names}
+    suggestions = [known[synonym] for synonym in SYNONYMS.get(_normalize(name), ()) if synonym in known]
+    if not suggestions:
+        similarities = {full: _similarity(_normalize(name), _normalize(full)) for full in known.values()}
+        best = sorted((n for n in similarities if similarities[n] >= MIN_SIMILARITY), key=lambda n: -similarities[n])
+        suggestions = [n for n in best[:MAX_SUGGESTIONS] if similarities[n] > similarities[best[0]] - SIMILARITY_MARGIN]
     return f"; did you mean {join_with_or(suggestions)}?" if suggestions else ""
-
-
-def _synonyms(name: str, known_names: list[str]) -> list[str]:
-    by_key = {known_name.lstrip("-"): known_name for known_name in known_names}
-    return [by_key[key] for key in SYNONYMS.get(_normalize(name), ()) if key in by_key]
-
-
-def _similar_names(name: str, known_names: list[str]) -> list[str]:
-    similarities = {known_name: _similarity(_normalize(name), _normalize(known_name)) for known_name in known_names}
-    best = sorted((n for n in similarities if similarities[n] >= MIN_SIMILARITY), key=lambda n: -similarities[n])
-    return [n for n in best[:MAX_SUGGESTIONS] if similarities[n] > similarities[best[0]] - SIMILARITY_MARGIN]
 
 
 def _normalize(name: str) -> str:

@@ -123,12 +123,7 @@ def _setting(value: Any) -> str:
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """Name and size of an evaluated dataset.
-
-    Attributes:
-        name: path or name, as the user gave it.
-        counts: numbers of train, test, classes; or of sequences, frames.
-    """
+    """Name of an evaluated dataset as the user gave it, and numbers of train, test, classes, or sequences, frames."""
 
     name: str
     counts: dict[str, int]
@@ -168,15 +163,8 @@ class Result:
     time: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     def metric(self, name: str, row: str = "encoder") -> Metric:
-        """Return a metric of a row.
-
-        Raises:
-            KeyError: no such row or metric.
-        """
-        for metric in self.rows[row]:
-            if metric.name == name:
-                return metric
-        raise KeyError(f"{name!r}, expected one of {[m.name for m in self.rows[row]]}")
+        """Return a metric of a row. Raise KeyError if there is none of that name."""
+        return {metric.name: metric for metric in self.rows[row]}[name]
 
     def values(self, row: str = "encoder") -> dict[str, float]:
         """Return metric name -> value of a row."""
@@ -211,14 +199,14 @@ class Result:
         texts = (self.task, self.encoder, self.note, self.command, self.time, self.protocol.id, self.dataset.name)
         metrics = [metric for row in self.rows.values() for metric in row]
         values = [value for m in metrics for value in (m.value, m.std) if value is not None]
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError("a text field is not a string")
-        if not all(isinstance(n, int | float) for n in [self.seconds, *self.dataset.counts.values(), *values]):
-            raise TypeError("a value is not a number")
-        if not metrics or not all(metric.unit in get_args(Unit) for metric in metrics):
-            raise TypeError("no metrics, or one of an unknown unit")
-        if not isinstance(self.protocol.settings, dict) or not isinstance(self.skipped, dict):
-            raise TypeError("settings and skipped must be mappings")
+        valid = (
+            all(isinstance(text, str) for text in texts)
+            and all(isinstance(n, int | float) for n in [self.seconds, *self.dataset.counts.values(), *values])
+            and metrics and all(metric.unit in get_args(Unit) for metric in metrics)
+            and isinstance(self.protocol.settings, dict) and isinstance(self.skipped, dict)
+        )  # fmt: skip
+        if not valid:
+            raise TypeError("a field has another type, or there is no metric")
 
     def append_to(self, folder: str | os.PathLike[str]) -> Path:
         """Add one line to ``folder``/results.jsonl."""
@@ -227,10 +215,6 @@ class Result:
         with path.open("a") as file:
             file.write(json.dumps(self.as_dict()) + "\n")
         return path
-
-    def table(self) -> Table:
-        """Return the table for a terminal: a row for the encoder and for each baseline."""
-        return results_table([self])
 
 
 def titles(rows: Iterable[Sequence[Metric]]) -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""mec doctor reports the machine correctly, names problems with their remedy, and never fails itself."""
+"""mec doctor reports the machine correctly and names problems with their remedy."""
 
 import platform
-import resource
 import shutil
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,17 +22,12 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def problems(folder: Path) -> str:
-    return one_line(doctor(folder).partition("possible problems")[2])
-
-
 @pytest.fixture(autouse=True)
 def short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_module, "DECODING_SECONDS", 0.01)
 
 
 def test_report_holds_the_facts_and_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("HF_TOKEN", "secret")
     text = one_line(doctor(tmp_path))
     assert f"mec {mec.__version__}," in text
@@ -41,10 +36,7 @@ def test_report_holds_the_facts_and_no_secrets(tmp_path: Path, monkeypatch: pyte
     assert platform.python_version() in text
     assert f"{torch.get_num_threads()} PyTorch threads" in text
     assert f"{shutil.disk_usage(tmp_path).total / GIB:.1f} GiB in" in text
-    assert "simplejpeg (libjpeg-turbo)" in text
-    assert "OMP_NUM_THREADS=1" in text
     assert "secret" not in text
-    assert "unknown (" not in text
 
 
 def test_home_folder_is_written_as_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -60,69 +52,56 @@ def test_decoding_speed_is_images_per_clock_time(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(doctor_module.time, "perf_counter", lambda: float(next(ticks)))
     monkeypatch.setattr(doctor_module, "DECODING_SECONDS", 9.0)
     # the clock ticks once per image: eight are decoded before it shows 9 seconds
-    assert "1 JPEGs of 500 x 375 per second" in next(doctor_module.decoder())
-
-
-def test_unreadable_properties_are_reported_as_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_module, "memory", lambda: 1 / 0)
-    assert "memory unknown (ZeroDivisionError" in one_line(doctor(tmp_path))
+    assert doctor_module.decoding_speed() == (8 / 9, "")
 
 
 def test_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nowhere does not exist"):
+    with pytest.raises(InputError, match="folder: "):
         doctor(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(("shared", "reported"), [(64 * 2**20, True), (8 * GIB, False)])
-def test_little_shared_memory_is_a_problem(shared: int, reported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not Path("/dev/shm").exists():
-        pytest.skip("a system without /dev/shm")
-    usage = SimpleNamespace(total=shared, free=shared)
-    monkeypatch.setattr(doctor_module.shutil, "disk_usage", lambda folder: usage)
-    text, *found = doctor_module.shared_memory()
-    assert ("--shm-size" in "".join(found)) == reported
-    assert f"{shared / GIB:.1f} GiB in /dev/shm" in text
+def test_a_machine_without_problems_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, cores=8, threads="", free=50 * GIB, shared=8 * GIB, bf16=True)
+    assert doctor(tmp_path).endswith("possible problems\n- none found")
 
 
-@pytest.mark.parametrize(("free", "reported"), [(GIB, True), (50 * GIB, False)])
-def test_nearly_full_disk_is_a_problem(
-    free: int, reported: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(doctor_module.shutil, "disk_usage", lambda folder: SimpleNamespace(total=99 * GIB, free=free))
-    assert ("put --out on another disk" in "".join(doctor_module.disk(tmp_path))) == reported
-
-
-@pytest.mark.parametrize(("threads", "reported"), [("1", True), ("4", False), ("", False)])
-def test_idle_cores_are_a_problem(threads: str, reported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_module, "cores", lambda: 4)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    assert ("OMP_NUM_THREADS=1 leaves 3 of 4 cores idle" in "".join(doctor_module.processor())) == reported
-
-
-def test_gpu_with_few_cores_and_without_bf16_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_module, "cores", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    gpu = SimpleNamespace(name="Tesla T4", total_memory=16 * GIB)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: gpu)
+def test_each_problem_of_a_gpu_machine_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, cores=2, threads="1", free=1 * GIB, shared=GIB // 16, bf16=False)
+    monkeypatch.setattr(doctor_module, "MIN_DECODED", 1e9)
     text = one_line(doctor(tmp_path))
-    assert "Tesla T4 (16.0 GiB)" in text
-    assert "bf16 missing" in text
-    assert "2 CPU cores for 1 GPU" in text
-    assert "--precision 16-mixed" in text
+    for fact in ("Tesla T4 (16.0 GiB)", "bf16 missing", "2 CPU cores for 1 GPU", "--precision 16-mixed"):
+        assert fact in text
+    for remedy in ("put --out on another disk", "--shm-size", "decoding is slow"):
+        assert remedy in text
+    assert "0.1 GiB in /dev/shm" in text or not Path("/dev/shm").exists()
+    assert "OMP_NUM_THREADS" not in text
 
 
-def test_few_open_files_and_a_network_file_system_are_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (256, 256))
-    monkeypatch.setattr(doctor_module, "file_system", lambda path: "nfs4")
-    text = problems(tmp_path)
-    assert "ulimit -n" in text
-    assert "network file system" in text
+def test_idle_cores_and_a_missing_decoder_are_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, cores=4, threads="1", free=50 * GIB, shared=8 * GIB, bf16=None)
+    for name in ("mec.data.decode", "mec.engine.trainer"):  # as if simplejpeg could not be imported
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(doctor_module, "LIBRARIES", ["not-installed"])
+    text = one_line(doctor(tmp_path))
+    for problem in ("OMP_NUM_THREADS=1 leaves", "JPEGs cannot be decoded", "not-installed missing", "no GPU"):
+        assert problem in text
 
 
-def test_file_system_of_a_folder() -> None:
-    if not Path("/proc/mounts").exists():
-        pytest.skip("not Linux")
-    assert doctor_module.file_system(Path("/proc/self")) == "proc"
+def pretend(
+    monkeypatch: pytest.MonkeyPatch, cores: int, threads: str, free: int, shared: int, bf16: bool | None
+) -> None:
+    """Replace the hardware; no GPU if ``bf16`` is None."""
+
+    def disk_usage(folder: object) -> SimpleNamespace:
+        return SimpleNamespace(total=shared if folder == "/dev/shm" else 99 * GIB, free=free)
+
+    gpu = SimpleNamespace(name="Tesla T4", total_memory=16 * GIB)
+    monkeypatch.setattr(doctor_module, "cores", lambda: cores)
+    monkeypatch.setattr(doctor_module.shutil, "disk_usage", disk_usage)
+    monkeypatch.setattr(doctor_module, "MIN_DECODED", 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bf16 is not None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: gpu)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)

@@ -4,84 +4,54 @@ from pathlib import Path
 
 import pytest
 
+from mec.cli.evaluate import TASKS
 from mec.cli.main import main
 from mec.errors import SYNONYMS, InputError, did_you_mean
 from mec.pretraining.recipe_files import load_recipe
 
 PRETRAIN = "pretrain x --out o "
 KNN = "evaluate knn x --encoder y "
+PRETRAIN_ERRORS = {
+    "--epoch 3": "unrecognized option --epoch; did you mean --epochs?",
+    "--lr 3": "unrecognized option --lr; did you mean --optimizer.lr?",
+    "--optimiser.lr=3": "unrecognized option --optimiser.lr; did you mean --optimizer.lr?",
+    "--learning-rate 3": "unrecognized option --learning_rate; did you mean --optimizer.lr?",
+    "--num_workers=3": "unrecognized option --num_workers; did you mean --workers?",
+    "--arch resnet50": "unrecognized option --arch; did you mean --backbone?",
+    "--objectve.order 3": "unrecognized option --objectve.order; did you mean --objective.order?",
+    "--zzzzzz": "unrecognized option --zzzzzz",
+    "y": "unexpected argument 'y'",
+    "--epochs ten": "--epochs: expected a whole number, got 'ten'",
+    "--epochs": "--epochs: expected a whole number, got nothing",
+    "--resume=yes": "--resume: expected no value, got 'yes'",
+    "--views fats": "--views: expected fast or reference, got 'fats'; did you mean fast?",
+    "--small_stem maybe": "--small_stem: expected true, false or null, got 'maybe'",
+    "--devices many": "--devices: expected a whole number or auto, got 'many'",
+    "--objective.order two": "--objective.order: expected a whole number or null, got 'two'",
+    "--view_1.crop_scale 3": "--view_1.crop_scale: expected 2 numbers, such as 0.2,1, got '3'",
+}
+OTHER_ERRORS = {
+    "pretrain --data x --out o": "mec pretrain: unrecognized option --data; DATA is given without an option name",
+    "pretrain x --data y --out o": "mec pretrain: unrecognized option --data; DATA is given without an option name",
+    KNN + "--weights z": "mec evaluate knn: unrecognized option --weights; did you mean --encoder?",
+    PRETRAIN + "--view_2.flip 3": "mec: view_2.flip: expected a number in [0, 1], got 3.0",
+    "pretrain": "mec pretrain: expected DATA and --out OUT",
+    "evaluate knn x": "mec evaluate knn: expected --encoder ENCODER",
+    KNN + "-k 5": "mec evaluate knn: unrecognized option -k; did you mean --k?",
+    KNN + "--k a": "mec evaluate knn: --k: expected integers, such as 1,5, got 'a'",
+    "evaluate kn x": "mec evaluate: unknown task 'kn'; did you mean knn?",
+    "evaluate": f"mec evaluate: expected TASK, one of {', '.join(TASKS)}",
+    "evaluate --encoder x knn y": "mec evaluate: unrecognized option --encoder; expected TASK first, then its options",
+    "--epochs 3 pretrain x": "mec: unrecognized option --epochs; expected COMMAND first, then its options",
+    "--verison": "mec: unrecognized option --verison; did you mean --version?",
+    "pretrian x": "mec: unknown command 'pretrian'; did you mean pretrain?",
+    "completion bsh": "mec completion: SHELL: expected bash, zsh or fish, got 'bsh'; did you mean bash?",
+}
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
-    [
-        (PRETRAIN + "--epoch 3", "mec pretrain: unrecognized option --epoch; did you mean --epochs?"),
-        (PRETRAIN + "--lr 3", "mec pretrain: unrecognized option --lr; did you mean --optimizer.lr?"),
-        (
-            PRETRAIN + "--optimiser.lr=3",
-            "mec pretrain: unrecognized option --optimiser.lr; did you mean --optimizer.lr?",
-        ),
-        (
-            PRETRAIN + "--learning-rate 3",
-            "mec pretrain: unrecognized option --learning_rate; did you mean --optimizer.lr?",
-        ),
-        (PRETRAIN + "--num_workers=3", "mec pretrain: unrecognized option --num_workers; did you mean --workers?"),
-        (PRETRAIN + "--arch resnet50", "mec pretrain: unrecognized option --arch; did you mean --backbone?"),
-        (
-            "pretrain --data x --out o",
-            "mec pretrain: unrecognized option --data; DATA is given without an option name",
-        ),
-        (
-            "pretrain x --data y --out o",
-            "mec pretrain: unrecognized option --data; DATA is given without an option name",
-        ),
-        (
-            "evaluate knn --data x --encoder y",
-            "mec evaluate knn: unrecognized option --data; DATA is given without an option name",
-        ),
-        (KNN + "--weights z", "mec evaluate knn: unrecognized option --weights; did you mean --encoder?"),
-        (
-            PRETRAIN + "--objectve.order 3",
-            "mec pretrain: unrecognized option --objectve.order; did you mean --objective.order?",
-        ),
-        (PRETRAIN + "--zzzzzz", "mec pretrain: unrecognized option --zzzzzz"),
-        (PRETRAIN + "y", "mec pretrain: unexpected argument 'y'"),
-        (PRETRAIN + "--epochs ten", "mec pretrain: --epochs: expected a whole number, got 'ten'"),
-        (PRETRAIN + "--epochs", "mec pretrain: --epochs: expected a whole number, got nothing"),
-        (PRETRAIN + "--resume=yes", "mec pretrain: --resume: expected no value, got 'yes'"),
-        (
-            PRETRAIN + "--views fats",
-            "mec pretrain: --views: expected fast or reference, got 'fats'; did you mean fast?",
-        ),
-        (PRETRAIN + "--small_stem maybe", "mec pretrain: --small_stem: expected true, false or null, got 'maybe'"),
-        (PRETRAIN + "--devices many", "mec pretrain: --devices: expected a whole number or auto, got 'many'"),
-        (
-            PRETRAIN + "--objective.order two",
-            "mec pretrain: --objective.order: expected a whole number or null, got 'two'",
-        ),
-        (
-            PRETRAIN + "--view_1.crop_scale 3",
-            "mec pretrain: --view_1.crop_scale: expected 2 numbers, such as 0.2,1, got '3'",
-        ),
-        (PRETRAIN + "--view_2.flip 3", "mec: view_2.flip: expected a number in [0, 1], got 3.0"),
-        ("pretrain", "mec pretrain: expected DATA and --out OUT"),
-        ("evaluate knn x", "mec evaluate knn: expected --encoder ENCODER"),
-        (KNN + "-k 5", "mec evaluate knn: unrecognized option -k; did you mean --k?"),
-        (KNN + "--k a", "mec evaluate knn: --k: expected integers, such as 1,5, got 'a'"),
-        ("evaluate kn x", "mec evaluate: unknown task 'kn'; did you mean knn?"),
-        (
-            "evaluate",
-            "mec evaluate: expected TASK, one of knn, linear, few-shot, finetune, detect, sot, vos, mot, mots, pose",
-        ),
-        (
-            "evaluate --encoder x knn y",
-            "mec evaluate: unrecognized option --encoder; expected TASK first, then its options",
-        ),
-        ("--epochs 3 pretrain x", "mec: unrecognized option --epochs; expected COMMAND first, then its options"),
-        ("--verison", "mec: unrecognized option --verison; did you mean --version?"),
-        ("pretrian x", "mec: unknown command 'pretrian'; did you mean pretrain?"),
-        ("completion bsh", "mec completion: SHELL: expected bash, zsh or fish, got 'bsh'; did you mean bash?"),
-    ],
+    [*((PRETRAIN + a, f"mec pretrain: {line}") for a, line in PRETRAIN_ERRORS.items()), *OTHER_ERRORS.items()],
 )
 def test_invalid_arguments_are_one_line_and_exit_2(
     arguments: str, line: str, capsys: pytest.CaptureFixture[str]

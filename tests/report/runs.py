@@ -171,9 +171,6 @@ def make_views(title: str = "image", size: int = 0) -> list[EmbeddedViews]:
 
 def make_contents(*folders: Path, names: Sequence[str] = ("a", "b", "c", "d"), size: int = 0) -> list[RunContent]:
     """Contents of runs with images named ``names``, whose URIs are ``size`` bytes longer than necessary."""
-    labels = ["x", "y"] * (len(names) // 2)
-    gallery = [make_image("a preview", size)]
-    return [
-        RunContent(record, make_analysis(names, labels, size), make_views(size=size), gallery)
-        for record in read_records(folders)
-    ]
+    features = make_analysis(names, ["x", "y"] * (len(names) // 2), size)
+    content = features, make_views(size=size), [make_image("a preview", size)]
+    return [RunContent(record, *content) for record in read_records(folders)]

@@ -41,20 +41,25 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class PageEvents(list[str]):
+@pytest.fixture(scope="module")
+def events() -> list[str]:
     """Console messages, errors, dialogs and network requests of pages. A correct page causes none."""
-
-    def watch(self, page: Any, file: Path) -> None:
-        page.on("console", lambda message: self.append(message.text))
-        page.on("pageerror", lambda error: self.append(str(error)))
-        page.on("dialog", lambda dialog: (self.append(dialog.message), dialog.dismiss()))
-        local = ("data:", "blob:", file.as_uri())
-        page.on("request", lambda request: request.url.startswith(local) or self.append(request.url))
+    return []
 
 
-def open_page(browser: Any, file: Path, events: PageEvents, **options: Any) -> Any:
+@pytest.fixture(autouse=True)
+def no_events(events: list[str]) -> Iterator[None]:
+    yield
+    assert events == []
+
+
+def open_page(browser: Any, file: Path, events: list[str], **options: Any) -> Any:
     page = browser.new_page(**options)
-    events.watch(page, file)
+    page.on("console", lambda message: events.append(message.text))
+    page.on("pageerror", lambda error: events.append(str(error)))
+    page.on("dialog", lambda dialog: (events.append(dialog.message), dialog.dismiss()))
+    local = ("data:", "blob:", file.as_uri())
+    page.on("request", lambda request: request.url.startswith(local) or events.append(request.url))
     page.goto(file.as_uri())
     if options.get("java_script_enabled", True):
         wait_until_ready(page)
@@ -65,29 +70,15 @@ def wait_until_ready(page: Any) -> None:
     page.wait_for_selector("html[data-ready=true]", state="attached", timeout=30_000)
 
 
+# one page for all tests: opening a page takes a second
 @pytest.fixture(scope="module")
-def pages(browser: Any, file: Path) -> dict[str, tuple[Any, PageEvents]]:
-    """A page on a desktop and one on a phone, for all tests: opening a page takes a second."""
-    options: dict[str, dict[str, Any]] = {
-        "desktop": {},
-        "phone": {"has_touch": True, "is_mobile": True, "viewport": {"width": 360, "height": 740}},
-    }
-    events = {name: PageEvents() for name in options}
-    return {name: (open_page(browser, file, events[name], **options[name]), events[name]) for name in options}
+def desktop(browser: Any, file: Path, events: list[str]) -> Any:
+    return open_page(browser, file, events)
 
 
-@pytest.fixture
-def desktop(pages: dict[str, tuple[Any, PageEvents]]) -> Iterator[Any]:
-    page, events = pages["desktop"]
-    yield page
-    assert events == []
-
-
-@pytest.fixture
-def phone(pages: dict[str, tuple[Any, PageEvents]]) -> Iterator[Any]:
-    page, events = pages["phone"]
-    yield page
-    assert events == []
+@pytest.fixture(scope="module")
+def phone(browser: Any, file: Path, events: list[str]) -> Any:
+    return open_page(browser, file, events, has_touch=True, is_mobile=True, viewport={"width": 360, "height": 740})
 
 
 def wait_until(page: Any, condition: str) -> None:
@@ -131,7 +122,7 @@ def test_hovering_selects_an_image(desktop: Any) -> None:
         point.scroll_into_view_if_needed()
         for _ in range(20):  # a busy machine may miss a mouse movement
             point.hover(force=True)
-            page.wait_for_timeout(200)
+            page.wait_for_timeout(60)
             if page.locator("#card-0.selected strong").count() and title.text_content() not in selected:
                 break
             page.mouse.move(0, 0)
@@ -184,7 +175,7 @@ def test_zooming_one_chart_zooms_all(desktop: Any) -> None:
     assert page.evaluate(x_range, "chart-loss") == page.evaluate(x_range, "chart-lr") == pytest.approx([10, 20], abs=2)
     for _ in range(20):  # on a busy machine the two clicks may be too far apart for a double-click
         page.mouse.dblclick(box["x"] + 50, middle)
-        page.wait_for_timeout(500)
+        page.wait_for_timeout(300)
         if was_reset := page.evaluate(x_range, "chart-lr")[1] > 35:
             break
     assert was_reset
@@ -235,17 +226,12 @@ def test_charts_follow_dark_mode_and_print_is_light_and_fits_the_paper(desktop: 
     wait_until(page, "!document.querySelector('.recipe').open")
 
 
-def test_page_without_javascript_has_tables_images_and_summaries(browser: Any, file: Path) -> None:
-    page = open_page(browser, file, events := PageEvents(), java_script_enabled=False)
-    assert page.locator("noscript").is_visible()
-    assert page.locator("table.settings").first.is_visible()
-    assert page.locator("table.results").first.is_visible()
+def test_page_without_javascript_has_tables_images_and_summaries(browser: Any, file: Path, events: list[str]) -> None:
+    page = open_page(browser, file, events, java_script_enabled=False)
+    for shown in ("noscript", "table.settings", "table.results", "#chart-loss-summary", ".sprites", ".neighbors img"):
+        assert page.locator(shown).first.is_visible()
     assert "0.025 at step 39" in page.locator("#chart-loss-summary").text_content()  # 1 / (1 + 39)
-    assert page.locator("#chart-loss-summary").is_visible()
-    assert page.locator(".sprites").first.is_visible()
-    assert page.locator(".neighbors img").first.is_visible()
     assert page.locator(".plot").first.is_hidden()
-    assert events == []
     page.close()
 
 

@@ -77,6 +77,7 @@ def test_labels_beyond_the_largest_groups_are_others() -> None:
     assert len(data) == charts.MAX_GROUPS + 1
     assert data[-1]["name"] == f"{100 - charts.MAX_GROUPS} others"
     assert len({(trace["meta"]["color"], trace["marker"]["symbol"]) for trace in data}) == len(data)
+    assert len({charts.color_and_style(n) for n in range(50)}) == 50
 
 
 def test_tags_in_names_are_escaped_for_plotly() -> None:
@@ -90,10 +91,6 @@ def test_spectrum_summary_contains_the_feature_rank() -> None:
     assert [trace["y"] for trace in chart.figure["data"]] == [[0.5, 0.3, 0.2]] * 2
     assert chart.figure["layout"]["xaxis"]["type"] == chart.figure["layout"]["yaxis"]["type"] == "log"
     assert chart.summary.startswith("a: feature rank 2.5 of 3;")
-
-
-def test_the_first_fifty_runs_have_distinct_styles() -> None:
-    assert len({charts.color_and_style(n) for n in range(50)}) == 50
 
 
 def linear_rgb(color: str) -> np.ndarray:

@@ -9,8 +9,7 @@ import pytest
 from mec.pretraining import ObjectiveSettings
 from mec.pretraining.health import HealthWarnings
 from mec.pretraining.module import Pretraining
-from mec.report.record import read_records
-from mec.report.tables import check_health
+from mec.report.record import check_health, read_records
 from tests.report.runs import metrics_row, write_metrics, write_run
 
 SERIES = {"objective": {"form": "cross", "order": 4}}
@@ -29,12 +28,7 @@ def test_a_healthy_run_has_no_warnings(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("steps", "finished", "expected"),
-    [
-        (9, False, "still warming up"),
-        (13, False, "just peaked"),
-        (13, True, "after the warm-up: 3"),
-        (16, False, "went"),
-    ],
+    [(9, False, "still warming up"), (13, False, "just peaked"), (13, True, "warm-up: 3"), (16, False, "went")],
 )
 def test_few_measurements_are_no_trend(tmp_path: Path, steps: int, finished: bool, expected: str) -> None:
     ((level, text),) = health(write_run(tmp_path / "run", steps=steps, finished=finished))

@@ -38,23 +38,17 @@ def test_an_embedded_image_has_size_and_alt_text() -> None:
     assert np.abs(decode(embedded) - smooth_noise(3, 20, 50)).mean() < 12
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 5])
-def test_any_number_of_channels_converts_to_rgb(channels: int) -> None:
-    values = smooth_noise(1, 4, 6, channels)
-    expected = values[..., :3] if channels >= 3 else values[..., :1].repeat(3, axis=2)
-    assert np.array_equal(np.asarray(to_pil(values)), expected)
-    assert np.array_equal(np.asarray(to_pil(values.astype(np.float32) / 255)), expected)
-
-
-def test_the_longer_side_is_resized() -> None:
+def test_any_number_of_channels_converts_to_rgb_and_the_longer_side_is_resized() -> None:
+    for channels in (1, 2, 3, 5):
+        values = smooth_noise(1, 4, 6, channels)
+        expected = values[..., :3] if channels >= 3 else values[..., :1].repeat(3, axis=2)
+        assert np.array_equal(np.asarray(to_pil(values)), expected)
+        assert np.array_equal(np.asarray(to_pil(values.astype(np.float32) / 255)), expected)
     assert resize_longer_side(smooth_noise(0, 10, 40), 20).size == (20, 5)
     assert resize_longer_side(smooth_noise(0, 1, 400), 20).size == (20, 1)
     square = np.asarray(pad_to_square(np.zeros((10, 40, 3), np.uint8), 20))
     assert square[7:12].max() == 0  # rows 7 to 11, centered
     assert np.array_equal(np.unique(np.concatenate([square[:7], square[12:]])), [255])
-
-
-def test_names_that_are_not_utf8_are_printable() -> None:
     assert printable("köder \udcff.jpg") == "köder ?.jpg"
 
 
@@ -134,15 +128,10 @@ def test_the_first_images_of_each_folder_newest_folders_first(tmp_path: Path) ->
         if i == 0:
             newest = image
     images = load_gallery(tmp_path)
-    assert [image.alt for image in images] == [
-        "sot: <script>, tracked with the encoder of runs/a, s3",
-        "mot: a, tracked with the encoder of runs/a, s3",
-        "mot: b, tracked with the encoder of runs/a, s3",
-        "mot: c, tracked with the encoder of runs/a, s3",
-        "detect: birds/0.jpg, predicted by the detector in detect-short",
-        "detect: birds/1.jpg, predicted by the detector in detect-short",
-        "detect: birds/2.jpg, predicted by the detector in detect-short",
-    ]
+    names = ("sot: <script>", "mot: a", "mot: b", "mot: c")
+    tracked = [f"{name}, tracked with the encoder of runs/a, s3" for name in names]
+    predicted = [f"detect: birds/{i}.jpg, predicted by the detector in detect-short" for i in range(3)]
+    assert [image.alt for image in images] == tracked + predicted
     assert {(image.width, image.height) for image in images} == {(480, 240)}
     expected = np.asarray(Image.fromarray(newest).resize((480, 240)))
     assert np.abs(decode(images[4]) - expected).mean() < 6

@@ -11,15 +11,13 @@ import pytest
 
 from mec.errors import InputError
 from mec.report import page, write_report
-from mec.report.published import PublishedResult
 from mec.report.record import Missing
-from mec.report.tables import evaluation_tables
-from mec.results import DatasetSummary, Metric, Result
+from mec.results import DatasetSummary
 from tests.report.runs import HOSTILE_NAMES, make_contents, make_result, make_views, write_run
 
 
 class ParsedPage(HTMLParser):
-    """All parsed with their attributes, and all text outside scripts, styles and title."""
+    """All tags with their attributes, and all text outside scripts, styles and title."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -44,8 +42,8 @@ class ParsedPage(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def render(*runs: Path, **options: Any) -> ParsedPage:
-    return ParsedPage(page.render_page(make_contents(*runs, **options)).decode())
+def render(*runs: Path) -> ParsedPage:
+    return ParsedPage(page.render_page(make_contents(*runs)).decode())
 
 
 def embedded_data(html: bytes) -> Any:
@@ -57,8 +55,7 @@ def test_page_has_sections_settings_and_metrics_of_two_runs(tmp_path: Path) -> N
     a = write_run(tmp_path / "a")
     b = write_run(tmp_path / "b", steps=20, finished=False, backbone="vit_tiny", epochs=4)
     parsed = render(a, b)
-    sections = [section["id"] for section in parsed.attributes("section")]
-    assert sections == ["settings", "training", "features", "results"]
+    assert [s["id"] for s in parsed.attributes("section")] == ["settings", "training", "features", "results"]
     assert len(parsed.attributes("h1")) == 1
     assert {tag for tag, _ in parsed.tags} >= {"main", "nav", "header", "footer", "noscript"}
     assert parsed.attributes("html")[0]["lang"] == "en"
@@ -75,43 +72,6 @@ def test_page_has_sections_settings_and_metrics_of_two_runs(tmp_path: Path) -> N
     plots = [attributes for attributes in parsed.attributes("div") if attributes.get("class") == "plot"]
     assert plots
     assert all({plot["aria-labelledby"], plot["aria-describedby"]} <= ids for plot in plots)
-
-
-def test_newest_results_are_listed_with_baselines_and_published_results(tmp_path: Path) -> None:
-    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
-    newer = make_result(rows={"encoder": {"k=20": 0.95}, "untrained": {"k=20": 0.4, "images": 7}})
-    newer.rows["encoder"][0] = Metric("k=20", 0.95, std=0.012, n=3)
-    newer.append_to(b)
-    make_result("linear", protocol="linear-fast").append_to(b)
-
-    def find_published(result: Result) -> list[PublishedResult]:
-        reference = PublishedResult("ResNet-50", [Metric("k=20", 0.671)], "Table 9")
-        return [reference] if result.task == "knn" else []
-
-    knn, linear = evaluation_tables(page.read_records([a, b]), find_published)
-    assert (knn.task, linear.task) == ("knn", "linear")
-    assert knn.columns == ["k=20 (%)", "images"]
-    assert [(row.kind, row.run, row.name, row.cells) for row in knn.rows] == [
-        ("encoder", "a", "", ["91.2 / 99.0", "-"]),
-        ("encoder", "b", "", ["95.0 ± 1.2", "-"]),
-        ("baseline", "a", "untrained", ["50.0", "-"]),
-        ("baseline", "a", "raw pixels", ["25.0", "-"]),
-        ("baseline", "b", "untrained", ["40.0", "7"]),
-        ("published", "", "ResNet-50", ["67.1", "-"]),
-    ]
-    assert [row.run for row in linear.rows] == ["b"] * 3
-
-
-def test_equal_baselines_are_merged_and_encoders_of_one_folder_are_not(tmp_path: Path) -> None:
-    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
-    (table,) = evaluation_tables(page.read_records([a, b]), lambda _: [])
-    assert [(row.run, row.name) for row in table.rows if row.kind == "baseline"] == [
-        ("", "untrained"),
-        ("", "raw pixels"),
-    ]
-    make_result(encoder="resnet50").append_to(a)
-    (table,) = evaluation_tables(page.read_records([a]), lambda _: [])
-    assert [row.run for row in table.rows if row.kind == "encoder"] == ["a: an encoder", "a: resnet50"]
 
 
 def write_hostile_run(folder: Path) -> Path:
@@ -152,10 +112,8 @@ def test_hostile_names_are_escaped(tmp_path: Path) -> None:
 
 def test_content_security_policy_allows_only_the_scripts_of_the_page(tmp_path: Path) -> None:
     parsed = render(write_run(tmp_path / "a"))
-    (policy,) = [
-        m["content"] or "" for m in parsed.attributes("meta") if m.get("http-equiv") == "Content-Security-Policy"
-    ]
-    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    (policy,) = [m["content"] for m in parsed.attributes("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in str(policy).split(";"))
     assert rules["default-src"] == "'none'"
     assert "unsafe" not in rules["script-src"]
     assert rules["script-src"].count("sha256-") == 2
@@ -187,12 +145,8 @@ def test_too_many_runs_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def analyzed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Replace the slow parts. Lists the arguments of each call of analyze_features."""
     calls: list[Any] = []
-
-    def analyze_features(*arguments: Any) -> Missing:
-        calls.append(arguments)
-        return Missing("No checkpoint <yet>.")
-
-    monkeypatch.setattr(page, "analyze_features", analyze_features)
+    missing = Missing("No checkpoint <yet>.")
+    monkeypatch.setattr(page, "analyze_features", lambda *arguments: (calls.append(arguments), missing)[1])
     monkeypatch.setattr(page, "embed_views", lambda *_: make_views())
     monkeypatch.setattr(page, "load_gallery", lambda _: [])
     return calls

@@ -21,17 +21,8 @@ from tests.report.runs import make_views, metrics_row, write_metrics, write_run
 def slow_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replace the slow parts. Lists their calls in order."""
     calls: list[str] = []
-
-    def analyze_features(*_: Any) -> Missing:
-        calls.append("analyze_features")
-        return Missing("analyzed")
-
-    def embed_views(*_: Any) -> Any:
-        calls.append("embed_views")
-        return make_views()
-
-    monkeypatch.setattr(page, "analyze_features", analyze_features)
-    monkeypatch.setattr(page, "embed_views", embed_views)
+    for name, content in (("analyze_features", Missing("analyzed")), ("embed_views", make_views())):
+        monkeypatch.setattr(page, name, lambda *_, name=name, content=content: (calls.append(name), content)[1])
     monkeypatch.setattr(page, "load_gallery", lambda _: [])
     return calls
 

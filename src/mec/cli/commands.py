@@ -15,7 +15,7 @@ from mec.cli.parser import DATA_HELP, ENCODER_HELP, MACHINE, Parser, add_setting
 from mec.errors import InputError
 
 Run = Callable[..., object]
-"""Function of a command: takes the values of the options and returns what to print, or None."""
+"""Function of a command: takes the values of the options. A string or path that it returns is printed."""
 RECIPE_GROUPS = {
     "images and views": {"channels", "background", "subsample", "frame_stride", "max_corrupt", "views", "image_size"},
     "network": {"backbone", "backbone_options", "small_stem"},
@@ -194,11 +194,7 @@ def add_demo(parser: Parser, arguments: Sequence[str]) -> Run:
 
     parser.describe("[--out FOLDER] [--epochs N] [--seed N]", description_of(demo), "--out demo")
     add_settings(parser, "run", demo)
-
-    def run(**settings: Any) -> None:
-        demo(**settings)
-
-    return run
+    return demo
 
 
 def add_doctor(parser: Parser, arguments: Sequence[str]) -> Run:
@@ -209,7 +205,6 @@ def add_doctor(parser: Parser, arguments: Sequence[str]) -> Run:
         "Print versions, devices, decoder speed and disk of this machine, and what would be slow on it.",
         "photographs/",
     )
-    parser.add_argument(
-        "folder", nargs="?", default=".", help="folder of images or runs whose disk is checked; absent: the current one"
-    )
+    folder_help = "folder of images or runs whose disk is checked; absent: the current one"
+    parser.add_argument("folder", nargs="?", default=".", help=folder_help)
     return doctor

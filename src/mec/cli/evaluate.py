@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,20 +34,20 @@ DETECTION_HELP = (
     "a VOCdevkit; or COCO: a folder with annotations/instances_train*.json and instances_val*.json, Roboflow's layout, "
     "or one .json"
 )
+PATTERNS = "sequences to evaluate, or patterns, such as"
 TRACKING_HELP = {
-    "sot": "sequences with a box in every frame: OTB, GOT-10k or LaSOT, or one sequence's folder",
-    "vos": "DAVIS 2016 or 2017 (JPEGImages, Annotations), or a folder of that layout",
-    "mot": "sequences with boxes: MOTChallenge (SEQUENCE/img1, gt, det), or one sequence's folder",
-    "mots": "sequences with masks: MOTSChallenge or KITTI MOTS, or one sequence's folder",
-    "pose": "PoseTrack18: a folder with annotations/val/SEQUENCE.json, and the frames they name",
-}
-SEQUENCES_HELP = {
-    "sot": 'sequences to evaluate, or patterns, such as "Couple,Jogging-*"; absent: all',
-    "vos": 'sequences to evaluate, or patterns, such as "blackswan,dog*"; absent: the val list, or all without one',
-    "mot": 'sequences to evaluate, or patterns, such as "*-FRCNN"; absent: all',
-    "mots": 'sequences to evaluate, or patterns, such as "*-02,*-05"; absent: all',
-    "pose": 'sequences to evaluate, or patterns, such as "*_mpii_test"; absent: all',
-}
+    "sot": ("sequences with a box in every frame: OTB, GOT-10k or LaSOT, or one sequence's folder",
+            f'{PATTERNS} "Couple,Jogging-*"; absent: all'),
+    "vos": ("DAVIS 2016 or 2017 (JPEGImages, Annotations), or a folder of that layout",
+            f'{PATTERNS} "blackswan,dog*"; absent: the val list, or all without one'),
+    "mot": ("sequences with boxes: MOTChallenge (SEQUENCE/img1, gt, det), or one sequence's folder",
+            f'{PATTERNS} "*-FRCNN"; absent: all'),
+    "mots": ("sequences with masks: MOTSChallenge or KITTI MOTS, or one sequence's folder",
+             f'{PATTERNS} "*-02,*-05"; absent: all'),
+    "pose": ("PoseTrack18: a folder with annotations/val/SEQUENCE.json, and the frames they name",
+             f'{PATTERNS} "*_mpii_test"; absent: all'),
+}  # fmt: skip
+"""Tracking task -> help of DATA, and of --sequences."""
 
 
 def task_function(task: str) -> Callable[..., Result]:
@@ -72,13 +73,12 @@ def add_task(parser: Parser, arguments: Sequence[str]) -> Callable[..., None]:
         out_help = "folder for the detectors and their metrics; absent: detect-SCHEDULE in the run folder"
         prediction = parser.add_argument_group("prediction")
         prediction.add_argument("--predict", help="images (folder, file, video) to draw detections on; absent: none")
-        prediction.add_argument(
-            "--threshold", type=float, default=0.5, help="smallest score, 0 to 1, of a drawn detection"
-        )
+        threshold_help = "smallest score, 0 to 1, of a drawn detection"
+        prediction.add_argument("--threshold", type=float, default=0.5, help=threshold_help)
     elif task in TRACKING_HELP:
-        required.add_argument("data", help=TRACKING_HELP[task])
+        required.add_argument("data", help=TRACKING_HELP[task][0])
         required.add_argument("--encoder", required=True, help=ENCODER_HELP)
-        required.add_argument("--sequences", help=SEQUENCES_HELP[task])
+        required.add_argument("--sequences", help=TRACKING_HELP[task][1])
         out_help = "folder for tracks and metrics of each sequence; absent: a folder in the run folder, or none"
     else:
         required.add_argument("data", nargs="+", help=f"one or several of: {DATA_HELP}")
@@ -182,6 +182,5 @@ def split_names(names: str | None) -> list[str] | None:
     """Split NAME,NAME or [NAME,NAME]. YAML would not read one name as a list, and gives * another meaning."""
     if names is None:
         return None
-    inner = names.strip()
-    inner = inner[1:-1] if inner.startswith("[") and inner.endswith("]") else inner
-    return [name.strip(" '\"") for name in inner.split(",")]
+    bracketed = re.fullmatch(r"\s*\[(.*)\]\s*", names)
+    return [name.strip(" '\"") for name in (bracketed[1] if bracketed else names).split(",")]

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import shtab
@@ -40,10 +41,10 @@ def create_parsers() -> dict[str, Parser]:
     )
     parsers = {"mec": parser, **_add_commands(parser, "command", {name: entry[0] for name, entry in COMMANDS.items()})}
     parser = parsers["mec evaluate"]
-    parser.usage = "mec evaluate TASK DATA --encoder ENCODER [options]"
-    parser.description = "Evaluate an encoder on a downstream task, next to baselines."
-    parser.epilog = (
-        "example: mec evaluate knn digits --encoder runs/digits\nmec evaluate TASK --help lists the options of a task"
+    parser.describe(
+        "TASK DATA --encoder ENCODER [options]",
+        "Evaluate an encoder on a downstream task, next to baselines.",
+        "knn digits --encoder runs/digits\nmec evaluate TASK --help lists the options of a task",
     )
     return {**parsers, **_add_commands(parser, "task", {name: entry[0] for name, entry in TASKS.items()})}
 
@@ -118,14 +119,11 @@ def completion(shell: str) -> str:
             action.option_strings = [name for name in action.option_strings if not name.endswith("+")]
             if action.choices is None and action.nargs != 0:
                 action.choices = choices(type_hint(action)) or None
-                if action.choices is None and any(_may_be_path(kind) for kind in union_members(type_hint(action))):
+                may_be_path = any(kind is str or "PathLike" in str(kind) for kind in union_members(type_hint(action)))
+                if action.choices is None and may_be_path:
                     action.complete = shtab.FILE  # type: ignore[attr-defined]
     script: str = shtab.complete(parsers["mec"], shell)
     return script
-
-
-def _may_be_path(kind: Any) -> bool:
-    return kind is str or "PathLike" in str(kind)
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Parser, Sequence[str]], Run]]] = {
@@ -140,7 +138,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser, Sequence[str]], Run]]] = {
     "doctor": ("print versions, devices, decoder speed and disk, and what would be slow", commands.add_doctor),
     "completion": ("print a script for tab completion in bash, zsh or fish", add_completion),
 }
-"""Name -> summary, and a function that adds the options to a parser and returns the function to run with their values.
+"""Name -> summary, and a function that adds the options to a parser and returns the function to run.
 
 Most commands import PyTorch for their options; therefore only the called one adds them.
 """
@@ -184,12 +182,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with logging_to_console():
             run, options = parse(sys.argv[1:] if arguments is None else arguments)
-            text = run(**options)
-        if text is not None:
+            output = run(**options)
+        if isinstance(output, str | Path):
             from mec.distributed import is_rank_zero
 
             if is_rank_zero():
-                print(text)
+                print(output)
     except InputError as error:
         from mec.distributed import is_rank_zero
 

@@ -1,4 +1,4 @@
-"""The HTML report of one or several runs, and the figure of the demo."""
+"""The HTML report of one or several runs."""
 
 from mec.report.page import write_report
 

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from mec.models.encoder import Encoder
 from mec.models.io import SPEC_FILE, load_encoder
 from mec.pretraining.run_folder import Run
 from mec.report.images import EmbeddedImage, NearestNeighbors, SpriteSheet, embed_image, embed_sprites, printable
-from mec.report.record import Missing, Weights, find_data, find_weights, frame_stride, missing_data
+from mec.report.record import Missing, find_data, find_weights, frame_stride, missing_data
 
 logger = logging.getLogger("mec")
 
@@ -52,8 +52,6 @@ Matrix = NDArray[np.float64]
 class FeatureAnalysis:
     """Features of n images, analyzed."""
 
-    images: str  # description ("1,000 of the 3,969 images of photographs/")
-    encoder: str  # description ("the encoder after 1,200 steps")
     points: NDArray[np.float32]  # (n, 2) t-SNE of the features
     titles: list[str]  # n, plain text
     labels: list[str] | None  # n class names; None for unlabeled images
@@ -62,33 +60,28 @@ class FeatureAnalysis:
     neighbors: list[NearestNeighbors]  # of some images
     singular_values: Matrix  # (min(n, d),) of the centered features, descending, divided by their sum
     feature_rank: float  # exp of the entropy of the normalized squared singular values
+    images: str = ""  # description ("1,000 of the 3,969 images of photographs/")
+    encoder: str = ""  # description ("the encoder after 1,200 steps")
 
 
 def analyze_features(run: Path, data: str | os.PathLike[str] | None, max_images: int) -> FeatureAnalysis | Missing:
     """Analyze the features of the trained encoder, or of the newest checkpoint while the run is unfinished.
 
-    Uses the test split of a labeled dataset, or a sample of it. Caches the analysis in the run folder, until the
-    encoder, the data or the number of images changes.
-
-    Args:
-        run: a run folder.
-        data: any dataset; None: the one that the run was trained on.
-        max_images: number of images; fewer where a CPU would take minutes.
-
-    Raises:
-        InputError: ``data`` is given and cannot be opened, or its channels do not fit the encoder.
+    Uses ``data``, or else the dataset of the run: its test split if it is labeled, and at most ``max_images``, fewer
+    where a CPU would take minutes. Caches the analysis in the run folder, until encoder, data or ``max_images`` change.
     """
     weights, source = find_weights(run), find_data(run, data)
     if isinstance(weights, Missing):
         return weights
     if isinstance(source, Missing):
         return source
+    weights_file, encoder_description = weights
     cache = run / "report" / "features.json"
     try:
-        key = _cache_key(weights, source, max_images)
+        key = [CACHE_FORMAT, encoder_description, *_fingerprint(weights_file), source, max_images]
         if (cached := _load(cache, key)) is not None:
             return cached
-        encoder = load_encoder(weights.file)
+        encoder = load_encoder(weights_file)
     except (InputError, OSError) as error:
         return Missing(f"The encoder cannot be read: {error}")
     try:
@@ -97,25 +90,24 @@ def analyze_features(run: Path, data: str | os.PathLike[str] | None, max_images:
         count = min(len(dataset), _affordable_images(encoder, max_images))
         quantity = "all" if count == len(dataset) else f"{count:,} of the"
         description = f"{quantity} {len(dataset):,} {noun} of {printable(source)}"
-        logger.info(f"features: embedding {description} with {weights.description}")
-        indices = _sample_indices(dataset, count)
-        analysis = _analyze(dataset, indices, encoder, source, description, weights.description)
+        logger.info(f"features: embedding {description} with {encoder_description}")
+        analysis = _analyze(dataset, _sample_indices(dataset, count), encoder, source)
     except InputError as error:  # no such dataset, or too many of its images are corrupt
         return missing_data(data, error)
     if isinstance(analysis, FeatureAnalysis):
-        _save(cache, key, analysis)
+        analysis = replace(analysis, images=description, encoder=encoder_description)
+        text = json.dumps({"key": key, "analysis": asdict(analysis)}, default=np.ndarray.tolist)
+        with suppress(OSError), atomic_write(cache) as temporary:  # the run folder may not be writable
+            temporary.write_text(text)
     return analysis
 
 
-def _cache_key(weights: Weights, data: str, max_images: int) -> list[object]:
-    """Return everything that the analysis depends on."""
-    digest = hashlib.sha256()
-    with weights.file.open("rb") as file:
+def _fingerprint(weights_file: Path) -> tuple[str, str]:
+    digest, spec = hashlib.sha256(), weights_file.with_name(SPEC_FILE)
+    with weights_file.open("rb") as file:
         while block := file.read(2**20):
             digest.update(block)
-    spec = weights.file.with_name(SPEC_FILE)
-    spec_text = spec.read_text() if spec.exists() else ""
-    return [CACHE_FORMAT, weights.description, digest.hexdigest(), spec_text, data, max_images]
+    return digest.hexdigest(), spec.read_text() if spec.exists() else ""
 
 
 def _load(cache: Path, key: list[object]) -> FeatureAnalysis | None:
@@ -135,13 +127,6 @@ def _load(cache: Path, key: list[object]) -> FeatureAnalysis | None:
         return FeatureAnalysis(**fields)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _save(cache: Path, key: list[object], analysis: FeatureAnalysis) -> None:
-    """Replace the cached analysis. Do nothing if the run folder is not writable."""
-    text = json.dumps({"key": key, "analysis": asdict(analysis)}, default=np.ndarray.tolist)
-    with suppress(OSError), atomic_write(cache) as temporary:
-        temporary.write_text(text)
 
 
 def _open_test_split(run: Path, source: str) -> tuple[ImageDataset, str]:
@@ -179,12 +164,7 @@ def _sample_indices(dataset: ImageDataset, count: int) -> NDArray[np.int64]:
 
 
 def _analyze(
-    dataset: ImageDataset,
-    sampled_indices: NDArray[np.int64],
-    encoder: Encoder,
-    source: str,
-    description: str,
-    encoder_description: str,
+    dataset: ImageDataset, sampled_indices: NDArray[np.int64], encoder: Encoder, source: str
 ) -> FeatureAnalysis | Missing:
     sample = dataset.subset(sampled_indices)
     thumbnails: dict[int, Image.Image] = {}
@@ -213,8 +193,6 @@ def _analyze(
 
     values = torch.linalg.svdvals(torch.from_numpy(centered)).numpy()
     return FeatureAnalysis(
-        images=description,
-        encoder=encoder_description,
         points=_tsne(features),
         titles=titles,
         labels=labels,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +30,7 @@ MAX_POINTS, MAX_SPECTRUM_POINTS = 2_000, 600  # of a curve
 MAX_NAME = 60  # characters of a name in a chart
 
 
-@dataclass(frozen=True)
-class Chart:
+class Chart(NamedTuple):
     """A chart of the page."""
 
     id: str  # of its HTML element
@@ -42,8 +40,7 @@ class Chart:
     figure: dict[str, Any]  # plotly's data and layout, without colors: the page sets them
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(NamedTuple):
     """A column of metrics.csv or probes.csv, and how to plot it."""
 
     column: str
@@ -54,44 +51,23 @@ class Curve:
 
 
 CURVES = (
-    Curve(
-        "loss",
-        "Loss",
-        "Should fall, fast at first. Losses of runs with a different form or distortion are not comparable.",
-    ),
-    Curve(
-        "coding_length",
-        "Coding length (nats)",
-        "Length of the code of a batch. It is large at initialization too, because the codes are noise: it falls at "
-        "first, then grows while the codes spread. Only comparable between runs with the same distortion and batch "
-        "size.",
-    ),
-    Curve(
-        "spectral_norm",
-        "Spectral norm ‖C‖₂",
-        "The Taylor series of the cross form (objective.order) converges only below the line; above it the loss is "
-        "meaningless. The pooled form and the exact log determinant need no series; there, a large norm means that "
-        "the codes share one direction.",
-        "log",
-        (1.0, "radius of convergence 1"),
-    ),
-    Curve(
-        "effective_rank",
-        "Effective rank of the codes",
-        "Number of directions that the codes of a batch use: exp of the entropy of the covariance eigenvalues of the "
-        "L2-normalized codes. It may fall at first, then rises and stays high. Near 1, all images have the same code "
-        "(collapse).",
-    ),
+    Curve("loss", "Loss", "Should fall, fast at first. Losses of runs with a different form or distortion are not "
+          "comparable."),
+    Curve("coding_length", "Coding length (nats)", "Length of the code of a batch. It is large at initialization too, "
+          "because the codes are noise: it falls at first, then grows while the codes spread. Only comparable between "
+          "runs with the same distortion and batch size."),
+    Curve("spectral_norm", "Spectral norm ‖C‖₂", "The Taylor series of the cross form (objective.order) converges only "
+          "below the line; above it the loss is meaningless. The pooled form and the exact log determinant need no "
+          "series; there, a large norm means that the codes share one direction.",
+          "log", (1.0, "radius of convergence 1")),
+    Curve("effective_rank", "Effective rank of the codes", "Number of directions that the codes of a batch use: exp of "
+          "the entropy of the covariance eigenvalues of the L2-normalized codes. It may fall at first, then rises and "
+          "stays high. Near 1, all images have the same code (collapse)."),
     Curve("lr", "Learning rate", "Rises during the warm-up, then follows a cosine to zero."),
-    Curve(
-        "data_wait_fraction",
-        "Waiting for data (% of time)",
-        "Above the line the device waits for images too often: raise workers, or use smaller images or a faster disk.",
-        "percent",
-        (MAX_DATA_WAIT, f"{MAX_DATA_WAIT:.0%}"),
-    ),
+    Curve("data_wait_fraction", "Waiting for data (% of time)", "Above the line the device waits for images too often: "
+          "raise workers, or use smaller images or a faster disk.", "percent", (MAX_DATA_WAIT, f"{MAX_DATA_WAIT:.0%}")),
     Curve("images_per_second", "Images per second", "Training speed. Should be constant after the first steps."),
-)
+)  # fmt: skip
 PROBE_CAPTION = "Accuracy on held-out images during training. Labels are used for this metric only."
 
 
@@ -99,15 +75,10 @@ def curve_charts(records: Sequence[Record], max_points: int = MAX_POINTS) -> lis
     """Return a chart for each column that any run has, with a curve of at most ``max_points`` for each run."""
     metrics, probes = [record.metrics for record in records], [record.probes for record in records]
     names = dict.fromkeys(name for columns in probes for name in columns if name not in ("epoch", "step", "seconds"))
-    charts = [
-        *(_curve_chart(curve, records, metrics, max_points) for curve in CURVES),
-        *(
-            _curve_chart(
-                Curve(name, f"Online probe: {name}", PROBE_CAPTION, "percent"), records, probes, max_points, True
-            )
-            for name in names
-        ),
-    ]
+    charts = [_curve_chart(curve, records, metrics, max_points) for curve in CURVES]
+    for name in names:
+        curve = Curve(name, f"Online probe: {name}", PROBE_CAPTION, "percent")
+        charts.append(_curve_chart(curve, records, probes, max_points, markers=True))
     return [chart for chart in charts if chart is not None]
 
 
@@ -137,12 +108,9 @@ def _curve_chart(
         value, label = curve.threshold
         line = {"x0": 0, "x1": 1, "xref": "x domain", "y0": value, "y1": value, "yref": "y", "line": {"width": 1}}
         layout["shapes"] = [{"type": "line", **line}]
-        layout["annotations"] = [
-            {
-                "text": label, "x": 1, "xref": "paper", "xanchor": "right", "yanchor": "bottom", "showarrow": False,
-                "y": float(np.log10(value)) if curve.scale == "log" else value,
-            }
-        ]  # fmt: skip
+        height = float(np.log10(value)) if curve.scale == "log" else value
+        place = {"x": 1, "xref": "paper", "xanchor": "right", "yanchor": "bottom", "showarrow": False}
+        layout["annotations"] = [{"text": label, **place, "y": height}]
     figure = {"data": traces, "layout": layout}
     return Chart(f"chart-{curve.column}", curve.title, curve.caption, "; ".join(summaries) + ".", figure)
 
@@ -223,15 +191,10 @@ def map_figure(analysis: FeatureAnalysis, by_label: bool) -> dict[str, Any]:
         traces.append(_points(analysis, members, escape(name), color, SYMBOLS[style]))
     others = [n for n, group in enumerate(groups) if group not in largest]
     if others:
-        name = f"{len(counts) - len(largest)} others"
-        traces.append(_points(analysis, others, name, OTHER_COLOR, "circle-open"))
-    layout = {
-        "hovermode": "closest",
-        "showlegend": True,
-        "xaxis": {"visible": False},
-        "yaxis": {"visible": False, "scaleanchor": "x"},
-    }
-    return {"data": traces, "layout": layout}
+        traces.append(_points(analysis, others, f"{len(counts) - len(largest)} others", OTHER_COLOR, "circle-open"))
+    layout = {"hovermode": "closest", "showlegend": True}
+    axes = {"xaxis": {"visible": False}, "yaxis": {"visible": False, "scaleanchor": "x"}}
+    return {"data": traces, "layout": layout | axes}
 
 
 def _points(analysis: FeatureAnalysis, members: list[int], name: str, color: int, symbol: str) -> dict[str, Any]:

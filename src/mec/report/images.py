@@ -9,9 +9,11 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -33,7 +35,6 @@ NUM_VIEW_IMAGES, NUM_PAIRS = 4, 3  # images with training views, and pairs of vi
 VIEW_SIDE, MAX_GALLERY_SIDE = 96, 480  # longer side in pixels of a view, and of an image of detection and tracking
 MAX_GALLERY_IMAGES = 3  # images per folder of detections or tracks, and number of videos
 FRAME_INDEX = 30  # frame of a video to show; the middle frame of a video that is shorter than twice as many
-GALLERY_FORMATS = ("JPEG",)  # the only format that mec writes there; other files are not opened
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,7 @@ class NearestNeighbors:
     neighbors: list[tuple[float, EmbeddedImage]]
 
 
-@dataclass(frozen=True)
-class EmbeddedViews:
+class EmbeddedViews(NamedTuple):
     """An image and pairs of views of it, as training makes them."""
 
     image: EmbeddedImage
@@ -72,7 +72,6 @@ class EmbeddedViews:
 
 
 def embed_image(image: Image.Image, alt: str) -> EmbeddedImage:
-    """Encode an image as a data: URI. ``alt`` is its description in plain text."""
     return EmbeddedImage(_webp_uri(image, IMAGE_QUALITY), alt, image.width, image.height)
 
 
@@ -97,11 +96,7 @@ def printable(text: str) -> str:
 
 
 def embed_views(run: Path, data: str | os.PathLike[str] | None) -> list[EmbeddedViews] | Missing:
-    """Return images of ``data``, else of the run's dataset, and the pairs of views of each in the first epochs.
-
-    Raises:
-        InputError: ``data`` is given and cannot be opened.
-    """
+    """Return images of ``data``, else of the run's dataset, and the pairs of views of each in the first epochs."""
     dataset = find_data(run, data)
     if isinstance(dataset, Missing):
         return dataset
@@ -115,27 +110,34 @@ def embed_views(run: Path, data: str | os.PathLike[str] | None) -> list[Embedded
         sampled = training_views(dataset, recipe, NUM_VIEW_IMAGES, NUM_PAIRS)
     except InputError as error:
         return missing_data(data, error)
+
+    def embed(view: Tensor, index: int, title: str, epoch: int) -> EmbeddedImage:
+        image = resize_longer_side(view.permute(1, 2, 0).numpy(), VIEW_SIDE)
+        return embed_image(image, f"view {index} of {title}, epoch {epoch}")
+
     rows = []
     for sample in sampled:
         title = printable(Path(sample.title).name)
-        pairs = [
-            (_embed_view(x1, f"view 1 of {title}, epoch {epoch}"), _embed_view(x2, f"view 2 of {title}, epoch {epoch}"))
-            for epoch, (x1, x2) in enumerate(sample.pairs, 1)
-        ]
+        pairs = [(embed(x1, 1, title, n), embed(x2, 2, title, n)) for n, (x1, x2) in enumerate(sample.pairs, 1)]
         rows.append(EmbeddedViews(embed_image(resize_longer_side(sample.image, VIEW_SIDE), title), pairs))
     return rows
 
 
-def _embed_view(view: Tensor, alt: str) -> EmbeddedImage:
-    return embed_image(resize_longer_side(view.permute(1, 2, 0).numpy(), VIEW_SIDE), alt)
-
-
 def load_gallery(run: Path) -> list[EmbeddedImage]:
-    """Return tracking previews, images with predicted boxes, and a frame of each video, newest folders first.
-
-    Videos are skipped if PyAV is not installed.
-    """
-    return [*_load_images(_tracking_previews(run)), *_load_images(_predicted_images(run)), *_video_frames(run)]
+    """Return tracking previews, images with predicted boxes, and with PyAV a frame of each video, newest first."""
+    images = []
+    for file, caption in [*_tracking_previews(run), *_predicted_images(run)]:
+        # JPEG is the only format that mec writes there; other files are not opened
+        with suppress(OSError, ValueError, Image.DecompressionBombError), Image.open(file, formats=["JPEG"]) as image:
+            image.draft("RGB", (MAX_GALLERY_SIDE, MAX_GALLERY_SIDE))
+            images.append(_embed_shrunk(image, caption))
+    for file in _newest_first([*run.glob("*.mp4"), *run.glob("*/*.mp4")])[:MAX_GALLERY_IMAGES]:
+        with suppress(InputError, SequenceError):
+            frames = open_frames(file)
+            frame = next(islice(frames, min(len(frames) // 2, FRAME_INDEX), None), None)
+            if frame is not None:
+                images.append(_embed_shrunk(Image.fromarray(frame), f"video: a frame of {file.relative_to(run)}"))
+    return images
 
 
 def _tracking_previews(run: Path) -> Iterator[tuple[Path, str]]:
@@ -154,27 +156,6 @@ def _predicted_images(run: Path) -> Iterator[tuple[Path, str]]:
         detector = folder.parent.relative_to(run)
         for file in _newest_first(folder.rglob("*.jpg"))[:MAX_GALLERY_IMAGES]:
             yield file, f"detect: {file.relative_to(folder)}, predicted by the detector in {detector}"
-
-
-def _video_frames(run: Path) -> Iterator[EmbeddedImage]:
-    for file in _newest_first([*run.glob("*.mp4"), *run.glob("*/*.mp4")])[:MAX_GALLERY_IMAGES]:
-        try:
-            frames = open_frames(file)
-            frame = next(islice(frames, min(len(frames) // 2, FRAME_INDEX), None), None)
-        except (InputError, SequenceError):
-            continue
-        if frame is not None:
-            yield _embed_shrunk(Image.fromarray(frame), f"video: a frame of {file.relative_to(run)}")
-
-
-def _load_images(captions: Iterable[tuple[Path, str]]) -> Iterator[EmbeddedImage]:
-    for file, caption in captions:
-        try:
-            with Image.open(file, formats=GALLERY_FORMATS) as image:
-                image.draft("RGB", (MAX_GALLERY_SIDE, MAX_GALLERY_SIDE))
-                yield _embed_shrunk(image, caption)
-        except (OSError, ValueError, Image.DecompressionBombError):
-            continue
 
 
 def _embed_shrunk(image: Image.Image, caption: str) -> EmbeddedImage:

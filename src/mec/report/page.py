@@ -25,15 +25,12 @@ from mec.files import atomic_write
 from mec.report import charts
 from mec.report.analysis import FeatureAnalysis, analyze_features
 from mec.report.images import EmbeddedImage, EmbeddedViews, SpriteSheet, embed_views, load_gallery
-from mec.report.published import find_published
-from mec.report.record import Missing, Record, read_records
-from mec.report.tables import check_health, evaluation_tables, format_value, run_rows, settings_rows
+from mec.report.record import Missing, Record, check_health, read_records
+from mec.report.tables import evaluation_tables, format_value, run_rows, settings_rows
 
-MAX_BYTES = 5_000_000  # of the page: small enough for email and phones
-MAX_IMAGE_BYTES = 2_200_000  # of the images of all runs
+MAX_BYTES, MAX_IMAGE_BYTES = 5_000_000, 2_200_000  # of the page, for email and phones; of the images of all runs
 MAX_CURVE_POINTS = 12_000  # of a chart, divided among the runs
-MAP_IMAGES = 1_000  # default number of images on the maps, divided among the runs
-MIN_MAP_IMAGES = 20  # on the map of a run
+MAP_IMAGES, MIN_MAP_IMAGES = 1_000, 20  # default number of images on the maps of all runs, and smallest on one
 OMITTED = "Omitted to keep the page below 5 MB. A report of fewer runs, or with a smaller --images, includes it."
 DASH_ARRAYS = ("none", "8 4", "2 3", "8 3 2 3", "14 4")  # SVG dashes of charts.LINE_STYLES
 NO_ENCODER = Missing("This folder contains evaluations only, no encoder.")
@@ -85,7 +82,6 @@ def write_report(
 
 
 def check_images(images: int) -> None:
-    """Raise InputError if the number of images on the maps is out of range."""
     if not 1 <= images <= 10_000:
         raise InputError(f"images: expected 1 to 10,000 images on the maps, got {images}")
 
@@ -93,10 +89,7 @@ def check_images(images: int) -> None:
 def collect_content(
     record: Record, data: str | os.PathLike[str] | None, max_images: int, only_finished: bool = False
 ) -> RunContent:
-    """Collect what the page shows. Slow unless the features are cached.
-
-    ``only_finished`` leaves out the features of a run that is still training.
-    """
+    """Collect what the page shows, with ``only_finished`` no features of a run that is still training. Slow."""
     gallery = load_gallery(record.folder)
     if not record.recipe:
         return RunContent(record, NO_ENCODER, NO_ENCODER, gallery)
@@ -110,9 +103,6 @@ def render_page(runs: Sequence[RunContent], revision: str | None = None) -> byte
     """Render the page, with as many images and points as fit into MAX_BYTES.
 
     With a ``revision``, which identifies the current state of the runs, the page reloads itself when it changes.
-
-    Raises:
-        InputError: there are so many runs that not even their tables fit.
     """
     for fraction in (1.0, 0.5, 0.25, 0.0):
         image_bytes = int(fraction * MAX_IMAGE_BYTES / len(runs))
@@ -148,11 +138,7 @@ def _limit_images(run: RunContent, max_bytes: int) -> RunContent:
 
 def _render_html(runs: Sequence[RunContent], max_points: int, revision: str | None) -> bytes:
     records = [run.record for run in runs]
-    analyses = [
-        (index, run.record.name, run.features)
-        for index, run in enumerate(runs)
-        if isinstance(run.features, FeatureAnalysis)
-    ]
+    analyses = [(i, r.record.name, r.features) for i, r in enumerate(runs) if isinstance(r.features, FeatureAnalysis)]
     curves = charts.curve_charts(records, max_points)
     spectrum = charts.spectrum_chart(analyses) if analyses else None
     data = {
@@ -164,12 +150,8 @@ def _render_html(runs: Sequence[RunContent], max_points: int, revision: str | No
     plotly, plotly_hash = _plotly()
     script = _read_template("report.js")
     environment = Environment(loader=PackageLoader("mec.report", "template"), autoescape=True, trim_blocks=True)
-    environment.filters |= {
-        "clip": clip,
-        "format_value": format_value,
-        "color_and_style": charts.color_and_style,
-        "quote": shlex.quote,
-    }
+    environment.filters |= {"clip": clip, "format_value": format_value, "quote": shlex.quote}
+    environment.filters["color_and_style"] = charts.color_and_style
     html = environment.get_template("report.html.jinja").render(
         title=_title(records),
         version=__version__,
@@ -192,7 +174,7 @@ def _render_html(runs: Sequence[RunContent], max_points: int, revision: str | No
         has_epochs=all(r.steps_per_epoch for r in records if r.metrics or r.probes),
         runs=runs,
         spectrum=spectrum,
-        evaluations=evaluation_tables(records, find_published),
+        evaluations=evaluation_tables(records),
     )
     return html.encode("utf-8", errors="replace")  # file names may contain bytes that are not UTF-8
 

@@ -1,4 +1,4 @@
-"""Read run folders: settings, environment, metrics, probes and evaluations; find the encoder and the training images.
+"""Read run folders and check their health; find the encoder and the training images.
 
 Damaged files are skipped and noted.
 """
@@ -10,9 +10,10 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import yaml
@@ -22,6 +23,7 @@ from mec.data.datasets.video import is_video
 from mec.engine.checkpoints import checkpoint_step, is_intact, sorted_by_step
 from mec.errors import InputError
 from mec.models.io import WEIGHTS_FILE
+from mec.pretraining.health import CHECKS, PATIENCE, HealthMonitor
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.run_folder import ENVIRONMENT_FILE, RECIPE_FILE
 from mec.results import RESULTS, Result
@@ -41,11 +43,12 @@ class Missing:
     reason: str
 
 
-class Weights(NamedTuple):
-    """A file that contains an encoder, and a description of the encoder."""
+class HealthMessage(NamedTuple):
+    """The outcome of a health check of a run, in one or two sentences."""
 
-    file: Path
-    description: str
+    run: str
+    level: Literal["ok", "note", "warning"]
+    text: str
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,7 @@ class Record:
 
 
 def read_records(runs: Sequence[str | os.PathLike[str]]) -> list[Record]:
-    """Read run folders in order, without duplicates.
-
-    Raises:
-        InputError: ``runs`` is empty, or a folder contains neither a recipe nor results.
-    """
+    """Read run folders in order, without duplicates. Raise InputError if one contains neither a recipe nor results."""
     folders = list(dict.fromkeys(Path(run).expanduser().resolve() for run in runs))
     if not folders:
         raise InputError("runs: expected at least one run folder")
@@ -115,14 +114,12 @@ def _read_text(path: Path) -> str:
 
 def _mapping(path: Path, parse: Callable[[str], Any], notes: list[str]) -> dict[str, Any]:
     text = _read_text(path)
-    try:
+    with suppress(ValueError, yaml.YAMLError):
         values = parse(text) if text else {}
-    except (ValueError, yaml.YAMLError):
-        values = None
-    if not isinstance(values, dict):
-        notes.append(f"{path.name} cannot be read.")
-        return {}
-    return {str(key): value for key, value in values.items()}
+        if isinstance(values, dict):
+            return {str(key): value for key, value in values.items()}
+    notes.append(f"{path.name} cannot be read.")
+    return {}
 
 
 def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -168,16 +165,47 @@ def _results(path: Path, notes: list[str]) -> list[Result]:
     return results
 
 
-def find_weights(run: Path) -> Weights | Missing:
-    """Return the trained encoder of a finished run, or the newest intact checkpoint of an unfinished one."""
+def check_health(record: Record) -> list[HealthMessage]:
+    """Return a warning for each failed check, or one message of level ok. Empty for folders without a recipe."""
+    metrics = record.metrics
+    if not record.recipe:
+        return []
+    if not metrics:
+        return [HealthMessage(record.name, "note", "No step has been written to metrics.csv yet.")]
+    is_cross, order = record.recipe.get("objective.form") == "cross", record.recipe.get("objective.order")
+    monitor = HealthMonitor(has_series=is_cross and order is not None)
+    for row in np.stack(list(metrics.values()), axis=1).tolist():
+        monitor.add(dict(zip(metrics, row, strict=True)))
+    warnings = [HealthMessage(record.name, "warning", monitor.verdicts[k]) for k in CHECKS if k in monitor.verdicts]
+    return warnings or [HealthMessage(record.name, "ok", _describe_trend(record))]
+
+
+def _describe_trend(record: Record) -> str:
+    """Compare the means of the first and the last measurements after the warm-up."""
+    nothing = np.full(len(record.metrics["step"]), np.nan)
+    lr, rank, loss = (record.metrics.get(name, nothing) for name in ("lr", "effective_rank", "loss"))
+    start = int(np.nanargmax(lr)) if np.isfinite(lr).any() else 0
+    rank, loss = (values[start:][np.isfinite(values[start:])] for values in (rank, loss))
+    count = min(len(rank), len(loss))
+    if count >= 2 * PATIENCE:
+        return (
+            "No problem found. Since the warm-up, the effective rank of the codes went from "
+            f"{rank[:PATIENCE].mean():.1f} to {rank[-PATIENCE:].mean():.1f} and the loss from "
+            f"{loss[:PATIENCE].mean():.3f} to {loss[-PATIENCE:].mean():.3f} (means of {PATIENCE} measurements)."
+        )
+    if record.finished:
+        return f"No problem found. Measurements after the warm-up: {count}, too few for a trend; lower log_every."
+    return f"No problem found so far. The learning rate {'has just peaked' if count > 1 else 'is still warming up'}."
+
+
+def find_weights(run: Path) -> tuple[Path, str] | Missing:
+    """Return file and description of a finished run's encoder, or of an unfinished one's newest intact checkpoint."""
     if (run / WEIGHTS_FILE).exists():
-        return Weights(run / WEIGHTS_FILE, "the trained encoder")
-    try:
+        return run / WEIGHTS_FILE, "the trained encoder"
+    with suppress(OSError):  # the run is still training and has deleted a checkpoint
         for path in reversed(sorted_by_step(run / "checkpoints")):
             if is_intact(path):
-                return Weights(path, f"the encoder after {checkpoint_step(path):,} steps")
-    except OSError:  # the run is still training and has deleted a checkpoint
-        pass
+                return path, f"the encoder after {checkpoint_step(path):,} steps"
     return Missing("The run has no checkpoint yet. Training writes one every few minutes.")
 
 
@@ -196,7 +224,6 @@ def find_data(run: Path, data: str | os.PathLike[str] | None) -> str | Missing:
 
 
 def frame_stride(recipe: Recipe, data: str) -> int | None:
-    """Return the ``frame_stride`` of the recipe if ``data`` is a video."""
     return recipe.frame_stride if is_video(Path(data).expanduser()) else None
 
 

@@ -1,47 +1,103 @@
-"""Tables of the report: settings, environment, health and evaluations of the runs, side by side."""
+"""Tables of the report: settings, environment and evaluations of the runs, side by side.
+
+Contains only published numbers that were read in the source itself; the paper's tables have more.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mec.pretraining.health import CHECKS, PATIENCE, HealthMonitor
-from mec.report.published import PublishedResult
 from mec.report.record import METRICS, Record
-from mec.results import NO_VALUE, Result, cells, titles
+from mec.results import NO_VALUE, Metric, Result, cells, titles, to_metrics
 
 MAIN_SETTINGS = (
     "backbone", "image_size", "epochs", "batch_size", "objective.form", "objective.distortion", "objective.order",
     "projector.output_dim", "teacher.enabled", "optimizer.name", "optimizer.lr", "seed",
 )  # fmt: skip
 """Settings in the table of a single run."""
+MEC_CODE, SIMSIAM = "official code's README", "SimSiam paper (Chen and He, CVPR 2021)"
+UNITRACK = "UniTrack's docs/RESULTS.md"
+IMAGENET = {"train": 1_281_167, "test": 50_000, "classes": 1000}
+VOC = {"train": 16_551, "test": 4_952, "classes": 20}
+COCO = {"train": 118_287, "test": 5_000, "classes": 80}
+OTB = {"sequences": 100, "frames": 59_035}
+"""OTB's own evaluation omits the first five of the 59,040 frames, which are those of Tiger1."""
+DAVIS = {"sequences": 30, "frames": 1_999}
+PROBE = {"optimizer": "LARS", "batch_size": 4096, "schedule": "cosine", "image_size": 224}
+PAPER_PROBE = {**PROBE, "head": "BatchNorm and linear", "head_lr": 0.03, "epochs": 100}
+SIMSIAM_PROBE = {**PROBE, "head": "linear", "head_lr": 0.02, "epochs": 90}
+C4 = {"batch_size": 16, "lr": 0.02, "test_short_side": 800}
+VOC_C4 = {
+    **C4, "detector": "Faster R-CNN C4", "max_steps": 24_000, "train_short_side": [480, 800],
+    "metric": "VOC2007 (11 points)",
+}  # fmt: skip
+COCO_C4 = {
+    **C4, "detector": "Mask R-CNN C4", "max_steps": 90_000, "train_short_side": [640, 800], "metric": "COCO",
+}  # fmt: skip
+SOT = {"corrected": False, "search_size": 520, "cells": 65}
+VOS = {"neighbors": 10, "context": 5, "radius": 12, "temperature": 0.05}
 
 
 @dataclass(frozen=True)
-class Row:
+class PublishedTable:
+    """Published results, and the conditions for a result to be comparable with them."""
+
+    protocol: str  # identifier of the result's protocol
+    settings: Mapping[str, Any]  # settings that the result's protocol must include
+    counts: Mapping[str, int]  # of the result's dataset
+    source: str  # the publication and its table
+    metrics: tuple[str, ...]  # columns
+    rows: Mapping[str, tuple[float, ...]]  # description -> values of the columns
+    row: str = "encoder"  # a row that the result must have: the rows of sot are different trackers
+
+
+TABLES = (
+    PublishedTable("linear-paper", PAPER_PROBE, IMAGENET, MEC_CODE, ("top-1",), {
+        "MEC, ResNet-50, 100 epochs of ImageNet": (0.708,),
+    }),
+    PublishedTable("linear-simsiam", SIMSIAM_PROBE, IMAGENET, f"{SIMSIAM}, Table 4", ("top-1",), {
+        "SimSiam, ResNet-50, 100 epochs of ImageNet": (0.681,),
+        "SimSiam, ResNet-50, 200 epochs of ImageNet": (0.700,),
+        "SimSiam, ResNet-50, 400 epochs of ImageNet": (0.708,),
+        "SimSiam, ResNet-50, 800 epochs of ImageNet": (0.713,),
+    }),
+    PublishedTable("detect-voc07+12", VOC_C4, VOC, f"{SIMSIAM}, Table 5", ("AP50", "AP", "AP75"), {
+        "ImageNet with labels, ResNet-50, Faster R-CNN C4, mean of 5 trials": (0.813, 0.535, 0.588),
+        "MoCo v2, ResNet-50, Faster R-CNN C4, mean of 5 trials": (0.823, 0.570, 0.633),
+        "SimSiam, ResNet-50, Faster R-CNN C4, mean of 5 trials": (0.824, 0.570, 0.637),
+    }),
+    PublishedTable("detect-coco-1x", COCO_C4, COCO, f"{SIMSIAM}, Table 5", ("AP50", "AP", "AP75"), {
+        "ImageNet with labels, ResNet-50, Mask R-CNN C4": (0.582, 0.382, 0.412),
+        "MoCo v2, ResNet-50, Mask R-CNN C4": (0.588, 0.392, 0.425),
+        "SimSiam, ResNet-50, Mask R-CNN C4": (0.593, 0.392, 0.421),
+    }),
+    PublishedTable("sot-unitrack", SOT, OTB, UNITRACK, ("AUC",), {
+        "xcorr with ResNet-18, ImageNet with labels, s3": (0.555,),
+    }, row="xcorr"),
+    PublishedTable("sot-unitrack", SOT, OTB, UNITRACK, ("AUC",), {
+        "dcf with ResNet-18, ImageNet with labels, s3": (0.618,),
+    }, row="dcf"),
+    PublishedTable("vos-unitrack", VOS, DAVIS, UNITRACK, ("J mean",), {
+        "ResNet-18, ImageNet with labels, s3": (0.584,),
+    }),
+)  # fmt: skip
+
+
+class Row(NamedTuple):
     """A row of the table of settings or environments: its name, and a cell for each run."""
 
     name: str
     cells: list[str]
 
 
-@dataclass(frozen=True)
-class HealthMessage:
-    """The outcome of a health check of a run, in one or two sentences."""
-
-    run: str
-    level: Literal["ok", "note", "warning"]
-    text: str
-
-
-@dataclass(frozen=True)
-class EvaluationRow:
+class EvaluationRow(NamedTuple):
     """A row of the table of an evaluation."""
 
     kind: Literal["encoder", "baseline", "published"]
@@ -51,8 +107,7 @@ class EvaluationRow:
     source: str = ""  # publication of a published result
 
 
-@dataclass(frozen=True)
-class EvaluationTable:
+class EvaluationTable(NamedTuple):
     """Results of one task, protocol and dataset."""
 
     task: str
@@ -60,7 +115,7 @@ class EvaluationTable:
     dataset: str
     columns: list[str]
     rows: list[EvaluationRow]  # encoders of the runs, baselines, published results
-    details: list[str]  # encoder, time, duration, command and skipped sequences of each result
+    details: list[str]  # of each result
 
 
 def settings_rows(records: Sequence[Record]) -> list[Row]:
@@ -76,29 +131,32 @@ def settings_rows(records: Sequence[Record]) -> list[Row]:
 
 def run_rows(records: Sequence[Record]) -> list[Row]:
     """Return data, duration, machine and versions of the runs, without rows that are empty for all of them."""
-
-    def recorded(name: str) -> Callable[[Record], str]:
-        return lambda record: format_value(record.environment.get(name, ""))
-
-    columns: list[tuple[str, Callable[[Record], str]]] = [
-        ("status", _status),
-        ("data", recorded("data")),
-        ("images", _images),
-        ("batch size", recorded("batch_size")),
-        ("duration", _duration),
-        ("started", lambda record: recorded("started")(record).replace("T", " ").replace("+00:00", " UTC")),
-        ("machine", recorded("platform")),
-        ("CPU cores", recorded("cpu_cores")),
-        ("GPUs", recorded("gpus")),
-        ("processes", recorded("world_size")),
-        ("precision", recorded("precision")),
-        ("Python", recorded("python")),
-        ("packages", lambda record: _pairs(record.environment.get("packages"))),
-        ("command", recorded("command")),
-        ("folder", lambda record: str(record.folder)),
-    ]
-    rows = [Row(name, [cell(record) or NO_VALUE for record in records]) for name, cell in columns]
+    descriptions = [_describe_run(record) for record in records]
+    rows = [Row(name, [d[name] or NO_VALUE for d in descriptions]) for name in descriptions[0]]
     return [row for row in rows if set(row.cells) != {NO_VALUE}]
+
+
+def _describe_run(record: Record) -> dict[str, str]:
+    def recorded(name: str) -> str:
+        return format_value(record.environment.get(name, ""))
+
+    return {
+        "status": _status(record),
+        "data": recorded("data"),
+        "images": _images(record),
+        "batch size": recorded("batch_size"),
+        "duration": _duration(record),
+        "started": _format_time(recorded("started")),
+        "machine": recorded("platform"),
+        "CPU cores": recorded("cpu_cores"),
+        "GPUs": recorded("gpus"),
+        "processes": recorded("world_size"),
+        "precision": recorded("precision"),
+        "Python": recorded("python"),
+        "packages": recorded("packages"),
+        "command": recorded("command"),
+        "folder": str(record.folder),
+    }
 
 
 def format_value(value: Any) -> str:
@@ -109,45 +167,25 @@ def format_value(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, list):
         return ", ".join(format_value(v) for v in value)
-    return _pairs(value) if isinstance(value, dict) else str(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {format_value(v)}" for k, v in value.items())
+    return str(value)
 
 
-def check_health(record: Record) -> list[HealthMessage]:
-    """Return a warning for each failed check, or one message of level ok. Empty for folders without a recipe."""
-    metrics = record.metrics
-    if not record.recipe:
-        return []
-    if not metrics:
-        return [HealthMessage(record.name, "note", "No step has been written to metrics.csv yet.")]
-    form, order = record.recipe.get("objective.form"), record.recipe.get("objective.order")
-    monitor = HealthMonitor(has_series=form == "cross" and order is not None)
-    for row in np.stack(list(metrics.values()), axis=1).tolist():
-        monitor.add(dict(zip(metrics, row, strict=True)))
-    warnings = [HealthMessage(record.name, "warning", monitor.verdicts[k]) for k in CHECKS if k in monitor.verdicts]
-    return warnings or [HealthMessage(record.name, "ok", _describe_trend(record))]
+def find_published(result: Result) -> list[tuple[str, list[Metric], str]]:
+    """Return description, metrics and source of published results of the same protocol, settings and dataset."""
+    return [
+        (description, to_metrics(dict(zip(table.metrics, values, strict=True))), table.source)
+        for table in TABLES
+        if table.protocol == result.protocol.id
+        and result.protocol.includes(table.settings)
+        and table.row in result.rows
+        and result.dataset.counts == table.counts
+        for description, values in table.rows.items()
+    ]
 
 
-def _describe_trend(record: Record) -> str:
-    """Compare the means of the first and the last measurements after the warm-up."""
-    nothing = np.full(len(record.metrics["step"]), np.nan)
-    lr, rank, loss = (record.metrics.get(name, nothing) for name in ("lr", "effective_rank", "loss"))
-    start = int(np.nanargmax(lr)) if np.isfinite(lr).any() else 0
-    rank, loss = (values[start:][np.isfinite(values[start:])] for values in (rank, loss))
-    count = min(len(rank), len(loss))
-    if count >= 2 * PATIENCE:
-        return (
-            "No problem found. Since the warm-up, the effective rank of the codes went from "
-            f"{rank[:PATIENCE].mean():.1f} to {rank[-PATIENCE:].mean():.1f} and the loss from "
-            f"{loss[:PATIENCE].mean():.3f} to {loss[-PATIENCE:].mean():.3f} (means of {PATIENCE} measurements)."
-        )
-    if record.finished:
-        return f"No problem found. Measurements after the warm-up: {count}, too few for a trend; lower log_every."
-    return f"No problem found so far. The learning rate {'has just peaked' if count > 1 else 'is still warming up'}."
-
-
-def evaluation_tables(
-    records: Sequence[Record], find_published: Callable[[Result], list[PublishedResult]]
-) -> list[EvaluationTable]:
+def evaluation_tables(records: Sequence[Record]) -> list[EvaluationTable]:
     """Group the newest result of each run and encoder by task, protocol and dataset, in order of first appearance."""
     groups: dict[tuple[str, str, str], dict[tuple[str, str], Result]] = {}
     for record in records:
@@ -160,17 +198,15 @@ def evaluation_tables(
         by_run = {run if counts[run] == 1 else f"{run}: {encoder}": result for (run, encoder), result in newest.items()}
         columns = titles(row for result in newest.values() for row in result.rows.values())
         details = [_details(run, result) for run, result in by_run.items()]
-        rows = _evaluation_rows(by_run, columns, find_published)
+        rows = _evaluation_rows(by_run, columns)
         tables.append(EvaluationTable(*key, list(columns.values()), rows, details))
     return tables
 
 
-def _evaluation_rows(
-    results: Mapping[str, Result], columns: Mapping[str, str], find_published: Callable[[Result], list[PublishedResult]]
-) -> list[EvaluationRow]:
+def _evaluation_rows(results: Mapping[str, Result], columns: Mapping[str, str]) -> list[EvaluationRow]:
     encoders: list[EvaluationRow] = []
     baselines: dict[tuple[str, ...], EvaluationRow] = {}
-    published: dict[tuple[str, ...], EvaluationRow] = {}
+    published: dict[tuple[str, str], EvaluationRow] = {}
     for run, result in results.items():
         for name, metrics in result.rows.items():
             values = cells(metrics, columns)
@@ -180,21 +216,14 @@ def _evaluation_rows(
                 # a baseline that is the same for several runs, such as raw pixels, has one row without a run name
                 is_shared = (name, *values) in baselines
                 baselines[(name, *values)] = EvaluationRow("baseline", "" if is_shared else run, name, values)
-        for reference in find_published(result):
-            published[reference.description, reference.source] = EvaluationRow(
-                "published", "", reference.description, cells(reference.metrics, columns), reference.source
-            )
+        for name, metrics, source in find_published(result):
+            published[name, source] = EvaluationRow("published", "", name, cells(metrics, columns), source)
     return [*encoders, *baselines.values(), *published.values()]
 
 
 def _details(run: str, result: Result) -> str:
-    details = [
-        f"{run}: {result.encoder}",
-        result.time.replace("T", " ").replace("+00:00", " UTC"),
-        _format_seconds(result.seconds),
-        result.note,
-        result.command,
-    ]
+    time, seconds = _format_time(result.time), _format_seconds(result.seconds)
+    details = [f"{run}: {result.encoder}", time, seconds, result.note, result.command]
     if result.skipped:
         name, reason = next(iter(result.skipped.items()))
         details.append(f"skipped sequences: {len(result.skipped)}, the first: {name}: {reason}")
@@ -206,10 +235,10 @@ def _status(record: Record) -> str:
         return "evaluations only"
     if record.finished:
         return "finished"
-    try:
-        last_update = datetime.fromtimestamp((record.folder / METRICS).stat().st_mtime, timezone.utc)
-    except OSError:
+    metrics = record.folder / METRICS
+    if not metrics.is_file():
         return "not finished"
+    last_update = datetime.fromtimestamp(metrics.stat().st_mtime, timezone.utc)
     return f"not finished; last update {last_update:%Y-%m-%d %H:%M} UTC"
 
 
@@ -238,12 +267,12 @@ def _duration(record: Record) -> str:
     return ", ".join(descriptions)
 
 
+def _format_time(time: str) -> str:
+    return time.replace("T", " ").replace("+00:00", " UTC")
+
+
 def _format_seconds(seconds: float) -> str:
     minutes, hours = seconds / 60, seconds / 3600
     if hours >= 2:
         return f"{hours:.1f} hours"
     return f"{minutes:.0f} minutes" if minutes >= 2 else f"{seconds:.0f} s"
-
-
-def _pairs(value: Any) -> str:
-    return ", ".join(f"{k} {format_value(v)}" for k, v in value.items()) if isinstance(value, dict) else ""

@@ -38,7 +38,7 @@ class LiveReport:
 
     def revision(self) -> str:
         """Return an identifier that changes with the files of the runs."""
-        return _revision(folder / name for folder in self.folders for name in RECORD_FILES)
+        return _revision(self.folders, RECORD_FILES)
 
     def page(self) -> bytes:
         """Return the page of the current revision."""
@@ -51,21 +51,19 @@ class LiveReport:
 
     def _content(self, record: Record) -> RunContent:
         """Collect the slow parts only when encoder or results have changed."""
-        revision = _revision(record.folder / name for name in (WEIGHTS_FILE, RESULTS))
+        revision = _revision([record.folder], (WEIGHTS_FILE, RESULTS))
         if self._contents.get(record.folder, ("",))[0] != revision:
             content = collect_content(record, self.data, self.images // len(self.folders), only_finished=True)
             self._contents[record.folder] = revision, content
         return replace(self._contents[record.folder][1], record=record)
 
 
-def _revision(files: Iterable[Path]) -> str:
+def _revision(folders: Iterable[Path], names: Iterable[str]) -> str:
     digest = hashlib.sha256()
-    for file in files:
-        try:
+    for file in [folder / name for folder in folders for name in names]:
+        with suppress(OSError):
             stat = file.stat()
             digest.update(f"{file} {stat.st_mtime_ns} {stat.st_size}\n".encode(errors="replace"))
-        except OSError:
-            continue
     return digest.hexdigest()[:16]
 
 
@@ -90,15 +88,12 @@ class RequestHandler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, content_type: str, body: bytes) -> None:
         self.send_response(status)
-        for name, value in (
-            ("Content-Type", f"{content_type}; charset=utf-8"),
-            ("Content-Length", str(len(body))),
-            ("Cache-Control", "no-store"),
-            ("Content-Security-Policy", "frame-ancestors 'none'"),
-            ("Cross-Origin-Resource-Policy", "same-origin"),
-            ("X-Content-Type-Options", "nosniff"),
-        ):
-            self.send_header(name, value)
+        self.send_header("Content-Type", f"{content_type}; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("Content-Security-Policy", "frame-ancestors 'none'")
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
+        self.send_header("X-Content-Type-Options", "nosniff")
         self.end_headers()
         with suppress(BrokenPipeError, ConnectionResetError):  # the browser has closed the page
             self.wfile.write(body)
@@ -108,24 +103,19 @@ class RequestHandler(BaseHTTPRequestHandler):
 
 
 def create_server(live: LiveReport, port: int | None) -> ThreadingHTTPServer:
-    """Create a server on ``port``, or on the first free port if it is None.
-
-    Raises:
-        InputError: the port is invalid, taken, or not allowed.
-    """
+    """Create a server on ``port``; None: on the first free port."""
     if port is not None and not 1 <= port <= 65535:
         raise InputError(f"port: expected 1 to 65535, got {port}")
     handler = type("LiveRequestHandler", (RequestHandler,), {"live": live})
+    if port is None:
+        for candidate in range(FIRST_PORT, FIRST_PORT + NUM_PORTS):
+            with suppress(OSError):
+                return ThreadingHTTPServer((HOST, candidate), handler)
     try:
-        if port is not None:
-            return ThreadingHTTPServer((HOST, port), handler)
+        return ThreadingHTTPServer((HOST, port or 0), handler)
     except OSError as error:
         reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
         raise InputError(f"port: {port} {reason}; pass another, or none to use the first free one") from error
-    for candidate in range(FIRST_PORT, FIRST_PORT + NUM_PORTS):
-        with suppress(OSError):
-            return ThreadingHTTPServer((HOST, candidate), handler)
-    return ThreadingHTTPServer((HOST, 0), handler)
 
 
 def watch(
@@ -133,11 +123,7 @@ def watch(
 ) -> None:
     """Serve the report on localhost until Ctrl-C, and log its address. An open page reloads when the runs change.
 
-    Args:
-        runs: see ``write_report``.
-        data: see ``write_report``.
-        images: see ``write_report``.
-        port: port of 127.0.0.1; None: the first free port from 8765 on.
+    ``runs``, ``data`` and ``images`` are those of ``write_report``. ``port`` None is the first free one from 8765 on.
 
     Raises:
         InputError: a folder contains no run, or the port cannot be used.

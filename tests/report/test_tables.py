@@ -1,4 +1,4 @@
-"""Published results are compared only with results of the same protocol, settings and dataset."""
+"""Tables of evaluations; published results are compared only with the same protocol, settings and dataset."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,8 +13,11 @@ from mec.evaluate.detection.detect import METRIC_NAMES
 from mec.evaluate.detection.schedules import SCHEDULES
 from mec.evaluate.supervised import PAPER_PROBE, SIMSIAM_PROBE, protocol_settings
 from mec.evaluate.tracking.vos import PropagationSettings
-from mec.report.published import OTB, TABLES, PublishedResult, find_published
-from mec.results import DatasetSummary, Protocol, Result, to_metrics
+from mec.report import tables
+from mec.report.record import read_records
+from mec.report.tables import OTB, TABLES, evaluation_tables, find_published
+from mec.results import DatasetSummary, Metric, Protocol, Result, to_metrics
+from tests.report import runs
 from tests.report.runs import narrow_encoder, smooth_noise
 
 TOP_1 = {"encoder": {"top-1": 0.5}, "untrained": {"top-1": 0.1}}
@@ -23,19 +26,10 @@ IMAGENET = {"train": 1_281_167, "test": 50_000, "classes": 1000}
 
 
 def make_result(
-    protocol: str,
-    settings: dict[str, Any],
-    counts: dict[str, int],
-    rows: Mapping[str, Mapping[str, float]] = TOP_1,
+    protocol: str, settings: dict[str, Any], counts: dict[str, int], rows: Mapping[str, Mapping[str, float]] = TOP_1
 ) -> Result:
-    return Result(
-        task=protocol.partition("-")[0],
-        protocol=Protocol(protocol, settings),
-        dataset=DatasetSummary("a dataset", counts),
-        encoder="an encoder",
-        rows={row: to_metrics(values) for row, values in rows.items()},
-        seconds=1.0,
-    )
+    result = runs.make_result(protocol.partition("-")[0], rows, dataset=DatasetSummary("a dataset", counts))
+    return replace(result, protocol=Protocol(protocol, settings))
 
 
 RESULTS = {
@@ -45,13 +39,7 @@ RESULTS = {
     ),
     "voc": make_result(
         "detect-voc07+12",
-        {
-            "detector": "Faster R-CNN C4",
-            **SCHEDULES["voc07+12"].protocol_settings(),
-            "metric": METRIC_NAMES["voc07"],
-            "seed": 0,
-            "trials": 5,
-        },
+        {"detector": "Faster R-CNN C4", **SCHEDULES["voc07+12"].protocol_settings(), "metric": METRIC_NAMES["voc07"]},
         {"train": 16_551, "test": 4_952, "classes": 20},
         AP,
     ),
@@ -76,8 +64,8 @@ RESULTS = {
 }
 
 
-def names_and_percent(published: list[PublishedResult]) -> list[dict[str, float]]:
-    return [{metric.name: round(100 * metric.value, 6) for metric in entry.metrics} for entry in published]
+def names_and_percent(published: list[tuple[str, list[Metric], str]]) -> list[dict[str, float]]:
+    return [{metric.name: round(100 * metric.value, 6) for metric in metrics} for _, metrics, _ in published]
 
 
 def test_numbers_are_those_of_the_sources() -> None:
@@ -99,15 +87,14 @@ def test_numbers_are_those_of_the_sources() -> None:
         "vos": [{"J mean": 58.4}],
     }
     assert all(table.source for table in TABLES)
+    assert find_published(Result.from_dict(RESULTS["coco"].as_dict()))
 
 
 @pytest.mark.parametrize("name", RESULTS)
 def test_other_datasets_and_protocols_have_no_published_results(name: str) -> None:
     result = RESULTS[name]
-    for counts in (
-        {count: n + 1 for count, n in result.dataset.counts.items()},
-        {**result.dataset.counts, "attributes": 40},
-    ):
+    more = {count: n + 1 for count, n in result.dataset.counts.items()}
+    for counts in (more, {**result.dataset.counts, "attributes": 40}):
         assert find_published(replace(result, dataset=DatasetSummary("a dataset", counts))) == []
     other = Protocol(f"{result.protocol.id}-2x", result.protocol.settings)
     assert find_published(replace(result, protocol=other)) == []
@@ -116,32 +103,16 @@ def test_other_datasets_and_protocols_have_no_published_results(name: str) -> No
 @pytest.mark.parametrize(
     ("name", "setting", "value"),
     [
-        ("paper", "head", "linear"),
-        ("paper", "head_lr", 0.3),
-        ("paper", "batch_size", 1024),
-        ("paper", "image_size", 64),
-        ("simsiam", "epochs", 9),
-        ("voc", "detector", "Faster R-CNN FPN"),
-        ("voc", "max_steps", 2_400),
-        ("voc", "test_short_side", 80),
-        ("voc", "metric", "VOC"),
-        ("coco", "detector", "Faster R-CNN C4"),
-        ("sot", "corrected", True),
-        ("sot", "cells", 33),
-        ("vos", "neighbors", 5),
-        ("vos", "temperature", 0.055),
+        ("paper", "head_lr", 0.3), ("paper", "image_size", 64), ("simsiam", "epochs", 9), ("voc", "max_steps", 2_400),
+        ("coco", "detector", "Faster R-CNN C4"), ("sot", "corrected", True), ("vos", "temperature", 0.055),
     ],
-)
+)  # fmt: skip
 def test_other_settings_have_no_published_results(name: str, setting: str, value: Any) -> None:
     result = RESULTS[name]
     assert setting in result.protocol.settings
     assert find_published(result)
     changed = Protocol(result.protocol.id, {**result.protocol.settings, setting: value})
     assert find_published(replace(result, protocol=changed)) == []
-
-
-def test_settings_survive_json_and_still_match() -> None:
-    assert find_published(Result.from_dict(RESULTS["coco"].as_dict()))
 
 
 def test_a_tracker_without_a_row_has_no_published_result() -> None:
@@ -166,3 +137,40 @@ def test_otb_has_the_number_of_frames_of_the_entry(real_data: Path) -> None:
     boxes = [sum(bool(line.strip()) for line in file.read_text().split("\n")) for file in files]
     assert len(boxes) == OTB["sequences"] == RESULTS["sot"].dataset.counts["sequences"]
     assert sum(boxes) - 5 == OTB["frames"] == RESULTS["sot"].dataset.counts["frames"]
+
+
+def test_newest_results_are_listed_with_baselines_and_published_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = runs.write_run(tmp_path / "a"), runs.write_run(tmp_path / "b")
+    newer = runs.make_result(rows={"encoder": {"k=20": 0.95}, "untrained": {"k=20": 0.4, "images": 7}})
+    newer.rows["encoder"][0] = Metric("k=20", 0.95, std=0.012, n=3)
+    newer.append_to(b)
+    runs.make_result("linear", protocol="linear-fast").append_to(b)
+
+    reference = ("ResNet-50", [Metric("k=20", 0.671)], "Table 9")
+    monkeypatch.setattr(tables, "find_published", lambda result: [reference] if result.task == "knn" else [])
+    knn, linear = evaluation_tables(read_records([a, b]))
+    assert (knn.task, linear.task) == ("knn", "linear")
+    assert knn.columns == ["k=20 (%)", "images"]
+    assert [(row.kind, row.run, row.name, row.cells) for row in knn.rows] == [
+        ("encoder", "a", "", ["91.2 / 99.0", "-"]),
+        ("encoder", "b", "", ["95.0 ± 1.2", "-"]),
+        ("baseline", "a", "untrained", ["50.0", "-"]),
+        ("baseline", "a", "raw pixels", ["25.0", "-"]),
+        ("baseline", "b", "untrained", ["40.0", "7"]),
+        ("published", "", "ResNet-50", ["67.1", "-"]),
+    ]
+    assert [row.run for row in linear.rows] == ["b"] * 3
+
+
+def test_equal_baselines_are_merged_and_encoders_of_one_folder_are_not(tmp_path: Path) -> None:
+    a, b = runs.write_run(tmp_path / "a"), runs.write_run(tmp_path / "b")
+    (table,) = evaluation_tables(read_records([a, b]))
+    assert [(row.run, row.name) for row in table.rows if row.kind == "baseline"] == [
+        ("", "untrained"),
+        ("", "raw pixels"),
+    ]
+    runs.make_result(encoder="resnet50").append_to(a)
+    (table,) = evaluation_tables(read_records([a]))
+    assert [row.run for row in table.rows if row.kind == "encoder"] == ["a: an encoder", "a: resnet50"]
