@@ -2,24 +2,28 @@ from pathlib import Path
 
 import pytest
 
-from mec.files import atomic_write, rows_before_step
+from mec.files import StepCsv, atomic_write
 
+COLUMNS = ("epoch", "step", "kNN")
 ROWS = "epoch,step,kNN\n1,10,0.5\n2,20,0.6\n3,30,0.7\n"
 
 
 def test_rows_before_the_resumed_step_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "probes.csv"
-    assert rows_before_step(path, 99) == []
+    assert StepCsv(path, COLUMNS, 99).earlier == []
     path.write_text(ROWS)
-    assert [row["kNN"] for row in rows_before_step(path, 30)] == ["0.5", "0.6"]
-    assert rows_before_step(path, 10) == []
+    table = StepCsv(path, COLUMNS, 30)
+    assert [row["kNN"] for row in table.earlier] == ["0.5", "0.6"]
+    table.append({"step": 30, "kNN": 1 / 3, "other": 1})
+    assert path.read_text().splitlines()[1:] == ["1,10,0.5", "2,20,0.6", ",30,0.333333"]
+    assert StepCsv(path, COLUMNS, 10).earlier == []
 
 
 @pytest.mark.parametrize("cut", ["4", "4,", "4,40"])
 def test_a_truncated_last_row_is_dropped(tmp_path: Path, cut: str) -> None:
     path = tmp_path / "probes.csv"
     path.write_text(ROWS + cut)
-    assert [row["step"] for row in rows_before_step(path, 99)] == ["10", "20", "30"]
+    assert [row["step"] for row in StepCsv(path, COLUMNS, 99).earlier] == ["10", "20", "30"]
 
 
 def test_atomic_write_replaces_the_file_or_leaves_it_unchanged(tmp_path: Path) -> None:

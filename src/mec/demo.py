@@ -11,12 +11,10 @@ from rich.table import Table
 
 from mec.data import open_dataset
 from mec.errors import InputError
-from mec.evaluate.accuracy import accuracies
-from mec.evaluate.features import Features, features_of
 from mec.evaluate.few_shot import few_shot_metrics
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import fast_probe_accuracies
-from mec.evaluate.task import Task, open_task
+from mec.evaluate.task import Features, Task, accuracies, features_of, open_task
 from mec.pretraining import load_recipe, pretrain
 from mec.pretraining.run_folder import contains_run
 from mec.report import write_report

@@ -52,11 +52,7 @@ logging.getLogger("mec").addFilter(lambda record: is_rank_zero())
 class ProcessGroup:
     """Processes that share the work of one evaluation. The default is a single process.
 
-    Attributes:
-        rank: rank of this process.
-        world_size: number of processes.
-        local_rank: rank of this process on its machine.
-        gloo: group of torch.distributed for CPU tensors, None for a single process.
+    ``local_rank`` is the rank on this machine, ``gloo`` a group of torch.distributed for CPU tensors.
     """
 
     rank: int = 0
@@ -65,11 +61,7 @@ class ProcessGroup:
     gloo: Any = None
 
     def all_gather(self, value: T) -> list[T]:
-        """Return the values of all processes, in rank order.
-
-        Raises:
-            InputError: another process has raised it.
-        """
+        """Return the values of all processes, in rank order. Raises the InputError of another process."""
         return self._all_gather(value, None)
 
     def broadcast(self, value: T) -> T:
@@ -77,7 +69,6 @@ class ProcessGroup:
         return self.all_gather(value if self.rank == 0 else None)[0]  # type: ignore[return-value]
 
     def barrier(self) -> None:
-        """Wait for all processes."""
         self.all_gather(None)
 
     @contextmanager
@@ -90,10 +81,8 @@ class ProcessGroup:
             self.barrier()
 
     def slice(self, length: int, batch_size: int) -> slice:
-        """Return the contiguous slice of ``length`` images that this process reads.
-
-        It consists of whole batches, so that all processes together make the same batches as a single one.
-        """
+        """Return the slice of ``length`` images that this process reads: whole batches, so that all processes together
+        make the same batches as a single one."""
         num_batches = -(-length // batch_size)
         start, stop = (-(-r * num_batches // self.world_size) * batch_size for r in (self.rank, self.rank + 1))
         return slice(min(start, length), min(stop, length))
@@ -101,9 +90,7 @@ class ProcessGroup:
     def gather_rows(self, rows: Tensor, allocate: Callable[[int, int], Tensor]) -> Tensor:
         """Concatenate the rows (n, d) of all processes on rank 0, in rank order. Other ranks return their own rows.
 
-        Args:
-            rows: rows of this process, sent in blocks of ``ROWS_PER_MESSAGE``. d may be 0 if n is 0.
-            allocate: ``allocate(n, d)`` returns an uninitialized (n, d) tensor for the result on rank 0.
+        d may be 0 if n is 0. ``allocate(n, d)`` returns an uninitialized (n, d) tensor for the result.
         """
         if self.world_size == 1:
             return rows
@@ -156,10 +143,11 @@ def process_group() -> Iterator[ProcessGroup]:
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     owns_group = False
-    if not _initialized() and (environment := _detect_environment()) is not None:
+    initialized = dist.is_available() and dist.is_initialized()
+    if not initialized and (environment := _detect_environment()) is not None:
         _init_process_group(environment)
-        owns_group, local_rank = True, environment.local_rank()
-    if not _initialized() or dist.get_world_size() == 1:
+        owns_group, initialized, local_rank = True, True, environment.local_rank()
+    if not initialized or dist.get_world_size() == 1:
         yield SINGLE_PROCESS
         return
     group = ProcessGroup(dist.get_rank(), dist.get_world_size(), local_rank, _gloo_group(dist.group.WORLD))
@@ -174,10 +162,6 @@ def process_group() -> Iterator[ProcessGroup]:
             dist.destroy_process_group()
 
 
-def _initialized() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
 def _detect_environment() -> Any:
     """Return Lightning's cluster environment if torchrun or SLURM started several processes, else None."""
     try:
@@ -188,10 +172,8 @@ def _detect_environment() -> Any:
                     environment = environment_type()
                     return environment if environment.world_size() > 1 else None
     except (RuntimeError, KeyError, ValueError) as error:
-        message = " ".join(str(error).split())
-        raise InputError(
-            f"processes: expected the environment variables of torchrun or SLURM, got {message}"
-        ) from error
+        message = "processes: expected the environment variables of torchrun or SLURM, got "
+        raise InputError(message + " ".join(str(error).split())) from error
     return None
 
 

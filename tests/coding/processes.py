@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,7 +14,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 TIME_LIMIT = 240.0
-multiprocessing.set_forkserver_preload(["torch"])  # imported once, not by each process
 
 needs_gloo = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 

@@ -7,7 +7,7 @@ import pytest
 
 from mec.data import ArrayDataset, FileDataset
 from mec.errors import InputError
-from mec.evaluate.label_subset import label_subset
+from mec.evaluate.finetune import label_subset
 
 COUNTS = [100, 230, 7]
 

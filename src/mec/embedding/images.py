@@ -69,13 +69,11 @@ def new_corrupt_log(num_images: int, group: ProcessGroup) -> CorruptLog:
 
 
 def merge_corrupt_logs(corrupt_log: CorruptLog, group: ProcessGroup) -> CorruptLog:
-    """Join the logs of all processes. Raises InputError if there are too many corrupt images in total."""
-    if group.world_size == 1:
-        return corrupt_log
-    merged = CorruptLog(corrupt_log.max_fraction, corrupt_log.num_images)
-    for reasons in group.all_gather(corrupt_log.reasons):
-        merged.add([CorruptImage(*item) for item in reasons.items()], merged.num_images)
-    return merged
+    """Add the corrupt images of all processes to the log of each. Raises InputError if there are too many in total."""
+    if group.world_size > 1:
+        for reasons in group.all_gather(corrupt_log.reasons):
+            corrupt_log.add([CorruptImage(*item) for item in reasons.items()], corrupt_log.num_images)
+    return corrupt_log
 
 
 def log_corrupt(corrupt_log: CorruptLog) -> None:

@@ -9,8 +9,9 @@ from mec.pretraining.recipe import (
     Recipe,
     SpeedSettings,
     TeacherSettings,
+    load_recipe,
+    packaged_recipes,
 )
-from mec.pretraining.recipe_files import load_recipe, packaged_recipes
 from mec.pretraining.run import pretrain
 from mec.pretraining.run_folder import Run
 

@@ -18,8 +18,7 @@ from mec.data.corrupt import CorruptImage, CorruptLog
 from mec.data.dataset import ImageDataset
 from mec.data.pixels import PixelFormat
 from mec.embedding.images import MAX_CORRUPT, log_corrupt
-from mec.engine.checkpoints import checkpoint_step
-from mec.engine.preemption import PreemptionCheckpoint
+from mec.engine.checkpoints import PreemptionCheckpoint, checkpoint_step
 from mec.engine.progress import ProgressBar, TrainingModule, TrainingProgress
 from mec.engine.trainer import make_trainer, running
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections
