@@ -13,9 +13,9 @@ from mec.distributed import SINGLE_PROCESS, ProcessGroup, process_group
 from mec.embedding.extract import feature_table
 from mec.errors import InputError
 from tests.evaluate.multi_process import launch
-from tests.processes import torchrun_environment
+from tests.processes import needs_gloo, torchrun_environment
 
-pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+pytestmark = needs_gloo
 
 
 def slurm_environment(rank: int, count: int, port: int) -> dict[str, str]:

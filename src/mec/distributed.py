@@ -60,9 +60,18 @@ class ProcessGroup:
     local_rank: int = 0
     gloo: Any = None
 
-    def all_gather(self, value: T) -> list[T]:
-        """Return the values of all processes, in rank order. Raises the InputError of another process."""
-        return self._all_gather(value, None)
+    def all_gather(self, value: T, error_message: str | None = None) -> list[T]:
+        """Return the values of all processes, in rank order; or raise an InputError in all, if any has a message."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, (error_message, value), group=self.gloo)
+        for message, _ in gathered:
+            if message is not None:
+                error = InputError(message)
+                error.on_all_ranks = True
+                raise error
+        return [value for _, value in gathered]
 
     def broadcast(self, value: T) -> T:
         """Return the value of rank 0 in all processes."""
@@ -109,23 +118,6 @@ class ProcessGroup:
             num_filled += n
         return table
 
-    def raise_in_all(self, error: InputError) -> None:
-        """Raise ``error`` in all processes, unless all have raised it already."""
-        if self.world_size > 1 and not error.on_all_ranks:
-            self._all_gather(None, str(error))
-
-    def _all_gather(self, value: T, error_message: str | None) -> list[T]:
-        if self.world_size == 1:
-            return [value]
-        gathered: list[Any] = [None] * self.world_size
-        dist.all_gather_object(gathered, (error_message, value), group=self.gloo)
-        for message, _ in gathered:
-            if message is not None:
-                error = InputError(message)
-                error.on_all_ranks = True
-                raise error
-        return [value for _, value in gathered]
-
 
 SINGLE_PROCESS = ProcessGroup()
 
@@ -155,7 +147,8 @@ def process_group() -> Iterator[ProcessGroup]:
         yield group
         group.barrier()
     except InputError as error:
-        group.raise_in_all(error)
+        if not error.on_all_ranks:
+            group.all_gather(None, str(error))  # raises in all processes
         raise
     finally:
         if owns_group:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from mec.cli.main import main
@@ -18,7 +17,7 @@ from mec.engine.trainer import make_trainer
 from mec.errors import InputError
 from mec.pretraining import Run, pretrain
 from tests.pretraining.test_run import TINY
-from tests.processes import free_port
+from tests.processes import free_port, needs_gloo
 
 TIME_LIMIT = 150.0
 TORCHRUN = {
@@ -37,8 +36,6 @@ ARGUMENTS = [
 ]
 ARGUMENTS += ["--epochs", "1", "--batch_size", "448", "--projector.hidden_dim", "16", "--projector.output_dim", "8"]
 ARGUMENTS += ["--log_every", "1", "--probe_every", "0", "--accelerator", "cpu", "--precision", "32-true"]
-
-needs_gloo = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 
 
 @pytest.fixture(autouse=True)

@@ -28,8 +28,9 @@ from mec.pretraining import OnlineProbe
 from mec.pretraining.online_probe import MAX_IMAGES
 from mec.results import Result
 from tests.evaluate.multi_process import launch
+from tests.processes import needs_gloo
 
-pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+pytestmark = needs_gloo
 BATCH = 8
 ONE_SIZE, SEVERAL = [(28, 28)], [(120, 90), (90, 120), (100, 100)]
 

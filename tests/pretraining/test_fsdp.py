@@ -23,9 +23,9 @@ from mec.pretraining import (
     pretrain,
 )
 from tests.pretraining.test_run import TINY
-from tests.processes import run_ranks
+from tests.processes import needs_gloo, run_ranks
 
-pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+pytestmark = needs_gloo
 
 PAPER = replace(
     TINY,

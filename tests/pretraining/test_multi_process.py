@@ -11,16 +11,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from PIL import Image
 
 from mec.pretraining import ObjectiveSettings, OptimizerSettings, Recipe, TeacherSettings, pretrain
 from tests.data.datasets.shard_files import write_tar
 from tests.pretraining.test_run import TINY
-from tests.processes import run_ranks
+from tests.processes import needs_gloo, run_ranks
 
-pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+pytestmark = needs_gloo
 
 IMAGES, BATCH, STEPS = 163, 32, 10
 POOLED = replace(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -144,7 +143,7 @@ def label_subset(
 
     Raises:
         InputError: not exactly one choice; a fraction outside (0, 1]; more shots than the smallest class has; or a
-            list that names an absent image, an image twice, an ambiguous path, or no image of some class.
+            list that names an absent image, an ambiguous path, or no image of some class.
     """
     choices = {"label_fraction": label_fraction, "shots": shots, "label_list": label_list}
     chosen = [name for name, value in choices.items() if value is not None]
@@ -182,9 +181,6 @@ def _from_list(dataset: ImageDataset, path: Path) -> Indices:
         raise InputError(f"label_list: expected a text file, got {path} ({reason})") from error
     if not names:
         raise InputError(f"label_list: {path} is empty")
-    duplicates = [name for name, count in Counter(names).items() if count > 1]
-    if duplicates:
-        raise InputError(f"label_list: {path} names {duplicates[0]} twice")
     max_depth = max(len(Path(name).parts) for name in names)
     matches: dict[str, list[int]] = {name: [] for name in names}
     for index in range(len(dataset)):

@@ -73,12 +73,7 @@ def knn(
 
 
 def knn_ranking(
-    bank: Tensor,
-    bank_labels: Tensor,
-    queries: Tensor,
-    k: Sequence[int],
-    classes: int,
-    temperature: float = 0.07,
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, k: Sequence[int], classes: int, temperature: float = 0.07
 ) -> dict[int, Tensor]:
     """Return for each k the classes with most votes of each query, (n, min(5, classes)), best first."""
     similarity, neighbors = nearest(queries, bank, min(max(k), len(bank)))
