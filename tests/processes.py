@@ -55,9 +55,15 @@ def run_ranks(count: int, work: Callable[..., Any], *arguments: Any, time_limit:
 
 
 def _run_rank(rank: int, count: int, port: int, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
+    use_fork()
     os.environ |= torchrun_environment(rank, count, port)
     work(rank, *arguments)
+
+
+def use_fork() -> None:
+    """Fork loader processes, as in a process that no fork server has started."""
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)
 
 
 def exit_status(process: BaseProcess, time_limit: float = 100.0) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 import signal
 import sys
@@ -21,7 +20,7 @@ from mec.cli.main import entry
 from mec.engine import checkpoints
 from mec.files import StepCsv
 from mec.pretraining import Recipe, pretrain
-from tests.processes import FORKSERVER, exit_status, torchrun_environment
+from tests.processes import FORKSERVER, exit_status, torchrun_environment, use_fork
 
 CHECKPOINT_MOMENTS = ("half written", "without checksum", "with checksum", "pruned")
 """Moments of writing a checkpoint: after half of its bytes, before and after the checksum is added to its name, and
@@ -85,21 +84,15 @@ def _run_command(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if rank is not None:
         os.environ |= torchrun_environment(*rank)
-    _use_fork()
+    use_fork()
     if patch is not None:
         patch()
     sys.argv = ["mec", *arguments]
     entry()
 
 
-def _use_fork() -> None:
-    """Fork loader processes, as in a process that no fork server has started."""
-    torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)
-
-
 def _run_until_killed(data: str, out: Path, recipe: Recipe, moment: Moment | None) -> None:
-    _use_fork()
+    use_fork()
     checkpoints.SAVE_INTERVAL_SECONDS, checkpoints.SAVE_INTERVAL_FACTOR = 0.0, 0
     if moment is not None and moment[0] in CHECKPOINT_MOMENTS:
         _die_in_checkpoint(*moment)

@@ -104,15 +104,6 @@ def run_in_two_processes(
     return [exit_status(process) for process in processes]
 
 
-def test_a_signal_to_one_of_two_processes_stops_both(tmp_path: Path) -> None:
-    assert run_in_two_processes(tmp_path / "undisturbed") == [0, 0]
-    # launchers kill the other processes when one fails, so only the first exits with an error
-    assert run_in_two_processes(tmp_path / "run", (None, partial(send_at_step, 6, signal.SIGTERM))) == [75, 0]
-    assert [checkpoint_step(path) for path in (tmp_path / "run" / "checkpoints").iterdir()] == [7]
-    assert run_in_two_processes(tmp_path / "run", resume=True) == [0, 0]
-    assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
-
-
 def make_gradient_infinite_at_step(step: int) -> None:
     """Patch this process, and no other, so that the gradient of one weight is infinite at a step."""
     training_step = Pretraining.training_step
@@ -127,15 +118,23 @@ def make_gradient_infinite_at_step(step: int) -> None:
     Pretraining.training_step = patched  # type: ignore[method-assign,assignment]
 
 
-def test_both_processes_skip_a_step_that_is_not_finite_in_one(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    patches = (partial(send_at_step, 6, signal.SIGTERM), partial(make_gradient_infinite_at_step, 4))
-    assert run_in_two_processes(out, patches) == [75, 0]
+def spoil_a_step_and_terminate() -> None:
+    make_gradient_infinite_at_step(4)
+    send_at_step(6, signal.SIGTERM)
+
+
+def test_two_processes_skip_a_step_and_stop_together(tmp_path: Path) -> None:
+    out, spoil = tmp_path / "run", partial(make_gradient_infinite_at_step, 4)
+    assert run_in_two_processes(tmp_path / "undisturbed", (None, spoil)) == [0, 0]
+    # launchers kill the other processes when one fails, so only the first exits with an error
+    assert run_in_two_processes(out, (None, spoil_a_step_and_terminate)) == [75, 0]
     (checkpoint,) = (out / "checkpoints").iterdir()
+    assert checkpoint_step(checkpoint) == 7
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert int(state["guard.skipped_steps"]) == 1
     assert all(value.isfinite().all() for value in state.values())
     assert run_in_two_processes(out, resume=True) == [0, 0]
+    assert_same_run(out, tmp_path / "undisturbed")
     assert {row["step"]: row["skipped_steps"] for row in Run(out).metrics()} == {s: int(s >= 4) for s in range(10)}
 
 

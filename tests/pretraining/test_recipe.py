@@ -1,4 +1,3 @@
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,7 +5,7 @@ import yaml
 
 from mec.errors import InputError
 from mec.pretraining import load_recipe, packaged_recipes
-from mec.pretraining.recipe import differences, make_recipe
+from mec.pretraining.recipe import make_recipe
 
 
 def test_packaged_recipes_load_and_round_trip_through_yaml() -> None:
@@ -69,10 +68,3 @@ def test_yaml_files_are_read_and_invalid_ones_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             load_recipe(tmp_path / name)
-
-
-def test_differences_list_the_settings_that_differ() -> None:
-    a = load_recipe("digits")
-    b = replace(a, epochs=3, view_1=replace(a.view_1, hue=0.3))
-    assert differences(a, b) == ["epochs: 40 -> 3", "view_1.hue: 0.1 -> 0.3"]
-    assert differences(a, a) == []
