@@ -92,20 +92,16 @@ def latest_checkpoint(run: Path) -> Path | None:
     Newer checkpoints that are damaged are logged and renamed to .damaged. It is an error if all are damaged.
     """
     paths = sorted_by_step(run / "checkpoints")
-    damaged: list[Path] = []
-    for path in reversed(paths):
-        if is_intact(path):
-            break
-        damaged.append(path)
-        logger.warning(f"{path} is damaged: its checksum does not match its name")
-    else:
-        if paths:
-            raise InputError(f"resume: all checkpoints in {run} are damaged; start again in another folder")
+    if not paths:
         return None
-    if is_rank_zero():
-        for damaged_path in damaged:
-            damaged_path.replace(damaged_path.with_suffix(".damaged"))
-    return path
+    intact = next((path for path in reversed(paths) if is_intact(path)), None)
+    if intact is None:
+        raise InputError(f"resume: all checkpoints in {run} are damaged; start again in another folder")
+    for damaged in reversed(paths[paths.index(intact) + 1 :]):
+        logger.warning(f"{damaged} is damaged: its checksum does not match its name")
+        if is_rank_zero():
+            damaged.replace(damaged.with_suffix(".damaged"))
+    return intact
 
 
 def checkpoint_step(path: Path) -> int:

@@ -148,8 +148,6 @@ def _resolve_recipe(recipe: Recipe | str | os.PathLike[str] | None, data: Any, o
     # only rank 0 checks: it may have written files of this run before another rank checks
     if not resume and contains_run(out) and is_rank_zero():
         raise _run_exists_error(out)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"out: expected a folder, got the file {out}")
     if isinstance(recipe, Recipe):
         return recipe
     if recipe is None:
