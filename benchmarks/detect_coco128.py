@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import auto_cli
-from mec.evaluate.detection.trainer import METRICS_CSV
 from rich.console import Console
 
 import mec
 from machine import write
 from mec import evaluate
+from mec.engine.progress import METRICS_FILE
 from mec.pretraining import ProjectorSettings
 from mec.results import Stopwatch
 
@@ -48,7 +48,7 @@ def main(
         pretraining_seconds = clock()
         out = Path(folder) / "detectors"
         result = evaluate.detect(data, run, out, max_steps=max_steps, trials=trials, baselines=True, workers=1)
-        losses = {name: _losses(out / f"{name}-0" / METRICS_CSV) for name in result.rows}
+        losses = {name: _losses(out / f"{name}-0" / METRICS_FILE) for name in result.rows}
     console = Console(soft_wrap=True)
     console.print(result.table())
     path = write(

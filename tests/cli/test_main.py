@@ -184,7 +184,6 @@ def test_resume_of_a_finished_run_changes_nothing(photographs: Path, run: Path) 
         (["evaluate", "detect", "DATA", "--encoder", "RUN", "--batch-size", "0"], "batch_size: expected at least 1"),
         (["evaluate", "detect", "DATA", "--encoder", "RUN", "--predict", "EMPTY"], "no image in"),
         (["evaluate", "detect", "DATA", "--encoder", "RUN", "--predict", "DATA", "--threshold", "2"], "threshold: exp"),
-        (["evaluate", "detect", "DATA", "--encoder", "RUN", "--out", "OUT", "--resume"], "holds no detectors"),
         (["evaluate", "detect", "DATA", "DATA", "--encoder", "RUN", "--out", "OUT"], "unexpected argument"),
         (["evaluate", "detect", "--predict", "DATA"], "out: expected a folder for the detectors"),
         (["evaluate", "detect", "--predict", "DATA", "--out", "OUT"], "holds no trained detector"),

@@ -75,7 +75,7 @@ class DetectionModule(TrainingModule):
         super().__init__()
         self.detector, self.schedule, self.seed = detector, schedule, seed
         self.batch_size = schedule.batch_size
-        loss_names = [name for name in LOSSES if detector.roi_heads.has_mask() or name != "loss_mask"]
+        loss_names = [name for name in LOSSES if detector.roi_heads.mask_predictor is not None or name != "loss_mask"]
         self.metric_names = ("lr", "loss", *loss_names)
         self.corrupt_log = CorruptLog(MAX_CORRUPT, num_images)
         self.detections: list[tuple[int, Detections]] = []
