@@ -35,17 +35,8 @@ TOP = 5
 class Task:
     """A classification task: an encoder, its baselines, and labeled images.
 
-    Attributes:
-        dataset: name and size of the data.
-        encoder: description of the encoder.
-        classes: class names, indexed by label.
-        train: training images with labels.
-        test: test images with labels.
-        encoders: encoder of each row of the results table: "encoder" and "untrained".
-        pixels: add a row for raw pixels.
-        workers: loader processes; None: one per core.
-        group: processes that share the images.
-        clock: started when the task was opened.
+    ``encoder`` is the description of the encoder, ``encoders`` those of the rows of the results table: "encoder" and
+    "untrained". ``pixels`` adds a row for raw pixels. ``group`` are the processes that share the images.
     """
 
     dataset: DatasetSummary

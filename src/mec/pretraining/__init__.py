@@ -16,16 +16,6 @@ from mec.pretraining.run import pretrain
 from mec.pretraining.run_folder import Run
 
 __all__ = [
-    "ObjectiveSettings",
-    "OnlineProbe",
-    "OptimizerSettings",
-    "ProjectorSettings",
-    "Recipe",
-    "Run",
-    "SpeedSettings",
-    "TeacherSettings",
-    "contact_sheet",
-    "load_recipe",
-    "packaged_recipes",
-    "pretrain",
-]
+    "ObjectiveSettings", "OnlineProbe", "OptimizerSettings", "ProjectorSettings", "Recipe", "Run", "SpeedSettings",
+    "TeacherSettings", "contact_sheet", "load_recipe", "packaged_recipes", "pretrain",
+]  # fmt: skip
