@@ -44,7 +44,7 @@ def make_trainer(
     strategy: str = "auto",
     **settings: Any,
 ) -> lightning.Trainer:
-    """Create a trainer that writes to ``folder``. ``settings`` are further arguments of ``lightning.Trainer``.
+    """Create a trainer that writes to ``folder``.
 
     Args:
         folder: root directory of everything that is written.
@@ -54,6 +54,7 @@ def make_trainer(
         precision: precision of Lightning. auto: bf16-mixed on GPUs that support it, else 32-true.
         accelerator: accelerator of Lightning.
         strategy: ddp, or fsdp for networks that do not fit one device; auto is ddp.
+        settings: further arguments of ``lightning.Trainer``.
 
     Raises:
         InputError: unavailable devices, or numbers of devices or nodes that differ from those of torchrun or SLURM.
