@@ -12,7 +12,6 @@ from jsonargparse import auto_cli
 from rich.console import Console
 
 from machine import Memory, write
-from mec.data import PixelFormat
 from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.detectors import load_detector
 from mec.evaluate.detection.metrics import detection_metrics
@@ -29,14 +28,13 @@ def main(detector: str = "runs/coco/encoder-0", data: str = "coco128") -> None:
     """
     _, test = open_annotated(data)
     network, spec = load_detector(Path(detector))
-    pixel_format = PixelFormat(spec.encoder.channels, spec.encoder.value_range, spec.encoder.background)
     trainer = detection_trainer(Path(detector), "detection", "auto", 1, "auto")
     rows = []
     for count in (len(test) // 10, len(test)):
         subset = test.subset(np.arange(count))
         clock = Stopwatch()
         with Memory() as memory:
-            detections = run_detector(network, subset.images, pixel_format, spec.schedule, trainer, 0)
+            detections = run_detector(network, subset.images, trainer, 0)
         rows.append((f"detection in {count} images", memory, clock()))
     clock = Stopwatch()
     with Memory() as memory:

@@ -22,7 +22,6 @@ import mec
 from image_grid import image_grid
 from machine import write
 from mec.data import read_image
-from mec.embedding.images import pixel_format_of
 from mec.engine.progress import METRICS_FILE
 from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections
@@ -30,7 +29,7 @@ from mec.evaluate.detection.detectors import DetectorSpec
 from mec.evaluate.detection.metrics import detection_metrics
 from mec.evaluate.detection.schedules import SCHEDULES
 from mec.evaluate.detection.training import detection_trainer, run_detector, train
-from mec.evaluate.drawing.detections import draw_detections
+from mec.evaluate.drawing import draw_detections
 from mec.results import Protocol, Stopwatch
 
 NUM_IMAGES = 8
@@ -66,7 +65,6 @@ def main(
         schedule, backbone = SCHEDULES["short"].with_overrides(max_steps or 430, None, lr or 0.03, None), "resnet18"
         schedule = replace(schedule, train_short_sides=(256,), precise_bn_batches=20)
     encoder = mec.load_encoder(backbone)
-    pixel_format = pixel_format_of(encoder)
     category_ids = train_set.category_ids.tolist()
     spec = DetectorSpec(encoder.spec, "c4", train_set.categories, category_ids, train_set.has_masks, schedule)
     torch.manual_seed(0)
@@ -74,9 +72,9 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         clock = Stopwatch()
         trainer = detection_trainer(Path(folder), "overfit", "auto", 1, precision)
-        train(detector, train_set, pixel_format, schedule, trainer, 0, 2, None)
+        train(detector, train_set, trainer, 0, 2, None)
         training_seconds = clock()
-        detections = run_detector(detector, train_set.images, pixel_format, schedule, trainer, 2)
+        detections = run_detector(detector, train_set.images, trainer, 2)
         inference_seconds = clock() - training_seconds
         losses = (Path(folder) / METRICS_FILE).read_text().splitlines()
     metrics = detection_metrics(train_set, [detections[i] for i in range(len(train_set))]).overall
@@ -84,7 +82,7 @@ def main(
     console.print({name: round(value, 3) for name, value in metrics.items()})
     if image is not None:
         drawn = (test_set if full else train_set).subset(np.array(indices or range(NUM_IMAGES)))
-        _draw(drawn, run_detector(detector, drawn.images, pixel_format, schedule, trainer, 0), Path(image))
+        _draw(drawn, run_detector(detector, drawn.images, trainer, 0), Path(image))
     path = write(
         "detect_overfit_full" if full else "detect_overfit",
         "Mask R-CNN C4 from an untrained encoder, tested on its training images",

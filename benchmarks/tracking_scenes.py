@@ -25,8 +25,8 @@ from tests.evaluate.tracking.scenes import Scene, garden, street
 from image_grid import image_grid
 from machine import write
 from mec import evaluate
-from mec.evaluate.drawing.tracks import draw_objects
-from mec.evaluate.tracking.datasets.mots_format import read_mots_tracks
+from mec.evaluate.drawing import draw_objects
+from mec.evaluate.tracking.datasets.mots import read_mots_tracks
 from mec.models.encoder import Encoder
 from tracking import encoder_of
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 
 from mec.errors import InputError
-from mec.files import atomic_write
 from mec.models import Predictor, Projector, Siamese, create_encoder, load_encoder, save_encoder, untrained
 
 OPTIONS = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16]}
@@ -29,12 +29,10 @@ def test_load_encoder_restores_a_saved_encoder(tmp_path: Path) -> None:
         assert not loaded.training
         x = torch.randn(2, 2, 32, 32)
         assert torch.equal(loaded(x), encoder.eval()(x))
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o644}
 
 
 def test_saved_files_can_be_loaded_with_timm_alone(folder: Path) -> None:
-    import timm
-    from safetensors.torch import load_file
-
     spec = json.loads((folder / "encoder.json").read_text())
     model = timm.create_model(spec["backbone"], num_classes=0, in_chans=spec["channels"], **spec["options"])
     model.conv1 = torch.nn.Conv2d(1, 64, 3, padding=1, bias=False)
@@ -48,15 +46,15 @@ def test_timm_name_loads_an_untrained_encoder_at_timms_image_size() -> None:
 
 
 @pytest.mark.parametrize("name", ["encoder.safetensors", "encoder.json"])
-@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "text"])
-def test_damaged_files_are_named_in_the_error(folder: Path, name: str, damage: str) -> None:
+def test_damaged_files_are_named_in_the_error(folder: Path, name: str) -> None:
     path = folder / name
     content = path.read_bytes()
     path.unlink()
-    if damage != "missing":
-        path.write_bytes({"empty": b"", "truncated": content[: len(content) // 2], "text": b"hello"}[damage])
-    with pytest.raises(InputError, match=r"encoder: .*encoder\.(json|safetensors)"):
-        load_encoder(folder)
+    for damaged in (None, b"", content[: len(content) // 2], b"hello"):
+        if damaged is not None:
+            path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"encoder: .*encoder\.(json|safetensors)"):
+            load_encoder(folder)
 
 
 def test_weights_of_another_architecture_are_rejected(folder: Path) -> None:
@@ -69,23 +67,10 @@ def test_weights_of_another_architecture_are_rejected(folder: Path) -> None:
         load_encoder(folder)
 
 
-@pytest.mark.parametrize("source", ["nowhere/run", "resnet19", "a.pth"])
-def test_missing_sources_raise_input_error(source: str) -> None:
-    with pytest.raises(InputError, match="encoder: "):
-        load_encoder(source)
-
-
-def test_atomic_write_replaces_the_file_only_on_success(tmp_path: Path) -> None:
-    path = tmp_path / "sub" / "file"
-    with atomic_write(path) as temporary:
-        temporary.write_text("first")
-        assert not path.exists()
-    with pytest.raises(RuntimeError), atomic_write(path) as temporary:
-        temporary.write_text("second")
-        raise RuntimeError
-    assert path.read_text() == "first"
-    assert [p.name for p in path.parent.iterdir()] == ["file"]
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+def test_missing_sources_raise_input_error() -> None:
+    for source in ("nowhere/run", "resnet19", "a.pth"):
+        with pytest.raises(InputError, match="encoder: "):
+            load_encoder(source)
 
 
 def test_origin_names_the_folder_or_the_architecture(folder: Path) -> None:
@@ -107,15 +92,12 @@ def test_overrides_take_precedence_over_stored_fields(folder: Path) -> None:
     ("overrides", "message"),
     [
         ({"color": 3}, "encoder: expected any of backbone, image_size.* got 'color'"),
-        ({"image_size": "32"}, "encoder: image_size: expected .*, got '32'"),
         ({"image_size": True}, "encoder: image_size: .*True"),
         ({"mean": 0.5}, "encoder: mean: expected a list of numbers, got 0.5"),
         ({"mean": [0.5]}, "mean, std: expected 3 numbers each, got 1 and 3"),
         ({"std": [0.5, 0.0, 0.5]}, "encoder: std: .*above 0"),
-        ({"small_stem": 1}, "encoder: small_stem: expected true or false, got 1"),
         ({"options": []}, r"encoder: options: expected a mapping, got \[\]"),
         ({"value_range": [0]}, "encoder: value_range"),
-        ({"backbone": None}, "encoder: backbone: expected a timm name, got None"),
     ],
 )
 def test_invalid_overrides_are_named_in_the_error(overrides: dict, message: str) -> None:

@@ -165,7 +165,7 @@ def test_a_single_image_per_class_is_analyzed_without_a_test_split(tmp_path: Pat
 
 def test_frames_of_a_video_are_analyzed(tmp_path: Path) -> None:
     pytest.importorskip("av")
-    from mec.evaluate.drawing.video import VideoWriter
+    from mec.evaluate.tracking.datasets.video import VideoWriter
 
     with VideoWriter(tmp_path / "a.mp4", 10) as video:
         for i in range(20):

@@ -164,7 +164,7 @@ def test_damaged_and_foreign_files_are_skipped(tmp_path: Path) -> None:
 
 def test_a_frame_of_each_video_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("av")
-    from mec.evaluate.drawing.video import VideoWriter
+    from mec.evaluate.tracking.datasets.video import VideoWriter
 
     with VideoWriter(tmp_path / "davis.mp4", 10) as video:
         for i in range(5):

@@ -41,8 +41,8 @@ TRACKING_HELP = {
     "pose": "PoseTrack18: a folder with annotations/val/SEQUENCE.json, and the frames they name",
 }
 SEQUENCES_HELP = {
-    "sot": "sequences to evaluate, such as Couple,Jogging-1; absent: all",
-    "vos": "sequences to evaluate, such as blackswan,dog; absent: the val list, or all without one",
+    "sot": 'sequences to evaluate, or patterns, such as "Couple,Jogging-*"; absent: all',
+    "vos": 'sequences to evaluate, or patterns, such as "blackswan,dog*"; absent: the val list, or all without one',
     "mot": 'sequences to evaluate, or patterns, such as "*-FRCNN"; absent: all',
     "mots": 'sequences to evaluate, or patterns, such as "*-02,*-05"; absent: all',
     "pose": 'sequences to evaluate, or patterns, such as "*_mpii_test"; absent: all',
@@ -138,8 +138,8 @@ def evaluate_detection(
 ) -> None:
     """Train and evaluate detectors, then draw predictions; or only draw, with a detector trained before."""
     from mec.distributed import is_rank_zero
-    from mec.evaluate.detection.predict import check_threshold, open_prediction_images
-    from mec.evaluate.detection.predict import predict as draw_predictions
+    from mec.evaluate.detection.detect import check_threshold, open_prediction_images
+    from mec.evaluate.detection.detect import predict as draw_predictions
 
     if data is None and predict is None:
         raise InputError(f"data: expected {DETECTION_HELP}; or --predict IMAGES --out DETECTORS")

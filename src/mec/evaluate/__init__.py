@@ -1,7 +1,6 @@
 """Downstream tasks, each a function ``(data, encoder, ...) -> Result``."""
 
-from mec.evaluate.detection.detect import detect
-from mec.evaluate.detection.predict import predict
+from mec.evaluate.detection.detect import detect, predict
 from mec.evaluate.few_shot import few_shot
 from mec.evaluate.finetune import finetune
 from mec.evaluate.knn import knn

@@ -15,7 +15,6 @@ from torch import Tensor
 StateDict = dict[str, Tensor]
 KeyMap = tuple[tuple[str, str], ...]
 """Pairs of a part of timm's keys and the same part in another library, replaced in order; ^ is the start of a key."""
-
 # detectron2 numbers the stages as the ResNet paper does, and makes each norm a child of its convolution
 DETECTRON2: KeyMap = (
     ("^fc.", "^stem.fc."),  # the conversion scripts prefix every key outside the stages with "stem."
@@ -26,8 +25,7 @@ DETECTRON2: KeyMap = (
     (".downsample.1.", ".shortcut.norm."),
     (".downsample.0.", ".shortcut."),
 )
-# torchvision's ResNets have timm's keys
-TORCHVISION_VIT: KeyMap = (
+TORCHVISION_VIT: KeyMap = (  # torchvision's ResNets have timm's keys
     ("^cls_token", "^class_token"),
     ("^pos_embed", "^encoder.pos_embedding"),
     ("^patch_embed.proj.", "^conv_proj."),
@@ -42,21 +40,15 @@ TORCHVISION_VIT: KeyMap = (
     (".mlp.fc2.", ".mlp.linear_2."),
 )
 EFFICIENTNET_PYTORCH: KeyMap = (
-    ("^conv_stem.", "^_conv_stem."),
-    ("^conv_head.", "^_conv_head."),
-    ("^bn1.", "^_bn0."),
-    ("^bn2.", "^_bn1."),
-    ("^classifier.", "^_fc."),
-    (".se.conv_reduce.", "._se_reduce."),
-    (".se.conv_expand.", "._se_expand."),
+    ("^conv_stem.", "^_conv_stem."), ("^conv_head.", "^_conv_head."), ("^bn1.", "^_bn0."), ("^bn2.", "^_bn1."),
+    ("^classifier.", "^_fc."), (".se.conv_reduce.", "._se_reduce."), (".se.conv_expand.", "._se_expand."),
     (".conv_dw.", "._depthwise_conv."),
-)
+)  # fmt: skip
 # its two kinds of blocks, by the names of timm's classes
 INVERTED_RESIDUAL: KeyMap = (
-    (".conv_pw.", "._expand_conv."),
-    (".conv_pwl.", "._project_conv."),
+    (".conv_pw.", "._expand_conv."), (".conv_pwl.", "._project_conv."),
     *((f".bn{n}.", f"._bn{n - 1}.") for n in (1, 2, 3)),
-)
+)  # fmt: skip
 DEPTHWISE_SEPARABLE: KeyMap = ((".conv_pw.", "._project_conv."), *((f".bn{n}.", f"._bn{n}.") for n in (1, 2)))
 
 
@@ -104,26 +96,16 @@ def _from_efficientnet_pytorch(state_dict: StateDict) -> StateDict:
 
 
 @dataclass(frozen=True)
-class CheckpointFormat:
-    """The checkpoint format of a project.
-
-    Attributes:
-        name: name of the format in messages.
-        signature_keys: regular expressions; each matches at least one key, once wrapper prefixes are removed.
-        student_prefix: prefix of the trained backbone's keys.
-        teacher_prefix: prefix of the averaged backbone's keys; None if the format has no teacher.
-        branch_names: the project's names for student and teacher.
-        rename_keys: conversion of a backbone's keys to timm's.
-        generic: many projects write this format, so the normalization is inferred from the architecture.
-    """
+class Format:
+    """The checkpoint format of a project. ``name`` and ``branch_names``, of student and teacher, are for messages."""
 
     name: str
-    signature_keys: tuple[str, ...]
-    student_prefix: str = ""
-    teacher_prefix: str | None = None
+    signature_keys: tuple[str, ...]  # expressions that each match at least one key, once wrapper prefixes are removed
+    student_prefix: str = ""  # of the trained backbone's keys
+    teacher_prefix: str | None = None  # of the averaged backbone's keys; None if the format has no teacher
     branch_names: tuple[str, str] = ("student", "teacher")
-    rename_keys: Callable[[StateDict], StateDict] = dict
-    generic: bool = False
+    rename_keys: Callable[[StateDict], StateDict] = dict  # to timm's
+    generic: bool = False  # many projects write this format, so the normalization is inferred from the architecture
 
     def matches(self, state_dict: StateDict) -> bool:
         return all(any(re.search(pattern, key) for key in state_dict) for pattern in self.signature_keys)
@@ -131,47 +113,36 @@ class CheckpointFormat:
 
 MEC_BACKBONE_PREFIX = "network.encoder.backbone."
 MOCO_BRANCHES, MOMENTUM_BRANCHES = ("query encoder", "key encoder"), ("backbone", "momentum backbone")
+LIGHTLY, SOLO_LEARN = "lightly checkpoint", "solo-learn checkpoint"
+LIGHTLY_DINO = ("student_backbone.", "teacher_backbone.")
 # the first format that matches is used; special cases of a format precede it
 FORMATS = (
-    CheckpointFormat(
+    Format(
         "mec-ssl checkpoint", (r"^network\.encoder\.backbone\.",), MEC_BACKBONE_PREFIX, "network.teacher.0.backbone."
     ),
-    CheckpointFormat(
+    Format(
         "checkpoint of the paper's code", (r"^encoder\.fc\.", r"^predictor\.", r"^teacher\."), "encoder.", "teacher."
     ),
-    CheckpointFormat("SimSiam checkpoint", (r"^encoder\.fc\.", r"^predictor\."), "encoder."),
-    CheckpointFormat(
+    Format("SimSiam checkpoint", (r"^encoder\.fc\.", r"^predictor\."), "encoder."),
+    Format(
         "MoCo v3 checkpoint", (r"^base_encoder\.",), "base_encoder.", "momentum_encoder.",
-        ("base encoder", "momentum encoder")
+        ("base encoder", "momentum encoder"),
     ),
-    CheckpointFormat("MoCo v2 checkpoint", (r"^encoder_q\.fc\.0\.",), "encoder_q.", "encoder_k.", MOCO_BRANCHES),
-    CheckpointFormat("MoCo v1 checkpoint", (r"^encoder_q\.",), "encoder_q.", "encoder_k.", MOCO_BRANCHES),
-    CheckpointFormat(
-        "lightly checkpoint", (r"^backbone\.(0|vit)\.",), "backbone.", "backbone_momentum.", MOMENTUM_BRANCHES,
-        _from_lightly
-    ),
-    CheckpointFormat(
-        "lightly checkpoint", (r"^student_backbone\.(0|vit)\.",), "student_backbone.", "teacher_backbone.",
-        rename_keys=_from_lightly
-    ),
-    CheckpointFormat("lightly checkpoint", (r"^student_backbone\.",), "student_backbone.", "teacher_backbone."),
-    CheckpointFormat(
-        "solo-learn checkpoint", (r"^backbone\.", r"^classifier\."), "backbone.", "momentum_backbone.",
-        MOMENTUM_BRANCHES
-    ),
-    CheckpointFormat(
-        "solo-learn checkpoint", (r"^encoder\.", r"^classifier\."), "encoder.", "momentum_encoder.", MOMENTUM_BRANCHES
-    ),
-    CheckpointFormat("DINO checkpoint", (r"^backbone\.", r"^head\.last_layer\."), "backbone."),
-    CheckpointFormat("Barlow Twins checkpoint", (r"^backbone\.", r"^projector\.", r"^bn\."), "backbone."),
-    CheckpointFormat("VICReg checkpoint", (r"^backbone\.", r"^projector\."), "backbone."),
-    CheckpointFormat("SwAV checkpoint", (r"^projection_head\.", r"^prototypes")),
-    CheckpointFormat("detectron2 weights", (r"^stem\.conv1\.norm\.",), rename_keys=_to_timm(DETECTRON2)),
-    CheckpointFormat("torchvision weights", (r"^conv_proj\.", r"^class_token$"), rename_keys=_to_timm(TORCHVISION_VIT)),
-    CheckpointFormat(
-        "EfficientNet-PyTorch weights", (r"^_conv_stem\.",), rename_keys=_from_efficientnet_pytorch, generic=True
-    ),
-    CheckpointFormat("backbone weights", (r"^backbone\.",), "backbone.", generic=True),
-    CheckpointFormat("encoder weights", (r"^encoder\.(conv1|patch_embed|conv_stem|stem)\b",), "encoder.", generic=True),
-    CheckpointFormat("torchvision or timm weights", (), generic=True),
+    Format("MoCo v2 checkpoint", (r"^encoder_q\.fc\.0\.",), "encoder_q.", "encoder_k.", MOCO_BRANCHES),
+    Format("MoCo v1 checkpoint", (r"^encoder_q\.",), "encoder_q.", "encoder_k.", MOCO_BRANCHES),
+    Format(LIGHTLY, (r"^backbone\.(0|vit)\.",), "backbone.", "backbone_momentum.", MOMENTUM_BRANCHES, _from_lightly),
+    Format(LIGHTLY, (r"^student_backbone\.(0|vit)\.",), *LIGHTLY_DINO, rename_keys=_from_lightly),
+    Format(LIGHTLY, (r"^student_backbone\.",), *LIGHTLY_DINO),
+    Format(SOLO_LEARN, (r"^backbone\.", r"^classifier\."), "backbone.", "momentum_backbone.", MOMENTUM_BRANCHES),
+    Format(SOLO_LEARN, (r"^encoder\.", r"^classifier\."), "encoder.", "momentum_encoder.", MOMENTUM_BRANCHES),
+    Format("DINO checkpoint", (r"^backbone\.", r"^head\.last_layer\."), "backbone."),
+    Format("Barlow Twins checkpoint", (r"^backbone\.", r"^projector\.", r"^bn\."), "backbone."),
+    Format("VICReg checkpoint", (r"^backbone\.", r"^projector\."), "backbone."),
+    Format("SwAV checkpoint", (r"^projection_head\.", r"^prototypes")),
+    Format("detectron2 weights", (r"^stem\.conv1\.norm\.",), rename_keys=_to_timm(DETECTRON2)),
+    Format("torchvision weights", (r"^conv_proj\.", r"^class_token$"), rename_keys=_to_timm(TORCHVISION_VIT)),
+    Format("EfficientNet-PyTorch weights", (r"^_conv_stem\.",), rename_keys=_from_efficientnet_pytorch, generic=True),
+    Format("backbone weights", (r"^backbone\.",), "backbone.", generic=True),
+    Format("encoder weights", (r"^encoder\.(conv1|patch_embed|conv_stem|stem)\b",), "encoder.", generic=True),
+    Format("torchvision or timm weights", (), generic=True),
 )  # fmt: skip

@@ -1,10 +1,14 @@
-"""Encoders: any timm architecture, with image normalization and, for small images, a small stem."""
+"""Encoders: any timm architecture, with image normalization and, for small images, a small stem.
+
+Also the feature maps of an encoder, for images of any size.
+"""
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import timm
@@ -17,6 +21,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SMALL_IMAGE = 96
 """Images below this size in pixels get a small stem. A stride-4 stem leaves 7x7 of 28 px, and the last stage 1x1."""
+PROBE_SIZE = (224, 448)
+"""Height and width of the image that probes a backbone: not square, and divisible by 14 and 32, the usual strides."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ def create_encoder(
         small_stem: see EncoderSpec; None enables it for images under 96 px if the architecture has one.
         mean: mean per channel, of images in [0, 1]; None takes ImageNet's for 3 channels, else 0.5.
         std: standard deviation per channel; None takes ImageNet's for 3 channels, else 0.25.
-        options: further arguments of the architecture, as ``timm.create_model`` takes them.
+        options: see EncoderSpec.
         value_range: see EncoderSpec.
         background: see EncoderSpec.
         stem_padding: see EncoderSpec.
@@ -138,16 +144,13 @@ def create_encoder(
     std = std or (IMAGENET_STD if channels == 3 else (0.25,) * channels)
     if len(mean) != channels or len(std) != channels:
         raise InputError(f"mean, std: expected {channels} numbers each, got {len(mean)} and {len(std)}")
+    has_small_stem = timm_module(backbone) in ("resnet", "vision_transformer")
     if small_stem is None:
-        small_stem = image_size < SMALL_IMAGE and _has_small_stem(backbone)
-    elif small_stem and not _has_small_stem(backbone):
+        small_stem = image_size < SMALL_IMAGE and has_small_stem
+    elif small_stem and not has_small_stem:
         raise InputError(f"small_stem: expected a ResNet or vision transformer, got {backbone}")
-    mean, std = tuple(mean), tuple(std)
-    return Encoder(
-        EncoderSpec(
-            backbone, image_size, channels, small_stem, mean, std, options or {}, value_range, background, stem_padding
-        )
-    )
+    more = options or {}, value_range, background, stem_padding
+    return Encoder(EncoderSpec(backbone, image_size, channels, small_stem, tuple(mean), tuple(std), *more))
 
 
 def enable_gradient_checkpointing(encoder: Encoder) -> None:
@@ -166,10 +169,6 @@ def timm_module(backbone: str) -> str:
     """Return the name of the timm module that defines the architecture."""
     module: str = timm.models.model_entrypoint(backbone).__module__
     return module.rsplit(".", 1)[-1]
-
-
-def _has_small_stem(backbone: str) -> bool:
-    return timm_module(backbone) in ("resnet", "vision_transformer")
 
 
 def _build_backbone(spec: EncoderSpec) -> nn.Module:
@@ -193,12 +192,58 @@ def _build_backbone(spec: EncoderSpec) -> nn.Module:
 
 def _shrink_stem(resnet: Any, padding: int) -> None:
     """Replace the stem's first convolution by a 3x3 stride-1 convolution, and remove the max-pool."""
-    deep_stem = isinstance(resnet.conv1, nn.Sequential)
-    conv = resnet.conv1[0] if deep_stem else resnet.conv1
+    parent, name = (resnet.conv1, "0") if isinstance(resnet.conv1, nn.Sequential) else (resnet, "conv1")
+    conv: Any = parent.get_submodule(name)
     small_conv = nn.Conv2d(conv.in_channels, conv.out_channels, 3, stride=1, padding=padding, bias=False)
     nn.init.kaiming_normal_(small_conv.weight, mode="fan_out", nonlinearity="relu")
-    if deep_stem:
-        resnet.conv1[0] = small_conv
-    else:
-        resnet.conv1 = small_conv
+    parent.add_module(name, small_conv)
     resnet.maxpool = nn.Identity()
+
+
+def extract_feature_maps(
+    backbone: Any, x: Tensor, indices: Sequence[int] | None = None, **options: Any
+) -> list[Tensor]:
+    """Return feature maps (n, d, h', w') of a timm backbone for normalized images (n, c, h, w), finest first.
+
+    ``indices``: stages or blocks whose maps are returned; None returns all. ``options``: further arguments of timm's
+    ``forward_intermediates``.
+    """
+    maps: list[Tensor] = backbone.forward_intermediates(
+        x, indices=indices, output_fmt="NCHW", intermediates_only=True, **options
+    )
+    return maps
+
+
+def probe_image(encoder: Encoder, margin: int = 0) -> Tensor:
+    """Return a zero image (1, c, h, w) of PROBE_SIZE, ``margin`` larger each way, on the encoder's device."""
+    height, width = PROBE_SIZE
+    return torch.zeros(1, encoder.spec.channels, height + margin, width + margin, device=encoder.mean.device)
+
+
+def estimate_stride(feature_map: Tensor) -> int:
+    """Return the stride in pixels of a feature map of ``probe_image``, from the side that padding affects less."""
+    return max(1, round(PROBE_SIZE[1] / feature_map.shape[3]))
+
+
+def dynamic_size_backbone(encoder: Encoder) -> tuple[Any, list[Tensor]]:
+    """Return a copy of the backbone that accepts images of any size, and all its feature maps of ``probe_image``.
+
+    Raises:
+        InputError: the backbone has no feature maps, or accepts a single image size only.
+    """
+    first_error: Exception | None = None
+    for options in ({}, {"dynamic_img_size": True}, {"strict_img_size": False}):
+        try:
+            backbone: Any = copy.deepcopy(encoder.backbone)
+            if options:
+                rebuilt = Encoder(replace(encoder.spec, options=encoder.spec.options | options))
+                rebuilt.backbone.load_state_dict(backbone.state_dict())
+                backbone = rebuilt.to(encoder.mean.device).backbone
+            with torch.no_grad():
+                return backbone, extract_feature_maps(backbone.eval(), probe_image(encoder))
+        except Exception as error:  # timm's architectures reject a size or an option with many kinds of exceptions
+            first_error = first_error or error
+    reason = " ".join(str(first_error).split()) or type(first_error).__name__
+    raise InputError(
+        f"encoder: {encoder.spec.backbone} has no feature maps for images of any size ({reason})"
+    ) from first_error

@@ -1,11 +1,11 @@
 """Load the encoder of a training checkpoint, of this package or a third party: format, tensors, architecture.
 
-torchvision's ResNets and common vision transformers are recognized by the shapes of their tensors. Any other timm
-architecture must be named, by the checkpoint's "arch" or by the user. Every tensor of the backbone must be in the
-file, with its shape, and no others except those of heads.
+torchvision's ResNets and common vision transformers are recognized by their shapes; any other timm architecture must be
+named, by the checkpoint's "arch" or by the user. Every tensor of the backbone must be in the file, with its shape, and
+no others except those of heads.
 
-Most checkpoints do not record how images were normalized. If the project has no convention either, common ResNets and
-vision transformers get ImageNet's mean and standard deviation, and other architectures those of timm's configuration.
+If neither the checkpoint nor its project states how images were normalized, common ResNets and vision transformers get
+ImageNet's mean and standard deviation, and other architectures those of timm's configuration.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mec.errors import InputError
-from mec.models.checkpoint_formats import FORMATS, CheckpointFormat, StateDict
+from mec.models.checkpoint_formats import FORMATS, Format, StateDict
 from mec.models.encoder import Encoder, create_encoder, timm_module
 
 Shapes = dict[str, tuple[int, ...]]
@@ -31,11 +31,9 @@ Shapes = dict[str, tuple[int, ...]]
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 BRANCHES = ("student", "teacher")
 STATE_DICT_KEYS = (
-    ("student", "teacher"),
-    ("state_dict", "state_dict_ema"),
-    ("model", "model_ema"),
+    ("student", "teacher"), ("state_dict", "state_dict_ema"), ("model", "model_ema"),
     ("model_state_dict", "model_ema_state_dict"),
-)
+)  # fmt: skip
 """Keys of the state dicts in a checkpoint: the trained network, and its moving average."""
 HEAD_MODULES = frozenset(
     "fc head heads head_dist classifier linear last_linear logits projector projection_head projection prototypes "
@@ -66,16 +64,9 @@ def encoder_from_checkpoint(
 ) -> Encoder:
     """Return the encoder of a checkpoint, in evaluation mode; its ``origin`` names the format and the architecture.
 
-    Args:
-        checkpoint: the content of the file, as returned by read_weights.
-        source: path of the file, for error messages.
-        branch: "student" or "teacher"; None selects the one that the project itself evaluates.
-        overrides: values for EncoderSpec that take precedence over inferred ones.
-        label: used in the origin in place of the format's name.
-
-    Raises:
-        InputError: the checkpoint has no tensors or no such branch, its architecture is unknown or does not match its
-            tensors, or values are not finite.
+    ``checkpoint`` is the content of the file ``source``, ``branch`` "student", "teacher", or None for the one that the
+    project itself evaluates; ``overrides`` are fields of EncoderSpec that take precedence over inferred ones, and
+    ``label`` is used in the origin in place of the format's name.
     """
     state_dict, branch, stored_alone = _select_state_dict(checkpoint, source, branch)
     format = next(format for format in FORMATS if format.matches(state_dict))
@@ -94,34 +85,26 @@ def encoder_from_checkpoint(
     matched = load_weights(encoder, weights, source)
     other_branches = tuple(p for p in prefixes.values() if p and p != prefix)
     ignored = sum(not key.startswith(other_branches) for key in state_dict) - matched
-    names = dict(zip(BRANCHES, format.branch_names, strict=True)) if format.teacher_prefix else {}
-    branch_name = stored_alone or names.get(selected, "")
-    encoder.origin = "".join(
-        (
-            label or format.name,
-            f", {branch_name}" if branch_name else "",
-            f": {encoder.spec.backbone}, {matched} of {matched} tensors matched",
-            f", {ignored} head tensor{'s' if ignored > 1 else ''} ignored" if ignored else "",
-            f"; {note}" if note else "",
-        )
-    )
+    branch_name = stored_alone or (format.teacher_prefix and format.branch_names[BRANCHES.index(selected)])
+    encoder.origin = f"{label or format.name}{f', {branch_name}' if branch_name else ''}: {encoder.spec.backbone}, "
+    encoder.origin += f"{matched} of {matched} tensors matched"
+    if ignored:
+        encoder.origin += f", {ignored} head tensor{'s' if ignored > 1 else ''} ignored"
+    if note:
+        encoder.origin += f"; {note}"
     return encoder.eval()
 
 
 def _select_state_dict(
     checkpoint: Mapping[Any, Any], source: str, branch: str | None
 ) -> tuple[StateDict, str | None, str | None]:
-    """Find the state dict of a branch: checkpoints store branches in one state dict, under prefixes, or in several.
+    """Return the state dict, the branch to select in it by prefix (None: the default), and the branch if stored alone.
 
-    Returns:
-        The state dict; the branch to select by prefix, None for the default; the branch, if it is stored alone.
+    Checkpoints store branches in one state dict, under prefixes, or in several.
     """
     for keys in STATE_DICT_KEYS:
-        state_dicts = {
-            name: state_dict
-            for name, key in zip(BRANCHES, keys, strict=True)
-            if (state_dict := _unwrap_state_dict(checkpoint.get(key)))
-        }
+        state_dicts = {name: _unwrap_state_dict(checkpoint.get(k)) for name, k in zip(BRANCHES, keys, strict=True)}
+        state_dicts = {name: state_dict for name, state_dict in state_dicts.items() if state_dict}
         if len(state_dicts) == 2:
             # DINO evaluates its teacher, other projects the trained network
             selected = branch or ("teacher" if keys[1] == "teacher" else "student")
@@ -136,10 +119,7 @@ def _select_state_dict(
 
 
 def _unwrap_state_dict(state_dict: Any) -> StateDict:
-    """Return the tensors and numeric arrays of a mapping by key; empty for anything else.
-
-    The prefixes of torch.compile, DataParallel and wrapper modules are removed.
-    """
+    """Return the tensors and numeric arrays of a mapping (else {}), by key without the prefixes of wrapper modules."""
     if not isinstance(state_dict, Mapping):
         return {}
     tensors: StateDict = {}
@@ -155,13 +135,13 @@ def _unwrap_state_dict(state_dict: Any) -> StateDict:
 
 
 def _create_matching_encoder(
-    weights: StateDict, format: CheckpointFormat, arch: Any, overrides: Mapping[str, Any], source: str
+    weights: StateDict, format: Format, arch: Any, overrides: Mapping[str, Any], source: str
 ) -> tuple[Encoder, str]:
     """Return an encoder of the architecture that the weights match, and a note on its assumptions."""
     shapes = {key: tuple(tensor.shape) for key, tensor in weights.items()}
     conventions, note = _conventions(format, weights)
     known, known_options = _known_architecture(shapes)
-    user_chose = "backbone" in overrides
+    user_chose = "backbone" in overrides  # then every module that the architecture does not have counts as a head
     names = [n for n in dict.fromkeys((arch, known)) if isinstance(n, str) and timm.is_model(n)]
     reason = f"it has {len(shapes)} tensors, first {next(iter(shapes))}"
     for name in [overrides["backbone"]] if user_chose else names:
@@ -184,7 +164,7 @@ def _create_matching_encoder(
     )
 
 
-def _conventions(format: CheckpointFormat, weights: StateDict) -> tuple[dict[str, Any], str]:
+def _conventions(format: Format, weights: StateDict) -> tuple[dict[str, Any], str]:
     """Return create_encoder's arguments that follow from the project's code and not from shapes, and a note on them."""
     stem, pos_embed = weights.get("conv1.weight"), weights.get("pos_embed")
     if format.name.startswith("solo-learn") and stem is not None and stem.shape[-1] == 3:
@@ -245,26 +225,17 @@ def _infer_fields(backbone: str, shapes: Shapes, use_timm_normalization: bool) -
 
 
 def describe_difference(encoder: Encoder, weights: StateDict, user_chose: bool = False) -> str:
-    """Describe the tensors that are missing in a checkpoint, or that belong neither to the encoder nor to a head.
-
-    If the user chose the architecture, every module that it does not have counts as a head.
-    """
+    """Describe the tensors that are missing in a checkpoint, or that belong neither to the encoder nor to a head."""
     shapes = {key: tuple(tensor.shape) for key, tensor in weights.items()}
     expected = {key: tuple(tensor.shape) for key, tensor in encoder.backbone.state_dict().items()}
-    missing = [
-        key for key, shape in expected.items() if shapes.get(key) != shape and not key.endswith(COMPUTED_BUFFERS)
-    ]
+    missing = [k for k, shape in expected.items() if shapes.get(k) != shape and not k.endswith(COMPUTED_BUFFERS)]
     if missing:
         return f"{len(missing)} of its {len(expected)} tensors missing or of another shape, first {missing[0]}"
-    modules = {_top_module(key) for key in expected}
-    unexpected = [
-        key
-        for key in shapes
-        if key not in expected
-        and not key.endswith(COMPUTED_BUFFERS)
-        and key.split(".")[0] not in HEAD_MODULES
-        and (not user_chose or _top_module(key) in modules)
-    ]
+    unexpected = [k for k in shapes if k not in expected and not k.endswith(COMPUTED_BUFFERS)]
+    unexpected = [k for k in unexpected if k.split(".")[0] not in HEAD_MODULES]
+    if user_chose:
+        modules = {_top_module(key) for key in expected}
+        unexpected = [key for key in unexpected if _top_module(key) in modules]
     return f"{len(unexpected)} unexpected tensors, first {unexpected[0]}" if unexpected else ""
 
 
@@ -274,16 +245,13 @@ def _top_module(key: str) -> str:
 
 
 def load_weights(encoder: Encoder, weights: StateDict, source: str) -> int:
-    """Load the tensors in the encoder's data types, and return their number.
-
-    Raises:
-        InputError: values are not finite.
-    """
+    """Load the tensors, all finite, in the encoder's data types, and return their number."""
     state_dict = encoder.backbone.state_dict()
-    for key in state_dict.keys() & weights.keys():
+    matched = state_dict.keys() & weights.keys()
+    for key in matched:
         tensor = weights[key]
         if not bool(torch.isfinite(tensor.float()).all()):
             raise InputError(f"encoder: {source} has values in {key} that are not finite")
         state_dict[key] = tensor.to(state_dict[key].dtype)
     encoder.backbone.load_state_dict(state_dict)
-    return len(state_dict.keys() & weights.keys())
+    return len(matched)

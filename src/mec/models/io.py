@@ -1,14 +1,10 @@
-"""Load and save encoders: weights in ``encoder.safetensors``, architecture and normalization in ``encoder.json``.
-
-Checkpoints of other projects are loaded too; see foreign_checkpoints.py.
-"""
+"""Load and save encoders: weights in ``encoder.safetensors``, architecture and normalization in ``encoder.json``."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +61,11 @@ def load_encoder(source: str | os.PathLike[str], **overrides: Any) -> Encoder:
     if not path.exists() and name.endswith(tuple(f":{branch}" for branch in BRANCHES)):
         name, _, branch = name.rpartition(":")
         path = Path(name)
-    if path.is_dir() and not (path / WEIGHTS_FILE).exists() and (path / TIMM_CONFIG).exists():
-        return _load_timm_folder(path, name, branch, overrides)
-    if path.name in TIMM_WEIGHTS and path.exists() and path.with_name(TIMM_CONFIG).exists():
-        return _load_timm_folder(path.parent, name, branch, overrides)
+    folder = path if path.is_dir() else path.parent
+    is_timm = not (path / WEIGHTS_FILE).exists() if path.is_dir() else path.name in TIMM_WEIGHTS and path.exists()
+    if is_timm and (folder / TIMM_CONFIG).exists():
+        return _load_timm_folder(folder, name, branch, overrides)
     if path.is_dir() or path.name == WEIGHTS_FILE:
-        folder = path if path.is_dir() else path.parent
         if not (folder / WEIGHTS_FILE).exists():
             hint = "; until then, use a file of its checkpoints/" if (folder / "checkpoints").is_dir() else ""
             raise InputError(f"encoder: {folder} has no {WEIGHTS_FILE}, which is written when a run ends{hint}")
@@ -101,29 +96,25 @@ def untrained(encoder: Encoder, seed: int = 0) -> Encoder:
 
 def _load_saved(folder: Path, overrides: dict[str, Any]) -> Encoder:
     path = folder / WEIGHTS_FILE
-    spec = replace(_read_spec(folder / SPEC_FILE), **overrides)
+    fields = _read_fields(folder / SPEC_FILE, complete=True)
     weights = dict(read_weights(path))
-    encoder = create_encoder(**spec.as_dict())
+    encoder = create_encoder(**fields | overrides)
     if difference := describe_difference(encoder, weights):
-        raise InputError(f"encoder: {path} does not match {spec.backbone} ({difference})")
+        raise InputError(f"encoder: {path} does not match {encoder.spec.backbone} ({difference})")
     load_weights(encoder, weights, str(path))
     encoder.origin = f"encoder of {folder}"
     return encoder.eval()
 
 
-def _read_fields(path: Path) -> dict[str, Any]:
+def _read_fields(path: Path, complete: bool) -> dict[str, Any]:
+    """Return fields of EncoderSpec from a .json; ``complete``: all that have no default."""
     try:
-        return _validate(json.loads(path.read_text()), str(path))
-    except (ValueError, OSError) as error:
+        fields = _validate(json.loads(path.read_text()), str(path))
+        if complete:
+            EncoderSpec(**fields)
+    except (ValueError, OSError, TypeError) as error:
         raise InputError(f"encoder: {path} does not describe an encoder ({error})") from error
-
-
-def _read_spec(path: Path) -> EncoderSpec:
-    fields = _read_fields(path)
-    try:
-        return EncoderSpec(**fields)
-    except TypeError as error:  # a field is missing
-        raise InputError(f"encoder: {path} does not describe an encoder ({error})") from error
+    return fields
 
 
 def _load_checkpoint(path: Path, branch: str | None, overrides: dict[str, Any]) -> Encoder:
@@ -131,16 +122,15 @@ def _load_checkpoint(path: Path, branch: str | None, overrides: dict[str, Any]) 
     json_path = path.with_suffix(".json")
     run_spec = path.parent.parent / SPEC_FILE
     state_dict = checkpoint.get("state_dict")
-    stored: dict[str, Any] = {}
-    label = ""
+    stored, label = {}, ""
     keys = (str(key).replace("_orig_mod.", "") for key in state_dict) if isinstance(state_dict, Mapping) else ()
     if any(key.startswith(MEC_BACKBONE_PREFIX) for key in keys):
         if run_spec.exists():
-            stored = _read_spec(run_spec).as_dict()
+            stored = _read_fields(run_spec, complete=True)
         elif "backbone" not in overrides:
             raise InputError(f"encoder: {path} is a checkpoint of a run, and the run's {run_spec} does not exist")
     elif json_path.exists() and json_path != path:
-        stored = _read_fields(json_path)
+        stored = _read_fields(json_path, complete=False)
         label = f"encoder {path.name}" if stored.keys() == FIELDS.keys() else ""  # mec export writes all fields
     return encoder_from_checkpoint(checkpoint, str(path), branch, stored | overrides, label)
 
@@ -148,17 +138,15 @@ def _load_checkpoint(path: Path, branch: str | None, overrides: dict[str, Any]) 
 def _load_timm_folder(folder: Path, source: str, branch: str | None, overrides: dict[str, Any]) -> Encoder:
     config_path = folder / TIMM_CONFIG
     try:
-        config: dict[str, Any] = json.loads(config_path.read_text())
-        architecture: str = config["architecture"]
-        pretrained_cfg: dict[str, Any] = config.get("pretrained_cfg") or {}
-        options: dict[str, Any] = dict(config.get("model_args") or {})
+        config = json.loads(config_path.read_text())
+        architecture, pretrained_cfg = config["architecture"], config.get("pretrained_cfg") or {}
+        options = dict(config.get("model_args") or {})
         input_size = pretrained_cfg.get("input_size") or (3, 224, 224)
         channels = options.pop("in_chans", input_size[0])
         image_size = options.pop("img_size", input_size[-1])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"encoder: {config_path} is not a timm configuration, which has an 'architecture' ({error})"
-        ) from error
+        message = f"encoder: {config_path} is not a timm configuration, which has an 'architecture' ({error})"
+        raise InputError(message) from error
     if not options.get("global_pool", True):
         del options["global_pool"]
     mec_config = config.get("mec")
@@ -196,9 +184,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _are_numbers(value: Any) -> bool:
-    return (
-        isinstance(value, (list, tuple)) and len(value) > 0 and all(_is_int(v) or isinstance(v, float) for v in value)
-    )
+    return isinstance(value, list | tuple) and bool(value) and all(_is_int(v) or isinstance(v, float) for v in value)
 
 
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {

@@ -25,9 +25,6 @@ def read_weights(path: Path) -> Mapping[Any, Any]:
 
     Both of PyTorch's formats are read with ``weights_only``, safetensors with its own reader, and other pickles with
     an unpickler that accepts NumPy arrays and plain values only.
-
-    Raises:
-        InputError: the file is absent, empty, damaged, of another format, or a pickle that needs code to load.
     """
     try:
         with path.open("rb") as file:
@@ -92,10 +89,6 @@ def _frombuffer(data: Any, dtype: _DType, shape: Any, order: Any) -> np.ndarray[
     return array.astype(dtype.dtype.newbyteorder("="))
 
 
-def _scalar(dtype: _DType, data: Any) -> Any:
-    return _frombuffer(data, dtype, (), "C")[()]
-
-
 SAFE_GLOBALS: dict[str, Any] = {
     "argparse.Namespace": argparse.Namespace,
     "collections.OrderedDict": collections.OrderedDict,
@@ -107,7 +100,7 @@ SAFE_GLOBALS: dict[str, Any] = {
 }
 for _module in ("numpy.core", "numpy._core"):  # before and since NumPy 2
     SAFE_GLOBALS[f"{_module}.multiarray._reconstruct"] = _Array
-    SAFE_GLOBALS[f"{_module}.multiarray.scalar"] = _scalar
+    SAFE_GLOBALS[f"{_module}.multiarray.scalar"] = lambda dtype, data: _frombuffer(data, dtype, (), "C")[()]
     SAFE_GLOBALS[f"{_module}.numeric._frombuffer"] = _frombuffer  # since pickle protocol 5
 
 

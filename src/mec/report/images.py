@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mec.data.pixels import resize_longer_side
 from mec.errors import InputError
-from mec.evaluate.detection.predict import PREDICTED
+from mec.evaluate.detection.detect import PREDICTED
 from mec.evaluate.tracking.datasets.video import open_frames
 from mec.evaluate.tracking.runner import PREVIEWS, SETTINGS
 from mec.evaluate.tracking.sequences import SequenceError

@@ -10,7 +10,6 @@ from mec.evaluate.detection.c4 import BoxPredictor, C4RoIHeads, build_c4
 from mec.evaluate.detection.detectors import Detector
 from mec.evaluate.detection.schedules import SCHEDULES
 from mec.models import create_encoder
-from tests.evaluate.detection.detectron2_names import expected_shapes, to_detectron2
 from tests.evaluate.detection.scenes import (
     NARROW_RESNET,
     SMALL,
@@ -27,8 +26,12 @@ def test_parameters_match_detectron2(num_classes: int, masks: bool, num_paramete
     with torch.device("meta"):
         detector = Detector(create_encoder("resnet50"), num_classes, masks, "c4", SCHEDULES["coco-2x"])
     assert sum(p.numel() for p in detector.parameters()) == num_parameters
-    shapes = {name: tuple(tensor.shape) for name, tensor in to_detectron2(detector.state_dict()).items()}
-    assert shapes == expected_shapes(num_classes, masks)
+    heads = {name: tuple(tensor.shape) for name, tensor in detector.state_dict().items() if "predictor" in name}
+    assert heads["roi_heads.box_predictor.cls_score.weight"] == (num_classes + 1, 2048)
+    assert heads["roi_heads.box_predictor.bbox_pred.weight"] == (4 * num_classes, 2048)
+    if masks:
+        assert heads["roi_heads.mask_predictor.conv5_mask.weight"] == (2048, 256, 2, 2)
+        assert heads["roi_heads.mask_predictor.mask_fcn_logits.weight"] == (num_classes, 256, 1, 1)
 
 
 def test_settings_match_detectron2() -> None:
@@ -112,22 +115,6 @@ def test_roi_align_is_at_the_coordinates_of_the_box(backbone_name: str, image_si
     bins = (torch.arange(14) + 0.5) / 14
     torch.testing.assert_close(pooled[0, 0], (x1 + bins * (x2 - x1)).expand(14, 14), atol=1e-3, rtol=0)
     torch.testing.assert_close(pooled[0, 1], (y1 + bins * (y2 - y1))[:, None].expand(14, 14), atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize(("image_size", "size", "corner"), [(224, 256, (160, 96)), (32, 64, (40, 24))])
-def test_features_of_an_object_are_in_the_region_over_it(image_size: int, size: int, corner: tuple[int, int]) -> None:
-    """A white square on black changes the features pooled over it the most."""
-    torch.manual_seed(0)
-    backbone, _, heads = build_c4(create_encoder("resnet18", image_size, options=NARROW_RESNET), 2, False, SMALL)
-    (left, top), side = corner, size // 8
-    images = torch.zeros(2, 3, size, size)
-    images[1, :, top : top + side, left : left + side] = 5
-    (feature_maps,) = backbone.eval()(images).values()
-    difference = (feature_maps[1] - feature_maps[0]).abs()[None]
-    corners = [(x, y) for y in range(0, size, side) for x in range(0, size, side)]
-    boxes = torch.tensor([[x, y, x + side, y + side] for x, y in corners]).float()
-    (pooled,) = heads.eval()._pool(difference, [boxes])
-    assert corners[int(pooled.mean((1, 2, 3)).argmax())] == corner
 
 
 def test_rpn_losses_match_a_float64_reference() -> None:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import mec
+from mec.cli.main import main
 from mec.errors import InputError
 from mec.evaluate.detection import detect as detect_module
 from mec.evaluate.detection.detect import detect
@@ -75,30 +76,20 @@ def test_pycocotools_computes_the_same_metrics_from_detections_json(tmp_path: Pa
     assert metrics["AP50"] > 0
 
 
-@pytest.mark.parametrize(
-    ("baselines", "untrained", "rows"),
-    [
-        (None, False, ["encoder", "untrained"]),
-        (True, False, ["encoder", "untrained"]),
-        (False, False, ["encoder"]),
-        (None, True, ["untrained"]),
-    ],
-)
-def test_rows(data: Path, tmp_path: Path, baselines: bool | None, untrained: bool, rows: list[str]) -> None:
-    encoder = tiny_encoder()
-    encoder.untrained = untrained
-    result = detect_without_baseline(data, tmp_path / "out", encoder, baselines=baselines)
-    assert list(result.rows) == rows
-    assert all([metric.name for metric in row] == BOX_METRICS for row in result.rows.values())
-    assert result.protocol.settings["detector"] == "Faster R-CNN C4"
-
-
-def test_published_schedules_have_no_baseline_by_default(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(detect_module.SCHEDULES, "coco-1x", QUICK)
-    result = detect_without_baseline(data, tmp_path / "out", schedule="coco-1x", baselines=None)
-    assert list(result.rows) == ["encoder"]
+    encoder = tiny_encoder()
+    for schedule, baselines, untrained, rows in (
+        ("short", True, False, ["encoder", "untrained"]),
+        ("short", None, True, ["untrained"]),
+        ("coco-1x", None, False, ["encoder"]),
+    ):
+        encoder.untrained = untrained
+        settings = {"schedule": schedule, "baselines": baselines, "max_steps": 1}
+        result = detect_without_baseline(data, tmp_path / "-".join(rows), encoder, **settings)
+        assert list(result.rows) == rows
+        assert all([metric.name for metric in row] == BOX_METRICS for row in result.rows.values())
+        assert result.protocol.settings["detector"] == "Faster R-CNN C4"
 
 
 def test_several_trials_give_mean_and_standard_deviation(data: Path, tmp_path: Path) -> None:
@@ -239,3 +230,49 @@ def test_more_than_a_twentieth_of_corrupt_test_images_is_an_input_error(tmp_path
     with pytest.raises(InputError, match=r"^data: 1 of 10 images .*1004\.png"):
         detect_without_baseline(data, tmp_path / "out", max_steps=1)
     assert not (tmp_path / "out" / "encoder-0" / "metrics.json").exists()
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Create the necessary files of a run folder; the working directory is its parent."""
+    monkeypatch.chdir(tmp_path)
+    coco_dataset(tmp_path / "data", masks=False)
+    mec.save_encoder(tiny_encoder(), tmp_path / "run")
+    (tmp_path / "run" / "recipe.yaml").touch()
+    return tmp_path / "run"
+
+
+def test_training_in_the_run_folder_and_prediction(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = "evaluate detect data --encoder run --batch-size 3 --max-steps=2 --short-side 72 --workers 0"
+    arguments = [*command.split(), "--baselines", "null", "--predict", "data/val2017", "--threshold", "0.1"]
+    assert main(arguments) == 0
+    captured = capsys.readouterr()
+    assert "encoder: encoder of run" in captured.err
+    assert "added to run/results.jsonl; detectors and detections in run/detect-short" in captured.out
+    assert captured.out.splitlines()[-1] == "run/detect-short/predicted"
+    (line,) = (run / "results.jsonl").read_text().splitlines()
+    result = json.loads(line)
+    assert result["protocol"]["id"] == "detect-short"
+    settings = result["protocol"]["settings"]
+    assert (settings["max_steps"], settings["batch_size"], settings["lr"]) == (2, 3, 0.0075)
+    assert (settings["train_short_side"], settings["test_short_side"]) == ([72, 81], 72)
+    assert list(result["rows"]) == ["encoder", "untrained"]
+    assert {p.name for p in (run / "detect-short").iterdir()} == {
+        ".lock", "settings.json", "encoder-0", "untrained-0", "predicted",
+    }  # fmt: skip
+    drawn = [f"{i}.jpg" for i in range(1000, 1004)]
+    assert sorted(p.name for p in (run / "detect-short" / "predicted").iterdir()) == [*drawn, "detections.json"]
+
+
+def test_prediction_with_a_trained_detector(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = "evaluate detect data --encoder run --out out --max-steps 1 --workers 0 --baselines false".split()
+    assert main(train) == 0
+    assert (run.parent / "out" / "results.jsonl").exists()
+    assert not (run / "results.jsonl").exists()
+    capsys.readouterr()
+    assert main("evaluate detect --predict data/val2017/1001.png --out out --workers 0".split()) == 0
+    assert capsys.readouterr().out == "out/predicted\n"
+    assert sorted(p.name for p in (run.parent / "out" / "predicted").iterdir()) == ["1001.jpg", "detections.json"]
+    assert main(train) == 2
+    assert capsys.readouterr().err.startswith("mec: out: out already contains a training; ")
+    assert main([*train, "--resume"]) == 0

@@ -187,20 +187,6 @@ def test_annotations_refer_to_the_image_after_its_exif_rotation(rectangles: Anno
     assert reasons == [f"{height} x {width} pixels, but {width} x {height} in the annotations"]
 
 
-@pytest.mark.parametrize(("channels", "mode"), [(3, "L"), (1, "RGB"), (3, "I;16"), (3, "RGBA")])
-def test_images_are_converted_to_the_encoders_channels(channels: int, mode: str) -> None:
-    buffer = io.BytesIO()
-    gray = Image.fromarray(noise(40, 60, 0)).convert("L")
-    if mode == "I;16":
-        Image.fromarray(np.asarray(gray).astype(np.uint16) * 257).save(buffer, "PNG")
-    else:
-        gray.convert(mode).save(buffer, "PNG")
-    image = resize(open_image(buffer.getvalue()), PixelFormat(channels), 40, 400)
-    assert image.shape == (channels, 40, 60)
-    for channel in image:
-        assert np.abs(channel.numpy().astype(int) - np.asarray(gray)).max() <= 1
-
-
 def test_16_bit_images_are_scaled_by_the_encoders_value_range() -> None:
     values = np.arange(2400, dtype=np.uint16).reshape(40, 60)
     buffer = io.BytesIO()

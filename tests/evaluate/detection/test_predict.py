@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mec.errors import InputError
+from mec.evaluate.detection.detect import predict
 from mec.evaluate.detection.detectors import DetectorSpec, save_detector
-from mec.evaluate.detection.predict import open_prediction_images, predict
 from tests.evaluate.detection.scenes import QUICK, disc, noise, tiny_encoder
 
 SPEC = DetectorSpec(tiny_encoder().spec, "c4", ["nut", "bolt"], [3, 9], True, QUICK)
@@ -194,19 +194,3 @@ def test_images_of_a_list_and_of_an_array(out: Path, tmp_path: Path) -> None:
     save_bolt_detector(tmp_path / "other")
     predict(tmp_path / "few.npz", tmp_path / "other", workers=0)
     assert len(files_in(tmp_path / "other" / "predicted")) == 4
-
-
-def test_frames_of_a_video(out: Path, tmp_path: Path) -> None:
-    av = pytest.importorskip("av")
-    with av.open(str(tmp_path / "video.mp4"), "w") as container:
-        stream = container.add_stream("mpeg4", rate=5)
-        stream.width, stream.height, stream.pix_fmt = 80, 64, "yuv420p"
-        for i in range(6):
-            frame = av.VideoFrame.from_ndarray(disc(64, 80, i)[0], format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    num_frames = len(open_prediction_images(tmp_path / "video.mp4"))
-    assert num_frames >= 1
-    predict(tmp_path / "video.mp4", out, workers=0)
-    assert len(files_in(out / "predicted")) == num_frames + 1
-    assert {(image["width"], image["height"]) for image in read_predictions(out)["images"]} == {(80, 64)}

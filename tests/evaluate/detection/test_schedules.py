@@ -11,17 +11,7 @@ NO_OVERRIDES: dict[str, Any] = dict.fromkeys(("max_steps", "batch_size", "lr", "
 
 
 def test_lr_warms_up_from_a_thousandth_and_is_divided_by_ten_at_each_milestone() -> None:
-    expected = {
-        0: 0.001,
-        500: 0.5005,
-        999: 0.999001,
-        1000: 1,
-        59_999: 1,
-        60_000: 0.1,
-        79_999: 0.1,
-        80_000: 0.01,
-        89_999: 0.01,
-    }
+    expected = {0: 0.001, 500: 0.5005, 999: 0.999001, 1000: 1, 59_999: 1, 60_000: 0.1, 79_999: 0.1, 80_000: 0.01}
     assert {step: COCO_1X.lr_factor(step) for step in expected} == pytest.approx(expected)
     assert replace(COCO_1X, warmup_steps=0).lr_factor(0) == 1
 
@@ -68,15 +58,10 @@ def test_overrides_adjust_dependent_settings(overrides: dict[str, Any], expected
     ("name", "value", "message"),
     [
         ("max_steps", 0, "max_steps: expected at least 1, got 0"),
-        ("max_steps", -5, "max_steps: expected at least 1, got -5"),
-        ("batch_size", 0, "batch_size: expected at least 1, got 0"),
         ("batch_size", -4, "batch_size: expected at least 1, got -4"),
         ("lr", 0.0, "lr: expected a number above 0, got 0.0"),
-        ("lr", -0.1, "lr: expected a number above 0, got -0.1"),
         ("lr", float("nan"), "lr: expected a number above 0, got nan"),
         ("lr", float("inf"), "lr: expected a number above 0, got inf"),
-        ("short_side", 0, "short_side: expected at least 32 pixels in training and in testing, got 0"),
-        ("short_side", -64, "short_side: expected at least 32 pixels in training and in testing, got -64"),
         # the smallest side in training: 640 / 800 of 36
         ("short_side", 36, "short_side: expected at least 32 pixels in training and in testing, got 29"),
     ],

@@ -79,7 +79,7 @@ def test_batch_norm_statistics_are_of_the_final_weights(
     detector = new_detector(schedule)
     trainer = detection_trainer(tmp_path, "", 1, 1, "32-true")
     momenta = [m.momentum for m in detector.modules() if isinstance(m, nn.BatchNorm2d)]
-    train(detector, dataset, PixelFormat(), schedule, trainer, 5, 0, None)
+    train(detector, dataset, trainer, 5, 0, None)
     assert [m.momentum for m in detector.modules() if isinstance(m, nn.BatchNorm2d)] == momenta
     sampler = AspectRatioBatchSampler(dataset.sizes[:, 1] > dataset.sizes[:, 0], 2, 4, seed=5)
     weight = detector.backbone.conv1.weight.detach().double()
@@ -101,7 +101,7 @@ def test_batch_norm_statistics_are_of_the_final_weights(
 def test_every_parameter_is_in_one_group_and_norms_have_no_weight_decay() -> None:
     for architecture in ("c4", "fpn"):
         detector = Detector(tiny_encoder(), 3, True, architecture, QUICK)
-        module = DetectionModule(detector, QUICK, 0, 10)
+        module = DetectionModule(detector, 0, 10)
         with_decay, without_decay = module.configure_optimizers()["optimizer"].param_groups
         assert (with_decay["weight_decay"], without_decay["weight_decay"]) == (1e-4, 0)
         assert (with_decay["momentum"], with_decay["initial_lr"]) == (0.9, 0.005)
@@ -118,10 +118,7 @@ class PowerCutError(Exception):
     pass
 
 
-@pytest.mark.parametrize(("stop_step", "error"), [(4, PowerCutError), (7, KeyboardInterrupt)])
-def test_resume_is_bit_identical(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_step: int, error: type[BaseException]
-) -> None:
+def test_resume_is_bit_identical(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_quick_schedule(monkeypatch, max_steps=11, milestones=(6, 9), precise_bn_batches=3)
     monkeypatch.setattr(training_module, "LOG_EVERY_N_STEPS", 1)
     monkeypatch.setattr(checkpoints, "SAVE_INTERVAL_SECONDS", 0.0)
@@ -130,18 +127,18 @@ def test_resume_is_bit_identical(
     training_step = DetectionModule.training_step
 
     def stop(self: DetectionModule, batch: Any, batch_idx: int) -> torch.Tensor:
-        if self.global_step == stop_step:
-            raise error
+        if self.global_step == 7:  # after the first milestone
+            raise PowerCutError
         return training_step(self, batch, batch_idx)
 
     with monkeypatch.context() as patch:
         patch.setattr(DetectionModule, "training_step", stop)
-        with pytest.raises(error):
+        with pytest.raises(PowerCutError):
             detect_encoder(data, tmp_path / "resumed")
     folder = tmp_path / "resumed" / "encoder-0"
     files = sorted(p.name.partition("-")[0] for p in folder.rglob("*") if p.is_file())
     # the last three steps, with a checksum in the name
-    assert files == ["metrics.csv", *(f"step={s:09d}" for s in range(stop_step - 2, stop_step + 1))]
+    assert files == ["metrics.csv", *(f"step={s:09d}" for s in (5, 6, 7))]
     assert detect_encoder(data, tmp_path / "resumed", resume=True) == expected
     uninterrupted = tmp_path / "uninterrupted" / "encoder-0"
     for name in ("detector.safetensors", "detections.json", "metrics.json"):
@@ -204,9 +201,9 @@ def test_detections_are_in_pixels_of_the_original_image() -> None:
 def test_bfloat16_computes_boxes_in_float32(splits: tuple[AnnotatedDataset, AnnotatedDataset], tmp_path: Path) -> None:
     detector = new_detector()
     trainer = detection_trainer(tmp_path, "", 1, 1, "bf16-mixed")
-    train(detector, splits[0], PixelFormat(), QUICK, trainer, 0, 0, None)
+    train(detector, splits[0], trainer, 0, 0, None)
     assert {p.dtype for p in detector.parameters()} == {torch.float32}
-    detections = run_detector(detector, splits[1].images, PixelFormat(), QUICK, trainer, 0)
+    detections = run_detector(detector, splits[1].images, trainer, 0)
     assert sorted(detections) == list(range(12))
     for index, image_detections in detections.items():
         assert isinstance(image_detections, Detections)
@@ -214,10 +211,7 @@ def test_bfloat16_computes_boxes_in_float32(splits: tuple[AnnotatedDataset, Anno
         height, width = splits[1].sizes[index]
         assert (image_detections.boxes >= 0).all()
         assert (image_detections.boxes <= np.array([width, height] * 2) + 1e-3).all()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        (output,) = detector.eval()([torch.randint(0, 256, (3, 64, 80), dtype=torch.uint8)])
-    boxes = output["boxes"]
-    assert len(boxes)
+    boxes = torch.from_numpy(np.concatenate([d.boxes for d in detections.values()]))
     assert (boxes.bfloat16().float() != boxes).float().mean() > 0.5, "computed in float32, not only converted to it"
 
 

@@ -155,14 +155,6 @@ def test_large_masks_are_downsampled_with_the_map(max_cells: int) -> None:
         torch.testing.assert_close(cells, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("factor", [4, 9, 2])
-def test_downsampling_takes_the_same_cells_if_samples_fall_on_cell_edges(factor: int) -> None:
-    features = torch.randn(1, 3, 36, 36, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    mask = np.ones((36, 36), bool)
-    (cells,) = mask_features(features, mask[None], 36 * 36 // factor)
-    torch.testing.assert_close(cells, downsampled(features, mask, 36 * 36 // factor), atol=1e-5, rtol=0)
-
-
 def test_small_masks_return_their_own_cells() -> None:
     features = torch.arange(24.0).view(1, 2, 3, 4)
     masks = np.zeros((3, 3, 4), bool)

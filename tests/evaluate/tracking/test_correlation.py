@@ -148,9 +148,3 @@ def test_correlation_filter_finds_the_displacement(size: int, shift: tuple[int, 
     down, right = shift
     correlator = CorrelationFilter(map_with_target(size, size // 2, size // 2))
     assert displacement(correlator, map_with_target(size, size // 2 + down, size // 2 + right)) == (down, right)
-
-
-def test_cells_beyond_half_of_the_map_are_negative_displacements() -> None:
-    correlator = CorrelationFilter(map_with_target(65, 32, 32))
-    assert correlator.displacement(0, 32) == (0, 32)
-    assert correlator.displacement(33, 64) == (-32, -1)

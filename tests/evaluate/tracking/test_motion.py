@@ -78,32 +78,6 @@ def test_lost_box_keeps_its_height_and_moves_on() -> None:
     assert motion.mean[0] == pytest.approx(25 + 3 + 3)
 
 
-def test_new_filter_is_at_its_box() -> None:
-    box = np.array([10.0, 20, 30, 60])
-    np.testing.assert_allclose(BoxFilter(box).box(), box, rtol=1e-7)
-    assert BoxFilter(box).distances(np.stack([box, box]))[0] == pytest.approx(0)
-    assert BoxFilter(box).distances(np.zeros((0, 4))).shape == (0,)
-
-
-def test_predict_and_update_do_not_change_arrays_in_place() -> None:
-    motion = BoxFilter(np.array([10.0, 20, 30, 60]))
-    before = motion.mean, motion.covariance
-    copies = motion.mean.copy(), motion.covariance.copy()
-    motion.predict(lost=True)
-    motion.update(np.array([11.0, 20, 30, 60]))
-    for array, copy in zip(before, copies, strict=True):
-        np.testing.assert_array_equal(array, copy)
-
-
-def test_velocity_is_estimated() -> None:
-    motion = BoxFilter(np.array([0.0, 0, 20, 40]))
-    for frame in range(1, 30):
-        motion.predict()
-        motion.update(np.array([4.0 * frame, 0, 20, 40]))
-    motion.predict()
-    assert motion.box()[0] == pytest.approx(120, abs=0.5)
-
-
 def test_gating_distance_is_the_95_percent_quantile_in_four_dimensions() -> None:
     stats = pytest.importorskip("scipy.stats")
     assert stats.chi2(4).ppf(0.95) == pytest.approx(GATING_DISTANCE, abs=1e-4)

@@ -18,8 +18,8 @@ from mec.evaluate.tracking.appearance import reconstruction_similarity
 from mec.evaluate.tracking.association import AssociationSettings, OnlineTracker
 from mec.evaluate.tracking.datasets.davis import open_mask_sequences
 from mec.evaluate.tracking.dense_features import DenseFeatures
+from mec.evaluate.tracking.mot import extract_boxes
 from mec.evaluate.tracking.sequences import FrameObjects, ImageFrames
-from mec.evaluate.tracking.track_objects import extract_boxes
 from mec.evaluate.tracking.vos import track_masks
 from tests.conftest import GOLDEN, SHARED
 

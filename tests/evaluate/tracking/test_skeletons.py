@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mec.evaluate.tracking.skeletons import JOINTS, LIMBS, TORSO, pose_boxes, pose_mask
+from mec.evaluate.tracking.appearance import TORSO, pose_mask
+from mec.evaluate.tracking.sequences import JOINTS, LIMBS, pose_boxes
 
 
 def pose(**places: tuple[float, float]) -> np.ndarray:

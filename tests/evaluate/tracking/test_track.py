@@ -11,7 +11,7 @@ from PIL import Image
 
 import mec
 from mec.cli.main import main
-from mec.evaluate.tracking.metrics.otb import paired_iou
+from mec.evaluate.tracking.metrics.propagation import paired_iou
 from tests.evaluate.tracking.crossings import FRONT_OBJECT, narrow_encoder, walk
 from tests.evaluate.tracking.scenes import Scene
 

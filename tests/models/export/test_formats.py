@@ -22,7 +22,6 @@ from tests.models.perturbed import NARROW, SHALLOW, is_close, perturbed_encoder,
 @pytest.mark.parametrize(
     ("format", "backbone", "size", "channels", "options"),
     [
-        ("timm", "resnet18", 96, 3, NARROW),
         ("huggingface", "resnet18", 96, 5, NARROW),
         ("timm", "vit_tiny_patch16_224", 32, 1, SHALLOW),
         ("huggingface", "vit_tiny_patch16_224", 112, 3, SHALLOW | {"global_pool": "avg"}),
@@ -112,19 +111,16 @@ def detectron2_features(weights: dict, x: Tensor, blocks: list[int]) -> Tensor:
 @pytest.mark.parametrize(("backbone", "channels", "blocks"), [("resnet18", 5, [2] * 4), ("resnet50", 3, [3, 4, 6, 3])])
 def test_detectron2_pickle_has_every_tensor_under_detectron2_keys(tmp_path, backbone, channels, blocks) -> None:
     encoder = perturbed_encoder(backbone, 96, channels)
-    content = pickle.loads(export(encoder, "detectron2", tmp_path / "e.pkl").read_bytes(), encoding="latin1")
+    pickled = export(encoder, "detectron2", tmp_path / "e.pkl").read_bytes()
+    assert b"numpy" in pickled
+    assert b"_core" not in pickled, "NumPy 1 has no numpy._core"
+    content = pickle.loads(pickled, encoding="latin1")
     assert content["__author__"]
     assert content["matching_heuristics"] is True
     assert all(type(a) is np.ndarray and a.dtype == np.float32 for a in content["model"].values())
     x = torch.rand(2, channels, 96, 96)
     weights = {name: torch.from_numpy(array) for name, array in content["model"].items()}
     assert is_close(detectron2_features(weights, encoder.normalize(x), blocks), reference_features(encoder, x))
-
-
-def test_detectron2_pickle_loads_with_numpy_1(tmp_path) -> None:
-    content = export(perturbed_encoder("resnet18", 96), "detectron2", tmp_path / "e.pkl").read_bytes()
-    assert b"numpy" in content
-    assert b"_core" not in content
 
 
 @pytest.mark.parametrize(
@@ -140,11 +136,8 @@ def test_onnx_model_takes_images_in_unit_range_and_any_batch_size(
     assert capfd.readouterr() == ("", "")
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     (image_input,), (feature_output,) = session.get_inputs(), session.get_outputs()
-    assert (image_input.name, image_input.type, image_input.shape) == (
-        "images",
-        "tensor(float)",
-        ["batch", channels, size, size],
-    )
+    assert (image_input.name, image_input.type) == ("images", "tensor(float)")
+    assert image_input.shape == ["batch", channels, size, size]
     assert (feature_output.name, feature_output.shape) == ("features", ["batch", encoder.num_features])
     for n in (1, 5):
         x = random_images(encoder, n)

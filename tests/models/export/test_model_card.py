@@ -14,27 +14,15 @@ from tests.models.perturbed import NARROW, perturbed_encoder
 
 MARKUP = "a|b `c` <script>\n# *d* [e](f) é"
 RECIPE = {
-    "backbone": "resnet18",
-    "image_size": 96,
-    "epochs": 20,
-    "batch_size": 64,
-    "seed": 3,
+    "backbone": "resnet18", "image_size": 96, "epochs": 20, "batch_size": 64, "seed": 3,
     "objective": {"form": "pooled", "distortion": 0.03125, "order": None},
-    "optimizer": {"name": "adamw", "lr": 0.002},
-    "background": "``` # not: [the end",
-}
+    "optimizer": {"name": "adamw", "lr": 0.002}, "background": "``` # not: [the end",
+}  # fmt: skip
 ENVIRONMENT = {
-    "data": "/home/jane doe/photos",
-    "images": 12345,
-    "python": "3.11.2",
-    "platform": "Linux-6.1",
-    "cpu_cores": 8,
-    "gpus": ["Accelerator X"],
-    "world_size": 1,
-    "precision": "32-true",
-    "started": "2026-01-02T03:04:05+00:00",
+    "data": "/home/jane doe/photos", "images": 12345, "python": "3.11.2", "platform": "Linux-6.1", "cpu_cores": 8,
+    "gpus": ["Accelerator X"], "world_size": 1, "precision": "32-true", "started": "2026-01-02T03:04:05+00:00",
     "packages": {"mec-ssl": "0.1.0", "torch": "2.11.0"},
-}
+}  # fmt: skip
 RESULTS = [
     Result(
         task="few-shot",
@@ -178,20 +166,16 @@ def test_hub_dataset_is_linked(run: Path, tmp_path: Path) -> None:
     assert card_of(run, tmp_path / "e").data.datasets == ["owner/flowers"]
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("recipe.yaml", "a: [b"),
-        ("recipe.yaml", "text"),
-        ("environment.json", "{"),
-        ("results.jsonl", '{"task": "knn"'),
-        ("results.jsonl", '{"task": "knn", "rows": {}}'),
+def test_damaged_files_of_the_run_are_an_error(run: Path, tmp_path: Path) -> None:
+    for name, content in (
         ("results.jsonl", "[1]"),
-    ],
-)
-def test_damaged_files_of_the_run_are_an_error(run: Path, tmp_path: Path, name: str, content: str) -> None:
-    (run / name).write_text(content)
-    with pytest.raises(InputError, match=rf"encoder: .*{name}") as caught:
-        card_of(run, tmp_path / "e")
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "e").exists()
+        ("results.jsonl", '{"task": "knn", "rows": {}}'),
+        ("environment.json", "{"),
+        ("recipe.yaml", "text"),
+        ("recipe.yaml", "a: [b"),
+    ):  # in the reverse of the order in which they are read
+        (run / name).write_text(content)
+        with pytest.raises(InputError, match=rf"encoder: .*{name}") as caught:
+            card_of(run, tmp_path / "e")
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "e").exists()

@@ -28,8 +28,7 @@ ANCHOR_SIZES, ANCHOR_RATIOS = (32, 64, 128, 256, 512), (0.5, 1.0, 2.0)
 ROI_SIZE = 14
 MASK_CHANNELS = 256
 PRE_NMS_TOP_N = {"training": 12_000, "testing": 6_000}
-ROI_CHUNK_SIZE = 256
-"""Regions in a forward pass of res5 at inference: all 1,000 at once would take several GB."""
+ROI_CHUNK_SIZE = 256  # regions in a forward pass of res5 at inference: all 1,000 at once would take several GB
 
 
 def build_c4(
@@ -84,19 +83,16 @@ class L1RegionProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        positive, negative = (torch.cat(masks) for masks in self.fg_bg_sampler(labels))
-        sampled = (positive > 0) | (negative > 0)
-        positive = positive > 0
+        positive, negative = (torch.cat(masks) > 0 for masks in self.fg_bg_sampler(labels))
+        sampled = positive | negative
         box_error = F.l1_loss(pred_bbox_deltas[positive], torch.cat(regression_targets)[positive], reduction="sum")
         objectness_loss = F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], torch.cat(labels)[sampled])
         return objectness_loss, box_error / sampled.sum()
 
 
 class BoxPredictor(nn.Module):
-    """(n, channels) -> logits (n, 1 + num_classes), background first, and deltas (n, 4 (1 + num_classes)).
-
-    The background has no box: its deltas are constant zeros.
-    """
+    """(n, channels) -> logits (n, 1 + num_classes), background first, and deltas (n, 4 (1 + num_classes)), constant
+    zeros for the background, which has no box."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -135,11 +131,7 @@ class C4RoIHeads(RoIHeads):  # type: ignore[misc]
             nn.init.normal_(self.mask_predictor.mask_fcn_logits.weight, std=0.001)
 
     def forward(
-        self,
-        features: dict[str, Tensor],
-        proposals: list[Tensor],
-        image_shapes: list[tuple[int, int]],
-        targets: list[dict[str, Tensor]] | None = None,
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: Any, targets: Any = None
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         (feature_map,) = features.values()
         if self.training:

@@ -19,6 +19,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
+from mec.data.pixels import PixelFormat
 from mec.errors import InputError
 from mec.evaluate.detection.c4 import build_c4
 from mec.evaluate.detection.datasets.annotations import Rle
@@ -28,8 +29,7 @@ from mec.files import atomic_write
 from mec.models.encoder import Encoder, EncoderSpec
 
 Architecture = Literal["c4", "fpn"]
-SIZE_DIVISOR = 32
-"""Images of a batch are padded to a multiple of this: the largest stride of common encoders."""
+SIZE_DIVISOR = 32  # images of a batch are padded to a multiple of this, the largest stride of common encoders
 WEIGHTS, SPEC = "detector.safetensors", "detector.json"
 
 
@@ -44,21 +44,13 @@ def resolve_architecture(encoder: Encoder, architecture: str | None) -> Architec
 
 
 class Detector(nn.Module):
-    """Faster R-CNN, or Mask R-CNN if ``masks``, on a trainable copy of an encoder.
+    """Faster R-CNN, or Mask R-CNN if ``masks``, on a trainable copy of an encoder; ``num_classes`` without background.
 
     The outputs are torchvision's: losses in training, otherwise boxes, labels (from 1), scores and masks (k, 1, s, s)
     of each image.
 
-    Args:
-        encoder: any encoder for fpn, a ResNet for c4.
-        num_classes: without the background.
-        masks: predict a mask for each object.
-        architecture: c4: one feature map of stride 16, res5 on each region (Ren et al. 2015, He et al. 2017, MoCo);
-            fpn: a feature pyramid of four maps (Lin et al. 2017), torchvision's heads.
-        schedule: numbers of anchors and proposals.
-
-    Raises:
-        InputError: an architecture that the encoder does not support.
+    Architecture c4 has one feature map of stride 16, and res5 on each region (Ren et al. 2015, He et al. 2017, MoCo);
+    fpn has a feature pyramid of four maps (Lin et al. 2017) and torchvision's heads.
     """
 
     mean: Tensor
@@ -68,9 +60,10 @@ class Detector(nn.Module):
         self, encoder: Encoder, num_classes: int, masks: bool, architecture: Architecture, schedule: Schedule
     ) -> None:
         super().__init__()
-        self.spec: EncoderSpec = encoder.spec
-        if encoder.spec.stem_padding != 1:  # the strides would not be whole numbers
-            aligned = Encoder(replace(encoder.spec, stem_padding=1))
+        spec, self.schedule = encoder.spec, schedule
+        self.pixel_format = PixelFormat(spec.channels, spec.value_range, spec.background)
+        if spec.stem_padding != 1:  # the strides would not be whole numbers
+            aligned = Encoder(replace(spec, stem_padding=1))
             aligned.backbone.load_state_dict(encoder.backbone.state_dict())
             encoder = aligned
         build = build_c4 if architecture == "c4" else build_fpn
@@ -84,11 +77,9 @@ class Detector(nn.Module):
         self.to(memory_format=torch.channels_last)  # faster on CPUs and GPUs
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
-        """Detect objects, or compute the losses in training.
+        """Detect objects in images (c, h, w) of different sizes, uint8 or in [0, 1], or return the losses in training.
 
-        Args:
-            images: (c, h, w) each, uint8 or in [0, 1], of different sizes.
-            targets: per image boxes (k, 4) float32 in pixels, labels (k,) int64 from 1, and masks (k, h, w) uint8.
+        ``targets``: per image boxes (k, 4) float32 in pixels, labels (k,) int64 from 1, and masks (k, h, w) uint8.
         """
         batch = self._batch_images(images)
         features = {name: feature_map.float() for name, feature_map in self.backbone(batch.tensors).items()}
@@ -117,12 +108,9 @@ def _to_float32(output: Any) -> Any:
 
 
 def paste_masks(probabilities: Tensor, boxes: NDArray[np.float32], size: tuple[int, int]) -> list[Rle]:
-    """Convert masks predicted within their boxes to masks of the image, with a threshold of 0.5.
+    """Convert masks (k, s, s), predicted within their boxes, to masks of an image of ``size``, with a threshold of 0.5.
 
-    Args:
-        probabilities: (k, s, s); the cells fill the box, and are interpolated between their centers.
-        boxes: (k, 4) x1, y1, x2, y2 in pixels of the image.
-        size: height and width of the image.
+    The cells of a mask fill its box (x1, y1, x2, y2 in pixels of the image); values between centers are interpolated.
     """
     masks = []
     # one mask at a time to save memory: an image has up to a hundred
@@ -146,13 +134,7 @@ def paste_masks(probabilities: Tensor, boxes: NDArray[np.float32], size: tuple[i
 class DetectorSpec:
     """Everything except the weights that is needed to rebuild a detector; stored as detector.json.
 
-    Attributes:
-        encoder: spec of the encoder it was initialized from.
-        architecture: c4 or fpn.
-        categories: class names, in the order of their labels.
-        category_ids: their ids in the training dataset.
-        has_masks: whether it predicts masks.
-        schedule: schedule of its training; its sizes are used in testing too.
+    ``categories`` are class names in the order of their labels, ``category_ids`` their ids in the training dataset.
     """
 
     encoder: EncoderSpec
@@ -178,18 +160,15 @@ def save_detector(detector: Detector, spec: DetectorSpec, folder: Path) -> None:
 
 
 def load_detector(folder: Path) -> tuple[Detector, DetectorSpec]:
-    """Load a trained detector in evaluation mode.
-
-    Raises:
-        InputError: no detector in the folder, or files that do not match.
-    """
+    """Load a trained detector in evaluation mode."""
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"out: {folder} has no {WEIGHTS}, which is written after training")
     try:
         fields = json.loads((folder / SPEC).read_text())
-        fields["encoder"] = EncoderSpec(**_tuples(fields["encoder"]))
-        fields["schedule"] = Schedule(**_tuples(fields["schedule"]))
-        spec = DetectorSpec(**fields)
+        for name in ("encoder", "schedule"):  # JSON stores tuples as lists
+            fields[name] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields[name].items()}
+        settings = {"encoder": EncoderSpec(**fields["encoder"]), "schedule": Schedule(**fields["schedule"])}
+        spec = DetectorSpec(**fields | settings)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"out: {folder / SPEC} does not describe a detector ({error})") from error
     detector = spec.build()
@@ -201,8 +180,3 @@ def load_detector(folder: Path) -> tuple[Detector, DetectorSpec]:
         reason = str(error).splitlines()[1].strip()
         raise InputError(f"out: {folder / WEIGHTS} does not match its {SPEC} ({reason})") from error
     return detector.eval(), spec
-
-
-def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    """Restore tuples, which JSON stores as lists."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

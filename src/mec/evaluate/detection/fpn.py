@@ -14,8 +14,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from mec.errors import InputError
 from mec.evaluate.detection.schedules import Schedule
-from mec.models.encoder import Encoder
-from mec.models.feature_maps import dynamic_size_backbone, estimate_stride, extract_feature_maps
+from mec.models.encoder import Encoder, dynamic_size_backbone, estimate_stride, extract_feature_maps
 
 CHANNELS = 256
 STRIDES = (4, 8, 16, 32)
@@ -24,11 +23,7 @@ STRIDES = (4, 8, 16, 32)
 def build_fpn(
     encoder: Encoder, num_classes: int, masks: bool, schedule: Schedule
 ) -> tuple[nn.Module, RegionProposalNetwork, RoIHeads]:
-    """Build backbone, RPN and heads from a copy of the encoder.
-
-    Raises:
-        InputError: the encoder has no feature maps, or takes images of one size only.
-    """
+    """Build backbone, RPN and heads from a copy of the encoder."""
     backbone = FeaturePyramid(encoder)
     # the model's own resizing and normalization are not used
     model = (MaskRCNN if masks else FasterRCNN)(

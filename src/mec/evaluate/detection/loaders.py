@@ -23,11 +23,8 @@ from mec.errors import InputError
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Rle
 from mec.evaluate.detection.schedules import Schedule
 
-MAX_REPLACEMENTS = 100
-"""Images that are tried in place of a corrupt one, itself included."""
-
-SampleKey = tuple[int, int]
-"""Index of an image, and the number of the pass over the dataset."""
+MAX_REPLACEMENTS = 100  # images that are tried in place of a corrupt one, itself included
+SampleKey = tuple[int, int]  # index of an image, and the number of the pass over the dataset
 
 
 class TrainBatch(NamedTuple):
@@ -50,17 +47,9 @@ class TestBatch(NamedTuple):
 class AspectRatioBatchSampler(Sampler[list[SampleKey]]):
     """The first ``num_batches`` batches of an infinite sequence.
 
-    Each pass over the dataset has a new random order. Landscape images and the others are batched separately to reduce
-    padding, as in detectron2's aspect ratio grouping. Batches are the same for any number of processes; each process
-    takes its slice of every batch.
-
-    Args:
-        is_landscape: (n,) whether each image is wider than high.
-        batch_size: images in a batch, over all processes.
-        num_batches: number of batches.
-        seed: seed of the random order.
-        rank: rank of this process.
-        world_size: number of processes.
+    Each pass over the dataset has a new random order. Landscape images (``is_landscape``: (n,) bool) and the others are
+    batched separately to reduce padding, as in detectron2's aspect ratio grouping. Batches, of ``batch_size`` images
+    over all processes, are the same for any number of processes; each takes its slice of every batch.
     """
 
     def __init__(
@@ -107,24 +96,21 @@ class _TrainDataset(Dataset[TrainBatch]):
 
     def __getitem__(self, keys: list[SampleKey]) -> TrainBatch:
         batch = TrainBatch([], [], [])
-        for key in keys:
-            self._append(batch, *key)
-        return batch
-
-    def _append(self, batch: TrainBatch, first: int, data_pass: int) -> None:
-        """Append image number ``first``, or the next that can be read, and the corrupt images before it."""
-        for candidate in range(first, first + MAX_REPLACEMENTS):
-            index = candidate % len(self.dataset)
-            try:
-                image, targets = self._load(index, data_pass)
-            except CorruptImageError as error:
-                batch.corrupt.append(CorruptImage(self.dataset.images.title(index), str(error)))
+        for first, data_pass in keys:
+            for candidate in range(first, first + MAX_REPLACEMENTS):  # the image, or the next that can be read
+                index = candidate % len(self.dataset)
+                try:
+                    image, targets = self._load(index, data_pass)
+                except CorruptImageError as error:
+                    batch.corrupt.append(CorruptImage(self.dataset.images.title(index), str(error)))
+                else:
+                    batch.images.append(image)
+                    batch.targets.append(targets)
+                    break
             else:
-                batch.images.append(image)
-                batch.targets.append(targets)
-                return
-        last = batch.corrupt[-1]
-        raise InputError(f"data: no image could be read; the last tried: {last.title}: {last.reason}")
+                last = batch.corrupt[-1]
+                raise InputError(f"data: no image could be read; the last tried: {last.title}: {last.reason}")
+        return batch
 
     def _load(self, index: int, data_pass: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Load an image, resized and flipped at random. The random numbers depend on the seed and the key only."""
@@ -133,19 +119,18 @@ class _TrainDataset(Dataset[TrainBatch]):
         opened = open_image(self.dataset.images.load(index))
         height, width = self.dataset.sizes[index].tolist()
         if (opened.height, opened.width) != (height, width):
-            raise CorruptImageError(
-                f"{opened.width} x {opened.height} pixels, but {width} x {height} in the annotations"
-            )
+            size = f"{opened.width} x {opened.height} pixels"
+            raise CorruptImageError(f"{size}, but {width} x {height} in the annotations")
         image = resize(opened, self.pixel_format, short_side, self.schedule.max_long_side)
-        size = (image.shape[1], image.shape[2])
+        _, new_height, new_width = image.shape
         annotated = self.dataset.targets(index)
-        boxes = torch.from_numpy(annotated.boxes) * torch.tensor([size[1] / width, size[0] / height]).repeat(2)
+        boxes = torch.from_numpy(annotated.boxes) * torch.tensor([new_width / width, new_height / height]).repeat(2)
         if flip:
             image = image.flip(2)
-            boxes = torch.stack([size[1] - boxes[:, 2], boxes[:, 1], size[1] - boxes[:, 0], boxes[:, 3]], 1)
+            boxes = torch.stack([new_width - boxes[:, 2], boxes[:, 1], new_width - boxes[:, 0], boxes[:, 3]], 1)
         targets = {"boxes": boxes, "labels": torch.from_numpy(annotated.labels) + 1}
         if annotated.masks is not None:
-            targets["masks"] = decode_masks(annotated.masks, size, flip)
+            targets["masks"] = decode_masks(annotated.masks, (new_height, new_width), flip)
         return image, targets
 
 

@@ -17,26 +17,20 @@ from numpy.typing import NDArray
 from mec.errors import InputError
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections, to_coco_results
 
-COCO_METRICS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
-"""Names of COCO's first six metrics, in COCO's order."""
+COCO_METRICS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")  # its first six, in COCO's order
 IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
-IOU_SLICES = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
-"""Metric -> the IoU thresholds that it averages."""
-RECALL_POINTS = np.arange(11) * 0.1
-"""The fourth is 0.30000000000000004, as in the published numbers."""
+IOU_SLICES = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}  # the thresholds that each averages
+RECALL_POINTS = np.arange(11) * 0.1  # the fourth is 0.30000000000000004, as in the published numbers
 
 Floats = NDArray[np.float64]
 
 
 class DetectionMetrics(NamedTuple):
-    """Average precisions, fractions of 1.
+    """Average precisions, fractions of 1: AP (mean over the IoU thresholds 0.50, 0.55 ... 0.95), AP50 and AP75.
 
-    overall: AP (mean over the IoU thresholds 0.50, 0.55 ... 0.95), AP50 and AP75, each the mean over the classes. By
-        COCO's definition also by size of the object ("AP small": up to 32 x 32 pixels, "AP medium", "AP large": from
-        96 x 96) and of masks ("mask AP" ...).
-    per_class: AP, AP50 and AP75 of each class, and of its masks.
-
-    A metric without objects to count is left out.
+    ``overall`` are the means over the classes; by COCO's definition also by size of the object ("AP small": up to
+    32 x 32 pixels, "AP medium", "AP large": from 96 x 96) and of masks ("mask AP" ...). ``per_class`` are those of each
+    class, and of its masks. A metric without objects to count is left out.
     """
 
     overall: dict[str, float]
@@ -46,14 +40,7 @@ class DetectionMetrics(NamedTuple):
 def detection_metrics(dataset: AnnotatedDataset, detections: Sequence[Detections]) -> DetectionMetrics:
     """Compute average precisions as pycocotools or as detectron2 for VOC, depending on ``dataset.ap_metric``.
 
-    Masks are evaluated if the dataset and all detections have them.
-
-    Args:
-        dataset: n images.
-        detections: of each of the n images.
-
-    Raises:
-        InputError: no object to count.
+    Masks are evaluated if the dataset and all detections have them. ``detections``: those of each image.
     """
     assert len(dataset) == len(detections)
     if (dataset.is_crowd | dataset.is_difficult).all():
@@ -101,21 +88,15 @@ def _per_class(names: Sequence[str], table: Floats) -> dict[str, dict[str, float
 
 
 def voc_average_precisions(dataset: AnnotatedDataset, detections: Sequence[Detections]) -> Floats:
-    """Compute the average precision of each class at IoUs above 0.50, 0.55 ... 0.95 by VOC's rules.
+    """Return average precisions (c, 10) of each class at IoUs above 0.50, 0.55 ... 0.95 by VOC's rules.
 
     A detection is assigned to the object of its class with the largest IoU, computed in VOC's pixel coordinates, which
     include the last pixel. Boxes are rounded to one decimal and scores to three, as in VOC's result files. The
     detection of an object with the highest score is a true positive, others of the same object are false positives,
     and detections of difficult objects are neither. Detections of equal score stay in the order of the images, where
-    detectron2 uses an unstable sort.
-
-    Args:
-        dataset: n images. ``ap_metric`` "voc07": mean precision at 11 recall points; "voc": area under the curve.
-        detections: of each of the n images.
-
-    Returns:
-        (c, 10); NaN for a class without objects to count. detectron2 returns 0 or NaN there; none of VOC's own test
-        sets lacks a class.
+    detectron2 uses an unstable sort. ``ap_metric`` "voc07" is the mean precision at 11 recall points, "voc" the area
+    under the curve. A class without objects to count is NaN, where detectron2 returns 0 or NaN; none of VOC's own test
+    sets lacks a class.
     """
     labels = np.concatenate([d.labels for d in detections])
     scores = _round(np.concatenate([d.scores for d in detections]), 3)
@@ -148,10 +129,8 @@ def _round(values: NDArray[np.float32], decimals: int) -> Floats:
 def _best_matches(
     dataset: AnnotatedDataset, counts: Sequence[int], boxes: Floats, labels: NDArray[np.int64]
 ) -> tuple[Floats, NDArray[np.int64]]:
-    """Return the largest IoU of each detection with an object of its class (-inf without one), and that object.
-
-    ``counts``: number of detections in each image.
-    """
+    """Return the largest IoU of each detection with an object of its class (-inf without one), and that object; image
+    number i has ``counts[i]`` detections."""
     best_ious, best_objects = np.full(len(boxes), -np.inf), np.zeros(len(boxes), np.int64)
     for image, (start, end) in enumerate(pairwise([0, *np.cumsum(counts)])):
         first, last = dataset.offsets[image], dataset.offsets[image + 1]

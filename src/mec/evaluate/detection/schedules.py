@@ -14,53 +14,29 @@ def _sides(smallest: int, largest: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Settings of a detector's training.
-
-    Attributes:
-        max_steps: optimizer steps.
-        milestones: steps at which the learning rate is divided by 10.
-        warmup_steps: steps of linear warm-up, from a thousandth of the learning rate.
-        batch_size: images in a step, over all devices.
-        lr: learning rate of SGD with momentum 0.9 and weight decay 1e-4, none on norms.
-        train_short_sides: short sides in pixels; each image is resized to a random one.
-        test_short_side: short side in pixels.
-        max_long_side: maximum long side in pixels.
-        rpn_batch_size_per_image: anchors sampled for the loss of the RPN.
-        box_batch_size_per_image: proposals sampled for the losses of the heads, at most a quarter of them positive.
-        rpn_post_nms_top_n_train: proposals kept after NMS, per image, in training.
-        rpn_post_nms_top_n_test: the same in testing.
-        precise_bn_batches: batches from which BatchNorm's statistics are recomputed after training (precise BN).
-    """
+    """Settings of a detector's training: SGD with momentum 0.9 and weight decay 1e-4, none on norms."""
 
     max_steps: int
-    milestones: tuple[int, ...]
-    warmup_steps: int = 1000
-    batch_size: int = 16
+    milestones: tuple[int, ...]  # steps at which the learning rate is divided by 10
+    warmup_steps: int = 1000  # linear, from a thousandth of the learning rate
+    batch_size: int = 16  # over all devices
     lr: float = 0.02
-    train_short_sides: tuple[int, ...] = _sides(640, 800)
+    train_short_sides: tuple[int, ...] = _sides(640, 800)  # in pixels; each image is resized to a random one
     test_short_side: int = 800
     max_long_side: int = 1333
-    rpn_batch_size_per_image: int = 256
-    box_batch_size_per_image: int = 512
-    rpn_post_nms_top_n_train: int = 2000
+    rpn_batch_size_per_image: int = 256  # anchors sampled for the loss of the RPN
+    box_batch_size_per_image: int = 512  # proposals sampled for the heads, at most a quarter of them positive
+    rpn_post_nms_top_n_train: int = 2000  # proposals kept after NMS, per image
     rpn_post_nms_top_n_test: int = 1000
-    precise_bn_batches: int = 200
+    precise_bn_batches: int = 200  # batches that BatchNorm's statistics are recomputed from after training
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < float("inf"):
             raise InputError(f"lr: expected a number above 0, got {self.lr}")
         if (smallest := min(*self.train_short_sides, self.test_short_side)) < 32:
             raise InputError(f"short_side: expected at least 32 pixels in training and in testing, got {smallest}")
-        for name in (
-            "max_steps",
-            "batch_size",
-            "max_long_side",
-            "rpn_batch_size_per_image",
-            "box_batch_size_per_image",
-            "rpn_post_nms_top_n_train",
-        ):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.max_steps < 1:
+            raise InputError(f"max_steps: expected at least 1, got {self.max_steps}")
 
     def lr_factor(self, step: int) -> float:
         """Return the factor of the learning rate at a step."""
@@ -72,9 +48,8 @@ class Schedule:
     ) -> Schedule:
         """Return the schedule with some settings replaced and the dependent settings adjusted.
 
-        Another batch size changes the learning rate in proportion and the steps inversely, so that the number of images
-        is the same. Another number of steps scales the milestones and the warm-up. Another short side in testing scales
-        those in training and the maximum long side.
+        Another batch size keeps the number of images: the learning rate changes in proportion, the steps inversely.
+        Another number of steps scales milestones and warm-up; another short side in testing scales all other sides.
         """
         batch_size = self.batch_size if batch_size is None else batch_size
         if batch_size < 1:
@@ -97,36 +72,23 @@ class Schedule:
 
     def protocol_settings(self) -> dict[str, Any]:
         """Return the settings that must agree for two results to be comparable."""
-        return {
-            "max_steps": self.max_steps,
-            "batch_size": self.batch_size,
-            "lr": self.lr,
-            "train_short_side": sorted({min(self.train_short_sides), max(self.train_short_sides)}),
-            "test_short_side": self.test_short_side,
-        }
+        train_short_side = sorted({min(self.train_short_sides), max(self.train_short_sides)})
+        settings = {"max_steps": self.max_steps, "batch_size": self.batch_size, "lr": self.lr}
+        return settings | {"train_short_side": train_short_side, "test_short_side": self.test_short_side}
 
 
 # The published ones are MoCo's detection/configs for detectron2; the milestones of voc07 are in proportion to those of
 # voc07+12. On a CPU most of the time goes to the sampled proposals, so "short" has few per image and a larger batch.
 SCHEDULES = {
     "short": Schedule(
-        max_steps=500,
-        milestones=(375, 458),
-        warmup_steps=50,
-        batch_size=8,
-        lr=0.02,
-        train_short_sides=(224, 256, 288),
-        test_short_side=256,
-        max_long_side=427,
-        box_batch_size_per_image=16,
-        rpn_post_nms_top_n_train=500,
-        rpn_post_nms_top_n_test=300,
+        500, (375, 458), warmup_steps=50, batch_size=8, train_short_sides=(224, 256, 288), test_short_side=256,
+        max_long_side=427, box_batch_size_per_image=16, rpn_post_nms_top_n_train=500, rpn_post_nms_top_n_test=300,
         precise_bn_batches=50,
     ),
     "voc07": Schedule(9_000, (6_750, 8_250), warmup_steps=100, train_short_sides=_sides(480, 800)),
     "voc07+12": Schedule(24_000, (18_000, 22_000), warmup_steps=100, train_short_sides=_sides(480, 800)),
     "coco-1x": Schedule(90_000, (60_000, 80_000)),
     "coco-2x": Schedule(180_000, (120_000, 160_000)),
-}
+}  # fmt: skip
 VOC_TRAIN_YEARS = {"voc07": (2007,), "voc07+12": (2007, 2012)}
 """Schedule -> years of VOC to train on."""

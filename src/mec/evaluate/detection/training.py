@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 
 from mec.data.corrupt import CorruptImage, CorruptLog
 from mec.data.dataset import ImageDataset
-from mec.data.pixels import PixelFormat
 from mec.embedding.images import MAX_CORRUPT, log_corrupt
 from mec.engine.checkpoints import PreemptionCheckpoint, checkpoint_step
 from mec.engine.progress import ProgressBar, TrainingModule, TrainingProgress
@@ -30,19 +29,14 @@ from mec.evaluate.detection.loaders import (
     make_test_loader,
     make_train_loader,
 )
-from mec.evaluate.detection.schedules import Schedule
 from mec.models.sync_batch_norm import convert_sync_batch_norm
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
-LOG_EVERY_N_STEPS = 20
-"""Steps between two rows of metrics.csv: reading a loss waits for the device."""
+LOG_EVERY_N_STEPS = 20  # between two rows of metrics.csv: reading a loss waits for the device
 LOSSES = {
-    "loss_classifier": "class",
-    "loss_box_reg": "box",
-    "loss_mask": "mask",
-    "loss_objectness": "objectness",
+    "loss_classifier": "class", "loss_box_reg": "box", "loss_mask": "mask", "loss_objectness": "objectness",
     "loss_rpn_box_reg": "proposals",
-}
+}  # fmt: skip
 """torchvision's name of each loss -> its name in the progress bar."""
 
 
@@ -62,19 +56,12 @@ def detection_trainer(
 
 
 class DetectionModule(TrainingModule):
-    """A detector, trained by a schedule or run on test images.
+    """A detector, trained or run on test images; ``seed`` is that of the sampling of anchors and proposals."""
 
-    Args:
-        detector: the network.
-        schedule: training schedule.
-        seed: seed of the sampling of anchors and proposals.
-        num_images: number of images in the dataset.
-    """
-
-    def __init__(self, detector: Detector, schedule: Schedule, seed: int, num_images: int) -> None:
+    def __init__(self, detector: Detector, seed: int, num_images: int) -> None:
         super().__init__()
-        self.detector, self.schedule, self.seed = detector, schedule, seed
-        self.batch_size = schedule.batch_size
+        self.detector, self.schedule, self.seed = detector, detector.schedule, seed
+        self.batch_size = self.schedule.batch_size
         loss_names = [name for name in LOSSES if detector.roi_heads.mask_predictor is not None or name != "loss_mask"]
         self.metric_names = ("lr", "loss", *loss_names)
         self.corrupt_log = CorruptLog(MAX_CORRUPT, num_images)
@@ -93,8 +80,7 @@ class DetectionModule(TrainingModule):
         losses: dict[str, Tensor] = self.detector(batch.images, batch.targets)
         loss = torch.stack(list(losses.values())).sum()
         lr = self.schedule.lr * self.schedule.lr_factor(self.global_step)
-        self.step_metrics = {"lr": lr, "loss": loss.detach()}
-        self.step_metrics |= {name: value.detach() for name, value in losses.items()}
+        self.step_metrics = {"lr": lr, **{name: value.detach() for name, value in [("loss", loss), *losses.items()]}}
         is_last = self.global_step + 1 == self.schedule.max_steps
         self.step_is_logged = self.global_step % LOG_EVERY_N_STEPS == 0 or is_last
         return loss
@@ -111,12 +97,9 @@ class DetectionModule(TrainingModule):
 
     def configure_optimizers(self) -> Any:
         norms = [m for m in self.detector.modules() if isinstance(m, _BatchNorm | nn.LayerNorm | nn.GroupNorm)]
-        norm_ids = {id(p) for m in norms for p in m.parameters(recurse=False)}
-        parameters = list(self.detector.parameters())
-        groups = [
-            {"params": [p for p in parameters if id(p) not in norm_ids], "weight_decay": WEIGHT_DECAY},
-            {"params": [p for p in parameters if id(p) in norm_ids], "weight_decay": 0.0},
-        ]
+        in_norms = {p: None for m in norms for p in m.parameters(recurse=False)}
+        others = [p for p in self.detector.parameters() if p not in in_norms]
+        groups = [{"params": others, "weight_decay": WEIGHT_DECAY}, {"params": [*in_norms], "weight_decay": 0.0}]
         optimizer = torch.optim.SGD([g for g in groups if g["params"]], self.schedule.lr, momentum=MOMENTUM)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -125,11 +108,8 @@ class DetectionModule(TrainingModule):
         self.corrupt_test_images += batch.corrupt
         if self.test_progress is not None:
             self.test_progress.advance(self.trainer.world_size)
-        if not batch.images:
-            return
-        for output, index, size, image in zip(
-            self.detector(batch.images), batch.indices, batch.sizes, batch.images, strict=True
-        ):
+        outputs = self.detector(batch.images) if batch.images else []
+        for output, index, size, image in zip(outputs, batch.indices, batch.sizes, batch.images, strict=True):
             self.detections.append((index, to_original_size(output, size, (image.shape[1], image.shape[2]))))
 
 
@@ -148,18 +128,13 @@ def to_original_size(
 def train(
     detector: Detector,
     dataset: AnnotatedDataset,
-    pixel_format: PixelFormat,
-    schedule: Schedule,
     trainer: lightning.Trainer,
     seed: int,
     workers: int | None,
     checkpoint: Path | None,
 ) -> None:
-    """Train according to the schedule, on the images that have targets.
-
-    Raises:
-        InputError: divergence, or too many corrupt images.
-    """
+    """Train according to the detector's schedule, on the images that have targets."""
+    schedule = detector.schedule
     has_targets = [dataset.is_target[slice(*dataset.offsets[i : i + 2])].any() for i in range(len(dataset))]
     dataset = dataset.subset(np.flatnonzero(has_targets))
     sampler = AspectRatioBatchSampler(
@@ -172,11 +147,11 @@ def train(
     )
     if checkpoint is not None:
         sampler.resume_at(checkpoint_step(checkpoint))
-    module = DetectionModule(detector, schedule, seed, len(dataset))
+    module = DetectionModule(detector, seed, len(dataset))
     on_gpu = trainer.strategy.root_device.type == "cuda"
     if on_gpu and trainer.world_size > 1:
         convert_sync_batch_norm(module.detector, "cuda")
-    loader = make_train_loader(dataset, sampler, pixel_format, schedule, on_gpu, workers)
+    loader = make_train_loader(dataset, sampler, detector.pixel_format, schedule, on_gpu, workers)
     with running(trainer):
         trainer.fit(module, loader, ckpt_path=checkpoint)
     update_bn_stats(module, loader, trainer)
@@ -185,10 +160,8 @@ def train(
 
 @torch.no_grad()
 def update_bn_stats(module: DetectionModule, loader: DataLoader[TrainBatch], trainer: lightning.Trainer) -> None:
-    """Recompute BatchNorm's running statistics with the final weights: the moving averages of training lag behind.
-
-    Precise BN (Wu and Johnson 2021), part of MoCo's protocol.
-    """
+    """Recompute BatchNorm's running statistics with the final weights: the moving averages of training lag behind
+    (precise BN, Wu and Johnson 2021, part of MoCo's protocol)."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     num_batches = module.schedule.precise_bn_batches
     if not norms or not num_batches:
@@ -220,25 +193,19 @@ def update_bn_stats(module: DetectionModule, loader: DataLoader[TrainBatch], tra
 def run_detector(
     detector: Detector,
     dataset: ImageDataset,
-    pixel_format: PixelFormat,
-    schedule: Schedule,
     trainer: lightning.Trainer,
     workers: int | None,
     label: str = "detections",
 ) -> dict[int, Detections]:
-    """Run a detector on all images, split over the processes.
-
-    Returns:
-        Image index -> detections, for every readable image, in every process.
-    """
-    module = DetectionModule(detector, schedule, 0, len(dataset))
-    loader = make_test_loader(dataset, pixel_format, schedule, trainer.global_rank, trainer.world_size, workers)
-    num_images = len(loader) * trainer.world_size
-    with running(trainer), ProgressBar(label, num_images) as module.test_progress:
+    """Return image index -> detections of every readable image, in every process; the processes share the images."""
+    module = DetectionModule(detector, 0, len(dataset))
+    rank, world_size = trainer.global_rank, trainer.world_size
+    loader = make_test_loader(dataset, detector.pixel_format, detector.schedule, rank, world_size, workers)
+    with running(trainer), ProgressBar(label, len(loader) * world_size) as module.test_progress:
         trainer.test(module, loader, verbose=False)
     gathered = [(module.detections, module.corrupt_test_images)]
-    if trainer.world_size > 1:
-        gathered = gathered * trainer.world_size
+    if world_size > 1:
+        gathered = gathered * world_size
         torch.distributed.all_gather_object(gathered, (module.detections, module.corrupt_test_images))
     module.corrupt_log.add([image for _, corrupt in gathered for image in corrupt], len(dataset))
     log_corrupt(module.corrupt_log)

@@ -11,24 +11,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.ops import roi_align
 
 from mec.evaluate.tracking.dense_features import DenseFeatures
-from mec.evaluate.tracking.sequences import Boxes
+from mec.evaluate.tracking.sequences import JOINTS, LIMBS, Boxes
 
-LETTERBOX_SIZE = (608, 1088)
-"""Height and width of the frames from which the features of boxes are taken."""
+LETTERBOX_SIZE = (608, 1088)  # height and width of the frames from which the features of boxes are taken
 GRAY = 128 / 255
-BOX_CELLS = (4, 10)
-"""Rows and columns of a box's features in the published protocol."""
+BOX_CELLS = (4, 10)  # rows and columns of a box's features in the published protocol
 CORRECTED_BOX_CELLS = (10, 4)
-MEAN_DISTANCES = 2.0
-"""The box of a mask reaches this many mean distances from the center to each side."""
-INVERSE_TEMPERATURE = 100.0
-"""A feature vector of cosine similarity s has the weight exp(100 s) in a reconstruction."""
-CHUNK_SIZE = 2048
-"""Feature vectors that are reconstructed at once."""
+MEAN_DISTANCES = 2.0  # the box of a mask reaches this many mean distances from the center to each side
+INVERSE_TEMPERATURE = 100.0  # a feature vector of cosine similarity s has the weight exp(100 s) in a reconstruction
+TORSO = ("right_hip", "left_hip", "left_shoulder", "head_bottom", "right_shoulder")  # corners of a polygon, in order
+MIN_LIMB_WIDTH = 8  # pixels
+LIMB_WIDTH_DIVISOR = 20  # a limb is as wide as the longer side of the pose divided by this, but at least MIN_LIMB_WIDTH
+EDGE_MARGIN = 0.4  # pixels. UniTrack draws with OpenCV, whose lines include the pixels that their edges touch
+MAX_COORDINATE = 100_000  # pixels. Coordinates are clipped to this, which is far outside of any image
+Point = tuple[int, int]
+CHUNK_SIZE = 2048  # feature vectors that are reconstructed at once
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,45 @@ def masks_on_grid(masks: NDArray[np.uint8], dense: DenseFeatures) -> NDArray[np.
     return sampled
 
 
-def mask_box(cells: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the box (4,) of a mask (h', w') on the grid, in cells; zeros for an empty mask.
+def pose_mask(pose: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Draw a pose (joints, 3) as a mask (height, width) of 0 and 1: a filled torso, and limbs with round ends.
 
-    It reaches MEAN_DISTANCES mean distances from the center to each side (UniTrack).
+    Limbs with an invisible end are omitted, and so is a torso with fewer than three visible corners.
     """
+    points = {
+        joint: (int(x), int(y))
+        for joint, (x, y, visible) in zip(JOINTS, pose.clip(-MAX_COORDINATE, MAX_COORDINATE).tolist(), strict=True)
+        if visible
+    }
+    image = Image.new("L", size[::-1])
+    corners = [points[joint] for joint in TORSO if joint in points]
+    if len(corners) >= 3:
+        ImageDraw.Draw(image).polygon(corners, fill=1, outline=1)
+    mask = np.array(image)
+    limbs = [ends for ends in LIMBS if all(joint in points for joint in ends)]
+    if limbs:
+        side = max(np.ptp(list(points.values()), axis=0).tolist())
+        radius = math.ceil(max(MIN_LIMB_WIDTH, side // LIMB_WIDTH_DIVISOR) / 2)
+        for start, end in limbs:
+            _draw_limb(mask, points[start], points[end], radius)
+    return mask
+
+
+def _draw_limb(mask: NDArray[np.uint8], start: Point, end: Point, radius: int) -> None:
+    """Set all pixels within ``radius`` of a line segment. Pillow's wide lines are too narrow where they slant."""
+    left, top = (max(min(ends) - radius, 0) for ends in zip(start, end, strict=True))
+    right, bottom = (max(max(ends) + radius + 1, 0) for ends in zip(start, end, strict=True))
+    window = mask[top:bottom, left:right]
+    y, x = np.ogrid[top : top + window.shape[0], left : left + window.shape[1]]
+    dx, dy = end[0] - start[0], end[1] - start[1]
+    # position of the nearest point on the segment, from 0 at its start to 1 at its end
+    position = (((x - start[0]) * dx + (y - start[1]) * dy) / max(1, dx**2 + dy**2)).clip(0, 1)
+    distance_squared = (x - start[0] - position * dx) ** 2 + (y - start[1] - position * dy) ** 2
+    window[distance_squared <= (radius + EDGE_MARGIN) ** 2] = 1
+
+
+def mask_box(cells: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the box (4,) of a mask (h', w') on the grid, in cells (UniTrack); zeros for an empty mask."""
     if not cells.any():
         return np.zeros(4)
     points = np.argwhere(cells)[:, ::-1]
@@ -149,16 +185,8 @@ def reconstruction_similarity(
     Every feature vector of an object is reconstructed as a weighted mean of the feature vectors of all objects on the
     other side. The contribution of one object to this mean is compared with the original by cosine, over all feature
     vectors together; the similarity is the mean of both directions. Reconstructions are never materialized: inner
-    products are enough.
-
-    Args:
-        first: feature vectors (d, n) of each object, such as the tracks. Objects may differ in n.
-        second: the same for the other side, such as the detections in a frame.
-        padded: pad all objects of a side with zero vectors to the largest n, as UniTrack's code does. Padding takes
-            part in the weights and in the norms; it has no effect if all objects have the same n.
-
-    Returns:
-        (objects in first, objects in second), at most 1.
+    products are enough. The feature vectors (d, n) of objects may differ in n; ``padded`` pads them with zero vectors
+    to the largest n of a side, as UniTrack's code does, and padding takes part in the weights and in the norms.
     """
     if not first or not second:
         return np.zeros((len(first), len(second)))

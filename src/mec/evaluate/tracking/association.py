@@ -17,12 +17,10 @@ from mec.evaluate.tracking.sequences import Boxes
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-POSITION_STD, VELOCITY_STD = 1 / 20, 1 / 160
-"""Standard deviations per frame, in heights of the box."""
+POSITION_STD, VELOCITY_STD = 1 / 20, 1 / 160  # standard deviations per frame, in heights of the box
 TRANSITION = np.eye(8) + np.eye(8, k=4)
 OBSERVATION = np.eye(4, 8)
-GATING_DISTANCE = 9.4877
-"""95 % quantile of the squared Mahalanobis distance of a measurement in four dimensions."""
+GATING_DISTANCE = 9.4877  # 95 % quantile of the squared Mahalanobis distance of a measurement in four dimensions
 
 
 @dataclass(frozen=True)
@@ -30,37 +28,23 @@ class AssociationSettings:
     """Settings of the association. The defaults are UniTrack's for boxes.
 
     Each frame is associated in three stages: confirmed and lost tracks by appearance and motion; the remaining
-    confirmed tracks by IoU; unconfirmed tracks by IoU.
-
-    Attributes:
-        motion_weight: weight of the Kalman filter's distance in the cost of the first stage (1 - lambda in UniTrack);
-            0 uses appearance alone in that stage, which is how representations are compared.
-        gating: reject pairs beyond the Mahalanobis gate (``GATING_DISTANCE``) in the first stage; only if
-            ``motion_weight`` is not 0.
-        max_appearance_cost: upper limit of the cost of a match in the first stage.
-        max_overlap_cost: upper limit of 1 - IoU for a match with the predicted box of a confirmed track.
-        max_unconfirmed_cost: upper limit of 1 - IoU for a match with an unconfirmed track.
-        max_duplicate_cost: an active and a lost track with a smaller 1 - IoU are duplicates; the longer tracked one
-            is kept.
-        confirm_at_once: confirm tracks in their first frame; False waits for a second detection, except for the tracks
-            of the first frame of the video.
-        patience: number of frames that a lost track is kept, at 30 frames per second; scaled with the frame rate.
-            UniTrack's code keeps it one frame longer, and so does this one.
-        corrected: False follows UniTrack's code: feature sets are ``padded`` (see ``reconstruction_similarity``), and
-            boxes overlap as if they were 1 pixel wider and higher. True fixes both.
-        use_appearance: False skips the first stage and associates by IoU alone, as a baseline without an encoder.
+    confirmed tracks by IoU; unconfirmed tracks by IoU. Limits are of the cost of a match, 1 - IoU or 1 - similarity.
     """
 
-    motion_weight: float = 0.0
-    gating: bool = True
+    motion_weight: float = (
+        0.0  # of the filter's distance in the first stage (1 - lambda in UniTrack); 0: appearance alone
+    )
+    gating: bool = True  # reject pairs beyond GATING_DISTANCE in the first stage if ``motion_weight`` is not 0
     max_appearance_cost: float = 0.7
     max_overlap_cost: float = 0.5
     max_unconfirmed_cost: float = 0.7
-    max_duplicate_cost: float = 0.15
-    confirm_at_once: bool = False
-    patience: int = 30
-    corrected: bool = False
-    use_appearance: bool = True
+    max_duplicate_cost: float = (
+        0.15  # of an active and a lost track with a smaller cost, the longer tracked one is kept
+    )
+    confirm_at_once: bool = False  # False waits for a second detection, except in the first frame of the video
+    patience: int = 30  # frames that a lost track is kept, at 30 frames per second; UniTrack's code keeps it one longer
+    corrected: bool = False  # False: ``padded`` features, and boxes 1 pixel wider and higher, as in UniTrack's code
+    use_appearance: bool = True  # False skips the first stage, as a baseline without an encoder
 
     def __post_init__(self) -> None:
         if not 0 <= self.motion_weight < 1:
@@ -74,10 +58,6 @@ class BoxFilter:
 
     The state is (x, y, a, h) and its velocities: center, aspect ratio (width / height) and height of the box. Noise is
     proportional to the height (Wojke et al. 2017, DeepSORT).
-
-    Attributes:
-        mean: (8,).
-        covariance: (8, 8).
     """
 
     def __init__(self, box: Floats) -> None:
@@ -132,29 +112,19 @@ def _std(per_height: float, height: float, aspect_ratio_std: float) -> Floats:
 
 @dataclass
 class Track:
-    """State of one tracked object.
-
-    motion: Kalman filter of the box.
-    features: appearance features (d, spatial positions) in the last frame with a detection; None without an encoder.
-    first_frame, last_frame: numbers of the first and the last frame with a detection, counted from 1.
-    """
+    """State of one tracked object."""
 
     id: int
     motion: BoxFilter
-    features: Tensor | None
-    first_frame: int
+    features: Tensor | None  # (d, cells) in the last frame with a detection; None without an encoder
+    first_frame: int  # number of the first frame with a detection, counted from 1
     last_frame: int
     confirmed: bool
     lost: bool = False
 
 
 class OnlineTracker:
-    """Online tracker of one video. Call ``step`` with the detections of each frame in turn.
-
-    Args:
-        settings: see AssociationSettings.
-        frame_rate: frames per second of the video.
-    """
+    """Online tracker of one video. Call ``step`` with the detections of each frame in turn."""
 
     def __init__(self, settings: AssociationSettings, frame_rate: float = 30.0) -> None:
         self.settings = settings
@@ -165,15 +135,10 @@ class OnlineTracker:
         self.last_id = 0
 
     def step(self, boxes: Boxes, features: Sequence[Tensor]) -> tuple[Ints, Ints, Boxes]:
-        """Associate the detections of the next frame.
+        """Associate the detections of the next frame: boxes (k, 4), and k features (d, cells) if appearance is used.
 
-        Args:
-            boxes: (k, 4) left, top, width, height.
-            features: (d, spatial positions) of each detection; empty if ``use_appearance`` is False.
-
-        Returns:
-            ids (n,) of the confirmed tracks with a detection in this frame, indices (n,) of their detections, and
-            their filtered boxes (n, 4).
+        Return the ids (n,) of the confirmed tracks with a detection in this frame, the indices (n,) of the detections,
+        and their filtered boxes (n, 4).
         """
         self.frame += 1
         settings = self.settings

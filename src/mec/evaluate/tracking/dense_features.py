@@ -18,9 +18,10 @@ from mec.data.pixels import with_channels
 from mec.embedding.neighbors import best_device
 from mec.errors import InputError
 from mec.evaluate.tracking.sequences import Frame
-from mec.models.encoder import Encoder, EncoderLike
-from mec.models.feature_maps import (
+from mec.models.encoder import (
     PROBE_SIZE,
+    Encoder,
+    EncoderLike,
     dynamic_size_backbone,
     estimate_stride,
     extract_feature_maps,
@@ -28,8 +29,7 @@ from mec.models.feature_maps import (
 )
 from mec.models.io import load_encoder
 
-STRIDE = 8
-"""Stride of the feature maps in the published protocol, in pixels. No feature map has a smaller one."""
+STRIDE = 8  # stride of the feature maps in the published protocol, in pixels. No feature map has a smaller one
 STAGES = ("s3", "s4")
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 AUTOCAST_TYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -43,20 +43,11 @@ class DenseFeatures:
     that are finer. If all maps have the same size, as in vision transformers, "s3" is the map at three quarters of the
     depth. Maps finer than 8 pixels, as encoders of small images have them, are average-pooled.
 
-    Args:
-        encoder: an Encoder, a run folder, a weights file or a timm name.
-        stage: s3 or s4.
-        precision: 32-true, bf16-mixed or 16-mixed; auto is 16-mixed on GPUs, else 32-true.
-
     Attributes:
         stride: pixels per cell of a feature map.
         channels: d, the length of a feature vector.
         precision: as chosen, never auto.
         seconds: time spent in the network so far.
-
-    Raises:
-        InputError: an unknown stage or precision, or an encoder without maps of whole images or with a number of
-            channels other than 1 or 3.
     """
 
     def __init__(self, encoder: EncoderLike, stage: str = "s3", precision: Precision = "auto") -> None:

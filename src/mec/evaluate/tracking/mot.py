@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mec.evaluate.drawing.tracks import draw_objects
-from mec.evaluate.tracking.association import AssociationSettings
+import numpy as np
+from faster_coco_eval import mask as rle
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mec.evaluate.drawing import draw_objects
+from mec.evaluate.tracking.appearance import box_features, letterbox, mask_box, mask_features, masks_on_grid, pose_mask
+from mec.evaluate.tracking.association import AssociationSettings, OnlineTracker, box_iou
 from mec.evaluate.tracking.datasets.motchallenge import open_box_detections, read_tracks, write_tracks
-from mec.evaluate.tracking.datasets.mots import open_mask_detections
-from mec.evaluate.tracking.datasets.mots_format import read_mots_tracks, write_mots_tracks
+from mec.evaluate.tracking.datasets.mots import open_mask_detections, read_mots_tracks, write_mots_tracks
 from mec.evaluate.tracking.datasets.posetrack import open_pose_detections, read_poses, write_poses
+from mec.evaluate.tracking.dense_features import DenseFeatures
 from mec.evaluate.tracking.metrics.identity import (
     box_similarities,
     identity_scores,
@@ -24,13 +30,27 @@ from mec.evaluate.tracking.metrics.identity import (
 )
 from mec.evaluate.tracking.metrics.posetrack import pose_scores, pose_similarities
 from mec.evaluate.tracking.runner import DrawFrame, TrackingRun, TrackingSettings
-from mec.evaluate.tracking.sequences import DetectionSequence, FrameObjects, Scores, Tracks
-from mec.evaluate.tracking.track_objects import extract_boxes, extract_masks, extract_poses, track_objects
+from mec.evaluate.tracking.sequences import (
+    Boxes,
+    DetectionSequence,
+    Frame,
+    FrameObjects,
+    Scores,
+    SequenceError,
+    Tracks,
+    pose_boxes,
+)
 from mec.models.encoder import EncoderLike
 from mec.results import Result
 
-GROUND_TRUTH = "ground truth"
-"""Detections in the protocol of tasks that use the annotations."""
+GROUND_TRUTH = "ground truth"  # detections in the protocol of tasks that use the annotations
+MAX_MASK_CELLS, MAX_POSE_CELLS = 200, 400  # approximate limit of the cells of an object that are compared
+DUPLICATE_IOU = 0.7  # a mask is a duplicate if the IoU of its box with that of an earlier mask is larger
+MIN_AREA, MAX_ASPECT_RATIO = 200.0, 1.6  # tracked boxes of smaller area, or larger width / height, are not people
+FeatureExtractor = Callable[..., tuple[FrameObjects, Boxes, list[Tensor]]]
+"""Prepares the detections of a frame: ``extract(frame, detections, use_appearance=True)`` returns k objects (detections
+without duplicates and without those that cover no cell), their boxes (k, 4) for the Kalman filter in pixels or cells,
+and the appearance features (d, cells) of each object, empty without ``use_appearance``."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +180,7 @@ def pose(data: str | os.PathLike[str], encoder: EncoderLike, detections: str | N
 
 def _associate(
     run: TrackingRun[DetectionSequence],
-    extract: Callable[..., Any],
+    extract: FeatureExtractor,
     settings: AssociationSettings,
     write: Callable[[Path, DetectionSequence, Tracks], None],
     read: Callable[[Path, DetectionSequence], list[FrameObjects] | None],
@@ -170,9 +190,8 @@ def _associate(
 ) -> Result:
     """Track in all sequences by appearance, and again by overlap alone as a baseline.
 
-    ``extract`` is a FeatureExtractor with the option ``use_appearance``. ``similarities`` compares the tracks of one
-    sequence with its ground truth, and ``scores`` computes the metrics of all sequences. ``columns`` are those of the
-    result; metrics.json has all.
+    ``similarities`` compares the tracks of one sequence with its ground truth, ``scores`` computes the metrics of all
+    sequences, and ``columns`` are those of the result; metrics.json has all.
     """
     import_trackeval()  # fail before hours of tracking if it is missing
 
@@ -190,3 +209,70 @@ def _associate(
     all_rows = {"encoder": by_appearance["all"], "overlap alone": baseline}
     rows = {row: {column: values[column] for column in columns} for row, values in all_rows.items()}
     return run.finish(rows, {**by_appearance, "overlap alone": baseline}, draw)
+
+
+def track_objects(
+    sequence: DetectionSequence, extract: FeatureExtractor, settings: AssociationSettings
+) -> Iterator[FrameObjects]:
+    """Yield the tracked objects of each frame, with ids; boxes without mask or pose are those of the filter."""
+    tracker = OnlineTracker(settings, sequence.frames.frame_rate)
+    for frame, detections in zip(sequence.frames, sequence.detections, strict=True):
+        objects, boxes, features = extract(frame, detections)
+        ids, indices, boxes = tracker.step(boxes, features)
+        objects = objects.take(indices, ids)
+        if objects.masks is None and objects.poses is None:
+            plausible = (boxes[:, 2:].prod(axis=1) > MIN_AREA) & (boxes[:, 2] <= MAX_ASPECT_RATIO * boxes[:, 3])
+            objects = FrameObjects(boxes, objects.scores, ids).take(plausible)
+        yield objects
+
+
+def extract_boxes(
+    frame: Frame, detections: FrameObjects, dense: DenseFeatures, use_appearance: bool = True, corrected: bool = False
+) -> tuple[FrameObjects, Boxes, list[Tensor]]:
+    """Extract the features of boxes from the frame resized to 1088 x 608."""
+    features = []
+    if use_appearance:
+        features = box_features(letterbox(dense.preprocess(frame), dense), detections.boxes, dense, corrected)
+    return detections, detections.boxes, features
+
+
+def extract_masks(
+    frame: Frame, detections: FrameObjects, dense: DenseFeatures, use_appearance: bool = True
+) -> tuple[FrameObjects, Boxes, list[Tensor]]:
+    """Extract the features of masks from the frame in its original size."""
+    cells = masks_on_grid(_decode_masks(frame, detections), dense)
+    boxes = np.array([mask_box(mask) for mask in cells]).reshape(-1, 4)
+    duplicates = box_iou(boxes, boxes) > DUPLICATE_IOU
+    kept: list[int] = []
+    for index in np.flatnonzero(cells.any(axis=(1, 2))).tolist():
+        if not duplicates[index, kept].any():
+            kept.append(index)
+    features = []
+    if use_appearance and kept:
+        features = mask_features(dense(dense.preprocess(frame)), cells[kept], MAX_MASK_CELLS)
+    return detections.take(np.array(kept, np.int64)), boxes[kept], features
+
+
+def extract_poses(
+    frame: Frame, detections: FrameObjects, dense: DenseFeatures, use_appearance: bool = True
+) -> tuple[FrameObjects, Boxes, list[Tensor]]:
+    """Extract the features of poses, drawn as masks, from the frame in its original size."""
+    assert detections.poses is not None
+    features = []
+    if use_appearance and len(detections):
+        masks = np.stack([pose_mask(pose, frame.shape[:2]) for pose in detections.poses])
+        features = mask_features(dense(dense.preprocess(frame)), masks_on_grid(masks, dense), MAX_POSE_CELLS)
+    return detections, pose_boxes(detections.poses), features
+
+
+def _decode_masks(frame: Frame, detections: FrameObjects) -> NDArray[np.uint8]:
+    """Return the masks (k, h, w). Raises SequenceError if their size is not that of the frame."""
+    assert detections.masks is not None
+    height, width = frame.shape[:2]
+    for mask in detections.masks:
+        if tuple(mask["size"]) != (height, width):
+            size = f"{mask['size'][1]} x {mask['size'][0]}"
+            raise SequenceError(f"a mask is {size}, its frame {width} x {height}")
+    if not detections.masks:
+        return np.zeros((0, height, width), np.uint8)
+    return np.stack([rle.decode(mask) for mask in detections.masks])

@@ -21,7 +21,7 @@ from PIL import Image
 
 from mec.engine.progress import ProgressBar
 from mec.errors import InputError
-from mec.evaluate.drawing.video import VideoWriter, check_video_path
+from mec.evaluate.tracking.datasets.video import VideoWriter, check_video_path
 from mec.evaluate.tracking.dense_features import DenseFeatures, Precision
 from mec.evaluate.tracking.sequences import (
     BoxSequence,
@@ -39,9 +39,7 @@ from mec.results import DatasetSummary, Protocol, Result, Stopwatch, to_metrics
 logger = logging.getLogger("mec")
 
 SETTINGS, METRICS, TRACKS, PREVIEWS = "settings.json", "metrics.json", "tracks", "previews"
-"""Files and folders in the output folder."""
-MAX_PREVIEWS, MAX_PREVIEW_SIDE = 3, 960
-"""Number of sequences with a preview, and the longer side of a preview in pixels."""
+MAX_PREVIEWS, MAX_PREVIEW_SIDE = 3, 960  # sequences with a preview, and its longer side in pixels
 
 
 @dataclass(frozen=True)
@@ -67,31 +65,16 @@ class TrackingSettings:
 
 
 S = TypeVar("S", BoxSequence, MaskSequence, DetectionSequence)
-T = TypeVar("T")
-"""Output of a tracker for one frame."""
-DrawFrame = Callable[[int, Frame], Frame]
-"""Draws the tracks of frame number i on the frame."""
+T = TypeVar("T")  # output of a tracker for one frame
+DrawFrame = Callable[[int, Frame], Frame]  # draws the tracks of frame number i on the frame
 
 
 class TrackingRun(Generic[S]):
     """One evaluation: its encoder, sequences and output folder. All arguments are checked before tracking begins.
 
-    Args:
-        task: sot, vos, mot, mots or pose.
-        data: path of the dataset, for messages and the result.
-        encoder: an Encoder, a run folder, a weights file or a timm name.
-        loaders: functions that load the sequences.
-        settings: settings of all tracking tasks. Without ``out``, a temporary folder is used.
-        protocol: settings that decide whether two results are comparable. Stage and precision are added.
-        tracker_settings: further settings that change the tracks, compared on resume.
-
-    Attributes:
-        sequences: usable sequences, in the order of the dataset.
-        skipped: name of each unusable sequence -> reason.
-
-    Raises:
-        InputError: no usable sequence, an argument that DenseFeatures rejects, a path that cannot be written to,
-            ``resume`` without ``out``, existing tracks in ``out`` without ``resume``, or tracks with other settings.
+    ``protocol`` has the settings that decide whether two results are comparable; stage and precision are added.
+    ``tracker_settings`` are further settings that change the tracks; both are compared on resume. Without ``out``, a
+    temporary folder is used. ``sequences`` are the usable ones, ``skipped`` the reasons of the others by name.
     """
 
     def __init__(
@@ -167,16 +150,10 @@ class TrackingRun(Generic[S]):
         read: Callable[[Path, S], list[T] | None],
         name: str = "",
     ) -> Callable[[S], list[T]]:
-        """Track in all sequences, and write the tracks of each as soon as it is complete.
+        """Track in all sequences, write the tracks of each as soon as it is complete, and return their reader.
 
-        Args:
-            tracker: yields the output for each frame of a sequence in turn.
-            write: writes the tracks of a sequence to a folder.
-            read: reads them, and returns None or raises SequenceError if they are missing or incomplete.
-            name: name of the tracker and its subfolder, if a run has several trackers.
-
-        Returns:
-            Function that reads the tracks of a sequence from disk.
+        ``tracker`` yields the output for each frame. ``read`` returns None or raises SequenceError if tracks are
+        missing or incomplete. ``name`` is the subfolder of the tracker, if a run has several.
         """
         folder = self.folder / TRACKS / name
         self.frames, self.seconds, self.encoder_seconds = 0, 0.0, 0.0
@@ -210,9 +187,10 @@ class TrackingRun(Generic[S]):
                 self.encoder_seconds += encoder_seconds
                 write(folder, sequence, tracks)
                 self.sequences.append(sequence)
-                rate = len(tracks) / seconds
-                speed = f"{rate:.2f} per second, {encoder_seconds / seconds:.0%} of the time in the encoder"
-                logger.info(f"{name} {sequence.name}: {format_frame_count(len(tracks))}, {speed}".lstrip())
+                count = f"{len(tracks):,} frame{'s' if len(tracks) != 1 else ''}"
+                speed = f"{len(tracks) / seconds:.2f} per second"
+                encoder_fraction = f"{encoder_seconds / seconds:.0%} of the time in the encoder"
+                logger.info(f"{name} {sequence.name}: {count}, {speed}, {encoder_fraction}".lstrip())
         self._check_usable()
         return read_complete
 
@@ -261,11 +239,6 @@ class TrackingRun(Generic[S]):
                     video.add(draw_frame(i, frame))
                     progress.advance(1)
         logger.info(f"wrote {file}")
-
-
-def format_frame_count(frames: int) -> str:
-    """Return "1 frame", "2,000 frames"."""
-    return f"{frames:,} frame{'' if frames == 1 else 's'}"
 
 
 def weights_digest(dense: DenseFeatures) -> str:

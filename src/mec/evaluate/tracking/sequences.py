@@ -18,15 +18,22 @@ from mec.data.decode import open_image
 from mec.data.pixels import CorruptImageError, PixelFormat
 from mec.errors import InputError
 
-Frame = NDArray[np.uint8]
-"""(height, width, 3), RGB."""
-Boxes = NDArray[np.float64]
-"""(k, 4): left, top, width, height, in pixels."""
-RLE = dict[str, Any]
-"""A mask of a whole frame in COCO's compressed run lengths: {"size": [height, width], "counts": bytes}."""
-Labels = NDArray[np.uint8]
-"""(height, width): 0 is background, 1, 2, ... are objects, VOID is ignored by the metrics."""
+Frame = NDArray[np.uint8]  # (height, width, 3), RGB
+Boxes = NDArray[np.float64]  # (k, 4): left, top, width, height, in pixels
+RLE = dict[str, Any]  # a mask of a frame in COCO's compressed run lengths: {"size": [height, width], "counts": bytes}
+Labels = NDArray[np.uint8]  # (height, width): 0 is background, 1, 2, ... are objects, VOID is ignored by the metrics
 VOID = 255
+JOINTS = (  # of a pose, in the order of its rows
+    "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "right_wrist", "right_elbow",
+    "right_shoulder", "left_shoulder", "left_elbow", "left_wrist", "head_bottom", "nose", "head_top",
+)  # fmt: skip
+LIMBS = (
+    ("left_shoulder", "left_elbow"), ("left_elbow", "left_wrist"), ("right_shoulder", "right_elbow"),
+    ("right_elbow", "right_wrist"), ("left_shoulder", "head_bottom"), ("right_shoulder", "head_bottom"),
+    ("head_bottom", "head_top"), ("left_shoulder", "left_hip"), ("left_hip", "left_knee"), ("left_knee", "left_ankle"),
+    ("right_shoulder", "right_hip"), ("right_hip", "right_knee"), ("right_knee", "right_ankle"),
+)  # fmt: skip
+MIN_BOX_SIDE = 10  # pixels; replaces a side of length 0, where all visible joints lie on one line
 
 
 class SequenceError(Exception):
@@ -89,20 +96,13 @@ def _sequence_error(file: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class FrameObjects:
-    """The k objects in one frame: detections, annotations, or tracks, which have ids.
-
-    boxes: (k, 4).
-    scores: (k,) confidences; 1 where the source has none.
-    ids: (k,) track ids, or None for detections.
-    masks: k masks, or None.
-    poses: (k, joints, 3) x, y in pixels and visibility, 1 or 0; or None.
-    """
+    """The k objects in one frame: detections, annotations, or tracks, which have ids."""
 
     boxes: Boxes
-    scores: NDArray[np.float64]
+    scores: NDArray[np.float64]  # (k,) confidences; 1 where the source has none
     ids: NDArray[np.int64] | None = None
     masks: Sequence[RLE] | None = None
-    poses: NDArray[np.float64] | None = None
+    poses: NDArray[np.float64] | None = None  # (k, joints, 3) x, y in pixels and visibility, 1 or 0
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -119,68 +119,55 @@ class FrameObjects:
         )
 
 
+def pose_boxes(poses: NDArray[np.float64]) -> Boxes:
+    """Return the boxes around the visible joints of poses (k, joints, 3); each pose has a visible joint."""
+    visible = poses[..., 2:] > 0
+    low = np.where(visible, poses[..., :2], np.inf).min(axis=1, initial=np.inf)
+    high = np.where(visible, poses[..., :2], -np.inf).max(axis=1, initial=-np.inf)
+    sides = high - low
+    return np.concatenate([low, np.where(sides > 0, sides, MIN_BOX_SIDE)], axis=1)
+
+
 @dataclass(frozen=True)
 class BoxSequence:
-    """A target to track from its box in the first frame (``sot``).
-
-    ground_truth: (frames, 4) left, top, width, height in pixels; the upper left corner of the image is (0, 0). Rows
-        are NaN where the dataset marks the target as not visible.
-    attributes: the dataset's labels of the sequence, such as OCC or SV.
-    """
+    """A target to track from its box in the first frame (``sot``)."""
 
     name: str
     frames: Frames
-    ground_truth: Boxes
-    attributes: tuple[str, ...] = ()
+    ground_truth: Boxes  # from (0, 0); rows are NaN where the dataset marks the target as not visible
+    attributes: tuple[str, ...] = ()  # the dataset's labels of the sequence, such as OCC or SV
 
 
 @dataclass(frozen=True)
 class MaskSequence:
-    """Objects to track from their masks in the first frame (``vos``).
-
-    names: file names of the frames without suffix, which predicted masks take over.
-    ground_truth: returns the labels of frame i, or None where frame i is not annotated; frame 0 always is. Raises
-        SequenceError.
-    palette: (256, 3) RGB colors of the labels, from the annotation.
-    """
+    """Objects to track from their masks in the first frame (``vos``)."""
 
     name: str
     frames: Frames
-    names: tuple[str, ...]
-    ground_truth: Callable[[int], Labels | None]
-    palette: NDArray[np.uint8]
+    names: tuple[str, ...]  # file names of the frames without suffix, which predicted masks take over
+    ground_truth: Callable[[int], Labels | None]  # labels of frame i; None where it is not annotated, frame 0 always is
+    palette: NDArray[np.uint8]  # (256, 3) RGB colors of the labels, from the annotation
 
 
 @dataclass(frozen=True)
 class DetectionSequence:
-    """Detections in every frame, to be associated into tracks (``mot``, ``mots``, ``pose``).
-
-    detections: the objects of each frame, without ids.
-    ground_truth: what the metrics compare with; its type is defined by the module that reads the dataset.
-    """
+    """Detections in every frame, to be associated into tracks (``mot``, ``mots``, ``pose``)."""
 
     name: str
     frames: Frames
     detections: tuple[FrameObjects, ...]
-    ground_truth: Any = field(repr=False, default=None)
+    ground_truth: Any = field(repr=False, default=None)  # its type is defined by the module that reads the dataset
 
 
-Tracks = Sequence[FrameObjects]
-"""Output of a tracker: the objects of every frame, with ids."""
+Tracks = Sequence[FrameObjects]  # output of a tracker: the objects of every frame, with ids
 T = TypeVar("T", covariant=True)
-SequenceLoaders = dict[str, Callable[[], T]]
-"""Functions that load a sequence, by its name. A SequenceError from one leaves the others usable."""
-Scores = dict[str, dict[str, float]]
-"""Metrics by sequence and column. Fractions are floats, counts are ints."""
+SequenceLoaders = dict[str, Callable[[], T]]  # by name; a SequenceError from one leaves the others usable
+Scores = dict[str, dict[str, float]]  # metrics by sequence and column. Fractions are floats, counts are ints
 V = TypeVar("V")
 
 
 def select_sequences(sequences: Mapping[str, V], patterns: Sequence[str] | None) -> dict[str, V]:
-    """Return the sequences whose names match at least one pattern, such as "*-FRCNN"; all without patterns.
-
-    Raises:
-        InputError: a pattern matches no sequence.
-    """
+    """Return the sequences whose names match at least one pattern, such as "*-FRCNN"; all without patterns."""
     for pattern in patterns or ():
         if not any(fnmatchcase(name, pattern) for name in sequences):
             near = difflib.get_close_matches(pattern, sequences, 1, 0)[0]

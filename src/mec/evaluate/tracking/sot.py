@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mec.errors import InputError
-from mec.evaluate.drawing.tracks import draw_objects
+from mec.evaluate.drawing import draw_objects
 from mec.evaluate.tracking.datasets.single_object import open_box_sequences, read_boxes, write_boxes
 from mec.evaluate.tracking.dense_features import DenseFeatures
-from mec.evaluate.tracking.metrics.otb import box_scores
+from mec.evaluate.tracking.metrics.propagation import box_scores
 from mec.evaluate.tracking.runner import DrawFrame, TrackingRun, TrackingSettings
 from mec.evaluate.tracking.sequences import BoxSequence, Frame, FrameObjects, Scores, SequenceError
 from mec.models.encoder import EncoderLike
@@ -30,14 +30,11 @@ from mec.results import Result
 
 Box = NDArray[np.float64]
 TRACKERS, BOTH = ("dcf", "xcorr"), "both"
-PADDING = 3.5
-"""The search region is 1 + PADDING times as wide and as high as the target."""
+PADDING = 3.5  # the search region is 1 + PADDING times as wide and as high as the target
 SCALES = 1.0275 ** np.array([-1.0, 0.0, 1.0])
 SCALE_WEIGHTS = np.array([0.985, 1.0, 0.985])
-MIN_SCALE, MAX_SCALE = 0.2, 5.0
-"""Limits of the target's size, relative to its size in the first frame."""
-MIN_SIDE = 4.0
-"""Pixels."""
+MIN_SCALE, MAX_SCALE = 0.2, 5.0  # limits of the target's size, relative to its size in the first frame
+MIN_SIDE = 4.0  # pixels
 
 
 def sot(
@@ -70,7 +67,7 @@ def sot(
         def track(sequence: BoxSequence, name: str = name) -> Iterator[Box]:
             return track_box(sequence.frames, sequence.ground_truth[0], run.dense, name, corrected)
 
-        tracks[name] = run.track(track, _write, _read, name)
+        tracks[name] = run.track(track, lambda out, s, boxes: write_boxes(out, s.name, np.stack(boxes)), _read, name)
         boxes = {s.name: np.stack(tracks[name](s)) for s in run.sequences}
         for row, values in box_scores(run.sequences, boxes).items():
             scores[f"{name} {row}"] = values
@@ -95,10 +92,6 @@ def sot(
     return run.finish(rows, scores, draw, **search)
 
 
-def _write(folder: Path, sequence: BoxSequence, boxes: list[Box]) -> None:
-    write_boxes(folder, sequence.name, np.stack(boxes))
-
-
 def _read(folder: Path, sequence: BoxSequence) -> list[Box]:
     boxes = list(read_boxes(folder, sequence.name))
     if len(boxes) != len(sequence.frames):
@@ -107,27 +100,13 @@ def _read(folder: Path, sequence: BoxSequence) -> list[Box]:
 
 
 def track_box(
-    frames: Iterable[Frame],
-    box: NDArray[np.float64],
-    dense: DenseFeatures,
-    tracker: str = "dcf",
-    corrected: bool = False,
-) -> Iterator[NDArray[np.float64]]:
+    frames: Iterable[Frame], box: Box, dense: DenseFeatures, tracker: str = "dcf", corrected: bool = False
+) -> Iterator[Box]:
     """Yield the box (4,) of the target in each frame. The first is ``box`` itself.
 
-    Args:
-        frames: frames of one video.
-        box: left, top, width, height of the target in the first frame, in pixels; the upper left corner of the image
-            is (0, 0).
-        dense: encoder of the frames.
-        tracker: dcf (discriminative correlation filter) or xcorr (cross-correlation with the first frame).
-        corrected: fix the errors of UniTrack's code: crops are half a pixel off and 1/520 too wide, the maximum size
-            has width and height swapped, and displacements of xcorr are 1.25 times too long and one cell off. False
-            is comparable with published results.
-
-    Raises:
-        InputError: an unknown tracker.
-        SequenceError: a frame that cannot be read or has another size, or a box outside of the first frame.
+    ``box`` is left, top, width and height in pixels from (0, 0). ``corrected`` fixes the errors of UniTrack's code:
+    crops are half a pixel off and 1/520 too wide, the maximum size has width and height swapped, and displacements of
+    xcorr are 1.25 times too long and one cell off.
     """
     if tracker not in TRACKERS:
         raise InputError(f"tracker: expected dcf or xcorr, got {tracker!r}")
@@ -171,10 +150,7 @@ def track_box(
 def crop(
     image: Tensor, center: NDArray[np.float64], windows: NDArray[np.float64], side: int, corrected: bool = False
 ) -> Tensor:
-    """Crop windows (n, 2), width and height, around one center of an image (1, c, h, w): (n, c, side, side).
-
-    Crops are 0 outside of the image.
-    """
+    """Crop windows (n, 2) around a center of an image (1, c, h, w) to (n, c, side, side), 0 outside of the image."""
     height, width = image.shape[2:]
     steps = np.arange(side, dtype=np.float64)
     steps = (steps + 0.5) / side - 0.5 if corrected else steps / (side - 1) - 0.5
@@ -188,13 +164,10 @@ def crop(
 
 
 class CrossCorrelation:
-    """Cross-correlation with the center of the first map (SiamFC, Bertinetto et al. 2016). It is never updated.
+    """Cross-correlation with the center of the first map (1, d, s, s) (SiamFC, Bertinetto et al. 2016), never updated.
 
-    Args:
-        target: (1, d, s, s) feature map around the target in the first frame.
-        corrected: UniTrack's code treats the response, which has fewer cells than the map, as if it covered the whole
-            search region, so that displacements are 1.25 times too long; its center is off by one cell. True fixes
-            both.
+    UniTrack's code treats the response, which has fewer cells than the map, as if it covered the whole search region,
+    so that displacements are 1.25 times too long; its center is off by one cell. ``corrected`` fixes both.
     """
 
     def __init__(self, target: Tensor, corrected: bool = False) -> None:
@@ -219,14 +192,9 @@ class CrossCorrelation:
 class CorrelationFilter:
     """Discriminative correlation filter (DCFNet, Wang et al. 2017; Henriques et al. 2015).
 
-    A ridge regression with a linear kernel from the target's map to a narrow peak, in closed form in the Fourier
-    domain. It is solved again in every frame and averaged over time. Methods are those of CrossCorrelation.
-
-    Args:
-        target: (1, d, s, s) feature map around the target in the first frame.
-        ridge: regularization of the regression.
-        lr: weight of a new frame in the moving average.
-        sigma: standard deviation of the peak, in widths of the target.
+    A ridge regression with a linear kernel from the target's map (1, d, s, s) to a narrow peak, whose standard
+    deviation is ``sigma`` widths of the target, in closed form in the Fourier domain. It is solved again in every frame
+    and averaged over time with the weight ``lr``. Methods are those of CrossCorrelation.
     """
 
     def __init__(self, target: Tensor, ridge: float = 1e-4, lr: float = 0.01, sigma: float = 0.1) -> None:

@@ -13,13 +13,11 @@ from numpy.typing import NDArray
 
 from mec.engine.progress import ProgressBar
 from mec.errors import InputError
-from mec.evaluate.drawing.tracks import draw_labels, draw_objects
-from mec.evaluate.drawing.video import VideoWriter, check_video_path
+from mec.evaluate.drawing import draw_labels, draw_objects
 from mec.evaluate.tracking.datasets.davis import read_mask, write_labels
 from mec.evaluate.tracking.datasets.single_object import write_boxes
-from mec.evaluate.tracking.datasets.video import open_frames
+from mec.evaluate.tracking.datasets.video import VideoWriter, check_video_path, open_frames
 from mec.evaluate.tracking.dense_features import DenseFeatures, Precision
-from mec.evaluate.tracking.runner import format_frame_count
 from mec.evaluate.tracking.sequences import FrameObjects, Labels, SequenceError
 from mec.evaluate.tracking.sot import track_box
 from mec.evaluate.tracking.vos import track_masks
@@ -108,10 +106,8 @@ def track(
     except SequenceError as error:
         raise InputError(f"video: {error}") from error
     frame_rate, encoder_fraction = progress.done / progress.seconds, dense.seconds / progress.seconds
-    logger.info(
-        f"{format_frame_count(progress.done)}, {frame_rate:.2f} per second, {encoder_fraction:.0%} of the time in the "
-        "encoder"
-    )
+    count = f"{progress.done:,} frame{'s' if progress.done != 1 else ''}"
+    logger.info(f"{count}, {frame_rate:.2f} per second, {encoder_fraction:.0%} of the time in the encoder")
     return output
 
 

@@ -18,20 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mec.errors import InputError
-from mec.evaluate.drawing.tracks import draw_labels
+from mec.evaluate.drawing import draw_labels
 from mec.evaluate.tracking.datasets.davis import open_mask_sequences, read_masks, write_masks
 from mec.evaluate.tracking.dense_features import STRIDE, DenseFeatures
-from mec.evaluate.tracking.metrics.davis import mask_scores
+from mec.evaluate.tracking.metrics.propagation import mask_scores
 from mec.evaluate.tracking.runner import DrawFrame, TrackingRun, TrackingSettings
 from mec.evaluate.tracking.sequences import VOID, Frame, Labels, MaskSequence, SequenceError
 from mec.models.encoder import EncoderLike
 from mec.results import Result
 
-TILE_SIZE = {"cpu": 12}
-"""Side of the square of query cells that are compared at once; their similarities fit into the cache of a CPU."""
-GPU_TILE_SIZE = 32
-CHUNK_SIZE = 16
-"""Similarities that ``topk`` first reduces to their maximum."""
+TILE_SIZE, GPU_TILE_SIZE = 12, 32  # side of the square of query cells compared at once; 12 fits into the cache of a CPU
+CHUNK_SIZE = 16  # similarities that ``topk`` first reduces to their maximum
 
 
 @dataclass(frozen=True)
@@ -109,11 +106,7 @@ def _first_labels(sequence: MaskSequence) -> Labels:
 def track_masks(
     frames: Iterable[Frame], first: Labels, dense: DenseFeatures, settings: PropagationSettings | None = None
 ) -> Iterator[Labels]:
-    """Yield the labels (h, w) of each frame of a video. The first are ``first`` itself.
-
-    Raises:
-        SequenceError: a frame cannot be read, or its size is not that of ``first``.
-    """
+    """Yield the labels (h, w) of each frame of a video. The first are ``first`` itself."""
     ids = np.union1d([0], first[first != VOID]).astype(np.uint8)
     propagation: LabelPropagation | None = None
     for frame in frames:
@@ -132,16 +125,10 @@ def track_masks(
 
 
 class LabelPropagation:
-    """Soft labels on the grid of a video's feature maps, propagated from frame to frame.
+    """Soft labels (c, h, w), the fraction of each class, on the grid of feature maps (1, d, h, w) of a video.
 
     Memory: the features of ``context`` + 1 frames, and the similarities of one tile of cells at a time. The full
     similarity matrix of two frames is never materialized.
-
-    Args:
-        features: (1, d, h, w) of the first frame.
-        labels: (c, h, w) of the first frame, the fraction of each class.
-        stride: pixels per cell.
-        settings: None takes the defaults.
     """
 
     def __init__(
@@ -150,7 +137,7 @@ class LabelPropagation:
         self.settings = settings or PropagationSettings()
         self.radius = self.settings.radius * STRIDE / stride
         self.reach = math.ceil(min(self.radius, sum(features.shape[2:]))) - 1
-        self.tile_size = TILE_SIZE.get(features.device.type, GPU_TILE_SIZE)
+        self.tile_size = TILE_SIZE if features.device.type == "cpu" else GPU_TILE_SIZE
         first = F.normalize(features[0], dim=0)
         self.first, self.first_labels = first.flatten(1), labels.flatten(1).T.contiguous()
         # frames before the first are copies of it
@@ -213,10 +200,8 @@ class LabelPropagation:
 
 
 def topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return ``values.topk(k, dim=1)`` of (n, m), m a multiple of CHUNK_SIZE; many times faster on a CPU.
-
-    The k largest values are in the chunks with the k largest maxima.
-    """
+    """Return ``values.topk(k, dim=1)`` of (n, m), m a multiple of CHUNK_SIZE; many times faster on a CPU."""
+    # the k largest values are in the chunks with the k largest maxima
     chunks = values.view(len(values), CHUNK_SIZE, -1)
     if chunks.shape[2] <= k:
         result = values.topk(min(k, values.shape[1]), dim=1)

@@ -23,8 +23,7 @@ from mec.models.export.model_card import Library, model_card, without_folders
 from mec.models.io import SPEC_FILE, WEIGHTS_FILE, load_encoder, save_encoder
 
 Format = Literal["timm", "torchvision", "detectron2", "onnx", "huggingface", "safetensors"]
-SUFFIXES = {"torchvision": ".pth", "detectron2": ".pkl", "onnx": ".onnx", "safetensors": ".safetensors"}
-"""File suffix by format; the other formats are folders."""
+SUFFIXES = {"torchvision": ".pth", "detectron2": ".pkl", "onnx": ".onnx", "safetensors": ".safetensors"}  # of files
 
 
 def export(
@@ -61,14 +60,14 @@ def export(
     out = Path(out).expanduser()
     license = _check_arguments(format, out, license, push)
     with torch.random.fork_rng(devices=[]):
-        loaded = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
-        model = copy.deepcopy(loaded).cpu().float().eval()
-        model.origin = without_folders(model.origin)
         run = None
         if not isinstance(encoder, Encoder):
             path = Path(encoder).expanduser()
             folder = path.parent if path.name == WEIGHTS_FILE else path
             run = folder if (folder / "recipe.yaml").is_file() else None
+            encoder = load_encoder(encoder)
+        model = copy.deepcopy(encoder).cpu().float().eval()
+        model.origin = without_folders(model.origin)
         try:
             _write(model, format, out, license, push, run)
         except OSError as error:

@@ -34,9 +34,7 @@ TORCHVISION_RESNETS = (
 TRAINING_ONLY = {"zero_init_last", "drop_rate", "drop_path_rate", "drop_block_rate"}
 """Options of a ResNet that affect initialization and training only."""
 
-TOLERANCE = 1e-4
-"""Largest permitted difference between features, as a fraction of the largest feature."""
-
+TOLERANCE = 1e-4  # largest permitted difference between features, as a fraction of the largest feature
 MAX_ONNX_BYTES = 2 * 10**9
 ALTERNATIVES = "onnx, safetensors and huggingface support it"
 
@@ -53,16 +51,9 @@ def _weights(model: Encoder) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def check_same_features(model: Encoder, exported: Callable[[Tensor], Tensor], format: str, batch_size: int = 2) -> None:
-    """Compare the features of random images.
+    """Raise InputError if the features of random images differ by more than TOLERANCE.
 
-    Args:
-        model: the encoder.
-        exported: the exported network: images (batch_size, c, s, s) in [0, 1] -> features (batch_size, num_features).
-        format: name of the format, for error messages.
-        batch_size: number of images.
-
-    Raises:
-        InputError: the features differ by more than TOLERANCE.
+    ``exported`` maps images (batch_size, c, s, s) in [0, 1] to features (batch_size, num_features).
     """
     spec, generator = model.spec, torch.Generator().manual_seed(batch_size)
     images = torch.rand(batch_size, spec.channels, spec.image_size, spec.image_size, generator=generator)
@@ -167,7 +158,7 @@ def _torchvision_resnet(model: Encoder, format: str) -> nn.Module:
 
 
 def _torchvision_vit(model: Encoder) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Return torchvision's vision transformer with the encoder's weights, without classifier, and its state dict."""
+    """Return torchvision's vision transformer with the encoder's weights, without the classifier, and its state."""
     vit: Any = model.backbone
     weights = {rename_key(key, TORCHVISION_VIT): tensor for key, tensor in _weights(model).items()}
     try:
@@ -208,15 +199,12 @@ def write_detectron2(model: Encoder, path: Path, license: str | None) -> None:
 
 
 class _NormalizingEncoder(nn.Module):
-    """Encoder with normalization: images in [0, 1] -> features."""
-
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.encoder((images - self.encoder.mean) / self.encoder.std)
-        return features
+        return self.encoder(self.encoder.normalize(images))  # type: ignore[no-any-return]
 
 
 def write_onnx(model: Encoder, path: Path, license: str | None) -> None:
@@ -252,22 +240,12 @@ def write_onnx(model: Encoder, path: Path, license: str | None) -> None:
     onnx_model = onnx.load(path)
     for node in onnx_model.graph.node:
         node.ClearField("metadata_props")  # contains source lines with local paths
-    metadata = {
-        "image_size": spec.image_size,
-        "channels": spec.channels,
-        "num_features": model.num_features,
-        "input_range": [0, 1],
-        "mean_and_std": "applied by the model",
-        **_metadata(model, license),
-    }
-    onnx.helper.set_model_props(
-        onnx_model,
-        {
-            name: value if isinstance(value, str) else json.dumps(value)
-            for name, value in metadata.items()
-            if value not in (None, "")
-        },
-    )
+    metadata: dict[str, Any] = {"input_range": [0, 1], "mean_and_std": "applied by the model"}
+    metadata |= {"image_size": spec.image_size, "channels": spec.channels, "num_features": model.num_features}
+    metadata |= _metadata(model, license)
+    metadata = {name: value for name, value in metadata.items() if value not in (None, "")}
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
+    onnx.helper.set_model_props(onnx_model, texts)
     onnx.checker.check_model(onnx_model)
     onnx.save(onnx_model, path)
     options = onnxruntime.SessionOptions()

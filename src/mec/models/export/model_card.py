@@ -37,18 +37,10 @@ def model_card(
     run: Path | None = None,
     license: str | None = None,
 ) -> str:
-    """Return the README.md of a model folder: YAML front matter, then Markdown.
+    """Return the README.md of a model folder ``name``: YAML front matter, then Markdown.
 
-    Args:
-        encoder: the exported encoder.
-        library: library that loads the folder.
-        name: name of the folder.
-        repository: owner/name on the Hugging Face hub, where it is pushed there.
-        run: run folder that the encoder comes from; None: training and metrics are left out.
-        license: license of the weights.
-
-    Raises:
-        InputError: a file of the run is damaged.
+    ``library`` loads the folder; ``repository`` is owner/name on the Hugging Face hub, if it is pushed there. Training
+    and metrics are those of the run folder ``run``, and left out without one.
     """
     recipe, environment, results, seconds = _read_run(run) if run else ({}, {}, [], None)
     data = str(environment.get("data", ""))

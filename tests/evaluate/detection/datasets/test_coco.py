@@ -237,22 +237,17 @@ RLE = {"size": [10, 10], "counts": [0, 100]}
         ("images.0.width", None, "width of b.jpg"),
         ("images.0.height", "4", "height and width of b.jpg"),
         ("images.0.id", "20", "image id, got '20'"),
-        ("images.0.id", 2**63, "image id"),
         ("images.0.id", 10, "image 10 twice"),
         ("images.0.file_name", "a.jpg", "image a.jpg twice"),
         ("categories.0.id", 3, "category 3 twice"),
-        ("categories.0.name", "cat", "category cat twice"),
         ("categories.0.name", None, "name for every category"),
         ("annotations.1.image_id", 5, "annotation 2 is of image 5"),
-        ("annotations.1.category_id", None, "annotation 2 is of category None"),
         ("annotations.1.category_id", [7], "annotation 2 is of category [7]"),
-        ("annotations.1.bbox", None, "annotation 2 has the bbox None"),
         ("annotations.1.bbox", [1, 2, 3], "annotation 2 has the bbox [1, 2, 3]"),
         ("annotations.1.bbox", [1, 2, 3, float("nan")], "annotation 2 has the bbox"),
         ("annotations.1.segmentation", RLE, "annotation 2: expected the size of its image, [4, 6]"),
         ("annotations.0.segmentation", {**RLE, "counts": [0, 99]}, "run lengths of 100 pixels"),
         ("annotations.0.segmentation", {**RLE, "counts": [-1, 101]}, "run lengths of 100"),
-        ("annotations.0.segmentation", {**RLE, "counts": "zz"}, "RLE counts, got 'zz'"),
         ("annotations.0.segmentation", {**RLE, "counts": "PPP"}, "RLE counts, got 'PPP'"),
         ("annotations.0.segmentation", {**RLE, "counts": ""}, "RLE counts, got ''"),
         ("annotations.0.segmentation", {**RLE, "counts": "0"}, "run lengths of 100 pixels"),
@@ -277,11 +272,11 @@ def test_invalid_annotations_are_rejected_in_one_line(tmp_path: Path, key_path: 
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "\xff"])
-def test_files_of_other_formats_are_rejected(tmp_path: Path, text: str) -> None:
-    (tmp_path / "a.json").write_text(text, encoding="latin-1")
-    with pytest.raises(InputError, match=r"a.json (cannot be read as JSON|has no list of images)"):
-        open_coco(tmp_path / "a.json", None)
+def test_files_of_other_formats_are_rejected(tmp_path: Path) -> None:
+    for text in ("", "{", "[1, 2]", "\xff"):
+        (tmp_path / "a.json").write_text(text, encoding="latin-1")
+        with pytest.raises(InputError, match=r"a.json (cannot be read as JSON|has no list of images)"):
+            open_coco(tmp_path / "a.json", None)
 
 
 def test_splits_of_different_categories_are_rejected(tmp_path: Path) -> None:

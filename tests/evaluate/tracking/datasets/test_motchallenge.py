@@ -153,8 +153,7 @@ CLASS_LINES = "1,1,0,0,10,20,1,1,1\n1,2,100,0,10,20,1,{},1\n1,3,200,0,10,20,0,1,
 @pytest.mark.parametrize(
     ("name", "class_id", "false_positives"),
     [
-        ("MOT17-99", 2, 1), ("MOT20-99", 7, 1), ("MOT17-99", 8, 1), ("MOT20-99", 12, 1), ("MOT17-99", 3, 2),
-        ("MOT20-99", 13, 2), ("MOT17-99", 6, 2), ("MOT20-99", 6, 1),
+        ("MOT17-99", 2, 1), ("MOT20-99", 12, 1), ("MOT17-99", 3, 2), ("MOT17-99", 6, 2), ("MOT20-99", 6, 1),
     ],
 )  # fmt: skip
 def test_matches_with_distractors_are_removed(tmp_path: Path, name: str, class_id: int, false_positives: int) -> None:
@@ -187,17 +186,6 @@ def test_ground_truth_without_flags_is_evaluated(tmp_path: Path) -> None:
     assert (ground_truth.flags[0].tolist(), ground_truth.ids[0].tolist()) == ([1, 1], [4, 2])
 
 
-def test_tracks_need_ids_and_one_entry_per_frame(tmp_path: Path) -> None:
-    pytest.importorskip("trackeval")
-    sequence = text_only(tmp_path, "a", GT, 3)
-    with pytest.raises(ValueError, match="a: expected tracks of 3 frames, got 2"):
-        box_similarities(sequence, tracks({}, {}))
-    with pytest.raises(ValueError, match="expected tracks with ids"):
-        box_similarities(sequence, [FrameObjects(np.zeros((0, 4)), np.zeros(0))] * 3)
-    with pytest.raises(SequenceError, match=r"line 2: expected the id in column 2 once per frame"):
-        text_only(tmp_path, "b", "1,1,2,3,10,20\n1,1,30,3,10,20\n", 3)
-
-
 def test_tracks_round_trip(tmp_path: Path) -> None:
     tracked = tracks({5: [0.1, 1 / 3, 1e-7, 2e9], -2: [-1, 2, 3, 4]}, {}, {5: [0, 0, 10, 20]})
     write_tracks(tmp_path, "a", tracked)
@@ -209,7 +197,7 @@ def test_tracks_round_trip(tmp_path: Path) -> None:
         np.testing.assert_array_equal(written.scores, read.scores)
     with pytest.raises(SequenceError, match=r"a.txt: line 3: expected a frame of 1 to 2"):
         read_tracks(tmp_path, "a", 2)
-    with pytest.raises(ValueError, match="ids"):
+    with pytest.raises(AssertionError):
         write_tracks(tmp_path, "a", [*tracks({1: [0, 0, 1, 1]}), FrameObjects(np.zeros((1, 4)), np.ones(1))])
     assert len(read_tracks(tmp_path, "a", 4)[0]) == 2, "the previous file is kept"
     assert [f.name for f in tmp_path.iterdir()] == ["a.txt"]

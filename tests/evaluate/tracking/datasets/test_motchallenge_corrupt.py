@@ -35,7 +35,6 @@ def test_a_damaged_sequence_does_not_affect_the_others(tmp_path: Path) -> None:
         ("1,1,2,3,10,20,1,1,1\n\n2,1,x,3,10,20,1,1,1\n", "gt.txt: line 3: expected numbers, got '2,1,x"),
         ("1,1,2,3,10,20,1,1,1\n2,1,2,3,10\n", "line 2: expected 9 numbers"),
         ("1,1,2,3,10,20,1,1,1\n2,1,nan,3,10,20,1,1,1\n", "line 2: expected finite numbers, got 2, 1, nan"),
-        ("0,1,2,3,10,20,1,1,1\n", "line 1: expected a frame, counted from 1"),
         ("1.5,1,2,3,10,20,1,1,1\n", "line 1: expected a frame, counted from 1"),
         ("1,1.5,2,3,10,20,1,1,1\n", "line 1: expected an integer in column 2"),
         ("1,1,2,3,10,20,1,1,1\n2,1,2,3,0,20,1,1,1\n", "line 2: expected a box with a width and a height, got 2, 1, 2"),
@@ -54,7 +53,6 @@ def test_damaged_ground_truth_is_rejected(tmp_path: Path, gt: str, expected: str
     ("frames", "ini", "expected"),
     [
         (("000001.png", "000003.png"), INI, "img1 lacks 1 of the frames 1 to 3, the first is number 2"),
-        (("000002.png", "000003.png"), None, "img1 lacks 1 of the frames 1 to 3, the first is number 1"),
         (("000000.png", "000001.png"), None, "expected frames 1, 2, ..., got 000000.png"),
         (("000001.png", "1.png"), None, "img1 has frame 1 twice"),
         (("frame.png",), None, "no numbered images"),
@@ -65,10 +63,8 @@ def test_damaged_ground_truth_is_rejected(tmp_path: Path, gt: str, expected: str
             INI.replace("seqLength=3", "seqLength=many"),
             "seqinfo.ini: expected [Sequence] and lines of key=value (invalid",
         ),
-        ((), INI.replace("seqLength=3", "seqLength=0"), "expected a frame rate and a length above 0"),
         ((), INI.replace("14", "nan"), "expected a frame rate and a length above 0"),
         ((), INI.replace("Sequence", "Other"), "expected [Sequence] and lines of key=value"),
-        ((), INI.replace("img1", "img2"), "No such file"),
     ],
 )
 def test_invalid_frames_are_rejected(tmp_path: Path, frames: tuple[str, ...], ini: str | None, expected: str) -> None:

@@ -7,8 +7,7 @@ from faster_coco_eval import mask as coco_mask
 from PIL import Image
 
 from mec.errors import InputError
-from mec.evaluate.tracking.datasets.mots import open_mask_detections
-from mec.evaluate.tracking.datasets.mots_format import read_mask_rows
+from mec.evaluate.tracking.datasets.mots import open_mask_detections, read_mask_rows
 from mec.evaluate.tracking.sequences import FrameObjects, SequenceError
 from tests.evaluate.tracking.mots_scenes import (
     HEIGHT,

@@ -9,8 +9,7 @@ import pytest
 
 from mec.errors import InputError
 from mec.evaluate.tracking.datasets.posetrack import open_pose_detections, read_pose_frames, read_poses, write_poses
-from mec.evaluate.tracking.sequences import DetectionSequence, FrameObjects, SequenceError
-from mec.evaluate.tracking.skeletons import JOINTS
+from mec.evaluate.tracking.sequences import JOINTS, DetectionSequence, FrameObjects, SequenceError
 from tests.evaluate.tracking.pose_scenes import (
     NAMES,
     VIDEO,
@@ -176,8 +175,6 @@ def test_tracks_of_another_sequence_are_rejected(tmp_path: Path) -> None:
         read_poses(tmp_path / "out", sequence)
     with pytest.raises(SequenceError, match="json: No such file"):
         read_poses(tmp_path / "nowhere", sequence)
-    with pytest.raises(ValueError, match="expected tracks with ids and poses"):
-        write_poses(tmp_path / "out", sequence, sequence.detections)
 
 
 GOOD = {"images": IMAGES, "annotations": PERSONS, "categories": [{"id": 1, "name": "person", "keypoints": NAMES}]}
@@ -188,23 +185,18 @@ NAN = [float("nan"), *[1.0] * 50]
     ("key_path", "value", "message"),
     [
         ("images", None, "no images"),
-        ("categories", [], "not in PoseTrack's format .list index out of range"),
         ("categories.0.keypoints", NAMES[1:], "expected nose among the keypoints of the category, got head_bottom, "),
         ("images.0.file_name", None, "image 0: no file_name"),
         ("images.0.id", "0", "annotation 4: expected an image of the file, got image_id 0"),
-        ("images.3.id", "3", "image 3: expected an integer, got '3'"),
         ("images.3.id", 1, "frame 1 occurs twice"),
         ("images.0.file_name", IMAGES[1]["file_name"], "000001.jpg occurs twice"),
         ("images.0.file_name", "images/val/other/000000.jpg", "expected the frames of one video, got 2"),
         ("images.0.ignore_regions_x", [[1, 2, 3]], "image 0: expected as many corners in ignore_regions_y as"),
-        ("images.0.ignore_regions_y", [3], "image 0: not in PoseTrack's format"),
         ("annotations.0.keypoints", None, "annotation 204: no keypoints"),
-        ("annotations.0.keypoints", [1, 2, 1], "annotation 204: expected 51 numbers, got 3"),
         ("annotations.0.keypoints", NAN, "annotation 204: expected finite numbers"),
         ("annotations.0.track_id", None, "000002.jpg: expected a bbox_head and a track_id"),
         ("annotations.0.track_id", 1.5, "annotation 204: expected an integer, got 1.5"),
         ("annotations.1.track_id", 9, "000000.jpg: expected a bbox_head and a track_id"),
-        ("annotations.0.bbox_head", None, "000002.jpg: expected a bbox_head and a track_id"),
         ("annotations.0.bbox_head", [1, 2, 3], "annotation 204: expected 4 numbers, got 3"),
         ("annotations.0", 3, "not in PoseTrack's format"),
     ],

@@ -9,7 +9,7 @@ from faster_coco_eval import mask as coco_mask
 from scipy import ndimage
 
 from mec.evaluate.tracking.datasets.davis import PALETTE, open_mask_sequences, read_masks
-from mec.evaluate.tracking.metrics.davis import contour_accuracy, mask_scores
+from mec.evaluate.tracking.metrics.propagation import contour_accuracy, mask_scores
 from mec.evaluate.tracking.sequences import ImageFrames, Labels, MaskSequence
 
 H, W = 40, 60
@@ -188,24 +188,6 @@ def test_frames_without_ground_truth_are_ignored(capsys: pytest.CaptureFixture[s
     both = mask_scores([ends, sequence(ground_truth)], lambda s: [bar(10)] * 3 if s is ends else predicted)
     assert list(both) == ["dog", "all"]
     assert mask_scores([sequence([bar(10)])], lambda _: [bar(10)]) == {}
-
-
-def test_labels_of_another_size_are_rejected() -> None:
-    with pytest.raises(ValueError, match="dog: expected labels of 4 frames, got 3"):
-        score([bar(10)] * 4, [bar(10)] * 3)
-    with pytest.raises(ValueError, match=r"dog: expected labels of \(40, 60\), got \(40, 59\) in frame 1"):
-        score([bar(10)] * 4, [bar(10)[:, 1:]] * 4)
-
-
-def test_each_sequence_is_read_once_in_order() -> None:
-    read: list[str] = []
-
-    def tracks(sequence: MaskSequence) -> Sequence[Labels]:
-        read.append(sequence.name)
-        return [bar(10)] * 4
-
-    mask_scores([sequence([bar(10)] * 4, name) for name in "ba"], tracks)
-    assert read == ["b", "a"]
 
 
 def test_memory_of_ten_objects_at_480p_is_small() -> None:

@@ -115,15 +115,3 @@ def test_contiguous_ids_have_no_gaps() -> None:
     assert [frame.tolist() for frame in contiguous_ids(frames)] == [[1, 0], [], [2, 1]]
     assert contiguous_ids([]) == []
     assert [frame.tolist() for frame in contiguous_ids([ids(), ids()])] == [[], []]
-
-
-def test_inconsistent_inputs_are_rejected() -> None:
-    sequence = swapped(4)
-    with pytest.raises(ValueError, match=r"s: frame 1: expected similarities of \(2, 2\), got \(2, 3\)"):
-        identity_scores({"s": replace(sequence, similarities=[np.zeros((2, 3))] * 4)})
-    for side in ("ground_truth_ids", "track_ids"):
-        twice = [*getattr(sequence, side)[:2], ids(4, 4), ids(1, 2)]
-        with pytest.raises(ValueError, match="s: frame 3 has an id twice"):
-            identity_scores({"s": replace(sequence, **{side: twice})})
-    with pytest.raises(ValueError, match="shorter"):
-        identity_scores({"s": replace(sequence, track_ids=sequence.track_ids[:3])})

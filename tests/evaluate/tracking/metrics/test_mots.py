@@ -3,8 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mec.evaluate.tracking.datasets.mots import open_mask_detections
-from mec.evaluate.tracking.datasets.mots_format import mask_objects, write_mots_tracks
+from mec.evaluate.tracking.datasets.mots import mask_objects, open_mask_detections, write_mots_tracks
 from mec.evaluate.tracking.metrics.identity import mask_similarities, mots_scores
 from mec.evaluate.tracking.sequences import FrameObjects
 from tests.evaluate.tracking.mots_scenes import Line, block, rle, write_kitti, write_motschallenge
@@ -152,9 +151,3 @@ def test_overlaps_are_removed_before_evaluation(tmp_path: Path) -> None:
     overlapping = mask_objects([rle(person), rle(block(6, 0, 10, 10))], np.array([0.5, 0.9]), np.array([1, 2]))
     row = mots_scores({"a": mask_similarities(sequence, [overlapping])})["a"]
     assert row["MOTSP"] == pytest.approx(0.6), "of 10 columns, 4 belong to the mask with the higher score"
-
-
-def test_other_numbers_of_frames_are_rejected(tmp_path: Path) -> None:
-    write_motschallenge(tmp_path, [(1, 2001, 2, block(0, 0))], count=2)
-    with pytest.raises(ValueError, match="expected tracks of 2 frames, got 1"):
-        mask_similarities(open_mask_detections(tmp_path)["MOTS20-02"](), tracks([]))

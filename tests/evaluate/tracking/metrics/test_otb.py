@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mec.evaluate.tracking.datasets.single_object import open_box_sequences
-from mec.evaluate.tracking.metrics.otb import box_metrics, box_scores, paired_iou
+from mec.evaluate.tracking.metrics.propagation import box_metrics, box_scores, paired_iou
 from mec.evaluate.tracking.sequences import Boxes, BoxSequence, ImageFrames
 from tests.conftest import GOLDEN
 
@@ -65,15 +65,6 @@ def test_frames_without_ground_truth_are_ignored_and_lost_tracks_count() -> None
     ground_truth = boxes((0, 0, 4, 4), (NAN,) * 4, (0, 0, 4, 4), (0, 0, 4, 4), (0, 0, 4, 4))
     tracked = boxes((0, 0, 4, 4), (0, 0, 4, 4), (NAN,) * 4, (NAN, 0, 4, 4), (0, 0, 4, 4))
     assert box_metrics(ground_truth, tracked) == {"AUC": pytest.approx(0.5 * 20 / 21), "precision": 0.5}
-
-
-def test_boxes_of_another_shape_are_rejected() -> None:
-    ground_truth = np.ones((3, 4))
-    for wrong in (np.ones((2, 4)), np.ones((1, 4)), np.ones((3, 3)), np.ones(4)):
-        with pytest.raises(ValueError, match=r"boxes: expected one for every frame, \(frames, 4\) \(3, 4\), got"):
-            box_metrics(ground_truth, wrong)
-    with pytest.raises(ValueError, match="ground_truth: expected a box in at least one frame"):
-        box_metrics(ground_truth * NAN, ground_truth)
 
 
 def test_rows_of_sequences_attributes_and_all() -> None:

@@ -6,8 +6,7 @@ import pytest
 
 from mec.evaluate.tracking.datasets.posetrack import open_pose_detections
 from mec.evaluate.tracking.metrics.posetrack import pose_scores, pose_similarities
-from mec.evaluate.tracking.sequences import DetectionSequence, FrameObjects
-from mec.evaluate.tracking.skeletons import JOINTS, pose_boxes
+from mec.evaluate.tracking.sequences import JOINTS, DetectionSequence, FrameObjects, pose_boxes
 from tests.evaluate.tracking.pose_scenes import VIDEO, image_entry, make_pose, person_annotation, write_posetrack18
 
 pytest.importorskip("trackeval")
@@ -139,11 +138,3 @@ def test_heads_of_size_0_allow_no_distance(tmp_path: Path) -> None:
     for off, expected in ((0, 1), (0.01, -1)):
         row = pose_scores({VIDEO: pose_similarities(sequence, tracks([(1, make_pose(50 + off))]))})["all"]
         assert row["MOTA"] == expected
-
-
-def test_invalid_tracks_are_rejected(tmp_path: Path) -> None:
-    sequence = two_persons(tmp_path, 1)
-    with pytest.raises(ValueError, match="expected tracks with ids"):
-        pose_similarities(sequence, sequence.detections)
-    with pytest.raises(ValueError, match="argument"):
-        pose_similarities(sequence, tracks([], []))

@@ -30,9 +30,6 @@ def open_annotated(
         data: PASCAL VOC (a VOCdevkit, a folder that contains one, or one year's folder) or COCO (its own folders,
             Roboflow's, or one .json with the images beside it, of which a fifth is held out for testing).
         years: years of VOC to train on; None: all that are present.
-
-    Raises:
-        InputError: a mistake in the data.
     """
     path = Path(data).expanduser()
     if not path.exists():
@@ -54,9 +51,8 @@ def open_annotated(
     train_files, test_files = ({split.images.title(i) for i in range(len(split))} for split in (train, test))
     if both := train_files & test_files:
         logger.info(f"{len(both):,} images are both in {train.name} and in {test.name}: the metrics will be too high")
-    for line in (describe_unusual(train, training=True), describe_unusual(test, training=False)):
-        if line:
-            logger.info(line)
+    for line in filter(None, (describe_unusual(train, training=True), describe_unusual(test, training=False))):
+        logger.info(line)
     return train, test
 
 

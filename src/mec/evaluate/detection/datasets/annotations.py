@@ -16,25 +16,20 @@ Rle = dict[str, Any]
 """A mask in COCO's compressed run-length encoding (RLE): {"size": [height, width], "counts": bytes}."""
 ApMetric = Literal["coco", "voc07", "voc"]
 """Definition of average precision: COCO's; VOC2007's 11-point average; the area under the curve, VOC's since 2010."""
-EDGE_TOLERANCE = 1.0
-"""Pixels by which a box may exceed its image without a warning: annotation tools round."""
-MAX_RUN_CHARACTERS = 8
-"""Characters of a run in compressed RLE; the runs of any real image have fewer."""
+EDGE_TOLERANCE = 1.0  # pixels by which a box may exceed its image without a warning: annotation tools round
+MAX_RUN_CHARACTERS = 8  # of a run in compressed RLE; the runs of any real image have fewer
 
 
 class Object(NamedTuple):
-    """An annotated object, as the readers of annotation files yield it.
+    """An annotated object, as the readers of annotation files yield it. Fields as in AnnotatedDataset."""
 
-    ``image`` is the index of its image, ``rle_counts`` is empty if it has no mask; other fields as in AnnotatedDataset.
-    """
-
-    image: int
+    image: int  # index of its image
     box: tuple[float, float, float, float]
     label: int
     area: float
     is_crowd: bool = False
     is_difficult: bool = False
-    rle_counts: bytes = b""
+    rle_counts: bytes = b""  # empty without a mask
 
 
 PER_OBJECT = {
@@ -44,16 +39,11 @@ PER_OBJECT = {
 
 
 class Targets(NamedTuple):
-    """Training targets of an image.
+    """Training targets of an image."""
 
-    boxes: (k, 4) x1, y1, x2, y2 in pixels, measured from the outer edges of the image and clipped to it.
-    labels: (k,) indices into the categories.
-    masks: k masks of the size of the image, or None if the dataset has no masks.
-    """
-
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    masks: list[Rle] | None
+    boxes: NDArray[np.float32]  # (k, 4) x1, y1, x2, y2 in pixels from the outer edges of the image, clipped to it
+    labels: NDArray[np.int64]  # (k,) indices into the categories
+    masks: list[Rle] | None  # k masks of the size of the image; None if the dataset has no masks
 
 
 class Detections(NamedTuple):
@@ -70,44 +60,27 @@ class AnnotatedDataset:
     """One split of a detection dataset: n images with N objects, sorted by image.
 
     Annotations are stored in flat arrays, which loader processes share. Python objects would be copied to each process.
-
-    Attributes:
-        name: name of the split in logs.
-        images: the image files.
-        image_ids: (n,) ids of the images in the annotation files.
-        sizes: (n, 2) height and width according to the annotations.
-        categories: class names.
-        category_ids: (c,) ids of the classes in the annotation files; they may have gaps.
-        ap_metric: definition of average precision.
-        offsets: (n + 1,) objects ``offsets[i]`` to ``offsets[i + 1]`` (exclusive) belong to image i.
-        boxes: (N, 4) x1, y1, x2, y2 as annotated; they may extend beyond the image.
-        labels: (N,) indices into ``categories``.
-        areas: (N,) square pixels, of the mask if there is one.
-        is_crowd: (N,) COCO's crowd regions: neither training targets nor counted in testing.
-        is_difficult: (N,) VOC's difficult objects: training targets, but not counted in testing.
-        rle_spans: (N, 2) start and end of each object's mask in ``rle_counts``; equal if it has no mask.
-        rle_counts: compressed RLE counts of all masks, concatenated; None if the dataset has no masks.
     """
 
-    name: str
+    name: str  # of the split, in logs
     images: FileDataset
-    image_ids: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    image_ids: NDArray[np.int64]  # (n,) in the annotation files
+    sizes: NDArray[np.int64]  # (n, 2) height and width according to the annotations
     categories: list[str]
-    category_ids: NDArray[np.int64]
+    category_ids: NDArray[np.int64]  # (c,) in the annotation files; they may have gaps
     ap_metric: ApMetric
-    offsets: NDArray[np.int64]
-    boxes: NDArray[np.float64]
-    labels: NDArray[np.int64]
-    areas: NDArray[np.float64]
-    is_crowd: NDArray[np.bool_]
-    is_difficult: NDArray[np.bool_]
-    rle_spans: NDArray[np.int64]
-    rle_counts: NDArray[np.uint8] | None
+    offsets: NDArray[np.int64]  # (n + 1,) objects offsets[i] to offsets[i + 1] (exclusive) belong to image i
+    boxes: NDArray[np.float64]  # (N, 4) x1, y1, x2, y2 as annotated; they may extend beyond the image
+    labels: NDArray[np.int64]  # (N,) indices into categories
+    areas: NDArray[np.float64]  # (N,) square pixels, of the mask if there is one
+    is_crowd: NDArray[np.bool_]  # (N,) COCO's crowd regions: neither training targets nor counted in testing
+    is_difficult: NDArray[np.bool_]  # (N,) VOC's difficult objects: training targets, but not counted in testing
+    rle_spans: NDArray[np.int64]  # (N, 2) start and end of each object's mask in rle_counts; equal without a mask
+    rle_counts: NDArray[np.uint8] | None  # compressed RLE counts of all masks, concatenated; None without masks
 
     @classmethod
     def from_objects(cls, objects: Iterable[Object], **fields: Any) -> AnnotatedDataset:
-        """Create a dataset of objects sorted by image. ``fields``: ``name`` to ``ap_metric``.
+        """Create a dataset of objects sorted by image; ``fields`` are those from ``name`` to ``ap_metric``.
 
         The dataset has masks if an object other than a crowd region has one.
         """
@@ -187,20 +160,19 @@ class AnnotatedDataset:
     def to_coco(self) -> dict[str, Any]:
         """Return the dataset in COCO's annotation format, including crowds and objects without area."""
         annotations = []
-        for image in range(len(self)):
-            for i in range(self.offsets[image], self.offsets[image + 1]):
-                x1, y1, x2, y2 = self.boxes[i].tolist()
-                annotation = {
-                    "id": i + 1,  # COCO's evaluation uses 0 for "no match"
-                    "image_id": int(self.image_ids[image]),
-                    "category_id": int(self.category_ids[self.labels[i]]),
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": float(self.areas[i]),
-                    "iscrowd": int(self.is_crowd[i]),
-                }
-                if self.has_masks:
-                    annotation["segmentation"] = _to_json_rle(self._mask(i, image))
-                annotations.append(annotation)
+        for i, image in enumerate(self.image_indices.tolist()):
+            x1, y1, x2, y2 = self.boxes[i].tolist()
+            annotation = {
+                "id": i + 1,  # COCO's evaluation uses 0 for "no match"
+                "image_id": int(self.image_ids[image]),
+                "category_id": int(self.category_ids[self.labels[i]]),
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": float(self.areas[i]),
+                "iscrowd": int(self.is_crowd[i]),
+            }
+            if self.has_masks:
+                annotation["segmentation"] = _to_json_rle(self._mask(i, image))
+            annotations.append(annotation)
         images = zip(self.image_ids.tolist(), self.images.names, self.sizes.tolist(), strict=True)
         categories = zip(self.category_ids.tolist(), self.categories, strict=True)
         return {
@@ -231,13 +203,11 @@ def _to_json_rle(mask: Rle) -> Rle:
 
 
 def parse_rle_counts(text: str) -> NDArray[np.int64]:
-    """Parse compressed RLE counts into run lengths.
+    """Parse compressed RLE counts into run lengths; ValueError if they are damaged, which not every version of the COCO
+    library detects.
 
     Each character holds 5 bits, the lowest first. From the fourth run on, a run is stored as the difference to the run
-    two before. The parser is here because not every version of the COCO library detects damaged counts.
-
-    Raises:
-        ValueError: not compressed RLE counts.
+    two before.
     """
     codes = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(codes & 32 == 0)

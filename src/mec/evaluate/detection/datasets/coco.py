@@ -30,11 +30,7 @@ MAX_COORDINATE = 100_000
 
 
 def coco_files(path: Path) -> tuple[Path, Path | None] | None:
-    """Find the JSON files of the training and, if there is one, the test split. None: no such files.
-
-    Raises:
-        InputError: the choice is ambiguous.
-    """
+    """Find the JSON files of the training and, if there is one, the test split. None: no such files."""
     if path.is_file():
         return path, None
     if (path / "train" / ROBOFLOW).is_file():
@@ -57,18 +53,12 @@ def coco_files(path: Path) -> tuple[Path, Path | None] | None:
 
 
 def open_coco(train_file: Path, test_file: Path | None) -> tuple[AnnotatedDataset, AnnotatedDataset | None]:
-    """Open the split of each JSON file. Masks are read if both splits have some.
-
-    Raises:
-        InputError: a mistake in the files.
-    """
+    """Open the split of each JSON file. Masks are read if both splits have some."""
     train = _read(train_file)
     if test_file is None:
         return train, None
     test = _read(test_file)
-    in_train, in_test = (
-        dict(zip(split.category_ids.tolist(), split.categories, strict=True)) for split in (train, test)
-    )
+    in_train, in_test = (dict(zip(s.category_ids.tolist(), s.categories, strict=True)) for s in (train, test))
     if differences := sorted(in_train.items() ^ in_test.items()):
         category_id = differences[0][0]
         train_name, test_name = in_train.get(category_id, "none"), in_test.get(category_id, "none")
@@ -128,7 +118,7 @@ def _load_json(path: Path) -> dict[str, Any]:
 
 
 def _unique(path: Path, kind: str, entries: list[dict[str, Any]], key: str) -> list[Any]:
-    """Return a field of the entries. Raises InputError: it is missing, no integer (an id), or not unique."""
+    """Return a field of the entries, which must be there, unique, and an integer if it is the id."""
     values: dict[Any, None] = {}
     for entry in entries:
         value = entry.get(key)
@@ -187,8 +177,14 @@ def _objects(
 ) -> Iterator[Object]:
     """Yield the objects, sorted by image. ``annotations`` is emptied to save memory."""
     for i, annotation in enumerate(annotations):
-        if mistake := _find_mistake(annotation, image_indices, labels):
-            raise InputError(f"data: {path}: annotation {annotation.get('id', f'at index {i}')} {mistake}")
+        name = f"data: {path}: annotation {annotation.get('id', f'at index {i}')}"
+        for key, listed in (("image", image_indices), ("category", labels)):
+            value = annotation.get(f"{key}_id")
+            if not isinstance(value, int) or value not in listed:
+                raise InputError(f"{name} is of {key} {value!r}, which the file does not list")
+        box = annotation.get("bbox")
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+            raise InputError(f"{name} has the bbox {box}; expected 4 finite numbers")
     order = np.argsort([image_indices[annotation["image_id"]] for annotation in annotations], kind="stable")
     with ProgressBar(f"reading {dataset_name}", len(annotations), unit="objects") as progress:
         for i in order.tolist():
@@ -208,31 +204,18 @@ def _objects(
             progress.advance(1)
 
 
-def _find_mistake(annotation: dict[str, Any], image_indices: dict[int, int], labels: dict[int, int]) -> str:
-    for key, listed in (("image", image_indices), ("category", labels)):
-        value = annotation.get(f"{key}_id")
-        if not isinstance(value, int) or value not in listed:
-            return f"is of {key} {value!r}, which the file does not list"
-    box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        return f"has the bbox {box}; expected 4 finite numbers"
-    return ""
-
-
 def _encode_mask(segmentation: Any, height: int, width: int) -> tuple[bytes, int]:
-    """Convert a segmentation to compressed RLE counts and the number of pixels; b"", 0 without a mask or pixels.
+    """Return a segmentation's compressed RLE counts and number of pixels; b"", 0 without a mask or pixels.
 
     Raises:
         ValueError: neither polygons nor RLE, or of another height and width.
     """
+    if isinstance(segmentation, list):
+        segmentation = [polygon for polygon in segmentation if _is_polygon(polygon)]
     if not segmentation:
         return b"", 0
     if isinstance(segmentation, list):
-        polygons = [polygon for polygon in segmentation if _is_polygon(polygon)]
-        if not polygons:
-            return b"", 0
-        masks = coco_mask.frPyObjects(polygons, height, width)
-        mask = coco_mask.merge(masks) if len(masks) > 1 else masks[0]
+        mask = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
     else:
         mask = _compress_rle(segmentation, height, width)
     num_pixels = int(coco_mask.area(mask))

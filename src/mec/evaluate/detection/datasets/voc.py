@@ -23,10 +23,8 @@ CLASSES = (
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 """VOC's classes in the order of the challenges."""
-TEST_YEAR = 2007
-"""The only year with public test annotations, and with the 11-point average precision."""
-NO_YEAR = 0
-"""Year of a custom dataset in VOC's format."""
+TEST_YEAR = 2007  # the only year with public test annotations, and with the 11-point average precision
+NO_YEAR = 0  # of a custom dataset in VOC's format
 
 
 class ImageSet(NamedTuple):
@@ -60,9 +58,6 @@ def open_voc(
 
     Train on trainval and test on VOC2007 test or on the test list of a custom dataset. Without such a list, train on
     train and test on val.
-
-    Raises:
-        InputError: a missing year, or a mistake in the files.
     """
     train_years = sorted(years or folders)
     if missing := [year for year in train_years if year not in folders]:
@@ -143,7 +138,7 @@ def _read(image_sets: list[ImageSet], ap_metric: ApMetric) -> AnnotatedDataset:
 
 
 def _image_files(folder: Path, stems: list[str]) -> list[str]:
-    """Return the path of each image relative to the folder. Raises InputError: missing images or annotations."""
+    """Return the path of each image relative to the folder, after a search for missing images and annotations."""
     files = sorted((folder / "JPEGImages").glob("*"), reverse=True)  # of equal stems, the first in alphabetical order
     images = {f.stem: f.name for f in files if f.suffix.lower() in EXTENSIONS}
     annotated = {f.stem for f in (folder / "Annotations").glob("*.xml")}

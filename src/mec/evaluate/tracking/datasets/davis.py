@@ -31,17 +31,13 @@ logger = logging.getLogger("mec")
 
 FRAMES = "JPEGImages"
 MASKS = ("Annotations", "Annotations_unsupervised")
-RESOLUTIONS = ("480p", "Full-Resolution", "1080p")
-"""The first that exists is read; published results are for 480p. YouTube-VOS has no such folders."""
+RESOLUTIONS = ("480p", "Full-Resolution", "1080p")  # the first that exists is read; published results are for 480p
 LISTS = ("2017/val.txt", "2016/val.txt", "480p/val.txt", "1080p/val.txt")
-"""Files in ImageSets; the first that exists is read. The last two, from DAVIS 2016, have a line for every frame."""
+"""Files in ImageSets, in order of preference. The last two, from DAVIS 2016, have a line for every frame."""
 
-PixelValues = NDArray[np.integer[Any]]
-"""(height, width): an index, a gray level, or red, green and blue as one number."""
-Colors = NDArray[np.uint8]
-"""(256, 3) RGB, by index or label."""
-GRAY, WHITE = 0x010101, 255
-"""One gray level where red, green and blue are one number, and the level of white."""
+PixelValues = NDArray[np.integer[Any]]  # (height, width): an index, a gray level, or red, green and blue as one number
+Colors = NDArray[np.uint8]  # (256, 3) RGB, by index or label
+GRAY, WHITE = 0x010101, 255  # one gray level where red, green and blue are one number, and the level of white
 PALETTE = np.array(
     [[sum((i >> 3 * bit + channel & 1) << 7 - bit for bit in range(3)) for channel in range(3)] for i in range(256)],
     np.uint8,
@@ -53,15 +49,10 @@ PALETTE_LABELS = {value: label for label, value in enumerate((PALETTE @ RGB).tol
 
 @dataclass(frozen=True)
 class _MaskEncoding:
-    """The label encoding of the masks of a sequence, read from the first mask.
+    """The label encoding of the masks of a sequence, read from the first mask."""
 
-    labels: label of each pixel value; other values are background.
-    indexed: whether pixels are indices or gray levels rather than colors.
-    colors: RGB color of each label.
-    """
-
-    labels: Mapping[int, int]
-    indexed: bool
+    labels: Mapping[int, int]  # label of each pixel value; other values are background
+    indexed: bool  # whether pixels are indices or gray levels rather than colors
     colors: Colors
 
 
@@ -74,15 +65,8 @@ def open_mask_sequences(data: str | Path, names: Sequence[str] | None = None) ->
 
     Masks exist for every frame, every n-th frame, or the first frame only. Objects that the first mask lacks are
     background, as in DAVIS's evaluation; this is logged. Loading a sequence checks all its masks, so that no error
-    comes up after tracking. Frames are decoded later.
-
-    Args:
-        data: the folder with JPEGImages and Annotations, or its parent folder.
-        names: names or patterns of sequences to load. None loads the val list of DAVIS 2017, else of DAVIS 2016, else
-            all with masks.
-
-    Raises:
-        InputError: the folder does not have this layout or lacks a sequence. Loading raises SequenceError.
+    comes up after tracking. ``data`` has JPEGImages and Annotations, or is the parent folder. Without ``names``, the
+    val list of DAVIS 2017 is loaded, else of DAVIS 2016, else all with masks.
     """
     root, images, masks = _folders(Path(data))
     available = sorted(_subfolder_names(images) | _subfolder_names(masks))
@@ -240,10 +224,7 @@ def write_masks(folder: Path, sequence: MaskSequence, labels: Iterable[Labels]) 
 
 
 def write_labels(folder: Path, labels: Iterable[tuple[str, Labels]]) -> None:
-    """Write indexed PNGs with DAVIS's palette, by name, into a new folder that replaces ``folder`` atomically.
-
-    Void is written as background.
-    """
+    """Write indexed PNGs, void as background, by name into a new folder that replaces ``folder`` atomically."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         new = Path(temporary) / "new"

@@ -56,16 +56,7 @@ def read_lines(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_table(file: Path, columns: int, more: bool = False) -> Table:
-    """Read lines of numbers with any separator; an empty file has 0 rows.
-
-    Args:
-        file: the file.
-        columns: number of columns.
-        more: whether the first line may have more; the others must then have as many.
-
-    Raises:
-        SequenceError: the file is missing or not text, or a line has something else or another number of columns.
-    """
+    """Read lines of numbers with any separator; with ``more``, of at least ``columns``, all of one length."""
     rows: list[list[float]] = []
     lines = []
     for number, line in read_lines(file):
@@ -100,11 +91,7 @@ def _natural_sort_key(name: str) -> tuple[list[tuple[int, str]], str]:
 
 
 def numbered_files(folder: Path, suffixes: Collection[str] = EXTENSIONS) -> dict[int, Path]:
-    """Return the images by the number at the end of their names. If some names are only a number, others are ignored.
-
-    Raises:
-        SequenceError: the folder has no such images, or a number twice.
-    """
+    """Return the images by the number at the end of their names. If names are only a number, others are ignored."""
     files = image_files(folder, suffixes)
     numbered: dict[int, Path] = {}
     for file in [file for file in files if file.stem.isdecimal()] or files:

@@ -45,22 +45,15 @@ logger = logging.getLogger("mec")
 
 CLASSES = np.arange(1, 14)
 PEDESTRIAN = 1
-DETECTORS = ("-DPM", "-FRCNN", "-SDP")
-"""Suffixes of the sequence names in MOT17, which has every video three times."""
-GROUND_TRUTH = "gt"
-"""Value of ``detections`` that selects the boxes of the ground truth."""
+DETECTORS = ("-DPM", "-FRCNN", "-SDP")  # suffixes of the sequence names in MOT17, which has every video three times
+GROUND_TRUTH = "gt"  # value of ``detections`` that selects the boxes of the ground truth
 
 
 @dataclass(frozen=True)
 class BoxGroundTruth:
-    """Annotated objects of each frame, including those that are not evaluated.
+    """Annotated objects of each frame, including those that are not evaluated, whose flag is 0."""
 
-    benchmark: trackeval's name of the benchmark whose rules apply.
-    classes: 1 where the file has none.
-    flags: 0 for objects that are not evaluated.
-    """
-
-    benchmark: str
+    benchmark: str  # trackeval's name of the benchmark whose rules apply
     ids: Sequence[NDArray[np.int64]]
     boxes: Sequence[Boxes]
     classes: Sequence[NDArray[np.int64]]
@@ -72,17 +65,10 @@ def open_box_detections(
 ) -> SequenceLoaders[DetectionSequence]:
     """Return loaders of the sequences by name. Their ``ground_truth`` is a BoxGroundTruth.
 
-    Args:
-        data: one sequence, a folder of sequences, or a folder with sequences in train. A sequence has
-            img1/000001.jpg and gt/gt.txt, and may have seqinfo.ini and det/det.txt.
-        detections: None for det/det.txt of each sequence, "gt" for the evaluated boxes of the ground truth, or a folder
-            with SEQUENCE.txt, SEQUENCE/det.txt or SEQUENCE/det/det.txt. A line is frame, -1, left, top, width, height
-            and score, or, with six columns, the same without the -1.
-        min_score: keep boxes with a higher score, on any scale. All boxes are kept where all scores are equal.
-        names: names or patterns of the sequences to load, such as "MOT17-02-SDP" or "*-FRCNN".
-
-    Raises:
-        InputError: there are no usable files at all. Errors in one sequence are raised when it is loaded.
+    A sequence has img1/000001.jpg and gt/gt.txt, and may have seqinfo.ini and det/det.txt. ``detections`` is None for
+    det/det.txt, "gt" for the evaluated boxes of the ground truth, or a folder with SEQUENCE.txt, SEQUENCE/det.txt or
+    SEQUENCE/det/det.txt. A line is frame, -1, left, top, width, height and score, or, with six columns, the same
+    without the -1. Boxes with a score above ``min_score`` are kept, or all where all scores are equal.
     """
     folders = select_sequences(
         {folder.name: folder for folder in sequence_folders(data, "MOTChallenge's train/SEQUENCE/img1/000001.jpg")},
@@ -156,8 +142,6 @@ def read_frames(folder: Path) -> tuple[ImageFrames, tuple[int, int]]:
 
     The images are in the folder imDir of seqinfo.ini, or img1, and have the extension imExt, or that of any image
     format. A number of images other than seqLength is logged, and images after seqLength are ignored.
-
-    Raises SequenceError if there are no images, a frame is missing, or seqinfo.ini disagrees with the images.
     """
     parser = configparser.ConfigParser(interpolation=None)
     try:
@@ -228,9 +212,6 @@ def read_ground_truth(file: Path, frames: int, name: str) -> BoxGroundTruth:
     Eight or nine columns with a class are the format of MOT16, MOT17 and MOT20. MOT20, recognized by ``name``, has one
     more class of distractors. Ten columns, or -1 as class, are the format of MOT15, which has no classes. A flag of 0
     excludes a box from the evaluation; without that column all boxes are evaluated.
-
-    Raises SequenceError if the file is damaged or empty, a box has no area, a class is unknown, or an id occurs twice
-    in a frame.
     """
     table = _read_rows(file, 6, with_ids=True)
     values = table.values
@@ -272,18 +253,14 @@ def write_tracks(folder: Path, name: str, tracks: Tracks) -> None:
     """Write ``NAME.txt`` in MOTChallenge's format: frame, id, left, top, width, height, score, -1, -1, -1 per line."""
     with atomic_write(folder / f"{name}.txt") as path, path.open("w", encoding="utf-8", newline="\n") as file:
         for number, frame in enumerate(tracks, 1):
-            if frame.ids is None:
-                raise ValueError("expected tracks with ids")
+            assert frame.ids is not None
             objects = zip(frame.ids.tolist(), frame.boxes.tolist(), frame.scores.tolist(), strict=True)
             for track_id, box, score in objects:
                 file.write(f"{number},{track_id},{','.join(map(repr, box))},{score!r},-1,-1,-1\n")
 
 
 def read_tracks(folder: Path, name: str, frames: int) -> list[FrameObjects]:
-    """Read ``NAME.txt`` in MOTChallenge's format, with one entry for each of ``frames``.
-
-    Raises SequenceError if the file is damaged, a frame is after the last one, or an id occurs twice in a frame.
-    """
+    """Read ``NAME.txt`` in MOTChallenge's format, with one entry for each of ``frames``."""
     table = _read_rows(folder / f"{name}.txt", 7, with_ids=True)
     values = table.values
     table.check(values[:, 0] <= frames, f"a frame of 1 to {frames}")

@@ -20,19 +20,19 @@ from numpy.typing import NDArray
 from mec.errors import InputError
 from mec.evaluate.tracking.datasets.files import check_folder, detection_files, read_text
 from mec.evaluate.tracking.sequences import (
+    JOINTS,
     DetectionSequence,
     FrameObjects,
     ImageFrames,
     SequenceError,
     SequenceLoaders,
     Tracks,
+    pose_boxes,
     select_sequences,
 )
-from mec.evaluate.tracking.skeletons import JOINTS, pose_boxes
 from mec.files import atomic_write
 
-FRAME_RATE = 6.0
-"""Frames per second that UniTrack assumes for PoseTrack."""
+FRAME_RATE = 6.0  # frames per second that UniTrack assumes for PoseTrack
 FOLDERS = ("annotations/val", "posetrack_data/annotations/val", "annotations", ".")
 KEYPOINTS = (
     "nose", "head_bottom", "head_top", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
@@ -40,31 +40,21 @@ KEYPOINTS = (
     "right_ankle",
 )  # fmt: skip
 """Keypoints of PoseTrack18's files, in order."""
-HEAD_SIZE_FACTOR = 0.6
-"""Size of a head as a fraction of the diagonal of its box (Andriluka et al. 2014)."""
-Person = tuple[NDArray[np.float64], float, int | None, float]
-"""Pose, score, track id, and head size, which is NaN without a box of the head."""
+HEAD_SIZE_FACTOR = 0.6  # size of a head as a fraction of the diagonal of its box (Andriluka et al. 2014)
+Person = tuple[NDArray[np.float64], float, int | None, float]  # pose, score, track id, and head size, NaN if unknown
 
 
 @dataclass(frozen=True)
 class PoseFrame:
-    """One frame of a json file.
+    """One frame of a json file."""
 
-    name, number: path of the image within the dataset, and its id, or its index in the older format.
-    labeled: whether the frame was annotated.
-    annotated: whether the frame has a person, including persons without visible joints.
-    objects: persons with visible joints; ``ids`` is None if one of them has no track id.
-    head_sizes: (k,) pixels, NaN where unknown.
-    ignored: polygons, (n, 2) x, y, that are not evaluated.
-    """
-
-    name: str
-    number: int
-    labeled: bool
-    annotated: bool
-    objects: FrameObjects
-    head_sizes: NDArray[np.float64]
-    ignored: tuple[NDArray[np.float64], ...] = ()
+    name: str  # path of the image within the dataset
+    number: int  # its id, or its index in the older format
+    labeled: bool  # whether the frame was annotated
+    annotated: bool  # whether the frame has a person, including persons without visible joints
+    objects: FrameObjects  # persons with visible joints; ``ids`` is None if one of them has no track id
+    head_sizes: NDArray[np.float64]  # (k,) pixels, NaN where unknown
+    ignored: tuple[NDArray[np.float64], ...] = ()  # polygons, (n, 2) x, y, that are not evaluated
 
 
 @dataclass(frozen=True)
@@ -80,16 +70,10 @@ def open_pose_detections(
 ) -> SequenceLoaders[DetectionSequence]:
     """Return loaders of the sequences by name. Their ``ground_truth`` is a PoseGroundTruth.
 
-    Args:
-        data: a folder with annotations/val/SEQUENCE.json in PoseTrack18's format, a folder of such files, or one file.
-            Images are searched for in all parent folders of the files.
-        detections: None for the poses of the ground truth in the labeled frames, which are then the sequence; or a
-            folder with SEQUENCE.json in PoseTrack18's or the older format. Its frames, in its order, are then the
-            sequence; they must include all labeled frames.
-        names: names or patterns of the sequences to load, such as "000342_mpii_test" or "*_mpii_test".
-
-    Raises:
-        InputError: there are no usable files at all. Errors in one sequence are raised when it is loaded.
+    ``data`` has annotations/val/SEQUENCE.json in PoseTrack18's format, or is a folder of such files, or one file.
+    Images are searched for in all parent folders of the files. Without ``detections``, the sequence is the labeled
+    frames with the poses of the ground truth. ``detections`` is a folder with SEQUENCE.json in PoseTrack18's or the
+    older format, whose frames, in its order, are then the sequence; they must include all labeled frames.
     """
     files = select_sequences({file.stem: file for file in _annotation_files(data)}, names)
     found = detection_files(detections, list(files), ".json")
@@ -142,10 +126,7 @@ def _image_frames(file: Path, names: Sequence[str]) -> ImageFrames:
 
 
 def read_pose_frames(file: Path) -> list[PoseFrame]:
-    """Read all frames of a file, in its order. Joints that are not listed or have the flag 0 are invisible.
-
-    Raises SequenceError if the file is unreadable, lacks a required key, has invalid numbers, or has a frame twice.
-    """
+    """Read all frames of a file, in its order. Joints that are not listed or have the flag 0 are invisible."""
     try:
         content = json.loads(read_text(file))
     except (ValueError, RecursionError) as error:
@@ -254,18 +235,15 @@ def _finite(values: Any, count: int | None = None) -> NDArray[np.float64]:
 
 
 def write_poses(folder: Path, sequence: DetectionSequence, tracks: Tracks) -> None:
-    """Write SEQUENCE.json in PoseTrack18's format, with all annotated frames, as PoseTrack's evaluation requires.
-
-    ``tracks`` has one entry for each frame of the sequence. All joints of a person get the score of the person.
-    """
+    """Write SEQUENCE.json in PoseTrack18's format, with all annotated frames, as PoseTrack's evaluation requires."""
     ground_truth: PoseGroundTruth = sequence.ground_truth
     numbers = {frame.name: frame.number for frame in ground_truth.frames}
     tracks_by_name = dict(zip(ground_truth.names, tracks, strict=True))
     annotations: list[dict[str, Any]] = []
     for name in sorted(tracks_by_name, key=list(numbers).index):  # in the order of the annotation
         persons = tracks_by_name[name]
-        if persons.ids is None or persons.poses is None:
-            raise ValueError("expected tracks with ids and poses")
+        assert persons.ids is not None
+        assert persons.poses is not None
         for i, pose in enumerate(persons.poses):
             joints = dict(zip(JOINTS, (pose * pose[:, 2:]).tolist(), strict=True))
             annotations.append({
@@ -287,10 +265,7 @@ def write_poses(folder: Path, sequence: DetectionSequence, tracks: Tracks) -> No
 
 
 def read_poses(folder: Path, sequence: DetectionSequence) -> list[FrameObjects]:
-    """Read the file that ``write_poses`` wrote for this sequence. Boxes enclose the joints.
-
-    Raises SequenceError if the file is damaged, is of another sequence, or has a person without track.
-    """
+    """Read the file that ``write_poses`` wrote for this sequence. Boxes enclose the joints."""
     file = folder / f"{sequence.name}.json"
     objects = {frame.name: frame.objects for frame in read_pose_frames(file)}
     ground_truth: PoseGroundTruth = sequence.ground_truth

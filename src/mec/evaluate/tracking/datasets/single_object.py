@@ -54,20 +54,17 @@ ANNOTATED_FRAMES = {
     "Tiger1": (6, 354),
 }  # fmt: skip
 """OTB's sequences with more images than boxes: numbers of the first and the last frame with a box."""
-OMITTED_ROWS = {"Tiger1": (354, 5)}
-"""Sequences whose evaluation in OTB omits the first boxes (initOmit): number of boxes, and how many are omitted."""
+OMITTED_ROWS = {"Tiger1": (354, 5)}  # number of boxes, and how many of the first ones OTB's evaluation omits (initOmit)
 PUBLISHED_INVALID_LINES = {
     "Board": 698, "Twinnings": 472, "lion-5": 553, "lizard-16": 322, "microphone-6": 1108, "person-7": 2111,
     "pool-4": 146, "tank-17": 627, "tiger-6": 118,
 }  # fmt: skip
 """Lines of the published ground truth of OTB and LaSOT without a valid box. These frames are not evaluated."""
-EMPTY_TARGET = "Human4-1"
-"""OTB's target whose published ground truth is an empty file. OTB evaluates Human4-2 instead."""
+EMPTY_TARGET = "Human4-1"  # OTB's target whose published ground truth is an empty file. OTB evaluates Human4-2 instead
 INVISIBLE_FILES = ("absence.label", "full_occlusion.txt", "out_of_view.txt")
 """Files of GOT-10k and LaSOT with a 1 for every frame in which the target is not visible."""
 GOT10K_FRAME_RATE = 10.0
-ORIGIN = np.array([1, 1, 0, 0], np.float64)
-"""The upper left corner of the image is (1, 1) in the files and (0, 0) in this package."""
+ORIGIN = np.array([1, 1, 0, 0], np.float64)  # the upper left corner of the image is (1, 1) in the files, (0, 0) here
 DECIMALS = 4
 
 
@@ -87,16 +84,8 @@ def open_box_sequences(
     """Return loaders of the sequences by name. Two targets in one video, such as Jogging-1 and -2, are two sequences.
 
     ``ground_truth`` is NaN in frames where the labels of GOT-10k or LaSOT mark the target as not visible. Of OTB's
-    sequences only the frames of its evaluation are loaded, such as 300 to 770 of David and 6 to 354 of Tiger1.
-
-    Args:
-        data: folder in the layout of OTB, of one split of GOT-10k, or of LaSOT, at most two levels deep; or the folder
-            of one sequence.
-        names: names or patterns of the sequences to load; None loads all.
-
-    Raises:
-        InputError: the folder does not exist or has no sequences, two sequences have the same name, there is more than
-            one split, or a name is unknown.
+    sequences only the frames of its evaluation are loaded, such as 300 to 770 of David and 6 to 354 of Tiger1. ``data``
+    has the layout of OTB, of one split of GOT-10k, or of LaSOT, at most two levels deep, or is one sequence.
     """
     path = Path(data).expanduser()
     check_folder(path)
@@ -254,25 +243,19 @@ def _invalid(boxes: Boxes) -> NDArray[np.bool_]:
     return np.asarray(~np.isfinite(boxes).all(axis=1) | ~(boxes[:, 2:] > 0).all(axis=1))
 
 
-def write_boxes(folder: Path, name: str, boxes: Boxes) -> Path:
+def write_boxes(folder: Path, name: str, boxes: Boxes) -> None:
     """Write boxes (frames, 4) to ``NAME.txt`` as OTB's toolkits read them: x,y,w,h per line, 1-based, four decimals.
 
-    Compute metrics from the boxes that ``read_boxes`` returns, so that rounding is the same in a resumed run. Returns
-    the file. Raises ValueError if the boxes are not finite or have no area.
+    Compute metrics from the boxes that ``read_boxes`` returns, so that rounding is the same in a resumed run.
     """
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes) or _invalid(boxes.round(DECIMALS)).any():
-        raise ValueError(f"boxes: expected finite boxes with an area, (frames, 4), for {name}, got {boxes.shape}")
-    file = folder / f"{name}.txt"
-    with atomic_write(file) as temporary:
+    if _invalid(boxes.round(DECIMALS)).any():
+        raise ValueError(f"boxes: expected finite boxes with an area for {name}")
+    with atomic_write(folder / f"{name}.txt") as temporary:
         np.savetxt(temporary, boxes + ORIGIN, fmt=f"%.{DECIMALS}f", delimiter=",")
-    return file
 
 
 def read_boxes(folder: Path, name: str) -> Boxes:
-    """Read ``NAME.txt`` of ``write_boxes`` or of another toolkit, (frames, 4). The caller checks the number of boxes.
-
-    Raises SequenceError if the file is missing or a line is damaged.
-    """
+    """Read ``NAME.txt`` of ``write_boxes`` or of another toolkit, (frames, 4); the caller checks their number."""
     table = _read_boxes(folder / f"{name}.txt")
     table.check(~_invalid(table.values), "a box with an area")
     return np.asarray((table.values - ORIGIN).round(DECIMALS))

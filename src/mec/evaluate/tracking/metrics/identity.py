@@ -16,24 +16,17 @@ from numpy.typing import NDArray
 
 from mec.errors import InputError
 from mec.evaluate.tracking.datasets.motchallenge import PEDESTRIAN, BoxGroundTruth
-from mec.evaluate.tracking.datasets.mots import MaskGroundTruth
-from mec.evaluate.tracking.datasets.mots_format import CLASSES, remove_overlaps
+from mec.evaluate.tracking.datasets.mots import CLASSES, MaskGroundTruth, remove_overlaps
 from mec.evaluate.tracking.sequences import DetectionSequence, Scores, Tracks
 
 FRACTIONS = ("HOTA", "DetA", "AssA", "IDF1", "IDP", "IDR", "MOTA", "MOTP")
-COUNTS = {"ID switches": "IDSW", "Frag": "Frag", "FP": "CLR_FP", "FN": "CLR_FN"}
-"""Columns, and trackeval's names."""
-CLASS = "pedestrian"
-"""trackeval's class under which all objects are evaluated: its rules for cars are the same."""
+COUNTS = {"ID switches": "IDSW", "Frag": "Frag", "FP": "CLR_FP", "FN": "CLR_FN"}  # columns, and trackeval's names
+CLASS = "pedestrian"  # trackeval's class under which all objects are evaluated: its rules for cars are the same
 
 
 @dataclass(frozen=True)
 class SequenceSimilarities:
-    """Ids and similarities of one sequence, frame by frame, after the preprocessing of its benchmark.
-
-    ground_truth_ids, track_ids: for each frame, the id of each object; no id occurs twice.
-    similarities: one matrix per frame, (ground truth objects, tracked objects) in [0, 1].
-    """
+    """Ids and similarities (ground truth objects, tracked objects) of each frame, preprocessed."""
 
     ground_truth_ids: Sequence[NDArray[np.int64]]
     track_ids: Sequence[NDArray[np.int64]]
@@ -52,7 +45,7 @@ def box_similarities(sequence: DetectionSequence, tracks: Tracks) -> SequenceSim
     """Return the ids and IoUs after MOTChallenge's preprocessing, which keeps only annotated pedestrians with a flag.
 
     By the rules of MOT16, MOT17 and MOT20, a tracked box that matches a person on a vehicle, a standing person, a
-    distractor or a reflection is removed. ``read_ground_truth`` decides which rules apply.
+    distractor or a reflection is removed.
     """
     ground_truth: BoxGroundTruth = sequence.ground_truth
     details = {
@@ -92,12 +85,8 @@ def _preprocess(
     details: dict[str, Any],
 ) -> SequenceSimilarities:
     """Apply the rules of one of trackeval's datasets. ``details`` are further fields of its data."""
-    true_ids = sequence.ground_truth.ids
-    if len(tracks) != len(true_ids):
-        raise ValueError(f"{sequence.name}: expected tracks of {len(true_ids)} frames, got {len(tracks)}")
     track_ids = [frame.ids for frame in tracks if frame.ids is not None]
-    if len(track_ids) != len(tracks):
-        raise ValueError(f"{sequence.name}: expected tracks with ids")
+    assert len(track_ids) == len(tracks)
     with TemporaryDirectory() as folder:  # trackeval requires files although none is read
         Path(folder, "gt.txt").touch()
         config = {
@@ -109,7 +98,7 @@ def _preprocess(
     raw = {
         "num_timesteps": len(tracks),
         "seq": sequence.name,
-        "gt_ids": contiguous_ids(true_ids),
+        "gt_ids": contiguous_ids(sequence.ground_truth.ids),
         "gt_dets": true_objects,
         "tracker_ids": contiguous_ids(track_ids),
         "tracker_dets": tracked_objects,
@@ -123,17 +112,14 @@ def _preprocess(
 def identity_scores(sequences: Mapping[str, SequenceSimilarities], hota: bool = True) -> Scores:
     """Compute a row for each sequence, and "all" from the summed counts of the sequences, not from the mean of rows.
 
-    Fractions are in [0, 1]; MOTA may be negative. HOTA, DetA and AssA are means over the thresholds 0.05, 0.10, ...
-    0.95; the others use 0.5. Without ``hota``, these three are omitted, which take most of the time. Undefined values
-    are 0: all fractions if there is no ground truth or no track.
-
-    Raises:
-        ValueError: similarities have another shape than the ids, or an id occurs twice in a frame.
+    HOTA, DetA and AssA are means over the thresholds 0.05, 0.10, ... 0.95; the others use 0.5. Without ``hota``, these
+    three are omitted, which take most of the time. Undefined values are 0: all fractions if there is no ground truth or
+    no track.
     """
     library = import_trackeval().metrics
     quiet = {"PRINT_CONFIG": False}
     metrics = [library.CLEAR(dict(quiet)), library.Identity(dict(quiet)), *([library.HOTA()] if hota else [])]
-    inputs = {name: _trackeval_input(name, sequence) for name, sequence in sequences.items()}
+    inputs = {name: _trackeval_input(sequence) for name, sequence in sequences.items()}
     rows: dict[str, dict[str, Any]] = {name: {} for name in [*inputs, "all"]}
     for metric in metrics:
         results = {name: metric.eval_sequence(data) for name, data in inputs.items()}
@@ -148,13 +134,7 @@ def identity_scores(sequences: Mapping[str, SequenceSimilarities], hota: bool = 
     }
 
 
-def _trackeval_input(name: str, sequence: SequenceSimilarities) -> dict[str, Any]:
-    frames = zip(sequence.ground_truth_ids, sequence.track_ids, sequence.similarities, strict=True)
-    for number, (ground_truth_ids, track_ids, similarities) in enumerate(frames, 1):
-        if similarities.shape != (expected := (len(ground_truth_ids), len(track_ids))):
-            raise ValueError(f"{name}: frame {number}: expected similarities of {expected}, got {similarities.shape}")
-        if any(len(np.unique(ids)) < len(ids) for ids in (ground_truth_ids, track_ids)):
-            raise ValueError(f"{name}: frame {number} has an id twice")
+def _trackeval_input(sequence: SequenceSimilarities) -> dict[str, Any]:
     data: dict[str, Any] = {"num_timesteps": len(sequence.similarities), "similarity_scores": sequence.similarities}
     for key, all_ids in (("gt", sequence.ground_truth_ids), ("tracker", sequence.track_ids)):
         frame_ids = contiguous_ids(all_ids)

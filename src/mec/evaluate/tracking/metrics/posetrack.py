@@ -17,19 +17,16 @@ from numpy.typing import NDArray
 
 from mec.evaluate.tracking.datasets.posetrack import PoseGroundTruth
 from mec.evaluate.tracking.metrics.identity import SequenceSimilarities, identity_scores
-from mec.evaluate.tracking.sequences import DetectionSequence, Scores, Tracks
-from mec.evaluate.tracking.skeletons import JOINTS
+from mec.evaluate.tracking.sequences import JOINTS, DetectionSequence, Scores, Tracks
 
-MAX_DISTANCE = 0.5
-"""Distance in head sizes up to which a joint is correct."""
+MAX_DISTANCE = 0.5  # distance in head sizes up to which a joint is correct
 BODY_PARTS = {
     "head": ("head_top", "head_bottom", "nose"),
     **{part: (f"right_{part}", f"left_{part}") for part in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")},
 }
 
 Floats = NDArray[np.float64]
-FrameSimilarities = tuple[NDArray[np.int64], NDArray[np.int64], Floats]
-"""Ids of the ground truth, ids of the tracks, and their similarities (ground truth, tracks), in one frame."""
+FrameSimilarities = tuple[NDArray[np.int64], NDArray[np.int64], Floats]  # ids of ground truth and tracks, similarities
 
 
 @dataclass(frozen=True)
@@ -57,8 +54,8 @@ def pose_similarities(sequence: DetectionSequence, tracks: Tracks) -> PoseSimila
         if not frame.annotated:
             continue
         true_poses, poses = (_hide_ignored(objects.poses, frame.ignored) for objects in (frame.objects, tracked))
-        if frame.objects.ids is None or tracked.ids is None:
-            raise ValueError("expected tracks with ids")
+        assert frame.objects.ids is not None
+        assert tracked.ids is not None
         true_visible, visible = true_poses[..., 2] > 0, poses[..., 2] > 0
         # with a head of size 0, only distance 0 is correct
         head_sizes = np.maximum(frame.head_sizes, np.finfo(float).tiny)[:, None, None]
@@ -77,15 +74,12 @@ def pose_similarities(sequence: DetectionSequence, tracks: Tracks) -> PoseSimila
 
 
 def _join_frames(frames: Sequence[FrameSimilarities]) -> SequenceSimilarities:
-    return SequenceSimilarities(
-        [ids for ids, _, _ in frames], [ids for _, ids, _ in frames], [similarities for _, _, similarities in frames]
-    )
+    return SequenceSimilarities([f[0] for f in frames], [f[1] for f in frames], [f[2] for f in frames])
 
 
 def _hide_ignored(poses: Floats | None, ignored: Iterable[Floats]) -> Floats:
     """Return a copy of the poses (k, joints, 3) in which joints within ignored polygons are invisible."""
-    if poses is None:
-        raise ValueError("expected tracks with poses")
+    assert poses is not None
     poses = poses.copy()
     for polygon in ignored:
         poses[..., 2] *= ~_inside(poses[..., :2], polygon)
@@ -102,18 +96,13 @@ def _inside(points: Floats, polygon: Floats) -> NDArray[np.bool_]:
 
 
 def pose_scores(sequences: Mapping[str, PoseSimilarities]) -> Scores:
-    """Compute a row for each of at least one sequence, and "all".
+    """Compute a row for each of at least one sequence, and "all". Undefined values are 0.
 
-    MOTA, MOTP: computed for each kind of joint, from counts summed over the sequences of the row; then the mean over
-        the kinds that occur in the ground truth. MOTP is the mean of 1 minus the distance, in head sizes, of correct
-        joints.
-    MOTA head, MOTA wrist, ...: the same mean over the kinds of joints of a body part.
-    IDF1: computed for each kind of joint in each sequence where it is annotated or tracked; mean over sequences, then
-        over kinds, as in UniTrack.
-    ID switches: summed over all kinds of joints and all sequences, as in UniTrack.
-    person HOTA, person IDF1, person ID switches: computed for whole persons, who match if half of their joints do.
-
-    Undefined values are 0.
+    MOTA and MOTP (the mean of 1 minus the distance, in head sizes, of correct joints) are computed for each kind of
+    joint, from counts summed over the sequences of the row; then the mean over the kinds that occur in the ground
+    truth, or over those of a body part. As in UniTrack, IDF1 is computed for each kind of joint in each sequence where
+    it is annotated or tracked, the mean is over sequences, then over kinds; ID switches are summed over all. Whole
+    persons match if half of their joints do.
     """
     joints = range(len(JOINTS))
     joint_scores = [

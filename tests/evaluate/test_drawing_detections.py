@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mec.evaluate.detection.datasets.annotations import Detections, Rle
-from mec.evaluate.drawing.detections import draw_detections, label_color
+from mec.evaluate.drawing import draw_detections, label_color
 
 Pixels = NDArray[np.uint8]
 CATEGORIES = ["cat", "dog", "cow"]
@@ -168,7 +168,7 @@ def test_successive_label_colors_differ_and_text_is_readable() -> None:
 def test_rows_of_a_grid_have_one_height(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the width 318, 300 are left for 1:1 and 2:1, so the height is 100. The single 1:1 image of the last row is as
     high as two of them in a row, 150."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     from image_grid import GRID_GAP, image_grid
 
     assert GRID_GAP == 6

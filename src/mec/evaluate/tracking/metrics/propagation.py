@@ -1,31 +1,76 @@
-"""J&F, the metrics of DAVIS (Perazzi et al. 2016): region similarity J and contour accuracy F.
+"""Metrics of the propagation of one box (``sot``, OTB) or of masks (``vos``, DAVIS).
 
-trackeval is not used for these. Its F needs scikit-image and an OpenCV with GUI libraries, which servers lack; it
-matches objects by overlap although their ids are given; and its decay counts frames in 8 bits.
+OTB's one-pass evaluation (Wu, Lim and Yang, CVPR 2013 and PAMI 2015): success is the fraction of frames whose IoU is
+above a threshold, precision that of frames whose centers are within a distance. All frames with a ground truth box are
+evaluated, also the first one. OTB's own toolkit counts a frame as a failure of every tracker if its ground truth box
+begins left of or above the image; that concerns 8 of 59,040 frames, which are evaluated normally here.
+
+J&F of DAVIS (Perazzi et al. 2016), region similarity J and contour accuracy F, without trackeval: its F needs
+scikit-image and an OpenCV with GUI libraries, which servers lack; it matches objects by overlap although their ids are
+given; and its decay counts frames in 8 bits.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from mec.engine.progress import ProgressBar
-from mec.evaluate.tracking.sequences import VOID, Labels, MaskSequence, Scores
+from mec.evaluate.tracking.sequences import VOID, Boxes, BoxSequence, Labels, MaskSequence, Scores
 
 logger = logging.getLogger("mec")
 
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+IOU_THRESHOLDS = np.arange(21) / 20
+MAX_DISTANCE = 20  # pixels
 COLUMNS = ("J&F", "J mean", "J recall", "J decay", "F mean", "F recall", "F decay")
 RECALL_THRESHOLD = 0.5
 QUARTERS = 4
-CONTOUR_TOLERANCE = 0.008
-"""Distance between matching contour pixels, as a fraction of the image diagonal, rounded up to pixels."""
+CONTOUR_TOLERANCE = 0.008  # distance of matching contour pixels, a fraction of the image diagonal, rounded up to pixels
 
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
+
+def paired_iou(ground_truth: Boxes, boxes: Boxes) -> Floats:
+    """Return the IoU (frames,) of the boxes of each frame; NaN where a box is NaN, 0 where neither has an area."""
+    low = np.maximum(ground_truth[:, :2], boxes[:, :2])
+    high = np.minimum(ground_truth[:, :2] + ground_truth[:, 2:], boxes[:, :2] + boxes[:, 2:])
+    intersection = (high - low).clip(0).prod(axis=1)
+    union = ground_truth[:, 2:].prod(axis=1) + boxes[:, 2:].prod(axis=1) - intersection
+    # without clipping, rounding puts equal boxes above the threshold of 1
+    return np.asarray((intersection / np.where(union == 0, 1, union)).clip(0, 1))
+
+
+def box_metrics(ground_truth: Boxes, boxes: Boxes) -> dict[str, float]:
+    """Return AUC and precision. Frames without ground truth are ignored.
+
+    AUC is the mean over the thresholds of the fraction of frames with a larger IoU, at most 20/21; precision is the
+    fraction of frames whose centers are at most 20 pixels apart.
+    """
+    evaluated = ~np.isnan(ground_truth).any(axis=1)
+    ground_truth, boxes = ground_truth[evaluated], boxes[evaluated]
+    success = (paired_iou(ground_truth, boxes)[:, None] > IOU_THRESHOLDS).mean(axis=0)
+    offsets = (boxes[:, :2] + boxes[:, 2:] / 2) - (ground_truth[:, :2] + ground_truth[:, 2:] / 2)
+    precision = (np.hypot(offsets[:, 0], offsets[:, 1]) <= MAX_DISTANCE).mean()
+    return {"AUC": float(success.mean()), "precision": float(precision)}
+
+
+def box_scores(sequences: Sequence[BoxSequence], tracks: Mapping[str, Boxes]) -> Scores:
+    """Compute a row for each sequence, then means: over sequences with an attribute, as "OCC (3)" for 3, and "all"."""
+    by_sequence = {sequence.name: box_metrics(sequence.ground_truth, tracks[sequence.name]) for sequence in sequences}
+    scores = dict(by_sequence)
+    for attribute in sorted({attribute for sequence in sequences for attribute in sequence.attributes}):
+        rows = [by_sequence[sequence.name] for sequence in sequences if attribute in sequence.attributes]
+        scores[f"{attribute} ({len(rows)})"] = _mean(rows)
+    scores["all"] = _mean(list(by_sequence.values()))
+    return scores
+
+
+def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {column: float(np.mean([row[column] for row in rows])) for column in rows[0]}
 
 
 def mask_scores(sequences: Sequence[MaskSequence], tracks: Callable[[MaskSequence], Sequence[Labels]]) -> Scores:
@@ -34,18 +79,9 @@ def mask_scores(sequences: Sequence[MaskSequence], tracks: Callable[[MaskSequenc
     The objects are those of the first mask; each is compared with the prediction of the same label. The first frame,
     the last frame, and frames without ground truth are not evaluated. Void pixels are removed from both masks, as in
     DAVIS's unsupervised evaluation; the data of its semi-supervised one, which takes void for background, has none. An
-    object that is in neither mask counts as correct.
-
-    ``tracks`` returns the labels of every frame of a sequence.
-
-    Returns:
-        Fractions. Recall is the fraction of frames above 0.5; decay is the mean of the first quarter of the frames
-        minus that of the last. A sequence without evaluated frames is logged and has no row. Without any rows there is
-        no "all".
-
-    Raises:
-        ValueError: the number of labels differs from that of the frames, or their size is another one.
-        SequenceError: the ground truth cannot be read.
+    object that is in neither mask counts as correct. Recall is the fraction of frames above 0.5; decay is the mean of
+    the first quarter of the frames minus that of the last. A sequence without evaluated frames is logged and has no
+    row; without any rows there is no "all".
     """
     by_sequence: dict[str, Floats] = {}
     with ProgressBar("comparing masks", len(sequences), unit="sequences") as progress:
@@ -65,19 +101,14 @@ def mask_scores(sequences: Sequence[MaskSequence], tracks: Callable[[MaskSequenc
 
 def _frame_values(sequence: MaskSequence, tracks: Sequence[Labels]) -> Floats:
     """Return J and F of each frame and object, (frames, objects, 2)."""
-    if len(tracks) != len(sequence.names):
-        raise ValueError(f"{sequence.name}: expected labels of {len(sequence.names)} frames, got {len(tracks)}")
     first = sequence.ground_truth(0)
     assert first is not None
     ids = [label for label in np.unique(first).tolist() if label not in (0, VOID)]
     rows = []
-    for i in range(1, len(tracks) - 1):
+    for i in range(1, len(sequence.names) - 1):
         ground_truth = sequence.ground_truth(i)
         if ground_truth is None:
             continue
-        shape = ground_truth.shape
-        if tracks[i].shape != shape:
-            raise ValueError(f"{sequence.name}: expected labels of {shape}, got {tracks[i].shape} in frame {i}")
         labels = np.where(ground_truth == VOID, 0, tracks[i])
         pairs = ((ground_truth == object_id, labels == object_id) for object_id in ids)
         rows.append([(region_similarity(*masks), contour_accuracy(*masks)) for masks in pairs])

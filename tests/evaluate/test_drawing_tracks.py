@@ -10,8 +10,7 @@ from faster_coco_eval import mask as rle
 from numpy.typing import NDArray
 from PIL import Image
 
-from mec.evaluate.drawing.detections import label_color
-from mec.evaluate.drawing.tracks import GROUND_TRUTH_COLOR, NO_ID_COLOR, draw_labels, draw_objects
+from mec.evaluate.drawing import GROUND_TRUTH_COLOR, NO_ID_COLOR, draw_labels, draw_objects, label_color
 from mec.evaluate.tracking.sequences import RLE, VOID, Frame, FrameObjects, read_frame
 
 GRAY = 90

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from mec.errors import InputError
-from mec.evaluate.drawing import video as drawing_video
-from mec.evaluate.drawing.video import VideoWriter, check_video_path
-from mec.evaluate.tracking.datasets.video import open_frames
+from mec.evaluate.tracking.datasets import video as datasets_video
+from mec.evaluate.tracking.datasets.video import VideoWriter, check_video_path, open_frames
 from mec.evaluate.tracking.sequences import Frame
 
 GRAY = 90
@@ -31,7 +30,7 @@ def video_path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("encoders", [("libx264",), ("mpeg4",)])
 def test_written_frames_are_read_back(video_path: Path, encoders: tuple[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Use H.264 or MPEG-4, at the frame rate of NTSC."""
-    monkeypatch.setattr(drawing_video, "VIDEO_ENCODERS", encoders)
+    monkeypatch.setattr(datasets_video, "VIDEO_ENCODERS", encoders)
     with VideoWriter(video_path, 30000 / 1001) as video:
         for i in range(10):
             video.add(patches(i))

@@ -1,1 +1,0 @@
-"""Draw detections, tracks and masks on images and videos."""
