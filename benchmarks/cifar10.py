@@ -32,13 +32,12 @@ from mec.data.analysis import load_into_memory
 from mec.data.datasets.arrays import data_home
 from mec.data.transforms.multi_view import TwoViews
 from mec.embedding.extract import feature_function
-from mec.evaluate.accuracy import accuracies
-from mec.evaluate.features import Features
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import fast_probe_accuracies
+from mec.evaluate.task import Features, accuracies
 from mec.files import atomic_write
 from mec.models.encoder import Encoder, create_encoder
-from mec.pretraining.schedules import lr_factor
+from mec.pretraining.module import lr_factor
 from methods import METHODS, Method, Network, apply_lars
 
 CHECKPOINT_INTERVAL = 60

@@ -16,11 +16,9 @@ from rich.table import Table
 
 import mec
 from machine import write
-from mec.evaluate.accuracy import accuracies
-from mec.evaluate.features import features_of
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import fast_probe_accuracies
-from mec.evaluate.task import open_task
+from mec.evaluate.task import accuracies, features_of, open_task
 from mec.pretraining import OptimizerSettings, ProjectorSettings
 from mec.results import Stopwatch
 

@@ -14,8 +14,7 @@ from rich.table import Table
 import mec
 from machine import write
 from mec.demo import measure
-from mec.evaluate.features import features_of
-from mec.evaluate.task import open_task
+from mec.evaluate.task import features_of, open_task
 from mec.results import Stopwatch
 
 

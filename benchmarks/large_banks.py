@@ -12,9 +12,9 @@ from rich.table import Table
 
 from machine import Memory, write
 from mec.embedding import extract
-from mec.evaluate.features import Features
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import fast_probe_accuracies
+from mec.evaluate.task import Features
 from mec.results import Stopwatch
 
 BLOCK = 50_000

@@ -17,10 +17,8 @@ from torch import nn
 import mec
 from machine import write
 from mec import evaluate
-from mec.evaluate.accuracy import accuracies, ranking
-from mec.evaluate.features import Features, features_of
 from mec.evaluate.supervised import PAPER_PROBE, Classifier, overridden
-from mec.evaluate.task import open_task
+from mec.evaluate.task import Features, accuracies, features_of, open_task, ranking
 from mec.models import Encoder
 from mec.results import Stopwatch
 

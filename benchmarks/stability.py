@@ -25,11 +25,9 @@ import mec
 from machine import write
 from mec.data import PixelFormat
 from mec.data.analysis import load_into_memory
-from mec.evaluate.accuracy import accuracies
-from mec.evaluate.features import features_of
 from mec.evaluate.few_shot import class_mean_scores
 from mec.evaluate.knn import knn_ranking
-from mec.evaluate.task import open_task
+from mec.evaluate.task import accuracies, features_of, open_task
 from mec.pretraining import ObjectiveSettings, OptimizerSettings, ProjectorSettings, Recipe, TeacherSettings
 
 

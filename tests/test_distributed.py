@@ -12,9 +12,10 @@ from mec import distributed
 from mec.distributed import SINGLE_PROCESS, ProcessGroup, process_group
 from mec.embedding.extract import feature_table
 from mec.errors import InputError
-from tests.evaluate.multi_process import environment, launch
+from tests.evaluate.multi_process import launch
+from tests.processes import needs_gloo, torchrun_environment
 
-pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+pytestmark = needs_gloo
 
 
 def slurm_environment(rank: int, count: int, port: int) -> dict[str, str]:
@@ -43,7 +44,7 @@ def test_a_single_process_initializes_no_group() -> None:
         assert group.gather_rows(rows, torch.empty) is rows
 
 
-@pytest.mark.parametrize("environment_of", [environment, slurm_environment])
+@pytest.mark.parametrize("environment_of", [torchrun_environment, slurm_environment])
 def test_processes_of_torchrun_and_slurm_form_a_group(tmp_path: Path, environment_of: Any) -> None:
     def work(rank: int) -> Any:
         with process_group() as group:
@@ -150,5 +151,5 @@ def test_processes_that_do_not_start_in_time_are_an_input_error(
         except InputError as error:
             return str(error)
 
-    (result,) = launch(1, work, tmp_path, lambda rank, count, port: environment(0, 2, port))
+    (result,) = launch(1, work, tmp_path, lambda rank, count, port: torchrun_environment(0, 2, port))
     assert result.value.startswith("processes: expected 2 processes at 127.0.0.1:")

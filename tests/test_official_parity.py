@@ -13,7 +13,7 @@ from torch import nn
 
 from mec.coding import MECLoss, cross_coding_rate, spectral_norm
 from mec.models import Predictor, Projector, Siamese
-from mec.pretraining.schedules import distortion_at, lr_factor, teacher_momentum
+from mec.pretraining.module import distortion_at, lr_factor, teacher_momentum
 from tests.conftest import GOLDEN, SHARED
 
 Reference = dict[str, np.ndarray]

@@ -19,51 +19,26 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_LAZY_IMPORTS = {
-    "Encoder": "mec.models",
-    "MECLoss": "mec.coding",
-    "Recipe": "mec.pretraining",
-    "Run": "mec.pretraining",
-    "TwoViews": "mec.data",
-    "coding_length": "mec.coding",
-    "coding_rate": "mec.coding",
-    "create_encoder": "mec.models",
-    "cross_coding_rate": "mec.coding",
-    "embed": "mec.embedding.embed",
-    "export": "mec.models.export",
-    "load_encoder": "mec.models",
-    "load_recipe": "mec.pretraining",
-    "open_dataset": "mec.data",
-    "pretrain": "mec.pretraining",
-    "save_encoder": "mec.models",
-    "contact_sheet": "mec.pretraining",
+_MODULES = {
+    "mec.coding": ("MECLoss", "coding_length", "coding_rate", "cross_coding_rate"),
+    "mec.data": ("TwoViews", "open_dataset"),
+    "mec.embedding.embed": ("embed",),
+    "mec.models": ("Encoder", "create_encoder", "load_encoder", "save_encoder"),
+    "mec.models.export": ("export",),
+    "mec.pretraining": ("Recipe", "Run", "contact_sheet", "load_recipe", "pretrain"),
 }
 
 __all__ = [
-    "Encoder",
-    "MECLoss",
-    "Recipe",
-    "Run",
-    "TwoViews",
-    "coding_length",
-    "coding_rate",
-    "contact_sheet",
-    "create_encoder",
-    "cross_coding_rate",
-    "embed",
-    "evaluate",
-    "export",
-    "load_encoder",
-    "load_recipe",
-    "open_dataset",
-    "pretrain",
-    "save_encoder",
-]
+    "Encoder", "MECLoss", "Recipe", "Run", "TwoViews", "coding_length", "coding_rate", "contact_sheet",
+    "create_encoder", "cross_coding_rate", "embed", "evaluate", "export", "load_encoder", "load_recipe",
+    "open_dataset", "pretrain", "save_encoder",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name in ("evaluate", "pretraining"):
         return importlib.import_module(f"mec.{name}")
-    if name in _LAZY_IMPORTS:
-        return getattr(importlib.import_module(_LAZY_IMPORTS[name]), name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module 'mec' has no attribute {name!r}")

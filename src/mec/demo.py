@@ -18,12 +18,10 @@ from sklearn.manifold import TSNE
 
 from mec.data import ImageDataset, open_dataset
 from mec.errors import InputError
-from mec.evaluate.accuracy import accuracies
-from mec.evaluate.features import Features, features_of
 from mec.evaluate.few_shot import few_shot_metrics
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import fast_probe_accuracies
-from mec.evaluate.task import Task, open_task
+from mec.evaluate.task import Features, Task, accuracies, features_of, open_task
 from mec.files import atomic_write
 from mec.pretraining import load_recipe, pretrain
 from mec.pretraining.run_folder import contains_run

@@ -52,11 +52,7 @@ logging.getLogger("mec").addFilter(lambda record: is_rank_zero())
 class ProcessGroup:
     """Processes that share the work of one evaluation. The default is a single process.
 
-    Attributes:
-        rank: rank of this process.
-        world_size: number of processes.
-        local_rank: rank of this process on its machine.
-        gloo: group of torch.distributed for CPU tensors, None for a single process.
+    ``local_rank`` is the rank on this machine, ``gloo`` a group of torch.distributed for CPU tensors.
     """
 
     rank: int = 0
@@ -64,20 +60,24 @@ class ProcessGroup:
     local_rank: int = 0
     gloo: Any = None
 
-    def all_gather(self, value: T) -> list[T]:
-        """Return the values of all processes, in rank order.
-
-        Raises:
-            InputError: another process has raised it.
-        """
-        return self._all_gather(value, None)
+    def all_gather(self, value: T, error_message: str | None = None) -> list[T]:
+        """Return the values of all processes, in rank order; or raise an InputError in all, if any has a message."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, (error_message, value), group=self.gloo)
+        for message, _ in gathered:
+            if message is not None:
+                error = InputError(message)
+                error.on_all_ranks = True
+                raise error
+        return [value for _, value in gathered]
 
     def broadcast(self, value: T) -> T:
         """Return the value of rank 0 in all processes."""
         return self.all_gather(value if self.rank == 0 else None)[0]  # type: ignore[return-value]
 
     def barrier(self) -> None:
-        """Wait for all processes."""
         self.all_gather(None)
 
     @contextmanager
@@ -90,10 +90,8 @@ class ProcessGroup:
             self.barrier()
 
     def slice(self, length: int, batch_size: int) -> slice:
-        """Return the contiguous slice of ``length`` images that this process reads.
-
-        It consists of whole batches, so that all processes together make the same batches as a single one.
-        """
+        """Return the slice of ``length`` images that this process reads: whole batches, so that all processes together
+        make the same batches as a single one."""
         num_batches = -(-length // batch_size)
         start, stop = (-(-r * num_batches // self.world_size) * batch_size for r in (self.rank, self.rank + 1))
         return slice(min(start, length), min(stop, length))
@@ -101,9 +99,7 @@ class ProcessGroup:
     def gather_rows(self, rows: Tensor, allocate: Callable[[int, int], Tensor]) -> Tensor:
         """Concatenate the rows (n, d) of all processes on rank 0, in rank order. Other ranks return their own rows.
 
-        Args:
-            rows: rows of this process, sent in blocks of ``ROWS_PER_MESSAGE``. d may be 0 if n is 0.
-            allocate: ``allocate(n, d)`` returns an uninitialized (n, d) tensor for the result on rank 0.
+        d may be 0 if n is 0. ``allocate(n, d)`` returns an uninitialized (n, d) tensor for the result.
         """
         if self.world_size == 1:
             return rows
@@ -122,23 +118,6 @@ class ProcessGroup:
             num_filled += n
         return table
 
-    def raise_in_all(self, error: InputError) -> None:
-        """Raise ``error`` in all processes, unless all have raised it already."""
-        if self.world_size > 1 and not error.on_all_ranks:
-            self._all_gather(None, str(error))
-
-    def _all_gather(self, value: T, error_message: str | None) -> list[T]:
-        if self.world_size == 1:
-            return [value]
-        gathered: list[Any] = [None] * self.world_size
-        dist.all_gather_object(gathered, (error_message, value), group=self.gloo)
-        for message, _ in gathered:
-            if message is not None:
-                error = InputError(message)
-                error.on_all_ranks = True
-                raise error
-        return [value for _, value in gathered]
-
 
 SINGLE_PROCESS = ProcessGroup()
 
@@ -156,10 +135,11 @@ def process_group() -> Iterator[ProcessGroup]:
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     owns_group = False
-    if not _initialized() and (environment := _detect_environment()) is not None:
+    initialized = dist.is_available() and dist.is_initialized()
+    if not initialized and (environment := _detect_environment()) is not None:
         _init_process_group(environment)
-        owns_group, local_rank = True, environment.local_rank()
-    if not _initialized() or dist.get_world_size() == 1:
+        owns_group, initialized, local_rank = True, True, environment.local_rank()
+    if not initialized or dist.get_world_size() == 1:
         yield SINGLE_PROCESS
         return
     group = ProcessGroup(dist.get_rank(), dist.get_world_size(), local_rank, _gloo_group(dist.group.WORLD))
@@ -167,15 +147,12 @@ def process_group() -> Iterator[ProcessGroup]:
         yield group
         group.barrier()
     except InputError as error:
-        group.raise_in_all(error)
+        if not error.on_all_ranks:
+            group.all_gather(None, str(error))  # raises in all processes
         raise
     finally:
         if owns_group:
             dist.destroy_process_group()
-
-
-def _initialized() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 def _detect_environment() -> Any:
@@ -188,10 +165,8 @@ def _detect_environment() -> Any:
                     environment = environment_type()
                     return environment if environment.world_size() > 1 else None
     except (RuntimeError, KeyError, ValueError) as error:
-        message = " ".join(str(error).split())
-        raise InputError(
-            f"processes: expected the environment variables of torchrun or SLURM, got {message}"
-        ) from error
+        message = "processes: expected the environment variables of torchrun or SLURM, got "
+        raise InputError(message + " ".join(str(error).split())) from error
     return None
 
 

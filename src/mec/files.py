@@ -34,14 +34,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 class StepCsv:
     """A .csv file with a column ``step``, to which a training appends rows.
 
-    Args:
-        path: the file. A resumed training first removes the rows that it will write again, and a last row that a full
-            disk cut short.
-        columns: names of the columns; ``step`` is one of them.
-        first_step: rows of this step and later ones are removed.
-
-    Attributes:
-        earlier: the rows that were kept.
+    A resumed training first removes the rows from ``first_step`` on, which it will write again, and a last row that a
+    full disk cut short. ``earlier`` are the rows that were kept.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], first_step: int) -> None:

@@ -2,49 +2,25 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
-TIME_LIMIT = 240.0
-multiprocessing.set_forkserver_preload(["torch"])  # imported once, not by each process
-
-needs_gloo = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+from tests.processes import run_ranks
 
 
 def run_in_processes(worker: Callable[[int], Any], processes: int, folder: Path) -> list[Any]:
     """Return the values of ``worker(rank)``, by rank. Processes that hang are killed."""
-    context = mp.start_processes(
-        _run, args=(worker, processes, str(folder)), nprocs=processes, join=False, start_method="forkserver"
-    )
-    deadline = time.monotonic() + TIME_LIMIT
-    try:
-        while not context.join(timeout=1):
-            assert time.monotonic() < deadline, "the processes hang"
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
+    run_ranks(processes, _run, worker, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
-def _run(rank: int, worker: Callable[[int], Any], processes: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meeting",
-        rank=rank,
-        world_size=processes,
-        timeout=timedelta(seconds=TIME_LIMIT / 2),
-    )
-    torch.save(worker(rank), f"{folder}/{rank}.pt")
+def _run(rank: int, worker: Callable[[int], Any], folder: Path) -> None:
+    dist.init_process_group("gloo", timeout=timedelta(minutes=2))
+    torch.save(worker(rank), folder / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

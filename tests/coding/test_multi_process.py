@@ -12,9 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mec.coding import MECLoss, health
 from tests.pairwise import pairwise
+from tests.processes import needs_gloo
 
 from . import reference
-from .processes import needs_gloo, run_in_processes
+from .processes import run_in_processes
 
 PROCESSES, INPUTS, EPS = 2, 7, 0.4
 SIZES = [(12, 5), (8, 12), (8, 20)]  # global m and d: feature side; feature side in the pooled form only; batch side

@@ -11,9 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mec.coding import MECLoss, cost, health
 from mec.coding.cost import Plan, cheapest_plan, estimate_cost
 from tests.pairwise import pairwise
+from tests.processes import needs_gloo
 
 from . import reference
-from .processes import needs_gloo, run_in_processes
+from .processes import run_in_processes
 
 PROCESSES, EPS = 4, 0.4
 SIZES = [(24, 5), (24, 7), (12, 31)]  # global m and d: unequal blocks, one of them empty; batch side

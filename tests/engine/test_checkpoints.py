@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from mec.engine import preemption
 from mec.engine.checkpoints import checkpoint_step, latest_checkpoint
 from mec.errors import InputError
 from mec.pretraining import pretrain
@@ -26,8 +25,8 @@ SHORT = replace(TINY, epochs=1)
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with checkpoints of steps 3, 4 and 5."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preemption, "SAVE_INTERVAL_SECONDS", 0.0)
-        patch.setattr(preemption, "SAVE_INTERVAL_FACTOR", 0)
+        patch.setattr("mec.engine.checkpoints.SAVE_INTERVAL_SECONDS", 0.0)
+        patch.setattr("mec.engine.checkpoints.SAVE_INTERVAL_FACTOR", 0)
         return pretrain("digits", tmp_path_factory.mktemp("runs") / "run", SHORT).folder
 
 

@@ -18,7 +18,8 @@ from mec.evaluate.detection.training import DetectionModule
 from mec.evaluate.supervised import Classifier
 from mec.models.encoder import create_encoder
 from tests.evaluate.detection.scenes import coco_dataset, tiny_encoder
-from tests.pretraining.interrupted_runs import exit_status, start_mec
+from tests.pretraining.interrupted_runs import start_mec
+from tests.processes import exit_status
 
 COMMANDS: dict[str, tuple[Any, int, str]] = {
     "finetune": (Classifier, 25, "--shots 5 --trials 2 --epochs 16 --batch_size 25"),  # in the second training
@@ -58,9 +59,10 @@ def test_an_evaluation_stopped_by_sigterm_resumes_with_equal_results(task: str, 
     assert f"saved at step {step + 1}; continue with --resume" in printed
     assert "Traceback" not in printed
     assert not (tmp_path / "stopped" / "results.jsonl").exists()
-    assert run("stopped") == 2  # a training is there
-    assert run("stopped", "--resume", "--batch_size", "4") == 2  # not this one
-    assert "batch_size: " in (tmp_path / "stopped.txt").read_text()
+    if task != "linear":  # it shares the check with finetune
+        assert run("stopped") == 2  # a training is there
+        assert run("stopped", "--resume", "--batch_size", "4") == 2  # not this one
+        assert "batch_size: " in (tmp_path / "stopped.txt").read_text()
     assert run("stopped", "--resume") == 0
     undisturbed, resumed = (
         json.loads((tmp_path / f / "results.jsonl").read_text()) for f in ("undisturbed", "stopped")

@@ -1,21 +1,23 @@
 """Devices, nodes and launchers of the trainer."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from mec.cli.main import main
 from mec.engine.trainer import make_trainer
 from mec.errors import InputError
-from mec.pretraining import Run
+from mec.pretraining import Run, pretrain
+from tests.pretraining.test_run import TINY
+from tests.processes import free_port, needs_gloo
 
 TIME_LIMIT = 150.0
 TORCHRUN = {
@@ -34,8 +36,6 @@ ARGUMENTS = [
 ]
 ARGUMENTS += ["--epochs", "1", "--batch_size", "448", "--projector.hidden_dim", "16", "--projector.output_dim", "8"]
 ARGUMENTS += ["--log_every", "1", "--probe_every", "0", "--accelerator", "cpu", "--precision", "32-true"]
-
-needs_gloo = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 
 
 @pytest.fixture(autouse=True)
@@ -100,15 +100,9 @@ def test_sizes_that_differ_from_the_launcher_are_refused(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_an_unavailable_device_is_an_error_of_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^devices: ") as error:
+    with pytest.raises(InputError, match=r"^accelerator: ") as error:
         make_trainer(tmp_path, 1, 1, "32-true", "gpu")
     assert "\n" not in str(error.value)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run_commands(commands: list[list[str]]) -> list[tuple[int, str]]:
@@ -151,7 +145,7 @@ def on_two_nodes(command: list[str]) -> list[list[str]]:
 @pytest.fixture(scope="module")
 def single_process_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("runs") / "single"
-    assert run_commands([pretrain_command(out)])[0][0] == 0
+    assert main(pretrain_command(out)[1:]) == 0
     return Run(out)
 
 
@@ -180,18 +174,14 @@ def test_two_devices_of_lightning_train_like_one_process(single_process_run: Run
     assert_written_once(tmp_path / "two", single_process_run, output)
 
 
-def test_devices_that_differ_from_torchrun_are_refused_before_the_run_starts(tmp_path: Path) -> None:
-    ((status, output),) = run_commands(
-        [["torch.distributed.run", "--standalone", "-m", *pretrain_command(tmp_path / "run", "--devices", "2")]]
-    )
-    assert status == 1  # the exit status of torchrun for any process that fails
-    assert "devices: expected 1, because torchrun started 1 processes per machine, got 2; leave it out" in output
-    assert "make_trainer" not in output
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_batch_that_is_too_small_for_its_processes_is_refused(tmp_path: Path) -> None:
-    ((status, output),) = run_commands([pretrain_command(tmp_path / "run", "--devices", "4", "--batch_size", "6")])
-    assert status == 2
-    assert "batch_size: expected at least 2 images per process, got 1: 6 of 1347 images over 4 processes" in output
+def test_sizes_that_do_not_fit_are_refused_before_the_run_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = replace(TINY, accelerator="cpu", devices=4, batch_size=6)
+    with pytest.raises(InputError, match="batch_size: expected at least 2 images per process, got 1: 6 of 1347 images"):
+        pretrain("digits", tmp_path / "run", recipe)
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="devices: expected 4, because torchrun started 4 processes per machine"):
+        pretrain("digits", tmp_path / "run", replace(recipe, devices=2))
     assert not (tmp_path / "run").exists()

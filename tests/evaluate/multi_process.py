@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import pickle
-import socket
 import sys
 import time
 import traceback
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from tests.processes import free_port, torchrun_environment
 
 TIME_LIMIT = 100.0
 
@@ -25,27 +26,15 @@ class ProcessResult(NamedTuple):
     err: str
 
 
-def environment(rank: int, count: int, port: int) -> dict[str, str]:
-    """Return the variables that torchrun sets on one machine."""
-    return {
-        "TORCHELASTIC_RUN_ID": "none",
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-
-
 def launch(
-    count: int, work: Callable[[int], Any], folder: Path, environment_of: Callable[..., dict[str, str]] = environment
+    count: int,
+    work: Callable[[int], Any],
+    folder: Path,
+    environment_of: Callable[..., dict[str, str]] = torchrun_environment,
 ) -> list[ProcessResult]:
     """Run ``work(rank)`` in ``count`` processes and kill them if they hang."""
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("fork")
     arguments = [(work, rank, folder, environment_of(rank, count, port)) for rank in range(count)]
     processes = [context.Process(target=_run, args=a) for a in arguments]

@@ -8,6 +8,7 @@ from mec import evaluate
 from mec.embedding import neighbors
 from mec.errors import InputError
 from mec.evaluate.knn import knn_ranking
+from mec.models import create_encoder, untrained
 
 
 def reference_ranking(
@@ -40,8 +41,9 @@ def test_votes_match_the_float64_reference(temperature: float, monkeypatch: pyte
         assert classes[:, 0].tolist() == [row[0] for row in reference_ranking(bank, labels, queries, k, 5, temperature)]
 
 
-def test_rows_are_the_baselines_and_columns_the_possible_k() -> None:
-    result = evaluate.knn("digits", "test_resnet", k=(10, 5000))
+def test_rows_are_the_baselines_and_columns_the_possible_k(capsys: pytest.CaptureFixture[str]) -> None:
+    result = evaluate.knn("digits", untrained(create_encoder("test_resnet", 16, 1)), k=(10, 5000), workers=0)
+    assert "warning: k: 5000 left out" in capsys.readouterr().err
     assert list(result.rows) == ["untrained", "raw pixels"]
     assert [m.name for m in result.rows["raw pixels"]] == ["k=10", "k=10 top-5"]
     # scikit-learn documents that nearest neighbors nearly separate the raw digits

@@ -1,21 +1,23 @@
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
+from sklearn.preprocessing import StandardScaler
 
 from mec import evaluate
 from mec.data import open_dataset
 from mec.data.transforms.multi_view import MultiView
 from mec.embedding.extract import CROP, extract, extract_crops
 from mec.errors import InputError
-from mec.evaluate.features import Features, features_of
 from mec.evaluate.few_shot import class_mean_scores
-from mec.evaluate.linear import INVERSE_PENALTIES, fast_probe_accuracies, select_penalty
-from mec.evaluate.task import open_task
+from mec.evaluate.linear import INVERSE_PENALTIES, LogisticFit, fast_probe_accuracies, select_penalty
+from mec.evaluate.task import Features, features_of, open_task
 from mec.models import create_encoder, untrained
 
 
@@ -74,8 +76,10 @@ def test_random_crops_equal_those_of_the_views_and_keep_their_labels() -> None:
 
 
 def test_fast_probe_takes_central_or_random_crops() -> None:
-    encoder = create_encoder("test_resnet", 32, 1)
-    central, random = (evaluate.linear("digits", encoder, crops=c, max_iter=20) for c in ("central", "random"))
+    encoder = create_encoder("test_resnet", 16, 1)
+    central, random = (
+        evaluate.linear("digits", encoder, crops=c, max_iter=5, workers=0) for c in ("central", "random")
+    )
     assert list(central.rows) == ["encoder", "untrained", "raw pixels"]
     assert list(random.rows) == ["encoder", "untrained"]
     assert random.protocol.settings["crops"] == "random"
@@ -116,7 +120,7 @@ def test_features_do_not_depend_on_the_batch() -> None:
 
 
 def test_every_row_of_the_table_has_features() -> None:
-    task = open_task("digits", create_encoder("test_resnet", 32, 1))
+    task = open_task("digits", create_encoder("test_resnet", 16, 1), workers=0)
     features = list(features_of(task))
     assert [f.name for f in features] == ["encoder", "untrained", "raw pixels"]
     assert features[2].train.shape == (1347, 64)
@@ -177,3 +181,51 @@ def test_corrupt_small_images_are_counted_and_limited(
     else:
         with pytest.raises(InputError, match=r"^data: 4 of 48 images"):
             list(features_of(open_task(tmp_path, encoder, baselines=False)))
+
+
+def uneven(n: int = 1500, d: int = 20, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Overlapping classes in columns of very uneven scale and offset, one of them constant."""
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(classes, d)) * 0.5
+    labels = rng.integers(0, classes, n)
+    x = (centers[labels] + rng.normal(size=(n, d))) * rng.uniform(0.01, 100, d) + rng.normal(size=d) * 30
+    x[:, 3] = 7.3
+    return x.astype(np.float32), labels
+
+
+@pytest.mark.parametrize("C", [1e-4, 1e-2, 1.0, 10.0])
+def test_fit_matches_scikit_learn_in_float64(C: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[LogisticFit.__module__], "BLOCK_ROWS", 400)
+    x, y = uneven()
+    scores = LogisticFit(torch.from_numpy(x), torch.from_numpy(y), 4)(C, 300).scores(torch.from_numpy(x))
+    scaled = StandardScaler().fit_transform(x.astype(np.float64))
+    expected = LogisticRegression(C=C, max_iter=2000, tol=1e-10).fit(scaled, y).predict_proba(scaled)
+    np.testing.assert_allclose(scores.softmax(dim=1).numpy(), expected, atol=3e-3)
+
+
+def test_warm_start_reaches_the_solution_of_a_fresh_fit() -> None:
+    x, y = (torch.from_numpy(a) for a in uneven())
+    fit = LogisticFit(x, y, 4)
+    for C in (1e-4, 1e-2):
+        fit(C, 300)
+    warm, fresh = fit(1.0, 300), LogisticFit(x, y, 4)(1.0, 300)
+    torch.testing.assert_close(warm.scores(x).softmax(1), fresh.scores(x).softmax(1), atol=3e-3, rtol=0)
+
+
+def test_class_without_images_is_never_predicted() -> None:
+    x, y = (torch.from_numpy(a) for a in uneven())
+    scores = LogisticFit(x, y, 6)(1.0, 100).scores(x)
+    assert scores.shape == (1500, 6)
+    assert int(scores.argmax(dim=1).max()) == 3
+
+
+def test_features_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features may be mapped from a file larger than memory: blocks are read, nothing is written."""
+    x, y = uneven()
+    x.flags.writeable = False
+    monkeypatch.setattr(sys.modules[LogisticFit.__module__], "BLOCK_ROWS", 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch warns about read-only arrays
+        fit = LogisticFit(torch.from_numpy(x), torch.from_numpy(y), 4)
+    fit(1.0, 5)
+    assert fit.features.data_ptr() == x.ctypes.data

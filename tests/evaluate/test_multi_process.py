@@ -22,23 +22,23 @@ from mec.distributed import process_group
 from mec.embedding.embed import embed
 from mec.embedding.parts import EmbeddingParts
 from mec.errors import InputError
-from mec.evaluate.features import features_of
-from mec.evaluate.task import open_task
+from mec.evaluate.task import features_of, open_task
 from mec.models.encoder import create_encoder
 from mec.models.io import save_encoder, untrained
 from mec.pretraining import OnlineProbe
 from mec.pretraining.online_probe import MAX_IMAGES
 from mec.results import Result
 from tests.evaluate.multi_process import launch
+from tests.processes import needs_gloo
 
-pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+pytestmark = needs_gloo
 BATCH = 8
 ONE_SIZE, SEVERAL = [(28, 28)], [(120, 90), (90, 120), (100, 100)]
 
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("embedding.extract", "embedding.parts", "evaluate.features"):
+    for name in ("embedding.extract", "embedding.parts", "evaluate.task"):
         monkeypatch.setattr(f"mec.{name}.BATCH", BATCH)
     monkeypatch.setattr("mec.distributed.ROWS_PER_MESSAGE", 16)
 
@@ -240,6 +240,7 @@ def test_online_probe_equals_that_of_one_process(tmp_path: Path, monkeypatch: py
     assert sum(images for _, images, _ in (e.value for e in ended)) == sum(ended[0].value[2])
 
 
+@pytest.mark.slow
 def test_embed_runs_under_torchrun(tmp_path: Path) -> None:
     save_encoder(create_encoder("test_resnet", 16, 1), tmp_path / "encoder")
     command = (

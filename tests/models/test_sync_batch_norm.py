@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mec.models.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
-from tests.coding.processes import needs_gloo, run_in_processes
+from tests.coding.processes import run_in_processes
+from tests.processes import needs_gloo
 
 CHANNELS = 6
 BATCH_SIZES = [4, 1, 7]  # by process; uneven, and a batch of 1 has no variance

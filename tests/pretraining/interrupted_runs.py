@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 import signal
 import sys
@@ -18,23 +17,11 @@ import yaml
 
 import mec.pretraining.run
 from mec.cli.main import entry
-from mec.engine import preemption
+from mec.engine import checkpoints
 from mec.files import StepCsv
 from mec.pretraining import Recipe, pretrain
+from tests.processes import FORKSERVER, exit_status, torchrun_environment, use_fork
 
-TIME_LIMIT = 100.0
-FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(
-    [
-        "mec.pretraining",
-        "mec.cli.main",
-        "mec.pretraining.online_probe",
-        "sklearn.datasets",
-        "torch.utils.tensorboard",
-        "tensorboard.compat",
-        "torch._dynamo",
-    ]
-)
 CHECKPOINT_MOMENTS = ("half written", "without checksum", "with checksum", "pruned")
 """Moments of writing a checkpoint: after half of its bytes, before and after the checksum is added to its name, and
 after an older checkpoint is removed."""
@@ -49,16 +36,6 @@ def run_until_killed(data: str | Path, out: Path, recipe: Recipe, moment: Moment
     process = FORKSERVER.Process(target=_run_until_killed, args=(str(data), out, recipe, moment))
     process.start()
     return exit_status(process)
-
-
-def exit_status(process: BaseProcess) -> int:
-    """Wait for the process to exit."""
-    process.join(TIME_LIMIT)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-        raise AssertionError("the run hangs")
-    return process.exitcode
 
 
 def start_command(
@@ -106,26 +83,17 @@ def _run_command(
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if rank is not None:
-        number, world_size, port = map(str, rank)
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world_size, "RANK": number}
-        os.environ |= {"LOCAL_RANK": number, "LOCAL_WORLD_SIZE": world_size}
-        os.environ |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
-    _use_fork()
+        os.environ |= torchrun_environment(*rank)
+    use_fork()
     if patch is not None:
         patch()
     sys.argv = ["mec", *arguments]
     entry()
 
 
-def _use_fork() -> None:
-    """Fork loader processes, as in a process that no fork server has started."""
-    torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)
-
-
 def _run_until_killed(data: str, out: Path, recipe: Recipe, moment: Moment | None) -> None:
-    _use_fork()
-    preemption.SAVE_INTERVAL_SECONDS, preemption.SAVE_INTERVAL_FACTOR = 0.0, 0
+    use_fork()
+    checkpoints.SAVE_INTERVAL_SECONDS, checkpoints.SAVE_INTERVAL_FACTOR = 0.0, 0
     if moment is not None and moment[0] in CHECKPOINT_MOMENTS:
         _die_in_checkpoint(*moment)
     elif moment is not None:

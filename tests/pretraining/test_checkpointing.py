@@ -8,7 +8,6 @@ import math
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,16 +24,17 @@ from filelock import FileLock
 
 import mec.pretraining.run
 from mec.data.corrupt import CorruptLog
-from mec.engine import preemption
+from mec.engine import checkpoints
 from mec.engine.checkpoints import checkpoint_step, latest_checkpoint
 from mec.engine.run_folder import lock_folder
 from mec.errors import InputError
 from mec.files import StepCsv
 from mec.pretraining import Run, SpeedSettings, pretrain
 from mec.pretraining.module import Pretraining
-from tests.pretraining.interrupted_runs import exit_status, start_command
+from tests.pretraining.interrupted_runs import start_command
 from tests.pretraining.test_resume_after_kill import assert_same_run, write_photographs
 from tests.pretraining.test_run import TINY
+from tests.processes import exit_status, free_port
 
 SHORT = replace(TINY, epochs=2)
 
@@ -64,8 +64,8 @@ def send_at_step(step: int, *signals: int, group: bool = False) -> None:
     call_at_step(step, lambda: [send(os.getpid(), s) for s in signals])
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("step", [3, 4])  # the fifth step ends an epoch
+# the fifth step ends an epoch
+@pytest.mark.parametrize(("sent", "status", "step"), [(signal.SIGTERM, 75, 4), (signal.SIGINT, 130, 3)])
 def test_a_signal_saves_and_stops(sent: int, status: int, step: int, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert exit_status(start_command("digits", out, SHORT, partial(send_at_step, step, sent))) == status
@@ -98,21 +98,10 @@ def test_sigterm_to_the_process_group_does_not_kill_loaders_before_the_save(tmp_
 def run_in_two_processes(
     out: Path, patches: tuple[Callable[[], None] | None, ...] = (None, None), resume: bool = False
 ) -> list[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     recipe = replace(SHORT, devices=2, accelerator="cpu")
     processes = [start_command("digits", out, recipe, patches[r], (r, 2, port), resume) for r in range(2)]
     return [exit_status(process) for process in processes]
-
-
-def test_a_signal_to_one_of_two_processes_stops_both(tmp_path: Path) -> None:
-    assert run_in_two_processes(tmp_path / "undisturbed") == [0, 0]
-    # launchers kill the other processes when one fails, so only the first exits with an error
-    assert run_in_two_processes(tmp_path / "run", (None, partial(send_at_step, 6, signal.SIGTERM))) == [75, 0]
-    assert [checkpoint_step(path) for path in (tmp_path / "run" / "checkpoints").iterdir()] == [7]
-    assert run_in_two_processes(tmp_path / "run", resume=True) == [0, 0]
-    assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
 
 
 def make_gradient_infinite_at_step(step: int) -> None:
@@ -129,15 +118,23 @@ def make_gradient_infinite_at_step(step: int) -> None:
     Pretraining.training_step = patched  # type: ignore[method-assign,assignment]
 
 
-def test_both_processes_skip_a_step_that_is_not_finite_in_one(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    patches = (partial(send_at_step, 6, signal.SIGTERM), partial(make_gradient_infinite_at_step, 4))
-    assert run_in_two_processes(out, patches) == [75, 0]
+def spoil_a_step_and_terminate() -> None:
+    make_gradient_infinite_at_step(4)
+    send_at_step(6, signal.SIGTERM)
+
+
+def test_two_processes_skip_a_step_and_stop_together(tmp_path: Path) -> None:
+    out, spoil = tmp_path / "run", partial(make_gradient_infinite_at_step, 4)
+    assert run_in_two_processes(tmp_path / "undisturbed", (None, spoil)) == [0, 0]
+    # launchers kill the other processes when one fails, so only the first exits with an error
+    assert run_in_two_processes(out, (None, spoil_a_step_and_terminate)) == [75, 0]
     (checkpoint,) = (out / "checkpoints").iterdir()
+    assert checkpoint_step(checkpoint) == 7
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert int(state["guard.skipped_steps"]) == 1
     assert all(value.isfinite().all() for value in state.values())
     assert run_in_two_processes(out, resume=True) == [0, 0]
+    assert_same_run(out, tmp_path / "undisturbed")
     assert {row["step"]: row["skipped_steps"] for row in Run(out).metrics()} == {s: int(s >= 4) for s in range(10)}
 
 
@@ -146,7 +143,9 @@ def terminate_in(name: str) -> None:
     setattr(mec.pretraining.run, name, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
 
-@pytest.mark.parametrize("function", ["load_into_memory", "write_run_files", "save_encoder"])
+@pytest.mark.parametrize(
+    "function", ["load_into_memory", pytest.param("write_run_files", marks=pytest.mark.slow), "save_encoder"]
+)
 def test_a_run_resumes_after_sigterm_before_or_after_training(function: str, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert exit_status(start_command("digits", out, SHORT, partial(terminate_in, function))) == -signal.SIGTERM
@@ -179,7 +178,7 @@ def fill_disk_at(file: str) -> None:
 
 
 def save_every_step() -> None:
-    preemption.SAVE_INTERVAL_SECONDS, preemption.SAVE_INTERVAL_FACTOR = 0.0, 0
+    checkpoints.SAVE_INTERVAL_SECONDS, checkpoints.SAVE_INTERVAL_FACTOR = 0.0, 0
 
 
 def limit_file_size(size: int, step: int | None) -> None:
@@ -193,7 +192,10 @@ def limit_file_size(size: int, step: int | None) -> None:
         mec.pretraining.run.save_encoder = lambda *args: [limit(), save_encoder(*args)][1]
 
 
-@pytest.mark.parametrize(("step", "size", "saved_steps"), [(4, 100_000, [2, 3, 4]), (None, 5_000, [8, 9, 10])])
+@pytest.mark.parametrize(
+    ("step", "size", "saved_steps"),
+    [(4, 100_000, [2, 3, 4]), pytest.param(None, 5_000, [8, 9, 10], marks=pytest.mark.slow)],
+)
 def test_a_file_that_cannot_be_written_completely_leaves_the_run_resumable(
     step: int | None, size: int, saved_steps: list[int], undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -210,7 +212,7 @@ def test_a_file_that_cannot_be_written_completely_leaves_the_run_resumable(
     assert_same_run(out, undisturbed)
 
 
-@pytest.mark.parametrize("file", ["metrics.csv", "corrupt.csv"])
+@pytest.mark.parametrize("file", ["metrics.csv", pytest.param("corrupt.csv", marks=pytest.mark.slow)])
 def test_a_full_disk_is_reported_in_one_line(file: str, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert exit_status(start_command("digits", out, SHORT, partial(fill_disk_at, file))) == 2

@@ -150,7 +150,7 @@ def test_autocast_gradient_error_in_chunks_is_that_of_the_whole_batch(dtype: tor
     """Compare both with the gradient in float64, for a batch with gradients below 1e-7."""
     torch.manual_seed(0)
     exact = freeze_batch_norm(create_network(resnet()))
-    x, loss = random_views(torch.float64, 64), MECLoss(0.25)
+    x, loss = random_views(torch.float64, 32), MECLoss(0.25)
     whole, chunked = copy.deepcopy(exact).float(), copy.deepcopy(exact).float()
     (1e-3 * loss(*exact(*x))).backward()
     x_float = x[0].float(), x[1].float()
@@ -158,7 +158,7 @@ def test_autocast_gradient_error_in_chunks_is_that_of_the_whole_batch(dtype: tor
         value = 1e-3 * loss(*whole(*x_float))
         chunked_value = chunked_loss(
             chunked,
-            split_into_chunks(x_float, 24),
+            split_into_chunks(x_float, 12),
             lambda *codes: 1e-3 * loss(*codes),
             lambda surrogate: (surrogate * scale).backward(),
             scale,
@@ -235,8 +235,8 @@ def test_resume_in_chunks_is_bit_identical(tmp_path: Path, monkeypatch: pytest.M
             raise RuntimeError("power cut")
         return training_step(self, batch, batch_idx)
 
-    monkeypatch.setattr("mec.engine.preemption.SAVE_INTERVAL_SECONDS", 0.0)
-    monkeypatch.setattr("mec.engine.preemption.SAVE_INTERVAL_FACTOR", 0)
+    monkeypatch.setattr("mec.engine.checkpoints.SAVE_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("mec.engine.checkpoints.SAVE_INTERVAL_FACTOR", 0)
     with monkeypatch.context() as patch:
         patch.setattr(Pretraining, "training_step", interrupted_step)
         with pytest.raises(RuntimeError, match="power cut"):

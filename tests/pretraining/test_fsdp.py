@@ -1,19 +1,15 @@
 """Weights sharded over two processes (strategy fsdp) train like one process, and resume exactly."""
 
-import multiprocessing
-import os
 import shutil
-import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from mec.engine import preemption
+from mec.engine import checkpoints
 from mec.engine.fsdp import full_encoder
 from mec.errors import InputError
 from mec.models.encoder import create_encoder
@@ -27,15 +23,16 @@ from mec.pretraining import (
     pretrain,
 )
 from tests.pretraining.test_run import TINY
+from tests.processes import needs_gloo, run_ranks
 
-pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+pytestmark = needs_gloo
 
-TIME_LIMIT = 240.0
 PAPER = replace(
     TINY,
     backbone="vit_tiny_patch16_224",
     backbone_options={"depth": 2, "embed_dim": 24, "num_heads": 2},
     epochs=1,
+    subsample=2,  # five steps
     batch_size=128,
     teacher=TeacherSettings(True, 0.9, 8),
     objective=ObjectiveSettings("cross", 0.25, 4, 8),
@@ -43,22 +40,18 @@ PAPER = replace(
     optimizer=OptimizerSettings("sgd", 0.05, 1e-5, 0.9, 1),
 )
 # so small an lr that training does not amplify rounding errors
-RESNET = replace(TINY, epochs=1, batch_size=128, optimizer=replace(TINY.optimizer, name="sgd", lr=1e-3))
+RESNET = replace(TINY, epochs=1, subsample=2, batch_size=128, optimizer=replace(TINY.optimizer, name="sgd", lr=1e-3))
 SHARDED = replace(PAPER, accelerator="cpu", strategy="fsdp")
 RUNS = {  # name: (recipe, step to resume from)
     "undisturbed": (SHARDED, 0),
     "in chunks": (replace(SHARDED, chunk_size=20), 0),
     "ResNet": (replace(RESNET, accelerator="cpu", strategy="fsdp"), 0),
-    "resumed": (SHARDED, 6),
+    "resumed": (SHARDED, 3),
 }
 
 
-def train(rank: int, folder: Path, port: int) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
-    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    os.environ |= {"GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1"}
-    preemption.SAVE_INTERVAL_SECONDS = preemption.SAVE_INTERVAL_FACTOR = 0
+def train(rank: int, folder: Path) -> None:
+    checkpoints.SAVE_INTERVAL_SECONDS = checkpoints.SAVE_INTERVAL_FACTOR = 0
     for name, (recipe, step) in RUNS.items():
         if step and rank == 0:
             shutil.copytree(folder / "undisturbed", folder / name)
@@ -75,17 +68,7 @@ def train(rank: int, folder: Path, port: int) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context: Any = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=train, args=(rank, folder, port)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(TIME_LIMIT)
-        process.kill()
-    assert [process.exitcode for process in processes] == [0, 0]
+    run_ranks(2, train, folder)
     return folder
 
 

@@ -5,7 +5,7 @@ import yaml
 
 from mec.errors import InputError
 from mec.pretraining import load_recipe, packaged_recipes
-from mec.pretraining.recipe_files import make_recipe
+from mec.pretraining.recipe import make_recipe
 
 
 def test_packaged_recipes_load_and_round_trip_through_yaml() -> None:

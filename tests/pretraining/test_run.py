@@ -2,14 +2,12 @@ import json
 import math
 import os
 import signal
-import socket
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from PIL import Image
 
 import mec
@@ -28,6 +26,7 @@ from mec.pretraining import (
 from mec.pretraining.module import Pretraining
 from mec.pretraining.run import default_recipe
 from tests.data.transforms.test_geometry import photograph
+from tests.processes import run_ranks
 
 TINY = replace(
     load_recipe("digits"),
@@ -99,8 +98,8 @@ def test_resume_is_bit_identical(run: Run, tmp_path: Path, monkeypatch: pytest.M
             raise RuntimeError("power cut")
         return training_step(self, batch, batch_idx)
 
-    monkeypatch.setattr("mec.engine.preemption.SAVE_INTERVAL_SECONDS", 0.0)
-    monkeypatch.setattr("mec.engine.preemption.SAVE_INTERVAL_FACTOR", 0)
+    monkeypatch.setattr("mec.engine.checkpoints.SAVE_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr("mec.engine.checkpoints.SAVE_INTERVAL_FACTOR", 0)
     with monkeypatch.context() as patch:
         patch.setattr(Pretraining, "training_step", interrupted_step)
         with pytest.raises(RuntimeError, match="power cut"):
@@ -171,18 +170,12 @@ def test_a_dataset_smaller_than_the_batch_size_is_one_batch(tmp_path: Path) -> N
 SMALL_LR = replace(TINY, epochs=1, batch_size=200, optimizer=replace(TINY.optimizer, lr=1e-7))
 
 
-def train_rank(rank: int, data: str, out: str, port: int, recipe: Recipe) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
-    os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
-    torch.set_num_threads(1)
+def pretrain_rank(_: int, data: str | Path, out: Path, recipe: Recipe) -> None:
     pretrain(data, out, replace(recipe, devices=2, accelerator="cpu"))
 
 
 def pretrain_in_two_processes(data: str | Path, out: Path, recipe: Recipe) -> Run:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    multiprocessing.spawn(train_rank, (str(data), str(out), port, recipe), nprocs=2)
+    run_ranks(2, pretrain_rank, data, out, recipe)
     return Run(out)
 
 

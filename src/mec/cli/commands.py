@@ -28,7 +28,7 @@ RECIPE_GROUPS = {
 def add_pretrain(parser: Parser, arguments: Sequence[str]) -> Run:
     from mec.pretraining import pretrain
     from mec.pretraining.online_probe import create_online_probe
-    from mec.pretraining.recipe_files import make_recipe
+    from mec.pretraining.recipe import make_recipe
 
     parser.describe(
         "DATA --out RUN [--recipe NAME] [--resume] [any setting of the recipe]",
@@ -62,7 +62,7 @@ def add_pretrain(parser: Parser, arguments: Sequence[str]) -> Run:
 
 def add_views(parser: Parser, arguments: Sequence[str]) -> Run:
     from mec.pretraining.contact_sheet import contact_sheet
-    from mec.pretraining.recipe_files import make_recipe
+    from mec.pretraining.recipe import make_recipe
 
     parser.describe(
         "DATA --out VIEWS.png [--recipe NAME] [any setting of the recipe]",
@@ -85,7 +85,7 @@ def add_views(parser: Parser, arguments: Sequence[str]) -> Run:
 def _add_recipe(parser: Parser, group: argparse._ArgumentGroup, arguments: Sequence[str]) -> None:
     """Add all settings; those of the recipe in the arguments, or of the default for DATA, are the defaults."""
     from mec.pretraining import Recipe, packaged_recipes
-    from mec.pretraining.recipe_files import load_recipe
+    from mec.pretraining.recipe import load_recipe
     from mec.pretraining.run import default_recipe
 
     recipes = ", ".join(packaged_recipes())

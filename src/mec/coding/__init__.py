@@ -4,14 +4,6 @@ from mec.coding.loss import MECLoss, coding_length, coding_rate, cross_coding_ra
 from mec.coding.spectrum import Health, alpha_req, effective_rank, health, rankme, spectral_norm
 
 __all__ = [
-    "Health",
-    "MECLoss",
-    "alpha_req",
-    "coding_length",
-    "coding_rate",
-    "cross_coding_rate",
-    "effective_rank",
-    "health",
-    "rankme",
-    "spectral_norm",
-]
+    "Health", "MECLoss", "alpha_req", "coding_length", "coding_rate", "cross_coding_rate", "effective_rank", "health",
+    "rankme", "spectral_norm",
+]  # fmt: skip

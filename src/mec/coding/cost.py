@@ -15,12 +15,8 @@ FLOPS_PER_BYTE = 300
 
 
 class Plan(NamedTuple):
-    """A plan for computing the rate.
-
-    Attributes:
-        feature_side: use the d x d matrix; False uses rows x rows.
-        sharded: each process computes its own block of the log det; False replicates the log det in every process.
-    """
+    """Which matrix is used, d x d (``feature_side``) or rows x rows, and whether each process computes its own block of
+    the log det (``sharded``) or all of it."""
 
     feature_side: bool
     sharded: bool
@@ -72,8 +68,7 @@ def _num_products(order: int) -> int:
 def cheapest_plan(rows: int, d: int, world_size: int, order: int | None, symmetric: bool) -> Plan:
     """Return the plan with the lowest FLOPs + FLOPS_PER_BYTE * bytes. One process uses the smaller side.
 
-    With several processes the rows x rows matrix is always sharded: each process needs its own rows of the gradient
-    only.
+    In several the rows x rows matrix is always sharded: each process needs only its own rows of the gradient.
     """
     if world_size == 1:
         return Plan(feature_side=d < rows, sharded=False)

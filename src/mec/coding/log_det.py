@@ -28,12 +28,8 @@ REPLICATED = Plan(feature_side=True, sharded=False)
 def log_det(C: Tensor, order: int | None, symmetric: bool, plan: Plan = REPLICATED, group: Group = None) -> Tensor:
     """Return the scalar contribution of this process to log |det(I + C)|, or to its series; one process: the value.
 
-    Args:
-        C: the full matrix on the feature side, the local rows of the matrix on the batch side, as gram.py returns them.
-        order: None for the exact log det, or the number of terms of the series.
-        symmetric: whether the matrix is positive semi-definite.
-        plan: the plan that C was computed with.
-        group: the processes that share the work.
+    C is the full matrix on the feature side, its local rows on the batch side, as gram.py computes it with the same
+    plan. ``symmetric`` matrices must be positive semi-definite. ``order`` None is the exact log det.
     """
     if order is None and C.device.type == "mps":  # MPS lacks some factorizations; C is the smallest tensor to move
         return log_det(C.cpu(), None, symmetric, plan, group).to(C.device)
@@ -47,7 +43,7 @@ def log_det(C: Tensor, order: int | None, symmetric: bool, plan: Plan = REPLICAT
 
 
 def sum_contributions(contribution: Tensor, group: Group) -> Tensor:
-    """Return the sum over processes, the same value in all of them.
+    """Return the sum over processes, in all of them.
 
     The gradient is multiplied by the world size: DistributedDataParallel averages gradients over processes, and that
     average must be the gradient of the global batch.

@@ -85,22 +85,25 @@ def new_corrupt_log(num_images: int, group: ProcessGroup) -> CorruptLog:
     return corrupt_log
 
 
+def merge_corrupt_logs(corrupt_log: CorruptLog, group: ProcessGroup) -> None:
+    """Add the corrupt images of all processes to the log of each. Raises InputError if there are too many in total."""
+    if group.world_size > 1:
+        for reasons in group.all_gather(corrupt_log.reasons):
+            corrupt_log.add([CorruptImage(*item) for item in reasons.items()], corrupt_log.num_images)
+
+
 def log_corrupt(corrupt_log: CorruptLog, group: ProcessGroup = SINGLE_PROCESS) -> None:
     """Join the logs of all processes; log the number of corrupt images and the first of them.
 
     Raises:
         InputError: there are too many in total.
     """
+    merge_corrupt_logs(corrupt_log, group)
     reasons = corrupt_log.reasons
-    if group.world_size > 1:
-        merged = CorruptLog(corrupt_log.max_fraction, corrupt_log.num_images)
-        for reasons_of_rank in group.all_gather(reasons):
-            merged.add([CorruptImage(*item) for item in reasons_of_rank.items()], merged.num_images)
-        reasons = merged.reasons
     if reasons:
         title, reason = next(iter(reasons.items()))
         plural = "s" if len(reasons) > 1 else ""
-        logger.info(f"skipped {len(reasons):,} corrupt image{plural}; the first: {title}: {reason}")
+        logger.warning(f"skipped {len(reasons):,} corrupt image{plural}; the first: {title}: {reason}")
 
 
 def extract(

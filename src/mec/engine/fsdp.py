@@ -69,10 +69,7 @@ def apply_fsdp(network: Siamese, mesh: DeviceMesh) -> None:
 
 
 def full_encoder(encoder: Encoder) -> Encoder:
-    """Return an unsharded copy of a sharded encoder in every process, or the encoder itself if it is not sharded.
-
-    All processes must call this.
-    """
+    """Return an unsharded copy of a sharded encoder, or the encoder itself. All processes must call this."""
     if not isinstance(encoder.backbone, FSDPModule):
         return encoder
     copy = Encoder(encoder.spec)
@@ -81,10 +78,7 @@ def full_encoder(encoder: Encoder) -> Encoder:
 
 
 def _blocks(backbone: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules to shard separately: the blocks of a vision transformer, or of the larger stages of a ResNet.
-
-    All other parameters are sharded with the backbone.
-    """
+    """Yield the modules to shard separately: the blocks of a transformer, or of the larger stages of a ResNet."""
     total = sum(p.numel() for p in backbone.parameters())
     for child in backbone.children():
         is_large = sum(p.numel() for p in child.parameters()) >= LARGE_STAGE_FRACTION * total

@@ -63,13 +63,8 @@ class ProgressBar:
         return time.monotonic() - self.start_time
 
     def advance(self, count: int, describe: Callable[[], str] | None = None) -> None:
-        """Add ``count`` units.
-
-        Args:
-            count: number of units.
-            describe: returns more text to display, such as the loss. It is called only when an update is due,
-                because it may synchronize with the device.
-        """
+        """Add ``count`` units. ``describe`` returns more text to display, such as the loss; it is called only when an
+        update is due, because it may synchronize with the device."""
         self.done += count
         now = time.monotonic()
         if now - self.last_update < self.interval or self.done >= self.total:
@@ -101,12 +96,8 @@ class TrainingModule(lightning.LightningModule):
     step_is_logged: bool = False
 
     def progress_text(self, metrics: Mapping[str, float], short: bool) -> str:
-        """Return text to show beside the progress bar.
-
-        Args:
-            metrics: the latest logged metrics, {} before the first.
-            short: whether the text has about 35 characters, to fit a terminal.
-        """
+        """Return text beside the progress bar from the latest metrics ({} before the first), ``short``: of about 35
+        characters."""
         return f"loss {metrics['loss']:.3f}" if metrics else ""
 
     def diverged(self) -> bool:
@@ -119,12 +110,7 @@ class TrainingModule(lightning.LightningModule):
 
 
 class TrainingProgress(lightning.Callback):
-    """Shows the progress of a training, and logs its metrics to metrics.csv and the trainer's loggers.
-
-    Args:
-        label: label of the progress bar.
-        folder: folder of metrics.csv; None writes none.
-    """
+    """Shows the progress of a training, and logs its metrics to ``folder``/metrics.csv and the trainer's loggers."""
 
     def __init__(self, label: str, folder: Path | None) -> None:
         self.label, self.folder = label, folder

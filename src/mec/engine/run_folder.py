@@ -13,13 +13,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mec.distributed import is_rank_zero
-from mec.engine.checkpoints import remove_temporary_files
 from mec.errors import InputError
 from mec.files import atomic_write
 
 logger = logging.getLogger("mec")
 
 SETTINGS_FILE, LOCK_FILE = "settings.json", ".lock"
+TEMPORARY_FILES = ("checkpoints/.step=*", ".metrics.csv.*", ".encoder.*", ".recipe.yaml.*", ".environment.json.*")
+"""Patterns of the temporary files of ``atomic_write`` that a killed process leaves."""
 DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOCK_TIMEOUT = 5.0
 """Seconds to wait for the lock: loader processes of a killed training hold it until they exit."""
@@ -48,7 +49,8 @@ def lock_folder(out: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"out: {out} cannot be written to ({error.strerror or error})") from error
     try:
-        remove_temporary_files(out)
+        for path in [path for pattern in TEMPORARY_FILES for path in out.glob(pattern)]:
+            path.unlink(missing_ok=True)
         yield
     except OSError as error:
         if error.errno not in DISK_FULL_ERRORS:
@@ -62,12 +64,8 @@ def lock_folder(out: Path) -> Iterator[None]:
 
 
 def write_or_compare_settings(folder: Path, settings: Mapping[str, Any], resume: bool) -> None:
-    """Write settings.json before the first step. With ``resume`` compare it instead, if the folder has one.
-
-    Args:
-        folder: folder of the training.
-        settings: nested; everything that decides what is computed.
-        resume: continue a training.
+    """Write settings.json, which holds everything that decides what is computed, before the first step. With ``resume``
+    compare it instead, if the folder has one.
 
     Raises:
         InputError: the folder has a training and is not resumed, or one with other settings.
@@ -92,11 +90,7 @@ def write_or_compare_settings(folder: Path, settings: Mapping[str, Any], resume:
 
 
 def check_same_settings(before: Mapping[str, Any], now: Mapping[str, Any], changeable: Sequence[str] = ()) -> None:
-    """Compare nested settings, except names that start with one of ``changeable``.
-
-    Raises:
-        InputError: the differences.
-    """
+    """Raise InputError if nested settings differ, except in names that start with one of ``changeable``."""
     old, new = _flatten(before), _flatten(now)
     changed = [
         f"{name}: {old.get(name)} -> {new.get(name)}"
@@ -108,7 +102,7 @@ def check_same_settings(before: Mapping[str, Any], now: Mapping[str, Any], chang
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Replace nested mappings by their items, with names such as optimizer.lr."""
+    """Return the settings with dotted names such as optimizer.lr."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         dotted = prefix + name

@@ -27,9 +27,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mec.data.loaders import POLL_SECONDS
-from mec.engine.checkpoints import AtomicCheckpointIO
+from mec.engine.checkpoints import EXIT_PREEMPTED, AtomicCheckpointIO, StoppedError
 from mec.engine.fsdp import FSDP2Strategy
-from mec.engine.preemption import EXIT_PREEMPTED, StoppedError
 from mec.errors import InputError
 
 logger = logging.getLogger("mec")
@@ -53,14 +52,17 @@ def make_trainer(
             CPU.
         nodes: number of machines. auto: as torchrun or SLURM started them, else one.
         precision: precision of Lightning. auto: bf16-mixed on GPUs that support it, else 32-true.
-        accelerator: accelerator of Lightning: auto, gpu, cpu ...
-        strategy: strategy for more than one process: ddp, or fsdp for networks that do not fit one device; auto is
-            ddp.
+        accelerator: accelerator of Lightning.
+        strategy: ddp, or fsdp for networks that do not fit one device; auto is ddp.
         settings: further arguments of ``lightning.Trainer``.
 
     Raises:
         InputError: unavailable devices, or numbers of devices or nodes that differ from those of torchrun or SLURM.
     """
+    has_mps = torch.backends.mps.is_available()
+    available = {"gpu": torch.cuda.is_available() or has_mps, "mps": has_mps}
+    if not available.get(accelerator, True):
+        raise InputError(f"accelerator: expected auto or cpu, because this machine has no {accelerator}")
     on_gpu = accelerator in ("auto", "gpu") and torch.cuda.is_available()
     if precision == "auto":
         precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
@@ -75,8 +77,10 @@ def make_trainer(
     world_size = devices * nodes
     lightning_strategy: Any = "auto"
     if world_size > 1:
-        backend = None if on_gpu else "gloo"
-        lightning_strategy = FSDP2Strategy(world_size, backend) if strategy == "fsdp" else _ddp_strategy()
+        if strategy == "fsdp":
+            lightning_strategy = FSDP2Strategy(world_size, None if on_gpu else "gloo")
+        else:  # SyncBatchNorm keeps the buffers equal in all processes, so they need no broadcast
+            lightning_strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
     untyped: Any = {"precision": precision, "plugins": plugins, "num_nodes": nodes}
     with quiet_lightning():
         try:
@@ -98,8 +102,7 @@ def make_trainer(
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Silence Lightning within the block: its log of devices, its advertisements, and its advice on settings that are
-    chosen on purpose."""
+    """Silence Lightning in the block: its log of devices, advertisements, and advice on settings chosen on purpose."""
     levels = {name: logging.getLogger(name).level for name in LIGHTNING_LOGGERS}
     try:
         for name in levels:
@@ -175,11 +178,6 @@ def _exit_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _ddp_strategy() -> DDPStrategy:
-    # SyncBatchNorm keeps the buffers equal in all processes, so they need no broadcast
-    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
-
-
 def _parse_count(name: str, value: int | str) -> int:
     try:
         return int(value)
@@ -189,13 +187,12 @@ def _parse_count(name: str, value: int | str) -> int:
 
 def _launched_sizes(devices: int | str, nodes: int | str) -> tuple[int | str, int | str]:
     """Return devices per node and nodes as torchrun or SLURM launched them; the arguments without a launcher."""
-    environment = os.environ
     if TorchElasticEnvironment.detect():
-        launched = int(environment["LOCAL_WORLD_SIZE"]), int(environment.get("GROUP_WORLD_SIZE", "1"))
+        launched = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
         launcher = "torchrun"
     elif SLURMEnvironment.detect():
-        num_nodes = int(environment.get("SLURM_NNODES", "1"))
-        launched, launcher = (int(environment["SLURM_NTASKS"]) // num_nodes, num_nodes), "SLURM"
+        num_nodes = int(os.environ.get("SLURM_NNODES", "1"))
+        launched, launcher = (int(os.environ["SLURM_NTASKS"]) // num_nodes, num_nodes), "SLURM"
     else:
         return devices, 1 if nodes == "auto" else nodes
     for name, value, expected in zip(("devices", "nodes"), (devices, nodes), launched, strict=True):

@@ -13,9 +13,7 @@ from mec.data.dataset import DataLike
 from mec.distributed import process_group
 from mec.embedding.extract import labels_of
 from mec.errors import InputError
-from mec.evaluate.accuracy import accuracies, ranking
-from mec.evaluate.features import Features, features_of
-from mec.evaluate.task import open_task
+from mec.evaluate.task import Features, accuracies, features_of, open_task, ranking
 from mec.models.encoder import EncoderLike
 from mec.results import Metric, Protocol, Result
 

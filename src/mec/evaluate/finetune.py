@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from mec.data.dataset import DataLike
-from mec.embedding.extract import in_memory, pixel_format_of
+import numpy as np
+from numpy.typing import NDArray
+
+from mec.data.dataset import DataLike, ImageDataset
+from mec.data.rng import Stream, uniforms
+from mec.embedding.extract import in_memory
 from mec.errors import InputError
-from mec.evaluate.label_subset import label_subset
 from mec.evaluate.supervised import Settings, overridden, protocol_settings, train_and_test, training_folder
 from mec.evaluate.task import log_encoder, open_task
 from mec.models.encoder import EncoderLike
@@ -23,6 +27,7 @@ SWAV = {
     "10%": Settings(20, 256, head_lr=0.2, backbone_lr=0.01, schedule="steps"),
 }
 BARLOW = Settings(20, 256, head_lr=0.5, backbone_lr=0.005)
+Indices = NDArray[np.int64]
 SHORT_STEPS, SHORT_BATCH, MIN_EPOCHS, MAX_EPOCHS = 1000, 64, 20, 200
 
 
@@ -103,16 +108,14 @@ def finetune(
     log_encoder(task)
     accuracy: dict[str, list[dict[str, float]]] = {name: [] for name in task.encoders}
     with training_folder(out, {"task": "finetune", **task.identity(), **details}, resume) as folder:
-        pixel_format = pixel_format_of(next(iter(task.encoders.values())))
-        task = replace(task, test=in_memory(task.test, pixel_format))
+        task = task.with_test_in_memory()
         for trial_seed, subset in enumerate(subsets, seed):
-            train = in_memory(task.train.subset(subset), pixel_format)
+            train = in_memory(task.train.subset(subset), task.pixel_format)
             for name, row_encoder in task.encoders.items():
                 label = f"{name}, seed {trial_seed}" if trials > 1 else name
                 trial_folder = folder and folder / f"{name}-{trial_seed}"
-                accuracy[name].append(
-                    train_and_test(task, train, row_encoder, settings, trial_seed, label, trial_folder)
-                )
+                result = train_and_test(task, train, row_encoder, settings, trial_seed, label, trial_folder)
+                accuracy[name].append(result)
     rows = {name: mean_metrics(trials) for name, trials in accuracy.items()}
     return task.result("finetune", Protocol(f"finetune-{protocol}", details), rows)
 
@@ -125,3 +128,80 @@ def _settings(protocol: str, num_labeled: int, num_train: int) -> Settings:
     steps_per_epoch = max(1, -(-num_labeled // SHORT_BATCH))
     epochs = max(MIN_EPOCHS, min(MAX_EPOCHS, round(SHORT_STEPS / steps_per_epoch)))
     return replace(BARLOW, batch_size=SHORT_BATCH, epochs=epochs)
+
+
+def label_subset(
+    dataset: ImageDataset,
+    seed: int,
+    label_fraction: float | None = None,
+    shots: int | None = None,
+    label_list: str | os.PathLike[str] | None = None,
+) -> Indices:
+    """Return the indices (k,) of the train images whose labels are used, ascending; arguments as in ``finetune``.
+
+    Every encoder sees the same images, and those of 1 % are among those of 10 %.
+
+    Raises:
+        InputError: not exactly one choice; a fraction outside (0, 1]; more shots than the smallest class has; or a
+            list that names an absent image, an ambiguous path, or no image of some class.
+    """
+    choices = {"label_fraction": label_fraction, "shots": shots, "label_list": label_list}
+    chosen = [name for name, value in choices.items() if value is not None]
+    if len(chosen) != 1:
+        raise InputError(f"label_fraction, shots, label_list: expected one of the three, got {' and '.join(chosen)}")
+    assert dataset.labels is not None
+    labels = np.asarray(dataset.labels)
+    if label_list is not None:
+        return _from_list(dataset, Path(label_list).expanduser())
+    class_sizes = np.bincount(labels)
+    if shots is not None:
+        if shots < 1:
+            raise InputError(f"shots: expected at least 1, got {shots}")
+        if shots > class_sizes.min():
+            raise InputError(
+                f"shots: expected at most {class_sizes.min()}, the size of the smallest class, got {shots}"
+            )
+        return _per_class(labels, np.full(len(class_sizes), shots), seed)
+    assert label_fraction is not None
+    if not 0 < label_fraction <= 1:
+        raise InputError(f"label_fraction: expected a number above 0 and up to 1, got {label_fraction:g}")
+    return _per_class(labels, np.maximum(1, np.rint(class_sizes * label_fraction)).astype(int), seed)
+
+
+def _per_class(labels: Indices, counts: Indices, seed: int) -> Indices:
+    order = uniforms(seed, 0, np.arange(len(labels)), 1, Stream.LABEL_SUBSET)[:, 0].argsort(kind="stable")
+    return np.sort(np.concatenate([order[labels[order] == c][:count] for c, count in enumerate(counts)]))
+
+
+def _from_list(dataset: ImageDataset, path: Path) -> Indices:
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise InputError(f"label_list: expected a text file, got {path} ({reason})") from error
+    if not names:
+        raise InputError(f"label_list: {path} is empty")
+    max_depth = max(len(Path(name).parts) for name in names)
+    matches: dict[str, list[int]] = {name: [] for name in names}
+    for index in range(len(dataset)):
+        parts = Path(dataset.title(index)).parts
+        for depth in range(1, min(max_depth, len(parts)) + 1):
+            suffix = str(Path(*parts[-depth:]))
+            if suffix in matches:
+                matches[suffix].append(index)
+    absent = [name for name, indices in matches.items() if not indices]
+    if absent:
+        raise InputError(
+            f"label_list: {path} names {absent[0]}, which is not among the train images "
+            f"({len(absent)} of {len(names)} names)"
+        )
+    ambiguous = next((name for name, indices in matches.items() if len(indices) > 1), None)
+    if ambiguous is not None:
+        titles = " and ".join(dataset.title(i) for i in matches[ambiguous][:2])
+        raise InputError(f"label_list: {ambiguous} in {path} matches {titles}; write more of the path")
+    indices = np.unique([index for (index,) in matches.values()])
+    assert dataset.labels is not None
+    empty = np.setdiff1d(np.arange(len(dataset.classes)), dataset.labels[indices])
+    if len(empty):
+        raise InputError(f"label_list: {path} names no image of class {dataset.classes[empty[0]]!r}")
+    return indices

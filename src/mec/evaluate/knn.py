@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -11,11 +12,11 @@ from mec.data.dataset import DataLike
 from mec.distributed import process_group
 from mec.embedding.neighbors import nearest
 from mec.errors import InputError
-from mec.evaluate.accuracy import TOP, accuracies, ranking
-from mec.evaluate.features import features_of
-from mec.evaluate.task import open_task
+from mec.evaluate.task import TOP, accuracies, features_of, open_task, ranking
 from mec.models.encoder import EncoderLike
 from mec.results import Metric, Protocol, Result, to_metrics
+
+logger = logging.getLogger("mec")
 
 MAX_VOTES = 2**24
 """Votes (queries times classes) counted at once, which bounds the memory."""
@@ -54,6 +55,9 @@ def knn(
         possible_k = [n for n in k if n <= len(task.train)]
         if not possible_k:
             raise InputError(f"k: expected at most {len(task.train)}, the number of train images, got {list(k)}")
+        if len(possible_k) < len(k):
+            left_out = ", ".join(str(n) for n in k if n not in possible_k)
+            logger.warning(f"k: {left_out} left out: more neighbors than the {len(task.train):,} train images")
         classes = len(task.classes)
         for f in features_of(task):
             ranked = knn_ranking(f.train, f.train_labels, f.test, possible_k, classes, temperature)
@@ -69,12 +73,7 @@ def knn(
 
 
 def knn_ranking(
-    bank: Tensor,
-    bank_labels: Tensor,
-    queries: Tensor,
-    k: Sequence[int],
-    classes: int,
-    temperature: float = 0.07,
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, k: Sequence[int], classes: int, temperature: float = 0.07
 ) -> dict[int, Tensor]:
     """Return for each k the classes with most votes of each query, (n, min(5, classes)), best first."""
     similarity, neighbors = nearest(queries, bank, min(max(k), len(bank)))

@@ -3,19 +3,20 @@ MEC; Chen and He, CVPR 2021: SimSiam)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from mec.data.dataset import DataLike
 from mec.distributed import process_group
+from mec.embedding.extract import best_device, in_memory
 from mec.errors import InputError
-from mec.evaluate.accuracy import accuracies, ranking
-from mec.evaluate.features import Features, features_of
-from mec.evaluate.logistic import LogisticFit
 from mec.evaluate.supervised import (
     PAPER_PROBE,
     SIMSIAM_PROBE,
@@ -24,13 +25,16 @@ from mec.evaluate.supervised import (
     train_and_test,
     training_folder,
 )
-from mec.evaluate.task import log_encoder, open_task, with_images_in_memory
+from mec.evaluate.task import Features, accuracies, features_of, log_encoder, open_task, ranking
 from mec.models.encoder import EncoderLike
 from mec.results import Protocol, Result, to_metrics
 
 INVERSE_PENALTIES = tuple(10.0**e for e in np.arange(-4, 1.1, 0.5))
 MAX_SELECTION_IMAGES = 10_000
 """Train images used to select the penalty, or 20 per class if that is more: more images hardly change it."""
+BLOCK_ROWS = 8192
+MAX_DEVICE_FRACTION = 0.4
+"""Fraction of the device's free memory that features may occupy; larger ones are copied to it in every pass."""
 PROTOCOLS = {"paper": PAPER_PROBE, "simsiam": SIMSIAM_PROBE}
 
 
@@ -101,11 +105,8 @@ def linear(
     with process_group() as group:
         task = open_task(data, encoder, baselines, workers, labels_csv, group)
         if protocol == "fast":
-            details: dict[str, Any] = {
-                "classifier": "logistic regression",
-                "crops": crops,
-                "penalty": "chosen on held-out train images",
-            }
+            penalty = "chosen on held-out train images"
+            details: dict[str, Any] = {"classifier": "logistic regression", "crops": crops, "penalty": penalty}
             all_features = features_of(task, seed if crops == "random" else None)
             rows = {f.name: to_metrics(fast_probe_accuracies(f, len(task.classes), max_iter)) for f in all_features}
         else:
@@ -114,7 +115,7 @@ def linear(
             log_encoder(task)
             identity = {"task": "linear", **task.identity(), **details, "seed": seed}
             with training_folder(out, identity, resume) as folder:
-                task = with_images_in_memory(task)
+                task = replace(task.with_test_in_memory(), train=in_memory(task.train, task.pixel_format))
                 rows = {}
                 for name, row in task.encoders.items():
                     label = f"{protocol} probe, {name}"
@@ -147,3 +148,88 @@ def select_penalty(x: Tensor, y: Tensor, classes: int, max_iter: int) -> float:
     # from the strongest penalty to the weakest: each fit is warm-started from the previous solution
     correct = [int((fit(c, max_iter).scores(held_x).argmax(dim=1) == held_y).sum()) for c in INVERSE_PENALTIES]
     return float(INVERSE_PENALTIES[int(np.argmax(correct))])
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """A linear classifier of unstandardized features (n, d): weight (d, classes), bias (classes,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+    @torch.no_grad()
+    def scores(self, features: Tensor) -> Tensor:
+        """Return the scores of features (n, d): (n, classes), on the CPU."""
+        device = self.weight.device
+        blocks = [(x.to(device) @ self.weight + self.bias).cpu() for x in torch.split(features, BLOCK_ROWS)]
+        return torch.cat(blocks) if blocks else torch.empty(0, len(self.bias))
+
+
+class LogisticFit:
+    """Fit the same features and labels with one L2 penalty after another, each fit starting at the previous solution.
+
+    The objective is scikit-learn's, mean cross-entropy + ||w||^2 / (2 C n) with w the weights of standardized
+    features; biases are not penalized. Standardization is folded into the weights, so that features are not copied.
+
+    Args:
+        features: (n, d) float32 on the CPU; may be memory-mapped.
+        labels: (n,) int64.
+        classes: number of classes.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor, classes: int) -> None:
+        self.device = best_device()
+        self.features, self.labels, self.n = features, labels, len(features)
+        self.mean, self.scale = (m.to(self.device, torch.float32) for m in _moments(features))
+        self.weight = torch.zeros(features.shape[1], classes, device=self.device, requires_grad=True)
+        self.bias = torch.zeros(classes, device=self.device, requires_grad=True)
+        self._blocks: list[tuple[Tensor, Tensor]] | None = None
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            if features.numel() * 4 < MAX_DEVICE_FRACTION * free:
+                self._blocks = list(self._blocks_on_device())
+
+    def __call__(self, C: float, max_iter: int) -> Logistic:
+        """Return the classifier for the inverse penalty ``C``, after at most ``max_iter`` iterations of L-BFGS."""
+        solver = torch.optim.LBFGS(
+            [self.weight, self.bias], max_iter=max_iter, max_eval=2 * max_iter, tolerance_grad=1e-6,
+            tolerance_change=1e-7, history_size=10, line_search_fn="strong_wolfe",
+        )  # fmt: skip
+        penalty = 1 / (2 * C * self.n)
+
+        def closure() -> Tensor:
+            solver.zero_grad()
+            weight, bias = self._without_standardization()
+            # accumulate the gradient over blocks, then propagate it through the standardization once
+            leaves = [t.detach().requires_grad_() for t in (weight, bias)]
+            total = torch.zeros((), device=self.device, dtype=torch.float64)
+            for x, y in self._blocks or self._blocks_on_device():
+                loss = F.cross_entropy(torch.addmm(leaves[1], x, leaves[0]), y, reduction="sum") / self.n
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.detach()
+            torch.autograd.backward([weight, bias], [leaf.grad for leaf in leaves])
+            penalized = penalty * self.weight.square().sum()
+            penalized.backward()  # type: ignore[no-untyped-call]
+            return (total + penalized.detach()).float()
+
+        solver.step(closure)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            return Logistic(*self._without_standardization())
+
+    def _without_standardization(self) -> tuple[Tensor, Tensor]:
+        weight = self.weight / self.scale[:, None]
+        return weight, self.bias - self.mean @ weight
+
+    def _blocks_on_device(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y in zip(torch.split(self.features, BLOCK_ROWS), torch.split(self.labels, BLOCK_ROWS), strict=True):
+            yield x.to(self.device), y.to(self.device)
+
+
+def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each column (d,), float64; the deviation of a constant column is 1."""
+    blocks = torch.split(features, BLOCK_ROWS)
+    mean = sum((block.double().sum(dim=0) for block in blocks), torch.zeros(())) / len(features)
+    variance = sum(((block.double() - mean).square().sum(dim=0) for block in blocks), torch.zeros(())) / len(features)
+    deviation = variance.sqrt()
+    # rounding gives a constant float32 column a small deviation
+    return mean, torch.where(deviation > 1e-6 * mean.abs(), deviation, 1.0)

@@ -24,14 +24,12 @@ from mec.data.loaders import evaluation_loader, training_loader, training_sample
 from mec.data.transforms.crop import Batch
 from mec.data.transforms.multi_view import MultiView
 from mec.embedding.extract import CROP, MAX_CORRUPT, apply_to_images, best_device, in_memory, labels_of, pixel_format_of
-from mec.engine.checkpoints import checkpoint_step, latest_checkpoint
-from mec.engine.preemption import PreemptionCheckpoint
+from mec.engine.checkpoints import PreemptionCheckpoint, checkpoint_step, latest_checkpoint
 from mec.engine.progress import TrainingModule, TrainingProgress
 from mec.engine.run_folder import lock_folder, write_or_compare_settings
 from mec.engine.trainer import make_trainer, running, seeded
 from mec.errors import InputError
-from mec.evaluate.accuracy import accuracies, ranking
-from mec.evaluate.task import Task
+from mec.evaluate.task import Task, accuracies, ranking
 from mec.files import atomic_write
 from mec.models.encoder import Encoder
 
@@ -111,10 +109,10 @@ def protocol_settings(settings: Settings, num_images: int) -> dict[str, Any]:
 
 
 class Classifier(TrainingModule):
-    """An encoder and a linear layer on its features, trained by cross-entropy.
+    """An encoder, trained unless ``settings.backbone_lr`` is 0, and a linear layer on its features, by cross-entropy.
 
     Args:
-        encoder: trained too, unless ``settings.backbone_lr`` is 0.
+        encoder: the encoder.
         labels: (n,) labels of the dataset, by image index.
         classes: number of classes.
         settings: settings of the training.
@@ -141,10 +139,10 @@ class Classifier(TrainingModule):
         x = self.encoder.normalize(images).contiguous(memory_format=torch.channels_last)
         if self.frozen:
             with torch.no_grad():
-                features = torch.cat([self.encoder(chunk) for chunk in torch.split(x, FROZEN_CHUNK)])
+                x = torch.cat([self.encoder(chunk) for chunk in torch.split(x, FROZEN_CHUNK)])
         else:
-            features = self.encoder(x)
-        logits: Tensor = self.head(features)
+            x = self.encoder(x)
+        logits: Tensor = self.head(x)
         return logits
 
     def on_train_start(self) -> None:
@@ -190,15 +188,9 @@ def train_and_test(
 ) -> dict[str, float]:
     """Train a classifier on ``train`` and return its accuracies on the test images of the task.
 
-    Args:
-        task: test images, classes and workers.
-        train: labeled images.
-        encoder: is not changed.
-        settings: settings of the training.
-        seed: seed of the classifier, the crops and the order.
-        label: label of the progress bars.
-        folder: checkpoints and, at the end, the accuracies are written there, and found there when the training is
-            resumed; None writes nothing.
+    The encoder is not changed. ``seed`` is that of the classifier, the crops and the order, ``label`` that of the
+    progress bars. Checkpoints and, at the end, the accuracies are written to ``folder``, and found there when the
+    training is resumed; None writes nothing.
     """
     if task.group.world_size > 1:
         raise InputError(
@@ -212,7 +204,7 @@ def train_and_test(
     classifier = fit(train, len(task.classes), encoder, settings, seed, task.workers, label, folder)
     device = best_device()
     classifier.eval().to(device)
-    loader = evaluation_loader(task.test, pixel_format_of(encoder), encoder.image_size, workers=task.workers)
+    loader = evaluation_loader(task.test, task.pixel_format, encoder.image_size, workers=task.workers)
     ranked, indices = apply_to_images(
         task.test, loader, f"{label}, test", lambda x: ranking(classifier(x.to(device)).float())
     )
@@ -275,13 +267,7 @@ def fit(
 def training_folder(out: DataLike | None, settings: Mapping[str, Any], resume: bool) -> Iterator[Path | None]:
     """Lock the folder of the trainings of one evaluation, and delete it when the block has succeeded.
 
-    Args:
-        out: the folder; None saves nothing.
-        settings: everything that decides the result; it is written to settings.json.
-        resume: continue the trainings of an evaluation that was stopped.
-
-    Raises:
-        InputError: the folder has trainings and is not resumed, or trainings with other settings.
+    ``settings`` are everything that decides the result; with ``resume`` the folder must have the same.
     """
     if out is None:
         if resume:

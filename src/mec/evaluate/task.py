@@ -1,17 +1,30 @@
-"""Open a labeled dataset and an encoder for a classification task, with the baselines of its results table."""
+"""A classification task: its dataset, encoder and baselines, their frozen features, and the accuracies."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from mec.data.dataset import DataLike, ImageDataset
 from mec.data.datasets import open_dataset
+from mec.data.loaders import evaluation_loader
+from mec.data.pixels import PixelFormat
 from mec.distributed import SINGLE_PROCESS, ProcessGroup
-from mec.embedding.extract import check_channels, in_memory, pixel_format_of
+from mec.embedding.extract import (
+    BATCH,
+    apply_to_images,
+    check_channels,
+    extract,
+    extract_crops,
+    in_memory,
+    pixel_format_of,
+    with_labels,
+)
 from mec.errors import InputError
 from mec.models.encoder import Encoder, EncoderLike
 from mec.models.io import load_encoder, untrained
@@ -21,23 +34,17 @@ logger = logging.getLogger("mec")
 
 MAX_IMAGES_WITH_BASELINES = 100_000
 """Train images above which baselines are off by default: each is another pass over all images."""
+MAX_RAW_SIDE = 32
+"""Side of raw pixels in a comparison: larger images take more memory without better accuracy."""
+TOP = 5
 
 
 @dataclass(frozen=True)
 class Task:
     """A classification task: an encoder, its baselines, and labeled images.
 
-    Attributes:
-        dataset: name and size of the data.
-        encoder: description of the encoder.
-        classes: class names, indexed by label.
-        train: training images with labels.
-        test: test images with labels.
-        encoders: encoder of each row of the results table: "encoder" and "untrained".
-        pixels: add a row for raw pixels.
-        workers: loader processes; None: one per core.
-        group: processes that share the images.
-        clock: started when the task was opened.
+    ``encoder`` is the description of the encoder, ``encoders`` those of the rows of the results table: "encoder" and
+    "untrained". ``pixels`` adds a row for raw pixels. ``group`` are the processes that share the images.
     """
 
     dataset: DatasetSummary
@@ -51,10 +58,19 @@ class Task:
     group: ProcessGroup
     clock: Stopwatch
 
+    @property
+    def pixel_format(self) -> PixelFormat:
+        """Pixel format that the encoders take."""
+        return pixel_format_of(next(iter(self.encoders.values())))
+
     def identity(self) -> dict[str, Any]:
         """Return the data and weights, to compare a training with the one that it resumes."""
         images = {"train": len(self.train), "test": len(self.test), "classes": self.classes}
         return {"data": self.dataset.name, "encoder": self.encoder, **images, "rows": list(self.encoders)}
+
+    def with_test_in_memory(self) -> Task:
+        """Return the task with small test images decoded once, for every row of the table."""
+        return replace(self, test=in_memory(self.test, self.pixel_format))
 
     def result(self, name: str, protocol: Protocol, rows: dict[str, list[Metric]]) -> Result:
         """Return the result of task ``name`` with the rows of rank 0, in every process of the group."""
@@ -70,16 +86,7 @@ def open_task(
     labels_csv: DataLike | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> Task:
-    """Open the train and test images of a labeled dataset, and the encoder.
-
-    Args:
-        data: labeled dataset (see ``mec.open_dataset``).
-        encoder: an Encoder, a run folder, a file of weights or a timm name.
-        baselines: also measure the untrained encoder and raw pixels; None: only if there are at most
-            100,000 train images.
-        workers: loader processes; None: one per core.
-        labels_csv: .csv with columns path and label for the images of a folder, in place of its sub-folders.
-        group: processes that share the images.
+    """Open the train and test images of a labeled dataset, and the encoder. Arguments as in ``mec.evaluate.knn``.
 
     Raises:
         InputError: no labels, fewer than two classes, a class without train or test images, an unreadable encoder, or
@@ -134,7 +141,77 @@ def log_encoder(task: Task) -> None:
     logger.info(f"encoder: {task.encoder}")
 
 
-def with_images_in_memory(task: Task) -> Task:
-    """Return the task with small images decoded once, for every row of the table."""
-    pixel_format = pixel_format_of(next(iter(task.encoders.values())))
-    return replace(task, train=in_memory(task.train, pixel_format), test=in_memory(task.test, pixel_format))
+@dataclass(frozen=True)
+class Features:
+    """Features (n, d) float32 and labels (n,) int64 of the train and test images, on the CPU."""
+
+    name: str
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+
+
+def features_of(task: Task, crops_seed: int | None = None) -> Iterator[Features]:
+    """Yield the frozen features of each row of the results table: the encoder, the untrained encoder, raw pixels.
+
+    Features are those of central crops. With a ``crops_seed`` each train image gives one random crop, and raw pixels
+    are left out. The processes of a group share the images; only rank 0 yields features.
+    """
+    log_encoder(task)
+    group, pixel_format = task.group, task.pixel_format
+    train = in_memory(task.train, pixel_format, group if crops_seed is None else SINGLE_PROCESS)
+    test = in_memory(task.test, pixel_format, group)
+    for name, encoder in task.encoders.items():
+        test_features = with_labels(test, *extract(test, encoder, task.workers, name, group=group), group)
+        if crops_seed is None:
+            train_features = with_labels(train, *extract(train, encoder, task.workers, name, group=group), group)
+        else:
+            train_features = extract_crops(train, encoder, crops_seed, task.workers, name, group)
+        if group.rank == 0:
+            yield Features(name, *train_features, *test_features)
+    if task.pixels and crops_seed is None:
+        train_features, test_features = (
+            with_labels(split, *_raw_pixels(split, pixel_format, task.workers, group), group) for split in (train, test)
+        )
+        if group.rank == 0:
+            yield Features("raw pixels", *train_features, *test_features)
+
+
+def _raw_pixels(
+    dataset: ImageDataset, pixel_format: PixelFormat, workers: int | None, group: ProcessGroup
+) -> tuple[Tensor, Tensor]:
+    side = MAX_RAW_SIDE if dataset.images is None else min(dataset.images.shape[1:3])
+    sides = {s for s in group.all_gather(side if len(dataset) else None) if s is not None}
+    side = min(MAX_RAW_SIDE, *sides) if len(sides) == 1 else MAX_RAW_SIDE
+    loader = evaluation_loader(dataset, pixel_format, side, BATCH, workers)
+    scale = 255 if pixel_format.value_range is None else 1
+    return apply_to_images(dataset, loader, "raw pixels", lambda x: x.flatten(1).float() / scale, group)
+
+
+def ranking(scores: Tensor) -> Tensor:
+    """Return the five highest-scored classes of each row: (n, classes) -> (n, min(5, classes)), best first."""
+    return scores.topk(min(TOP, scores.shape[1]), dim=1).indices
+
+
+def accuracies(ranked: Tensor, labels: Tensor, classes: int) -> dict[str, float]:
+    """Return accuracies as fractions.
+
+    Args:
+        ranked: (n, 5 or fewer) classes, best first.
+        labels: (n,) true classes.
+        classes: number of classes; up to five, top-5 is always 1 and is left out.
+
+    Returns:
+        "top-1"; "top-5"; and "class mean", the mean over classes of the accuracy within each class, for classes of
+        unequal size. Classes without an image are left out of the mean.
+    """
+    correct = ranked == labels[:, None]
+    result = {"top-1": float(correct[:, 0].double().mean())}
+    if classes > TOP:
+        result["top-5"] = float(correct.any(dim=1).double().mean())
+    counts = labels.bincount(minlength=classes)
+    hits = labels.bincount(weights=correct[:, 0].double(), minlength=classes)
+    present = counts > 0
+    result["class mean"] = float((hits[present] / counts[present]).mean())
+    return result

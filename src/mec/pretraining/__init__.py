@@ -9,22 +9,13 @@ from mec.pretraining.recipe import (
     Recipe,
     SpeedSettings,
     TeacherSettings,
+    load_recipe,
+    packaged_recipes,
 )
-from mec.pretraining.recipe_files import load_recipe, packaged_recipes
 from mec.pretraining.run import pretrain
 from mec.pretraining.run_folder import Run
 
 __all__ = [
-    "ObjectiveSettings",
-    "OnlineProbe",
-    "OptimizerSettings",
-    "ProjectorSettings",
-    "Recipe",
-    "Run",
-    "SpeedSettings",
-    "TeacherSettings",
-    "contact_sheet",
-    "load_recipe",
-    "packaged_recipes",
-    "pretrain",
-]
+    "ObjectiveSettings", "OnlineProbe", "OptimizerSettings", "ProjectorSettings", "Recipe", "Run", "SpeedSettings",
+    "TeacherSettings", "contact_sheet", "load_recipe", "packaged_recipes", "pretrain",
+]  # fmt: skip

@@ -80,10 +80,8 @@ def chunked_loss(
 
 @torch.no_grad()
 def _compute_features(network: Siamese, chunks: Sequence[Callable[[], Pair]]) -> tuple[Tensor, Tensor, Pair | None]:
-    """Return the features of the whole batch, without a graph: both views of the student, and those of the teacher.
-
-    The student's are leaf tensors that require grad, in float32 or float64.
-    """
+    """Return the features of the whole batch, without a graph: both views of the student, leaf tensors that require
+    grad, in float32 or float64; and those of the teacher."""
     student: list[list[Tensor]] = []
     teacher: list[Pair] = []
     for chunk in chunks:

@@ -19,8 +19,7 @@ from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat, pad_to_s
 from mec.errors import InputError
 from mec.files import atomic_write
 from mec.pretraining.module import create_views
-from mec.pretraining.recipe import Recipe
-from mec.pretraining.recipe_files import load_recipe
+from mec.pretraining.recipe import Recipe, load_recipe
 from mec.pretraining.run import default_recipe
 
 

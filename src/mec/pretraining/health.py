@@ -86,11 +86,8 @@ CHECKS = {
 class HealthMonitor:
     """Applies the checks to measurements in order. The warm-up ends at the row with the highest learning rate.
 
-    Args:
-        has_series: whether the objective is the cross form with a Taylor series.
-
-    Attributes:
-        verdicts: check -> advice, for each failed check so far.
+    ``has_series``: the objective is the cross form with a Taylor series. ``verdicts`` are the advice of each check that
+    has failed so far.
     """
 
     def __init__(self, has_series: bool) -> None:

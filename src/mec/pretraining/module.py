@@ -1,4 +1,4 @@
-"""The training step."""
+"""The training step, and the schedules of learning rate, distortion and teacher momentum."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from mec.coding import Health, MECLoss, health
+from mec.coding import MECLoss, health
 from mec.coding.gram import world_group
 from mec.data.rng import Stream, uniforms
 from mec.data.transforms.crop import Batch, ReferenceViews
 from mec.data.transforms.multi_view import TwoViews
-from mec.engine.fsdp import FSDP2Strategy, apply_fsdp, full_encoder
+from mec.engine.fsdp import FSDP2Strategy, apply_fsdp
 from mec.engine.progress import TrainingModule
 from mec.models.encoder import Encoder
 from mec.models.siamese import Pair, Predictor, Projector, Siamese
 from mec.pretraining.chunks import chunked_loss, freeze_running_statistics
 from mec.pretraining.recipe import Recipe
-from mec.pretraining.schedules import distortion_at, lr_factor, teacher_momentum
 from mec.pretraining.step_guard import MAX_CONSECUTIVE_SKIPS, StepGuard
 
 FUSED_DEVICES = ("cpu", "cuda")
@@ -53,17 +52,8 @@ class Pretraining(TrainingModule):
 
     A step depends only on the weights, the images and the step number, not on what ran before it in the same process:
     random numbers of the network (stochastic depth, dropout) come from a generator that is reseeded at every step.
-
-    Args:
-        recipe: the settings.
-        encoder: the encoder to train.
-        batch_size: images in a step, over all processes.
-        total_steps: steps of the run.
-        warmup_steps: steps of its warm-up.
-
-    Attributes:
-        step_metrics: loss, lr and distortion of the latest step; every ``recipe.log_every`` steps also the health of
-            its codes.
+    ``batch_size`` counts the images in a step over all processes. ``step_metrics`` are loss, lr and distortion of the
+    latest step; every ``recipe.log_every`` steps also the health of its codes.
     """
 
     metric_names = (
@@ -94,7 +84,9 @@ class Pretraining(TrainingModule):
             codes, targets = self.network(x1, x2)
             loss = self._loss(codes, targets)
         else:
-            loss = chunked_loss(self.network, chunks, self._loss, self._backward_of_chunk, self._gradient_scale())
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of gradients in float16
+            scale = 1.0 if scaler is None else float(scaler.get_scale())
+            loss = chunked_loss(self.network, chunks, self._loss, self._backward_of_chunk, scale)
         self.step_metrics |= {"loss": loss.detach(), "distortion": self.distortion}
         return loss
 
@@ -119,13 +111,10 @@ class Pretraining(TrainingModule):
     def _loss(self, codes: Pair, targets: Pair | None) -> Tensor:
         loss: Tensor = self.objective(codes, targets, self.distortion)
         if self.step_is_logged and math.isfinite(loss.detach()):
-            self.step_metrics |= self._health(codes, targets) | {"skipped_steps": self.guard.skipped_steps}
+            p, z = codes[0], codes[1] if targets is None else targets[1]
+            metrics = dataclasses.asdict(health(p, z, self.distortion, world_group()))
+            self.step_metrics |= metrics | {"skipped_steps": self.guard.skipped_steps}
         return loss
-
-    def _health(self, codes: Pair, targets: Pair | None) -> dict[str, float]:
-        p, z = codes[0], codes[1] if targets is None else targets[1]
-        metrics: Health = health(p, z, self.distortion, world_group())
-        return dataclasses.asdict(metrics)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -167,10 +156,6 @@ class Pretraining(TrainingModule):
         if isinstance(strategy, FSDP2Strategy) and not isinstance(self.network.projector, FSDPModule):
             apply_fsdp(self.network, strategy.device_mesh["data_parallel"])
 
-    def full_encoder(self) -> Encoder:
-        """Return the encoder with all its weights, also where they are sharded. All processes must call this."""
-        return full_encoder(self.network.encoder)
-
     def on_train_start(self) -> None:
         self.guard.track_statistics(self.network)
 
@@ -195,11 +180,6 @@ class Pretraining(TrainingModule):
     def _backward_of_chunk(self, surrogate: Tensor) -> None:
         """Accumulate gradients in this process; processes exchange them in the last backward pass of the step."""
         self.backward(self.trainer.precision_plugin.pre_backward(surrogate, self))
-
-    def _gradient_scale(self) -> float:
-        """Return the scale of gradients in float16; else 1."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        return 1.0 if scaler is None else float(scaler.get_scale())
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # gradients in float16 overflow until their scale is found; lightning's gradient scaler skips those steps itself
@@ -235,3 +215,23 @@ class Pretraining(TrainingModule):
             for p in parameters:
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         return optimizer
+
+
+def lr_factor(step: int, steps: int, warmup: int) -> float:
+    """Return the fraction of the base lr at ``step``: linear from 0 to 1 over ``warmup`` steps, then half a cosine to 0
+    at ``steps``."""
+    if step < warmup:
+        return step / max(1, warmup - 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def distortion_at(step: int, distortion: float, factor: float, warmup: int) -> float:
+    """Return the distortion at ``step``: linear from ``factor`` times ``distortion`` to it over ``warmup`` steps."""
+    if step >= warmup:
+        return distortion
+    return distortion * (factor + (1 - factor) * step / max(1, warmup - 1))
+
+
+def teacher_momentum(step: int, steps: int, base: float) -> float:
+    """Return the momentum of the teacher at ``step``: half a cosine from ``base`` to 1 over ``steps``."""
+    return 1 - (1 - base) * 0.5 * (1 + math.cos(math.pi * step / steps))

@@ -8,21 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mec.data.dataset import DataLike, ImageDataset, random_split
 from mec.data.datasets import open_dataset
 from mec.data.datasets.webdataset import is_shard_source
 from mec.distributed import process_group
 from mec.embedding.extract import extract, in_memory, pixel_format_of, with_labels
+from mec.engine.fsdp import full_encoder
 from mec.errors import InputError
-from mec.evaluate.accuracy import accuracies
-from mec.evaluate.features import Features
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import fast_probe_accuracies
-from mec.evaluate.task import check_classes
+from mec.evaluate.task import Features, accuracies, check_classes
 from mec.files import StepCsv
 from mec.results import Stopwatch
 
@@ -54,22 +51,14 @@ class OnlineProbe(lightning.Callback):
         InputError: the dataset has no labels, a single class, or a class without train or test images.
     """
 
-    def __init__(
-        self,
-        data: DataLike,
-        every_n_epochs: int | None = None,
-        workers: int | None = None,
-    ) -> None:
+    def __init__(self, data: DataLike, every_n_epochs: int | None = None, workers: int | None = None) -> None:
         if every_n_epochs is not None and every_n_epochs < 1:
             raise InputError(f"every_n_epochs: expected at least 1, got {every_n_epochs}")
         self.every_n_epochs, self.workers = every_n_epochs, workers
         train, test = open_dataset(data, "train"), open_dataset(data, "test")
         check_classes(train, test, data)
         self.num_classes = len(train.classes)
-        self.datasets: list[ImageDataset] = [
-            dataset.subset(_sample_indices(dataset, MAX_IMAGES[split]))
-            for split, dataset in (("train", train), ("test", test))
-        ]
+        self.datasets = [_sample(train, MAX_IMAGES["train"]), _sample(test, MAX_IMAGES["test"])]
         self.sizes = [len(dataset) for dataset in self.datasets]
         self.loaded = self.failed = False
 
@@ -85,7 +74,7 @@ class OnlineProbe(lightning.Callback):
 
     def _probe(self, trainer: lightning.Trainer, pl_module: Any, epoch: int) -> None:
         clock = Stopwatch()
-        top1 = self.evaluate(pl_module.full_encoder(), pl_module.device)
+        top1 = self.evaluate(full_encoder(pl_module.network.encoder), pl_module.device)
         seconds = clock()
         if trainer.is_global_zero:
             path, step = Path(trainer.default_root_dir) / PROBES_FILE, trainer.global_step
@@ -129,11 +118,10 @@ class OnlineProbe(lightning.Callback):
 
 
 def create_online_probe(data: DataLike, every_n_epochs: int | None, workers: int | None = None) -> OnlineProbe | None:
-    """Return the probe of a run on ``data``.
+    """Return the probe of a run on ``data``, or None if ``every_n_epochs`` is 0.
 
-    Returns:
-        None if ``every_n_epochs`` is 0. If it is None, also where ``data`` has no labels or consists of shards, whose
-        labels cannot be read without reading all of them.
+    If it is None, also where ``data`` has no labels, or consists of shards, whose labels cannot be read without reading
+    all of them.
     """
     if every_n_epochs == 0 or (every_n_epochs is None and is_shard_source(os.fspath(data))):
         return None
@@ -145,7 +133,7 @@ def create_online_probe(data: DataLike, every_n_epochs: int | None, workers: int
         return None
 
 
-def _sample_indices(dataset: ImageDataset, max_images: int) -> NDArray[np.int64]:
+def _sample(dataset: ImageDataset, max_images: int) -> ImageDataset:
     if len(dataset) <= max_images:
-        return np.arange(len(dataset))
-    return random_split(dataset, max_images / len(dataset))[1]
+        return dataset
+    return dataset.subset(random_split(dataset, max_images / len(dataset))[1])

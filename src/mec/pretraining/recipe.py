@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
 
 from mec.data.transforms import VIEW_1, VIEW_2, ViewSettings
-from mec.errors import InputError
+from mec.errors import InputError, check_value, did_you_mean
 
 
 def _require(condition: bool, name: str, expected: str, got: object) -> None:
@@ -71,9 +77,8 @@ class TeacherSettings:
 
     def __post_init__(self) -> None:
         _require(0 <= self.momentum <= 1, "teacher.momentum", "a number in [0, 1]", self.momentum)
-        _require(
-            self.predictor_hidden_dim >= 1, "teacher.predictor_hidden_dim", "at least 1", self.predictor_hidden_dim
-        )
+        width = self.predictor_hidden_dim
+        _require(width >= 1, "teacher.predictor_hidden_dim", "at least 1", width)
 
 
 @dataclass(frozen=True)
@@ -212,3 +217,70 @@ class Recipe:
 
 def _tuples_to_lists(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in items}
+
+
+def packaged_recipes() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(Path(f.name).stem for f in files("mec").joinpath("recipes").iterdir() if f.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
+    """Load a packaged recipe by name (digits, cifar10-resnet18, small, imagenet-resnet50), or a YAML file by path.
+
+    Raises:
+        InputError: there is no such recipe, it is not YAML, or a setting is unknown or out of range.
+    """
+    return make_recipe(read_settings(name_or_path))
+
+
+def read_settings(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the settings of a packaged recipe or a YAML file, unchecked and without defaults."""
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if name in packaged_recipes():
+        text = files("mec").joinpath("recipes", f"{name}.yaml").read_text()
+    elif path.is_file():
+        text = path.read_text()
+    else:
+        raise InputError(
+            f"recipe: {name!r} is neither a YAML file nor one of {', '.join(packaged_recipes())}"
+            f"{did_you_mean(name, packaged_recipes())}"
+        )
+    try:
+        settings = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"recipe: {name} is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"recipe: {name}: expected a mapping of settings, got {type(settings).__name__}")
+    return settings
+
+
+def make_recipe(settings: Mapping[str, Any]) -> Recipe:
+    """Make a Recipe from nested settings; missing ones get their defaults."""
+    recipe: Recipe = _replace(Recipe(), settings)
+    return recipe
+
+
+def _replace(defaults: Any, settings: Mapping[str, Any], prefix: str = "") -> Any:
+    """Return a copy of a settings dataclass with other values, of which names and types are checked."""
+    hints, values = get_type_hints(type(defaults)), {}
+    for name, value in settings.items():
+        dotted = f"{prefix}{name}"
+        if name not in hints:
+            raise InputError(f"recipe: unknown setting {dotted}{did_you_mean(dotted, _names(Recipe().as_dict()))}")
+        if not dataclasses.is_dataclass(hints[name]):
+            values[name] = check_value(f"recipe: {dotted}", hints[name], value)
+        elif isinstance(value, Mapping):
+            values[name] = _replace(getattr(defaults, name), value, f"{dotted}.")
+        else:
+            raise InputError(f"recipe: {dotted}: expected a mapping of settings, got {value!r}")
+    try:
+        return dataclasses.replace(defaults, **values)
+    except InputError as error:
+        # ViewSettings does not contain the name of the view
+        raise InputError(f"{prefix}{error}" if isinstance(defaults, ViewSettings) else str(error)) from error
+
+
+def _names(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted names of all settings and of their components."""
+    inner = [n for name, value in settings.items() if isinstance(value, Mapping) for n in _names(value, f"{name}.")]
+    return [prefix + name for name in settings] + inner

@@ -15,15 +15,16 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mec.data.analysis import channel_statistics, infer_pixel_format, load_into_memory
-from mec.data.corrupt import CorruptImage, CorruptLog
+from mec.data.corrupt import CorruptLog
 from mec.data.dataset import ImageDataset, describe
 from mec.data.datasets import open_dataset
 from mec.data.loaders import training_loader, training_sampler
 from mec.data.order import EpochSampler, StepSampler
 from mec.data.pixels import PixelFormat
-from mec.distributed import is_rank_zero
-from mec.engine.checkpoints import checkpoint_step, latest_checkpoint
-from mec.engine.preemption import PreemptionCheckpoint
+from mec.distributed import is_rank_zero, process_group
+from mec.embedding.extract import merge_corrupt_logs
+from mec.engine.checkpoints import PreemptionCheckpoint, checkpoint_step, latest_checkpoint
+from mec.engine.fsdp import full_encoder
 from mec.engine.progress import TrainingProgress
 from mec.engine.run_folder import lock_folder
 from mec.engine.trainer import make_trainer, native_bfloat16, running, seeded
@@ -33,8 +34,7 @@ from mec.models.io import save_encoder
 from mec.models.sync_batch_norm import convert_sync_batch_norm
 from mec.pretraining.health import HealthWarnings
 from mec.pretraining.module import Pretraining
-from mec.pretraining.recipe import Recipe
-from mec.pretraining.recipe_files import load_recipe
+from mec.pretraining.recipe import Recipe, load_recipe
 from mec.pretraining.run_folder import (
     RECIPE_FILE,
     Run,
@@ -134,7 +134,7 @@ def _pretrain(
         )
         with running(trainer), _compiled(module, recipe, device.type):
             trainer.fit(module, loader, ckpt_path=checkpoint)
-        trained_encoder = module.full_encoder()
+        trained_encoder = full_encoder(module.network.encoder)
         if trainer.is_global_zero:
             save_encoder(trained_encoder, out)
             if len(corrupt_log):
@@ -148,8 +148,6 @@ def _resolve_recipe(recipe: Recipe | str | os.PathLike[str] | None, data: Any, o
     # only rank 0 checks: it may have written files of this run before another rank checks
     if not resume and contains_run(out) and is_rank_zero():
         raise _run_exists_error(out)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"out: expected a folder, got the file {out}")
     if isinstance(recipe, Recipe):
         return recipe
     if recipe is None:
@@ -198,8 +196,8 @@ def _create_module(
 
 
 def _compiled(module: Pretraining, recipe: Recipe, device_type: str) -> AbstractContextManager[None]:
-    """Compile the encoder if the recipe says so or a run on a GPU is long, and return a context in which to train it:
-    where compilation fails, the encoder runs in eager mode."""
+    """Compile the encoder if the recipe says so or a run on a GPU is long, and return a context to train it in: where
+    compilation fails, the encoder runs in eager mode."""
     compiled = recipe.speed.compile
     if compiled is None:
         compiled = device_type == "cuda" and module.total_steps >= MIN_STEPS_TO_COMPILE
@@ -267,9 +265,6 @@ class CorruptImageCallback(lightning.Callback):
         self.corrupt_log.add(batch.corrupt, len(batch.indices))
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if trainer.world_size == 1:
-            return
-        gathered: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(gathered, self.corrupt_log.reasons)
-        corrupt = [CorruptImage(*item) for reasons in gathered for item in reasons.items()]
-        self.corrupt_log.add(corrupt, self.corrupt_log.num_images)
+        if trainer.world_size > 1:
+            with process_group() as group:
+                merge_corrupt_logs(self.corrupt_log, group)

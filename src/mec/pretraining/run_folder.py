@@ -26,8 +26,7 @@ from mec.errors import InputError
 from mec.files import atomic_write
 from mec.models.encoder import Encoder
 from mec.models.io import SPEC_FILE, load_encoder
-from mec.pretraining.recipe import Recipe
-from mec.pretraining.recipe_files import make_recipe, read_settings
+from mec.pretraining.recipe import Recipe, make_recipe, read_settings
 
 RECIPE_FILE, ENVIRONMENT_FILE = "recipe.yaml", "environment.json"
 CHANGEABLE_ON_RESUME = ("accelerator.", "devices.", "nodes.", "workers.", "log_every.", "speed.")
@@ -36,11 +35,7 @@ CHANGEABLE_ON_RESUME = ("accelerator.", "devices.", "nodes.", "workers.", "log_e
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder.
-
-    Attributes:
-        folder: its path.
-    """
+    """A run folder: ``folder`` is its path."""
 
     folder: Path
 
@@ -88,11 +83,7 @@ def describe_environment(
 
 
 def check_resumable(out: Path, recipe: Recipe, environment: Mapping[str, Any]) -> None:
-    """Refuse to resume a run with another recipe, other data, or another effective batch size or precision.
-
-    Raises:
-        InputError: the differences.
-    """
+    """Raise InputError if a run is resumed with another recipe, other data, or another batch size or precision."""
     check_same_settings(Run(out).recipe().as_dict(), recipe.as_dict(), CHANGEABLE_ON_RESUME)
     path = out / ENVIRONMENT_FILE
     before = json.loads(path.read_text()) if path.exists() else {}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 MAX_CONSECUTIVE_SKIPS = 3
 
@@ -18,20 +21,17 @@ class StepGuard(nn.Module):
         skipped_steps: steps skipped in the whole run.
         consecutive_skips: steps skipped in a row, up to the current step.
         max_consecutive_skips: the largest ``consecutive_skips`` since this process started.
-        non_finite: whether the current step is skipped.
     """
 
     skipped_steps: Tensor
     consecutive_skips: Tensor
     max_consecutive_skips: Tensor
-    non_finite: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("skipped_steps", "consecutive_skips"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
-        self.register_buffer("max_consecutive_skips", torch.zeros((), dtype=torch.int64), persistent=False)
-        self.register_buffer("non_finite", torch.zeros((), dtype=torch.bool), persistent=False)
+        for name in ("skipped_steps", "consecutive_skips", "max_consecutive_skips"):
+            count = torch.zeros((), dtype=torch.int64)
+            self.register_buffer(name, count, persistent=name != "max_consecutive_skips")
 
     def track_statistics(self, network: nn.Module) -> None:
         """Restore the running statistics of ``network`` at every skipped step from now on."""
@@ -40,43 +40,33 @@ class StepGuard(nn.Module):
 
     @torch.no_grad()
     def skip_if_non_finite(self, loss: Tensor, gradients: list[Tensor], optimizer: torch.optim.Optimizer) -> None:
-        """Make the next optimizer step a no-op if the loss or a gradient is not finite.
+        """Make the next step of the optimizer a no-op if the loss or a gradient is not finite.
 
-        Args:
-            loss: the same in all processes.
-            gradients: the same in all processes, or sharded over them.
-            optimizer: called before its ``step``.
+        The loss is the same in all processes; the gradients are too, or are sharded over them.
         """
-        self.non_finite = ~torch.isfinite(loss)
+        non_finite = ~torch.isfinite(loss)
         if gradients:
-            self.non_finite |= ~torch.isfinite(_full_tensor(torch.nn.utils.get_total_norm(gradients)))
+            norm: Any = torch.nn.utils.get_total_norm(gradients)
+            if isinstance(norm, DTensor):  # sharded weights (FSDP): the norm over all processes
+                norm = norm.full_tensor()
+            non_finite |= ~torch.isfinite(norm)
         statistics = _flatten(self.statistics)
         # a variance may overflow where the loss does not
-        self.non_finite |= ~torch.isfinite(statistics).all().to(loss.device)
-        self.skipped_steps += self.non_finite
-        self.consecutive_skips = (self.consecutive_skips + 1) * self.non_finite
+        non_finite |= ~torch.isfinite(statistics).all().to(loss.device)
+        self.skipped_steps += non_finite
+        self.consecutive_skips = (self.consecutive_skips + 1) * non_finite
         self.max_consecutive_skips = torch.maximum(self.max_consecutive_skips, self.consecutive_skips)
         if self.statistics:
-            self.finite_statistics = torch.where(self.non_finite, self.finite_statistics, statistics)
-            torch._foreach_copy_(self.statistics, _unflatten_like(self.statistics, self.finite_statistics))
+            self.finite_statistics = torch.where(non_finite, self.finite_statistics, statistics)
+            pieces = torch.split(self.finite_statistics, [t.numel() for t in self.statistics])
+            restored = [piece.view_as(t).to(t.dtype) for piece, t in zip(pieces, self.statistics, strict=True)]
+            torch._foreach_copy_(self.statistics, restored)
         if optimizer.defaults.get("fused"):
-            optimizer.found_inf = self.non_finite.float()  # type: ignore[attr-defined]
+            optimizer.found_inf = non_finite.float()  # type: ignore[attr-defined]
             optimizer.grad_scale = None  # type: ignore[attr-defined]
-        elif self.non_finite:
+        elif non_finite:
             optimizer.zero_grad(set_to_none=True)
 
 
 def _flatten(tensors: list[Tensor]) -> Tensor:
     return torch.cat([t.flatten().float() for t in tensors]) if tensors else torch.empty(0)
-
-
-def _unflatten_like(tensors: list[Tensor], flat: Tensor) -> list[Tensor]:
-    pieces = torch.split(flat, [t.numel() for t in tensors])
-    return [piece.view_as(t).to(t.dtype) for piece, t in zip(pieces, tensors, strict=True)]
-
-
-def _full_tensor(norm: Tensor) -> Tensor:
-    """Return the norm over all processes: with sharded weights (FSDP) ``norm`` is a DTensor."""
-    full_tensor = getattr(norm, "full_tensor", None)
-    full: Tensor = norm if full_tensor is None else full_tensor()
-    return full

@@ -16,7 +16,7 @@ from torch import nn
 
 import mec
 from mec.data.pixels import PixelFormat
-from mec.engine import preemption
+from mec.engine import checkpoints
 from mec.errors import InputError
 from mec.evaluate.detection import detect as detect_module
 from mec.evaluate.detection import training as training_module
@@ -121,8 +121,8 @@ class PowerCutError(Exception):
 def test_resume_is_bit_identical(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_quick_schedule(monkeypatch, max_steps=11, milestones=(6, 9), precise_bn_batches=3)
     monkeypatch.setattr(training_module, "LOG_EVERY_N_STEPS", 1)
-    monkeypatch.setattr(preemption, "SAVE_INTERVAL_SECONDS", 0.0)
-    monkeypatch.setattr(preemption, "SAVE_INTERVAL_FACTOR", 0)
+    monkeypatch.setattr(checkpoints, "SAVE_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints, "SAVE_INTERVAL_FACTOR", 0)
     expected = detect_encoder(data, tmp_path / "uninterrupted")
     training_step = DetectionModule.training_step
 

@@ -17,8 +17,7 @@ from torch.utils.data import DataLoader
 from mec.data.corrupt import CorruptImage, CorruptLog
 from mec.data.dataset import ImageDataset
 from mec.embedding.extract import MAX_CORRUPT, log_corrupt
-from mec.engine.checkpoints import checkpoint_step
-from mec.engine.preemption import PreemptionCheckpoint
+from mec.engine.checkpoints import PreemptionCheckpoint, checkpoint_step
 from mec.engine.progress import ProgressBar, TrainingModule, TrainingProgress
 from mec.engine.trainer import make_trainer, running
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
-from mec.evaluate.accuracy import accuracies, ranking
+from mec.evaluate.task import accuracies, ranking
 
 
 def test_accuracies_equal_scikit_learns() -> None:
