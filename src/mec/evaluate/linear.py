@@ -164,12 +164,11 @@ class Logistic:
 
 
 class LogisticFit:
-    """Fit features (n, d) float32 on the CPU and labels (n,) with one L2 penalty after another, each from the last
-    solution.
+    """Fit features (n, d) float32 on the CPU and labels (n,) with one L2 penalty after another, each from the last fit.
 
     The objective is scikit-learn's, mean cross-entropy + ||w||^2 / (2 C n) with w the weights of standardized features;
-    biases are not penalized. Standardization is folded into the weights, so that features, which may be memory-mapped,
-    are not copied.
+    biases are not penalized. Standardization is folded into the weights, so that (memory-mapped) features are not
+    copied.
     """
 
     def __init__(self, features: Tensor, labels: Tensor, classes: int) -> None:

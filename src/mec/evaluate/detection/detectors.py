@@ -75,7 +75,7 @@ class Detector(nn.Module):
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Return losses in training, else boxes, labels (from 1), scores and masks (k, 1, s, s) of images (c, h, w),
-        uint8 or in [0, 1]. ``targets``: boxes (k, 4) float32 in pixels, labels (k,) int64 from 1, masks (k, h, w)
+        uint8 or in [0, 1]. ``targets`` have boxes (k, 4) float32 in pixels, labels (k,) int64, masks (k, h, w)
         uint8."""
         batch = self._batch_images(images)
         features = {name: feature_map.float() for name, feature_map in self.backbone(batch.tensors).items()}

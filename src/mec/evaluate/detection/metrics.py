@@ -87,7 +87,7 @@ def voc_average_precisions(dataset: AnnotatedDataset, detections: Sequence[Detec
     object by score is a true positive, others are false positives, and those of difficult objects are neither. Equal
     scores stay in the order of the images, where detectron2 uses an unstable sort. ``ap_metric`` "voc07" is the mean
     precision at 11 recall points, "voc" the area under the curve. A class without objects is NaN (in detectron2 0 or
-    NaN); VOC has none.
+    NaN); no test set of VOC lacks one.
     """
     labels = np.concatenate([d.labels for d in detections])
     scores = _round(np.concatenate([d.scores for d in detections]), 3)

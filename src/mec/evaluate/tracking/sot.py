@@ -187,10 +187,10 @@ class CrossCorrelation:
 
 
 class CorrelationFilter:
-    """Discriminative correlation filter (DCFNet, Wang et al. 2017; Henriques et al. 2015): a linear ridge regression.
+    """Discriminative correlation filter (DCFNet, Wang et al. 2017; Henriques et al. 2015).
 
-    It is from the target's map (1, d, s, s) to a narrow peak of ``sigma`` target widths, in closed form in the Fourier
-    domain, solved in every frame and averaged over time with the weight ``lr``. Methods are those of CrossCorrelation.
+    A linear ridge regression from the target's map (1, d, s, s) to a narrow peak (standard deviation: ``sigma`` target
+    widths), in closed form in the Fourier domain, solved in every frame and averaged over time with the weight ``lr``.
     """
 
     def __init__(self, target: Tensor, ridge: float = 1e-4, lr: float = 0.01, sigma: float = 0.1) -> None:

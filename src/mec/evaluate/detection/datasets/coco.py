@@ -203,8 +203,7 @@ def _objects(
 
 
 def _encode_mask(segmentation: Any, height: int, width: int) -> tuple[bytes, int]:
-    """Return compressed RLE counts and number of pixels, b"" and 0 without any; ValueError for an invalid
-    segmentation."""
+    """Return compressed RLE counts and number of pixels, b"" and 0 without any. ValueError if they cannot be read."""
     if isinstance(segmentation, list):
         segmentation = [polygon for polygon in segmentation if _is_polygon(polygon)]
     if not segmentation:

@@ -107,7 +107,7 @@ def identity_scores(sequences: Mapping[str, SequenceSimilarities], hota: bool = 
     """Compute a row for each sequence, and "all" from the summed counts of the sequences, not from the mean of rows.
 
     HOTA, DetA and AssA, which take most of the time and are omitted without ``hota``, are means over the thresholds
-    0.05, 0.10, ... 0.95; the others use 0.5. Without ground truth or tracks, all fractions are 0.
+    0.05, 0.10, ... 0.95; the others use 0.5. Undefined values are 0: all fractions without ground truth or tracks.
     """
     library = import_trackeval().metrics
     quiet = {"PRINT_CONFIG": False}

@@ -1,8 +1,7 @@
 """Metrics of the propagation of one box (``sot``, OTB) or of masks (``vos``, DAVIS).
 
 OTB's one-pass evaluation (Wu, Lim and Yang, CVPR 2013 and PAMI 2015), of all frames with a ground truth box. OTB's
-toolkit counts a frame as a failure if this box begins left of or above the image: 8 of 59,040 frames, evaluated
-normally here.
+toolkit counts a frame as a failure if this box begins left of or above the image (8 of 59,040 frames); not so here.
 
 J&F of DAVIS (Perazzi et al. 2016), without trackeval: its F needs scikit-image and an OpenCV with GUI libraries, which
 servers lack; it matches objects by overlap although their ids are given; and its decay counts frames in 8 bits.
