@@ -144,9 +144,8 @@ class Features:
 
 
 def features_of(task: Task, crops_seed: int | None = None) -> Iterator[Features]:
-    """Yield the frozen features of each row of the results table, on rank 0: the encoder, the untrained encoder, raw
-    pixels. Crops are central; with a ``crops_seed`` each train image gives one random crop, and raw pixels are left
-    out."""
+    """Yield, on rank 0, the frozen features of each row of the results table: encoder, untrained encoder, raw pixels.
+    Crops are central; a ``crops_seed`` gives one random crop of each train image, and leaves raw pixels out."""
     log_encoder(task)
     group, pixel_format = task.group, task.pixel_format
     train = in_memory(task.train, pixel_format, group if crops_seed is None else SINGLE_PROCESS)

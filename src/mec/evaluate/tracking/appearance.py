@@ -73,9 +73,8 @@ def _resize_by_area(x: Tensor, size: int, axis: int) -> Tensor:
 
 
 def box_features(frame: Letterboxed, boxes: Boxes, dense: DenseFeatures, corrected: bool = False) -> list[Tensor]:
-    """Return the features (d, 40) of each box, in coordinates of the original frame, by RoIAlign. The published
-    protocol has 4 x 10 cells, half a cell off. ``corrected`` takes 10 x 4, which suits upright people, without the
-    offset."""
+    """Return the features (d, 40) of each box, in coordinates of the original frame, by RoIAlign. The protocol has 4
+    rows and 10 columns of cells, half a cell off; ``corrected`` has 10 and 4, as suits upright people, not off."""
     if not len(boxes):
         return []
     features = dense(frame.image)

@@ -136,8 +136,8 @@ def _load(folder: Path, detection_file: Path, min_score: float) -> DetectionSequ
 
 
 def read_frames(folder: Path) -> tuple[ImageFrames, tuple[int, int]]:
-    """Return the frames 1, 2, ... of a sequence, and their height and width. Folder (img1) and extension are imDir and
-    imExt of seqinfo.ini; images after seqLength are ignored."""
+    """Return the frames 1, 2, ... of a sequence, and their height and width. In seqinfo.ini, imDir is their folder
+    (default: img1) and imExt their extension; images after seqLength are ignored."""
     parser = configparser.ConfigParser(interpolation=None)
     try:
         parser.read(folder / "seqinfo.ini", encoding="utf-8-sig")
