@@ -34,8 +34,7 @@ def draw_detections(
 ) -> Image.Image:
     """Draw half-transparent masks, boxes, and class names with scores on an image (h, w, 3) or (h, w, 1).
 
-    Sizes are proportional to the image. Smaller objects are drawn over larger ones. Names do not overlap: they are
-    placed by descending score, and a name without free space is left out.
+    Smaller objects are drawn over larger ones. Names are placed by descending score, and left out without free space.
     """
     canvas = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image.copy()
     indices = np.flatnonzero(detections.scores >= threshold)
@@ -111,11 +110,8 @@ def _overlap(a: PixelBox, b: PixelBox) -> bool:
 
 
 def draw_objects(frame: Frame, objects: FrameObjects, ground_truth_box: Boxes | None = None) -> Frame:
-    """Draw objects into a copy of the frame: half-transparent masks, else skeletons, else boxes; and the ids.
-
-    Sizes are proportional to the frame. Smaller objects are drawn over larger ones, and ids over everything. Boxes that
-    are NaN or outside of the frame are not drawn. ``ground_truth_box`` (4,) is drawn in white.
-    """
+    """Draw objects into a copy of the frame: half-transparent masks, else skeletons, else boxes; and the ids. Smaller
+    objects are drawn over larger ones, and ids over everything. ``ground_truth_box`` (4,) is drawn in white."""
     colors = [NO_ID_COLOR] * len(objects) if objects.ids is None else [label_color(i) for i in objects.ids.tolist()]
     largest_first = np.argsort(-objects.boxes[:, 2:].prod(axis=1), kind="stable").tolist()
     image = Image.fromarray(frame)

@@ -140,10 +140,6 @@ def label_subset(
     """Return the indices (k,) of the train images whose labels are used, ascending; arguments as in ``finetune``.
 
     Every encoder sees the same images, and those of 1 % are among those of 10 %.
-
-    Raises:
-        InputError: not exactly one choice; a fraction outside (0, 1]; more shots than the smallest class has; or a
-            list that names an absent image, an ambiguous path, or no image of some class.
     """
     choices = {"label_fraction": label_fraction, "shots": shots, "label_list": label_list}
     chosen = [name for name, value in choices.items() if value is not None]

@@ -132,10 +132,8 @@ def fast_probe_accuracies(features: Features, classes: int, max_iter: int = 200)
 
 
 def select_penalty(x: Tensor, y: Tensor, classes: int, max_iter: int) -> float:
-    """Return the inverse penalty C with the best accuracy on a held-out fifth, the smallest of equal ones.
-
-    A class with a single image cannot be split: then C is 1.
-    """
+    """Return the inverse penalty C with the best accuracy on a held-out fifth, the smallest of equal ones; 1 if a class
+    has a single image, which cannot be split."""
     if int(y.bincount()[y].min()) < 2:
         return 1.0
     sample = np.random.default_rng(0).permutation(len(y))[: max(MAX_SELECTION_IMAGES, 20 * classes)]
@@ -166,15 +164,11 @@ class Logistic:
 
 
 class LogisticFit:
-    """Fit the same features and labels with one L2 penalty after another, each fit starting at the previous solution.
+    """Fit features (n, d) float32 on the CPU and labels (n,) with one L2 penalty after another, each from the last fit.
 
-    The objective is scikit-learn's, mean cross-entropy + ||w||^2 / (2 C n) with w the weights of standardized
-    features; biases are not penalized. Standardization is folded into the weights, so that features are not copied.
-
-    Args:
-        features: (n, d) float32 on the CPU; may be memory-mapped.
-        labels: (n,) int64.
-        classes: number of classes.
+    The objective is scikit-learn's, mean cross-entropy + ||w||^2 / (2 C n) with w the weights of standardized features;
+    biases are not penalized. Standardization is folded into the weights, so that (memory-mapped) features are not
+    copied.
     """
 
     def __init__(self, features: Tensor, labels: Tensor, classes: int) -> None:

@@ -36,34 +36,22 @@ from mec.models.encoder import Encoder
 logger = logging.getLogger("mec")
 
 ACCURACIES_FILE = "accuracies.json"
-LOG_EVERY_N_STEPS = 20
-"""Steps between two readings of the loss, which waits for the device."""
+LOG_EVERY_N_STEPS = 20  # reading the loss waits for the device
 FROZEN_CHUNK = 256
 """Images in one forward pass of a frozen encoder: without a gradient a batch may be split, and 4,096 exceed caches."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a classifier trained on an encoder.
-
-    Attributes:
-        epochs: passes over the labeled images.
-        batch_size: images in a step; at most the number of images.
-        head_lr: learning rate of the linear layer for a batch of 256; scaled by batch / 256.
-        backbone_lr: learning rate of the encoder for a batch of 256; 0 freezes it with its BatchNorm statistics.
-        schedule: learning rate by epoch: cosine to 0, or steps, divided by 5 after 60 and 80 % of the epochs.
-        optimizer: sgd with momentum 0.9, or lars: the same with layer-wise rates (trust 0.001, not clipped).
-        standardize: BatchNorm without affine (eps 1e-6) before the linear layer.
-        weight_decay: weight decay of all trained parameters.
-    """
+    """Settings of a classifier trained on an encoder. Learning rates are for a batch of 256, scaled by batch / 256."""
 
     epochs: int
-    batch_size: int
+    batch_size: int  # at most the number of images
     head_lr: float
-    backbone_lr: float = 0.0
-    schedule: Literal["cosine", "steps"] = "cosine"
-    optimizer: Literal["sgd", "lars"] = "sgd"
-    standardize: bool = False
+    backbone_lr: float = 0.0  # 0 freezes the encoder with its BatchNorm statistics
+    schedule: Literal["cosine", "steps"] = "cosine"  # by epoch: to 0, or divided by 5 after 60 and 80 % of the epochs
+    optimizer: Literal["sgd", "lars"] = "sgd"  # momentum 0.9; lars: layer-wise rates (trust 0.001, not clipped)
+    standardize: bool = False  # BatchNorm without affine (eps 1e-6) before the linear layer
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
@@ -110,15 +98,7 @@ def protocol_settings(settings: Settings, num_images: int) -> dict[str, Any]:
 
 class Classifier(TrainingModule):
     """An encoder, trained unless ``settings.backbone_lr`` is 0, and a linear layer on its features, by cross-entropy.
-
-    Args:
-        encoder: the encoder.
-        labels: (n,) labels of the dataset, by image index.
-        classes: number of classes.
-        settings: settings of the training.
-        batch: images in a step, to scale the learning rates.
-        seed: seed of the crops, and of the encoder's dropout.
-    """
+    ``labels`` (n,) are by image index, ``batch`` scales the learning rates, ``seed`` is that of crops and dropout."""
 
     def __init__(self, encoder: Encoder, labels: Tensor, classes: int, settings: Settings, batch: int, seed: int):
         super().__init__()
@@ -186,12 +166,8 @@ class Classifier(TrainingModule):
 def train_and_test(
     task: Task, train: ImageDataset, encoder: Encoder, settings: Settings, seed: int, label: str, folder: Path | None
 ) -> dict[str, float]:
-    """Train a classifier on ``train`` and return its accuracies on the test images of the task.
-
-    The encoder is not changed. ``seed`` is that of the classifier, the crops and the order, ``label`` that of the
-    progress bars. Checkpoints and, at the end, the accuracies are written to ``folder``, and found there when the
-    training is resumed; None writes nothing.
-    """
+    """Train a classifier on ``train``, on a copy of the encoder unless frozen, and return its accuracies on the test
+    images. Checkpoints and, at the end, the accuracies are written to ``folder``, and read there when resuming."""
     if task.group.world_size > 1:
         raise InputError(
             f"processes: expected one for training a classifier, got {task.group.world_size}; start it "
@@ -226,10 +202,8 @@ def fit(
     label: str,
     folder: Path | None = None,
 ) -> Classifier:
-    """Train a classifier on labeled images, from the latest checkpoint in ``folder`` if there is one.
-
-    ``encoder`` is modified in place unless it is frozen.
-    """
+    """Train a classifier on labeled images, from the latest checkpoint in ``folder`` if there is one. ``encoder`` is
+    modified in place unless it is frozen."""
     pixel_format = pixel_format_of(encoder)
     dataset = in_memory(dataset, pixel_format)
     batch = min(settings.batch_size, len(dataset))
@@ -265,10 +239,8 @@ def fit(
 
 @contextmanager
 def training_folder(out: DataLike | None, settings: Mapping[str, Any], resume: bool) -> Iterator[Path | None]:
-    """Lock the folder of the trainings of one evaluation, and delete it when the block has succeeded.
-
-    ``settings`` are everything that decides the result; with ``resume`` the folder must have the same.
-    """
+    """Lock the folder of an evaluation's trainings, and delete it when the block has succeeded. ``settings`` are all
+    that decide the result; with ``resume`` the folder must have the same."""
     if out is None:
         if resume:
             raise InputError("resume: expected a folder of checkpoints with it, given as out")

@@ -41,21 +41,17 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task: an encoder, its baselines, and labeled images.
-
-    ``encoder`` is the description of the encoder, ``encoders`` those of the rows of the results table: "encoder" and
-    "untrained". ``pixels`` adds a row for raw pixels. ``group`` are the processes that share the images.
-    """
+    """A classification task: an encoder, its baselines, and labeled images."""
 
     dataset: DatasetSummary
-    encoder: str
+    encoder: str  # description
     classes: list[str]
     train: ImageDataset
     test: ImageDataset
-    encoders: dict[str, Encoder]
-    pixels: bool
+    encoders: dict[str, Encoder]  # by row of the results table: "encoder" and "untrained"
+    pixels: bool  # whether raw pixels are a row, too
     workers: int | None
-    group: ProcessGroup
+    group: ProcessGroup  # processes that share the images
     clock: Stopwatch
 
     @property
@@ -86,12 +82,7 @@ def open_task(
     labels_csv: DataLike | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> Task:
-    """Open the train and test images of a labeled dataset, and the encoder. Arguments as in ``mec.evaluate.knn``.
-
-    Raises:
-        InputError: no labels, fewer than two classes, a class without train or test images, an unreadable encoder, or
-            images whose channels it does not take.
-    """
+    """Open the train and test images of a labeled dataset, and the encoder. Arguments as in ``mec.evaluate.knn``."""
     clock = Stopwatch()
     with group.local_rank_zero_first():
         encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
@@ -153,11 +144,8 @@ class Features:
 
 
 def features_of(task: Task, crops_seed: int | None = None) -> Iterator[Features]:
-    """Yield the frozen features of each row of the results table: the encoder, the untrained encoder, raw pixels.
-
-    Features are those of central crops. With a ``crops_seed`` each train image gives one random crop, and raw pixels
-    are left out. The processes of a group share the images; only rank 0 yields features.
-    """
+    """Yield, on rank 0, the frozen features of each row of the results table: encoder, untrained encoder, raw pixels.
+    Crops are central; a ``crops_seed`` gives one random crop of each train image, and leaves raw pixels out."""
     log_encoder(task)
     group, pixel_format = task.group, task.pixel_format
     train = in_memory(task.train, pixel_format, group if crops_seed is None else SINGLE_PROCESS)
@@ -195,16 +183,10 @@ def ranking(scores: Tensor) -> Tensor:
 
 
 def accuracies(ranked: Tensor, labels: Tensor, classes: int) -> dict[str, float]:
-    """Return accuracies as fractions.
+    """Return the accuracies, fractions, of the ``ranked`` classes (n, 5 or fewer), best first, for true classes (n,).
 
-    Args:
-        ranked: (n, 5 or fewer) classes, best first.
-        labels: (n,) true classes.
-        classes: number of classes; up to five, top-5 is always 1 and is left out.
-
-    Returns:
-        "top-1"; "top-5"; and "class mean", the mean over classes of the accuracy within each class, for classes of
-        unequal size. Classes without an image are left out of the mean.
+    Keys are "top-1"; "top-5" if there are more than five classes; and "class mean", the mean over the classes with
+    images of the accuracy within each class, for classes of unequal size.
     """
     correct = ranked == labels[:, None]
     result = {"top-1": float(correct[:, 0].double().mean())}

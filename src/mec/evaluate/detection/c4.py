@@ -1,8 +1,7 @@
-"""The C4 architecture: conv1 to res4 of a ResNet as the backbone, res5 and a BatchNorm on each region.
+"""The C4 architecture, detectron2's R50-C4 (Res5ROIHeads) as in MoCo's protocol, which torchvision lacks.
 
-It is detectron2's R50-C4 (Res5ROIHeads) as in MoCo's protocol: all layers are trained; RoIAlign extracts 14 x 14 cells
-from the feature map of stride 16; res5 halves them to 7 x 7, followed by BatchNorm. The box predictor takes their mean;
-masks are predicted from the same 7 x 7 maps by one deconvolution. torchvision has the modules, but no such detector.
+All layers are trained. RoIAlign extracts 14 x 14 cells from res4 (stride 16); res5 and BatchNorm give maps of 7 x 7.
+Boxes are predicted from their mean, masks by one deconvolution.
 """
 
 from __future__ import annotations

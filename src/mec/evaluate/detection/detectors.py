@@ -46,9 +46,6 @@ def resolve_architecture(encoder: Encoder, architecture: str | None) -> Architec
 class Detector(nn.Module):
     """Faster R-CNN, or Mask R-CNN if ``masks``, on a trainable copy of an encoder; ``num_classes`` without background.
 
-    The outputs are torchvision's: losses in training, otherwise boxes, labels (from 1), scores and masks (k, 1, s, s)
-    of each image.
-
     Architecture c4 has one feature map of stride 16, and res5 on each region (Ren et al. 2015, He et al. 2017, MoCo);
     fpn has a feature pyramid of four maps (Lin et al. 2017) and torchvision's heads.
     """
@@ -77,10 +74,9 @@ class Detector(nn.Module):
         self.to(memory_format=torch.channels_last)  # faster on CPUs and GPUs
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
-        """Detect objects in images (c, h, w) of different sizes, uint8 or in [0, 1], or return the losses in training.
-
-        ``targets``: per image boxes (k, 4) float32 in pixels, labels (k,) int64 from 1, and masks (k, h, w) uint8.
-        """
+        """Return losses in training, else boxes, labels (from 1), scores and masks (k, 1, s, s) of images (c, h, w),
+        uint8 or in [0, 1]. ``targets`` have boxes (k, 4) float32 in pixels, labels (k,) int64, masks (k, h, w)
+        uint8."""
         batch = self._batch_images(images)
         features = {name: feature_map.float() for name, feature_map in self.backbone(batch.tensors).items()}
         proposals, rpn_losses = self.rpn(batch, features, targets)
@@ -108,10 +104,8 @@ def _to_float32(output: Any) -> Any:
 
 
 def paste_masks(probabilities: Tensor, boxes: NDArray[np.float32], size: tuple[int, int]) -> list[Rle]:
-    """Convert masks (k, s, s), predicted within their boxes, to masks of an image of ``size``, with a threshold of 0.5.
-
-    The cells of a mask fill its box (x1, y1, x2, y2 in pixels of the image); values between centers are interpolated.
-    """
+    """Convert masks (k, s, s), whose cells fill their boxes (x1, y1, x2, y2 in pixels), to masks of an image of
+    ``size``: values between the centers of cells are interpolated, the threshold is 0.5."""
     masks = []
     # one mask at a time to save memory: an image has up to a hundred
     for mask_probabilities, box in zip(probabilities, boxes.tolist(), strict=True):
@@ -132,15 +126,12 @@ def paste_masks(probabilities: Tensor, boxes: NDArray[np.float32], size: tuple[i
 
 @dataclass(frozen=True)
 class DetectorSpec:
-    """Everything except the weights that is needed to rebuild a detector; stored as detector.json.
-
-    ``categories`` are class names in the order of their labels, ``category_ids`` their ids in the training dataset.
-    """
+    """Everything except the weights that is needed to rebuild a detector; stored as detector.json."""
 
     encoder: EncoderSpec
     architecture: Architecture
-    categories: list[str]
-    category_ids: list[int]
+    categories: list[str]  # class names in the order of their labels
+    category_ids: list[int]  # in the training dataset
     has_masks: bool
     schedule: Schedule
 

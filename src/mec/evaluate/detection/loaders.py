@@ -45,11 +45,10 @@ class TestBatch(NamedTuple):
 
 
 class AspectRatioBatchSampler(Sampler[list[SampleKey]]):
-    """The first ``num_batches`` batches of an infinite sequence.
+    """``num_batches`` random batches, the same for any number of processes; each takes its slice of every batch.
 
-    Each pass over the dataset has a new random order. Landscape images (``is_landscape``: (n,) bool) and the others are
-    batched separately to reduce padding, as in detectron2's aspect ratio grouping. Batches, of ``batch_size`` images
-    over all processes, are the same for any number of processes; each takes its slice of every batch.
+    Landscape images (``is_landscape``: (n,) bool) and the others are batched separately to reduce padding, as in
+    detectron2's aspect ratio grouping.
     """
 
     def __init__(

@@ -1,8 +1,5 @@
-"""Average precision of detections by COCO's or VOC's definition.
-
-VOC's is written from the development kit's rules, at ten IoU thresholds as detectron2 reports it. Details follow
-detectron2's PascalVOCDetectionEvaluator.
-"""
+"""Average precision by COCO's definition, or by VOC's, from the development kit's rules at ten IoU thresholds. Details
+follow detectron2's PascalVOCDetectionEvaluator."""
 
 from __future__ import annotations
 
@@ -26,22 +23,17 @@ Floats = NDArray[np.float64]
 
 
 class DetectionMetrics(NamedTuple):
-    """Average precisions, fractions of 1: AP (mean over the IoU thresholds 0.50, 0.55 ... 0.95), AP50 and AP75.
+    """Average precisions, fractions of 1: AP (mean over the IoU thresholds 0.50, 0.55 ... 0.95), AP50 and AP75; by
+    COCO's definition also by object size in pixels ("AP small": up to 32 x 32, "AP large": from 96 x 96) and of masks
+    ("mask AP" ...)."""
 
-    ``overall`` are the means over the classes; by COCO's definition also by size of the object ("AP small": up to
-    32 x 32 pixels, "AP medium", "AP large": from 96 x 96) and of masks ("mask AP" ...). ``per_class`` are those of each
-    class, and of its masks. A metric without objects to count is left out.
-    """
-
-    overall: dict[str, float]
+    overall: dict[str, float]  # means over the classes; a metric without objects to count is left out
     per_class: dict[str, dict[str, float]]
 
 
 def detection_metrics(dataset: AnnotatedDataset, detections: Sequence[Detections]) -> DetectionMetrics:
-    """Compute average precisions as pycocotools or as detectron2 for VOC, depending on ``dataset.ap_metric``.
-
-    Masks are evaluated if the dataset and all detections have them. ``detections``: those of each image.
-    """
+    """Compute average precisions as pycocotools or as detectron2 for VOC, depending on ``dataset.ap_metric``. Masks are
+    evaluated if the dataset and all detections, one item per image, have them."""
     assert len(dataset) == len(detections)
     if (dataset.is_crowd | dataset.is_difficult).all():
         raise InputError(f"data: no object to count in {dataset.name}")
@@ -90,13 +82,12 @@ def _per_class(names: Sequence[str], table: Floats) -> dict[str, dict[str, float
 def voc_average_precisions(dataset: AnnotatedDataset, detections: Sequence[Detections]) -> Floats:
     """Return average precisions (c, 10) of each class at IoUs above 0.50, 0.55 ... 0.95 by VOC's rules.
 
-    A detection is assigned to the object of its class with the largest IoU, computed in VOC's pixel coordinates, which
-    include the last pixel. Boxes are rounded to one decimal and scores to three, as in VOC's result files. The
-    detection of an object with the highest score is a true positive, others of the same object are false positives,
-    and detections of difficult objects are neither. Detections of equal score stay in the order of the images, where
-    detectron2 uses an unstable sort. ``ap_metric`` "voc07" is the mean precision at 11 recall points, "voc" the area
-    under the curve. A class without objects to count is NaN, where detectron2 returns 0 or NaN; none of VOC's own test
-    sets lacks a class.
+    A detection is assigned to the object of its class with the largest IoU, in VOC's pixel coordinates, which include
+    the last pixel. Boxes are rounded to one decimal and scores to three, as in VOC's files. The first detection of an
+    object by score is a true positive, others are false positives, and those of difficult objects are neither. Equal
+    scores stay in the order of the images, where detectron2 uses an unstable sort. ``ap_metric`` "voc07" is the mean
+    precision at 11 recall points, "voc" the area under the curve. A class without objects is NaN (in detectron2 0 or
+    NaN); no test set of VOC lacks one.
     """
     labels = np.concatenate([d.labels for d in detections])
     scores = _round(np.concatenate([d.scores for d in detections]), 3)

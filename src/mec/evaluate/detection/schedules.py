@@ -46,11 +46,8 @@ class Schedule:
     def with_overrides(
         self, max_steps: int | None, batch_size: int | None, lr: float | None, short_side: int | None
     ) -> Schedule:
-        """Return the schedule with some settings replaced and the dependent settings adjusted.
-
-        Another batch size keeps the number of images: the learning rate changes in proportion, the steps inversely.
-        Another number of steps scales milestones and warm-up; another short side in testing scales all other sides.
-        """
+        """Return the schedule with replaced settings. Another batch size scales the learning rate in proportion, the
+        steps inversely; other steps scale milestones and warm-up; another short side in testing scales all sides."""
         batch_size = self.batch_size if batch_size is None else batch_size
         if batch_size < 1:
             raise InputError(f"batch_size: expected at least 1, got {batch_size}")

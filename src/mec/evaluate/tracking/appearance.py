@@ -73,11 +73,8 @@ def _resize_by_area(x: Tensor, size: int, axis: int) -> Tensor:
 
 
 def box_features(frame: Letterboxed, boxes: Boxes, dense: DenseFeatures, corrected: bool = False) -> list[Tensor]:
-    """Return the features (d, 40) of each box by RoIAlign. Boxes are in the coordinates of the original frame.
-
-    The published protocol has 4 rows and 10 columns of cells, half a cell off. ``corrected`` takes 10 rows and 4
-    columns, which suits upright people, without the offset.
-    """
+    """Return the features (d, 40) of each box, in coordinates of the original frame, by RoIAlign. The protocol has 4
+    rows and 10 columns of cells, half a cell off; ``corrected`` has 10 and 4, as suits upright people, not off."""
     if not len(boxes):
         return []
     features = dense(frame.image)
@@ -98,10 +95,8 @@ def masks_on_grid(masks: NDArray[np.uint8], dense: DenseFeatures) -> NDArray[np.
 
 
 def pose_mask(pose: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Draw a pose (joints, 3) as a mask (height, width) of 0 and 1: a filled torso, and limbs with round ends.
-
-    Limbs with an invisible end are omitted, and so is a torso with fewer than three visible corners.
-    """
+    """Draw a pose (joints, 3) as a mask (height, width) of 0 and 1: a filled torso of at least three visible corners,
+    and limbs with round ends between visible joints."""
     points = {
         joint: (int(x), int(y))
         for joint, (x, y, visible) in zip(JOINTS, pose.clip(-MAX_COORDINATE, MAX_COORDINATE).tolist(), strict=True)
@@ -145,10 +140,8 @@ def mask_box(cells: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def mask_features(features: Tensor, cells: NDArray[np.bool_], max_cells: int) -> list[Tensor]:
-    """Return the features (d, n) of the n cells in each mask (k, h', w') on a feature map (1, d, h', w').
-
-    A mask of more than ``max_cells`` cells is downsampled together with the masked feature map, to about ``max_cells``.
-    """
+    """Return the features (d, n) of the n cells in each mask (k, h', w') on a feature map (1, d, h', w'). Masks of more
+    cells are downsampled with the masked feature map, to about ``max_cells``."""
     return [_cell_features(features[0], torch.from_numpy(mask).to(features.device), max_cells) for mask in cells]
 
 

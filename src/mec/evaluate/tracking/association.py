@@ -31,16 +31,12 @@ class AssociationSettings:
     confirmed tracks by IoU; unconfirmed tracks by IoU. Limits are of the cost of a match, 1 - IoU or 1 - similarity.
     """
 
-    motion_weight: float = (
-        0.0  # of the filter's distance in the first stage (1 - lambda in UniTrack); 0: appearance alone
-    )
+    motion_weight: float = 0.0  # of the filter's distance in the first stage (1 - lambda in UniTrack); 0: none
     gating: bool = True  # reject pairs beyond GATING_DISTANCE in the first stage if ``motion_weight`` is not 0
     max_appearance_cost: float = 0.7
     max_overlap_cost: float = 0.5
     max_unconfirmed_cost: float = 0.7
-    max_duplicate_cost: float = (
-        0.15  # of an active and a lost track with a smaller cost, the longer tracked one is kept
-    )
+    max_duplicate_cost: float = 0.15  # of an active and a lost track below it, the longer tracked one is kept
     confirm_at_once: bool = False  # False waits for a second detection, except in the first frame of the video
     patience: int = 30  # frames that a lost track is kept, at 30 frames per second; UniTrack's code keeps it one longer
     corrected: bool = False  # False: ``padded`` features, and boxes 1 pixel wider and higher, as in UniTrack's code
@@ -136,10 +132,7 @@ class OnlineTracker:
 
     def step(self, boxes: Boxes, features: Sequence[Tensor]) -> tuple[Ints, Ints, Boxes]:
         """Associate the detections of the next frame: boxes (k, 4), and k features (d, cells) if appearance is used.
-
-        Return the ids (n,) of the confirmed tracks with a detection in this frame, the indices (n,) of the detections,
-        and their filtered boxes (n, 4).
-        """
+        Return ids (n,), detection indices (n,) and filtered boxes (n, 4) of the confirmed tracks in this frame."""
         self.frame += 1
         settings = self.settings
         features_of: Sequence[Tensor | None] = features or [None] * len(boxes)
@@ -213,11 +206,8 @@ class OnlineTracker:
 
 
 def assign(costs: Floats, max_cost: float) -> list[tuple[int, int]]:
-    """Return the matching (row, column) of minimum total cost.
-
-    The total is the sum over the pairs, plus ``max_cost`` for each row (or column, if these are fewer) without a pair.
-    Pairs that cost ``max_cost`` or more, or NaN, are never matched.
-    """
+    """Return the matching (row, column) of minimum total cost. Each row (or column, if these are fewer) without a pair
+    adds ``max_cost``; pairs that cost ``max_cost`` or more, or NaN, are never matched."""
     gains = np.minimum(np.where(np.isnan(costs), np.inf, costs) - max_cost, 0.0)
     rows, columns = linear_sum_assignment(gains)
     return [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if gains[r, c] < 0]

@@ -36,18 +36,12 @@ AUTOCAST_TYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class DenseFeatures:
-    """Compute feature maps of images with a frozen encoder.
+    """Compute feature maps of images with a frozen encoder; ``stride`` is in pixels per cell.
 
     ResNets: "s3" is layer3 and "s4" is layer4. Their strides are set to 1 wherever the map would otherwise be coarser
     than 8 pixels (UniTrack). Other encoders keep their own strides: "s4" is the last map and "s3" the last of those
     that are finer. If all maps have the same size, as in vision transformers, "s3" is the map at three quarters of the
     depth. Maps finer than 8 pixels, as encoders of small images have them, are average-pooled.
-
-    Attributes:
-        stride: pixels per cell of a feature map.
-        channels: d, the length of a feature vector.
-        precision: as chosen, never auto.
-        seconds: time spent in the network so far.
     """
 
     def __init__(self, encoder: EncoderLike, stage: str = "s3", precision: Precision = "auto") -> None:

@@ -188,11 +188,8 @@ def _associate(
     scores: Callable[[Mapping[str, Any]], Scores],
     columns: tuple[str, ...],
 ) -> Result:
-    """Track in all sequences by appearance, and again by overlap alone as a baseline.
-
-    ``similarities`` compares the tracks of one sequence with its ground truth, ``scores`` computes the metrics of all
-    sequences, and ``columns`` are those of the result; metrics.json has all.
-    """
+    """Track in all sequences by appearance, and again by overlap alone as a baseline. ``similarities`` compares a
+    sequence's tracks with its ground truth; the result has the ``columns`` of ``scores``, metrics.json has all."""
     import_trackeval()  # fail before hours of tracking if it is missing
 
     def score(tracks: Callable[[DetectionSequence], Tracks]) -> Scores:

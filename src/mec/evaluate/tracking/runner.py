@@ -72,9 +72,8 @@ DrawFrame = Callable[[int, Frame], Frame]  # draws the tracks of frame number i 
 class TrackingRun(Generic[S]):
     """One evaluation: its encoder, sequences and output folder. All arguments are checked before tracking begins.
 
-    ``protocol`` has the settings that decide whether two results are comparable; stage and precision are added.
-    ``tracker_settings`` are further settings that change the tracks; both are compared on resume. Without ``out``, a
-    temporary folder is used. ``sequences`` are the usable ones, ``skipped`` the reasons of the others by name.
+    ``protocol`` has the settings that decide whether two results are comparable, ``tracker_settings`` others that
+    change the tracks; both are compared on resume. ``skipped`` are the reasons of unusable sequences by name.
     """
 
     def __init__(
@@ -150,11 +149,8 @@ class TrackingRun(Generic[S]):
         read: Callable[[Path, S], list[T] | None],
         name: str = "",
     ) -> Callable[[S], list[T]]:
-        """Track in all sequences, write the tracks of each as soon as it is complete, and return their reader.
-
-        ``tracker`` yields the output for each frame. ``read`` returns None or raises SequenceError if tracks are
-        missing or incomplete. ``name`` is the subfolder of the tracker, if a run has several.
-        """
+        """Track in all sequences, write the tracks of each as soon as it is complete, and return their reader. ``read``
+        returns None or raises SequenceError if tracks are missing. ``name`` is the subfolder of the tracker."""
         folder = self.folder / TRACKS / name
         self.frames, self.seconds, self.encoder_seconds = 0, 0.0, 0.0
         candidates, self.sequences = self.sequences, []
@@ -195,11 +191,8 @@ class TrackingRun(Generic[S]):
         return read_complete
 
     def finish(self, rows: Scores, scores: Scores, draw: Callable[[S], DrawFrame], **settings: Any) -> Result:
-        """Write metrics.json, previews of the first sequences, and the video of all sequences if there is one.
-
-        A preview is the middle frame, in previews/SEQUENCE.jpg; ``draw`` returns the drawing function of a sequence.
-        ``rows`` are the metrics of the result, ``scores`` all metrics. ``settings`` are added to the protocol.
-        """
+        """Write metrics.json (``scores``), a preview (the middle frame) of the first sequences, and the video if there
+        is one. ``rows`` are the metrics of the result; ``settings`` are added to its protocol."""
         with atomic_write(self.folder / METRICS) as path:
             path.write_text(json.dumps({"metrics": scores, "skipped": self.skipped}, indent=2) + "\n")
         for sequence in self.sequences[:MAX_PREVIEWS]:

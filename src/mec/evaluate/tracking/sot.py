@@ -1,8 +1,5 @@
-"""``sot``: single-object tracking from the box in the first frame (UniTrack).
-
-The features of search regions at three scales around the last position are compared with the target, by
-cross-correlation or a learned filter.
-"""
+"""``sot``: single-object tracking from the box in the first frame (UniTrack), by cross-correlation or a learned filter
+on search regions at three scales."""
 
 from __future__ import annotations
 
@@ -192,9 +189,8 @@ class CrossCorrelation:
 class CorrelationFilter:
     """Discriminative correlation filter (DCFNet, Wang et al. 2017; Henriques et al. 2015).
 
-    A ridge regression with a linear kernel from the target's map (1, d, s, s) to a narrow peak, whose standard
-    deviation is ``sigma`` widths of the target, in closed form in the Fourier domain. It is solved again in every frame
-    and averaged over time with the weight ``lr``. Methods are those of CrossCorrelation.
+    A linear ridge regression from the target's map (1, d, s, s) to a narrow peak (standard deviation: ``sigma`` target
+    widths), in closed form in the Fourier domain, solved in every frame and averaged over time with the weight ``lr``.
     """
 
     def __init__(self, target: Tensor, ridge: float = 1e-4, lr: float = 0.01, sigma: float = 0.1) -> None:

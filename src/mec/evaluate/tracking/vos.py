@@ -1,7 +1,5 @@
-"""``vos``: video object segmentation from the masks in the first frame, by label propagation (UniTrack).
-
-Each cell of a feature map takes the labels of its most similar cells in the first and the previous frames.
-"""
+"""``vos``: video object segmentation from the masks in the first frame (UniTrack). Each cell of a feature map takes the
+labels of its most similar cells in the first and the previous frames."""
 
 from __future__ import annotations
 
@@ -125,11 +123,8 @@ def track_masks(
 
 
 class LabelPropagation:
-    """Soft labels (c, h, w), the fraction of each class, on the grid of feature maps (1, d, h, w) of a video.
-
-    Memory: the features of ``context`` + 1 frames, and the similarities of one tile of cells at a time. The full
-    similarity matrix of two frames is never materialized.
-    """
+    """Soft labels (c, h, w), the fraction of each class, on the grid of feature maps (1, d, h, w) of a video. To save
+    memory, similarities are computed for one tile of cells at a time, never for all cells of two frames."""
 
     def __init__(
         self, features: Tensor, labels: Tensor, stride: int, settings: PropagationSettings | None = None

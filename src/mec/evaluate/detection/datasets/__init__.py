@@ -24,13 +24,8 @@ FORMATS = (
 def open_annotated(
     data: str | os.PathLike[str], years: tuple[int, ...] | None = None
 ) -> tuple[AnnotatedDataset, AnnotatedDataset]:
-    """Open the training and the test split of a detection dataset, and log unusual annotations.
-
-    Args:
-        data: PASCAL VOC (a VOCdevkit, a folder that contains one, or one year's folder) or COCO (its own folders,
-            Roboflow's, or one .json with the images beside it, of which a fifth is held out for testing).
-        years: years of VOC to train on; None: all that are present.
-    """
+    """Open the training and the test split of a dataset in one of FORMATS, and log unusual annotations. A fifth is held
+    out if there is no test split. ``years`` are the years of VOC to train on; None: all that are present."""
     path = Path(data).expanduser()
     if not path.exists():
         raise InputError(f"data: {path} does not exist; expected {FORMATS}")

@@ -57,10 +57,8 @@ class Detections(NamedTuple):
 
 @dataclass(frozen=True)
 class AnnotatedDataset:
-    """One split of a detection dataset: n images with N objects, sorted by image.
-
-    Annotations are stored in flat arrays, which loader processes share. Python objects would be copied to each process.
-    """
+    """One split of a detection dataset: n images with N objects, sorted by image, in flat arrays, which loader
+    processes share; Python objects would be copied to each process."""
 
     name: str  # of the split, in logs
     images: FileDataset
@@ -80,10 +78,8 @@ class AnnotatedDataset:
 
     @classmethod
     def from_objects(cls, objects: Iterable[Object], **fields: Any) -> AnnotatedDataset:
-        """Create a dataset of objects sorted by image; ``fields`` are those from ``name`` to ``ap_metric``.
-
-        The dataset has masks if an object other than a crowd region has one.
-        """
+        """Create a dataset of objects sorted by image, with masks if an object other than a crowd region has one;
+        ``fields`` are those from ``name`` to ``ap_metric``."""
         rle_counts = bytearray()
 
         def rows() -> Iterator[tuple[Any, ...]]:

@@ -22,11 +22,9 @@ from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Object
 
 logger = logging.getLogger("mec")
 
-OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
-"""Prefixes of COCO's annotation files for tasks other than detection."""
+OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")  # prefixes of COCO's other files
 ROBOFLOW = "_annotations.coco.json"
-MAX_COORDINATE = 100_000
-"""Pixels. Polygons with larger coordinates are discarded: they are damaged, and rasterizing them takes memory."""
+MAX_COORDINATE = 100_000  # pixels. Polygons beyond are damaged, and rasterizing them takes memory: they are discarded
 
 
 def coco_files(path: Path) -> tuple[Path, Path | None] | None:
@@ -205,11 +203,7 @@ def _objects(
 
 
 def _encode_mask(segmentation: Any, height: int, width: int) -> tuple[bytes, int]:
-    """Return a segmentation's compressed RLE counts and number of pixels; b"", 0 without a mask or pixels.
-
-    Raises:
-        ValueError: neither polygons nor RLE, or of another height and width.
-    """
+    """Return compressed RLE counts and number of pixels, b"" and 0 without any. ValueError if they cannot be read."""
     if isinstance(segmentation, list):
         segmentation = [polygon for polygon in segmentation if _is_polygon(polygon)]
     if not segmentation:

@@ -54,11 +54,8 @@ def _is_voc(path: Path) -> bool:
 def open_voc(
     path: Path, folders: dict[int, Path], years: tuple[int, ...] | None
 ) -> tuple[AnnotatedDataset, AnnotatedDataset | None]:
-    """Open the training split of the years (None: all) and the test split, None if there is none.
-
-    Train on trainval and test on VOC2007 test or on the test list of a custom dataset. Without such a list, train on
-    train and test on val.
-    """
+    """Open the training split of the years (None: all) and the test split, None if there is none: trainval, and VOC2007
+    test or the test list of a custom dataset; without that, train and val."""
     train_years = sorted(years or folders)
     if missing := [year for year in train_years if year not in folders]:
         present = " and ".join(f"VOC{year}" if year else "a dataset without years" for year in folders)

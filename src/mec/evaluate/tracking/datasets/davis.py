@@ -61,12 +61,10 @@ def open_mask_sequences(data: str | Path, names: Sequence[str] | None = None) ->
 
     A mask is a PNG of indices, gray levels or colors. Indices and gray levels are ids, and 255 is void. If the first
     mask is black and white only, white is the one object, as in DAVIS 2016. Colors of DAVIS's palette are its indices.
-    Otherwise each color is an object, ordered by red, green and blue. Transparent pixels are background.
-
-    Masks exist for every frame, every n-th frame, or the first frame only. Objects that the first mask lacks are
-    background, as in DAVIS's evaluation; this is logged. Loading a sequence checks all its masks, so that no error
-    comes up after tracking. ``data`` has JPEGImages and Annotations, or is the parent folder. Without ``names``, the
-    val list of DAVIS 2017 is loaded, else of DAVIS 2016, else all with masks.
+    Otherwise each color is an object, ordered by red, green and blue. Transparent pixels are background, and so are
+    objects that the first mask lacks, as in DAVIS's evaluation; this is logged. All masks are checked on loading, not
+    after tracking. ``data`` has JPEGImages and Annotations, or is the parent. Without ``names``, DAVIS's val list is
+    loaded, else all with masks.
     """
     root, images, masks = _folders(Path(data))
     available = sorted(_subfolder_names(images) | _subfolder_names(masks))

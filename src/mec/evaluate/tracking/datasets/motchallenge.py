@@ -1,7 +1,5 @@
-"""Reader and writer of MOTChallenge's format (Milan et al. 2016): MOT15, MOT16, MOT17 and MOT20.
-
-Coordinates stay as they are in the files; MOTChallenge counts them from 1.
-"""
+"""Reader and writer of MOTChallenge's format (Milan et al. 2016): MOT15, MOT16, MOT17 and MOT20. Coordinates stay as
+they are in the files; MOTChallenge counts them from 1."""
 
 from __future__ import annotations
 
@@ -138,11 +136,8 @@ def _load(folder: Path, detection_file: Path, min_score: float) -> DetectionSequ
 
 
 def read_frames(folder: Path) -> tuple[ImageFrames, tuple[int, int]]:
-    """Return the frames 1, 2, ... of a sequence, and their height and width.
-
-    The images are in the folder imDir of seqinfo.ini, or img1, and have the extension imExt, or that of any image
-    format. A number of images other than seqLength is logged, and images after seqLength are ignored.
-    """
+    """Return the frames 1, 2, ... of a sequence, and their height and width. In seqinfo.ini, imDir is their folder
+    (default: img1) and imExt their extension; images after seqLength are ignored."""
     parser = configparser.ConfigParser(interpolation=None)
     try:
         parser.read(folder / "seqinfo.ini", encoding="utf-8-sig")

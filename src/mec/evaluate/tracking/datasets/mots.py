@@ -63,11 +63,10 @@ def open_mask_detections(
 ) -> SequenceLoaders[DetectionSequence]:
     """Return loaders of the sequences by name. Their ``ground_truth`` is a MaskGroundTruth. Boxes enclose the masks.
 
-    MOTSChallenge: SEQUENCE/img1/000001.jpg with gt/gt.txt, gt/000001.png or ../instances/SEQUENCE/000001.png; its
-    pedestrians are tracked. KITTI MOTS: training/image_02/0000/000000.png with instances_txt/0000.txt or
-    instances/0000/000000.png there or above; "0000 car" and "0000 pedestrian" are separate sequences, because a track
-    has one class. ``detections`` is a folder of MOTS20-02.txt or 0000.txt, whose masks may overlap and may have a score
-    in a seventh column; None takes the masks of the ground truth.
+    MOTSChallenge: SEQUENCE/img1/000001.jpg with gt/gt.txt, gt/000001.png or ../instances/SEQUENCE/000001.png. KITTI
+    MOTS: training/image_02/0000/000000.png with instances_txt/0000.txt or instances/0000/000000.png there or above;
+    "0000 car" and "0000 pedestrian" are separate sequences, because a track has one class. ``detections`` is a folder
+    of MOTS20-02.txt or 0000.txt, whose masks may overlap; None takes the masks of the ground truth.
     """
     layouts = "MOTSChallenge's train/SEQUENCE/img1/000001.jpg or KITTI MOTS' training/image_02/0000/000000.png"
     videos = _kitti_videos(data) or [
@@ -263,11 +262,8 @@ def _class_and_first_frame(sequence: str) -> tuple[int, int]:
 
 
 def write_mots_tracks(folder: Path, name: str, tracks: Tracks) -> None:
-    """Write ``NAME.txt``: frame, id, class, height, width and run lengths per line, without overlaps.
-
-    For KITTI's "0002 car", frames count from 0, and the class is appended to the ids as a digit. Concatenate "0002
-    car.txt" and "0002 pedestrian.txt" to obtain the 0002.txt of KITTI's evaluation.
-    """
+    """Write ``NAME.txt``: frame, id, class, height, width and run lengths per line, without overlaps. In KITTI's "0002
+    car", to be joined with "0002 pedestrian", frames count from 0, and the class is the last digit of an id."""
     category, first = _class_and_first_frame(name)
     with atomic_write(folder / f"{name}.txt") as path, path.open("w", encoding="ascii", newline="\n") as file:
         for number, objects in enumerate(map(remove_overlaps, tracks), first):

@@ -1,7 +1,5 @@
-"""Reader and writer of PoseTrack 2018 (Andriluka et al. 2018): videos with the joints of all persons in some frames.
-
-The json files are in PoseTrack18's format, which resembles COCO's, or in the older ``annolist``.
-"""
+"""Reader and writer of PoseTrack 2018 (Andriluka et al. 2018): videos with the joints of all persons in some frames, in
+PoseTrack18's json format, which resembles COCO's, or in the older ``annolist``."""
 
 from __future__ import annotations
 
@@ -70,10 +68,9 @@ def open_pose_detections(
 ) -> SequenceLoaders[DetectionSequence]:
     """Return loaders of the sequences by name. Their ``ground_truth`` is a PoseGroundTruth.
 
-    ``data`` has annotations/val/SEQUENCE.json in PoseTrack18's format, or is a folder of such files, or one file.
-    Images are searched for in all parent folders of the files. Without ``detections``, the sequence is the labeled
-    frames with the poses of the ground truth. ``detections`` is a folder with SEQUENCE.json in PoseTrack18's or the
-    older format, whose frames, in its order, are then the sequence; they must include all labeled frames.
+    ``data`` has annotations/val/SEQUENCE.json, or is a folder of such files, or one; images are searched for in all
+    their parent folders. A sequence is the labeled frames with the poses of the ground truth or, with ``detections``, a
+    folder of SEQUENCE.json, the frames of that file, in its order; they must include all labeled frames.
     """
     files = select_sequences({file.stem: file for file in _annotation_files(data)}, names)
     found = detection_files(detections, list(files), ".json")

@@ -1,8 +1,5 @@
-"""Reader and writer of single-object tracking datasets: OTB (Wu 2015), GOT-10k (Huang 2019) and LaSOT (Fan 2019).
-
-All three count pixels from 1: OTB in its Matlab code, GOT-10k (got-10k/toolkit, issue 6) and LaSOT
-(HengLan/LaSOT_Evaluation_Toolkit, issue 14) according to their authors.
-"""
+"""Reader and writer of single-object tracking datasets: OTB (Wu 2015), GOT-10k (Huang 2019) and LaSOT (Fan 2019). All
+count pixels from 1 (OTB's Matlab code; got-10k/toolkit, issue 6; HengLan/LaSOT_Evaluation_Toolkit, issue 14)."""
 
 from __future__ import annotations
 
@@ -83,9 +80,8 @@ def open_box_sequences(
 ) -> SequenceLoaders[BoxSequence]:
     """Return loaders of the sequences by name. Two targets in one video, such as Jogging-1 and -2, are two sequences.
 
-    ``ground_truth`` is NaN in frames where the labels of GOT-10k or LaSOT mark the target as not visible. Of OTB's
-    sequences only the frames of its evaluation are loaded, such as 300 to 770 of David and 6 to 354 of Tiger1. ``data``
-    has the layout of OTB, of one split of GOT-10k, or of LaSOT, at most two levels deep, or is one sequence.
+    ``ground_truth`` is NaN in frames where GOT-10k or LaSOT mark the target as not visible. Of OTB's sequences only the
+    evaluated frames are loaded, such as 300 to 770 of David. Sequences are at most two levels deep in ``data``.
     """
     path = Path(data).expanduser()
     check_folder(path)
@@ -245,9 +241,7 @@ def _invalid(boxes: Boxes) -> NDArray[np.bool_]:
 
 def write_boxes(folder: Path, name: str, boxes: Boxes) -> None:
     """Write boxes (frames, 4) to ``NAME.txt`` as OTB's toolkits read them: x,y,w,h per line, 1-based, four decimals.
-
-    Compute metrics from the boxes that ``read_boxes`` returns, so that rounding is the same in a resumed run.
-    """
+    Compute metrics from what ``read_boxes`` returns, so that rounding is the same in a resumed run."""
     if _invalid(boxes.round(DECIMALS)).any():
         raise ValueError(f"boxes: expected finite boxes with an area for {name}")
     with atomic_write(folder / f"{name}.txt") as temporary:

@@ -39,9 +39,7 @@ PREFETCH = 4  # frames that are decoded in advance. A 4K frame takes 25 MB
 @dataclass(frozen=True)
 class VideoFrames:
     """The frames of a video file, upright. The next few are decoded while the caller processes the current one.
-
-    ``length``, from the file or its number of packets, is an estimate: damage and edit lists change the number.
-    """
+    ``length`` is an estimate: damage and edit lists change the number."""
 
     path: Path
     frame_rate: float

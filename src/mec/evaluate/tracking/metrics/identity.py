@@ -42,11 +42,8 @@ def import_trackeval() -> ModuleType:
 
 
 def box_similarities(sequence: DetectionSequence, tracks: Tracks) -> SequenceSimilarities:
-    """Return the ids and IoUs after MOTChallenge's preprocessing, which keeps only annotated pedestrians with a flag.
-
-    By the rules of MOT16, MOT17 and MOT20, a tracked box that matches a person on a vehicle, a standing person, a
-    distractor or a reflection is removed.
-    """
+    """Return the ids and IoUs after MOTChallenge's preprocessing: annotated pedestrians with a flag; except in MOT15,
+    without tracked boxes that match a person on a vehicle, a standing person, a distractor or a reflection."""
     ground_truth: BoxGroundTruth = sequence.ground_truth
     details = {
         "gt_classes": ground_truth.classes,
@@ -59,11 +56,8 @@ def box_similarities(sequence: DetectionSequence, tracks: Tracks) -> SequenceSim
 
 
 def mask_similarities(sequence: DetectionSequence, tracks: Tracks) -> SequenceSimilarities:
-    """Return the ids and IoUs after MOTS's preprocessing.
-
-    Overlaps of the tracks are removed first. A mask that matches no object and has more than half of its pixels in an
-    ignored region is dropped.
-    """
+    """Return the ids and IoUs after MOTS's preprocessing: tracks without overlaps, and without masks that match no
+    object and have more than half of their pixels in an ignored region."""
     ground_truth: MaskGroundTruth = sequence.ground_truth
     tracks = [remove_overlaps(frame) for frame in tracks]
     masks = [list(frame.masks or ()) for frame in tracks]
@@ -112,9 +106,8 @@ def _preprocess(
 def identity_scores(sequences: Mapping[str, SequenceSimilarities], hota: bool = True) -> Scores:
     """Compute a row for each sequence, and "all" from the summed counts of the sequences, not from the mean of rows.
 
-    HOTA, DetA and AssA are means over the thresholds 0.05, 0.10, ... 0.95; the others use 0.5. Without ``hota``, these
-    three are omitted, which take most of the time. Undefined values are 0: all fractions if there is no ground truth or
-    no track.
+    HOTA, DetA and AssA, which take most of the time and are omitted without ``hota``, are means over the thresholds
+    0.05, 0.10, ... 0.95; the others use 0.5. Undefined values are 0: all fractions without ground truth or tracks.
     """
     library = import_trackeval().metrics
     quiet = {"PRINT_CONFIG": False}
@@ -153,11 +146,8 @@ def contiguous_ids(frames: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64
 
 
 def mots_scores(sequences: Mapping[str, SequenceSimilarities]) -> Scores:
-    """Compute ``identity_scores`` with MOTA and MOTP renamed to MOTSA and MOTSP, and sMOTSA.
-
-    sMOTSA is MOTSA in which a correct mask counts as its IoU. Sequences of KITTI, such as "0002 car", also give a row
-    for each class, such as "all car", as in KITTI's tables.
-    """
+    """Compute ``identity_scores`` with MOTSA and MOTSP for MOTA and MOTP, and sMOTSA, MOTSA in which a correct mask
+    counts as its IoU. KITTI's sequences, such as "0002 car", also give a row for each class, such as "all car"."""
     scores = _mots_rows(sequences)
     for category in CLASSES:
         of_category = {name: sequence for name, sequence in sequences.items() if name.endswith(f" {category}")}

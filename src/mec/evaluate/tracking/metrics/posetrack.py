@@ -1,10 +1,9 @@
-"""Metrics of PoseTrack: of each kind of joint, and of whole persons.
+"""Metrics of PoseTrack, of each kind of joint and of whole persons, written from its own evaluation (poseval).
 
-Written from what PoseTrack's own evaluation (poseval) computes, as UniTrack uses it. That evaluation differs in four
-ways. It omits the last frame of every sequence. In a frame without any annotated or without any tracked person, it
-counts one missed and one false person, however many there are. It gives no IDF1 to a joint that is never visible in
-one of the sequences. And where two matches are possible, it prefers the last match even after a gap; trackeval does so
-only for a match in the frame before.
+poseval differs in four ways. It omits the last frame of every sequence. In a frame without annotated or without tracked
+persons, it counts one missed and one false person, however many there are. It gives no IDF1 to a joint that is never
+visible in one of the sequences. And of two possible matches, it prefers the last match even after a gap; trackeval does
+so only for a match in the frame before.
 """
 
 from __future__ import annotations
@@ -38,12 +37,10 @@ class PoseSimilarities:
 
 
 def pose_similarities(sequence: DetectionSequence, tracks: Tracks) -> PoseSimilarities:
-    """Return the ids and similarities in the frames that have annotated persons.
+    """Return the ids and similarities in the frames that have annotated persons, without joints in ignored regions.
 
-    Joints in ignored regions are removed, and so are persons without other joints. The similarity of two joints of a
-    kind is 1 minus their distance in sizes of the annotated head, so that PoseTrack's limit is at 0.5. The similarity
-    of two persons is the fraction of the annotated joints that are within this limit, whatever other joints are
-    tracked.
+    The similarity of two joints of a kind is 1 minus their distance in sizes of the annotated head, so that PoseTrack's
+    limit is at 0.5; that of two persons is the fraction of the annotated joints within this limit.
     """
     ground_truth: PoseGroundTruth = sequence.ground_truth
     annotated = {frame.name: frame for frame in ground_truth.frames}
@@ -98,11 +95,10 @@ def _inside(points: Floats, polygon: Floats) -> NDArray[np.bool_]:
 def pose_scores(sequences: Mapping[str, PoseSimilarities]) -> Scores:
     """Compute a row for each of at least one sequence, and "all". Undefined values are 0.
 
-    MOTA and MOTP (the mean of 1 minus the distance, in head sizes, of correct joints) are computed for each kind of
-    joint, from counts summed over the sequences of the row; then the mean over the kinds that occur in the ground
-    truth, or over those of a body part. As in UniTrack, IDF1 is computed for each kind of joint in each sequence where
-    it is annotated or tracked, the mean is over sequences, then over kinds; ID switches are summed over all. Whole
-    persons match if half of their joints do.
+    MOTA and MOTP (the mean of 1 minus the distance, in head sizes, of correct joints) are from counts of each kind of
+    joint over the sequences of the row, then means over the kinds in the ground truth or of a body part. As in
+    UniTrack, IDF1 is computed for each kind of joint in each sequence where it is annotated or tracked, the mean is
+    over sequences, then over kinds; ID switches are summed over all. Whole persons match if half of their joints do.
     """
     joints = range(len(JOINTS))
     joint_scores = [

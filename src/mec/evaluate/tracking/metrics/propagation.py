@@ -1,13 +1,10 @@
 """Metrics of the propagation of one box (``sot``, OTB) or of masks (``vos``, DAVIS).
 
-OTB's one-pass evaluation (Wu, Lim and Yang, CVPR 2013 and PAMI 2015): success is the fraction of frames whose IoU is
-above a threshold, precision that of frames whose centers are within a distance. All frames with a ground truth box are
-evaluated, also the first one. OTB's own toolkit counts a frame as a failure of every tracker if its ground truth box
-begins left of or above the image; that concerns 8 of 59,040 frames, which are evaluated normally here.
+OTB's one-pass evaluation (Wu, Lim and Yang, CVPR 2013 and PAMI 2015), of all frames with a ground truth box. OTB's
+toolkit counts a frame as a failure if this box begins left of or above the image (8 of 59,040 frames); not so here.
 
-J&F of DAVIS (Perazzi et al. 2016), region similarity J and contour accuracy F, without trackeval: its F needs
-scikit-image and an OpenCV with GUI libraries, which servers lack; it matches objects by overlap although their ids are
-given; and its decay counts frames in 8 bits.
+J&F of DAVIS (Perazzi et al. 2016), without trackeval: its F needs scikit-image and an OpenCV with GUI libraries, which
+servers lack; it matches objects by overlap although their ids are given; and its decay counts frames in 8 bits.
 """
 
 from __future__ import annotations
@@ -45,11 +42,8 @@ def paired_iou(ground_truth: Boxes, boxes: Boxes) -> Floats:
 
 
 def box_metrics(ground_truth: Boxes, boxes: Boxes) -> dict[str, float]:
-    """Return AUC and precision. Frames without ground truth are ignored.
-
-    AUC is the mean over the thresholds of the fraction of frames with a larger IoU, at most 20/21; precision is the
-    fraction of frames whose centers are at most 20 pixels apart.
-    """
+    """Return AUC, the mean over the thresholds of the fraction of frames with a larger IoU, at most 20/21, and
+    precision, the fraction of frames with centers at most 20 pixels apart. Frames without ground truth are ignored."""
     evaluated = ~np.isnan(ground_truth).any(axis=1)
     ground_truth, boxes = ground_truth[evaluated], boxes[evaluated]
     success = (paired_iou(ground_truth, boxes)[:, None] > IOU_THRESHOLDS).mean(axis=0)
@@ -76,12 +70,10 @@ def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
 def mask_scores(sequences: Sequence[MaskSequence], tracks: Callable[[MaskSequence], Sequence[Labels]]) -> Scores:
     """Compute a row for each sequence, the mean of its objects, and "all", the mean of all objects, as in DAVIS 2017.
 
-    The objects are those of the first mask; each is compared with the prediction of the same label. The first frame,
-    the last frame, and frames without ground truth are not evaluated. Void pixels are removed from both masks, as in
-    DAVIS's unsupervised evaluation; the data of its semi-supervised one, which takes void for background, has none. An
-    object that is in neither mask counts as correct. Recall is the fraction of frames above 0.5; decay is the mean of
-    the first quarter of the frames minus that of the last. A sequence without evaluated frames is logged and has no
-    row; without any rows there is no "all".
+    The objects are those of the first mask. The first, the last, and frames without ground truth are not evaluated.
+    Void pixels are removed from both masks, as in DAVIS's unsupervised evaluation; the data of its semi-supervised one,
+    which takes void for background, has none. An object in neither mask counts as correct. Recall is the fraction of
+    frames above 0.5; decay is the mean of the first quarter of the frames minus that of the last.
     """
     by_sequence: dict[str, Floats] = {}
     with ProgressBar("comparing masks", len(sequences), unit="sequences") as progress:
