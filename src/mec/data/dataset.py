@@ -67,7 +67,11 @@ class ImageDataset(Protocol):
         return np.array([0, len(self)])
 
     def load(self, index: int) -> bytes | NDArray[Any]:
-        """Return image ``index``, encoded or as an array; raise CorruptImageError if it cannot be read."""
+        """Return image ``index``, encoded or as an array.
+
+        Raises:
+            CorruptImageError: the image cannot be read.
+        """
 
     def title(self, index: int) -> str:
         """Return the path of image ``index``, or another description of its origin."""
@@ -138,7 +142,19 @@ def select_labels(dataset: ImageDataset, indices: Indices) -> Labels | None:
 
 
 def read_image(dataset: ImageDataset, index: int, pixel_format: PixelFormat | None = None) -> ImageArray:
-    """Return the pixels (height, width, channels) of an image, by default 8-bit RGB; raise CorruptImageError."""
+    """Load and decode an image.
+
+    Args:
+        dataset: the dataset.
+        index: index of the image.
+        pixel_format: channels and value range of the result; None: 8-bit RGB.
+
+    Returns:
+        (height, width, channels) pixels.
+
+    Raises:
+        CorruptImageError: the image cannot be read or decoded.
+    """
     data = dataset.load(index)
     if dataset.decoded:
         return np.asarray(data)
