@@ -1,7 +1,4 @@
-"""The commands of ``mec`` except evaluate.
-
-Each function adds the options of a command to its parser and returns the function to run with their values.
-"""
+"""Commands of ``mec`` except evaluate: each function adds options to a parser and returns the function to run."""
 
 from __future__ import annotations
 

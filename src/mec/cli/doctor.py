@@ -20,10 +20,8 @@ LIBRARIES = "torch torchvision timm lightning numpy pillow simplejpeg scikit-lea
 OPTIONAL_LIBRARIES = "datasets onnx onnxruntime tifffile imagecodecs trackeval av".split()
 GIB = 2**30
 MIN_SHARED_MEMORY, MIN_FREE_DISK, MIN_CORES_PER_GPU = 1 * GIB, 5 * GIB, 4
-MIN_DECODED = 150
-"""JPEGs per second and core; a usual core decodes 500 or more."""
-DECODING_SECONDS = 0.3
-"""How long decoding is timed."""
+MIN_DECODED = 150  # JPEGs per second and core; a usual core decodes 500 or more
+DECODING_SECONDS = 0.3  # how long decoding is timed
 
 
 def doctor(folder: str | os.PathLike[str] = ".") -> str:
@@ -121,11 +119,7 @@ def cores() -> int:
 
 
 def decoding_speed() -> tuple[float, str]:
-    """Time the decoding of a JPEG of the size of a typical ImageNet image.
-
-    Returns:
-        JPEGs per second, and the reason if they cannot be decoded.
-    """
+    """Return the decoded JPEGs of a typical ImageNet size per second, and the reason if they cannot be decoded."""
     import numpy as np
     from PIL import Image
 

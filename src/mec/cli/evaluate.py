@@ -99,10 +99,7 @@ def add_task(parser: Parser, arguments: Sequence[str]) -> Callable[..., None]:
 
 
 def evaluate(task: str, data: Any, encoder: str, out: str | None, **settings: Any) -> None:
-    """Evaluate on every DATA and print one table. Each result is written as soon as it exists.
-
-    Skipped sequences are an error, which is raised after the results of the others are printed.
-    """
+    """Evaluate on every DATA and print one table, also before an error; each result is written as soon as it exists."""
     from mec.data import open_dataset
     from mec.distributed import is_rank_zero
     from mec.results import results_table

@@ -102,11 +102,7 @@ class Parser(ArgumentParser):
         return positional, options
 
     def _checked(self, arguments: Sequence[str]) -> Iterator[str]:
-        """Yield the arguments in the form that jsonargparse reads.
-
-        Raises:
-            InputError: an unknown, missing or superfluous argument, or a value of the wrong type.
-        """
+        """Yield the arguments in the form that jsonargparse reads; raise InputError for the first wrong one."""
         words, options = self.split(arguments)
         for name, value in options.items():
             action = self._option_string_actions.get(name)

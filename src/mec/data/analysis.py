@@ -16,13 +16,10 @@ from mec.data.decode import OpenedImage, open_image
 from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat, convert_pixels
 from mec.errors import InputError
 
-IN_MEMORY_MAX_SIDE = 96
-"""Images whose sides have at most this many pixels are decoded once and held in memory."""
+IN_MEMORY_MAX_SIDE = 96  # pixels; images up to this size are decoded once and held in memory
 IN_MEMORY_MAX_BYTES = 4 * 2**30
-FORMAT_SAMPLE_SIZE = 64
-"""Images from which channels and value range are inferred."""
-STATISTICS_SAMPLE_SIZE = 1000
-"""Images from which mean and standard deviation are computed."""
+FORMAT_SAMPLE_SIZE = 64  # images from which channels and value range are inferred
+STATISTICS_SAMPLE_SIZE = 1000  # images from which mean and standard deviation are computed
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 
 
@@ -93,10 +90,7 @@ def _infer_value_range(deep_pixels: list[NDArray[Any]], maximum: float) -> tuple
 
 
 def load_into_memory(dataset: ImageDataset, pixel_format: PixelFormat) -> tuple[ImageDataset, list[CorruptImage]]:
-    """Decode the dataset into an ArrayDataset if its images are of one size, small, and fit into memory.
-
-    Return the decoded dataset without its corrupt images, and these; or the dataset unchanged and an empty list.
-    """
+    """Return small images of one size decoded in memory, and the corrupt ones among them; or the dataset unchanged."""
     if dataset.decoded:
         return dataset, []
     if dataset.images is not None:

@@ -22,10 +22,7 @@ class CorruptImage(NamedTuple):
 
 
 class CorruptLog:
-    """The corrupt images of a dataset of ``num_images``: at most ``max_fraction`` of them.
-
-    ``setting`` is the argument that the error names: that of ``max_fraction`` where the user can set it, else data.
-    """
+    """The corrupt images of a dataset of ``num_images``, at most ``max_fraction`` of them; errors name ``setting``."""
 
     def __init__(self, max_fraction: float, num_images: int, setting: str = "data") -> None:
         self.max_fraction, self.num_images, self.setting = max_fraction, num_images, setting

@@ -22,21 +22,17 @@ from mec.errors import InputError
 
 logger = logging.getLogger("mec")
 
-DataLike = str | os.PathLike[str]
-"""Path or name of a dataset, as ``mec.open_dataset`` takes it."""
+DataLike = str | os.PathLike[str]  # path or name of a dataset, as ``mec.open_dataset`` takes it
 Indices = NDArray[np.int64]
 Labels = NDArray[np.int64]
 Self = TypeVar("Self", bound="ImageDataset")
 T = TypeVar("T")
 
-MAX_SAMPLED_SHARDS = 8
-"""Shards that an evenly spaced sample comes from; each is read from its start."""
-LOG_INTERVAL = 10.0
-"""Seconds between two lines about the progress of opening a dataset."""
+MAX_SAMPLED_SHARDS = 8  # of an evenly spaced sample; each is read from its start
+LOG_INTERVAL = 10.0  # seconds between two lines about the progress of opening a dataset
 TRAIN_NAMES = ("train",)
 TEST_NAMES = ("test", "val", "valid", "validation")
-TEST_FRACTION = 0.2
-"""Fraction of each class in the test split of a dataset without its own splits."""
+TEST_FRACTION = 0.2  # of each class, in the test split of a dataset without its own splits
 
 
 class ImageDataset(Protocol):
@@ -166,10 +162,7 @@ def read_image(dataset: ImageDataset, index: int, pixel_format: PixelFormat | No
 
 
 def evenly_spaced(dataset: ImageDataset, count: int) -> Indices:
-    """Return sorted indices of about ``count`` images that are spread over the dataset.
-
-    Shards are read sequentially, so their sample is the first images of up to ``MAX_SAMPLED_SHARDS`` shards.
-    """
+    """Return sorted indices of about ``count`` images all over the dataset; of shards, the first of several."""
     if dataset.random_access:
         return np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(np.int64))
     shards = [(start, end) for start, end in itertools.pairwise(dataset.shard_bounds.tolist()) if start < end]
@@ -245,7 +238,7 @@ def encode_labels(names: list[str], classes: list[str] | None = None) -> tuple[L
     """Return indices (n,) of the class names of images in ``classes``, and the classes.
 
     Without ``classes``, those of the training split, they are the distinct names: sorted as integers if all of them are
-    integers, else alphabetically. A name that is missing from ``classes`` raises an InputError.
+    integers, else alphabetically.
     """
     if classes is None:
         distinct = set(names)

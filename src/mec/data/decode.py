@@ -19,10 +19,8 @@ from mec.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".npy", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-MAX_PIXELS = 20_000**2
-"""Larger images are refused as decompression bombs. Pillow has a limit of 179 million pixels."""
-SHRINK_FACTORS = (8, 4, 2)
-"""Factors by which libjpeg can decode at a reduced size, which is faster."""
+MAX_PIXELS = 20_000**2  # larger images are refused as decompression bombs; Pillow has a limit of 179 million
+SHRINK_FACTORS = (8, 4, 2)  # by which libjpeg can decode at a reduced size, which is faster
 EXIF_ORIENTATION = 0x0112
 
 Decoder = Callable[[PixelFormat, int], NDArray[Any]]
@@ -55,19 +53,13 @@ class OpenedImage:
             return self.decoder(pixel_format, 1)
 
     def decode(self, pixel_format: PixelFormat, shrink: int = 1) -> ImageArray:
-        """Return (height, width, channels) in ``pixel_format``; raises CorruptImageError.
-
-        A ``shrink`` of 2, 4 or 8 decodes a JPEG at a size reduced by this factor; other formats ignore it.
-        """
+        """Return (height, width, channels), of a JPEG reduced by ``shrink`` (1, 2, 4 or 8); raise CorruptImageError."""
         with _raise_corrupt_image():
             return convert_pixels(self.decoder(pixel_format, shrink), pixel_format)
 
 
 def open_image(data: bytes | NDArray[Any]) -> OpenedImage:
-    """Read the header of a JPEG, PNG, WebP, BMP, GIF (first frame), TIFF, PNM or .npy image, or wrap an array.
-
-    Raises a CorruptImageError if the data is no image, is damaged, or has too many pixels.
-    """
+    """Open a JPEG, PNG, WebP, BMP, GIF (first frame), TIFF, PNM or .npy image, or an array; raise CorruptImageError."""
     with _raise_corrupt_image():
         opened = _open(data)
     if opened.height < 1 or opened.width < 1:

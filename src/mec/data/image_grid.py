@@ -10,10 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 SIDE, GAP, MARGIN, LINE = 128, 4, 16, 17
 """Sizes in pixels: side of an image, gap between two, margin of the grid, height of a line of text."""
-ROW = SIDE + 2 * LINE + 3 * GAP
-"""Height of a row: a caption, images, their names, and a larger gap."""
-MAX_CHARACTERS = 20
-"""Characters that fit above or below an image."""
+ROW = SIDE + 2 * LINE + 3 * GAP  # height of a row: a caption, images, their names, and a larger gap
+MAX_CHARACTERS = 20  # that fit above or below an image
 TEXT_COLOR, BACKGROUND = "#222222", "#ffffff"
 
 

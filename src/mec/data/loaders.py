@@ -35,8 +35,7 @@ from mec.data.transforms.multi_view import MultiView
 CROP_PCT, MIN_CROPPED_SIZE = 224 / 256, 96
 """Fraction of the shorter side in a center crop for evaluation (Resize 256, CenterCrop 224). Encoders with inputs
 smaller than MIN_CROPPED_SIZE pixels get the whole shorter side."""
-POLL_SECONDS = 2.0
-"""Interval at which a worker checks that its parent process is alive."""
+POLL_SECONDS = 2.0  # interval at which a worker checks that its parent process is alive
 HAS_SIGTIMEDWAIT = hasattr(signal, "sigtimedwait")
 """Whether the sender of a signal can be identified, as on Linux. Elsewhere SIGTERM ends a worker."""
 
@@ -81,10 +80,7 @@ def _identity(batch: Any) -> Any:
 def training_sampler(
     dataset: ImageDataset, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, drop_last: bool = True
 ) -> EpochSampler | StepSampler:
-    """Return the sampler of a training: random order, or steps for shards, which are streamed.
-
-    ``batch_size`` is that of one process. ``drop_last`` leaves out the incomplete last batch, as shards always do.
-    """
+    """Return the sampler of a training: random order, or steps for shards; ``batch_size`` is that of one process."""
     if dataset.random_access:
         return EpochSampler(len(dataset), batch_size, seed, rank, world_size, drop_last=drop_last)
     return StepSampler(len(dataset), batch_size, seed, rank, world_size)
@@ -130,11 +126,7 @@ def training_loader(
     workers: int | None = None,
     local_world_size: int | None = None,
 ) -> TrainingLoader:
-    """Return a loader of batches for ``views``, in the order of ``sampler``.
-
-    Images in memory are held on ``device``, the device of the training; others are loaded by worker processes, see
-    ``worker_count``.
-    """
+    """Return a loader of batches for ``views`` in the order of ``sampler``; images in memory are held on ``device``."""
     if isinstance(views, ReferenceViews):
         cropper: Cropper = ReferenceCropper(views, pixel_format)
     elif dataset.images is not None:
@@ -207,8 +199,7 @@ def evaluation_loader(
 def worker_count(workers: int | None, local_world_size: int | None = None) -> int:
     """Return the number of loader workers of one training process, by default one per available core, at most 16.
 
-    The ``local_world_size`` (None: LOCAL_WORLD_SIZE of torchrun) training processes on a machine share its cores. Where
-    SLURM started these processes with a number of cores for each, each one has its own cores.
+    Its ``local_world_size`` processes (None: torchrun's) share the cores, unless SLURM gave each its own cores.
     """
     if workers is not None:
         return workers
@@ -234,10 +225,7 @@ def block_signals() -> Iterator[None]:
 
 
 def ignore_group_signals(_: int) -> None:
-    """Keep a worker, started under ``block_signals``, alive until a SIGTERM from its parent or the parent's end.
-
-    Signals sent to the whole process group are handled by the parent.
-    """
+    """Keep a worker alive until its parent ends or sends SIGTERM: the parent handles signals to the process group."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not HAS_SIGTIMEDWAIT:
         return

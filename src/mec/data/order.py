@@ -1,8 +1,4 @@
-"""The order of training: the same for any number of processes and workers, and after a resume.
-
-Datasets with random access are read in a random order. Shards are read sequentially, and shuffled in buffers. Each
-image comes at most once per epoch.
-"""
+"""The order of training: the same for any number of processes and workers, and after a resume."""
 
 from __future__ import annotations
 
@@ -25,19 +21,14 @@ Key = TypeVar("Key")
 MAX_BUFFER_IMAGES = 4096
 MAX_BUFFER_BYTES = 512 * 2**20
 """Limits of the shuffle buffers of all lanes together."""
-MIN_LANE_BUFFER = 8
-"""Minimum size of the shuffle buffer of a lane, in images."""
-MEASURED_IMAGES = 16
-"""Images from which the average size of an encoded image is estimated."""
+MIN_LANE_BUFFER = 8  # images in the shuffle buffer of a lane
+MEASURED_IMAGES = 16  # from which the average size of an encoded image is estimated
 FALLBACK_SHARDS, FALLBACK_IMAGES = 8, 8
 """Shards, and images of each, that supply substitutes where a lane has no readable image in its buffer."""
 
 
 class _GlobalBatchSampler(Sampler[Key]):
-    """Epochs of global batches of ``batch_size * world_size`` images, divided equally over the processes.
-
-    Its length is the number of steps. ``drop_last`` leaves out the images that do not fill the last global batch.
-    """
+    """Epochs of steps of ``batch_size * world_size`` images, divided equally over the processes."""
 
     def __init__(
         self, num_images: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, drop_last: bool = True
@@ -154,10 +145,9 @@ class ShuffledShards(Dataset[Batch]):
         return uniforms(self.sampler.seed, epoch, np.arange(self.num_shards), 1, Stream.SHARD_ORDER)[:, 0].argsort()
 
     def _read_lane(self, epoch: int, lane: int, first_step: int) -> Iterator[tuple[list[Item], list[Item]]]:
-        """Yield for each step from ``first_step`` on the images of a lane, and the candidates to replace corrupt ones.
+        """Yield for each step from ``first_step`` on the images of a lane, and readable ones to replace the corrupt.
 
-        The candidates are the readable images among the last that were read. Both are the same for any ``first_step``:
-        images of earlier steps are skipped, or loaded only as candidates.
+        Both are the same for any ``first_step``: images of earlier steps are skipped, or loaded only as candidates.
         """
         self._buffer_size = self._buffer_size or self._choose_buffer_size()
         indices = self.lane_indices(epoch, lane)

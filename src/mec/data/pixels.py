@@ -11,8 +11,7 @@ from PIL import Image, ImageColor
 
 from mec.errors import InputError
 
-ImageArray = NDArray[np.uint8] | NDArray[np.float32]
-"""(height, width, channels): uint8, or float32 in [0, 1]."""
+ImageArray = NDArray[np.uint8] | NDArray[np.float32]  # (height, width, channels); floats in [0, 1]
 MAX_CHANNELS = 64
 LUMA = (0.299, 0.587, 0.114)
 

@@ -1,7 +1,6 @@
-"""Counter-based random numbers: a hash of the seed, the epoch, the image index and the purpose.
+"""Counter-based random numbers: a hash of the seed, the epoch, the image index and the purpose; no generator state.
 
-The numbers of an image do not depend on the batch size or on the number of workers and devices, and they are the
-same after a resume. There is no generator state to save.
+The numbers of an image do not depend on batch size, workers and devices, and are the same after a resume.
 """
 
 from __future__ import annotations
@@ -16,10 +15,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Stream(IntEnum):
-    """Purposes of random numbers. Each purpose has its own independent numbers under the same seed.
-
-    The values are part of every result: a changed value changes the random numbers of all runs.
-    """
+    """Purposes of random numbers, independent under a seed. A changed value changes the random numbers of all runs."""
 
     VIEW_1 = 0
     VIEW_2 = 1
@@ -33,8 +29,7 @@ class Stream(IntEnum):
     SHARD_SUBSTITUTE = 10
     SHARD_START = 11
     LABEL_SUBSET = 12
-    NETWORK = 13
-    """Dropout and stochastic depth in pretraining."""
+    NETWORK = 13  # dropout and stochastic depth in pretraining
     FURTHER_VIEWS = 1000
 
 
@@ -51,10 +46,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def uniforms(seed: int, epoch: int, indices: NDArray[np.int64], count: int, stream: int = Stream.VIEW_1) -> Uniforms:
-    """Return independent uniform numbers (n, count) in [0, 1) for the images ``indices`` (n,).
-
-    ``epoch``, or another counter, selects new numbers for the same image; ``stream`` is their purpose, a ``Stream``.
-    """
+    """Return uniforms (n, count) in [0, 1) for the images ``indices`` (n,), new for each ``epoch`` and ``stream``."""
     state = np.zeros((1, 1), dtype=np.uint64)
     for key in (seed, stream, epoch):
         state = _mix(state * _GOLDEN + np.uint64(key % 2**63) + _GOLDEN)

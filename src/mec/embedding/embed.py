@@ -22,8 +22,7 @@ from mec.models.io import load_encoder
 
 logger = logging.getLogger("mec")
 
-FINGERPRINT_IMAGES = 64
-"""Images whose content enters the fingerprint."""
+FINGERPRINT_IMAGES = 64  # whose content enters the fingerprint
 INPUTS = "inputs.json"
 
 

@@ -26,14 +26,11 @@ from mec.models.encoder import Encoder
 
 logger = logging.getLogger("mec")
 
-BATCH = 256
-"""Images embedded at once."""
+BATCH = 256  # images embedded at once
 CROP = ViewSettings(crop_scale=(0.08, 1.0), color_jitter=0.0, grayscale=0.0, blur=0.0, solarize=0.0)
 """RandomResizedCrop and flip with torchvision's defaults, on which the published protocols train classifiers."""
-MAX_CORRUPT = 0.05
-"""Fraction of corrupt images above which an evaluation ends with an error."""
-MAX_RAM_BYTES = 4 * 2**30
-"""Size of a feature table above which it is mapped from a temporary file."""
+MAX_CORRUPT = 0.05  # fraction of corrupt images above which an evaluation ends with an error
+MAX_RAM_BYTES = 4 * 2**30  # size of a feature table above which it is mapped from a temporary file
 MOVED_ROWS = 8192
 
 
@@ -58,10 +55,7 @@ def check_channels(dataset: ImageDataset, encoder: Encoder, data: DataLike) -> N
 
 
 def in_memory(dataset: ImageDataset, pixel_format: PixelFormat, group: ProcessGroup = SINGLE_PROCESS) -> ImageDataset:
-    """Decode this process's slice of small images into memory, without the corrupt ones, which are logged.
-
-    Large images stay where they are.
-    """
+    """Decode this process's slice of small images into memory, without the corrupt ones, which are logged."""
     corrupt_log = new_corrupt_log(len(dataset), group)
     if group.world_size > 1:
         dataset = dataset.subset(np.arange(len(dataset))[group.slice(len(dataset), BATCH)])
@@ -93,11 +87,7 @@ def merge_corrupt_logs(corrupt_log: CorruptLog, group: ProcessGroup) -> None:
 
 
 def log_corrupt(corrupt_log: CorruptLog, group: ProcessGroup = SINGLE_PROCESS) -> None:
-    """Join the logs of all processes; log the number of corrupt images and the first of them.
-
-    Raises:
-        InputError: there are too many in total.
-    """
+    """Join the logs of all processes, and log the number of corrupt images; raise InputError if there are too many."""
     merge_corrupt_logs(corrupt_log, group)
     reasons = corrupt_log.reasons
     if reasons:
@@ -117,10 +107,7 @@ def extract(
     """Return features (n, d) float32 on the CPU of every readable image, and the indices (n,) of these, ascending.
 
     ``dataset`` is this process's slice of the images of ``group``; ``with_labels`` joins the slices. Features above
-    4 GiB are mapped from a temporary file. ``device`` None is a GPU where there is one.
-
-    Raises:
-        InputError: more than a twentieth of the images are corrupt, or the temporary file does not fit.
+    4 GiB are mapped from a temporary file.
     """
     loader = evaluation_loader(dataset, pixel_format_of(encoder), encoder.image_size, BATCH, workers)
     return apply_to_images(dataset, loader, label, feature_function(encoder, device or best_device()), group)
@@ -134,10 +121,7 @@ def extract_crops(
     label: str = "features",
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[Tensor, Tensor]:
-    """Return features (n, d) of one random crop and flip of each labeled image, and the labels (n,).
-
-    The processes of ``group`` share the work; rank 0 gets all rows.
-    """
+    """Return features (n, d) of a random crop and flip of each labeled image, and labels (n,); rank 0 gets all rows."""
     views, pixel_format, device = MultiView(encoder.image_size, [CROP], seed), pixel_format_of(encoder), best_device()
     features = feature_function(encoder, device)
     own = group.slice(len(dataset), BATCH)
@@ -192,11 +176,7 @@ def apply_to_images(
     function: Callable[[Tensor], Tensor],
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[Tensor, Tensor]:
-    """Apply ``function`` to the images (n, c, h, w) of every batch.
-
-    Returns:
-        The outputs (n, ...) on the CPU, in the order of the dataset, and the indices (n,) of the readable images.
-    """
+    """Return outputs (n, ...) of ``function`` and indices (n,) of the readable images, on the CPU, in dataset order."""
     corrupt_log = new_corrupt_log(sum(group.all_gather(len(dataset))), group)
     table: Tensor | None = None
     readable = torch.zeros(len(dataset), dtype=torch.bool)

@@ -27,10 +27,8 @@ from mec.errors import InputError
 
 logger = logging.getLogger("mec")
 
-BANK_ROWS, QUERY_ROWS = 8192, 1024
-"""Block of the similarity matrix that is held at a time: 32 MiB."""
-BLOCK_ROWS = 8192
-"""Embeddings read at a time."""
+BANK_ROWS, QUERY_ROWS = 8192, 1024  # block of the similarity matrix that is held at a time: 32 MiB
+BLOCK_ROWS = 8192  # embeddings read at a time
 NEIGHBORS = 10
 NOISE_FLOOR = 1e-4
 """Distance from the mean below which an embedding is rounding noise, as a fraction of the norm of embeddings."""
@@ -44,13 +42,8 @@ def nearest(
 ) -> tuple[Tensor, Tensor]:
     """Return cosines (n, k), descending, and rows (n, k) of the ``k`` most similar rows of a bank for each query.
 
-    The search is exact. Blocks of the bank pass through the device once; the k best so far stay on the CPU.
-
-    Args:
-        queries: (n, d), on the CPU.
-        bank: (b, d), on the CPU; may be memory-mapped.
-        k: neighbors per query, at most b.
-        progress: called with the number of bank rows just compared.
+    ``queries`` (n, d) and ``bank`` (b, d), which may be memory-mapped, are on the CPU. The search is exact. Blocks of
+    the bank pass through the device once; ``progress`` gets the number of rows of each.
     """
     device = best_device()
     similarity = torch.full((len(queries), k), -torch.inf)
@@ -107,10 +100,7 @@ class EmbeddingTable:
 
 
 def list_neighbors(table: EmbeddingTable, near_duplicates: bool, outliers: bool, similarity: float) -> None:
-    """Write STEM.near-duplicates.csv and .png, and STEM.outliers.csv and .png, beside an embedding file.
-
-    Both come from the 10 nearest neighbors of each image. ``similarity`` is the smallest cosine of near-duplicates.
-    """
+    """Write STEM.near-duplicates.csv and .png, and STEM.outliers.csv and .png, beside an embedding file."""
     if len(table) < 3:
         raise InputError(f"near_duplicates, outliers: expected at least 3 images, got {len(table)} in {table.file}")
     pairs, similarities, scores = similar_pairs(centered(table.embeddings, len(table)), similarity)
@@ -144,9 +134,7 @@ def similar_pairs(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """Find pairs of similar rows among the nearest neighbors of every row of a table (n, d) of rows of length 1.
 
-    Returns:
-        Pairs of rows (p, 2), i < j, most similar first; their cosines (p,), at least ``similarity``; and the mean
-        cosine distance (n,) of each row to its nearest neighbors.
+    Return pairs (p, 2), i < j, most similar first, their cosines (p,), and mean cosine distances (n,) to neighbors.
     """
     n = len(table)
     k = min(NEIGHBORS, n - 1)

@@ -31,8 +31,7 @@ from mec.models.encoder import Encoder
 
 logger = logging.getLogger("mec")
 
-BLOCK_PARTS = 32
-"""Parts that are joined at a time: 8,192 rows, a row group of the .parquet."""
+BLOCK_PARTS = 32  # joined at a time: 8,192 rows, a row group of the .parquet
 
 
 @dataclass(frozen=True)
@@ -87,11 +86,7 @@ class Part(NamedTuple):
 
 
 class EmbeddingParts:
-    """The parts of all images of a dataset in a folder.
-
-    A part is a batch of consecutive images, the same for any number of processes and after an interruption. So are the
-    embeddings, bit for bit.
-    """
+    """Batches of consecutive images, bit-identical for any number of processes and after an interruption."""
 
     def __init__(self, images: AllSplits, encoder: Encoder, folder: Path) -> None:
         self.images, self.encoder, self.folder = images, encoder, folder
@@ -106,12 +101,7 @@ class EmbeddingParts:
             first += len(dataset)
 
     def write(self, workers: int | None, group: ProcessGroup) -> None:
-        """Embed the images of the missing parts, of which each process writes its slice.
-
-        Raises:
-            InputError: the processes see different folders, a full disk, too many corrupt images, or an encoder
-                whose output is not finite.
-        """
+        """Embed the images of the missing parts, of which each process writes its slice."""
         corrupt_log = new_corrupt_log(len(self.images), group)
         log_file = self.folder / f"corrupt-{group.rank}.csv"
         log_file.unlink(missing_ok=True)

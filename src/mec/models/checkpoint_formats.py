@@ -1,7 +1,6 @@
 """Checkpoint formats of other projects: how to recognize one, where its backbone is, and timm's names of its tensors.
 
-The formats follow the projects' published code; tests/models/test_foreign_checkpoints.py and test_libraries.py name
-the source file of each.
+tests/models/test_foreign_checkpoints.py and test_libraries.py name the published source file of each.
 """
 
 from __future__ import annotations

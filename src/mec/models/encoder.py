@@ -1,7 +1,4 @@
-"""Encoders: any timm architecture, with image normalization and, for small images, a small stem.
-
-Also the feature maps of an encoder, for images of any size.
-"""
+"""Encoders: any timm architecture, with image normalization and, for small images, a small stem; their feature maps."""
 
 from __future__ import annotations
 
@@ -154,11 +151,7 @@ def create_encoder(
 
 
 def enable_gradient_checkpointing(encoder: Encoder) -> None:
-    """Recompute activations during the backward pass instead of storing them.
-
-    Raises:
-        InputError: timm does not support it for this architecture.
-    """
+    """Recompute activations in the backward pass instead of storing them; raise InputError where timm cannot."""
     try:
         encoder.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AssertionError, AttributeError, TypeError) as error:
@@ -203,11 +196,7 @@ def _shrink_stem(resnet: Any, padding: int) -> None:
 def extract_feature_maps(
     backbone: Any, x: Tensor, indices: Sequence[int] | None = None, **options: Any
 ) -> list[Tensor]:
-    """Return feature maps (n, d, h', w') of a timm backbone for normalized images (n, c, h, w), finest first.
-
-    ``indices``: stages or blocks whose maps are returned; None returns all. ``options``: further arguments of timm's
-    ``forward_intermediates``.
-    """
+    """Return maps (n, d, h', w') of stages or blocks (None: all) for normalized images (n, c, h, w), finest first."""
     maps: list[Tensor] = backbone.forward_intermediates(
         x, indices=indices, output_fmt="NCHW", intermediates_only=True, **options
     )
@@ -226,11 +215,7 @@ def estimate_stride(feature_map: Tensor) -> int:
 
 
 def dynamic_size_backbone(encoder: Encoder) -> tuple[Any, list[Tensor]]:
-    """Return a copy of the backbone that accepts images of any size, and all its feature maps of ``probe_image``.
-
-    Raises:
-        InputError: the backbone has no feature maps, or accepts a single image size only.
-    """
+    """Return a copy of the backbone that accepts images of any size, and all its feature maps of ``probe_image``."""
     first_error: Exception | None = None
     for options in ({}, {"dynamic_img_size": True}, {"strict_img_size": False}):
         try:

@@ -1,11 +1,8 @@
-"""Load the encoder of a training checkpoint, of this package or a third party: format, tensors, architecture.
+"""Load the encoder of a training checkpoint, of this package or others; all tensors but those of heads must match.
 
 torchvision's ResNets and common vision transformers are recognized by their shapes; any other timm architecture must be
-named, by the checkpoint's "arch" or by the user. Every tensor of the backbone must be in the file, with its shape, and
-no others except those of heads.
-
-If neither the checkpoint nor its project states how images were normalized, common ResNets and vision transformers get
-ImageNet's mean and standard deviation, and other architectures those of timm's configuration.
+named, by the checkpoint's "arch" or by the user. Without a known normalization, the former get ImageNet's mean and
+standard deviation, and the latter those of timm's configuration.
 """
 
 from __future__ import annotations
@@ -25,8 +22,7 @@ from mec.errors import InputError
 from mec.models.checkpoint_formats import FORMATS, Format, StateDict
 from mec.models.encoder import Encoder, create_encoder, timm_module
 
-Shapes = dict[str, tuple[int, ...]]
-"""Shapes of a state dict's tensors, by key."""
+Shapes = dict[str, tuple[int, ...]]  # of a state dict's tensors, by key
 
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 BRANCHES = ("student", "teacher")
@@ -55,18 +51,16 @@ RESNETS = {
     "wide_resnet101_2": (1, 128, 128, 3, 4, 23, 3),
 }
 """Kernel size of a block's first convolution, output and group width of its second, number of blocks per stage."""
-VIT_SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}
-"""Names of vision transformers by embedding width."""
+VIT_SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}  # by embedding width
 
 
 def encoder_from_checkpoint(
     checkpoint: Mapping[Any, Any], source: str, branch: str | None, overrides: Mapping[str, Any], label: str = ""
 ) -> Encoder:
-    """Return the encoder of a checkpoint, in evaluation mode; its ``origin`` names the format and the architecture.
+    """Return the encoder of a checkpoint, in evaluation mode; its ``origin`` names the format, or ``label``.
 
-    ``checkpoint`` is the content of the file ``source``, ``branch`` "student", "teacher", or None for the one that the
-    project itself evaluates; ``overrides`` are fields of EncoderSpec that take precedence over inferred ones, and
-    ``label`` is used in the origin in place of the format's name.
+    ``branch`` is "student", "teacher", or None for that which the project evaluates; ``overrides`` are fields of
+    EncoderSpec that take precedence over inferred ones.
     """
     state_dict, branch, stored_alone = _select_state_dict(checkpoint, source, branch)
     format = next(format for format in FORMATS if format.matches(state_dict))
@@ -98,10 +92,7 @@ def encoder_from_checkpoint(
 def _select_state_dict(
     checkpoint: Mapping[Any, Any], source: str, branch: str | None
 ) -> tuple[StateDict, str | None, str | None]:
-    """Return the state dict, the branch to select in it by prefix (None: the default), and the branch if stored alone.
-
-    Checkpoints store branches in one state dict, under prefixes, or in several.
-    """
+    """Return the state dict, the branch to select in it by prefix (None: the default), and the branch stored alone."""
     for keys in STATE_DICT_KEYS:
         state_dicts = {name: _unwrap_state_dict(checkpoint.get(k)) for name, k in zip(BRANCHES, keys, strict=True)}
         state_dicts = {name: state_dict for name, state_dict in state_dicts.items() if state_dict}

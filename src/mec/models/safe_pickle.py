@@ -23,8 +23,7 @@ LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 def read_weights(path: Path) -> Mapping[Any, Any]:
     """Return the content of a weight file: a mapping, nested as saved, of CPU tensors, NumPy arrays and plain values.
 
-    Both of PyTorch's formats are read with ``weights_only``, safetensors with its own reader, and other pickles with
-    an unpickler that accepts NumPy arrays and plain values only.
+    Pickles other than PyTorch's are read with an unpickler that accepts NumPy arrays and plain values only.
     """
     try:
         with path.open("rb") as file:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from mec.models.encoder import Encoder
 
-Pair = tuple[Tensor, Tensor]
-"""One tensor for each of the two views."""
+Pair = tuple[Tensor, Tensor]  # one for each of the two views
 
 
 def _hidden_layer(inputs: int, outputs: int) -> Iterator[nn.Module]:
@@ -48,10 +47,9 @@ class Siamese(nn.Module):
     """Encoder and projector, with a predictor and a teacher in the paper's asymmetric form.
 
     ``forward(x1, x2)`` returns the arguments of the loss: ``((p1, p2), (z1, z2))``, or ``((z1, z2), None)`` for the
-    symmetric form (no predictor, no teacher), where gradients flow through both codes.
-
-    The teacher is a copy of encoder and projector. Its parameters are an exponential moving average of the student's.
-    It runs in training mode without gradient and therefore keeps BatchNorm buffers of its own.
+    symmetric form (no predictor, no teacher), where gradients flow through both codes. The teacher is an exponential
+    moving average of encoder and projector. It runs in training mode without gradient and therefore keeps BatchNorm
+    buffers of its own.
     """
 
     def __init__(self, encoder: Encoder, projector: Projector, predictor: Predictor | None = None) -> None:

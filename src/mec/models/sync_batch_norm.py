@@ -16,8 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def convert_sync_batch_norm(network: nn.Module, device_type: str) -> nn.Module:
     """Synchronize every BatchNorm of the network over all processes in training mode, in place, and return the network.
 
-    If it is itself a BatchNorm, return its replacement. Every process must make the same forward and backward calls in
-    the same order.
+    Every process must make the same forward and backward calls in the same order.
     """
     if device_type == "cuda":
         # unlike torch's own conversion, timm's preserves the activation and drop layers of BatchNormAct2d

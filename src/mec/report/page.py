@@ -100,10 +100,7 @@ def collect_content(
 
 
 def render_page(runs: Sequence[RunContent], revision: str | None = None) -> bytes:
-    """Render the page, with as many images and points as fit into MAX_BYTES.
-
-    With a ``revision``, which identifies the current state of the runs, the page reloads itself when it changes.
-    """
+    """Render the page, with as many images and points as fit; with a ``revision``, it reloads itself on changes."""
     for fraction in (1.0, 0.5, 0.25, 0.0):
         image_bytes = int(fraction * MAX_IMAGE_BYTES / len(runs))
         points = max(20, int(fraction * MAX_CURVE_POINTS / len(runs)))

@@ -1,7 +1,4 @@
-"""Read run folders and check their health; find the encoder and the training images.
-
-Damaged files are skipped and noted.
-"""
+"""Read run folders, noting damaged files, and check their health; find the encoder and the training images."""
 
 from __future__ import annotations
 

@@ -15,8 +15,7 @@ from mec.data.pixels import MAX_CHANNELS
 from mec.errors import InputError
 
 TORCHVISION_CLASSES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion-mnist": "FashionMNIST", "stl10": "STL10"}
-CIFAR_FOLDERS = {"cifar-10-batches-py": "cifar10", "cifar-100-python": "cifar100"}
-"""Folders in which torchvision unpacks CIFAR."""
+CIFAR_FOLDERS = {"cifar-10-batches-py": "cifar10", "cifar-100-python": "cifar100"}  # unpacked by torchvision
 BUILTIN_DATASETS = ("digits", *TORCHVISION_CLASSES)
 DIGITS_TEST_FRACTION = 0.25
 

@@ -1,7 +1,6 @@
 """Sequential reading of the samples of a tar shard, local or remote, with tarfile and fsspec.
 
-The package ``webdataset`` is not used: training resumes at any step with the same order, and a damaged shard gives the
-images before the damage, which its pipelines do not do.
+The package ``webdataset`` is not used: it neither resumes in the same order, nor reads a shard up to its damage.
 """
 
 from __future__ import annotations
@@ -21,15 +20,12 @@ import fsspec
 from mec.data.decode import EXTENSIONS
 
 MAX_RETRIES = 3
-RETRY_DELAY = 1.0
-"""Seconds before the first retry of a shard, doubled before each further one."""
-READ_TIMEOUT = 30.0
-"""Seconds without data from an HTTP server after which a connection fails."""
+RETRY_DELAY = 1.0  # seconds before the first retry of a shard, doubled before each further one
+READ_TIMEOUT = 30.0  # seconds without data from an HTTP server after which a connection fails
 IMAGE_SUFFIXES = frozenset(e.lstrip(".") for e in EXTENSIONS)
 LABEL_SUFFIXES = ("cls", "label", "json")
 
-Sample = dict[str, bytes]
-"""Files of a sample by the suffix of their name, in lower case."""
+Sample = dict[str, bytes]  # files of a sample by the suffix of their name, in lower case
 
 
 def read_samples(url: str, labels_only: bool = False) -> Iterator[Sample]:

@@ -41,11 +41,9 @@ def is_video(path: Path) -> bool:
 
 
 def open_videos(path: Path, frame_stride: int | None = None) -> Splits:
-    """Open every n-th frame of a video, or of each video in a folder (None: one frame per second).
+    """Open every n-th frame of a video (None: one per second), or of each in a folder, with labels as for images.
 
-    As in a folder of images, labels are the first-level sub-folders, and ``train`` and ``test`` or ``val`` are the
-    folder's own splits. Frames are cached in ``data_home()/frames``. The frames of a damaged video that can be
-    decoded are used; a video without such frames is ignored.
+    Frames are cached in ``data_home()/frames``. Of a damaged video, the frames that can be decoded are used, if any.
     """
     return open_subfolders(partial(_open_split, frame_stride), path)
 

@@ -44,11 +44,10 @@ def is_shard_source(source: str) -> bool:
 
 
 def open_shards(source: str, skip_labels: bool = False) -> Splits:
-    """Open shards and count their images.
+    """Open shards, and read each once to count its images and cache their labels.
 
-    Each shard is read once, for the number of its images and their labels (a ``cls`` file, or ``label`` in a
-    ``json`` file, beside each image), and the labels are cached. With ``skip_labels`` a file ``sizes.json`` in the
-    folder of the shards ({"shard-0000.tar": 1000, ...}) replaces this; a missing or invalid one is ignored.
+    A label is a ``cls`` file, or ``label`` in a ``json`` file, beside its image. With ``skip_labels``, a valid file
+    ``sizes.json`` in the folder of the shards ({"shard-0000.tar": 1000, ...}) replaces this.
     """
     path = Path(source).expanduser()
     files = list_split_files(path, SHARD_EXTENSIONS) if path.is_dir() else None
@@ -74,8 +73,7 @@ def expand_braces(pattern: str) -> list[str]:
 class ShardDataset(ImageDataset):
     """Images in tar files, in the order of ``urls``; shard i holds ``counts[i]`` images.
 
-    ``indices`` (n,), sorted, selects a subset of these images; None: all of them. Loading in ascending order reads each
-    shard once; a step backward reads a shard from its start again.
+    ``indices`` (n,), sorted, selects a subset. Loading an earlier image reads a shard from its start again.
     """
 
     name: str

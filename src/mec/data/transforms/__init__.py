@@ -13,8 +13,7 @@ from mec.errors import InputError
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-Boxes = NDArray[np.int64]
-"""Crops as (top, left, height, width), in pixels."""
+Boxes = NDArray[np.int64]  # crops as (top, left, height, width), in pixels
 Sides = int | NDArray[np.int64]
 
 
@@ -69,10 +68,8 @@ VIEW_1 = ViewSettings(blur=1.0, solarize=0.0)
 VIEW_2 = replace(VIEW_1, blur=0.1, solarize=0.2)
 
 ATTEMPTS = 10
-NUM_CROP_UNIFORMS = 2 * ATTEMPTS + 2
-"""Random numbers per crop: an area and an aspect ratio for each attempt, and the position."""
-NUM_UNIFORMS = NUM_CROP_UNIFORMS + 16
-"""Random numbers per image and view."""
+NUM_CROP_UNIFORMS = 2 * ATTEMPTS + 2  # an area and an aspect ratio for each attempt, and the position
+NUM_UNIFORMS = NUM_CROP_UNIFORMS + 16  # random numbers per image and view
 
 
 @dataclass(frozen=True)

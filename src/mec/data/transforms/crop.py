@@ -1,7 +1,4 @@
-"""Decoding and cropping in DataLoader workers: each image is decoded once and all of its views are cropped.
-
-``ReferenceCropper`` makes the exact views of the paper's code: torchvision transforms on PIL images.
-"""
+"""Decoding and cropping in DataLoader workers: each image is decoded once and all of its views are cropped."""
 
 from __future__ import annotations
 
@@ -27,10 +24,8 @@ from mec.data.transforms import Boxes, ViewSettings
 from mec.data.transforms.multi_view import MultiView, TwoViews
 from mec.errors import InputError
 
-MAX_SUBSTITUTES = 100
-"""Images that are tried in place of a corrupt one."""
-MIN_OVERSAMPLING = 1.0
-"""Decode at reduced resolution only while each crop side is at least this multiple of the view size."""
+MAX_SUBSTITUTES = 100  # images that are tried in place of a corrupt one
+MIN_OVERSAMPLING = 1.0  # decode at a reduced size only while crop sides are at least this multiple of the view's
 
 
 class Batch(NamedTuple):
@@ -185,7 +180,7 @@ class ReferenceViews(TwoViews):
 
 
 class ReferenceCropper(Cropper):
-    """Makes both views of an image with PIL, seeded by the image index and the epoch."""
+    """Makes the exact views of the paper's code, with torchvision on PIL images, seeded by image index and epoch."""
 
     def __init__(self, views: ReferenceViews, pixel_format: PixelFormat) -> None:
         super().__init__(views, pixel_format)

@@ -1,9 +1,7 @@
-"""Augmented views of images, batched, with separate random parameters for each image.
+"""Augmented views of images, batched, with separate random parameters for each image; normalization follows outside.
 
-The steps are those of the paper: crop and flip (PIL's bilinear filter), rotation, color jitter and grayscale, blur
-and solarization. Normalization follows outside. Brightness, contrast, saturation, hue and grayscale are each affine in
-the color, so one 3 x 4 matrix per image applies them all. Compared with the PIL pipeline, values are not clamped
-between these steps, and hue is rotated in YIQ instead of HSV.
+Brightness, contrast, saturation, hue and grayscale are each affine in the color, so one 3 x 4 matrix per image applies
+them all. Unlike in the PIL pipeline, values are not clamped between these steps, and hue is rotated in YIQ, not in HSV.
 """
 
 from __future__ import annotations
@@ -33,8 +31,7 @@ from mec.data.transforms import (
 )
 from mec.errors import InputError
 
-CACHE_BYTES = 3 * 2**20
-"""On a CPU, images are processed in chunks of this size, so that intermediate results stay in the cache."""
+CACHE_BYTES = 3 * 2**20  # size of a chunk of images on a CPU, whose intermediate results stay in the cache
 YIQ = np.array([(0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
 MATRIX_BLUR_MAX_SIDE = 64
 """Up to this side in pixels, matrix products are the fastest blur on a CPU. On an accelerator they are at any side."""
@@ -127,10 +124,9 @@ def resized_crops(images: Tensor, boxes: Boxes, size: int, flip: NDArray[np.bool
 def _resize_matrices(
     start: Tensor, length: Tensor, source_size: int, target_size: int, flipped: Tensor | None = None
 ) -> Tensor:
-    """Return matrices (n, target_size, source_size) that resize the interval [start, start + length) along one axis.
+    """Return matrices (n, target_size, source_size) that resize [start, start + length) like antialiased bilinear PIL.
 
-    Bilinear with antialiasing as in PIL: the filter is a triangle as wide as the larger of a source pixel and a
-    target pixel, cut off at the crop and normalized. The crops ``flipped`` (n,) are written in reverse.
+    The filter is a triangle as wide as the larger of a source and a target pixel, cut off at the crop and normalized.
     """
     scale = (length / target_size).view(-1, 1, 1)
     support = scale.clamp_min(1.0)
@@ -148,7 +144,7 @@ def apply_color(x: Tensor, parameters: ViewParameters, maps: Tensor, out: Tensor
     """Apply color jitter, grayscale, blur and solarization to float images (n, c, h, w) of any white value.
 
     ``maps`` (n, 2, c, c) are the ``color_maps`` of the parameters, divided by the white value of ``x``. The result in
-    [0, 1] is written to ``out`` (n, c, h, w) and returned.
+    [0, 1] is written to ``out`` and returned.
     """
     n, c, h, w = x.shape
     offset = maps[:, 1] @ x.mean(dim=(2, 3))[:, :, None]
@@ -172,7 +168,6 @@ def color_maps(parameters: ViewParameters, channels: int) -> NDArray[np.float64]
     n, c = len(parameters.grayscale), channels
     brightness, contrast, saturation, hue = parameters.factors.T[:, :, None, None]
     identity = np.eye(c)
-    # maps every channel to the luma
     to_gray = np.tile(LUMA if c == 3 else np.full(c, 1 / c), (c, 1))
     steps = np.empty((n, 4, c, c))
     steps[:, 0] = brightness * identity
@@ -203,10 +198,7 @@ def _hue_rotations(shifts: Array) -> Array:
 
 
 def blur(x: Tensor, sigma: Array, rows: NDArray[np.int64]) -> None:
-    """Blur the images ``rows`` (k,) of ``x`` (n, c, h, w) in place by Gaussians of ``sigma`` (n,) pixels.
-
-    The kernel ends at three sigma; borders are replicated.
-    """
+    """Blur images ``rows`` (k,) of ``x`` (n, c, h, w) in place with Gaussians of ``sigma`` (n,) px, cut at 3 sigma."""
     _, c, h, w = x.shape
     if x.device.type == "cpu" and max(h, w) > MATRIX_BLUR_MAX_SIDE:
         for row in rows:

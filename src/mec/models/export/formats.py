@@ -1,7 +1,4 @@
-"""Writers of encoders in other libraries' formats.
-
-Each writer verifies the features of what it wrote, and raises InputError if the format cannot express the encoder.
-"""
+"""Writers of encoders in other libraries' formats; each verifies the written features or raises InputError."""
 
 from __future__ import annotations
 
@@ -51,10 +48,7 @@ def _weights(model: Encoder) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def check_same_features(model: Encoder, exported: Callable[[Tensor], Tensor], format: str, batch_size: int = 2) -> None:
-    """Raise InputError if the features of random images differ by more than TOLERANCE.
-
-    ``exported`` maps images (batch_size, c, s, s) in [0, 1] to features (batch_size, num_features).
-    """
+    """Raise InputError if the features of random images (b, c, s, s) in [0, 1] differ by more than TOLERANCE."""
     spec, generator = model.spec, torch.Generator().manual_seed(batch_size)
     images = torch.rand(batch_size, spec.channels, spec.image_size, spec.image_size, generator=generator)
     expected = model(model.normalize(images))

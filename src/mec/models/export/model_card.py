@@ -37,11 +37,7 @@ def model_card(
     run: Path | None = None,
     license: str | None = None,
 ) -> str:
-    """Return the README.md of a model folder ``name``: YAML front matter, then Markdown.
-
-    ``library`` loads the folder; ``repository`` is owner/name on the Hugging Face hub, if it is pushed there. Training
-    and metrics are those of the run folder ``run``, and left out without one.
-    """
+    """Return the README.md of a model folder ``name``, with training and metrics of the run folder ``run``, if any."""
     recipe, environment, results, seconds = _read_run(run) if run else ({}, {}, [], None)
     data = str(environment.get("data", ""))
     title = (repository or name).split("/")[-1]
