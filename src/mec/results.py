@@ -180,7 +180,7 @@ class Result:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Result:
-        """Return the result that ``as_dict`` wrote. Raise ValueError if a field is missing or of another type."""
+        """Return the result that ``as_dict`` wrote; ValueError if a field is missing, unknown or of another type."""
         try:
             rows = {str(row): [Metric(**metric) for metric in metrics] for row, metrics in values["rows"].items()}
             protocol, dataset = Protocol(**values["protocol"]), DatasetSummary(**values["dataset"])

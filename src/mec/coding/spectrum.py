@@ -43,8 +43,7 @@ class Health:
 
 
 def _eigenvalues(z: Tensor, group: Group = None) -> Tensor:
-    """Return the eigenvalues (min(m, d),) of the covariance z^T z / m of unit rows, descending, with sum 1, on the
-    CPU."""
+    """Return the eigenvalues (min(m, d),) of the covariance z^T z / m of unit rows, descending: float64, on the CPU."""
     # float64, because a zero eigenvalue that float32 computes as 1e-8 counts as 1e-4 in the square roots of RankMe
     rows = (z.detach().cpu() if z.device.type == "mps" else z.detach()).double()
     m, d = len(rows) * get_world_size(group), rows.shape[1]
@@ -93,8 +92,8 @@ def rankme(z: Tensor) -> float:
 
 
 def alpha_req(z: Tensor) -> float:
-    """Return the exponent a of the least-squares fit eigenvalue_i ~ i^-a (Agrawal et al. 2022), inf for fewer than three
-    directions."""
+    """Return the exponent a of the least-squares fit eigenvalue_i ~ i^-a (Agrawal et al. 2022), inf for fewer than
+    three directions."""
     check_embeddings("z", z)
     return _decay_exponent(_eigenvalues(z))
 
@@ -123,9 +122,10 @@ def spectral_norm(p: Tensor, z: Tensor, distortion: float, steps: int = 16, grou
 
 
 def health(p: Tensor, z: Tensor, distortion: float, group: Group = None) -> Health:
-    """Return all health metrics: the spectral norm of a pair of codes (m, d) of two views, the other metrics of z alone.
+    """Return all health metrics: the spectral norm of the codes p and z (m, d) of two views, the others of z alone.
 
-    All processes of ``group``, whose rows form the batch, must call this; None is this process alone.
+    ``distortion`` is the paper's eps_d^2 > 0. All processes of ``group``, whose rows form the batch, must call this;
+    None is this process alone.
     """
     norm = spectral_norm(p, z, distortion, group=group)  # checks the arguments
     eigenvalues = _eigenvalues(z, group)
