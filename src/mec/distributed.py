@@ -117,7 +117,7 @@ def process_group() -> Iterator[ProcessGroup]:
 
     Uses the initialized default process group, or else initializes one from the environment variables of torchrun or
     srun and selects the GPU of the local rank. Does nothing for a single process. An InputError that one process raises
-    in the block is raised in all, with ``on_all_ranks`` set.
+    in the block is raised in all, with ``on_all_ranks`` set. Not all processes starting in time is an InputError too.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     owns_group = False

@@ -30,8 +30,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 class StepCsv:
-    """A .csv file with a column ``step``, to which a training appends rows. A resumed training keeps the ``earlier``
-    rows, without those from ``first_step`` on, which it will write again, and a last row that a full disk cut short."""
+    """A .csv file with a column ``step``, to which a training appends rows. A resumed training first removes
+    the rows from ``first_step`` on, which it will write again, and a last row that a full disk cut short; ``earlier``
+    are the rows that were kept."""
 
     def __init__(self, path: Path, columns: Sequence[str], first_step: int) -> None:
         self.path, self.columns = path, columns

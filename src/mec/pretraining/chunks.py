@@ -46,7 +46,7 @@ def chunked_loss(
     backward: Callable[[Tensor], None],
     scale: float = 1.0,
 ) -> Tensor:
-    """Return the loss ``loss_fn(codes, targets)`` of the concatenated chunks, functions that return a pair of views
+    """Return ``loss_fn(codes, targets)`` of the concatenated chunks. A chunk is a function that returns a pair of views
     (n, c, h, w), the same at every call. ``scale`` is a factor of gradients in float16, against underflow.
 
     ``backward`` is called for a scalar of each chunk but the last. Processes exchange gradients once per step, in the
