@@ -1,8 +1,5 @@
-"""The processes that torchrun, SLURM or Lightning started, as one object: ``ProcessGroup``.
-
-An evaluation opens it with ``process_group`` and passes it on. ``mec.coding``, SyncBatchNorm and code that runs inside
-a Lightning trainer call torch.distributed directly.
-"""
+"""The processes of an evaluation, as torchrun, SLURM or Lightning started them: ``process_group``, ``ProcessGroup``.
+``mec.coding``, SyncBatchNorm and code inside a Lightning trainer call torch.distributed directly."""
 
 from __future__ import annotations
 
@@ -28,7 +25,6 @@ from torch.distributed.rendezvous import rendezvous
 from mec.errors import InputError
 
 ROWS_PER_MESSAGE = 8192
-"""Rows that ``ProcessGroup.gather_rows`` sends in one message."""
 START_TIMEOUT, WAIT_TIMEOUT = timedelta(minutes=5), timedelta(days=30)
 """Timeout for all processes to start, and for a process that waits for the work of another."""
 
@@ -37,10 +33,8 @@ _num_starts = itertools.count()
 
 
 def is_rank_zero() -> bool:
-    """Return whether this process has rank 0 and therefore writes files and messages.
-
-    Read from the environment variables of torchrun, SLURM or Lightning: valid before a process group exists.
-    """
+    """Return whether this process writes files and messages, from environment variables of torchrun, SLURM or
+    Lightning: valid before a process group exists."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
@@ -50,15 +44,12 @@ logging.getLogger("mec").addFilter(lambda record: is_rank_zero())
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Processes that share the work of one evaluation. The default is a single process.
-
-    ``local_rank`` is the rank on this machine, ``gloo`` a group of torch.distributed for CPU tensors.
-    """
+    """Processes that share the work of one evaluation. The default is a single process."""
 
     rank: int = 0
     world_size: int = 1
-    local_rank: int = 0
-    gloo: Any = None
+    local_rank: int = 0  # on this machine
+    gloo: Any = None  # group of torch.distributed for CPU tensors
 
     def all_gather(self, value: T, error_message: str | None = None) -> list[T]:
         """Return the values of all processes, in rank order; or raise an InputError in all, if any has a message."""
@@ -97,10 +88,8 @@ class ProcessGroup:
         return slice(min(start, length), min(stop, length))
 
     def gather_rows(self, rows: Tensor, allocate: Callable[[int, int], Tensor]) -> Tensor:
-        """Concatenate the rows (n, d) of all processes on rank 0, in rank order. Other ranks return their own rows.
-
-        d may be 0 if n is 0. ``allocate(n, d)`` returns an uninitialized (n, d) tensor for the result.
-        """
+        """Concatenate the rows (n, d) of all processes on rank 0, in rank order, in a tensor from ``allocate(n, d)``.
+        Other ranks return their own rows. d may be 0 if n is 0."""
         if self.world_size == 1:
             return rows
         shapes = self.all_gather((len(rows), rows.shape[1]))
@@ -127,11 +116,8 @@ def process_group() -> Iterator[ProcessGroup]:
     """Run the block in all processes together; no process leaves it before all have finished.
 
     Uses the initialized default process group, or else initializes one from the environment variables of torchrun or
-    srun and selects the GPU of the local rank. Does nothing for a single process.
-
-    Raises:
-        InputError: not all processes started in time; or a process raised it in the block. It is then raised in all
-            processes, with ``on_all_ranks`` set.
+    srun and selects the GPU of the local rank. Does nothing for a single process. An InputError that one process raises
+    in the block is raised in all, with ``on_all_ranks`` set. Not all processes starting in time is an InputError too.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     owns_group = False

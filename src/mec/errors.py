@@ -82,11 +82,8 @@ def join_with_or(items: list[str]) -> str:
 
 
 def did_you_mean(name: str, known_names: Iterable[str]) -> str:
-    """Return ``; did you mean --epochs?``, or "" if no known name is similar.
-
-    Synonyms come before similar spellings. The components of a dotted name are compared one by one. The last one may
-    stand alone, or as initials (wd for optimizer.weight_decay).
-    """
+    """Return ``; did you mean --epochs?``, or "" if no known name is similar. Synonyms come before similar spellings.
+    The last component of a dotted name may stand alone, or as initials (wd for optimizer.weight_decay)."""
     known = {known_name.lstrip("-"): known_name for known_name in known_names}
     suggestions = [known[synonym] for synonym in SYNONYMS.get(_normalize(name), ()) if synonym in known]
     if not suggestions:

@@ -13,10 +13,8 @@ from typing import Any
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that is flushed to disk and renamed to ``path`` when the block succeeds.
-
-    If the block raises, the temporary file is deleted and ``path`` is unchanged. Missing parent folders are created.
-    """
+    """Yield a temporary path that is flushed to disk and renamed to ``path`` if the block succeeds, else deleted.
+    Missing parent folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(descriptor)
@@ -32,11 +30,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 class StepCsv:
-    """A .csv file with a column ``step``, to which a training appends rows.
-
-    A resumed training first removes the rows from ``first_step`` on, which it will write again, and a last row that a
-    full disk cut short. ``earlier`` are the rows that were kept.
-    """
+    """A .csv file with a column ``step``, to which a training appends rows. A resumed training first removes
+    the rows from ``first_step`` on, which it will write again, and a last row that a full disk cut short; ``earlier``
+    are the rows that were kept."""
 
     def __init__(self, path: Path, columns: Sequence[str], first_step: int) -> None:
         self.path, self.columns = path, columns

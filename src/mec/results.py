@@ -20,7 +20,6 @@ from rich.table import Table
 
 RESULTS = "results.jsonl"
 NO_VALUE = "-"
-"""Cell of a table without a value."""
 TOP_5 = " top-5"
 """Suffix of a metric that shares the cell of its top-1."""
 
@@ -181,11 +180,7 @@ class Result:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Result:
-        """Return the result that ``as_dict`` wrote.
-
-        Raises:
-            ValueError: a field is missing, unknown or of another type.
-        """
+        """Return the result that ``as_dict`` wrote; ValueError if a field is missing, unknown or of another type."""
         try:
             rows = {str(row): [Metric(**metric) for metric in metrics] for row, metrics in values["rows"].items()}
             protocol, dataset = Protocol(**values["protocol"]), DatasetSummary(**values["dataset"])
@@ -218,10 +213,8 @@ class Result:
 
 
 def titles(rows: Iterable[Sequence[Metric]]) -> dict[str, str]:
-    """Return metric name -> column header, for the rows of one table.
-
-    The longest row decides the order. A top-5 metric shares the column of its top-1 if that has one.
-    """
+    """Return metric name -> column header, for the rows of one table, in the order of the longest row. A top-5 metric
+    shares the column of its top-1 if that has one."""
     headers: dict[str, str] = {}
     for row in sorted(rows, key=len, reverse=True):
         for metric in row:

@@ -42,11 +42,8 @@ def check_order(order: int | None) -> None:
 
 
 def check_finite(value: Tensor, **embeddings: Tensor) -> None:
-    """Raise when ``value`` is not finite, naming the embeddings with non-finite entries.
-
-    The embeddings are only inspected when the scalar is not finite. All processes hold the same value, so they
-    raise together and none waits for the others. A compiled graph cannot raise and returns the NaN.
-    """
+    """Raise when ``value`` is not finite, naming the embeddings with non-finite entries. All processes hold the same
+    value, so they raise together and none waits for the others. A compiled graph cannot raise and returns the NaN."""
     if torch.compiler.is_compiling() or bool(torch.isfinite(value)):
         return
     for name, z in embeddings.items():

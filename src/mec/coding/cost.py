@@ -1,8 +1,7 @@
-"""Cost model of the coding rate of a global batch, and the choice of the cheapest way to compute it.
+"""Cost of the coding rate of a global batch, and the choice of the cheapest plan. Formulas: docs/scaling.md.
 
 ``rows`` counts the codes of all processes: m for the cross form, 2 m for the pooled form. One multiplication and one
 addition are two FLOPs. Bytes are those that a process sends (and receives) in ring collectives.
-docs/scaling.md lists the formulas and compares them with measurements.
 """
 
 from __future__ import annotations

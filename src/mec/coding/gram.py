@@ -1,12 +1,9 @@
-"""Gram matrices of normalized codes: the matrix C in log det(I + C), over the rows of all processes.
+"""Gram matrices of normalized codes: the matrix C in log det(I + C), over the m rows of all processes of ``group``.
 
 Since det(I + AB) = det(I + BA) and Tr (AB)^k = Tr (BA)^k, the m x m matrix p z^T (batch side) and the d x d
-matrix z^T p (feature side) have the same coding rate; m counts the rows of all processes.
-
-``group`` is the process group whose rows are joined; None is this process alone. On the feature side each process
-holds the full d x d matrix, an all-reduced sum; on the batch side it holds its local rows of the m x m matrix,
-computed from the all-gathered codes. The backward pass accordingly expects the gradient with respect to the full
-matrix or to the local rows.
+matrix z^T p (feature side) have the same coding rate. On the feature side each process holds the full matrix, an
+all-reduced sum; on the batch side its local rows, computed from the all-gathered codes. The backward pass expects the
+gradient with respect to the same. Without a group (None) the rows are those of this process.
 """
 
 from __future__ import annotations
@@ -35,10 +32,7 @@ def get_world_size(group: Group) -> int:
 
 
 def all_gather_rows(z: Tensor, group: Group) -> Tensor:
-    """Concatenate the (m, d) rows of all processes in order of rank: (m * world_size, d), without gradient.
-
-    m must be the same in all processes.
-    """
+    """Concatenate the (m, d) rows of all processes, in rank order, without gradient. m must be equal in all."""
     world_size = get_world_size(group)
     if world_size == 1:
         return z
@@ -78,10 +72,8 @@ def _row_dots(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _normalize_backward(grad: Tensor, z: Tensor, inverse: Tensor) -> Tensor:
-    """Return the gradient in z (m, d) by removing the radial component. Overwrites ``grad``.
-
-    ``grad`` is the gradient with respect to the unit rows, already divided by |z|.
-    """
+    """Return the gradient in z (m, d): ``grad``, that in the unit rows divided by |z|, without its radial component.
+    Overwrites ``grad``."""
     radial = _row_dots(grad, z) * inverse.square()
     return grad.addcmul_(z, radial, value=-1.0)
 
@@ -127,11 +119,7 @@ class _CrossGram(Function):
 
 class _SelfGram(Function):
     """u^T u / scale (d, d), or the local rows of u u^T / scale, of the unit rows u of all views; and the mean cosine
-    between the local rows of the first view and those of the last.
-
-    The matrix is positive semi-definite. Every function applied to it treats it as symmetric, so the incoming
-    gradient is assumed to be symmetric.
-    """
+    between the local rows of the first view and those of the last. The incoming gradient must be symmetric."""
 
     @staticmethod
     def forward(ctx: Any, scale: float, feature_side: bool, group: Group, *views: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,11 +166,8 @@ def cross_gram(p: Tensor, z: Tensor, scale: float, feature_side: bool, group: Gr
 
 
 def self_gram(views: Sequence[Tensor], scale: float, feature_side: bool, group: Group = None) -> tuple[Tensor, Tensor]:
-    """Return u^T u / scale (d, d), or the local rows of u u^T / scale, of the unit rows u of one or two views (m, d).
-
-    The second value is the mean cosine between row i of the first view and row i of the last, over the rows of this
-    process; a zero row counts as cosine 0.
-    """
+    """Return u^T u / scale (d, d), or the local rows of u u^T / scale, of the unit rows u of one or two views (m, d);
+    and the mean cosine between local row i of the first view and of the last, 0 for a zero row."""
     with torch.autocast(views[0].device.type, enabled=False):
         C, cosine = _SelfGram.apply(scale, feature_side, group, *upcast(views))
     return C, cosine

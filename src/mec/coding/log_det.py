@@ -1,12 +1,9 @@
 """log det(I + C) of a square matrix (s, s): exact, or its Taylor series, each with a hand-written backward pass.
 
 The gradient is a matrix polynomial or an inverse of C, so forward computes it and saves nothing else. Autograd
-through the powers would save each of them and need twice as many additional products.
-
-Several processes hold the Gram matrix of gram.py: s = d on the feature side, s = the rows of all processes on the batch
-side. The value is the sum of one contribution from each process. In a sharded plan each process computes one block
-of rows of the gradient, from the powers of C or from its factors, and repeats only the factorization (s^3 / 3 FLOPs
-for Cholesky).
+through the powers would save each of them and need twice as many additional products. The value is the sum of one
+contribution from each process. In a sharded plan each process computes one block of rows of the gradient, and repeats
+only the factorization (s^3 / 3 FLOPs for Cholesky).
 """
 
 from __future__ import annotations
@@ -26,10 +23,9 @@ REPLICATED = Plan(feature_side=True, sharded=False)
 
 
 def log_det(C: Tensor, order: int | None, symmetric: bool, plan: Plan = REPLICATED, group: Group = None) -> Tensor:
-    """Return the scalar contribution of this process to log |det(I + C)|, or to its series; one process: the value.
+    """Return the contribution of this process to log |det(I + C)|, or to its series if ``order`` is not None.
 
-    C is the full matrix on the feature side, its local rows on the batch side, as gram.py computes it with the same
-    plan. ``symmetric`` matrices must be positive semi-definite. ``order`` None is the exact log det.
+    C is what gram.py computes with the same plan. ``symmetric`` matrices must be positive semi-definite.
     """
     if order is None and C.device.type == "mps":  # MPS lacks some factorizations; C is the smallest tensor to move
         return log_det(C.cpu(), None, symmetric, plan, group).to(C.device)
@@ -43,11 +39,8 @@ def log_det(C: Tensor, order: int | None, symmetric: bool, plan: Plan = REPLICAT
 
 
 def sum_contributions(contribution: Tensor, group: Group) -> Tensor:
-    """Return the sum over processes, in all of them.
-
-    The gradient is multiplied by the world size: DistributedDataParallel averages gradients over processes, and that
-    average must be the gradient of the global batch.
-    """
+    """Return the sum over processes, in all of them. The gradient is multiplied by the world size, because
+    DistributedDataParallel averages gradients, and that average must be the gradient of the global batch."""
     world_size = get_world_size(group)
     if world_size == 1:
         return contribution

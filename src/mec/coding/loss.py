@@ -1,8 +1,7 @@
 """The objective of Maximum Entropy Coding (Liu et al., NeurIPS 2022): coding rates as functions, and MECLoss.
 
-m is the number of codes, d their dimension, and ``distortion`` the paper's eps_d^2 = eps^2 / d, so that
-lambda^-1 = m * distortion. All values are in nats, computed in float32 or float64 even under autocast, and
-differentiable once.
+m is the number of codes, d their dimension, ``distortion`` the paper's eps_d^2 = eps^2 / d: lambda^-1 = m * distortion.
+All values are in nats, computed in float32 or float64 even under autocast, and differentiable once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Label-free health metrics of codes, computed from the spectrum of one small matrix.
-
-Each function takes codes (m, d) and returns a Python float; ``health`` returns all metrics from one decomposition.
-"""
+"""Label-free health metrics of codes (m, d), computed from the spectrum of one small matrix."""
 
 from __future__ import annotations
 
@@ -46,10 +43,7 @@ class Health:
 
 
 def _eigenvalues(z: Tensor, group: Group = None) -> Tensor:
-    """Return the eigenvalues of the covariance z^T z / m of unit rows, in descending order, at most min(m, d).
-
-    They sum to 1. float64, on the CPU.
-    """
+    """Return the eigenvalues (min(m, d),) of the covariance z^T z / m of unit rows, descending: float64, on the CPU."""
     # float64, because a zero eigenvalue that float32 computes as 1e-8 counts as 1e-4 in the square roots of RankMe
     rows = (z.detach().cpu() if z.device.type == "mps" else z.detach()).double()
     m, d = len(rows) * get_world_size(group), rows.shape[1]
@@ -98,19 +92,15 @@ def rankme(z: Tensor) -> float:
 
 
 def alpha_req(z: Tensor) -> float:
-    """Return the exponent a of the least-squares fit eigenvalue_i ~ i^-a (Agrawal et al. 2022).
-
-    inf for fewer than three directions.
-    """
+    """Return the exponent a of the least-squares fit eigenvalue_i ~ i^-a (Agrawal et al. 2022), inf for fewer than
+    three directions."""
     check_embeddings("z", z)
     return _decay_exponent(_eigenvalues(z))
 
 
 def spectral_norm(p: Tensor, z: Tensor, distortion: float, steps: int = 16, group: Group = None) -> float:
     """Return ||p z^T / (m distortion)||_2 of unit rows by power iteration, a lower bound that is tight after ``steps``.
-
-    The Taylor series of the coding rate converges where this is below 1. ``group`` as in ``health``.
-    """
+    The Taylor series of the coding rate converges where this is below 1. ``group`` as in ``health``."""
     check_pair("p", p, "z", z)
     check_distortion(distortion)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
@@ -132,17 +122,10 @@ def spectral_norm(p: Tensor, z: Tensor, distortion: float, steps: int = 16, grou
 
 
 def health(p: Tensor, z: Tensor, distortion: float, group: Group = None) -> Health:
-    """Return all health metrics: the spectral norm of the pair (p, z), the other metrics of z alone.
+    """Return all health metrics: the spectral norm of the codes p and z (m, d) of two views, the others of z alone.
 
-    Args:
-        p: codes of one view, (m, d), m >= 2; rows are normalized.
-        z: codes of the other view, (m, d).
-        distortion: the paper's eps_d^2 > 0.
-        group: process group whose rows form the batch, each process of which must call this; None uses this process
-            alone.
-
-    Raises:
-        ValueError: an invalid argument; the message names it, the expected value and the actual one.
+    ``distortion`` is the paper's eps_d^2 > 0. All processes of ``group``, whose rows form the batch, must call this;
+    None is this process alone.
     """
     norm = spectral_norm(p, z, distortion, group=group)  # checks the arguments
     eigenvalues = _eigenvalues(z, group)

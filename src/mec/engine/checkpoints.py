@@ -1,7 +1,5 @@
-"""Checkpoints: every few minutes, at SIGTERM or SIGINT, at the end, and when training diverges.
-
-Files are written atomically, with checksums in their names; the last three steps are kept.
-"""
+"""Checkpoints: every few minutes, at SIGTERM or SIGINT, at the end, and when training diverges. Files are written
+atomically, with checksums in their names; the last three steps are kept."""
 
 from __future__ import annotations
 
@@ -87,10 +85,8 @@ def save_checkpoint(trainer: lightning.Trainer, folder: Path) -> None:
 
 
 def latest_checkpoint(run: Path) -> Path | None:
-    """Return the intact checkpoint of the latest step in a run folder; None if the folder has no checkpoints.
-
-    Newer checkpoints that are damaged are logged and renamed to .damaged. It is an error if all are damaged.
-    """
+    """Return the intact checkpoint of the latest step in a run folder; None if there are none. Newer checkpoints that
+    are damaged are logged and renamed to .damaged. It is an error if all are damaged."""
     paths = sorted_by_step(run / "checkpoints")
     if not paths:
         return None

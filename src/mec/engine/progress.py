@@ -25,14 +25,8 @@ TERMINAL_INTERVAL, LOG_INTERVAL = 0.5, 30
 
 
 class ProgressBar:
-    """Progress and remaining time: a live bar on a terminal, a line every half minute elsewhere.
-
-    Args:
-        label: name of the task; "" disables the bar. Only the process of rank 0 shows it.
-        total: number of units.
-        initial: number of units that were done before.
-        unit: name of the units, in the plural; "" hides the counts.
-    """
+    """Progress and remaining time on rank 0: a live bar on a terminal, a line every half minute elsewhere.
+    ``initial`` units were done before. An empty ``label`` disables the bar, an empty ``unit`` hides the counts."""
 
     def __init__(self, label: str, total: int, initial: int = 0, unit: str = "images") -> None:
         label = label if is_rank_zero() else ""
@@ -79,25 +73,16 @@ class ProgressBar:
 
 
 class TrainingModule(lightning.LightningModule):
-    """What the callbacks of the engine need of a module that trains.
+    """Module whose progress, metrics and checkpoints the callbacks of the engine handle."""
 
-    Attributes:
-        metric_names: columns of metrics.csv between epoch and images_per_second.
-        stays_finite: whether the weights stay finite where the loss does not, so that a checkpoint is worth saving.
-        batch_size: images in a step, over all processes.
-        step_metrics: metrics of the latest step; Tensors are on the device.
-        step_is_logged: whether the metrics of the latest step are read, which synchronizes with the device.
-    """
-
-    metric_names: tuple[str, ...] = ("loss", "lr")
-    stays_finite = False
-    batch_size: int
-    step_metrics: dict[str, Tensor | float]
-    step_is_logged: bool = False
+    metric_names: tuple[str, ...] = ("loss", "lr")  # columns of metrics.csv between epoch and images_per_second
+    stays_finite = False  # whether the weights stay finite where the loss does not: a checkpoint is then worth saving
+    batch_size: int  # images in a step, over all processes
+    step_metrics: dict[str, Tensor | float]  # of the latest step; Tensors are on the device
+    step_is_logged: bool = False  # whether step_metrics are read, which synchronizes with the device
 
     def progress_text(self, metrics: Mapping[str, float], short: bool) -> str:
-        """Return text beside the progress bar from the latest metrics ({} before the first), ``short``: of about 35
-        characters."""
+        """Return text for the bar from the latest metrics ({} before the first), ``short``: about 35 characters."""
         return f"loss {metrics['loss']:.3f}" if metrics else ""
 
     def diverged(self) -> bool:
@@ -105,7 +90,6 @@ class TrainingModule(lightning.LightningModule):
         return not math.isfinite(self.step_metrics["loss"])
 
     def divergence_message(self) -> str:
-        """Return the error message of a training that diverged."""
         return f"lr: training diverged before step {self.global_step:,}; lower it"
 
 

@@ -28,11 +28,8 @@ LOCK_TIMEOUT = 5.0
 
 @contextmanager
 def lock_folder(out: Path) -> Iterator[None]:
-    """Create the folder and lock it for this training, until the block or the process ends.
-
-    Raises:
-        InputError: another process trains into the folder, it is not writable, or the disk is full.
-    """
+    """Create the folder and lock it for this training, until the block or the process ends. Raise InputError if another
+    process trains into it, it is not writable, or the disk is full."""
     if not is_rank_zero():
         yield
         return
@@ -65,11 +62,7 @@ def lock_folder(out: Path) -> Iterator[None]:
 
 def write_or_compare_settings(folder: Path, settings: Mapping[str, Any], resume: bool) -> None:
     """Write settings.json, which holds everything that decides what is computed, before the first step. With ``resume``
-    compare it instead, if the folder has one.
-
-    Raises:
-        InputError: the folder has a training and is not resumed, or one with other settings.
-    """
+    compare an existing one instead. Raise InputError if it differs, or exists without ``resume``."""
     path = folder / SETTINGS_FILE
     if not is_rank_zero():
         return

@@ -1,8 +1,4 @@
-"""Create a ``lightning.Trainer`` with devices, precision, strategy and atomic checkpoints configured, and run it.
-
-In a process that Lightning started (not torchrun or SLURM), ``make_trainer`` starts a daemon thread that ends the
-process with exit status 1 once its parent process has died.
-"""
+"""Create a ``lightning.Trainer`` with devices, precision, strategy and atomic checkpoints configured, and run it."""
 
 from __future__ import annotations
 
@@ -44,20 +40,11 @@ def make_trainer(
     strategy: str = "auto",
     **settings: Any,
 ) -> lightning.Trainer:
-    """Create a trainer that writes to ``folder``.
+    """Create a trainer that writes to ``folder``, with further ``settings`` of ``lightning.Trainer``.
 
-    Args:
-        folder: root directory of everything that is written.
-        devices: processes per machine. auto: as torchrun or SLURM started them, else all GPUs, or one process on a
-            CPU.
-        nodes: number of machines. auto: as torchrun or SLURM started them, else one.
-        precision: precision of Lightning. auto: bf16-mixed on GPUs that support it, else 32-true.
-        accelerator: accelerator of Lightning.
-        strategy: ddp, or fsdp for networks that do not fit one device; auto is ddp.
-        settings: further arguments of ``lightning.Trainer``.
-
-    Raises:
-        InputError: unavailable devices, or numbers of devices or nodes that differ from those of torchrun or SLURM.
+    ``auto`` devices (processes per machine) and nodes are those of torchrun or SLURM, else all GPUs, or one process on
+    a CPU, of one machine; other numbers than theirs are an InputError. ``auto`` precision is bf16-mixed on GPUs that
+    support it, else 32-true. ``auto`` strategy is ddp; fsdp is for networks that do not fit one device.
     """
     has_mps = torch.backends.mps.is_available()
     available = {"gpu": torch.cuda.is_available() or has_mps, "mps": has_mps}
@@ -119,13 +106,9 @@ def quiet_lightning() -> Iterator[None]:
 
 @contextmanager
 def running(trainer: lightning.Trainer) -> Iterator[None]:
-    """Run ``trainer.fit`` or ``trainer.test`` in the block, quietly, and translate their exceptions.
-
-    Raises:
-        InputError: a loader process ended.
-        KeyboardInterrupt: Ctrl-C, after a checkpoint was saved if the trainer saves any.
-        SystemExit: SIGTERM, likewise; with status 75 on rank 0.
-    """
+    """Run ``trainer.fit`` or ``trainer.test`` in the block, quietly, and translate their exceptions: InputError if a
+    loader process ended; KeyboardInterrupt for Ctrl-C and SystemExit, with status 75 on rank 0, for SIGTERM, after a
+    checkpoint was saved if the trainer saves any."""
     with quiet_lightning():
         try:
             yield
@@ -165,7 +148,7 @@ def native_bfloat16() -> bool:
 
 
 def _exit_with_parent() -> None:
-    """End a process that Lightning started when its parent process dies, for whatever reason."""
+    """Start a daemon thread that ends a process that Lightning started, with status 1, when its parent has died."""
     if int(os.environ.get("LOCAL_RANK", "0")) == 0 or TorchElasticEnvironment.detect() or SLURMEnvironment.detect():
         return
     parent = os.getppid()

@@ -1,10 +1,9 @@
 """Gradient caching for batches larger than memory: the encoder sees one chunk at a time, the loss the whole batch.
 
-The loss depends on the images only through the encoder's features. A first pass computes the features of all chunks
-without a graph. The loss and its gradient with respect to the features are then computed for the whole batch. A second
-pass runs each chunk through the encoder again, with a graph, and backpropagates the chunk's rows of that gradient
-(GradCache, Gao et al. 2021, arXiv 2101.06983). Projector and predictor, BatchNorm included, see the whole batch;
-BatchNorm in the encoder normalizes each chunk by its own statistics.
+A first pass computes the features of all chunks without a graph, then the loss and its gradient with respect to the
+features of the whole batch. A second pass runs each chunk through the encoder again, with a graph, and backpropagates
+the chunk's rows of that gradient (GradCache, Gao et al. 2021, arXiv 2101.06983). Projector and predictor, BatchNorm
+included, see the whole batch; BatchNorm in the encoder normalizes each chunk by its own statistics.
 """
 
 from __future__ import annotations
@@ -47,18 +46,11 @@ def chunked_loss(
     backward: Callable[[Tensor], None],
     scale: float = 1.0,
 ) -> Tensor:
-    """Return the loss of the concatenated chunks.
+    """Return ``loss_fn(codes, targets)`` of the concatenated chunks. A chunk is a function that returns a pair of views
+    (n, c, h, w), the same at every call. ``scale`` is a factor of gradients in float16, against underflow.
 
-    Gradients of all chunks but the last are accumulated here; ``loss.backward()`` adds those of the last chunk and of
-    the heads.
-
-    Args:
-        network: the network, in training mode.
-        chunks: each returns its pair of views (n, c, h, w), the same at every call.
-        loss_fn: codes and targets of the whole batch -> loss.
-        backward: backpropagates a scalar. It is called for all chunks but the last, so that processes exchange
-            gradients once per step, in the backward pass of the returned loss.
-        scale: factor of gradients in float16, against underflow.
+    ``backward`` is called for a scalar of each chunk but the last. Processes exchange gradients once per step, in the
+    backward pass of the returned loss, which adds the gradients of the last chunk and of the heads.
     """
     f1, f2, teacher_features = _compute_features(network, chunks)
     loss = loss_fn(*network.codes((f1, f2), teacher_features))
@@ -80,8 +72,8 @@ def chunked_loss(
 
 @torch.no_grad()
 def _compute_features(network: Siamese, chunks: Sequence[Callable[[], Pair]]) -> tuple[Tensor, Tensor, Pair | None]:
-    """Return the features of the whole batch, without a graph: both views of the student, leaf tensors that require
-    grad, in float32 or float64; and those of the teacher."""
+    """Return the features of the whole batch: two views of the student, leaf tensors that require grad, in float32 or
+    float64; and those of the teacher."""
     student: list[list[Tensor]] = []
     teacher: list[Pair] = []
     for chunk in chunks:

@@ -75,11 +75,7 @@ def contact_sheet(
 
 
 def training_views(data: str | os.PathLike[str], recipe: Recipe, images: int, pairs: int) -> list[ImageViews]:
-    """Return at most ``images`` evenly spaced images of a dataset, each with its views in the first ``pairs`` epochs.
-
-    Raises:
-        InputError: the dataset cannot be opened, or none of the sampled images can be read.
-    """
+    """Return up to ``images`` evenly spaced images of a dataset, each with its views in the first ``pairs`` epochs."""
     dataset = open_dataset(data, "pretrain", subsample=recipe.subsample, frame_stride=recipe.frame_stride)
     pixel_format = infer_pixel_format(dataset, recipe.channels, recipe.background)
     indices = _readable_indices(dataset, pixel_format, images)

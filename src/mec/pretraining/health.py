@@ -20,7 +20,6 @@ logger = logging.getLogger("mec")
 PATIENCE = 3
 """Consecutive measurements before a verdict: a single batch is no trend."""
 COLLAPSED_RANK = 2.0
-"""Effective rank below which the codes have collapsed."""
 FALLEN_RANK_FRACTION = 0.25
 """Fraction of the best effective rank below which the rank has fallen."""
 MAX_SPECTRAL_NORM = 2.0
@@ -33,21 +32,17 @@ Row = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Check:
-    """A check of the measurements of a run.
+    """A check of rows of metrics.csv with two more columns: ``best_rank`` since the warm-up, and ``mean_wait`` of the
+    run so far. Columns that are not measured are NaN.
 
-    Attributes:
-        failed: whether a measurement fails, given a row of metrics.csv with two more columns: ``best_rank`` since the
-            warm-up, and ``mean_wait`` of the run so far. Columns that are not measured are NaN.
-        advice: description and settings to change, with the columns of the row as fields.
-        is_total: the column covers the whole run, so that its last value counts. Other checks start after the warm-up
-            and need PATIENCE failures in a row.
-        needs_series: only the cross form with a Taylor series has a radius of convergence.
+    If ``is_total``, the column covers the whole run and its last value counts. Other checks start after the warm-up and
+    need PATIENCE failures in a row.
     """
 
     failed: Callable[[Row], bool]
-    advice: str
+    advice: str  # with the columns of the row as fields
     is_total: bool = False
-    needs_series: bool = False
+    needs_series: bool = False  # only the cross form with a Taylor series has a radius of convergence
 
 
 CHECKS = {
@@ -85,10 +80,7 @@ CHECKS = {
 
 class HealthMonitor:
     """Applies the checks to measurements in order. The warm-up ends at the row with the highest learning rate.
-
-    ``has_series``: the objective is the cross form with a Taylor series. ``verdicts`` are the advice of each check that
-    has failed so far.
-    """
+    ``verdicts`` are the advice of each check that has failed so far."""
 
     def __init__(self, has_series: bool) -> None:
         self.checks = {kind: check for kind, check in CHECKS.items() if has_series or not check.needs_series}
@@ -119,10 +111,8 @@ class HealthMonitor:
 
 
 class HealthWarnings(lightning.Callback):
-    """Checks the health of the codes wherever it is measured, and logs a warning at the first failure of each check.
-
-    A resumed run continues with the measurements in the metrics.csv of its folder.
-    """
+    """Checks the health of the codes wherever it is measured, and logs a warning at the first failure of each check. A
+    resumed run continues with the measurements in its metrics.csv."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -52,8 +52,7 @@ class Pretraining(TrainingModule):
 
     A step depends only on the weights, the images and the step number, not on what ran before it in the same process:
     random numbers of the network (stochastic depth, dropout) come from a generator that is reseeded at every step.
-    ``batch_size`` counts the images in a step over all processes. ``step_metrics`` are loss, lr and distortion of the
-    latest step; every ``recipe.log_every`` steps also the health of its codes.
+    ``step_metrics`` are loss, lr and distortion; every ``recipe.log_every`` steps also the health of the codes.
     """
 
     metric_names = (

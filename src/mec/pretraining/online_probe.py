@@ -88,10 +88,8 @@ class OnlineProbe(lightning.Callback):
         )
 
     def evaluate(self, encoder: Any, device: torch.device) -> dict[str, float]:
-        """Return top-1 test accuracies of the encoder, in [0, 1]. The encoder is not changed.
-
-        All processes of a run must call this, each with the full encoder, and get the same result.
-        """
+        """Return top-1 test accuracies in [0, 1]. All processes must call this with the full encoder, and get the
+        same result."""
         pixel_format, training = pixel_format_of(encoder), encoder.training
         devices = [device] if device.type == "cuda" else []
         try:
@@ -118,11 +116,8 @@ class OnlineProbe(lightning.Callback):
 
 
 def create_online_probe(data: DataLike, every_n_epochs: int | None, workers: int | None = None) -> OnlineProbe | None:
-    """Return the probe of a run on ``data``, or None if ``every_n_epochs`` is 0.
-
-    If it is None, also where ``data`` has no labels, or consists of shards, whose labels cannot be read without reading
-    all of them.
-    """
+    """Return the probe of a run on ``data``, or None if ``every_n_epochs`` is 0; if that is None, also for data without
+    labels, or in shards, whose labels cannot be read without reading all of them."""
     if every_n_epochs == 0 or (every_n_epochs is None and is_shard_source(os.fspath(data))):
         return None
     try:

@@ -16,16 +16,11 @@ class StepGuard(nn.Module):
 
     All decisions are made on the device: a fused optimizer takes ``found_inf``, and BatchNorm's running statistics are
     restored. The teacher's moving average continues: the student that it follows is the one of the last finite step.
-
-    Attributes:
-        skipped_steps: steps skipped in the whole run.
-        consecutive_skips: steps skipped in a row, up to the current step.
-        max_consecutive_skips: the largest ``consecutive_skips`` since this process started.
     """
 
-    skipped_steps: Tensor
-    consecutive_skips: Tensor
-    max_consecutive_skips: Tensor
+    skipped_steps: Tensor  # in the whole run
+    consecutive_skips: Tensor  # up to the current step
+    max_consecutive_skips: Tensor  # since this process started
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,10 +35,8 @@ class StepGuard(nn.Module):
 
     @torch.no_grad()
     def skip_if_non_finite(self, loss: Tensor, gradients: list[Tensor], optimizer: torch.optim.Optimizer) -> None:
-        """Make the next step of the optimizer a no-op if the loss or a gradient is not finite.
-
-        The loss is the same in all processes; the gradients are too, or are sharded over them.
-        """
+        """Make the next step of the optimizer a no-op if the loss or a gradient is not finite. The loss is the same in
+        all processes; the gradients are too, or are sharded over them."""
         non_finite = ~torch.isfinite(loss)
         if gradients:
             norm: Any = torch.nn.utils.get_total_norm(gradients)
