@@ -169,6 +169,10 @@ class Result:
         """Return metric name -> value of a row."""
         return {metric.name: metric.value for metric in self.rows[row]}
 
+    def table(self) -> Table:
+        """Return the table for a terminal: a row for the encoder and for each baseline."""
+        return results_table([self])
+
     @property
     def footnote(self) -> str:
         """Protocol and note, in one line."""

@@ -99,7 +99,7 @@ def epochs(datasets: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 @pytest.mark.parametrize(
     ("name", "world_size", "workers"),
-    [("shards", 1, 3), ("shards", 2, 2), ("shards", 4, 0), ("files", 2, 2), ("arrays", 2, 0)],
+    [("shards", 1, 2), ("shards", 2, 1), ("shards", 4, 0), ("files", 2, 2), ("arrays", 2, 0)],
 )
 def test_global_batches_do_not_depend_on_processes_and_workers(
     datasets: dict[str, Any], epochs: dict[str, Any], name: str, world_size: int, workers: int
