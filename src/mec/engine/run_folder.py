@@ -60,26 +60,31 @@ def lock_folder(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def write_or_compare_settings(folder: Path, settings: Mapping[str, Any], resume: bool) -> None:
+def write_or_compare_settings(
+    folder: Path, settings: Mapping[str, Any], resume: bool, changeable: Sequence[str] = ()
+) -> None:
     """Write settings.json, which holds everything that decides what is computed, before the first step. With ``resume``
     compare an existing one instead. Raise InputError if it differs, or exists without ``resume``."""
     path = folder / SETTINGS_FILE
     if not is_rank_zero():
         return
     if path.exists() and not resume:
-        raise InputError(f"out: {folder} already contains a training; choose another folder, or continue with --resume")
+        raise InputError(f"out: {folder} already contains results; choose another folder, or continue with --resume")
     settings = json.loads(json.dumps(settings))
     if path.exists():
         try:
             before = dict(json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"resume: {path} cannot be read ({error})") from error
-        check_same_settings(before, settings)
+        check_same_settings(before, settings, changeable)
         return
     if resume:
-        logger.info(f"{folder} contains no training yet: starting")
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(settings, indent=2) + "\n")
+        logger.info(f"{folder} contains no results yet: starting")
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(settings, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"out: {folder} is not writable ({error.strerror or error})") from error
 
 
 def check_same_settings(before: Mapping[str, Any], now: Mapping[str, Any], changeable: Sequence[str] = ()) -> None:
@@ -88,10 +93,10 @@ def check_same_settings(before: Mapping[str, Any], now: Mapping[str, Any], chang
     changed = [
         f"{name}: {old.get(name)} -> {new.get(name)}"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not f"{name}.".startswith(tuple(changeable) or "\0")
+        if old.get(name) != new.get(name) and not f"{name}.".startswith(tuple(changeable))
     ]
     if changed:
-        raise InputError(f"resume: the settings differ from those of the training so far: {'; '.join(changed)}")
+        raise InputError(f"resume: the settings differ from those of the results so far: {'; '.join(changed)}")
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

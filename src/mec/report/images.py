@@ -19,10 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from mec.data.pixels import resize_longer_side
+from mec.engine.run_folder import SETTINGS_FILE
 from mec.errors import InputError
 from mec.evaluate.detection.detect import PREDICTED
 from mec.evaluate.tracking.datasets.video import open_frames
-from mec.evaluate.tracking.runner import PREVIEWS, SETTINGS
+from mec.evaluate.tracking.runner import PREVIEWS
 from mec.evaluate.tracking.sequences import SequenceError
 from mec.pretraining.contact_sheet import training_views
 from mec.pretraining.run_folder import Run
@@ -143,7 +144,7 @@ def load_gallery(run: Path) -> list[EmbeddedImage]:
 def _tracking_previews(run: Path) -> Iterator[tuple[Path, str]]:
     for folder in _newest_first(run.glob(f"*/{PREVIEWS}")):
         try:
-            settings = json.loads((folder.parent / SETTINGS).read_text())
+            settings = json.loads((folder.parent / SETTINGS_FILE).read_text())
             task, encoder = str(settings["task"]), str(settings["encoder"])
         except (OSError, ValueError, KeyError, TypeError):
             continue

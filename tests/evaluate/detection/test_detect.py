@@ -144,7 +144,7 @@ def test_resume_with_other_settings_lists_the_changes(data: Path, tmp_path: Path
     ):
         with pytest.raises(InputError) as error:
             detect_without_baseline(**({"data": data, "out": out, "resume": True, "max_steps": 1} | settings))
-        assert str(error.value).startswith("resume: the settings differ from those of the training so far: ")
+        assert str(error.value).startswith("resume: the settings differ from those of the results so far: ")
         assert change in str(error.value)
         assert len(str(error.value).splitlines()) == 1
     (out / "settings.json").write_text('{"data": ')
@@ -188,7 +188,7 @@ def test_mistakes_are_rejected_before_anything_is_written(
 def test_out_in_use_or_a_file_is_rejected(data: Path, tmp_path: Path) -> None:
     detect_without_baseline(data, tmp_path / "out", max_steps=1)
     before = files_in(tmp_path / "out")
-    with pytest.raises(InputError, match=r"out: .*out already contains a training; .*--resume"):
+    with pytest.raises(InputError, match=r"out: .*out already contains results; .*--resume"):
         detect_without_baseline(data, tmp_path / "out", max_steps=1)
     assert files_in(tmp_path / "out") == before
     (tmp_path / "file").touch()
@@ -274,5 +274,5 @@ def test_prediction_with_a_trained_detector(run: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == "out/predicted\n"
     assert sorted(p.name for p in (run.parent / "out" / "predicted").iterdir()) == ["1001.jpg", "detections.json"]
     assert main(train) == 2
-    assert capsys.readouterr().err.startswith("mec: out: out already contains a training; ")
+    assert capsys.readouterr().err.startswith("mec: out: out already contains results; ")
     assert main([*train, "--resume"]) == 0

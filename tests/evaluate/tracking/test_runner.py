@@ -175,18 +175,18 @@ def test_resume_requires_the_same_settings_and_weights(task: str, data: Path, en
     assert settings["corrected"] is False
     assert "resnet18" in settings["encoder"]
     before = read_files(out)
-    with pytest.raises(InputError, match=r"^out: .*out already has tracks; pass --resume, or another folder$"):
+    with pytest.raises(InputError, match=r"^out: .*out already contains results; .*--resume$"):
         run_task(task, data, encoder, out=out)
     for options, message in (
-        ({"corrected": True}, "corrected True, got False"),
-        ({"stage": "s4"}, "stage 's4', got 's3'"),
-        ({"patience": 3}, "patience 3, got 30"),
-        ({"motion": True}, "motion_weight 0.02, got 0.0"),
-        ({"detections": str(tmp_path)}, "detections .*, got 'ground truth'"),
-        ({"encoder": narrow_encoder(1)}, "weights '[0-9a-f]{16}', got '[0-9a-f]{16}'"),
+        ({"corrected": True}, "corrected: False -> True"),
+        ({"stage": "s4"}, "stage: s3 -> s4"),
+        ({"patience": 3}, "patience: 30 -> 3"),
+        ({"motion": True}, "motion_weight: 0.0 -> 0.02"),
+        ({"detections": str(tmp_path)}, "detections: ground truth -> .*"),
+        ({"encoder": narrow_encoder(1)}, "weights: [0-9a-f]{16} -> [0-9a-f]{16}"),
     ):
         (tmp_path / f"{ONE}.txt").touch()  # a file of detections without objects
-        with pytest.raises(InputError, match=f"^out: expected tracks with {message} in .*out$"):
+        with pytest.raises(InputError, match=f"^resume: .*{message}"):
             run_task(task, data, **{"encoder": encoder, "out": out, "resume": True, **options})
     assert read_files(out) == before
     run_task(task, data, narrow_encoder(), out=out, resume=True)  # the same weights, and one more sequence
@@ -209,7 +209,7 @@ def test_trackers_share_an_output_folder(task: str, data: Path, encoder: Encoder
 @pytest.mark.parametrize("text", ["{", "[]", "3"])
 def test_resume_rejects_corrupt_settings(text: str, task: str, data: Path, encoder: Encoder, tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text(text)
-    with pytest.raises(InputError, match=r"^out: .*(settings.json is corrupt|task 'mots', got None)[^\n]*$"):
+    with pytest.raises(InputError, match=r"^resume: .*(settings.json cannot be read|task: None -> mots)[^\n]*$"):
         run_task(task, data, encoder, out=tmp_path, resume=True)
 
 

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from mec.engine.progress import ProgressBar
+from mec.engine.run_folder import write_or_compare_settings
 from mec.errors import InputError
 from mec.evaluate.tracking.datasets.video import VideoWriter, check_video_path
 from mec.evaluate.tracking.dense_features import DenseFeatures, Precision
@@ -38,7 +39,7 @@ from mec.results import DatasetSummary, Protocol, Result, Stopwatch, to_metrics
 
 logger = logging.getLogger("mec")
 
-SETTINGS, METRICS, TRACKS, PREVIEWS = "settings.json", "metrics.json", "tracks", "previews"
+METRICS, TRACKS, PREVIEWS = "metrics.json", "tracks", "previews"
 MAX_PREVIEWS, MAX_PREVIEW_SIDE = 3, 960  # sequences with a preview, and its longer side in pixels
 
 
@@ -109,7 +110,10 @@ class TrackingRun(Generic[S]):
             self.folder = Path(self._temporary.name)
         else:
             self.folder = Path(settings.out).expanduser()
-            self._write_settings({"task": task, **(tracker_settings or {}), **self.protocol})
+            weights = {"weights": weights_digest(self.dense), "encoder": self.dense.description}
+            saved = {"task": task, **(tracker_settings or {}), **self.protocol, **weights}
+            # the same weights may have moved
+            write_or_compare_settings(self.folder, saved, settings.resume, changeable=["encoder."])
 
     def _skip(self, name: str, error: SequenceError) -> None:
         self.skipped[name] = str(error)
@@ -119,28 +123,6 @@ class TrackingRun(Generic[S]):
         if not self.sequences:
             name, reason = next(iter(self.skipped.items()))
             raise InputError(f"data: no sequence of {self.data} can be used; the first: {name}: {reason}")
-
-    def _write_settings(self, settings: dict[str, Any]) -> None:
-        """Write settings.json after checking that existing tracks may be resumed with these settings."""
-        settings = {**settings, "weights": weights_digest(self.dense), "encoder": self.dense.description}
-        file = self.folder / SETTINGS
-        if (self.folder / TRACKS).is_dir() and not self.resume:
-            raise InputError(f"out: {self.folder} already has tracks; pass --resume, or another folder")
-        if file.exists() and self.resume:
-            try:
-                existing = dict(json.loads(file.read_text()))
-            except (TypeError, ValueError) as error:
-                raise InputError(f"out: {file} is corrupt ({error})") from error
-            for name, value in settings.items():
-                if existing.get(name) != value and name != "encoder":  # the same weights may have moved
-                    raise InputError(
-                        f"out: expected tracks with {name} {value!r}, got {existing.get(name)!r} in {self.folder}"
-                    )
-        try:
-            with atomic_write(file) as path:
-                path.write_text(json.dumps(settings, indent=2) + "\n")
-        except OSError as error:
-            raise InputError(f"out: {self.folder} is not writable ({error.strerror})") from error
 
     def track(
         self,
