@@ -90,20 +90,20 @@ class Parser(ArgumentParser):
 
     def split(self, arguments: Sequence[str]) -> tuple[list[str], dict[str, str | None]]:
         """Return the positional arguments, and the options with their values: None without one."""
-        positional, options, words = [], {}, iter(arguments)
-        for word in words:
-            name, equals, value = word.partition("=")
-            if not word.startswith("-"):
-                positional.append(word)
+        positional, options, tokens = [], {}, iter(arguments)
+        for token in tokens:
+            name, equals, value = token.partition("=")
+            if not token.startswith("-"):
+                positional.append(token)
             elif equals or (name in self._option_string_actions and self._option_string_actions[name].nargs == 0):
                 options[name] = value if equals else None
             else:
-                options[name] = next(words, None)
+                options[name] = next(tokens, None)
         return positional, options
 
     def _checked(self, arguments: Sequence[str]) -> Iterator[str]:
         """Yield the arguments in the form that jsonargparse reads; raise InputError for the first wrong one."""
-        words, options = self.split(arguments)
+        tokens, options = self.split(arguments)
         for name, value in options.items():
             action = self._option_string_actions.get(name)
             if action is None or action.help == argparse.SUPPRESS:
@@ -123,16 +123,16 @@ class Parser(ArgumentParser):
                 yield f"{name}={bracketed}"
         missing = []
         for action in self._actions:
-            given = options.keys() & {*action.option_strings} if action.option_strings else words
+            given = options.keys() & {*action.option_strings} if action.option_strings else tokens
             if action.required and not given:
                 missing.append(_label(action))
             elif not action.option_strings and type_hint(action) is not str:
-                check_value(_label(action), type_hint(action), words[0])
+                check_value(_label(action), type_hint(action), tokens[0])
         if missing:
             raise InputError(f"expected {' and '.join(missing)}")
-        if len(words) > 1 and all(action.option_strings or action.nargs != "+" for action in self._actions):
-            raise InputError(f"unexpected argument {words[1]!r}")
-        yield from words
+        if len(tokens) > 1 and all(action.option_strings or action.nargs != "+" for action in self._actions):
+            raise InputError(f"unexpected argument {tokens[1]!r}")
+        yield from tokens
 
     def _is_dictionary(self, name: str) -> bool:
         """Return whether ``name``.ANY sets an entry of a dictionary."""
