@@ -60,7 +60,8 @@ def test_every_image_is_equally_likely(dataset: AbsentFiles) -> None:
 def test_lists_name_files_as_simclr_does_or_with_more_of_the_path(dataset: AbsentFiles, tmp_path: Path) -> None:
     (tmp_path / "1percent.txt").write_text("b_0.JPEG\na_3.JPEG\n\nc_6.JPEG\na_3.JPEG\n")
     assert label_subset(dataset, 0, label_list=str(tmp_path / "1percent.txt")).tolist() == [3, 100, 336]
-    (tmp_path / "paths.txt").write_text("/data/train/b/b_0.JPEG\na/a_3.JPEG\ntrain/c/c_6.JPEG")
+    text = "/data/train/b/b_0.JPEG\na/a_3.JPEG\ntrain/c/c_6.JPEG"
+    (tmp_path / "paths.txt").write_text(text, encoding="utf-8-sig")  # as Windows tools save it
     assert label_subset(dataset, 5, label_list=tmp_path / "paths.txt").tolist() == [3, 100, 336]
 
 
@@ -81,7 +82,7 @@ def test_lists_name_images_in_memory_by_their_titles(tmp_path: Path) -> None:
         ({"shots": 8}, "shots: expected at most 7, the size of the smallest class, got 8"),
         (
             {"label_list": "nowhere.txt"},
-            "label_list: expected a text file, got nowhere.txt (No such",
+            "label_list: nowhere.txt cannot be read (No such",
         ),
         ({"label_list": "."}, "Is a directory"),
         ({"shots": 1, "label_fraction": 0.1}, "expected one of the three, got label_fraction and shots"),
@@ -119,5 +120,5 @@ def test_ambiguous_names_are_refused(tmp_path: Path) -> None:
 
 def test_a_list_that_is_not_text_is_refused(dataset: AbsentFiles, tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="not a text file"):
+    with pytest.raises(InputError, match="is not text"):
         label_subset(dataset, 0, label_list=tmp_path / "l.txt")

@@ -18,6 +18,7 @@ from mec.evaluate.supervised import Settings, overridden, protocol_settings, tra
 from mec.evaluate.task import log_encoder, open_task
 from mec.models.encoder import EncoderLike
 from mec.results import Protocol, Result, mean_metrics
+from mec.text_files import TextError, read_lines
 
 MAX_LOW_FRACTION = 0.03
 """Up to this fraction of the labels SwAV's settings for 1 % apply, beyond it those for 10 %."""
@@ -171,10 +172,9 @@ def _per_class(labels: Indices, counts: Indices, seed: int) -> Indices:
 
 def _from_list(dataset: ImageDataset, path: Path) -> Indices:
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise InputError(f"label_list: expected a text file, got {path} ({reason})") from error
+        names = [line for _, line in read_lines(path)]
+    except TextError as error:
+        raise InputError(f"label_list: {error}") from error
     if not names:
         raise InputError(f"label_list: {path} is empty")
     max_depth = max(len(Path(name).parts) for name in names)

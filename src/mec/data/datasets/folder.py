@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from mec.data.dataset import TEST_NAMES, TRAIN_NAMES, FileDataset, Splits, encode_labels, open_train_and_test
 from mec.data.decode import EXTENSIONS
 from mec.errors import InputError
+from mec.text_files import TextError, read_lines, read_rows
 
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "name")
 LABEL_COLUMNS = ("label", "class", "category", "target")
@@ -99,8 +99,10 @@ def _open_split(title: str, folder: Path, classes: list[str] | None) -> FileData
 
 def open_list(path: Path) -> FileDataset:
     """Open a text file with a path on each line, relative to the file's folder; # starts a comment line."""
-    lines = [line.strip() for line in _read_text(path, "data").splitlines()]
-    names = [line for line in lines if line and not line.startswith("#")]
+    try:
+        names = [line for _, line in read_lines(path) if not line.startswith("#")]
+    except TextError as error:
+        raise InputError(f"data: {error}") from error
     if not names:
         raise InputError(f"data: {path} lists no image")
     return FileDataset(path.stem, path.parent, names)
@@ -108,7 +110,10 @@ def open_list(path: Path) -> FileDataset:
 
 def open_csv(path: Path, root: Path, argument: str = "data") -> FileDataset:
     """Open the images of a .csv of path and label, with or without a header; paths are relative to ``root``."""
-    rows = [row for row in csv.reader(_read_text(path, argument).splitlines()) if row]
+    try:
+        rows = [row for _, row in read_rows(path)]
+    except TextError as error:
+        raise InputError(f"{argument}: {error}") from error
     if not rows:
         raise InputError(f"{argument}: {path} has no row")
     header = [cell.strip().lower() for cell in rows[0]]
@@ -128,10 +133,3 @@ def open_csv(path: Path, root: Path, argument: str = "data") -> FileDataset:
     names = [row[path_column].strip() for row in rows]
     labels, classes = encode_labels([row[label_column].strip() for row in rows])
     return FileDataset(path.stem, root, names, labels, classes)
-
-
-def _read_text(path: Path, argument: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{argument}: cannot read {path} as text ({error})") from error
