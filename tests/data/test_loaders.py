@@ -42,7 +42,7 @@ def test_views_of_worker_crops_match_views_of_whole_images() -> None:
 class LoadedDataset(ImageDataset):
     """An array dataset that is not in memory, so that workers load and crop it."""
 
-    labels, classes, ignored_files = None, (), 0
+    labels, classes, layout, skipped = None, (), "", {}
 
     def __init__(self, dataset: ArrayDataset) -> None:
         self.name, self.dataset = dataset.name, dataset

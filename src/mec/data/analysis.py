@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mec.data.corrupt import CorruptImage
-from mec.data.dataset import ArrayDataset, ImageDataset, evenly_spaced, read_image
+from mec.data.dataset import ArrayDataset, ImageDataset, Labels, count_skipped, evenly_spaced, read_image
 from mec.data.decode import OpenedImage, open_image
 from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat, convert_pixels
 from mec.errors import InputError
@@ -95,7 +95,7 @@ def load_into_memory(dataset: ImageDataset, pixel_format: PixelFormat) -> tuple[
         return dataset, []
     if dataset.images is not None:
         images = np.stack([convert_pixels(p, pixel_format) for p in dataset.images])
-        return ArrayDataset(dataset.name, images, dataset.labels, dataset.classes, dataset.ignored_files, True), []
+        return _decoded(dataset, images, dataset.labels), []
     first = next(sample_images(dataset, 16, lambda opened: opened.decode(pixel_format)))
     if max(first.shape[:2]) > IN_MEMORY_MAX_SIDE or first.nbytes * len(dataset) > IN_MEMORY_MAX_BYTES:
         return dataset, []
@@ -120,8 +120,13 @@ def load_into_memory(dataset: ImageDataset, pixel_format: PixelFormat) -> tuple[
                 images[len(readable)] = result
                 readable.append(index)
     labels = None if dataset.labels is None else dataset.labels[readable]
-    ignored_files = dataset.ignored_files + len(corrupt)
-    return ArrayDataset(dataset.name, images[: len(readable)], labels, dataset.classes, ignored_files, True), corrupt
+    in_memory = _decoded(dataset, images[: len(readable)], labels)
+    count_skipped(in_memory, "corrupt images", (image.title for image in corrupt))
+    return in_memory, corrupt
+
+
+def _decoded(dataset: ImageDataset, images: NDArray[Any], labels: Labels | None) -> ArrayDataset:
+    return ArrayDataset(dataset.name, images, labels, dataset.classes, dataset.layout, dataset.skipped, decoded=True)
 
 
 def channel_statistics(dataset: ImageDataset, pixel_format: PixelFormat) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,13 +1,12 @@
-"""Datasets of images: a protocol, its implementations for files and arrays, and splits for training and testing."""
+"""Datasets of images: a protocol, and its implementations for files and arrays."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 import os
-import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -17,8 +16,6 @@ from numpy.typing import NDArray
 
 from mec.data.decode import open_image
 from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat
-from mec.data.rng import Stream, uniforms
-from mec.errors import InputError
 
 logger = logging.getLogger("mec")
 
@@ -30,9 +27,8 @@ T = TypeVar("T")
 
 MAX_SAMPLED_SHARDS = 8  # of an evenly spaced sample; each is read from its start
 LOG_INTERVAL = 10.0  # seconds between two lines about the progress of opening a dataset
-TRAIN_NAMES = ("train",)
-TEST_NAMES = ("test", "val", "valid", "validation")
-TEST_FRACTION = 0.2  # of each class, in the test split of a dataset without its own splits
+UNLABELED = -1  # the label of an image without one
+MAX_NAMES = 3  # names of skipped files in a log line
 
 
 class ImageDataset(Protocol):
@@ -40,10 +36,10 @@ class ImageDataset(Protocol):
 
     Attributes:
         name: name of the dataset in logs and results.
-        labels: (n,) indices into ``classes``, or None.
+        labels: (n,) indices into ``classes``, -1 for an image without label, or None if no image has one.
         classes: names of the classes.
-        ignored_files: number of files that are not part of the dataset because they are no images or unreadable; for
-            shards, the number of shards that could be read only in part.
+        layout: how the images and labels were read, such as "train/, a class per sub-folder".
+        skipped: names of everything that was passed over, by kind: {"files that are no images": ["notes.txt"]}.
         random_access: whether images load equally fast in any order; False: in ascending order, and not in parallel.
         names: paths of images in files, relative to the folder of the dataset; None: the images are not in files.
         images: (n, height, width, channels) images of one size in memory; None: they are read by ``load``.
@@ -53,7 +49,8 @@ class ImageDataset(Protocol):
     name: str
     labels: Labels | None
     classes: list[str]
-    ignored_files: int
+    layout: str
+    skipped: dict[str, list[str]]
     random_access: bool = True
     names: list[str] | None = None
     images: NDArray[Any] | None = None
@@ -89,7 +86,8 @@ class FileDataset(ImageDataset):
     names: list[str]
     labels: Labels | None = None
     classes: list[str] = field(default_factory=list)
-    ignored_files: int = 0
+    layout: str = ""
+    skipped: dict[str, list[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -112,7 +110,8 @@ class ArrayDataset(ImageDataset):
     images: NDArray[Any]
     labels: Labels | None = None
     classes: list[str] = field(default_factory=list)
-    ignored_files: int = 0
+    layout: str = ""
+    skipped: dict[str, list[str]] = field(default_factory=dict)
     decoded: bool = False
 
     def __len__(self) -> int:
@@ -139,6 +138,11 @@ def read_file(path: Path) -> bytes:
 def select_labels(dataset: ImageDataset, indices: Indices) -> Labels | None:
     """Return the labels of the images ``indices`` (n,), if the dataset has labels."""
     return None if dataset.labels is None else dataset.labels[indices]
+
+
+def label_of(dataset: ImageDataset, index: int) -> str | None:
+    """Return the class name of image ``index``, or None without label."""
+    return None if dataset.labels is None or dataset.labels[index] < 0 else dataset.classes[dataset.labels[index]]
 
 
 def read_image(dataset: ImageDataset, index: int, pixel_format: PixelFormat | None = None) -> ImageArray:
@@ -173,13 +177,31 @@ def evenly_spaced(dataset: ImageDataset, count: int) -> Indices:
 
 
 def describe(dataset: ImageDataset) -> str:
-    """Return a summary such as "3,969 images, 101 classes, 3 skipped"."""
-    num_classes = len(dataset.classes)
-    classes = "no labels" if dataset.labels is None else f"{num_classes} class{'es' if num_classes != 1 else ''}"
-    counts = [f"{len(dataset):,} image{'s' if len(dataset) != 1 else ''}", classes]
-    if dataset.ignored_files:
-        counts.append(f"{dataset.ignored_files:,} skipped")
-    return ", ".join(counts)
+    """Return a summary such as "3,969 images, 101 classes; train/, a class per sub-folder; skipped 1 ... (a.txt)"."""
+    counts = [f"{len(dataset):,} image{'s' if len(dataset) != 1 else ''}"]
+    if dataset.labels is None:
+        counts.append("no labels")
+    else:
+        counts.append(f"{len(dataset.classes):,} class{'es' if len(dataset.classes) != 1 else ''}")
+        if num_unlabeled := np.count_nonzero(dataset.labels == UNLABELED):
+            counts.append(f"{num_unlabeled:,} without label")
+    return "; ".join(filter(None, [", ".join(counts), dataset.layout, describe_skipped(dataset)]))
+
+
+def describe_skipped(dataset: ImageDataset) -> str:
+    """Return a summary such as "skipped 2 files that are no images (a.txt, b.txt)"; "" if nothing was passed over."""
+    kinds = []
+    for kind, names in dataset.skipped.items():
+        shown = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
+        kinds.append(f"{len(names):,} {kind} ({shown})")
+    return f"skipped {', '.join(kinds)}" if kinds else ""
+
+
+def count_skipped(dataset: ImageDataset, kind: str, names: Iterable[str]) -> None:
+    """Add the names of skipped files, samples or rows to a dataset."""
+    if names := list(names):
+        # not in place: subsets share the dictionary
+        dataset.skipped = dataset.skipped | {kind: [*dataset.skipped.get(kind, []), *names]}
 
 
 def log_progress(items: Sequence[T], label: str) -> Iterator[T]:
@@ -190,61 +212,3 @@ def log_progress(items: Sequence[T], label: str) -> Iterator[T]:
             last = time.monotonic()
             logger.info(f"{label}: {done:,} of {len(items):,}")
         yield item
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Training images and, where the dataset has them, test images and unlabeled images."""
-
-    train: ImageDataset
-    test: ImageDataset | None = None
-    unlabeled: ImageDataset | None = None
-
-    def select(self, split: str) -> ImageDataset:
-        """Return the split "train", "test", "all" or "pretrain" (see ``open_dataset``)."""
-        if split == "pretrain":
-            return self.unlabeled or self.train
-        if split == "all":
-            return self.train
-        if self.test is not None:
-            return self.train if split == "train" else self.test
-        train, test = random_split(self.train, TEST_FRACTION)
-        return self.train.subset(train if split == "train" else test)
-
-
-def open_train_and_test(open_split: Callable[[T, list[str] | None], ImageDataset], train: T, test: T | None) -> Splits:
-    """Open both splits by ``open_split(split, classes)``; the test split gets the classes of the training split."""
-    train_split = open_split(train, None)
-    return Splits(train_split, open_split(test, train_split.classes or None) if test is not None else None)
-
-
-def random_split(dataset: ImageDataset, fraction: float) -> tuple[Indices, Indices]:
-    """Split a dataset at random, stratified by class, the same way in every call.
-
-    Return sorted indices of both parts. The second has ``fraction`` of each class, at least one image of a class with
-    several. Images without labels are one class.
-    """
-    order = uniforms(0, 0, np.arange(len(dataset)), 1, Stream.TRAIN_TEST_SPLIT)[:, 0].argsort()
-    labels = np.zeros(len(dataset), dtype=np.int64) if dataset.labels is None else dataset.labels
-    selected: list[Indices] = []
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        selected.append(members[: max(1, round(fraction * len(members)))] if len(members) > 1 else members[:0])
-    second = np.sort(np.concatenate(selected))
-    return np.setdiff1d(np.arange(len(dataset)), second), second
-
-
-def encode_labels(names: list[str], classes: list[str] | None = None) -> tuple[Labels, list[str]]:
-    """Return indices (n,) of the class names of images in ``classes``, and the classes.
-
-    Without ``classes``, those of the training split, they are the distinct names: sorted as integers if all of them are
-    integers, else alphabetically.
-    """
-    if classes is None:
-        distinct = set(names)
-        are_integers = all(re.fullmatch(r"-?[0-9]+", name) for name in distinct)
-        classes = sorted(distinct, key=int) if are_integers else sorted(distinct)
-    elif unknown := sorted(set(names) - set(classes)):
-        raise InputError(f"data: the test split has classes that the training split lacks: {', '.join(unknown[:5])}")
-    index = {name: i for i, name in enumerate(classes)}
-    return np.array([index[name] for name in names], dtype=np.int64), classes

@@ -87,11 +87,14 @@ def with_channels(image: NDArray[Any], channels: int) -> ImageArray:
     raise CorruptImageError(f"channels: expected an image with {channels} channels (or 1), got {num_channels}")
 
 
+def is_channels_first(shape: tuple[int, ...]) -> bool:
+    """Return whether an image array is (c, h, w): its first axis is the shortest and its last is longer than 4."""
+    return len(shape) == 3 and shape[0] < min(shape[1:]) and shape[2] > 4
+
+
 def channels_last(values: NDArray[Any]) -> NDArray[Any]:
-    """Convert (c, h, w) to (h, w, c): arrays whose first axis is the shortest and whose last is longer than 4."""
-    if values.ndim == 3 and values.shape[0] < min(values.shape[1:]) and values.shape[2] > 4:
-        return values.transpose(1, 2, 0)
-    return values
+    """Convert (c, h, w), see ``is_channels_first``, to (h, w, c)."""
+    return values.transpose(1, 2, 0) if is_channels_first(values.shape) else values
 
 
 def to_hwc(values: NDArray[Any]) -> NDArray[Any]:

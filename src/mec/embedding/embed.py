@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mec.data.dataset import DataLike, describe, evenly_spaced
+from mec.data.dataset import DataLike, evenly_spaced
 from mec.data.pixels import CorruptImageError
+from mec.data.splits import log_splits
 from mec.distributed import process_group
 from mec.embedding.extract import pixel_format_of
 from mec.embedding.neighbors import EmbeddingTable, list_neighbors
@@ -69,7 +70,7 @@ def embed(
             encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
             images = open_all_splits(data, subsample, frame_stride)
         logger.info(f"encoder: {encoder.description}")
-        logger.info(f"{data}: " + "; ".join(f"{split} {describe(d)}".strip() for split, d in images.splits.items()))
+        log_splits(data, images.splits)
         fingerprint = _fingerprint(images, encoder, subsample, frame_stride)
         inputs = {"data": str(data), "encoder": encoder.description, "fingerprint": fingerprint}
         if len(set(group.all_gather(fingerprint))) > 1:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mec.data.corrupt import COLUMNS, CorruptImage
-from mec.data.dataset import DataLike, ImageDataset, read_image
+from mec.data.dataset import DataLike, ImageDataset, label_of, read_image
 from mec.data.datasets import open_splits
 from mec.data.loaders import evaluation_loader
 from mec.data.pixels import CorruptImageError
@@ -58,14 +58,13 @@ class AllSplits:
     def row(self, index: int) -> list[str | None]:
         """Return path, label and, with several splits, the split of an image."""
         split, dataset, index = self.locate(index)
-        label = None if dataset.labels is None else dataset.classes[dataset.labels[index]]
+        label = label_of(dataset, index)
         return [dataset.title(index), label, split][: len(self.columns)]
 
 
 def open_all_splits(data: DataLike, subsample: int | None, frame_stride: int | None) -> AllSplits:
     opened = open_splits(data, frame_stride=frame_stride)
-    named = {"train": opened.train, "test": opened.test, "unlabeled": opened.unlabeled}
-    splits = {name: dataset for name, dataset in named.items() if dataset is not None}
+    splits = opened.all
     if subsample is not None:
         splits = {name: dataset.subset(np.arange(0, len(dataset), subsample)) for name, dataset in splits.items()}
     return AllSplits(splits if len(splits) > 1 else {"": splits["train"]})

@@ -11,9 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from mec.data.dataset import DataLike, ImageDataset
-from mec.data.datasets import open_dataset
+from mec.data.datasets import open_splits
 from mec.data.loaders import evaluation_loader
 from mec.data.pixels import PixelFormat
+from mec.data.splits import log_splits
 from mec.distributed import SINGLE_PROCESS, ProcessGroup
 from mec.embedding.extract import (
     BATCH,
@@ -86,9 +87,12 @@ def open_task(
     clock = Stopwatch()
     with group.local_rank_zero_first():
         encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
-        train, test = open_dataset(data, "train", labels_csv), open_dataset(data, "test", labels_csv)
+        splits = open_splits(data, labels_csv)
+        train, test = splits.select("train"), splits.select("test")
+    log_splits(data, {"train": train, "test": test})
     check_classes(train, test, data)
-    check_channels(train, encoder, data)
+    for split in (train, test):
+        check_channels(split, encoder, data)
     if baselines is None:
         baselines = len(train) <= MAX_IMAGES_WITH_BASELINES
     counts = {"train": len(train), "test": len(test), "classes": len(train.classes)}
@@ -116,15 +120,19 @@ def with_baseline(encoder: Encoder, baseline: bool) -> dict[str, Encoder]:
 
 def check_classes(train: ImageDataset, test: ImageDataset, data: DataLike) -> None:
     """Raise InputError unless there are two classes or more, each with train and test images."""
-    if train.labels is None or test.labels is None:
-        raise InputError(f"data: {data} has no labels; expected a sub-folder per class, or a .csv of path and label")
+    for name, images in (("train", train), ("test", test)):
+        if images.labels is None:
+            raise InputError(
+                f"data: the {name} images of {data} have no labels ({images.layout}); expected a sub-folder per class, "
+                "or a .csv of path and label"
+            )
     classes = train.classes
     if len(classes) < 2:
         raise InputError(f"data: {data} has one class ({classes[0]}), expected at least 2")
-    for split, labels in (("train", train.labels), ("test", test.labels)):
-        missing = np.setdiff1d(np.arange(len(classes)), labels)
+    for name, images in (("train", train), ("test", test)):
+        missing = np.setdiff1d(np.arange(len(classes)), images.labels)
         if len(missing):
-            raise InputError(f"data: class {classes[missing[0]]!r} of {data} has no {split} images")
+            raise InputError(f"data: class {classes[missing[0]]!r} of {data} has no {name} images")
 
 
 def log_encoder(task: Task) -> None:

@@ -16,6 +16,7 @@ from mec.data.datasets import open_dataset
 from mec.data.image_grid import SIDE, Cell, image_grid
 from mec.data.loaders import training_loader
 from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat, pad_to_square, to_pil
+from mec.data.splits import log_splits
 from mec.errors import InputError
 from mec.files import atomic_write
 from mec.pretraining.module import create_views
@@ -77,6 +78,7 @@ def contact_sheet(
 def training_views(data: str | os.PathLike[str], recipe: Recipe, images: int, pairs: int) -> list[ImageViews]:
     """Return up to ``images`` evenly spaced images of a dataset, each with its views in the first ``pairs`` epochs."""
     dataset = open_dataset(data, "pretrain", subsample=recipe.subsample, frame_stride=recipe.frame_stride)
+    log_splits(data, {"": dataset})
     pixel_format = infer_pixel_format(dataset, recipe.channels, recipe.background)
     indices = _readable_indices(dataset, pixel_format, images)
     if dataset.images is not None:

@@ -10,9 +10,10 @@ from typing import Any
 import lightning
 import torch
 
-from mec.data.dataset import DataLike, ImageDataset, random_split
-from mec.data.datasets import open_dataset
+from mec.data.dataset import DataLike, ImageDataset
+from mec.data.datasets import open_splits
 from mec.data.datasets.webdataset import is_shard_source
+from mec.data.splits import random_split
 from mec.distributed import process_group
 from mec.embedding.extract import extract, in_memory, pixel_format_of, with_labels
 from mec.engine.fsdp import full_encoder
@@ -55,7 +56,8 @@ class OnlineProbe(lightning.Callback):
         if every_n_epochs is not None and every_n_epochs < 1:
             raise InputError(f"every_n_epochs: expected at least 1, got {every_n_epochs}")
         self.every_n_epochs, self.workers = every_n_epochs, workers
-        train, test = open_dataset(data, "train"), open_dataset(data, "test")
+        splits = open_splits(data)
+        train, test = splits.select("train"), splits.select("test")
         check_classes(train, test, data)
         self.num_classes = len(train.classes)
         self.datasets = [_sample(train, MAX_IMAGES["train"]), _sample(test, MAX_IMAGES["test"])]
@@ -122,9 +124,10 @@ def create_online_probe(data: DataLike, every_n_epochs: int | None, workers: int
         return None
     try:
         return OnlineProbe(data, every_n_epochs, workers)
-    except InputError:
+    except InputError as error:
         if every_n_epochs is not None:
             raise
+        logger.info(f"no online probes: {error}")
         return None
 
 

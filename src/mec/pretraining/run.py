@@ -16,11 +16,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from mec.data.analysis import channel_statistics, infer_pixel_format, load_into_memory
 from mec.data.corrupt import CorruptLog
-from mec.data.dataset import ImageDataset, describe
+from mec.data.dataset import ImageDataset
 from mec.data.datasets import open_dataset
 from mec.data.loaders import training_loader, training_sampler
 from mec.data.order import EpochSampler, StepSampler
 from mec.data.pixels import PixelFormat
+from mec.data.splits import log_splits
 from mec.distributed import is_rank_zero, process_group
 from mec.embedding.extract import merge_corrupt_logs
 from mec.engine.checkpoints import PreemptionCheckpoint, checkpoint_step, latest_checkpoint
@@ -100,10 +101,10 @@ def _pretrain(
     data: str | os.PathLike[str], out: Path, recipe: Recipe, resume: bool, callbacks: Sequence[lightning.Callback]
 ) -> Run:
     dataset = open_dataset(data, "pretrain", subsample=recipe.subsample, frame_stride=recipe.frame_stride)
+    log_splits(data, {"": dataset})
     pixel_format = infer_pixel_format(dataset, recipe.channels, recipe.background)
     recipe = replace(recipe, channels=pixel_format.channels)
     corrupt_log = CorruptLog(recipe.max_corrupt, len(dataset), "max_corrupt")
-    description = describe(dataset)
     dataset, corrupt = load_into_memory(dataset, pixel_format)
     if corrupt:  # every image was read: corrupt ones are only returned with a dataset in memory
         corrupt_log.add(corrupt, corrupt_log.num_images)
@@ -129,8 +130,8 @@ def _pretrain(
             corrupt_log.write_to(out / CORRUPT_FILE)
         parameters = f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters"
         logger.info(
-            f"{description} -> {recipe.backbone} ({parameters}), {recipe.epochs} epochs of {len(sampler)} steps of "
-            f"{module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x {device.type}"
+            f"{len(dataset):,} images -> {recipe.backbone} ({parameters}), {recipe.epochs} epochs of {len(sampler)} "
+            f"steps of {module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x {device.type}"
         )
         with running(trainer), _compiled(module, recipe, device.type):
             trainer.fit(module, loader, ckpt_path=checkpoint)

@@ -19,7 +19,7 @@ import lightning
 import torch
 import yaml
 
-from mec.data.dataset import ImageDataset
+from mec.data.dataset import ImageDataset, describe
 from mec.engine.progress import METRICS_FILE
 from mec.engine.run_folder import check_same_settings
 from mec.errors import InputError
@@ -67,6 +67,7 @@ def describe_environment(
     return {
         "data": str(data),
         "working_directory": os.getcwd(),
+        "dataset": describe(dataset),
         "images": len(dataset),
         "classes": len(dataset.classes),
         "batch_size": batch_size,

@@ -21,7 +21,7 @@ from scipy.stats import entropy
 from sklearn.cluster import KMeans
 from sklearn.manifold import TSNE
 
-from mec.data.dataset import ImageDataset, evenly_spaced, read_image
+from mec.data.dataset import ImageDataset, evenly_spaced, label_of, read_image
 from mec.data.datasets import open_dataset
 from mec.data.loaders import evaluation_loader
 from mec.data.pixels import pad_to_square, resize_longer_side
@@ -181,7 +181,7 @@ def _analyze(
     titles = [printable(dataset.title(int(sampled_indices[index])).removeprefix(root)) for index in indices]
     labels = None
     if sample.labels is not None:
-        labels = [printable(sample.classes[sample.labels[index]]) for index in indices]
+        labels = [printable(label_of(sample, index) or "no label") for index in indices]
     centered = _center(features)
     clusters = _cluster(centered)
     captions = titles if labels is None else [f"{t} ({label})" for t, label in zip(titles, labels, strict=True)]

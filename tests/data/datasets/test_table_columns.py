@@ -57,22 +57,31 @@ def test_columns_of_arrays(tmp_path: Path) -> None:
         table.to_parquet(tmp_path / f"{name}.parquet")
         dataset = open_dataset(tmp_path / f"{name}.parquet")
         assert [read_image(dataset, i, PixelFormat(1))[..., 0].tolist() for i in range(3)] == arrays.tolist()
-    pq.write_table(pa.table({"image": ["a.png", "b.png"]}), tmp_path / "names.parquet")
     pq.write_table(pa.table({"image": [[[1, 2], [3]]]}), tmp_path / "ragged.parquet")
-    for name in ("names", "ragged"):
-        with pytest.raises(CorruptImageError, match="not a numeric array"):
-            open_dataset(tmp_path / f"{name}.parquet").load(0)
+    with pytest.raises(CorruptImageError, match="not a numeric array"):
+        open_dataset(tmp_path / "ragged.parquet").load(0)
+
+
+@pytest.mark.parametrize("column", ["image", "file_name", "path"])
+def test_a_column_of_paths_is_relative_to_the_table(tmp_path: Path, column: str) -> None:
+    (tmp_path / "a b.jpg").write_bytes(IMAGES[0])
+    pq.write_table(pa.table({column: ["a b.jpg", "none.jpg"], "label": ["x", "y"]}), tmp_path / "t.parquet")
+    dataset = open_dataset(tmp_path / "t.parquet")
+    assert (dataset.load(0), dataset.classes) == (IMAGES[0], ["x", "y"])
+    assert dataset.layout == f"paths in column {column}, labels in column label"
+    with pytest.raises(CorruptImageError, match="No such file"):
+        dataset.load(1)
 
 
 @pytest.mark.parametrize("missing", [None, -1])
-def test_a_missing_label_leaves_the_dataset_without_labels(tmp_path: Path, missing: int | None) -> None:
+def test_images_without_label_are_kept_for_pretraining_only(tmp_path: Path, missing: int | None) -> None:
     """Datasets on the hub mark a missing class by -1."""
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee"])})
     columns = {"image": [{"bytes": c, "path": None} for c in IMAGES[:3]], "label": [1, missing, 0]}
     datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "a.parquet")
-    assert open_dataset(tmp_path / "a.parquet").labels is None
+    assert open_dataset(tmp_path / "a.parquet").labels.tolist() == [1, -1, 0]
     pq.write_table(pa.table({"image": IMAGES[:3], "label": ["b", None, "a"]}), tmp_path / "b.parquet")
-    assert open_dataset(tmp_path / "b.parquet").labels is None
+    assert open_dataset(tmp_path / "b.parquet").labels.tolist() == [1, -1, 0]
     pq.write_table(pa.table({"image": IMAGES[:3], "label": [10, 9, 10]}), tmp_path / "c.parquet")
     dataset = open_dataset(tmp_path / "c.parquet")
     assert (dataset.classes, dataset.labels.tolist()) == (["9", "10"], [1, 0, 1])

@@ -73,7 +73,15 @@ def test_shards_of_all_writers_have_the_same_images(tmp_path: Path, write: Calla
     write(tmp_path)
     dataset = open_dataset(tmp_path)
     assert isinstance(dataset, ShardDataset)
-    assert (len(dataset), dataset.ignored_files) == (TOTAL, 0)
+    assert len(dataset) == TOTAL
+    if write is write_with_other_members:
+        samples = ["notes", "notes", "notes", "notes", *(f"deep/{i % 2}/{i:04}x" for i in range(TOTAL))]
+        assert {kind: sorted(names) for kind, names in dataset.skipped.items()} == {
+            "files without extension": ["__meta__"] * len(SIZES),
+            "samples without image": sorted(samples),
+        }
+    else:
+        assert dataset.skipped == {}
     assert dataset.classes == ["ant", "bee", "cat"]
     assert [dataset.classes[i] for i in dataset.labels] == [class_name(i) for i in range(TOTAL)]
     assert [dataset.load(i) for i in range(TOTAL)] == IMAGES
@@ -141,10 +149,12 @@ def test_shards_without_images_are_an_input_error(tmp_path: Path, content: bytes
     assert (len(dataset), dataset.load(0)) == (3, IMAGES[0])
 
 
-def test_a_missing_label_leaves_the_dataset_without_labels(tmp_path: Path) -> None:
+def test_images_without_label_are_kept_for_pretraining_only(tmp_path: Path) -> None:
     assert open_dataset(write_shards(tmp_path / "a", labeled=False)).labels is None
     write_tar(tmp_path / "b.tar", [*sample_members(range(3)), ("0003.jpg", IMAGES[3])])
-    assert open_dataset(tmp_path / "b.tar").labels is None
+    assert open_dataset(tmp_path / "b.tar").labels.tolist() == [1, 0, 2, -1]
+    train, test = (open_dataset(tmp_path / "b.tar", split) for split in ("train", "test"))
+    assert (len(train) + len(test), train.skipped) == (3, {"images without label": [f"{tmp_path / 'b.tar'}, image 3"]})
     write_tar(tmp_path / "c.tar", [("0.json", b'{"label": null}'), ("0.jpg", IMAGES[0])])
     assert open_dataset(tmp_path / "c.tar").labels is None
     members = [(f"{i}.{name}", data) for i in (10, 9) for name, data in (("cls", b"%d\n" % i), ("jpg", IMAGES[i]))]
@@ -159,15 +169,15 @@ def test_test_split_has_the_classes_of_the_training_split(tmp_path: Path) -> Non
     test = open_dataset(tmp_path, "test")
     assert (test.classes, test.labels.tolist()) == (["ant", "bee", "cat"], [0])
     write_tar(tmp_path / "train.tar", sample_members(range(1)))
-    with pytest.raises(InputError, match="classes that the training split lacks: ant"):
-        open_dataset(tmp_path, "test")
+    test = open_dataset(tmp_path, "test")
+    assert (test.labels, "the training split lacks 1 of its classes (ant)" in test.layout) == (None, True)
 
 
 def test_labels_are_cached_until_the_shard_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tar(tmp_path / "a.tar", sample_members(range(6)))
     expected = open_dataset(path).labels.tolist()
     assert [json.loads(f.read_text()) for f in Path(os.environ["MEC_DATA"]).rglob("*.json")] == [
-        [class_name(i) for i in range(6)]
+        [[class_name(i) for i in range(6)], {}]
     ]
     with monkeypatch.context() as patch:
         patch.setattr("mec.data.datasets.webdataset.read_samples", fail_to_read)

@@ -8,12 +8,14 @@ from typing import Literal
 
 import numpy as np
 
-from mec.data.dataset import DataLike, ImageDataset, Splits
+from mec.data.dataset import DataLike, ImageDataset
 from mec.data.datasets.arrays import BUILTIN_DATASETS, CIFAR_FOLDERS, open_builtin, open_npz, open_torchvision
-from mec.data.datasets.folder import open_csv, open_folder, open_list
+from mec.data.datasets.folder import open_folder
 from mec.data.datasets.huggingface import is_table, open_table
+from mec.data.datasets.lists import open_csv, open_labels_csv, open_list
 from mec.data.datasets.video import VIDEO_EXTENSIONS, is_video, open_videos
 from mec.data.datasets.webdataset import is_shard_source, open_shards
+from mec.data.splits import Splits
 from mec.errors import InputError
 
 Split = Literal["train", "test", "all", "pretrain"]
@@ -78,7 +80,7 @@ def open_splits(
     if labels_csv is not None:
         if not path.is_dir():
             raise InputError(f"labels_csv: expected a folder of images as data, got {path}")
-        return Splits(open_csv(Path(labels_csv).expanduser(), path, "labels_csv"))
+        return Splits(open_labels_csv(Path(labels_csv).expanduser(), path))
     if source.lower() in BUILTIN_DATASETS:
         return open_builtin(source.lower())
     if is_shard_source(source):

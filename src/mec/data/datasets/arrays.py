@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.data.dataset import ArrayDataset, Splits, encode_labels, random_split
+from mec.data.dataset import ArrayDataset, count_skipped
 from mec.data.datasets.folder import open_folder
-from mec.data.pixels import MAX_CHANNELS
+from mec.data.pixels import MAX_CHANNELS, is_channels_first
+from mec.data.splits import Splits, add_to_layout, label_names, random_split, set_labels
 from mec.errors import InputError
 
 TORCHVISION_CLASSES = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion-mnist": "FashionMNIST", "stl10": "STL10"}
@@ -32,9 +34,10 @@ def open_builtin(name: str) -> Splits:
 
         bunch = load_digits()
         images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-        dataset = ArrayDataset(name, images, bunch.target.astype(np.int64), [str(c) for c in bunch.target_names])
-        train, test = random_split(dataset, DIGITS_TEST_FRACTION)
-        return Splits(dataset.subset(train), dataset.subset(test))
+        classes = [str(c) for c in bunch.target_names]
+        dataset = ArrayDataset(name, images, bunch.target.astype(np.int64), classes, "scikit-learn's digits")
+        train, test = map(dataset.subset, random_split(dataset, DIGITS_TEST_FRACTION))
+        return Splits(train, lambda: test)
     home = data_home()
     if (home / name / "train").is_dir():
         return open_folder(home / name)
@@ -54,19 +57,21 @@ def open_torchvision(name: str, root: Path, download: bool = False) -> Splits:
 
     class_name = TORCHVISION_CLASSES[name]
 
-    def open_split(**split: Any) -> ArrayDataset:
+    def open_split(split_name: str, **split: Any) -> ArrayDataset:
         data: Any = getattr(torchvision.datasets, class_name)(str(root), download=download, **split)
+        layout = f"torchvision's {class_name}, {split_name}"
         if name != "stl10":
             images, labels = _to_nhwc(np.asarray(data.data), class_name), np.asarray(data.targets, dtype=np.int64)
-            return ArrayDataset(class_name, images, labels, [str(c) for c in data.classes])
+            return ArrayDataset(class_name, images, labels, [str(c) for c in data.classes], layout)
         images = np.ascontiguousarray(data.data.transpose(0, 2, 3, 1))
-        if split["split"] == "unlabeled":
-            return ArrayDataset(name, images)
-        return ArrayDataset(name, images, np.asarray(data.labels, dtype=np.int64), list(data.classes))
+        if split_name == "unlabeled":
+            return ArrayDataset(name, images, layout=layout)
+        return ArrayDataset(name, images, np.asarray(data.labels, dtype=np.int64), list(data.classes), layout)
 
     if name == "stl10":
-        return Splits(open_split(split="train"), open_split(split="test"), open_split(split="unlabeled"))
-    return Splits(open_split(train=True), open_split(train=False))
+        opener = {split: partial(open_split, split, split=split) for split in ("train", "test", "unlabeled")}
+        return Splits(opener["train"](), opener["test"], opener["unlabeled"])
+    return Splits(open_split("train", train=True), partial(open_split, "test", train=False))
 
 
 def open_npz(path: Path) -> Splits:
@@ -77,29 +82,40 @@ def open_npz(path: Path) -> Splits:
     except (OSError, ValueError) as error:
         raise InputError(f"data: cannot read {path} as an .npz file ({error})") from error
 
-    def open_split(image_keys: tuple[str, ...], label_keys: tuple[str, ...]) -> ArrayDataset | None:
-        image_key = next((k for k in image_keys if k in arrays), None)
+    def open_arrays(image_keys: tuple[str, ...], label_keys: tuple[str, ...]) -> ArrayDataset | None:
+        image_key, label_key = (next((k for k in keys if k in arrays), None) for keys in (image_keys, label_keys))
         if image_key is None:
             return None
-        dataset = ArrayDataset(path.stem, _to_nhwc(arrays[image_key], f"{path}, {image_key}"))
-        label_key = next((k for k in label_keys if k in arrays), None)
+        images = _to_nhwc(arrays[image_key], f"{path}, {image_key}")
+        layout = f"array {image_key} {arrays[image_key].dtype} {arrays[image_key].shape}"
+        if arrays[image_key].ndim == 4 and images.shape != arrays[image_key].shape:
+            layout += " with channels first"
+        dataset = ArrayDataset(path.stem, images, layout=layout)
+        used.update((image_key, label_key))
         if label_key is not None:
-            values = arrays[label_key].reshape(len(arrays[label_key]), -1)[:, 0]
-            if len(values) != len(dataset):
-                raise InputError(f"data: {path}, {label_key}: expected {len(dataset)} labels, got {len(values)}")
-            dataset.labels, dataset.classes = encode_labels([str(v) for v in values])
+            add_to_layout(dataset, f"labels {label_key}")
+            if len(arrays[label_key]) != len(dataset):
+                got = len(arrays[label_key])
+                raise InputError(f"data: {path}, {label_key}: expected {len(dataset)} labels, got {got}")
+            try:
+                set_labels(dataset, label_names(arrays[label_key]), train.classes or None if train else None)
+            except InputError as error:
+                add_to_layout(dataset, f"not used: {error}")
         return dataset
 
-    unsplit = open_split(("images", "x", "arr_0"), ("labels", "y", "arr_1"))
-    train = open_split(("train_images", "x_train"), ("train_labels", "y_train")) or unsplit
+    used: set[str | None] = set()
+    train = None
+    train = open_arrays(("train_images", "x_train"), ("train_labels", "y_train"))
+    train = train or open_arrays(("images", "x", "arr_0"), ("labels", "y", "arr_1"))
     if train is None:
         raise InputError(
             f"data: {path}: expected an array images, train_images or x_train, got {', '.join(arrays) or 'no array'}"
         )
-    test = open_split(("test_images", "x_test"), ("test_labels", "y_test"))
-    if test is not None and test.classes != train.classes:
-        raise InputError(f"data: {path}: expected the same classes in the training and test labels")
-    return Splits(train, test)
+    test = open_arrays(
+        ("test_images", "x_test", "val_images", "x_val"), ("test_labels", "y_test", "val_labels", "y_val")
+    )
+    count_skipped(train, "other arrays", (key for key in arrays if key not in used))
+    return Splits(train, (lambda: test) if test else None)
 
 
 def _to_nhwc(array: NDArray[Any], title: str) -> NDArray[Any]:
@@ -107,6 +123,8 @@ def _to_nhwc(array: NDArray[Any], title: str) -> NDArray[Any]:
     expected, actual = "numeric images (n, height, width[, channels])", f"{array.dtype} of shape {array.shape}"
     if array.ndim == 3:
         array = array[..., None]
+    elif array.ndim == 4 and is_channels_first(array.shape[1:]):
+        array = np.ascontiguousarray(array.transpose(0, 2, 3, 1))
     if array.dtype.kind not in "buif" or array.ndim != 4 or array.shape[-1] > MAX_CHANNELS or not array.size:
         raise InputError(f"data: {title}: expected {expected}, got {actual}")
     return array

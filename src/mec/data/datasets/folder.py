@@ -3,62 +3,97 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from mec.data.dataset import TEST_NAMES, TRAIN_NAMES, FileDataset, Splits, encode_labels, open_train_and_test
+from mec.data.dataset import FileDataset, count_skipped
 from mec.data.decode import EXTENSIONS
+from mec.data.splits import TEST_NAMES, TRAIN_NAMES, Splits, find_split_names, open_named_splits, set_labels
 from mec.errors import InputError
-from mec.text_files import TextError, read_lines, read_rows
 
-PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "name")
-LABEL_COLUMNS = ("label", "class", "category", "target")
+TOOL_FOLDERS = frozenset(
+    {"@eadir", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "lost+found", "system volume information"}
+)
+"""Folders of thumbnails and deleted files, in lower case, which storage systems create. Like hidden ones, no data."""
 
 
 def open_folder(folder: Path) -> Splits:
     """Open the images in a folder; its sub-folders ``train`` and ``test`` or ``val`` are its own splits."""
-    return open_subfolders(partial(_open_split, folder.name), folder)
+    return open_subfolders(partial(_open_split, folder), folder)
 
 
 def open_subfolders(open_split: Callable[[Path, list[str] | None], FileDataset], folder: Path) -> Splits:
     """Open the splits of a folder with train and test sub-folders, or the folder itself."""
-    train, test = (
-        next((folder / name for name in names if (folder / name).is_dir()), None) for names in (TRAIN_NAMES, TEST_NAMES)
+    if not folder.is_dir():
+        return Splits(open_split(folder, None))
+    subfolders, files = list_entries(folder)
+    train, test, unlabeled = find_split_names(subfolders)
+    # a lone folder "train" among others is a class
+    if train is None or not (test or set(subfolders) <= {train, unlabeled}):
+        return Splits(open_split(folder, None))
+    splits = open_named_splits(
+        open_split, {name: folder / name for name in [train, *(n for n in subfolders if n != train)]}
     )
-    return open_train_and_test(open_split, train, test) if train and test else Splits(open_split(folder, None))
+    count_skipped(splits.train, "files outside of the splits", files)
+    return splits
 
 
-def list_split_files(folder: Path, suffix: str | tuple[str, ...]) -> tuple[list[str], list[str]] | None:
-    """List the training and test files of a folder that is a dataset of files with this suffix; None if it is not.
-
-    Test files lie in a sub-folder ``test`` or ``val``, or their names start with such a word.
-    """
-
-    def matching_files(parent: Path) -> list[Path]:
-        return [parent / f for f in sorted(os.listdir(parent)) if f.endswith(suffix) and not f.startswith(".")]
-
+def list_entries(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the sorted names of sub-folders and of files in a folder, without hidden ones and TOOL_FOLDERS."""
     try:
         with os.scandir(folder) as entries:
-            subfolders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-        if set(subfolders) - {*TRAIN_NAMES, *TEST_NAMES}:
-            return None
-        subfolder_files = [matching_files(folder / name) for name in subfolders]
-        if not all(subfolder_files):  # train/ and val/ hold files of another format
-            return None
-        paths = matching_files(folder) + [path for files in subfolder_files for path in files]
-    except OSError:
-        return None
-    if not paths:
-        return None
-    test = [p for p in paths if p.parent.name in TEST_NAMES or re.split(r"[-_.]", p.name)[0] in TEST_NAMES]
-    train = [p for p in paths if p not in test]
-    return [str(p) for p in train or test], [str(p) for p in test if train]
+            visible = [(entry.name, entry.is_dir()) for entry in entries if not is_hidden(entry.name)]
+    except OSError as error:
+        raise InputError(f"data: cannot read the folder {folder} ({error.strerror or error})") from error
+    return sorted(name for name, is_dir in visible if is_dir), sorted(name for name, is_dir in visible if not is_dir)
 
 
-def list_files(folder: Path) -> tuple[list[str], int]:
-    """Return sorted relative paths of files at any depth that are not hidden, and the number of unreadable folders."""
+def is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in TOOL_FOLDERS
+
+
+def list_split_files(folder: Path, suffix: str | tuple[str, ...]) -> dict[str, list[str]]:
+    """Return the files of a folder with this suffix by split: "train", and "test", "val" ... where there are any.
+
+    The files of a split lie in a sub-folder with its name, or their names start with it. The result is empty if the
+    folder is no dataset of such files: it has none, or other sub-folders, or images in greater number.
+
+    Raises InputError if there are as many images as files with the suffix.
+    """
+    try:
+        subfolders, _ = list_entries(folder)
+        if any(name.lower() not in (*TRAIN_NAMES, *TEST_NAMES) for name in subfolders):
+            return {}
+        listed = {"": list_entries(folder)[1]} | {name: list_entries(folder / name)[1] for name in subfolders}
+    except InputError:
+        return {}
+    matching = {name: [file for file in files if file.endswith(suffix)] for name, files in listed.items()}
+    if any(name and not files for name, files in matching.items()):  # train/ and val/ hold files of another format
+        return {}
+    paths = {str(folder / name / file): name for name, files in matching.items() for file in files}
+    images = [file for files in listed.values() for file in files if is_image(file)]
+    if not paths or len(images) > len(paths):
+        return {}
+    if len(images) == len(paths):
+        raise InputError(
+            f"data: {folder} has {len(images)} images ({images[0]}, ...) and {len(paths)} files {suffix} "
+            f"({Path(next(iter(paths))).name}, ...), expected one kind; give the path of the file, or move the others"
+        )
+    splits: dict[str, list[str]] = {}
+    for path, subfolder in paths.items():
+        words = [subfolder, *Path(path).name.replace("-", ".").replace("_", ".").split(".")[:1]]
+        split = next((word.lower() for word in words if word.lower() in (*TRAIN_NAMES, *TEST_NAMES)), "train")
+        splits.setdefault("train" if split in TRAIN_NAMES else split, []).append(path)
+    return splits
+
+
+def is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def list_files(folder: Path) -> tuple[list[str], list[str]]:
+    """Return sorted relative paths of files at any depth that are not hidden, and the folders that cannot be read."""
     paths: list[str] = []
     errors: list[OSError] = []
     root = os.fspath(folder)
@@ -67,7 +102,7 @@ def list_files(folder: Path) -> tuple[list[str], int]:
         paths += [os.path.join(relative, f) for f in files]
     if errors and not paths:
         raise InputError(f"data: cannot read the folder {errors[0].filename} ({errors[0].strerror})")
-    return sorted(paths), len(errors)
+    return sorted(paths), [str(error.filename) for error in errors]
 
 
 def walk_folders(root: str, onerror: Callable[[OSError], None] | None = None) -> Iterator[tuple[str, list[str]]]:
@@ -79,57 +114,28 @@ def walk_folders(root: str, onerror: Callable[[OSError], None] | None = None) ->
             folders.clear()
             continue
         visited.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        yield parent, [f for f in files if not f.startswith(".")]
+        folders[:] = sorted(f for f in folders if not is_hidden(f))
+        yield parent, [f for f in files if not is_hidden(f)]
 
 
-def _open_split(title: str, folder: Path, classes: list[str] | None) -> FileDataset:
+def _open_split(dataset_folder: Path, folder: Path, classes: list[str] | None) -> FileDataset:
     files, unreadable_folders = list_files(folder)
-    names = [f for f in files if os.path.splitext(f)[1].lower() in EXTENSIONS]
+    names = [f for f in files if is_image(f)]
     if not names:
         raise InputError(f"data: no image in {folder} ({', '.join(sorted(EXTENSIONS))}, at any depth)")
-    ignored_files = len(files) - len(names) + unreadable_folders
-    if any(os.sep not in name for name in names):
-        return FileDataset(title, folder, names, ignored_files=ignored_files)
+    location = "the folder itself" if folder == dataset_folder else f"{folder.name}/"
+    dataset = FileDataset(dataset_folder.name, folder, names)
+    count_skipped(dataset, "files that are no images", (f for f in files if not is_image(f)))
+    count_skipped(dataset, "unreadable folders", unreadable_folders)
+    if loose := [name for name in names if os.sep not in name]:
+        dataset.layout = f"images in {location}" + (
+            f", sub-folders are no classes because {len(loose):,} images lie beside them"
+            if len(loose) < len(names)
+            else ""
+        )
+        return dataset
+    dataset.layout = f"a class per sub-folder of {location}"
     folder_names = [name.split(os.sep, 1)[0] for name in names]
     # in alphabetical order even if they are numbers, like torchvision's ImageFolder
-    labels, classes = encode_labels(folder_names, classes or sorted(set(folder_names)))
-    return FileDataset(title, folder, names, labels, classes, ignored_files)
-
-
-def open_list(path: Path) -> FileDataset:
-    """Open a text file with a path on each line, relative to the file's folder; # starts a comment line."""
-    try:
-        names = [line for _, line in read_lines(path) if not line.startswith("#")]
-    except TextError as error:
-        raise InputError(f"data: {error}") from error
-    if not names:
-        raise InputError(f"data: {path} lists no image")
-    return FileDataset(path.stem, path.parent, names)
-
-
-def open_csv(path: Path, root: Path, argument: str = "data") -> FileDataset:
-    """Open the images of a .csv of path and label, with or without a header; paths are relative to ``root``."""
-    try:
-        rows = [row for _, row in read_rows(path)]
-    except TextError as error:
-        raise InputError(f"{argument}: {error}") from error
-    if not rows:
-        raise InputError(f"{argument}: {path} has no row")
-    header = [cell.strip().lower() for cell in rows[0]]
-    path_column = next((header.index(c) for c in PATH_COLUMNS if c in header), None)
-    label_column = next((header.index(c) for c in LABEL_COLUMNS if c in header), None)
-    if path_column is not None and label_column is not None:
-        rows = rows[1:]
-    elif path_column is not None and len(header) > 1:
-        raise InputError(
-            f"{argument}: {path} has no label column, expected {' or '.join(LABEL_COLUMNS)}, got {', '.join(rows[0])}"
-        )
-    else:
-        path_column, label_column = 0, 1
-    for number, row in enumerate(rows, 1):
-        if len(row) <= max(path_column, label_column):
-            raise InputError(f"{argument}: {path}, row {number}: expected a path and a label, got {','.join(row)!r}")
-    names = [row[path_column].strip() for row in rows]
-    labels, classes = encode_labels([row[label_column].strip() for row in rows])
-    return FileDataset(path.stem, root, names, labels, classes)
+    set_labels(dataset, folder_names, classes or sorted(set(folder_names)))
+    return dataset

@@ -11,25 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.data.dataset import (
-    TEST_NAMES,
-    TRAIN_NAMES,
-    ImageDataset,
-    Indices,
-    Labels,
-    Splits,
-    encode_labels,
-    open_train_and_test,
-    read_file,
-    select_labels,
-)
+from mec.data.dataset import ImageDataset, Indices, Labels, count_skipped, read_file, select_labels
 from mec.data.datasets.folder import list_split_files
+from mec.data.datasets.lists import LABEL_COLUMNS, PATH_COLUMNS, find_column
 from mec.data.pixels import CorruptImageError
+from mec.data.splits import Splits, add_to_layout, open_named_splits, set_labels
 from mec.errors import InputError
 
 HUB_PREFIX = "hf:"
 IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png", "pixels")
-LABEL_COLUMNS = ("label", "labels", "class", "cls", "target", "fine_label")
+TABLE_LABEL_COLUMNS = (*LABEL_COLUMNS, "cls", "finelabel")
 SAVE_TO_DISK_FILES = ("state.json", "dataset_dict.json")
 
 
@@ -43,7 +34,9 @@ class TableDataset(ImageDataset):
     rows: Indices
     labels: Labels | None = None
     classes: list[str] = field(default_factory=list)
-    ignored_files: int = 0
+    layout: str = ""
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+    root: Path = Path()  # of a column of paths
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -56,6 +49,8 @@ class TableDataset(ImageDataset):
                 return read_file(Path(path))
         if value is None:
             raise CorruptImageError("the row has no image")
+        if isinstance(value, str):
+            return read_file(self.root / value)
         if isinstance(value, bytes):
             return value
         feature = self.table.features[self.column]
@@ -77,7 +72,7 @@ def is_table(source: str) -> bool:
     """Return whether ``source`` is a .parquet file or a folder of them, a ``save_to_disk`` folder, or hf:owner/name."""
     path = Path(source).expanduser()
     is_named = source.startswith(HUB_PREFIX) or path.suffix == ".parquet"
-    return is_named or (path.is_dir() and (_is_saved_to_disk(path) or list_split_files(path, ".parquet") is not None))
+    return is_named or (path.is_dir() and (_is_saved_to_disk(path) or list_split_files(path, ".parquet") != {}))
 
 
 def open_table(source: str) -> Splits:
@@ -96,18 +91,14 @@ def open_table(source: str) -> Splits:
         elif path.is_dir() and _is_saved_to_disk(path):
             loaded = datasets.load_from_disk(str(path))
         else:
-            train, test = ([str(path)], []) if path.is_file() else list_split_files(path, ".parquet") or ([], [])
-            files = {"train": train} | ({"test": test} if test else {})
+            files = {"train": [str(path)]} if path.is_file() else list_split_files(path, ".parquet")
             # from_parquet takes glob patterns; load_dataset would also report the use to a server
             loaded = datasets.DatasetDict.from_parquet({k: [glob.escape(f) for f in v] for k, v in files.items()})
     except Exception as error:  # the hub, arrow and damaged files raise exceptions of many types
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"data: cannot open {source} as a dataset ({type(error).__name__}: {reason})") from error
     tables = loaded if isinstance(loaded, dict) else {"train": loaded}
-    train_name = next((name for name in TRAIN_NAMES if name in tables), next(iter(tables)))
-    test_name = next((name for name in TEST_NAMES if name in tables and name != train_name), None)
-    test_table = None if test_name is None else tables[test_name]
-    return open_train_and_test(partial(_open_split, source), tables[train_name], test_table)
+    return open_named_splits(partial(_open_split, source), tables)
 
 
 def _is_saved_to_disk(folder: Path) -> bool:
@@ -119,19 +110,32 @@ def _open_split(source: str, table: Any, classes: list[str] | None) -> TableData
 
     features = table.features
     encoded_columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    column = next(iter(encoded_columns), None) or next((c for c in IMAGE_COLUMNS if c in features), None)
-    if column is None:
+    names = list(features)
+    index = names.index(encoded_columns[0]) if encoded_columns else find_column(names, (*IMAGE_COLUMNS, *PATH_COLUMNS))
+    if index is None:
         raise InputError(f"data: {source}: expected an image column, got the columns {', '.join(features)}")
+    column = names[index]
     if column in encoded_columns:
         table = table.cast_column(column, datasets.Image(decode=False))
-    label_column = next((c for c in LABEL_COLUMNS if c in features), None)
     # only the image column is read after this
-    dataset = TableDataset(Path(source).name, table.select_columns([column]), column, np.arange(len(table)))
-    if label_column is not None:
-        feature, values = features[label_column], table[label_column][:]
-        if isinstance(feature, datasets.ClassLabel):
-            classes = classes or list(feature.names)
-            values = [None if v is None or v < 0 else feature.names[v] for v in values]
-        if all(v is not None for v in values):
-            dataset.labels, dataset.classes = encode_labels([str(v) for v in values], classes)
+    images = table.select_columns([column])
+    path = Path(source).expanduser()
+    root = path if path.is_dir() else path.parent
+    dataset = TableDataset(path.name, images, column, np.arange(len(table)), root=root)
+    is_paths = features[column] in (datasets.Value("string"), datasets.Value("large_string"))
+    dataset.layout = f"{'paths' if is_paths else 'images'} in column {column}"
+    count_skipped(dataset, "other image columns", (name for name in encoded_columns if name != column))
+    label_index = find_column(names, TABLE_LABEL_COLUMNS)
+    if label_index is None or label_index == index:
+        return dataset
+    label_column = names[label_index]
+    feature, values = features[label_column], table[label_column][:]
+    add_to_layout(dataset, f"labels in column {label_column}")
+    if any(isinstance(value, (list, dict)) for value in values):
+        add_to_layout(dataset, "not used: expected one label per image")
+    elif isinstance(feature, datasets.ClassLabel):
+        names = [None if v is None or v < 0 else feature.names[v] for v in values]
+        set_labels(dataset, names, classes or list(feature.names))
+    else:
+        set_labels(dataset, [None if v is None else str(v) for v in values], classes)
     return dataset

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import re
 import tarfile
 import time
 from collections.abc import Iterator
@@ -25,11 +24,14 @@ READ_TIMEOUT = 30.0  # seconds without data from an HTTP server after which a co
 IMAGE_SUFFIXES = frozenset(e.lstrip(".") for e in EXTENSIONS)
 LABEL_SUFFIXES = ("cls", "label", "json")
 
-Sample = dict[str, bytes]  # files of a sample by the suffix of their name, in lower case
+IMAGE = "image"
+Sample = dict[str, bytes]  # an image, by IMAGE, and the files beside it by those of LABEL_SUFFIXES that it has
+Skipped = dict[str, list[str]]  # names of what is passed over, by kind
 
 
-def read_samples(url: str, labels_only: bool = False) -> Iterator[Sample]:
-    """Yield the samples of a shard that hold an image. ``labels_only`` skips the bytes of the images in a local shard.
+def read_samples(url: str, labels_only: bool = False, skipped: Skipped | None = None) -> Iterator[Sample]:
+    """Yield the images of a shard. ``labels_only`` skips the bytes of the images in a local shard; what is passed over
+    is added to ``skipped``.
 
     After an error that may be transient the shard is read from its start again, at most ``MAX_RETRIES`` times per
     sample. The error of the last attempt is raised; tarfile, fsspec and its back ends raise exceptions of many types.
@@ -37,7 +39,9 @@ def read_samples(url: str, labels_only: bool = False) -> Iterator[Sample]:
     num_read, attempt, range_requests = 0, 0, True
     while True:
         try:
-            for sample in itertools.islice(_read_tar(url, labels_only, range_requests), num_read, None):
+            if skipped is not None:
+                skipped.clear()
+            for sample in itertools.islice(_read_tar(url, labels_only, range_requests, skipped), num_read, None):
                 num_read, attempt = num_read + 1, 0
                 yield sample
             return
@@ -83,33 +87,53 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise
 
 
-def _read_tar(url: str, labels_only: bool, range_requests: bool) -> Iterator[Sample]:
-    """Group neighboring files whose names are equal up to the first dot, and yield the groups that hold an image."""
+def _read_tar(url: str, labels_only: bool, range_requests: bool, skipped: Skipped | None) -> Iterator[Sample]:
+    """Group neighboring files whose names are equal up to the first dot, and yield the images of each group."""
     mode: Any = "r:*" if labels_only else "r|*"
-    sample: Sample = {}
+    group: dict[str, bytes] = {}  # by the rest of the name, in lower case
     key, error = "", None
+    skipped = {} if skipped is None else skipped
     with _open(url, range_requests) as stream, tarfile.open(fileobj=stream, mode=mode, tarinfo=_StrictTarInfo) as tar:
         try:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header in memory
-                name = re.fullmatch(r"((?:.*/)?[^./]+)\.([^/]*)", member.name)
-                file = tar.extractfile(member) if name and member.isreg() else None
-                if name is None or file is None:
+                base = member.name.rpartition("/")[2]
+                if not member.isreg() or base.startswith("."):
                     continue
-                suffix = name[2].lower()
-                if name[1] != key or suffix in sample:
-                    if not IMAGE_SUFFIXES.isdisjoint(sample):
-                        yield sample
-                    key, sample = name[1], {}
-                if labels_only and suffix not in LABEL_SUFFIXES and member.size:
+                if "." not in base:
+                    skipped.setdefault("files without extension", []).append(member.name)
+                    continue
+                stem, suffix = base.split(".", 1)
+                stem, suffix = member.name[: -len(base)] + stem, suffix.lower()
+                if stem != key or suffix in group:
+                    yield from _split_group(key, group, skipped)
+                    key, group = stem, {}
+                file = tar.extractfile(member)
+                assert file is not None  # of a regular file
+                if labels_only and suffix.rpartition(".")[2] not in LABEL_SUFFIXES and member.size:
                     file.seek(-1, os.SEEK_END)  # reading the last byte fails if the file is truncated
-                sample[suffix] = file.read()
+                group[suffix] = file.read()
         except Exception as exception:  # after the last sample
             error = exception
-        if not IMAGE_SUFFIXES.isdisjoint(sample):
-            yield sample
+        yield from _split_group(key, group, skipped)
         if error is not None:
             raise error
+
+
+def _split_group(key: str, group: dict[str, bytes], skipped: Skipped) -> Iterator[Sample]:
+    """Yield the images of a group of files: the one whose suffix has no dot (a.jpg) and numbered ones (a.000.jpg), else
+    all (a.left.jpg, a.right.jpg). Labels of an image are in a.000.cls, or a.cls for all of the group."""
+    images = [suffix for suffix in group if suffix.rpartition(".")[2] in IMAGE_SUFFIXES]
+    plain = [suffix for suffix in images if "." not in suffix][:1]
+    chosen = plain + [suffix for suffix in images if suffix.rpartition(".")[0].isdecimal()] or images
+    if group and not images:
+        skipped.setdefault("samples without image", []).append(key)
+    if others := [f"{key}.{suffix}" for suffix in images if suffix not in chosen]:
+        skipped.setdefault("further images of a sample", []).extend(others)
+    for suffix in chosen:
+        prefix = suffix.rpartition(".")[0]
+        sources = {label: f"{prefix}.{label}" if f"{prefix}.{label}" in group else label for label in LABEL_SUFFIXES}
+        yield {IMAGE: group[suffix]} | {label: group[name] for label, name in sources.items() if name in group}
 
 
 @contextlib.contextmanager

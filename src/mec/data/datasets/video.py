@@ -15,29 +15,37 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mec.data.dataset import FileDataset, Splits, encode_labels, log_progress
+from mec.data.dataset import FileDataset, count_skipped, log_progress
 from mec.data.datasets.arrays import data_home
 from mec.data.datasets.folder import list_files, open_subfolders, walk_folders
 from mec.data.decode import EXTENSIONS
+from mec.data.splits import Splits, set_labels
 from mec.errors import InputError
 
 VIDEO_EXTENSIONS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 JPEG_QUALITY = 95
+MAX_EXCESS = 1000  # of images over videos, from which on the rest of a folder is not searched for videos
 
 
 def is_video(path: Path) -> bool:
-    """Return whether ``path`` is a video, or a folder that holds videos and no images at any depth."""
+    """Return whether ``path`` is a video, or a folder that holds more videos than images at any depth.
+
+    Raises InputError if it holds as many videos as images.
+    """
     if path.is_file():
         return path.suffix.lower() in VIDEO_EXTENSIONS
     if not path.is_dir():
         return False
-    has_video = False
+    videos, images = 0, 0
     for _, files in walk_folders(os.fspath(path)):
-        extensions = {os.path.splitext(f)[1].lower() for f in files}
-        if extensions & EXTENSIONS:
+        extensions = [os.path.splitext(f)[1].lower() for f in files]
+        videos += sum(extension in VIDEO_EXTENSIONS for extension in extensions)
+        images += sum(extension in EXTENSIONS for extension in extensions)
+        if images > videos + MAX_EXCESS:
             return False
-        has_video = has_video or bool(extensions & VIDEO_EXTENSIONS)
-    return has_video
+    if videos and videos == images:
+        raise InputError(f"data: {path} has {videos} videos and as many images, expected one kind; move the others")
+    return videos > images
 
 
 def open_videos(path: Path, frame_stride: int | None = None) -> Splits:
@@ -54,18 +62,18 @@ def _open_split(frame_stride: int | None, path: Path, classes: list[str] | None)
     except ImportError as error:
         raise InputError(f"data: {path} needs a video decoder; pip install 'mec-ssl[video]'") from error
     folder = path.parent if path.is_file() else path
-    videos = [path.name] if path.is_file() else list_files(folder)[0]
-    videos = [v for v in videos if os.path.splitext(v)[1].lower() in VIDEO_EXTENSIONS]
+    files, unreadable_folders = ([path.name], []) if path.is_file() else list_files(folder)
+    videos = [v for v in files if os.path.splitext(v)[1].lower() in VIDEO_EXTENSIONS]
     cache = data_home() / "frames"
     cache.mkdir(parents=True, exist_ok=True)
     names: list[str] = []
     folder_names: list[str] = []
-    ignored_files = 0
+    unreadable: list[str] = []
     for video in log_progress(videos, "reading frames"):
         try:
             stat = (folder / video).resolve().stat()
         except OSError:  # a dangling link
-            ignored_files += 1
+            unreadable.append(video)
             continue
         # a video that has changed, or another stride, gets another cache folder
         key = f"{(folder / video).resolve()} {stat.st_size} {stat.st_mtime_ns} {frame_stride}"
@@ -73,14 +81,20 @@ def _open_split(frame_stride: int | None, path: Path, classes: list[str] | None)
         if not frame_folder.is_dir():
             _extract_frames(av, folder / video, frame_folder, frame_stride)
         frames = sorted(os.listdir(frame_folder))
-        ignored_files += not frames
+        if not frames:
+            unreadable.append(video)
         names += [os.path.join(frame_folder.name, f) for f in frames]
         folder_names += [video.split(os.sep, 1)[0]] * len(frames)
     if not names:
         raise InputError(f"data: cannot read any frame of {path}")
-    dataset = FileDataset(path.stem, cache, names, ignored_files=ignored_files)
+    step = "one frame per second" if frame_stride is None else f"every frame_stride = {frame_stride} frames"
+    layout = f"{step} of {len(videos) - len(unreadable):,} videos"
+    dataset = FileDataset(path.stem, cache, names, layout=layout)
+    count_skipped(dataset, "unreadable videos", unreadable)
+    count_skipped(dataset, "files that are no videos", (f for f in files if f not in set(videos)))
+    count_skipped(dataset, "unreadable folders", unreadable_folders)
     if not any(name in videos for name in folder_names):
-        dataset.labels, dataset.classes = encode_labels(folder_names, classes)
+        set_labels(dataset, folder_names, classes)
     return dataset
 
 

@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from mec.data.dataset import TEST_FRACTION, random_split
+from mec.data.splits import TEST_FRACTION, random_split
 from mec.errors import InputError
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, describe_unusual
 from mec.evaluate.detection.datasets.coco import coco_files, open_coco
