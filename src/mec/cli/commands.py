@@ -103,6 +103,15 @@ def _add_recipe(parser: Parser, group: argparse._ArgumentGroup, arguments: Seque
     parser.set_defaults(load_recipe(recipe or default_recipe("".join(positional[:1]))).as_dict())
 
 
+def add_inspect(parser: Parser, arguments: Sequence[str]) -> Run:
+    from mec.data.inspect import inspect
+
+    parser.describe("DATA [--max_images N] [--labels_csv CSV]", description_of(inspect), "photographs/")
+    parser.add_argument_group("images").add_argument("data", help=DATA_HELP)
+    add_settings(parser, "reading", inspect, {"data"})
+    return lambda **options: str(inspect(**options))
+
+
 def add_track(parser: Parser, arguments: Sequence[str]) -> Run:
     from mec.evaluate import track
 

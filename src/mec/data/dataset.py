@@ -192,9 +192,13 @@ def describe_skipped(dataset: ImageDataset) -> str:
     """Return a summary such as "skipped 2 files that are no images (a.txt, b.txt)"; "" if nothing was passed over."""
     kinds = []
     for kind, names in dataset.skipped.items():
-        shown = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
-        kinds.append(f"{len(names):,} {kind} ({shown})")
+        kinds.append(f"{len(names):,} {kind} ({describe_names(names)})")
     return f"skipped {', '.join(kinds)}" if kinds else ""
+
+
+def describe_names(names: Sequence[str]) -> str:
+    """Return the first names, separated by commas."""
+    return ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
 
 
 def count_skipped(dataset: ImageDataset, kind: str, names: Iterable[str]) -> None:

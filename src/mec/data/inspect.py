@@ -1,0 +1,211 @@
+"""``mec inspect``: how a dataset is read, split by split, and what is unusual about it, without training."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+
+from mec.data.dataset import (
+    UNLABELED,
+    DataLike,
+    ImageDataset,
+    describe,
+    describe_names,
+    evenly_spaced,
+    label_of,
+    log_progress,
+)
+from mec.data.datasets import open_splits
+from mec.data.decode import open_image
+from mec.data.pixels import CorruptImageError, PixelFormat
+from mec.data.splits import TEST_NAMES, TRAIN_NAMES
+from mec.errors import InputError
+
+MAX_CLASSES = 12  # that are listed with their numbers of images
+SPLIT_PATTERN = re.compile(
+    rf"({'|'.join((*TRAIN_NAMES, *TEST_NAMES))}|query|gallery|holdout|(fold|split|part)[ _-]?\d+)"
+)
+"""Class names, in lower case, that are rather names of splits."""
+
+
+@dataclass
+class SplitInspection:
+    """What ``inspect`` found in the ``inspected`` images of a split.
+
+    Attributes:
+        dataset: the split.
+        inspected: number of images that were read.
+        sizes: (height, width) of each readable image.
+        pixels: number of images by pixel type, such as "3 channels uint8".
+        num_gray: number of color images whose channels are equal.
+        corrupt: reasons by title of the images that cannot be decoded.
+        damaged: messages by title of the images that are decoded with a warning, such as damaged EXIF data.
+        hashes: titles by SHA-256 of the content.
+    """
+
+    dataset: ImageDataset
+    inspected: int
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    pixels: Counter[str] = field(default_factory=Counter)
+    num_gray: int = 0
+    corrupt: dict[str, str] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
+    hashes: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def class_counts(self) -> dict[str, int]:
+        """Number of images of each class."""
+        if self.dataset.labels is None:
+            return {}
+        labels = np.asarray(self.dataset.labels)
+        counts = np.bincount(labels[labels != UNLABELED], minlength=len(self.dataset.classes))
+        return dict(zip(self.dataset.classes, counts.tolist(), strict=True))
+
+    @property
+    def duplicates(self) -> list[list[str]]:
+        """Titles of images with the same content."""
+        return [[self.dataset.title(i) for i in indices] for indices in self.hashes.values() if len(indices) > 1]
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Return names and values of the lines about this split."""
+        lines = [("images", describe(self.dataset))]
+        if self.inspected < len(self.dataset):
+            lines.append(("inspected", f"{self.inspected:,} of {len(self.dataset):,} images, evenly spaced"))
+        if counts := self.class_counts:
+            shown = ", ".join(f"{name} {count:,}" for name, count in list(counts.items())[:MAX_CLASSES])
+            more = f", ... of {len(counts):,} classes" if len(counts) > MAX_CLASSES else ""
+            lines.append(
+                ("classes", f"{shown}{more}; {min(counts.values()):,} to {max(counts.values()):,} images each")
+            )
+        if self.sizes:
+            sizes = np.array(self.sizes)
+            low, middle, high = (sizes[:, 0] * sizes[:, 1]).argsort()[[0, len(sizes) // 2, -1]]
+            shown = " | ".join(f"{sizes[i, 1]:,} x {sizes[i, 0]:,}" for i in (low, middle, high))
+            same = len(set(self.sizes)) == 1
+            lines.append(("size", f"{sizes[0, 1]} x {sizes[0, 0]} px" if same else f"{shown} px (least, median, most)"))
+        if self.pixels:
+            lines.append(("pixels", ", ".join(f"{kind} ({n:,} images)" for kind, n in self.pixels.most_common())))
+        if self.corrupt:
+            reasons = [f"{title}: {reason}" for title, reason in self.corrupt.items()]
+            lines.append(("corrupt", f"{len(reasons):,} images ({describe_names(reasons)})"))
+        if self.damaged:
+            messages = [f"{title}: {message}" for title, message in self.damaged.items()]
+            lines.append(("damaged", f"{len(messages):,} images ({describe_names(messages)})"))
+        if groups := self.duplicates:
+            shown = describe_names([" = ".join(titles) for titles in groups])
+            lines.append(("duplicates", f"{sum(map(len, groups)):,} images in {len(groups):,} groups ({shown})"))
+        return lines
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The splits of a dataset by name, and warnings. ``str()`` is the text of ``mec inspect``."""
+
+    data: str
+    splits: dict[str, SplitInspection]
+    warnings: list[str]
+
+    def __str__(self) -> str:
+        lines = [self.data]
+        for name, split in self.splits.items():
+            lines += [f"{name}"] + [f"  {title:<11} {text}" for title, text in split.facts()]
+        return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
+
+
+def inspect(
+    data: DataLike,
+    max_images: int | None = 10_000,
+    labels_csv: str | None = None,
+    frame_stride: int | None = None,
+) -> Inspection:
+    """Show how a dataset is read: splits, classes, sizes, channels, corrupt images, duplicates, and what is skipped.
+
+    Args:
+        data: any dataset (see ``mec.open_dataset``).
+        max_images: number of images of each split to read, evenly spaced; null: all.
+        labels_csv: .csv with columns path and label for the images of a folder, in place of its sub-folders.
+        frame_stride: keep every n-th frame of a video; null: one frame per second.
+
+    Returns:
+        An Inspection; ``print`` shows it.
+
+    Raises:
+        InputError: the dataset cannot be opened. A test split that cannot be opened is a warning.
+    """
+    if max_images is not None and max_images < 1:
+        raise InputError(f"max_images: expected at least 1, got {max_images}")
+    opened = open_splits(data, labels_csv, frame_stride)
+    problems = []
+    splits = {}
+    for name in ("train", "test", "unlabeled"):
+        try:
+            if dataset := getattr(opened, name):
+                splits[name] = _inspect_split(name, dataset, max_images)
+        except InputError as error:
+            problems.append(f"{name}: {str(error).removeprefix('data: ')}")
+    return Inspection(str(data), splits, problems + _warnings(splits))
+
+
+def _inspect_split(name: str, dataset: ImageDataset, max_images: int | None) -> SplitInspection:
+    indices = evenly_spaced(dataset, len(dataset) if max_images is None else max_images)
+    found = SplitInspection(dataset, len(indices))
+    for index in log_progress(indices.tolist(), f"reading {name} images"):
+        try:
+            with warnings.catch_warnings(record=True) as messages:
+                warnings.simplefilter("always")
+                content = dataset.load(index)
+                values = open_image(content).raw(PixelFormat())
+        except CorruptImageError as error:
+            found.corrupt[dataset.title(index)] = str(error)
+            continue
+        if messages:
+            found.damaged[dataset.title(index)] = " ".join(str(messages[0].message).split())
+        height, width, channels = values.shape
+        found.sizes.append((height, width))
+        found.pixels[f"{channels} channel{'s' if channels > 1 else ''} {values.dtype}"] += 1
+        found.num_gray += channels == 3 and bool((values[..., :1] == values).all())
+        data = content if isinstance(content, bytes) else np.ascontiguousarray(content).tobytes()
+        found.hashes[hashlib.sha256(data).digest()].append(index)
+    return found
+
+
+def _warnings(splits: dict[str, SplitInspection]) -> list[str]:
+    found = []
+    for name, split in splits.items():
+        classes, counts = split.dataset.classes, split.class_counts
+        if like_splits := [c for c in classes if SPLIT_PATTERN.fullmatch(c.lower())]:
+            found.append(f"{name}: classes look like splits: {', '.join(like_splits)}")
+        if len(classes) == 1:
+            found.append(f"{name}: there is one class, {classes[0]}: evaluations need at least two")
+        if empty := [label for label, count in counts.items() if not count]:
+            found.append(f"{name}: {len(empty)} classes have no image ({describe_names(empty)})")
+        if "not used" in split.dataset.layout:
+            found.append(f"{name}: {split.dataset.layout}")
+        elif split.dataset.labels is None and name != "unlabeled":
+            found.append(f"{name}: the images have no labels: they can be embedded and pretrained on, not evaluated on")
+        if split.corrupt:
+            found.append(f"{name}: {len(split.corrupt):,} of {split.inspected:,} images cannot be decoded")
+        if split.sizes and split.num_gray == len(split.sizes):
+            found.append(f"{name}: all images are gray although they have 3 channels")
+        if len({kind.split()[0] for kind in split.pixels} - {"1"}) > 1:
+            found.append(f"{name}: the images differ in their number of channels; choose one with --channels")
+        conflicts = [
+            [split.dataset.title(i) for i in indices]
+            for indices in split.hashes.values()
+            if len({label_of(split.dataset, i) for i in indices} - {None}) > 1
+        ]
+        if conflicts:
+            shown = describe_names([" = ".join(titles) for titles in conflicts])
+            found.append(f"{name}: {len(conflicts):,} equal images are in several classes ({shown})")
+    for (first, a), (second, b) in combinations(splits.items(), 2):
+        if both := a.hashes.keys() & b.hashes.keys():
+            num_images = sum(len(b.hashes[digest]) for digest in both)
+            example = b.dataset.title(b.hashes[min(both)][0])
+            found.append(f"{num_images:,} {second} images are also in {first} ({example}): accuracies will be too high")
+    return found
