@@ -27,7 +27,8 @@ def infer_pixel_format(dataset: ImageDataset, channels: int | None = None, backg
     """Infer the pixel format of a dataset from an evenly spaced sample of its images.
 
     Images of more than 8 bits get a value_range: for unsigned integers, that of the smallest bit depth that holds
-    their values; for floats within [0, 1], this range; else the 0.1 and 99.9 percentiles. The default of ``channels``
+    their values; for other types within [0, 1], this range, for whole numbers within [0, 255], that of 8 bits; else
+    the 0.1 and 99.9 percentiles. The default of ``channels``
     is 1 where all images are gray, 3 where any is in color, else their own number; if it varies, an InputError.
     """
     raw_format = PixelFormat(channels or 3, None, background)
@@ -85,6 +86,8 @@ def _infer_value_range(deep_pixels: list[NDArray[Any]], maximum: float) -> tuple
         return 0.0, next((2.0**bits - 1 for bits in BIT_DEPTHS if maximum < 2**bits), maximum)
     if values.min() >= 0 and values.max() <= 1:
         return 0.0, 1.0
+    if values.min() >= 0 and values.max() <= 255 and (values == np.rint(values)).all():
+        return 0.0, 255.0  # 8-bit images in another type
     low, high = (float(v) for v in np.percentile(values, (0.1, 99.9)))
     return low, high if high > low else low + 1.0
 

@@ -177,7 +177,7 @@ def evenly_spaced(dataset: ImageDataset, count: int) -> Indices:
 
 
 def describe(dataset: ImageDataset) -> str:
-    """Return a summary such as "3,969 images, 101 classes; train/, a class per sub-folder; skipped 1 ... (a.txt)"."""
+    """Return a summary such as "3,969 images, 101 classes; train/, a class per sub-folder; skipped ..."."""
     counts = [f"{len(dataset):,} image{'s' if len(dataset) != 1 else ''}"]
     if dataset.labels is None:
         counts.append("no labels")
@@ -189,10 +189,10 @@ def describe(dataset: ImageDataset) -> str:
 
 
 def describe_skipped(dataset: ImageDataset) -> str:
-    """Return a summary such as "skipped 2 files that are no images (a.txt, b.txt)"; "" if nothing was passed over."""
+    """Return a summary such as "skipped files that are no images: 2 (a.txt, b.txt)"; "" if nothing was passed over."""
     kinds = []
     for kind, names in dataset.skipped.items():
-        kinds.append(f"{len(names):,} {kind} ({describe_names(names)})")
+        kinds.append(f"{kind}: {len(names):,} ({describe_names(names)})")
     return f"skipped {', '.join(kinds)}" if kinds else ""
 
 

@@ -215,8 +215,11 @@ def _pillow_supports_tiff(tiff: bytes) -> bool:
             unsigned = set(tags.get(339, (1,))) == {1}
             # of several compressed planes it reads the first one only; it takes a second channel for transparency
             supported_channels = samples <= 4 and len(image.getbands()) >= min(samples, 3)
+            extra = tags.get(338, (0,))[0]  # 1 and 2 are transparency, 0 is any other channel, such as infrared
+            if samples == 4 and image.mode in ("RGB", "RGBX", "RGBA") and extra == 0:
+                supported_channels = False
             if samples == 2:
-                supported_channels = tags.get(338, (0,))[0] in (1, 2)
+                supported_channels = extra in (1, 2)
             single_page = image.n_frames == 1  # type: ignore[attr-defined]
             return bool(single_page and supported_depth and unsigned and supported_channels)
     except Exception:  # Pillow raises many types for damaged files

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -24,14 +23,10 @@ from mec.data.dataset import (
 from mec.data.datasets import open_splits
 from mec.data.decode import open_image
 from mec.data.pixels import CorruptImageError, PixelFormat
-from mec.data.splits import TEST_NAMES, TRAIN_NAMES
+from mec.data.splits import doubtful_classes
 from mec.errors import InputError
 
 MAX_CLASSES = 12  # that are listed with their numbers of images
-SPLIT_PATTERN = re.compile(
-    rf"({'|'.join((*TRAIN_NAMES, *TEST_NAMES))}|query|gallery|holdout|(fold|split|part)[ _-]?\d+)"
-)
-"""Class names, in lower case, that are rather names of splits."""
 
 
 @dataclass
@@ -179,8 +174,8 @@ def _warnings(splits: dict[str, SplitInspection]) -> list[str]:
     found = []
     for name, split in splits.items():
         classes, counts = split.dataset.classes, split.class_counts
-        if like_splits := [c for c in classes if SPLIT_PATTERN.fullmatch(c.lower())]:
-            found.append(f"{name}: classes look like splits: {', '.join(like_splits)}")
+        if doubtful := doubtful_classes(split.dataset):
+            found.append(f"{name}: classes look like parts of a dataset: {', '.join(doubtful)}")
         if len(classes) == 1:
             found.append(f"{name}: there is one class, {classes[0]}: evaluations need at least two")
         if empty := [label for label, count in counts.items() if not count]:

@@ -148,7 +148,7 @@ def training_loader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers else None,
-        worker_init_fn=ignore_group_signals,
+        worker_init_fn=start_worker,
     )
 
 
@@ -224,7 +224,7 @@ def block_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
-def ignore_group_signals(_: int) -> None:
+def start_worker(_: int) -> None:
     """Keep a worker alive until its parent ends or sends SIGTERM: the parent handles signals to the process group."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not HAS_SIGTIMEDWAIT:

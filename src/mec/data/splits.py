@@ -22,7 +22,11 @@ T = TypeVar("T")
 TRAIN_NAMES = ("train", "training", "trn")
 TEST_NAMES = ("test", "testing", "tst", "val", "valid", "validation", "dev", "eval")
 UNLABELED_NAMES = ("unlabeled", "unlabelled", "unsupervised")
-"""Names of splits, in any case. The first of the test splits that has labels is used."""
+"""Names of splits, in any case, also followed by "set", "data" or "images" (Training_Set). The first of the test splits
+that has labels is used."""
+PART_NAMES = frozenset("images imgs jpegimages masks annotations labels segmentation query gallery holdout".split())
+PART_PATTERN = re.compile(r"(fold|split|part)[ _-]?\d+")
+"""Class names that are rather names of splits, or of files of a dataset."""
 TEST_FRACTION = 0.2  # of each class, in the test split of a dataset without its own splits
 MAX_NAMED_CLASSES = 5  # in a message
 
@@ -71,13 +75,33 @@ class Splits:
 def log_splits(data: Any, splits: dict[str, ImageDataset]) -> None:
     """Log how each split was read: counts, layout, and what was skipped."""
     logger.info(f"{data}: " + " | ".join(f"{name} {describe(dataset)}".strip() for name, dataset in splits.items()))
+    for dataset in splits.values():
+        if names := doubtful_classes(dataset):
+            logger.warning(f"{data}: CLASSES LOOK LIKE PARTS OF A DATASET: {', '.join(names)}")
+            break
+
+
+def doubtful_classes(dataset: ImageDataset) -> list[str]:
+    """Return the classes whose names are rather those of splits, or of folders of annotations."""
+    words = [name.lower() for name in dataset.classes]
+    known = {*TRAIN_NAMES, *TEST_NAMES, *UNLABELED_NAMES} if len(words) < 4 else set()  # a train may be a class
+    return [
+        name
+        for name, word in zip(dataset.classes, words, strict=True)
+        if word in PART_NAMES or PART_PATTERN.fullmatch(word) or split_word(word) in known
+    ]
+
+
+def split_word(name: str) -> str:
+    """Return the word that names a split: "training" for "Training_Set"."""
+    return re.sub(r"[ _-]?(set|data|images|imgs)$", "", name.lower())
 
 
 def find_split_names(names: Iterable[str]) -> tuple[str | None, list[str], str | None]:
     """Return the names of the training split, the test splits in order of preference, and the unlabeled split."""
     by_name: dict[str, str] = {}
     for name in sorted(names):
-        by_name.setdefault(name.lower(), name)
+        by_name.setdefault(split_word(name), name)
     train, test, unlabeled = (
         [by_name[name] for name in group if name in by_name] for group in (TRAIN_NAMES, TEST_NAMES, UNLABELED_NAMES)
     )
@@ -141,6 +165,23 @@ def _labeled(dataset: ImageDataset) -> ImageDataset:
     return labeled
 
 
+def clean_labels(names: Iterable[Any]) -> list[str | None]:
+    """Return the class names in a column of labels, as text: None where one is missing (None, NaN, "").
+
+    A single negative number, -1, among non-negative integers marks a missing label, too. Whole numbers are written
+    without decimals: a column with missing numbers has floats.
+    """
+    cleaned = [
+        None if name is None or str(name).strip().lower() in ("", "nan") else str(name).strip() for name in names
+    ]
+    present = {name for name in cleaned if name is not None}
+    if all(re.fullmatch(r"-?[0-9]+(\.0+)?", name) for name in present):
+        cleaned = [name and name.partition(".")[0] for name in cleaned]
+        if {name for name in cleaned if name and name.startswith("-")} == {"-1"}:
+            cleaned = [None if name == "-1" else name for name in cleaned]
+    return cleaned
+
+
 def set_labels(dataset: ImageDataset, names: Sequence[str | None], classes: list[str] | None = None) -> None:
     """Set labels and classes of a dataset from the class name of each image; None or "" for an image without label.
 
@@ -184,9 +225,4 @@ def label_names(values: NDArray[Any]) -> list[str | None]:
             raise InputError(f"expected one label per image or one-hot labels, got {values.shape[1]} columns")
         values = values.argmax(axis=1)[:, None]
     column = values[:, 0]
-    if column.dtype.kind == "S":
-        column = np.char.decode(column, "utf-8")
-    if column.dtype.kind == "f":
-        whole = np.isfinite(column) & (np.rint(column) == column)
-        return [str(int(v)) if w else None if np.isnan(v) else str(v) for v, w in zip(column, whole, strict=True)]
-    return [str(v) or None for v in column]
+    return clean_labels(np.char.decode(column, "utf-8") if column.dtype.kind == "S" else column)

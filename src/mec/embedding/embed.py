@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from mec.data.dataset import DataLike, evenly_spaced
+from mec.data.datasets.folder import refuse_output_within
 from mec.data.pixels import CorruptImageError
 from mec.data.splits import log_splits
 from mec.distributed import process_group
-from mec.embedding.extract import pixel_format_of
+from mec.embedding.extract import pixel_format_of, with_value_range
 from mec.embedding.neighbors import EmbeddingTable, list_neighbors
 from mec.embedding.parts import AllSplits, EmbeddingParts, open_all_splits, write_output
 from mec.errors import InputError
@@ -65,12 +66,15 @@ def embed(
     """
     out = Path(out).expanduser()
     _check(out, similarity, subsample, workers)
+    if near_duplicates or outliers:
+        refuse_output_within(data, out)
     with process_group() as group:
         with group.local_rank_zero_first():
             encoder = encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
             images = open_all_splits(data, subsample, frame_stride)
         logger.info(f"encoder: {encoder.description}")
         log_splits(data, images.splits)
+        encoder = with_value_range(encoder, next(iter(images.splits.values())), data)
         fingerprint = _fingerprint(images, encoder, subsample, frame_stride)
         inputs = {"data": str(data), "encoder": encoder.description, "fingerprint": fingerprint}
         if len(set(group.all_gather(fingerprint))) > 1:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mec.data.analysis import load_into_memory, sample_images
+from mec.data.analysis import infer_pixel_format, load_into_memory, sample_images
 from mec.data.corrupt import CorruptImage, CorruptLog
 from mec.data.dataset import DataLike, ImageDataset
 from mec.data.loaders import evaluation_loader, training_loader
@@ -52,6 +54,24 @@ def check_channels(dataset: ImageDataset, encoder: Encoder, data: DataLike) -> N
         raise InputError(
             f"encoder: {encoder.description} takes {expected} channels, the images of {data} have {channels}"
         )
+
+
+def with_value_range(encoder: Encoder, dataset: ImageDataset, data: DataLike) -> Encoder:
+    """Return the encoder with the value range of images of more than 8 bits if it was not trained on such images.
+
+    Without a range their values would be scaled by that of their type: images of 12 bits in 16 would be almost black.
+    The given encoder is not changed.
+    """
+    if encoder.spec.value_range is not None or not len(dataset):
+        return encoder
+    value_range = infer_pixel_format(dataset, encoder.spec.channels, encoder.spec.background).value_range
+    if value_range is None:
+        return encoder
+    low, high = value_range
+    logger.info(f"{data}: values {low:g} to {high:g}, of a sample, are scaled to the 8-bit range of the encoder")
+    adapted = copy.copy(encoder)
+    adapted.spec = replace(encoder.spec, value_range=value_range)
+    return adapted
 
 
 def in_memory(dataset: ImageDataset, pixel_format: PixelFormat, group: ProcessGroup = SINGLE_PROCESS) -> ImageDataset:

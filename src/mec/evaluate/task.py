@@ -25,6 +25,7 @@ from mec.embedding.extract import (
     in_memory,
     pixel_format_of,
     with_labels,
+    with_value_range,
 )
 from mec.errors import InputError
 from mec.models.encoder import Encoder, EncoderLike
@@ -93,6 +94,7 @@ def open_task(
     check_classes(train, test, data)
     for split in (train, test):
         check_channels(split, encoder, data)
+    encoder = with_value_range(encoder, train, data)
     if baselines is None:
         baselines = len(train) <= MAX_IMAGES_WITH_BASELINES
     counts = {"train": len(train), "test": len(test), "classes": len(train.classes)}
@@ -130,7 +132,7 @@ def check_classes(train: ImageDataset, test: ImageDataset, data: DataLike) -> No
     if len(classes) < 2:
         raise InputError(f"data: {data} has one class ({classes[0]}), expected at least 2")
     for name, images in (("train", train), ("test", test)):
-        missing = np.setdiff1d(np.arange(len(classes)), images.labels)
+        missing = np.setdiff1d(np.arange(len(classes)), np.asarray(images.labels))
         if len(missing):
             raise InputError(f"data: class {classes[missing[0]]!r} of {data} has no {name} images")
 

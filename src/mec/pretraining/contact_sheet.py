@@ -13,6 +13,7 @@ from PIL import Image
 from mec.data.analysis import infer_pixel_format, load_into_memory
 from mec.data.dataset import ImageDataset, evenly_spaced, read_image
 from mec.data.datasets import open_dataset
+from mec.data.datasets.folder import refuse_output_within
 from mec.data.image_grid import SIDE, Cell, image_grid
 from mec.data.loaders import training_loader
 from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat, pad_to_square, to_pil
@@ -59,6 +60,7 @@ def contact_sheet(
     out = Path(out).expanduser()
     if out.suffix.lower() not in Image.registered_extensions():
         raise InputError(f"out: expected the suffix of an image format, such as .png, got {out}")
+    refuse_output_within(data, out)
     if images < 1 or pairs < 1:
         raise InputError(f"images, pairs: expected at least 1 each, got {images} and {pairs}")
     if not isinstance(recipe, Recipe):

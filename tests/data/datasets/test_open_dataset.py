@@ -159,7 +159,7 @@ def test_stl10_pretrains_on_its_unlabeled_split(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize(
     ("names", "expected"),
-    [(["10", "-1", "9"], ["-1", "9", "10"]), (["②", "①"], ["①", "②"]), (["--5", "1"], ["--5", "1"])],
+    [(["10", "-2", "9"], ["-2", "9", "10"]), (["②", "①"], ["①", "②"]), (["--5", "1"], ["--5", "1"])],
 )
 def test_integer_classes_are_sorted_as_numbers_and_others_alphabetically(
     tmp_path: Path, names: list[str], expected: list[str]

@@ -12,6 +12,8 @@ from PIL import Image
 
 from mec.data import open_dataset
 from mec.data.dataset import describe
+from mec.data.datasets.folder import refuse_output_within
+from mec.data.splits import clean_labels, doubtful_classes, log_splits
 from mec.errors import InputError
 
 JPEG = io.BytesIO()
@@ -253,3 +255,84 @@ def test_a_later_shard_above_its_size_is_named_when_it_ends(tmp_path: Path, capl
     assert [
         record.message.endswith("y.tar has more than the 3 images that are trained on") for record in caplog.records
     ] == [True]
+
+
+def test_a_wrapper_folder_of_an_archive_is_entered(tmp_path: Path) -> None:
+    for split in ("Training_Set", "test_images"):
+        write(*(tmp_path / "photos" / "v1" / split / name / "0.jpg" for name in ("cat", "dog")))
+    assert labels_of(tmp_path, "train") == labels_of(tmp_path, "test") == {"cat/0.jpg": "cat", "dog/0.jpg": "dog"}
+    assert "photos/v1/test_images/" in describe(open_dataset(tmp_path, "test"))
+    write(tmp_path / "other" / "cat" / "0.jpg")
+    assert open_dataset(tmp_path / "other").classes == ["cat"]
+
+
+@pytest.mark.parametrize("names", [("images", "masks"), ("fold_1", "fold_2"), ("dev", "main")])
+def test_classes_that_look_like_parts_of_a_dataset_are_named(
+    tmp_path: Path, names: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    write(*(tmp_path / name / "0.jpg" for name in names))
+    dataset = open_dataset(tmp_path)
+    assert doubtful_classes(dataset)
+    log_splits(tmp_path, {"train": dataset})
+    assert "CLASSES LOOK LIKE PARTS OF A DATASET" in caplog.text
+
+
+def test_real_folders_are_read_before_links_to_them(tmp_path: Path) -> None:
+    write(tmp_path / "cat" / "0.jpg", tmp_path / "dog" / "0.jpg")
+    (tmp_path / "a_favorites").symlink_to(tmp_path / "dog")
+    (tmp_path / "cat" / "link").symlink_to(tmp_path / "dog")
+    dataset = open_dataset(tmp_path)
+    assert (dataset.names, dataset.classes) == (["cat/0.jpg", "dog/0.jpg"], ["cat", "dog"])
+    links = [str(tmp_path / "a_favorites"), str(tmp_path / "cat" / "link")]
+    assert dataset.skipped == {"links to folders read before": links}
+
+
+def test_a_table_of_boxes_lists_each_image_once(tmp_path: Path) -> None:
+    write(*(tmp_path / f"{i}.jpg" for i in range(3)))
+    rows = [f"{i}.jpg,{label},{x}" for i, label in ((0, "cat"), (1, "dog")) for x in range(4)]
+    rows += ["2.jpg,cat,0", "2.jpg,dog,1"]
+    (tmp_path / "t.csv").write_text("\n".join(["filename,class,xmin", *rows]))
+    assert labels_of(tmp_path / "t.csv") == {"0.jpg": "cat", "1.jpg": "dog", "2.jpg": None}
+    dataset = open_dataset(tmp_path / "t.csv")
+    assert dataset.layout.endswith("labels in column class, 7 repeated rows")
+    assert dataset.skipped == {"labels of images with several labels": ["2.jpg"]}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["1.0", "0.0", "nan", "1.0"], ["1", "0", None, "1"]),
+        ([1.0, 0.0, float("nan"), None], ["1", "0", None, None]),
+        (["NaN", "cat", " ", "dog"], [None, "cat", None, "dog"]),
+        (["-1", "0", "1", "-1"], [None, "0", "1", None]),
+        (["-1", "0", "1", "-2"], ["-1", "0", "1", "-2"]),
+        (["none", "1.5", "-1", "a"], ["none", "1.5", "-1", "a"]),
+    ],
+)
+def test_missing_labels_of_any_column(values: list[object], expected: list[str | None]) -> None:
+    assert clean_labels(values) == expected
+
+
+def test_links_in_shards_are_counted(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name, link in (("a.jpg", ""), ("b.jpg", tarfile.SYMTYPE), ("c.jpg", tarfile.LNKTYPE)):
+            info = tarfile.TarInfo(name)
+            info.size = 0 if link else len(JPEG.getvalue())
+            info.type, info.linkname = link or tarfile.REGTYPE, "a.jpg"
+            tar.addfile(info, io.BytesIO(JPEG.getvalue()))
+    dataset = open_dataset(tmp_path / "x.tar")
+    assert (len(dataset), dataset.skipped) == (1, {"links": ["b.jpg", "c.jpg"]})
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar.xz"])
+def test_archives_are_to_be_unpacked(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"a{suffix}").touch()
+    with pytest.raises(InputError, match=r"data: .* is an archive; unpack it first"):
+        open_dataset(tmp_path / f"a{suffix}")
+
+
+def test_contact_sheets_are_not_written_among_the_images(tmp_path: Path) -> None:
+    write(tmp_path / "photos" / "cat" / "0.jpg")
+    with pytest.raises(InputError, match=r"out: .* would be read as one of its images"):
+        refuse_output_within(tmp_path / "photos", tmp_path / "photos" / "new" / "views.png")
+    refuse_output_within(tmp_path / "photos", tmp_path / "photos2.png")

@@ -18,6 +18,7 @@ from mec.data.datasets.webdataset import is_shard_source, open_shards
 from mec.data.splits import Splits
 from mec.errors import InputError
 
+ARCHIVE_EXTENSIONS = frozenset({".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"})
 Split = Literal["train", "test", "all", "pretrain"]
 
 
@@ -99,5 +100,7 @@ def open_splits(
         return Splits(open_list(path))
     if path.suffix == ".csv":
         return Splits(open_csv(path, path.parent))
+    if path.suffix.lower() in ARCHIVE_EXTENSIONS:
+        raise InputError(f"data: {path} is an archive; unpack it first")
     videos = ", ".join(sorted(VIDEO_EXTENSIONS))
     raise InputError(f"data: expected a folder, .txt, .csv, .npz, .tar, .parquet or a video ({videos}), got {path}")

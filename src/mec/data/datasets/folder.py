@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from mec.data.dataset import FileDataset, count_skipped
+from mec.data.dataset import DataLike, FileDataset, count_skipped
 from mec.data.decode import EXTENSIONS
-from mec.data.splits import TEST_NAMES, TRAIN_NAMES, Splits, find_split_names, open_named_splits, set_labels
+from mec.data.splits import TEST_NAMES, TRAIN_NAMES, Splits, find_split_names, open_named_splits, set_labels, split_word
 from mec.errors import InputError
 
 TOOL_FOLDERS = frozenset(
@@ -19,8 +20,15 @@ TOOL_FOLDERS = frozenset(
 
 
 def open_folder(folder: Path) -> Splits:
-    """Open the images in a folder; its sub-folders ``train`` and ``test`` or ``val`` are its own splits."""
-    return open_subfolders(partial(_open_split, folder), folder)
+    """Open the images in a folder; its sub-folders ``train`` and ``test`` or ``val`` are its own splits. A folder that
+    holds nothing but one folder of folders, as archives unpack to, is replaced by that one."""
+    inner = folder
+    while len(subfolders := list_entries(inner)[0]) == 1 and not any(map(is_image, list_entries(inner)[1])):
+        deeper, files = list_entries(inner / subfolders[0])
+        if not deeper or any(map(is_image, files)) or split_word(subfolders[0]) in TRAIN_NAMES:
+            break
+        inner = inner / subfolders[0]
+    return open_subfolders(partial(_open_split, folder), inner)
 
 
 def open_subfolders(open_split: Callable[[Path, list[str] | None], FileDataset], folder: Path) -> Splits:
@@ -63,7 +71,7 @@ def list_split_files(folder: Path, suffix: str | tuple[str, ...]) -> dict[str, l
     """
     try:
         subfolders, _ = list_entries(folder)
-        if any(name.lower() not in (*TRAIN_NAMES, *TEST_NAMES) for name in subfolders):
+        if any(split_word(name) not in (*TRAIN_NAMES, *TEST_NAMES) for name in subfolders):
             return {}
         listed = {"": list_entries(folder)[1]} | {name: list_entries(folder / name)[1] for name in subfolders}
     except InputError:
@@ -82,8 +90,8 @@ def list_split_files(folder: Path, suffix: str | tuple[str, ...]) -> dict[str, l
         )
     splits: dict[str, list[str]] = {}
     for path, subfolder in paths.items():
-        words = [subfolder, *Path(path).name.replace("-", ".").replace("_", ".").split(".")[:1]]
-        split = next((word.lower() for word in words if word.lower() in (*TRAIN_NAMES, *TEST_NAMES)), "train")
+        words = [split_word(word) for word in (subfolder, re.split(r"[-_.]", Path(path).name)[0])]
+        split = next((word for word in words if word in (*TRAIN_NAMES, *TEST_NAMES)), "train")
         splits.setdefault("train" if split in TRAIN_NAMES else split, []).append(path)
     return splits
 
@@ -92,41 +100,69 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def list_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Return sorted relative paths of files at any depth that are not hidden, and the folders that cannot be read."""
+def refuse_output_within(data: DataLike, out: Path) -> None:
+    """Raise InputError if a picture that is written to ``out`` would be read as an image of the folder ``data``."""
+    folder = Path(data).expanduser()
+    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"out: {out} is within {data} and would be read as one of its images; choose another folder")
+
+
+def list_files(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """Return sorted relative paths of files at any depth that are not hidden, and the paths of folders that are skipped
+    by kind."""
     paths: list[str] = []
     errors: list[OSError] = []
+    repeated: list[str] = []
     root = os.fspath(folder)
-    for parent, files in walk_folders(root, errors.append):
+    for parent, files in walk_folders(root, errors.append, repeated.append):
         relative = parent[len(root) :].lstrip(os.sep)
         paths += [os.path.join(relative, f) for f in files]
     if errors and not paths:
         raise InputError(f"data: cannot read the folder {errors[0].filename} ({errors[0].strerror})")
-    return sorted(paths), [str(error.filename) for error in errors]
+    skipped = {
+        "unreadable folders": [str(error.filename) for error in errors],
+        "links to folders read before": repeated,
+    }
+    return sorted(paths), skipped
 
 
-def walk_folders(root: str, onerror: Callable[[OSError], None] | None = None) -> Iterator[tuple[str, list[str]]]:
-    """Yield each folder below ``root``, once even if several links lead to it, and its files, without hidden ones."""
+def walk_folders(
+    root: str,
+    onerror: Callable[[OSError], None] | None = None,
+    onrepeat: Callable[[str], None] | None = None,
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder below ``root``, once even if several links lead to it, and its files, without hidden ones.
+
+    Links are followed after all folders, so that an image has the path without links where there is one."""
     visited: set[str] = set()
-    for parent, folders, files in os.walk(root, followlinks=True, onerror=onerror):
-        real = os.path.realpath(parent)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(f for f in folders if not is_hidden(f))
-        yield parent, [f for f in files if not is_hidden(f)]
+    pending = [root]
+    while pending:
+        links: list[str] = []
+        for start in pending:
+            for parent, folders, files in os.walk(start, onerror=onerror):
+                real = os.path.realpath(parent)
+                if real in visited:
+                    folders.clear()
+                    if onrepeat:
+                        onrepeat(parent)
+                    continue
+                visited.add(real)
+                folders[:] = sorted(f for f in folders if not is_hidden(f))
+                links += [path for f in folders if os.path.islink(path := os.path.join(parent, f))]
+                yield parent, [f for f in files if not is_hidden(f)]
+        pending = links
 
 
 def _open_split(dataset_folder: Path, folder: Path, classes: list[str] | None) -> FileDataset:
-    files, unreadable_folders = list_files(folder)
+    files, skipped = list_files(folder)
     names = [f for f in files if is_image(f)]
     if not names:
         raise InputError(f"data: no image in {folder} ({', '.join(sorted(EXTENSIONS))}, at any depth)")
-    location = "the folder itself" if folder == dataset_folder else f"{folder.name}/"
+    location = "the folder itself" if folder == dataset_folder else f"{folder.relative_to(dataset_folder)}/"
     dataset = FileDataset(dataset_folder.name, folder, names)
     count_skipped(dataset, "files that are no images", (f for f in files if not is_image(f)))
-    count_skipped(dataset, "unreadable folders", unreadable_folders)
+    for kind, paths in skipped.items():
+        count_skipped(dataset, kind, paths)
     if loose := [name for name in names if os.sep not in name]:
         dataset.layout = f"images in {location}" + (
             f", sub-folders are no classes because {len(loose):,} images lie beside them"

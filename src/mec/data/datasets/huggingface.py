@@ -15,7 +15,7 @@ from mec.data.dataset import ImageDataset, Indices, Labels, count_skipped, read_
 from mec.data.datasets.folder import list_split_files
 from mec.data.datasets.lists import LABEL_COLUMNS, PATH_COLUMNS, find_column
 from mec.data.pixels import CorruptImageError
-from mec.data.splits import Splits, add_to_layout, open_named_splits, set_labels
+from mec.data.splits import Splits, add_to_layout, clean_labels, open_named_splits, set_labels
 from mec.errors import InputError
 
 HUB_PREFIX = "hf:"
@@ -137,5 +137,5 @@ def _open_split(source: str, table: Any, classes: list[str] | None) -> TableData
         names = [None if v is None or v < 0 else feature.names[v] for v in values]
         set_labels(dataset, names, classes or list(feature.names))
     else:
-        set_labels(dataset, [None if v is None else str(v) for v in values], classes)
+        set_labels(dataset, clean_labels(values), classes)
     return dataset

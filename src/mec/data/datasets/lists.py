@@ -10,7 +10,7 @@ from pathlib import Path
 from mec.data.dataset import FileDataset, count_skipped
 from mec.data.datasets.folder import is_image, list_files
 from mec.data.decode import EXTENSIONS
-from mec.data.splits import add_to_layout, set_labels
+from mec.data.splits import add_to_layout, clean_labels, set_labels
 from mec.errors import InputError
 from mec.text_files import TextError, read_lines, read_rows
 
@@ -40,9 +40,11 @@ def open_list(path: Path) -> FileDataset:
     first_fields = all(len(pair) == 2 for pair in pairs) and any((root / pair[0]).is_file() for pair in sample)
     if first_fields and not whole_lines:
         dataset = FileDataset(path.stem, root, [pair[0] for pair in pairs], layout=f"paths and labels in {path.name}")
-        set_labels(dataset, [pair[1] for pair in pairs])
+        _set_unique_labels(dataset, [pair[1] for pair in pairs])
         return dataset
-    return FileDataset(path.stem, root, lines, layout=f"paths in {path.name}")
+    dataset = FileDataset(path.stem, root, lines, layout=f"paths in {path.name}")
+    _set_unique_labels(dataset, [None] * len(lines))
+    return dataset
 
 
 def open_csv(path: Path, root: Path, argument: str = "data") -> FileDataset:
@@ -72,14 +74,31 @@ def open_csv(path: Path, root: Path, argument: str = "data") -> FileDataset:
     dataset = FileDataset(path.stem, root, names, layout=f"{path.name}, paths in column {header[path_column]}")
     if len(label_columns) == 1:
         add_to_layout(dataset, f"labels in column {header[label_columns[0]]}")
-        set_labels(dataset, [cells[label_columns[0]] for _, cells in records])
+        _set_unique_labels(dataset, [cells[label_columns[0]] for _, cells in records])
     elif labels := _one_hot_labels([cells for _, cells in records], label_columns, header):
         add_to_layout(dataset, f"one-hot labels in {len(label_columns)} columns")
-        set_labels(dataset, labels)
+        _set_unique_labels(dataset, labels)
     elif len(header) > 1:
         others = ", ".join(name for c, name in enumerate(header) if c != path_column)
         add_to_layout(dataset, f"labels not used: expected a column label or one-hot columns, got {others}")
+    if dataset.labels is None:
+        _set_unique_labels(dataset, [None] * len(names))
     return dataset
+
+
+def _set_unique_labels(dataset: FileDataset, labels: Sequence[str | None]) -> None:
+    """Set the labels of a list, and keep each image once: tables of boxes have a row for each box. An image with
+    several labels has none."""
+    by_name: dict[str, set[str]] = {name: set() for name in dataset.names}
+    for name, label in zip(dataset.names, clean_labels(labels), strict=True):
+        if label is not None:
+            by_name[name].add(label)
+    if repeated := len(dataset.names) - len(by_name):
+        add_to_layout(dataset, f"{repeated:,} repeated rows")
+    dataset.names = list(by_name)
+    several = [name for name, found in by_name.items() if len(found) > 1]
+    count_skipped(dataset, "labels of images with several labels", several)
+    set_labels(dataset, [next(iter(found)) if len(found) == 1 else None for found in by_name.values()])
 
 
 def open_labels_csv(path: Path, folder: Path) -> FileDataset:

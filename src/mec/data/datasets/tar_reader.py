@@ -98,7 +98,10 @@ def _read_tar(url: str, labels_only: bool, range_requests: bool, skipped: Skippe
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header in memory
                 base = member.name.rpartition("/")[2]
-                if not member.isreg() or base.startswith("."):
+                if member.isdir() or base.startswith("."):
+                    continue
+                if not member.isreg():  # the file to which a link points may have been read already
+                    skipped.setdefault("links", []).append(member.name)
                     continue
                 if "." not in base:
                     skipped.setdefault("files without extension", []).append(member.name)

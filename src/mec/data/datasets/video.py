@@ -62,7 +62,7 @@ def _open_split(frame_stride: int | None, path: Path, classes: list[str] | None)
     except ImportError as error:
         raise InputError(f"data: {path} needs a video decoder; pip install 'mec-ssl[video]'") from error
     folder = path.parent if path.is_file() else path
-    files, unreadable_folders = ([path.name], []) if path.is_file() else list_files(folder)
+    files, skipped = ([path.name], {}) if path.is_file() else list_files(folder)
     videos = [v for v in files if os.path.splitext(v)[1].lower() in VIDEO_EXTENSIONS]
     cache = data_home() / "frames"
     cache.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,8 @@ def _open_split(frame_stride: int | None, path: Path, classes: list[str] | None)
     dataset = FileDataset(path.stem, cache, names, layout=layout)
     count_skipped(dataset, "unreadable videos", unreadable)
     count_skipped(dataset, "files that are no videos", (f for f in files if f not in set(videos)))
-    count_skipped(dataset, "unreadable folders", unreadable_folders)
+    for kind, paths in skipped.items():
+        count_skipped(dataset, kind, paths)
     if not any(name in videos for name in folder_names):
         set_labels(dataset, folder_names, classes)
     return dataset

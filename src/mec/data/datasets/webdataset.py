@@ -32,7 +32,7 @@ from mec.data.datasets.tar_reader import (
     read_samples,
 )
 from mec.data.pixels import CorruptImageError
-from mec.data.splits import Splits, add_to_layout, open_named_splits, set_labels
+from mec.data.splits import Splits, add_to_layout, clean_labels, open_named_splits, set_labels
 from mec.errors import InputError
 from mec.files import atomic_write
 
@@ -171,7 +171,7 @@ def _open_split(source: str, skip_labels: bool, urls: list[str], classes: list[s
             count_skipped(dataset, kind, names)
     if any(label is not None for label in labels):
         add_to_layout(dataset, f"labels in .{', .'.join(LABEL_SUFFIXES)}")
-    set_labels(dataset, labels, classes)
+    set_labels(dataset, clean_labels(labels), classes)
     return dataset
 
 
