@@ -67,7 +67,7 @@ def read_rows(path: Path) -> list[tuple[int, list[str]]]:
         TextError: as ``read_text``; or an opening quote without a closing one.
     """
     lines = read_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    candidates = []
+    candidates: list[tuple[bool, int, list[tuple[int, list[str]]]]] = []
     for delimiter in DELIMITERS:
         reader = csv.reader((f"{line}\n" for line in lines), delimiter=delimiter, skipinitialspace=True, strict=True)
         rows, start = [], 1
