@@ -173,7 +173,7 @@ def test_tracks_of_another_sequence_are_rejected(tmp_path: Path) -> None:
     write_posetrack18(tmp_path, IMAGES[:2], [], folder="out")
     with pytest.raises(UNUSABLE, match=r"expected images/val/.*/000002.jpg, and a track_id for each person"):
         read_poses(tmp_path / "out", sequence)
-    with pytest.raises(UNUSABLE, match="json cannot be read .No such file"):
+    with pytest.raises(UNUSABLE, match=r"json cannot be read .No such file"):
         read_poses(tmp_path / "nowhere", sequence)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -181,8 +182,10 @@ def _size_mismatch(size: Sequence[int], expected: Sequence[int]) -> str:
 def _read_pixels(file: Path) -> tuple[PixelValues, Colors | None]:
     """Return the pixel values, and the palette unless they are colors."""
     try:
-        with Image.open(file, formats=("PNG",)) as image:
-            image.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's do not name the file
+            with Image.open(file, formats=("PNG",)) as image:
+                image.load()
     except Exception as error:  # Pillow raises exceptions of many types for a damaged file
         reason = "not a PNG" if isinstance(error, UnidentifiedImageError) else f"damaged ({error})"
         raise SequenceError(f"{file}: {reason}") from error

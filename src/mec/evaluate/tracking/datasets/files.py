@@ -149,6 +149,15 @@ def check_box_format(name: str, file: Path, boxes: Boxes, size: tuple[int, int])
         )
 
 
+def log_unannotated(name: str, true_boxes: Sequence[Boxes], expected: bool = False) -> None:
+    """Log that most frames have no object that is evaluated, a warning unless it is ``expected``."""
+    empty = sum(not len(boxes) for boxes in true_boxes)
+    if 2 * empty > len(true_boxes):
+        level = logging.INFO if expected else logging.WARNING
+        frames = f"{empty:,} of {count(len(true_boxes), 'frame')}"
+        logger.log(level, f"{name}: no object is evaluated in {frames}, every track there is a false positive")
+
+
 def check_detections(name: str, detections: Sequence[FrameObjects], true_boxes: Sequence[Boxes]) -> None:
     """Warn if there are no detections, or none overlaps an annotated box of its frame."""
     total, frames = sum(map(len, detections)), count(len(detections), "frame")

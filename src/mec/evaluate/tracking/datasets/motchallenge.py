@@ -24,6 +24,7 @@ from mec.evaluate.tracking.datasets.files import (
     count,
     frame_range,
     log_ignored,
+    log_unannotated,
     numbered_files,
     outside,
 )
@@ -140,6 +141,7 @@ def _load(folder: Path, detection_file: Path, min_score: float) -> DetectionSequ
     total = sum(map(len, objects))
     ignored = {"without area or outside of the image": total - sum(map(len, visible))}
     log_ignored(name, total, "boxes", ignored)
+    log_unannotated(name, evaluated)
     check_detections(name, visible, evaluated)
     ids = np.concatenate(ground_truth.ids)[np.concatenate(ground_truth.evaluated())]
     return DetectionSequence(name, frames, tuple(visible), ground_truth, len(np.unique(ids)))

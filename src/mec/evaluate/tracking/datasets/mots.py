@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from mec.evaluate.tracking.datasets.files import (
     image_files,
     log_ignored,
     log_ignored_names,
+    log_unannotated,
     numbered_files,
 )
 from mec.evaluate.tracking.datasets.mask_rows import (
@@ -45,8 +45,6 @@ from mec.evaluate.tracking.sequences import (
     select_sequences,
 )
 from mec.files import atomic_write
-
-logger = logging.getLogger("mec")
 
 KITTI_FRAME_RATE = 10.0
 
@@ -157,10 +155,9 @@ def _load(name: str, video: _Video, category: int, detections: Path | None) -> D
         ignored = {"empty": empty, "of another class": total - empty - sum(map(len, of_class))}
         log_ignored(name, total, f"masks of {detections.name}", ignored, expected=video.is_kitti and not empty)
     objects = [mask_objects([row.mask for row in rows], np.array([row.score for row in rows])) for rows in of_class]
-    if category in found:
+    log_unannotated(name, true_boxes, expected=video.is_kitti)
+    if category in found or any(of_class):
         check_detections(name, objects, true_boxes)
-    else:
-        logger.info(f"{name}: no {NAMES[category]} is annotated, so every track is a false positive")
     return DetectionSequence(name, frames, tuple(objects), ground_truth, len(set(np.concatenate(ground_truth.ids))))
 
 

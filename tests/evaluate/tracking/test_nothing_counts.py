@@ -1,0 +1,146 @@
+"""A ground truth in which nothing counts is a broken sequence, named, in every task; never metrics of 0."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mec import evaluate
+from mec.errors import InputError
+from tests.evaluate.tracking.crossings import TASKS, crossing, narrow_encoder, write_scene
+
+GOOD, BROKEN = "000001_good", "000002_broken"
+MOT, MOTS, POSE = "{}/gt/gt.txt", "{}/gt/gt.txt", "annotations/val/{}.json"
+SOT = "{}/groundtruth_rect.txt"
+Change = Callable[[Path, str], object]
+
+
+def lines(file: str, change: Callable[[list[str]], list[str]], separator: str = ",") -> Change:
+    """Return a function that changes the fields of every line of a sequence's file."""
+
+    def apply(root: Path, name: str) -> None:
+        path = root / file.format(name)
+        rows = [change(line.split(separator)) for line in path.read_text().splitlines()]
+        path.write_text("".join(separator.join(row) + "\n" for row in rows))
+
+    return apply
+
+
+def persons(change: Callable[[dict[str, Any]], object], key: str = "annotations") -> Change:
+    def apply(root: Path, name: str) -> None:
+        path = root / POSE.format(name)
+        content = json.loads(path.read_text())
+        for entry in content[key]:
+            change(entry)
+        path.write_text(json.dumps(content))
+
+    return apply
+
+
+def field(index: int, value: str) -> Callable[[list[str]], list[str]]:
+    return lambda row: [*row[:index], value, *row[index + 1 :]]
+
+
+def later(row: list[str]) -> list[str]:
+    return [str(int(row[0]) + 371), *row[1:]]
+
+
+def scaled(row: list[str]) -> list[str]:
+    """Divide the boxes of MOT by the size of the image, 320 x 240."""
+    return [*row[:2], *(str(float(row[2 + i]) / (320, 240)[i % 2]) for i in range(4)), *row[6:]]
+
+
+def invisible(entry: dict[str, Any]) -> None:
+    entry["keypoints"] = [0.0 if i % 3 == 2 else number for i, number in enumerate(entry["keypoints"])]
+
+
+def ignored(entry: dict[str, Any]) -> None:
+    entry["ignore_regions_x"], entry["ignore_regions_y"] = [[-999, 999, 999, -999]], [[-999, -999, 999, 999]]
+
+
+def divided(entry: dict[str, Any]) -> None:
+    entry["keypoints"] = [k if i % 3 == 2 else k / 320 for i, k in enumerate(entry["keypoints"])]
+
+
+def masks(change: Callable[[np.ndarray], np.ndarray], first: int) -> Change:
+    """Return a function that changes the masks of frames ``first`` and later."""
+
+    def apply(root: Path, name: str) -> None:
+        for file in sorted((root / "Annotations/480p" / name).iterdir())[first:]:
+            with Image.open(file) as image:
+                changed = Image.fromarray(change(np.array(image)))
+                changed.putpalette(image.getpalette() or [])
+            changed.save(file)
+
+    return apply
+
+
+def unlabeled(entry: dict[str, Any]) -> None:
+    entry["is_labeled"] = False
+
+
+CASES: dict[str, list[tuple[Change, str]]] = {
+    "mot": [
+        (lines(MOT, field(6, "0.91")), "line 1: expected a flag of 1, or 0 for a box that is not"),
+        (lines(MOT, field(6, "0")), r"none of the \d+ lines is evaluated: \d+ with flag 0$"),
+        (lines(MOT, field(7, "3")), r"none of the \d+ lines is evaluated: \d+ of other classes than 1$"),
+        (lines(MOT, later), r"none of the \d+ lines is evaluated: \d+ after frame 3, the last one$"),
+        (lines(MOT, lambda row: later(row) if row[0] == "1" else field(6, "0")(row)), "after frame 3.* with flag 0$"),
+        (lines(MOT, scaled), "gt.txt: expected pixels, got no number above 1; multiply by 320 and 240"),
+        (lines(MOT, field(2, "2000")), "boxes are outside of images of 320x240"),
+    ],
+    "mots": [
+        (lines(MOTS, field(2, "1"), " "), r"expected masks of class 2 \(pedestrian\), got \d+ of class 1$"),
+        (lines(MOTS, field(2, "10"), " "), r"expected masks of class 2 \(pedestrian\), got \d+ of class 10$"),
+        (lines(MOTS, later, " "), r"expected masks of class 2 \(pedestrian\), got none$"),
+        (lambda root, name: (root / MOTS.format(name)).write_text("\n"), "got none$"),
+    ],
+    "pose": [
+        (persons(invisible), "no visible joint outside of the ignored regions in 3 frames"),
+        (persons(ignored, "images"), "no visible joint outside of the ignored regions in 3 frames"),
+        (persons(unlabeled, "images"), "none of the 3 frames is labeled"),
+        (persons(divided), "expected pixels, got no number above 1"),
+    ],
+    "vos": [
+        (masks(np.zeros_like, 0), "00000.png: no object in the first mask"),
+        (masks(np.zeros_like, 1), "no object of the first mask in the 1 masks that are evaluated"),
+        (masks(lambda mask: np.where(mask, mask + 3, 0).astype(np.uint8), 1), "no object of the first mask in the 1 masks"),
+        (masks(lambda mask: np.where(mask, 255, 0).astype(np.uint8), 0), "no object in the first mask"),
+    ],
+    "sot": [
+        (lines(SOT, lambda _: ["nan"] * 4), "line 1: expected a finite box with an area, got nan"),
+        (lines(SOT, lambda _: ["0"] * 4), "line 1: expected a finite box with an area, got 0, 0, 0, 0"),
+        (lines(SOT, lambda row: ["0.1", "0.2", "0.1", "0.3"]), "expected pixels, got no number above 1"),
+        (lines(SOT, field(0, "400")), "line 1: expected a box within the image of 320 x 240"),
+        (lambda root, name: (root / name / "out_of_view.txt").write_text("0,1,1"), "not visible in any frame after"),
+        (lambda root, name: (root / name / "full_occlusion.txt").write_text("1,1,1"), "not visible in the first frame"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_sequences_in_which_nothing_counts_are_left_out_and_named(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene, root = crossing(3), tmp_path / task
+    write_scene(task, scene, tmp_path, GOOD)
+    names = [f"{BROKEN}{i}" for i in range(len(CASES[task]))]
+    for name, (change, _) in zip(names, CASES[task], strict=True):
+        write_scene(task, scene, tmp_path, name)
+        change(root, name)
+    function, encoder = getattr(evaluate, task), narrow_encoder()
+    result = function(root, encoder)
+    log = capsys.readouterr().err.splitlines()
+    for name, (_, message) in zip(names, CASES[task], strict=True):
+        assert re.search(message, result.skipped[name]), result.skipped[name]
+        assert f"warning: {name}: left out: {result.skipped[name]}" in log
+    assert result.rows == function(root, encoder, sequences=[GOOD]).rows
+    (line,) = (line for line in log if line.startswith("data: "))
+    assert re.match(rf"data: 1 of {len(names) + 1} sequences, 3 frames, [123] objects?; .*{task}", line)
+    with pytest.raises(InputError, match=r"^data: no sequence of .* can be used"):
+        function(root, encoder, sequences=names[:1])
