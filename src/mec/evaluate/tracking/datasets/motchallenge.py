@@ -249,7 +249,7 @@ def read_ground_truth(file: Path, frames: int, name: str) -> BoxGroundTruth:
 
 def read_detections(file: Path, frames: int, min_score: float, name: str) -> list[FrameObjects]:
     """Read a file of detections of the sequence ``name``, see ``open_box_detections``, including boxes without area.
-    Raises TextError."""
+    Raises TextError, or SequenceError if all lines are of other frames."""
     table = _read_rows(file, 6, with_ids=False)
     values, columns = table.values, table.values.shape[1]
     without_id = columns == 6 and bool((values[:, 1] != -1).any())
@@ -263,6 +263,8 @@ def read_detections(file: Path, frames: int, min_score: float, name: str) -> lis
             logger.info(f"{name}: all scores of {file.name} are {scores[0]:g}; all boxes are used")
         kept, scores = np.ones(len(values), bool), np.ones(len(values))
     later = values[:, 0] > frames
+    if len(values) and later.all():
+        raise SequenceError(f"{file}: expected frames 1 to {frames:,}, got {values[:, 0].min():,.0f} and later")
     low = int((~kept & ~later).sum())
     ignored = {f"after frame {frames:,}, the last one": int(later.sum()), f"with scores up to {min_score:g}": low}
     log_ignored(name, len(values), f"lines of {file.name}", ignored, expected=not later.any())

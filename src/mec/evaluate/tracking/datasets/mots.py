@@ -174,6 +174,8 @@ def _rows_per_frame(
         if row.frame - first < frames:
             frame_rows[row.frame - first].append(row)
     later, last = len(rows) - sum(map(len, frame_rows)), first + frames - 1
+    if 0 < later == len(rows):
+        raise SequenceError(f"{rows[0].location}: expected frames {first} to {last}, got {rows[0].frame}")
     log_ignored(name, len(rows), "masks", {f"after frame {last}, the last one": later})
     return frame_rows
 
