@@ -62,7 +62,9 @@ def test_metrics_match_published_values(real_data: Path, capfd: pytest.CaptureFi
         tracked = read_tracks(folder / "results", name, frames)
         similarities[name] = box_similarities(DetectionSequence(name, ImageFrames(()), (), ground_truth), tracked)
     scores = identity_scores(similarities)
-    assert capfd.readouterr() == ("", "")
+    output, log = capfd.readouterr()
+    assert (output, len(log.splitlines())) == ("", 2), "trackeval prints nothing"
+    assert "TUD-Campus: gt.txt has no classes, so all boxes are evaluated as people, as in MOT15" in log
     columns = ("IDF1", "IDP", "IDR", "MOTA", "MOTP", "FP", "FN", "ID switches", "Frag")
     for name, published in (
         ("TUD-Campus", (55.8, 73.0, 45.1, 52.6, 72.3, 13, 150, 7, 7)),
@@ -220,6 +222,7 @@ def test_detections_and_ground_truth_boxes_of_a_small_sequence(
     capsys.readouterr()
     assert boxes(load(tmp_path / "a", min_score=0.9)) == [[], [], []]
     assert capsys.readouterr().err.splitlines() == [
+        "a: no frameRate in seqinfo.ini, 30 per second is assumed",
         "a: 2 of 5 lines of gt.txt are ignored: 1 with flag 0, 1 of other classes than 1",
         "a: 4 of 4 lines of det.txt are ignored: 4 with scores up to 0.9",
         "warning: a: no detection in any of the 3 frames, so there will be no tracks",

@@ -135,6 +135,8 @@ def _load(name: str, images: Path, masks: Path) -> MaskSequence:
         raise SequenceError(f"{masks}: no object of the first mask in the {len(evaluated):,} masks that are evaluated")
     if evaluated and absent:
         logger.info(f"{name}: {count(len(absent), 'object')} of {len(objects)} appear in the first mask only")
+    if 1 < len(files) < len(names):
+        logger.info(f"{name}: {len(files):,} of {count(len(names), 'frame')} have masks")
     if not evaluated:
         logger.warning(f"{name}: no metrics, no frame between the first and the last has a mask")
 

@@ -158,6 +158,8 @@ def read_frames(folder: Path) -> tuple[ImageFrames, tuple[int, int]]:
         images, extension = folder / info.get("imDir", "img1"), info.get("imExt", "").lstrip(".").lower()
         frame_rate = info.getfloat("frameRate", ImageFrames.frame_rate)
         length, height, width = (info.getint(key) for key in ("seqLength", "imHeight", "imWidth"))
+        if "frameRate" not in info:
+            logger.info(f"{folder.name}: no frameRate in seqinfo.ini, {frame_rate:g} per second is assumed")
         if not 0 < frame_rate < math.inf or (length is not None and length < 1):
             raise ValueError(f"expected a frame rate and a length above 0, got {frame_rate} and {length}")
     except (configparser.Error, KeyError, ValueError) as error:
@@ -224,7 +226,9 @@ def read_ground_truth(file: Path, frames: int, name: str) -> BoxGroundTruth:
     table.check(flags == np.rint(flags), "a flag of 1, or 0 for a box that is not evaluated, in column 7")
     table.check(_has_area(values[:, 2:6]) | (flags == 0), "a box with a width and a height")
     classes, benchmark = np.full(len(values), PEDESTRIAN), "MOT15"
-    if columns in (8, 9) and (values[:, 7] != -1).any():
+    if columns not in (8, 9) or (values[:, 7] == -1).all():
+        logger.info(f"{name}: {file.name} has no classes, so all boxes are evaluated as people, as in MOT15")
+    else:
         table.check(np.isin(values[:, 7], CLASSES), f"a class of {CLASSES[0]} to {CLASSES[-1]} in column 8")
         classes, benchmark = values[:, 7].astype(np.int64), "MOT20" if name.startswith("MOT20") else "MOT17"
     later = values[:, 0] > frames

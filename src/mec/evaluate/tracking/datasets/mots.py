@@ -102,7 +102,9 @@ def open_mask_detections(
 
 def _kitti_videos(data: Path) -> list[_Video]:
     bases = [base for base in (data, data / "training") if (base / "image_02").is_dir()]
-    folders = sorted(f for base in bases[:1] for f in (base / "image_02").iterdir() if f.name.isdecimal())
+    entries = sorted(f for base in bases[:1] for f in (base / "image_02").iterdir() if f.is_dir())
+    folders = [f for f in entries if f.name.isdecimal()]
+    log_ignored_names("folders of image_02", [f.name for f in entries if f not in folders])
     roots = dict.fromkeys([data, *bases])
     videos = []
     for folder in folders:
