@@ -144,3 +144,72 @@ def test_sequences_in_which_nothing_counts_are_left_out_and_named(
     assert re.match(rf"data: 1 of {len(names) + 1} sequences, 3 frames, [123] objects?; .*{task}", line)
     with pytest.raises(InputError, match=r"^data: no sequence of .* can be used"):
         function(root, encoder, sequences=names[:1])
+
+
+def corners(first: int) -> Callable[[list[str]], list[str]]:
+    def change(row: list[str]) -> list[str]:
+        left, top, width, height = map(float, row[first : first + 4])
+        return [*row[: first + 2], str(left + width), str(top + height), *row[first + 4 :]]
+
+    return change
+
+
+READ_AS = "read as left, top, width, height"
+DOUBTFUL: list[tuple[str, Change, str]] = [
+    ("mot", lines(MOT, corners(2)), f"gt.txt appears to have left, top, right, bottom; it is {READ_AS}"),
+    ("sot", lines(SOT, corners(0)), f"groundtruth_rect.txt appears to have left, top, right, bottom; it is {READ_AS}"),
+    ("mot", lines(MOT, lambda row: row if row[0] == "1" else later(row)), "no object is evaluated in 2 of 3 frames"),
+    ("mots", lines(MOTS, lambda row: row if row[0] == "1" else later(row), " "), "no object is evaluated in 2 of 3"),
+    ("mot", lines(MOT, lambda row: [*row, "0"]), "has no classes, so all boxes are evaluated as people, as in MOT15"),
+    ("mot", lambda root, name: (root / name / "seqinfo.ini").unlink(), "no frameRate in seqinfo.ini, 30 per"),
+    ("sot", lambda root, name: (root / name / "out_of_view.txt").write_text("0,1,0"), "1 of 3 frames are ignored: 1"),
+    ("sot", lambda root, name: (root / name / "cfg.json").write_text("{"), "cfg.json is ignored: "),
+    ("sot", lambda root, name: (root / name / "attrs.txt").write_bytes(b"\xff"), "ignored: "),
+    ("sot", lambda root, name: (root / name / "img/cover.jpg").touch(), "img ignored, such as cover.jpg"),
+    ("vos", masks(lambda mask: np.where(mask == 1, 1, 0).astype(np.uint8), 1), "appear in the first mask only"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "change", "message"), DOUBTFUL)
+def test_a_doubtful_ground_truth_is_logged_before_tracking(
+    task: str, change: Change, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_scene(task, crossing(3), tmp_path, GOOD)
+    change(tmp_path / task, GOOD)
+    getattr(evaluate, task)(tmp_path / task, narrow_encoder())
+    log = capsys.readouterr().err
+    assert message in log[: log.index("data: 1 sequence, 3 frames, ")]
+
+
+def test_masks_of_first_frames_only_are_refused_before_tracking(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_scene("vos", crossing(3), tmp_path, GOOD)
+    for file in sorted((tmp_path / "vos/Annotations/480p" / GOOD).iterdir())[1:]:
+        file.unlink()
+    with pytest.raises(InputError, match=r"^data: .* has masks for first frames only, .*; pass --out to keep"):
+        evaluate.vos(tmp_path / "vos", narrow_encoder())
+    assert "per second" not in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"^data: .* has masks for first frames only, .*; the predicted masks are in"):
+        evaluate.vos(tmp_path / "vos", narrow_encoder(), out=tmp_path / "out")
+    assert len(list((tmp_path / "out" / "tracks" / GOOD).iterdir())) == 3
+
+
+def test_one_frame_per_sequence_is_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_scene("pose", crossing(1), tmp_path, GOOD)
+    evaluate.pose(tmp_path / "pose", narrow_encoder())
+    assert "warning: data: one frame per sequence, so no identity can be confused" in capsys.readouterr().err
+
+
+def test_the_log_names_the_folders_and_the_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_scene("vos", crossing(3), tmp_path, GOOD)
+    root = tmp_path / "vos"
+    for other in ("JPEGImages/1080p", "Annotations/1080p", "Annotations_unsupervised/480p", "Annotations/480p/extra"):
+        (root / other).mkdir(parents=True)
+    evaluate.vos(root, narrow_encoder())
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("data: "))
+    assert line == (
+        f"data: 1 sequence, 3 frames, 3 objects; DAVIS's layout, masks in {root}/Annotations/480p, not "
+        f"Annotations_unsupervised/480p, Annotations/1080p; the 1 sequence of {root}/ImageSets/2017/val.txt, of 2 in "
+        "the folders"
+    )

@@ -172,6 +172,13 @@ def test_lists(tmp_path: Path) -> None:
     assert list(opened) == ["bear", "gone"]
     assert f"the 2 sequences of {tmp_path}/ImageSets/2017/val.txt, of 3 in the folders" in opened.description
     assert list(open_mask_sequences(tmp_path, ["ape"])) == ["ape"]
+    file = tmp_path / "ImageSets/2017/val.txt"
+    for data, message in ((b"", "is empty, expected names of sequences"), (b"be\xff", "is not text")):
+        file.write_bytes(data)
+        with pytest.raises(InputError, match=f"^data: {file} {message}"):
+            open_mask_sequences(tmp_path)
+    file.write_text("bear\r\ngone", encoding="utf-16")
+    assert list(open_mask_sequences(tmp_path)) == ["bear", "gone"]
     with pytest.raises(SequenceError, match="gone: No such file"):
         load(tmp_path, "gone")
     (tmp_path / "ImageSets/2017/val.txt").unlink()

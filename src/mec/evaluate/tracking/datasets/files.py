@@ -74,7 +74,7 @@ def numbered_files(folder: Path, suffixes: Collection[str] = EXTENSIONS) -> dict
                 raise SequenceError(f"{folder} has frame {int(match[0])} twice, {other.name} and {file.name}")
     if not numbered:
         raise SequenceError(f"{folder} has no numbered images ({', '.join(sorted(suffixes))})")
-    log_ignored_names(f"images of {folder}", [file.name for file in files if file not in set(numbered.values())])
+    log_ignored_names("image", folder, [file.name for file in files if file not in set(numbered.values())])
     return numbered
 
 
@@ -121,9 +121,9 @@ def log_ignored(name: str, total: int, objects: str, reasons: Mapping[str, int],
         logger.log(level, f"{name}: {ignored:,} of {total:,} {objects} are ignored: {details}")
 
 
-def log_ignored_names(objects: str, names: Sequence[str]) -> None:
+def log_ignored_names(noun: str, place: str | Path, names: Sequence[str]) -> None:
     if names:
-        logger.info(f"{len(names):,} {objects} are ignored, such as {names[0]}")
+        logger.info(f"{count(len(names), noun)} of {place} ignored, such as {names[0]}")
 
 
 def check_boxes(name: str, file: Path, boxes: Boxes, size: tuple[int, int]) -> None:

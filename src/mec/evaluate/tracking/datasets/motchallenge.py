@@ -105,7 +105,7 @@ def sequence_folders(data: Path, layout: str) -> tuple[list[Path], str]:
             continue
         description = str(folder)
         if others := [f.name for f in subfolders if f not in sequences]:
-            description += f" without {', '.join(others[:3])}{' ...' if len(others) > 3 else ''}, no sequences"
+            description += f"; no sequences: {', '.join(others[:3])}{' ...' if len(others) > 3 else ''}"
         if folder != data and (folder.parent / "test").is_dir():
             description += "; test is ignored, its ground truth is not public"
         return sequences, description

@@ -104,7 +104,7 @@ def _kitti_videos(data: Path) -> list[_Video]:
     bases = [base for base in (data, data / "training") if (base / "image_02").is_dir()]
     entries = sorted(f for base in bases[:1] for f in (base / "image_02").iterdir() if f.is_dir())
     folders = [f for f in entries if f.name.isdecimal()]
-    log_ignored_names("folders of image_02", [f.name for f in entries if f not in folders])
+    log_ignored_names("folder", "image_02", [f.name for f in entries if f not in folders])
     roots = dict.fromkeys([data, *bases])
     videos = []
     for folder in folders:
@@ -131,7 +131,7 @@ def _load(name: str, video: _Video, category: int, detections: Path | None) -> D
         images = [video.ground_truth / f"{first + i:06d}.png" for i in range(len(frames))]
         rows = [row for number, image in enumerate(images, first) for row in read_instances(image, number)]
         others = [file.name for file in image_files(video.ground_truth) if file not in images]
-        log_ignored_names(f"images of {video.ground_truth}", others)
+        log_ignored_names("image", video.ground_truth, others)
     else:
         rows = read_mask_rows(video.ground_truth)
     frame_rows = _rows_per_frame(name, rows, first, len(frames), size)

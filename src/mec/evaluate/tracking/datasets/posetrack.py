@@ -123,8 +123,7 @@ def _load(file: Path, detection_file: Path | None) -> DetectionSequence:
     names = tuple(frame.name for frame in frames)
     images, by_name = _image_frames(file, names), {frame.name: frame for frame in annotated}
     truth = [by_name[name] for name in names]
-    evaluated = sum(int(hide_ignored(frame.objects.poses, frame.ignored)[..., 2].sum()) for frame in truth)
-    if not evaluated:
+    if not any(hide_ignored(frame.objects.poses, frame.ignored)[..., 2].any() for frame in truth):
         raise SequenceError(f"{file}: no visible joint outside of the ignored regions in {len(truth):,} frames")
     left_out = "not labeled" if detection_file is None else f"not in {detection_file}"
     log_ignored(file.stem, len(annotated), "frames", {left_out: len(annotated) - len(names)}, expected=True)
@@ -214,8 +213,9 @@ def _annolist_frames(file: Path, entries: list[dict[str, Any]]) -> Iterator[Pose
                 pose = np.zeros((len(JOINTS), 3))
                 for point in (rect.get("annopoints") or [{}])[0].get("point") or ():
                     joint = _integer(_unwrap(point["id"]))
-                    if 0 <= joint < len(JOINTS):
-                        pose[joint] = *_finite([_unwrap(point["x"]), _unwrap(point["y"])]), 1
+                    if not 0 <= joint < len(JOINTS):
+                        raise ValueError(f"expected a joint of 0 to {len(JOINTS) - 1}, got {joint}")
+                    pose[joint] = *_finite([_unwrap(point["x"]), _unwrap(point["y"])]), 1
                 persons.append((pose, _score(rect), _track_id(rect), math.nan))
             yield _frame(str(_unwrap(entry["image"])["name"]), number, True, persons, ())
 

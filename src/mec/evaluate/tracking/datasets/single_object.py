@@ -101,7 +101,7 @@ def open_box_sequences(
     description = f"layout of {' and '.join(layouts)} in {path}"
     used = {parent for folder in folders for parent in (folder, folder.parent)}
     if others := [folder.name for folder in _subfolders(path) if folder not in used and folders != [path]]:
-        description += f" without {', '.join(others[:3])}{' ...' if len(others) > 3 else ''}, no sequences"
+        description += f"; no sequences: {', '.join(others[:3])}{' ...' if len(others) > 3 else ''}"
     loaders = {name: partial(_load, target, attributes) for name, target in selected.items()}
     return SequenceLoaders(loaders, description)
 
@@ -162,7 +162,7 @@ def _load(target: _Target, attributes: dict[str, tuple[str, ...]]) -> BoxSequenc
     table = _read_boxes(target.boxes_file)
     count, config = len(table.values), _config(target.folder)
     files = _frame_files(target, count, config)
-    log_ignored_names(f"ground truth files of {target.name}", target.ignored)
+    log_ignored_names("ground truth file", target.folder.name, target.ignored)
     invisible = _invisible_frames(target, count)
     invalid = ~invisible & _invalid(table.values)
     if (line := PUBLISHED_INVALID_LINES.get(target.name, 0)) and line <= count and invalid[line - 1]:
