@@ -183,7 +183,7 @@ def test_corrupt_sequences_are_reported_and_the_others_evaluated(
     count = len(CORRUPTIONS[task])
     assert err[-1].startswith(f"mec: data: {count} sequences of mixed/{task} could not be used; the first: 000002_bad")
     for i, (_, _, reason) in enumerate(CORRUPTIONS[task], 2):
-        (line,) = {line for line in err if line.startswith(f"{i:06}_bad: ")}
+        (line,) = {line for line in err if line.startswith(f"warning: {i:06}_bad: left out: ")}
         assert reason in line
     assert "(1 sequence, 3 frames)" in out
     expected = run_mec("evaluate", task, task, "--encoder", "encoder", "--sequences", ONE)[1]

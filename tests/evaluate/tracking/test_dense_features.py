@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from mec.errors import InputError
 from mec.evaluate.tracking.dense_features import DenseFeatures, Precision
+from mec.evaluate.tracking.runner import weights_digest
 from mec.models.encoder import Encoder, create_encoder
+from tests.evaluate.tracking.crossings import narrow_encoder
 
 SHALLOW = {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 24)}
 # name: backbone, options, then stride and channels of s3 and of s4
@@ -209,3 +211,12 @@ def test_unsuitable_encoders_and_settings_are_rejected() -> None:
     unpadded.backbone.conv1.padding, unpadded.backbone.maxpool.padding = (0, 0), 0
     with pytest.raises(InputError, match=r"^encoder: the feature maps of resnet18 do not cover the image borders$"):
         DenseFeatures(unpadded)
+
+
+def test_digest_depends_on_the_weights_only() -> None:
+    encoder = narrow_encoder()
+    assert weights_digest(DenseFeatures(encoder)) != weights_digest(DenseFeatures(narrow_encoder(1)))
+    assert weights_digest(DenseFeatures(encoder)) == weights_digest(DenseFeatures(narrow_encoder()))
+    other_dtype = DenseFeatures(encoder)
+    other_dtype.body.to(torch.bfloat16)
+    assert weights_digest(other_dtype) != weights_digest(DenseFeatures(encoder))

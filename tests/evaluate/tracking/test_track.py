@@ -167,7 +167,7 @@ def test_invalid_arguments_give_one_line_and_no_files(
     assert captured.out == ""
     *log, line = captured.err.splitlines()
     assert re.fullmatch(f"mec: {message}", line)
-    assert set(log) <= {"encoder: encoder of encoder, s3, stride 8"}
+    assert set(log) <= {"video: 6 frames of bird, 30 per second", "encoder: encoder of encoder, s3, stride 8"}
     assert sorted(p.name for p in work.iterdir()) == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -42,6 +43,8 @@ from mec.evaluate.tracking.sequences import (
 )
 from mec.models.encoder import EncoderLike
 from mec.results import Result
+
+logger = logging.getLogger("mec")
 
 GROUND_TRUTH = "ground truth"  # detections in the protocol of tasks that use the annotations
 MAX_MASK_CELLS, MAX_POSE_CELLS = 200, 400  # approximate limit of the cells of an object that are compared
@@ -191,6 +194,8 @@ def _associate(
     """Track in all sequences by appearance, and again by overlap alone as a baseline. ``similarities`` compares a
     sequence's tracks with its ground truth; the result has the ``columns`` of ``scores``, metrics.json has all."""
     import_trackeval()  # fail before hours of tracking if it is missing
+    if all(len(sequence.frames) == 1 for sequence in run.sequences):
+        logger.warning("data: one frame per sequence, so no identity can be confused; the metrics do not rank encoders")
 
     def score(tracks: Callable[[DetectionSequence], Tracks]) -> Scores:
         return scores({s.name: similarities(s, tracks(s)) for s in run.sequences})

@@ -22,9 +22,11 @@ from PIL import Image
 from mec.engine.progress import ProgressBar
 from mec.engine.run_folder import write_or_compare_settings
 from mec.errors import InputError
+from mec.evaluate.tracking.datasets.files import count
 from mec.evaluate.tracking.datasets.video import VideoWriter, check_video_path
 from mec.evaluate.tracking.dense_features import DenseFeatures, Precision
 from mec.evaluate.tracking.sequences import (
+    UNUSABLE,
     BoxSequence,
     DetectionSequence,
     Frame,
@@ -94,9 +96,17 @@ class TrackingRun(Generic[S]):
         for name, load in loaders.items():
             try:
                 self.sequences.append(load())
-            except SequenceError as error:
+            except UNUSABLE as error:
                 self._skip(name, error)
         self._check_usable()
+        number = count(len(self.sequences), "sequence")
+        if self.skipped:
+            number = f"{len(self.sequences):,} of {count(len(loaders), 'sequence')}"
+        objects = sum(sequence.objects for sequence in self.sequences)
+        frames = count(_count_frames(self.sequences), "frame")
+        logger.info(f"data: {number}, {frames}, {count(objects, 'object')}; {loaders.description}")
+        if not objects:
+            raise InputError(f"data: no object is evaluated in any of {number} of {data}")
         if settings.resume and settings.out is None:
             raise InputError("out: expected the folder to resume, got none")
         self.render = None if settings.render is None else Path(settings.render).expanduser()
@@ -115,9 +125,9 @@ class TrackingRun(Generic[S]):
             # the same weights may have moved
             write_or_compare_settings(self.folder, saved, settings.resume, changeable=["encoder."])
 
-    def _skip(self, name: str, error: SequenceError) -> None:
+    def _skip(self, name: str, error: Exception) -> None:
         self.skipped[name] = str(error)
-        logger.info(f"{name}: {error}")
+        logger.warning(f"{name}: left out: {error}")
 
     def _check_usable(self) -> None:
         if not self.sequences:
@@ -132,7 +142,7 @@ class TrackingRun(Generic[S]):
         name: str = "",
     ) -> Callable[[S], list[T]]:
         """Track in all sequences, write the tracks of each as soon as it is complete, and return their reader. ``read``
-        returns None or raises SequenceError if tracks are missing. ``name`` is the subfolder of the tracker."""
+        returns None or raises SequenceError or TextError if tracks are missing. ``name`` is the tracker's subfolder."""
         folder = self.folder / TRACKS / name
         self.frames, self.seconds, self.encoder_seconds = 0, 0.0, 0.0
         candidates, self.sequences = self.sequences, []
@@ -146,7 +156,7 @@ class TrackingRun(Generic[S]):
         with ProgressBar(name or "tracking", _count_frames(candidates), unit="frames") as progress:
             for sequence in candidates:
                 if self.resume:
-                    with suppress(SequenceError):
+                    with suppress(*UNUSABLE):
                         read_complete(sequence)
                         self.sequences.append(sequence)
                         progress.advance(len(sequence.frames))
@@ -165,10 +175,10 @@ class TrackingRun(Generic[S]):
                 self.encoder_seconds += encoder_seconds
                 write(folder, sequence, tracks)
                 self.sequences.append(sequence)
-                count = f"{len(tracks):,} frame{'s' if len(tracks) != 1 else ''}"
                 speed = f"{len(tracks) / seconds:.2f} per second"
                 encoder_fraction = f"{encoder_seconds / seconds:.0%} of the time in the encoder"
-                logger.info(f"{name} {sequence.name}: {count}, {speed}, {encoder_fraction}".lstrip())
+                frames = count(len(tracks), "frame")
+                logger.info(f"{name} {sequence.name}: {frames}, {speed}, {encoder_fraction}".lstrip())
         self._check_usable()
         return read_complete
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mec.data.decode import open_image
 from mec.data.pixels import CorruptImageError, PixelFormat
 from mec.errors import InputError
+from mec.text_files import TextError
 
 Frame = NDArray[np.uint8]  # (height, width, 3), RGB
 Boxes = NDArray[np.float64]  # (k, 4): left, top, width, height, in pixels
@@ -37,7 +38,11 @@ MIN_BOX_SIDE = 10  # pixels; replaces a side of length 0, where all visible join
 
 
 class SequenceError(Exception):
-    """A sequence cannot be used. The message is the reason, in one line. The other sequences are still processed."""
+    """A sequence cannot be used. The message is the reason, in one line. The other sequences are still processed, as
+    after a ``TextError`` in reading one of its files."""
+
+
+UNUSABLE = (SequenceError, TextError)
 
 
 class Frames(Protocol):
@@ -128,6 +133,24 @@ def pose_boxes(poses: NDArray[np.float64]) -> Boxes:
     return np.concatenate([low, np.where(sides > 0, sides, MIN_BOX_SIDE)], axis=1)
 
 
+def hide_ignored(poses: NDArray[np.float64] | None, ignored: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Return a copy of the poses (k, joints, 3) in which joints within ignored polygons are invisible."""
+    assert poses is not None
+    poses = poses.copy()
+    for polygon in ignored:
+        poses[..., 2] *= ~_inside(poses[..., :2], polygon)
+    return poses
+
+
+def _inside(points: NDArray[np.float64], polygon: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return flags (...) of points (..., 2) in a polygon (n, 2): a ray to the right crosses an odd number of sides."""
+    x, y = points[..., 0, None], points[..., 1, None]
+    (x1, y1), (x2, y2) = polygon.T, np.roll(polygon, -1, axis=0).T
+    spans = (y1 > y) != (y2 > y)
+    crossing = x1 + (y - y1) * (x2 - x1) / np.where(y1 == y2, 1, y2 - y1)
+    return np.asarray((spans & (x < crossing)).sum(axis=-1) % 2 == 1)
+
+
 @dataclass(frozen=True)
 class BoxSequence:
     """A target to track from its box in the first frame (``sot``)."""
@@ -136,6 +159,7 @@ class BoxSequence:
     frames: Frames
     ground_truth: Boxes  # from (0, 0); rows are NaN where the dataset marks the target as not visible
     attributes: tuple[str, ...] = ()  # the dataset's labels of the sequence, such as OCC or SV
+    objects: int = 1
 
 
 @dataclass(frozen=True)
@@ -147,6 +171,8 @@ class MaskSequence:
     names: tuple[str, ...]  # file names of the frames without suffix, which predicted masks take over
     ground_truth: Callable[[int], Labels | None]  # labels of frame i; None where it is not annotated, frame 0 always is
     palette: NDArray[np.uint8]  # (256, 3) RGB colors of the labels, from the annotation
+    objects: int = 0  # in the first mask
+    evaluated: tuple[int, ...] = ()  # annotated frames between the first and the last
 
 
 @dataclass(frozen=True)
@@ -157,11 +183,22 @@ class DetectionSequence:
     frames: Frames
     detections: tuple[FrameObjects, ...]
     ground_truth: Any = field(repr=False, default=None)  # its type is defined by the module that reads the dataset
+    objects: int = 0  # different ones that are evaluated, in all frames together
 
 
 Tracks = Sequence[FrameObjects]  # output of a tracker: the objects of every frame, with ids
-T = TypeVar("T", covariant=True)
-SequenceLoaders = dict[str, Callable[[], T]]  # by name; a SequenceError from one leaves the others usable
+S = TypeVar("S")
+
+
+class SequenceLoaders(dict[str, Callable[[], S]]):
+    """Functions that load the sequences, by name; a SequenceError or TextError from one leaves the others usable.
+    ``description`` is how the data was read: layout, folders, list, and every guess."""
+
+    def __init__(self, loaders: Mapping[str, Callable[[], S]], description: str) -> None:
+        super().__init__(loaders)
+        self.description = description
+
+
 Scores = dict[str, dict[str, float]]  # metrics by sequence and column. Fractions are floats, counts are ints
 V = TypeVar("V")
 

@@ -15,10 +15,11 @@ from mec.engine.progress import ProgressBar
 from mec.errors import InputError
 from mec.evaluate.drawing import draw_labels, draw_objects
 from mec.evaluate.tracking.datasets.davis import read_mask, write_labels
+from mec.evaluate.tracking.datasets.files import count
 from mec.evaluate.tracking.datasets.single_object import write_boxes
 from mec.evaluate.tracking.datasets.video import VideoWriter, check_video_path, open_frames
 from mec.evaluate.tracking.dense_features import DenseFeatures, Precision
-from mec.evaluate.tracking.sequences import FrameObjects, Labels, SequenceError
+from mec.evaluate.tracking.sequences import VOID, FrameObjects, Labels, SequenceError
 from mec.evaluate.tracking.sot import track_box
 from mec.evaluate.tracking.vos import track_masks
 from mec.models.encoder import EncoderLike
@@ -71,6 +72,8 @@ def track(
     if mask is not None and masks_folder.exists():
         raise InputError(f"out: the folder of the masks, {masks_folder}, already exists")
     frames = open_frames(path)
+    number = f"{'about ' if path.is_file() else ''}{count(len(frames), 'frame')}"
+    logger.info(f"video: {number} of {path}, {frames.frame_rate:g} per second")
     dense = DenseFeatures(encoder, stage, precision)
     logger.info(f"encoder: {dense.description}, stride {dense.stride}")
     try:
@@ -94,6 +97,8 @@ def track(
                 if first is None:
                     raise SequenceError("no frame can be read")
                 first_labels, palette = _read_mask(Path(str(mask)).expanduser(), first.shape[:2])
+                objects = len(set(np.unique(first_labels).tolist()) - {0, VOID})
+                logger.info(f"mask: {count(objects, 'object')} in {mask}")
 
                 def drawn_labels() -> Iterator[tuple[str, Labels]]:
                     masks = track_masks(tracked_frames, first_labels, dense)
@@ -106,8 +111,8 @@ def track(
     except SequenceError as error:
         raise InputError(f"video: {error}") from error
     frame_rate, encoder_fraction = progress.done / progress.seconds, dense.seconds / progress.seconds
-    count = f"{progress.done:,} frame{'s' if progress.done != 1 else ''}"
-    logger.info(f"{count}, {frame_rate:.2f} per second, {encoder_fraction:.0%} of the time in the encoder")
+    done = count(progress.done, "frame")
+    logger.info(f"{done}, {frame_rate:.2f} per second, {encoder_fraction:.0%} of the time in the encoder")
     return output
 
 

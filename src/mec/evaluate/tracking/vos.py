@@ -76,6 +76,10 @@ def vos(
     shared, propagation = TrackingSettings(**settings), PropagationSettings(neighbors, temperature, radius, context)
     loaders = open_mask_sequences(Path(data).expanduser(), shared.sequences)
     run = TrackingRun("vos", data, encoder, loaders, shared, vars(propagation))
+    hint = f"the predicted masks are in {run.folder}" if shared.out else "pass --out to keep the predicted masks"
+    no_metrics = f"data: {data} has masks for first frames only, so there are no metrics; {hint}"
+    if shared.out is None and not any(sequence.evaluated for sequence in run.sequences):
+        raise InputError(no_metrics)
 
     def track(sequence: MaskSequence) -> Iterator[Labels]:
         return track_masks(sequence.frames, _first_labels(sequence), run.dense, propagation)
@@ -83,8 +87,7 @@ def vos(
     tracks = run.track(track, write_masks, read_masks)
     scores = mask_scores(run.sequences, tracks)
     if "all" not in scores:
-        hint = f"the predicted masks are in {run.folder}" if shared.out else "pass --out to keep the predicted masks"
-        raise InputError(f"data: {data} has masks for first frames only, so there are no metrics; {hint}")
+        raise InputError(no_metrics)
     baseline = mask_scores(run.sequences, lambda s: [_first_labels(s)] * len(s.frames))["all"]
 
     def draw(sequence: MaskSequence) -> DrawFrame:

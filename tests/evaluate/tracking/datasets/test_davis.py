@@ -123,7 +123,7 @@ def test_frames_are_in_numeric_order(tmp_path: Path) -> None:
     folder = write(tmp_path, [])
     for i in (10, 9, 8):
         Image.fromarray(np.full((H, W, 3), i, np.uint8)).save(tmp_path / f"JPEGImages/480p/dog/{i}.png")
-        image(grid(i), "L").save(folder / f"{i}.png")
+        image(grid(1), "L").save(folder / f"{i}.png")
     sequence = load(tmp_path)
     assert sequence.names == ("8", "9", "10")
     assert [int(frame[0, 0, 0]) for frame in sequence.frames] == [8, 9, 10]
@@ -158,19 +158,27 @@ def test_480p_comes_first_and_has_its_masks(tmp_path: Path) -> None:
     assert list(open_mask_sequences(tmp_path)) == ["large"]
 
 
-def test_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lists(tmp_path: Path) -> None:
     for name in ("ape", "bear", "cow"):
         write(tmp_path, [grid(1)], name=name)
-    assert list(open_mask_sequences(tmp_path)) == ["ape", "bear", "cow"]
-    assert "no ImageSets/2017/val.txt" in capsys.readouterr().err
+    opened = open_mask_sequences(tmp_path)
+    assert list(opened) == ["ape", "bear", "cow"]
+    assert "no ImageSets/2017/val.txt, so all sequences with masks" in opened.description
     lines = [f"/JPEGImages/480p/{n}/{i}.jpg /Annotations/480p/{n}/{i}.png" for n in "ab" for i in "01"]
     for year, text in (("480p", "\n".join(lines)), ("2016", "cow\nape\n\n"), ("2017", "bear\ngone")):
         (tmp_path / "ImageSets" / year).mkdir(parents=True)
         (tmp_path / "ImageSets" / year / "val.txt").write_text(text)
-    assert list(open_mask_sequences(tmp_path)) == ["bear", "gone"]
-    assert "the 2 sequences of" in (message := capsys.readouterr().err)
-    assert "2017/val.txt" in message
+    opened = open_mask_sequences(tmp_path)
+    assert list(opened) == ["bear", "gone"]
+    assert f"the 2 sequences of {tmp_path}/ImageSets/2017/val.txt, of 3 in the folders" in opened.description
     assert list(open_mask_sequences(tmp_path, ["ape"])) == ["ape"]
+    file = tmp_path / "ImageSets/2017/val.txt"
+    for data, message in ((b"", "is empty, expected names of sequences"), (b"be\xff", "is not text")):
+        file.write_bytes(data)
+        with pytest.raises(InputError, match=f"^data: {file} {message}"):
+            open_mask_sequences(tmp_path)
+    file.write_text("bear\r\ngone", encoding="utf-16")
+    assert list(open_mask_sequences(tmp_path)) == ["bear", "gone"]
     with pytest.raises(SequenceError, match="gone: No such file"):
         load(tmp_path, "gone")
     (tmp_path / "ImageSets/2017/val.txt").unlink()

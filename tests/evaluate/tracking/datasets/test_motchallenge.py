@@ -15,7 +15,7 @@ from mec.evaluate.tracking.datasets.motchallenge import (
     write_tracks,
 )
 from mec.evaluate.tracking.metrics.identity import box_similarities, identity_scores
-from mec.evaluate.tracking.sequences import DetectionSequence, FrameObjects, ImageFrames, SequenceError
+from mec.evaluate.tracking.sequences import UNUSABLE, DetectionSequence, FrameObjects, ImageFrames
 
 INI = "[Sequence]\nname=x\nimDir=img1\nframeRate=14\nseqLength=3\nimWidth=64\nimHeight=48\nimExt=.png\n"
 GT = "1,1,2,3,10,20,1,1,1\n1,2,30,3,10,20,1,1,0.5\n2,1,3,3,10,20,1,1,1\n3,2,30,4,10,20,0,1,1\n3,9,50,4,10,20,1,7,1\n"
@@ -62,7 +62,9 @@ def test_metrics_match_published_values(real_data: Path, capfd: pytest.CaptureFi
         tracked = read_tracks(folder / "results", name, frames)
         similarities[name] = box_similarities(DetectionSequence(name, ImageFrames(()), (), ground_truth), tracked)
     scores = identity_scores(similarities)
-    assert capfd.readouterr() == ("", "")
+    output, log = capfd.readouterr()
+    assert (output, len(log.splitlines())) == ("", 2), "trackeval prints nothing"
+    assert "TUD-Campus: gt.txt has no classes, so all boxes are evaluated as people, as in MOT15" in log
     columns = ("IDF1", "IDP", "IDR", "MOTA", "MOTP", "FP", "FN", "ID switches", "Frag")
     for name, published in (
         ("TUD-Campus", (55.8, 73.0, 45.1, 52.6, 72.3, 13, 150, 7, 7)),
@@ -195,7 +197,7 @@ def test_tracks_round_trip(tmp_path: Path) -> None:
         np.testing.assert_array_equal(written.boxes, read.boxes)
         np.testing.assert_array_equal(written.ids, read.ids)
         np.testing.assert_array_equal(written.scores, read.scores)
-    with pytest.raises(SequenceError, match=r"a.txt: line 3: expected a frame of 1 to 2"):
+    with pytest.raises(UNUSABLE, match=r"a.txt: line 3: expected a frame of 1 to 2"):
         read_tracks(tmp_path, "a", 2)
     with pytest.raises(AssertionError):
         write_tracks(tmp_path, "a", [*tracks({1: [0, 0, 1, 1]}), FrameObjects(np.zeros((1, 4)), np.ones(1))])
@@ -215,11 +217,16 @@ def test_detections_and_ground_truth_boxes_of_a_small_sequence(
     assert [frame_objects.scores.tolist() for frame_objects in sequence.detections] == [[0.9, 0.7], [], [0.51]]
     assert boxes(load(tmp_path / "a", "gt")) == [[[2, 3, 10, 20], [30, 3, 10, 20]], [[3, 3, 10, 20]], []]
     assert boxes(load(tmp_path / "a", min_score=0.7)) == [[[2.5, 3, 10, 20]], [], []]
-    assert capsys.readouterr() == ("", "")
     (tmp_path / "a/seqinfo.ini").unlink()
     assert (len(load(tmp_path / "a").frames), load(tmp_path / "a").frames.frame_rate) == (3, 30)
+    capsys.readouterr()
     assert boxes(load(tmp_path / "a", min_score=0.9)) == [[], [], []]
-    assert capsys.readouterr().err == "warning: a: no box in any of the 3 frames, so there will be no tracks\n"
+    assert capsys.readouterr().err.splitlines() == [
+        "a: no frameRate in seqinfo.ini, 30 per second is assumed",
+        "a: 2 of 5 lines of gt.txt are ignored: 1 with flag 0, 1 of other classes than 1",
+        "a: 4 of 4 lines of det.txt are ignored: 4 with scores up to 0.9",
+        "warning: a: no detection in any of the 3 frames, so there will be no tracks",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -234,17 +241,15 @@ def test_detections_and_ground_truth_boxes_of_a_small_sequence(
 def test_formats_of_detections(tmp_path: Path, line: str, scores: list[float]) -> None:
     """Six columns are without id unless column 2 is -1; without scores all boxes are kept."""
     (tmp_path / "det.txt").write_text(line.format(2, 7, 0.9) + "\n\n" + line.format(1, 6, 0.4) + "\n")
-    first, second = read_detections(tmp_path / "det.txt", 2, 0.3)
+    first, second = read_detections(tmp_path / "det.txt", 2, 0.3, "a")
     assert (first.boxes.tolist(), second.boxes.tolist()) == ([[6, 3, 10, 20]], [[7, 3, 10, 20]])
     assert [*second.scores, *first.scores] == scores
-    less = read_detections(tmp_path / "det.txt", 2, 0.4)
+    less = read_detections(tmp_path / "det.txt", 2, 0.4, "a")
     assert len(less[0]) == (scores == [1, 1])
 
 
 @pytest.mark.parametrize("file_name", ["MOT17-01-SDP.txt", "MOT17-01-SDP/det.txt", "MOT17-01-SDP/det/det.txt"])
-def test_detections_from_another_folder(
-    tmp_path: Path, file_name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_detections_from_another_folder(tmp_path: Path, file_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     names = [f"MOT17-01-{detector}" for detector in ("DPM", "FRCNN", "SDP")]
     for name in names:
@@ -255,11 +260,10 @@ def test_detections_from_another_folder(
     file.write_text(DET)
     loads = open_box_detections(tmp_path, "~/own")
     assert list(loads) == names
-    log_text = capsys.readouterr().err
-    assert "test is ignored" in log_text
-    assert '2 sequences repeat the video of another one; --sequences "*-FRCNN"' in log_text
+    assert "test is ignored" in loads.description
+    assert '2 sequences repeat the video of another one, --sequences "*-FRCNN"' in loads.description
     assert len(loads["MOT17-01-SDP"]().detections[0]) == 2
-    with pytest.raises(SequenceError, match=r"own/MOT17-01-DPM.txt: No such file"):
+    with pytest.raises(UNUSABLE, match=r"own/MOT17-01-DPM.txt cannot be read .No such file"):
         loads["MOT17-01-DPM"]()
     assert list(open_box_detections(tmp_path, "gt", names=["*-S?P", "*-DPM"])) == [names[0], names[2]]
     with pytest.raises(InputError, match=r"^sequences: .*MOT17-01-SDP"):

@@ -7,8 +7,9 @@ from faster_coco_eval import mask as coco_mask
 from PIL import Image
 
 from mec.errors import InputError
-from mec.evaluate.tracking.datasets.mots import open_mask_detections, read_mask_rows
-from mec.evaluate.tracking.sequences import FrameObjects, SequenceError
+from mec.evaluate.tracking.datasets.mask_rows import read_mask_rows
+from mec.evaluate.tracking.datasets.mots import open_mask_detections
+from mec.evaluate.tracking.sequences import UNUSABLE, FrameObjects
 from tests.evaluate.tracking.mots_scenes import (
     HEIGHT,
     WIDTH,
@@ -108,7 +109,7 @@ def test_masks_after_the_last_frame_are_ignored(tmp_path: Path, capfd: pytest.Ca
     write_motschallenge(tmp_path, LINES, count=2)
     sequence = open_mask_detections(tmp_path)["MOTS20-02"]()
     assert [len(objects) for objects in sequence.detections] == [2, 0]
-    assert "MOTS20-02: 1 of 4 masks are ignored, their frames are after 2, the last one" in capfd.readouterr().err
+    assert "MOTS20-02: 1 of 4 masks are ignored: 1 after frame 2, the last one" in capfd.readouterr().err
 
 
 GOOD = f"1 2001 2 {HEIGHT} {WIDTH} {rle(block(3, 4))['counts'].decode()}"
@@ -134,7 +135,7 @@ RUNS = GOOD.split()[5]
 def test_damaged_lines_are_rejected_with_their_number(tmp_path: Path, line: str, message: str) -> None:
     file = tmp_path / "a.txt"
     file.write_text(f"{GOOD}\n\n{line}\n")
-    with pytest.raises(SequenceError) as error:
+    with pytest.raises(UNUSABLE) as error:
         read_mask_rows(file)
     assert str(error.value).startswith(f"{file}: line 3: ")
     assert message in str(error.value)
@@ -154,7 +155,7 @@ def test_lines_that_do_not_fit_the_video_are_rejected(
     folder = write_motschallenge(tmp_path, LINES)
     file = folder / "gt" / "gt.txt" if in_ground_truth else tmp_path / "MOTS20-02.txt"
     file.write_text(f"{mask_lines(LINES)}\n{line}\n")
-    with pytest.raises(SequenceError, match=re.escape(f"{file}: line {len(LINES) + 2}: {message}")):
+    with pytest.raises(UNUSABLE, match=re.escape(f"{file}: line {len(LINES) + 2}: {message}")):
         open_mask_detections(tmp_path, None if in_ground_truth else str(tmp_path))["MOTS20-02"]()
 
 
@@ -169,7 +170,7 @@ def test_lines_that_do_not_fit_the_video_are_rejected(
 )
 def test_invalid_ground_truth_is_rejected(tmp_path: Path, more: tuple, message: str) -> None:
     folder = write_motschallenge(tmp_path, [*LINES, more])
-    with pytest.raises(SequenceError, match=re.escape(f"{folder / 'gt' / 'gt.txt'}: {message}")):
+    with pytest.raises(UNUSABLE, match=re.escape(f"{folder / 'gt' / 'gt.txt'}: {message}")):
         open_mask_detections(tmp_path)["MOTS20-02"]()
 
 
@@ -179,7 +180,7 @@ def test_a_corrupt_sequence_does_not_affect_the_others(tmp_path: Path) -> None:
     (other / "gt" / "gt.txt").unlink()
     loads = open_mask_detections(tmp_path)
     assert len(loads["MOTS20-02"]().detections) == 3
-    with pytest.raises(SequenceError, match=r"gt\.txt: No such file"):
+    with pytest.raises(UNUSABLE, match=r"gt\.txt cannot be read .No such file"):
         loads["MOTS20-05"]()
 
 
@@ -188,7 +189,7 @@ def test_missing_frames_are_rejected(tmp_path: Path) -> None:
     images = tmp_path / "training" / "image_02" / "0002"
     for missing in (1, 0):
         (images / f"{missing:06d}.png").unlink()
-        with pytest.raises(SequenceError, match=rf"lacks .* the frames 0 to 2, the first is number {missing}"):
+        with pytest.raises(UNUSABLE, match=rf"lacks .* the frames 0 to 2, the first is number {missing}"):
             open_mask_detections(tmp_path)["0002 car"]()
 
 
@@ -209,7 +210,7 @@ def test_damaged_instance_images_are_rejected(tmp_path: Path) -> None:
         (lambda: file.unlink(), "No such file"),
     ]:
         damage()
-        with pytest.raises(SequenceError, match=message):
+        with pytest.raises(UNUSABLE, match=message):
             load()
 
 

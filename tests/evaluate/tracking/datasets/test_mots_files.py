@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from faster_coco_eval import mask as coco_mask
 
+from mec.evaluate.tracking.datasets.mask_rows import read_mask_rows
 from mec.evaluate.tracking.datasets.mots import (
     mask_objects,
-    read_mask_rows,
     read_mots_tracks,
     remove_overlaps,
     write_mots_tracks,
 )
-from mec.evaluate.tracking.sequences import FrameObjects, SequenceError
+from mec.evaluate.tracking.sequences import UNUSABLE, FrameObjects
 from tests.evaluate.tracking.mots_scenes import HEIGHT, WIDTH, block, mask_lines, rle
 
 
@@ -36,7 +36,7 @@ def test_random_text_is_rejected(tmp_path: Path) -> None:
     for _ in range(30):
         random_text = bytes(rng.integers(33, 127, rng.integers(1, 30)).astype(np.uint8)).decode()
         (tmp_path / "a.txt").write_text(f"1 2001 2 40 60 {random_text}\n")
-        with pytest.raises(SequenceError, match=r"a\.txt: line 1: expected "):
+        with pytest.raises(UNUSABLE, match=r"a\.txt: line 1: expected "):
             read_mask_rows(tmp_path / "a.txt")
 
 
@@ -86,7 +86,7 @@ def test_tracks_round_trip(tmp_path: Path, name: str, line: str) -> None:
 )
 def test_invalid_tracks_are_rejected(tmp_path: Path, lines: list, message: str) -> None:
     (tmp_path / "a.txt").write_text(mask_lines(lines))
-    with pytest.raises(SequenceError, match=message):
+    with pytest.raises(UNUSABLE, match=message):
         read_mots_tracks(tmp_path, "a", 2)
 
 
@@ -94,5 +94,5 @@ def test_invalid_tracks_are_rejected(tmp_path: Path, lines: list, message: str) 
 def test_files_that_are_not_text_are_rejected(tmp_path: Path, data: bytes | None) -> None:
     if data is not None:
         (tmp_path / "a.txt").write_bytes(data)
-    with pytest.raises(SequenceError, match=r"a.txt(: No such file| is not text)"):
+    with pytest.raises(UNUSABLE, match=r"a.txt( cannot be read .No such file| is not text)"):
         read_mots_tracks(tmp_path, "a", 2)

@@ -9,7 +9,7 @@ import pytest
 
 from mec.errors import InputError
 from mec.evaluate.tracking.datasets.posetrack import open_pose_detections, read_pose_frames, read_poses, write_poses
-from mec.evaluate.tracking.sequences import JOINTS, DetectionSequence, FrameObjects, SequenceError
+from mec.evaluate.tracking.sequences import JOINTS, UNUSABLE, DetectionSequence, FrameObjects
 from tests.evaluate.tracking.pose_scenes import (
     NAMES,
     VIDEO,
@@ -123,10 +123,10 @@ def test_detections_must_cover_the_labeled_frames(tmp_path: Path) -> None:
     write_posetrack18(tmp_path, IMAGES, PERSONS)
     file = write_annolist(tmp_path / "obs" / f"{VIDEO}.json", [[annorect(make_pose(80))]] * 3)
     load = open_pose_detections(tmp_path, str(tmp_path / "obs"))[VIDEO]
-    with pytest.raises(SequenceError, match=r"lacks 1 labeled frames, the first is .*/000003.jpg"):
+    with pytest.raises(UNUSABLE, match=r"lacks 1 labeled frames, the first is .*/000003.jpg"):
         load()
     write_annolist(file, [[annorect(make_pose(80))]] * 5)
-    with pytest.raises(SequenceError, match=r"000004.jpg is none of the 4 annotated frames"):
+    with pytest.raises(UNUSABLE, match=r"000004.jpg is none of the 4 annotated frames"):
         load()
 
 
@@ -140,11 +140,11 @@ def test_missing_images_are_rejected(tmp_path: Path) -> None:
     write_posetrack18(tmp_path, IMAGES, PERSONS)
     folder = tmp_path / "images" / "val" / VIDEO
     (folder / "000002.jpg").unlink()
-    with pytest.raises(SequenceError, match=r"lacks 1 of 3 frames, the first is .*/000002.jpg"):
+    with pytest.raises(UNUSABLE, match=r"lacks 1 of 3 frames, the first is .*/000002.jpg"):
         open_pose_detections(tmp_path)[VIDEO]()
     for file in folder.iterdir():
         file.unlink()
-    with pytest.raises(SequenceError, match=r"no images/val/.*/000000.jpg in any of the parent folders"):
+    with pytest.raises(UNUSABLE, match=r"no images/val/.*/000000.jpg in any of the parent folders"):
         open_pose_detections(tmp_path)[VIDEO]()
 
 
@@ -171,9 +171,9 @@ def test_tracks_of_another_sequence_are_rejected(tmp_path: Path) -> None:
     write_posetrack18(tmp_path, IMAGES, PERSONS)
     sequence = open_pose_detections(tmp_path)[VIDEO]()
     write_posetrack18(tmp_path, IMAGES[:2], [], folder="out")
-    with pytest.raises(SequenceError, match=r"expected images/val/.*/000002.jpg, and a track_id for each person"):
+    with pytest.raises(UNUSABLE, match=r"expected images/val/.*/000002.jpg, and a track_id for each person"):
         read_poses(tmp_path / "out", sequence)
-    with pytest.raises(SequenceError, match="json: No such file"):
+    with pytest.raises(UNUSABLE, match=r"json cannot be read .No such file"):
         read_poses(tmp_path / "nowhere", sequence)
 
 
@@ -213,7 +213,7 @@ def test_invalid_annotations_are_rejected_in_one_line(tmp_path: Path, key_path: 
     else:
         inner[last] = value
     file.write_text(json.dumps(content))
-    with pytest.raises(SequenceError, match=message) as error:
+    with pytest.raises(UNUSABLE, match=message) as error:
         open_pose_detections(tmp_path)[VIDEO]()
     assert str(error.value).startswith(f"{file}: ")
     assert "\n" not in str(error.value)
@@ -222,13 +222,13 @@ def test_invalid_annotations_are_rejected_in_one_line(tmp_path: Path, key_path: 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", '{"annolist": 3}', '{"annolist": [{}]}', "\xff"])
 def test_other_files_are_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text, encoding="latin-1")
-    with pytest.raises(SequenceError, match=r"a\.json"):
+    with pytest.raises(UNUSABLE, match=r"a\.json"):
         read_pose_frames(tmp_path / "a.json")
 
 
 def test_sequences_without_labeled_frames_are_rejected(tmp_path: Path) -> None:
     write_posetrack18(tmp_path, [image_entry(0, labeled=False)], [])
-    with pytest.raises(SequenceError, match="none of the 1 frames is labeled"):
+    with pytest.raises(UNUSABLE, match="none of the 1 frames is labeled"):
         open_pose_detections(tmp_path)[VIDEO]()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mec.evaluate.tracking.datasets.single_object import open_box_sequences, read_boxes, write_boxes
-from mec.evaluate.tracking.sequences import SequenceError
+from mec.evaluate.tracking.sequences import UNUSABLE
 from tests.evaluate.tracking.box_folders import (
     IMAGE,
     box_lines,
@@ -40,7 +40,7 @@ OUTSIDE_IMAGE = "line 2: expected a box within the image of 40 x 30 pixels, got"
 @pytest.mark.parametrize(
     ("corrupt", "message"),
     [
-        (deleted("groundtruth_rect.txt"), "groundtruth_rect.txt: No such file or directory"),
+        (deleted("groundtruth_rect.txt"), "groundtruth_rect.txt cannot be read (No such file or directory)"),
         (written("groundtruth_rect.txt", ""), "groundtruth_rect.txt is empty, expected a box for every frame"),
         (written("groundtruth_rect.txt", b"\xff\xfe1\x002"), "groundtruth_rect.txt is not text"),
         (written("groundtruth_rect.txt", box_lines(2)), "has 2 boxes for 3 frames, 1 to 3 in"),
@@ -65,7 +65,7 @@ def test_a_corrupt_sequence_does_not_affect_the_others(
         write_otb_sequence(tmp_path / name)
     corrupt(tmp_path / "corrupt")
     loads = open_box_sequences(tmp_path)
-    with pytest.raises(SequenceError) as error:
+    with pytest.raises(UNUSABLE) as error:
         loads["corrupt"]()
     assert message in str(error.value)
     assert str(tmp_path / "corrupt") in str(error.value)
@@ -75,7 +75,7 @@ def test_a_corrupt_sequence_does_not_affect_the_others(
 
 def test_boxes_must_touch_their_own_frame(tmp_path: Path) -> None:
     folder = write_otb_sequence(tmp_path / "a", "-3,1,5,5\n40,30,5,5\n100,90,5,5\n")
-    with pytest.raises(SequenceError, match="line 3: expected a box within the image of 40 x 30"):
+    with pytest.raises(UNUSABLE, match="line 3: expected a box within the image of 40 x 30"):
         load_only(folder)
     write_frames(folder / "img", [3], image=encode_image((200, 100)))
     assert load_only(folder).ground_truth.tolist() == [[-4, 0, 5, 5], [39, 29, 5, 5], [99, 89, 5, 5]]
@@ -88,7 +88,7 @@ def test_only_the_published_empty_file_is_skipped(tmp_path: Path) -> None:
         (folder / "groundtruth_rect.1.txt").touch()
     loads = open_box_sequences(tmp_path)
     assert list(loads) == ["Human4-2", "Skating2-1", "Skating2-2"]
-    with pytest.raises(SequenceError, match=r"groundtruth_rect.1.txt is empty"):
+    with pytest.raises(UNUSABLE, match=r"groundtruth_rect.1.txt is empty"):
         loads["Skating2-1"]()
 
 
@@ -96,7 +96,7 @@ def test_only_published_invalid_lines_are_accepted(tmp_path: Path) -> None:
     folder = write_otb_sequence(tmp_path / "Board", box_lines(697) + "0 0 0 0\n", range(1, 699))
     assert np.flatnonzero(np.isnan(load_only(folder).ground_truth[:, 0])).tolist() == [697]
     (folder / "groundtruth_rect.txt").write_text(box_lines(600) + "0 0 0 0\n" + box_lines(97))
-    with pytest.raises(SequenceError, match="line 601: expected a finite box with an area"):
+    with pytest.raises(UNUSABLE, match="line 601: expected a finite box with an area"):
         load_only(folder)
     (folder / "groundtruth_rect.txt").write_text(box_lines(698))
     assert np.isfinite(load_only(folder).ground_truth).all(), "a corrected file is accepted"
@@ -134,9 +134,9 @@ def test_results_of_other_toolkits_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "a.txt: No such file or directory"),
+        (None, "a.txt cannot be read (No such file or directory)"),
         (b"", "a.txt is empty, expected a box for every frame"),
-        (b"\xfe\xff", "a.txt is not text"),
+        (b"\xfe\xff\0", "a.txt is not text"),
         (b"1,1,5,5\n2,1,", "a.txt: line 2: expected numbers, got '2,1,'"),
         (b"1,1,5,5\n\n2,1,nan,5\n", "a.txt: line 3: expected a box with an area, got 2, 1, nan, 5"),
     ],
@@ -144,7 +144,7 @@ def test_results_of_other_toolkits_are_read(tmp_path: Path) -> None:
 def test_damaged_files_are_rejected_with_the_line(tmp_path: Path, text: bytes | None, message: str) -> None:
     if text is not None:
         (tmp_path / "a.txt").write_bytes(text)
-    with pytest.raises(SequenceError) as error:
+    with pytest.raises(UNUSABLE) as error:
         read_boxes(tmp_path, "a")
     assert message in str(error.value)
     assert "\n" not in str(error.value)

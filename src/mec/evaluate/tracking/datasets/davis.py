@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from mec.errors import InputError
-from mec.evaluate.tracking.datasets.files import check_folder, image_files
+from mec.evaluate.tracking.datasets.files import check_folder, count, image_files, read_list
 from mec.evaluate.tracking.sequences import (
     VOID,
     ImageFrames,
@@ -66,17 +67,30 @@ def open_mask_sequences(data: str | Path, names: Sequence[str] | None = None) ->
     after tracking. ``data`` has JPEGImages and Annotations, or is the parent. Without ``names``, DAVIS's val list is
     loaded, else all with masks.
     """
-    root, images, masks = _folders(Path(data))
-    available = sorted(_subfolder_names(images) | _subfolder_names(masks))
-    selected = list(select_sequences(dict.fromkeys(available), names)) if names else _default_names(root, images, masks)
+    root, images, masks, description = _folders(Path(data))
+    with_masks = sorted(_subfolder_names(masks))
+    available = sorted(_subfolder_names(images) | set(with_masks))
+    if names:
+        selected = list(select_sequences(dict.fromkeys(available), names))
+    elif file := next((root / "ImageSets" / name for name in LISTS if (root / "ImageSets" / name).is_file()), None):
+        # a line is the name of a sequence, or the paths of a frame and its mask
+        lines = read_list(file)
+        paths = [PurePosixPath(line.split()[0]).parent.name if "/" in line else line for line in lines]
+        selected = list(dict.fromkeys(paths))
+        description += f"; the {count(len(selected), 'sequence')} of {file}, of {len(available):,} in the folders"
+    else:
+        selected = with_masks
+        description += f"; no ImageSets/{LISTS[0]}, so all sequences with masks"
+        if others := [name for name in available if name not in with_masks]:
+            description += f", {len(others):,} have none, such as {others[0]}"
     if not set(selected) & set(available):
         first = f"; the first is {selected[0]}" if selected else ""
         raise InputError(f"data: none of {len(selected)} sequences is in {images}{first}")
-    return {name: partial(_load, name, images / name, masks / name) for name in selected}
+    return SequenceLoaders({name: partial(_load, name, images / name, masks / name) for name in selected}, description)
 
 
-def _folders(data: Path) -> tuple[Path, Path, Path]:
-    """Return the folder with JPEGImages, and the folders of the sequences' frames and masks."""
+def _folders(data: Path) -> tuple[Path, Path, Path, str]:
+    """Return the folder with JPEGImages, the folders of the sequences' frames and masks, and a description of them."""
     check_folder(data)
     candidates = [data] if (data / FRAMES).is_dir() else [data / name for name in sorted(_subfolder_names(data))]
     roots = [folder for folder in candidates if (folder / FRAMES).is_dir()]
@@ -84,29 +98,18 @@ def _folders(data: Path) -> tuple[Path, Path, Path]:
         matches = ", ".join(folder.name for folder in roots) or "none"
         raise InputError(f"data: expected {FRAMES} in {data} or in exactly one of its folders, got {matches}")
     images = roots[0] / FRAMES
-    for size in [size for size in RESOLUTIONS if (images / size).is_dir()] or [""]:
-        for masks in (roots[0] / name / size for name in MASKS):
-            if masks.is_dir():
-                return roots[0], images / size, masks
+    sizes = [size for size in RESOLUTIONS if (images / size).is_dir()] or [""]
+    pairs = [(size, name) for size in sizes for name in MASKS if (roots[0] / name / size).is_dir()]
+    for size, name in pairs[:1]:
+        description = f"DAVIS's layout, masks in {roots[0] / name / size}"
+        if others := [f"{name}/{size}".rstrip("/") for size, name in pairs[1:]]:
+            description += f", not {', '.join(others)}"
+        return roots[0], images / size, roots[0] / name / size, description
     raise InputError(f"data: {roots[0]} has {FRAMES} but no {MASKS[0]} of the same resolution; expected both")
 
 
 def _subfolder_names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
-
-
-def _default_names(root: Path, images: Path, masks: Path) -> list[str]:
-    for file in (root / "ImageSets" / name for name in LISTS):
-        if file.is_file():
-            lines = filter(None, map(str.strip, file.read_text("utf-8-sig", "replace").splitlines()))
-            # a line is the name of a sequence, or the paths of a frame and its mask
-            names = [PurePosixPath(line.split()[0]).parent.name if "/" in line else line for line in lines]
-            names = list(dict.fromkeys(names))
-            logger.info(f"data: the {len(names)} sequences of {file}, frames of {images}")
-            return names
-    names = sorted(_subfolder_names(masks))
-    logger.info(f"data: no ImageSets/{LISTS[0]} in {root}; all {len(names)} sequences of {masks}")
-    return names
 
 
 def _load(name: str, images: Path, masks: Path) -> MaskSequence:
@@ -120,15 +123,41 @@ def _load(name: str, images: Path, masks: Path) -> MaskSequence:
         if size != sizes[0]:
             raise SequenceError(f"{file}: {_size_mismatch(size, sizes[0])} the first frame")
     encoding = _mask_encoding(files[0])
-    if late := [file.name for file in files.values() if _read_labels(file, encoding, sizes[0])[1]]:
+    objects, present, late = _objects(files, encoding, sizes[0])
+    if late:
         logger.warning(
-            f"{name}: {len(late)} masks, first {late[0]}, have objects that the first mask lacks; they are background"
+            f"{name}: {len(late)} masks, first {late[0].name}, have objects that the first mask lacks; they are "
+            "background"
         )
+    evaluated = tuple(i for i in files if 0 < i < len(names) - 1)
+    absent = objects - set().union(*(present[i] for i in evaluated))
+    if evaluated and absent == objects:
+        raise SequenceError(f"{masks}: no object of the first mask in the {len(evaluated):,} masks that are evaluated")
+    if evaluated and absent:
+        logger.info(f"{name}: {count(len(absent), 'object')} of {len(objects)} appear in the first mask only")
+    if 1 < len(files) < len(names):
+        logger.info(f"{name}: {len(files):,} of {count(len(names), 'frame')} have masks")
+    if not evaluated:
+        logger.warning(f"{name}: no metrics, no frame between the first and the last has a mask")
 
     def ground_truth(frame: int) -> Labels | None:
         return _read_labels(files[frame], encoding, sizes[0])[0] if frame in files else None
 
-    return MaskSequence(name, ImageFrames(tuple(frames)), tuple(names), ground_truth, encoding.colors)
+    return MaskSequence(
+        name, ImageFrames(tuple(frames)), tuple(names), ground_truth, encoding.colors, len(objects), evaluated
+    )
+
+
+def _objects(
+    files: Mapping[int, Path], encoding: _MaskEncoding, size: tuple[int, int]
+) -> tuple[set[int], dict[int, set[int]], list[Path]]:
+    """Read all masks. Return the objects of the first, the objects of each, and files with other pixel values."""
+    present, late = {}, []
+    for i, file in files.items():
+        labels, has_others = _read_labels(file, encoding, size)
+        present[i] = set(np.unique(labels).tolist()) - {0, VOID}
+        late += [file] * has_others
+    return present[0], present, late
 
 
 def _masks_by_frame(names: Sequence[str], folder: Path) -> dict[int, Path]:
@@ -155,8 +184,10 @@ def _size_mismatch(size: Sequence[int], expected: Sequence[int]) -> str:
 def _read_pixels(file: Path) -> tuple[PixelValues, Colors | None]:
     """Return the pixel values, and the palette unless they are colors."""
     try:
-        with Image.open(file, formats=("PNG",)) as image:
-            image.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's do not name the file
+            with Image.open(file, formats=("PNG",)) as image:
+                image.load()
     except Exception as error:  # Pillow raises exceptions of many types for a damaged file
         reason = "not a PNG" if isinstance(error, UnidentifiedImageError) else f"damaged ({error})"
         raise SequenceError(f"{file}: {reason}") from error

@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 from mec.data.decode import EXTENSIONS
 from mec.errors import InputError
 from mec.evaluate.tracking.datasets.files import (
-    Table,
+    check_boxes,
+    check_detections,
     check_folder,
+    count,
     frame_range,
     log_ignored,
+    log_unannotated,
     numbered_files,
     outside,
-    read_table,
 )
 from mec.evaluate.tracking.sequences import (
     Boxes,
@@ -38,6 +40,7 @@ from mec.evaluate.tracking.sequences import (
     select_sequences,
 )
 from mec.files import atomic_write
+from mec.text_files import NumberTable, read_numbers, read_text
 
 logger = logging.getLogger("mec")
 
@@ -57,6 +60,10 @@ class BoxGroundTruth:
     classes: Sequence[NDArray[np.int64]]
     flags: Sequence[NDArray[np.int64]]
 
+    def evaluated(self) -> list[NDArray[np.bool_]]:
+        """Return flags (k,) of the boxes of each frame that the metrics count."""
+        return [(flags != 0) & (classes == PEDESTRIAN) for flags, classes in zip(self.flags, self.classes, strict=True)]
+
 
 def open_box_detections(
     data: Path, detections: str | None = None, min_score: float = 0.5, names: Sequence[str] | None = None
@@ -68,36 +75,40 @@ def open_box_detections(
     SEQUENCE/det/det.txt. A line is frame, -1, left, top, width, height and score, or, with six columns, the same
     without the -1. Boxes with a score above ``min_score`` are kept, or all where all scores are equal.
     """
-    folders = select_sequences(
-        {folder.name: folder for folder in sequence_folders(data, "MOTChallenge's train/SEQUENCE/img1/000001.jpg")},
-        names,
-    )
+    all_folders, description = sequence_folders(data, "MOTChallenge's train/SEQUENCE/img1/000001.jpg")
+    folders = select_sequences({folder.name: folder for folder in all_folders}, names)
     videos = {name.removesuffix(next(filter(name.endswith, DETECTORS), "")) for name in folders}
     if not names and len(videos) < len(folders):
-        repeated = len(folders) - len(videos)
-        logger.info(
-            f'{repeated} sequences repeat the video of another one; --sequences "*-FRCNN" loads each video once'
-        )
+        repeated = count(len(folders) - len(videos), "sequence")
+        description += f'; {repeated} repeat the video of another one, --sequences "*-FRCNN" loads each video once'
     if not any((folder / "gt" / "gt.txt").is_file() for folder in folders.values()):
         raise InputError(f"data: no gt/gt.txt in {data}; the ground truth of MOTChallenge's test set is not public")
     files = {name: _detection_file(folder, detections) for name, folder in folders.items()}
     if not any(file.is_file() for file in files.values()):
         example = next(iter(files.values()))
         raise InputError(f'detections: expected "gt" or a file for each sequence, such as {example}, got none')
-    return {name: partial(_load, folder, files[name], min_score) for name, folder in folders.items()}
+    source = {None: "det/det.txt", GROUND_TRUTH: "the ground truth"}.get(detections, f"{detections}/SEQUENCE.txt")
+    loaders = {name: partial(_load, folder, files[name], min_score) for name, folder in folders.items()}
+    return SequenceLoaders(loaders, f"MOTChallenge's layout in {description}; detections of {source}")
 
 
-def sequence_folders(data: Path, layout: str) -> list[Path]:
-    """Return the folders of sequences in ``data``, which may be one. Raises InputError with the layout if none."""
+def sequence_folders(data: Path, layout: str) -> tuple[list[Path], str]:
+    """Return the folders of sequences in ``data``, which may be one, and a description of what was selected. Raises
+    InputError with the layout if there is none."""
     check_folder(data)
     if _is_sequence(data):
-        return [Path(os.path.abspath(data))]  # abspath keeps the name of a symbolic link
+        return [Path(os.path.abspath(data))], str(data)  # abspath keeps the name of a symbolic link
     for folder in (data / "train", data / "images" / "train", data):
-        sequences = sorted(f for f in folder.glob("*") if _is_sequence(f))
-        if sequences and folder != data and (folder.parent / "test").is_dir():
-            logger.info(f"{folder}: loaded; test is ignored, its ground truth is not public")
-        if sequences:
-            return sequences
+        subfolders = sorted(f for f in folder.glob("[!.]*") if f.is_dir())
+        sequences = [f for f in subfolders if _is_sequence(f)]
+        if not sequences:
+            continue
+        description = str(folder)
+        if others := [f.name for f in subfolders if f not in sequences]:
+            description += f"; no sequences: {', '.join(others[:3])}{' ...' if len(others) > 3 else ''}"
+        if folder != data and (folder.parent / "test").is_dir():
+            description += "; test is ignored, its ground truth is not public"
+        return sequences, description
     raise InputError(f"data: no sequence in {data}; expected {layout}")
 
 
@@ -119,39 +130,41 @@ def _load(folder: Path, detection_file: Path, min_score: float) -> DetectionSequ
     name, file = folder.name, folder / "gt" / "gt.txt"
     frames, size = read_frames(folder)
     ground_truth = read_ground_truth(file, len(frames), name)
-    _check_image_size(file, np.concatenate(ground_truth.boxes), size)
+    evaluated = [boxes[rows] for boxes, rows in zip(ground_truth.boxes, ground_truth.evaluated(), strict=True)]
+    check_boxes(name, file, np.concatenate(evaluated), size)
     if detection_file == file:
-        annotations = zip(ground_truth.boxes, ground_truth.flags, ground_truth.classes, strict=True)
-        evaluated = [boxes[(flags != 0) & (classes == PEDESTRIAN)] for boxes, flags, classes in annotations]
         objects = [FrameObjects(boxes, np.ones(len(boxes))) for boxes in evaluated]
     else:
-        objects = read_detections(detection_file, len(frames), min_score)
-        _check_image_size(detection_file, np.concatenate([frame.boxes for frame in objects]), size)
+        objects = read_detections(detection_file, len(frames), min_score, name)
+        check_boxes(name, detection_file, np.concatenate([frame.boxes for frame in objects]), size)
     visible = [frame.take(_has_area(frame.boxes) & ~outside(frame.boxes, size)) for frame in objects]
-    total, kept = sum(map(len, objects)), sum(map(len, visible))
-    log_ignored(name, total - kept, total, "boxes", "they have no area or are outside of the image")
-    if kept == 0:
-        logger.warning(f"{name}: no box in any of the {len(frames)} frames, so there will be no tracks")
-    return DetectionSequence(name, frames, tuple(visible), ground_truth)
+    total = sum(map(len, objects))
+    ignored = {"without area or outside of the image": total - sum(map(len, visible))}
+    log_ignored(name, total, "boxes", ignored)
+    log_unannotated(name, evaluated)
+    check_detections(name, visible, evaluated)
+    ids = np.concatenate(ground_truth.ids)[np.concatenate(ground_truth.evaluated())]
+    return DetectionSequence(name, frames, tuple(visible), ground_truth, len(np.unique(ids)))
 
 
 def read_frames(folder: Path) -> tuple[ImageFrames, tuple[int, int]]:
     """Return the frames 1, 2, ... of a sequence, and their height and width. In seqinfo.ini, imDir is their folder
     (default: img1) and imExt their extension; images after seqLength are ignored."""
-    parser = configparser.ConfigParser(interpolation=None)
+    parser, file = configparser.ConfigParser(interpolation=None), folder / "seqinfo.ini"
+    text = read_text(file) if file.exists() else ""
     try:
-        parser.read(folder / "seqinfo.ini", encoding="utf-8-sig")
+        parser.read_string(text)
         info = parser["Sequence" if parser.sections() else "DEFAULT"]
         images, extension = folder / info.get("imDir", "img1"), info.get("imExt", "").lstrip(".").lower()
         frame_rate = info.getfloat("frameRate", ImageFrames.frame_rate)
         length, height, width = (info.getint(key) for key in ("seqLength", "imHeight", "imWidth"))
+        if "frameRate" not in info:
+            logger.info(f"{folder.name}: no frameRate in seqinfo.ini, {frame_rate:g} per second is assumed")
         if not 0 < frame_rate < math.inf or (length is not None and length < 1):
             raise ValueError(f"expected a frame rate and a length above 0, got {frame_rate} and {length}")
-    except (configparser.Error, UnicodeDecodeError, KeyError, ValueError) as error:
+    except (configparser.Error, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise SequenceError(
-            f"{folder / 'seqinfo.ini'}: expected [Sequence] and lines of key=value ({reason})"
-        ) from error
+        raise SequenceError(f"{file}: expected [Sequence] and lines of key=value ({reason})") from error
     numbered = numbered_files(images, {f".{extension}"} if extension else EXTENSIONS)
     if 0 in numbered:
         raise SequenceError(f"{images}: expected frames 1, 2, ..., got {numbered[0].name}")
@@ -169,21 +182,13 @@ def read_frames(folder: Path) -> tuple[ImageFrames, tuple[int, int]]:
     return ImageFrames(files[:length], frame_rate), size
 
 
-def _check_image_size(file: Path, boxes: Boxes, size: tuple[int, int]) -> None:
-    """Raise SequenceError if most boxes lie outside: they belong to other images. Real annotations have a few."""
-    count = int(outside(boxes, size).sum())
-    if 2 * count > len(boxes):
-        height, width = size
-        raise SequenceError(f"{file}: {count:,} of {len(boxes):,} boxes are outside of images of {width}x{height}")
-
-
 def _has_area(boxes: Boxes) -> NDArray[np.bool_]:
     return np.asarray((boxes[:, 2:] > 0).all(axis=1))
 
 
-def _read_rows(file: Path, columns: int, with_ids: bool) -> Table:
+def _read_rows(file: Path, columns: int, with_ids: bool) -> NumberTable:
     """Read rows that begin with a frame, counted from 1, and with an id that occurs once in a frame."""
-    table = read_table(file, columns, more=True)
+    table = read_numbers(file, columns, more=True)
     frames, ids = table.values[:, 0], table.values[:, 1]
     table.check(np.isfinite(table.values).all(axis=1), "finite numbers")
     table.check((frames >= 1) & (frames == np.rint(frames)), "a frame, counted from 1, in column 1")
@@ -194,7 +199,7 @@ def _read_rows(file: Path, columns: int, with_ids: bool) -> Table:
     return table
 
 
-def _rows_per_frame(table: Table, count: int) -> list[NDArray[np.int64]]:
+def _rows_per_frame(table: NumberTable, count: int) -> list[NDArray[np.int64]]:
     """Return the row numbers of frames 1 to ``count``, in the order of the file. Later frames are ignored."""
     frames = table.values[:, 0]
     order = np.argsort(frames, kind="stable")
@@ -207,6 +212,10 @@ def read_ground_truth(file: Path, frames: int, name: str) -> BoxGroundTruth:
     Eight or nine columns with a class are the format of MOT16, MOT17 and MOT20. MOT20, recognized by ``name``, has one
     more class of distractors. Ten columns, or -1 as class, are the format of MOT15, which has no classes. A flag of 0
     excludes a box from the evaluation; without that column all boxes are evaluated.
+
+    Raises:
+        SequenceError: no box is evaluated.
+        TextError: other content; a flag that is not an integer, such as a score, which trackeval would truncate to 0.
     """
     table = _read_rows(file, 6, with_ids=True)
     values = table.values
@@ -214,13 +223,24 @@ def read_ground_truth(file: Path, frames: int, name: str) -> BoxGroundTruth:
         raise SequenceError(f"{file} is empty")
     columns = values.shape[1]
     flags = values[:, 6] if columns > 6 else np.ones(len(values))
+    table.check(flags == np.rint(flags), "a flag of 1, or 0 for a box that is not evaluated, in column 7")
     table.check(_has_area(values[:, 2:6]) | (flags == 0), "a box with a width and a height")
     classes, benchmark = np.full(len(values), PEDESTRIAN), "MOT15"
-    if columns in (8, 9) and (values[:, 7] != -1).any():
+    if columns not in (8, 9) or (values[:, 7] == -1).all():
+        logger.info(f"{name}: {file.name} has no classes, so all boxes are evaluated as people, as in MOT15")
+    else:
         table.check(np.isin(values[:, 7], CLASSES), f"a class of {CLASSES[0]} to {CLASSES[-1]} in column 8")
         classes, benchmark = values[:, 7].astype(np.int64), "MOT20" if name.startswith("MOT20") else "MOT17"
-    later = int((values[:, 0] > frames).sum())
-    log_ignored(name, later, len(values), f"lines of {file.name}", f"their frames are after {frames}")
+    later = values[:, 0] > frames
+    ignored = {
+        f"after frame {frames:,}, the last one": int(later.sum()),
+        "with flag 0": int(((flags == 0) & ~later).sum()),
+        f"of other classes than {PEDESTRIAN}": int(((classes != PEDESTRIAN) & (flags != 0) & ~later).sum()),
+    }
+    if sum(ignored.values()) == len(values):
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in ignored.items() if number)
+        raise SequenceError(f"{file}: none of the {len(values):,} lines is evaluated: {reasons}")
+    log_ignored(name, len(values), f"lines of {file.name}", ignored, expected=not later.any())
     frame_rows = _rows_per_frame(table, frames)
     return BoxGroundTruth(
         benchmark,
@@ -231,16 +251,28 @@ def read_ground_truth(file: Path, frames: int, name: str) -> BoxGroundTruth:
     )
 
 
-def read_detections(file: Path, frames: int, min_score: float) -> list[FrameObjects]:
-    """Read a file of detections, see ``open_box_detections``, including boxes without area. Raises SequenceError."""
+def read_detections(file: Path, frames: int, min_score: float, name: str) -> list[FrameObjects]:
+    """Read a file of detections of the sequence ``name``, see ``open_box_detections``, including boxes without area.
+    Raises TextError, or SequenceError if all lines are of other frames."""
     table = _read_rows(file, 6, with_ids=False)
     values, columns = table.values, table.values.shape[1]
     without_id = columns == 6 and bool((values[:, 1] != -1).any())
+    if without_id:
+        logger.info(f"{name}: the six columns of {file.name} are read as frame, left, top, width, height, score")
     boxes = values[:, 1:5] if without_id else values[:, 2:6]
     scores = values[:, 5] if without_id else values[:, 6] if columns > 6 else np.ones(len(values))
-    has_scores = len(np.unique(scores)) > 1
-    objects = FrameObjects(boxes, scores if has_scores else np.ones(len(scores)))
-    kept = scores > min_score if has_scores else np.ones(len(scores), bool)
+    kept = scores > min_score
+    if len(np.unique(scores)) == 1:  # no scores
+        if not kept.any():
+            logger.info(f"{name}: all scores of {file.name} are {scores[0]:g}; all boxes are used")
+        kept, scores = np.ones(len(values), bool), np.ones(len(values))
+    later = values[:, 0] > frames
+    if len(values) and later.all():
+        raise SequenceError(f"{file}: expected frames 1 to {frames:,}, got {values[:, 0].min():,.0f} and later")
+    low = int((~kept & ~later).sum())
+    ignored = {f"after frame {frames:,}, the last one": int(later.sum()), f"with scores up to {min_score:g}": low}
+    log_ignored(name, len(values), f"lines of {file.name}", ignored, expected=not later.any())
+    objects = FrameObjects(boxes, scores)
     return [objects.take(rows[kept[rows]]) for rows in _rows_per_frame(table, frames)]
 
 

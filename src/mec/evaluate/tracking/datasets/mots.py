@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from faster_coco_eval import mask as coco_mask
 from numpy.typing import NDArray
 
-from mec.data.decode import open_image
-from mec.data.pixels import CorruptImageError, PixelFormat
 from mec.errors import InputError
-from mec.evaluate.detection.datasets.annotations import parse_rle_counts
-from mec.evaluate.tracking.datasets.files import detection_files, frame_range, log_ignored, numbered_files, read_lines
+from mec.evaluate.tracking.datasets.files import (
+    check_detections,
+    detection_files,
+    frame_range,
+    image_files,
+    log_ignored,
+    log_ignored_names,
+    log_unannotated,
+    numbered_files,
+)
+from mec.evaluate.tracking.datasets.mask_rows import (
+    CLASSES,
+    IGNORED,
+    NAMES,
+    MaskRow,
+    read_instances,
+    read_mask_rows,
+)
 from mec.evaluate.tracking.datasets.motchallenge import read_frames, sequence_folders
 from mec.evaluate.tracking.sequences import (
     RLE,
+    Boxes,
     DetectionSequence,
     FrameObjects,
     ImageFrames,
@@ -33,9 +46,6 @@ from mec.evaluate.tracking.sequences import (
 )
 from mec.files import atomic_write
 
-CLASSES = {"car": 1, "pedestrian": 2}
-IGNORED = 10  # class of the regions that are not evaluated
-CLASS_MULTIPLIER = 1000  # a pixel of an instance image is class * CLASS_MULTIPLIER + instance
 KITTI_FRAME_RATE = 10.0
 
 
@@ -69,24 +79,32 @@ def open_mask_detections(
     of MOTS20-02.txt or 0000.txt, whose masks may overlap; None takes the masks of the ground truth.
     """
     layouts = "MOTSChallenge's train/SEQUENCE/img1/000001.jpg or KITTI MOTS' training/image_02/0000/000000.png"
-    videos = _kitti_videos(data) or [
-        _Video(f.name, f, False, _first_existing([f / "gt" / "gt.txt", f / "gt", f.parent / "instances" / f.name]))
-        for f in sequence_folders(data, layouts)
-    ]
+    videos, description = _kitti_videos(data), f"KITTI MOTS' layout in {data}"
+    if not videos:
+        folders, description = sequence_folders(data, layouts)
+        description = f"MOTSChallenge's layout in {description}"
+        for f in folders:
+            files = [f / "gt" / "gt.txt", f / "gt", f.parent / "instances" / f.name]
+            videos.append(_Video(f.name, f, False, _first_existing(files)))
     if not any(video.ground_truth.exists() for video in videos):
         raise InputError(f"data: no ground truth masks in {data}; expected {videos[0].ground_truth}")
-    files = detection_files(detections, [video.name for video in videos], ".txt")
+    kinds = sorted({"text" if video.ground_truth.suffix == ".txt" else "instance images" for video in videos})
+    detection_paths = detection_files(detections, [video.name for video in videos], ".txt")
     loaders = {}
     for video in videos:
         for category in CLASSES if video.is_kitti else ["pedestrian"]:
             name = f"{video.name} {category}" if video.is_kitti else video.name
-            loaders[name] = partial(_load, name, video, CLASSES[category], files[video.name])
-    return select_sequences(loaders, names)
+            loaders[name] = partial(_load, name, video, CLASSES[category], detection_paths[video.name])
+    source = "the ground truth" if detections is None else f"{detections}/SEQUENCE.txt"
+    description += f"; ground truth from {' and '.join(kinds)}; detections of {source}"
+    return SequenceLoaders(select_sequences(loaders, names), description)
 
 
 def _kitti_videos(data: Path) -> list[_Video]:
     bases = [base for base in (data, data / "training") if (base / "image_02").is_dir()]
-    folders = sorted(f for base in bases[:1] for f in (base / "image_02").iterdir() if f.name.isdecimal())
+    entries = sorted(f for base in bases[:1] for f in (base / "image_02").iterdir() if f.is_dir())
+    folders = [f for f in entries if f.name.isdecimal()]
+    log_ignored_names("folder", "image_02", [f.name for f in entries if f not in folders])
     roots = dict.fromkeys([data, *bases])
     videos = []
     for folder in folders:
@@ -110,24 +128,39 @@ def _load(name: str, video: _Video, category: int, detections: Path | None) -> D
         frames, size = read_frames(video.images)
     first = 0 if video.is_kitti else 1
     if video.ground_truth.is_dir():
-        images = {number: video.ground_truth / f"{number:06d}.png" for number in range(first, first + len(frames))}
-        rows = [row for number, image in images.items() for row in read_instances(image, number)]
+        images = [video.ground_truth / f"{first + i:06d}.png" for i in range(len(frames))]
+        rows = [row for number, image in enumerate(images, first) for row in read_instances(image, number)]
+        others = [file.name for file in image_files(video.ground_truth) if file not in images]
+        log_ignored_names("image", video.ground_truth, others)
     else:
         rows = read_mask_rows(video.ground_truth)
-    frame_rows = _rows_per_frame(video.name, rows, first, len(frames), size)
+    frame_rows = _rows_per_frame(name, rows, first, len(frames), size)
     for rows in frame_rows:
         _check_ground_truth(rows)
     of_class = [[row for row in rows if row.category == category] for rows in frame_rows]
+    found = [row.category for rows in frame_rows for row in rows]
+    if category not in found and not (video.is_kitti and set(found) - {IGNORED}):  # KITTI has videos of one class
+        counts = ", ".join(f"{found.count(c):,} of class {c}" for c in sorted(set(found))) or "none"
+        raise SequenceError(
+            f"{video.ground_truth}: expected masks of class {category} ({NAMES[category]}), got {counts}"
+        )
     ground_truth = MaskGroundTruth(
         tuple(np.array([row.id for row in rows], np.int64) for rows in of_class),
         tuple([row.mask for row in rows] for rows in of_class),
         tuple(coco_mask.merge([row.mask for row in rows if row.category == IGNORED]) for rows in frame_rows),
     )
+    true_boxes = [_enclosing_boxes(masks) for masks in ground_truth.masks]
     if detections is not None:
-        frame_rows = _rows_per_frame(video.name, read_mask_rows(detections), first, len(frames), size)
+        frame_rows = _rows_per_frame(name, read_mask_rows(detections), first, len(frames), size)
         of_class = [[row for row in rows if row.category == category and row.pixels] for rows in frame_rows]
+        total, empty = sum(map(len, frame_rows)), sum(not row.pixels for rows in frame_rows for row in rows)
+        ignored = {"empty": empty, "of another class": total - empty - sum(map(len, of_class))}
+        log_ignored(name, total, f"masks of {detections.name}", ignored, expected=video.is_kitti and not empty)
     objects = [mask_objects([row.mask for row in rows], np.array([row.score for row in rows])) for rows in of_class]
-    return DetectionSequence(name, frames, tuple(objects), ground_truth)
+    log_unannotated(name, true_boxes, expected=video.is_kitti)
+    if category in found or any(of_class):
+        check_detections(name, objects, true_boxes)
+    return DetectionSequence(name, frames, tuple(objects), ground_truth, len(set(np.concatenate(ground_truth.ids))))
 
 
 def _rows_per_frame(
@@ -143,7 +176,9 @@ def _rows_per_frame(
         if row.frame - first < frames:
             frame_rows[row.frame - first].append(row)
     later, last = len(rows) - sum(map(len, frame_rows)), first + frames - 1
-    log_ignored(name, later, len(rows), "masks", f"their frames are after {last}, the last one")
+    if 0 < later == len(rows):
+        raise SequenceError(f"{rows[0].location}: expected frames {first} to {last}, got {rows[0].frame}")
+    log_ignored(name, len(rows), "masks", {f"after frame {last}, the last one": later})
     return frame_rows
 
 
@@ -163,79 +198,14 @@ def _check_ground_truth(rows: Sequence[MaskRow]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class MaskRow:
-    """An object in a frame. ``location`` is the file and line it was read from, for error messages."""
-
-    location: str
-    frame: int
-    id: int
-    category: int
-    mask: RLE
-    pixels: int
-    score: float = 1.0
-
-
-def read_mask_rows(file: Path) -> list[MaskRow]:
-    """Read lines of frame, id, class, height, width, run lengths and, in an optional seventh column, score."""
-    rows = []
-    for number, line in read_lines(file):
-        location = f"{file}: line {number}"
-        try:
-            rows.append(_parse_row(location, line.split()))
-        except ValueError as error:
-            raise SequenceError(f"{location}: {error}") from None
-    return rows
-
-
-def _parse_row(location: str, fields: Sequence[str]) -> MaskRow:
-    if len(fields) not in (6, 7):
-        raise ValueError(f"expected frame id class height width run-lengths [score], got {len(fields)} columns")
-    try:
-        frame, object_id, category, height, width = map(int, fields[:5])
-        score = float(fields[6]) if len(fields) == 7 else 1.0
-    except ValueError:
-        raise ValueError(f"expected integers in columns 1 to 5, and a score, got {' '.join(fields[:5])[:60]}") from None
-    if abs(object_id) >= 2**53 or not math.isfinite(score):
-        raise ValueError(f"expected an id of at most 15 digits and a finite score, got {object_id} and {score}")
-    _check_class(category)
-    runs = parse_rle_counts(fields[5])
-    if min(height, width) < 1 or (runs < 0).any() or runs.sum() != height * width:
-        got = f"a run of {runs.min()}" if (runs < 0).any() else runs.sum()
-        raise ValueError(f"expected run lengths of {height} x {width} pixels in total, got {got}")
-    mask = {"size": [height, width], "counts": fields[5].encode()}
-    return MaskRow(location, frame, object_id, category, mask, int(runs[1::2].sum()), score)
-
-
-def _check_class(category: int) -> None:
-    if category not in (*CLASSES.values(), IGNORED):
-        raise ValueError(f"expected class 1 (car), 2 (pedestrian) or {IGNORED} (ignored), got {category}")
-
-
-def read_instances(file: Path, frame: int) -> list[MaskRow]:
-    """Read a 16-bit image whose pixels are class * 1000 + instance, 10000 in ignored regions, and 0 for background."""
-    try:
-        pixels: NDArray[Any] = open_image(file.read_bytes()).raw(PixelFormat())
-        if pixels.shape[2] != 1 or pixels.dtype.kind not in "iu":
-            raise ValueError(f"expected one integer per pixel, got {pixels.shape[2]} of {pixels.dtype}")
-        rows = []
-        for value in np.unique(pixels[pixels != 0]).tolist():
-            category = value // CLASS_MULTIPLIER
-            _check_class(category)
-            mask = coco_mask.encode(np.asfortranarray(pixels[..., 0] == value, np.uint8))
-            rows.append(MaskRow(str(file), frame, value, category, mask, int(coco_mask.area(mask))))
-    except OSError as error:
-        raise SequenceError(f"{file}: {error.strerror or error}") from error
-    except (CorruptImageError, ValueError) as error:
-        raise SequenceError(f"{file}: {error}") from error
-    return rows
-
-
 def mask_objects(
     masks: Sequence[RLE], scores: NDArray[np.float64], ids: NDArray[np.int64] | None = None
 ) -> FrameObjects:
-    boxes = np.array(coco_mask.toBbox(list(masks)), np.float64).reshape(-1, 4)
-    return FrameObjects(boxes, scores, ids, masks=list(masks))
+    return FrameObjects(_enclosing_boxes(masks), scores, ids, masks=list(masks))
+
+
+def _enclosing_boxes(masks: Sequence[RLE]) -> Boxes:
+    return np.array(coco_mask.toBbox(list(masks)), np.float64).reshape(-1, 4)
 
 
 def remove_overlaps(objects: FrameObjects) -> FrameObjects:

@@ -16,7 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mec.errors import InputError
-from mec.evaluate.tracking.datasets.files import check_folder, detection_files, read_text
+from mec.evaluate.tracking.datasets.files import (
+    check_boxes,
+    check_detections,
+    check_folder,
+    detection_files,
+    log_ignored,
+)
 from mec.evaluate.tracking.sequences import (
     JOINTS,
     DetectionSequence,
@@ -25,10 +31,13 @@ from mec.evaluate.tracking.sequences import (
     SequenceError,
     SequenceLoaders,
     Tracks,
+    hide_ignored,
+    image_size,
     pose_boxes,
     select_sequences,
 )
 from mec.files import atomic_write
+from mec.text_files import read_text
 
 FRAME_RATE = 6.0  # frames per second that UniTrack assumes for PoseTrack
 FOLDERS = ("annotations/val", "posetrack_data/annotations/val", "annotations", ".")
@@ -49,7 +58,7 @@ class PoseFrame:
     name: str  # path of the image within the dataset
     number: int  # its id, or its index in the older format
     labeled: bool  # whether the frame was annotated
-    annotated: bool  # whether the frame has a person, including persons without visible joints
+    persons: int  # including those without visible joints
     objects: FrameObjects  # persons with visible joints; ``ids`` is None if one of them has no track id
     head_sizes: NDArray[np.float64]  # (k,) pixels, NaN where unknown
     ignored: tuple[NDArray[np.float64], ...] = ()  # polygons, (n, 2) x, y, that are not evaluated
@@ -72,9 +81,13 @@ def open_pose_detections(
     their parent folders. A sequence is the labeled frames with the poses of the ground truth or, with ``detections``, a
     folder of SEQUENCE.json, the frames of that file, in its order; they must include all labeled frames.
     """
-    files = select_sequences({file.stem: file for file in _annotation_files(data)}, names)
+    all_files = {file.stem: file for file in _annotation_files(data)}
+    files = select_sequences(all_files, names)
     found = detection_files(detections, list(files), ".json")
-    return {name: partial(_load, file, found[name]) for name, file in files.items()}
+    folder = next(iter(files.values())).parent
+    source = "the ground truth, labeled frames only" if detections is None else f"{detections}/SEQUENCE.json"
+    description = f"PoseTrack18's layout, annotations in {folder}; detections of {source}"
+    return SequenceLoaders({name: partial(_load, file, found[name]) for name, file in files.items()}, description)
 
 
 def _annotation_files(data: Path) -> list[Path]:
@@ -108,8 +121,21 @@ def _load(file: Path, detection_file: Path | None) -> DetectionSequence:
         if missing := sorted({frame.name for frame in labeled} - found):
             raise SequenceError(f"{detection_file} lacks {len(missing)} labeled frames, the first is {missing[0]}")
     names = tuple(frame.name for frame in frames)
+    images, by_name = _image_frames(file, names), {frame.name: frame for frame in annotated}
+    truth = [by_name[name] for name in names]
+    if not any(hide_ignored(frame.objects.poses, frame.ignored)[..., 2].any() for frame in truth):
+        raise SequenceError(f"{file}: no visible joint outside of the ignored regions in {len(truth):,} frames")
+    left_out = "not labeled" if detection_file is None else f"not in {detection_file}"
+    log_ignored(file.stem, len(annotated), "frames", {left_out: len(annotated) - len(names)}, expected=True)
+    for path, source in {file: truth, detection_file or file: frames}.items():
+        check_boxes(file.stem, path, np.concatenate([f.objects.boxes for f in source]), image_size(images.files[0]))
+        persons = sum(frame.persons for frame in source)
+        invisible = {"without visible joints": persons - sum(len(frame.objects) for frame in source)}
+        log_ignored(file.stem, persons, f"persons of {path}", invisible, expected=path == file)
     objects = tuple(replace(frame.objects, ids=None) for frame in frames)
-    return DetectionSequence(file.stem, _image_frames(file, names), objects, PoseGroundTruth(tuple(annotated), names))
+    check_detections(file.stem, objects, [frame.objects.boxes for frame in truth])
+    track_ids = {int(i) for frame in truth if frame.objects.ids is not None for i in frame.objects.ids}
+    return DetectionSequence(file.stem, images, objects, PoseGroundTruth(tuple(annotated), names), len(track_ids))
 
 
 def _image_frames(file: Path, names: Sequence[str]) -> ImageFrames:
@@ -124,8 +150,9 @@ def _image_frames(file: Path, names: Sequence[str]) -> ImageFrames:
 
 def read_pose_frames(file: Path) -> list[PoseFrame]:
     """Read all frames of a file, in its order. Joints that are not listed or have the flag 0 are invisible."""
+    text = read_text(file)
     try:
-        content = json.loads(read_text(file))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise SequenceError(f"{file} cannot be read as JSON ({error})") from error
     with _error_location(file):
@@ -186,8 +213,9 @@ def _annolist_frames(file: Path, entries: list[dict[str, Any]]) -> Iterator[Pose
                 pose = np.zeros((len(JOINTS), 3))
                 for point in (rect.get("annopoints") or [{}])[0].get("point") or ():
                     joint = _integer(_unwrap(point["id"]))
-                    if 0 <= joint < len(JOINTS):
-                        pose[joint] = *_finite([_unwrap(point["x"]), _unwrap(point["y"])]), 1
+                    if not 0 <= joint < len(JOINTS):
+                        raise ValueError(f"expected a joint of 0 to {len(JOINTS) - 1}, got {joint}")
+                    pose[joint] = *_finite([_unwrap(point["x"]), _unwrap(point["y"])]), 1
                 persons.append((pose, _score(rect), _track_id(rect), math.nan))
             yield _frame(str(_unwrap(entry["image"])["name"]), number, True, persons, ())
 
@@ -201,7 +229,7 @@ def _frame(
     track_ids = [person[2] for person in visible]
     ids = None if None in track_ids else np.array(track_ids, np.int64)
     objects = FrameObjects(pose_boxes(poses), scores, ids, poses=poses)
-    return PoseFrame(name, number, labeled, bool(persons), objects, head_sizes, ignored)
+    return PoseFrame(name, number, labeled, len(persons), objects, head_sizes, ignored)
 
 
 def _unwrap(value: Any) -> Any:

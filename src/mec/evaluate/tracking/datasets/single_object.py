@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from mec.errors import InputError
 from mec.evaluate.tracking.datasets.files import (
-    Table,
+    check_box_format,
     check_folder,
     frame_range,
+    log_ignored,
+    log_ignored_names,
     numbered_files,
     outside,
-    read_table,
-    read_text,
+    read_optional_lines,
 )
 from mec.evaluate.tracking.sequences import (
     Boxes,
@@ -36,6 +37,7 @@ from mec.evaluate.tracking.sequences import (
     select_sequences,
 )
 from mec.files import atomic_write
+from mec.text_files import NumberTable, read_numbers, read_text
 
 logger = logging.getLogger("mec")
 
@@ -73,6 +75,7 @@ class _Target:
     folder: Path
     boxes_file: Path
     images: Path
+    ignored: Sequence[str] = ()  # other ground truth files in the folder
 
 
 def open_box_sequences(
@@ -93,7 +96,20 @@ def open_box_sequences(
     if not targets:
         raise InputError(f"data: no sequence in {path}; expected {FORMATS}")
     attributes = _read_attribute_lists(path.absolute().parent if folders == [path] else path)
-    return {name: partial(_load, target, attributes) for name, target in select_sequences(targets, names).items()}
+    selected = select_sequences(targets, names)
+    layouts = sorted({_layout(target) for target in selected.values()})
+    description = f"layout of {' and '.join(layouts)} in {path}"
+    used = {parent for folder in folders for parent in (folder, folder.parent)}
+    if others := [folder.name for folder in _subfolders(path) if folder not in used and folders != [path]]:
+        description += f"; no sequences: {', '.join(others[:3])}{' ...' if len(others) > 3 else ''}"
+    loaders = {name: partial(_load, target, attributes) for name, target in selected.items()}
+    return SequenceLoaders(loaders, description)
+
+
+def _layout(target: _Target) -> str:
+    if target.images == target.folder:
+        return "GOT-10k"
+    return "LaSOT" if target.boxes_file.name == "groundtruth.txt" else "OTB"
 
 
 def _sequence_folders(path: Path) -> list[Path]:
@@ -104,9 +120,8 @@ def _sequence_folders(path: Path) -> list[Path]:
     if len(splits) > 1:
         raise InputError(f"data: {path} has the splits {', '.join(s.name for s in splits)}; expected one of them")
     for file in (split / "list.txt" for split in [*splits, path]):  # GOT-10k's list of the sequences of a split
-        names = file.read_text(errors="replace").split() if file.is_file() else []
-        missing = [name for name in names if not (file.parent / name).is_dir()]
-        if missing and len(missing) < len(names):
+        names = read_optional_lines(file)
+        if missing := [name for name in names if not (file.parent / name).is_dir()]:
             logger.warning(
                 f"{len(missing):,} of {len(names):,} sequences in {file} are missing, the first is {missing[0]}"
             )
@@ -134,39 +149,48 @@ def _targets(folder: Path) -> list[_Target]:
     single = [folder / match[0] for match in matches if not match[1]]
     if numbered and single:  # where OTB's archives have both, the file without number repeats the first target
         numbered.setdefault(f"{base}-1", single[-1])
-    if EMPTY_TARGET in numbered and not numbered[EMPTY_TARGET].read_bytes().strip():
+    if EMPTY_TARGET in numbered and not read_optional_lines(numbered[EMPTY_TARGET]):
         del numbered[EMPTY_TARGET]
     files = numbered or {base: single[-1] if single else folder / "groundtruth_rect.txt"}
     images = folder / "img" if (folder / "img").is_dir() else folder
-    return [_Target(name, folder, file, images) for name, file in sorted(files.items())]
+    ignored = [match[0] for match in matches if folder / match[0] not in files.values()]
+    targets = [_Target(name, folder, file, images, ignored) for name, file in sorted(files.items())]
+    return [targets[0], *(replace(target, ignored=()) for target in targets[1:])]
 
 
 def _load(target: _Target, attributes: dict[str, tuple[str, ...]]) -> BoxSequence:
     table = _read_boxes(target.boxes_file)
-    count = len(table.values)
-    files = _frame_files(target, count)
+    count, config = len(table.values), _config(target.folder)
+    files = _frame_files(target, count, config)
+    log_ignored_names("ground truth file", target.folder.name, target.ignored)
     invisible = _invisible_frames(target, count)
     invalid = ~invisible & _invalid(table.values)
     if (line := PUBLISHED_INVALID_LINES.get(target.name, 0)) and line <= count and invalid[line - 1]:
         invalid[line - 1], invisible[line - 1] = False, True
     table.check(~invalid, "a finite box with an area")
     boxes = table.values - ORIGIN
+    check_box_format(target.name, target.boxes_file, boxes[~invisible], image_size(files[0]))
     for i in np.flatnonzero(~invisible & outside(boxes, image_size(files[0]))):
         height, width = image_size(files[i])  # the size changes within some videos of GOT-10k
         if outside(boxes[i : i + 1], (height, width)).any():
             table.check(np.arange(count) != i, f"a box within the image of {width} x {height} pixels")
     rows, omitted = OMITTED_ROWS.get(target.name, (0, 0))
-    evaluated = slice(omitted if count == rows else 0, None)
+    omitted = omitted if count == rows else 0
+    evaluated = slice(omitted, None)
     boxes[invisible] = np.nan
     if invisible[evaluated][0]:
         first = files[evaluated][0]
         raise SequenceError(f"{target.boxes_file}: the target is not visible in the first frame, {first}")
+    if invisible[evaluated][1:].all():
+        raise SequenceError(f"{target.boxes_file}: the target is not visible in any frame after the first")
+    reasons = {"without the target": int(invisible[evaluated].sum())}
+    log_ignored(target.name, count, "frames", {**reasons, "omitted by OTB": omitted}, expected=True)
     frame_rate = GOT10K_FRAME_RATE if target.images == target.folder else ImageFrames.frame_rate
     frames = ImageFrames(files[evaluated], frame_rate)
-    return BoxSequence(target.name, frames, boxes[evaluated], _attributes(target, attributes))
+    return BoxSequence(target.name, frames, boxes[evaluated], _attributes(target, attributes, config))
 
 
-def _frame_files(target: _Target, count: int) -> tuple[Path, ...]:
+def _frame_files(target: _Target, count: int, config: dict[str, Any]) -> tuple[Path, ...]:
     """Return one image file for each of the ``count`` boxes."""
     files = numbered_files(target.images)
     if count == 1 < len(files) and target.boxes_file.name == "groundtruth.txt":
@@ -174,7 +198,6 @@ def _frame_files(target: _Target, count: int) -> tuple[Path, ...]:
             f"{target.boxes_file} has a box for the first frame only; only GOT-10k's server evaluates the test split"
         )
     first, last = min(files), max(files)
-    config = _config(target.folder)
     start, end = ANNOTATED_FRAMES.get(target.name) or (config.get("startFrame"), config.get("endFrame"))
     if len(files) != count and isinstance(start, int) and isinstance(end, int):
         first, last = start, end
@@ -183,6 +206,8 @@ def _frame_files(target: _Target, count: int) -> tuple[Path, ...]:
         raise SequenceError(
             f"{target.boxes_file} has {count:,} boxes for {len(frames):,} frames, {first} to {last} in {target.images}"
         )
+    others = {f"other than {first} to {last}": len(files) - count}
+    log_ignored(target.name, len(files), "frames", others, expected=True)
     return frames
 
 
@@ -197,9 +222,8 @@ def _invisible_frames(target: _Target, count: int) -> NDArray[np.bool_]:
     return invisible
 
 
-def _attributes(target: _Target, listed: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
-    file = target.folder / "attrs.txt"
-    text = file.read_text(errors="replace") if file.is_file() else str(_config(target.folder).get("attributes", ""))
+def _attributes(target: _Target, listed: dict[str, tuple[str, ...]], config: dict[str, Any]) -> tuple[str, ...]:
+    text = " ".join(read_optional_lines(target.folder / "attrs.txt")) or str(config.get("attributes", ""))
     base = Path(os.path.abspath(target.folder)).name
     return _parse_attributes(text) or listed.get(target.name) or listed.get(base) or ()
 
@@ -207,8 +231,8 @@ def _attributes(target: _Target, listed: dict[str, tuple[str, ...]]) -> tuple[st
 def _read_attribute_lists(path: Path) -> dict[str, tuple[str, ...]]:
     attributes: dict[str, tuple[str, ...]] = {}
     for file in (path / subfolder / name for subfolder in ("", "anno") for name in ATTRIBUTE_LISTS):
-        for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
-            name, _, rest = line.strip().partition("\t")
+        for line in read_optional_lines(file):
+            name, _, rest = line.partition("\t")
             attributes.setdefault(name, _parse_attributes(rest))
     return attributes
 
@@ -218,17 +242,24 @@ def _parse_attributes(text: str) -> tuple[str, ...]:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """Return OTB's cfg.json of a sequence; empty if missing or damaged, because other files have all that is needed."""
-    try:
-        config = json.loads((folder / "cfg.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
+    """Return OTB's cfg.json of a sequence; empty if missing or, which is logged, damaged, because other files have all
+    that is needed."""
+    file = folder / "cfg.json"
+    if not file.is_file():
         return {}
-    return config if isinstance(config, dict) else {}
+    try:
+        config = json.loads(read_text(file))
+        if not isinstance(config, dict):
+            raise ValueError("expected an object")
+    except (ValueError, RecursionError) as error:
+        logger.warning(f"{file} is ignored: {error}")
+        return {}
+    return config
 
 
-def _read_boxes(file: Path) -> Table:
+def _read_boxes(file: Path) -> NumberTable:
     """Read left, top, width and height, 1-based pixels, with any separator."""
-    table = read_table(file, 4)
+    table = read_numbers(file, 4)
     if not len(table.values):
         raise SequenceError(f"{file} is empty, expected a box for every frame")
     return table

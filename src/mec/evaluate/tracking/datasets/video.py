@@ -22,6 +22,7 @@ from mec.data.datasets.video import VIDEO_EXTENSIONS, decode_frames, to_upright_
 from mec.data.decode import EXTENSIONS
 from mec.errors import InputError
 from mec.evaluate.drawing import draw_text
+from mec.evaluate.tracking.datasets.files import count as plural
 from mec.evaluate.tracking.datasets.files import image_files
 from mec.evaluate.tracking.sequences import Frame, Frames, ImageFrames, SequenceError
 from mec.files import atomic_write
@@ -82,7 +83,9 @@ class VideoFrames:
                 raise SequenceError(f"{self.path}: {error.strerror}") from error
             damaged.append(error)
         if damaged:
-            logger.warning(f"{self.path}: {len(damaged)} damaged packets were skipped; {count} frames were decoded")
+            logger.warning(
+                f"{self.path}: {plural(len(damaged), 'damaged packet')} skipped, {plural(count, 'frame')} decoded"
+            )
 
 
 def open_frames(path: Path) -> Frames:

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mec.errors import InputError
+from mec.evaluate.tracking.datasets.mask_rows import CLASSES
 from mec.evaluate.tracking.datasets.motchallenge import PEDESTRIAN, BoxGroundTruth
-from mec.evaluate.tracking.datasets.mots import CLASSES, MaskGroundTruth, remove_overlaps
+from mec.evaluate.tracking.datasets.mots import MaskGroundTruth, remove_overlaps
 from mec.evaluate.tracking.sequences import DetectionSequence, Scores, Tracks
 
 FRACTIONS = ("HOTA", "DetA", "AssA", "IDF1", "IDP", "IDR", "MOTA", "MOTP")
@@ -147,11 +148,13 @@ def contiguous_ids(frames: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64
 
 def mots_scores(sequences: Mapping[str, SequenceSimilarities]) -> Scores:
     """Compute ``identity_scores`` with MOTSA and MOTSP for MOTA and MOTP, and sMOTSA, MOTSA in which a correct mask
-    counts as its IoU. KITTI's sequences, such as "0002 car", also give a row for each class, such as "all car"."""
+    counts as its IoU. KITTI's sequences, such as "0002 car", also give a row for each class that is annotated, such as
+    "all car"."""
     scores = _mots_rows(sequences)
     for category in CLASSES:
         of_category = {name: sequence for name, sequence in sequences.items() if name.endswith(f" {category}")}
-        if 0 < len(of_category) < len(sequences):
+        annotated = any(len(ids) for sequence in of_category.values() for ids in sequence.ground_truth_ids)
+        if annotated and len(of_category) < len(sequences):
             scores[f"all {category}"] = _mots_rows(of_category)["all"]
     return scores
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mec.evaluate.tracking.datasets.posetrack import PoseGroundTruth
 from mec.evaluate.tracking.metrics.identity import SequenceSimilarities, identity_scores
-from mec.evaluate.tracking.sequences import JOINTS, DetectionSequence, Scores, Tracks
+from mec.evaluate.tracking.sequences import JOINTS, DetectionSequence, Scores, Tracks, hide_ignored
 
 MAX_DISTANCE = 0.5  # distance in head sizes up to which a joint is correct
 BODY_PARTS = {
@@ -48,9 +48,9 @@ def pose_similarities(sequence: DetectionSequence, tracks: Tracks) -> PoseSimila
     joints: list[list[FrameSimilarities]] = [[] for _ in JOINTS]
     for name, tracked in zip(ground_truth.names, tracks, strict=True):
         frame = annotated[name]
-        if not frame.annotated:
+        if not frame.persons:
             continue
-        true_poses, poses = (_hide_ignored(objects.poses, frame.ignored) for objects in (frame.objects, tracked))
+        true_poses, poses = (hide_ignored(objects.poses, frame.ignored) for objects in (frame.objects, tracked))
         assert frame.objects.ids is not None
         assert tracked.ids is not None
         true_visible, visible = true_poses[..., 2] > 0, poses[..., 2] > 0
@@ -72,24 +72,6 @@ def pose_similarities(sequence: DetectionSequence, tracks: Tracks) -> PoseSimila
 
 def _join_frames(frames: Sequence[FrameSimilarities]) -> SequenceSimilarities:
     return SequenceSimilarities([f[0] for f in frames], [f[1] for f in frames], [f[2] for f in frames])
-
-
-def _hide_ignored(poses: Floats | None, ignored: Iterable[Floats]) -> Floats:
-    """Return a copy of the poses (k, joints, 3) in which joints within ignored polygons are invisible."""
-    assert poses is not None
-    poses = poses.copy()
-    for polygon in ignored:
-        poses[..., 2] *= ~_inside(poses[..., :2], polygon)
-    return poses
-
-
-def _inside(points: Floats, polygon: Floats) -> NDArray[np.bool_]:
-    """Return flags (...) of points (..., 2) in a polygon (n, 2): a ray to the right crosses an odd number of sides."""
-    x, y = points[..., 0, None], points[..., 1, None]
-    (x1, y1), (x2, y2) = polygon.T, np.roll(polygon, -1, axis=0).T
-    spans = (y1 > y) != (y2 > y)
-    crossing = x1 + (y - y1) * (x2 - x1) / np.where(y1 == y2, 1, y2 - y1)
-    return np.asarray((spans & (x < crossing)).sum(axis=-1) % 2 == 1)
 
 
 def pose_scores(sequences: Mapping[str, PoseSimilarities]) -> Scores:

@@ -9,7 +9,6 @@ servers lack; it matches objects by overlap although their ids are given; and it
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -18,8 +17,6 @@ from scipy.ndimage import distance_transform_edt
 
 from mec.engine.progress import ProgressBar
 from mec.evaluate.tracking.sequences import VOID, Boxes, BoxSequence, Labels, MaskSequence, Scores
-
-logger = logging.getLogger("mec")
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -81,8 +78,6 @@ def mask_scores(sequences: Sequence[MaskSequence], tracks: Callable[[MaskSequenc
             values = _frame_values(sequence, tracks(sequence))
             if len(values):
                 by_sequence[sequence.name] = np.stack([_summary(values[:, k]) for k in range(values.shape[1])])
-            else:
-                logger.info(f"{sequence.name}: no metrics, no frame between the first and the last has a mask")
             progress.advance(1)
     if by_sequence:
         by_sequence["all"] = np.concatenate(list(by_sequence.values()))
