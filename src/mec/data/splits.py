@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 TRAIN_NAMES = ("train", "training", "trn")
 TEST_NAMES = ("test", "testing", "tst", "val", "valid", "validation", "dev", "eval")
-UNLABELED_NAMES = ("unlabeled", "unlabelled", "unsupervised")
+UNLABELED_NAMES = ("unlabeled", "unsupervised")
 """Names of splits, in any case, also followed by "set", "data" or "images" (Training_Set). The first of the test splits
 that has labels is used."""
 PART_NAMES = frozenset("images imgs jpegimages masks annotations labels segmentation query gallery holdout".split())
@@ -94,7 +94,7 @@ def doubtful_classes(dataset: ImageDataset) -> list[str]:
 
 def split_word(name: str) -> str:
     """Return the word that names a split: "training" for "Training_Set"."""
-    return re.sub(r"[ _-]?(set|data|images|imgs)$", "", name.lower())
+    return re.sub(r"[ _-]?(set|data|images|imgs)$", "", name.lower()).replace("lled", "led")  # British spelling
 
 
 def find_split_names(names: Iterable[str]) -> tuple[str | None, list[str], str | None]:
