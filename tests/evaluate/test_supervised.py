@@ -213,7 +213,7 @@ def test_bad_settings_of_a_probe_are_refused(encoder: Encoder, options: dict[str
         ({"head_lr": -1}, "head_lr: expected a number of at least 0"),
         ({"head_lr": math.inf}, "head_lr: expected a number of at least 0"),
         ({"shots": 500}, "shots: expected at most"),
-        ({"label_list": "nowhere.txt"}, "label_list: expected a text file"),
+        ({"label_list": "nowhere.txt"}, "label_list: nowhere.txt cannot be read"),
         ({"shots": 10, "head_lr": 1e30, "trials": 1, "epochs": 2}, "head_lr, backbone_lr: training diverged"),
     ],
 )

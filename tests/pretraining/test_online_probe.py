@@ -113,7 +113,7 @@ def test_without_labels_there_is_no_probe_unless_it_is_requested(tmp_path: Path)
         Image.new("RGB", (32, 32), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
     assert create_online_probe(tmp_path, None) is None
     assert create_online_probe("digits", 0) is None
-    with pytest.raises(InputError, match="has no labels"):
+    with pytest.raises(InputError, match="have no labels"):
         create_online_probe(tmp_path, 5)
     with pytest.raises(InputError, match="every_n_epochs: expected at least 1"):
         create_online_probe("digits", -1)
