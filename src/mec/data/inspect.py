@@ -85,13 +85,13 @@ class SplitInspection:
             same = len(set(self.sizes)) == 1
             lines.append(("size", f"{sizes[0, 1]} x {sizes[0, 0]} px" if same else f"{shown} px (least, median, most)"))
         if self.pixels:
-            lines.append(("pixels", ", ".join(f"{kind} ({n:,} images)" for kind, n in self.pixels.most_common())))
+            lines.append(("pixels", ", ".join(f"{kind} ({n:,})" for kind, n in self.pixels.most_common())))
         if self.corrupt:
             reasons = [f"{title}: {reason}" for title, reason in self.corrupt.items()]
-            lines.append(("corrupt", f"{len(reasons):,} images ({describe_names(reasons)})"))
+            lines.append(("corrupt", f"{len(reasons):,} ({describe_names(reasons)})"))
         if self.damaged:
             messages = [f"{title}: {message}" for title, message in self.damaged.items()]
-            lines.append(("damaged", f"{len(messages):,} images ({describe_names(messages)})"))
+            lines.append(("damaged", f"{len(messages):,} ({describe_names(messages)})"))
         if groups := self.duplicates:
             shown = describe_names([" = ".join(titles) for titles in groups])
             lines.append(("duplicates", f"{sum(map(len, groups)):,} images in {len(groups):,} groups ({shown})"))

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.data.dataset import UNLABELED, ImageDataset, Indices, Labels, count_skipped, describe
+from mec.data.dataset import UNLABELED, ImageDataset, Indices, Labels, count_skipped, describe, describe_skipped
 from mec.data.rng import Stream, uniforms
 from mec.errors import InputError
 
@@ -74,7 +74,11 @@ class Splits:
 
 def log_splits(data: Any, splits: dict[str, ImageDataset]) -> None:
     """Log how each split was read: counts, layout, and what was skipped."""
-    logger.info(f"{data}: " + " | ".join(f"{name} {describe(dataset)}".strip() for name, dataset in splits.items()))
+    lines = [f"{name} {describe(dataset)}".strip() for name, dataset in splits.items()]
+    first = describe_skipped(next(iter(splits.values())))
+    if first:  # both parts of a random split skip the same
+        lines[1:] = [line.removesuffix(f"; {first}") for line in lines[1:]]
+    logger.info(f"{data}: {' | '.join(lines)}")
     for dataset in splits.values():
         if names := doubtful_classes(dataset):
             logger.warning(f"{data}: CLASSES LOOK LIKE PARTS OF A DATASET: {', '.join(names)}")
