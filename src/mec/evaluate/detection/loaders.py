@@ -134,10 +134,14 @@ class _TestDataset(Dataset[TestBatch]):
         self.dataset, self.pixel_format, self.schedule = dataset, pixel_format, schedule
         self.images = dataset.images if isinstance(dataset, AnnotatedDataset) else dataset
 
+    def _open(self, index: int) -> OpenedImage:
+        if isinstance(self.dataset, AnnotatedDataset):
+            return self.dataset.open_image(index)
+        return open_image(self.images.load(index))
+
     def __getitem__(self, index: int) -> TestBatch:
         try:
-            annotated = isinstance(self.dataset, AnnotatedDataset)
-            opened = self.dataset.open_image(index) if annotated else open_image(self.images.load(index))
+            opened = self._open(index)
             image = resize(opened, self.pixel_format, self.schedule.test_short_side, self.schedule.max_long_side)
         except CorruptImageError as error:
             return TestBatch([], [], [], [CorruptImage(self.images.title(index), str(error))])

@@ -49,8 +49,8 @@ class Schedule:
         self, max_steps: int | None, batch_size: int | None, lr: float | None, short_side: int | None
     ) -> Schedule:
         """Return the schedule with replaced settings. Another batch size scales the learning rate in proportion, the
-        steps inversely; other steps scale milestones and warm-up (at least 50); another short side in testing scales all
-        sides."""
+        steps inversely; other steps scale milestones and warm-up (to at least 50); another short side in testing scales
+        all sides."""
         batch_size = self.batch_size if batch_size is None else batch_size
         if batch_size < 1:
             raise InputError(f"batch_size: expected at least 1, got {batch_size}")

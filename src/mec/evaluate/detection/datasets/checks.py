@@ -27,6 +27,7 @@ logger = logging.getLogger("mec")
 Split = Literal["train", "test"]
 EDGE_TOLERANCE = 1.0  # pixels by which a box may exceed its image without a warning: annotation tools round
 MAX_CHECKED_IMAGES = 1000  # of each split before a training; the others are checked when they are decoded
+MIN_BOXES = 10  # from which the format of the boxes is recognized
 MAX_NAMES = 5  # of classes in a line
 
 
@@ -34,7 +35,7 @@ class Finding(NamedTuple):
     """A kind of unusual annotation, its number, and what becomes of it."""
 
     name: str
-    count: int
+    number: int
     consequence: str
 
 
@@ -44,21 +45,24 @@ def counted_objects(dataset: AnnotatedDataset) -> NDArray[np.bool_]:
 
 
 def check_objects(dataset: AnnotatedDataset, split: Split) -> None:
-    """Raise InputError if a split has nothing to learn or to count, or boxes in fractions of the image; log a warning
-    if its boxes seem to be those of another format."""
+    """Raise InputError if a split has nothing to learn or to count, or boxes of another format."""
     name, boxes = f"{dataset.name} ({split})", dataset.boxes[~dataset.is_crowd]
     if len(boxes) and boxes.max() <= 1:
-        raise InputError(f"data: {name}: no box exceeds the first pixel; expected pixels, not fractions of the image")
+        raise InputError(
+            f"data: {name}: expected boxes in pixels, got fractions of the image (at most {boxes.max():g})"
+        )
     if not (dataset.is_target if split == "train" else counted_objects(dataset)).any():
-        objects = ", ".join(f"{f.name} {f.count:,}" for f in unusual_objects(dataset, split)) or "no object at all"
+        objects = ", ".join(f"{f.name} {f.number:,}" for f in unusual_objects(dataset, split))
         raise InputError(f"data: {name} has no object to {'train on' if split == 'train' else 'count'} ({objects})")
     if dataset.ap_metric == "coco":
         height, width = dataset.sizes[dataset.image_indices[~dataset.is_crowd]].T + EDGE_TOLERANCE
         x, y, x2, y2 = boxes.T
         are_corners = (x >= 0) & (y >= 0) & (x2 - x > x) & (y2 - y > y) & (x2 - x <= width) & (y2 - y <= height)
-        if are_corners.all() and 2 * np.count_nonzero((x2 > width) | (y2 > height)) > len(boxes):
-            logger.warning(
-                f"{name}: every bbox could be x1, y1, x2, y2; as COCO's x, y, width, height most extend beyond the image"
+        num_beyond = np.count_nonzero((x2 > width) | (y2 > height))
+        if len(boxes) >= MIN_BOXES and are_corners.all() and 2 * num_beyond > len(boxes):
+            raise InputError(
+                f"data: {name}: expected each bbox as x, y, width, height; {num_beyond:,} of {len(boxes):,} then extend "
+                "beyond their image, and none as x1, y1, x2, y2"
             )
 
 
@@ -72,7 +76,7 @@ def unusual_objects(dataset: AnnotatedDataset, split: Split) -> list[Finding]:
         ("boxes beyond the edge of the image", beyond & inside & single, "clipped", "as annotated"),
         ("boxes outside the image or without area", ~inside & single, "not used", "as annotated"),
         ("objects without a mask", dataset.lacks_mask & inside & single, "not used", "no mask can match"),
-        ("annotated twice", _duplicates(dataset) & single, "used", "counted"),
+        ("objects annotated twice", _duplicates(dataset) & single, "used", "counted"),
         ("crowd regions", dataset.is_crowd, "not used", "not counted"),
         ("difficult objects", dataset.is_difficult, "used", "not counted"),
         ("images without objects", num_objects == 0, "not used", "counted"),
@@ -81,7 +85,7 @@ def unusual_objects(dataset: AnnotatedDataset, split: Split) -> list[Finding]:
         Finding(name, int(np.count_nonzero(mask)), in_training if split == "train" else in_testing)
         for name, mask, in_training, in_testing in findings
     ]
-    return [finding for finding in counts if finding.count]
+    return [finding for finding in counts if finding.number]
 
 
 def _duplicates(dataset: AnnotatedDataset) -> NDArray[np.bool_]:
@@ -97,31 +101,37 @@ def log_contents(path: Path, train: AnnotatedDataset, test: AnnotatedDataset, he
     """Log in one line how a dataset was read, and in further lines what is unusual."""
     kind = "COCO" if train.ap_metric == "coco" else "PASCAL VOC"
     masks = "boxes and masks" if train.has_masks else "boxes only"
+    classes = _count(len(train.categories), "class", "classes")
     reason = ", held out because there is no test split" if held_out else ""
     logger.info(
-        f"{path.absolute().name}: {kind}, {masks}, {len(train.categories):,} classes; train: {_describe(train)}; "
+        f"{path.absolute().name}: {kind}, {masks}, {classes}; train: {_describe(train)}; "
         f"test: {_describe(test)}{reason}"
     )
     splits: dict[Split, AnnotatedDataset] = {"train": train, "test": test}
     for split, dataset in splits.items():
         if findings := unusual_objects(dataset, split):
-            counts = ", ".join(f"{name} {count:,} ({consequence})" for name, count, consequence in findings)
+            counts = ", ".join(f"{name} {number:,} ({consequence})" for name, number, consequence in findings)
             logger.info(f"{dataset.name} ({split}): {counts}")
     files = [{dataset.images.title(i) for i in range(len(dataset))} for dataset in splits.values()]
     if both := files[0] & files[1]:
-        logger.warning(f"{len(both):,} images are both in {train.name} and in {test.name}: metrics will be too high")
+        logger.warning(f"{_count(len(both), 'image')} in both {train.name} and {test.name}: metrics will be too high")
     listed = files[0] | files[1]
     if others := sorted(set(_image_files({os.path.dirname(file) for file in listed})) - listed):
-        logger.info(f"{len(others):,} image files beside those of the splits are in neither; the first: {others[0]}")
+        logger.info(f"{_count(len(others), 'image')} in the same folders, in neither split; the first: {others[0]}")
     unseen = np.setdiff1d(test.labels[counted_objects(test)], train.labels[train.is_target])
     if len(unseen):
         names = ", ".join([*(test.categories[i] for i in unseen[:MAX_NAMES]), *["..."][: len(unseen) - MAX_NAMES]])
-        logger.warning(f"{len(unseen):,} classes have objects in the test split only, so that their AP is 0: {names}")
+        number = _count(len(unseen), "class", "classes")
+        logger.warning(f"{number} with objects in the test split only, which detectors cannot learn: {names}")
 
 
 def _describe(dataset: AnnotatedDataset) -> str:
-    num_classes = len(np.unique(dataset.labels))
-    return f"{dataset.name}, {len(dataset):,} images, {len(dataset.boxes):,} objects of {num_classes:,} classes"
+    images, objects = _count(len(dataset), "image"), _count(len(dataset.boxes), "object")
+    return f"{dataset.name}, {images}, {objects} of {_count(len(np.unique(dataset.labels)), 'class', 'classes')}"
+
+
+def _count(number: int, singular: str, plural: str | None = None) -> str:
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
 def _image_files(folders: set[str]) -> list[str]:
@@ -178,7 +188,7 @@ class ImageCheck:
         pairs = [(m.size, m.annotated) for m in self.mismatches]
         ratios = {round(a / b, 2) for size, annotated in pairs for a, b in zip(annotated, size, strict=True)}
         if pairs and all(size == annotated[::-1] for size, annotated in pairs):
-            return " (all before their EXIF rotation? Rotate their pixels or annotate them as they are displayed)"
+            return " (all annotated before their EXIF rotation? Rotate the pixels, or annotate the images as displayed)"
         return f" (all annotated at {ratios.pop():g} times their size)" if len(ratios) == 1 else ""
 
 
@@ -202,7 +212,7 @@ def contents_table(path: str | os.PathLike[str], checks: dict[Split, ImageCheck]
             "objects with a mask": int(np.count_nonzero(np.diff(dataset.rle_spans))) if dataset.has_masks else 0,
             "classes": len(dataset.categories),
             "classes with objects": len(np.unique(dataset.labels)),
-            **{finding.name: finding.count for finding in unusual_objects(dataset, split)},
+            **{finding.name: finding.number for finding in unusual_objects(dataset, split)},
         }
         for name, count in counts.items():
             rows.setdefault(name, {})[split] = count

@@ -19,6 +19,7 @@ from mec.errors import InputError
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Object
 from mec.evaluate.detection.datasets.image_files import find_images
 from mec.evaluate.detection.datasets.masks import MaskReader
+from mec.text_files import TextError, read_text
 
 logger = logging.getLogger("mec")
 
@@ -112,9 +113,10 @@ def _read(path: Path) -> AnnotatedDataset:
 
 def _load_json(path: Path) -> dict[str, Any]:
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            content = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(read_text(path))
+    except TextError as error:
+        raise InputError(f"data: {error}") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"data: {path} cannot be read as JSON ({error})") from error
     for key in ("images", "annotations", "categories"):
         entries = content.get(key) if isinstance(content, dict) else None
@@ -187,7 +189,7 @@ def _objects(
             except ValueError as error:
                 raise InputError(f"data: {path}: the mask of annotation {annotation_id}: {error}") from error
             area = annotation.get("area")
-            if not _is_number(area):
+            if not _is_number(area) or area < 0:  # COCO's evaluation would ignore the object
                 area = num_pixels if counts else width * height
             label, crowd = labels[annotation["category_id"]], annotation.get("iscrowd") in TRUE
             yield Object(image, (x, y, x + width, y + height), label, float(area), crowd, rle_counts=counts)

@@ -55,7 +55,7 @@ def _list_files(folder: Path, subfolders: set[str]) -> list[str]:
 
 def _exact_files(folder: Path, names: list[str]) -> dict[str, str]:
     present = set(_list_files(folder, {os.path.dirname(name) for name in names}))
-    return {name: name for name in names if name in present}
+    return {name: name for name in names if name in present and posixpath.normpath(name) == name}
 
 
 def _tidy(name: str) -> str:
@@ -63,10 +63,15 @@ def _tidy(name: str) -> str:
     return posixpath.normpath(unicodedata.normalize("NFC", unquote(name).replace("\\", "/")))
 
 
+def _without_extension(name: str) -> str:
+    stem, extension = posixpath.splitext(_tidy(name).casefold())
+    return stem if extension in EXTENSIONS else stem + extension
+
+
 SPELLINGS: list[Callable[[str], str]] = [
     _tidy,
     lambda name: _tidy(name).casefold(),
-    lambda name: posixpath.splitext(_tidy(name).casefold())[0],  # another extension
+    _without_extension,
     lambda name: posixpath.basename(_tidy(name).casefold()),  # paths of another computer
 ]
 """What a name and its file must have in common, from strict to loose."""

@@ -34,6 +34,8 @@ class MaskReader:
     ) -> tuple[bytes, int]:
         """Return compressed RLE counts and number of pixels of the mask in an image of ``size`` (height, width); b""
         and 0 without any. ``box`` is that of the object: x, y, width, height. ValueError if RLE is damaged."""
+        if isinstance(segmentation, list):
+            segmentation = [part for part in segmentation if part != []]
         if not segmentation:
             return b"", 0
         self.num_segmentations += 1
@@ -94,15 +96,13 @@ def _is_nested(part: list[Any]) -> bool:
 
 
 def _polygon(part: Any, reasons: list[str]) -> list[float]:
-    """Return a polygon as x, y, x, y ...; [] if it is none, with the reason appended to ``reasons``, or empty."""
+    """Return a polygon as x, y, x, y ...; [] if it is none, with the reason appended to ``reasons``."""
     try:
         values = np.asarray(part)
     except ValueError:
         values = np.empty((0, 0), object)  # lists of different lengths
     if values.dtype.kind in "if" and values.ndim == 2 and values.shape[1] == 2:
         values = values.reshape(-1)
-    if values.ndim == 1 and len(values) == 0:
-        return []
     if values.dtype.kind not in "if" or values.ndim != 1:
         reasons.append("not lists of x and y")
     elif len(values) == 4:
