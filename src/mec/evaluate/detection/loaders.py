@@ -177,6 +177,11 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
+class _Loader(DataLoader[Any]):
+    def check_worker_number_rationality(self) -> None:
+        """Do not print a warning for each loader if a user chooses more workers than cores."""
+
+
 def make_train_loader(
     dataset: AnnotatedDataset,
     sampler: AspectRatioBatchSampler,
@@ -187,7 +192,7 @@ def make_train_loader(
 ) -> DataLoader[TrainBatch]:
     """Create the loader of training batches. Augmentation uses the seed of the sampler."""
     num_workers = worker_count(workers)
-    return DataLoader(
+    return _Loader(
         _TrainDataset(dataset, pixel_format, schedule, sampler.seed),
         batch_size=None,
         sampler=sampler,
@@ -209,6 +214,6 @@ def make_test_loader(
     """Create the loader of every ``world_size``-th image from ``rank`` on, one image per batch. Those of an
     AnnotatedDataset must have the annotated sizes."""
     test_dataset, indices = _TestDataset(dataset, pixel_format, schedule), range(rank, len(dataset), world_size)
-    return DataLoader(
+    return _Loader(
         test_dataset, batch_size=None, sampler=indices, collate_fn=_identity, num_workers=worker_count(workers)
     )

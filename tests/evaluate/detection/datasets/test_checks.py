@@ -11,6 +11,7 @@ from mec.errors import InputError
 from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.datasets.checks import check_images
 from tests.evaluate.detection.datasets.test_annotations import write_coco, write_roboflow
+from tests.evaluate.detection.datasets.test_voc import object_xml, write_image, write_lists
 from tests.evaluate.detection.scenes import coco_dataset, voc_dataset
 
 Content = dict[str, Any]
@@ -105,7 +106,7 @@ CORNERS = [box_row(i, [9, 4, 9 + 9, 4 + 5]) for i in range(10)]  # in images of 
     ("annotations", "reason"),
     [
         ([box_row(i, [0.1, 0.2, 0.3, 0.4]) for i in range(9)], "expected boxes in pixels, got fractions .*at most 0.6"),
-        (CORNERS, "expected each bbox as x, y, width, height; 10 of 10 then extend beyond their image"),
+        (CORNERS, "expected each bbox as x, y, width, height; 10 of 10 extend beyond their image"),
         ([box_row(i, [30, 1, 4, 4]) for i in range(3)],
          r"has no object to .* \(boxes outside the image or without area 3, images without objects"),
         ([box_row(0, [1, 1, 4, 4], iscrowd="1"), box_row(1, [-9, 1, 4, 4])],
@@ -145,6 +146,17 @@ def test_objects_annotated_twice_are_counted(tmp_path: Path, capfd: pytest.Captu
 def test_classes_of_the_test_split_only_are_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     open_annotated(write_roboflow(tmp_path, GOOD, [box_row(0, [1, 1, 4, 4], category_id=2)]))
     line = "warning: 1 class with objects in the test split only, which detectors cannot learn: nut\n"
+    assert capfd.readouterr().err.endswith(line)
+
+
+def test_classes_that_differ_in_case_or_spaces_only_are_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for i, name in enumerate(("Wolf", "wolf ", "red wolf", "red  wolf", "ant")):
+        write_image(tmp_path, f"p{i}", object_xml(name))
+    write_lists(tmp_path, train="p0 p1 p2 p3 p4", test="p4")
+    open_annotated(tmp_path)
+    line = "warning: 4 classes that differ in case or spaces only: Wolf, red  wolf, red wolf, wolf\n"
     assert capfd.readouterr().err.endswith(line)
 
 
@@ -193,3 +205,8 @@ def test_check_prints_what_both_splits_contain(
     status, rows, err = run_check(data, capsys)
     assert (status, rows["unreadable images"]) == (2, ["0", "2"])
     assert err.splitlines()[-1].startswith("mec: data: annotations/instances_val2017.json (test): 3 of 41 images")
+
+
+def test_check_needs_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "detect", "--check"]) == 2
+    assert capsys.readouterr().err.startswith("mec: data: expected a VOCdevkit")

@@ -311,6 +311,13 @@ def test_files_of_other_formats_are_rejected(tmp_path: Path) -> None:
             open_coco(tmp_path / "a.json", None)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_encodings_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    path = write_json(tmp_path, "a.json", [make_annotation(1, 10, [0, 0, 2, 2])])
+    path.write_text(path.read_text(), encoding=encoding)
+    assert len(open_coco(path, None)[0].boxes) == 1
+
+
 def test_splits_of_different_categories_are_rejected(tmp_path: Path) -> None:
     train = write_json(tmp_path / "a", "x.json", [make_annotation(1, 10, [0, 0, 2, 2])])
     for names, message in (

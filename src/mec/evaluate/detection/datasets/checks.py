@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -61,7 +62,7 @@ def check_objects(dataset: AnnotatedDataset, split: Split) -> None:
         num_beyond = np.count_nonzero((x2 > width) | (y2 > height))
         if len(boxes) >= MIN_BOXES and are_corners.all() and 2 * num_beyond > len(boxes):
             raise InputError(
-                f"data: {name}: expected each bbox as x, y, width, height; {num_beyond:,} of {len(boxes):,} then extend "
+                f"data: {name}: expected each bbox as x, y, width, height; {num_beyond:,} of {len(boxes):,} extend "
                 "beyond their image, and none as x1, y1, x2, y2"
             )
 
@@ -118,11 +119,15 @@ def log_contents(path: Path, train: AnnotatedDataset, test: AnnotatedDataset, he
     listed = files[0] | files[1]
     if others := sorted(set(_image_files({os.path.dirname(file) for file in listed})) - listed):
         logger.info(f"{_count(len(others), 'image')} in the same folders, in neither split; the first: {others[0]}")
+    lower_case = Counter(" ".join(name.split()).casefold() for name in train.categories)
+    if alike := [name for name in train.categories if lower_case[" ".join(name.split()).casefold()] > 1]:
+        logger.warning(f"{_count(len(alike), 'class', 'classes')} that differ in case or spaces only: {_names(alike)}")
     unseen = np.setdiff1d(test.labels[counted_objects(test)], train.labels[train.is_target])
     if len(unseen):
-        names = ", ".join([*(test.categories[i] for i in unseen[:MAX_NAMES]), *["..."][: len(unseen) - MAX_NAMES]])
         number = _count(len(unseen), "class", "classes")
-        logger.warning(f"{number} with objects in the test split only, which detectors cannot learn: {names}")
+        logger.warning(
+            f"{number} with objects in the test split only, which detectors cannot learn: {_names([test.categories[i] for i in unseen])}"
+        )
 
 
 def _describe(dataset: AnnotatedDataset) -> str:
@@ -132,6 +137,10 @@ def _describe(dataset: AnnotatedDataset) -> str:
 
 def _count(number: int, singular: str, plural: str | None = None) -> str:
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join([*names[:MAX_NAMES], *["..."][: len(names) - MAX_NAMES]])
 
 
 def _image_files(folders: set[str]) -> list[str]:
