@@ -124,10 +124,8 @@ def log_contents(path: Path, train: AnnotatedDataset, test: AnnotatedDataset, he
         logger.warning(f"{_count(len(alike), 'class', 'classes')} that differ in case or spaces only: {_names(alike)}")
     unseen = np.setdiff1d(test.labels[counted_objects(test)], train.labels[train.is_target])
     if len(unseen):
-        number = _count(len(unseen), "class", "classes")
-        logger.warning(
-            f"{number} with objects in the test split only, which detectors cannot learn: {_names([test.categories[i] for i in unseen])}"
-        )
+        number, names = _count(len(unseen), "class", "classes"), _names([test.categories[i] for i in unseen])
+        logger.warning(f"{number} with objects in the test split only, which detectors cannot learn: {names}")
 
 
 def _describe(dataset: AnnotatedDataset) -> str:
@@ -140,7 +138,7 @@ def _count(number: int, singular: str, plural: str | None = None) -> str:
 
 
 def _names(names: list[str]) -> str:
-    return ", ".join([*names[:MAX_NAMES], *["..."][: len(names) - MAX_NAMES]])
+    return ", ".join(names[:MAX_NAMES] + ["..."] * (len(names) > MAX_NAMES))
 
 
 def _image_files(folders: set[str]) -> list[str]:
