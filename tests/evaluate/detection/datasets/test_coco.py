@@ -274,13 +274,14 @@ def test_invalid_annotations_are_rejected_in_one_line(tmp_path: Path, key_path: 
     assert "\n" not in str(error.value)
 
 
-def test_ids_that_are_text_are_read_as_numbers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("id_type", [str, float])
+def test_ids_that_are_text_or_floats_are_read_as_integers(tmp_path: Path, id_type: type) -> None:
     """Exporters write the ids of some lists as text; pycocotools then drops the annotations."""
     annotations = [make_annotation(1, 10, [0, 0, 4, 5]), make_annotation(2, 20, [1, 1, 2, 2])]
     expected, _ = open_coco(write_json(tmp_path / "a", "x.json", annotations), None)
-    text_ids = [{**annotation, "image_id": str(annotation["image_id"])} for annotation in annotations]
-    images = [{**image, "id": str(image["id"])} for image in IMAGES]
-    categories = [{**category, "id": str(category["id"])} for category in CATEGORIES]
+    text_ids = [{**a, "image_id": id_type(a["image_id"])} for a in annotations]
+    images = [{**image, "id": id_type(image["id"])} for image in IMAGES]
+    categories = [{**category, "id": id_type(category["id"])} for category in CATEGORIES]
     for fields in ({}, {"images": images}, {"images": images, "categories": categories}):
         dataset, _ = open_coco(write_json(tmp_path / "b", "x.json", text_ids, **fields), None)
         for name in ("image_ids", "offsets", "labels", "category_ids"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from faster_coco_eval import mask as coco_mask
 
+from mec.errors import InputError
 from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.datasets.coco import open_coco
 from mec.evaluate.detection.datasets.masks import MaskReader
@@ -120,4 +121,27 @@ def test_some_unread_masks_are_a_warning(tmp_path: Path, capfd: pytest.CaptureFi
         "warning: mine/a.json: 3 of 6 segmentations could not be read, or only in part (a box of two corners 2, "
         "an odd number of coordinates 1); the first: annotation 2"
     )
-    assert "mine/a.json: 1 of 3 masks lie outside the box of their object (IoU below 0.1)" in second
+    assert "mine/a.json: 1 of 3 masks lie outside the bbox of their annotation (IoU below 0.1), used as" in second
+
+
+@pytest.mark.parametrize(
+    "polygon",
+    [
+        [2, 3, 2, 5, 3, 2, 5, 7, 1, 2, 7, 1],  # x, y and visibility of key points
+        [4, 1, 5, 1, 5, 2, 4, 2],  # of the image at a third of its size
+        [3, 12, 3, 15, 7, 15, 7, 12],  # y before x
+    ],
+)
+def test_a_file_with_most_masks_outside_their_boxes_is_refused(tmp_path: Path, polygon: list[int]) -> None:
+    images = [{"id": 1, "file_name": "a.jpg", "height": 20, "width": 20}]
+    annotations = [make_annotation(i, 1, [12, 3, 3, 4], segmentation=[polygon]) for i in range(6)]
+    right = [make_annotation(i, 1, [12, 3, 3, 4], segmentation=[[12, 3, 15, 3, 15, 7, 12, 7]]) for i in range(6, 12)]
+    for number, is_refused in ((4, True), (6, False)):
+        path = write_json(tmp_path / "mine", "a.json", [*annotations, *right[:number]], images=images)
+        if is_refused:
+            with pytest.raises(
+                InputError, match=r"^data: mine/a.json: 6 of 10 masks lie outside the bbox of their ann"
+            ):
+                open_coco(path, None)
+        else:
+            assert open_coco(path, None)[0].has_masks

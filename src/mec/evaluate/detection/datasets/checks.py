@@ -195,7 +195,7 @@ class ImageCheck:
         pairs = [(m.size, m.annotated) for m in self.mismatches]
         ratios = {round(a / b, 2) for size, annotated in pairs for a, b in zip(annotated, size, strict=True)}
         if pairs and all(size == annotated[::-1] for size, annotated in pairs):
-            return " (all annotated before their EXIF rotation? Rotate the pixels, or annotate the images as displayed)"
+            return " (width and height exchanged in all: were they annotated before their EXIF rotation?)"
         return f" (all annotated at {ratios.pop():g} times their size)" if len(ratios) == 1 else ""
 
 

@@ -107,7 +107,7 @@ def _read(path: Path) -> AnnotatedDataset:
         category_ids=np.array(list(names_by_id), np.int64),
         ap_metric="coco",
     )
-    mask_reader.log(dataset_name, dataset.has_masks)
+    mask_reader.check(dataset_name, dataset.has_masks)
     return dataset
 
 
@@ -147,7 +147,10 @@ def _unique(path: Path, kind: str, entries: list[dict[str, Any]], key: str) -> l
 
 
 def _as_id(value: Any) -> Any:
-    """Return a number that is written as text, such as "7", as the number. Other values are unchanged."""
+    """Return a whole number that is written as text or with a decimal point, such as "7" or 7.0, as an integer. Other
+    values are unchanged."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     return int(value) if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value) else value
 
 

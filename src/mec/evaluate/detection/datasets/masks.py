@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import mask as coco_mask
 
+from mec.errors import InputError
 from mec.evaluate.detection.datasets.annotations import Rle, parse_rle_counts
 
 logger = logging.getLogger("mec")
 
 MAX_COORDINATE = 100_000  # pixels. Polygons beyond are damaged, and rasterizing them takes memory: they are discarded
 MIN_BOX_IOU = 0.1  # of the extent of a mask with the box of its object: that of any careful annotation is near 1
+MIN_MASKS = 10  # from which a file with most masks outside their boxes is refused
 
 
 class MaskReader:
@@ -60,8 +62,9 @@ class MaskReader:
             self.far_from_box.append(annotation_id)
         return mask["counts"], num_pixels
 
-    def log(self, name: str, has_masks: bool) -> None:
-        """Log what could not be read in the split ``name``, in capitals if it has no masks therefore."""
+    def check(self, name: str, has_masks: bool) -> None:
+        """Log what could not be read in the file ``name``, in capitals if it has no masks therefore; InputError if most
+        masks lie outside their box."""
         total = self.num_segmentations
         if self.unread:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.unread.most_common())
@@ -73,8 +76,11 @@ class MaskReader:
             logger.warning(f"{name}: {number} {how} ({reasons}); {first}{end}")
         if self.far_from_box:
             number = f"{len(self.far_from_box):,} of {self.num_masks:,} masks"
-            end = f"used as annotated; the first: annotation {self.far_from_box[0]}"
-            logger.warning(f"{name}: {number} lie outside the box of their object (IoU below {MIN_BOX_IOU}), {end}")
+            line = f"{name}: {number} lie outside the bbox of their annotation (IoU below {MIN_BOX_IOU})"
+            first = f"the first: annotation {self.far_from_box[0]}"
+            if self.num_masks >= MIN_MASKS and 2 * len(self.far_from_box) > self.num_masks:
+                raise InputError(f"data: {line}; expected masks and boxes in pixels of the same image; {first}")
+            logger.warning(f"{line}, used as annotated; {first}")
 
 
 def _box_iou(a: Sequence[float], b: Sequence[float]) -> float:
