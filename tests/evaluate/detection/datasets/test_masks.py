@@ -139,9 +139,7 @@ def test_a_file_with_most_masks_outside_their_boxes_is_refused(tmp_path: Path, p
     for number, is_refused in ((4, True), (6, False)):
         path = write_json(tmp_path / "mine", "a.json", [*annotations, *right[:number]], images=images)
         if is_refused:
-            with pytest.raises(
-                InputError, match=r"^data: mine/a.json: 6 of 10 masks lie outside the bbox of their ann"
-            ):
+            with pytest.raises(InputError, match=r"^data: mine/a.json: 6 of 10 masks lie outside the bbox of "):
                 open_coco(path, None)
         else:
             assert open_coco(path, None)[0].has_masks
