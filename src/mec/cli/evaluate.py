@@ -69,7 +69,9 @@ def add_task(parser: Parser, arguments: Sequence[str]) -> Callable[..., None]:
     if task == "detect":
         data_help = f"{DETECTION_HELP}; absent: only --predict, with a detector in --out"
         required.add_argument("data", nargs="?", help=data_help)
-        required.add_argument("--encoder", help=f"{ENCODER_HELP}; absent: only --predict")
+        required.add_argument("--encoder", help=f"{ENCODER_HELP}; absent: only --predict or --check")
+        check_help = "read all annotations and image sizes of DATA, print what they contain, and stop"
+        required.add_argument("--check", action="store_true", help=check_help)
         out_help = "folder for the detectors and their metrics; absent: detect-SCHEDULE in the run folder"
         prediction = parser.add_argument_group("prediction")
         prediction.add_argument("--predict", help="images (folder, file, video) to draw detections on; absent: none")
@@ -131,15 +133,25 @@ def evaluate(task: str, data: Any, encoder: str, out: str | None, **settings: An
 
 
 def evaluate_detection(
-    data: str | None, encoder: str | None, out: str | None, predict: str | None, threshold: float, **settings: Any
+    data: str | None,
+    encoder: str | None,
+    out: str | None,
+    check: bool,
+    predict: str | None,
+    threshold: float,
+    **settings: Any,
 ) -> None:
-    """Train and evaluate detectors, then draw predictions; or only draw, with a detector trained before."""
+    """Train and evaluate detectors, then draw predictions; or only draw, with a detector trained before; or only check
+    the data."""
     from mec.distributed import is_rank_zero
     from mec.evaluate.detection.detect import check_threshold, open_prediction_images
     from mec.evaluate.detection.detect import predict as draw_predictions
 
-    if data is None and predict is None:
+    if data is None and (check or predict is None):
         raise InputError(f"data: expected {DETECTION_HELP}; or --predict IMAGES --out DETECTORS")
+    if check:
+        check_detection_data(data, settings["schedule"])
+        return
     if data is not None and encoder is None:
         raise InputError("encoder: expected the weights that the detector starts from, such as a run folder")
     detectors = files_folder("detect", data, encoder, out, settings)
@@ -154,6 +166,20 @@ def evaluate_detection(
         folder = draw_predictions(predict, detectors, threshold, settings["devices"], settings["workers"])
         if is_rank_zero():
             print(folder)
+
+
+def check_detection_data(data: Any, schedule: str) -> None:
+    """Print what a detection dataset contains. Raises InputError if it cannot be used."""
+    from mec.distributed import is_rank_zero
+    from mec.evaluate.detection.datasets import open_annotated
+    from mec.evaluate.detection.datasets.checks import check_images, contents_table
+    from mec.evaluate.detection.schedules import VOC_TRAIN_YEARS
+
+    checks = check_images(*open_annotated(data, VOC_TRAIN_YEARS.get(schedule)), all_images=True)
+    if is_rank_zero():
+        Console(soft_wrap=True).print(contents_table(data, checks))
+    for check in checks.values():
+        check.refuse_or_log()
 
 
 def files_folder(task: str, data: Any, encoder: str | None, out: str | None, settings: dict[str, Any]) -> str | None:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import mec
@@ -214,22 +215,37 @@ def test_voc_is_evaluated_by_its_own_metric(tmp_path: Path, monkeypatch: pytest.
     assert (len(spec.categories), spec.category_ids, spec.has_masks) == (20, list(range(1, 21)), False)
 
 
-def test_a_corrupt_test_image_is_skipped_and_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("fault", ["corrupt", "another size"])
+def test_a_test_image_that_cannot_be_used_is_skipped_and_logged(
+    tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = coco_dataset(tmp_path / "data", test=21, masks=False)
-    (data / "val2017" / "1004.png").write_bytes(b"no image")
+    file = data / "val2017" / "1004.png"
+    if fault == "corrupt":
+        file.write_bytes(b"no image")
+    else:
+        Image.open(file).resize((48, 40)).save(file)
     result = detect_without_baseline(data, tmp_path / "out", max_steps=1)
     assert "AP50" in result.values()
-    assert f"{data}/val2017/1004.png" in capsys.readouterr().err
+    (before, after) = [line for line in capsys.readouterr().err.splitlines() if str(file) in line]
+    assert "1 of 21 images cannot be used" in before
+    assert after.startswith("warning: skipped 1 corrupt image; ")
     results = json.loads((tmp_path / "out" / "encoder-0" / "detections.json").read_text())
     assert {r["image_id"] for r in results} == {i + 5 for i in range(1000, 1021) if i != 1004}
 
 
 def test_more_than_a_twentieth_of_corrupt_test_images_is_an_input_error(tmp_path: Path) -> None:
     data = coco_dataset(tmp_path / "data", test=10, masks=False)
-    (data / "val2017" / "1004.png").write_bytes(b"no image")
+    file = data / "val2017" / "1004.png"
+    content = file.read_bytes()
+    file.write_bytes(content[:200])  # found when it is decoded
     with pytest.raises(InputError, match=r"^data: 1 of 10 images .*1004\.png"):
         detect_without_baseline(data, tmp_path / "out", max_steps=1)
     assert not (tmp_path / "out" / "encoder-0" / "metrics.json").exists()
+    file.write_bytes(b"no image")  # found before the training
+    with pytest.raises(InputError, match=r"^data: .*\(test\): 1 of 10 images .*1004\.png"):
+        detect_without_baseline(data, tmp_path / "other", max_steps=1)
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.fixture
@@ -274,5 +290,5 @@ def test_prediction_with_a_trained_detector(run: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == "out/predicted\n"
     assert sorted(p.name for p in (run.parent / "out" / "predicted").iterdir()) == ["1001.jpg", "detections.json"]
     assert main(train) == 2
-    assert capsys.readouterr().err.startswith("mec: out: out already contains results; ")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("mec: out: out already contains results; ")
     assert main([*train, "--resume"]) == 0

@@ -41,6 +41,7 @@ def test_a_smaller_batch_keeps_the_number_of_images() -> None:
     ("overrides", "expected"),
     [
         ({"max_steps": 9000}, {"max_steps": 9000, "milestones": (6000, 8000), "warmup_steps": 100}),
+        ({"max_steps": 10}, {"max_steps": 10, "milestones": (7, 9), "warmup_steps": 50}),
         ({"lr": 0.1}, {"lr": 0.1}),
         ({"batch_size": 8, "lr": 0.1, "max_steps": 90_000}, {"batch_size": 8, "lr": 0.1}),
         (
@@ -52,6 +53,14 @@ def test_a_smaller_batch_keeps_the_number_of_images() -> None:
 )
 def test_overrides_adjust_dependent_settings(overrides: dict[str, Any], expected: dict[str, Any]) -> None:
     assert SCHEDULES["coco-1x"].with_overrides(**(NO_OVERRIDES | overrides)) == replace(COCO_1X, **expected)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_dry_run_of_ten_steps_stays_below_a_fifth_of_the_learning_rate(name: str) -> None:
+    """A detector from an EfficientNet of ImageNet diverged in ten steps at the full learning rate."""
+    schedule = SCHEDULES[name].with_overrides(**(NO_OVERRIDES | {"max_steps": 10}))
+    assert max(schedule.lr_factor(step) for step in range(10)) < 0.2
+    assert replace(SCHEDULES[name], warmup_steps=20).with_overrides(**NO_OVERRIDES).warmup_steps == 20
 
 
 @pytest.mark.parametrize(

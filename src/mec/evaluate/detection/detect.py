@@ -26,6 +26,7 @@ from mec.engine.trainer import seeded
 from mec.errors import InputError
 from mec.evaluate.detection.datasets import open_annotated
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections, to_coco_results
+from mec.evaluate.detection.datasets.checks import check_images
 from mec.evaluate.detection.detectors import (
     WEIGHTS,
     Detector,
@@ -90,7 +91,7 @@ def detect(
         trials: detectors to train, each with another seed; 5 for a published VOC number.
         seed: seed of the first trial; it determines new layers and the order of the images.
         baselines: also train a detector from the untrained encoder; null: only with the schedule short.
-        max_steps: optimizer steps; milestones and warm-up are scaled in proportion; null: the schedule's.
+        max_steps: optimizer steps; milestones and warm-up (at least 50) scale in proportion; null: the schedule's.
         batch_size: images in a step; scales the learning rate in proportion, the steps inversely; null: the schedule's.
         lr: learning rate; null: the schedule's.
         short_side: short side of the images in testing, which scales those in training; null: the schedule's.
@@ -113,7 +114,9 @@ def detect(
     resolved_architecture = resolve_architecture(encoder, architecture)
     out = Path(out).expanduser()
     train_set, test_set = open_annotated(data, VOC_TRAIN_YEARS.get(schedule))
-    check_channels(train_set.images, encoder, data)
+    for image_check in check_images(train_set, test_set).values():
+        image_check.refuse_or_log()
+        check_channels(image_check.dataset.images, encoder, data)
     category_ids = train_set.category_ids.tolist()
     spec = DetectorSpec(
         encoder.spec, resolved_architecture, train_set.categories, category_ids, train_set.has_masks, settings
@@ -138,7 +141,7 @@ def detect(
                         label = folder.name if trials > 1 else row
                         trainer = detection_trainer(folder, label, devices, nodes, precision)
                         trained = _trained_detector(folder, spec, row_encoder, train_set, trainer, trial_seed, workers)
-                        detections = run_detector(trained, test_set.images, trainer, workers, f"{label}, detecting")
+                        detections = run_detector(trained, test_set, trainer, workers, f"{label}, detecting")
                     overall = _evaluate(folder, test_set, detections, trainer.is_global_zero)
                 metrics[row].append({name: value for name, value in overall.items() if name in TABLE_METRICS})
     detector = f"{'Mask' if spec.has_masks else 'Faster'} R-CNN {spec.architecture.upper()}"

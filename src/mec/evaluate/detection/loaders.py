@@ -115,13 +115,9 @@ class _TrainDataset(Dataset[TrainBatch]):
         """Load an image, resized and flipped at random. The random numbers depend on the seed and the key only."""
         rng = np.random.default_rng((self.seed, data_pass, index))
         short_side, flip = int(rng.choice(self.schedule.train_short_sides)), bool(rng.random() < 0.5)
-        opened = open_image(self.dataset.images.load(index))
-        height, width = self.dataset.sizes[index].tolist()
-        if (opened.height, opened.width) != (height, width):
-            size = f"{opened.width} x {opened.height} pixels"
-            raise CorruptImageError(f"{size}, but {width} x {height} in the annotations")
+        opened = self.dataset.open_image(index)
         image = resize(opened, self.pixel_format, short_side, self.schedule.max_long_side)
-        _, new_height, new_width = image.shape
+        (height, width), (_, new_height, new_width) = self.dataset.sizes[index].tolist(), image.shape
         annotated = self.dataset.targets(index)
         boxes = torch.from_numpy(annotated.boxes) * torch.tensor([new_width / width, new_height / height]).repeat(2)
         if flip:
@@ -134,15 +130,21 @@ class _TrainDataset(Dataset[TrainBatch]):
 
 
 class _TestDataset(Dataset[TestBatch]):
-    def __init__(self, dataset: ImageDataset, pixel_format: PixelFormat, schedule: Schedule) -> None:
+    def __init__(self, dataset: ImageDataset | AnnotatedDataset, pixel_format: PixelFormat, schedule: Schedule) -> None:
         self.dataset, self.pixel_format, self.schedule = dataset, pixel_format, schedule
+        self.images = dataset.images if isinstance(dataset, AnnotatedDataset) else dataset
+
+    def _open(self, index: int) -> OpenedImage:
+        if isinstance(self.dataset, AnnotatedDataset):
+            return self.dataset.open_image(index)
+        return open_image(self.images.load(index))
 
     def __getitem__(self, index: int) -> TestBatch:
         try:
-            opened = open_image(self.dataset.load(index))
+            opened = self._open(index)
             image = resize(opened, self.pixel_format, self.schedule.test_short_side, self.schedule.max_long_side)
         except CorruptImageError as error:
-            return TestBatch([], [], [], [CorruptImage(self.dataset.title(index), str(error))])
+            return TestBatch([], [], [], [CorruptImage(self.images.title(index), str(error))])
         return TestBatch([image], [index], [(opened.height, opened.width)], [])
 
 
@@ -175,6 +177,11 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
+class _Loader(DataLoader[Any]):
+    def check_worker_number_rationality(self) -> None:
+        """Do not print a warning for each loader if a user chooses more workers than cores."""
+
+
 def make_train_loader(
     dataset: AnnotatedDataset,
     sampler: AspectRatioBatchSampler,
@@ -185,7 +192,7 @@ def make_train_loader(
 ) -> DataLoader[TrainBatch]:
     """Create the loader of training batches. Augmentation uses the seed of the sampler."""
     num_workers = worker_count(workers)
-    return DataLoader(
+    return _Loader(
         _TrainDataset(dataset, pixel_format, schedule, sampler.seed),
         batch_size=None,
         sampler=sampler,
@@ -197,15 +204,16 @@ def make_train_loader(
 
 
 def make_test_loader(
-    dataset: ImageDataset,
+    dataset: ImageDataset | AnnotatedDataset,
     pixel_format: PixelFormat,
     schedule: Schedule,
     rank: int,
     world_size: int,
     workers: int | None,
 ) -> DataLoader[TestBatch]:
-    """Create the loader of every ``world_size``-th image from ``rank`` on, one image per batch."""
+    """Create the loader of every ``world_size``-th image from ``rank`` on, one image per batch. Those of an
+    AnnotatedDataset must have the annotated sizes."""
     test_dataset, indices = _TestDataset(dataset, pixel_format, schedule), range(rank, len(dataset), world_size)
-    return DataLoader(
+    return _Loader(
         test_dataset, batch_size=None, sampler=indices, collate_fn=_identity, num_workers=worker_count(workers)
     )

@@ -7,6 +7,8 @@ from typing import Any
 
 from mec.errors import InputError
 
+MIN_WARMUP_STEPS = 50  # of shortened schedules: with fewer, detectors from a good encoder diverge
+
 
 def _sides(smallest: int, largest: int) -> tuple[int, ...]:
     return tuple(range(smallest, largest + 1, 32))
@@ -47,7 +49,8 @@ class Schedule:
         self, max_steps: int | None, batch_size: int | None, lr: float | None, short_side: int | None
     ) -> Schedule:
         """Return the schedule with replaced settings. Another batch size scales the learning rate in proportion, the
-        steps inversely; other steps scale milestones and warm-up; another short side in testing scales all sides."""
+        steps inversely; other steps scale milestones and warm-up (to at least 50); another short side in testing scales
+        all sides."""
         batch_size = self.batch_size if batch_size is None else batch_size
         if batch_size < 1:
             raise InputError(f"batch_size: expected at least 1, got {batch_size}")
@@ -59,7 +62,7 @@ class Schedule:
             self,
             max_steps=max_steps,
             milestones=tuple(round(milestone * step_scale) for milestone in self.milestones),
-            warmup_steps=round(self.warmup_steps * step_scale),
+            warmup_steps=max(round(self.warmup_steps * step_scale), min(self.warmup_steps, MIN_WARMUP_STEPS)),
             batch_size=batch_size,
             lr=self.lr * batch_size / self.batch_size if lr is None else lr,
             train_short_sides=tuple(round(side * size_scale) for side in self.train_short_sides),

@@ -192,12 +192,13 @@ def update_bn_stats(module: DetectionModule, loader: DataLoader[TrainBatch], tra
 
 def run_detector(
     detector: Detector,
-    dataset: ImageDataset,
+    dataset: ImageDataset | AnnotatedDataset,
     trainer: lightning.Trainer,
     workers: int | None,
     label: str = "detections",
 ) -> dict[int, Detections]:
-    """Return image index -> detections of every readable image, in every process; the processes share the images."""
+    """Return image index -> detections of every readable image, in every process; the processes share the images. Those
+    of an AnnotatedDataset must have the annotated sizes."""
     module = DetectionModule(detector, 0, len(dataset))
     rank, world_size = trainer.global_rank, trainer.world_size
     loader = make_test_loader(dataset, detector.pixel_format, detector.schedule, rank, world_size, workers)

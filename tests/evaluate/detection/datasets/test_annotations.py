@@ -151,11 +151,19 @@ def test_both_splits_of_coco(real_data: Path, capfd: pytest.CaptureFixture[str])
     assert test.has_masks
     assert train.categories == test.categories
     assert sum(len(train.targets(i).boxes) > 0 for i in range(128)) == 126
-    assert capfd.readouterr().err.splitlines() == [
+    first, *unusual, unlisted, unseen = capfd.readouterr().err.splitlines()
+    assert first == (
+        "coco128: COCO, boxes and masks, 80 classes; "
+        "train: annotations/instances_train2017.json, 128 images, 939 objects of 71 classes; "
+        "test: annotations/instances_val2017.json, 100 images, 712 objects of 72 classes"
+    )
+    assert unusual == [
         "annotations/instances_train2017.json (train): crowd regions 10 (not used), "
         "images without objects 2 (not used)",
         "annotations/instances_val2017.json (test): crowd regions 5 (not counted)",
     ]
+    assert unlisted.startswith("28 images in the same folders, in neither split; the first: ")
+    assert "5 classes with objects in the test split only" in unseen
 
 
 def test_one_json_is_always_split_the_same_way(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -166,7 +174,10 @@ def test_one_json_is_always_split_the_same_way(tmp_path: Path, capfd: pytest.Cap
     for split in (train, test):
         assert split.boxes[:, 2].tolist() == (split.image_ids + 1).tolist(), "objects stay with their images"
         assert split.images.names == [f"mine{i}.jpg" for i in split.image_ids]
-    assert capfd.readouterr().err == "mine/a.json has no test split: 2 of its 10 images are held out\n"
+    assert capfd.readouterr().err == (
+        "a.json: COCO, boxes only, 2 classes; train: mine/a.json, 4/5, 8 images, 8 objects of 1 class; "
+        "test: mine/a.json, 1/5, 2 images, 2 objects of 1 class, held out because there is no test split\n"
+    )
     again, _ = open_annotated(str(tmp_path / "mine"))
     assert np.array_equal(again.image_ids, train.image_ids)
 
@@ -178,7 +189,7 @@ def test_unusual_annotations_are_counted_in_a_line(tmp_path: Path, capfd: pytest
     annotations += [{"image_id": 6, "bbox": BOX}, {"image_id": 7, "bbox": [0, 0, 99, 99], "iscrowd": 1}]
     train, test = open_annotated(write_roboflow(tmp_path, annotations, annotations))
     assert train.is_target.tolist() == test.is_target.tolist() == [True, True, True, True, False, False, False, False]
-    assert capfd.readouterr().err.splitlines() == [
+    assert capfd.readouterr().err.splitlines()[-2:] == [
         "train/_annotations.coco.json (train): boxes beyond the edge of the image 2 (clipped), "
         "boxes outside the image or without area 2 (not used), objects without a mask 1 (not used), "
         "crowd regions 1 (not used), images without objects 6 (not used)",
@@ -188,17 +199,21 @@ def test_unusual_annotations_are_counted_in_a_line(tmp_path: Path, capfd: pytest
     ]
 
 
-def test_usual_annotations_are_not_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_usual_dataset_is_described_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     annotations = [{"image_id": i, "bbox": BOX} for i in range(10)]
-    open_annotated(write_roboflow(tmp_path, annotations, annotations))
-    assert capfd.readouterr().err == ""
+    open_annotated(write_roboflow(tmp_path / "bolts", annotations, annotations))
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == (
+        "bolts: COCO, boxes only, 2 classes; train: train/_annotations.coco.json, 10 images, 10 objects of 1 class; "
+        "test: valid/_annotations.coco.json, 10 images, 10 objects of 1 class"
+    )
 
 
 def test_images_in_both_splits_are_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for split in ("train", "val"):
         write_coco(tmp_path / f"{split}.json", [{"image_id": i, "bbox": BOX} for i in range(10)])
     open_annotated(tmp_path)
-    assert "10 images are both in " in capfd.readouterr().err
+    assert "warning: 10 images in both " in capfd.readouterr().err
 
 
 def test_splits_without_objects_are_rejected(tmp_path: Path) -> None:

@@ -236,13 +236,15 @@ RLE = {"size": [10, 10], "counts": [0, 100]}
         ("categories", [], "categories"),
         ("images.0.width", None, "width of b.jpg"),
         ("images.0.height", "4", "height and width of b.jpg"),
-        ("images.0.id", "20", "image id, got '20'"),
+        ("images.0.id", "2a", "image id, got '2a'"),
         ("images.0.id", 10, "image 10 twice"),
         ("images.0.file_name", "a.jpg", "image a.jpg twice"),
         ("categories.0.id", 3, "category 3 twice"),
         ("categories.0.name", None, "name for every category"),
         ("annotations.1.image_id", 5, "annotation 2 is of image 5"),
         ("annotations.1.category_id", [7], "annotation 2 is of category [7]"),
+        ("annotations.1.image_id", "5", "annotation 2 is of image 5"),
+        ("annotations.1.iscrowd", "no", "annotation 2 has the iscrowd 'no'; expected 0 or 1"),
         ("annotations.1.bbox", [1, 2, 3], "annotation 2 has the bbox [1, 2, 3]"),
         ("annotations.1.bbox", [1, 2, 3, float("nan")], "annotation 2 has the bbox"),
         ("annotations.1.segmentation", RLE, "annotation 2: expected the size of its image, [4, 6]"),
@@ -272,11 +274,49 @@ def test_invalid_annotations_are_rejected_in_one_line(tmp_path: Path, key_path: 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("id_type", [str, float])
+def test_ids_that_are_text_or_floats_are_read_as_integers(tmp_path: Path, id_type: type) -> None:
+    """Exporters write the ids of some lists as text; pycocotools then drops the annotations."""
+    annotations = [make_annotation(1, 10, [0, 0, 4, 5]), make_annotation(2, 20, [1, 1, 2, 2])]
+    expected, _ = open_coco(write_json(tmp_path / "a", "x.json", annotations), None)
+    text_ids = [{**a, "image_id": id_type(a["image_id"])} for a in annotations]
+    images = [{**image, "id": id_type(image["id"])} for image in IMAGES]
+    categories = [{**category, "id": id_type(category["id"])} for category in CATEGORIES]
+    for fields in ({}, {"images": images}, {"images": images, "categories": categories}):
+        dataset, _ = open_coco(write_json(tmp_path / "b", "x.json", text_ids, **fields), None)
+        for name in ("image_ids", "offsets", "labels", "category_ids"):
+            assert getattr(dataset, name).tolist() == getattr(expected, name).tolist()
+
+
+def test_category_ids_may_start_at_0(tmp_path: Path) -> None:
+    categories = [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]
+    annotations = [make_annotation(i, 10, [0, 0, 4, 5], category_id=i) for i in (0, 1)]
+    dataset, _ = open_coco(write_json(tmp_path, "a.json", annotations, categories=categories), None)
+    assert [dataset.categories[i] for i in dataset.labels] == ["cat", "dog"]
+    assert dataset.category_ids.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0, False), (1, True), ("0", False), ("1", True), (False, False), (True, True), (None, False)],
+)
+def test_iscrowd_may_be_a_number_text_or_absent(tmp_path: Path, value: Any, expected: bool) -> None:
+    path = write_json(tmp_path, "a.json", [make_annotation(1, 10, [0, 0, 4, 5]) | {"iscrowd": value}])
+    assert open_coco(path, None)[0].is_crowd.tolist() == [expected]
+
+
 def test_files_of_other_formats_are_rejected(tmp_path: Path) -> None:
     for text in ("", "{", "[1, 2]", "\xff"):
         (tmp_path / "a.json").write_text(text, encoding="latin-1")
-        with pytest.raises(InputError, match=r"a.json (cannot be read as JSON|has no list of images)"):
+        with pytest.raises(InputError, match=r"a.json (cannot be read as JSON|has no list of images|is not text in)"):
             open_coco(tmp_path / "a.json", None)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_encodings_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    path = write_json(tmp_path, "a.json", [make_annotation(1, 10, [0, 0, 2, 2])])
+    path.write_text(path.read_text(), encoding=encoding)
+    assert len(open_coco(path, None)[0].boxes) == 1
 
 
 def test_splits_of_different_categories_are_rejected(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_a_custom_dataset(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
         (mine / folder).rmdir()
     train, test = open_annotated(mine)
     assert (len(train), len(test)) == (4, 1), "there are no lists"
-    assert "mine all has no test split: 1 of its 5 images are held out" in capfd.readouterr().err
+    assert "test: mine all, 1/5, 1 image, 1 object of 1 class, held out" in capfd.readouterr().err
     (mine / "ImageSets" / "Main").mkdir(parents=True)
     write_lists(mine, train="p0 p1 p3", val="p2", test="p4")
     train, test = open_annotated(mine)
@@ -210,3 +210,77 @@ def test_missing_files_are_counted(devkit: Path) -> None:
         (folder / "ImageSets" / "Main" / f"{name}.txt").unlink()
     with pytest.raises(InputError, match=r"data: expected trainval.txt or train.txt in .*VOC2007/ImageSets/Main"):
         open_annotated(devkit)
+
+
+@pytest.mark.parametrize(
+    ("line", "stem"),
+    [
+        ("my photo (0)", "my photo (0)"),
+        ("my photo (0)  1", "my photo (0)"),
+        ("my photo (0) -1", "my photo (0)"),
+        ("000001  1", "000001"),
+        ("000001 1 0.5", "000001"),
+        ("a 1", "a 1"),  # although there is an image a
+        ("a.v2", "a.v2"),
+        ("a.v2.jpg", "a.v2"),
+        ("JPEGImages/my photo (0).jpg", "my photo (0)"),
+        ("D:\\VOC\\JPEGImages\\000001.JPG", "000001"),
+        ("\ufeff000001", "000001"),
+    ],
+)
+def test_a_line_of_a_list_is_a_name_or_has_columns(tmp_path: Path, line: str, stem: str) -> None:
+    mine = tmp_path / "mine"
+    for name in ("my photo (0)", "000001", "a", "a 1", "a.v2", "other", "._other"):
+        write_image(mine, name, object_xml("dog"))
+    for name, text in (("train", line), ("test", "other")):
+        (mine / "ImageSets" / "Main" / f"{name}.txt").write_text(text + "\n", encoding="utf-8")
+    train, _ = open_annotated(mine)
+    assert train.images.names == [f"mine/JPEGImages/{stem}.jpg"]
+
+
+def test_lists_in_other_encodings_are_read_or_refused(devkit: Path) -> None:
+    path = devkit / "VOC2007" / "ImageSets" / "Main" / "trainval.txt"
+    path.write_text("000001\n000002\n", encoding="utf-16")
+    assert stems_of(open_annotated(devkit, (2007,))[0]) == ["000001", "000002"]
+    path.write_bytes(b"caf\xe9\n")
+    with pytest.raises(InputError, match=r"^data: .*trainval.txt is not text in UTF-8"):
+        open_annotated(devkit, (2007,))
+
+
+def test_hidden_files_are_no_images(tmp_path: Path) -> None:
+    for name in ("p0", "p1", "._p0"):
+        write_image(tmp_path / "mine", name, object_xml("dog"))
+    for folder in ("ImageSets/Main", "ImageSets"):
+        (tmp_path / "mine" / folder).rmdir()
+    train, test = open_annotated(tmp_path / "mine")
+    assert sorted(stems_of(train) + stems_of(test)) == ["p0", "p1"]
+
+
+def test_polygons_of_voc_are_a_warning_in_capitals(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    polygon = "<polygon><x1>1</x1><y1>1</y1><x2>9</x2><y2>1</y2><x3>9</x3><y3>9</y3></polygon>"
+    for name, extra in (("p0", polygon), ("p1", ""), ("p2", polygon)):
+        write_image(tmp_path / "mine", name, object_xml("dog", extra=extra), object_xml("cat"))
+    write_lists(tmp_path / "mine", train="p0 p1", test="p2")
+    train, _ = open_annotated(tmp_path / "mine")
+    assert not train.has_masks
+    first, second, contents = capfd.readouterr().err.splitlines()
+    assert first.startswith("warning: mine train: POLYGONS OF VOC ARE NOT READ, THE DETECTOR LEARNS BOXES ONLY (2 obj")
+    assert second.startswith("warning: mine test: POLYGONS")
+    assert contents.startswith("mine: PASCAL VOC, boxes only, 20 classes; ")
+
+
+@pytest.mark.parametrize(
+    ("objects", "reason"),
+    [
+        ([object_xml("dog", f"1 1 {side} 9", "<difficult>1</difficult>") for side in (5, 6)], r"difficult objects 2\)"),
+        ([object_xml("dog", "40 4 50 9"), object_xml("dog", extra="<difficult>True</difficult>")],
+         r"boxes outside the image or without area 1, difficult objects 1\)"),
+        ([], r"images without objects 1\)"),
+    ],
+)  # fmt: skip
+def test_a_test_split_without_objects_to_count_is_refused(tmp_path: Path, objects: list[str], reason: str) -> None:
+    write_image(tmp_path / "mine", "p0", object_xml("dog"))
+    write_image(tmp_path / "mine", "p1", *objects)
+    write_lists(tmp_path / "mine", train="p0", test="p1")
+    with pytest.raises(InputError, match=rf"^data: mine test \(test\) has no object to count \({reason}"):
+        open_annotated(tmp_path / "mine")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import replace
 from pathlib import Path
 
 from mec.data.splits import TEST_FRACTION, random_split
 from mec.errors import InputError
-from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, describe_unusual
+from mec.evaluate.detection.datasets.annotations import AnnotatedDataset
+from mec.evaluate.detection.datasets.checks import check_objects, log_contents
 from mec.evaluate.detection.datasets.coco import coco_files, open_coco
 from mec.evaluate.detection.datasets.voc import open_voc, voc_folders
-
-logger = logging.getLogger("mec")
 
 FORMATS = (
     "a VOCdevkit, a folder with annotations/instances_train*.json and instances_val*.json, a folder with "
@@ -24,7 +22,7 @@ FORMATS = (
 def open_annotated(
     data: str | os.PathLike[str], years: tuple[int, ...] | None = None
 ) -> tuple[AnnotatedDataset, AnnotatedDataset]:
-    """Open the training and the test split of a dataset in one of FORMATS, and log unusual annotations. A fifth is held
+    """Open the training and the test split of a dataset in one of FORMATS, and log what they contain. A fifth is held
     out if there is no test split. ``years`` are the years of VOC to train on; None: all that are present."""
     path = Path(data).expanduser()
     if not path.exists():
@@ -37,17 +35,11 @@ def open_annotated(
         train, test = open_coco(*files)
     else:
         raise InputError(f"data: no annotations in {path}; expected {FORMATS}")
-    if test is None:
+    if held_out := test is None:
         train, test = _hold_out(train)
-    if not train.is_target.any():
-        raise InputError(f"data: {train.name} (train) has no object to train on")
-    if (test.is_crowd | test.is_difficult).all():
-        raise InputError(f"data: {test.name} (test) has no object to count")
-    train_files, test_files = ({split.images.title(i) for i in range(len(split))} for split in (train, test))
-    if both := train_files & test_files:
-        logger.info(f"{len(both):,} images are both in {train.name} and in {test.name}: the metrics will be too high")
-    for line in filter(None, (describe_unusual(train, training=True), describe_unusual(test, training=False))):
-        logger.info(line)
+    check_objects(train, "train")
+    check_objects(test, "test")
+    log_contents(path, train, test, held_out)
     return train, test
 
 
@@ -55,6 +47,5 @@ def _hold_out(dataset: AnnotatedDataset) -> tuple[AnnotatedDataset, AnnotatedDat
     train_indices, test_indices = random_split(dataset.images, TEST_FRACTION)
     if not len(test_indices):
         raise InputError(f"data: {dataset.name} has one image, expected at least 2")
-    logger.info(f"{dataset.name} has no test split: {len(test_indices):,} of its {len(dataset):,} images are held out")
     train, test = dataset.subset(train_indices), dataset.subset(test_indices)
     return replace(train, name=f"{dataset.name}, 4/5"), replace(test, name=f"{dataset.name}, 1/5")

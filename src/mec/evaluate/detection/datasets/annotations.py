@@ -11,13 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mec.data.dataset import FileDataset
+from mec.data.decode import OpenedImage, open_image
+from mec.data.pixels import CorruptImageError
 
 Rle = dict[str, Any]
 """A mask in COCO's compressed run-length encoding (RLE): {"size": [height, width], "counts": bytes}."""
 ApMetric = Literal["coco", "voc07", "voc"]
 """Definition of average precision: COCO's; VOC2007's 11-point average; the area under the curve, VOC's since 2010."""
-EDGE_TOLERANCE = 1.0  # pixels by which a box may exceed its image without a warning: annotation tools round
 MAX_RUN_CHARACTERS = 8  # of a run in compressed RLE; the runs of any real image have fewer
+
+
+class SizeMismatchError(CorruptImageError):
+    """An image of another size (height, width), after its EXIF rotation, than the annotations have."""
+
+    def __init__(self, size: tuple[int, int], annotated: tuple[int, int]) -> None:
+        super().__init__(f"{size[1]} x {size[0]} pixels, but {annotated[1]} x {annotated[0]} in the annotations")
+        self.size, self.annotated = size, annotated
 
 
 class Object(NamedTuple):
@@ -126,6 +135,14 @@ class AnnotatedDataset:
         """(N,) training targets: no crowd, a part within the image, and a mask if the dataset has masks."""
         return self.is_inside & ~self.is_crowd & ~self.lacks_mask
 
+    def open_image(self, image: int) -> OpenedImage:
+        """Open image number ``image``; CorruptImageError if it cannot be read or has another size than annotated."""
+        opened = open_image(self.images.load(image))
+        height, width = self.sizes[image].tolist()
+        if (opened.height, opened.width) != (height, width):
+            raise SizeMismatchError((opened.height, opened.width), (height, width))
+        return opened
+
     def targets(self, image: int) -> Targets:
         """Return the training targets of image number ``image``."""
         objects = np.arange(self.offsets[image], self.offsets[image + 1])
@@ -218,24 +235,3 @@ def parse_rle_counts(text: str) -> NDArray[np.int64]:
     for first in (1, 2):
         runs[first::2] = np.cumsum(runs[first::2])
     return np.asarray(runs)
-
-
-def describe_unusual(dataset: AnnotatedDataset, training: bool) -> str:
-    """Return a line that counts the unusual annotations of the training or the test split; "" if there are none."""
-    image, single, inside = dataset.image_indices, ~dataset.is_crowd, dataset.is_inside
-    image_edges = dataset.sizes[image][:, [1, 0, 1, 0]]
-    beyond = ((dataset.boxes < -EDGE_TOLERANCE) | (dataset.boxes > image_edges + EDGE_TOLERANCE)).any(1)
-    num_objects = np.bincount(image[dataset.is_target] if training else image, minlength=len(dataset))
-    findings = [
-        ("boxes beyond the edge of the image", beyond & inside & single, "clipped", "as annotated"),
-        ("boxes outside the image or without area", ~inside & single, "not used", "as annotated"),
-        ("objects without a mask", dataset.lacks_mask & inside & single, "not used", "no mask can match"),
-        ("crowd regions", dataset.is_crowd, "not used", "not counted"),
-        ("images without objects", num_objects == 0, "not used", "counted"),
-    ]
-    counts = [
-        f"{name} {np.count_nonzero(mask):,} ({in_training if training else in_testing})"
-        for name, mask, in_training, in_testing in findings
-        if mask.any()
-    ]
-    return f"{dataset.name} ({'train' if training else 'test'}): {', '.join(counts)}" if counts else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections import Counter
@@ -17,12 +18,16 @@ from mec.data.decode import EXTENSIONS
 from mec.engine.progress import ProgressBar
 from mec.errors import InputError
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, ApMetric, Object
+from mec.text_files import TextError, read_lines
+
+logger = logging.getLogger("mec")
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 """VOC's classes in the order of the challenges."""
+POLYGON_TAGS = ("polygon", "segm", "mask")  # of Roboflow, LabelMe and others
 TEST_YEAR = 2007  # the only year with public test annotations, and with the 11-point average precision
 NO_YEAR = 0  # of a custom dataset in VOC's format
 
@@ -82,7 +87,7 @@ def _first_image_set(folder: Path, names: list[str]) -> ImageSet:
     """Return the first list that exists; without ImageSets/Main, all annotated images."""
     lists = folder / "ImageSets" / "Main"
     if not lists.is_dir():
-        stems = sorted(f.stem for f in (folder / "Annotations").glob("*.xml"))
+        stems = sorted(_annotated(folder))
         if not stems:
             raise InputError(f"data: no .xml in {folder / 'Annotations'}")
         return ImageSet(folder, "all", stems)
@@ -97,15 +102,29 @@ def _image_set(folder: Path, name: str) -> ImageSet | None:
     if not path.is_file():
         return None
     try:
-        # the lists of a single class have a second column
-        stems = [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"data: {path} cannot be read as text ({error})") from error
+        lines = [line for _, line in read_lines(path)]
+    except TextError as error:
+        raise InputError(f"data: {error}") from error
+    annotated = _annotated(folder)
+    stems = [next((stem for stem in _stems(line) if stem in annotated), _stems(line)[0]) for line in lines]
     if not stems:
         raise InputError(f"data: {path} is empty, expected names of images")
     if duplicate := next((stem for stem, count in Counter(stems).items() if count > 1), None):
         raise InputError(f"data: {path} has {duplicate} twice")
     return ImageSet(folder, name, stems)
+
+
+def _annotated(folder: Path) -> set[str]:
+    """Return the names of the annotated images without extension."""
+    return {f.stem for f in (folder / "Annotations").glob("*.xml") if not f.name.startswith(".")}
+
+
+def _stems(line: str) -> list[str]:
+    """Return what a line of a list may name, the likeliest first: a name with spaces, a name before a second column (as
+    in the lists of a class), or a path or file name of the image."""
+    names = [line, line.rsplit(maxsplit=1)[0], line.split()[0]]
+    files = [Path(name.replace("\\", "/")) for name in names]
+    return list(dict.fromkeys([*names, *(f.stem if f.suffix.lower() in EXTENSIONS else f.name for f in files)]))
 
 
 def _read(image_sets: list[ImageSet], ap_metric: ApMetric) -> AnnotatedDataset:
@@ -116,12 +135,19 @@ def _read(image_sets: list[ImageSet], ap_metric: ApMetric) -> AnnotatedDataset:
     sizes: list[tuple[int, int]] = []
     objects: list[Object] = []
     labels: dict[str, int] = {}
+    num_polygons = 0
     with ProgressBar(f"reading {name}", len(files)) as progress:
         for image, file in enumerate(files):
-            size, image_objects = _read_xml(file, image, labels)
+            size, image_objects, has_polygons = _read_xml(file, image, labels)
             sizes.append(size)
             objects += image_objects
+            num_polygons += len(image_objects) * has_polygons
             progress.advance(1)
+    if num_polygons:
+        logger.warning(
+            f"{name}: POLYGONS OF VOC ARE NOT READ, THE DETECTOR LEARNS BOXES ONLY ({num_polygons:,} objects in files "
+            "with polygons); export the dataset in COCO's format for masks"
+        )
     return AnnotatedDataset.from_objects(
         objects,
         name=name,
@@ -137,17 +163,18 @@ def _read(image_sets: list[ImageSet], ap_metric: ApMetric) -> AnnotatedDataset:
 def _image_files(folder: Path, stems: list[str]) -> list[str]:
     """Return the path of each image relative to the folder, after a search for missing images and annotations."""
     files = sorted((folder / "JPEGImages").glob("*"), reverse=True)  # of equal stems, the first in alphabetical order
-    images = {f.stem: f.name for f in files if f.suffix.lower() in EXTENSIONS}
-    annotated = {f.stem for f in (folder / "Annotations").glob("*.xml")}
-    for kind, present, subfolder in (("images", images, "JPEGImages"), ("annotations", annotated, "Annotations")):
+    images = {f.stem: f.name for f in files if f.suffix.lower() in EXTENSIONS and not f.name.startswith(".")}
+    checks = (("images", images, "JPEGImages"), ("annotations", _annotated(folder), "Annotations"))
+    for kind, present, subfolder in checks:
         if missing := [stem for stem in stems if stem not in present]:
             count = f"{len(missing):,} of {len(stems):,} {kind}"
             raise InputError(f"data: {count} are missing, the first is {missing[0]}; searched {folder / subfolder}")
     return [f"JPEGImages/{images[stem]}" for stem in stems]
 
 
-def _read_xml(path: Path, image: int, labels: dict[str, int]) -> tuple[tuple[int, int], list[Object]]:
-    """Return height and width of an image, and its objects. ``labels`` maps names to labels; new names are added."""
+def _read_xml(path: Path, image: int, labels: dict[str, int]) -> tuple[tuple[int, int], list[Object], bool]:
+    """Return height and width of an image, its objects, and whether any has a polygon. ``labels`` maps names to labels;
+    new names are added."""
     try:
         root = ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
@@ -164,9 +191,10 @@ def _read_xml(path: Path, image: int, labels: dict[str, int]) -> tuple[tuple[int
             raise InputError(f"data: {path}: object {number} has no {'complete bndbox' if name else 'name'}")
         box = (xmin - 1, ymin - 1, xmax, ymax)  # VOC counts pixels from 1 and includes the last
         area = max(0.0, xmax - box[0]) * max(0.0, ymax - box[1])
-        difficult = (entry.findtext("difficult") or "").strip() == "1"
+        difficult = (entry.findtext("difficult") or "").strip().lower() in ("1", "true")
         objects.append(Object(image, box, labels.setdefault(name, len(labels)), area, is_difficult=difficult))
-    return (int(height), int(width)), objects
+    has_polygons = any(root.find(f"object/{tag}") is not None for tag in POLYGON_TAGS)
+    return (int(height), int(width)), objects, has_polygons
 
 
 def _numbers(parent: ElementTree.Element | None, tags: tuple[str, ...]) -> list[float]:
