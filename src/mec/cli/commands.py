@@ -109,7 +109,15 @@ def add_inspect(parser: Parser, arguments: Sequence[str]) -> Run:
     parser.describe("DATA [--max_images N] [--labels_csv CSV]", description_of(inspect), "photographs/")
     parser.add_argument_group("images").add_argument("data", help=DATA_HELP)
     add_settings(parser, "reading", inspect, {"data"})
-    return lambda **options: str(inspect(**options))
+
+    def run(data: str, **options: Any) -> str:
+        from mec.cli.evaluate import annotated_tasks
+
+        inspection = inspect(data, **options)
+        tasks = [f"annotations for mec evaluate {task}: {text}" for task, text in annotated_tasks(data).items()]
+        return "\n".join([str(inspection), *tasks])
+
+    return run
 
 
 def add_track(parser: Parser, arguments: Sequence[str]) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -48,6 +49,37 @@ TRACKING_HELP = {
              f'{PATTERNS} "*_mpii_test"; absent: all'),
 }  # fmt: skip
 """Tracking task -> help of DATA, and of --sequences."""
+
+
+def annotated_tasks(data: str) -> dict[str, str]:
+    """Return the tasks for whose metrics a folder has annotations of objects, and how they would be read."""
+    from mec.evaluate.detection.datasets import open_annotated
+    from mec.evaluate.tracking.datasets.davis import open_mask_sequences
+    from mec.evaluate.tracking.datasets.motchallenge import open_box_detections
+    from mec.evaluate.tracking.datasets.mots import open_mask_detections
+    from mec.evaluate.tracking.datasets.posetrack import open_pose_detections
+    from mec.evaluate.tracking.datasets.single_object import open_box_sequences
+    from mec.evaluate.tracking.sequences import UNUSABLE, SequenceLoaders
+
+    path = Path(data).expanduser()
+    openers: dict[str, Callable[[Path], SequenceLoaders[Any]]] = {
+        "sot": open_box_sequences,
+        "vos": open_mask_sequences,
+        "mot": open_box_detections,
+        "mots": open_mask_detections,
+        "pose": open_pose_detections,
+    }
+    found: dict[str, str] = {}
+    if not path.is_dir():
+        return found
+    with contextlib.suppress(InputError):
+        found["detect"] = f"{len(open_annotated(path)[0]):,} images for training; --check reads all of them"
+    for task, open_sequences in openers.items():
+        with contextlib.suppress(InputError, *UNUSABLE):
+            loaders = open_sequences(path)
+            next(iter(loaders.values()))()  # the layouts of several tasks have the same folders
+            found[task] = loaders.description
+    return found
 
 
 def task_function(task: str) -> Callable[..., Result]:
