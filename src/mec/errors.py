@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from difflib import SequenceMatcher
 from typing import Any, Literal, Union, get_args, get_origin
 
+EXIT_PREEMPTED = 75
+"""Exit status after SIGTERM of a command that can be continued: EX_TEMPFAIL of sysexits.h, which asks for a retry."""
 MIN_SIMILARITY, SIMILARITY_MARGIN, MAX_SUGGESTIONS = 0.6, 0.1, 3
 """Similarity in [0, 1] from which on a name is suggested, how close it must be to the best, and number of names."""
 NETWORK, LEARNING_RATE = ("backbone", "encoder"), ("optimizer.lr", "lr", "head_lr", "backbone_lr")

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from mec.engine.checkpoints import checkpoint_step, latest_checkpoint
+from mec.engine.checkpoints import latest_checkpoint
 from mec.errors import InputError
+from mec.models.checkpoint_files import checkpoint_step
 from mec.pretraining import pretrain
 from tests.pretraining.test_resume_after_kill import assert_same_run
 from tests.pretraining.test_run import TINY

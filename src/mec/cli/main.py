@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -20,6 +22,7 @@ from mec.cli import commands
 from mec.cli.commands import Run
 from mec.cli.evaluate import TASKS, add_task
 from mec.cli.parser import Parser, type_hint
+from mec.cli.signals import exit_preempted_at_sigterm
 from mec.errors import InputError, choices, did_you_mean, join_with_or, union_members
 
 SCRIPT_PATHS = {
@@ -181,12 +184,26 @@ def logging_to_console() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _lines_in_log_files(arguments: Sequence[str]) -> AbstractContextManager[object]:
+    """Return a context that logs a line every half minute in which nothing else does, unless stderr is a terminal."""
+    if sys.stderr.isatty() or "--watch" in arguments:
+        return nullcontext()
+    from mec.engine.progress import ProgressBar
+
+    return ProgressBar(" ".join(["mec", *itertools.takewhile(lambda a: a in {*COMMANDS, *TASKS}, arguments)]))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 2 after one line about a mistake of the user, 130 after Ctrl-C."""
     try:
-        with logging_to_console():
-            run, options = parse(sys.argv[1:] if arguments is None else arguments)
-            output = run(**options)
+        with logging_to_console(), warnings.catch_warnings():
+            arguments = sys.argv[1:] if arguments is None else arguments
+            run, options = parse(arguments)
+            from mec.data.decode import ignore_warnings_of_decoders
+
+            ignore_warnings_of_decoders()
+            with _lines_in_log_files(arguments):
+                output = run(**options)
         if isinstance(output, str | Path):
             from mec.distributed import is_rank_zero
 
@@ -211,6 +228,7 @@ def entry() -> NoReturn:
     C exit handlers are skipped: those of oneDNN in PyTorch 2.15 crash after some batch sizes, so that a successful run
     would end with a segmentation fault.
     """
+    exit_preempted_at_sigterm(sys.argv[1:])
     try:
         status = main()
     except SystemExit as end:  # from --help and the parser

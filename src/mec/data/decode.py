@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +39,12 @@ def _raise_corrupt_image() -> Iterator[None]:
         raise CorruptImageError("not an image in a supported format") from error
     except Exception as error:  # Pillow, tifffile, numpy and the codecs raise many types for damaged files
         raise CorruptImageError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def ignore_warnings_of_decoders() -> None:
+    """Ignore warnings about damaged metadata, which name no file, in this process. ``mec inspect`` lists the files."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)

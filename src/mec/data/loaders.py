@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mec.data.corrupt import CorruptImage
 from mec.data.dataset import ImageDataset, read_image
+from mec.data.decode import ignore_warnings_of_decoders
 from mec.data.order import EpochSampler, ShuffledShards, StepSampler
 from mec.data.pixels import CorruptImageError, PixelFormat
 from mec.data.rng import Stream, uniforms
@@ -226,6 +227,7 @@ def block_signals() -> Iterator[None]:
 
 def start_worker(_: int) -> None:
     """Keep a worker alive until its parent ends or sends SIGTERM: the parent handles signals to the process group."""
+    ignore_warnings_of_decoders()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not HAS_SIGTIMEDWAIT:
         return

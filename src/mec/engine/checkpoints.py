@@ -3,10 +3,8 @@ atomically, with checksums in their names; the last three steps are kept."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import re
 import signal
 import threading
 import time
@@ -24,15 +22,18 @@ from mec.distributed import is_rank_zero
 from mec.engine.progress import TrainingModule
 from mec.errors import InputError
 from mec.files import atomic_write
+from mec.models.checkpoint_files import (
+    CHECKPOINTS_FOLDER,
+    checkpoint_files,
+    checksum,
+    newest_intact,
+    sorted_by_step,
+)
 
 logger = logging.getLogger("mec")
 
 NUM_KEPT = 3
 """Number of steps whose checkpoints are kept."""
-CHECKSUM_DIGITS = 16
-"""Hexadecimal digits of the SHA-256 of a checkpoint at the end of its file name."""
-EXIT_PREEMPTED = 75
-"""Exit status of a training that saved and stopped at SIGTERM: EX_TEMPFAIL of sysexits.h, which asks for a retry."""
 SAVE_INTERVAL_SECONDS = 300.0
 """Time between two checkpoints, at least."""
 SAVE_INTERVAL_FACTOR = 20
@@ -51,8 +52,8 @@ class AtomicCheckpointIO(CheckpointIO):
             with atomic_write(path) as temporary:
                 with temporary.open("wb") as file:
                     torch.save(checkpoint, file)
-                checksum = _checksum(temporary)
-            path.replace(path.with_name(f"{path.stem}-{checksum}{path.suffix}"))
+                digits = checksum(temporary)
+            path.replace(path.with_name(f"{path.stem}-{digits}{path.suffix}"))
         except (OSError, RuntimeError) as error:
             # PyTorch's RuntimeError does not include the reason
             cause = error.__context__ if isinstance(error, RuntimeError) else error
@@ -80,58 +81,21 @@ def save_checkpoint(trainer: lightning.Trainer, folder: Path) -> None:
     """Save a checkpoint of this step and delete all but the last three. All processes must call this."""
     trainer.save_checkpoint(folder / f"step={trainer.global_step:09d}.ckpt")
     if trainer.is_global_zero:
-        for path in set(_checkpoint_files(folder)) - set(sorted_by_step(folder)[-NUM_KEPT:]):
+        for path in set(checkpoint_files(folder)) - set(sorted_by_step(folder)[-NUM_KEPT:]):
             path.unlink(missing_ok=True)
 
 
 def latest_checkpoint(run: Path) -> Path | None:
     """Return the intact checkpoint of the latest step in a run folder; None if there are none. Newer checkpoints that
     are damaged are logged and renamed to .damaged. It is an error if all are damaged."""
-    paths = sorted_by_step(run / "checkpoints")
-    if not paths:
-        return None
-    intact = next((path for path in reversed(paths) if is_intact(path)), None)
-    if intact is None:
+    intact, damaged = newest_intact(run / CHECKPOINTS_FOLDER)
+    if intact is None and damaged:
         raise InputError(f"resume: all checkpoints in {run} are damaged; start again in another folder")
-    for damaged in reversed(paths[paths.index(intact) + 1 :]):
-        logger.warning(f"{damaged} is damaged: its checksum does not match its name")
+    for path in damaged:
+        logger.warning(f"{path} is damaged: its checksum does not match its name")
         if is_rank_zero():
-            damaged.replace(damaged.with_suffix(".damaged"))
+            path.replace(path.with_suffix(".damaged"))
     return intact
-
-
-def checkpoint_step(path: Path) -> int:
-    """Return the number of steps taken before the checkpoint, from its name."""
-    return int(re.split(r"[-.=]", path.name)[1])
-
-
-def _checkpoint_files(folder: Path) -> list[Path]:
-    """Return all checkpoint files, sorted by step, then with a checksum before without, then by modification time."""
-    return sorted(folder.glob("step=*.ckpt"), key=lambda path: (path.name.partition("-")[0], path.stat().st_mtime_ns))
-
-
-def sorted_by_step(folder: Path) -> list[Path]:
-    """Return the last file of each step in the order of ``_checkpoint_files``, the latest step last."""
-    return list({re.split(r"[-.]", path.name)[0]: path for path in _checkpoint_files(folder)}.values())
-
-
-def is_intact(path: Path) -> bool:
-    """Return whether a checkpoint matches the checksum in its name; True for a name without checksum."""
-    match = re.fullmatch(r"step=\d+-([0-9a-f]+)\.ckpt", path.name)
-    if match is None:  # the process was killed after the atomic write and before the checksum was added to the name
-        return True
-    try:
-        return _checksum(path) == match[1]
-    except FileNotFoundError:  # another process has renamed it
-        return False
-
-
-def _checksum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()[:CHECKSUM_DIGITS]
 
 
 class StoppedError(Exception):

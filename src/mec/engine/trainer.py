@@ -23,9 +23,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mec.data.loaders import POLL_SECONDS
-from mec.engine.checkpoints import EXIT_PREEMPTED, AtomicCheckpointIO, StoppedError
+from mec.engine.checkpoints import AtomicCheckpointIO, StoppedError
 from mec.engine.fsdp import FSDP2Strategy
-from mec.errors import InputError
+from mec.errors import EXIT_PREEMPTED, InputError
 
 logger = logging.getLogger("mec")
 LIGHTNING_LOGGERS = ("lightning.pytorch", "lightning.fabric")

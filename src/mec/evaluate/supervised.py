@@ -24,13 +24,14 @@ from mec.data.loaders import evaluation_loader, training_loader, training_sample
 from mec.data.transforms.crop import Batch
 from mec.data.transforms.multi_view import MultiView
 from mec.embedding.extract import CROP, MAX_CORRUPT, apply_to_images, best_device, in_memory, labels_of, pixel_format_of
-from mec.engine.checkpoints import PreemptionCheckpoint, checkpoint_step, latest_checkpoint
+from mec.engine.checkpoints import PreemptionCheckpoint, latest_checkpoint
 from mec.engine.progress import TrainingModule, TrainingProgress
 from mec.engine.run_folder import lock_folder, write_or_compare_settings
 from mec.engine.trainer import make_trainer, running, seeded
 from mec.errors import InputError
 from mec.evaluate.task import Task, accuracies, ranking
 from mec.files import atomic_write
+from mec.models.checkpoint_files import checkpoint_step
 from mec.models.encoder import Encoder
 
 logger = logging.getLogger("mec")

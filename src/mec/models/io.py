@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,10 +15,13 @@ from safetensors.torch import save
 
 from mec.errors import InputError, did_you_mean
 from mec.files import atomic_write
+from mec.models.checkpoint_files import CHECKPOINTS_FOLDER, checkpoint_step, newest_intact
 from mec.models.checkpoint_formats import MEC_BACKBONE_PREFIX
 from mec.models.encoder import Encoder, EncoderSpec, create_encoder
 from mec.models.foreign_checkpoints import BRANCHES, describe_difference, encoder_from_checkpoint, load_weights
 from mec.models.safe_pickle import read_weights
+
+logger = logging.getLogger("mec")
 
 WEIGHTS_FILE = "encoder.safetensors"
 SPEC_FILE = "encoder.json"
@@ -41,7 +45,8 @@ def load_encoder(source: str | os.PathLike[str], **overrides: Any) -> Encoder:
     """Load an encoder, in evaluation mode; its ``origin`` describes where its weights come from.
 
     Args:
-        source: a run folder or its encoder.safetensors; a checkpoint of this or another project (docs/encoders.md
+        source: a run folder, which stands for its encoder.safetensors, or before the run has ended for its newest
+            intact checkpoint; a file of weights; a checkpoint of this or another project (docs/encoders.md
             lists the formats), with ``FILE:student`` or ``FILE:teacher`` to choose if it holds both; a folder
             saved by timm, or ``hf:owner/name``, such a folder on the Hugging Face hub; or a timm name: the untrained
             architecture with seeded weights (its ``untrained`` is then true).
@@ -67,8 +72,7 @@ def load_encoder(source: str | os.PathLike[str], **overrides: Any) -> Encoder:
         return _load_timm_folder(folder, name, branch, overrides)
     if path.is_dir() or path.name == WEIGHTS_FILE:
         if not (folder / WEIGHTS_FILE).exists():
-            hint = "; until then, use a file of its checkpoints/" if (folder / "checkpoints").is_dir() else ""
-            raise InputError(f"encoder: {folder} has no {WEIGHTS_FILE}, which is written when a run ends{hint}")
+            return _load_newest_checkpoint(folder, branch, overrides)
         if branch == "teacher":
             raise InputError(f"encoder: {folder}/{WEIGHTS_FILE} has no teacher; the run's checkpoints do")
         return _load_saved(folder, overrides)
@@ -104,6 +108,25 @@ def _load_saved(folder: Path, overrides: dict[str, Any]) -> Encoder:
     load_weights(encoder, weights, str(path))
     encoder.origin = f"encoder of {folder}"
     return encoder.eval()
+
+
+def _load_newest_checkpoint(run: Path, branch: str | None, overrides: dict[str, Any]) -> Encoder:
+    """Load the encoder of a run that has not ended, from its newest intact checkpoint."""
+    path, damaged = newest_intact(run / CHECKPOINTS_FOLDER)
+    if path is None:
+        if damaged:
+            reason = f", and all {len(damaged)} checkpoints are damaged"
+        elif (run / SPEC_FILE).exists():
+            reason = " and no checkpoint yet: a run writes one every few minutes, and when it is stopped"
+        else:
+            reason = ": expected the folder of a run, or one saved by timm"
+        raise InputError(f"encoder: {run} has no {WEIGHTS_FILE}{reason}")
+    encoder = _load_checkpoint(path, branch, overrides)
+    position = f"checkpoint of step {checkpoint_step(path):,}"
+    newer = f" ({', '.join(p.name for p in damaged)}: damaged)" if damaged else ""
+    logger.warning(f"{run} has no {WEIGHTS_FILE}, because the run has not ended: using its {position}{newer}")
+    encoder.origin = f"encoder of {run}, {position}" + (f", {branch}" if branch else "")
+    return encoder
 
 
 def _read_fields(path: Path, complete: bool) -> dict[str, Any]:

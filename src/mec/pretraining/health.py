@@ -123,7 +123,7 @@ class HealthWarnings(lightning.Callback):
         self.monitor = HealthMonitor(objective.form == "cross" and objective.order is not None)
         if trainer.global_step and trainer.is_global_zero:
             for row in Run(self.folder).metrics():
-                if row["step"] < trainer.global_step:
+                if row["step"] <= trainer.global_step:
                     self.monitor.add(row)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -132,7 +132,7 @@ class HealthWarnings(lightning.Callback):
             return
         warned = set(self.monitor.verdicts)
         metrics = {name: float(value) for name, value in pl_module.step_metrics.items()}
-        self.monitor.add({"step": trainer.global_step - 1, **metrics})
+        self.monitor.add({"step": trainer.global_step, **metrics})
         for kind, advice in self.monitor.verdicts.items():
             if kind not in warned:
                 logger.warning(advice)

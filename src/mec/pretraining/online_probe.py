@@ -17,6 +17,7 @@ from mec.data.splits import Splits, random_split
 from mec.distributed import process_group
 from mec.embedding.extract import extract, in_memory, pixel_format_of, with_labels
 from mec.engine.fsdp import full_encoder
+from mec.engine.progress import ProgressBar
 from mec.errors import InputError
 from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import fast_probe_accuracies
@@ -76,7 +77,8 @@ class OnlineProbe(lightning.Callback):
 
     def _probe(self, trainer: lightning.Trainer, pl_module: Any, epoch: int) -> None:
         clock = Stopwatch()
-        top1 = self.evaluate(full_encoder(pl_module.network.encoder), pl_module.device)
+        with ProgressBar("online probe"):
+            top1 = self.evaluate(full_encoder(pl_module.network.encoder), pl_module.device)
         seconds = clock()
         if trainer.is_global_zero:
             path, step = Path(trainer.default_root_dir) / PROBES_FILE, trainer.global_step
@@ -92,7 +94,7 @@ class OnlineProbe(lightning.Callback):
     def evaluate(self, encoder: Any, device: torch.device) -> dict[str, float]:
         """Return top-1 test accuracies in [0, 1]. All processes must call this with the full encoder, and get the
         same result."""
-        pixel_format, training = pixel_format_of(encoder), encoder.training
+        pixel_format, training, label = pixel_format_of(encoder), encoder.training, "online probe, features"
         devices = [device] if device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices=devices), process_group() as group:
@@ -100,7 +102,7 @@ class OnlineProbe(lightning.Callback):
                     self.datasets = [in_memory(dataset, pixel_format, group) for dataset in self.datasets]
                     self.loaded = True
                 (train, train_labels), (test, test_labels) = (
-                    with_labels(dataset, *extract(dataset, encoder, self.workers, "", device, group), group)
+                    with_labels(dataset, *extract(dataset, encoder, self.workers, label, device, group), group)
                     for dataset in self.datasets
                 )
                 features = Features("encoder", train, train_labels, test, test_labels)

@@ -24,12 +24,13 @@ from mec.data.pixels import PixelFormat
 from mec.data.splits import log_splits
 from mec.distributed import is_rank_zero, process_group
 from mec.embedding.extract import merge_corrupt_logs
-from mec.engine.checkpoints import PreemptionCheckpoint, checkpoint_step, latest_checkpoint
+from mec.engine.checkpoints import PreemptionCheckpoint, latest_checkpoint
 from mec.engine.fsdp import full_encoder
-from mec.engine.progress import TrainingProgress
+from mec.engine.progress import ProgressBar, TrainingProgress
 from mec.engine.run_folder import lock_folder
 from mec.engine.trainer import make_trainer, native_bfloat16, running, seeded
 from mec.errors import InputError
+from mec.models.checkpoint_files import checkpoint_step
 from mec.models.encoder import Encoder, create_encoder, enable_gradient_checkpointing
 from mec.models.io import save_encoder
 from mec.models.sync_batch_norm import convert_sync_batch_norm
@@ -100,15 +101,16 @@ def pretrain(
 def _pretrain(
     data: str | os.PathLike[str], out: Path, recipe: Recipe, resume: bool, callbacks: Sequence[lightning.Callback]
 ) -> Run:
-    dataset = open_dataset(data, "pretrain", subsample=recipe.subsample, frame_stride=recipe.frame_stride)
-    log_splits(data, {"": dataset})
-    pixel_format = infer_pixel_format(dataset, recipe.channels, recipe.background)
-    recipe = replace(recipe, channels=pixel_format.channels)
-    corrupt_log = CorruptLog(recipe.max_corrupt, len(dataset), "max_corrupt")
-    dataset, corrupt = load_into_memory(dataset, pixel_format)
-    if corrupt:  # every image was read: corrupt ones are only returned with a dataset in memory
-        corrupt_log.add(corrupt, corrupt_log.num_images)
-    encoder = _create_encoder(recipe, pixel_format, dataset)
+    with ProgressBar("opening the images"):
+        dataset = open_dataset(data, "pretrain", subsample=recipe.subsample, frame_stride=recipe.frame_stride)
+        log_splits(data, {"": dataset})
+        pixel_format = infer_pixel_format(dataset, recipe.channels, recipe.background)
+        recipe = replace(recipe, channels=pixel_format.channels)
+        corrupt_log = CorruptLog(recipe.max_corrupt, len(dataset), "max_corrupt")
+        dataset, corrupt = load_into_memory(dataset, pixel_format)
+        if corrupt:  # every image was read: corrupt ones are only returned with a dataset in memory
+            corrupt_log.add(corrupt, corrupt_log.num_images)
+        encoder = _create_encoder(recipe, pixel_format, dataset)
     if len(dataset) < 2:
         raise InputError(f"data: expected at least 2 images, got {len(dataset)}")
     trainer = _create_trainer(recipe, out, corrupt_log, callbacks)

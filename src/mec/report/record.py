@@ -17,8 +17,8 @@ import yaml
 from numpy.typing import NDArray
 
 from mec.data.datasets.video import is_video
-from mec.engine.checkpoints import checkpoint_step, is_intact, sorted_by_step
 from mec.errors import InputError
+from mec.models.checkpoint_files import checkpoint_step, is_intact, sorted_by_step
 from mec.models.io import WEIGHTS_FILE
 from mec.pretraining.health import CHECKS, PATIENCE, HealthMonitor
 from mec.pretraining.recipe import Recipe

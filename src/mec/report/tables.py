@@ -258,7 +258,7 @@ def _duration(record: Record) -> str:
     if len(seconds) and math.isfinite(seconds[-1]):
         descriptions.append(_format_seconds(float(seconds[-1])))
     if len(steps):
-        completed, per_epoch, epochs = int(steps[-1]) + 1, record.steps_per_epoch, record.recipe.get("epochs")
+        completed, per_epoch, epochs = int(steps[-1]), record.steps_per_epoch, record.recipe.get("epochs")
         if record.finished and per_epoch and isinstance(epochs, int):
             completed = per_epoch * epochs  # the last steps may have no row in metrics.csv
         descriptions.append(f"{completed:,} step{'s' if completed > 1 else ''}")

@@ -62,7 +62,7 @@ def test_a_short_training_finds_discs_and_their_masks(
         assert untrained[name] < 0.3
     with (tmp_path / "trained" / "encoder-0" / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in rows] == [0, 20, 40, 60, 80, 99]
+    assert [int(row["step"]) for row in rows] == [1, 21, 41, 61, 81, 100]
     # the warm-up ends at step 20, the milestone is at step 80
     assert [float(row["lr"]) for row in rows] == pytest.approx([0.00002, 0.02, 0.02, 0.02, 0.002, 0.002])
     for row in rows:

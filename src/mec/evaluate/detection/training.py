@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from mec.data.corrupt import CorruptImage, CorruptLog
 from mec.data.dataset import ImageDataset
 from mec.embedding.extract import MAX_CORRUPT, log_corrupt
-from mec.engine.checkpoints import PreemptionCheckpoint, checkpoint_step
+from mec.engine.checkpoints import PreemptionCheckpoint
 from mec.engine.progress import ProgressBar, TrainingModule, TrainingProgress
 from mec.engine.trainer import make_trainer, running
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Detections
@@ -29,6 +29,7 @@ from mec.evaluate.detection.loaders import (
     make_test_loader,
     make_train_loader,
 )
+from mec.models.checkpoint_files import checkpoint_step
 from mec.models.sync_batch_norm import convert_sync_batch_norm
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
