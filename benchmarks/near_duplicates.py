@@ -20,7 +20,9 @@ from machine import write
 from mec.data import open_dataset
 from mec.results import Stopwatch
 
-KINDS = ("copy", "JPEG 50", "half size")
+CORRELATION = 0.98  # the default of mec.embed
+COLUMNS = ("path", "other")
+KINDS = ("copy", "JPEG 50", "half size", "crop 90 %")
 
 
 def main(
@@ -62,21 +64,23 @@ def main(
         out = mec.embed(images, loaded, Path(folder) / "e.npy", near_duplicates=True, similarity=min(similarities))
         seconds = clock()
         with out.with_name("e.near-duplicates.csv").open(newline="") as file:
-            similar_pairs = [
-                (float(row["similarity"]), frozenset(Path(row[c]).name for c in ("path", "other")))
+            listed = [
+                (float(row["correlation"]), float(row["similarity"]), frozenset(Path(row[c]).name for c in COLUMNS))
                 for row in csv.DictReader(file)
             ]
     rows = []
-    for similarity in similarities:
-        pairs = {pair for value, pair in similar_pairs if value >= similarity}
-        row: dict[str, float] = {"similarity": similarity}
-        row |= {kind: len(pairs & known[kind]) for kind in KINDS}
-        rows.append(row | {"other pairs": len(pairs - set().union(*known.values()))})
+    for name, found in {
+        f"correlation {CORRELATION}": {pair for value, _, pair in listed if value >= CORRELATION},
+        **{f"similarity {s}": {pair for _, value, pair in listed if value >= s} for s in similarities},
+    }.items():
+        row: dict[str, str | int] = {"threshold": name}
+        row |= {kind: len(found & known[kind]) for kind in KINDS}
+        rows.append(row | {"other pairs": len(found - set().union(*known.values()))})
     table = Table(title=f"of {copies} each, among {len(names)} photographs")
     for column in rows[0]:
         table.add_column(column, justify="right")
     for row in rows:
-        table.add_row(*(f"{value:g}" for value in row.values()))
+        table.add_row(*map(str, row.values()))
     Console().print(table)
     path = write(
         "near_duplicates",
@@ -96,6 +100,9 @@ def _write_copy(kind: str, source: Path, target: Path) -> None:
     with Image.open(source) as image:
         if kind == "JPEG 50":
             image.save(target, quality=50)
+        elif kind == "crop 90 %":
+            dx, dy = image.width // 20, image.height // 20
+            image.crop((dx, dy, image.width - dx, image.height - dy)).save(target, quality=90)
         else:
             image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC).save(target, quality=90)
 

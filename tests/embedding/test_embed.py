@@ -124,8 +124,8 @@ def test_memory_is_bounded_by_a_few_parts(tmp_path: Path, monkeypatch: pytest.Mo
         write_part(self, *arguments)
         peaks.append(pa.total_allocated_bytes() - arrow)
 
-    def recorded(self: Any) -> Any:
-        for block in blocks(self):
+    def recorded(self: Any, columns: list[str]) -> Any:
+        for block in blocks(self, columns):
             peaks.append(pa.total_allocated_bytes() - arrow)
             yield block
 

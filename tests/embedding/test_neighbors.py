@@ -1,3 +1,4 @@
+import io
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mec.embedding.neighbors import centered, groups_of, nearest, similar_pairs
 from mec.errors import InputError
 from mec.models.encoder import create_encoder
 from mec.models.io import load_encoder, untrained
+from tests.report.runs import smooth_noise
 
 
 def reference_neighbors(queries: np.ndarray, bank: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -129,8 +131,8 @@ def test_lists_name_the_splits(tmp_path: Path) -> None:
     for name in ("e.parquet", "f.npy"):
         embed(tmp_path / "a.npz", encoder, tmp_path / name, True, True, 0.9999)
         pairs = lists[name] = pd.read_csv(tmp_path / f"{name[0]}.near-duplicates.csv")
-        assert pairs.columns.tolist() == ["group", "similarity", "path", "other", "split", "other_split"]
-        assert pairs.iloc[0].tolist() == [1, 1.0, "a[21]", "a[5]", "train", "test"]
+        assert pairs.columns.tolist() == ["group", "correlation", "similarity", "path", "other", "split", "other_split"]
+        assert pairs.iloc[0].tolist() == [1, 1.0, 1.0, "a[21]", "a[5]", "train", "test"]
         outliers = pd.read_csv(tmp_path / f"{name[0]}.outliers.csv")
         assert outliers.columns.tolist() == ["score", "path", "label", "split"]
         assert len(outliers) == 12  # a quarter
@@ -146,13 +148,16 @@ def test_no_duplicates_give_an_empty_list_and_remove_the_old_sheet(
     encoder, out = untrained(create_encoder("test_resnet", 16)), tmp_path / "e.parquet"
     np.savez(tmp_path / "a.npz", images=images)
     embed(tmp_path / "a.npz", encoder, out, near_duplicates=True, similarity=1.0)
-    assert "2 near-duplicates in 1 groups" in capsys.readouterr().err
+    assert (
+        "1 pair of near-duplicates (1 by thumbnails, 0 by embeddings alone): 2 images in 1 group, listed"
+        in capsys.readouterr().err
+    )
     assert Image.open(tmp_path / "e.near-duplicates.png").width > 2 * SIDE
     np.savez(tmp_path / "a.npz", images=images[:7])
     out.unlink()
     (tmp_path / "e.json").unlink()
     embed(tmp_path / "a.npz", encoder, out, near_duplicates=True, similarity=1.0)
-    assert (tmp_path / "e.near-duplicates.csv").read_text().split() == ["group,similarity,path,other"]
+    assert (tmp_path / "e.near-duplicates.csv").read_text().split() == ["group,correlation,similarity,path,other"]
     assert not (tmp_path / "e.near-duplicates.png").exists()
     assert "is empty" in capsys.readouterr().err
     (tmp_path / "e.outliers.csv").mkdir()
@@ -160,29 +165,104 @@ def test_no_duplicates_give_an_empty_list_and_remove_the_old_sheet(
         embed(tmp_path / "a.npz", encoder, out, outliers=True)
 
 
+def altered_copies(image: Image.Image) -> dict[str, Image.Image]:
+    half = image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC)
+    jpeg = io.BytesIO()
+    image.save(jpeg, "JPEG", quality=50)
+    darker = Image.fromarray((255 * (np.asarray(image) / 255) ** 1.4).astype(np.uint8))
+    return {"half": half, "jpeg": Image.open(jpeg), "darker": darker}
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_copies_are_found_by_thumbnails_without_a_trained_encoder(
+    tmp_path: Path, size: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every altered copy of smooth images is found, no other pair, and flat images are copies of nothing."""
+    expected = set()
+    for i in range(30):
+        image = Image.fromarray(smooth_noise(i, 120 + 7 * (i % 4), 150, coarse=6))
+        image.save(tmp_path / f"{i:02}.png")
+        if i < 8:
+            for kind, copy in altered_copies(image).items():
+                copy.save(tmp_path / f"{i:02}-{kind}.png")
+                expected |= {(f"{i:02}", f"{i:02}-{kind}")}
+    for level in (0, 128, 255):
+        Image.new("L", (120, 120), level).save(tmp_path / f"flat{level}.png")
+    noise = np.random.default_rng(0).integers(127, 129, (120, 120), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "nearly-flat.png")
+    embed(tmp_path, untrained(create_encoder("test_resnet", size)), tmp_path / "e.parquet", True, workers=0)
+    table = pd.read_csv(tmp_path / "e.near-duplicates.csv")
+    stems = {tuple(sorted((Path(a).stem, Path(b).stem))) for a, b in zip(table.path, table.other, strict=True)}
+    assert {pair for pair in stems if "-" not in pair[0]} == expected
+    assert {pair[0][:2] == pair[1][:2] for pair in stems} == {True}
+    log = capsys.readouterr().err
+    assert "is untrained: near-duplicates are found by their thumbnails only" in log
+    assert f"{len(table)} pairs of near-duplicates ({len(table)} by thumbnails, 0 by" in log
+    assert "32 images in 8 groups" in log
+
+
+def test_correlation_is_that_of_the_area_means(tmp_path: Path) -> None:
+    images = np.stack([smooth_noise(i % 5, 32, 32) for i in range(10)]).astype(int)
+    images[5:] = (images[5:] + np.random.default_rng(0).integers(-20, 20, images[5:].shape)).clip(0, 255)
+    np.savez(tmp_path / "a.npz", images=images.astype(np.uint8))
+    embed(tmp_path / "a.npz", untrained(create_encoder("test_resnet", 32)), tmp_path / "e.npy", True, correlation=0.9)
+    table = pd.read_csv(tmp_path / "e.near-duplicates.csv")
+    pixels = images.mean(axis=3).reshape(10, 16, 2, 16, 2).mean(axis=(2, 4)).reshape(10, 256)
+    expected = np.corrcoef(pixels)
+    pairs = [(int(a[2:-1]), int(b[2:-1])) for a, b in zip(table.path, table.other, strict=True)]
+    assert set(pairs) >= {(i, i + 5) for i in range(5)}
+    assert table.correlation.tolist() == pytest.approx([expected[pair] for pair in pairs], abs=2e-4)
+
+
+def test_thumbnails_are_made_later_for_a_file_written_without_the_list(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.stack([smooth_noise(i) for i in range(12)])
+    images[9] = images[2]
+    np.savez(tmp_path / "a.npz", images=images)
+    encoder, lists = untrained(create_encoder("test_resnet", 32)), []
+    for name, first in (("e", False), ("f", True)):
+        embed(tmp_path / "a.npz", encoder, tmp_path / f"{name}.parquet", near_duplicates=first)
+        assert (tmp_path / f"{name}.thumbnails.npy").exists() == first
+        embed(tmp_path / "a.npz", encoder, tmp_path / f"{name}.parquet", near_duplicates=True)
+        lists.append((tmp_path / f"{name}.near-duplicates.csv").read_text())
+        assert np.load(tmp_path / f"{name}.thumbnails.npy").shape == (12, 256)
+    assert lists[0] == lists[1]
+    assert capsys.readouterr().err.count("written without thumbnails: reading the images again") == 1
+    np.save(tmp_path / "f.thumbnails.npy", np.zeros((11, 256), np.float16))
+    with pytest.raises(InputError, match=r"out: .*f.thumbnails.npy has the shape \(11, 256\), expected \(12, 256\)"):
+        embed(tmp_path / "a.npz", encoder, tmp_path / "f.parquet", near_duplicates=True)
+
+
+def test_outliers_of_few_images_are_a_quarter(tmp_path: Path) -> None:
+    images = np.stack([smooth_noise(i) for i in range(12)])
+    np.savez(tmp_path / "a.npz", images=images)
+    embed(tmp_path / "a.npz", untrained(create_encoder("test_resnet", 32)), tmp_path / "e.npy", outliers=True)
+    assert len(pd.read_csv(tmp_path / "e.outliers.csv")) == 3
+
+
 def test_copies_of_photographs_are_found(real_data: Path, tmp_path: Path) -> None:
-    """Copied, recompressed and scaled photographs are paired with their original."""
+    """Copied, recompressed and halved photographs are paired with their original, whatever the encoder."""
     photographs, folder = real_data / "caltech101" / "101_ObjectCategories", tmp_path / "images"
     if not photographs.is_dir():
         pytest.skip(f"no photographs in {photographs}")
     copies = {}
     for name in ("accordion", "binocular", "butterfly", "starfish"):
         (folder / name).mkdir(parents=True)
-        files = sorted((photographs / name).glob("*.jpg"))[:20]
-        for number, file in enumerate(files):
+        for number, file in enumerate(sorted((photographs / name).glob("*.jpg"))[:20]):
             shutil.copy(file, folder / name)
             copy, image = folder / name / f"other{number}.jpg", Image.open(file)
             if number == 0:
                 shutil.copy(file, copy)
             elif number == 1:
                 image.save(copy, quality=50)
-            elif number == 2:
-                image.resize((image.width * 3 // 4, image.height * 3 // 4)).save(copy, quality=95)
-            if number < 3:
+            elif number < 5:
+                image.resize((image.width // 2, image.height // 2)).save(copy, quality=95)
+            if number < 5:
                 copies[str(folder / name / file.name)] = str(copy)
-    embed(folder, load_encoder("resnet18", image_size=96), tmp_path / "e.parquet", True, True, 0.9, workers=0)
+    embed(folder, load_encoder("resnet18", image_size=96), tmp_path / "e.parquet", True, True, workers=0)
     pairs = pd.read_csv(tmp_path / "e.near-duplicates.csv")
-    assert set(copies.items()) <= set(zip(pairs.path, pairs.other, strict=True))
+    assert set(zip(pairs.path, pairs.other, strict=True)) == set(copies.items())
     assert set(pairs.path[pairs.similarity == 1]) >= {path for path in copies if copies[path].endswith("other0.jpg")}
     for kind in ("near-duplicates", "outliers"):
         assert np.asarray(Image.open(tmp_path / f"e.{kind}.png")).std() > 20

@@ -71,10 +71,10 @@ def write_checkpoint(folder: Path, encoder: Encoder, step: int) -> Path:
     return path
 
 
-def smooth_noise(seed: int, height: int = 40, width: int = 40, channels: int = 3) -> np.ndarray:
-    """A smooth random image, which lossy compression barely changes."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (3, 3, channels), dtype=np.uint8)
-    planes = [np.asarray(Image.fromarray(coarse[..., c]).resize((width, height))) for c in range(channels)]
+def smooth_noise(seed: int, height: int = 40, width: int = 40, channels: int = 3, coarse: int = 3) -> np.ndarray:
+    """A smooth random image of ``coarse`` x ``coarse`` patches, which lossy compression barely changes."""
+    patches = np.random.default_rng(seed).integers(0, 256, (coarse, coarse, channels), dtype=np.uint8)
+    planes = [np.asarray(Image.fromarray(patches[..., c]).resize((width, height))) for c in range(channels)]
     return np.stack(planes, axis=-1)
 
 

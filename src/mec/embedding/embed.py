@@ -15,7 +15,7 @@ from mec.data.datasets.folder import refuse_output_within
 from mec.data.pixels import CorruptImageError
 from mec.data.splits import log_splits
 from mec.distributed import process_group
-from mec.embedding.extract import pixel_format_of, with_value_range
+from mec.embedding.extract import with_value_range
 from mec.embedding.neighbors import EmbeddingTable, list_neighbors
 from mec.embedding.parts import AllSplits, EmbeddingParts, open_all_splits, write_output
 from mec.errors import InputError
@@ -35,6 +35,7 @@ def embed(
     near_duplicates: bool = False,
     outliers: bool = False,
     similarity: float = 0.9,
+    correlation: float = 0.98,
     subsample: int | None = None,
     frame_stride: int | None = None,
     workers: int | None = None,
@@ -49,10 +50,13 @@ def embed(
         data: any dataset (see ``mec.open_dataset``); all of its splits are embedded.
         encoder: an Encoder, a run folder, a file of weights or a timm name.
         out: FILE.parquet, or FILE.npy with paths and labels in FILE.csv.
-        near_duplicates: list pairs of similar images in STEM.near-duplicates.csv and draw some in .png.
+        near_duplicates: list pairs of similar images in STEM.near-duplicates.csv and draw some in .png: first those
+            whose thumbnails correlate, then those with similar embeddings.
         outliers: list the 1 % of the images (at least 20, or a quarter if that is less) that are farthest from all
             others in STEM.outliers.csv and draw some in .png.
-        similarity: smallest cosine similarity of near-duplicates, of embeddings minus their mean.
+        similarity: smallest cosine similarity of near-duplicates, of embeddings minus their mean. An untrained encoder
+            finds none.
+        correlation: smallest correlation of near-duplicates, of thumbnails of 16 x 16 gray pixels.
         subsample: keep every n-th image of the dataset; null: all.
         frame_stride: keep every n-th frame of a video; null: one frame per second.
         workers: loader processes; null: one per core.
@@ -65,7 +69,7 @@ def embed(
             full disk; or more than a twentieth of the images are corrupt.
     """
     out = Path(out).expanduser()
-    _check(out, similarity, subsample, workers)
+    _check(out, {"similarity": similarity, "correlation": correlation}, subsample, workers)
     if near_duplicates or outliers:
         refuse_output_within(data, out)
     with process_group() as group:
@@ -85,24 +89,26 @@ def embed(
                 _create_parts_folder(out, parts.folder, inputs)
             parts.write(workers, group)
             if group.rank == 0:
-                parts.join(out, inputs)
+                parts.join(out, inputs, near_duplicates)
         elif group.rank == 0:
             _check_inputs(out.with_suffix(".json"), inputs, out)
             logger.info(f"{out} exists already")
         if (near_duplicates or outliers) and group.rank == 0:
             corrupt = json.loads(out.with_suffix(".json").read_text())["corrupt"]
-            table = EmbeddingTable(out, images, np.delete(np.arange(len(images)), corrupt), pixel_format_of(encoder))
-            list_neighbors(table, near_duplicates, outliers, similarity)
+            indices = np.delete(np.arange(len(images)), corrupt)
+            table = EmbeddingTable(out, images, indices, encoder, workers)
+            list_neighbors(table, near_duplicates, outliers, similarity, correlation)
     return out
 
 
-def _check(out: Path, similarity: float, subsample: int | None, workers: int | None) -> None:
+def _check(out: Path, thresholds: dict[str, float], subsample: int | None, workers: int | None) -> None:
     if out.suffix.lower() not in (".parquet", ".npy"):
         raise InputError(f"out: expected a name that ends with .parquet or .npy, got {out}")
     if out.is_dir():
         raise InputError(f"out: expected a file name, got the folder {out}")
-    if not 0 < similarity <= 1:
-        raise InputError(f"similarity: expected a number above 0 and at most 1, got {similarity}")
+    for name, threshold in thresholds.items():
+        if not 0 < threshold <= 1:
+            raise InputError(f"{name}: expected a number above 0 and at most 1, got {threshold}")
     for name, value, minimum in (("subsample", subsample, 1), ("workers", workers, 0)):
         if value is not None and value < minimum:
             raise InputError(f"{name}: expected at least {minimum}, got {value}")

@@ -19,11 +19,14 @@ from torch import Tensor
 
 from mec.data.dataset import read_image
 from mec.data.image_grid import SIDE, Cell, image_grid
-from mec.data.pixels import CorruptImageError, PixelFormat, pad_to_square
-from mec.embedding.extract import best_device, feature_table
-from mec.embedding.parts import AllSplits, open_csv, write_output
+from mec.data.loaders import evaluation_loader
+from mec.data.pixels import CorruptImageError, pad_to_square
+from mec.embedding.extract import BATCH, best_device, feature_table, pixel_format_of
+from mec.embedding.parts import AllSplits, open_csv, thumbnails_file, write_output
+from mec.embedding.thumbnails import PIXELS, standardized, thumbnails
 from mec.engine.progress import ProgressBar
 from mec.errors import InputError
+from mec.models.encoder import Encoder
 
 logger = logging.getLogger("mec")
 
@@ -70,7 +73,8 @@ class EmbeddingTable:
     file: Path
     images: AllSplits
     indices: NDArray[np.int64]
-    pixel_format: PixelFormat
+    encoder: Encoder
+    workers: int | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -83,7 +87,7 @@ class EmbeddingTable:
         """Return the image of a row for a grid."""
         _, dataset, index = self.images.locate(int(self.indices[row]))
         try:
-            return pad_to_square(read_image(dataset, index, self.pixel_format), SIDE)
+            return pad_to_square(read_image(dataset, index, pixel_format_of(self.encoder)), SIDE)
         except CorruptImageError:  # it has changed since it was embedded
             return Image.new("RGB", (SIDE, SIDE), "white")
 
@@ -98,14 +102,51 @@ class EmbeddingTable:
                 column = batch.column(0)
                 yield column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
 
+    def thumbnails(self) -> Iterator[NDArray[np.float16]]:
+        """Yield the thumbnails of the rows in blocks (m, 256). If none were kept, read the images again for them."""
+        path = thumbnails_file(self.file)
+        if not path.exists():
+            with write_output(path) as temporary, temporary.open("wb") as file:
+                np.save(file, self._make_thumbnails())
+        mapped = np.load(path, mmap_mode="r")
+        if mapped.shape != (len(self), PIXELS):
+            raise InputError(f"out: {path} has the shape {mapped.shape}, expected {(len(self), PIXELS)}; remove it")
+        yield from (np.asarray(mapped[start : start + BLOCK_ROWS]) for start in range(0, len(mapped), BLOCK_ROWS))
 
-def list_neighbors(table: EmbeddingTable, near_duplicates: bool, outliers: bool, similarity: float) -> None:
+    def _make_thumbnails(self) -> NDArray[np.float16]:
+        logger.info(f"{self.file} was written without thumbnails: reading the images again")
+        all_thumbnails, first = np.zeros((len(self.images), PIXELS), dtype=np.float16), 0
+        with ProgressBar("thumbnails", len(self.images)) as progress:
+            for dataset in self.images.splits.values():
+                pixel_format, size = pixel_format_of(self.encoder), self.encoder.image_size
+                for batch in evaluation_loader(dataset, pixel_format, size, BATCH, self.workers):
+                    if len(batch.indices):  # images that have become unreadable stay flat
+                        all_thumbnails[first + batch.indices] = thumbnails(batch.images)
+                    progress.advance(len(batch.indices) + len(batch.corrupt))
+                first += len(dataset)
+        return all_thumbnails[self.indices]
+
+
+def list_neighbors(
+    table: EmbeddingTable, near_duplicates: bool, outliers: bool, similarity: float, correlation: float
+) -> None:
     """Write STEM.near-duplicates.csv and .png, and STEM.outliers.csv and .png, beside an embedding file."""
     if len(table) < 3:
         raise InputError(f"near_duplicates, outliers: expected at least 3 images, got {len(table)} in {table.file}")
-    pairs, similarities, scores = similar_pairs(centered(table.embeddings, len(table)), similarity)
+    untrained = table.encoder.untrained
+    if untrained:
+        effects = [
+            "near-duplicates are found by their thumbnails only, so that crops of an image are missed",
+            "outliers are images of unusual color or texture",
+        ]
+        effect = "; ".join(text for text, wanted in zip(effects, (near_duplicates, outliers), strict=True) if wanted)
+        logger.warning(f"encoder: {table.encoder.description} is untrained: {effect}")
+    embeddings = centered(table.embeddings, len(table))
+    pairs, scores = np.empty((0, 2), dtype=np.int64), np.empty(0)
+    if outliers or not untrained:
+        pairs, _, scores = similar_pairs(embeddings, similarity)
     if near_duplicates:
-        _list_near_duplicates(table, pairs, similarities)
+        _list_near_duplicates(table, embeddings, pairs[: 0 if untrained else None], correlation)
     if outliers:
         _list_outliers(table, scores)
 
@@ -130,7 +171,7 @@ def centered(blocks: Callable[[], Iterator[NDArray[np.float32]]], rows: int) -> 
 
 
 def similar_pairs(
-    table: Tensor, similarity: float
+    table: Tensor, similarity: float, label: str = "neighbors"
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """Find pairs of similar rows among the nearest neighbors of every row of a table (n, d) of rows of length 1.
 
@@ -138,7 +179,7 @@ def similar_pairs(
     """
     n = len(table)
     k = min(NEIGHBORS, n - 1)
-    with ProgressBar("neighbors", n, unit="") as progress:
+    with ProgressBar(label, n, unit="") as progress:
         values, rows = nearest(table, table, k + 1, progress=progress.advance)
     other = rows != torch.arange(n)[:, None]
     other[other.all(dim=1), -1] = False  # more than k equal rows: the row itself is not among its k + 1 nearest
@@ -146,15 +187,21 @@ def similar_pairs(
     scores = 1 - values.double().mean(dim=1).numpy()
     near = (values >= similarity - 1e-4).nonzero()
     pairs = np.unique(torch.stack([near[:, 0], rows[near[:, 0], near[:, 1]]], dim=1).sort(dim=1).values.numpy(), axis=0)
+    exact = cosines_of(table, pairs)
+    order = np.argsort(-exact, kind="stable")
+    order = order[exact[order] >= similarity]
+    return pairs[order], exact[order], scores
+
+
+def cosines_of(table: Tensor, pairs: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the cosines (p,) of pairs (p, 2) of rows of a table (n, d) of rows of length 1; NaN for rows of zeros."""
     exact = np.empty(len(pairs))
     for start in range(0, len(pairs), BLOCK_ROWS):
         first, second = (table[torch.from_numpy(side)].double() for side in pairs[start : start + BLOCK_ROWS].T)
         # computed from the distance, which is exactly 0 for equal rows
-        exact[start : start + BLOCK_ROWS] = 1 - (first - second).square().sum(dim=1).numpy() / 2
-    exact = exact.round(6)
-    order = np.argsort(-exact, kind="stable")
-    order = order[exact[order] >= similarity]
-    return pairs[order], exact[order], scores
+        cosines = 1 - (first - second).square().sum(dim=1) / 2
+        exact[start : start + BLOCK_ROWS] = cosines.where(first.any(dim=1) & second.any(dim=1), torch.nan).numpy()
+    return exact.round(6)
 
 
 def groups_of(pairs: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -167,23 +214,46 @@ def groups_of(pairs: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return groups
 
 
-def _list_near_duplicates(table: EmbeddingTable, pairs: NDArray[np.int64], similarities: NDArray[np.float64]) -> None:
+def _list_near_duplicates(
+    table: EmbeddingTable, embeddings: Tensor, similar: NDArray[np.int64], correlation: float
+) -> None:
+    """List the pairs whose thumbnails correlate, then the other pairs ``similar`` (p, 2) of embeddings."""
+    small = standardized(table.thumbnails(), len(table))
+    pairs = np.concatenate([similar_pairs(small, correlation, "thumbnails")[0], similar])
+    pairs = np.unique(pairs, axis=0)
+    similarities, correlations = cosines_of(embeddings, pairs), cosines_of(small, pairs)
+    is_copy = correlations >= correlation  # False for NaN
+    order = np.lexsort((-np.where(is_copy, correlations, similarities), ~is_copy))
+    pairs, similarities, correlations, is_copy = (x[order] for x in (pairs, similarities, correlations, is_copy))
     groups = groups_of(pairs, len(table))
     path = table.file.with_suffix(".near-duplicates.csv")
     with write_output(path) as temporary, open_csv(temporary) as add:
         splits = ["split", "other_split"] if len(table.images.splits) > 1 else []
-        add(["group", "similarity", "path", "other", *splits])
-        for group, similarity, (i, j) in zip(groups.tolist(), similarities.tolist(), pairs.tolist(), strict=True):
+        add(["group", "correlation", "similarity", "path", "other", *splits])
+        for p, (i, j) in enumerate(pairs.tolist()):
             (title, _, *split), (other, _, *other_split) = table.row(i), table.row(j)
-            add([group, f"{similarity:.6f}", title, other, *split, *other_split])
-    # draw the closest pair of a group, for groups from the whole range of similarities: the threshold becomes visible
+            cells = ["" if np.isnan(x) else f"{x:.6f}" for x in (correlations[p], similarities[p])]
+            add([groups[p], *cells, title, other, *split, *other_split])
+    # draw the closest pair of a group, for groups from the whole range of similarities: the thresholds become visible
     closest = np.unique(groups, return_index=True)[1]
     drawn = closest[np.unique(np.linspace(0, len(closest) - 1, min(MAX_DRAWN, len(closest))).astype(int))]
-    sizes = [len(np.unique(pairs[groups == groups[p]])) for p in drawn]
-    captions = [f"{similarities[p]:.3f}, group {groups[p]}: {n} images" for p, n in zip(drawn, sizes, strict=True)]
+    captions = []
+    for p in drawn:
+        value = f"correlation {correlations[p]:.3f}" if is_copy[p] else f"similarity {similarities[p]:.3f}"
+        captions.append(f"{value}, group {groups[p]}: {_count(len(np.unique(pairs[groups == groups[p]])), 'image')}")
     png = _draw(table, path.with_suffix(".png"), captions, pairs[drawn])
-    count = f"{len(np.unique(pairs)):,} near-duplicates in {len(closest):,} groups"
-    logger.info(f"{count}, listed in {path}; {png} shows some" if png else f"{count}; {path} is empty")
+    found = f"{_count(len(pairs), 'pair')} of near-duplicates"
+    if png is None:
+        logger.info(f"{found}; {path} is empty")
+        return
+    by_thumbnail = int(is_copy.sum())
+    sizes = f"{_count(len(np.unique(pairs)), 'image')} in {_count(len(closest), 'group')}"
+    found += f" ({by_thumbnail:,} by thumbnails, {len(pairs) - by_thumbnail:,} by embeddings alone): {sizes}"
+    logger.info(f"{found}, listed in {path}; {png} shows some")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _list_outliers(table: EmbeddingTable, scores: NDArray[np.float64]) -> None:
@@ -197,7 +267,7 @@ def _list_outliers(table: EmbeddingTable, scores: NDArray[np.float64]) -> None:
     drawn = rows[:MAX_DRAWN]
     captions = [f"{scores[row]:.3f} {table.row(row)[1] or ''}" for row in drawn]
     png = _draw(table, path.with_suffix(".png"), captions, drawn[:, None])
-    logger.info(f"{count:,} outliers, listed in {path}; {png} shows the first")
+    logger.info(f"{_count(count, 'outlier')}, listed in {path}; {png} shows the first")
 
 
 def _draw(table: EmbeddingTable, path: Path, captions: list[str], rows: NDArray[np.int64]) -> Path | None:

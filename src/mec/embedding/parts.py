@@ -24,6 +24,7 @@ from mec.data.loaders import evaluation_loader
 from mec.data.pixels import CorruptImageError
 from mec.distributed import SINGLE_PROCESS, ProcessGroup
 from mec.embedding.extract import BATCH, best_device, feature_function, log_corrupt, new_corrupt_log, pixel_format_of
+from mec.embedding.thumbnails import BYTES, PIXELS, thumbnails
 from mec.engine.progress import ProgressBar
 from mec.errors import InputError
 from mec.files import atomic_write
@@ -91,6 +92,7 @@ class EmbeddingParts:
         self.images, self.encoder, self.folder = images, encoder, folder
         vector = pa.list_(pa.float32(), encoder.num_features)
         self.schema = pa.schema([*((name, pa.string()) for name in images.columns), ("embedding", vector)])
+        self.part_schema = self.schema.append(pa.field("thumbnail", pa.binary(BYTES)))
         self.parts: list[Part] = []
         first = 0
         for split, dataset in images.splits.items():
@@ -134,21 +136,22 @@ class EmbeddingParts:
                     corrupt_log.add(batch.corrupt, len(rows))
                     readable = part.first + indices[batch.indices]
                     embeddings = np.empty((0, self.encoder.num_features), dtype=np.float32)
+                    small = np.empty((0, PIXELS), dtype=np.float16)
                     if len(readable):
-                        embeddings = features(batch.images).cpu().numpy()
-                    self._write_part(part, readable, embeddings, [image.reason for image in batch.corrupt])
+                        embeddings, small = features(batch.images).cpu().numpy(), thumbnails(batch.images)
+                    self._write_part(part, readable, embeddings, small, [image.reason for image in batch.corrupt])
                     # assumes that the other processes are about as far
                     progress.advance(len(rows) * group.world_size)
         group.barrier()
 
     def _retry_corrupt(self) -> tuple[list[CorruptImage], int]:
-        """Delete the parts of which an image has become readable; return the corrupt images of the others, and the
-        number of images in these."""
+        """Delete the parts of which an image has become readable, and those of earlier versions, without thumbnails;
+        return the corrupt images of the others, and the number of images in these."""
         corrupt, num_images = [], 0
         for part in self.parts:
             if part.file.exists():
                 reasons = part.corrupt()
-                if any(map(self._is_readable, reasons)):
+                if pq.read_schema(part.file) != self.part_schema or any(map(self._is_readable, reasons)):
                     part.file.unlink()
                     continue
                 corrupt += [CorruptImage(str(self.images.row(i)[0]), reason) for i, reason in reasons.items()]
@@ -174,7 +177,12 @@ class EmbeddingParts:
             )
 
     def _write_part(
-        self, part: Part, readable: NDArray[np.int64], embeddings: NDArray[np.float32], reasons: list[str]
+        self,
+        part: Part,
+        readable: NDArray[np.int64],
+        embeddings: NDArray[np.float32],
+        small: NDArray[np.float16],
+        reasons: list[str],
     ) -> None:
         non_finite = ~np.isfinite(embeddings).all(axis=1)
         if non_finite.any():
@@ -185,11 +193,12 @@ class EmbeddingParts:
         rows = [self.images.row(index) for index in readable.tolist()]
         texts = [pa.array([_text(row[column]) for row in rows], pa.string()) for column in range(len(self.schema) - 1)]
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), embeddings.shape[1])
-        table = pa.Table.from_arrays([*texts, vectors], schema=self.schema.with_metadata(metadata))
+        pixels = pa.array([row.tobytes() for row in small], pa.binary(BYTES))
+        table = pa.Table.from_arrays([*texts, vectors, pixels], schema=self.part_schema.with_metadata(metadata))
         with write_output(part.file) as path:
             pq.write_table(table, path, use_dictionary=False)
 
-    def join(self, out: Path, inputs: dict[str, str]) -> None:
+    def join(self, out: Path, inputs: dict[str, str], keep_thumbnails: bool) -> None:
         """Join the parts into ``out``, in the order of the dataset, after writing its sibling files."""
         for part in self.parts:
             if not part.file.exists():
@@ -207,11 +216,15 @@ class EmbeddingParts:
         with write_output(out.with_suffix(".json")) as path:
             counts = {"images": num_rows, "features": width, "corrupt": list(reasons)}
             path.write_text(json.dumps(inputs | counts) + "\n")
+        thumbnails_file(out).unlink(missing_ok=True)  # of an embedding file that has been deleted
+        if keep_thumbnails:
+            with write_output(thumbnails_file(out)) as path:
+                self._join_npy(path, "thumbnail", "<f2", num_rows, PIXELS)
         # the file is renamed last: when it exists, its sibling files exist too
         complete = self.folder / "complete"
         with write_output(complete) as path:
             if out.suffix.lower() == ".npy":
-                self._join_npy(path, num_rows)
+                self._join_npy(path, "embedding", "<f4", num_rows, width)
                 with write_output(out.with_suffix(".csv")) as csv_path, open_csv(csv_path) as add:
                     add(self.images.columns)
                     for index in range(len(self.images)):
@@ -220,26 +233,39 @@ class EmbeddingParts:
             else:
                 # without dictionaries of paths and embeddings, which are all different
                 with pq.ParquetWriter(path, self.schema, use_dictionary=self.images.columns[1:]) as file:
-                    for table in self._blocks():
+                    for table in self._blocks(self.schema.names):
                         file.write_table(table)
         complete.replace(out)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _join_npy(self, path: Path, num_rows: int) -> None:
+    def _join_npy(self, path: Path, column: str, dtype: str, rows: int, width: int) -> None:
         with path.open("wb") as file:
             # writing through a memory map to a full disk would kill the process
-            header = {"descr": "<f4", "fortran_order": False, "shape": (num_rows, self.encoder.num_features)}
+            header = {"descr": dtype, "fortran_order": False, "shape": (rows, width)}
             np.lib.format.write_array_header_1_0(file, header)
-            for table in self._blocks():
-                file.write(table["embedding"].combine_chunks().flatten().to_numpy().astype("<f4", copy=False).tobytes())
+            for table in self._blocks([column]):
+                file.write(_column_bytes(table[column].combine_chunks(), dtype))
 
-    def _blocks(self) -> Iterator[pa.Table]:
+    def _blocks(self, columns: list[str]) -> Iterator[pa.Table]:
         for start in range(0, len(self.parts), BLOCK_PARTS):
             tables = []
             for part in self.parts[start : start + BLOCK_PARTS]:
                 with pq.ParquetFile(part.file) as file:  # pq.read_table would take a=b in the path for a column
-                    tables.append(file.read().replace_schema_metadata())
+                    tables.append(file.read(columns).replace_schema_metadata())
             yield pa.concat_tables(tables)
+
+
+def _column_bytes(column: Any, dtype: str) -> bytes:
+    """Return the values of a column of fixed-length lists as ``dtype``, or those of a column of bytes as they are."""
+    if pa.types.is_fixed_size_binary(column.type):
+        return b"".join(column.to_pylist())
+    values: bytes = column.flatten().to_numpy().astype(dtype, copy=False).tobytes()
+    return values
+
+
+def thumbnails_file(out: Path) -> Path:
+    """Return the file of the thumbnails (n, 256) float16 of the rows of an embedding file."""
+    return out.with_suffix(".thumbnails.npy")
 
 
 def _text(value: str | None) -> str | None:

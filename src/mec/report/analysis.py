@@ -43,7 +43,9 @@ MAX_CLUSTERS, MEAN_CLUSTER_SIZE = 10, 5  # largest number, and smallest mean num
 CPU_SECONDS, MIN_IMAGES = 120, 100  # for embedding on a CPU; as many images are embedded even if it takes longer
 MIN_RELATIVE_NORM = 1e-5
 """Norm of the centered features, relative to that of the features, below which it is float32 rounding error."""
-CACHE_FORMAT = 2  # files of another version are ignored
+MIN_RELATIVE_VALUE = 1e-6
+"""Singular value, relative to the largest, below which it is float32 rounding error and stands for 0."""
+CACHE_FORMAT = 3  # files of another version are ignored
 
 Matrix = NDArray[np.float64]
 
@@ -58,7 +60,7 @@ class FeatureAnalysis:
     clusters: NDArray[np.int64]  # (n,) k-means cluster of each image
     sprites: SpriteSheet  # thumbnails of the n images
     neighbors: list[NearestNeighbors]  # of some images
-    singular_values: Matrix  # (min(n, d),) of the centered features, descending, divided by their sum
+    singular_values: Matrix  # (min(n - 1, d),) of the centered features, descending, divided by their sum
     feature_rank: float  # exp of the entropy of the normalized squared singular values
     images: str = ""  # description ("1,000 of the 3,969 images of photographs/")
     encoder: str = ""  # description ("the encoder after 1,200 steps")
@@ -95,6 +97,8 @@ def analyze_features(run: Path, data: str | os.PathLike[str] | None, max_images:
     except InputError as error:  # no such dataset, or too many of its images are corrupt
         return missing_data(data, error)
     if isinstance(analysis, FeatureAnalysis):
+        if num_corrupt := count - len(analysis.titles):
+            description += f", {num_corrupt:,} of which cannot be read"
         analysis = replace(analysis, images=description, encoder=encoder_description)
         text = json.dumps({"key": key, "analysis": asdict(analysis)}, default=np.ndarray.tolist)
         with suppress(OSError), atomic_write(cache) as temporary:  # the run folder may not be writable
@@ -189,9 +193,11 @@ def _analyze(
 
     def embed(row: int) -> EmbeddedImage:
         image = read_image(sample, indices[row], pixel_format)
-        return embed_image(resize_longer_side(image, NEIGHBOR_SIDE), captions[row])
+        return embed_image(resize_longer_side(image, NEIGHBOR_SIDE), captions[row], labels[row] if labels else "")
 
-    values = torch.linalg.svdvals(torch.from_numpy(centered)).numpy()
+    # the mean takes one direction of n images away: the n-th singular value of centered features is rounding error
+    values = torch.linalg.svdvals(torch.from_numpy(centered)).numpy()[: len(centered) - 1]
+    values = np.where(values > MIN_RELATIVE_VALUE * values[0], values, 0)
     return FeatureAnalysis(
         points=_tsne(features),
         titles=titles,

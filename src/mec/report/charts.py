@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mec.pretraining.health import MAX_DATA_WAIT
 from mec.report.analysis import FeatureAnalysis
-from mec.report.record import Columns, Record
+from mec.report.record import PROBE_NAMES, Columns, Record
 
 COLORS = {
     "light": (
@@ -48,6 +48,7 @@ class Curve(NamedTuple):
     caption: str
     scale: Literal["linear", "log", "percent"] = "linear"
     threshold: tuple[float, str] | None = None  # value and label of a horizontal line
+    needs_series: bool = False  # only for runs whose objective is a Taylor series
 
 
 CURVES = (
@@ -56,10 +57,8 @@ CURVES = (
     Curve("coding_length", "Coding length (nats)", "Length of the code of a batch. It is large at initialization too, "
           "because the codes are noise: it falls at first, then grows while the codes spread. Only comparable between "
           "runs with the same distortion and batch size."),
-    Curve("spectral_norm", "Spectral norm ‖C‖₂", "The Taylor series of the cross form (objective.order) converges only "
-          "below the line; above it the loss is meaningless. The pooled form and the exact log determinant need no "
-          "series; there, a large norm means that the codes share one direction.",
-          "log", (1.0, "radius of convergence 1")),
+    Curve("spectral_norm", "Spectral norm ‖C‖₂", "The Taylor series of the objective (objective.order) converges only "
+          "below the line; above it the loss is meaningless.", "log", (1.0, "radius of convergence 1"), True),
     Curve("effective_rank", "Effective rank of the codes", "Number of directions that the codes of a batch use: exp of "
           "the entropy of the covariance eigenvalues of the L2-normalized codes. It may fall at first, then rises and "
           "stays high. Near 1, all images have the same code (collapse)."),
@@ -77,7 +76,7 @@ def curve_charts(records: Sequence[Record], max_points: int = MAX_POINTS) -> lis
     names = dict.fromkeys(name for columns in probes for name in columns if name not in ("epoch", "step", "seconds"))
     charts = [_curve_chart(curve, records, metrics, max_points) for curve in CURVES]
     for name in names:
-        curve = Curve(name, f"Online probe: {name}", PROBE_CAPTION, "percent")
+        curve = Curve(name, f"Online probe: {PROBE_NAMES.get(name, name)}", PROBE_CAPTION, "percent")
         charts.append(_curve_chart(curve, records, probes, max_points, markers=True))
     return [chart for chart in charts if chart is not None]
 
@@ -87,6 +86,8 @@ def _curve_chart(
 ) -> Chart | None:
     traces, summaries = [], []
     for index, (record, columns) in enumerate(zip(records, tables, strict=True)):
+        if curve.needs_series and not record.has_series:
+            continue
         x, y = downsample(columns.get("step", np.empty(0)), columns.get(curve.column, np.empty(0)), max_points)
         if not len(x):
             continue
@@ -100,7 +101,9 @@ def _curve_chart(
     if not traces:
         return None
     layout: dict[str, Any] = {"hovermode": "x unified", "showlegend": False, "xaxis": {"title": {"text": "step"}}}
-    if curve.scale == "log":
+    if curve.scale == "linear":
+        layout["yaxis"] = {"exponentformat": "e"}
+    elif curve.scale == "log":
         layout["yaxis"] = {"type": "log", "dtick": 1}
     elif curve.scale == "percent":
         layout["yaxis"] = {"tickformat": ".0%", "rangemode": "tozero"}
@@ -163,15 +166,17 @@ def spectrum_chart(analyses: Sequence[tuple[int, str, FeatureAnalysis]]) -> Char
     layout = {
         "hovermode": "x unified",
         "showlegend": len(analyses) > 1,
-        "xaxis": {"type": "log", "title": {"text": "index of the singular value"}},
-        "yaxis": {"type": "log", "title": {"text": "fraction of the sum"}, "exponentformat": "power"},
+        "xaxis": {"type": "log", "dtick": "D2", "title": {"text": "index of the singular value"}},
+        "yaxis": {"type": "log", "dtick": "D2", "title": {"text": "fraction of the sum"}, "exponentformat": "power"},
     }
     return Chart(
         "chart-spectrum",
         "Singular values of the features",
-        "A slow decay means that the features use many directions, a sharp drop that they use few. The feature rank "
-        "counts these directions: exp of the entropy of the squared singular values of the centered features, "
-        "normalized to sum 1. It differs from the effective rank of the codes, which are uncentered and L2-normalized.",
+        "A slow decay means that the features use many directions, a sharp drop that they use few. The curve ends at "
+        "the number of features, or at one less than the number of images, or where only rounding error is left. The "
+        "feature rank counts the directions: exp of the entropy of the squared singular values of the centered "
+        "features, normalized to sum 1. It differs from the effective rank of the codes, which are uncentered and "
+        "L2-normalized.",
         "; ".join(summaries) + ".",
         {"data": traces, "layout": layout},
     )

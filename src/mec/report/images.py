@@ -9,7 +9,6 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -35,6 +34,7 @@ IMAGE_QUALITY, SPRITE_QUALITY = 75, 55  # WebP quality of single images, and of 
 NUM_VIEW_IMAGES, NUM_PAIRS = 4, 3  # images with training views, and pairs of views of each
 VIEW_SIDE, MAX_GALLERY_SIDE = 96, 480  # longer side in pixels of a view, and of an image of detection and tracking
 MAX_GALLERY_IMAGES = 3  # images per folder of detections or tracks, and number of videos
+MAX_NAMES = 10  # of files that cannot be read, in a note
 FRAME_INDEX = 30  # frame of a video to show; the middle frame of a video that is shorter than twice as many
 
 
@@ -46,6 +46,7 @@ class EmbeddedImage:
     alt: str
     width: int
     height: int
+    label: str = ""  # name of its class
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class EmbeddedViews(NamedTuple):
     pairs: list[tuple[EmbeddedImage, EmbeddedImage]]
 
 
-def embed_image(image: Image.Image, alt: str) -> EmbeddedImage:
-    return EmbeddedImage(_webp_uri(image, IMAGE_QUALITY), alt, image.width, image.height)
+def embed_image(image: Image.Image, alt: str, label: str = "") -> EmbeddedImage:
+    return EmbeddedImage(_webp_uri(image, IMAGE_QUALITY), alt, image.width, image.height, label)
 
 
 def embed_sprites(thumbnails: Sequence[Image.Image], cell_size: int) -> SpriteSheet:
@@ -124,29 +125,41 @@ def embed_views(run: Path, data: str | os.PathLike[str] | None) -> list[Embedded
     return rows
 
 
-def load_gallery(run: Path) -> list[EmbeddedImage]:
-    """Return tracking previews, images with predicted boxes, and with PyAV a frame of each video, newest first."""
-    images = []
-    for file, caption in [*_tracking_previews(run), *_predicted_images(run)]:
-        # JPEG is the only format that mec writes there; other files are not opened
-        with suppress(OSError, ValueError, Image.DecompressionBombError), Image.open(file, formats=["JPEG"]) as image:
-            image.draft("RGB", (MAX_GALLERY_SIDE, MAX_GALLERY_SIDE))
-            images.append(_embed_shrunk(image, caption))
+def load_gallery(run: Path) -> tuple[list[EmbeddedImage], list[str]]:
+    """Return tracking previews, images with predicted boxes, and with PyAV a frame of each video, newest first; and a
+    sentence that counts and names what cannot be read, if anything."""
+    images: list[EmbeddedImage] = []
+    unreadable: list[str] = []
+    for file, caption in [*_tracking_previews(run, unreadable), *_predicted_images(run)]:
+        try:
+            # JPEG is the only format that mec writes there; other files are not opened
+            with Image.open(file, formats=["JPEG"]) as image:
+                image.draft("RGB", (MAX_GALLERY_SIDE, MAX_GALLERY_SIDE))
+                images.append(_embed_shrunk(image, caption))
+        except (OSError, ValueError, Image.DecompressionBombError):
+            unreadable.append(str(file.relative_to(run)))
     for file in _newest_first([*run.glob("*.mp4"), *run.glob("*/*.mp4")])[:MAX_GALLERY_IMAGES]:
-        with suppress(InputError, SequenceError):
+        try:
             frames = open_frames(file)
             frame = next(islice(frames, min(len(frames) // 2, FRAME_INDEX), None), None)
-            if frame is not None:
-                images.append(_embed_shrunk(Image.fromarray(frame), f"video: a frame of {file.relative_to(run)}"))
-    return images
+        except (InputError, SequenceError) as error:
+            unreadable.append(f"{file.relative_to(run)} ({error})")
+            continue
+        if frame is not None:
+            images.append(_embed_shrunk(Image.fromarray(frame), f"video: a frame of {file.relative_to(run)}"))
+    if not unreadable:
+        return images, []
+    names = ", ".join(unreadable[:MAX_NAMES]) + (", ..." if len(unreadable) > MAX_NAMES else "")
+    return images, [printable(f"Detections and tracks: {len(unreadable)} cannot be read and are not shown ({names}).")]
 
 
-def _tracking_previews(run: Path) -> Iterator[tuple[Path, str]]:
+def _tracking_previews(run: Path, unreadable: list[str]) -> Iterator[tuple[Path, str]]:
     for folder in _newest_first(run.glob(f"*/{PREVIEWS}")):
         try:
             settings = json.loads((folder.parent / SETTINGS_FILE).read_text())
             task, encoder = str(settings["task"]), str(settings["encoder"])
         except (OSError, ValueError, KeyError, TypeError):
+            unreadable.append(str((folder.parent / SETTINGS_FILE).relative_to(run)))
             continue
         for file in sorted(folder.rglob("*.jpg"))[:MAX_GALLERY_IMAGES]:
             yield file, f"{task}: {file.relative_to(folder).with_suffix('')}, tracked with the {encoder}"

@@ -6,8 +6,8 @@ import base64
 import functools
 import gzip
 import hashlib
+import logging
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -27,6 +27,9 @@ from mec.report.analysis import FeatureAnalysis, analyze_features
 from mec.report.images import EmbeddedImage, EmbeddedViews, SpriteSheet, embed_views, load_gallery
 from mec.report.record import Missing, Record, check_health, read_records
 from mec.report.tables import evaluation_tables, format_value, run_rows, settings_rows
+from mec.report.verdict import headline, rank
+
+logger = logging.getLogger("mec")
 
 MAX_BYTES, MAX_IMAGE_BYTES = 5_000_000, 2_200_000  # of the page, for email and phones; of the images of all runs
 MAX_CURVE_POINTS = 12_000  # of a chart, divided among the runs
@@ -45,6 +48,7 @@ class RunContent:
     features: FeatureAnalysis | Missing
     views: list[EmbeddedViews] | Missing
     gallery: list[EmbeddedImage]
+    notes: Sequence[str] = ()  # sentences about what is not shown
 
 
 def write_report(
@@ -53,7 +57,7 @@ def write_report(
     data: str | os.PathLike[str] | None = None,
     images: int = MAP_IMAGES,
 ) -> Path:
-    """Write one HTML page with the settings, training curves, features and results of one or several runs.
+    """Write one HTML page with the results, features, training curves and settings of one or several runs.
 
     Args:
         runs: run folders, or folders that contain only a results.jsonl.
@@ -72,7 +76,11 @@ def write_report(
     path = records[0].folder / "report.html" if out is None else Path(out).expanduser()
     if path.is_dir() or path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"out: expected a file that ends with .html, got {path}")
-    page = render_page([collect_content(record, data, images // len(records)) for record in records])
+    contents = [collect_content(record, data, images // len(records)) for record in records]
+    for content in contents:
+        for note in [*content.record.notes, *content.notes]:
+            logger.warning(f"{content.record.name}: {note}")
+    page = render_page(contents)
     try:
         with atomic_write(path) as temporary:
             temporary.write_bytes(page)
@@ -90,13 +98,13 @@ def collect_content(
     record: Record, data: str | os.PathLike[str] | None, max_images: int, only_finished: bool = False
 ) -> RunContent:
     """Collect what the page shows, with ``only_finished`` no features of a run that is still training. Slow."""
-    gallery = load_gallery(record.folder)
+    gallery, notes = load_gallery(record.folder)
     if not record.recipe:
-        return RunContent(record, NO_ENCODER, NO_ENCODER, gallery)
+        return RunContent(record, NO_ENCODER, NO_ENCODER, gallery, notes)
     features: FeatureAnalysis | Missing = TRAINING
     if record.finished or not only_finished:
         features = analyze_features(record.folder, data, max(MIN_MAP_IMAGES, max_images))
-    return RunContent(record, features, embed_views(record.folder, data), gallery)
+    return RunContent(record, features, embed_views(record.folder, data), gallery, notes)
 
 
 def render_page(runs: Sequence[RunContent], revision: str | None = None) -> bytes:
@@ -130,7 +138,11 @@ def _limit_images(run: RunContent, max_bytes: int) -> RunContent:
         features = replace(features, sprites=sprites, neighbors=neighbors)
     if not isinstance(views, Missing):
         views = [v for v in views if fits(v.image, *(view for pair in v.pairs for view in pair))] or Missing(OMITTED)
-    return RunContent(run.record, features, views, [image for image in run.gallery if fits(image)])
+    gallery = [image for image in run.gallery if fits(image)]
+    notes = list(run.notes)
+    if omitted := len(run.gallery) - len(gallery):
+        notes.append(f"Detections and tracks: {omitted} of {len(run.gallery)} images are omitted. {OMITTED}")
+    return RunContent(run.record, features, views, gallery, notes)
 
 
 def _render_html(runs: Sequence[RunContent], max_points: int, revision: str | None) -> bytes:
@@ -144,10 +156,18 @@ def _render_html(runs: Sequence[RunContent], max_points: int, revision: str | No
         "spectrum": spectrum and spectrum.figure,
         "maps": {index: _map_data(analysis) for index, _, analysis in analyses},
     }
+    headlines = [headline(r) for r in records]
+    levels = {h.run: h.level for h in headlines}
+    # nothing is fine about the training of an encoder that is worse than raw pixels
+    health = [
+        m._replace(level="note") if m.level == "ok" and levels[m.run] == "warning" else m
+        for r in records
+        for m in check_health(r)
+    ]
     plotly, plotly_hash = _plotly()
     script = _read_template("report.js")
     environment = Environment(loader=PackageLoader("mec.report", "template"), autoescape=True, trim_blocks=True)
-    environment.filters |= {"clip": clip, "format_value": format_value, "quote": shlex.quote}
+    environment.filters |= {"clip": clip, "format_value": format_value}
     environment.filters["color_and_style"] = charts.color_and_style
     html = environment.get_template("report.html.jinja").render(
         title=_title(records),
@@ -163,10 +183,12 @@ def _render_html(runs: Sequence[RunContent], max_points: int, revision: str | No
         data=htmlsafe_json_dumps(data),
         omitted=OMITTED,
         records=records,
-        notes=[f"{r.name}: {note}" for r in records for note in r.notes],
+        notes=[f"{run.record.name}: {note}" for run in runs for note in [*run.record.notes, *run.notes]],
         settings_rows=settings_rows(records),
         run_rows=run_rows(records),
-        health=[message for r in records for message in check_health(r)],
+        headlines=headlines,
+        ranking=rank(records) if len(records) > 1 else None,
+        health=health,
         curves=curves,
         has_epochs=all(r.steps_per_epoch for r in records if r.metrics or r.probes),
         runs=runs,

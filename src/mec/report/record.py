@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -25,8 +26,11 @@ from mec.pretraining.recipe import Recipe
 from mec.pretraining.run_folder import ENVIRONMENT_FILE, RECIPE_FILE
 from mec.results import RESULTS, Result
 
+logger = logging.getLogger("mec")
+
 METRICS, PROBES, CORRUPT = "metrics.csv", "probes.csv", "corrupt.csv"
 RECORD_FILES = (RECIPE_FILE, ENVIRONMENT_FILE, METRICS, PROBES, RESULTS, CORRUPT, WEIGHTS_FILE)
+PROBE_NAMES = {"knn_top1": "kNN", "linear_top1": "linear"}
 DATA_HINT = "pass their current location with --data"
 
 Columns = dict[str, NDArray[np.float64]]
@@ -71,12 +75,41 @@ class Record:
             return None
         return images // batch_size or None
 
+    @property
+    def steps_logged(self) -> int:
+        """Number of steps up to the last row of metrics.csv, whether its rows count from 0 or from 1."""
+        steps = self.metrics.get("step", np.empty(0))
+        return int(steps[-1]) + int(steps[0] == 0) if len(steps) else 0
+
+    @property
+    def steps(self) -> int:
+        """Number of completed steps. The last of them may have no row in metrics.csv."""
+        epochs = self.recipe.get("epochs")
+        if self.finished and self.steps_per_epoch and isinstance(epochs, int):
+            return self.steps_per_epoch * epochs
+        return self.steps_logged
+
+    @property
+    def has_series(self) -> bool:
+        """Whether the objective is a Taylor series, which converges only below a spectral norm of 1."""
+        return self.recipe.get("objective.form") == "cross" and self.recipe.get("objective.order") is not None
+
 
 def read_records(runs: Sequence[str | os.PathLike[str]]) -> list[Record]:
-    """Read run folders in order, without duplicates. Raise InputError if one contains neither a recipe nor results."""
-    folders = list(dict.fromkeys(Path(run).expanduser().resolve() for run in runs))
-    if not folders:
+    """Read run folders in order, without duplicates. Folders with neither a recipe nor results are passed over with a
+    warning. Raise InputError if no other is left, or if one does not exist."""
+    given = list(dict.fromkeys(Path(run).expanduser().resolve() for run in runs))
+    if not given:
         raise InputError("runs: expected at least one run folder")
+    folders = [folder for folder in given if any((folder / file).is_file() for file in (RECIPE_FILE, RESULTS))]
+    others = [str(folder) for folder in given if folder not in folders]
+    gone = [folder for folder in others if not os.path.lexists(folder)]
+    if gone:
+        raise InputError(f"runs: {gone[0]} does not exist")
+    if not folders:
+        raise InputError(f"runs: {others[0]} contains no run (no {RECIPE_FILE})")
+    if others:
+        logger.warning(f"runs: passed over {len(others)} of {len(given)} that contain no run: {', '.join(others)}")
     for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-depth:]).lstrip("/") or "/" for folder in folders]
         if len(set(names)) == len(names):  # the shortest ends of the paths, all with as many parts, that are distinct
@@ -85,32 +118,33 @@ def read_records(runs: Sequence[str | os.PathLike[str]]) -> list[Record]:
 
 
 def _read_record(folder: Path, name: str) -> Record:
-    if not any((folder / file).is_file() for file in (RECIPE_FILE, RESULTS)):
-        raise InputError(f"runs: {folder} contains no run (no {RECIPE_FILE})")
     notes: list[str] = []
     return Record(
         folder=folder,
         name=name,
         recipe=_flatten(_mapping(folder / RECIPE_FILE, yaml.safe_load, notes)),
         environment=_mapping(folder / ENVIRONMENT_FILE, json.loads, notes),
-        metrics=_columns(folder / METRICS),
-        probes=_columns(folder / PROBES),
+        metrics=_columns(folder / METRICS, notes),
+        probes=_columns(folder / PROBES, notes),
         results=_results(folder / RESULTS, notes),
-        num_corrupt=max(0, len(_read_text(folder / CORRUPT).splitlines()) - 1),  # without the header
+        num_corrupt=max(0, len(_read_text(folder / CORRUPT, notes).splitlines()) - 1),  # without the header
         finished=(folder / WEIGHTS_FILE).is_file(),
         notes=notes,
     )
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, notes: list[str]) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        notes.append(f"{path.name} cannot be read ({error.strerror}).")
         return ""
 
 
 def _mapping(path: Path, parse: Callable[[str], Any], notes: list[str]) -> dict[str, Any]:
-    text = _read_text(path)
+    text = _read_text(path, notes)
     with suppress(ValueError, yaml.YAMLError):
         values = parse(text) if text else {}
         if isinstance(values, dict):
@@ -128,37 +162,46 @@ def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _columns(path: Path) -> Columns:
-    """Read a csv file. Incomplete rows are skipped: the run may be writing the last one."""
-    lines = _read_text(path).replace("\0", "").rpartition("\n")[0].splitlines()
-    names, *rows = list(csv.reader(lines)) or [[]]
+def _columns(path: Path, notes: list[str]) -> Columns:
+    """Read a csv file of numbers. Damaged lines are noted, except an incomplete last one: the run may be writing it."""
+    lines = _read_text(path, notes).replace("\0", "").rpartition("\n")[0].splitlines()
+    reader = csv.reader(lines)
+    names = next(reader, [])
     if "step" not in names:
+        if lines:
+            notes.append(f"{path.name} is not shown: it has no column named step.")
         return {}
-    values = np.array([[_number(field) for field in row] for row in rows if len(row) == len(names)], dtype=np.float64)
-    values = values.reshape(-1, len(names))
-    values = values[np.isfinite(values[:, names.index("step")])]
-    return {name: values[:, i] for i, name in enumerate(names)} if len(values) else {}
+    values: list[list[float]] = []
+    damaged: list[int] = []
+    for row in reader:
+        try:
+            numbers = [float(field or math.nan) for field in row]
+        except ValueError:
+            numbers = []
+        if len(numbers) == len(names) and math.isfinite(numbers[names.index("step")]):
+            values.append(numbers)
+        else:
+            damaged.append(reader.line_num)
+    _note_damaged(path, damaged, notes)
+    return dict(zip(names, np.array(values).T, strict=True)) if values else {}
 
 
-def _number(field: str) -> float:
-    try:
-        return float(field)
-    except ValueError:
-        return math.nan
+def _note_damaged(path: Path, lines: Sequence[int], notes: list[str]) -> None:
+    if lines:
+        numbers = ", ".join(map(str, lines[:10])) + (", ..." if len(lines) > 10 else "")
+        notes.append(f"{path.name}: skipped {len(lines)} damaged line{'s' if len(lines) > 1 else ''} ({numbers}).")
 
 
 def _results(path: Path, notes: list[str]) -> list[Result]:
     results: list[Result] = []
     invalid: list[int] = []
-    for number, line in enumerate(_read_text(path).split("\n"), 1):
+    for number, line in enumerate(_read_text(path, notes).split("\n"), 1):
         try:
             if line.strip():
                 results.append(Result.from_dict(json.loads(line)))
         except ValueError:
             invalid.append(number)
-    if invalid:
-        numbers = ", ".join(map(str, invalid[:10])) + (", ..." if len(invalid) > 10 else "")
-        notes.append(f"{path.name}: skipped {len(invalid)} invalid line{'s' if len(invalid) > 1 else ''} ({numbers}).")
+    _note_damaged(path, invalid, notes)
     return results
 
 
@@ -169,8 +212,7 @@ def check_health(record: Record) -> list[HealthMessage]:
         return []
     if not metrics:
         return [HealthMessage(record.name, "note", "No step has been written to metrics.csv yet.")]
-    is_cross, order = record.recipe.get("objective.form") == "cross", record.recipe.get("objective.order")
-    monitor = HealthMonitor(has_series=is_cross and order is not None)
+    monitor = HealthMonitor(has_series=record.has_series)
     for row in np.stack(list(metrics.values()), axis=1).tolist():
         monitor.add(dict(zip(metrics, row, strict=True)))
     warnings = [HealthMessage(record.name, "warning", monitor.verdicts[k]) for k in CHECKS if k in monitor.verdicts]
@@ -203,6 +245,7 @@ def find_weights(run: Path) -> tuple[Path, str] | Missing:
         for path in reversed(sorted_by_step(run / "checkpoints")):
             if is_intact(path):
                 return path, f"the encoder after {checkpoint_step(path):,} steps"
+            logger.warning(f"passed over {path}: the checkpoint is damaged")
     return Missing("The run has no checkpoint yet. Training writes one every few minutes.")
 
 

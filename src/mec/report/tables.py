@@ -253,17 +253,16 @@ def _images(record: Record) -> str:
 
 
 def _duration(record: Record) -> str:
-    steps, seconds = (record.metrics.get(name, np.empty(0)) for name in ("step", "seconds"))
+    steps, seconds = record.steps, record.metrics.get("seconds", np.empty(0))
     descriptions = []
-    if len(seconds) and math.isfinite(seconds[-1]):
-        descriptions.append(_format_seconds(float(seconds[-1])))
-    if len(steps):
-        completed, per_epoch, epochs = int(steps[-1]), record.steps_per_epoch, record.recipe.get("epochs")
-        if record.finished and per_epoch and isinstance(epochs, int):
-            completed = per_epoch * epochs  # the last steps may have no row in metrics.csv
-        descriptions.append(f"{completed:,} step{'s' if completed > 1 else ''}")
-        if per_epoch:
-            descriptions.append(f"epoch {math.ceil(completed / per_epoch):,} of {format_value(epochs)}")
+    if len(seconds) and math.isfinite(seconds[-1]) and record.steps_logged:
+        # the steps after the last row of metrics.csv took as long as those before
+        descriptions.append(_format_seconds(float(seconds[-1]) * steps / record.steps_logged))
+    if steps:
+        descriptions.append(f"{steps:,} step{'s' if steps > 1 else ''}")
+        if record.steps_per_epoch:
+            epoch = math.ceil(steps / record.steps_per_epoch)
+            descriptions.append(f"epoch {epoch:,} of {format_value(record.recipe.get('epochs'))}")
     return ", ".join(descriptions)
 
 

@@ -30,7 +30,7 @@ class LiveReport:
     """A page that is rendered again when the files of its runs change."""
 
     def __init__(self, runs: Sequence[str | os.PathLike[str]], data: str | None, images: int) -> None:
-        self.runs, self.data, self.images = runs, data, images
+        self.data, self.images = data, images
         self.folders = [record.folder for record in read_records(runs)]
         self._contents: dict[Path, tuple[str, RunContent]] = {}
         self._page: tuple[str, bytes] = ("", b"")
@@ -45,7 +45,7 @@ class LiveReport:
         with self._lock:
             revision = self.revision()
             if self._page[0] != revision:
-                page = render_page([self._content(record) for record in read_records(self.runs)], revision)
+                page = render_page([self._content(record) for record in read_records(self.folders)], revision)
                 self._page = revision, page
             return self._page[1]
 

@@ -3,7 +3,7 @@ const page = JSON.parse(document.getElementById("data").textContent);
 const root = document.documentElement;
 const isTouch = matchMedia("(pointer: coarse)").matches;
 const plotlyConfig = {
-  responsive: true, displaylogo: false, doubleClick: "reset", displayModeBar: isTouch || "hover",
+  responsive: true, displaylogo: false, doubleClick: "reset", displayModeBar: isTouch, // icons would cover the curves
   modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "toggleSpikelines"],
 };
 const darkMode = matchMedia("screen and (prefers-color-scheme: dark)");
@@ -25,7 +25,7 @@ function applyTheme(figure) {
   const layout = structuredClone(figure.layout);
   Object.assign(layout, {
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: muted },
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 52, r: 14, t: 8, b: 44 },
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 52, r: 14, t: isTouch ? 34 : 8, b: 44 },
     hoverlabel: { bgcolor: cssColor("--surface"), bordercolor: border, font: { color: text }, namelength: 40 },
     dragmode: isTouch ? false : "zoom", // on a touch screen, dragging scrolls the page
     modebar: { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: text }, uirevision: "constant",
@@ -60,7 +60,7 @@ function drawMap(run) {
   const map = page.maps[run];
   const { data, layout } = applyTheme(map[state.colorBy[run] ?? "label"] ?? map.cluster);
   layout.legend = { orientation: "h", y: 0, yanchor: "top", itemsizing: "constant" };
-  layout.margin = { l: 4, r: 4, t: 4, b: 4 };
+  layout.margin = { l: 4, r: 4, t: isTouch ? 34 : 4, b: 4 };
   for (const trace of data) trace.marker.opacity = 0.85;
   if (div.selectedImage !== undefined) layout.shapes = [selectionMarker(map, div.selectedImage)];
   return draw(div, data, layout);
@@ -79,6 +79,7 @@ function drawAll() {
   if (page.spectrum) {
     const { data, layout } = applyTheme(page.spectrum);
     layout.legend = { orientation: "h", y: 1.02, yanchor: "bottom" };
+    layout.margin.l = 72; // the title of the y axis is beside its numbers
     draw(document.getElementById("chart-spectrum"), data, layout);
   }
 }
@@ -191,6 +192,9 @@ function addListeners() {
       update();
       for (const id of Object.keys(page.curves)) drawCurve(id);
     });
+  }
+  for (const link of document.querySelectorAll("nav a[href='#settings']")) {
+    link.addEventListener("click", () => { document.querySelector("#settings details").open = true; });
   }
   darkMode.addEventListener("change", drawAll);
   printMode.addEventListener("change", updatePrintLayout);
