@@ -55,9 +55,8 @@ class Pretraining(TrainingModule):
     ``step_metrics`` are loss, lr and distortion; every ``recipe.log_every`` steps also the health of the codes.
     """
 
-    metric_names = (
-        "loss", "coding_length", "spectral_norm", "effective_rank", "rankme", "alpha_req", "distortion", "lr",
-        "skipped_steps",
+    metric_names: tuple[str, ...] = (
+        "loss", "coding_length", "effective_rank", "rankme", "alpha_req", "distortion", "lr", "skipped_steps",
     )  # fmt: skip
     stays_finite = True
 
@@ -74,6 +73,9 @@ class Pretraining(TrainingModule):
         self.objective = MECLoss(
             recipe.objective.distortion, recipe.objective.order, recipe.objective.form, check=False
         )
+        self.series = None if recipe.objective.order is None else recipe.objective.form
+        if self.series is not None:  # an exact log det has no radius of convergence
+            self.metric_names += ("spectral_norm",)
         self.guard = StepGuard()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -111,8 +113,9 @@ class Pretraining(TrainingModule):
         loss: Tensor = self.objective(codes, targets, self.distortion)
         if self.step_is_logged and math.isfinite(loss.detach()):
             p, z = codes[0], codes[1] if targets is None else targets[1]
-            metrics = dataclasses.asdict(health(p, z, self.distortion, world_group()))
-            self.step_metrics |= metrics | {"skipped_steps": self.guard.skipped_steps}
+            metrics = dataclasses.asdict(health(p, z, self.distortion, world_group(), self.series))
+            self.step_metrics |= {name: value for name, value in metrics.items() if value is not None}
+            self.step_metrics["skipped_steps"] = self.guard.skipped_steps
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
