@@ -76,6 +76,17 @@ def test_lightly_blocks_learn(example: Example) -> None:
     assert min(before, after) > 30
 
 
+def test_large_batch_has_the_gradient_of_the_whole_batch(example: Example) -> None:
+    printed = example("large_batch", "--batch_size", 64, "--chunk_size", 16, "--steps", 2)
+    whole, chunks, accumulation, *steps = numbers(r"loss (\S+)", printed)
+    assert chunks == pytest.approx(whole, abs=1e-3)
+    assert accumulation > whole + 0.01  # the log det is concave
+    assert len(steps) == 2
+    cosines, mebibytes = numbers(r"gradients (\S+)", printed), numbers(r"activations (\S+)", printed)
+    assert cosines[1] > 0.999 > 0.97 > cosines[2]
+    assert mebibytes[1] < mebibytes[0] / 3
+
+
 def test_own_images_pretrain_and_finetune(example: Example, tmp_path: Path) -> None:
     size = ["--images", 300, "--epochs", 12, "--trials", 1, "--shots", 3]
     printed = example("own_images", "--out", tmp_path / "run", *size)

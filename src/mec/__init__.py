@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mec import evaluate
-    from mec.coding import MECLoss, coding_length, coding_rate, cross_coding_rate
+    from mec.coding import MECLoss, coding_length, coding_rate, cross_coding_rate, loss_in_chunks
     from mec.data import TwoViews, open_dataset
     from mec.embedding.embed import embed
     from mec.models import Encoder, create_encoder, load_encoder, save_encoder
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "mec.coding": ("MECLoss", "coding_length", "coding_rate", "cross_coding_rate"),
+    "mec.coding": ("MECLoss", "coding_length", "coding_rate", "cross_coding_rate", "loss_in_chunks"),
     "mec.data": ("TwoViews", "open_dataset"),
     "mec.embedding.embed": ("embed",),
     "mec.models": ("Encoder", "create_encoder", "load_encoder", "save_encoder"),
@@ -31,7 +31,7 @@ _MODULES = {
 __all__ = [
     "Encoder", "MECLoss", "Recipe", "Run", "TwoViews", "coding_length", "coding_rate", "contact_sheet",
     "create_encoder", "cross_coding_rate", "embed", "evaluate", "export", "load_encoder", "load_recipe",
-    "open_dataset", "pretrain", "save_encoder",
+    "loss_in_chunks", "open_dataset", "pretrain", "save_encoder",
 ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,7 +30,7 @@ ONE_MATRIX_FUNCTIONS = {
 PAIR_FUNCTIONS = {
     "cross_coding_rate": lambda p, z: cross_coding_rate(p, z, 0.5),
     "spectral_norm": lambda p, z: spectral_norm(p, z, 0.5),
-    "health": lambda p, z: health(p, z, 0.5),
+    "health": lambda p, z: health(p, z, 0.5, series="cross"),
 }
 DISTORTION_FUNCTIONS = {
     "coding_rate": lambda eps: coding_rate(CODES, eps),
@@ -127,6 +128,38 @@ def test_loss_errors_name_the_view(position, name, arguments):
         assert_refused(name, loss_with, bad)
     if position:
         assert_refused(name, loss_with, torch.randn(4, 2))
+
+
+ARRAYS = [
+    torch.full((2, 3), 0.123),
+    [torch.full((2, 3), 0.123)] * 3,
+    np.full((2, 3), 0.123),
+    {"z": torch.full((2,), 0.123)},
+]
+
+
+@pytest.mark.parametrize("value", ARRAYS, ids=lambda value: type(value).__name__)
+def test_errors_describe_tensors_and_never_print_them(value):
+    calls = {  # every argument that is no tensor, and tensors in the wrong place
+        "z": [*ONE_MATRIX_FUNCTIONS.values()],
+        "distortion": [*DISTORTION_FUNCTIONS.values(), lambda v: MECLoss()((CODES, CODES), (CODES, CODES), v)],
+        "order": [lambda v: coding_rate(CODES, 0.5, v), lambda v: MECLoss(0.5, v)],
+        "form": [lambda v: MECLoss(0.5, None, v)],
+        "steps": [lambda v: spectral_norm(CODES, CODES, 0.5, v)],
+        "series": [lambda v: health(CODES, CODES, 0.5, series=v)],
+        "predictions": [lambda v: MECLoss()(v), lambda v: MECLoss()(v, v, v)],
+        "targets": [lambda v: MECLoss()((CODES, CODES), v)],
+        "predictions[1]": [lambda v: MECLoss()((CODES, v))],
+    }
+    for argument, functions in calls.items():
+        for call in functions:
+            if isinstance(value, torch.Tensor) and argument in ("z", "predictions[1]"):
+                continue  # a tensor is what these expect
+            with pytest.raises(ValueError, match=f"^{re.escape(argument)}: expected .*got a") as error:
+                call(value)
+            assert "0.12" not in str(error.value)
+            assert "\n" not in str(error.value)
+            assert "shape (2, 3)" in str(error.value) or not isinstance(value, torch.Tensor)
 
 
 def test_views_must_be_pairs():

@@ -88,7 +88,9 @@ def global_health(rank: int) -> list[dict[str, float]]:
     metrics = []
     for m, d in SIZES:
         p, z = (view.detach() for view in reference.random_codes(2, m, d, torch.float32))
-        metrics.append(dataclasses.asdict(health(local_rows(p, rank), local_rows(z, rank), EPS, dist.group.WORLD)))
+        metrics.append(
+            dataclasses.asdict(health(local_rows(p, rank), local_rows(z, rank), EPS, dist.group.WORLD, "cross"))
+        )
     return metrics
 
 

@@ -108,7 +108,7 @@ def worker(rank):
         result[flops_per_byte, (m, d), name] = count_work(rank, m, d, name)
     for m, d in SIZES:
         p, z = (local_rows(view, rank, PROCESSES).detach() for view in reference.random_codes(2, m, d))
-        result["norm", (m, d)] = health(p, z, EPS, dist.group.WORLD).spectral_norm
+        result["norm", (m, d)] = health(p, z, EPS, dist.group.WORLD, "cross").spectral_norm
     return result
 
 

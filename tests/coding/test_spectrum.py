@@ -89,7 +89,7 @@ def test_health_returns_all_metrics():
     z = rows_with_covariance(eigenvalues, 64)
     p = z.flip(0)
     singular = np.sqrt(eigenvalues) / np.sqrt(eigenvalues).sum()
-    assert dataclasses.asdict(health(p, z, 0.1)) == pytest.approx(
+    assert dataclasses.asdict(health(p, z, 0.1, series="cross")) == pytest.approx(
         {
             "coding_length": (64 + 24) / 2 * np.log1p(eigenvalues / 0.1).sum(),
             "spectral_norm": np.linalg.norm((p @ z.T).numpy(), 2) / (64 * 0.1),

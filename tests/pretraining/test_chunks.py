@@ -16,8 +16,7 @@ from mec.errors import InputError
 from mec.models.encoder import Encoder, create_encoder, enable_gradient_checkpointing
 from mec.models.siamese import Pair, Predictor, Projector, Siamese
 from mec.pretraining import OptimizerSettings, ProjectorSettings, Recipe, TeacherSettings, pretrain
-from mec.pretraining.chunks import chunked_loss
-from mec.pretraining.module import Pretraining
+from mec.pretraining.module import Pretraining, chunked_loss
 from tests.pretraining.test_run import TINY
 
 IMAGES = 12

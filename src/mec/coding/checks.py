@@ -8,22 +8,36 @@ import torch
 from torch import Tensor
 
 
-def check_embeddings(name: str, z: Tensor) -> None:
-    """Raise unless ``z`` is a floating-point matrix with at least two rows and one column."""
+def describe(value: object) -> str:
+    """Describe a value that was not expected, in a few words: never the content of a tensor, an array or a list."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        text = repr(value)
+        return text if len(text) <= 40 else f"{text[:40]}..."
+    kind = type(value).__name__
+    if isinstance(value, Tensor):
+        return f"a {kind} of shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
+    if isinstance(value, (tuple, list)):
+        return f"a {kind} of length {len(value)}"
+    return f"a value of type {kind}"
+
+
+def check_embeddings(name: str, z: Tensor, min_rows: int = 2) -> None:
+    """Raise unless ``z`` is a floating-point matrix with at least ``min_rows`` rows and one column."""
     if not isinstance(z, Tensor):
-        raise ValueError(f"{name}: expected a torch.Tensor of shape (m, d), got {type(z).__name__}")
+        raise ValueError(f"{name}: expected a torch.Tensor of shape (m, d), got {describe(z)}")
     if z.ndim != 2:
         raise ValueError(f"{name}: expected two dimensions (m, d), got shape {tuple(z.shape)}")
     if not z.is_floating_point():
         raise ValueError(f"{name}: expected a floating-point tensor, got {z.dtype}")
-    if z.shape[0] < 2 or z.shape[1] < 1:
-        raise ValueError(f"{name}: expected at least 2 rows and 1 column, got shape {tuple(z.shape)}")
+    if z.shape[0] < min_rows or z.shape[1] < 1:
+        rows = "1 row" if min_rows == 1 else f"{min_rows} rows"
+        raise ValueError(f"{name}: expected at least {rows} and 1 column, got shape {tuple(z.shape)}")
 
 
-def check_pair(p_name: str, p: Tensor, z_name: str, z: Tensor) -> None:
+def check_pair(p_name: str, p: Tensor, z_name: str, z: Tensor, min_rows: int = 2) -> None:
     """Raise unless both matrices are valid and agree in shape and device, as two views of the same images do."""
-    check_embeddings(p_name, p)
-    check_embeddings(z_name, z)
+    check_embeddings(p_name, p, min_rows)
+    check_embeddings(z_name, z, min_rows)
     if p.shape != z.shape:
         raise ValueError(f"{z_name}: expected the shape of {p_name}, {tuple(p.shape)}, got {tuple(z.shape)}")
     if p.device != z.device:
@@ -33,12 +47,17 @@ def check_pair(p_name: str, p: Tensor, z_name: str, z: Tensor) -> None:
 def check_distortion(distortion: float) -> None:
     is_number = isinstance(distortion, (int, float)) and not isinstance(distortion, bool)
     if not is_number or not math.isfinite(distortion) or distortion <= 0:
-        raise ValueError(f"distortion: expected a positive finite number, got {distortion!r}")
+        raise ValueError(f"distortion: expected a positive finite number, got {describe(distortion)}")
 
 
 def check_order(order: int | None) -> None:
     if order is not None and (isinstance(order, bool) or not isinstance(order, int) or order < 1):
-        raise ValueError(f"order: expected an integer >= 1, or None for the exact log det, got {order!r}")
+        raise ValueError(f"order: expected an integer >= 1, or None for the exact log det, got {describe(order)}")
+
+
+def check_form(name: str, form: str | None) -> None:
+    if form is not None and not (isinstance(form, str) and form in ("cross", "pooled")):
+        raise ValueError(f"{name}: expected 'cross', 'pooled' or None, got {describe(form)}")
 
 
 def check_finite(value: Tensor, **embeddings: Tensor) -> None:

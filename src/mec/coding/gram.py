@@ -4,6 +4,9 @@ Since det(I + AB) = det(I + BA) and Tr (AB)^k = Tr (BA)^k, the m x m matrix p z^
 matrix z^T p (feature side) have the same coding rate. On the feature side each process holds the full matrix, an
 all-reduced sum; on the batch side its local rows, computed from the all-gathered codes. The backward pass expects the
 gradient with respect to the same. Without a group (None) the rows are those of this process.
+
+All processes pass the same number of rows. Where they hold different numbers, ``pad_rows`` adds zero rows: these have
+cosine 0 with every row, so that they change neither det(I + C) nor any trace, if ``scale`` counts the others only.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 Group: TypeAlias = "dist.ProcessGroup | None"
+Scale: TypeAlias = float | Tensor  # a tensor is a scalar on the device of the codes
 MIN_NORM = 1e-12
 """Rows with a smaller norm count as zero."""
 
@@ -29,6 +33,23 @@ def world_group() -> Group:
 
 def get_world_size(group: Group) -> int:
     return 1 if group is None else dist.get_world_size(group)
+
+
+def min_rows(group: Group) -> int:
+    """Return the smallest number of rows that a process may hold: codes of one image have no rate."""
+    return 2 if get_world_size(group) == 1 else 1
+
+
+def gather_counts(count: int, device: torch.device, group: Group) -> Tensor | None:
+    """Return the counts (world_size,) of all processes on ``device``, without waiting for it; None for one process."""
+    if get_world_size(group) == 1:
+        return None
+    return all_gather_rows(torch.full((1, 1), count, device=device), group)[:, 0]
+
+
+def pad_rows(z: Tensor, rows: int) -> Tensor:
+    """Append zero rows to z (m, d) up to ``rows``."""
+    return z if len(z) == rows else torch.nn.functional.pad(z, (0, 0, 0, rows - len(z)))
 
 
 def all_gather_rows(z: Tensor, group: Group) -> Tensor:
@@ -82,7 +103,7 @@ class _CrossGram(Function):
     """sum_i z_i p_i^T / scale (d, d), or the local rows of p z^T / scale, of unit rows. Saves no normalized copy."""
 
     @staticmethod
-    def forward(ctx: Any, p: Tensor, z: Tensor, scale: float, feature_side: bool, group: Group) -> Tensor:
+    def forward(ctx: Any, p: Tensor, z: Tensor, scale: Scale, feature_side: bool, group: Group) -> Tensor:
         p_inverse, z_inverse = inverse_norms(p), inverse_norms(z)
         gathered: tuple[Tensor, ...] = ()
         if feature_side:
@@ -122,7 +143,7 @@ class _SelfGram(Function):
     between the local rows of the first view and those of the last. The incoming gradient must be symmetric."""
 
     @staticmethod
-    def forward(ctx: Any, scale: float, feature_side: bool, group: Group, *views: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, scale: Scale, feature_side: bool, group: Group, *views: Tensor) -> tuple[Tensor, Tensor]:
         m = len(views[0])
         rows = torch.cat(views)  # a copy even of a single view, because it is normalized in place
         inverse = inverse_norms(rows)
@@ -158,14 +179,14 @@ def upcast(views: Sequence[Tensor]) -> list[Tensor]:
     return [z.to(dtype) for z in views]
 
 
-def cross_gram(p: Tensor, z: Tensor, scale: float, feature_side: bool, group: Group = None) -> Tensor:
+def cross_gram(p: Tensor, z: Tensor, scale: Scale, feature_side: bool, group: Group = None) -> Tensor:
     """Return z^T p / scale (d, d), or the local rows of p z^T / scale, of the unit rows of p and z (m, d)."""
     with torch.autocast(p.device.type, enabled=False):
         C: Tensor = _CrossGram.apply(*upcast((p, z)), scale, feature_side, group)
     return C
 
 
-def self_gram(views: Sequence[Tensor], scale: float, feature_side: bool, group: Group = None) -> tuple[Tensor, Tensor]:
+def self_gram(views: Sequence[Tensor], scale: Scale, feature_side: bool, group: Group = None) -> tuple[Tensor, Tensor]:
     """Return u^T u / scale (d, d), or the local rows of u u^T / scale, of the unit rows u of one or two views (m, d);
     and the mean cosine between local row i of the first view and of the last, 0 for a zero row."""
     with torch.autocast(views[0].device.type, enabled=False):

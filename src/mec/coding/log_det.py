@@ -35,7 +35,7 @@ def log_det(C: Tensor, order: int | None, symmetric: bool, plan: Plan = REPLICAT
         return value
     # Every process computes the whole value. Its gradient is not divided: C also enters the contributions of the other
     # processes, and their gradients do not reach this one.
-    return value.detach() / get_world_size(group) + (value - value.detach())
+    return attach_gradient(value.detach() / get_world_size(group), value)
 
 
 def sum_contributions(contribution: Tensor, group: Group) -> Tensor:
@@ -46,7 +46,25 @@ def sum_contributions(contribution: Tensor, group: Group) -> Tensor:
         return contribution
     total = contribution.detach().clone()
     dist.all_reduce(total, group=group)
-    return total + world_size * (contribution - contribution.detach())  # adds 0
+    return attach_gradient(total, contribution, world_size)
+
+
+def attach_gradient(value: Tensor, source: Tensor, factor: float = 1.0) -> Tensor:
+    """Return ``value`` with its own gradient and ``factor`` times that of ``source``, also where one is infinite."""
+    attached: Tensor = _AttachGradient.apply(value, source, factor)
+    return attached
+
+
+class _AttachGradient(Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, source: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, grad * ctx.factor, None
 
 
 class _LogDet(Function):

@@ -6,15 +6,33 @@ All values are in nats, computed in float32 or float64 even under autocast, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mec.coding.checks import check_distortion, check_embeddings, check_finite, check_order, check_pair
+from mec.coding.checks import (
+    check_distortion,
+    check_embeddings,
+    check_finite,
+    check_form,
+    check_order,
+    check_pair,
+    describe,
+)
 from mec.coding.cost import cheapest_plan
-from mec.coding.gram import Group, cross_gram, get_world_size, self_gram, world_group
+from mec.coding.gram import (
+    Group,
+    Scale,
+    cross_gram,
+    gather_counts,
+    get_world_size,
+    min_rows,
+    pad_rows,
+    self_gram,
+    world_group,
+)
 from mec.coding.log_det import log_det, sum_contributions
 
 Pair = tuple[Tensor, Tensor]
@@ -49,7 +67,7 @@ def coding_rate(z: Tensor, distortion: float, order: int | None = None) -> Tenso
     check_embeddings("z", z)
     check_distortion(distortion)
     check_order(order)
-    value, _ = _self_rate([z], distortion, order, None)
+    value, _ = _self_rate([z], distortion, order, _Rows(len(z), len(z), len(z)), None)
     check_finite(value, z=z)
     return value
 
@@ -81,7 +99,7 @@ def cross_coding_rate(p: Tensor, z: Tensor, distortion: float, order: int | None
     check_pair("p", p, "z", z)
     check_distortion(distortion)
     check_order(order)
-    value = _cross_rate(p, z, distortion, order, None)
+    value = _cross_rate(p, z, distortion, order, _Rows(len(p), len(p), len(p)), None)
     check_finite(value, p=p, z=z)
     return value
 
@@ -98,22 +116,33 @@ def coding_length(z: Tensor, distortion: float) -> Tensor:
     return coding_rate(z, distortion) * ((m + d) / 2)
 
 
-def _cross_rate(p: Tensor, z: Tensor, distortion: float, order: int | None, group: Group) -> Tensor:
-    """Return the contribution of this process to the cross coding rate of the rows of all processes."""
+class _Rows(NamedTuple):
+    """Numbers of rows of one view in a batch over all processes."""
+
+    local: int  # in this process
+    padded: int  # in each process after padding with zero rows, equal in all
+    total: Scale  # in all processes together, without the padding
+
+
+_PairLoss = Callable[[Tensor, Tensor, float, "int | None", _Rows, Group], Tensor]
+
+
+def _cross_rate(p: Tensor, z: Tensor, distortion: float, order: int | None, rows: _Rows, group: Group) -> Tensor:
+    """Return the contribution of this process to the cross coding rate of the rows (padded, d) of all processes."""
     world_size = get_world_size(group)
-    rows = len(p) * world_size
-    plan = cheapest_plan(rows, p.shape[1], world_size, order, symmetric=False)
-    C = cross_gram(p, z, rows * distortion, plan.feature_side, group)
+    plan = cheapest_plan(rows.padded * world_size, p.shape[1], world_size, order, symmetric=False)
+    C = cross_gram(p, z, rows.total * distortion, plan.feature_side, group)
     return log_det(C, order, False, plan, group)
 
 
-def _self_rate(views: Sequence[Tensor], distortion: float, order: int | None, group: Group) -> tuple[Tensor, Tensor]:
-    """Return the contribution of this process to the coding rate of the rows of all views and processes, and the mean
-    cosine of the first and the last view in this process."""
+def _self_rate(
+    views: Sequence[Tensor], distortion: float, order: int | None, rows: _Rows, group: Group
+) -> tuple[Tensor, Tensor]:
+    """Return the contribution of this process to the coding rate of the rows (padded, d) of all views and processes,
+    and the mean cosine of the first and the last view in this process, with 0 for a zero row."""
     world_size = get_world_size(group)
-    rows = len(views) * len(views[0]) * world_size
-    plan = cheapest_plan(rows, views[0].shape[1], world_size, order, symmetric=True)
-    C, cosine = self_gram(views, rows * distortion, plan.feature_side, group)
+    plan = cheapest_plan(len(views) * rows.padded * world_size, views[0].shape[1], world_size, order, symmetric=True)
+    C, cosine = self_gram(views, len(views) * rows.total * distortion, plan.feature_side, group)
     return log_det(C, order, True, plan, group), cosine
 
 
@@ -136,9 +165,9 @@ class MECLoss(nn.Module):
     positive semi-definite, so it is finite for every batch size, width, network and distortion. It needs neither a
     teacher nor a predictor. docs/objective.md derives and measures it.
 
-    When torch.distributed is initialized, m counts the rows of all processes. Each process must hold the same number
-    of rows. All get the same value, and the average of their gradients (DistributedDataParallel) is the gradient of
-    the global batch.
+    When torch.distributed is initialized, m counts the rows of all processes, whose numbers may differ, and all must
+    call the loss. All get the same value, and the average of their gradients (DistributedDataParallel) is the gradient
+    of the global batch.
 
     Args:
         distortion: the paper's eps_d^2 > 0; lambda^-1 = m * distortion.
@@ -146,15 +175,18 @@ class MECLoss(nn.Module):
         form: "cross" or "pooled"; None selects "cross" with targets and "pooled" without.
         group: process group whose rows form the batch; None uses all processes.
         check: raise when the value is not finite. This synchronizes host and device in every call; False returns NaN
-            or infinity to the caller and never synchronizes.
+            or infinity to the caller and never synchronizes. With several processes, the first call does, and every
+            call in which each process has more rows than any had before; if only some have, False returns NaN.
 
     Shape:
-        p1, p2, z1, z2: (m, d) each, m >= 2, any scale (rows are normalized). Returns a scalar, in float32 or float64;
-        TF32 products are used only where ``torch.set_float32_matmul_precision`` allows them.
+        p1, p2, z1, z2: (m, d) each, m >= 2, or >= 1 in each of several processes, any scale (rows are normalized).
+        Returns a scalar, in float32 or float64; TF32 products are used only where
+        ``torch.set_float32_matmul_precision`` allows them.
 
     Raises:
         ValueError: an invalid argument, or non-finite values unless ``check`` is False. The message names the
-            argument, the expected value and the actual one. A compiled graph cannot raise and returns NaN.
+            argument, the expected value and the actual one. A compiled graph cannot raise and returns NaN; compiled
+            before its first call, the loss needs the same number of rows in all processes.
 
     Examples:
         >>> import torch
@@ -175,54 +207,85 @@ class MECLoss(nn.Module):
         super().__init__()
         check_distortion(distortion)
         check_order(order)
-        if form not in ("cross", "pooled", None):
-            raise ValueError(f"form: expected 'cross', 'pooled' or None, got {form!r}")
+        check_form("form", form)
         self.distortion, self.order, self.form = distortion, order, form
         self.group, self.check = group, check
+        self._max_rows = 0  # to which each of several processes pads its rows: the most that any has had
 
     def forward(self, predictions: Pair, targets: Pair | None = None, distortion: float | None = None) -> Tensor:
         """Return the loss. ``distortion`` overrides the module's for this call, so that it can follow a schedule."""
         if distortion is None:
             distortion = self.distortion
-        check_distortion(distortion)
+        group = world_group() if self.group is None else self.group
+        rows = min_rows(group)
         p1, p2 = _check_views("predictions", predictions)
         z1, z2 = (p1, p2) if targets is None else _check_views("targets", targets)
-        check_pair("predictions[0]", p1, "predictions[1]", p2)
-        check_pair("predictions[0]", p1, "targets[0]", z1)
-        check_pair("predictions[0]", p1, "targets[1]", z2)
+        check_pair("predictions[0]", p1, "predictions[1]", p2, rows)
+        check_pair("predictions[0]", p1, "targets[0]", z1, rows)
+        check_pair("predictions[0]", p1, "targets[1]", z2, rows)
+        check_distortion(distortion)
 
         # without targets both pairs give the same value
         pairs = [(p1, z2)] if targets is None else [(p1, z2), (p2, z1)]
         form = self.form or ("pooled" if targets is None else "cross")
         pair_loss = _cross if form == "cross" else _pooled
-        group = world_group() if self.group is None else self.group
-        # pairs are not batched: stacking copies, and batched LU returned wrong values in MKL's threads (torch 2.15)
-        contribution = torch.stack([pair_loss(p, z, distortion, self.order, group) for p, z in pairs]).mean()
-        value = sum_contributions(contribution, group)
+        counts = gather_counts(len(p1), p1.device, group)
+        value = self._sum_over_processes(pair_loss, pairs, distortion, counts, group)
         if self.check:
+            can_read = not torch.compiler.is_compiling()
+            if counts is not None and can_read and not bool(value.isfinite()) and int(counts.max()) > self._max_rows:
+                self._max_rows = int(counts.max())  # all processes get here together
+                value = self._sum_over_processes(pair_loss, pairs, distortion, counts, group)
             check_finite(value, **{"predictions[0]": p1, "predictions[1]": p2, "targets[0]": z1, "targets[1]": z2})
         return value
+
+    def _sum_over_processes(
+        self, pair_loss: _PairLoss, pairs: Sequence[Pair], distortion: float, counts: Tensor | None, group: Group
+    ) -> Tensor:
+        """Return the mean loss of the pairs. ``counts`` are the numbers of rows of all processes, None for one process.
+
+        The shapes of all collectives follow from ``_max_rows``, which is equal in all processes: none waits for another
+        that has a different shape. It grows where each process can see that all others see the same. A process that
+        alone has more rows does what the others expect of it, with codes that are NaN, and so is the value in all.
+        """
+        m = len(pairs[0][0])
+        rows = _Rows(m, m, m)
+        if counts is not None:
+            total = counts.sum().double()
+            # reading waits for the device; a compiled graph cannot read
+            if not torch.compiler.is_compiling() and m > self._max_rows and int(counts.min()) > self._max_rows:
+                self._max_rows = int(counts.max())
+            if self._max_rows == 0:  # compiled without a call before
+                total = torch.where((counts == m).all(), total, torch.nan)
+            rows = _Rows(m, self._max_rows or m, total)
+            pairs = [(_fit(p, rows.padded), _fit(z, rows.padded)) for p, z in pairs]
+        # pairs are not batched: stacking copies, and batched LU returned wrong values in MKL's threads (torch 2.15)
+        losses = [pair_loss(p, z, distortion, self.order, rows, group) for p, z in pairs]
+        return sum_contributions(torch.stack(losses).mean(), group)
 
     def extra_repr(self) -> str:
         return f"distortion={self.distortion:.4g}, order={self.order}, form={self.form}"
 
 
-def _cross(p: Tensor, z: Tensor, distortion: float, order: int | None, group: Group) -> Tensor:
+def _fit(z: Tensor, rows: int) -> Tensor:
+    """Append zero rows up to ``rows``; where z has more, return NaN in place of its first ``rows``."""
+    return pad_rows(z, rows) if len(z) <= rows else z[:rows] * torch.nan
+
+
+def _cross(p: Tensor, z: Tensor, distortion: float, order: int | None, rows: _Rows, group: Group) -> Tensor:
     """Return the contribution of this process to the cross loss of a pair."""
-    return -distortion * _cross_rate(p, z, distortion, order, group)
+    return -distortion * _cross_rate(p, z, distortion, order, rows, group)
 
 
-def _pooled(p: Tensor, z: Tensor, distortion: float, order: int | None, group: Group) -> Tensor:
+def _pooled(p: Tensor, z: Tensor, distortion: float, order: int | None, rows: _Rows, group: Group) -> Tensor:
     """Return the contribution of this process to the pooled loss of a pair."""
-    rate, cosine = _self_rate((p, z), distortion, order, group)
-    # cosine is the mean of the local rows: the sum over processes divides by world_size
-    return (1 - cosine) / get_world_size(group) - distortion * rate
+    rate, cosine = _self_rate((p, z), distortion, order, rows, group)
+    # cosine is the mean of the local rows with the padding, which counts in neither term
+    disagreement = (rows.local - rows.padded * cosine) / rows.total
+    return disagreement.to(rate.dtype) - distortion * rate
 
 
 def _check_views(name: str, views: object) -> Pair:
     if not isinstance(views, (tuple, list)) or len(views) != 2:
-        actual = f"a tensor of shape {tuple(views.shape)}" if isinstance(views, Tensor) else type(views).__name__
-        if isinstance(views, (tuple, list)):
-            actual += f" of length {len(views)}"
-        raise ValueError(f"{name}: expected a pair of tensors, one for each view, got {actual}")
+        raise ValueError(f"{name}: expected a pair of tensors, one for each view, got {describe(views)}")
     return views[0], views[1]

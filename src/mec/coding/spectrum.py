@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mec.coding.checks import check_distortion, check_embeddings, check_finite, check_pair
+from mec.coding.checks import check_distortion, check_embeddings, check_finite, check_form, check_pair, describe
 from mec.coding.gram import (
     MIN_NORM,
     Group,
     all_gather_rows,
     all_reduce_sum,
-    get_world_size,
+    gather_counts,
     inverse_norms,
+    min_rows,
+    pad_rows,
     self_gram,
     upcast,
 )
@@ -28,31 +31,39 @@ class Health:
 
     Attributes:
         coding_length: coding length of the batch in nats, (m + d) / 2 * log det (Eq. 1). Grows during training.
-        spectral_norm: ||C||_2 of the matrix in the log det. Above 1 a truncated series need not converge.
         effective_rank: number of directions in use, exp of the entropy of the covariance eigenvalues. Near 1 the
             codes have collapsed.
         rankme: the same for the singular values (RankMe, 2210.02885).
         alpha_req: decay exponent of the eigenvalues (alpha-ReQ, NeurIPS 2022). Best near 1.
+        spectral_norm: ||C||_2 of the matrix in the log det, above 1 of which a Taylor series need not converge. None
+            for the exact log det, which has no radius of convergence.
     """
 
     coding_length: float
-    spectral_norm: float
     effective_rank: float
     rankme: float
     alpha_req: float
+    spectral_norm: float | None = None
+
+
+def _row_counts(z: Tensor, group: Group) -> list[int]:
+    """Return the number of rows of z in each process of ``group``."""
+    counts = gather_counts(len(z), z.device, group)
+    return [len(z)] if counts is None else counts.tolist()
 
 
 def _eigenvalues(z: Tensor, group: Group = None) -> Tensor:
     """Return the eigenvalues (min(m, d),) of the covariance z^T z / m of unit rows, descending: float64, on the CPU."""
     # float64, because a zero eigenvalue that float32 computes as 1e-8 counts as 1e-4 in the square roots of RankMe
     rows = (z.detach().cpu() if z.device.type == "mps" else z.detach()).double()
-    m, d = len(rows) * get_world_size(group), rows.shape[1]
-    C, _ = self_gram([rows], float(m), d < m, group)
+    counts = _row_counts(rows, group)
+    m, d = sum(counts), rows.shape[1]
+    C, _ = self_gram([pad_rows(rows, max(counts))], float(m), d < m, group)
     if d >= m:
         C = all_gather_rows(C, group)
     check_finite(C.diagonal().sum(), z=z)
     eigenvalues: Tensor = torch.linalg.eigvalsh(C)
-    return eigenvalues.flip(0).clamp_min(0).cpu()
+    return eigenvalues.flip(0)[: min(m, d)].clamp_min(0).cpu()
 
 
 def _exp_entropy(weights: Tensor) -> float:
@@ -101,16 +112,16 @@ def alpha_req(z: Tensor) -> float:
 def spectral_norm(p: Tensor, z: Tensor, distortion: float, steps: int = 16, group: Group = None) -> float:
     """Return ||p z^T / (m distortion)||_2 of unit rows by power iteration, a lower bound that is tight after ``steps``.
     The Taylor series of the coding rate converges where this is below 1. ``group`` as in ``health``."""
-    check_pair("p", p, "z", z)
+    check_pair("p", p, "z", z, min_rows(group))
     check_distortion(distortion)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps: expected an integer >= 1, got {steps!r}")
+        raise ValueError(f"steps: expected an integer >= 1, got {describe(steps)}")
     p, z = upcast((p.detach(), z.detach()))
     p, z = p * inverse_norms(p), z * inverse_norms(z)
-    m, world_size = len(z), get_world_size(group)
-    first = m * dist.get_rank(group) if world_size > 1 else 0
+    counts = _row_counts(z, group)
+    m, first = sum(counts), sum(counts[: dist.get_rank(group)]) if len(counts) > 1 else 0
     # a fixed start makes the value reproducible; each process holds its local rows of v and sends vectors of size d
-    v = torch.linspace(1.0, 2.0, m * world_size, dtype=z.dtype, device=z.device)[first : first + m]
+    v = torch.linspace(1.0, 2.0, m, dtype=z.dtype, device=z.device)[first : first + len(z)]
     for _ in range(steps):
         u = all_reduce_sum(torch.cat([z.T @ v, v.square().sum(0, keepdim=True)]), group)  # z^T v and |v|^2
         u = u[:-1] / u[-1].sqrt().clamp_min(MIN_NORM)  # 0 for zero codes
@@ -118,22 +129,40 @@ def spectral_norm(p: Tensor, z: Tensor, distortion: float, steps: int = 16, grou
     square = all_reduce_sum(v.square().sum(), group)
     check_finite(square, p=p, z=z)
     # ||C^T C v|| of a unit v tends to ||C||^2; the m x m matrix is never formed
-    return math.sqrt(math.sqrt(float(square))) / (m * world_size * distortion)
+    return math.sqrt(math.sqrt(float(square))) / (m * distortion)
 
 
-def health(p: Tensor, z: Tensor, distortion: float, group: Group = None) -> Health:
-    """Return all health metrics: the spectral norm of the codes p and z (m, d) of two views, the others of z alone.
+def health(
+    p: Tensor,
+    z: Tensor,
+    distortion: float,
+    group: Group = None,
+    series: Literal["cross", "pooled"] | None = None,
+) -> Health:
+    """Return the health metrics of the codes z (m, d).
 
-    ``distortion`` is the paper's eps_d^2 > 0. All processes of ``group``, whose rows form the batch, must call this;
-    None is this process alone.
+    Args:
+        p: codes of the other view, or predictions, (m, d); only ``spectral_norm`` depends on them.
+        z: codes, (m, d), m >= 2, or m >= 1 in each of several processes.
+        distortion: the paper's eps_d^2 > 0.
+        group: process group whose rows form the batch, and all of whose processes must call this; None is this process
+            alone.
+        series: form of a loss with an order, which adds the spectral norm of its matrix: cross, that of p and z;
+            pooled, that of the codes of both views.
     """
-    norm = spectral_norm(p, z, distortion, group=group)  # checks the arguments
+    check_pair("p", p, "z", z, min_rows(group))
+    check_distortion(distortion)
+    check_form("series", series)
     eigenvalues = _eigenvalues(z, group)
-    m, d = z.shape[0] * get_world_size(group), z.shape[1]
+    counts = _row_counts(z, group)
+    norm = None
+    if series is not None:
+        both = (torch.cat([p, z]),) * 2 if series == "pooled" else (p, z)
+        norm = spectral_norm(*both, distortion, group=group)
     return Health(
-        coding_length=float(torch.log1p(eigenvalues / distortion).sum()) * (m + d) / 2,
-        spectral_norm=norm,
+        coding_length=float(torch.log1p(eigenvalues / distortion).sum()) * (sum(counts) + z.shape[1]) / 2,
         effective_rank=_exp_entropy(eigenvalues),
         rankme=_exp_entropy(eigenvalues.sqrt()),
         alpha_req=_decay_exponent(eigenvalues),
+        spectral_norm=norm,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from mec.coding import MECLoss, health
+from mec.coding import MECLoss, health, loss_in_chunks
+from mec.coding.chunks import freeze_running_statistics
 from mec.coding.gram import world_group
 from mec.data.rng import Stream, uniforms
 from mec.data.transforms.crop import Batch, ReferenceViews
@@ -24,7 +25,6 @@ from mec.engine.fsdp import FSDP2Strategy, apply_fsdp
 from mec.engine.progress import TrainingModule
 from mec.models.encoder import Encoder
 from mec.models.siamese import Pair, Predictor, Projector, Siamese
-from mec.pretraining.chunks import chunked_loss, freeze_running_statistics
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.step_guard import MAX_CONSECUTIVE_SKIPS, StepGuard
 
@@ -55,9 +55,8 @@ class Pretraining(TrainingModule):
     ``step_metrics`` are loss, lr and distortion; every ``recipe.log_every`` steps also the health of the codes.
     """
 
-    metric_names = (
-        "loss", "coding_length", "spectral_norm", "effective_rank", "rankme", "alpha_req", "distortion", "lr",
-        "skipped_steps",
+    metric_names: tuple[str, ...] = (
+        "loss", "coding_length", "effective_rank", "rankme", "alpha_req", "distortion", "lr", "skipped_steps",
     )  # fmt: skip
     stays_finite = True
 
@@ -74,6 +73,9 @@ class Pretraining(TrainingModule):
         self.objective = MECLoss(
             recipe.objective.distortion, recipe.objective.order, recipe.objective.form, check=False
         )
+        self.series = None if recipe.objective.order is None else recipe.objective.form
+        if self.series is not None:  # an exact log det has no radius of convergence
+            self.metric_names += ("spectral_norm",)
         self.guard = StepGuard()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -111,8 +113,9 @@ class Pretraining(TrainingModule):
         loss: Tensor = self.objective(codes, targets, self.distortion)
         if self.step_is_logged and math.isfinite(loss.detach()):
             p, z = codes[0], codes[1] if targets is None else targets[1]
-            metrics = dataclasses.asdict(health(p, z, self.distortion, world_group()))
-            self.step_metrics |= metrics | {"skipped_steps": self.guard.skipped_steps}
+            metrics = dataclasses.asdict(health(p, z, self.distortion, world_group(), self.series))
+            self.step_metrics |= {name: value for name, value in metrics.items() if value is not None}
+            self.step_metrics["skipped_steps"] = self.guard.skipped_steps
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -214,6 +217,31 @@ class Pretraining(TrainingModule):
             for p in parameters:
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         return optimizer
+
+
+def chunked_loss(
+    network: Siamese,
+    chunks: Sequence[Callable[[], Pair]],
+    loss: Callable[[Pair, Pair | None], Tensor],
+    backward: Callable[[Tensor], None],
+    scale: float = 1.0,
+) -> Tensor:
+    """Return ``loss(codes, targets)`` of the whole batch by ``loss_in_chunks``. The encoders see one chunk at a time;
+    projector and predictor, BatchNorm included, see the whole batch."""
+    teacher: list[Pair] = []
+
+    def encode(x1: Tensor, x2: Tensor) -> Pair:
+        features = network.encoder(x1), network.encoder(x2)
+        targets = None if torch.is_grad_enabled() else network.teacher_features(x1, x2)  # in the first pass only
+        if targets is not None:
+            teacher.append(targets)
+        return features
+
+    def loss_of_features(features: Pair) -> Tensor:
+        targets = (torch.cat([t[0] for t in teacher]), torch.cat([t[1] for t in teacher])) if teacher else None
+        return loss(*network.codes(features, targets))
+
+    return loss_in_chunks(network.encoder, chunks, loss_of_features, encode=encode, backward=backward, scale=scale)
 
 
 def lr_factor(step: int, steps: int, warmup: int) -> float:
