@@ -150,6 +150,13 @@ def test_arrow_keys_move_the_selection(desktop: Any) -> None:
     assert page.locator("#card-0 strong").text_content() != TITLES[0]
 
 
+def test_no_button_uploads_a_chart(phone: Any) -> None:
+    """Newer versions of plotly have one by default."""
+    titles = phone.locator(".modebar-btn").evaluate_all("buttons => buttons.map(b => b.dataset.title)")
+    assert {"Zoom in", "Zoom out"} <= set(titles)
+    assert not [title for title in titles if "share" in title.lower() or "cloud" in title.lower()]
+
+
 def test_tapping_selects_an_image(phone: Any) -> None:
     phone.locator("#map-1 .point").first.scroll_into_view_if_needed()
     phone.locator("#map-1 .point").first.tap(force=True)
