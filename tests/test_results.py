@@ -20,6 +20,7 @@ from mec.results import (
     Protocol,
     Result,
     cells,
+    command_line,
     mean_metrics,
     results_table,
     titles,
@@ -166,3 +167,17 @@ def test_metric_is_found_by_name_and_row() -> None:
     assert RESULT.metric("1 shot", "raw pixels").value == 0.25
     with pytest.raises(KeyError, match="5 shots"):
         RESULT.metric("5 shots")
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["/usr/bin/mec", "evaluate", "knn", "my data"], "mec evaluate knn 'my data'"),
+        (["/site-packages/mec/__main__.py", "pretrain", "a"], "mec pretrain a"),  # python -m mec
+        (["/home/me/__main__.py", "a"], "__main__.py a"),
+        (["sweep.py"], "sweep.py"),
+    ],
+)
+def test_the_recorded_command_can_be_pasted(argv: list[str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", argv)
+    assert command_line() == expected == replace(RESULT, command=command_line()).command

@@ -29,6 +29,7 @@ from mec.report import write_report
 from mec.results import TOP_5, Metric, Protocol, Result, Stopwatch, cells, titles, to_metrics
 
 SHOTS = (1, 5, 10)
+FIRST = "1 shot"  # the metric of the headline
 TRIALS = 20
 NEIGHBORS = 20
 MAX_QUERIES = SHOWN_NEIGHBORS = 8  # in the figure
@@ -55,7 +56,7 @@ def demo(out: str | os.PathLike[str] = "demo", epochs: int | None = None, seed: 
     features = list(features_of(task))
     result = measure(task, features, clock)
     result.append_to(folder)
-    _plot(run.metrics(), features[0].test, open_dataset("digits", "test"), folder / "demo.png")
+    _plot(_headline(result), run.metrics(), features[0].test, open_dataset("digits", "test"), folder / "demo.png")
     console.print(_table(result))
     console.print(
         f"Accuracy on {len(task.test)} test digits. n shots: n labels per class, nearest class mean, mean ± std of "
@@ -111,11 +112,22 @@ def _new_folder(folder: Path) -> Path:
     return candidate
 
 
-def _plot(metrics: Sequence[dict[str, float]], features: torch.Tensor, test: ImageDataset, path: Path) -> None:
+def _headline(result: Result) -> str:
+    accuracy = {row: f"{100 * result.metric(FIRST, row).value:.0f} %" for row in result.rows}
+    return (
+        f"One label per digit: {accuracy['encoder']} of {result.dataset.counts['test']} test images are classified "
+        f"correctly (raw pixels {accuracy['raw pixels']}, untrained {accuracy['untrained']})"
+    )
+
+
+def _plot(
+    headline: str, metrics: Sequence[dict[str, float]], features: torch.Tensor, test: ImageDataset, path: Path
+) -> None:
     """Plot the rows of metrics.csv, and the test set with its features (n, d), as PNG."""
     assert test.images is not None
     assert test.labels is not None
-    figure = Figure(figsize=(13, 4.2), dpi=120, layout="constrained")
+    figure = Figure(figsize=(13, 4.6), dpi=120, layout="constrained")
+    figure.suptitle(headline, fontsize=15, weight="bold")
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.1, 1.0, 1.0])
     _plot_curves(left, metrics)
     _plot_features(middle, features, test.labels, test.classes)

@@ -120,6 +120,13 @@ def _setting(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def command_line() -> str:
+    """Return the command of this process, quoted for a shell. ``python -m mec`` is the command mec."""
+    program = Path(sys.argv[0])
+    is_module = (program.parent.name, program.name) == ("mec", "__main__.py")
+    return shlex.join(["mec" if is_module else program.name, *sys.argv[1:]])
+
+
 @dataclass(frozen=True)
 class DatasetSummary:
     """Name of an evaluated dataset as the user gave it, and numbers of train, test, classes, or sequences, frames."""
@@ -158,7 +165,7 @@ class Result:
     seconds: float
     skipped: dict[str, str] = field(default_factory=dict)
     note: str = ""
-    command: str = field(default_factory=lambda: shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    command: str = field(default_factory=command_line)
     time: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     def metric(self, name: str, row: str = "encoder") -> Metric:

@@ -196,7 +196,7 @@ def test_copies_are_found_by_thumbnails_without_a_trained_encoder(
     assert {pair for pair in stems if "-" not in pair[0]} == expected
     assert {pair[0][:2] == pair[1][:2] for pair in stems} == {True}
     log = capsys.readouterr().err
-    assert "is untrained: near-duplicates are found by their thumbnails only" in log
+    assert "the encoder is untrained: near-duplicates are found by their thumbnails only" in log
     assert f"{len(table)} pairs of near-duplicates ({len(table)} by thumbnails, 0 by" in log
     assert "32 images in 8 groups" in log
 
@@ -232,6 +232,17 @@ def test_thumbnails_are_made_later_for_a_file_written_without_the_list(
     np.save(tmp_path / "f.thumbnails.npy", np.zeros((11, 256), np.float16))
     with pytest.raises(InputError, match=r"out: .*f.thumbnails.npy has the shape \(11, 256\), expected \(12, 256\)"):
         embed(tmp_path / "a.npz", encoder, tmp_path / "f.parquet", near_duplicates=True)
+
+
+@pytest.mark.parametrize(("similarity", "warned"), [(0.5, True), (0.99999, False)])
+def test_an_encoder_that_finds_all_images_alike_is_a_warning(
+    tmp_path: Path, similarity: float, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "a.npz", images=np.stack([smooth_noise(i) for i in range(40)]))
+    encoder = create_encoder("test_resnet", 32)
+    assert not encoder.untrained
+    embed(tmp_path / "a.npz", encoder, tmp_path / "e.npy", True, similarity=similarity)
+    assert ("images have near-duplicates by embeddings alone" in capsys.readouterr().err) == warned
 
 
 def test_outliers_of_few_images_are_a_quarter(tmp_path: Path) -> None:

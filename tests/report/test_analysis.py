@@ -19,6 +19,7 @@ from mec.errors import InputError
 from mec.models.io import save_encoder
 from mec.report import analysis as module
 from mec.report.analysis import FeatureAnalysis, analyze_features
+from mec.report.charts import spectrum_chart
 from mec.report.record import Missing
 from tests.data.datasets.shard_files import write_shards
 from tests.report.runs import decode, make_run, narrow_encoder, smooth_noise, thumbnail, write_checkpoint, write_images
@@ -59,6 +60,8 @@ def test_spectrum_rank_labels_and_neighbors_are_those_of_the_features(run: Path,
     features = extract(images, narrow_encoder(), 0)[0].double().numpy()
     assert features.shape == (12, 32)  # a fifth of each class
     values = np.linalg.svd(features - features.mean(axis=0), compute_uv=False)
+    assert values[-1] < 1e-12  # 12 centered images have 11 singular values
+    values = values[:-1]
     assert analysis.singular_values == pytest.approx(values / values.sum(), abs=1e-6)
     entropy = -sum(p * np.log(p) for p in values**2 / (values**2).sum() if p > 1e-12)
     assert analysis.feature_rank == pytest.approx(np.exp(entropy), rel=1e-3)
@@ -106,8 +109,26 @@ def test_few_images_are_enough(tmp_path: Path, count: int) -> None:
     assert np.isfinite(analysis.points).all()
     assert analysis.labels is None
     assert [len(row.neighbors) for row in analysis.neighbors] == [min(8, count - 1)] * min(8, count)
+    assert len(analysis.singular_values) == count - 1
+    assert analysis.singular_values.min() > 1e-6
     assert 1 <= analysis.feature_rank <= count - 1 + 1e-6
     assert analysis.titles[0] == "a[0]"
+
+
+@pytest.mark.parametrize(("images", "distinct"), [(40, 40), (40, 20), (9, 3)])
+def test_singular_values_are_those_of_numpy_without_rounding_errors(tmp_path: Path, images: int, distinct: int) -> None:
+    """32 features of ``distinct`` images, some of them several times: at most distinct - 1 values are not 0."""
+    np.savez(tmp_path / "a.npz", images=np.stack([smooth_noise(i % distinct) for i in range(images)]))
+    analysis = analyze(make_run(tmp_path / "run", tmp_path / "a.npz"))
+    features = extract(open_dataset(tmp_path / "a.npz", "all"), narrow_encoder(), 0)[0].double().numpy()
+    expected = np.linalg.svd(features - features.mean(axis=0), compute_uv=False)
+    rank = np.linalg.matrix_rank(features - features.mean(axis=0), tol=1e-6 * expected[0])
+    assert rank <= min(distinct - 1, 32)
+    assert len(analysis.singular_values) == min(images - 1, 32)
+    assert np.count_nonzero(analysis.singular_values) == rank
+    assert analysis.singular_values[:rank] == pytest.approx(expected[:rank] / expected[:rank].sum(), abs=1e-6)
+    shown = spectrum_chart([(0, "run", analysis)]).figure["data"][0]["y"]
+    assert (len(shown), min(shown) > 1e-7) == (rank, True)
 
 
 def test_identical_images_give_zeros_and_a_single_one_is_too_few(tmp_path: Path) -> None:
@@ -169,6 +190,7 @@ def test_corrupt_images_are_skipped_and_names_are_unchanged(tmp_path: Path) -> N
     assert set(analysis.titles) >= {*(f"{name}.png" for name in names[:3]), "??.png"}
     "".join(analysis.titles).encode()
     assert "zz.png" not in analysis.titles
+    assert analysis.images.endswith(", 1 of which cannot be read")
     for i in range(10):
         (tmp_path / f"zz{i}.png").write_bytes(b"no image")
     assert "cannot be read" in reason_missing(make_run(tmp_path / "another run", tmp_path))

@@ -35,7 +35,10 @@ def browser() -> Iterator[Any]:
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of a healthy run and one with hostile names."""
     folder = tmp_path_factory.mktemp("report")
-    runs = [write_run(folder / "plain"), write_hostile_run(folder / "<img src=x onerror=alert(4)>")]
+    runs = [
+        write_run(folder / "plain", objective={"form": "cross", "order": 4}),
+        write_hostile_run(folder / "<img src=x onerror=alert(4)>"),
+    ]
     path = folder / "report.html"
     path.write_bytes(render_page(make_contents(*runs, names=TITLES)))
     return path
@@ -100,10 +103,11 @@ def colors(page: Any) -> list[str]:
 
 def test_all_charts_and_maps_are_drawn(desktop: Any) -> None:
     page = desktop
-    for section in ("settings", "training", "features", "results"):
+    for section in ("results", "features", "training", "settings"):
         assert page.locator(f"section#{section} h2").is_visible()
     charts = page.locator("section#training .plot")
     assert charts.count() == 10  # seven columns of metrics.csv, two probes of one run and one of the other
+    assert page.locator(".modebar").count() == 0  # its icons would cover the curves
     for index in range(charts.count()):
         assert charts.nth(index).locator(".js-line").count() in (1, 2)
     assert page.locator("#map-0 .point").count() == len(TITLES)
@@ -144,6 +148,13 @@ def test_arrow_keys_move_the_selection(desktop: Any) -> None:
     assert page.locator("#card-0 strong").text_content() == TITLES[0]
     page.keyboard.press("ArrowUp")
     assert page.locator("#card-0 strong").text_content() != TITLES[0]
+
+
+def test_no_button_uploads_a_chart(phone: Any) -> None:
+    """Newer versions of plotly have one by default."""
+    titles = phone.locator(".modebar-btn").evaluate_all("buttons => buttons.map(b => b.dataset.title)")
+    assert {"Zoom in", "Zoom out"} <= set(titles)
+    assert not [title for title in titles if "share" in title.lower() or "cloud" in title.lower()]
 
 
 def test_tapping_selects_an_image(phone: Any) -> None:
@@ -196,6 +207,13 @@ def test_x_axis_in_epochs_and_hidden_runs(desktop: Any) -> None:
     assert page.evaluate(last) == [[39, True], [39, True]]
 
 
+def test_the_link_to_the_settings_opens_them(desktop: Any) -> None:
+    assert not desktop.locator("table.settings").is_visible()
+    desktop.locator("nav a[href='#settings']").click()
+    assert desktop.locator("table.settings").is_visible()
+    desktop.locator(".all-settings > summary").click()
+
+
 def test_page_never_scrolls_horizontally(phone: Any) -> None:
     page_width = "document.documentElement.scrollWidth"
     assert phone.evaluate(page_width) <= 360
@@ -228,7 +246,15 @@ def test_charts_follow_dark_mode_and_print_is_light_and_fits_the_paper(desktop: 
 
 def test_page_without_javascript_has_tables_images_and_summaries(browser: Any, file: Path, events: list[str]) -> None:
     page = open_page(browser, file, events, java_script_enabled=False)
-    for shown in ("noscript", "table.settings", "table.results", "#chart-loss-summary", ".sprites", ".neighbors img"):
+    for shown in (
+        "noscript",
+        "table.ranking",
+        "table.results",
+        ".bars",
+        "#chart-loss-summary",
+        ".sprites",
+        ".neighbors img",
+    ):
         assert page.locator(shown).first.is_visible()
     assert "0.025 at step 39" in page.locator("#chart-loss-summary").text_content()  # 1 / (1 + 39)
     assert page.locator(".plot").first.is_hidden()

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +11,15 @@ from mec.report import charts
 from mec.report.record import read_records
 from tests.report.runs import HOSTILE_NAMES, make_analysis, metrics_row, write_metrics, write_run
 
+SERIES = {"objective": {"form": "cross", "order": 4}}
 CSS = Path(charts.__file__).parent / "template" / "report.css"
 
 
 def test_every_metric_has_a_chart_with_a_curve_per_run(tmp_path: Path) -> None:
-    records = read_records([write_run(tmp_path / "a"), write_run(tmp_path / "b", steps=20)])
+    records = read_records([write_run(tmp_path / "a", **SERIES), write_run(tmp_path / "b", steps=20, **SERIES)])
     by_title = {chart.title: chart for chart in charts.curve_charts(records)}
     expected = ["Loss", "Coding length", "Spectral norm", "Effective rank", "Learning rate", "Waiting", "Images per"]
-    for title in [*expected, "Online probe: knn_top1", "Online probe: linear_top1"]:
+    for title in [*expected, "Online probe: kNN", "Online probe: linear"]:
         (chart,) = [chart for full_title, chart in by_title.items() if full_title.startswith(title)]
         a, b = chart.figure["data"]
         assert (a["name"], b["name"]) == ("a", "b")
@@ -29,7 +31,7 @@ def test_every_metric_has_a_chart_with_a_curve_per_run(tmp_path: Path) -> None:
 
 
 def test_summary_contains_first_and_last_value_and_the_radius_of_convergence_is_a_labeled_line(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "a")
+    folder = write_run(tmp_path / "a", **SERIES)
     write_metrics(folder, [metrics_row(step, data_wait_fraction=0.5 if step else 0.25) for step in range(8)])
     by_id = {chart.id: chart for chart in charts.curve_charts(read_records([folder]))}
     assert by_id["chart-data_wait_fraction"].summary == "a: 25% at step 0, 50% at step 7."
@@ -38,6 +40,14 @@ def test_summary_contains_first_and_last_value_and_the_radius_of_convergence_is_
     assert (layout["shapes"][0]["y0"], layout["shapes"][0]["y1"]) == (1.0, 1.0)
     assert layout["annotations"][0]["y"] == 0.0  # plotly expects log10 of the value on a log axis
     assert "radius of convergence" in layout["annotations"][0]["text"]
+
+
+@pytest.mark.parametrize("objective", [{"form": "pooled"}, {"form": "cross", "order": None}, {"order": 4}, {}])
+def test_the_radius_of_convergence_is_only_shown_for_taylor_series(tmp_path: Path, objective: dict[str, Any]) -> None:
+    records = read_records([write_run(tmp_path / "a", **SERIES), write_run(tmp_path / "b", objective=objective)])
+    (chart,) = [chart for chart in charts.curve_charts(records) if chart.id == "chart-spectral_norm"]
+    assert [trace["name"] for trace in chart.figure["data"]] == ["a"]
+    assert "chart-spectral_norm" not in [chart.id for chart in charts.curve_charts(records[1:])]
 
 
 def test_downsampled_curves_keep_their_extremes() -> None:

@@ -127,7 +127,8 @@ def test_the_first_images_of_each_folder_newest_folders_first(tmp_path: Path) ->
         image = write_image(tmp_path / "detect-short" / "predicted" / "birds" / f"{i}.jpg", i, age=i)
         if i == 0:
             newest = image
-    images = load_gallery(tmp_path)
+    images, unreadable = load_gallery(tmp_path)
+    assert unreadable == []
     names = ("sot: <script>", "mot: a", "mot: b", "mot: c")
     tracked = [f"{name}, tracked with the encoder of runs/a, s3" for name in names]
     predicted = [f"detect: birds/{i}.jpg, predicted by the detector in detect-short" for i in range(3)]
@@ -136,19 +137,23 @@ def test_the_first_images_of_each_folder_newest_folders_first(tmp_path: Path) ->
     expected = np.asarray(Image.fromarray(newest).resize((480, 240)))
     assert np.abs(decode(images[4]) - expected).mean() < 6
     write_image(tmp_path / "small" / "predicted" / "a.jpg", 0, size=(20, 30))
-    (small,) = load_gallery(tmp_path / "small")
+    ((small,), _) = load_gallery(tmp_path / "small")
     assert (small.width, small.height) == (30, 20)  # not enlarged
 
 
-def test_damaged_and_foreign_files_are_skipped(tmp_path: Path) -> None:
-    assert load_gallery(tmp_path) == []
+def test_damaged_and_foreign_files_are_counted_and_named(tmp_path: Path) -> None:
+    assert load_gallery(tmp_path) == ([], [])
     write_previews(tmp_path / "vos-s3-DAVIS", "vos", ["dog"])
     write_previews(tmp_path / "vos-s4-DAVIS", "vos", ["cat"])
     (tmp_path / "vos-s4-DAVIS" / "settings.json").write_text("{")
     (tmp_path / "vos-s3-DAVIS" / "previews" / "corrupt.jpg").write_bytes(b"no image")
     Image.new("RGB", (4, 4)).save(tmp_path / "vos-s3-DAVIS" / "previews" / "png-with-wrong-suffix.jpg", "PNG")
     (tmp_path / "corrupt.mp4").write_bytes(b"no video")
-    assert [image.alt.split(":")[1].split(",")[0] for image in load_gallery(tmp_path)] == [" dog"]
+    images, (note,) = load_gallery(tmp_path)
+    assert [image.alt.split(":")[1].split(",")[0] for image in images] == [" dog"]
+    assert note.startswith("Detections and tracks: 4 cannot be read and are not shown (")
+    for name in ("vos-s4-DAVIS/settings.json", "previews/corrupt.jpg", "png-with-wrong-suffix.jpg", "corrupt.mp4 ("):
+        assert name in note
 
 
 def test_a_frame_of_each_video_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,11 +163,13 @@ def test_a_frame_of_each_video_is_shown(tmp_path: Path, monkeypatch: pytest.Monk
     with VideoWriter(tmp_path / "davis.mp4", 10) as video:
         for i in range(5):
             video.add(smooth_noise(i, 48, 64))
-    (image,) = load_gallery(tmp_path)
+    ((image,), _) = load_gallery(tmp_path)
     assert image.alt == "video: a frame of davis.mp4"
     assert np.abs(decode(image) - smooth_noise(2, 48, 64)).mean() < 12
     monkeypatch.setitem(sys.modules, "av", None)
-    assert load_gallery(tmp_path) == []
+    images, (note,) = load_gallery(tmp_path)
+    assert images == []
+    assert "1 cannot be read and are not shown (davis.mp4 (" in note
 
 
 def test_previews_of_a_tracking_run_are_shown(tmp_path: Path) -> None:
@@ -171,7 +178,7 @@ def test_previews_of_a_tracking_run_are_shown(tmp_path: Path) -> None:
     for name in ("first", "second", "third", "fourth"):
         write_scene("mots", scene, tmp_path, name)
     evaluate.mots(tmp_path / "mots", narrow_encoder(), out=tmp_path / "run" / "mots-s3-scenes")
-    images = load_gallery(tmp_path / "run")
+    images, _ = load_gallery(tmp_path / "run")
     assert len(images) == 3
     assert all(image.alt.startswith("mots: ") and "resnet18" in image.alt for image in images)
     preview = decode(images[0])

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -55,15 +56,20 @@ def test_page_has_sections_settings_and_metrics_of_two_runs(tmp_path: Path) -> N
     a = write_run(tmp_path / "a")
     b = write_run(tmp_path / "b", steps=20, finished=False, backbone="vit_tiny", epochs=4)
     parsed = render(a, b)
-    assert [s["id"] for s in parsed.attributes("section")] == ["settings", "training", "features", "results"]
+    assert [s["id"] for s in parsed.attributes("section")] == ["results", "features", "training", "settings"]
     assert len(parsed.attributes("h1")) == 1
     assert {tag for tag, _ in parsed.tags} >= {"main", "nav", "header", "footer", "noscript"}
     assert parsed.attributes("html")[0]["lang"] == "en"
-    settings, _, run = parsed.text.partition("\nRun\n")
-    assert "Settings that differ" in settings
+    settings, _, run = parsed.text.partition("Settings that differ")[2].partition("\nRun\n")
     assert "vit_tiny" in settings
     assert "epochs" not in settings  # the same in both
-    for text in ("40 steps, epoch 4 of 4", "20 steps, epoch 2 of 4", "not finished; last update 2", "torch 2.11.0"):
+    # the last row of the finished run is that of step 39, after 78 s, and all of its 40 steps have a row
+    for text in (
+        "78 s, 40 steps, epoch 4 of 4",
+        "38 s, 20 steps, epoch 2 of 4",
+        "not finished; last update 2",
+        "torch 2.11.0",
+    ):
         assert text in run
     for text in ("k=20 (%)", "91.2 / 99.0", "25.0", "temperature 0.07", "0.87", "mec evaluate knn", "feature rank"):
         assert text in parsed.text
@@ -93,6 +99,50 @@ def write_hostile_run(folder: Path) -> Path:
     ).append_to(folder)
     (folder / "probes.csv").write_text(f'epoch,step,"{names[0]}",seconds\n1,10,0.5,1\n')
     return folder
+
+
+def test_the_result_comes_first_and_settings_are_folded(tmp_path: Path) -> None:
+    html = page.render_page(make_contents(write_run(tmp_path / "a"))).decode()
+    assert (
+        html.index("Better than") < html.index('class="map"') < html.index("chart-loss") < html.index("Main settings")
+    )
+    (details,) = [d for d in ParsedPage(html).attributes("details") if d.get("class") == "all-settings"]
+    assert "open" not in details
+
+
+def test_nothing_is_green_below_raw_pixels(tmp_path: Path) -> None:
+    good, bad = write_run(tmp_path / "good"), write_run(tmp_path / "bad")
+    make_result(rows={"encoder": {"k=20": 0.53}, "raw pixels": {"k=20": 0.545}}).append_to(bad)
+    for runs, number in (((bad,), 0), ((good,), 2), ((good, bad), 2)):
+        parsed = render(*runs)
+        green = [attributes for _, attributes in parsed.tags if "ok" in (attributes.get("class") or "").split()]
+        assert len(green) == number  # the verdict, and the health of the training
+        assert ("Worse than raw pixels" in parsed.text) == (bad in runs)
+        assert ("53.0 % with the trained encoder, against 54.5 % with raw pixels" in parsed.text) == (bad in runs)
+
+
+def test_everything_that_is_passed_over_is_on_the_page_and_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "results.jsonl").write_text("{\n")
+    (run / "mot" / "previews").mkdir(parents=True)
+    monkeypatch.setattr(page, "analyze_features", lambda *_: Missing("no features"))
+    text = ParsedPage(write_report([run]).read_text()).text
+    err = capsys.readouterr().err
+    for note in (
+        "results.jsonl: skipped 1 damaged line (1).",
+        "1 cannot be read and are not shown (mot/settings.json)",
+    ):
+        assert note in text
+        assert note in err
+
+
+def test_omitted_images_are_counted(tmp_path: Path) -> None:
+    (content,) = make_contents(write_run(tmp_path / "run"), size=400_000)
+    images = [content.gallery[0]] * 9
+    text = ParsedPage(page.render_page([replace(content, gallery=images)]).decode()).text
+    assert "of 9 images are omitted" in text
 
 
 def test_hostile_names_are_escaped(tmp_path: Path) -> None:
@@ -148,7 +198,7 @@ def analyzed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     missing = Missing("No checkpoint <yet>.")
     monkeypatch.setattr(page, "analyze_features", lambda *arguments: (calls.append(arguments), missing)[1])
     monkeypatch.setattr(page, "embed_views", lambda *_: make_views())
-    monkeypatch.setattr(page, "load_gallery", lambda _: [])
+    monkeypatch.setattr(page, "load_gallery", lambda _: ([], []))
     return calls
 
 
@@ -167,14 +217,15 @@ def test_missing_contents_are_explained(tmp_path: Path, analyzed: Sequence[Any])
     folder.mkdir()
     (folder / "results.jsonl").write_text(json.dumps(make_result().as_dict()) + "\n{")
     text = ParsedPage(write_report([folder], tmp_path / "r.html").read_text()).text
-    for reason in ("evaluations only", "None of these folders contains a metrics.csv", "no encoder", "1 invalid line"):
+    for reason in ("evaluations only", "None of these folders contains a metrics.csv", "no encoder", "1 damaged line"):
         assert reason in text
     assert analyzed == []
     bare = tmp_path / "bare run"
     bare.mkdir()
     (bare / "recipe.yaml").write_text("epochs: 1\n")
     text = ParsedPage(write_report([bare]).read_text()).text
-    assert f"no evaluation yet. A quick first one: mec evaluate knn DATA --encoder '{bare}'" in text
+    assert "No accuracy measured yet" in text
+    assert "mec evaluate" not in text  # neither images nor an encoder
     assert "No step has been written" in text
 
 

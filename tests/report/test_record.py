@@ -8,7 +8,7 @@ import pytest
 
 from mec.errors import InputError
 from mec.report.record import read_records
-from tests.report.runs import KNN_ROWS, make_result, write_run
+from tests.report.runs import KNN_ROWS, make_result, metrics_row, write_metrics, write_run
 
 
 def test_a_complete_run_is_read(tmp_path: Path) -> None:
@@ -35,6 +35,8 @@ def test_an_incomplete_row_is_skipped(tmp_path: Path, incomplete: str) -> None:
     with (folder / "metrics.csv").open("a") as file:
         file.write("\n42,4\n")
     assert read_records([folder])[0].metrics["step"][-1] in (39, 41)
+    (note,) = read_records([folder])[0].notes
+    assert note.startswith("metrics.csv: skipped ")
 
 
 def test_invalid_lines_of_results_are_skipped_and_noted(tmp_path: Path) -> None:
@@ -47,7 +49,7 @@ def test_invalid_lines_of_results_are_skipped_and_noted(tmp_path: Path) -> None:
     (folder / "results.jsonl").write_text("\n".join(lines))
     (record,) = read_records([folder])
     assert record.results == list(results)
-    assert record.notes == ["results.jsonl: skipped 6 invalid lines (2, 3, 4, 5, 6, 7)."]
+    assert record.notes == ["results.jsonl: skipped 6 damaged lines (2, 3, 4, 5, 6, 7)."]
 
 
 def test_a_recipe_or_results_are_enough(tmp_path: Path) -> None:
@@ -77,6 +79,44 @@ def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
         read_records([tmp_path])
     with pytest.raises(InputError, match="runs: expected at least one"):
         read_records([])
+
+
+@pytest.mark.parametrize("damaged", ["7,0,abc" + "," * 11, "x" + "," * 13, "1,2", "nan" + "," * 13, ""])
+def test_damaged_lines_of_metrics_are_counted_and_named(tmp_path: Path, damaged: str) -> None:
+    folder = write_run(tmp_path / "run")
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    lines.insert(5, damaged)
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+    (folder / "probes.csv").write_text("epoch,knn\n1,0.5\n")
+    (record,) = read_records([folder])
+    assert record.metrics["step"].tolist() == list(range(40))
+    assert record.notes == [
+        "metrics.csv: skipped 1 damaged line (6).",
+        "probes.csv is not shown: it has no column named step.",
+    ]
+
+
+def test_folders_without_a_run_are_passed_over_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in ``mec report runs/*``, but a path that does not exist is an error."""
+    run = write_run(tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("")
+    records = read_records([tmp_path / "empty", run, tmp_path / "notes.txt"])
+    assert [record.name for record in records] == ["run"]
+    err = capsys.readouterr().err
+    assert "passed over 2 of 3 that contain no run" in err
+    assert f"{tmp_path / 'empty'}, {tmp_path / 'notes.txt'}" in err
+    with pytest.raises(InputError, match=r"runs: .*nowhere does not exist"):
+        read_records([run, tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_steps_are_counted_from_0_or_from_1(tmp_path: Path, first: int) -> None:
+    """25 steps, of which every tenth has a row."""
+    folder = write_run(tmp_path / "run", finished=False)
+    write_metrics(folder, [metrics_row(step, seconds=20 + step) for step in (first, first + 10, first + 20)])
+    (record,) = read_records([folder])
+    assert record.steps == record.steps_logged == 21
 
 
 def test_names_are_unique_and_duplicate_folders_dropped(tmp_path: Path) -> None:

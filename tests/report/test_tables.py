@@ -15,7 +15,7 @@ from mec.evaluate.supervised import PAPER_PROBE, SIMSIAM_PROBE, protocol_setting
 from mec.evaluate.tracking.vos import PropagationSettings
 from mec.report import tables
 from mec.report.record import read_records
-from mec.report.tables import OTB, TABLES, evaluation_tables, find_published
+from mec.report.tables import OTB, TABLES, evaluation_tables, find_published, run_rows
 from mec.results import DatasetSummary, Metric, Protocol, Result, to_metrics
 from tests.report import runs
 from tests.report.runs import narrow_encoder, smooth_noise
@@ -137,6 +137,21 @@ def test_otb_has_the_number_of_frames_of_the_entry(real_data: Path) -> None:
     boxes = [sum(bool(line.strip()) for line in file.read_text().split("\n")) for file in files]
     assert len(boxes) == OTB["sequences"] == RESULTS["sot"].dataset.counts["sequences"]
     assert sum(boxes) - 5 == OTB["frames"] == RESULTS["sot"].dataset.counts["frames"]
+
+
+@pytest.mark.parametrize(("first", "finished", "expected"), [
+    (0, True, "80 s, 40 steps, epoch 4 of 4"),  # 2 s a step, and the last row after 31 of 40 steps
+    (1, True, "80 s, 40 steps, epoch 4 of 4"),  # rows count from 1
+    (0, False, "62 s, 31 steps, epoch 4 of 4"),
+])  # fmt: skip
+def test_duration_covers_the_steps_after_the_last_row(
+    tmp_path: Path, first: int, finished: bool, expected: str
+) -> None:
+    folder = runs.write_run(tmp_path / "run", finished=finished)
+    steps = range(first, 31 + first, 10)
+    runs.write_metrics(folder, [runs.metrics_row(step, seconds=2 * (step + 1 - first)) for step in steps])
+    cells = {row.name: row.cells[0] for row in run_rows(read_records([folder]))}
+    assert cells["duration"] == expected
 
 
 def test_newest_results_are_listed_with_baselines_and_published_results(

@@ -23,7 +23,7 @@ def slow_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     calls: list[str] = []
     for name, content in (("analyze_features", Missing("analyzed")), ("embed_views", make_views())):
         monkeypatch.setattr(page, name, lambda *_, name=name, content=content: (calls.append(name), content)[1])
-    monkeypatch.setattr(page, "load_gallery", lambda _: [])
+    monkeypatch.setattr(page, "load_gallery", lambda _: ([], []))
     return calls
 
 

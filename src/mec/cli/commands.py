@@ -175,7 +175,7 @@ def add_export(parser: Parser, arguments: Sequence[str]) -> Run:
 def add_report(parser: Parser, arguments: Sequence[str]) -> Run:
     parser.describe(
         "RUN [RUN ...] [--out REPORT.html] [--data DATA] [--watch]",
-        "Write one HTML page about one or several runs: settings, training curves, learned features, results.",
+        "Write one HTML page about one or several runs: results, learned features, training curves, settings.",
         "runs/pets runs/other --out pets.html",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders with a results.jsonl")

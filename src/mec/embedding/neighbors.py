@@ -36,6 +36,8 @@ NEIGHBORS = 10
 NOISE_FLOOR = 1e-4
 """Distance from the mean below which an embedding is rounding noise, as a fraction of the norm of embeddings."""
 OUTLIER_FRACTION, MIN_OUTLIERS = 0.01, 20
+MAX_ALIKE = 0.25
+"""Fraction of images with similar embeddings above which the similarity is probably too low for the encoder."""
 MAX_DRAWN, IMAGES_PER_ROW = 24, 8
 
 
@@ -140,7 +142,7 @@ def list_neighbors(
             "outliers are images of unusual color or texture",
         ]
         effect = "; ".join(text for text, wanted in zip(effects, (near_duplicates, outliers), strict=True) if wanted)
-        logger.warning(f"encoder: {table.encoder.description} is untrained: {effect}")
+        logger.warning(f"the encoder is untrained: {effect}")
     embeddings = centered(table.embeddings, len(table))
     pairs, scores = np.empty((0, 2), dtype=np.int64), np.empty(0)
     if outliers or not untrained:
@@ -224,7 +226,7 @@ def _list_near_duplicates(
     similarities, correlations = cosines_of(embeddings, pairs), cosines_of(small, pairs)
     is_copy = correlations >= correlation  # False for NaN
     order = np.lexsort((-np.where(is_copy, correlations, similarities), ~is_copy))
-    pairs, similarities, correlations, is_copy = (x[order] for x in (pairs, similarities, correlations, is_copy))
+    pairs, is_copy, similarities, correlations = pairs[order], is_copy[order], similarities[order], correlations[order]
     groups = groups_of(pairs, len(table))
     path = table.file.with_suffix(".near-duplicates.csv")
     with write_output(path) as temporary, open_csv(temporary) as add:
@@ -247,6 +249,12 @@ def _list_near_duplicates(
         logger.info(f"{found}; {path} is empty")
         return
     by_thumbnail = int(is_copy.sum())
+    alike = len(np.unique(pairs[~is_copy]))
+    if alike > MAX_ALIKE * len(table):
+        logger.warning(
+            f"similarity: {alike:,} of {len(table):,} images have near-duplicates by embeddings alone, as with an "
+            "encoder that is hardly trained, or frames of one scene; raise it if the drawn pairs are different images"
+        )
     sizes = f"{_count(len(np.unique(pairs)), 'image')} in {_count(len(closest), 'group')}"
     found += f" ({by_thumbnail:,} by thumbnails, {len(pairs) - by_thumbnail:,} by embeddings alone): {sizes}"
     logger.info(f"{found}, listed in {path}; {png} shows some")

@@ -6,8 +6,6 @@ import csv
 import json
 import os
 import platform
-import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -27,6 +25,7 @@ from mec.files import atomic_write
 from mec.models.encoder import Encoder
 from mec.models.io import SPEC_FILE, load_encoder
 from mec.pretraining.recipe import Recipe, make_recipe, read_settings
+from mec.results import command_line
 
 RECIPE_FILE, ENVIRONMENT_FILE = "recipe.yaml", "environment.json"
 CHANGEABLE_ON_RESUME = ("accelerator.", "devices.", "nodes.", "workers.", "log_every.", "speed.")
@@ -71,7 +70,7 @@ def describe_environment(
         "images": len(dataset),
         "classes": len(dataset.classes),
         "batch_size": batch_size,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -106,7 +106,7 @@ def _curve_chart(
     elif curve.scale == "log":
         layout["yaxis"] = {"type": "log", "dtick": 1}
     elif curve.scale == "percent":
-        layout["yaxis"] = {"tickformat": ".0%", "rangemode": "tozero"}
+        layout["yaxis"] = {"tickformat": ".1~%", "rangemode": "normal" if markers else "tozero"}
     if curve.threshold is not None:
         value, label = curve.threshold
         line = {"x0": 0, "x1": 1, "xref": "x domain", "y0": value, "y1": value, "yref": "y", "line": {"width": 1}}

@@ -4,7 +4,8 @@ const root = document.documentElement;
 const isTouch = matchMedia("(pointer: coarse)").matches;
 const plotlyConfig = {
   responsive: true, displaylogo: false, doubleClick: "reset", displayModeBar: isTouch, // icons would cover the curves
-  modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "toggleSpikelines"],
+  showSendToCloud: false, // newer versions of plotly would offer to upload the chart
+  modeBarButtonsToRemove: ["sendChartToCloud", "select2d", "lasso2d", "autoScale2d", "toggleSpikelines"],
 };
 const darkMode = matchMedia("screen and (prefers-color-scheme: dark)");
 const printMode = matchMedia("print");
