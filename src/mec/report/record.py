@@ -169,8 +169,7 @@ def check_health(record: Record) -> list[HealthMessage]:
         return []
     if not metrics:
         return [HealthMessage(record.name, "note", "No step has been written to metrics.csv yet.")]
-    is_cross, order = record.recipe.get("objective.form") == "cross", record.recipe.get("objective.order")
-    monitor = HealthMonitor(has_series=is_cross and order is not None)
+    monitor = HealthMonitor(record.recipe.get)
     for row in np.stack(list(metrics.values()), axis=1).tolist():
         monitor.add(dict(zip(metrics, row, strict=True)))
     warnings = [HealthMessage(record.name, "warning", monitor.verdicts[k]) for k in CHECKS if k in monitor.verdicts]
