@@ -102,6 +102,8 @@ def write_timm(model: Encoder, folder: Path, license: str | None) -> None:
     _check_standard_stem(model, "timm")
     save_file(_weights(model), folder / "model.safetensors", metadata={"format": "pt"})
     model_args = dict(spec.options)
+    if spec.channels != 3:
+        model_args["in_chans"] = spec.channels  # timm infers it from input_size, transformers does not
     if spec.small_stem:
         model_args["patch_size"] = list(model.backbone.patch_embed.patch_size)  # type: ignore[union-attr, arg-type]
     timm_cfg: dict[str, Any] = getattr(model.backbone, "pretrained_cfg", {})
