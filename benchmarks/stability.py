@@ -76,7 +76,7 @@ def train(data: str, base: Recipe, form: Form, m: int, d: int, steps: int, image
     return {
         "loss": rows[-1]["loss"],
         "min loss": min(r["loss"] for r in rows),
-        "spectral norm": rows[-1]["spectral_norm"],
+        "spectral norm": rows[-1].get("spectral_norm", float("nan")),  # with an order only
         "effective rank": rows[-1]["effective_rank"],
         "1 shot": float(class_mean_scores(f, classes, 1, 20, 0)["top-1"].mean()),
         "10 shots": float(class_mean_scores(f, classes, 10, 20, 0)["top-1"].mean()),

@@ -1,15 +1,22 @@
 """The checks of health. That run and report give the same advice: tests/report/test_health.py."""
 
 import math
+from dataclasses import replace
+from operator import attrgetter
+from typing import Any
 
 import pytest
 
+from mec.pretraining import ObjectiveSettings, OptimizerSettings, Recipe
 from mec.pretraining.health import PATIENCE, HealthMonitor
 
+SERIES = Recipe(objective=ObjectiveSettings("cross", 1 / 32, 4))
 
-def verdicts(has_series: bool = False, warmup: int = 0, **columns: list[float]) -> dict[str, str]:
+
+def verdicts(recipe: Recipe | None = None, warmup: int = 0, **columns: list[float]) -> dict[str, str]:
     """Verdicts on columns of the same length; the learning rate rises for ``warmup`` rows, then it is constant."""
-    monitor = HealthMonitor(has_series)
+    settings = recipe or Recipe()
+    monitor = HealthMonitor(lambda name: attrgetter(name)(settings))
     for step in range(len(next(iter(columns.values())))):
         monitor.add({"step": step, "lr": min(step, warmup), **{name: values[step] for name, values in columns.items()}})
     return monitor.verdicts
@@ -33,9 +40,68 @@ def test_trouble_that_lasts_is_reported_where_it_began(ranks: list[float], expec
     assert PATIENCE == 3
 
 
+def objective(*settings: Any, **others: Any) -> Recipe:
+    return replace(Recipe(objective=ObjectiveSettings(*settings)), **others)
+
+
 def test_the_radius_of_convergence_matters_only_with_a_series() -> None:
-    assert verdicts(spectral_norm=[5] * 9) == verdicts(True, spectral_norm=[1.9] * 9) == {}
-    assert "by a factor of about 5" in verdicts(True, spectral_norm=[5] * 9)["radius"]
+    assert verdicts(spectral_norm=[5] * 9) == verdicts(SERIES, spectral_norm=[1.9] * 9) == {}
+    assert verdicts(objective("cross", 1 / 32, None), spectral_norm=[5] * 9) == {}
+    expected = (
+        "objective.form to pooled and objective.order to null or raise objective.distortion from 0.03125 to about 0.16."
+    )
+    assert verdicts(SERIES, spectral_norm=[5] * 9)["radius"].endswith(f"Set {expected}")
+    pooled = verdicts(objective("pooled", 0.1, 4), spectral_norm=[3] * 9)["radius"]
+    assert pooled.endswith("Set objective.order to null or raise objective.distortion from 0.1 to about 0.3.")
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        (("pooled", 0.002), "Raise objective.distortion from 0.002 toward 0.03125 (1/32) or lower optimizer.lr from"),
+        (("pooled", 1 / 32), "Lower optimizer.lr from 0.001 to about 0.00033."),
+        (("pooled", 1.0), "Lower objective.distortion from 1 toward 0.03125 (1/32) or lower optimizer.lr"),
+        (("cross", 0.002, 4), "Raise objective.distortion from 0.002 toward 0.03125 (1/32) or"),
+        # lowered alone, the distortion would leave the radius of convergence
+        (("cross", 0.25, 4), "Set objective.form to pooled and objective.order to null, and lower"),
+        (("cross", 0.25, 1), "Set objective.form to pooled and objective.order to null (order 1 is the mean cosine"),
+        (("pooled", 0.25, 3), "Set objective.order to null (order 3 favors equal codes) or lower optimizer.lr"),
+    ],
+)
+def test_advice_on_the_rank_depends_on_the_objective(settings: tuple[Any, ...], advice: str) -> None:
+    verdict = verdicts(objective(*settings), effective_rank=[40] * 4 + [5] * 5)["falling rank"]
+    assert verdict.partition("fewer dimensions. ")[2].startswith(advice)
+
+
+def test_advice_names_only_settings_that_can_be_changed() -> None:
+    def advice(column: str, values: list[float], kind: str, recipe: Recipe) -> str:
+        return verdicts(recipe, **{column: values})[kind]
+
+    small, large = objective(batch_size=64, workers=2), objective(batch_size=1024)
+    assert "raise batch_size from 64 to 256." in advice("effective_rank", [1.0] * 9, "collapse", small)
+    assert "batch_size" not in advice("effective_rank", [1.0] * 9, "collapse", large)
+    assert "Raise workers from 2 (null: one per core), use more" in advice(
+        "data_wait_fraction", [1.0] * 9, "data wait", small
+    )
+    assert "workers" not in advice("data_wait_fraction", [1.0] * 9, "data wait", large)
+    # the warm-up is at most a quarter of the run
+    short = objective(epochs=40, optimizer=OptimizerSettings(warmup_epochs=10))
+    assert "warmup_epochs" not in advice("skipped_steps", [1.0] * 9, "skipped steps", short)
+    longer = advice("skipped_steps", [1.0] * 9, "skipped steps", replace(short, epochs=60))
+    assert longer.endswith(
+        "Lower optimizer.lr from 0.001 to about 0.00033 or lengthen optimizer.warmup_epochs from 10 to 15."
+    )
+    assert "order" not in longer
+    assert "or set objective.form to pooled." in advice("skipped_steps", [1.0] * 9, "skipped steps", objective("cross"))
+
+
+def test_settings_of_a_damaged_recipe_leave_the_advice_general() -> None:
+    for value in (None, "many", True, -1, [1]):
+        monitor = HealthMonitor(lambda name, value=value: value)  # type: ignore[misc]
+        for step in range(9):
+            monitor.add({"step": step, "lr": 1, "effective_rank": 1, "skipped_steps": 1, "data_wait_fraction": 1})
+        assert monitor.verdicts.keys() == {"collapse", "skipped steps", "data wait"}
+        assert "lower optimizer.lr" in monitor.verdicts["collapse"].lower()
 
 
 def test_only_skipped_steps_and_waiting_are_judged_in_the_warmup() -> None:

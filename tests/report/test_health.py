@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from mec.pretraining import ObjectiveSettings
+from mec.pretraining import ObjectiveSettings, Recipe
 from mec.pretraining.health import HealthWarnings
 from mec.pretraining.module import Pretraining
 from mec.report.record import check_health, read_records
 from tests.report.runs import metrics_row, write_metrics, write_run
 
-SERIES = {"objective": {"form": "cross", "order": 4}}
+RECIPE = Recipe(objective=ObjectiveSettings("cross", 1 / 32, 4))
+SERIES = RECIPE.as_dict()
 
 
 def health(folder: Path) -> list[tuple[str, str]]:
@@ -62,7 +63,7 @@ def train(folder: Path, rows: list[dict[str, Any]], first: int = 0) -> None:
     """Call the warnings of a run from row ``first`` on."""
     warnings = HealthWarnings(folder)
     module = Pretraining.__new__(Pretraining)
-    module.__dict__ |= {"recipe": SimpleNamespace(objective=ObjectiveSettings("cross", 1 / 32, 4))}
+    module.__dict__ |= {"recipe": RECIPE}
     warnings.on_train_start(SimpleNamespace(global_step=first, is_global_zero=True), module)
     for row in rows[first:]:
         measured = ("effective_rank", "spectral_norm", "skipped_steps", "lr")

@@ -7,11 +7,24 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import lightning
 
+from mec.pretraining.advice import (
+    Setting,
+    has_series,
+    lower_lr,
+    raise_batch_size,
+    raise_distortion,
+    raise_workers,
+    sentence,
+    spread_codes,
+    stabilize,
+    stable_form,
+)
 from mec.pretraining.module import Pretraining
 from mec.pretraining.run_folder import Run
 
@@ -40,39 +53,47 @@ class Check:
     """
 
     failed: Callable[[Row], bool]
-    advice: str  # with the columns of the row as fields
+    finding: str  # a sentence, with the columns of the row as fields
+    advice: Callable[[Row, Setting], str]  # a sentence, from the row and the settings of the run
     is_total: bool = False
-    needs_series: bool = False  # only the cross form with a Taylor series has a radius of convergence
+    needs_series: bool = False
 
 
 CHECKS = {
     "skipped steps": Check(
         lambda row: row["skipped_steps"] > 0,
         "Skipped steps so far: {skipped_steps:,.0f}, because loss or gradient was not finite. Several in a row end the "
-        "run: lower optimizer.lr or lengthen optimizer.warmup_epochs.",
+        "run.",
+        lambda row, setting: sentence(*stabilize(setting)),
         is_total=True,
     ),
     "collapse": Check(
         lambda row: row["effective_rank"] < COLLAPSED_RANK,
         "The codes have collapsed: effective rank {effective_rank:.1f} at step {step:,.0f}, all images have nearly the "
-        "same code. Lower optimizer.lr, weaken the augmentations, or raise batch_size.",
+        "same code.",
+        lambda row, setting: sentence(
+            *spread_codes(setting), lower_lr(setting), "weaken the augmentations", *raise_batch_size(setting)
+        ),
     ),
     "falling rank": Check(
         lambda row: COLLAPSED_RANK <= row["effective_rank"] < FALLEN_RANK_FRACTION * row["best_rank"],
         "The effective rank of the codes fell from {best_rank:.1f} to {effective_rank:.1f} by step {step:,.0f}: the "
-        "codes use fewer dimensions. Lower optimizer.lr or objective.distortion.",
+        "codes use fewer dimensions.",
+        lambda row, setting: sentence(*spread_codes(setting), lower_lr(setting)),
     ),
     "radius": Check(
         lambda row: row["spectral_norm"] > MAX_SPECTRAL_NORM,
         "The Taylor series is outside its radius of convergence at step {step:,.0f} (spectral norm "
-        "{spectral_norm:.1f}, expected below 1), so that its loss is meaningless. Set objective.form to pooled, or "
-        "raise objective.distortion by a factor of about {spectral_norm:.0f}.",
+        "{spectral_norm:.1f}, expected below 1), so that its loss is meaningless.",
+        lambda row, setting: sentence(stable_form(setting), raise_distortion(setting, row["spectral_norm"])),
         needs_series=True,
     ),
     "data wait": Check(
         lambda row: row["mean_wait"] > MAX_DATA_WAIT,
-        "{mean_wait:.0%} of the time was spent waiting for data. Raise workers, use more CPU cores, store the images "
-        "on a faster disk, or store smaller images.",
+        "{mean_wait:.0%} of the time was spent waiting for data.",
+        lambda row, setting: sentence(
+            *raise_workers(setting), "use more CPU cores", "store the images on a faster disk", "store smaller images"
+        ),
         is_total=True,
     ),
 }
@@ -82,8 +103,9 @@ class HealthMonitor:
     """Applies the checks to measurements in order. The warm-up ends at the row with the highest learning rate.
     ``verdicts`` are the advice of each check that has failed so far."""
 
-    def __init__(self, has_series: bool) -> None:
-        self.checks = {kind: check for kind, check in CHECKS.items() if has_series or not check.needs_series}
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.checks = {kind: check for kind, check in CHECKS.items() if has_series(setting) or not check.needs_series}
         self.verdicts: dict[str, str] = {}
         self._consecutive = dict.fromkeys(self.checks, 0)
         self._highest_lr, self._best_rank = -math.inf, 0.0
@@ -107,7 +129,7 @@ class HealthMonitor:
             if check.is_total and not failed:
                 self.verdicts.pop(kind, None)
             elif check.is_total or (kind not in self.verdicts and self._consecutive[kind] == PATIENCE):
-                self.verdicts[kind] = check.advice.format_map(values)
+                self.verdicts[kind] = f"{check.finding.format_map(values)} {check.advice(values, self.setting)}"
 
 
 class HealthWarnings(lightning.Callback):
@@ -119,8 +141,8 @@ class HealthWarnings(lightning.Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         assert isinstance(pl_module, Pretraining)
-        objective = pl_module.recipe.objective
-        self.monitor = HealthMonitor(objective.form == "cross" and objective.order is not None)
+        recipe = pl_module.recipe
+        self.monitor = HealthMonitor(lambda name: attrgetter(name)(recipe))
         if trainer.global_step and trainer.is_global_zero:
             for row in Run(self.folder).metrics():
                 if row["step"] <= trainer.global_step:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from mec.engine.fsdp import FSDP2Strategy, apply_fsdp
 from mec.engine.progress import TrainingModule
 from mec.models.encoder import Encoder
 from mec.models.siamese import Pair, Predictor, Projector, Siamese
+from mec.pretraining.advice import sentence, stabilize
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.step_guard import MAX_CONSECUTIVE_SKIPS, StepGuard
 
@@ -146,11 +148,11 @@ class Pretraining(TrainingModule):
         return bool(self.guard.max_consecutive_skips >= MAX_CONSECUTIVE_SKIPS)
 
     def divergence_message(self) -> str:
+        advice = sentence(*stabilize(lambda name: attrgetter(name)(self.recipe)))
         return (
             f"training diverged: loss or gradient was not finite in {MAX_CONSECUTIVE_SKIPS} steps in a row, up to step "
             f"{self.global_step} ({int(self.guard.skipped_steps)} steps skipped in the run). A checkpoint holds the "
-            "weights of the last finite step. Lower optimizer.lr or lengthen optimizer.warmup_epochs; with "
-            "objective.form cross raise objective.distortion, or set objective.form to pooled"
+            f"weights of the last finite step. {advice.removesuffix('.')}"
         )
 
     def configure_model(self) -> None:

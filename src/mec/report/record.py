@@ -212,7 +212,7 @@ def check_health(record: Record) -> list[HealthMessage]:
         return []
     if not metrics:
         return [HealthMessage(record.name, "note", "No step has been written to metrics.csv yet.")]
-    monitor = HealthMonitor(has_series=record.has_series)
+    monitor = HealthMonitor(record.recipe.get)
     for row in np.stack(list(metrics.values()), axis=1).tolist():
         monitor.add(dict(zip(metrics, row, strict=True)))
     warnings = [HealthMessage(record.name, "warning", monitor.verdicts[k]) for k in CHECKS if k in monitor.verdicts]

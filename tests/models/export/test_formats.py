@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from mec.data.dataset import ArrayDataset
 from mec.data.loaders import evaluation_loader
 from mec.data.pixels import PixelFormat
-from mec.models.export import export
+from mec.errors import InputError
+from mec.models import load_encoder
+from mec.models.export import SUFFIXES, export
 from tests.models.perturbed import NARROW, SHALLOW, is_close, perturbed_encoder, random_images, reference_features
 
 
@@ -43,6 +45,33 @@ def test_timm_loads_the_folder_without_further_arguments(tmp_path, format, backb
     with torch.no_grad():
         y = loaded((x - torch.tensor(settings["mean"]).view(-1, 1, 1)) / torch.tensor(settings["std"]).view(-1, 1, 1))
     assert is_close(y, reference_features(encoder, x))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "channels", "options"),
+    [
+        ("resnet18", 97, 1, NARROW),
+        ("vit_tiny_patch16_224", 112, 4, SHALLOW | {"global_pool": "avg"}),
+        ("convnext_atto", 64, 3, {"depths": [1, 1, 1, 1]}),
+    ],
+)
+def test_transformers_loads_the_folder_with_its_preprocessing(tmp_path, backbone, size, channels, options) -> None:
+    transformers = pytest.importorskip("transformers", reason="comes with the extra hf")
+    encoder = perturbed_encoder(backbone, size, channels, options=options, mean=[0.4] * channels, std=[0.3] * channels)
+    out = export(encoder, "huggingface", tmp_path / "folder")
+    model = transformers.AutoModel.from_pretrained(out).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(out)
+    rows, columns = np.mgrid[0:150, 0:200]
+    planes = [rows, columns, (rows + columns) / 2, 200 - columns][:channels]
+    image = np.stack(planes, axis=-1).clip(0, 255).astype(np.uint8)
+    pixels = processor(Image.fromarray(image.squeeze()), return_tensors="pt")["pixel_values"]
+    loader = evaluation_loader(ArrayDataset("image", image[None]), PixelFormat(channels), size)
+    expected = encoder.normalize(next(iter(loader)).images)
+    assert pixels.shape == expected.shape
+    assert (pixels - expected).abs().mean() < 0.03  # timm resizes before it crops
+    x = random_images(encoder)
+    with torch.no_grad():
+        assert is_close(model(encoder.normalize(x)).pooler_output, reference_features(encoder, x))
 
 
 @pytest.mark.parametrize("size", [96, 32])
@@ -121,6 +150,30 @@ def test_detectron2_pickle_has_every_tensor_under_detectron2_keys(tmp_path, back
     x = torch.rand(2, channels, 96, 96)
     weights = {name: torch.from_numpy(array) for name, array in content["model"].items()}
     assert is_close(detectron2_features(weights, encoder.normalize(x), blocks), reference_features(encoder, x))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("format", ["timm", "huggingface", "torchvision", "detectron2", "onnx", "safetensors"])
+def test_each_format_keeps_or_says_what_it_loses_of_16_bit_images(tmp_path, capsys, format, channels) -> None:
+    encoder = perturbed_encoder("resnet18", 97, channels, value_range=(0, 4095))
+    out = tmp_path / f"e{SUFFIXES.get(format, '')}"
+    if format == "torchvision" and channels != 3:
+        with pytest.raises(InputError, match=f"torchvision supports 3 channels, got {channels}"):
+            export(encoder, format, out)
+        return
+    export(encoder, format, out)
+    printed = capsys.readouterr().err
+    loses_range = format not in ("onnx", "safetensors")
+    assert ("warning: " + format + ": has no setting for images of more than 8 bits" in printed) == loses_range
+    assert ("97 x 97 pixels in [0, 1], mean [0." in printed) == (format in ("torchvision", "detectron2"))
+    if format not in ("onnx", "torchvision", "detectron2"):
+        assert load_encoder(out).spec.value_range == (0, 4095)
+
+
+def test_a_folder_that_transformers_cannot_load_is_a_warning(tmp_path, capsys) -> None:
+    export(perturbed_encoder("resnet18", 32, options=NARROW), "huggingface", tmp_path / "e")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "which timm and transformers cannot load (timm does not support resnet18 with the small stem)" in line
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import os
 import re
 import shutil
@@ -21,6 +22,8 @@ from mec.models.encoder import Encoder
 from mec.models.export.formats import check_same_features, write_detectron2, write_onnx, write_timm, write_torchvision
 from mec.models.export.model_card import Library, model_card, without_folders
 from mec.models.io import SPEC_FILE, WEIGHTS_FILE, load_encoder, save_encoder
+
+logger = logging.getLogger("mec")
 
 Format = Literal["timm", "torchvision", "detectron2", "onnx", "huggingface", "safetensors"]
 SUFFIXES = {"torchvision": ".pth", "detectron2": ".pkl", "onnx": ".onnx", "safetensors": ".safetensors"}  # of files
@@ -72,9 +75,30 @@ def export(
             _write(model, format, out, license, push, run)
         except OSError as error:
             raise InputError(f"out: {out} cannot be written ({error.strerror or error})") from error
+    _log_losses(model, format)
     if push is not None:
         _push(out, push)
     return out
+
+
+def _log_losses(model: Encoder, format: Format) -> None:
+    """Log what the format cannot express, and what users of the output must therefore do themselves."""
+    spec, size = model.spec, model.image_size
+    if format in ("torchvision", "detectron2"):
+        mean, std = ([round(value, 4) for value in values] for values in (spec.mean, spec.std))
+        # detectron2 takes both from its configuration, and resizes images to sizes of its own
+        place = (
+            "this file has no preprocessing"
+            if format == "torchvision"
+            else "preprocessing belongs in its configuration"
+        )
+        logger.info(f"{format}: {place}; the encoder takes {size} x {size} pixels in [0, 1], mean {mean}, std {std}")
+    if spec.value_range is not None and format not in ("onnx", "safetensors"):
+        low, high = spec.value_range
+        logger.warning(
+            f"{format}: has no setting for images of more than 8 bits; scale their values so that {low:g} becomes 0 "
+            f"and {high:g} becomes 1"
+        )
 
 
 def _check_arguments(format: Format, out: Path, license: str | None, push: str | None) -> str | None:
@@ -110,7 +134,11 @@ def _write(model: Encoder, format: Format, out: Path, license: str | None, push:
             library: Library = "timm"
             try:
                 write_timm(model, folder, license)
-            except InputError:  # timm has no such architecture
+            except InputError as error:  # timm has no such architecture
+                logger.warning(
+                    "huggingface: written in this library's format, which timm and transformers cannot load "
+                    f"({str(error).removeprefix('format: ').partition(';')[0]})"
+                )
                 for file in folder.iterdir():
                     file.unlink()
                 _write_safetensors(model, folder)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mec.errors import InputError
 from mec.models.checkpoint_formats import DETECTRON2, TORCHVISION_VIT, rename_key
-from mec.models.encoder import Encoder
+from mec.models.encoder import Encoder, EncoderSpec
 
 TORCHVISION_RESNETS = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
@@ -39,6 +39,31 @@ ALTERNATIVES = "onnx, safetensors and huggingface support it"
 def _metadata(model: Encoder, license: str | None) -> dict[str, Any]:
     """Return the metadata of formats that have a place for it."""
     return {"spec": model.spec.as_dict(), "untrained": model.untrained, "origin": model.origin, "license": license}
+
+
+def _crop_pct(spec: EncoderSpec) -> float:
+    """Return the fraction of the shorter side that mec's evaluations crop."""
+    return 0.875 if spec.image_size >= 96 else 1.0
+
+
+def _preprocessing(spec: EncoderSpec) -> dict[str, Any]:
+    """Return how mec makes the input of an ONNX model from an image, in the order of the steps."""
+    return {
+        "channel_order": {1: "gray", 3: "RGB"}.get(spec.channels, "as in the file"),
+        "background": spec.background,  # behind transparent pixels
+        "value_range": spec.value_range or "0 to the largest value of the type, 255 for 8 bits",
+        "input_range": [0, 1],
+        "crop": "center square",
+        "crop_pct": _crop_pct(spec),  # side of the crop as a fraction of the shorter side of the image
+        "resize": "the crop to image_size x image_size",
+        "interpolation": "bilinear with antialiasing, as in PIL",
+        "input_name": "images",
+        "input_layout": "NCHW, float32",
+        "output_name": "features",
+        "mean": spec.mean,
+        "std": spec.std,
+        "mean_and_std": "applied by the model",
+    }
 
 
 def _weights(model: Encoder) -> dict[str, Tensor]:
@@ -77,6 +102,8 @@ def write_timm(model: Encoder, folder: Path, license: str | None) -> None:
     _check_standard_stem(model, "timm")
     save_file(_weights(model), folder / "model.safetensors", metadata={"format": "pt"})
     model_args = dict(spec.options)
+    if spec.channels != 3:
+        model_args["in_chans"] = spec.channels  # timm infers it from input_size, transformers does not
     if spec.small_stem:
         model_args["patch_size"] = list(model.backbone.patch_embed.patch_size)  # type: ignore[union-attr, arg-type]
     timm_cfg: dict[str, Any] = getattr(model.backbone, "pretrained_cfg", {})
@@ -84,8 +111,7 @@ def write_timm(model: Encoder, folder: Path, license: str | None) -> None:
         "input_size": [spec.channels, spec.image_size, spec.image_size],
         "fixed_input_size": bool(timm_cfg.get("fixed_input_size")),
         "interpolation": "bilinear",
-        # fraction of the shorter side that mec's evaluations crop
-        "crop_pct": 0.875 if spec.image_size >= 96 else 1.0,
+        "crop_pct": _crop_pct(spec),
         "crop_mode": "center",
         "mean": list(spec.mean),
         "std": list(spec.std),
@@ -234,9 +260,12 @@ def write_onnx(model: Encoder, path: Path, license: str | None) -> None:
     onnx_model = onnx.load(path)
     for node in onnx_model.graph.node:
         node.ClearField("metadata_props")  # contains source lines with local paths
-    metadata: dict[str, Any] = {"input_range": [0, 1], "mean_and_std": "applied by the model"}
-    metadata |= {"image_size": spec.image_size, "channels": spec.channels, "num_features": model.num_features}
-    metadata |= _metadata(model, license)
+    metadata: dict[str, Any] = {
+        "image_size": spec.image_size,
+        "channels": spec.channels,
+        "num_features": model.num_features,
+    }
+    metadata |= _preprocessing(spec) | _metadata(model, license)
     metadata = {name: value for name, value in metadata.items() if value not in (None, "")}
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
     onnx.helper.set_model_props(onnx_model, texts)
