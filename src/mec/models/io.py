@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,10 +15,14 @@ from safetensors.torch import save
 
 from mec.errors import InputError, did_you_mean
 from mec.files import atomic_write
+from mec.models.checkpoint_conventions import describe_preprocessing
 from mec.models.checkpoint_formats import MEC_BACKBONE_PREFIX
+from mec.models.checkpoint_networks import BRANCHES
 from mec.models.encoder import Encoder, EncoderSpec, create_encoder
-from mec.models.foreign_checkpoints import BRANCHES, describe_difference, encoder_from_checkpoint, load_weights
+from mec.models.foreign_checkpoints import describe_difference, encoder_from_checkpoint, load_weights
 from mec.models.safe_pickle import read_weights
+
+logger = logging.getLogger("mec")
 
 WEIGHTS_FILE = "encoder.safetensors"
 SPEC_FILE = "encoder.json"
@@ -162,6 +167,8 @@ def _load_timm_folder(folder: Path, source: str, branch: str | None, overrides: 
         }
         if len(pretrained_cfg.get("mean") or ()) == channels == len(pretrained_cfg.get("std") or ()):
             fields |= {"mean": pretrained_cfg["mean"], "std": pretrained_cfg["std"]}
+        if difference := describe_preprocessing(pretrained_cfg, overrides.get("image_size", fields["image_size"])):
+            logger.warning(f"encoder: {config_path} asks for {difference}")
     fields = _validate(fields, str(config_path)) | overrides
     paths = [folder / name for name in TIMM_WEIGHTS if (folder / name).exists()]
     if not paths:
