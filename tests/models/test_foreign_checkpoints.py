@@ -35,7 +35,7 @@ def mec(name: str = "resnet18") -> Format:
         state_dict |= prefixed(prefix, network) | prefixed(f"{prefix}fc.", mlp(512, 512, 512))
         state_dict |= prefixed(f"{prefix}fc.6.", nn.Linear(512, 64))
         state_dict |= prefixed(f"{prefix}fc.7.", nn.BatchNorm1d(64, affine=False))
-    origin = "checkpoint of the paper's code, student: resnet18, 120 of 120 tensors matched, 25 head tensors ignored"
+    origin = "checkpoint of the paper's code, student: resnet18, 120 of 120 tensors matched, 25 other tensors ignored"
     return Format(state_dict, student, teacher, origin)
 
 
@@ -43,7 +43,7 @@ def simsiam() -> Format:
     # facebookresearch/simsiam simsiam/builder.py, main_simsiam.py: MEC's keys without a teacher
     state_dict, student, _, _ = mec()
     state_dict = {key: tensor for key, tensor in state_dict.items() if not key.startswith("module.teacher.")}
-    origin = "SimSiam checkpoint: resnet18, 120 of 120 tensors matched, 25 head tensors ignored"
+    origin = "SimSiam checkpoint: resnet18, 120 of 120 tensors matched, 25 other tensors ignored"
     return Format(state_dict, student, None, origin)
 
 
@@ -55,7 +55,7 @@ def moco(version: int) -> Format:
     for prefix, network in (("module.encoder_q.", query), ("module.encoder_k.", key)):
         state_dict |= prefixed(prefix, network) | prefixed(f"{prefix}fc.", head)
     ignored = {1: 4, 2: 6}[version]  # the query's head, the queue and its pointer
-    origin = f"MoCo v{version} checkpoint, query encoder: resnet18, 120 of 120 tensors matched, {ignored} head tensors"
+    origin = f"MoCo v{version} checkpoint, query encoder: resnet18, 120 of 120 tensors matched, {ignored} other tensors"
     return Format(state_dict, query, key, origin)
 
 
@@ -77,7 +77,7 @@ def barlow_twins_or_vicreg(barlow: bool) -> Format:
     if barlow:
         state_dict |= prefixed("module.bn.", nn.BatchNorm1d(64, affine=False))
     origin = f"{'Barlow Twins' if barlow else 'VICReg'} checkpoint: resnet18, 120 of 120 tensors matched, "
-    return Format(state_dict, model, None, f"{origin}{16 if barlow else 15} head tensors ignored")
+    return Format(state_dict, model, None, f"{origin}{16 if barlow else 15} other tensors ignored")
 
 
 def swav() -> Format:
@@ -90,7 +90,7 @@ def swav() -> Format:
         **prefixed("module.projection_head.3.", nn.Linear(64, 16)),
         "module.prototypes.weight": torch.randn(30, 16),
     }
-    origin = "SwAV checkpoint: resnet50, 318 of 318 tensors matched, 10 head tensors ignored"
+    origin = "SwAV checkpoint: resnet50, 318 of 318 tensors matched, 10 other tensors ignored"
     return Format(state_dict, model, None, origin)
 
 
@@ -189,7 +189,7 @@ def test_dino(tmp_path: Path, arch: str) -> None:
     encoder = load_encoder(path)
     assert_same_features(encoder, teacher)  # as in its eval_linear.py
     assert re.match(
-        rf"DINO checkpoint, teacher: {arch}\w*, (\d+) of \1 tensors matched, 8 head tensors", encoder.origin
+        rf"DINO checkpoint, teacher: {arch}\w*, (\d+) of \1 tensors matched, 8 other tensors", encoder.origin
     )
     assert_same_features(load_encoder(f"{path}:student"), student)
 

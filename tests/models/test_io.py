@@ -180,7 +180,8 @@ def test_load_encoder_reads_timm_folders_and_the_hub(
         assert (encoder.spec.mean, encoder.spec.std) == ((0.1, 0.2), (0.3, 0.4))
         x = torch.randn(2, 2, 96, 96)
         torch.testing.assert_close(encoder(x), model.eval()(x))
-        assert encoder.origin == f"timm folder {source}: resnet18, 78 of 78 tensors matched, 2 head tensors ignored"
+        matched = "78 of 78 tensors matched, 2 other tensors ignored (fc)"
+        assert encoder.origin == f"timm folder {source}: resnet18, {matched}"
     assert downloaded == ["someone/pets"]
     weights.unlink()
     with pytest.raises(InputError, match=r"has a config\.json but no model\.safetensors"):

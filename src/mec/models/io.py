@@ -15,10 +15,12 @@ from safetensors.torch import save
 
 from mec.errors import InputError, did_you_mean
 from mec.files import atomic_write
+from mec.models.checkpoint_conventions import describe_preprocessing
 from mec.models.checkpoint_files import CHECKPOINTS_FOLDER, checkpoint_step, newest_intact
 from mec.models.checkpoint_formats import MEC_BACKBONE_PREFIX
+from mec.models.checkpoint_networks import BRANCHES
 from mec.models.encoder import Encoder, EncoderSpec, create_encoder
-from mec.models.foreign_checkpoints import BRANCHES, describe_difference, encoder_from_checkpoint, load_weights
+from mec.models.foreign_checkpoints import describe_difference, encoder_from_checkpoint, load_weights
 from mec.models.safe_pickle import read_weights
 
 logger = logging.getLogger("mec")
@@ -185,6 +187,8 @@ def _load_timm_folder(folder: Path, source: str, branch: str | None, overrides: 
         }
         if len(pretrained_cfg.get("mean") or ()) == channels == len(pretrained_cfg.get("std") or ()):
             fields |= {"mean": pretrained_cfg["mean"], "std": pretrained_cfg["std"]}
+        if difference := describe_preprocessing(pretrained_cfg, overrides.get("image_size", fields["image_size"])):
+            logger.warning(f"encoder: {config_path} asks for {difference}")
     fields = _validate(fields, str(config_path)) | overrides
     paths = [folder / name for name in TIMM_WEIGHTS if (folder / name).exists()]
     if not paths:

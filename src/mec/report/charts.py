@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mec.pretraining.advice import has_series
 from mec.pretraining.health import MAX_DATA_WAIT
 from mec.report.analysis import FeatureAnalysis
 from mec.report.record import PROBE_NAMES, Columns, Record
@@ -86,7 +87,7 @@ def _curve_chart(
 ) -> Chart | None:
     traces, summaries = [], []
     for index, (record, columns) in enumerate(zip(records, tables, strict=True)):
-        if curve.needs_series and not record.has_series:
+        if curve.needs_series and not has_series(record.recipe.get):
             continue
         x, y = downsample(columns.get("step", np.empty(0)), columns.get(curve.column, np.empty(0)), max_points)
         if not len(x):

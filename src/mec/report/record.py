@@ -89,11 +89,6 @@ class Record:
             return self.steps_per_epoch * epochs
         return self.steps_logged
 
-    @property
-    def has_series(self) -> bool:
-        """Whether the objective is a Taylor series, which converges only below a spectral norm of 1."""
-        return self.recipe.get("objective.form") == "cross" and self.recipe.get("objective.order") is not None
-
 
 def read_records(runs: Sequence[str | os.PathLike[str]]) -> list[Record]:
     """Read run folders in order, without duplicates. Folders with neither a recipe nor results are passed over with a
