@@ -63,7 +63,7 @@ def test_page_has_sections_settings_and_metrics_of_two_runs(tmp_path: Path) -> N
     assert "Settings that differ" in settings
     assert "vit_tiny" in settings
     assert "epochs" not in settings  # the same in both
-    for text in ("40 steps, epoch 4 of 4", "20 steps, epoch 2 of 4", "not finished; last update 2", "torch 2.11.0"):
+    for text in ("40 steps, epoch 4 of 4", "19 steps, epoch 2 of 4", "not finished; last update 2", "torch 2.11.0"):
         assert text in run
     for text in ("k=20 (%)", "91.2 / 99.0", "25.0", "temperature 0.07", "0.87", "mec evaluate knn", "feature rank"):
         assert text in parsed.text
