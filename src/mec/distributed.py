@@ -141,15 +141,20 @@ def process_group() -> Iterator[ProcessGroup]:
             dist.destroy_process_group()
 
 
+def started_by(launcher: type[TorchElasticEnvironment] | type[SLURMEnvironment]) -> bool:
+    """Return whether torchrun or SLURM started this process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The `srun` command is available")  # Lightning's advice to use it
+        return launcher.detect()
+
+
 def _detect_environment() -> Any:
     """Return Lightning's cluster environment if torchrun or SLURM started several processes, else None."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Lightning warns if srun is installed but not used
-            for environment_type in (TorchElasticEnvironment, SLURMEnvironment):
-                if environment_type.detect():
-                    environment = environment_type()
-                    return environment if environment.world_size() > 1 else None
+        for environment_type in (TorchElasticEnvironment, SLURMEnvironment):
+            if started_by(environment_type):
+                environment: Any = environment_type()
+                return environment if environment.world_size() > 1 else None
     except (RuntimeError, KeyError, ValueError) as error:
         message = "processes: expected the environment variables of torchrun or SLURM, got "
         raise InputError(message + " ".join(str(error).split())) from error

@@ -64,11 +64,11 @@ def train(folder: Path, rows: list[dict[str, Any]], first: int = 0) -> None:
     warnings = HealthWarnings(folder)
     module = Pretraining.__new__(Pretraining)
     module.__dict__ |= {"recipe": RECIPE}
-    warnings.on_train_start(SimpleNamespace(global_step=first, is_global_zero=True), module)
+    warnings.on_train_start(SimpleNamespace(global_step=first - 1, is_global_zero=True), module)
     for row in rows[first:]:
         measured = ("effective_rank", "spectral_norm", "skipped_steps", "lr")
         module.__dict__["step_metrics"] = {name: row[name] for name in measured}
-        trainer = SimpleNamespace(global_step=row["step"] + 1, is_global_zero=True)
+        trainer = SimpleNamespace(global_step=row["step"], is_global_zero=True)
         warnings.on_train_batch_end(trainer, module, None, None, row["step"])
 
 

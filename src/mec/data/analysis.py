@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mec.data.corrupt import CorruptImage
 from mec.data.dataset import ArrayDataset, ImageDataset, Labels, count_skipped, evenly_spaced, read_image
 from mec.data.decode import OpenedImage, open_image
-from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat, convert_pixels
+from mec.data.pixels import ChannelsError, CorruptImageError, ImageArray, PixelFormat, convert_pixels
 from mec.errors import InputError
 
 IN_MEMORY_MAX_SIDE = 96  # pixels; images up to this size are decoded once and held in memory
@@ -54,16 +54,21 @@ def infer_pixel_format(dataset: ImageDataset, channels: int | None = None, backg
 def sample_images(
     dataset: ImageDataset, count: int, extract: Callable[[OpenedImage], NDArray[Any]]
 ) -> Iterator[NDArray[Any]]:
-    """Yield ``extract(image)`` for about ``count`` evenly spaced images; an InputError if none of them can be read."""
-    num_readable, first_reason = 0, ""
+    """Yield ``extract(image)`` for about ``count`` evenly spaced images; an InputError if none of them can be read, or
+    most have another number of channels."""
+    num_readable, first_reason, wrong_channels, first_wrong = 0, "", 0, ""
     for index in evenly_spaced(dataset, count).tolist():
         try:
             values = extract(open_image(dataset.load(index)))
         except CorruptImageError as error:
             first_reason = first_reason or f"{dataset.title(index)}: {error}"
+            if isinstance(error, ChannelsError):
+                wrong_channels, first_wrong = wrong_channels + 1, first_wrong or f"{dataset.title(index)}: {error}"
             continue
         num_readable += 1
         yield values
+    if wrong_channels > num_readable:
+        raise InputError(f"channels: {wrong_channels} of {num_readable + wrong_channels} images differ; {first_wrong}")
     if not num_readable:
         raise InputError(f"data: none of {min(count, len(dataset))} images can be read; the first: {first_reason}")
 

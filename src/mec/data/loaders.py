@@ -87,7 +87,14 @@ def training_sampler(
     return StepSampler(len(dataset), batch_size, seed, rank, world_size)
 
 
-class TrainingLoader(DataLoader[Batch]):
+class QuietLoader(DataLoader[Any]):
+    """A loader without PyTorch's warning of more workers than cores: the user or ``worker_count`` chose the number."""
+
+    def check_worker_number_rationality(self) -> None:
+        pass
+
+
+class TrainingLoader(QuietLoader):
     """Loads batches, each of which is joined from ``num_slices`` slices that the workers load.
 
     An epoch starts when its first batch is requested, not at ``iter``: Lightning sets the epoch in between.
@@ -188,7 +195,7 @@ def evaluation_loader(
         # worker w loads chunks w, w + num_workers ...: reorder them so that each worker reads neighboring images
         per_worker = -(-len(chunks) // num_workers)
         chunks = [chunks[i] for offset in range(per_worker) for i in range(offset, len(chunks), per_worker)]
-    return DataLoader(
+    return QuietLoader(
         _CenterCroppedBatches(dataset, pixel_format, size),
         batch_size=None,
         sampler=chunks,

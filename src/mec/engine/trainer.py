@@ -23,6 +23,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mec.data.loaders import POLL_SECONDS
+from mec.distributed import started_by
 from mec.engine.checkpoints import AtomicCheckpointIO, StoppedError
 from mec.engine.fsdp import FSDP2Strategy
 from mec.errors import EXIT_PREEMPTED, InputError
@@ -59,7 +60,7 @@ def make_trainer(
     devices, nodes = _parse_count("devices", devices), _parse_count("nodes", nodes)
     _exit_with_parent()
     plugins: list[Any] = [AtomicCheckpointIO()]
-    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+    if started_by(SLURMEnvironment) and not started_by(TorchElasticEnvironment):
         plugins.append(SLURMEnvironment(auto_requeue=False))  # the exit status reports a preempted run
     world_size = devices * nodes
     lightning_strategy: Any = "auto"
@@ -149,7 +150,11 @@ def native_bfloat16() -> bool:
 
 def _exit_with_parent() -> None:
     """Start a daemon thread that ends a process that Lightning started, with status 1, when its parent has died."""
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0 or TorchElasticEnvironment.detect() or SLURMEnvironment.detect():
+    if (
+        int(os.environ.get("LOCAL_RANK", "0")) == 0
+        or started_by(TorchElasticEnvironment)
+        or started_by(SLURMEnvironment)
+    ):
         return
     parent = os.getppid()
 
@@ -170,10 +175,10 @@ def _parse_count(name: str, value: int | str) -> int:
 
 def _launched_sizes(devices: int | str, nodes: int | str) -> tuple[int | str, int | str]:
     """Return devices per node and nodes as torchrun or SLURM launched them; the arguments without a launcher."""
-    if TorchElasticEnvironment.detect():
+    if started_by(TorchElasticEnvironment):
         launched = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
         launcher = "torchrun"
-    elif SLURMEnvironment.detect():
+    elif started_by(SLURMEnvironment):
         num_nodes = int(os.environ.get("SLURM_NNODES", "1"))
         launched, launcher = (int(os.environ["SLURM_NTASKS"]) // num_nodes, num_nodes), "SLURM"
     else:

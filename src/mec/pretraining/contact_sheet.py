@@ -14,7 +14,7 @@ from mec.data.analysis import infer_pixel_format, load_into_memory
 from mec.data.dataset import ImageDataset, evenly_spaced, read_image
 from mec.data.datasets import open_dataset
 from mec.data.datasets.folder import refuse_output_within
-from mec.data.image_grid import SIDE, Cell, image_grid
+from mec.data.image_grid import Cell, image_grid
 from mec.data.loaders import training_loader
 from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat, pad_to_square, to_pil
 from mec.data.splits import log_splits
@@ -23,6 +23,9 @@ from mec.files import atomic_write
 from mec.pretraining.module import create_views
 from mec.pretraining.recipe import Recipe, load_recipe
 from mec.pretraining.run import default_recipe
+
+MIN_SIDE = 96
+"""Side in pixels below which views are enlarged by a whole factor."""
 
 
 class ImageViews(NamedTuple):
@@ -42,7 +45,8 @@ def contact_sheet(
 ) -> Path:
     """Draw images of a dataset, one per row, and next to each the pairs of views that training would use.
 
-    The views are those of the recipe's seed and the first epochs, one pair per epoch.
+    The views are those of the recipe's seed and the first epochs, one pair per epoch. They are drawn pixel by pixel:
+    at their size, or if that is below 96 pixels enlarged by the whole factor in the captions.
 
     Args:
         data: any dataset (see ``mec.open_dataset``).
@@ -66,12 +70,14 @@ def contact_sheet(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(default_recipe(data) if recipe is None else recipe)
     samples = training_views(data, recipe, images, pairs)
+    factor = -(-MIN_SIDE // recipe.image_size)
+    side, enlarged = factor * recipe.image_size, f" ({factor}x)" if factor > 1 else ""
     cells: list[Cell] = []
     for title, image, views in samples:
-        cells.append(Cell("image", [pad_to_square(image, SIDE)], [Path(title).name]))
+        cells.append(Cell("image", [pad_to_square(image, side)], [Path(title).name]))
         for epoch, pair in enumerate(views, 1):
-            cells.append(Cell(f"epoch {epoch}: view 1, view 2", [_view_to_pil(view) for view in pair]))
-    sheet = image_grid(cells, 1 + pairs)
+            cells.append(Cell(f"epoch {epoch}: view 1, view 2{enlarged}", [_view_to_pil(view, side) for view in pair]))
+    sheet = image_grid(cells, 1 + pairs, side)
     with atomic_write(out) as path:
         sheet.save(path, format=Image.registered_extensions()[out.suffix.lower()])
     return out
@@ -113,5 +119,5 @@ def _readable_indices(dataset: ImageDataset, pixel_format: PixelFormat, count: i
     return [readable[i] for i in np.unique(positions)]
 
 
-def _view_to_pil(x: torch.Tensor) -> Image.Image:
-    return to_pil(x.permute(1, 2, 0).numpy()).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+def _view_to_pil(x: torch.Tensor, side: int) -> Image.Image:
+    return to_pil(x.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.NEAREST)

@@ -30,14 +30,15 @@ from mec.engine.progress import ProgressBar, TrainingProgress
 from mec.engine.run_folder import lock_folder
 from mec.engine.trainer import make_trainer, native_bfloat16, running, seeded
 from mec.errors import InputError
-from mec.models.checkpoint_files import checkpoint_step
+from mec.models.checkpoint_files import CHECKPOINTS_FOLDER, checkpoint_step
 from mec.models.encoder import Encoder, create_encoder, enable_gradient_checkpointing
-from mec.models.io import save_encoder
+from mec.models.io import WEIGHTS_FILE, save_encoder
 from mec.models.sync_batch_norm import convert_sync_batch_norm
 from mec.pretraining.health import HealthWarnings
 from mec.pretraining.module import Pretraining
 from mec.pretraining.recipe import Recipe, load_recipe
 from mec.pretraining.run_folder import (
+    ENVIRONMENT_FILE,
     RECIPE_FILE,
     Run,
     check_resumable,
@@ -167,7 +168,15 @@ def _find_checkpoint(out: Path, recipe: Recipe, environment: dict[str, Any]) -> 
     if not contains_run(out):
         logger.info(f"{out} contains no run yet: starting")
         return None
-    check_resumable(out, recipe, environment)
+    try:
+        check_resumable(out, recipe, environment)
+    except InputError:
+        if (out / WEIGHTS_FILE).exists() or any((out / CHECKPOINTS_FOLDER).glob("*")):
+            raise
+        logger.info(f"{out} contains no checkpoint yet: starting, with other settings than before")
+        if is_rank_zero():
+            (out / ENVIRONMENT_FILE).unlink(missing_ok=True)
+        return None
     checkpoint = latest_checkpoint(out)
     logger.info(f"resuming from {checkpoint}" if checkpoint else f"{out} contains no checkpoint yet: starting")
     return checkpoint
@@ -253,7 +262,7 @@ def _create_trainer(
             TrainingProgress("training", out),
             HealthWarnings(out),
             *callbacks,
-            PreemptionCheckpoint(out / "checkpoints"),
+            PreemptionCheckpoint(out / CHECKPOINTS_FOLDER),
         ],
     )
 

@@ -28,7 +28,7 @@ from mec.pretraining.recipe import Recipe, make_recipe, read_settings
 from mec.results import command_line
 
 RECIPE_FILE, ENVIRONMENT_FILE = "recipe.yaml", "environment.json"
-CHANGEABLE_ON_RESUME = ("accelerator.", "devices.", "nodes.", "workers.", "log_every.", "speed.")
+CHANGEABLE_ON_RESUME = ("accelerator.", "devices.", "nodes.", "workers.", "log_every.", "speed.", "max_corrupt.")
 """Settings that may change when a run is resumed: they affect where and how fast it runs, not what it computes."""
 
 
@@ -82,18 +82,27 @@ def describe_environment(
     }
 
 
+def _read_environment(out: Path) -> dict[str, Any]:
+    path = out / ENVIRONMENT_FILE
+    environment: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return environment
+
+
 def check_resumable(out: Path, recipe: Recipe, environment: Mapping[str, Any]) -> None:
     """Raise InputError if a run is resumed with another recipe, other data, or another batch size or precision."""
     check_same_settings(Run(out).recipe().as_dict(), recipe.as_dict(), CHANGEABLE_ON_RESUME)
-    path = out / ENVIRONMENT_FILE
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = _read_environment(out)
     for name in ("images", "batch_size", "precision"):
         if name in before and before[name] != environment[name]:
             raise InputError(f"resume: {name}: expected {before[name]} as in the run so far, got {environment[name]}")
 
 
 def write_run_files(out: Path, recipe: Recipe, encoder: Encoder, environment: Mapping[str, Any]) -> None:
-    """Write encoder.json, environment.json and recipe.yaml, before the first step."""
+    """Write encoder.json, environment.json and recipe.yaml, before the first step. A resumed run keeps the environment
+    that it was started in, and adds the present one to ``resumed``."""
+    if contains_run(out):
+        first = _read_environment(out)
+        environment = first | {"resumed": [*first.get("resumed", []), environment]} if first else environment
     # the encoder's weights are written at the end; checkpoints need its description before
     with atomic_write(out / SPEC_FILE) as path:
         path.write_text(json.dumps(encoder.spec.as_dict(), indent=2) + "\n")

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mec.data.corrupt import CorruptImage
 from mec.data.dataset import ImageDataset
 from mec.data.decode import SHRINK_FACTORS, OpenedImage, open_image
-from mec.data.loaders import worker_count
+from mec.data.loaders import QuietLoader, worker_count
 from mec.data.pixels import CorruptImageError, PixelFormat
 from mec.errors import InputError
 from mec.evaluate.detection.datasets.annotations import AnnotatedDataset, Rle
@@ -177,11 +177,6 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
-class _Loader(DataLoader[Any]):
-    def check_worker_number_rationality(self) -> None:
-        """Do not print a warning for each loader if a user chooses more workers than cores."""
-
-
 def make_train_loader(
     dataset: AnnotatedDataset,
     sampler: AspectRatioBatchSampler,
@@ -192,7 +187,7 @@ def make_train_loader(
 ) -> DataLoader[TrainBatch]:
     """Create the loader of training batches. Augmentation uses the seed of the sampler."""
     num_workers = worker_count(workers)
-    return _Loader(
+    return QuietLoader(
         _TrainDataset(dataset, pixel_format, schedule, sampler.seed),
         batch_size=None,
         sampler=sampler,
@@ -214,6 +209,6 @@ def make_test_loader(
     """Create the loader of every ``world_size``-th image from ``rank`` on, one image per batch. Those of an
     AnnotatedDataset must have the annotated sizes."""
     test_dataset, indices = _TestDataset(dataset, pixel_format, schedule), range(rank, len(dataset), world_size)
-    return _Loader(
+    return QuietLoader(
         test_dataset, batch_size=None, sampler=indices, collate_fn=_identity, num_workers=worker_count(workers)
     )
