@@ -148,6 +148,7 @@ def test_every_printed_command_is_accepted_by_the_parser(
         assert program == "mec"
         parse(arguments)
         assert str(data) in arguments
+        assert ("--out" in arguments) == (kind in ("unfinished", "unlabeled") or arguments[0] == "views")
         encoder = arguments[arguments.index("--encoder") + 1] if "--encoder" in arguments else "hf:"
         assert encoder.startswith("hf:") or Path(encoder).exists()
 

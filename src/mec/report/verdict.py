@@ -204,6 +204,8 @@ def _command(record: Record, command: str, encoder: str | None = None, *options:
     data, weights = _data(record), find_weights(record.folder)
     if encoder is None and isinstance(weights, tuple):
         encoder = str(record.folder if record.finished else weights[0])
+        if not record.finished and command.startswith("evaluate"):  # the result of a checkpoint belongs to the run too
+            options = *options, "--out", str(record.folder)
     if data is None or encoder is None:
         return []
     return [shlex.join(["mec", *command.split(), data, "--encoder", encoder, *options])]
