@@ -89,7 +89,7 @@ def loss_in_chunks(
         gradients = [g / scale for g in of_outputs]
     del outputs
     rows = [len(chunk_outputs[0]) for chunk_outputs in first_outputs]
-    chunk_gradients = zip(*(g.split(rows) for g in gradients), strict=True)
+    chunk_gradients = zip(*(torch.split(g, rows) for g in gradients), strict=True)
     random_state = _random_state()
     with freeze_running_statistics(network):
         for number, (chunk, gradient) in enumerate(zip(chunks, chunk_gradients, strict=True), 1):
