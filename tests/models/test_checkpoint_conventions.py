@@ -15,6 +15,7 @@ from torch import nn
 
 from mec.data.loaders import CROP_PCT as LOADER_CROP_PCT
 from mec.data.loaders import MIN_CROPPED_SIZE
+from mec.errors import InputError
 from mec.models import load_encoder
 from mec.models.checkpoint_conventions import CROP_PCT, LOOKALIKES
 from mec.models.encoder import SMALL_IMAGE
@@ -156,3 +157,16 @@ def test_preprocessing_of_a_timm_folder_that_differs_is_named(tmp_path: Path, ca
         f"encoder: {tmp_path}/config.json asks for crop_pct 1.0, crop_mode squash; evaluations here, and exports, use "
         "crop_pct 0.875, crop_mode center"
     ]
+
+
+def test_means_of_images_up_to_255_are_refused(tmp_path: Path) -> None:
+    args = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
+    path = save_checkpoint(tmp_path, {"arch": "resnet18", "state_dict": resnet().state_dict(), "args": args})
+    with pytest.raises(InputError, match=r"mean: expected those of images in \[0, 1\], got 123.675; divide"):
+        load_encoder(path)
+
+
+def test_an_architecture_that_the_file_names_wrongly_is_stated(tmp_path: Path) -> None:
+    state = resnet().state_dict()
+    encoder = load_encoder(save_checkpoint(tmp_path, {"arch": "resnet50", "state_dict": state}))
+    assert "its arch resnet50 was not used (its tensors do not match)" in encoder.origin

@@ -85,3 +85,9 @@ def test_whole_numbers_in_place_of_weights_are_refused(tmp_path: Path, dtype: to
     quantized = {k: (v * 20).to(dtype) if v.ndim == 4 else v for k, v in A.items()}
     with pytest.raises(InputError, match=r"whole numbers \(u?int\d+\) in conv1\.weight, as quantized"):
         load_encoder(save_checkpoint(tmp_path, quantized))
+
+
+def test_weights_of_zeros_are_refused(tmp_path: Path) -> None:
+    zeros = {key: torch.zeros_like(tensor) for key, tensor in A.items()}
+    with pytest.raises(InputError, match="only zeros"):
+        load_encoder(f"{save_checkpoint(tmp_path, {'model': A, 'ema': zeros})}:teacher")

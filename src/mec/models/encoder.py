@@ -141,6 +141,8 @@ def create_encoder(
     std = std or (IMAGENET_STD if channels == 3 else (0.25,) * channels)
     if len(mean) != channels or len(std) != channels:
         raise InputError(f"mean, std: expected {channels} numbers each, got {len(mean)} and {len(std)}")
+    if max(mean) > 1:
+        raise InputError(f"mean: expected those of images in [0, 1], got {max(mean):g}; divide mean and std by 255")
     has_small_stem = timm_module(backbone) in ("resnet", "vision_transformer")
     if small_stem is None:
         small_stem = image_size < SMALL_IMAGE and has_small_stem

@@ -213,5 +213,9 @@ def load_weights(encoder: Encoder, weights: StateDict, source: str) -> list[str]
         if not bool(torch.isfinite(tensor.float()).all()):
             raise InputError(f"encoder: {source} has values in {key} that are not finite")
         state_dict[key] = tensor.to(dtype)
+    if not any(bool(weights[key].float().any()) for key in matched if weights[key].ndim > 1):
+        raise InputError(
+            f"encoder: {source} has only zeros as weights, such as a moving average that was never updated"
+        )
     encoder.backbone.load_state_dict(state_dict)
     return matched
