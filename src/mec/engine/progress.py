@@ -31,11 +31,11 @@ ESTIMATE_AFTER, MIN_ESTIMATE = 10.0, 60.0
 
 def format_duration(seconds: float) -> str:
     """Return a duration with two significant digits, such as "45 s", "3.4 h" or "2.1 days"."""
-    for unit, size, limit in (("s", 1, 60), ("min", 60, 3600), ("h", 3600, 48 * 3600), ("days", 86400, math.inf)):
-        value = float(f"{seconds / size:.2g}")
-        if value * size < limit:
-            return f"{value:g} {unit}"
-    return "unknown"
+    unit, size = "s", 1
+    for larger, larger_size, start in (("min", 60, 60), ("h", 3600, 3600), ("days", 86400, 2 * 86400)):
+        if seconds >= 0.995 * start:
+            unit, size = larger, larger_size
+    return f"{float(f'{seconds / size + 1e-9:.2g}'):g} {unit}"
 
 
 class ProgressBar:
