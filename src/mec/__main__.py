@@ -19,4 +19,5 @@ def entry() -> NoReturn:
 
 
 if __name__ == "__main__":
+    sys.argv[0] = "mec"  # results record the command
     entry()

@@ -31,11 +31,11 @@ ESTIMATE_AFTER, MIN_ESTIMATE = 10.0, 60.0
 
 def format_duration(seconds: float) -> str:
     """Return a duration with two significant digits, such as "45 s", "3.4 h" or "2.1 days"."""
-    for unit, size, limit in (("s", 1, 60), ("min", 60, 3600), ("h", 3600, 48 * 3600), ("days", 86400, math.inf)):
-        value = float(f"{seconds / size:.2g}")
-        if value * size < limit:
-            return f"{value:g} {unit}"
-    return "unknown"
+    unit, size = "s", 1
+    for larger, larger_size, start in (("min", 60, 60), ("h", 3600, 3600), ("days", 86400, 2 * 86400)):
+        if seconds >= 0.995 * start:
+            unit, size = larger, larger_size
+    return f"{float(f'{seconds / size + 1e-9:.2g}'):g} {unit}"
 
 
 class ProgressBar:
@@ -52,9 +52,9 @@ class ProgressBar:
 
     def __init__(self, label: str, total: int | None = None, initial: int = 0, unit: str = "images") -> None:
         self.label, self.total, self.initial, self.done, self.unit = label, total, initial, initial, unit
-        self.start_time = self.last_update = time.monotonic()
+        self.start_time = self.last_update = self.last_advance = time.monotonic()
         self.first_time, self.first_done = self.start_time, initial  # the end of the first units, which take longer
-        self.text = ""
+        self.describe: Callable[[], str] | None = None
         self.console = Console(stderr=True, soft_wrap=True)
         self.is_terminal = self.console.is_terminal
         self.enabled = bool(label) and is_rank_zero()
@@ -98,33 +98,30 @@ class ProgressBar:
         # the first units include the start of loader processes and compilation
         is_first = self.done == self.first_done
         start, units = (self.start_time, self.initial) if is_first else (self.first_time, self.first_done)
-        return (time.monotonic() - start) / (self.done - units) * (self.total - self.done)
+        per_unit = (self.last_advance - start) / (self.done - units)
+        return max(0.0, per_unit * (self.total - self.done) - (time.monotonic() - self.last_advance))
 
     def advance(self, count: int, describe: Callable[[], str] | None = None) -> None:
         """Add ``count`` units. ``describe`` returns more text to display, such as the loss; it is called only when an
         update is due, because it may synchronize with the device."""
+        self.last_advance = now = time.monotonic()
         if self.done == self.initial:
-            self.first_time, self.first_done = time.monotonic(), self.initial + count
+            self.first_time, self.first_done = now, self.initial + count
         self.done += count
+        self.describe = describe
         if not self.enabled or self.done == self.total:
             return
-        now = time.monotonic()
-        if self.is_terminal:
-            due = now - self.last_update >= TERMINAL_INTERVAL
-        else:
-            due = now - ProgressBar._last_line >= LOG_INTERVAL
-        if due:
-            self.last_update, self.text = now, describe() if describe else ""
-            if self.is_terminal:
-                self._draw()
-            else:
-                self._log_if_due()
+        if not self.is_terminal:
+            self._log_if_due()
+        elif now - self.last_update >= TERMINAL_INTERVAL:
+            self.last_update = now
+            self._draw()
 
     def _status(self) -> str:
         counts = ""
         if self.unit and self.total is not None and self.done > self.initial:
             counts = f"{self.done:,} of {self.total:,} {self.unit}"
-        return "  ".join(filter(None, [counts, self.text]))
+        return "  ".join(filter(None, [counts, self.describe() if self.describe else ""]))
 
     def _draw(self) -> None:
         outermost = ProgressBar._open[0] if ProgressBar._open else self
