@@ -293,7 +293,7 @@ def test_page_reloads_when_the_run_changes(browser: Any, slow_calls: list[str], 
         page.locator("input[name=x-axis][value=epoch]").check(force=True)
         page.evaluate("scrollTo({top: 600, behavior: 'instant'})")
         write_metrics(run, [metrics_row(step) for step in range(30)])
-        wait_until(page, "document.getElementById('settings').textContent.includes('29 steps')")
+        wait_until(page, "document.getElementById('settings').textContent.includes('30 steps')")
         wait_until_ready(page)
         assert page.evaluate("Math.max(...document.getElementById('chart-loss').data[0].x)") == 2.9
         assert page.evaluate("scrollY") == pytest.approx(600, abs=2)

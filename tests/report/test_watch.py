@@ -73,11 +73,11 @@ def test_other_hosts_paths_and_methods_are_refused(port: int) -> None:
 def test_page_is_rendered_again_only_when_a_file_changes(port: int, run: Path, slow_calls: list[str]) -> None:
     first, second = get(port)[1], get(port)[1]
     assert first == second
-    assert b"19 steps" in first
+    assert b"20 steps" in first
     before = get(port, "/revision")[1]
     write_metrics(run, [metrics_row(step) for step in range(30)])
     assert get(port, "/revision")[1] != before
-    assert b"29 steps" in get(port)[1]
+    assert b"30 steps" in get(port)[1]
     assert slow_calls == ["embed_views"]  # not repeated while the run trains
 
 

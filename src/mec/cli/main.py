@@ -131,7 +131,7 @@ def completion(shell: str) -> str:
 
 COMMANDS: dict[str, tuple[str, Callable[[Parser, Sequence[str]], Run]]] = {
     "demo": ("pretrain and evaluate on handwritten digits: two minutes, no download", commands.add_demo),
-    "inspect": ("show how a dataset is read: splits, classes, sizes, duplicates, what is skipped", commands.add_inspect),
+    "inspect": ("show how a dataset is read: splits, classes, duplicates, what is skipped", commands.add_inspect),
     "views": ("draw the augmented views of some images before training", commands.add_views),
     "pretrain": ("pretrain an encoder on images, without labels", commands.add_pretrain),
     "report": ("write one HTML page about runs: settings, curves, features, results", commands.add_report),

@@ -74,14 +74,13 @@ class SplitInspection:
             lines.append(("inspected", f"{self.inspected:,} of {len(self.dataset):,} images, evenly spaced"))
         if counts := self.class_counts:
             shown = ", ".join(f"{name} {count:,}" for name, count in list(counts.items())[:MAX_CLASSES])
+            least, most = min(counts.values()), max(counts.values())
             more = f", ... of {len(counts):,} classes" if len(counts) > MAX_CLASSES else ""
-            lines.append(
-                ("classes", f"{shown}{more}; {min(counts.values()):,} to {max(counts.values()):,} images each")
-            )
+            lines.append(("classes", f"{shown}{more}; {least:,}{f' to {most:,}' if most > least else ''} images each"))
         if self.sizes:
             sizes = np.array(self.sizes)
-            low, middle, high = (sizes[:, 0] * sizes[:, 1]).argsort()[[0, len(sizes) // 2, -1]]
-            shown = " | ".join(f"{sizes[i, 1]:,} x {sizes[i, 0]:,}" for i in (low, middle, high))
+            smallest, median, largest = (sizes[:, 0] * sizes[:, 1]).argsort()[[0, len(sizes) // 2, -1]]
+            shown = " | ".join(f"{sizes[i, 1]:,} x {sizes[i, 0]:,}" for i in (smallest, median, largest))
             same = len(set(self.sizes)) == 1
             lines.append(("size", f"{sizes[0, 1]} x {sizes[0, 0]} px" if same else f"{shown} px (least, median, most)"))
         if self.pixels:
