@@ -179,18 +179,20 @@ def test_copies_are_found_by_thumbnails_without_a_trained_encoder(
 ) -> None:
     """Every altered copy of smooth images is found, no other pair, and flat images are copies of nothing."""
     expected = set()
+    images = tmp_path / "images"
+    images.mkdir()
     for i in range(30):
         image = Image.fromarray(smooth_noise(i, 120 + 7 * (i % 4), 150, coarse=6))
-        image.save(tmp_path / f"{i:02}.png")
+        image.save(images / f"{i:02}.png")
         if i < 8:
             for kind, copy in altered_copies(image).items():
-                copy.save(tmp_path / f"{i:02}-{kind}.png")
+                copy.save(images / f"{i:02}-{kind}.png")
                 expected |= {(f"{i:02}", f"{i:02}-{kind}")}
     for level in (0, 128, 255):
-        Image.new("L", (120, 120), level).save(tmp_path / f"flat{level}.png")
+        Image.new("L", (120, 120), level).save(images / f"flat{level}.png")
     noise = np.random.default_rng(0).integers(127, 129, (120, 120), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "nearly-flat.png")
-    embed(tmp_path, untrained(create_encoder("test_resnet", size)), tmp_path / "e.parquet", True, workers=0)
+    Image.fromarray(noise).save(images / "nearly-flat.png")
+    embed(images, untrained(create_encoder("test_resnet", size)), tmp_path / "e.parquet", True, workers=0)
     table = pd.read_csv(tmp_path / "e.near-duplicates.csv")
     stems = {tuple(sorted((Path(a).stem, Path(b).stem))) for a, b in zip(table.path, table.other, strict=True)}
     assert {pair for pair in stems if "-" not in pair[0]} == expected

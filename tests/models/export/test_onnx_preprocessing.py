@@ -37,13 +37,14 @@ WRITERS = {
     "palette.png": lambda path: Image.fromarray(smooth(90, 130, 3)).quantize(64).save(path),
     "tiny.png": lambda path: Image.fromarray(smooth(11, 7, 3)).save(path),
     "deep.png": lambda path: Image.fromarray(smooth(140, 200, 1)[..., 0].astype(np.uint16) * 16).save(path),
+    "full.png": lambda path: Image.fromarray(smooth(140, 200, 1)[..., 0].astype(np.uint16) * 257).save(path),
 }
 ENCODERS = {  # the images it reads, and settings
     "color": (list(WRITERS)[:6], {"image_size": 97, "background": "#d01020"}),
     "small": (list(WRITERS)[:6], {"image_size": 31}),
     "gray": (list(WRITERS)[:6], {"image_size": 96, "channels": 1}),
     "12 bits": (["deep.png", "gray.png"], {"image_size": 96, "channels": 1, "value_range": (100, 3800)}),
-    "16 bits in 3 channels": (["deep.png"], {"image_size": 64, "channels": 3}),
+    "16 bits in 3 channels": (["full.png"], {"image_size": 64, "channels": 3}),
 }
 
 

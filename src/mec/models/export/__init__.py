@@ -69,6 +69,7 @@ def export(
             folder = path.parent if path.name == WEIGHTS_FILE else path
             run = folder if (folder / "recipe.yaml").is_file() else None
             encoder = load_encoder(encoder)
+        logger.info(f"encoder: {encoder.description}")
         model = copy.deepcopy(encoder).cpu().float().eval()
         model.origin = without_folders(model.origin)
         try:
