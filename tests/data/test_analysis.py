@@ -188,6 +188,14 @@ def test_images_with_other_channels_count_as_corrupt(tmp_path: Path) -> None:
     assert all("expected an image with 3 channels (or 1), got 5" in item.reason for item in corrupt)
 
 
+@pytest.mark.parametrize("num_gray", [0, 1])  # gray images convert to any number of channels
+def test_another_number_of_channels_names_the_channels(tmp_path: Path, num_gray: int) -> None:
+    color, gray = encode(Image.fromarray(COLOR_PIXELS), "PNG"), encode(GRAY, "PNG")
+    dataset = open_dataset(write_files(tmp_path, a_png=gray if num_gray else color, b_png=color, c_png=color))
+    with pytest.raises(InputError, match=rf"^channels: expected 4, but {3 - num_gray} of 3 .* have 3$"):
+        infer_pixel_format(dataset, 4)
+
+
 def test_images_in_memory_are_scaled_once(tmp_path: Path) -> None:
     """Load 12-bit images into memory once and twice, then read them for evaluation."""
     values = np.random.default_rng(0).integers(0, 4096, (6, 20, 20, 1)).astype(np.uint16)
