@@ -60,7 +60,8 @@ def test_channels_are_inferred_from_the_images(tmp_path: Path, files: dict[str, 
     pixel_format = infer_pixel_format(dataset)
     assert pixel_format.channels == channels
     assert {read_image(dataset, i, pixel_format).shape[2] for i in range(len(dataset))} == {channels}
-    assert infer_pixel_format(dataset, 1).channels == 1
+    if channels in (1, 3):  # others cannot be converted
+        assert infer_pixel_format(dataset, 1).channels == 1
 
 
 @pytest.mark.parametrize("channels", [(4, 5), (3, 5), (1, 2, 4)])

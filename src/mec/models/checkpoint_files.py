@@ -28,7 +28,7 @@ def sorted_by_step(folder: Path) -> list[Path]:
 
 def newest_intact(folder: Path) -> tuple[Path | None, list[Path]]:
     """Return the intact checkpoint of the latest step in a folder, None without one, and the damaged ones after it."""
-    damaged = []
+    damaged: list[Path] = []
     for path in reversed(sorted_by_step(folder)):
         if is_intact(path):
             return path, damaged
