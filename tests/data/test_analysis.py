@@ -60,7 +60,8 @@ def test_channels_are_inferred_from_the_images(tmp_path: Path, files: dict[str, 
     pixel_format = infer_pixel_format(dataset)
     assert pixel_format.channels == channels
     assert {read_image(dataset, i, pixel_format).shape[2] for i in range(len(dataset))} == {channels}
-    assert infer_pixel_format(dataset, 1).channels == 1
+    if channels in (1, 3):  # others cannot be converted
+        assert infer_pixel_format(dataset, 1).channels == 1
 
 
 @pytest.mark.parametrize("channels", [(4, 5), (3, 5), (1, 2, 4)])
@@ -186,6 +187,14 @@ def test_images_with_other_channels_count_as_corrupt(tmp_path: Path) -> None:
     assert np.array_equal(in_memory.images, COLOR_PIXELS[None, :30, :40])
     assert [item.title for item in corrupt] == [str(tmp_path / name) for name in ("a.tif", "c.tif")]
     assert all("expected an image with 3 channels (or 1), got 5" in item.reason for item in corrupt)
+
+
+@pytest.mark.parametrize("num_gray", [0, 1])  # gray images convert to any number of channels
+def test_another_number_of_channels_names_the_channels(tmp_path: Path, num_gray: int) -> None:
+    color, gray = encode(Image.fromarray(COLOR_PIXELS), "PNG"), encode(GRAY, "PNG")
+    dataset = open_dataset(write_files(tmp_path, a_png=gray if num_gray else color, b_png=color, c_png=color))
+    with pytest.raises(InputError, match=rf"^channels: expected 4, but {3 - num_gray} of 3 .* have 3$"):
+        infer_pixel_format(dataset, 4)
 
 
 def test_images_in_memory_are_scaled_once(tmp_path: Path) -> None:

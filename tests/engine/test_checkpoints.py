@@ -11,11 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
+from mec import evaluate, load_encoder
 from mec.engine.checkpoints import latest_checkpoint
 from mec.errors import InputError
 from mec.models.checkpoint_files import checkpoint_step
-from mec.pretraining import pretrain
+from mec.pretraining import TeacherSettings, pretrain
 from tests.pretraining.test_resume_after_kill import assert_same_run
 from tests.pretraining.test_run import TINY
 
@@ -131,3 +134,61 @@ def test_the_later_of_two_checkpoints_of_a_step_is_used(tmp_path: Path) -> None:
     newest = latest_checkpoint(tmp_path)
     assert newest is not None
     assert newest.read_bytes() == b"later"
+
+
+def weights(source: Path | str) -> dict[str, Tensor]:
+    return load_encoder(source).backbone.state_dict()
+
+
+def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_that_has_not_ended_stands_for_its_newest_checkpoint(
+    run: Path, stopped_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_equal(weights(stopped_run), weights(run))  # the last checkpoint holds the final weights
+    assert "using its checkpoint of step 5" in capsys.readouterr().err
+    result = evaluate.knn("digits", stopped_run, k=[20], baselines=False)
+    assert result.encoder == f"encoder of {stopped_run}, checkpoint of step 5"
+
+
+@pytest.mark.parametrize("damage", [flip_bit, truncate, empty])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_loaded(
+    damage: Callable[[Path], None], stopped_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    *_, before, newest = checkpoints(stopped_run)
+    expected = weights(before)
+    damage(newest)
+    assert_equal(weights(stopped_run), expected)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert "checkpoint of step 4" in line
+    assert newest.name in line
+    assert newest.exists()  # only training moves damaged checkpoints
+
+
+def test_a_run_without_an_intact_checkpoint_is_an_error_of_one_line(stopped_run: Path, tmp_path: Path) -> None:
+    def message(folder: Path) -> str:
+        with pytest.raises(InputError, match=r"^encoder: ") as raised:
+            load_encoder(folder)
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    for path in checkpoints(stopped_run):
+        empty(path)
+    assert "all 3 checkpoints are damaged" in message(stopped_run)
+    shutil.rmtree(stopped_run / "checkpoints")
+    assert "no checkpoint yet" in message(stopped_run)
+    (tmp_path / "other").mkdir()
+    assert "expected the folder of a run" in message(tmp_path / "other")
+
+
+def test_of_student_and_teacher_the_final_encoder_is_chosen(tmp_path: Path) -> None:
+    run = pretrain("digits", tmp_path / "run", replace(SHORT, teacher=TeacherSettings(True, 0.9, 8))).folder
+    final = weights(run)
+    (run / "encoder.safetensors").unlink()
+    assert_equal(weights(run), final)
+    teacher = weights(f"{run}:teacher")
+    assert not all(torch.equal(teacher[key], final[key]) for key in final)
+    assert load_encoder(f"{run}:teacher").origin.endswith("checkpoint of step 5, teacher")

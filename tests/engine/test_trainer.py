@@ -4,18 +4,25 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from mec.cli.main import main
+from mec.data import open_dataset
+from mec.data.loaders import evaluation_loader
+from mec.data.pixels import PixelFormat
+from mec.distributed import process_group
 from mec.engine.trainer import make_trainer
 from mec.errors import InputError
 from mec.pretraining import Run, pretrain
+from tests.pretraining.test_resume_after_kill import write_photographs
 from tests.pretraining.test_run import TINY
 from tests.processes import free_port, needs_gloo
 
@@ -96,6 +103,25 @@ def test_sizes_that_differ_from_the_launcher_are_refused(
     with pytest.raises(InputError, match=message) as error:
         make_trainer(tmp_path, devices, nodes, "32-true", "cpu")
     assert "\n" not in str(error.value)
+
+
+def test_advice_of_libraries_is_silenced_without_changing_their_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    srun = tmp_path / "srun"
+    srun.write_text("#!/bin/sh\n")
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    filters = list(warnings.filters)
+    make_trainer(tmp_path, "auto", "auto", "32-true", "cpu")
+    with process_group():
+        pass
+    dataset = open_dataset(write_photographs(tmp_path / "images"))
+    evaluation_loader(dataset, PixelFormat(), 16, workers=500)
+    assert not list(recwarn)
+    assert warnings.filters == filters
+    with pytest.warns(match="srun"):  # Lightning's advice exists
+        SLURMEnvironment.detect()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,6 +154,36 @@ def test_a_run_resumes_after_sigterm_before_or_after_training(function: str, und
     assert exit_status(start_command("digits", out, SHORT, partial(terminate_in, function))) == 75
     assert exit_status(start_command("digits", out, SHORT, resume=True)) == 0
     assert_same_run(out, undisturbed)
+
+
+def test_a_run_without_checkpoint_starts_again_with_other_settings_and_one_with_a_checkpoint_does_not(
+    tmp_path: Path,
+) -> None:
+    out, data = tmp_path / "run", write_photographs(tmp_path / "data")
+    for i in range(3):
+        (data / f"corrupt{i}.jpg").write_bytes(b"")
+    strict = replace(SHORT, channels=3, batch_size=4)
+    with pytest.raises(InputError, match=r"^max_corrupt: "):
+        pretrain(data, out, strict)
+    pretrain(data, out, replace(strict, max_corrupt=0.5), resume=True)
+    shutil.rmtree(out / "checkpoints")
+    with pytest.raises(InputError, match=r"^resume: .*seed: 0 -> 1"):  # its encoder would be lost
+        pretrain(data, out, replace(strict, seed=1, max_corrupt=0.5), resume=True)
+    (out / "encoder.safetensors").unlink()
+    run = pretrain(data, out, replace(strict, seed=1, max_corrupt=0.5), resume=True)
+    assert run.recipe().seed == 1
+    assert len(run.metrics()) == 10
+
+
+def test_a_resumed_run_keeps_the_command_that_started_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    for number in range(3):
+        monkeypatch.setattr(sys, "argv", ["mec", f"command {number}"])
+        pretrain("digits", out, replace(SHORT, workers=number), resume=number > 0)
+    environment = json.loads((out / "environment.json").read_text())
+    resumed = environment["resumed"]
+    assert [e["command"] for e in (environment, *resumed)] == [f"mec 'command {n}'" for n in range(3)]
+    assert environment["started"] <= resumed[0]["started"] <= resumed[1]["started"]
 
 
 def raise_disk_full(*_: object, **__: object) -> None:

@@ -93,6 +93,16 @@ def test_resume_of_sharded_weights_is_bit_identical(runs: Path) -> None:
     assert read_losses(runs / "undisturbed") == read_losses(runs / "resumed")
 
 
+def test_a_checkpoint_of_sharded_weights_stands_for_a_run_that_has_not_ended(runs: Path, tmp_path: Path) -> None:
+    final = Run(runs / "resumed").encoder()
+    shutil.copytree(runs / "resumed", tmp_path / "run")
+    (tmp_path / "run" / "encoder.safetensors").unlink()
+    loaded = Run(tmp_path / "run").encoder()
+    assert "checkpoint of step 5" in loaded.origin
+    for tensor, expected in zip(loaded.parameters(), final.parameters(), strict=True):
+        assert torch.equal(tensor, expected)
+
+
 def test_online_probes_run_on_sharded_weights(runs: Path) -> None:
     assert len((runs / "in chunks" / "probes.csv").read_text().splitlines()) == 2
 

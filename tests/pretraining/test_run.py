@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from PIL import Image
 
 import mec
@@ -158,6 +159,12 @@ def test_photographs_of_different_sizes_are_loaded_by_workers(
     rows = pretrain(tmp_path, tmp_path / "run", recipe).metrics()
     assert len(rows) == 4
     assert "10 images, no labels" in capsys.readouterr().err
+
+
+def test_gradient_accumulation_by_a_callback_is_refused(tmp_path: Path) -> None:
+    scheduler = GradientAccumulationScheduler({0: 1, 1: 2})
+    with pytest.raises(InputError, match=r"^callbacks: .*accumulate_grad_batches = 2.*chunk_size"):
+        pretrain("digits", tmp_path / "run", replace(TINY, epochs=2), callbacks=[scheduler])
 
 
 def test_a_dataset_smaller_than_the_batch_size_is_one_batch(tmp_path: Path) -> None:

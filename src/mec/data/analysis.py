@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from mec.data.corrupt import CorruptImage
 from mec.data.dataset import ArrayDataset, ImageDataset, Labels, count_skipped, evenly_spaced, read_image
 from mec.data.decode import OpenedImage, open_image
-from mec.data.pixels import ChannelsError, CorruptImageError, ImageArray, PixelFormat, convert_pixels
+from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat, convert_pixels
 from mec.errors import InputError
 
 IN_MEMORY_MAX_SIDE = 96  # pixels; images up to this size are decoded once and held in memory
@@ -28,47 +29,47 @@ def infer_pixel_format(dataset: ImageDataset, channels: int | None = None, backg
 
     Images of more than 8 bits get a value_range: for unsigned integers, that of the smallest bit depth that holds
     their values; for other types within [0, 1], this range, for whole numbers within [0, 255], that of 8 bits; else
-    the 0.1 and 99.9 percentiles. The default of ``channels``
-    is 1 where all images are gray, 3 where any is in color, else their own number; if it varies, an InputError.
+    the 0.1 and 99.9 percentiles. The default of ``channels`` is 1 where all images are gray, 3 where any is in color,
+    else their own number; if it varies, an InputError, as for ``channels`` that most images cannot be converted to.
     """
     raw_format = PixelFormat(channels or 3, None, background)
     if len(dataset) == 0:
         raise InputError("data: no image")
-    found_channels: set[int] = set()
+    found_channels: Counter[int] = Counter()
     deep_pixels: list[NDArray[Any]] = []
     maximum = 0.0
     for values in sample_images(dataset, FORMAT_SAMPLE_SIZE, lambda opened: opened.raw(raw_format)):
         is_gray = values.shape[2] == 3 and (values[..., :1] == values).all()
-        found_channels.add(1 if is_gray else values.shape[2])
+        found_channels[1 if is_gray else values.shape[2]] += 1
         if values.dtype.kind in "uif" and values.dtype != np.uint8:
             deep_pixels.append(_sample_pixels(values, 10_000 // values.shape[2]).copy())
             maximum = max(maximum, float(values.max()))  # of all pixels: a few bright ones decide the bit depth
     if channels is None:
         channels = max(found_channels)
-        if found_channels - {1, channels}:
+        if found_channels.keys() - {1, channels}:
             numbers = ", ".join(map(str, sorted(found_channels)))
             raise InputError(f"channels: the images have {numbers} channels; choose one")
+    convertible = {1, channels} | ({3} if channels == 1 else set())
+    for other, count in found_channels.items():
+        if other not in convertible and 2 * count > found_channels.total():  # a few are counted as corrupt
+            sampled = f"{count} of {found_channels.total()} sampled images have {other}"
+            raise InputError(f"channels: expected {channels}, but {sampled}")
     return PixelFormat(channels, _infer_value_range(deep_pixels, maximum) if deep_pixels else None, background)
 
 
 def sample_images(
     dataset: ImageDataset, count: int, extract: Callable[[OpenedImage], NDArray[Any]]
 ) -> Iterator[NDArray[Any]]:
-    """Yield ``extract(image)`` for about ``count`` evenly spaced images; an InputError if none of them can be read, or
-    most have another number of channels."""
-    num_readable, first_reason, wrong_channels, first_wrong = 0, "", 0, ""
+    """Yield ``extract(image)`` for about ``count`` evenly spaced images; an InputError if none of them can be read."""
+    num_readable, first_reason = 0, ""
     for index in evenly_spaced(dataset, count).tolist():
         try:
             values = extract(open_image(dataset.load(index)))
         except CorruptImageError as error:
             first_reason = first_reason or f"{dataset.title(index)}: {error}"
-            if isinstance(error, ChannelsError):
-                wrong_channels, first_wrong = wrong_channels + 1, first_wrong or f"{dataset.title(index)}: {error}"
             continue
         num_readable += 1
         yield values
-    if wrong_channels > num_readable:
-        raise InputError(f"channels: {wrong_channels} of {num_readable + wrong_channels} images differ; {first_wrong}")
     if not num_readable:
         raise InputError(f"data: none of {min(count, len(dataset))} images can be read; the first: {first_reason}")
 

@@ -20,10 +20,6 @@ class CorruptImageError(InputError):
     """An image that cannot be decoded. The message is the reason."""
 
 
-class ChannelsError(CorruptImageError):
-    """An image that cannot be converted to the number of channels."""
-
-
 @dataclass(frozen=True)
 class PixelFormat:
     """The array format to which images are decoded.
@@ -88,7 +84,7 @@ def with_channels(image: NDArray[Any], channels: int) -> ImageArray:
         luma = image @ np.array(LUMA)
         grayscale: ImageArray = (np.rint(luma) if image.dtype == np.uint8 else luma).astype(image.dtype)[..., None]
         return grayscale
-    raise ChannelsError(f"expected an image with {channels} channels (or 1), got {num_channels}")
+    raise CorruptImageError(f"channels: expected an image with {channels} channels (or 1), got {num_channels}")
 
 
 def is_channels_first(shape: tuple[int, ...]) -> bool:

@@ -212,7 +212,7 @@ class TrainingProgress(lightning.Callback):
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         if stage == "fit":
-            trainer.profiler = self.clock  # type: ignore[attr-defined]  # set by Lightning, too
+            trainer.profiler = self.clock  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)

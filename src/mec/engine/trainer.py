@@ -150,8 +150,8 @@ def native_bfloat16() -> bool:
 
 def _exit_with_parent() -> None:
     """Start a daemon thread that ends a process that Lightning started, with status 1, when its parent has died."""
-    by_others = started_by(TorchElasticEnvironment) or started_by(SLURMEnvironment)
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0 or by_others:
+    is_child = int(os.environ.get("LOCAL_RANK", "0")) > 0
+    if not is_child or started_by(TorchElasticEnvironment) or started_by(SLURMEnvironment):
         return
     parent = os.getppid()
 

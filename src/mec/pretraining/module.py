@@ -24,6 +24,7 @@ from mec.data.transforms.crop import Batch, ReferenceViews
 from mec.data.transforms.multi_view import TwoViews
 from mec.engine.fsdp import FSDP2Strategy, apply_fsdp
 from mec.engine.progress import TrainingModule
+from mec.errors import InputError
 from mec.models.encoder import Encoder
 from mec.models.siamese import Pair, Predictor, Projector, Siamese
 from mec.pretraining.advice import sentence, stabilize
@@ -164,6 +165,12 @@ class Pretraining(TrainingModule):
         self.guard.track_statistics(self.network)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self.trainer.accumulate_grad_batches != 1:  # a callback has changed it
+            raise InputError(
+                "callbacks: expected no gradient accumulation, got accumulate_grad_batches = "
+                f"{self.trainer.accumulate_grad_batches}: it would average the losses of small batches, which is not "
+                "the loss of a large one; use batch_size with chunk_size"
+            )
         (optimizer,) = self.trainer.optimizers
         optimizer.zero_grad()
         lr = self.lr * lr_factor(self.global_step, self.total_steps, self.warmup_steps)

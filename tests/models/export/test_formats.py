@@ -177,7 +177,7 @@ def test_each_format_keeps_or_says_what_it_loses_of_16_bit_images(tmp_path, caps
 
 def test_a_folder_that_transformers_cannot_load_is_a_warning(tmp_path, capsys) -> None:
     export(perturbed_encoder("resnet18", 32, options=NARROW), "huggingface", tmp_path / "e")
-    (line,) = capsys.readouterr().err.splitlines()
+    _, line = capsys.readouterr().err.splitlines()  # the first names the encoder
     assert "which timm and transformers cannot load (timm does not support resnet18 with the small stem)" in line
 
 
@@ -191,7 +191,7 @@ def test_onnx_model_takes_images_in_unit_range_and_any_batch_size(
     encoder = perturbed_encoder(backbone, size, channels, options=options, value_range=(0, 4095), background="#102030")
     encoder.origin = "a run"
     out = export(encoder, "onnx", tmp_path / "e.onnx", license="cc-by-4.0")
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", "encoder: a run\n")
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     (image_input,), (feature_output,) = session.get_inputs(), session.get_outputs()
     assert (image_input.name, image_input.type) == ("images", "tensor(float)")
