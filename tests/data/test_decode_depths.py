@@ -1,12 +1,15 @@
 """Decoding of images with more than 8 bits or any number of channels: 16-bit files, TIFF and arrays."""
 
+import io
 import warnings
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageOps
 
+from mec.data.decode import open_image
 from mec.data.pixels import PixelFormat
 from tests.data.encoded_images import (
     EXIF_ORIENTATION,
@@ -133,3 +136,18 @@ def test_nan_and_infinity_are_clipped() -> None:
         warnings.simplefilter("error")
         decoded = decode(encode_npy(values), PixelFormat(1, (0.0, 1.0)))[..., 0]
     assert decoded.tolist() == [[0.0, 1.0, 0.0, 0.5], [0.0, 1.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize(("extra", "channels"), [("unspecified", 4), ("unassalpha", 3)])
+@pytest.mark.parametrize("compression", [None, "deflate"])
+def test_a_fourth_band_is_a_channel_unless_it_is_transparency(
+    extra: str, channels: int, compression: str | None
+) -> None:
+    """Aerial images have red, green, blue and infrared."""
+    values = np.random.default_rng(0).integers(0, 256, (12, 10, 4), dtype=np.uint8)
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, photometric="rgb", extrasamples=[extra], compression=compression)
+    decoded = open_image(file.getvalue()).raw(PixelFormat())
+    assert decoded.shape == (12, 10, channels)
+    if channels == 4:
+        assert np.array_equal(decoded, values)
