@@ -79,7 +79,7 @@ def test_lists_name_images_in_memory_by_their_titles(tmp_path: Path) -> None:
         ({"label_fraction": float("nan")}, "label_fraction: expected"),
         ({"shots": 0}, "shots: expected at least 1, got 0"),
         ({"shots": -3}, "shots: expected at least 1"),
-        ({"shots": 8}, "shots: expected at most 7, the size of the smallest class, got 8"),
+        ({"shots": 8}, "shots: expected at most 7, the train images of the smallest class 'c'"),
         (
             {"label_list": "nowhere.txt"},
             "label_list: nowhere.txt cannot be read (No such",

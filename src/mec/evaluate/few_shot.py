@@ -57,7 +57,10 @@ def few_shot(
         smallest = int(labels_of(task.train).bincount(minlength=classes).min())
         shots = [n for n in DEFAULT_SHOTS if n <= smallest] if shots is None else shots
         if max(shots) > smallest:
-            raise InputError(f"shots: expected at most {smallest}, the images of the smallest class, got {list(shots)}")
+            raise InputError(
+                f"shots: expected at most {smallest}, the train images of the smallest class ({task.train.layout}), "
+                f"got {list(shots)}"
+            )
         rows = {f.name: few_shot_metrics(f, classes, shots, trials, seed) for f in features_of(task)}
         protocol = Protocol("few-shot", {"classifier": "nearest class mean", "features": "CL2N", "trials": trials})
         return task.result("few-shot", protocol, rows)

@@ -156,7 +156,8 @@ def label_subset(
             raise InputError(f"shots: expected at least 1, got {shots}")
         if shots > class_sizes.min():
             raise InputError(
-                f"shots: expected at most {class_sizes.min()}, the size of the smallest class, got {shots}"
+                f"shots: expected at most {class_sizes.min()}, the train images of the smallest class "
+                f"{dataset.classes[class_sizes.argmin()]!r} ({dataset.layout}), got {shots}"
             )
         return _per_class(labels, np.full(len(class_sizes), shots), seed)
     assert label_fraction is not None
