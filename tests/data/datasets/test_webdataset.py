@@ -196,7 +196,9 @@ def fail_to_read(*_: object, **__: object) -> None:
     raise AssertionError("read again")
 
 
-def test_pretraining_reads_sizes_json_in_place_of_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretraining_reads_sizes_json_in_place_of_the_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     write_shards(tmp_path)
     counts = {f"x-{shard:04}.tar": size for shard, size in enumerate(SIZES)}
     (tmp_path / "sizes.json").write_text(json.dumps(counts))
@@ -209,7 +211,9 @@ def test_pretraining_reads_sizes_json_in_place_of_the_shards(tmp_path: Path, mon
     assert open_dataset(tmp_path).labels is not None
     for invalid in ('{"x-0000.tar": 7}', "[]", "{"):
         (tmp_path / "sizes.json").write_text(invalid)
+        caplog.clear()
         assert len(open_dataset(tmp_path, "pretrain")) == TOTAL
+        assert "sizes.json is not used, and all shards are read" in caplog.text
 
 
 def test_subsets_of_shards(tmp_path: Path) -> None:

@@ -22,13 +22,18 @@ TOOL_FOLDERS = frozenset(
 def open_folder(folder: Path) -> Splits:
     """Open the images in a folder; its sub-folders ``train`` and ``test`` or ``val`` are its own splits. A folder that
     holds nothing but one folder of folders, as archives unpack to, is replaced by that one."""
-    inner = folder
-    while len(subfolders := list_entries(inner)[0]) == 1 and not any(map(is_image, list_entries(inner)[1])):
-        deeper, files = list_entries(inner / subfolders[0])
-        if not deeper or any(map(is_image, files)) or split_word(subfolders[0]) in TRAIN_NAMES:
+    inner, passed = folder, list[str]()
+    while True:
+        subfolders, files = list_entries(inner)
+        if len(subfolders) != 1 or any(map(is_image, files)) or split_word(subfolders[0]) in TRAIN_NAMES:
             break
-        inner = inner / subfolders[0]
-    return open_subfolders(partial(_open_split, folder), inner)
+        deeper, deeper_files = list_entries(inner / subfolders[0])
+        if not deeper or any(map(is_image, deeper_files)):
+            break
+        inner, passed = inner / subfolders[0], passed + files
+    splits = open_subfolders(partial(_open_split, folder), inner)
+    count_skipped(splits.train, "files that are no images", passed)
+    return splits
 
 
 def open_subfolders(open_split: Callable[[Path, list[str] | None], FileDataset], folder: Path) -> Splits:
@@ -90,8 +95,8 @@ def list_split_files(folder: Path, suffix: str | tuple[str, ...]) -> dict[str, l
         )
     splits: dict[str, list[str]] = {}
     for path, subfolder in paths.items():
-        words = [split_word(word) for word in (subfolder, re.split(r"[-_.]", Path(path).name)[0])]
-        split = next((word for word in words if word in (*TRAIN_NAMES, *TEST_NAMES)), "train")
+        prefixes = [split_word(prefix) for prefix in (subfolder, re.split(r"[-_.]", Path(path).name)[0])]
+        split = next((prefix for prefix in prefixes if prefix in (*TRAIN_NAMES, *TEST_NAMES)), "train")
         splits.setdefault("train" if split in TRAIN_NAMES else split, []).append(path)
     return splits
 

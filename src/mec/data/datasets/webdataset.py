@@ -183,7 +183,10 @@ def _read_sizes(urls: list[str]) -> list[int]:
         with fsspec.open(sizes_url, "rt", **fsspec_options(sizes_url)).open() as file:
             sizes = json.load(file)
         counts = [int(sizes[url.rpartition("/")[2]]) for url in urls]
-    except Exception:  # of many types; the shards are read
+    except FileNotFoundError:
+        return []
+    except Exception as error:  # of many types
+        logger.warning(f"{sizes_url} is not used, and all shards are read ({error_reason(error)})")
         return []
     if "://" in urls[0]:
         return counts
