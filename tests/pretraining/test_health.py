@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from operator import attrgetter
 from typing import Any
 
 import pytest
@@ -15,8 +14,7 @@ SERIES = Recipe(objective=ObjectiveSettings("cross", 1 / 32, 4))
 
 def verdicts(recipe: Recipe | None = None, warmup: int = 0, **columns: list[float]) -> dict[str, str]:
     """Verdicts on columns of the same length; the learning rate rises for ``warmup`` rows, then it is constant."""
-    settings = recipe or Recipe()
-    monitor = HealthMonitor(lambda name: attrgetter(name)(settings))
+    monitor = HealthMonitor((recipe or Recipe()).setting)
     for step in range(len(next(iter(columns.values())))):
         monitor.add({"step": step, "lr": min(step, warmup), **{name: values[step] for name, values in columns.items()}})
     return monitor.verdicts

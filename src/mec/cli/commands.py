@@ -47,10 +47,10 @@ def add_pretrain(parser: Parser, arguments: Sequence[str]) -> Run:
         help="epochs between two online probes (kNN and linear), where DATA has labels; training does not use them. "
         "0: never; absent: ten times in the run, for shards never",
     )
-    _add_recipe(parser, group, arguments)
+    complete = _add_recipe(parser, group, arguments)
 
     def run(data: str, out: str, resume: bool, recipe: str, probe_every: int | None, **settings: Any) -> None:
-        checked = make_recipe(settings)
+        checked = make_recipe(complete(settings))
         probe = create_online_probe(data, probe_every, checked.workers)
         pretrain(data, out, checked, resume, callbacks=[] if probe is None else [probe])
 
@@ -71,16 +71,19 @@ def add_views(parser: Parser, arguments: Sequence[str]) -> Run:
     group.add_argument("--out", required=True, help="file to write, such as views.png")
     group.add_argument("--images", type=int, default=8, help="number of rows")
     group.add_argument("--pairs", type=int, default=6, help="pairs of views per image")
-    _add_recipe(parser, group, arguments)
+    complete = _add_recipe(parser, group, arguments)
 
     def run(data: str, out: str, images: int, pairs: int, recipe: str, **settings: Any) -> Path:
-        return contact_sheet(data, out, make_recipe(settings), images, pairs)
+        return contact_sheet(data, out, make_recipe(complete(settings)), images, pairs)
 
     return run
 
 
-def _add_recipe(parser: Parser, group: argparse._ArgumentGroup, arguments: Sequence[str]) -> None:
-    """Add all settings; those of the recipe in the arguments, or of the default for DATA, are the defaults."""
+def _add_recipe(
+    parser: Parser, group: argparse._ArgumentGroup, arguments: Sequence[str]
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Add all settings; those of the recipe in the arguments, or of the default for DATA, are the defaults. Return a
+    function that completes the parsed settings: those of the recipe's objective do not apply to another objective."""
     from mec.pretraining import Recipe, packaged_recipes
     from mec.pretraining.recipe import load_recipe
     from mec.pretraining.run import default_recipe
@@ -90,7 +93,8 @@ def _add_recipe(parser: Parser, group: argparse._ArgumentGroup, arguments: Seque
     names = {field.name for field in fields(Recipe)}
     for title, members in RECIPE_GROUPS.items():
         parser.add_argument_group(title).add_class_arguments(Recipe, as_group=False, skip=names - members)
-    parser.add_class_arguments(Recipe, as_group=False, skip=set().union(*RECIPE_GROUPS.values()) & names)
+    skipped = set().union(*RECIPE_GROUPS.values()) & names
+    parser.add_class_arguments(Recipe, as_group=False, skip={*skipped, "parts"})
     for action in parser._actions:
         if action.dest in (parser.groups or {}):
             # hide --objective FILE of jsonargparse: --recipe is the one way to read a file
@@ -100,7 +104,17 @@ def _add_recipe(parser: Parser, group: argparse._ArgumentGroup, arguments: Seque
     saved = Path(options.get("--out") or "") / "recipe.yaml"
     if recipe is None and "--resume" in options and saved.exists():
         recipe = saved
-    parser.set_defaults(load_recipe(recipe or default_recipe("".join(positional[:1]))).as_dict())
+    defaults = load_recipe(recipe or default_recipe("".join(positional[:1])))
+    parser.set_defaults(defaults.as_dict())
+
+    def complete(settings: dict[str, Any]) -> dict[str, Any]:
+        objective = settings["objective"]
+        if objective["name"] != defaults.objective.name:
+            typed = {name: value for name, value in objective.items() if f"--objective.{name}" in options}
+            settings = settings | {"objective": typed}
+        return settings | {"parts": defaults.parts}
+
+    return complete
 
 
 def add_inspect(parser: Parser, arguments: Sequence[str]) -> Run:

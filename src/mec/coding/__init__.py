@@ -2,9 +2,9 @@
 
 from mec.coding.chunks import loss_in_chunks
 from mec.coding.loss import MECLoss, coding_length, coding_rate, cross_coding_rate
-from mec.coding.spectrum import Health, alpha_req, effective_rank, health, rankme, spectral_norm
+from mec.coding.spectrum import Health, alpha_req, effective_rank, health, rank_metrics, rankme, spectral_norm
 
 __all__ = [
     "Health", "MECLoss", "alpha_req", "coding_length", "coding_rate", "cross_coding_rate", "effective_rank", "health",
-    "loss_in_chunks", "rankme", "spectral_norm",
+    "loss_in_chunks", "rank_metrics", "rankme", "spectral_norm",
 ]  # fmt: skip

@@ -85,6 +85,19 @@ def _decay_exponent(eigenvalues: Tensor) -> float:
     return -float((x * (y - y.mean())).sum() / (x * x).sum())
 
 
+def rank_metrics(z: Tensor, group: Group = None) -> dict[str, float]:
+    """Return effective_rank, rankme and alpha_req of the codes z (m, d), from one decomposition; see ``Health``."""
+    return _rank_metrics(_eigenvalues(z, group))
+
+
+def _rank_metrics(eigenvalues: Tensor) -> dict[str, float]:
+    return {
+        "effective_rank": _exp_entropy(eigenvalues),
+        "rankme": _exp_entropy(eigenvalues.sqrt()),
+        "alpha_req": _decay_exponent(eigenvalues),
+    }
+
+
 def effective_rank(z: Tensor) -> float:
     """Return exp of the entropy of the covariance eigenvalues of unit rows: 1 (one direction) to min(m, d).
 
@@ -161,8 +174,6 @@ def health(
         norm = spectral_norm(*both, distortion, group=group)
     return Health(
         coding_length=float(torch.log1p(eigenvalues / distortion).sum()) * (sum(counts) + z.shape[1]) / 2,
-        effective_rank=_exp_entropy(eigenvalues),
-        rankme=_exp_entropy(eigenvalues.sqrt()),
-        alpha_req=_decay_exponent(eigenvalues),
         spectral_norm=norm,
+        **_rank_metrics(eigenvalues),
     )

@@ -30,6 +30,7 @@ class Stream(IntEnum):
     SHARD_START = 11
     LABEL_SUBSET = 12
     NETWORK = 13  # dropout and stochastic depth in pretraining
+    OBJECTIVE = 14  # random directions of a loss
     FURTHER_VIEWS = 1000
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mec.models.encoder import Encoder
 
-Pair = tuple[Tensor, Tensor]  # one for each of the two views
+Views = tuple[Tensor, ...]  # one for each view
 
 
 def _hidden_layer(inputs: int, outputs: int) -> Iterator[nn.Module]:
@@ -20,20 +20,17 @@ def _hidden_layer(inputs: int, outputs: int) -> Iterator[nn.Module]:
 
 
 class Projector(nn.Sequential):
-    """MLP (n, inputs) -> (n, outputs): two hidden layers, then Linear with a frozen bias and BatchNorm without affine.
+    """MLP (n, inputs) -> (n, outputs): two hidden layers, then Linear and, if ``batch_norm``, BatchNorm without affine.
 
-    The bias has no effect before a BatchNorm. It exists, frozen, because the published checkpoints contain it.
+    Before a BatchNorm the bias has no effect. It exists, frozen, because the published checkpoints contain it.
     """
 
-    def __init__(self, inputs: int, hidden: int = 2048, outputs: int = 2048) -> None:
+    def __init__(self, inputs: int, hidden: int = 2048, outputs: int = 2048, batch_norm: bool = True) -> None:
         last_linear = nn.Linear(hidden, outputs)
-        last_linear.bias.requires_grad_(False)
-        super().__init__(
-            *_hidden_layer(inputs, hidden),
-            *_hidden_layer(hidden, hidden),
-            last_linear,
-            nn.BatchNorm1d(outputs, affine=False),
-        )
+        last_linear.bias.requires_grad_(not batch_norm)
+        super().__init__(*_hidden_layer(inputs, hidden), *_hidden_layer(hidden, hidden), last_linear)
+        if batch_norm:
+            self.append(nn.BatchNorm1d(outputs, affine=False))
 
 
 class Predictor(nn.Sequential):
@@ -44,40 +41,46 @@ class Predictor(nn.Sequential):
 
 
 class Siamese(nn.Module):
-    """Encoder and projector, with a predictor and a teacher in the paper's asymmetric form.
+    """Encoder and projector, with a predictor and targets in an asymmetric form.
 
-    ``forward(x1, x2)`` returns the arguments of the loss: ``((p1, p2), (z1, z2))``, or ``((z1, z2), None)`` for the
-    symmetric form (no predictor, no teacher), where gradients flow through both codes. The teacher is an exponential
-    moving average of encoder and projector. It runs in training mode without gradient and therefore keeps BatchNorm
-    buffers of its own.
+    ``forward(*views)`` returns the arguments of the objective. In the symmetric form, without predictor, these are the
+    codes of the views and None: gradients flow through all codes. With a predictor they are predictions and targets
+    without gradient: the codes of a teacher, or those of the student itself if ``teacher`` is false. The teacher is an
+    exponential moving average of encoder and projector. It runs in training mode without gradient and therefore keeps
+    BatchNorm buffers of its own.
     """
 
-    def __init__(self, encoder: Encoder, projector: Projector, predictor: Predictor | None = None) -> None:
+    def __init__(
+        self, encoder: Encoder, projector: Projector, predictor: Predictor | None = None, teacher: bool = True
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = projector
         self.predictor = predictor
         self.teacher: nn.ModuleList | None = None
-        if predictor is not None:
+        if predictor is not None and teacher:
             self.teacher = nn.ModuleList([copy.deepcopy(encoder), copy.deepcopy(projector)]).requires_grad_(False)
 
-    def forward(self, x1: Tensor, x2: Tensor) -> tuple[Pair, Pair | None]:
-        """Return the codes (m, d) of two views, normalized images (m, c, h, w), as the loss takes them."""
-        return self.codes((self.encoder(x1), self.encoder(x2)), self.teacher_features(x1, x2))
+    def forward(self, *views: Tensor) -> tuple[Views, Views | None]:
+        """Return codes and targets, (m, d) per view, of views, normalized images (m, c, h, w)."""
+        return self.codes(tuple(map(self.encoder, views)), self.teacher_features(*views))
 
     @torch.no_grad()
-    def teacher_features(self, x1: Tensor, x2: Tensor) -> Pair | None:
-        """Return the features of the teacher's encoder for both views; None without a teacher."""
-        return None if self.teacher is None else (self.teacher[0](x1), self.teacher[0](x2))
+    def teacher_features(self, *views: Tensor) -> Views | None:
+        """Return the features of the teacher's encoder for all views; None without a teacher."""
+        return None if self.teacher is None else tuple(map(self.teacher[0], views))
 
-    def codes(self, student_features: Pair, teacher_features: Pair | None) -> tuple[Pair, Pair | None]:
-        """Return the codes, as the loss takes them, of encoder features (m, num_features) of student and teacher."""
-        z1, z2 = self.projector(student_features[0]), self.projector(student_features[1])
-        if self.predictor is None or self.teacher is None or teacher_features is None:
-            return (z1, z2), None
-        with torch.no_grad():
-            targets = self.teacher[1](teacher_features[0]), self.teacher[1](teacher_features[1])
-        return (self.predictor(z1), self.predictor(z2)), targets
+    def codes(self, student_features: Views, teacher_features: Views | None) -> tuple[Views, Views | None]:
+        """Return the codes, as the objective takes them, of features (m, num_features) of student and teacher."""
+        z = tuple(map(self.projector, student_features))
+        if self.predictor is None:
+            return z, None
+        if self.teacher is None or teacher_features is None:
+            targets = tuple(codes.detach() for codes in z)
+        else:
+            with torch.no_grad():
+                targets = tuple(map(self.teacher[1], teacher_features))
+        return tuple(map(self.predictor, z)), targets
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 Setting = Callable[[str], Any]
-"""Returns the value of a setting of the recipe ("optimizer.lr") of a run; anything if its recipe.yaml is damaged."""
+"""Returns the value of a setting of the recipe ("optimizer.lr") of a run; None if the run has no such setting, such as
+those of mec with another objective; anything if its recipe.yaml is damaged."""
 
 DISTORTION = 1 / 32
 """The distortion of the paper and of the recipes, toward which advice points from twice or half of it on."""

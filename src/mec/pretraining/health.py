@@ -7,7 +7,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +140,7 @@ class HealthWarnings(lightning.Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         assert isinstance(pl_module, Pretraining)
-        recipe = pl_module.recipe
-        self.monitor = HealthMonitor(lambda name: attrgetter(name)(recipe))
+        self.monitor = HealthMonitor(pl_module.recipe.setting)
         if trainer.global_step and trainer.is_global_zero:
             for row in Run(self.folder).metrics():
                 if row["step"] <= trainer.global_step:

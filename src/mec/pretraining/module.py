@@ -1,14 +1,12 @@
-"""The training step, and the schedules of learning rate, distortion and teacher momentum."""
+"""The training step, and the schedules of learning rate and teacher momentum."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -16,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from mec.coding import MECLoss, health, loss_in_chunks
+from mec.coding import loss_in_chunks
 from mec.coding.chunks import freeze_running_statistics
-from mec.coding.gram import world_group
 from mec.data.rng import Stream, uniforms
 from mec.data.transforms.crop import Batch, ReferenceViews
 from mec.data.transforms.multi_view import TwoViews
@@ -26,8 +23,9 @@ from mec.engine.fsdp import FSDP2Strategy, apply_fsdp
 from mec.engine.progress import TrainingModule
 from mec.errors import InputError
 from mec.models.encoder import Encoder
-from mec.models.siamese import Pair, Predictor, Projector, Siamese
+from mec.models.siamese import Predictor, Projector, Siamese, Views
 from mec.pretraining.advice import sentence, stabilize
+from mec.pretraining.objective import Objective
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.step_guard import MAX_CONSECUTIVE_SKIPS, StepGuard
 
@@ -35,13 +33,17 @@ FUSED_DEVICES = ("cpu", "cuda")
 """Device types whose fused optimizers skip a step when ``found_inf`` is set."""
 
 
-def create_network(recipe: Recipe, encoder: Encoder) -> Siamese:
-    """Add the recipe's projector to an encoder, and predictor and teacher if the recipe enables them."""
-    projector = Projector(encoder.num_features, recipe.projector.hidden_dim, recipe.projector.output_dim)
-    predictor = None
-    if recipe.teacher.enabled:
-        predictor = Predictor(recipe.projector.output_dim, recipe.teacher.predictor_hidden_dim)
-    return Siamese(encoder, projector, predictor)
+def create_network(recipe: Recipe, encoder: Encoder, objective: Objective | None = None) -> Siamese:
+    """Add the recipe's projector to an encoder, and predictor and teacher if the recipe or the objective has them."""
+    settings = recipe.projector
+    batch_norm = settings.batch_norm
+    if batch_norm is None:
+        batch_norm = objective is None or objective.batch_norm
+    projector = Projector(encoder.num_features, settings.hidden_dim, settings.output_dim, batch_norm)
+    if not recipe.teacher.enabled and (objective is None or objective.targets is None):
+        return Siamese(encoder, projector)
+    predictor = Predictor(settings.output_dim, recipe.teacher.predictor_hidden_dim)
+    return Siamese(encoder, projector, predictor, teacher=recipe.teacher.enabled)
 
 
 def create_views(recipe: Recipe, size: int) -> TwoViews:
@@ -54,70 +56,73 @@ class Pretraining(TrainingModule):
     """Views, network, objective and teacher update: the paper's training step.
 
     A step depends only on the weights, the images and the step number, not on what ran before it in the same process:
-    random numbers of the network (stochastic depth, dropout) come from a generator that is reseeded at every step.
-    ``step_metrics`` are loss, lr and distortion; every ``recipe.log_every`` steps also the health of the codes.
+    random numbers of the network (stochastic depth, dropout) come from a generator that is reseeded at every step, and
+    so do those of the objective.
+    ``step_metrics`` are loss and lr; every ``recipe.log_every`` steps also the health of the codes.
     """
 
-    metric_names: tuple[str, ...] = (
-        "loss", "coding_length", "effective_rank", "rankme", "alpha_req", "distortion", "lr", "skipped_steps",
-    )  # fmt: skip
     stays_finite = True
 
-    def __init__(self, recipe: Recipe, encoder: Encoder, batch_size: int, total_steps: int, warmup_steps: int) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        encoder: Encoder,
+        batch_size: int,
+        total_steps: int,
+        warmup_steps: int,
+        objective: Callable[..., Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.recipe = recipe
         self.batch_size, self.total_steps, self.warmup_steps = batch_size, total_steps, warmup_steps
         self.lr = recipe.optimizer.lr * batch_size / 256
         self.views = create_views(recipe, encoder.image_size)
         self.normalize = encoder.normalize
-        self.network = create_network(recipe, encoder)
+        self.objective = Objective(objective or recipe.objective.create())
+        self.network = create_network(recipe, encoder, self.objective)
         self.memory_format = torch.channels_last if recipe.speed.channels_last else torch.contiguous_format
         self.network.to(memory_format=self.memory_format)
-        self.objective = MECLoss(
-            recipe.objective.distortion, recipe.objective.order, recipe.objective.form, check=False
-        )
-        self.series = None if recipe.objective.order is None else recipe.objective.form
-        if self.series is not None:  # an exact log det has no radius of convergence
-            self.metric_names += ("spectral_norm",)
+        num_views, has_targets = self.views.num_views, self.network.predictor is not None
+        health = self.objective.check(num_views, batch_size, recipe.projector.output_dim, has_targets)
+        self.metric_names = ("loss", *health, "lr", "skipped_steps")
         self.guard = StepGuard()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         chunks = self._split_into_chunks(batch)
         if len(chunks) == 1:
-            x1, x2 = chunks[0]()
-            codes, targets = self.network(x1, x2)
-            loss = self._loss(codes, targets)
+            loss = self._loss(*self.network(*chunks[0]()))
         else:
             scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of gradients in float16
             scale = 1.0 if scaler is None else float(scaler.get_scale())
             loss = chunked_loss(self.network, chunks, self._loss, self._backward_of_chunk, scale)
-        self.step_metrics |= {"loss": loss.detach(), "distortion": self.distortion}
+        self.step_metrics["loss"] = loss.detach()
         return loss
 
-    def _split_into_chunks(self, batch: Batch) -> list[Callable[[], Pair]]:
+    def _split_into_chunks(self, batch: Batch) -> list[Callable[[], Views]]:
         """Return functions that make the views of nearly equal chunks, of at most ``recipe.chunk_size`` images each."""
         size = len(batch.indices)
         count = -(-size // (self.recipe.chunk_size or size))
         bounds = [size * number // count for number in range(count + 1)]
         return [partial(self._make_views, batch, slice(start, stop)) for start, stop in pairwise(bounds)]
 
-    def _make_views(self, batch: Batch, rows: slice) -> Pair:
+    def _make_views(self, batch: Batch, rows: slice) -> Views:
         """Return the normalized views of a chunk, after seeding the generator of the network for it."""
-        position = np.array([self.global_rank * 2**32 + rows.start])
-        seed = uniforms(self.recipe.seed, self.global_step, position, 1, Stream.NETWORK)[0, 0]
+        self._seed(Stream.NETWORK, self.global_rank * 2**32 + rows.start)
+        views = self.views(batch.images[rows], batch.indices[rows], batch.epoch)
+        return tuple(map(self._normalize, views))
+
+    def _seed(self, stream: Stream, position: int) -> None:
+        seed = uniforms(self.recipe.seed, self.global_step, np.array([position]), 1, stream)[0, 0]
         torch.manual_seed(int(seed * 2**53))
-        x1, x2 = self.views(batch.images[rows], batch.indices[rows], batch.epoch)
-        return self._normalize(x1), self._normalize(x2)
 
     def _normalize(self, x: Tensor) -> Tensor:
         return self.normalize(x).contiguous(memory_format=self.memory_format)
 
-    def _loss(self, codes: Pair, targets: Pair | None) -> Tensor:
-        loss: Tensor = self.objective(codes, targets, self.distortion)
+    def _loss(self, codes: Views, targets: Views | None) -> Tensor:
+        self._seed(Stream.OBJECTIVE, 0)  # equal in all processes
+        loss: Tensor = self.objective(codes, targets)
         if self.step_is_logged and math.isfinite(loss.detach()):
-            p, z = codes[0], codes[1] if targets is None else targets[1]
-            metrics = dataclasses.asdict(health(p, z, self.distortion, world_group(), self.series))
-            self.step_metrics |= {name: value for name, value in metrics.items() if value is not None}
+            self.step_metrics |= self.objective.health(codes, targets)
             self.step_metrics["skipped_steps"] = self.guard.skipped_steps
         return loss
 
@@ -126,30 +131,25 @@ class Pretraining(TrainingModule):
         momentum = teacher_momentum(self.global_step, self.total_steps, self.recipe.teacher.momentum)
         self.network.update_teacher(momentum)
 
-    @property
-    def distortion(self) -> float:
-        """Distortion of the current step."""
-        objective = self.recipe.objective
-        return distortion_at(self.global_step, objective.distortion, objective.warmup_factor, self.warmup_steps)
-
     def progress_text(self, metrics: Mapping[str, float], short: bool) -> str:
         epoch = f"epoch {self.current_epoch + 1}/{self.trainer.max_epochs}"
         if not metrics:
             return epoch
         loss, rank, speed = metrics["loss"], metrics["effective_rank"], metrics["images_per_second"]
         wait = metrics["data_wait_fraction"]
+        length = f"length {metrics['coding_length']:.0f} nats  " if "coding_length" in metrics else ""
         if short:
             return f"{epoch} loss {loss:.2f} rank {rank:.0f} {speed:.0f}/s wait {wait:.0%}"
         return (
             f"{epoch}  step {self.global_step:,}/{self.total_steps:,}  loss {loss:.3f}  "
-            f"length {metrics['coding_length']:.0f} nats  rank {rank:.1f}  {speed:.0f} images/s  data wait {wait:.0%}"
+            f"{length}rank {rank:.1f}  {speed:.0f} images/s  data wait {wait:.0%}"
         )
 
     def diverged(self) -> bool:
         return bool(self.guard.max_consecutive_skips >= MAX_CONSECUTIVE_SKIPS)
 
     def divergence_message(self) -> str:
-        advice = sentence(*stabilize(lambda name: attrgetter(name)(self.recipe)))
+        advice = sentence(*stabilize(self.recipe.setting))
         return (
             f"training diverged: loss or gradient was not finite in {MAX_CONSECUTIVE_SKIPS} steps in a row, up to step "
             f"{self.global_step} ({int(self.guard.skipped_steps)} steps skipped in the run). A checkpoint holds the "
@@ -177,6 +177,8 @@ class Pretraining(TrainingModule):
         for group in optimizer.param_groups:
             group["lr"] = lr
         self.step_metrics = {"lr": lr}
+        done = self.global_step >= self.warmup_steps
+        self.objective.warmup(1.0 if done else self.global_step / max(1, self.warmup_steps - 1))
         self.step_is_logged = self.global_step % self.recipe.log_every == 0
 
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
@@ -215,7 +217,8 @@ class Pretraining(TrainingModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         settings, fused = self.recipe.optimizer, self.fused
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        # an objective may have weights, such as a temperature
+        parameters = [p for part in (self.network, self.objective) for p in part.parameters() if p.requires_grad]
         if settings.name == "adamw":
             return torch.optim.AdamW(parameters, self.lr, weight_decay=settings.weight_decay, fused=fused)
         optimizer = torch.optim.SGD(
@@ -230,24 +233,24 @@ class Pretraining(TrainingModule):
 
 def chunked_loss(
     network: Siamese,
-    chunks: Sequence[Callable[[], Pair]],
-    loss: Callable[[Pair, Pair | None], Tensor],
+    chunks: Sequence[Callable[[], Views]],
+    loss: Callable[[Views, Views | None], Tensor],
     backward: Callable[[Tensor], None],
     scale: float = 1.0,
 ) -> Tensor:
     """Return ``loss(codes, targets)`` of the whole batch by ``loss_in_chunks``. The encoders see one chunk at a time;
     projector and predictor, BatchNorm included, see the whole batch."""
-    teacher: list[Pair] = []
+    teacher: list[Views] = []
 
-    def encode(x1: Tensor, x2: Tensor) -> Pair:
-        features = network.encoder(x1), network.encoder(x2)
-        targets = None if torch.is_grad_enabled() else network.teacher_features(x1, x2)  # in the first pass only
+    def encode(*views: Tensor) -> Views:
+        features = tuple(map(network.encoder, views))
+        targets = None if torch.is_grad_enabled() else network.teacher_features(*views)  # in the first pass only
         if targets is not None:
             teacher.append(targets)
         return features
 
-    def loss_of_features(features: Pair) -> Tensor:
-        targets = (torch.cat([t[0] for t in teacher]), torch.cat([t[1] for t in teacher])) if teacher else None
+    def loss_of_features(features: Views) -> Tensor:
+        targets = tuple(map(torch.cat, zip(*teacher, strict=True))) if teacher else None
         return loss(*network.codes(features, targets))
 
     return loss_in_chunks(network.encoder, chunks, loss_of_features, encode=encode, backward=backward, scale=scale)
@@ -259,13 +262,6 @@ def lr_factor(step: int, steps: int, warmup: int) -> float:
     if step < warmup:
         return step / max(1, warmup - 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def distortion_at(step: int, distortion: float, factor: float, warmup: int) -> float:
-    """Return the distortion at ``step``: linear from ``factor`` times ``distortion`` to it over ``warmup`` steps."""
-    if step >= warmup:
-        return distortion
-    return distortion * (factor + (1 - factor) * step / max(1, warmup - 1))
 
 
 def teacher_momentum(step: int, steps: int, base: float) -> float:

@@ -12,9 +12,23 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import yaml
+from torch import nn
 
 from mec.data.transforms import VIEW_1, VIEW_2, ViewSettings
 from mec.errors import InputError, check_value, did_you_mean
+from mec.objectives import create_objective
+
+ObjectiveName = Literal[
+    "mec", "simclr", "barlow-twins", "vicreg", "simsiam", "byol", "intl", "emp-ssl", "simdino", "sigreg"
+]
+MEC_SETTINGS = ("form", "distortion", "order", "warmup_factor")
+"""Settings of the objective that only mec has."""
+REPLACED_SETTINGS = {
+    "encoder": ("backbone", "backbone_options", "small_stem"),
+    "objective": ("objective",),
+    "view_transform": ("views", "view_1", "view_2"),
+}
+"""Settings that objects passed to ``pretrain`` replace, by the name of the argument."""
 
 
 def _require(condition: bool, name: str, expected: str, got: object) -> None:
@@ -27,21 +41,40 @@ class ObjectiveSettings:
     """The loss.
 
     Attributes:
-        form: pooled (always stable) or cross (the paper's); see MECLoss.
-        distortion: the paper's eps_d^2, for codes of length 1; smaller values require finer codes.
-        order: number of terms of the Taylor series; null: the exact log det.
-        warmup_factor: factor of the distortion at the first step; falls linearly to 1 over the warm-up.
+        name: mec, or another method to compare it with; its defaults are the published ones (docs/objective.md).
+        form: of mec: pooled (always stable) or cross (the paper's); see MECLoss.
+        distortion: of mec: the paper's eps_d^2, for codes of length 1; smaller values require finer codes.
+        order: of mec: number of terms of the Taylor series; null: the exact log det.
+        warmup_factor: of mec: factor of the distortion at the first step; falls linearly to 1 over the warm-up.
+        options: arguments of another objective than mec, such as {temperature: 0.1}.
     """
 
+    name: ObjectiveName = field(default="mec", kw_only=True)
     form: Literal["pooled", "cross"] = "pooled"
     distortion: float = 1 / 32
     order: int | None = None
     warmup_factor: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require(0 < self.distortion < math.inf, "objective.distortion", "a positive number", self.distortion)
         _require(self.order is None or self.order >= 1, "objective.order", "at least 1, or null", self.order)
         _require(1 <= self.warmup_factor < math.inf, "objective.warmup_factor", "at least 1", self.warmup_factor)
+        for name in self.unused_settings:
+            value = getattr(self, name)
+            is_default = not value if name == "options" else value == getattr(ObjectiveSettings, name)
+            _require(is_default, f"objective.{name}", f"none with objective.name {self.name}", value)
+        self.create()
+
+    @property
+    def unused_settings(self) -> tuple[str, ...]:
+        """Settings without effect for the objective of this name."""
+        return ("options",) if self.name == "mec" else MEC_SETTINGS
+
+    def create(self) -> nn.Module:
+        """Return the objective (mec.objectives)."""
+        own = {name: getattr(self, name) for name in MEC_SETTINGS} if self.name == "mec" else {}
+        return create_objective(self.name, own | self.options)
 
 
 @dataclass(frozen=True)
@@ -51,10 +84,12 @@ class ProjectorSettings:
     Attributes:
         hidden_dim: width of the two hidden layers.
         output_dim: dimension d of the codes.
+        batch_norm: BatchNorm after the last layer; null: as published for the objective.
     """
 
     hidden_dim: int = 2048
     output_dim: int = 2048
+    batch_norm: bool | None = None
 
     def __post_init__(self) -> None:
         _require(self.hidden_dim >= 1, "projector.hidden_dim", "at least 1", self.hidden_dim)
@@ -66,7 +101,8 @@ class TeacherSettings:
     """The paper's asymmetric form: a predictor on the student, and its exponential moving average as the target.
 
     Attributes:
-        enabled: false trains the symmetric form, with gradient through both views and half the forward passes.
+        enabled: false trains the symmetric form, with gradient through all views and half the forward passes; byol
+            always has a teacher.
         momentum: momentum of the moving average at the first step; rises to 1 along half a cosine.
         predictor_hidden_dim: width of the predictor's hidden layer, a bottleneck.
     """
@@ -159,6 +195,7 @@ class Recipe:
         speed: speed (faster implementations of the same mathematics).
         view_1: the augmentations of the first view.
         view_2: the augmentations of the second view.
+        parts: names of the objects passed to ``pretrain`` as encoder, objective or view_transform; set by it.
     """
 
     backbone: str = "resnet18"
@@ -190,6 +227,7 @@ class Recipe:
     speed: SpeedSettings = SpeedSettings()
     view_1: ViewSettings = VIEW_1
     view_2: ViewSettings = VIEW_2
+    parts: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require(self.image_size >= 8, "image_size", "at least 8 pixels", self.image_size)
@@ -208,11 +246,25 @@ class Recipe:
         supported = self.strategy != "fsdp" or self.precision != "16-mixed"
         _require(supported, "precision", "32-true or bf16-mixed with strategy fsdp", self.precision)
         _require(self.log_every >= 1, "log_every", "at least 1", self.log_every)
+        unknown = sorted(self.parts.keys() - REPLACED_SETTINGS.keys())
+        _require(not unknown, "parts", f"the keys {', '.join(REPLACED_SETTINGS)}", unknown)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return nested dictionaries and lists, as in YAML."""
+        """Return nested dictionaries and lists, as in YAML, without settings that have no effect: those of mec with
+        another objective, and those that objects passed to ``pretrain`` replace."""
         settings: dict[str, Any] = dataclasses.asdict(self, dict_factory=_tuples_to_lists)
-        return settings
+        for name in self.objective.unused_settings:
+            del settings["objective"][name]
+        replaced = {name for part in self.parts for name in REPLACED_SETTINGS[part]}
+        replaced |= set() if self.parts else {"parts"}
+        return {name: value for name, value in settings.items() if name not in replaced}
+
+    def setting(self, name: str) -> Any:
+        """Return the value of a setting by its dotted name, such as "optimizer.lr"; None if it has no effect."""
+        value: Any = self.as_dict()
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
 
 
 def _tuples_to_lists(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -266,7 +318,9 @@ def _replace(defaults: Any, settings: Mapping[str, Any], prefix: str = "") -> An
     for name, value in settings.items():
         dotted = f"{prefix}{name}"
         if name not in hints:
-            raise InputError(f"recipe: unknown setting {dotted}{did_you_mean(dotted, _names(Recipe().as_dict()))}")
+            raise InputError(
+                f"recipe: unknown setting {dotted}{did_you_mean(dotted, _names(dataclasses.asdict(Recipe())))}"
+            )
         if not dataclasses.is_dataclass(hints[name]):
             values[name] = check_value(f"recipe: {dotted}", hints[name], value)
         elif isinstance(value, Mapping):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 
 from mec.data.analysis import channel_statistics, infer_pixel_format, load_into_memory
 from mec.data.corrupt import CorruptLog
@@ -36,7 +37,8 @@ from mec.models.io import WEIGHTS_FILE, save_encoder
 from mec.models.sync_batch_norm import convert_sync_batch_norm
 from mec.pretraining.health import HealthWarnings
 from mec.pretraining.module import Pretraining
-from mec.pretraining.recipe import Recipe, load_recipe
+from mec.pretraining.parts import describe_part
+from mec.pretraining.recipe import ObjectiveSettings, Recipe, load_recipe
 from mec.pretraining.run_folder import (
     ENVIRONMENT_FILE,
     RECIPE_FILE,
@@ -68,6 +70,8 @@ def pretrain(
     recipe: Recipe | str | os.PathLike[str] | None = None,
     resume: bool = False,
     callbacks: Sequence[lightning.Callback] = (),
+    *,
+    objective: Callable[..., Tensor] | None = None,
 ) -> Run:
     """Pretrain an encoder on images, without labels.
 
@@ -82,6 +86,14 @@ def pretrain(
         resume: continue from the newest intact checkpoint in ``out``, with the recipe of the run; if there is no
             checkpoint yet, start.
         callbacks: further lightning callbacks, such as ``mec.pretraining.OnlineProbe``.
+        objective: a loss of your own in place of the recipe's: any callable ``(codes) -> scalar``, where codes are a
+            tuple with a tensor (m, d) per view; with ``teacher.enabled`` it is ``(codes, targets) -> scalar``. With
+            several processes it gets the codes of all. Optional attributes: ``health`` (the same arguments, returns
+            further columns of metrics.csv by name), ``warmup`` (called before each step with the fraction of the
+            warm-up that is done), ``targets`` ("student" or "teacher": adds a predictor, and targets without gradient
+            from the network itself or from a teacher), ``batch_norm`` (false: none after the projector),
+            ``joins_processes`` (true: it gets the codes of its process and joins those of all itself). Its parameters
+            are trained with the network. docs/your-loss.md has examples.
 
     Returns:
         The run. Its folder contains recipe.yaml, environment.json, metrics.csv, TensorBoard events in tensorboard/,
@@ -95,12 +107,32 @@ def pretrain(
     """
     out = Path(out).expanduser()
     recipe = _resolve_recipe(recipe, data, out, resume)
+    recipe = _with_parts(recipe, objective=objective)
+    objective = objective or recipe.objective.create()
+    if getattr(objective, "targets", None) == "teacher":
+        recipe = replace(recipe, teacher=replace(recipe.teacher, enabled=True))
     with seeded(recipe.seed):
-        return _pretrain(data, out, recipe, resume, callbacks)
+        return _pretrain(data, out, recipe, resume, callbacks, objective)
+
+
+def _with_parts(recipe: Recipe, **parts: object) -> Recipe:
+    """Return the recipe with descriptions of the objects passed to ``pretrain``, which replace settings of it."""
+    given = {name: part for name, part in parts.items() if part is not None}
+    if missing := sorted(recipe.parts.keys() - given.keys()):
+        described = recipe.parts[missing[0]]
+        raise InputError(f"{missing[0]}: the recipe is that of a run with {described}; pass it to mec.pretrain")
+    if "objective" in given:
+        recipe = replace(recipe, objective=ObjectiveSettings())
+    return replace(recipe, parts={name: describe_part(part) for name, part in given.items()})
 
 
 def _pretrain(
-    data: str | os.PathLike[str], out: Path, recipe: Recipe, resume: bool, callbacks: Sequence[lightning.Callback]
+    data: str | os.PathLike[str],
+    out: Path,
+    recipe: Recipe,
+    resume: bool,
+    callbacks: Sequence[lightning.Callback],
+    objective: Callable[..., Tensor],
 ) -> Run:
     with ProgressBar("opening the images"):
         dataset = open_dataset(data, "pretrain", subsample=recipe.subsample, frame_stride=recipe.frame_stride)
@@ -117,7 +149,7 @@ def _pretrain(
     trainer = _create_trainer(recipe, out, corrupt_log, callbacks)
     sampler = _create_sampler(recipe, dataset, trainer)
     total_steps = len(sampler) * recipe.epochs
-    module = _create_module(recipe, encoder, sampler, total_steps, trainer)
+    module = _create_module(recipe, encoder, sampler, total_steps, trainer, objective)
     device = trainer.strategy.root_device
     loader = training_loader(dataset, module.views, sampler, pixel_format, device, recipe.workers, trainer.num_devices)
     environment = describe_environment(data, dataset, module.batch_size, trainer)
@@ -195,13 +227,18 @@ def _create_sampler(recipe: Recipe, dataset: ImageDataset, trainer: lightning.Tr
 
 
 def _create_module(
-    recipe: Recipe, encoder: Encoder, sampler: EpochSampler | StepSampler, total_steps: int, trainer: lightning.Trainer
+    recipe: Recipe,
+    encoder: Encoder,
+    sampler: EpochSampler | StepSampler,
+    total_steps: int,
+    trainer: lightning.Trainer,
+    objective: Callable[..., Tensor],
 ) -> Pretraining:
     # a short run has fewer warm-up steps than the recipe, at most a quarter of all
     warmup_steps = min(round(recipe.optimizer.warmup_epochs * len(sampler)), total_steps // 4)
     if recipe.gradient_checkpointing:
         enable_gradient_checkpointing(encoder)
-    module = Pretraining(recipe, encoder, sampler.global_batch, total_steps, warmup_steps)
+    module = Pretraining(recipe, encoder, sampler.global_batch, total_steps, warmup_steps, objective)
     if trainer.world_size > 1:
         convert_sync_batch_norm(module.network, trainer.strategy.root_device.type)
     return module

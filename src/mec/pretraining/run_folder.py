@@ -90,7 +90,11 @@ def _read_environment(out: Path) -> dict[str, Any]:
 
 def check_resumable(out: Path, recipe: Recipe, environment: Mapping[str, Any]) -> None:
     """Raise InputError if a run is resumed with another recipe, other data, or another batch size or precision."""
-    check_same_settings(Run(out).recipe().as_dict(), recipe.as_dict(), CHANGEABLE_ON_RESUME)
+    first = Run(out).recipe()
+    for part in sorted(first.parts.keys() | recipe.parts.keys()):
+        if (expected := first.parts.get(part, "none")) != (got := recipe.parts.get(part, "none")):
+            raise InputError(f"{part}: expected {expected} of the run so far, got {got}; pass it to mec.pretrain")
+    check_same_settings(first.as_dict(), recipe.as_dict(), CHANGEABLE_ON_RESUME)
     before = _read_environment(out)
     for name in ("images", "batch_size", "precision"):
         if name in before and before[name] != environment[name]:

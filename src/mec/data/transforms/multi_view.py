@@ -46,6 +46,10 @@ class MultiView(nn.Module):
             raise InputError(f"size: expected at least 1 pixel, got {size}")
         self.size, self.settings, self.seed = size, tuple(settings), seed
 
+    @property
+    def num_views(self) -> int:
+        return len(self.settings)
+
     def view_parameters(
         self, view: int, indices: NDArray[np.int64], epoch: int, height: Sides, width: Sides
     ) -> ViewParameters:

@@ -1,0 +1,64 @@
+"""Descriptions of the objects that are passed to ``pretrain`` in place of settings of the recipe."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+MAX_DEPTH, MAX_LENGTH = 4, 2000
+"""Nesting of objects in objects, and characters of a description."""
+
+
+def describe_part(part: object) -> str:
+    """Return the qualified name of a function, or of the class of an object with the arguments of its constructor.
+
+    An argument is shown where the object has an attribute of its name with a plain value, or with objects that can be
+    described in turn: "losses.VICReg(sim=25.0)", "torchvision...Compose(transforms=[...])". Layers of networks are not
+    shown. The text holds no addresses: it is equal in all processes and after a restart.
+    """
+    text = _describe(part, MAX_DEPTH)
+    return text if len(text) <= MAX_LENGTH else f"{text[: MAX_LENGTH - 3]}..."
+
+
+def _describe(value: object, depth: int) -> str:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if depth == 0:
+        return "..."
+    if isinstance(value, functools.partial):
+        keywords = [f"{name}={_describe(item, depth - 1)}" for name, item in value.keywords.items()]
+        arguments = [_describe(item, depth - 1) for item in value.args] + keywords
+        return f"{_describe(value.func, depth)}({', '.join(arguments)})"
+    if inspect.isroutine(value) or inspect.isclass(value):
+        return _qualified_name(value)
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {_describe(item, depth - 1)}' for key, item in value.items())}}}"
+    if isinstance(value, Sequence | nn.ModuleList):
+        return f"[{', '.join(_describe(item, depth - 1) for item in value)}]"
+    return f"{_qualified_name(type(value))}({', '.join(_arguments(value, depth))})"
+
+
+def _qualified_name(part: Any) -> str:
+    return f"{getattr(part, '__module__', None) or ''}.{getattr(part, '__qualname__', type(part).__name__)}".lstrip(".")
+
+
+def _arguments(value: object, depth: int) -> list[str]:
+    """Return the arguments of the constructor of an object that are attributes of it."""
+    try:
+        names = list(inspect.signature(type(value)).parameters)
+    except (TypeError, ValueError):  # classes without a signature, of extensions in C
+        return []
+    attributes = [(name, getattr(value, name, inspect.Parameter.empty)) for name in names]
+    return [f"{name}={_describe(item, depth - 1)}" for name, item in attributes if _is_shown(item)]
+
+
+def _is_shown(item: object) -> bool:
+    if item is inspect.Parameter.empty or item.__class__.__module__ == "torch":  # tensors, devices
+        return False
+    if isinstance(item, nn.Module):
+        return not any(True for _ in item.parameters())
+    return True
