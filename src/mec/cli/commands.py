@@ -57,6 +57,46 @@ def add_pretrain(parser: Parser, arguments: Sequence[str]) -> Run:
     return run
 
 
+def add_compare(parser: Parser, arguments: Sequence[str]) -> Run:
+    from mec.compare import compare
+    from mec.pretraining.recipe import make_recipe
+
+    parser.describe(
+        "DATA --out FOLDER --SETTING VALUE,VALUE[,...] [--seed N,N,...] [any setting of the recipe]",
+        "Pretrain an encoder with every combination of the settings that have several values, separated by commas, "
+        "evaluate each by kNN and a linear probe where DATA has labels, and print means over the seeds. Rerun to "
+        "continue, also with more values.",
+        "photographs/ --out objectives --objective.name mec,simclr,vicreg --seed 0,1,2 --epochs 50",
+    )
+    group = parser.add_argument_group("comparison")
+    group.add_argument("data", help=DATA_HELP)
+    group.add_argument(
+        "--out", required=True, help="folder of the comparison, with a run folder VALUES/seed=N for each"
+    )
+    complete = _add_recipe(parser, group, arguments)
+    from mec.pretraining import Recipe
+
+    parser.varied = {field.name for field in fields(Recipe)}
+
+    def run(data: str, out: str, grid: list[tuple[dict[str, str], dict[str, Any]]], **_: Any) -> None:
+        from rich.console import Console
+
+        seeds: dict[int, None] = {}
+        variants: dict[str, dict[str, Any]] = {}
+        for values, settings in grid:
+            settings = {name: value for name, value in settings.items() if name not in ("data", "out", "recipe")}
+            recipe = make_recipe(complete(settings))
+            seeds[recipe.seed] = None
+            names = [v if n == "objective.name" else f"{n}={v}" for n, v in values.items() if n != "seed"]
+            variants.setdefault(",".join(names) or recipe.objective.name, {"recipe": recipe})
+        comparison = compare(data, out, variants, seeds=list(seeds))
+        Console().print(comparison.table())
+        if comparison.failed:
+            raise InputError(f"failed: {'; '.join(f'{name}: {text}' for name, text in comparison.failed.items())}")
+
+    return run
+
+
 def add_views(parser: Parser, arguments: Sequence[str]) -> Run:
     from mec.pretraining.contact_sheet import contact_sheet
     from mec.pretraining.recipe import make_recipe

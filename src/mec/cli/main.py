@@ -134,6 +134,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser, Sequence[str]], Run]]] = {
     "inspect": ("show how a dataset is read: splits, classes, duplicates, what is skipped", commands.add_inspect),
     "views": ("draw the augmented views of some images before training", commands.add_views),
     "pretrain": ("pretrain an encoder on images, without labels", commands.add_pretrain),
+    "compare": ("pretrain and evaluate with several objectives, settings and seeds", commands.add_compare),
     "report": ("write one HTML page about runs: settings, curves, features, results", commands.add_report),
     "evaluate": ("evaluate an encoder on a downstream task", add_task),
     "track": ("track an object through a video, from a box or a mask in the first frame", commands.add_track),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import inspect
+import itertools
 import re
 import shutil
 import sys
@@ -30,6 +31,11 @@ MACHINE = frozenset({"accelerator", "devices", "nodes", "precision", "strategy",
 """Settings that decide where a result is computed and not what it is: a help group of their own."""
 LISTS: dict[Any, re.Pattern[str]] = {Sequence: re.compile(r"-?\d+(,-?\d+)*"), tuple: re.compile(r"-?[\d.]+,-?[\d.]+")}
 """Types whose values may be written without the brackets that jsonargparse needs: --shots 1,5."""
+
+
+def split_values(text: str) -> list[str]:
+    """Return the values of an option, separated by commas outside of brackets and braces."""
+    return re.findall(r"(?:[^,\[{]|\[[^]]*\]|\{[^}]*\})+", text)
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -71,13 +77,39 @@ class Parser(ArgumentParser):
         # an abbreviation such as --epoch would change its meaning when an option is added
         super().__init__(formatter_class=Formatter, allow_abbrev=False, **options)
 
+        self.varied: Collection[str] = ()
+        """Options that take several values, separated by commas; see ``parse_args``."""
+
     def describe(self, usage: str, description: str, example: str) -> None:
         """Set the text of the help."""
         self.usage, self.description = f"{self.prog} {usage}", description
         self.epilog = f"example: {self.prog} {example}"
 
     def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Namespace:  # type: ignore[override]
+        """Parse a command line. With several values of a varied option, also parse all combinations of values: ``grid``
+        of the result holds for each the values by option, as typed, and all parsed settings."""
         arguments = list(sys.argv[1:] if args is None else args)
+        if not self.varied or {"-h", "--help"} & {*arguments}:
+            return self._parse(arguments, *more, **options)
+        tokens, typed = self.split(arguments)
+        values = {name: split_values(value) for name, value in typed.items() if value and self._is_varied(name, value)}
+        varied = {name: given for name, given in values.items() if len(given) > 1}
+        fixed = [*tokens, *(f"{n}={v}" if v is not None else n for n, v in typed.items() if n not in varied)]
+        grid = []
+        for combination in itertools.product(*varied.values()):
+            chosen = dict(zip(varied, combination, strict=True))
+            parsed = self._parse([*fixed, *(f"{n}={v}" for n, v in chosen.items())], *more, **options)
+            grid.append(({name.lstrip("-"): value for name, value in chosen.items()}, parsed.as_dict()))
+        parsed["grid"] = grid
+        return parsed
+
+    def _is_varied(self, name: str, value: str) -> bool:
+        action = self._option_string_actions.get(name)
+        # 0.2,1.0 is one value of a pair; several are [0.2,1.0],[0.5,1.0]
+        is_list = action is not None and _bracket(type_hint(action), value) != value
+        return name.lstrip("-").partition(".")[0] in self.varied and not is_list
+
+    def _parse(self, arguments: list[str], *more: Any, **options: Any) -> Namespace:
         try:
             checked = arguments if {"-h", "--help"} & {*arguments} else list(self._checked(arguments))
         except InputError as error:

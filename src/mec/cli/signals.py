@@ -33,7 +33,7 @@ def exit_preempted_at_sigterm(arguments: Sequence[str]) -> None:
 def _how_to_continue(arguments: Sequence[str]) -> str:
     """Return what continues a command after its interruption; "" for one that starts again."""
     command, task = (*arguments, "", "")[:2]
-    if command == "embed":
+    if command in ("embed", "compare"):
         return "run the command again to continue"
     has_folder = any(a.partition("=")[0] == "--out" or _is_run(a.rpartition("=")[2]) for a in arguments)
     can_resume = command == "pretrain" or (command == "evaluate" and task in ("linear", "finetune", "detect"))
