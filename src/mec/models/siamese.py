@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,24 +42,34 @@ class Predictor(nn.Sequential):
 
 
 class Siamese(nn.Module):
-    """Encoder and projector, with a predictor and targets in an asymmetric form.
+    """Encoder and projector, and in an asymmetric form a predictor or targets, or both.
 
-    ``forward(*views)`` returns the arguments of the objective. In the symmetric form, without predictor, these are the
-    codes of the views and None: gradients flow through all codes. With a predictor they are predictions and targets
-    without gradient: the codes of a teacher, or those of the student itself if ``teacher`` is false. The teacher is an
-    exponential moving average of encoder and projector. It runs in training mode without gradient and therefore keeps
-    BatchNorm buffers of its own.
+    ``forward(*views)`` returns the arguments of the objective. In the symmetric form these are the codes of the views
+    and None: gradients flow through all codes. Otherwise they are codes, or predictions from them, and targets without
+    gradient: the codes of a teacher, or those of the student itself. The teacher is an exponential moving average of
+    encoder and projector. It runs in training mode without gradient and therefore keeps BatchNorm buffers of its own.
+
+    Args:
+        encoder: images -> features.
+        projector: features -> codes.
+        predictor: codes -> predictions of the targets.
+        targets: "student" or "teacher"; None: a teacher if there is a predictor, else none.
     """
 
     def __init__(
-        self, encoder: Encoder, projector: Projector, predictor: Predictor | None = None, teacher: bool = True
+        self,
+        encoder: Encoder,
+        projector: Projector,
+        predictor: Predictor | None = None,
+        targets: Literal["student", "teacher"] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = projector
         self.predictor = predictor
+        self.targets = targets if predictor is None else targets or "teacher"
         self.teacher: nn.ModuleList | None = None
-        if predictor is not None and teacher:
+        if self.targets == "teacher":
             self.teacher = nn.ModuleList([copy.deepcopy(encoder), copy.deepcopy(projector)]).requires_grad_(False)
 
     def forward(self, *views: Tensor) -> tuple[Views, Views | None]:
@@ -73,14 +84,11 @@ class Siamese(nn.Module):
     def codes(self, student_features: Views, teacher_features: Views | None) -> tuple[Views, Views | None]:
         """Return the codes, as the objective takes them, of features (m, num_features) of student and teacher."""
         z = tuple(map(self.projector, student_features))
-        if self.predictor is None:
-            return z, None
-        if self.teacher is None or teacher_features is None:
-            targets = tuple(codes.detach() for codes in z)
-        else:
+        targets = None if self.targets is None else tuple(codes.detach() for codes in z)
+        if self.teacher is not None and teacher_features is not None:
             with torch.no_grad():
                 targets = tuple(map(self.teacher[1], teacher_features))
-        return tuple(map(self.predictor, z)), targets
+        return z if self.predictor is None else tuple(map(self.predictor, z)), targets
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:

@@ -40,10 +40,11 @@ def create_network(recipe: Recipe, encoder: Encoder, objective: Objective | None
     if batch_norm is None:
         batch_norm = objective is None or objective.batch_norm
     projector = Projector(encoder.num_features, settings.hidden_dim, settings.output_dim, batch_norm)
-    if not recipe.teacher.enabled and (objective is None or objective.targets is None):
-        return Siamese(encoder, projector)
-    predictor = Predictor(settings.output_dim, recipe.teacher.predictor_hidden_dim)
-    return Siamese(encoder, projector, predictor, teacher=recipe.teacher.enabled)
+    targets = "teacher" if recipe.teacher.enabled else None if objective is None else objective.targets
+    predictor = None
+    if targets and (objective is None or objective.predictor):
+        predictor = Predictor(settings.output_dim, recipe.teacher.predictor_hidden_dim)
+    return Siamese(encoder, projector, predictor, targets)
 
 
 def create_views(recipe: Recipe, size: int) -> TwoViews:
@@ -82,7 +83,7 @@ class Pretraining(TrainingModule):
         self.network = create_network(recipe, encoder, self.objective)
         self.memory_format = torch.channels_last if recipe.speed.channels_last else torch.contiguous_format
         self.network.to(memory_format=self.memory_format)
-        num_views, has_targets = self.views.num_views, self.network.predictor is not None
+        num_views, has_targets = self.views.num_views, self.network.targets is not None
         health = self.objective.check(num_views, batch_size, recipe.projector.output_dim, has_targets)
         self.metric_names = ("loss", *health, "lr", "skipped_steps")
         self.guard = StepGuard()

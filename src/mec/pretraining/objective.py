@@ -12,12 +12,12 @@ from mec.coding import rank_metrics
 from mec.coding.gram import world_group
 from mec.errors import InputError
 from mec.models.siamese import Views
-from mec.objectives.gather import Gathered, gather_codes
+from mec.objectives.gather import Gathered
 from mec.pretraining.parts import describe_part
 
 
 class Objective(nn.Module):
-    """An objective ``function(codes) -> scalar``, with predictor ``function(codes, targets)``.
+    """An objective ``function(codes) -> scalar``, or ``function(codes, targets)`` where the network has targets.
 
     Codes are a tuple with a tensor (m, d) per view, in float32, outside autocast. With several processes the function
     gets the codes of all, and the average of the gradients of the processes is the gradient of the whole batch; if its
@@ -29,9 +29,9 @@ class Objective(nn.Module):
         if not callable(function):
             raise InputError(f"objective: expected a callable (codes) -> scalar, got {type(function).__name__}")
         self.name = describe_part(function)
-        joins_processes = bool(getattr(function, "joins_processes", False))
-        self.function = function if joins_processes else Gathered(function)
+        self.function = function if getattr(function, "joins_processes", False) else Gathered(function)
         self.targets: Literal["student", "teacher"] | None = getattr(function, "targets", None)
+        self.predictor = bool(getattr(function, "predictor", True))
         self.batch_norm = bool(getattr(function, "batch_norm", True))
         self._health: Callable[..., Mapping[str, float]] | None = getattr(function, "health", None)
         self._warmup: Callable[[float], None] | None = getattr(function, "warmup", None)
@@ -50,10 +50,9 @@ class Objective(nn.Module):
         """Return the metrics of the function, if it has any, and the ranks of the codes of the last view."""
         metrics: Mapping[str, float] = {}
         if self._health is not None:
-            if isinstance(self.function, Gathered):
-                codes = tuple(map(gather_codes, codes))
-                targets = None if targets is None else tuple(map(gather_codes, targets))
-            metrics = self._health(*_arguments(codes, targets))
+            arguments = _arguments(codes, targets)
+            gathers = isinstance(self.function, Gathered)
+            metrics = self._health(*(self.function.gather(*arguments) if gathers else arguments))
         ranks = {} if "effective_rank" in metrics else rank_metrics((targets or codes)[-1], world_group())
         return {name: float(value) for name, value in (ranks | dict(metrics)).items()}
 

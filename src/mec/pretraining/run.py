@@ -90,10 +90,10 @@ def pretrain(
             tuple with a tensor (m, d) per view; with ``teacher.enabled`` it is ``(codes, targets) -> scalar``. With
             several processes it gets the codes of all. Optional attributes: ``health`` (the same arguments, returns
             further columns of metrics.csv by name), ``warmup`` (called before each step with the fraction of the
-            warm-up that is done), ``targets`` ("student" or "teacher": adds a predictor, and targets without gradient
-            from the network itself or from a teacher), ``batch_norm`` (false: none after the projector),
-            ``joins_processes`` (true: it gets the codes of its process and joins those of all itself). Its parameters
-            are trained with the network. docs/your-loss.md has examples.
+            warm-up that is done), ``targets`` ("student" or "teacher": adds targets without gradient, the codes of the
+            network itself or of a teacher, and a predictor unless ``predictor`` is false), ``batch_norm`` (false: none
+            after the projector), ``joins_processes`` (true: it gets the codes of its process and joins those of all
+            itself). Its parameters are trained with the network. docs/your-loss.md has examples.
 
     Returns:
         The run. Its folder contains recipe.yaml, environment.json, metrics.csv, TensorBoard events in tensorboard/,
