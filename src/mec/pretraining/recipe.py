@@ -14,8 +14,8 @@ from typing import Any, Literal, get_type_hints
 import yaml
 
 from mec.data.transforms import VIEW_1, VIEW_2, ViewSettings
-from mec.errors import InputError, check_value, did_you_mean
-from mec.pretraining.optimizers import check_optimizer
+from mec.errors import InputError, check_value, did_you_mean, join_with_or
+from mec.pretraining.optimizers import SHARDED_OPTIMIZERS, check_optimizer
 
 
 def _require(condition: bool, name: str, expected: str, got: object) -> None:
@@ -219,6 +219,9 @@ class Recipe:
         _require(self.nodes == "auto" or int(self.nodes) >= 1, "nodes", "at least 1, or auto", self.nodes)
         supported = self.strategy != "fsdp" or self.precision != "16-mixed"
         _require(supported, "precision", "32-true or bf16-mixed with strategy fsdp", self.precision)
+        sharded = self.strategy != "fsdp" or self.optimizer.name in SHARDED_OPTIMIZERS
+        names = join_with_or(list(SHARDED_OPTIMIZERS))
+        _require(sharded, "optimizer.name", f"{names} with strategy fsdp", self.optimizer.name)
         _require(self.log_every >= 1, "log_every", "at least 1", self.log_every)
 
     def as_dict(self) -> dict[str, Any]:
