@@ -42,9 +42,10 @@ PAPER = replace(
 # so small an lr that training does not amplify rounding errors
 RESNET = replace(TINY, epochs=1, subsample=2, batch_size=128, optimizer=replace(TINY.optimizer, name="sgd", lr=1e-3))
 SHARDED = replace(PAPER, accelerator="cpu", strategy="fsdp")
+LARS = OptimizerSettings("lars", 0.2, 1e-4, 0.9, 1, decay_norms_and_biases=False, layer_decay=0.7)
 RUNS = {  # name: (recipe, step to resume from)
     "undisturbed": (SHARDED, 0),
-    "in chunks": (replace(SHARDED, chunk_size=20), 0),
+    "in chunks": (replace(SHARDED, chunk_size=20, optimizer=LARS), 0),
     "ResNet": (replace(RESNET, accelerator="cpu", strategy="fsdp"), 0),
     "resumed": (SHARDED, 3),
 }
@@ -115,3 +116,8 @@ def test_an_encoder_that_is_not_sharded_is_returned_as_it_is() -> None:
 def test_float16_with_fsdp_is_refused() -> None:
     with pytest.raises(InputError, match="precision: expected 32-true or bf16-mixed with strategy fsdp"):
         replace(SHARDED, precision="16-mixed")
+
+
+def test_an_optimizer_that_was_not_tested_with_fsdp_is_refused() -> None:
+    with pytest.raises(InputError, match=r"optimizer.name: expected sgd, .* or muon with strategy fsdp, got 'lion'"):
+        replace(SHARDED, optimizer=replace(SHARDED.optimizer, name="lion"))

@@ -26,6 +26,7 @@ from mec.models.encoder import Encoder
 from mec.models.siamese import Predictor, Projector, Siamese, Views
 from mec.pretraining.advice import sentence, stabilize
 from mec.pretraining.objective import Objective
+from mec.pretraining.optimizers import TORCH_OPTIMIZERS, create_optimizer
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.step_guard import MAX_CONSECUTIVE_SKIPS, StepGuard
 
@@ -176,7 +177,7 @@ class Pretraining(TrainingModule):
         optimizer.zero_grad()
         lr = self.lr * lr_factor(self.global_step, self.total_steps, self.warmup_steps)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         self.step_metrics = {"lr": lr}
         done = self.global_step >= self.warmup_steps
         self.objective.warmup(1.0 if done else self.global_step / max(1, self.warmup_steps - 1))
@@ -208,28 +209,18 @@ class Pretraining(TrainingModule):
         """Whether the optimizer is fused, on the device of this run."""
         strategy = self.trainer.strategy
         # PyTorch has no fused SGD for sharded weights
-        supported = self.recipe.optimizer.name != "sgd" or not isinstance(strategy, FSDP2Strategy)
+        name = self.recipe.optimizer.name
+        supported = name in TORCH_OPTIMIZERS and (name != "sgd" or not isinstance(strategy, FSDP2Strategy))
         return self.recipe.speed.fused and supported and strategy.root_device.type in FUSED_DEVICES
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # the checkpoint holds the value of the device where it was saved
-        for group in checkpoint["optimizer_states"][0]["param_groups"]:
-            group["fused"] = self.fused
+        if self.recipe.optimizer.name in TORCH_OPTIMIZERS:
+            for group in checkpoint["optimizer_states"][0]["param_groups"]:
+                group["fused"] = self.fused
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        settings, fused = self.recipe.optimizer, self.fused
-        # an objective may have weights, such as a temperature
-        parameters = [p for part in (self.network, self.objective) for p in part.parameters() if p.requires_grad]
-        if settings.name == "adamw":
-            return torch.optim.AdamW(parameters, self.lr, weight_decay=settings.weight_decay, fused=fused)
-        optimizer = torch.optim.SGD(
-            parameters, self.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=fused
-        )
-        if settings.momentum:
-            # PyTorch leaves the momentum buffers uninitialized if the very first fused step is skipped
-            for p in parameters:
-                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        return optimizer
+        return create_optimizer(self.network, self.recipe.optimizer, self.lr, self.fused, self.objective)
 
 
 def chunked_loss(

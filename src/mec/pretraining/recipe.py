@@ -15,8 +15,9 @@ import yaml
 from torch import nn
 
 from mec.data.transforms import VIEW_1, VIEW_2, ViewSettings
-from mec.errors import InputError, check_value, did_you_mean
+from mec.errors import InputError, check_value, did_you_mean, join_with_or
 from mec.objectives import create_objective
+from mec.pretraining.optimizers import SHARDED_OPTIMIZERS, check_optimizer
 
 ObjectiveName = Literal[
     "mec", "simclr", "barlow-twins", "vicreg", "simsiam", "byol", "intl", "emp-ssl", "simdino", "sigreg"
@@ -122,24 +123,35 @@ class OptimizerSettings:
     """The optimizer and its per-step schedule: linear warm-up from 0, then half a cosine to 0.
 
     Attributes:
-        name: adamw, or sgd with momentum (the paper's).
+        name: adamw, sgd with classical momentum (the paper's), lars, muon, or any of timm.optim.list_optimizers().
         lr: learning rate for a batch size of 256; it is multiplied by batch_size / 256.
-        weight_decay: weight decay of all parameters, as in the paper's code.
-        momentum: momentum of sgd.
+        weight_decay: weight decay.
+        momentum: momentum of optimizers that have one, such as sgd, lars and muon.
         warmup_epochs: length of the warm-up of lr and distortion, in epochs; at most a quarter of the run.
+        options: further arguments of the optimizer, such as betas, eps, nesterov or ns_steps.
+        decay_norms_and_biases: false: no weight decay, and with lars no adaptation, of norms, biases and what the
+            backbone excludes (timm's no_weight_decay); true: of all parameters, as in the paper's code.
+        layer_decay: factor of lr from one layer of the backbone to the layer before it, the last one and the heads
+            having the full lr; null: 1.
     """
 
-    name: Literal["sgd", "adamw"] = "adamw"
+    name: str = "adamw"
     lr: float = 1e-3
     weight_decay: float = 1e-4
     momentum: float = 0.9
     warmup_epochs: float = 10.0
+    options: dict[str, Any] = field(default_factory=dict)
+    decay_norms_and_biases: bool = True
+    layer_decay: float | None = None
 
     def __post_init__(self) -> None:
         _require(0 < self.lr < math.inf, "optimizer.lr", "a positive number", self.lr)
         _require(0 <= self.weight_decay < math.inf, "optimizer.weight_decay", "at least 0", self.weight_decay)
         _require(0 <= self.momentum < 1, "optimizer.momentum", "a number in [0, 1)", self.momentum)
         _require(0 <= self.warmup_epochs < math.inf, "optimizer.warmup_epochs", "at least 0", self.warmup_epochs)
+        decay = self.layer_decay
+        _require(decay is None or 0 < decay <= 1, "optimizer.layer_decay", "a number in (0, 1], or null", decay)
+        check_optimizer(self)
 
 
 @dataclass(frozen=True)
@@ -245,6 +257,9 @@ class Recipe:
         _require(self.nodes == "auto" or int(self.nodes) >= 1, "nodes", "at least 1, or auto", self.nodes)
         supported = self.strategy != "fsdp" or self.precision != "16-mixed"
         _require(supported, "precision", "32-true or bf16-mixed with strategy fsdp", self.precision)
+        sharded = self.strategy != "fsdp" or self.optimizer.name in SHARDED_OPTIMIZERS
+        names = join_with_or(list(SHARDED_OPTIMIZERS))
+        _require(sharded, "optimizer.name", f"{names} with strategy fsdp", self.optimizer.name)
         _require(self.log_every >= 1, "log_every", "at least 1", self.log_every)
         unknown = sorted(self.parts.keys() - REPLACED_SETTINGS.keys())
         _require(not unknown, "parts", f"the keys {', '.join(REPLACED_SETTINGS)}", unknown)

@@ -14,8 +14,11 @@ MAX_CONSECUTIVE_SKIPS = 3
 class StepGuard(nn.Module):
     """Keeps NaN and infinity out of weights, optimizer state and running statistics, and counts the skipped steps.
 
-    All decisions are made on the device: a fused optimizer takes ``found_inf``, and BatchNorm's running statistics are
+    Decisions are made on the device: a fused optimizer takes ``found_inf``, and BatchNorm's running statistics are
     restored. The teacher's moving average continues: the student that it follows is the one of the last finite step.
+
+    Other optimizers get no gradients, and then change neither weights nor averages; this synchronizes with the device.
+    The number of steps by which LAMB and Adan correct their averages counts a skipped step.
     """
 
     skipped_steps: Tensor  # in the whole run
