@@ -20,8 +20,9 @@ from mec.coding import MECLoss, health, loss_in_chunks
 from mec.coding.chunks import freeze_running_statistics
 from mec.coding.gram import world_group
 from mec.data.rng import Stream, uniforms
-from mec.data.transforms.crop import Batch, ReferenceViews
-from mec.data.transforms.multi_view import TwoViews
+from mec.data.transforms.crop import Batch
+from mec.data.transforms.multi_view import TwoViews, Views
+from mec.data.transforms.reference import ReferenceViews
 from mec.engine.fsdp import FSDP2Strategy, apply_fsdp
 from mec.engine.progress import TrainingModule
 from mec.errors import InputError
@@ -44,7 +45,7 @@ def create_network(recipe: Recipe, encoder: Encoder) -> Siamese:
     return Siamese(encoder, projector, predictor)
 
 
-def create_views(recipe: Recipe, size: int) -> TwoViews:
+def create_views(recipe: Recipe, size: int) -> Views:
     """Return the module that makes the recipe's two views, ``size`` pixels a side."""
     view_class = ReferenceViews if recipe.views == "reference" else TwoViews
     return view_class(size, recipe.view_1, recipe.view_2, recipe.seed)
@@ -63,12 +64,20 @@ class Pretraining(TrainingModule):
     )  # fmt: skip
     stays_finite = True
 
-    def __init__(self, recipe: Recipe, encoder: Encoder, batch_size: int, total_steps: int, warmup_steps: int) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        encoder: Encoder,
+        batch_size: int,
+        total_steps: int,
+        warmup_steps: int,
+        views: Views | None = None,
+    ) -> None:
         super().__init__()
         self.recipe = recipe
         self.batch_size, self.total_steps, self.warmup_steps = batch_size, total_steps, warmup_steps
         self.lr = recipe.optimizer.lr * batch_size / 256
-        self.views = create_views(recipe, encoder.image_size)
+        self.views = views or create_views(recipe, encoder.image_size)
         self.normalize = encoder.normalize
         self.network = create_network(recipe, encoder)
         self.memory_format = torch.channels_last if recipe.speed.channels_last else torch.contiguous_format
@@ -110,7 +119,8 @@ class Pretraining(TrainingModule):
         return self._normalize(x1), self._normalize(x2)
 
     def _normalize(self, x: Tensor) -> Tensor:
-        return self.normalize(x).contiguous(memory_format=self.memory_format)
+        normalized = self.normalize(x) if self.views.statistics is None else x
+        return normalized.contiguous(memory_format=self.memory_format)
 
     def _loss(self, codes: Pair, targets: Pair | None) -> Tensor:
         loss: Tensor = self.objective(codes, targets, self.distortion)

@@ -22,6 +22,9 @@ from mec.data.loaders import training_loader, training_sampler
 from mec.data.order import EpochSampler, StepSampler
 from mec.data.pixels import PixelFormat
 from mec.data.splits import log_splits
+from mec.data.transforms.custom import ViewTransform
+from mec.data.transforms.dry_run import create_custom_views
+from mec.data.transforms.multi_view import Views
 from mec.distributed import is_rank_zero, process_group
 from mec.embedding.extract import merge_corrupt_logs
 from mec.engine.checkpoints import PreemptionCheckpoint, latest_checkpoint
@@ -68,6 +71,8 @@ def pretrain(
     recipe: Recipe | str | os.PathLike[str] | None = None,
     resume: bool = False,
     callbacks: Sequence[lightning.Callback] = (),
+    *,
+    view_transform: ViewTransform | None = None,
 ) -> Run:
     """Pretrain an encoder on images, without labels.
 
@@ -82,6 +87,10 @@ def pretrain(
         resume: continue from the newest intact checkpoint in ``out``, with the recipe of the run; if there is no
             checkpoint yet, start.
         callbacks: further lightning callbacks, such as ``mec.pretraining.OnlineProbe``.
+        view_transform: makes the views in place of the recipe's augmentations. An nn.Module is given batches
+            (n, c, h, w) in [0, 1] on the device. Any other callable, torchvision's modules included, is given one PIL
+            image (a tensor (c, h, w) for more than 8 bits or other channels) in a loader process. Both return a list
+            of views of one size, or a single view, for which they are called twice. Their size replaces image_size.
 
     Returns:
         The run. Its folder contains recipe.yaml, environment.json, metrics.csv, TensorBoard events in tensorboard/,
@@ -96,11 +105,16 @@ def pretrain(
     out = Path(out).expanduser()
     recipe = _resolve_recipe(recipe, data, out, resume)
     with seeded(recipe.seed):
-        return _pretrain(data, out, recipe, resume, callbacks)
+        return _pretrain(data, out, recipe, resume, callbacks, view_transform)
 
 
 def _pretrain(
-    data: str | os.PathLike[str], out: Path, recipe: Recipe, resume: bool, callbacks: Sequence[lightning.Callback]
+    data: str | os.PathLike[str],
+    out: Path,
+    recipe: Recipe,
+    resume: bool,
+    callbacks: Sequence[lightning.Callback],
+    view_transform: ViewTransform | None,
 ) -> Run:
     with ProgressBar("opening the images"):
         dataset = open_dataset(data, "pretrain", subsample=recipe.subsample, frame_stride=recipe.frame_stride)
@@ -111,13 +125,17 @@ def _pretrain(
         dataset, corrupt = load_into_memory(dataset, pixel_format)
         if corrupt:  # every image was read: corrupt ones are only returned with a dataset in memory
             corrupt_log.add(corrupt, corrupt_log.num_images)
-        encoder = _create_encoder(recipe, pixel_format, dataset)
+        views: Views | None = None
+        if view_transform is not None:
+            views = create_custom_views(view_transform, dataset, pixel_format, recipe.image_size, recipe.seed)
+            recipe = replace(recipe, image_size=views.size)
+        encoder = _create_encoder(recipe, pixel_format, dataset, views)
     if len(dataset) < 2:
         raise InputError(f"data: expected at least 2 images, got {len(dataset)}")
     trainer = _create_trainer(recipe, out, corrupt_log, callbacks)
     sampler = _create_sampler(recipe, dataset, trainer)
     total_steps = len(sampler) * recipe.epochs
-    module = _create_module(recipe, encoder, sampler, total_steps, trainer)
+    module = _create_module(recipe, encoder, sampler, total_steps, trainer, views)
     device = trainer.strategy.root_device
     loader = training_loader(dataset, module.views, sampler, pixel_format, device, recipe.workers, trainer.num_devices)
     environment = describe_environment(data, dataset, module.batch_size, trainer)
@@ -195,13 +213,18 @@ def _create_sampler(recipe: Recipe, dataset: ImageDataset, trainer: lightning.Tr
 
 
 def _create_module(
-    recipe: Recipe, encoder: Encoder, sampler: EpochSampler | StepSampler, total_steps: int, trainer: lightning.Trainer
+    recipe: Recipe,
+    encoder: Encoder,
+    sampler: EpochSampler | StepSampler,
+    total_steps: int,
+    trainer: lightning.Trainer,
+    views: Views | None,
 ) -> Pretraining:
     # a short run has fewer warm-up steps than the recipe, at most a quarter of all
     warmup_steps = min(round(recipe.optimizer.warmup_epochs * len(sampler)), total_steps // 4)
     if recipe.gradient_checkpointing:
         enable_gradient_checkpointing(encoder)
-    module = Pretraining(recipe, encoder, sampler.global_batch, total_steps, warmup_steps)
+    module = Pretraining(recipe, encoder, sampler.global_batch, total_steps, warmup_steps, views)
     if trainer.world_size > 1:
         convert_sync_batch_norm(module.network, trainer.strategy.root_device.type)
     return module
@@ -220,10 +243,12 @@ def _compiled(module: Pretraining, recipe: Recipe, device_type: str) -> Abstract
     return context
 
 
-def _create_encoder(recipe: Recipe, pixel_format: PixelFormat, dataset: ImageDataset) -> Encoder:
+def _create_encoder(recipe: Recipe, pixel_format: PixelFormat, dataset: ImageDataset, views: Views | None) -> Encoder:
     # 8-bit color images are normalized with ImageNet's statistics, the default of create_encoder
     is_8bit_color = pixel_format.channels == 3 and pixel_format.value_range is None
     mean, std = (None, None) if is_8bit_color else channel_statistics(dataset, pixel_format)
+    if views is not None and views.statistics is not None:
+        mean, std = views.statistics
     return create_encoder(
         recipe.backbone,
         recipe.image_size,
