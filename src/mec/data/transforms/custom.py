@@ -204,7 +204,7 @@ def refuse_exceptions(transform: ViewTransform, x: Image.Image | Tensor) -> Iter
             given, channels = f"a float tensor {tuple(x.shape)}", int(x.shape[-3])
         else:
             given, channels = f"a PIL image {x.width} x {x.height} of mode {x.mode}", len(x.mode.replace("RGB", "123"))
-        hint = "; channels = 3 in the recipe converts images to color" if channels == 1 else ""
+        hint = "; if it expects color images, set channels to 3 in the recipe" if channels == 1 else ""
         reason = " ".join(str(error).split())
         raise InputError(
             f"view_transform: {name_of(transform)} raised {type(error).__name__} ({reason}) for {given}{hint}"
