@@ -107,8 +107,9 @@ def training_views(
     indices = _readable_indices(dataset, pixel_format, images)
     if dataset.images is not None:
         dataset, _ = load_into_memory(dataset, pixel_format)
-    views = create_views(recipe, recipe.image_size)
-    if view_transform is not None:
+    if view_transform is None:
+        views = create_views(recipe, recipe.image_size)
+    else:
         views = create_custom_views(view_transform, dataset, pixel_format, recipe.image_size, recipe.seed)
     epochs = [[(epoch, index) for index in indices] for epoch in range(pairs)]
     loader = training_loader(dataset, views, epochs, pixel_format, torch.device("cpu"), workers=0)

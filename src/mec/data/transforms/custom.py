@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mec.data.decode import OpenedImage
 from mec.data.pixels import ImageArray, PixelFormat
 from mec.data.rng import Stream, uniforms
-from mec.data.transforms.crop import BatchReader
+from mec.data.transforms.crop import BatchReader, Item
 from mec.data.transforms.inspection import is_from, name_of, objects_in
 from mec.data.transforms.multi_view import Views
 from mec.errors import InputError
@@ -242,13 +242,20 @@ class TransformReader(BatchReader):
         """Return a seed for each image and transform."""
         return transform_seeds(self.seed, epoch, indices, len(self.transforms))
 
+    def _try_crop(self, out: ImageArray, item: Item, *arguments: Any) -> bool:
+        try:
+            return super()._try_crop(out, item, *arguments)
+        except InputError as error:
+            raise InputError(f"{error} (image {item.title})") from error
+
     def crop(self, out: ImageArray, opened: OpenedImage, parameters: Any) -> None:
         views = transform_image(self.transforms, input_image(opened.decode(self.pixel_format)), parameters)
         for n, view in enumerate(views):
             if view.shape[1:] + view.shape[:1] != out.shape[1:] or len(views) != len(out):
+                expected = len(out), (out.shape[3], self.size, self.size)
                 raise InputError(
-                    f"view_transform: expected {len(out)} views of {self.size} x {self.size} pixels and "
-                    f"{out.shape[3]} channels as of the first images, got {len(views)} of {tuple(view.shape)}"
+                    f"view_transform: expected {expected[0]} views {expected[1]} as of the first images, got "
+                    f"{len(views)} of {tuple(view.shape)}"
                 )
             if view.is_floating_point() and self.dtype == np.uint8:
                 raise InputError("view_transform: expected views of uint8 as of the first images, got floats")
