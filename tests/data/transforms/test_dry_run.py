@@ -1,3 +1,4 @@
+import importlib
 import logging
 from typing import Any
 
@@ -27,10 +28,9 @@ def dry_run(transform: Any, dataset: ImageDataset = IMAGES, image_size: int = 16
 @pytest.mark.parametrize("name", ["SimCLRTransform", "BYOLTransform", "VICRegTransform"])
 def test_lightly_transforms_have_two_views_and_their_normalization(name: str) -> None:
     transforms = pytest.importorskip("lightly.transforms")
-    sizes = {name: 32} if name == "BYOLTransform" else {}
-    if sizes:
-        view = transforms.byol_transform
-        transform = transforms.BYOLTransform(view.BYOLView1Transform(32), view.BYOLView2Transform(32))
+    if name == "BYOLTransform":
+        of_view = importlib.import_module("lightly.transforms.byol_transform")
+        transform = transforms.BYOLTransform(of_view.BYOLView1Transform(32), of_view.BYOLView2Transform(32))
     else:
         transform = getattr(transforms, name)(input_size=32)
     views = dry_run(transform)
@@ -40,7 +40,7 @@ def test_lightly_transforms_have_two_views_and_their_normalization(name: str) ->
 
 def test_lightly_multi_crop_is_refused() -> None:
     transforms = pytest.importorskip("lightly.transforms")
-    with pytest.raises(InputError, match=r"view_transform: .* 224 x 224, .*multi-crop"):
+    with pytest.raises(InputError, match=r"view_transform: .* 96 x 96, 224 x 224 .*multi-crop"):
         dry_run(transforms.DINOTransform())
 
 
@@ -51,7 +51,7 @@ def test_lightly_multi_crop_is_refused() -> None:
         (nn.Sequential(v2.RandomCrop(20), v2.ToImage()), ImageTransformViews, 20, 2),
         (lambda image: tuple(v2.RandomCrop(20)(image) for _ in range(4)), ImageTransformViews, 20, 4),
         (nn.AdaptiveAvgPool2d(24), BatchTransformViews, 24, 2),
-        (nn.Sequential(v2.RandomCrop(20), nn.Dropout(0.1)), BatchTransformViews, 20, 2),
+        (nn.Sequential(v2.RandomCrop(20), nn.Identity()), BatchTransformViews, 20, 2),
     ],
 )
 def test_number_size_and_place_are_found(transform: Any, kind: type, size: int, num_views: int) -> None:
@@ -84,7 +84,7 @@ def test_center_crops_for_modules_are_the_same_in_a_resumed_run(
     assert (resumed.size, resumed.input_size) == (size, input_size)
 
 
-class WithoutImages(nn.Module):
+class AsDictionary(nn.Module):
     def forward(self, x: Tensor) -> Any:
         return {"views": x}
 
@@ -92,10 +92,6 @@ class WithoutImages(nn.Module):
 class Crash(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         raise RuntimeError("two\nlines")
-
-
-def normalized(image: Any) -> list[Tensor]:
-    return [v2.functional.to_image(image).float() / 32 - 4] * 2
 
 
 @pytest.mark.parametrize(
@@ -106,7 +102,7 @@ def normalized(image: Any) -> list[Tensor]:
         (lambda image: image.no_such_method(), r"raised AttributeError .*PIL image 50 x 40 of mode RGB"),
         (Crash(), r"Crash raised RuntimeError \(two lines\) for a float tensor \(2, 3, 40, 50\)"),
         (lambda image: None, "got NoneType"),
-        (WithoutImages(), "got dict"),
+        (AsDictionary(), "got dict"),
         (lambda image: [], "expected at least 2 views"),
         (lambda image: [torch.zeros(3, 16, 16)] * image.getpixel((0, 0))[0], "the same number of all images"),
         (lambda image: torch.zeros(2, 3, 16, 16), "expected views"),
@@ -139,13 +135,13 @@ def test_a_hint_for_gray_images_names_the_setting() -> None:
     ("transform", "message"),
     [
         (
-            lambda image: [v2.CenterCrop(16)(image).point(lambda v: v * generator.random())] * 2,
+            lambda image: [v2.CenterCrop(16)(image).point(lambda v, f=generator.random(): v * f) for _ in range(2)],
             "resumed run will differ",
         ),
         (nn.Sequential(v2.RandomCrop(16), nn.Identity()), "same random numbers for all images of a batch"),
         (v2.CenterCrop(16), "equal views"),
         (v2.RandomCrop(16), ""),
-        (nn.Sequential(Flip(), nn.Dropout(0.5)), ""),
+        (Flip(), ""),
     ],
 )
 def test_suspicious_transforms_are_logged(transform: Any, message: str, caplog: pytest.LogCaptureFixture) -> None:
