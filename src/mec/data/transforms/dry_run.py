@@ -215,7 +215,8 @@ def _warn_if_not_repeatable(transform: ViewTransform, first: Samples, second: Sa
     if not all(_equal(views, again) for views, again in zip(first, second, strict=True)):
         logger.warning(
             f"view_transform: {name_of(transform)} makes other views of an image when it is called again with the same "
-            "seeds of torch, random and numpy: its random numbers have another origin, so a resumed run will differ"
+            "seeds of torch, random and numpy: it draws from another generator or keeps a state, so a resumed run will "
+            "differ"
         )
 
 
