@@ -165,6 +165,12 @@ def read_image(dataset: ImageDataset, index: int, pixel_format: PixelFormat | No
     return open_image(data).decode(pixel_format or PixelFormat())
 
 
+def format_as_loaded(dataset: ImageDataset, pixel_format: PixelFormat) -> PixelFormat:
+    """Return the format that converts what ``load`` returns to ``pixel_format``: decoded images are scaled already."""
+    is_scaled = dataset.decoded and pixel_format.value_range is not None
+    return replace(pixel_format, value_range=(0.0, 1.0)) if is_scaled else pixel_format
+
+
 def evenly_spaced(dataset: ImageDataset, count: int) -> Indices:
     """Return sorted indices of about ``count`` images all over the dataset; of shards, the first of several."""
     if dataset.random_access:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,25 +19,22 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from mec.data.corrupt import CorruptImage
-from mec.data.dataset import ImageDataset, read_image
+from mec.data.dataset import ImageDataset, format_as_loaded, read_image
 from mec.data.decode import ignore_warnings_of_decoders
 from mec.data.order import EpochSampler, ShuffledShards, StepSampler
 from mec.data.pixels import CorruptImageError, PixelFormat
 from mec.data.rng import Stream, uniforms
-from mec.data.transforms.crop import (
-    MAX_SUBSTITUTES,
-    Batch,
-    Cropper,
-    Item,
-    ReferenceCropper,
-    ReferenceViews,
-    crop_and_resize,
-)
-from mec.data.transforms.multi_view import MultiView
+from mec.data.transforms import ViewSettings
+from mec.data.transforms.crop import MAX_SUBSTITUTES, Batch, BatchReader, Cropper, Item, crop_and_resize
+from mec.data.transforms.custom import BatchTransformViews, ImageTransformViews, TransformReader
+from mec.data.transforms.multi_view import MultiView, Views
+from mec.errors import InputError
 
 CROP_PCT, MIN_CROPPED_SIZE = 224 / 256, 96
 """Fraction of the shorter side in a center crop for evaluation (Resize 256, CenterCrop 224). Encoders with inputs
 smaller than MIN_CROPPED_SIZE pixels get the whole shorter side."""
+CENTER_CROP = ViewSettings(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0)
+"""The largest central square of an image: no crop of all of its area and ratio 1 fits into another shape."""
 POLL_SECONDS = 2.0  # interval at which a worker checks that its parent process is alive
 HAS_SIGTIMEDWAIT = hasattr(signal, "sigtimedwait")
 """Whether the sender of a signal can be identified, as on Linux. Elsewhere SIGTERM ends a worker."""
@@ -56,19 +55,19 @@ class _InMemoryBatches(Dataset[Batch]):
 class _CroppedBatches(Dataset[Batch]):
     """Images of any size, each decoded once and cropped for all of its views by a worker."""
 
-    def __init__(self, dataset: ImageDataset, cropper: Cropper) -> None:
-        self.dataset, self.cropper = dataset, cropper
+    def __init__(self, dataset: ImageDataset, reader: BatchReader) -> None:
+        self.dataset, self.reader = dataset, reader
 
     def __getitem__(self, keys: Sequence[tuple[int, int]]) -> Batch:
         epoch = keys[0][0]
-        return self.cropper([self._item(i) for _, i in keys], epoch, partial(self._substitutes, epoch))
+        return self.reader([self._item(i) for _, i in keys], epoch, partial(self._substitutes, epoch))
 
     def _item(self, index: int) -> Item:
         return Item(index, partial(self.dataset.load, index), self.dataset.title(index))
 
     def _substitutes(self, epoch: int, index: int) -> Iterator[Item]:
         # random by the index of the corrupt image, as its views are: the same in any batch
-        u = uniforms(self.cropper.views.seed, epoch, np.array([index]), MAX_SUBSTITUTES, Stream.SUBSTITUTE)[0]
+        u = uniforms(self.reader.seed, epoch, np.array([index]), MAX_SUBSTITUTES, Stream.SUBSTITUTE)[0]
         for i in (u * len(self.dataset)).astype(int):
             yield self._item(int(i))
 
@@ -127,7 +126,7 @@ def _join(slices: Sequence[Batch], pin_memory: bool) -> Batch:
 
 def training_loader(
     dataset: ImageDataset,
-    views: MultiView,
+    views: Views,
     sampler: EpochSampler | StepSampler | Sequence[Sequence[tuple[int, int]]],
     pixel_format: PixelFormat,
     device: torch.device,
@@ -135,17 +134,22 @@ def training_loader(
     local_world_size: int | None = None,
 ) -> TrainingLoader:
     """Return a loader of batches for ``views`` in the order of ``sampler``; images in memory are held on ``device``."""
-    if isinstance(views, ReferenceViews):
-        cropper: Cropper = ReferenceCropper(views, pixel_format)
+    num_workers = worker_count(workers, local_world_size)
+    if isinstance(views, ImageTransformViews):
+        reader: BatchReader = TransformReader(views, format_as_loaded(dataset, pixel_format))
+        if num_workers:
+            _check_picklable(reader)
     elif dataset.images is not None:
         return TrainingLoader(_InMemoryBatches(dataset.images, device), sampler=sampler)
+    elif isinstance(views, BatchTransformViews):
+        reader = Cropper(MultiView(views.input_size, [CENTER_CROP], views.seed), pixel_format)
     else:
-        cropper = Cropper(views, pixel_format)
-    num_workers = worker_count(workers, local_world_size)
-    batches: Dataset[Batch] = _CroppedBatches(dataset, cropper)
+        assert isinstance(views, MultiView)
+        reader = Cropper(views, pixel_format)
+    batches: Dataset[Batch] = _CroppedBatches(dataset, reader)
     num_slices = 1
     if isinstance(sampler, StepSampler):
-        batches = shards = ShuffledShards(dataset, cropper, sampler, max(1, num_workers))
+        batches = shards = ShuffledShards(dataset, reader, sampler, max(1, num_workers))
         num_slices = shards.num_slices
         num_workers = min(num_workers, num_slices)  # then each slice is loaded by the same worker at every step
     return TrainingLoader(
@@ -158,6 +162,21 @@ def training_loader(
         prefetch_factor=4 if num_workers else None,
         worker_init_fn=start_worker,
     )
+
+
+def _check_picklable(reader: BatchReader) -> None:
+    """Raise InputError if the platform starts loader processes by pickling, and the transforms cannot be pickled."""
+    method = multiprocessing.get_start_method()
+    if method == "fork":
+        return
+    try:
+        pickle.dumps(reader)
+    except Exception as error:  # pickle raises many types
+        raise InputError(
+            "view_transform: expected a transform that pickle can send to loader processes, which this platform starts "
+            f"by {method}, got: {' '.join(str(error).split())}; define it in a module, not in a function or as a "
+            "lambda, or set workers to 0"
+        ) from error
 
 
 class _CenterCroppedBatches(Dataset[Batch]):

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Sampler
 from mec.data.dataset import ImageDataset
 from mec.data.pixels import CorruptImageError
 from mec.data.rng import Stream, uniforms
-from mec.data.transforms.crop import MAX_SUBSTITUTES, Batch, Cropper, Item
+from mec.data.transforms.crop import MAX_SUBSTITUTES, Batch, BatchReader, Item
 
 Key = TypeVar("Key")
 
@@ -101,8 +101,8 @@ class ShuffledShards(Dataset[Batch]):
     sizes that give the same number of lanes. The number of slices of ``sampler`` is set here, at most ``max_slices``.
     """
 
-    def __init__(self, dataset: ImageDataset, cropper: Cropper, sampler: StepSampler, max_slices: int = 1) -> None:
-        self.dataset, self.cropper, self.sampler = dataset, cropper, sampler
+    def __init__(self, dataset: ImageDataset, reader: BatchReader, sampler: StepSampler, max_slices: int = 1) -> None:
+        self.dataset, self.reader, self.sampler = dataset, reader, sampler
         self.num_shards = len(dataset.shard_bounds) - 1
         self.num_lanes = choose_num_lanes(self.num_shards, sampler.global_batch, sampler.world_size)
         self.images_per_lane = sampler.global_batch // self.num_lanes
@@ -127,7 +127,7 @@ class ShuffledShards(Dataset[Batch]):
             lane_items, lane_recent = next(reader)
             items += lane_items
             recent |= {item.image_index: lane_recent for item in lane_items}
-        return self.cropper(items, epoch, lambda index: self._substitutes(epoch, recent[index], index))
+        return self.reader(items, epoch, lambda index: self._substitutes(epoch, recent[index], index))
 
     def lane_indices(self, epoch: int, lane: int) -> NDArray[np.int64]:
         """Return the indices of the images that a lane reads in an epoch, in the order of reading."""

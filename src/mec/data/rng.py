@@ -24,7 +24,7 @@ class Stream(IntEnum):
     SHARD_ORDER = 5
     SHARD_BUFFER = 6
     TRAIN_TEST_SPLIT = 7
-    REFERENCE_VIEWS = 8
+    VIEW_TRANSFORM = 8  # seeds of transforms of one image: the reference, or a user's
     SUBSTITUTE = 9
     SHARD_SUBSTITUTE = 10
     SHARD_START = 11

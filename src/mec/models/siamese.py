@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mec.models.encoder import Encoder
 
-Views = tuple[Tensor, ...]  # one for each view
+PerView = tuple[Tensor, ...]  # one for each view
 
 
 def _hidden_layer(inputs: int, outputs: int) -> Iterator[nn.Module]:
@@ -72,16 +72,16 @@ class Siamese(nn.Module):
         if self.targets == "teacher":
             self.teacher = nn.ModuleList([copy.deepcopy(encoder), copy.deepcopy(projector)]).requires_grad_(False)
 
-    def forward(self, *views: Tensor) -> tuple[Views, Views | None]:
+    def forward(self, *views: Tensor) -> tuple[PerView, PerView | None]:
         """Return codes and targets, (m, d) per view, of views, normalized images (m, c, h, w)."""
         return self.codes(tuple(map(self.encoder, views)), self.teacher_features(*views))
 
     @torch.no_grad()
-    def teacher_features(self, *views: Tensor) -> Views | None:
+    def teacher_features(self, *views: Tensor) -> PerView | None:
         """Return the features of the teacher's encoder for all views; None without a teacher."""
         return None if self.teacher is None else tuple(map(self.teacher[0], views))
 
-    def codes(self, student_features: Views, teacher_features: Views | None) -> tuple[Views, Views | None]:
+    def codes(self, student_features: PerView, teacher_features: PerView | None) -> tuple[PerView, PerView | None]:
         """Return the codes, as the objective takes them, of features (m, num_features) of student and teacher."""
         z = tuple(map(self.projector, student_features))
         targets = None if self.targets is None else tuple(codes.detach() for codes in z)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,9 @@ from mec.data.image_grid import Cell, image_grid
 from mec.data.loaders import training_loader
 from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat, pad_to_square, to_pil
 from mec.data.splits import log_splits
+from mec.data.transforms.custom import ViewTransform
+from mec.data.transforms.dry_run import create_custom_views
+from mec.data.transforms.multi_view import Views
 from mec.errors import InputError
 from mec.files import atomic_write
 from mec.pretraining.module import create_views
@@ -29,11 +33,11 @@ MIN_SIDE = 96
 
 
 class ImageViews(NamedTuple):
-    """An image of a dataset (h, w, c), its title, and pairs of views of it, (c, s, s) each."""
+    """An image of a dataset (h, w, c), its title, and pairs (or more) of views of it, (c, s, s) each, in [0, 1]."""
 
     title: str
     image: ImageArray
-    pairs: list[tuple[torch.Tensor, torch.Tensor]]
+    pairs: list[tuple[torch.Tensor, ...]]
 
 
 def contact_sheet(
@@ -42,6 +46,8 @@ def contact_sheet(
     recipe: Recipe | str | os.PathLike[str] | None = None,
     images: int = 8,
     pairs: int = 6,
+    *,
+    view_transform: ViewTransform | None = None,
 ) -> Path:
     """Draw images of a dataset, one per row, and next to each the pairs of views that training would use.
 
@@ -53,13 +59,15 @@ def contact_sheet(
         out: the file to write; its suffix sets the format, such as .png or .jpg.
         recipe: a Recipe, the name of a packaged one or a path; None takes the one that fits the data.
         images: number of rows.
-        pairs: pairs of views in a row.
+        pairs: pairs of views in a row; with more than two views of an image, all of them for each pair.
+        view_transform: makes the views in place of the recipe's augmentations; see ``mec.pretrain``.
 
     Returns:
         The path of the contact sheet.
 
     Raises:
-        InputError: the dataset or the recipe cannot be read, or the suffix is not that of an image format.
+        InputError: the dataset or the recipe cannot be read, the suffix is not that of an image format, or the
+            view_transform is refused.
     """
     out = Path(out).expanduser()
     if out.suffix.lower() not in Image.registered_extensions():
@@ -69,21 +77,29 @@ def contact_sheet(
         raise InputError(f"images, pairs: expected at least 1 each, got {images} and {pairs}")
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(default_recipe(data) if recipe is None else recipe)
-    samples = training_views(data, recipe, images, pairs)
-    factor = -(-MIN_SIDE // recipe.image_size)
-    side, enlarged = factor * recipe.image_size, f" ({factor}x)" if factor > 1 else ""
+    samples = training_views(data, recipe, images, pairs, view_transform)
+    size = samples[0].pairs[0][0].shape[1]
+    factor = -(-MIN_SIDE // size)
+    side, enlarged = factor * size, f" ({factor}x)" if factor > 1 else ""
     cells: list[Cell] = []
     for title, image, views in samples:
         cells.append(Cell("image", [pad_to_square(image, side)], [Path(title).name]))
         for epoch, pair in enumerate(views, 1):
-            cells.append(Cell(f"epoch {epoch}: view 1, view 2{enlarged}", [_view_to_pil(view, side) for view in pair]))
+            names = ", ".join(f"view {number}" for number in range(1, len(pair) + 1))
+            cells.append(Cell(f"epoch {epoch}: {names}{enlarged}", [_view_to_pil(view, side) for view in pair]))
     sheet = image_grid(cells, 1 + pairs, side)
     with atomic_write(out) as path:
         sheet.save(path, format=Image.registered_extensions()[out.suffix.lower()])
     return out
 
 
-def training_views(data: str | os.PathLike[str], recipe: Recipe, images: int, pairs: int) -> list[ImageViews]:
+def training_views(
+    data: str | os.PathLike[str],
+    recipe: Recipe,
+    images: int,
+    pairs: int,
+    view_transform: ViewTransform | None = None,
+) -> list[ImageViews]:
     """Return up to ``images`` evenly spaced images of a dataset, each with its views in the first ``pairs`` epochs."""
     dataset = open_dataset(data, "pretrain", subsample=recipe.subsample, frame_stride=recipe.frame_stride)
     log_splits(data, {"": dataset})
@@ -91,18 +107,29 @@ def training_views(data: str | os.PathLike[str], recipe: Recipe, images: int, pa
     indices = _readable_indices(dataset, pixel_format, images)
     if dataset.images is not None:
         dataset, _ = load_into_memory(dataset, pixel_format)
-    views = create_views(recipe, recipe.image_size)
+    if view_transform is None:
+        views = create_views(recipe, recipe.image_size)
+    else:
+        views = create_custom_views(view_transform, dataset, pixel_format, recipe.image_size, recipe.seed)
     epochs = [[(epoch, index) for index in indices] for epoch in range(pairs)]
     loader = training_loader(dataset, views, epochs, pixel_format, torch.device("cpu"), workers=0)
-    views_of_epochs = [views(*batch[:3]) for batch in loader]
+    views_of_epochs = [denormalize(views, views(*batch[:3])) for batch in loader]
     return [
         ImageViews(
             dataset.title(index),
             read_image(dataset, index, pixel_format),
-            [(first[row], second[row]) for first, second in views_of_epochs],
+            [tuple(view[row] for view in views_of_epoch) for views_of_epoch in views_of_epochs],
         )
         for row, index in enumerate(indices)
     ]
+
+
+def denormalize(views: Views, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return batches of views in [0, 1], without the normalization of their transform."""
+    if views.statistics is not None:
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in views.statistics)
+        batches = [x * std + mean for x in batches]
+    return [x.clamp(0, 1) for x in batches]
 
 
 def _readable_indices(dataset: ImageDataset, pixel_format: PixelFormat, count: int) -> list[int]:

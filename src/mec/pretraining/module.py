@@ -17,13 +17,14 @@ from torch.distributed.fsdp import FSDPModule
 from mec.coding import loss_in_chunks
 from mec.coding.chunks import freeze_running_statistics
 from mec.data.rng import Stream, uniforms
-from mec.data.transforms.crop import Batch, ReferenceViews
-from mec.data.transforms.multi_view import TwoViews
+from mec.data.transforms.crop import Batch
+from mec.data.transforms.multi_view import TwoViews, Views
+from mec.data.transforms.reference import ReferenceViews
 from mec.engine.fsdp import FSDP2Strategy, apply_fsdp
 from mec.engine.progress import TrainingModule
 from mec.errors import InputError
 from mec.models.encoder import Encoder
-from mec.models.siamese import Predictor, Projector, Siamese, Views
+from mec.models.siamese import PerView, Predictor, Projector, Siamese
 from mec.pretraining.advice import sentence, stabilize
 from mec.pretraining.objective import Objective
 from mec.pretraining.optimizers import TORCH_OPTIMIZERS, create_optimizer
@@ -48,14 +49,14 @@ def create_network(recipe: Recipe, encoder: Encoder, objective: Objective | None
     return Siamese(encoder, projector, predictor, targets)
 
 
-def create_views(recipe: Recipe, size: int) -> TwoViews:
+def create_views(recipe: Recipe, size: int) -> Views:
     """Return the module that makes the recipe's two views, ``size`` pixels a side."""
     view_class = ReferenceViews if recipe.views == "reference" else TwoViews
     return view_class(size, recipe.view_1, recipe.view_2, recipe.seed)
 
 
 class Pretraining(TrainingModule):
-    """Views, network, objective and teacher update: the paper's training step.
+    """PerView, network, objective and teacher update: the paper's training step.
 
     A step depends only on the weights, the images and the step number, not on what ran before it in the same process:
     random numbers of the network (stochastic depth, dropout) come from a generator that is reseeded at every step, and
@@ -73,12 +74,13 @@ class Pretraining(TrainingModule):
         total_steps: int,
         warmup_steps: int,
         objective: Callable[..., Tensor] | None = None,
+        views: Views | None = None,
     ) -> None:
         super().__init__()
         self.recipe = recipe
         self.batch_size, self.total_steps, self.warmup_steps = batch_size, total_steps, warmup_steps
         self.lr = recipe.optimizer.lr * batch_size / 256
-        self.views = create_views(recipe, encoder.image_size)
+        self.views = views or create_views(recipe, encoder.image_size)
         self.normalize = encoder.normalize
         self.objective = Objective(objective or recipe.objective.create())
         self.network = create_network(recipe, encoder, self.objective)
@@ -100,14 +102,14 @@ class Pretraining(TrainingModule):
         self.step_metrics["loss"] = loss.detach()
         return loss
 
-    def _split_into_chunks(self, batch: Batch) -> list[Callable[[], Views]]:
+    def _split_into_chunks(self, batch: Batch) -> list[Callable[[], PerView]]:
         """Return functions that make the views of nearly equal chunks, of at most ``recipe.chunk_size`` images each."""
         size = len(batch.indices)
         count = -(-size // (self.recipe.chunk_size or size))
         bounds = [size * number // count for number in range(count + 1)]
         return [partial(self._make_views, batch, slice(start, stop)) for start, stop in pairwise(bounds)]
 
-    def _make_views(self, batch: Batch, rows: slice) -> Views:
+    def _make_views(self, batch: Batch, rows: slice) -> PerView:
         """Return the normalized views of a chunk, after seeding the generator of the network for it."""
         self._seed(Stream.NETWORK, self.global_rank * 2**32 + rows.start)
         views = self.views(batch.images[rows], batch.indices[rows], batch.epoch)
@@ -118,9 +120,10 @@ class Pretraining(TrainingModule):
         torch.manual_seed(int(seed * 2**53))
 
     def _normalize(self, x: Tensor) -> Tensor:
-        return self.normalize(x).contiguous(memory_format=self.memory_format)
+        normalized = self.normalize(x) if self.views.statistics is None else x
+        return normalized.contiguous(memory_format=self.memory_format)
 
-    def _loss(self, codes: Views, targets: Views | None) -> Tensor:
+    def _loss(self, codes: PerView, targets: PerView | None) -> Tensor:
         self._seed(Stream.OBJECTIVE, 0)  # equal in all processes
         loss: Tensor = self.objective(codes, targets)
         if self.step_is_logged and math.isfinite(loss.detach()):
@@ -225,23 +228,23 @@ class Pretraining(TrainingModule):
 
 def chunked_loss(
     network: Siamese,
-    chunks: Sequence[Callable[[], Views]],
-    loss: Callable[[Views, Views | None], Tensor],
+    chunks: Sequence[Callable[[], PerView]],
+    loss: Callable[[PerView, PerView | None], Tensor],
     backward: Callable[[Tensor], None],
     scale: float = 1.0,
 ) -> Tensor:
     """Return ``loss(codes, targets)`` of the whole batch by ``loss_in_chunks``. The encoders see one chunk at a time;
     projector and predictor, BatchNorm included, see the whole batch."""
-    teacher: list[Views] = []
+    teacher: list[PerView] = []
 
-    def encode(*views: Tensor) -> Views:
+    def encode(*views: Tensor) -> PerView:
         features = tuple(map(network.encoder, views))
         targets = None if torch.is_grad_enabled() else network.teacher_features(*views)  # in the first pass only
         if targets is not None:
             teacher.append(targets)
         return features
 
-    def loss_of_features(features: Views) -> Tensor:
+    def loss_of_features(features: PerView) -> Tensor:
         targets = tuple(map(torch.cat, zip(*teacher, strict=True))) if teacher else None
         return loss(*network.codes(features, targets))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mec.coding import rank_metrics
 from mec.coding.gram import world_group
 from mec.errors import InputError
-from mec.models.siamese import Views
+from mec.models.siamese import PerView
 from mec.objectives.gather import Gathered
 from mec.pretraining.parts import describe_part
 
@@ -36,7 +36,7 @@ class Objective(nn.Module):
         self._health: Callable[..., Mapping[str, float]] | None = getattr(function, "health", None)
         self._warmup: Callable[[float], None] | None = getattr(function, "warmup", None)
 
-    def forward(self, codes: Views, targets: Views | None = None) -> Tensor:
+    def forward(self, codes: PerView, targets: PerView | None = None) -> Tensor:
         """Return the loss, a scalar."""
         with torch.autocast(codes[0].device.type, enabled=False):
             loss: Tensor = self.function(*_arguments(codes, targets))
@@ -46,7 +46,7 @@ class Objective(nn.Module):
         return loss
 
     @torch.no_grad()
-    def health(self, codes: Views, targets: Views | None = None) -> dict[str, float]:
+    def health(self, codes: PerView, targets: PerView | None = None) -> dict[str, float]:
         """Return the metrics of the function, if it has any, and the ranks of the codes of the last view."""
         metrics: Mapping[str, float] = {}
         if self._health is not None:
@@ -86,7 +86,7 @@ class Objective(nn.Module):
         return names
 
 
-def _arguments(codes: Views, targets: Views | None) -> tuple[Views, ...]:
+def _arguments(codes: PerView, targets: PerView | None) -> tuple[PerView, ...]:
     """Return the arguments of the function, converted to float32."""
     converted = tuple(z.float() for z in codes)
     return (converted,) if targets is None else (converted, tuple(z.float() for z in targets))

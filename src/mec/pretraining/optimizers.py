@@ -72,8 +72,8 @@ def check_optimizer(settings: OptimizerSettings) -> None:
 def create_optimizer(
     network: Siamese, settings: OptimizerSettings, lr: float, fused: bool, objective: nn.Module | None = None
 ) -> torch.optim.Optimizer:
-    """Return the optimizer of the trained parameters of a network, and of those of an objective, if it has any. The lr of a group with an ``lr_scale`` (layer-wise
-    decay) is to be multiplied by it."""
+    """Return the optimizer of the trained parameters of a network, and of those of an objective, if it has any. The lr
+    of a group with an ``lr_scale`` (layer-wise decay) is to be multiplied by it."""
     if settings.decay_norms_and_biases and settings.layer_decay is None:
         parts = filter(None, (network, objective))
         return _create([p for part in parts for p in part.parameters() if p.requires_grad], settings, lr, fused)

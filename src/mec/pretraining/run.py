@@ -23,6 +23,9 @@ from mec.data.loaders import training_loader, training_sampler
 from mec.data.order import EpochSampler, StepSampler
 from mec.data.pixels import PixelFormat
 from mec.data.splits import log_splits
+from mec.data.transforms.custom import ViewTransform
+from mec.data.transforms.dry_run import create_custom_views
+from mec.data.transforms.multi_view import Views
 from mec.distributed import is_rank_zero, process_group
 from mec.embedding.extract import merge_corrupt_logs
 from mec.engine.checkpoints import PreemptionCheckpoint, latest_checkpoint
@@ -72,6 +75,7 @@ def pretrain(
     callbacks: Sequence[lightning.Callback] = (),
     *,
     objective: Callable[..., Tensor] | None = None,
+    view_transform: ViewTransform | None = None,
 ) -> Run:
     """Pretrain an encoder on images, without labels.
 
@@ -94,6 +98,10 @@ def pretrain(
             network itself or of a teacher, and a predictor unless ``predictor`` is false), ``batch_norm`` (false: none
             after the projector), ``joins_processes`` (true: it gets the codes of its process and joins those of all
             itself). Its parameters are trained with the network. docs/your-loss.md has examples.
+        view_transform: makes the views in place of the recipe's augmentations. An nn.Module is given batches
+            (n, c, h, w) in [0, 1] on the device. Any other callable, torchvision's modules included, is given one PIL
+            image (a tensor (c, h, w) for more than 8 bits or other channels) in a loader process. Both return a list
+            of views of one size, or a single view, for which they are called twice. Their size replaces image_size.
 
     Returns:
         The run. Its folder contains recipe.yaml, environment.json, metrics.csv, TensorBoard events in tensorboard/,
@@ -107,12 +115,12 @@ def pretrain(
     """
     out = Path(out).expanduser()
     recipe = _resolve_recipe(recipe, data, out, resume)
-    recipe = _with_parts(recipe, objective=objective)
+    recipe = _with_parts(recipe, objective=objective, view_transform=view_transform)
     objective = objective or recipe.objective.create()
     if getattr(objective, "targets", None) == "teacher":
         recipe = replace(recipe, teacher=replace(recipe.teacher, enabled=True))
     with seeded(recipe.seed):
-        return _pretrain(data, out, recipe, resume, callbacks, objective)
+        return _pretrain(data, out, recipe, resume, callbacks, objective, view_transform)
 
 
 def _with_parts(recipe: Recipe, **parts: object) -> Recipe:
@@ -133,6 +141,7 @@ def _pretrain(
     resume: bool,
     callbacks: Sequence[lightning.Callback],
     objective: Callable[..., Tensor],
+    view_transform: ViewTransform | None,
 ) -> Run:
     with ProgressBar("opening the images"):
         dataset = open_dataset(data, "pretrain", subsample=recipe.subsample, frame_stride=recipe.frame_stride)
@@ -143,13 +152,17 @@ def _pretrain(
         dataset, corrupt = load_into_memory(dataset, pixel_format)
         if corrupt:  # every image was read: corrupt ones are only returned with a dataset in memory
             corrupt_log.add(corrupt, corrupt_log.num_images)
-        encoder = _create_encoder(recipe, pixel_format, dataset)
+        views: Views | None = None
+        if view_transform is not None:
+            views = create_custom_views(view_transform, dataset, pixel_format, recipe.image_size, recipe.seed)
+            recipe = replace(recipe, image_size=views.size)
+        encoder = _create_encoder(recipe, pixel_format, dataset, views)
     if len(dataset) < 2:
         raise InputError(f"data: expected at least 2 images, got {len(dataset)}")
     trainer = _create_trainer(recipe, out, corrupt_log, callbacks)
     sampler = _create_sampler(recipe, dataset, trainer)
     total_steps = len(sampler) * recipe.epochs
-    module = _create_module(recipe, encoder, sampler, total_steps, trainer, objective)
+    module = _create_module(recipe, encoder, sampler, total_steps, trainer, objective, views)
     device = trainer.strategy.root_device
     loader = training_loader(dataset, module.views, sampler, pixel_format, device, recipe.workers, trainer.num_devices)
     environment = describe_environment(data, dataset, module.batch_size, trainer)
@@ -233,12 +246,13 @@ def _create_module(
     total_steps: int,
     trainer: lightning.Trainer,
     objective: Callable[..., Tensor],
+    views: Views | None,
 ) -> Pretraining:
     # a short run has fewer warm-up steps than the recipe, at most a quarter of all
     warmup_steps = min(round(recipe.optimizer.warmup_epochs * len(sampler)), total_steps // 4)
     if recipe.gradient_checkpointing:
         enable_gradient_checkpointing(encoder)
-    module = Pretraining(recipe, encoder, sampler.global_batch, total_steps, warmup_steps, objective)
+    module = Pretraining(recipe, encoder, sampler.global_batch, total_steps, warmup_steps, objective, views)
     if trainer.world_size > 1:
         convert_sync_batch_norm(module.network, trainer.strategy.root_device.type)
     return module
@@ -257,10 +271,12 @@ def _compiled(module: Pretraining, recipe: Recipe, device_type: str) -> Abstract
     return context
 
 
-def _create_encoder(recipe: Recipe, pixel_format: PixelFormat, dataset: ImageDataset) -> Encoder:
+def _create_encoder(recipe: Recipe, pixel_format: PixelFormat, dataset: ImageDataset, views: Views | None) -> Encoder:
     # 8-bit color images are normalized with ImageNet's statistics, the default of create_encoder
     is_8bit_color = pixel_format.channels == 3 and pixel_format.value_range is None
     mean, std = (None, None) if is_8bit_color else channel_statistics(dataset, pixel_format)
+    if views is not None and views.statistics is not None:
+        mean, std = views.statistics
     return create_encoder(
         recipe.backbone,
         recipe.image_size,

@@ -11,7 +11,9 @@ from mec.data import ArrayDataset, PixelFormat, open_dataset
 from mec.data.loaders import EpochSampler, training_loader
 from mec.data.rng import Stream, uniforms
 from mec.data.transforms import VIEW_1, VIEW_2, ViewSettings
-from mec.data.transforms.crop import Item, ReferenceCropper, ReferenceViews, reference_transform
+from mec.data.transforms.crop import Item
+from mec.data.transforms.custom import TransformReader
+from mec.data.transforms.reference import ReferenceViews, reference_transform
 from mec.errors import InputError
 from tests.data.transforms.test_geometry import photograph
 
@@ -44,7 +46,7 @@ def test_views_match_torchvision_for_any_number_of_workers(tmp_path: Path) -> No
             x1, x2 = views(*b[:3])
             views_by_index |= {int(i): (x1[n], x2[n]) for n, i in enumerate(b.indices)}
         results.append(views_by_index)
-    seeds = (uniforms(2, 0, np.arange(6), 2, Stream.REFERENCE_VIEWS) * 2**32).astype(int)
+    seeds = (uniforms(2, 0, np.arange(6), 2, Stream.VIEW_TRANSFORM) * 2**32).astype(int)
     for i in range(6):
         image = Image.open(tmp_path / f"{i}.png")
         for view, settings in enumerate((VIEW_1, VIEW_2)):
@@ -59,8 +61,8 @@ def test_array_datasets_and_grayscale_images_are_supported() -> None:
     dataset = ArrayDataset("a", np.random.default_rng(0).integers(0, 256, (4, 20, 20, 1), dtype=np.uint8))
     views = ReferenceViews(16, VIEW_1, VIEW_2)
     before = random.getstate(), torch.random.get_rng_state()
-    cropper = ReferenceCropper(views, PixelFormat(1))
-    cropper([Item(0, lambda: dataset.load(0), "a")], 0, lambda _: iter(()))
+    reader = TransformReader(views, PixelFormat(1))
+    reader([Item(0, lambda: dataset.load(0), "a")], 0, lambda _: iter(()))
     assert random.getstate() == before[0]
     assert torch.equal(torch.random.get_rng_state(), before[1])
     (batch,) = training_loader(dataset, views, EpochSampler(4, 4, seed=0), PixelFormat(1), CPU, workers=0)

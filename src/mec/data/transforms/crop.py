@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import Image, ImageFilter, ImageOps
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
-from torchvision import transforms
 
 from mec.data.corrupt import CorruptImage
 from mec.data.decode import SHRINK_FACTORS, OpenedImage, open_image
 from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat
-from mec.data.rng import Stream, uniforms
-from mec.data.transforms import Boxes, ViewSettings
-from mec.data.transforms.multi_view import MultiView, TwoViews
+from mec.data.transforms import Boxes
+from mec.data.transforms.multi_view import MultiView
 from mec.errors import InputError
 
 MAX_SUBSTITUTES = 100  # images that are tried in place of a corrupt one
@@ -46,17 +42,31 @@ class Item(NamedTuple):
     title: str
 
 
-class Cropper:
-    """Turns encoded images into a Batch of crops. A corrupt one is replaced, under its index and random crops."""
+class BatchReader(ABC):
+    """Turns encoded images into a Batch of ``num_crops`` crops of each. A corrupt one is replaced, under its index and
+    random crops. ``dtype`` is that of the batch; None: uint8, or float32 for images of more bits."""
 
-    def __init__(self, views: MultiView, pixel_format: PixelFormat) -> None:
-        self.views, self.pixel_format = views, pixel_format
+    def __init__(
+        self, pixel_format: PixelFormat, size: int, num_crops: int, seed: int, dtype: DTypeLike | None = None
+    ) -> None:
+        self.pixel_format, self.size, self.num_crops, self.seed = pixel_format, size, num_crops, seed
+        self.dtype = dtype or (np.uint8 if pixel_format.value_range is None else np.float32)
+
+    @abstractmethod
+    def sample_parameters(
+        self, indices: NDArray[np.int64], epoch: int, opened: Sequence[OpenedImage | None]
+    ) -> Sequence[Any]:
+        """Return the random parameters of each image, as ``crop`` takes them."""
+
+    @abstractmethod
+    def crop(self, out: ImageArray, opened: OpenedImage, parameters: Any) -> None:
+        """Write the crops of one image into ``out`` (num_crops, size, size, channels)."""
 
     def __call__(self, items: Sequence[Item], epoch: int, substitutes: Callable[[int], Iterator[Item]]) -> Batch:
         """Load and crop a batch. ``substitutes(index)`` yields images to try where image ``index`` is corrupt."""
-        size, indices = self.views.size, np.array([item.image_index for item in items], dtype=np.int64)
-        dtype = np.uint8 if self.pixel_format.value_range is None else np.float32
-        out = np.empty((len(items), len(self.views.settings), size, size, self.pixel_format.channels), dtype=dtype)
+        indices = np.array([item.image_index for item in items], dtype=np.int64)
+        shape = (len(items), self.num_crops, self.size, self.size, self.pixel_format.channels)
+        out = np.empty(shape, dtype=self.dtype)
         corrupt: list[CorruptImage] = []
         source_indices = indices.copy()
         opened = [self._open(item, corrupt) for item in items]
@@ -66,27 +76,6 @@ class Cropper:
                 candidates = substitutes(item.image_index)
                 source_indices[n] = self._substitute(out[n], item.image_index, epoch, candidates, corrupt)
         return Batch(torch.from_numpy(out).permute(0, 1, 4, 2, 3), indices, epoch, corrupt, source_indices)
-
-    def sample_parameters(
-        self, indices: NDArray[np.int64], epoch: int, opened: Sequence[OpenedImage | None]
-    ) -> Sequence[Any]:
-        """Return the random parameters of each image, as ``crop`` takes them: boxes (views, 4) and flips (views,)."""
-        # images that cannot be opened get a placeholder size; their parameters are not used
-        heights = np.array([o.height if o else 1 for o in opened])
-        widths = np.array([o.width if o else 1 for o in opened])
-        views = range(len(self.views.settings))
-        per_view = [self.views.view_parameters(view, indices, epoch, heights, widths) for view in views]
-        boxes = np.stack([p.boxes for p in per_view], axis=1)
-        flips = np.stack([p.flip for p in per_view], axis=1)
-        return list(zip(boxes, flips, strict=True))
-
-    def crop(self, out: ImageArray, opened: OpenedImage, parameters: Any) -> None:
-        """Write the crops of one image into ``out`` (views, size, size, channels)."""
-        boxes, flip = parameters
-        image = opened.decode(self.pixel_format, choose_shrink(boxes, self.views.size))
-        for view in range(len(out)):
-            box = scale_box(boxes[view], (opened.height, opened.width), (image.shape[0], image.shape[1]))
-            out[view] = crop_and_resize(image, box, self.views.size, bool(flip[view]))
 
     def _open(self, item: Item, corrupt: list[CorruptImage]) -> OpenedImage | None:
         try:
@@ -119,6 +108,34 @@ class Cropper:
         raise InputError(f"data: no readable image found to replace image {index}; last tried: {title}: {reason}")
 
 
+class Cropper(BatchReader):
+    """Crops all views of an image, of which ``views`` makes the rest on the device."""
+
+    def __init__(self, views: MultiView, pixel_format: PixelFormat) -> None:
+        super().__init__(pixel_format, views.size, views.num_views, views.seed)
+        self.views = views
+
+    def sample_parameters(
+        self, indices: NDArray[np.int64], epoch: int, opened: Sequence[OpenedImage | None]
+    ) -> Sequence[Any]:
+        """Return boxes (views, 4) and flips (views,) for each image."""
+        # images that cannot be opened get a placeholder size; their parameters are not used
+        heights = np.array([o.height if o else 1 for o in opened])
+        widths = np.array([o.width if o else 1 for o in opened])
+        views = range(self.num_crops)
+        per_view = [self.views.view_parameters(view, indices, epoch, heights, widths) for view in views]
+        boxes = np.stack([p.boxes for p in per_view], axis=1)
+        flips = np.stack([p.flip for p in per_view], axis=1)
+        return list(zip(boxes, flips, strict=True))
+
+    def crop(self, out: ImageArray, opened: OpenedImage, parameters: Any) -> None:
+        boxes, flip = parameters
+        image = opened.decode(self.pixel_format, choose_shrink(boxes, self.size))
+        for view in range(len(out)):
+            box = scale_box(boxes[view], (opened.height, opened.width), (image.shape[0], image.shape[1]))
+            out[view] = crop_and_resize(image, box, self.size, bool(flip[view]))
+
+
 def choose_shrink(boxes: Boxes, size: int) -> int:
     """Return the largest shrink factor of decoding at which all ``boxes`` (n, 4) satisfy ``MIN_OVERSAMPLING``."""
     shortest_side = float(boxes[:, 2:].min())
@@ -146,63 +163,3 @@ def crop_and_resize(image: ImageArray, box: Boxes, size: int, flip: bool = False
         y = y.flip(3)  # many times faster than a reversed view in numpy
     resized: ImageArray = y[0].permute(1, 2, 0).numpy()
     return resized
-
-
-def reference_transform(size: int, view: ViewSettings) -> Callable[[Image.Image], Image.Image]:
-    """Return the transforms of MoCo v3 and of the paper's code, in their order, without ToTensor and Normalize."""
-    jitter = transforms.ColorJitter(view.brightness, view.contrast, view.saturation, view.hue)
-    steps = [
-        transforms.RandomResizedCrop(size, scale=view.crop_scale, ratio=view.crop_ratio),
-        transforms.RandomApply([jitter], p=view.color_jitter),
-        transforms.RandomGrayscale(p=view.grayscale),
-        transforms.RandomApply([partial(_gaussian_blur, sigma=view.blur_sigma)], p=view.blur),
-        transforms.RandomApply([ImageOps.solarize], p=view.solarize),
-        transforms.RandomHorizontalFlip(p=view.flip),
-    ]
-    return transforms.Compose(steps)  # type: ignore[no-any-return]
-
-
-def _gaussian_blur(image: Image.Image, sigma: tuple[float, float]) -> Image.Image:
-    return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(*sigma)))
-
-
-class ReferenceViews(TwoViews):
-    """Replaces TwoViews where ReferenceCropper has already applied all augmentations."""
-
-    def __init__(self, size: int, view_1: ViewSettings, view_2: ViewSettings, seed: int = 0) -> None:
-        super().__init__(size, view_1, view_2, seed)
-        if view_1.rotation or view_2.rotation:
-            raise InputError("views: reference has no rotation, as the paper's code; use fast")
-
-    def forward(self, images: Tensor, indices: Any, epoch: int) -> tuple[Tensor, Tensor]:
-        """Convert uint8 views (n, 2, c, size, size) to two float batches (n, c, size, size) in [0, 1]."""
-        return images[:, 0] / 255, images[:, 1] / 255
-
-
-class ReferenceCropper(Cropper):
-    """Makes the exact views of the paper's code, with torchvision on PIL images, seeded by image index and epoch."""
-
-    def __init__(self, views: ReferenceViews, pixel_format: PixelFormat) -> None:
-        super().__init__(views, pixel_format)
-        if pixel_format.channels not in (1, 3) or pixel_format.value_range is not None:
-            raise InputError("views: reference expects grayscale or color images of 8 bits; use fast for others")
-        self.transforms = [reference_transform(views.size, view) for view in views.settings]
-
-    def sample_parameters(
-        self, indices: NDArray[np.int64], epoch: int, opened: Sequence[OpenedImage | None]
-    ) -> Sequence[Any]:
-        """Return a seed for each image and view."""
-        u = uniforms(self.views.seed, epoch, indices, 2, Stream.REFERENCE_VIEWS)
-        return (u * 2**32).astype(np.int64).tolist()  # type: ignore[no-any-return]
-
-    def crop(self, out: ImageArray, opened: OpenedImage, parameters: Any) -> None:
-        image = opened.decode(self.pixel_format)
-        pil_image = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
-        # without loader workers, the global generators are those of the training itself: restore them
-        state = random.getstate()
-        with torch.random.fork_rng(devices=[]):
-            for view, (transform, seed) in enumerate(zip(self.transforms, parameters, strict=True)):
-                torch.manual_seed(seed)
-                random.seed(seed)
-                out[view] = np.asarray(transform(pil_image)).reshape(out[view].shape)
-        random.setstate(state)

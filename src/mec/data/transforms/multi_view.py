@@ -32,19 +32,38 @@ from mec.data.transforms import (
 from mec.errors import InputError
 
 CACHE_BYTES = 3 * 2**20  # size of a chunk of images on a CPU, whose intermediate results stay in the cache
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of channels, of [0, 1]
 YIQ = np.array([(0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
 MATRIX_BLUR_MAX_SIDE = 64
 """Up to this side in pixels, matrix products are the fastest blur on a CPU. On an accelerator they are at any side."""
 
 
-class MultiView(nn.Module):
-    """Makes one view of each image per entry of ``settings``, on the device of the batch; see ``TwoViews``."""
+class Views(nn.Module):
+    """Makes the views of a batch: ``views(images, indices, epoch)`` returns a float batch (n, c, size, size) for each.
 
-    def __init__(self, size: int, settings: Sequence[ViewSettings], seed: int = 0) -> None:
+    Attributes:
+        size: side of a view in pixels.
+        num_views: number of views of each image.
+        seed: fixes the views of each image index and epoch.
+        statistics: mean and standard deviation of each channel, by which the views are already normalized; None: they
+            are in [0, 1].
+    """
+
+    statistics: Statistics | None = None
+
+    def __init__(self, size: int, num_views: int, seed: int = 0) -> None:
         super().__init__()
         if size < 1:
             raise InputError(f"size: expected at least 1 pixel, got {size}")
-        self.size, self.settings, self.seed = size, tuple(settings), seed
+        self.size, self.num_views, self.seed = size, num_views, seed
+
+
+class MultiView(Views):
+    """Makes one view of each image per entry of ``settings``, on the device of the batch; see ``TwoViews``."""
+
+    def __init__(self, size: int, settings: Sequence[ViewSettings], seed: int = 0) -> None:
+        super().__init__(size, len(settings), seed)
+        self.settings = tuple(settings)
 
     @property
     def num_views(self) -> int:
