@@ -104,7 +104,8 @@ def as_array(value: Any) -> NDArray[Any] | None:
 
 def plain_label(label: Any) -> Any:
     """Return a label as a number or text, a vector as a tuple of numbers; other objects as they are."""
-    array = as_array(np.asarray(label) if isinstance(label, list | np.generic) else label)
+    is_vector = isinstance(label, list) and all(isinstance(value, int | float | np.generic) for value in label)
+    array = as_array(np.asarray(label) if is_vector or isinstance(label, np.generic) else label)
     if array is None:
         return label
     return array.reshape(-1)[0].item() if array.size == 1 else tuple(array.reshape(-1).tolist())

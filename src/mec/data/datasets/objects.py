@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import IterableDataset, TensorDataset
 
 from mec.data.dataset import (
     ArrayDataset,
@@ -23,13 +22,11 @@ from mec.data.dataset import (
     data_name,
     is_image_dataset,
     label_of,
-    log_progress,
     select_labels,
 )
 from mec.data.datasets.arrays import to_nhwc
-from mec.data.datasets.huggingface import TABLE_LABEL_COLUMNS, open_table_split
+from mec.data.datasets.huggingface import open_table_split
 from mec.data.datasets.items import (
-    NO_LABEL,
     VIEWS_HINT,
     as_array,
     describe_type,
@@ -37,24 +34,19 @@ from mec.data.datasets.items import (
     image_part,
     label_part,
     load_item,
-    plain_label,
 )
-from mec.data.datasets.lists import find_column
+from mec.data.datasets.object_labels import is_table, paths_of, per_item, read_labels, set_names
 from mec.data.decode import open_image
 from mec.data.pixels import CorruptImageError
 from mec.data.splits import (
     Splits,
     add_to_layout,
-    clean_labels,
     find_split_names,
-    label_names,
     open_named_splits,
     set_labels,
 )
 from mec.errors import InputError
 
-LABEL_ATTRIBUTES = ("targets", "labels", "y")  # one value per item, in datasets of torchvision and others
-CLASS_ATTRIBUTES = ("classes", "categories")
 NUM_TRIED = 8  # items that are tried until one is an image
 NUM_SEEDS = 3  # under which an item is loaded again, to see whether it is random
 
@@ -115,13 +107,13 @@ def _open_split(data: Any, classes: list[str] | None, skip_labels: bool) -> Imag
         raise InputError(f"data: expected objects as splits, got the path {name}; open it with mec.open_dataset")
     if (arrays := _arrays(data)) is not None:
         return _open_arrays(name, *arrays, classes)
-    if _is_table(data) and data.format["type"] != "custom" and len(data):
+    if is_table(data) and data.format["type"] != "custom" and len(data):
         # other formats, such as torch, change the type of an image and not its pixels
         return open_table_split(name, data.with_format(None), classes)
     index, item = _first_image(data, name)
-    dataset = ObjectDataset(name, data, np.arange(len(data)), paths=_per_item(data, _paths))
+    dataset = ObjectDataset(name, data, np.arange(len(data)), paths=per_item(data, paths_of))
     dataset.layout = f"{name}, images {describe_type(image_part(item))}{_describe_randomness(data, index)}"
-    _read_labels(dataset, index, label_part(item), classes, skip_labels)
+    read_labels(dataset, index, label_part(item), classes, skip_labels)
     return dataset
 
 
@@ -160,13 +152,8 @@ def _open_arrays(
     if len(labels) != len(images):
         raise InputError(f"data: expected {len(images)} labels beside the images of {name}, got {len(labels)}")
     add_to_layout(dataset, f"labels {labels.dtype}")
-    _set_names(dataset, list(labels), None, classes)
+    set_names(dataset, list(labels), None, classes)
     return dataset
-
-
-def _is_table(data: Any) -> bool:
-    datasets = sys.modules.get("datasets")  # imported already if ``data`` is one of its objects
-    return datasets is not None and isinstance(data, datasets.Dataset)
 
 
 def _first_image(data: Any, name: str) -> tuple[int, Any]:
@@ -191,7 +178,8 @@ def _first_image(data: Any, name: str) -> tuple[int, Any]:
             reason = reason or f"item {index}: {error}"
             continue
         first, second = image_part(item), label_part(item)
-        if np.ndim(second) > 1 and describe_type(first) == describe_type(second):  # not those of a mask
+        is_image = isinstance(second, Image.Image) or getattr(second, "ndim", 0) > 1
+        if is_image and describe_type(first) == describe_type(second):  # a mask has another type
             raise InputError(f"data: expected items with one image, got {describe_type(first)} twice: {VIEWS_HINT}")
         return index, item
     raise InputError(f"data: none of {len(tried)} items of {name} is an image; {reason}")
@@ -211,112 +199,3 @@ def _describe_randomness(data: Any, index: int) -> str:
         if any(content(seed) != first for seed in range(1, NUM_SEEDS + 1)):
             return ", random transforms of the items seeded by their index: the same in every epoch"
     return ""
-
-
-def _per_item(data: Any, find: Callable[[Any], list[Any] | None]) -> list[Any] | None:
-    """Return the value of each item by ``find(dataset)``, through the indices of subsets and joined datasets."""
-    if isinstance(data, Subset):
-        values = _per_item(data.dataset, find)
-        return None if values is None else [values[i] for i in data.indices]
-    if isinstance(data, ConcatDataset):
-        joined: list[Any] = []
-        for part in data.datasets:
-            if (values := _per_item(part, find)) is None:
-                return None
-            joined += values
-        return joined
-    return find(data)
-
-
-def _paths(data: Any) -> list[str] | None:
-    """Return the paths of a list of paths, or of torchvision's ImageFolder."""
-    samples = data if isinstance(data, list) else getattr(data, "samples", None)
-    if not isinstance(samples, list) or len(samples) != len(data):
-        return None
-    paths = [sample[0] if isinstance(sample, tuple | list) and sample else sample for sample in samples]
-    return [os.fspath(path) for path in paths] if all(isinstance(path, str | os.PathLike) for path in paths) else None
-
-
-def _label_attribute(data: Any) -> tuple[str, list[Any]] | None:
-    """Return name and values of the attribute, or the column of a table, with the labels of all items."""
-    if _is_table(data):
-        position = find_column(data.column_names, TABLE_LABEL_COLUMNS)
-        column = None if position is None else data.column_names[position]
-        return None if column is None else (column, list(data.with_format(None)[column]))
-    for name in LABEL_ATTRIBUTES:
-        values: Any = getattr(data, name, None)
-        if hasattr(values, "__len__") and not isinstance(values, str | Mapping) and len(values) == len(data):
-            return name, list(values)
-    return None
-
-
-def _class_names(data: Any) -> list[str] | None:
-    if isinstance(data, Subset):
-        return _class_names(data.dataset)
-    if isinstance(data, ConcatDataset):
-        first, *others = map(_class_names, data.datasets)
-        return first if all(other == first for other in others) else None
-    if _is_table(data):
-        position = find_column(data.column_names, TABLE_LABEL_COLUMNS)
-        return None if position is None else getattr(data.features[data.column_names[position]], "names", None)
-    names = next((v for name in CLASS_ATTRIBUTES if isinstance(v := getattr(data, name, None), list | tuple)), None)
-    # torchvision's ImageNet has several names for a class
-    return None if names is None else [", ".join(n) if isinstance(n, tuple) else str(n) for n in names]
-
-
-def _read_labels(dataset: ObjectDataset, index: int, label: Any, classes: list[str] | None, skip_labels: bool) -> None:
-    """Set the labels from an attribute that agrees with ``label``, that of item ``index``; else from the items."""
-    data, names = dataset.data, []
-
-    def find(part: Any) -> list[Any] | None:
-        name, values = _label_attribute(part) or ("", None)
-        names.append(name)
-        return values
-
-    values = _per_item(data, find)
-    # a target_transform, or a dataset around another, may change the labels of the items
-    if values is not None and (label is NO_LABEL or plain_label(values[index]) == plain_label(label)):
-        add_to_layout(dataset, f"labels from {' and '.join(dict.fromkeys(names))}")
-    elif label is NO_LABEL:
-        return
-    elif skip_labels:
-        add_to_layout(dataset, "labels of the items not read")
-        return
-    else:
-        add_to_layout(dataset, "labels from the items")
-        values = [_item_label(data, row) for row in log_progress(range(len(data)), "reading labels")]
-    _set_names(dataset, values, _class_names(data), classes)
-
-
-def _item_label(data: Any, index: int) -> Any:
-    try:
-        label = label_part(load_item(data, index, seed=index))
-    except CorruptImageError:  # counted when the image is loaded
-        return None
-    return None if label is NO_LABEL else label
-
-
-def _set_names(
-    dataset: ArrayDataset | ObjectDataset, values: list[Any], own: list[str] | None, classes: list[str] | None
-) -> None:
-    """Set labels from a value for each image: a class name or number, an index into the classes of its ``own`` dataset,
-    or a one-hot vector. ``classes`` are those of the training split."""
-    labels = [plain_label(value) for value in values]
-    try:
-        if other := next((v for v in labels if not isinstance(v, str | int | float | tuple | None)), None):
-            raise InputError(f"expected one label per image, got {describe_type(other)}")
-        if lengths := {len(label) for label in labels if isinstance(label, tuple)}:
-            if len(lengths) > 1 or not all(isinstance(label, tuple) for label in labels):
-                raise InputError("expected one label per image, got several of some")
-            names = label_names(np.array(labels))
-        else:
-            names = clean_labels(labels)
-    except InputError as error:
-        add_to_layout(dataset, f"not used: {error}")
-        return
-    present = {name for name in names if name is not None}
-    if own and all(name.isdigit() and int(name) < len(own) for name in present) and len({*own}) == len(own):
-        names = [None if name is None else own[int(name)] for name in names]
-    elif not present <= {*(own or ())}:
-        own = None
-    set_labels(dataset, names, classes or own)
