@@ -223,7 +223,7 @@ def _raise(index: int) -> Any:
 
 def test_items_that_raise_are_corrupt_images() -> None:
     dataset = open_dataset(Photographs(_raise))
-    with pytest.raises(CorruptImageError, match="^ValueError: bad sector$"):
+    with pytest.raises(CorruptImageError, match=r"^ValueError: bad sector$"):
         dataset.load(5)
     assert dataset.labels.tolist() == [-1, 0, 0, 1, 1, -1, 2, 2, 2]  # type: ignore[union-attr]
     in_memory, corrupt = load_into_memory(dataset, PixelFormat())
