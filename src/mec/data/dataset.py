@@ -5,21 +5,27 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from mec.data.decode import open_image
 from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat
 
+if TYPE_CHECKING:
+    from mec.data.splits import Splits
+
 logger = logging.getLogger("mec")
 
-DataLike = str | os.PathLike[str]  # path or name of a dataset, as ``mec.open_dataset`` takes it
+PathLike: TypeAlias = str | os.PathLike[str]
+DataLike: TypeAlias = "PathLike | ImageDataset | MapDataset | Splits"  # as ``mec.open_dataset`` takes it
 Indices = NDArray[np.int64]
 Labels = NDArray[np.int64]
 Self = TypeVar("Self", bound="ImageDataset")
@@ -29,6 +35,15 @@ MAX_SAMPLED_SHARDS = 8  # of an evenly spaced sample; each is read from its star
 LOG_INTERVAL = 10.0  # seconds between two lines about the progress of opening a dataset
 UNLABELED = -1  # the label of an image without one
 MAX_NAMES = 3  # names of skipped files in a log line
+
+
+class MapDataset(Protocol):
+    """Any dataset with a length and items that are an image, (image, label), or a dict of both; a dict or a tuple of
+    several is a dataset with splits."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
 
 
 class ImageDataset(Protocol):
@@ -63,8 +78,8 @@ class ImageDataset(Protocol):
         """Boundaries of the shards (shards + 1,): shard i holds images shard_bounds[i] ... shard_bounds[i + 1] - 1."""
         return np.array([0, len(self)])
 
-    def load(self, index: int) -> bytes | NDArray[Any]:
-        """Return image ``index``, encoded or as an array.
+    def load(self, index: int) -> bytes | NDArray[Any] | Image.Image:
+        """Return image ``index``, encoded, as an array or as a PIL image.
 
         Raises:
             CorruptImageError: the image cannot be read.
@@ -125,6 +140,42 @@ class ArrayDataset(ImageDataset):
 
     def subset(self, indices: Indices) -> ArrayDataset:
         return replace(self, images=self.images[indices], labels=select_labels(self, indices))
+
+
+def is_path(data: DataLike) -> bool:
+    """Return whether data is a path or a name, and not an object."""
+    return isinstance(data, str | os.PathLike)
+
+
+def is_image_dataset(data: Any) -> bool:
+    """Return whether an object is of a subclass of ImageDataset."""
+    return ImageDataset in type(data).__mro__
+
+
+def data_name(data: DataLike) -> str:
+    """Return the name of data in logs and results: the path or name; of an ImageDataset or Splits its name; of another
+    object its class, such as torchvision.datasets.CIFAR10, or that of its first split."""
+    from mec.data.splits import Splits
+
+    if isinstance(data, str | os.PathLike):
+        return os.fspath(data)
+    if isinstance(data, Splits):
+        return data.train.name
+    if is_image_dataset(data):
+        return str(data.name)  # type: ignore[union-attr]
+    if isinstance(data, Mapping | tuple) and len(data):
+        return data_name(data.get("train", next(iter(data.values()))) if isinstance(data, Mapping) else data[0])
+    name = _public_name(type(data))
+    # a part of another dataset, such as torch.utils.data.Subset
+    return f"{name} of {data_name(data.dataset)}" if name == "torch.utils.data.Subset" else name  # type: ignore[union-attr]
+
+
+def _public_name(kind: type) -> str:
+    """Return the shortest path from which a class can be imported."""
+    parts = kind.__module__.split(".")
+    modules = [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+    public = next((m for m in modules if getattr(sys.modules.get(m), kind.__name__, None) is kind), modules[-1])
+    return kind.__name__ if public in ("builtins", "__main__") else f"{public}.{kind.__name__}"
 
 
 def read_file(path: Path) -> bytes:

@@ -66,8 +66,9 @@ class OpenedImage:
             return convert_pixels(self.decoder(pixel_format, shrink), pixel_format)
 
 
-def open_image(data: bytes | NDArray[Any]) -> OpenedImage:
-    """Open a JPEG, PNG, WebP, BMP, GIF (first frame), TIFF, PNM or .npy image, or an array; raise CorruptImageError."""
+def open_image(data: bytes | NDArray[Any] | Image.Image) -> OpenedImage:
+    """Open a JPEG, PNG, WebP, BMP, GIF (first frame), TIFF, PNM or .npy image, an array or a PIL image; raise
+    CorruptImageError."""
     with _raise_corrupt_image():
         opened = _open(data)
     if opened.height < 1 or opened.width < 1:
@@ -78,9 +79,11 @@ def open_image(data: bytes | NDArray[Any]) -> OpenedImage:
     return opened
 
 
-def _open(data: bytes | NDArray[Any]) -> OpenedImage:
+def _open(data: bytes | NDArray[Any] | Image.Image) -> OpenedImage:
     if isinstance(data, np.ndarray):
         return _open_array(data)
+    if isinstance(data, Image.Image):
+        return _open_pillow(lambda: data)
     if not data:
         raise CorruptImageError("the file is empty")
     if data[:2] == b"\xff\xd8":
@@ -89,7 +92,7 @@ def _open(data: bytes | NDArray[Any]) -> OpenedImage:
         return _open_array(channels_last(np.load(io.BytesIO(data), allow_pickle=False)))
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return _open_tiff(data)
-    return _open_pillow(data)
+    return _open_pillow(_pillow_reader(data))
 
 
 def _open_array(values: NDArray[Any]) -> OpenedImage:
@@ -98,12 +101,13 @@ def _open_array(values: NDArray[Any]) -> OpenedImage:
 
 
 def _open_jpeg(data: bytes) -> OpenedImage:
+    read = _pillow_reader(data)
     try:
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
-        return _open_pillow(data)
+        return _open_pillow(read)
     if color_space in ("CMYK", "YCCK"):
-        return _open_pillow(data)
+        return _open_pillow(read)
     orientation = _read_orientation(lambda: _jpeg_orientation(data))
 
     def decode(pixel_format: PixelFormat, shrink: int) -> NDArray[Any]:
@@ -113,7 +117,7 @@ def _open_jpeg(data: bytes) -> OpenedImage:
         try:
             pixels = simplejpeg.decode_jpeg(data, mode, min_height=min_height, min_width=min_width, min_factor=shrink)
         except ValueError:  # simplejpeg is stricter than Pillow
-            return _open_pillow(data).decoder(pixel_format, shrink)
+            return _open_pillow(read).decoder(pixel_format, shrink)
         return _apply_orientation(pixels, orientation)
 
     return OpenedImage(width, height, decode) if orientation >= 5 else OpenedImage(height, width, decode)
@@ -152,8 +156,12 @@ def _apply_orientation(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     return np.ascontiguousarray(pixels)
 
 
-def _open_pillow(data: bytes) -> OpenedImage:
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+def _pillow_reader(data: bytes) -> Callable[[], Image.Image]:
+    return lambda: Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def _open_pillow(read: Callable[[], Image.Image]) -> OpenedImage:
+    image = read()
     # the getexif of the PNG class decodes the whole image
     orientation = _read_orientation(lambda: Image.Image.getexif(image).get(EXIF_ORIENTATION))
     width, height = image.size
@@ -164,8 +172,8 @@ def _open_pillow(data: bytes) -> OpenedImage:
         width, height = height, width
 
     def decode(pixel_format: PixelFormat, shrink: int) -> NDArray[Any]:
-        # open again: a Pillow image keeps its decoded pixels, and OpenedImage must not
-        return _apply_orientation(_from_pillow(Image.open(io.BytesIO(data), formats=FORMATS), pixel_format), unapplied)
+        # read again: a Pillow image keeps its decoded pixels, and OpenedImage must not
+        return _apply_orientation(_from_pillow(read(), pixel_format), unapplied)
 
     return OpenedImage(height, width, decode)
 
@@ -184,7 +192,7 @@ def _from_pillow(image: Image.Image, pixel_format: PixelFormat) -> NDArray[Any]:
 def _open_tiff(data: bytes) -> OpenedImage:
     """Open common TIFFs with Pillow, and those with more channels, bits or pages with tifffile."""
     if _pillow_supports_tiff(data):
-        return _open_pillow(data)
+        return _open_pillow(_pillow_reader(data))
     try:
         import tifffile
     except ImportError as error:

@@ -14,6 +14,7 @@ from mec.data.dataset import (
     UNLABELED,
     DataLike,
     ImageDataset,
+    data_name,
     describe,
     describe_names,
     evenly_spaced,
@@ -143,7 +144,7 @@ def inspect(
                 splits[name] = _inspect_split(name, dataset, max_images)
         except InputError as error:
             problems.append(f"{name}: {str(error).removeprefix('data: ')}")
-    return Inspection(str(data), splits, problems + _warnings(splits))
+    return Inspection(data_name(data), splits, problems + _warnings(splits))
 
 
 def _inspect_split(name: str, dataset: ImageDataset, max_images: int | None) -> SplitInspection:

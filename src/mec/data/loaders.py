@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -87,10 +89,30 @@ def training_sampler(
 
 
 class QuietLoader(DataLoader[Any]):
-    """A loader without PyTorch's warning of more workers than cores: the user or ``worker_count`` chose the number."""
+    """A loader without PyTorch's warning of more workers than cores: the user or ``worker_count`` chose the number.
+
+    An InputError where the data cannot be pickled for workers that are not forked, as on macOS.
+    """
 
     def check_worker_number_rationality(self) -> None:
         pass
+
+    def __iter__(self) -> Any:
+        if not self.num_workers or multiprocessing.get_start_method() == "fork":
+            return super().__iter__()
+        try:
+            in_session = not hasattr(sys.modules["__main__"], "__file__")
+            if in_session and b"__main__" in pickle.dumps(self.dataset):
+                raise pickle.PicklingError("a class or function is defined in a notebook or an interactive session")
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Got pickle error")  # the exception follows
+                return super().__iter__()
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"workers: the data cannot be passed to loader processes, which are not forked here ({reason}): define "
+                "its classes and functions at the top level of a module, or use no workers (0)"
+            ) from error
 
 
 class TrainingLoader(QuietLoader):

@@ -212,7 +212,8 @@ def _load_item(dataset: ImageDataset, index: int) -> tuple[Item, int]:
     """Read an image from its shard and return it with its number of bytes, which is 0 if it cannot be read."""
     try:
         data = dataset.load(index)
-        return Item(index, lambda: data, dataset.title(index)), len(data)
+        num_bytes = len(data) if isinstance(data, bytes) else np.asarray(data).nbytes
+        return Item(index, lambda: data, dataset.title(index)), num_bytes
     except CorruptImageError as error:
         reason = str(error)
 

@@ -11,7 +11,17 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mec.data.dataset import UNLABELED, ImageDataset, Indices, Labels, count_skipped, describe, describe_skipped
+from mec.data.dataset import (
+    UNLABELED,
+    DataLike,
+    ImageDataset,
+    Indices,
+    Labels,
+    count_skipped,
+    data_name,
+    describe,
+    describe_skipped,
+)
 from mec.data.rng import Stream, uniforms
 from mec.errors import InputError
 
@@ -72,16 +82,16 @@ class Splits:
         return part
 
 
-def log_splits(data: Any, splits: dict[str, ImageDataset]) -> None:
+def log_splits(data: DataLike, splits: dict[str, ImageDataset]) -> None:
     """Log how each split was read: counts, layout, and what was skipped."""
-    lines = [f"{name} {describe(dataset)}".strip() for name, dataset in splits.items()]
+    title, lines = data_name(data), [f"{name} {describe(dataset)}".strip() for name, dataset in splits.items()]
     first = describe_skipped(next(iter(splits.values())))
     if first:  # both parts of a random split skip the same
         lines[1:] = [line.removesuffix(f"; {first}") for line in lines[1:]]
-    logger.info(f"{data}: {' | '.join(lines)}")
+    logger.info(f"{title}: {' | '.join(lines)}")
     for dataset in splits.values():
         if names := doubtful_classes(dataset):
-            logger.warning(f"{data}: CLASSES LOOK LIKE PARTS OF A DATASET: {', '.join(names)}")
+            logger.warning(f"{title}: CLASSES LOOK LIKE PARTS OF A DATASET: {', '.join(names)}")
             break
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mec.data.dataset import DataLike, evenly_spaced
+from mec.data.dataset import DataLike, PathLike, data_name, evenly_spaced
 from mec.data.datasets.folder import refuse_output_within
 from mec.data.pixels import CorruptImageError
 from mec.data.splits import log_splits
@@ -31,7 +31,7 @@ INPUTS = "inputs.json"
 def embed(
     data: DataLike,
     encoder: EncoderLike,
-    out: DataLike,
+    out: PathLike,
     near_duplicates: bool = False,
     outliers: bool = False,
     similarity: float = 0.9,
@@ -80,9 +80,9 @@ def embed(
         log_splits(data, images.splits)
         encoder = with_value_range(encoder, next(iter(images.splits.values())), data)
         fingerprint = _fingerprint(images, encoder, subsample, frame_stride)
-        inputs = {"data": str(data), "encoder": encoder.description, "fingerprint": fingerprint}
+        inputs = {"data": data_name(data), "encoder": encoder.description, "fingerprint": fingerprint}
         if len(set(group.all_gather(fingerprint))) > 1:
-            raise InputError(f"data, encoder: {data} or {encoder.description} differs between the processes")
+            raise InputError(f"data, encoder: {data_name(data)} or {encoder.description} differs between the processes")
         if not group.broadcast(out.exists()):
             parts = EmbeddingParts(images, encoder, out.with_name(f"{out.name}.parts"))
             if group.rank == 0:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mec.data.analysis import infer_pixel_format, load_into_memory, sample_images
 from mec.data.corrupt import CorruptImage, CorruptLog
-from mec.data.dataset import DataLike, ImageDataset
+from mec.data.dataset import DataLike, ImageDataset, data_name
 from mec.data.loaders import evaluation_loader, training_loader
 from mec.data.pixels import PixelFormat
 from mec.data.transforms import ViewSettings
@@ -49,10 +49,11 @@ def pixel_format_of(encoder: Encoder) -> PixelFormat:
 def check_channels(dataset: ImageDataset, encoder: Encoder, data: DataLike) -> None:
     """Raise InputError if the images cannot be converted to the channels of the encoder."""
     expected = encoder.spec.channels
+    name = data_name(data)
     channels = next(sample_images(dataset, 8, lambda opened: opened.raw(pixel_format_of(encoder)))).shape[2]
     if channels not in (expected, 1) and (channels, expected) != (3, 1):  # color to gray and gray to color convert
         raise InputError(
-            f"encoder: {encoder.description} takes {expected} channels, the images of {data} have {channels}"
+            f"encoder: {encoder.description} takes {expected} channels, the images of {name} have {channels}"
         )
 
 
@@ -68,7 +69,9 @@ def with_value_range(encoder: Encoder, dataset: ImageDataset, data: DataLike) ->
     if value_range is None:
         return encoder
     low, high = value_range
-    logger.info(f"{data}: values {low:g} to {high:g}, of a sample, are scaled to the 8-bit range of the encoder")
+    logger.info(
+        f"{data_name(data)}: values {low:g} to {high:g}, of a sample, are scaled to the 8-bit range of the encoder"
+    )
     adapted = copy.copy(encoder)
     adapted.spec = replace(encoder.spec, value_range=value_range)
     return adapted

@@ -19,7 +19,7 @@ from timm.optim.lars import Lars
 from torch import Tensor, nn
 
 from mec.data.corrupt import CorruptLog
-from mec.data.dataset import DataLike, ImageDataset
+from mec.data.dataset import ImageDataset, PathLike
 from mec.data.loaders import evaluation_loader, training_loader, training_sampler
 from mec.data.transforms.crop import Batch
 from mec.data.transforms.multi_view import MultiView
@@ -239,7 +239,7 @@ def fit(
 
 
 @contextmanager
-def training_folder(out: DataLike | None, settings: Mapping[str, Any], resume: bool) -> Iterator[Path | None]:
+def training_folder(out: PathLike | None, settings: Mapping[str, Any], resume: bool) -> Iterator[Path | None]:
     """Lock the folder of an evaluation's trainings, and delete it when the block has succeeded. ``settings`` are all
     that decide the result; with ``resume`` the folder must have the same."""
     if out is None:

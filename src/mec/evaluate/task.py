@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mec.data.dataset import DataLike, ImageDataset
+from mec.data.dataset import DataLike, ImageDataset, PathLike, data_name
 from mec.data.datasets import open_splits
 from mec.data.loaders import evaluation_loader
 from mec.data.pixels import PixelFormat
@@ -81,7 +81,7 @@ def open_task(
     encoder: EncoderLike,
     baselines: bool | None = None,
     workers: int | None = None,
-    labels_csv: DataLike | None = None,
+    labels_csv: PathLike | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> Task:
     """Open the train and test images of a labeled dataset, and the encoder. Arguments as in ``mec.evaluate.knn``."""
@@ -99,7 +99,7 @@ def open_task(
         baselines = len(train) <= MAX_IMAGES_WITH_BASELINES
     counts = {"train": len(train), "test": len(test), "classes": len(train.classes)}
     return Task(
-        dataset=DatasetSummary(str(data), counts),
+        dataset=DatasetSummary(data_name(data), counts),
         encoder=encoder.description,
         classes=train.classes,
         train=train,
@@ -122,19 +122,20 @@ def with_baseline(encoder: Encoder, baseline: bool) -> dict[str, Encoder]:
 
 def check_classes(train: ImageDataset, test: ImageDataset, data: DataLike) -> None:
     """Raise InputError unless there are two classes or more, each with train and test images."""
+    title = data_name(data)
     for name, images in (("train", train), ("test", test)):
         if images.labels is None:
             raise InputError(
-                f"data: the {name} images of {data} have no labels ({images.layout}); expected a sub-folder per class, "
-                "or a .csv of path and label"
+                f"data: the {name} images of {title} have no labels ({images.layout}); expected a sub-folder per "
+                "class, a .csv of path and label, or items (image, label)"
             )
     classes = train.classes
     if len(classes) < 2:
-        raise InputError(f"data: {data} has one class ({classes[0]}), expected at least 2")
+        raise InputError(f"data: {title} has one class ({classes[0]}), expected at least 2")
     for name, images in (("train", train), ("test", test)):
         missing = np.setdiff1d(np.arange(len(classes)), np.asarray(images.labels))
         if len(missing):
-            raise InputError(f"data: class {classes[missing[0]]!r} of {data} has no {name} images")
+            raise InputError(f"data: class {classes[missing[0]]!r} of {title} has no {name} images")
 
 
 def log_encoder(task: Task) -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mec.data.analysis import infer_pixel_format, load_into_memory
-from mec.data.dataset import ImageDataset, evenly_spaced, read_image
+from mec.data.dataset import DataLike, ImageDataset, evenly_spaced, read_image
 from mec.data.datasets import open_dataset
 from mec.data.datasets.folder import refuse_output_within
 from mec.data.image_grid import Cell, image_grid
@@ -41,7 +41,7 @@ class ImageViews(NamedTuple):
 
 
 def contact_sheet(
-    data: str | os.PathLike[str],
+    data: DataLike,
     out: str | os.PathLike[str],
     recipe: Recipe | str | os.PathLike[str] | None = None,
     images: int = 8,
@@ -94,7 +94,7 @@ def contact_sheet(
 
 
 def training_views(
-    data: str | os.PathLike[str],
+    data: DataLike,
     recipe: Recipe,
     images: int,
     pairs: int,

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 
-from mec.data.dataset import DataLike, ImageDataset
+from mec.data.dataset import DataLike, ImageDataset, data_name, is_path
 from mec.data.datasets import open_splits
 from mec.data.datasets.webdataset import is_shard_source
-from mec.data.splits import Splits, random_split
+from mec.data.splits import random_split
 from mec.distributed import process_group
 from mec.embedding.extract import extract, in_memory, pixel_format_of, with_labels
 from mec.engine.fsdp import full_encoder
@@ -53,13 +52,13 @@ class OnlineProbe(lightning.Callback):
         InputError: the dataset has no labels, a single class, or a class without train or test images.
     """
 
-    def __init__(self, data: DataLike | Splits, every_n_epochs: int | None = None, workers: int | None = None) -> None:
+    def __init__(self, data: DataLike, every_n_epochs: int | None = None, workers: int | None = None) -> None:
         if every_n_epochs is not None and every_n_epochs < 1:
             raise InputError(f"every_n_epochs: expected at least 1, got {every_n_epochs}")
         self.every_n_epochs, self.workers = every_n_epochs, workers
-        splits = data if isinstance(data, Splits) else open_splits(data)
+        splits = open_splits(data)
         train, test = splits.select("train"), splits.select("test")
-        check_classes(train, test, train.name if isinstance(data, Splits) else data)
+        check_classes(train, test, data)
         self.num_classes = len(train.classes)
         self.datasets = [_sample(train, MAX_IMAGES["train"]), _sample(test, MAX_IMAGES["test"])]
         self.sizes = [len(dataset) for dataset in self.datasets]
@@ -122,7 +121,7 @@ class OnlineProbe(lightning.Callback):
 def create_online_probe(data: DataLike, every_n_epochs: int | None, workers: int | None = None) -> OnlineProbe | None:
     """Return the probe of a run on ``data``, or None if ``every_n_epochs`` is 0; if that is None, also for data without
     labels, or in shards, whose labels cannot be read without reading all of them."""
-    if every_n_epochs == 0 or (every_n_epochs is None and is_shard_source(os.fspath(data))):
+    if every_n_epochs == 0 or (every_n_epochs is None and is_path(data) and is_shard_source(data_name(data))):
         return None
     splits = open_splits(data)
     try:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mec.data.analysis import channel_statistics, infer_pixel_format, load_into_memory
 from mec.data.corrupt import CorruptLog
-from mec.data.dataset import ImageDataset
+from mec.data.dataset import DataLike, ImageDataset, data_name, is_path
 from mec.data.datasets import open_dataset
 from mec.data.loaders import training_loader, training_sampler
 from mec.data.order import EpochSampler, StepSampler
@@ -62,13 +62,14 @@ MIN_STEPS_TO_COMPILE = 2000
 """Shorter runs on a GPU do not repay the minute or two that compilation takes."""
 
 
-def default_recipe(data: str | os.PathLike[str]) -> str:
+def default_recipe(data: DataLike) -> str:
     """Return the name of the packaged recipe for a dataset; ``small`` if there is none for it."""
-    return {"digits": "digits", "cifar10": "cifar10-resnet18"}.get(str(data).lower(), "small")
+    name = data_name(data) if is_path(data) else data_name(data).rpartition(".")[2]
+    return {"digits": "digits", "cifar10": "cifar10-resnet18"}.get(name.lower(), "small")
 
 
 def pretrain(
-    data: str | os.PathLike[str],
+    data: DataLike,
     out: str | os.PathLike[str],
     recipe: Recipe | str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -83,7 +84,8 @@ def pretrain(
     Ctrl-C save a checkpoint first. After SIGTERM rank 0 exits with status 75, so that a scheduler restarts the run.
 
     Args:
-        data: a folder of images, shards, a table, a video, an .npz file or a built-in name (see ``mec.open_dataset``).
+        data: a folder of images, shards, a table, a video, an .npz file, a built-in name, or an object such as a
+            dataset of torchvision (see ``mec.open_dataset``).
             Its unlabeled split is used if there is one, else its train split, else every image.
         out: the run folder; it is created, and must not contain another run.
         recipe: a Recipe, the name of a packaged one or a path; None takes the one that fits the data.
@@ -135,7 +137,7 @@ def _with_parts(recipe: Recipe, **parts: object) -> Recipe:
 
 
 def _pretrain(
-    data: str | os.PathLike[str],
+    data: DataLike,
     out: Path,
     recipe: Recipe,
     resume: bool,
@@ -193,7 +195,7 @@ def _pretrain(
     return Run(out)
 
 
-def _resolve_recipe(recipe: Recipe | str | os.PathLike[str] | None, data: Any, out: Path, resume: bool) -> Recipe:
+def _resolve_recipe(recipe: Recipe | str | os.PathLike[str] | None, data: DataLike, out: Path, resume: bool) -> Recipe:
     # only rank 0 checks: it may have written files of this run before another rank checks
     if not resume and contains_run(out) and is_rank_zero():
         raise _run_exists_error(out)

@@ -17,7 +17,7 @@ import lightning
 import torch
 import yaml
 
-from mec.data.dataset import ImageDataset, describe
+from mec.data.dataset import DataLike, ImageDataset, data_name, describe, is_path
 from mec.engine.progress import METRICS_FILE
 from mec.engine.run_folder import check_same_settings
 from mec.errors import InputError
@@ -28,6 +28,7 @@ from mec.pretraining.recipe import Recipe, make_recipe, read_settings
 from mec.results import command_line
 
 RECIPE_FILE, ENVIRONMENT_FILE = "recipe.yaml", "environment.json"
+DATA_OBJECT = "data_object"  # the layout of images that were passed as an object, which no other process can open
 CHANGEABLE_ON_RESUME = ("accelerator.", "devices.", "nodes.", "workers.", "log_every.", "speed.", "max_corrupt.")
 """Settings that may change when a run is resumed: they affect where and how fast it runs, not what it computes."""
 
@@ -60,11 +61,12 @@ def contains_run(folder: Path) -> bool:
 
 
 def describe_environment(
-    data: Any, dataset: ImageDataset, batch_size: int, trainer: lightning.Trainer
+    data: DataLike, dataset: ImageDataset, batch_size: int, trainer: lightning.Trainer
 ) -> dict[str, Any]:
     """Return what environment.json holds: data, command, machine and versions."""
     return {
-        "data": str(data),
+        "data": data_name(data),
+        **({} if is_path(data) else {DATA_OBJECT: dataset.layout}),
         "working_directory": os.getcwd(),
         "dataset": describe(dataset),
         "images": len(dataset),
@@ -96,9 +98,12 @@ def check_resumable(out: Path, recipe: Recipe, environment: Mapping[str, Any]) -
             raise InputError(f"{part}: expected {expected} of the run so far, got {got}; pass it to mec.pretrain")
     check_same_settings(first.as_dict(), recipe.as_dict(), CHANGEABLE_ON_RESUME)
     before = _read_environment(out)
-    for name in ("images", "batch_size", "precision"):
-        if name in before and before[name] != environment[name]:
-            raise InputError(f"resume: {name}: expected {before[name]} as in the run so far, got {environment[name]}")
+    # a path may change, because a folder may move; an object has only its name and layout
+    names = ("data", DATA_OBJECT) if DATA_OBJECT in before else ()
+    for name in (*names, "images", "batch_size", "precision"):
+        now = environment.get(name, "a path")
+        if name in before and before[name] != now:
+            raise InputError(f"resume: {name}: expected {before[name]} as in the run so far, got {now}")
 
 
 def write_run_files(out: Path, recipe: Recipe, encoder: Encoder, environment: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from mec.models.checkpoint_files import checkpoint_step, is_intact, sorted_by_st
 from mec.models.io import WEIGHTS_FILE
 from mec.pretraining.health import CHECKS, PATIENCE, HealthMonitor
 from mec.pretraining.recipe import Recipe
-from mec.pretraining.run_folder import ENVIRONMENT_FILE, RECIPE_FILE
+from mec.pretraining.run_folder import DATA_OBJECT, ENVIRONMENT_FILE, RECIPE_FILE
 from mec.results import RESULTS, Result
 
 logger = logging.getLogger("mec")
@@ -250,6 +250,8 @@ def find_data(run: Path, data: str | os.PathLike[str] | None) -> str | Missing:
         return os.fspath(data)
     try:
         environment = json.loads((run / ENVIRONMENT_FILE).read_text())
+        if DATA_OBJECT in environment:
+            return Missing("The training images were passed as an object; pass their location with --data.")
         recorded = str(environment["data"])
         # a relative path is relative to the folder that the run was started in
         absolute = Path(environment.get("working_directory", ".")) / recorded

@@ -1,4 +1,4 @@
-"""Open a dataset of images from a path, a URL or a name, with labels where the dataset has them."""
+"""Open a dataset of images from a path, a URL, a name or an object, with labels where the dataset has them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Literal
 
 import numpy as np
 
-from mec.data.dataset import DataLike, ImageDataset
+from mec.data.dataset import DataLike, ImageDataset, data_name
 from mec.data.datasets.arrays import BUILTIN_DATASETS, CIFAR_FOLDERS, open_builtin, open_npz, open_torchvision
 from mec.data.datasets.folder import open_folder
 from mec.data.datasets.huggingface import is_table, open_table
 from mec.data.datasets.lists import open_csv, open_labels_csv, open_list
+from mec.data.datasets.objects import open_object
 from mec.data.datasets.video import VIDEO_EXTENSIONS, is_video, open_videos
 from mec.data.datasets.webdataset import is_shard_source, open_shards
 from mec.data.splits import Splits
@@ -43,7 +44,11 @@ def open_dataset(
               on the Hugging Face hub;
             - an .npz file (``images``, ``labels``, or MedMNIST's ``train_images`` ...);
             - a video, or a folder of videos;
-            - a name: digits, cifar10, cifar100, fashion-mnist, stl10.
+            - a name: digits, cifar10, cifar100, fashion-mnist, stl10;
+            - an object: an ImageDataset; a dataset of torchvision, torch or Hugging Face, or any other with ``__len__``
+              and ``__getitem__``, whose items are an image (PIL, array, tensor, encoded bytes, path), (image, label) or
+              a dict of both; arrays or tensors (n, h, w[, c]) or (n, c, h, w), or (images, labels); a dict
+              {"train": ..., "test": ...} or a tuple (train, test) of such objects.
         split: "train" or "test": the dataset's own split, or else a fixed random split with a fifth of each class
             for testing. "pretrain": the images for pretraining without labels, which are the unlabeled split where
             there is one, else the training split, else all images. "all": everything but a test split.
@@ -68,9 +73,18 @@ def open_splits(
     frame_stride: int | None = None,
     skip_labels: bool = False,
 ) -> Splits:
-    """Open all splits of a dataset, as ``open_dataset``; ``skip_labels`` opens shards by their ``sizes.json``."""
+    """Open all splits of a dataset, as ``open_dataset``; ``skip_labels`` opens shards by their ``sizes.json``, and does
+    not load the items of an object for their labels."""
     if frame_stride is not None and frame_stride < 1:
         raise InputError(f"frame_stride: expected at least 1, got {frame_stride}")
+    if not isinstance(source, str | os.PathLike):
+        for name, value, expected in (
+            ("labels_csv", labels_csv, "a folder of images"),
+            ("frame_stride", frame_stride, "a video or a folder of videos"),
+        ):
+            if value is not None:
+                raise InputError(f"{name}: expected {expected} as data, got an object ({data_name(source)})")
+        return open_object(source, skip_labels)
     source = os.fspath(source)
     path = Path(source).expanduser()
     if labels_csv is None and is_video(path):

@@ -61,7 +61,7 @@ def open_torchvision(name: str, root: Path, download: bool = False) -> Splits:
         data: Any = getattr(torchvision.datasets, class_name)(str(root), download=download, **split)
         layout = f"torchvision's {class_name}, {split_name}"
         if name != "stl10":
-            images, labels = _to_nhwc(np.asarray(data.data), class_name), np.asarray(data.targets, dtype=np.int64)
+            images, labels = to_nhwc(np.asarray(data.data), class_name), np.asarray(data.targets, dtype=np.int64)
             return ArrayDataset(class_name, images, labels, [str(c) for c in data.classes], layout)
         images = np.ascontiguousarray(data.data.transpose(0, 2, 3, 1))
         if split_name == "unlabeled":
@@ -86,7 +86,7 @@ def open_npz(path: Path) -> Splits:
         image_key, label_key = (next((k for k in keys if k in arrays), None) for keys in (image_keys, label_keys))
         if image_key is None:
             return None
-        images = _to_nhwc(arrays[image_key], f"{path}, {image_key}")
+        images = to_nhwc(arrays[image_key], f"{path}, {image_key}")
         layout = f"array {image_key} {arrays[image_key].dtype} {arrays[image_key].shape}"
         if arrays[image_key].ndim == 4 and images.shape != arrays[image_key].shape:
             layout += " with channels first"
@@ -118,7 +118,7 @@ def open_npz(path: Path) -> Splits:
     return Splits(train, (lambda: test) if test else None)
 
 
-def _to_nhwc(array: NDArray[Any], title: str) -> NDArray[Any]:
+def to_nhwc(array: NDArray[Any], title: str) -> NDArray[Any]:
     """Check that an array holds images and return it as (n, height, width, channels); ``title`` names it in errors."""
     expected, actual = "numeric images (n, height, width[, channels])", f"{array.dtype} of shape {array.shape}"
     if array.ndim == 3:

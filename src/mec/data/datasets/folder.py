@@ -107,6 +107,8 @@ def is_image(name: str) -> bool:
 
 def refuse_output_within(data: DataLike, out: Path) -> None:
     """Raise InputError if an image that is written to ``out`` would be read as an image of the folder ``data``."""
+    if not isinstance(data, str | os.PathLike):
+        return
     folder = Path(data).expanduser()
     if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"out: {out} is within {data} and would be read as one of its images; choose another folder")

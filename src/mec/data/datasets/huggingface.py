@@ -19,7 +19,7 @@ from mec.data.splits import Splits, add_to_layout, clean_labels, open_named_spli
 from mec.errors import InputError
 
 HUB_PREFIX = "hf:"
-IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png", "pixels")
+IMAGE_COLUMNS = ("image", "img", "picture", "jpg", "png", "pixels", "pixelvalues")
 TABLE_LABEL_COLUMNS = (*LABEL_COLUMNS, "cls", "finelabel")
 SAVE_TO_DISK_FILES = ("state.json", "dataset_dict.json")
 
@@ -98,14 +98,15 @@ def open_table(source: str) -> Splits:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"data: cannot open {source} as a dataset ({type(error).__name__}: {reason})") from error
     tables = loaded if isinstance(loaded, dict) else {"train": loaded}
-    return open_named_splits(partial(_open_split, source), tables)
+    return open_named_splits(partial(open_table_split, source), tables)
 
 
 def _is_saved_to_disk(folder: Path) -> bool:
     return any((folder / name).is_file() for name in SAVE_TO_DISK_FILES)
 
 
-def _open_split(source: str, table: Any, classes: list[str] | None) -> TableDataset:
+def open_table_split(source: str, table: Any, classes: list[str] | None) -> TableDataset:
+    """Open a ``datasets.Dataset``. ``source`` is its path or name, ``classes`` those of the training split."""
     import datasets
 
     features = table.features

@@ -38,7 +38,7 @@ class Item(NamedTuple):
     """An image to load: its index, a function that returns it encoded or as an array, and its title."""
 
     image_index: int
-    load: Callable[[], bytes | NDArray[Any]]
+    load: Callable[[], bytes | NDArray[Any] | Image.Image]
     title: str
 
 

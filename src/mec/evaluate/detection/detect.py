@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from faster_coco_eval import mask as coco_mask
 
-from mec.data.dataset import DataLike, FileDataset, ImageDataset, read_image
+from mec.data.dataset import FileDataset, ImageDataset, PathLike, read_image
 from mec.data.datasets import open_dataset
 from mec.data.decode import EXTENSIONS
 from mec.embedding.extract import check_channels
@@ -54,7 +54,7 @@ METRIC_NAMES = {"coco": "COCO", "voc07": "VOC2007 (11 points)", "voc": "VOC"}
 
 
 def detect(
-    data: DataLike,
+    data: PathLike,
     encoder: EncoderLike,
     out: str | os.PathLike[str],
     schedule: Literal["short", "voc07", "voc07+12", "coco-1x", "coco-2x"] = "short",
@@ -194,7 +194,7 @@ def _evaluate(
 
 
 def predict(
-    images: DataLike,
+    images: PathLike,
     out: str | os.PathLike[str],
     threshold: float = 0.5,
     devices: int | str = "auto",
@@ -246,7 +246,7 @@ def check_threshold(threshold: float) -> None:
         raise InputError(f"threshold: expected a number from 0 to 1, got {threshold}")
 
 
-def open_prediction_images(images: DataLike) -> ImageDataset:
+def open_prediction_images(images: PathLike) -> ImageDataset:
     """Open a dataset or one image file."""
     path = Path(images).expanduser()
     if path.is_file() and path.suffix.lower() in EXTENSIONS:
