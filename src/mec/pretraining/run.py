@@ -110,8 +110,8 @@ def pretrain(
         checkpoints/, encoder.safetensors and encoder.json, and corrupt.csv if images could not be read.
 
     Raises:
-        InputError: data, folder or recipe are invalid (before anything is written), another process trains into the
-            folder, the disk is full, or training diverged.
+        InputError: data, folder, recipe or view_transform are invalid (before anything is written), another process
+            trains into the folder, the disk is full, or training diverged.
         KeyboardInterrupt: after Ctrl-C.
         SystemExit: after SIGTERM.
     """

@@ -69,6 +69,12 @@ def test_transforms_without_normalize_have_none() -> None:
     assert find_normalization(by_argument, 3) is None
 
 
+def test_normalization_by_the_image_has_no_statistics() -> None:
+    by_image = v1.Normalize(MEAN, STD)
+    by_image.normalization = "image"  # as in albumentations
+    assert find_normalization(by_image, 3) is None
+
+
 def test_one_number_holds_for_all_channels() -> None:
     assert find_normalization(v1.Normalize([0.5], [0.25]), 2) == ((0.5, 0.5), (0.25, 0.25))
 

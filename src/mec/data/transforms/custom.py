@@ -203,7 +203,7 @@ def refuse_exceptions(transform: ViewTransform, x: Image.Image | Tensor) -> Iter
         if isinstance(x, Tensor):
             given, channels = f"a float tensor {tuple(x.shape)}", int(x.shape[-3])
         else:
-            given, channels = f"a PIL image {x.width} x {x.height} of mode {x.mode}", len(x.mode.replace("RGB", "123"))
+            given, channels = f"a PIL image {x.width} x {x.height} of mode {x.mode}", len(x.getbands())
         hint = "; if it expects color images, set channels to 3 in the recipe" if channels == 1 else ""
         reason = " ".join(str(error).split())
         raise InputError(

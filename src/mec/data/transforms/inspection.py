@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from torch import Tensor
 
 from mec.data.transforms.multi_view import Statistics
@@ -90,18 +90,20 @@ def find_normalization(transform: object, channels: int) -> Statistics | None:
 
 
 def _statistics(normalize: object, channels: int) -> Statistics | None:
-    values = {"mean": None, "std": None} | getattr(normalize, "flags", {}) | vars(normalize)  # flags: kornia
-    if values["mean"] is None or values["std"] is None:
+    flags = getattr(normalize, "flags", {})  # where kornia has them
+    mean, std = (getattr(normalize, name, flags.get(name)) for name in ("mean", "std"))
+    is_standard = getattr(normalize, "normalization", "standard") == "standard"  # else albumentations' is by the image
+    if mean is None or std is None or not is_standard:
         return None
-    mean, std = (_per_channel(name, values[name], channels) for name in ("mean", "std"))
-    return mean, std
+    return _per_channel("mean", mean, channels), _per_channel("std", std, channels)
 
 
 def _per_channel(name: str, values: Any, channels: int) -> tuple[float, ...]:
-    array: NDArray[np.float64] = np.asarray(values, dtype=np.float64).reshape(-1)
+    array = torch.as_tensor(values, dtype=torch.float64).reshape(-1).tolist()
     if len(array) not in (1, channels):
         raise InputError(
             f"view_transform: expected {channels} numbers as the {name} of its Normalize, as the images have channels, "
             f"got {len(array)}; set channels in the recipe, or change Normalize"
         )
-    return tuple(float(f"{v:.7g}") for v in np.broadcast_to(array, channels))  # as written: kornia holds float32
+    # as written in decimal: kornia holds float32
+    return tuple(float(f"{v:.7g}") for v in array) * (channels // len(array))
