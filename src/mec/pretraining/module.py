@@ -71,7 +71,7 @@ class Pretraining(TrainingModule):
         self.views = create_views(recipe, encoder.image_size)
         self.normalize = encoder.normalize
         self.network = create_network(recipe, encoder)
-        self.memory_format = torch.channels_last if recipe.speed.channels_last else torch.contiguous_format
+        self.memory_format = encoder.memory_format if recipe.speed.channels_last else torch.contiguous_format
         self.network.to(memory_format=self.memory_format)
         self.objective = MECLoss(
             recipe.objective.distortion, recipe.objective.order, recipe.objective.form, check=False

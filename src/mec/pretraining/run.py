@@ -14,13 +14,12 @@ import lightning
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from mec.data.analysis import channel_statistics, infer_pixel_format, load_into_memory
+from mec.data.analysis import infer_pixel_format, load_into_memory
 from mec.data.corrupt import CorruptLog
 from mec.data.dataset import ImageDataset
 from mec.data.datasets import open_dataset
 from mec.data.loaders import training_loader, training_sampler
 from mec.data.order import EpochSampler, StepSampler
-from mec.data.pixels import PixelFormat
 from mec.data.splits import log_splits
 from mec.distributed import is_rank_zero, process_group
 from mec.embedding.extract import merge_corrupt_logs
@@ -31,7 +30,7 @@ from mec.engine.run_folder import lock_folder
 from mec.engine.trainer import make_trainer, native_bfloat16, running, seeded
 from mec.errors import InputError
 from mec.models.checkpoint_files import CHECKPOINTS_FOLDER, checkpoint_step
-from mec.models.encoder import Encoder, create_encoder, enable_gradient_checkpointing
+from mec.models.encoder import Encoder, enable_gradient_checkpointing
 from mec.models.io import WEIGHTS_FILE, save_encoder
 from mec.models.sync_batch_norm import convert_sync_batch_norm
 from mec.pretraining.health import HealthWarnings
@@ -45,6 +44,14 @@ from mec.pretraining.run_folder import (
     contains_run,
     describe_environment,
     write_run_files,
+)
+from mec.pretraining.start_encoder import (
+    StartEncoder,
+    check_all_trained,
+    create_start_encoder,
+    own_network,
+    with_encoder,
+    with_value_range,
 )
 
 logger = logging.getLogger("mec")
@@ -68,6 +75,8 @@ def pretrain(
     recipe: Recipe | str | os.PathLike[str] | None = None,
     resume: bool = False,
     callbacks: Sequence[lightning.Callback] = (),
+    *,
+    encoder: StartEncoder | None = None,
 ) -> Run:
     """Pretrain an encoder on images, without labels.
 
@@ -82,36 +91,46 @@ def pretrain(
         resume: continue from the newest intact checkpoint in ``out``, with the recipe of the run; if there is no
             checkpoint yet, start.
         callbacks: further lightning callbacks, such as ``mec.pretraining.OnlineProbe``.
+        encoder: the network, in place of the recipe's. A timm name, also one that you registered with
+            ``timm.models.register_model``; an ``Encoder``, trained from its weights, with its image size and
+            normalization; or any ``nn.Module`` from normalized images (n, c, h, w) to features (n, d), or to maps
+            (n, d, h, w), of which the average is taken. It is copied, and your object stays unchanged.
 
     Returns:
         The run. Its folder contains recipe.yaml, environment.json, metrics.csv, TensorBoard events in tensorboard/,
         checkpoints/, encoder.safetensors and encoder.json, and corrupt.csv if images could not be read.
 
     Raises:
-        InputError: data, folder or recipe are invalid (before anything is written), another process trains into the
-            folder, the disk is full, or training diverged.
+        InputError: data, folder, recipe or encoder are invalid (before anything is written), another process trains
+            into the folder, the disk is full, or training diverged.
         KeyboardInterrupt: after Ctrl-C.
         SystemExit: after SIGTERM.
     """
     out = Path(out).expanduser()
     recipe = _resolve_recipe(recipe, data, out, resume)
+    recipe = with_encoder(recipe, encoder)
     with seeded(recipe.seed):
-        return _pretrain(data, out, recipe, resume, callbacks)
+        return _pretrain(data, out, recipe, resume, callbacks, encoder)
 
 
 def _pretrain(
-    data: str | os.PathLike[str], out: Path, recipe: Recipe, resume: bool, callbacks: Sequence[lightning.Callback]
+    data: str | os.PathLike[str],
+    out: Path,
+    recipe: Recipe,
+    resume: bool,
+    callbacks: Sequence[lightning.Callback],
+    start: StartEncoder | None,
 ) -> Run:
     with ProgressBar("opening the images"):
         dataset = open_dataset(data, "pretrain", subsample=recipe.subsample, frame_stride=recipe.frame_stride)
         log_splits(data, {"": dataset})
-        pixel_format = infer_pixel_format(dataset, recipe.channels, recipe.background)
+        pixel_format = with_value_range(infer_pixel_format(dataset, recipe.channels, recipe.background), start)
         recipe = replace(recipe, channels=pixel_format.channels)
         corrupt_log = CorruptLog(recipe.max_corrupt, len(dataset), "max_corrupt")
         dataset, corrupt = load_into_memory(dataset, pixel_format)
         if corrupt:  # every image was read: corrupt ones are only returned with a dataset in memory
             corrupt_log.add(corrupt, corrupt_log.num_images)
-        encoder = _create_encoder(recipe, pixel_format, dataset)
+        encoder = create_start_encoder(recipe, pixel_format, dataset, start)
     if len(dataset) < 2:
         raise InputError(f"data: expected at least 2 images, got {len(dataset)}")
     trainer = _create_trainer(recipe, out, corrupt_log, callbacks)
@@ -133,8 +152,8 @@ def _pretrain(
             corrupt_log.write_to(out / CORRUPT_FILE)
         parameters = f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters"
         logger.info(
-            f"{len(dataset):,} images -> {recipe.backbone} ({parameters}), {recipe.epochs} epochs of {len(sampler)} "
-            f"steps of {module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x {device.type}"
+            f"{len(dataset):,} images -> {encoder.spec.backbone} ({parameters}), {recipe.epochs} epochs of "
+            f"{len(sampler)} steps of {module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x {device.type}"
         )
         with running(trainer), _compiled(module, recipe, device.type):
             trainer.fit(module, loader, ckpt_path=checkpoint)
@@ -145,7 +164,7 @@ def _pretrain(
                 logger.warning(f"skipped corrupt images: {len(corrupt_log):,} (listed in {out / CORRUPT_FILE})")
         logger.info(f"encoder written to {out}")
         trainer.strategy.barrier()
-    return Run(out)
+    return Run(out, own_network(start))
 
 
 def _resolve_recipe(recipe: Recipe | str | os.PathLike[str] | None, data: Any, out: Path, resume: bool) -> Recipe:
@@ -203,6 +222,7 @@ def _create_module(
         enable_gradient_checkpointing(encoder)
     module = Pretraining(recipe, encoder, sampler.global_batch, total_steps, warmup_steps)
     if trainer.world_size > 1:
+        check_all_trained(encoder)
         convert_sync_batch_norm(module.network, trainer.strategy.root_device.type)
     return module
 
@@ -218,23 +238,6 @@ def _compiled(module: Pretraining, recipe: Recipe, device_type: str) -> Abstract
     module.network.encoder.compile()
     context: AbstractContextManager[None] = torch._dynamo.config.patch(suppress_errors=True)
     return context
-
-
-def _create_encoder(recipe: Recipe, pixel_format: PixelFormat, dataset: ImageDataset) -> Encoder:
-    # 8-bit color images are normalized with ImageNet's statistics, the default of create_encoder
-    is_8bit_color = pixel_format.channels == 3 and pixel_format.value_range is None
-    mean, std = (None, None) if is_8bit_color else channel_statistics(dataset, pixel_format)
-    return create_encoder(
-        recipe.backbone,
-        recipe.image_size,
-        pixel_format.channels,
-        recipe.small_stem,
-        mean,
-        std,
-        recipe.backbone_options,
-        pixel_format.value_range,
-        pixel_format.background,
-    )
 
 
 def _create_trainer(
