@@ -109,6 +109,8 @@ class Encoder(nn.Module):
         return (images - self.mean) / self.std
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.memory_format == torch.contiguous_format:  # contiguous() leaves one channel in channels-last order
+            x = x.clone(memory_format=torch.contiguous_format)
         return average_pool(self.backbone(x))
 
 
@@ -177,7 +179,7 @@ def create_encoder(
 
 
 def enable_gradient_checkpointing(encoder: Encoder) -> None:
-    """Recompute activations in the backward pass instead of storing them; raise InputError where it is not supported."""
+    """Recompute activations in the backward pass instead of storing them; raise InputError if that is unsupported."""
     try:
         encoder.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AssertionError, AttributeError, TypeError) as error:

@@ -153,7 +153,8 @@ def _pretrain(
         parameters = f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters"
         logger.info(
             f"{len(dataset):,} images -> {encoder.spec.backbone} ({parameters}), {recipe.epochs} epochs of "
-            f"{len(sampler)} steps of {module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x {device.type}"
+            f"{len(sampler)} steps of {module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x "
+            f"{device.type}"
         )
         with running(trainer), _compiled(module, recipe, device.type):
             trainer.fit(module, loader, ckpt_path=checkpoint)

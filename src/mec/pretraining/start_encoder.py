@@ -38,7 +38,8 @@ def with_encoder(recipe: Recipe, encoder: StartEncoder | None) -> Recipe:
             )
         return replace(recipe, backbone=encoder)
     if not isinstance(encoder, nn.Module):
-        raise InputError(f"encoder: expected a timm name, an Encoder or an nn.Module, got a {type(encoder).__name__}")
+        got = f"the class {encoder.__name__}" if isinstance(encoder, type) else f"a {type(encoder).__name__}"
+        raise InputError(f"encoder: expected a timm name, an Encoder or an instance of an nn.Module, got {got}")
     if not any(p.requires_grad for p in encoder.parameters()):
         raise InputError("encoder: expected parameters to train, got a network without any, or with all of them frozen")
     return _with_spec(recipe, encoder.spec) if isinstance(encoder, Encoder) else recipe
