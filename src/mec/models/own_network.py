@@ -73,7 +73,8 @@ def _count_features(network: nn.Module, name: str, images: Tensor) -> int:
         output = network(images)
     except Exception as error:  # users' classes raise many kinds of exceptions
         raise InputError(
-            f"encoder: {name} fails on images of shape {tuple(images.shape)} ({_one_line(error)})"
+            f"encoder: {name} fails on images of shape {tuple(images.shape)}, which channels and image_size determine "
+            f"({_one_line(error)})"
         ) from error
     is_tensor = isinstance(output, Tensor) and output.is_floating_point()
     if not is_tensor or output.ndim not in (2, 4) or len(output) != len(images):

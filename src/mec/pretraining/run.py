@@ -48,6 +48,7 @@ from mec.pretraining.run_folder import (
 from mec.pretraining.start_encoder import (
     StartEncoder,
     check_all_trained,
+    check_same_network,
     create_start_encoder,
     own_network,
     with_encoder,
@@ -144,6 +145,7 @@ def _pretrain(
     with lock_folder(out):
         checkpoint = _find_checkpoint(out, recipe, environment) if resume else None
         if checkpoint is not None:
+            check_same_network(checkpoint, start)
             sampler.resume_at(*divmod(checkpoint_step(checkpoint), len(sampler)))
         if trainer.is_global_zero:
             if not resume and contains_run(out):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import timm
 import torch
@@ -16,6 +17,7 @@ from mec.data.pixels import PixelFormat
 from mec.errors import InputError, did_you_mean
 from mec.models.encoder import Encoder, EncoderSpec, create_encoder
 from mec.models.foreign_checkpoints import describe_difference
+from mec.models.io import load_encoder
 from mec.models.own_network import copy_network, find_classifier, find_unused_parameter
 from mec.pretraining.recipe import Recipe
 
@@ -128,6 +130,12 @@ def _log_network(encoder: Encoder) -> None:
             f"encoder: its features are the outputs of {classifier}, which looks like a classifier; replace it by "
             "nn.Identity() to train the features before it"
         )
+
+
+def check_same_network(checkpoint: Path, start: StartEncoder | None) -> None:
+    """Raise InputError if a run with a network that is not from timm is resumed with one of other weights."""
+    if (network := own_network(start)) is not None:
+        load_encoder(checkpoint, backbone=network)
 
 
 def check_all_trained(encoder: Encoder) -> None:
