@@ -86,12 +86,12 @@ def full_encoder(encoder: Encoder) -> Encoder:
     """Return an unsharded copy of a sharded encoder, or the encoder itself. All processes must call this."""
     if not isinstance(encoder.backbone, FSDPModule):
         return encoder
-    weights = get_model_state_dict(encoder, options=StateDictOptions(full_state_dict=True))
+    weights: dict[str, Any] = get_model_state_dict(encoder, options=StateDictOptions(full_state_dict=True))
     if not encoder.spec.is_module:
         rebuilt = Encoder(encoder.spec)
         rebuilt.load_state_dict(weights)
         return rebuilt
-    backbone = copy.deepcopy(encoder.skeleton)
+    backbone: Any = copy.deepcopy(encoder.skeleton)
     on_cpu = {key.removeprefix("backbone."): tensor.cpu() for key, tensor in weights.items()}
     backbone.load_state_dict(on_cpu, assign=True)
     return Encoder(encoder.spec, backbone)

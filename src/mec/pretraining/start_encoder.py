@@ -54,14 +54,14 @@ def _with_spec(recipe: Recipe, spec: EncoderSpec) -> Recipe:
         value, previous = getattr(spec, name), getattr(recipe, name)
         if value != previous:
             logger.info(f"{name}: {value} of the encoder replaces {previous} of the recipe")
-    images = {"image_size": spec.image_size, "channels": spec.channels, "background": spec.background}
+    recipe = replace(recipe, image_size=spec.image_size, channels=spec.channels, background=spec.background)
     if spec.is_module:
-        return replace(recipe, **images)
+        return recipe
     try:
         options = json.loads(json.dumps(spec.options))
     except TypeError as error:
         raise InputError(f"encoder: expected options that JSON can store, got {spec.options}") from error
-    return replace(recipe, **images, backbone=spec.backbone, backbone_options=options, small_stem=spec.small_stem)
+    return replace(recipe, backbone=spec.backbone, backbone_options=options, small_stem=spec.small_stem)
 
 
 def own_network(encoder: StartEncoder | None) -> nn.Module | None:
