@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from torch import nn
 
 from mec.engine import checkpoints
 from mec.engine.fsdp import full_encoder
@@ -22,6 +23,7 @@ from mec.pretraining import (
     TeacherSettings,
     pretrain,
 )
+from tests.models.own_networks import OwnNetwork
 from tests.pretraining.test_run import TINY
 from tests.processes import needs_gloo, run_ranks
 
@@ -47,6 +49,7 @@ RUNS = {  # name: (recipe, step to resume from)
     "undisturbed": (SHARDED, 0),
     "in chunks": (replace(SHARDED, chunk_size=20, optimizer=LARS), 0),
     "ResNet": (replace(RESNET, accelerator="cpu", strategy="fsdp"), 0),
+    "own network": (replace(RESNET, accelerator="cpu", strategy="fsdp"), 0),
     "resumed": (SHARDED, 3),
 }
 
@@ -63,7 +66,12 @@ def train(rank: int, folder: Path) -> None:
         if dist.is_initialized():
             dist.barrier()
         callbacks = [OnlineProbe("digits", 1, 0)] if name == "in chunks" else []
-        pretrain("digits", folder / name, recipe, bool(step), callbacks)
+        pretrain("digits", folder / name, recipe, bool(step), callbacks, encoder=own_network(name))
+
+
+def own_network(name: str) -> nn.Module | None:
+    torch.manual_seed(1)  # FSDP does not make the weights of its processes equal
+    return OwnNetwork() if name == "own network" else None
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +85,10 @@ def read_losses(folder: Path) -> list[float]:
     return [row["loss"] for row in Run(folder).metrics()]
 
 
-@pytest.mark.parametrize("name", ["undisturbed", "in chunks", "ResNet"])
+@pytest.mark.parametrize("name", ["undisturbed", "in chunks", "ResNet", "own network"])
 def test_sharded_training_equals_that_of_one_process(runs: Path, tmp_path: Path, name: str) -> None:
     recipe: Recipe = replace(RUNS[name][0], strategy="auto", chunk_size=None)
-    pretrain("digits", tmp_path, recipe)
+    pretrain("digits", tmp_path, recipe, encoder=own_network(name))
     assert read_losses(runs / name) == pytest.approx(read_losses(tmp_path), abs=1e-4)
     actual, expected = (load_file(f / "encoder.safetensors") for f in (runs / name, tmp_path))
     assert actual.keys() == expected.keys()

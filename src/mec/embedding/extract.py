@@ -180,12 +180,12 @@ def labels_of(dataset: ImageDataset) -> Tensor:
 
 def feature_function(encoder: Encoder, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Return the frozen encoder on ``device`` as a function: images (n, c, s, s) -> features (n, d) float32."""
-    encoder = encoder.eval().to(device).to(memory_format=torch.channels_last)  # faster on CPUs and GPUs
+    encoder = encoder.eval().to(device).to(memory_format=encoder.memory_format)
 
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:
         x = encoder.normalize(images.to(device, non_blocking=True))
-        output: Tensor = encoder(x.contiguous(memory_format=torch.channels_last))
+        output: Tensor = encoder(x.contiguous(memory_format=encoder.memory_format))
         return output.float()
 
     return features

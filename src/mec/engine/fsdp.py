@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -20,7 +22,10 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from mec.distributed import process_group
+from mec.errors import InputError
 from mec.models.encoder import Encoder
+from mec.models.own_network import skeleton
 from mec.models.siamese import Siamese
 
 LARGE_STAGE_FRACTION = 0.1
@@ -54,7 +59,16 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 
 def apply_fsdp(network: Siamese, mesh: DeviceMesh) -> None:
-    """Shard the parameters of student and teacher over ``mesh``, in place. Each block is gathered when it is used."""
+    """Shard the parameters of student and teacher over ``mesh``, in place. Each block is gathered when it is used.
+
+    Raises:
+        InputError: a network that is not from timm has other weights in other processes.
+    """
+    if network.encoder.spec.is_module:  # sharded networks can be neither copied nor rebuilt
+        with process_group() as group:
+            if len(set(group.all_gather(_checksum(network.encoder)))) > 1:
+                raise InputError("encoder: its weights differ between processes; seed PyTorch before it is created")
+        object.__setattr__(network.encoder, "skeleton", skeleton(network.encoder.backbone))  # no submodule
     network.to(memory_format=torch.contiguous_format)  # fully_shard does not support channels-last weights
     # reshard root modules too: the teacher has no backward pass to reshard it, and must be laid out like the student
     shard = partial(fully_shard, mesh=mesh, reshard_after_forward=True)
@@ -72,9 +86,22 @@ def full_encoder(encoder: Encoder) -> Encoder:
     """Return an unsharded copy of a sharded encoder, or the encoder itself. All processes must call this."""
     if not isinstance(encoder.backbone, FSDPModule):
         return encoder
-    copy = Encoder(encoder.spec)
-    copy.load_state_dict(get_model_state_dict(encoder, options=StateDictOptions(full_state_dict=True)))
-    return copy
+    weights: dict[str, Any] = get_model_state_dict(encoder, options=StateDictOptions(full_state_dict=True))
+    if not encoder.spec.is_module:
+        rebuilt = Encoder(encoder.spec)
+        rebuilt.load_state_dict(weights)
+        return rebuilt
+    backbone: Any = copy.deepcopy(encoder.skeleton)
+    on_cpu = {key.removeprefix("backbone."): tensor.cpu() for key, tensor in weights.items()}
+    backbone.load_state_dict(on_cpu, assign=True)
+    return Encoder(encoder.spec, backbone)
+
+
+def _checksum(encoder: Encoder) -> str:
+    digest = hashlib.sha256()
+    for tensor in encoder.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _blocks(backbone: nn.Module) -> Iterator[nn.Module]:

@@ -112,12 +112,12 @@ class Classifier(TrainingModule):
         norm = [nn.BatchNorm1d(encoder.num_features, affine=False, eps=1e-6)] if settings.standardize else []
         self.head = nn.Sequential(*norm, linear)
         self.frozen = settings.backbone_lr == 0
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=encoder.memory_format)
         self.corrupt_log = CorruptLog(MAX_CORRUPT, len(labels))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (n, classes) of images (n, c, h, w), uint8 or in [0, 1]."""
-        x = self.encoder.normalize(images).contiguous(memory_format=torch.channels_last)
+        x = self.encoder.normalize(images).contiguous(memory_format=self.encoder.memory_format)
         if self.frozen:
             with torch.no_grad():
                 x = torch.cat([self.encoder(chunk) for chunk in torch.split(x, FROZEN_CHUNK)])

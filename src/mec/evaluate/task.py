@@ -114,10 +114,16 @@ def open_task(
 
 def with_baseline(encoder: Encoder, baseline: bool) -> dict[str, Encoder]:
     """Return the encoder of each table row: "encoder", and "untrained" if ``baseline``. An untrained encoder is its own
-    baseline and gives one row."""
+    baseline and gives one row; one that cannot be initialized anew has none, which is logged."""
     if encoder.untrained:
         return {"untrained": encoder}
-    return {"encoder": encoder, "untrained": untrained(encoder)} if baseline else {"encoder": encoder}
+    rows = {"encoder": encoder}
+    if baseline:
+        try:
+            rows["untrained"] = untrained(encoder)
+        except InputError as error:
+            logger.info(f"no untrained encoder as a baseline: {str(error).removeprefix('encoder: ')}")
+    return rows
 
 
 def check_classes(train: ImageDataset, test: ImageDataset, data: DataLike) -> None:

@@ -1,4 +1,4 @@
-"""Encoders: any timm architecture, with image normalization and, for small images, a small stem; their feature maps."""
+"""Encoders: a timm architecture or any network, with image normalization; small stems; feature maps."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mec.errors import InputError, did_you_mean
+from mec.models.own_network import MODULE_PREFIX, average_pool, copy_network, dry_run, network_name
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -27,7 +28,7 @@ class EncoderSpec:
     """Everything except the weights that is needed to rebuild an encoder; stored as encoder.json.
 
     Attributes:
-        backbone: name of a timm architecture.
+        backbone: name of a timm architecture; of another network, the qualified name of its class after ``module:``.
         image_size: side in pixels of the square input images.
         channels: number of image channels.
         small_stem: 3x3 stride-1 stem without max-pool (ResNets), small patches (vision transformers).
@@ -50,32 +51,48 @@ class EncoderSpec:
     background: str = "white"
     stem_padding: int = 1
 
+    @property
+    def is_module(self) -> bool:
+        """Whether the network is not from timm: it cannot be rebuilt from this description."""
+        return self.backbone.startswith(MODULE_PREFIX)
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 class Encoder(nn.Module):
-    """A timm backbone that returns pooled features: normalized images (n, c, h, w) -> (n, num_features).
+    """A backbone that returns pooled features: normalized images (n, c, h, w) -> (n, num_features).
+
+    Args:
+        spec: description of the encoder.
+        backbone: the network, which is not copied; None builds timm's architecture of the spec, untrained.
 
     Attributes:
         spec: the EncoderSpec it was built from.
         num_features: number of features per image.
         image_size: side in pixels of the square input images.
+        memory_format: memory format of weights and images in which the network is fastest.
         untrained: whether its weights are freshly initialized.
         origin: a sentence on where the weights come from; may be empty.
     """
 
     mean: Tensor
     std: Tensor
+    memory_format = torch.channels_last
     untrained = False
     origin = ""
 
-    def __init__(self, spec: EncoderSpec) -> None:
+    def __init__(self, spec: EncoderSpec, backbone: nn.Module | None = None) -> None:
         super().__init__()
         self.spec = spec
-        self.backbone = _build_backbone(spec)
-        # some architectures have a hidden layer between pooling and the classifier
-        self.num_features = int(getattr(self.backbone, "head_hidden_size", 0) or self.backbone.num_features)  # type: ignore[arg-type]
+        self.backbone = _build_backbone(spec) if backbone is None else backbone
+        if backbone is None and timm_module(spec.backbone):
+            # some architectures have a hidden layer between pooling and the classifier
+            self.num_features = int(getattr(self.backbone, "head_hidden_size", 0) or self.backbone.num_features)  # type: ignore[arg-type]
+        else:
+            self.num_features, self.memory_format = dry_run(
+                self.backbone, spec.backbone, spec.channels, spec.image_size
+            )
         self.image_size = spec.image_size
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
@@ -92,8 +109,9 @@ class Encoder(nn.Module):
         return (images - self.mean) / self.std
 
     def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = self.backbone(x)
-        return features
+        if self.memory_format == torch.contiguous_format:  # contiguous() leaves one channel in channels-last order
+            x = x.clone(memory_format=torch.contiguous_format)
+        return average_pool(self.backbone(x))
 
 
 EncoderLike = Encoder | str | os.PathLike[str]
@@ -101,7 +119,7 @@ EncoderLike = Encoder | str | os.PathLike[str]
 
 
 def create_encoder(
-    backbone: str,
+    backbone: str | nn.Module,
     image_size: int = 224,
     channels: int = 3,
     small_stem: bool | None = None,
@@ -112,11 +130,12 @@ def create_encoder(
     background: str = "white",
     stem_padding: int = 1,
 ) -> Encoder:
-    """Create an untrained encoder.
+    """Create an encoder: an untrained one of timm's, or one of any network with its weights.
 
     Args:
         backbone: a timm architecture, as in ``timm.list_models()``: resnet50, vit_small_patch16_224, ...
-            Residual branches are zero-initialized where timm offers it (the ResNets).
+            Residual branches are zero-initialized where timm offers it (the ResNets). Or any network from normalized
+            images (n, c, h, w) to features (n, d), which is copied; of maps (n, d, h, w) the average is taken.
         image_size: side of the square input images, in pixels.
         channels: number of image channels: 3 for color, 1 for grayscale, any other number for other sensors.
         small_stem: see EncoderSpec; None enables it for images under 96 px if the architecture has one.
@@ -128,13 +147,14 @@ def create_encoder(
         stem_padding: see EncoderSpec.
 
     Raises:
-        InputError: the architecture is unknown, a size is invalid, or small_stem=True and the architecture has none.
+        InputError: the architecture is unknown, a size is invalid, small_stem=True and the architecture has none, or
+            the network fails or returns something else.
     """
     if image_size < 8:
         raise InputError(f"image_size: expected at least 8 pixels, got {image_size}")
     if channels < 1:
         raise InputError(f"channels: expected at least 1, got {channels}")
-    if not timm.is_model(backbone):
+    if isinstance(backbone, str) and not timm.is_model(backbone):
         hint = did_you_mean(backbone, timm.list_models())
         raise InputError(f"backbone: expected a timm architecture, got {backbone!r}{hint}")
     mean = mean or (IMAGENET_MEAN if channels == 3 else (0.5,) * channels)
@@ -143,30 +163,39 @@ def create_encoder(
         raise InputError(f"mean, std: expected {channels} numbers each, got {len(mean)} and {len(std)}")
     if max(mean) > 1:
         raise InputError(f"mean: expected those of images in [0, 1], got {max(mean):g}; divide mean and std by 255")
+    more = options or {}, value_range, background, stem_padding
+    if isinstance(backbone, nn.Module):
+        if small_stem or options or stem_padding != 1:
+            raise InputError("small_stem, options, stem_padding: expected a timm architecture with them, got a module")
+        network = copy_network(backbone)
+        spec = EncoderSpec(network_name(network), image_size, channels, False, tuple(mean), tuple(std), *more)
+        return Encoder(spec, network)
     has_small_stem = timm_module(backbone) in ("resnet", "vision_transformer")
     if small_stem is None:
         small_stem = image_size < SMALL_IMAGE and has_small_stem
     elif small_stem and not has_small_stem:
-        raise InputError(f"small_stem: expected a ResNet or vision transformer, got {backbone}")
-    more = options or {}, value_range, background, stem_padding
+        raise InputError(f"small_stem: expected a ResNet or vision transformer of timm, got {backbone}")
     return Encoder(EncoderSpec(backbone, image_size, channels, small_stem, tuple(mean), tuple(std), *more))
 
 
 def enable_gradient_checkpointing(encoder: Encoder) -> None:
-    """Recompute activations in the backward pass instead of storing them; raise InputError where timm cannot."""
+    """Recompute activations in the backward pass instead of storing them; raise InputError if that is unsupported."""
     try:
         encoder.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AssertionError, AttributeError, TypeError) as error:
-        raise InputError(f"gradient_checkpointing: timm does not support it for {encoder.spec.backbone}") from error
+        name = encoder.spec.backbone
+        raise InputError(f"gradient_checkpointing: expected set_grad_checkpointing(True) of {name} to work") from error
 
 
 def timm_module(backbone: str) -> str:
-    """Return the name of the timm module that defines the architecture."""
-    module: str = timm.models.model_entrypoint(backbone).__module__
-    return module.rsplit(".", 1)[-1]
+    """Return the name of the timm module that defines the architecture; "" if a user registered it with timm."""
+    package, _, module = timm.models.model_entrypoint(backbone).__module__.rpartition(".")
+    return module if package == "timm.models" else ""
 
 
 def _build_backbone(spec: EncoderSpec) -> nn.Module:
+    if spec.is_module:
+        raise InputError(f"encoder: {spec.backbone} is not from timm and cannot be rebuilt; pass the network itself")
     options: dict[str, Any] = {"pretrained": False, "num_classes": 0, "in_chans": spec.channels, **spec.options}
     is_vit = timm_module(spec.backbone) == "vision_transformer"
     if is_vit and spec.small_stem:

@@ -15,6 +15,7 @@ from typing import Any
 
 import timm
 import torch
+from torch import nn
 
 from mec.errors import InputError
 from mec.models.checkpoint_conventions import (
@@ -109,6 +110,8 @@ def _create_matching_encoder(
 ) -> tuple[Encoder, list[str]]:
     """Return an encoder of the architecture that the weights match, and notes on what was assumed."""
     weights, arch = evidence.weights, evidence.arch
+    if isinstance(overrides.get("backbone"), nn.Module):
+        return _fill_network(weights, overrides, source)
     shapes = {key: tuple(tensor.shape) for key, tensor in weights.items()}
     known, known_options = _known_architecture(shapes)
     user_chose = "backbone" in overrides  # then every module that the architecture does not have counts as a head
@@ -136,6 +139,15 @@ def _create_matching_encoder(
         f"encoder: {source} matches no common ResNet or vision transformer; {reason}; for another timm architecture, "
         f'pass backbone="NAME" in Python, or write {{"backbone": "NAME"}} to {file} next to it'
     )
+
+
+def _fill_network(weights: StateDict, fields: Mapping[str, Any], source: str) -> tuple[Encoder, list[str]]:
+    """Return an encoder of the user's network, which must match the weights, and a note on what was assumed."""
+    encoder = create_encoder(**fields)
+    if difference := describe_difference(encoder, weights, user_chose=True):
+        raise InputError(f"encoder: {source} does not match {encoder.spec.backbone} ({difference})")
+    assumed = [f"{n} {getattr(encoder.spec, n)}" for n in ("image_size", "channels", "mean", "std") if n not in fields]
+    return encoder, [f"assumed {', '.join(assumed)}"] if assumed else []
 
 
 def _known_architecture(shapes: Shapes) -> tuple[str | None, dict[str, Any]]:

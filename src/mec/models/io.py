@@ -12,6 +12,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import save
+from torch import nn
 
 from mec.errors import InputError, did_you_mean
 from mec.files import atomic_write
@@ -21,6 +22,7 @@ from mec.models.checkpoint_formats import MEC_BACKBONE_PREFIX
 from mec.models.checkpoint_networks import BRANCHES
 from mec.models.encoder import Encoder, EncoderSpec, create_encoder
 from mec.models.foreign_checkpoints import describe_difference, encoder_from_checkpoint, load_weights
+from mec.models.own_network import MODULE_PREFIX, reinitialized
 from mec.models.safe_pickle import read_weights
 
 logger = logging.getLogger("mec")
@@ -28,6 +30,8 @@ logger = logging.getLogger("mec")
 WEIGHTS_FILE = "encoder.safetensors"
 SPEC_FILE = "encoder.json"
 TIMM_CONFIG = "config.json"
+TIMM_FIELDS = ("small_stem", "options", "stem_padding")
+"""Fields of EncoderSpec that only timm's architectures have."""
 TIMM_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -54,12 +58,17 @@ def load_encoder(source: str | os.PathLike[str], **overrides: Any) -> Encoder:
             architecture with seeded weights (its ``untrained`` is then true).
         overrides: fields of EncoderSpec that take precedence over stored or inferred ones: ``backbone`` for an
             architecture that is not recognized, ``image_size``, ``mean`` and ``std``, ... For another project's file,
-            a .json of the same name may hold them too.
+            a .json of the same name may hold them too. ``backbone`` may be an ``nn.Module``, whose copy gets the
+            weights; runs of a network that is not from timm need it.
 
     Raises:
         InputError: the source does not exist or is not an encoder, its pickle needs code to load, or its weights do
             not match the architecture exactly.
     """
+    if isinstance(source, nn.Module):
+        raise InputError(
+            "encoder: expected an Encoder or a path, got a network; mec.create_encoder makes it an Encoder"
+        )
     overrides = _validate(overrides, "encoder")
     name = os.path.expanduser(source)
     if name.startswith("hf:"):
@@ -87,14 +96,21 @@ def load_encoder(source: str | os.PathLike[str], **overrides: Any) -> Encoder:
         raise InputError(f"encoder: expected a run folder, a file or a timm architecture, got {name!r}{hint}")
     config = timm.models.get_pretrained_cfg(name)
     size = config.input_size[-1] if config else 224
+    if isinstance(overrides.get("backbone"), nn.Module):
+        raise InputError(f"backbone: expected none for the timm architecture {name}, got a network")
     return untrained(create_encoder(**{"backbone": name, "image_size": size, **overrides}))
 
 
 def untrained(encoder: Encoder, seed: int = 0) -> Encoder:
-    """Return the same architecture with weights initialized from ``seed``: the baseline of a trained encoder."""
+    """Return the same architecture with weights initialized from ``seed``: the baseline of a trained encoder.
+
+    Raises:
+        InputError: the network is not from timm, and its ``reset_parameters`` do not initialize every parameter.
+    """
+    spec = encoder.spec
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        initialized = Encoder(encoder.spec)
+        initialized = Encoder(spec, reinitialized(encoder.backbone, spec.backbone) if spec.is_module else None)
     initialized.untrained = True
     initialized.origin = f"{encoder.spec.backbone}, untrained, seed {seed}"
     return initialized.eval()
@@ -104,12 +120,30 @@ def _load_saved(folder: Path, overrides: dict[str, Any]) -> Encoder:
     path = folder / WEIGHTS_FILE
     fields = _read_fields(folder / SPEC_FILE, complete=True)
     weights = dict(read_weights(path))
-    encoder = create_encoder(**fields | overrides)
+    encoder = create_encoder(**_merge(fields, overrides, folder))
     if difference := describe_difference(encoder, weights):
         raise InputError(f"encoder: {path} does not match {encoder.spec.backbone} ({difference})")
     load_weights(encoder, weights, str(path))
     encoder.origin = f"encoder of {folder}"
     return encoder.eval()
+
+
+def _merge(stored: dict[str, Any], overrides: dict[str, Any], source: Path | str) -> dict[str, Any]:
+    """Return fields of EncoderSpec, of which ``stored`` in ``source`` may describe a network that cannot be built."""
+    name = stored.get("backbone", "")
+    if isinstance(overrides.get("backbone"), nn.Module):
+        stored = {field: value for field, value in stored.items() if field not in TIMM_FIELDS}
+    elif "backbone" not in overrides and name.startswith(MODULE_PREFIX):
+        raise InputError(
+            f"encoder: the network of {source}, {name}, is not from timm; load it in Python with "
+            f'mec.load_encoder("{source}", backbone=NETWORK), an nn.Module of this class'
+        )
+    elif "backbone" not in overrides and name and not timm.is_model(name):
+        raise InputError(
+            f"encoder: the architecture of {source}, {name}, is unknown to timm; import the module that registers it "
+            f"(timm.models.register_model) first{did_you_mean(name, timm.list_models())}"
+        )
+    return stored | overrides
 
 
 def _load_newest_checkpoint(run: Path, branch: str | None, overrides: dict[str, Any]) -> Encoder:
@@ -157,7 +191,7 @@ def _load_checkpoint(path: Path, branch: str | None, overrides: dict[str, Any]) 
     elif json_path.exists() and json_path != path:
         stored = _read_fields(json_path, complete=False)
         label = f"encoder {path.name}" if stored.keys() == FIELDS.keys() else ""  # mec export writes all fields
-    return encoder_from_checkpoint(checkpoint, str(path), branch, stored | overrides, label)
+    return encoder_from_checkpoint(checkpoint, str(path), branch, _merge(stored, overrides, path), label)
 
 
 def _load_timm_folder(folder: Path, source: str, branch: str | None, overrides: dict[str, Any]) -> Encoder:
@@ -189,7 +223,7 @@ def _load_timm_folder(folder: Path, source: str, branch: str | None, overrides: 
             fields |= {"mean": pretrained_cfg["mean"], "std": pretrained_cfg["std"]}
         if difference := describe_preprocessing(pretrained_cfg, overrides.get("image_size", fields["image_size"])):
             logger.warning(f"encoder: {config_path} asks for {difference}")
-    fields = _validate(fields, str(config_path)) | overrides
+    fields = _merge(_validate(fields, str(config_path)), overrides, source)
     paths = [folder / name for name in TIMM_WEIGHTS if (folder / name).exists()]
     if not paths:
         raise InputError(f"encoder: {folder} has a {TIMM_CONFIG} but no {' or '.join(TIMM_WEIGHTS)}")
@@ -215,7 +249,7 @@ def _are_numbers(value: Any) -> bool:
 
 
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "backbone": (lambda value: isinstance(value, str), "a timm name"),
+    "backbone": (lambda value: isinstance(value, str | nn.Module), "a timm name or an nn.Module"),
     "image_size": (_is_int, "a whole number of pixels"),
     "channels": (_is_int, "a whole number"),
     "small_stem": (lambda value: isinstance(value, bool), "true or false"),

@@ -84,7 +84,7 @@ class Pretraining(TrainingModule):
         self.normalize = encoder.normalize
         self.objective = Objective(objective or recipe.objective.create())
         self.network = create_network(recipe, encoder, self.objective)
-        self.memory_format = torch.channels_last if recipe.speed.channels_last else torch.contiguous_format
+        self.memory_format = encoder.memory_format if recipe.speed.channels_last else torch.contiguous_format
         self.network.to(memory_format=self.memory_format)
         num_views, has_targets = self.views.num_views, self.network.targets is not None
         health = self.objective.check(num_views, batch_size, recipe.projector.output_dim, has_targets)

@@ -51,8 +51,9 @@ class Objective(nn.Module):
         metrics: Mapping[str, float] = {}
         if self._health is not None:
             arguments = _arguments(codes, targets)
-            gathers = isinstance(self.function, Gathered)
-            metrics = self._health(*(self.function.gather(*arguments) if gathers else arguments))
+            if isinstance(self.function, Gathered):
+                arguments = tuple(self.function.gather(*arguments))
+            metrics = self._health(*arguments)
         ranks = {} if "effective_rank" in metrics else rank_metrics((targets or codes)[-1], world_group())
         return {name: float(value) for name, value in (ranks | dict(metrics)).items()}
 

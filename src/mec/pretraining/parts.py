@@ -5,12 +5,38 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from torch import nn
 
+from mec.errors import InputError
+from mec.pretraining.recipe import ObjectiveSettings, Recipe
+
 MAX_DEPTH, MAX_LENGTH = 4, 2000
 """Nesting of objects in objects, and characters of a description."""
+
+
+class Parts(NamedTuple):
+    """Objects passed to ``pretrain``; of the objective, also that of the recipe."""
+
+    encoder: Any
+    objective: Any
+    view_transform: Any
+
+
+def with_parts(recipe: Recipe, parts: Mapping[str, object]) -> Recipe:
+    """Return the recipe with descriptions of the objects in ``parts``, by argument, in place of settings.
+
+    Raises:
+        InputError: the recipe is that of a run with an object, and there is no such object in ``parts``.
+    """
+    if missing := sorted(recipe.parts.keys() - parts.keys()):
+        described = recipe.parts[missing[0]]
+        raise InputError(f"{missing[0]}: the recipe is that of a run with {described}; pass it to mec.pretrain")
+    if "objective" in parts:
+        recipe = replace(recipe, objective=ObjectiveSettings())
+    return replace(recipe, parts={name: describe_part(part) for name, part in parts.items()})
 
 
 def describe_part(part: object) -> str:

@@ -15,13 +15,12 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from mec.data.analysis import channel_statistics, infer_pixel_format, load_into_memory
+from mec.data.analysis import infer_pixel_format, load_into_memory
 from mec.data.corrupt import CorruptLog
 from mec.data.dataset import DataLike, ImageDataset, data_name, is_path
 from mec.data.datasets import open_dataset
 from mec.data.loaders import training_loader, training_sampler
 from mec.data.order import EpochSampler, StepSampler
-from mec.data.pixels import PixelFormat
 from mec.data.splits import log_splits
 from mec.data.transforms.custom import ViewTransform
 from mec.data.transforms.dry_run import create_custom_views
@@ -35,13 +34,13 @@ from mec.engine.run_folder import lock_folder
 from mec.engine.trainer import make_trainer, native_bfloat16, running, seeded
 from mec.errors import InputError
 from mec.models.checkpoint_files import CHECKPOINTS_FOLDER, checkpoint_step
-from mec.models.encoder import Encoder, create_encoder, enable_gradient_checkpointing
+from mec.models.encoder import Encoder, enable_gradient_checkpointing
 from mec.models.io import WEIGHTS_FILE, save_encoder
 from mec.models.sync_batch_norm import convert_sync_batch_norm
 from mec.pretraining.health import HealthWarnings
 from mec.pretraining.module import Pretraining
-from mec.pretraining.parts import describe_part
-from mec.pretraining.recipe import ObjectiveSettings, Recipe, load_recipe
+from mec.pretraining.parts import Parts, with_parts
+from mec.pretraining.recipe import Recipe, load_recipe
 from mec.pretraining.run_folder import (
     ENVIRONMENT_FILE,
     RECIPE_FILE,
@@ -50,6 +49,15 @@ from mec.pretraining.run_folder import (
     contains_run,
     describe_environment,
     write_run_files,
+)
+from mec.pretraining.start_encoder import (
+    StartEncoder,
+    check_all_trained,
+    check_same_network,
+    create_start_encoder,
+    own_network,
+    with_encoder,
+    with_value_range,
 )
 
 logger = logging.getLogger("mec")
@@ -75,6 +83,7 @@ def pretrain(
     resume: bool = False,
     callbacks: Sequence[lightning.Callback] = (),
     *,
+    encoder: StartEncoder | None = None,
     objective: Callable[..., Tensor] | None = None,
     view_transform: ViewTransform | None = None,
 ) -> Run:
@@ -92,6 +101,10 @@ def pretrain(
         resume: continue from the newest intact checkpoint in ``out``, with the recipe of the run; if there is no
             checkpoint yet, start.
         callbacks: further lightning callbacks, such as ``mec.pretraining.OnlineProbe``.
+        encoder: the network, in place of the recipe's. A timm name, also one that you registered with
+            ``timm.models.register_model``; an ``Encoder``, trained from its weights, with its image size and
+            normalization; or any ``nn.Module`` from normalized images (n, c, h, w) to features (n, d), or to maps
+            (n, d, h, w), of which the average is taken. It is copied, and your object stays unchanged.
         objective: a loss of your own in place of the recipe's: any callable ``(codes) -> scalar``, where codes are a
             tuple with a tensor (m, d) per view; with ``teacher.enabled`` it is ``(codes, targets) -> scalar``. With
             several processes it gets the codes of all. Optional attributes: ``health`` (the same arguments, returns
@@ -110,30 +123,21 @@ def pretrain(
         checkpoints/, encoder.safetensors and encoder.json, and corrupt.csv if images could not be read.
 
     Raises:
-        InputError: data, folder, recipe or view_transform are invalid (before anything is written), another process
+        InputError: an argument is invalid (before anything is written), another process
             trains into the folder, the disk is full, or training diverged.
         KeyboardInterrupt: after Ctrl-C.
         SystemExit: after SIGTERM.
     """
     out = Path(out).expanduser()
     recipe = _resolve_recipe(recipe, data, out, resume)
-    recipe = _with_parts(recipe, objective=objective, view_transform=view_transform)
+    recipe = with_encoder(recipe, encoder)
+    described = {"encoder": own_network(encoder), "objective": objective, "view_transform": view_transform}
+    recipe = with_parts(recipe, {name: part for name, part in described.items() if part is not None})
     objective = objective or recipe.objective.create()
     if getattr(objective, "targets", None) == "teacher":
         recipe = replace(recipe, teacher=replace(recipe.teacher, enabled=True))
     with seeded(recipe.seed):
-        return _pretrain(data, out, recipe, resume, callbacks, objective, view_transform)
-
-
-def _with_parts(recipe: Recipe, **parts: object) -> Recipe:
-    """Return the recipe with descriptions of the objects passed to ``pretrain``, which replace settings of it."""
-    given = {name: part for name, part in parts.items() if part is not None}
-    if missing := sorted(recipe.parts.keys() - given.keys()):
-        described = recipe.parts[missing[0]]
-        raise InputError(f"{missing[0]}: the recipe is that of a run with {described}; pass it to mec.pretrain")
-    if "objective" in given:
-        recipe = replace(recipe, objective=ObjectiveSettings())
-    return replace(recipe, parts={name: describe_part(part) for name, part in given.items()})
+        return _pretrain(data, out, recipe, resume, callbacks, Parts(encoder, objective, view_transform))
 
 
 def _pretrain(
@@ -142,29 +146,30 @@ def _pretrain(
     recipe: Recipe,
     resume: bool,
     callbacks: Sequence[lightning.Callback],
-    objective: Callable[..., Tensor],
-    view_transform: ViewTransform | None,
+    parts: Parts,
 ) -> Run:
     with ProgressBar("opening the images"):
         dataset = open_dataset(data, "pretrain", subsample=recipe.subsample, frame_stride=recipe.frame_stride)
         log_splits(data, {"": dataset})
-        pixel_format = infer_pixel_format(dataset, recipe.channels, recipe.background)
+        pixel_format = with_value_range(infer_pixel_format(dataset, recipe.channels, recipe.background), parts.encoder)
         recipe = replace(recipe, channels=pixel_format.channels)
         corrupt_log = CorruptLog(recipe.max_corrupt, len(dataset), "max_corrupt")
         dataset, corrupt = load_into_memory(dataset, pixel_format)
         if corrupt:  # every image was read: corrupt ones are only returned with a dataset in memory
             corrupt_log.add(corrupt, corrupt_log.num_images)
         views: Views | None = None
-        if view_transform is not None:
-            views = create_custom_views(view_transform, dataset, pixel_format, recipe.image_size, recipe.seed)
+        if parts.view_transform is not None:
+            size, seed = recipe.image_size, recipe.seed
+            views = create_custom_views(parts.view_transform, dataset, pixel_format, size, seed)
             recipe = replace(recipe, image_size=views.size)
-        encoder = _create_encoder(recipe, pixel_format, dataset, views)
+        statistics = None if views is None else views.statistics
+        encoder = create_start_encoder(recipe, pixel_format, dataset, parts.encoder, statistics)
     if len(dataset) < 2:
         raise InputError(f"data: expected at least 2 images, got {len(dataset)}")
     trainer = _create_trainer(recipe, out, corrupt_log, callbacks)
     sampler = _create_sampler(recipe, dataset, trainer)
     total_steps = len(sampler) * recipe.epochs
-    module = _create_module(recipe, encoder, sampler, total_steps, trainer, objective, views)
+    module = _create_module(recipe, encoder, sampler, total_steps, trainer, parts.objective, views)
     device = trainer.strategy.root_device
     loader = training_loader(dataset, module.views, sampler, pixel_format, device, recipe.workers, trainer.num_devices)
     environment = describe_environment(data, dataset, module.batch_size, trainer)
@@ -172,6 +177,7 @@ def _pretrain(
     with lock_folder(out):
         checkpoint = _find_checkpoint(out, recipe, environment) if resume else None
         if checkpoint is not None:
+            check_same_network(checkpoint, parts.encoder)
             sampler.resume_at(*divmod(checkpoint_step(checkpoint), len(sampler)))
         if trainer.is_global_zero:
             if not resume and contains_run(out):
@@ -180,8 +186,9 @@ def _pretrain(
             corrupt_log.write_to(out / CORRUPT_FILE)
         parameters = f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters"
         logger.info(
-            f"{len(dataset):,} images -> {recipe.backbone} ({parameters}), {recipe.epochs} epochs of {len(sampler)} "
-            f"steps of {module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x {device.type}"
+            f"{len(dataset):,} images -> {encoder.spec.backbone} ({parameters}), {recipe.epochs} epochs of "
+            f"{len(sampler)} steps of {module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x "
+            f"{device.type}"
         )
         with running(trainer), _compiled(module, recipe, device.type):
             trainer.fit(module, loader, ckpt_path=checkpoint)
@@ -192,7 +199,7 @@ def _pretrain(
                 logger.warning(f"skipped corrupt images: {len(corrupt_log):,} (listed in {out / CORRUPT_FILE})")
         logger.info(f"encoder written to {out}")
         trainer.strategy.barrier()
-    return Run(out)
+    return Run(out, own_network(parts.encoder))
 
 
 def _resolve_recipe(recipe: Recipe | str | os.PathLike[str] | None, data: DataLike, out: Path, resume: bool) -> Recipe:
@@ -256,6 +263,7 @@ def _create_module(
         enable_gradient_checkpointing(encoder)
     module = Pretraining(recipe, encoder, sampler.global_batch, total_steps, warmup_steps, objective, views)
     if trainer.world_size > 1:
+        check_all_trained(encoder)
         convert_sync_batch_norm(module.network, trainer.strategy.root_device.type)
     return module
 
@@ -271,25 +279,6 @@ def _compiled(module: Pretraining, recipe: Recipe, device_type: str) -> Abstract
     module.network.encoder.compile()
     context: AbstractContextManager[None] = torch._dynamo.config.patch(suppress_errors=True)
     return context
-
-
-def _create_encoder(recipe: Recipe, pixel_format: PixelFormat, dataset: ImageDataset, views: Views | None) -> Encoder:
-    # 8-bit color images are normalized with ImageNet's statistics, the default of create_encoder
-    is_8bit_color = pixel_format.channels == 3 and pixel_format.value_range is None
-    mean, std = (None, None) if is_8bit_color else channel_statistics(dataset, pixel_format)
-    if views is not None and views.statistics is not None:
-        mean, std = views.statistics
-    return create_encoder(
-        recipe.backbone,
-        recipe.image_size,
-        pixel_format.channels,
-        recipe.small_stem,
-        mean,
-        std,
-        recipe.backbone_options,
-        pixel_format.value_range,
-        pixel_format.background,
-    )
 
 
 def _create_trainer(

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import lightning
 import torch
 import yaml
+from torch import nn
 
 from mec.data.dataset import DataLike, ImageDataset, data_name, describe, is_path
 from mec.engine.progress import METRICS_FILE
@@ -35,13 +36,14 @@ CHANGEABLE_ON_RESUME = ("accelerator.", "devices.", "nodes.", "workers.", "log_e
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder: ``folder`` is its path."""
+    """A run folder: ``folder`` is its path, ``network`` the encoder's network if it is not from timm."""
 
     folder: Path
+    network: nn.Module | None = field(default=None, repr=False, compare=False)
 
     def encoder(self) -> Encoder:
         """Load the trained encoder, in evaluation mode."""
-        return load_encoder(self.folder)
+        return load_encoder(self.folder, **({} if self.network is None else {"backbone": self.network}))
 
     def recipe(self) -> Recipe:
         """Load the recipe, with every setting resolved."""

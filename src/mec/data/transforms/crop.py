@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import DTypeLike, NDArray
+from PIL import Image
 from torch import Tensor
 
 from mec.data.corrupt import CorruptImage

@@ -168,7 +168,7 @@ def _trained_detector(
 ) -> Detector:
     """Train a detector and save it in the folder; load it if it is there."""
     if (folder / WEIGHTS).exists():
-        return load_detector(folder)[0]
+        return load_detector(folder, encoder)[0]
     detector = spec.build(encoder)
     train(detector, dataset, trainer, seed, workers, latest_checkpoint(folder))
     if trainer.is_global_zero:
@@ -199,6 +199,7 @@ def predict(
     threshold: float = 0.5,
     devices: int | str = "auto",
     workers: int | None = None,
+    encoder: Encoder | None = None,
 ) -> Path:
     """Draw a detector's predictions: boxes, and masks if it predicts them.
 
@@ -210,6 +211,7 @@ def predict(
         threshold: minimum score of the objects that are drawn and written.
         devices: auto (all GPUs, or one process on a CPU) or a number of devices.
         workers: loader processes; null: one per core.
+        encoder: an encoder of the detector's network, where that is not from timm; its weights are not used.
 
     Returns:
         The folder ``predicted``.
@@ -219,7 +221,7 @@ def predict(
     """
     check_threshold(threshold)
     folder = _find_detector(Path(out).expanduser())
-    detector, spec = load_detector(folder)
+    detector, spec = load_detector(folder, encoder)
     dataset = open_prediction_images(images)
     trainer = detection_trainer(folder, "predict", devices, 1, "auto")
     detections = run_detector(detector, dataset, trainer, workers)

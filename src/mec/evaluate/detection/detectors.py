@@ -71,7 +71,8 @@ class Detector(nn.Module):
                 module.register_forward_hook(lambda module, inputs, output: _to_float32(output))
         self.register_buffer("mean", encoder.mean.clone(), persistent=False)
         self.register_buffer("std", encoder.std.clone(), persistent=False)
-        self.to(memory_format=torch.channels_last)  # faster on CPUs and GPUs
+        self.memory_format = encoder.memory_format
+        self.to(memory_format=self.memory_format)
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Return losses in training, else boxes, labels (from 1), scores and masks (k, 1, s, s) of images (c, h, w),
@@ -93,7 +94,7 @@ class Detector(nn.Module):
             x = image if image.is_floating_point() else image.to(self.mean.dtype) / 255
             x = ((x[None] - self.mean) / self.std)[0]
             padded.append(F.pad(x, (0, width - x.shape[2], 0, height - x.shape[1])))
-        batch = torch.stack(padded).contiguous(memory_format=torch.channels_last)
+        batch = torch.stack(padded).contiguous(memory_format=self.memory_format)
         return ImageList(batch, [(image.shape[1], image.shape[2]) for image in images])
 
 
@@ -150,8 +151,8 @@ def save_detector(detector: Detector, spec: DetectorSpec, folder: Path) -> None:
         save_file(weights, path, metadata={"format": "pt"})
 
 
-def load_detector(folder: Path) -> tuple[Detector, DetectorSpec]:
-    """Load a trained detector in evaluation mode."""
+def load_detector(folder: Path, encoder: Encoder | None = None) -> tuple[Detector, DetectorSpec]:
+    """Load a trained detector in evaluation mode; ``encoder``: one of its network, where that is not from timm."""
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"out: {folder} has no {WEIGHTS}, which is written after training")
     try:
@@ -162,7 +163,7 @@ def load_detector(folder: Path) -> tuple[Detector, DetectorSpec]:
         spec = DetectorSpec(**fields | settings)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"out: {folder / SPEC} does not describe a detector ({error})") from error
-    detector = spec.build()
+    detector = spec.build(encoder if spec.encoder.is_module else None)
     try:
         detector.load_state_dict(load_file(folder / WEIGHTS))
     except (SafetensorError, OSError) as error:

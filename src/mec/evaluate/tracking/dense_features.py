@@ -74,7 +74,8 @@ class DenseFeatures:
         self.stride, self.channels = stride * self.pooling, int(probe.shape[1])
         self.device = best_device()
         self.mean, self.std = encoder.mean.to(self.device), encoder.std.to(self.device)
-        self.body.to(self.device).to(memory_format=torch.channels_last)
+        self.memory_format = encoder.memory_format
+        self.body.to(self.device).to(memory_format=encoder.memory_format)
         default = "16-mixed" if self.device.type == "cuda" else "32-true"
         self.precision = default if precision == "auto" else precision
         self.seconds = 0.0
@@ -103,7 +104,7 @@ class DenseFeatures:
             images = F.pad(images, (0, -width % self.stride, 0, -height % self.stride))
         dtype = AUTOCAST_TYPES.get(self.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            x = images.contiguous(memory_format=torch.channels_last)
+            x = images.contiguous(memory_format=self.memory_format)
             features = extract_feature_maps(self.body, x, [self.level], norm=True, stop_early=True)[0].float()
         if self.pooling > 1:
             features = F.avg_pool2d(features, self.pooling, ceil_mode=True)

@@ -160,7 +160,7 @@ def _write(model: Encoder, format: Format, out: Path, license: str | None, push:
 
 def _write_safetensors(model: Encoder, folder: Path) -> None:
     save_encoder(model, folder)
-    loaded = load_encoder(folder)
+    loaded = load_encoder(folder, **({"backbone": model.backbone} if model.spec.is_module else {}))
     check_same_features(model, lambda images: loaded(loaded.normalize(images)), "safetensors")
 
 

@@ -88,7 +88,9 @@ def check_same_features(model: Encoder, exported: Callable[[Tensor], Tensor], fo
     raise InputError(f"format: {format} cannot express {spec.backbone} with {spec.options} ({reason})")
 
 
-def _check_standard_stem(model: Encoder, format: str) -> None:
+def _check_timm_architecture(model: Encoder, format: str) -> None:
+    if model.spec.is_module:
+        raise InputError(f"format: {format} has no {model.spec.backbone}, which is not from timm; {ALTERNATIVES}")
     if model.spec.small_stem and hasattr(model.backbone, "maxpool"):
         raise InputError(
             f"format: {format} does not support {model.spec.backbone} with the small stem; {ALTERNATIVES}, "
@@ -99,7 +101,7 @@ def _check_standard_stem(model: Encoder, format: str) -> None:
 def write_timm(model: Encoder, folder: Path, license: str | None) -> None:
     """Write a folder that ``timm.create_model("local-dir:...", pretrained=True)`` loads without further arguments."""
     spec: Any = model.spec
-    _check_standard_stem(model, "timm")
+    _check_timm_architecture(model, "timm")
     save_file(_weights(model), folder / "model.safetensors", metadata={"format": "pt"})
     model_args = dict(spec.options)
     if spec.channels != 3:
@@ -150,6 +152,7 @@ def write_timm(model: Encoder, folder: Path, license: str | None) -> None:
 def write_torchvision(model: Encoder, path: Path, license: str | None) -> None:
     """Write the state dict of torchvision's network, without the classifier."""
     spec = model.spec
+    _check_timm_architecture(model, "torchvision")
     if spec.channels != 3:
         raise InputError(f"format: torchvision supports 3 channels, got {spec.channels}; timm, {ALTERNATIVES}")
     if isinstance(model.backbone, VisionTransformer):
@@ -163,7 +166,7 @@ def write_torchvision(model: Encoder, path: Path, license: str | None) -> None:
 def _torchvision_resnet(model: Encoder, format: str) -> nn.Module:
     """Return torchvision's ResNet with the encoder's weights, without the classifier."""
     spec = model.spec
-    _check_standard_stem(model, format)
+    _check_timm_architecture(model, format)
     if spec.backbone not in TORCHVISION_RESNETS:
         raise InputError(f"format: {format} does not support {spec.backbone}; timm, {ALTERNATIVES}")
     if unknown := sorted(spec.options.keys() - TRAINING_ONLY):

@@ -1,0 +1,161 @@
+"""The encoder that a run starts with: the recipe's, or an encoder or network of the user with its weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+
+from mec.data.analysis import channel_statistics
+from mec.data.dataset import ImageDataset
+from mec.data.pixels import PixelFormat
+from mec.errors import InputError, did_you_mean
+from mec.models.encoder import Encoder, EncoderSpec, create_encoder
+from mec.models.foreign_checkpoints import describe_difference
+from mec.models.io import load_encoder
+from mec.models.own_network import copy_network, find_classifier, find_unused_parameter
+from mec.pretraining.recipe import Recipe
+
+logger = logging.getLogger("mec")
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+StartEncoder = str | Encoder | nn.Module
+"""A timm name; an Encoder; or a network from normalized images (n, c, h, w) to features (n, d) or maps (n, d, h, w)."""
+
+
+def with_encoder(recipe: Recipe, encoder: StartEncoder | None) -> Recipe:
+    """Return the recipe with the settings of an encoder that is passed to ``pretrain``. Differences are logged."""
+    if encoder is None:
+        return recipe
+    if isinstance(encoder, str):
+        if not timm.is_model(encoder):
+            hint = did_you_mean(encoder, timm.list_models())
+            raise InputError(
+                f"encoder: expected a timm architecture, an Encoder or an nn.Module, got {encoder!r}{hint}; "
+                "mec.load_encoder loads runs and files"
+            )
+        return replace(recipe, backbone=encoder)
+    if not isinstance(encoder, nn.Module):
+        got = f"the class {encoder.__name__}" if isinstance(encoder, type) else f"a {type(encoder).__name__}"
+        raise InputError(f"encoder: expected a timm name, an Encoder or an instance of an nn.Module, got {got}")
+    if not any(p.requires_grad for p in encoder.parameters()):
+        raise InputError("encoder: expected parameters to train, got a network without any, or with all of them frozen")
+    return _with_spec(recipe, encoder.spec) if isinstance(encoder, Encoder) else recipe
+
+
+def _with_spec(recipe: Recipe, spec: EncoderSpec) -> Recipe:
+    if recipe.channels not in (None, spec.channels):
+        raise InputError(f"channels: expected {spec.channels} as in the encoder, or null, got {recipe.channels}")
+    for name in ("image_size", "background"):
+        value, previous = getattr(spec, name), getattr(recipe, name)
+        if value != previous:
+            logger.info(f"{name}: {value} of the encoder replaces {previous} of the recipe")
+    recipe = replace(recipe, image_size=spec.image_size, channels=spec.channels, background=spec.background)
+    if spec.is_module:
+        return recipe
+    try:
+        options = json.loads(json.dumps(spec.options))
+    except TypeError as error:
+        raise InputError(f"encoder: expected options that JSON can store, got {spec.options}") from error
+    return replace(recipe, backbone=spec.backbone, backbone_options=options, small_stem=spec.small_stem)
+
+
+def own_network(encoder: StartEncoder | None) -> nn.Module | None:
+    """Return the network of a start that is not from timm; None otherwise."""
+    if isinstance(encoder, Encoder):
+        return encoder.backbone if encoder.spec.is_module else None
+    return encoder if isinstance(encoder, nn.Module) else None
+
+
+def with_value_range(pixel_format: PixelFormat, encoder: StartEncoder | None) -> PixelFormat:
+    """Return the pixel format with the value range of an Encoder that has one; else that of the images."""
+    known = encoder.spec.value_range if isinstance(encoder, Encoder) else None
+    return pixel_format if known is None else replace(pixel_format, value_range=known)
+
+
+def create_start_encoder(
+    recipe: Recipe,
+    pixel_format: PixelFormat,
+    dataset: ImageDataset,
+    encoder: StartEncoder | None,
+    statistics: Statistics | None = None,
+) -> Encoder:
+    """Return the encoder to train, in training mode: a new one of the recipe, or a copy of the given encoder.
+    ``statistics`` are the mean and standard deviation by which views are normalized already."""
+    if isinstance(encoder, Encoder):
+        return _copy(encoder, pixel_format, statistics)
+    network = own_network(encoder)
+    # 8-bit color images are normalized with ImageNet's statistics, the default of create_encoder
+    is_8bit_color = pixel_format.channels == 3 and pixel_format.value_range is None
+    mean, std = statistics or ((None, None) if is_8bit_color else channel_statistics(dataset, pixel_format))
+    created = create_encoder(
+        recipe.backbone if network is None else network,
+        recipe.image_size,
+        pixel_format.channels,
+        recipe.small_stem if network is None else None,
+        mean,
+        std,
+        recipe.backbone_options if network is None else None,
+        pixel_format.value_range,
+        pixel_format.background,
+    )
+    if network is not None:
+        _log_network(created)
+    return created.train()
+
+
+def _copy(encoder: Encoder, pixel_format: PixelFormat, statistics: Statistics | None) -> Encoder:
+    spec = encoder.spec
+    mean, std = statistics or (spec.mean, spec.std)
+    if (mean, std) != (spec.mean, spec.std):
+        logger.warning(f"encoder: normalized by the mean and std of view_transform, {mean} and {std}, not by its own")
+    normalized = replace(spec, value_range=pixel_format.value_range, mean=mean, std=std)
+    copied = Encoder(normalized, copy_network(encoder.backbone))
+    if not spec.is_module:
+        with torch.random.fork_rng(devices=[]):
+            difference = describe_difference(Encoder(spec), copied.backbone.state_dict())
+        if difference:
+            raise InputError(
+                f"encoder: expected a {spec.backbone}, as its spec states, got another network ({difference}); "
+                "pass encoder.backbone, an nn.Module"
+            )
+    return copied.train()
+
+
+def _log_network(encoder: Encoder) -> None:
+    """Log what the network gets and what is taken from it."""
+    spec = encoder.spec
+    mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (spec.mean, spec.std))
+    logger.info(
+        f"encoder: {spec.backbone} gets images (n, {spec.channels}, {spec.image_size}, {spec.image_size}) normalized "
+        f"by mean {mean} and standard deviation {std}; {encoder.num_features} features"
+    )
+    if classifier := find_classifier(encoder.backbone, encoder.num_features):
+        logger.warning(
+            f"encoder: its features are the outputs of {classifier}, which looks like a classifier; replace it by "
+            "nn.Identity() to train the features before it"
+        )
+
+
+def check_same_network(checkpoint: Path, start: StartEncoder | None) -> None:
+    """Raise InputError if a run with a network that is not from timm is resumed with one of other weights."""
+    if (network := own_network(start)) is not None:
+        load_encoder(checkpoint, backbone=network)
+
+
+def check_all_trained(encoder: Encoder) -> None:
+    """Raise InputError if a parameter of a network that is not from timm would get no gradient.
+
+    Several processes wait for the gradient of every parameter.
+    """
+    spec = encoder.spec
+    if spec.is_module and (name := find_unused_parameter(encoder, spec.channels, spec.image_size)):
+        raise InputError(
+            f"encoder: its features do not depend on {name.removeprefix('backbone.')}; with several processes, every "
+            "parameter must be trained or have requires_grad=False"
+        )
