@@ -65,10 +65,6 @@ class MultiView(Views):
         super().__init__(size, len(settings), seed)
         self.settings = tuple(settings)
 
-    @property
-    def num_views(self) -> int:
-        return len(self.settings)
-
     def view_parameters(
         self, view: int, indices: NDArray[np.int64], epoch: int, height: Sides, width: Sides
     ) -> ViewParameters:
