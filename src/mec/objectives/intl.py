@@ -25,7 +25,7 @@ class INTL(Objective):
     first); here the loss is the mean over all pairs of views.
 
     Args:
-        iterations: the paper's T, 4.
+        iterations: the paper's T, 4. Rounding grows with more than about 10.
         weight: the paper's beta; None: 0.01 (log2(m) - 3), the paper's choice, and 0 below m = 8.
     """
 
