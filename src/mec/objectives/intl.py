@@ -25,7 +25,7 @@ class INTL(Objective):
     first); here the loss is the mean over all pairs of views.
 
     Args:
-        iterations: the paper's T, 4. Rounding grows with more than about 10.
+        iterations: the paper's T, 4.
         weight: the paper's beta; None: 0.01 (log2(m) - 3), the paper's choice, and 0 below m = 8.
     """
 
@@ -55,7 +55,10 @@ def whiten(z: Tensor, iterations: int) -> Tensor:
     m, d = z.shape
     S = (z @ z.T if m <= d else z.T @ z) / (d - 1)
     trace = S.diagonal().sum().clamp_min(torch.finfo(z.dtype).tiny)
-    P = torch.eye(len(S), dtype=z.dtype, device=z.device)
+    P = identity = torch.eye(len(S), dtype=z.dtype, device=z.device)
+    # Q = P S / Tr S: the coupled form of the iteration, in which rounding errors do not grow (Higham 1997)
+    Q = S / trace
     for _ in range(iterations):
-        P = 1.5 * P - 0.5 * (P @ P @ P @ (S / trace))
+        step = 1.5 * identity - 0.5 * P @ Q
+        P, Q = step @ P, Q @ step
     return (P @ z if m <= d else z @ P) / trace.sqrt()
