@@ -8,16 +8,33 @@ from typing import Any, get_type_hints
 from torch import nn
 
 from mec.errors import InputError, check_value, did_you_mean, join_with_or
+from mec.objectives.barlow_twins import BarlowTwins
 from mec.objectives.base import Objective
+from mec.objectives.coding_rate import EMPSSL, SimDINO
 from mec.objectives.gather import Gathered, gather_codes
+from mec.objectives.intl import INTL
 from mec.objectives.mec import MEC
+from mec.objectives.siamese import BYOL, SimSiam
+from mec.objectives.sigreg import SIGReg
 from mec.objectives.simclr import SimCLR
+from mec.objectives.vicreg import VICReg
 
-__all__ = ["MEC", "OBJECTIVES", "Gathered", "Objective", "SimCLR", "create_objective", "gather_codes"]
+__all__ = [
+    "BYOL", "EMPSSL", "INTL", "MEC", "OBJECTIVES", "BarlowTwins", "Gathered", "Objective", "SIGReg", "SimCLR",
+    "SimDINO", "SimSiam", "VICReg", "create_objective", "gather_codes",
+]  # fmt: skip
 
 OBJECTIVES: dict[str, type[nn.Module]] = {
     "mec": MEC,
     "simclr": SimCLR,
+    "barlow-twins": BarlowTwins,
+    "vicreg": VICReg,
+    "simsiam": SimSiam,
+    "byol": BYOL,
+    "intl": INTL,
+    "emp-ssl": EMPSSL,
+    "simdino": SimDINO,
+    "sigreg": SIGReg,
 }
 """Name, as in ``--objective.name``, -> class; the arguments of the class are the options of the objective."""
 

@@ -84,9 +84,18 @@ def mean_cosine(codes: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
     return torch.stack([(unit_codes[i] * unit_targets[j]).sum(1).mean() for i, j in pairs]).mean()
 
 
-def check_number(name: str, value: float, above: float = -math.inf, at_least: float = -math.inf) -> None:
-    """Raise unless ``value`` is a finite number within the bound."""
+def check_number(
+    name: str, value: float, at_least: float = 0, above: float = -math.inf, at_most: float = math.inf
+) -> None:
+    """Raise unless ``value`` is a finite number within the bounds."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or value <= above or value < at_least:
-        bound = f"above {above:g}" if above > -math.inf else f"of at least {at_least:g}"
-        raise ValueError(f"{name}: expected a finite number {bound}, got {describe(value)}")
+    if not is_number or not at_least <= value <= at_most or value <= above:
+        bounds = f"above {above:g}" if above > -math.inf else f"of at least {at_least:g}"
+        bounds += f" and at most {at_most:g}" if at_most < math.inf else ""
+        raise ValueError(f"{name}: expected a finite number {bounds}, got {describe(value)}")
+
+
+def check_count(name: str, value: int, at_least: int = 1) -> None:
+    """Raise unless ``value`` is a whole number of at least ``at_least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{name}: expected a whole number of at least {at_least}, got {describe(value)}")

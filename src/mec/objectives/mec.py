@@ -26,9 +26,8 @@ class MEC(MECLoss):
         warmup_factor: factor of the distortion at the first step, >= 1; falls linearly to 1 over the warm-up.
     """
 
-    targets: str | None = None
-    predictor = True
-    """With targets; without, it has no predictor."""
+    targets: str | None = None  # accepts those of a teacher, and needs none
+    predictor = True  # where there are targets
     batch_norm = True
     joins_processes = True
 

@@ -22,8 +22,8 @@ class SimCLR(Objective):
     of views. It refuses targets; a contrast with those of a teacher is MoCo v3.
 
     Args:
-        temperature: the default, 0.1, is the best of the paper on ImageNet (Table 5); on CIFAR-10 it uses 0.5
-            (appendix B.9).
+        temperature: 0.1, the best of the paper's Table 5 and the default of the official code for ImageNet; its command
+            for CIFAR-10 has 0.5.
     """
 
     def __init__(self, temperature: float = 0.1) -> None:

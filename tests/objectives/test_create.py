@@ -1,0 +1,87 @@
+"""Objectives by name, and errors of their arguments."""
+
+import pytest
+import torch
+
+from mec.errors import InputError
+from mec.objectives import MEC, OBJECTIVES, Gathered, SimCLR, create_objective
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_names_create_objectives_with_their_defaults(name):
+    objective = create_objective(name)
+    assert type(objective) is OBJECTIVES[name]
+    assert objective.targets in (None, "student", "teacher")
+    assert isinstance(objective.batch_norm, bool)
+
+
+def test_options_are_converted_as_on_the_command_line():
+    mec = create_objective("mec", {"order": "4", "form": "cross", "distortion": "0.5", "warmup_factor": 8})
+    assert (mec.order, mec.form, mec.distortion, mec.warmup_factor) == (4, "cross", 0.5, 8)
+    assert create_objective("mec", {"order": None}).order is None
+    assert create_objective("intl", {"weight": None}).weight is None
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("simcrl", {}, ["objective.name", "vicreg", "'simcrl'", "did you mean simclr?"]),
+        ("simclr", {"temprature": 1}, ["simclr", "'temprature'", "did you mean temperature?"]),
+        ("byol", {"momentum": 1}, ["byol", "no option", "'momentum'"]),
+        ("simclr", {"temperature": "hot"}, ["objective.temperature", "a number", "'hot'"]),
+        ("simclr", {"temperature": 0}, ["objective.temperature", "above 0", "0.0"]),
+        ("simclr", {"temperature": None}, ["objective.temperature", "a number"]),
+        ("mec", {"form": "poled"}, ["objective.form", "pooled", "'poled'"]),
+        ("mec", {"distortion": -1}, ["objective.distortion", "positive", "-1"]),
+        ("mec", {"order": 0}, ["objective.order", ">= 1", "0"]),
+        ("mec", {"warmup_factor": 0.5}, ["objective.warmup_factor", "at least 1", "0.5"]),
+        ("intl", {"iterations": 0}, ["objective.iterations", "at least 1", "0"]),
+        ("vicreg", {"covariance": -1}, ["objective.covariance", "at least 0", "-1"]),
+        ("sigreg", {"weight": 2}, ["objective.weight", "at most 1", "2"]),
+        ("sigreg", {"points": 4}, ["objective.points", "odd", "4"]),
+        ("emp-ssl", {"epsilon_squared": float("inf")}, ["objective.epsilon_squared", "finite", "inf"]),
+    ],
+)
+def test_errors_of_options_are_one_line(name, options, words):
+    with pytest.raises(InputError) as error:
+        create_objective(name, options)
+    message = str(error.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+Z = torch.ones(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("simclr", [Z], ["codes", "two tensors", "a Tensor of shape (4, 3)"]),
+        ("simclr", [[Z]], ["codes", "at least two", "length 1"]),
+        ("simclr", [[Z, Z[:3]]], ["codes[1]", "(4, 3)", "(3, 3)"]),
+        ("simclr", [[Z, Z[0]]], ["codes[1]", "two dimensions", "(3,)"]),
+        ("simclr", [[Z[:1], Z[:1]]], ["codes[0]", "2 rows", "(1, 3)"]),
+        ("simclr", [[Z, Z], [Z, Z]], ["targets", "SimCLR", "None"]),
+        ("byol", [[Z, Z]], ["targets", "BYOL", "None"]),
+        ("byol", [[Z, Z], [Z, Z, Z]], ["targets", "2 views", "3"]),
+        ("byol", [[Z, Z], [Z[:3], Z[:3]]], ["targets[0]", "(4, 3)", "(3, 3)"]),
+        ("mec", [[Z, Z, Z, Z]], ["codes", "two", "length 4"]),
+        ("mec", [[Z, Z], [Z]], ["targets", "two", "length 1"]),
+    ],
+)
+def test_errors_of_views_are_one_line(name, arguments, words):
+    with pytest.raises(ValueError) as error:
+        create_objective(name)(*arguments)
+    message = str(error.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_mec_takes_any_sequence_of_two_views():
+    views = torch.randn(2, 8, 3)
+    assert torch.equal(MEC()(list(views)), MEC()(tuple(views)))
+
+
+def test_a_single_process_gathers_nothing():
+    views = torch.randn(2, 8, 3).unbind()
+    assert torch.equal(Gathered(SimCLR())(views), SimCLR()(views))

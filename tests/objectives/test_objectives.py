@@ -1,0 +1,160 @@
+"""Values, gradients and minimizers of the objectives."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.autograd import grad
+from torch.nn.functional import normalize
+
+from mec.objectives import MEC, OBJECTIVES
+from tests.coding.reference import assert_close_in_scale, in_float64, random_codes
+from tests.pairwise import pairwise
+
+from .cases import CASES, PREDICTS, arguments_of, seeded
+
+SHAPES = [(9, 5), (8, 12)]
+NAMED_OPTIONS = [(name, options) for name, (_, all_options) in CASES.items() for options in all_options]
+SPREADS = [name for name in CASES if name not in ("simsiam", "byol")]
+
+
+def test_every_objective_but_mec_has_a_reference():
+    assert {*CASES, "mec"} == set(OBJECTIVES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_defaults_are_the_published_ones(name):
+    assert repr(OBJECTIVES[name]()) == repr(OBJECTIVES[name](**CASES[name][1][0]))
+
+
+@pytest.mark.parametrize(
+    ("case", "shape", "count", "dtype"), pairwise(NAMED_OPTIONS, SHAPES, [2, 4], [torch.float32, torch.float64])
+)
+def test_value_and_gradient_are_those_of_the_paper(case, shape, count, dtype):
+    name, options = case
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-11
+    arguments = arguments_of(name, count, *shape, dtype)
+    codes64, *targets64 = [in_float64(views) for views in arguments]
+    value = seeded(OBJECTIVES[name](**options), *map(tuple, arguments))
+    expected = seeded(partial(CASES[name][0], **options), codes64, *targets64)
+    assert value.dtype == dtype
+    assert value.shape == ()
+    assert_close_in_scale(value, expected, tolerance)
+    for actual, exact in zip(grad(value, arguments[0]), grad(expected, codes64), strict=True):
+        assert_close_in_scale(actual, exact, tolerance)
+
+
+@pytest.mark.parametrize("name", PREDICTS)
+def test_targets_get_no_gradient(name):
+    codes, targets = arguments_of(name, 2, 6, 4)
+    OBJECTIVES[name]()(codes, targets).backward()
+    assert all(p.grad is not None for p in codes)
+    assert all(t.grad is None for t in targets)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_order_of_the_views_does_not_matter(name):
+    arguments = arguments_of(name, 4, 9, 5)
+    other_order = [[views[i] for i in (2, 0, 3, 1)] for views in arguments]
+    objective = OBJECTIVES[name]()
+    torch.testing.assert_close(seeded(objective, *arguments), seeded(objective, *other_order))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_autocast_does_not_change_the_value(name):
+    arguments = [[z.detach().bfloat16() for z in views] for views in arguments_of(name, 2, 9, 5)]
+    objective = OBJECTIVES[name]()
+    expected = seeded(objective, *[[z.float() for z in views] for views in arguments])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = seeded(objective, *arguments)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, expected)
+
+
+@pytest.mark.parametrize(("name", "shape"), pairwise(SPREADS, [(64, 8), (16, 32)]))
+def test_spread_codes_are_better_than_collapsed_ones(name, shape):
+    torch.manual_seed(1)
+    spread = torch.randn(shape)
+    collapsed = spread[:1].expand(shape)
+    objective = OBJECTIVES[name]()
+    losses = [seeded(objective, *[[z, z]] * (2 if name in PREDICTS else 1)) for z in (spread, collapsed)]
+    assert losses[0] < losses[1]
+
+
+@pytest.mark.parametrize("name", SPREADS)
+def test_codes_that_have_collapsed_have_finite_gradients(name):
+    codes = [torch.ones(16, 8, requires_grad=True), torch.zeros(16, 8, requires_grad=True)]
+    seeded(OBJECTIVES[name](), codes, *([[z.detach() for z in codes]] if name in PREDICTS else [])).backward()
+    assert all(torch.isfinite(z.grad).all() for z in codes)
+
+
+@pytest.mark.parametrize(("name", "minimum"), [("simsiam", -1.0), ("byol", 0.0)])
+def test_collapsed_codes_minimize_simsiam_and_byol(name, minimum):
+    """The loss alone does not spread the codes: all that agree have the same, lowest value."""
+    spread, other = random_codes(2, 16, 8)
+    objective = OBJECTIVES[name]()
+    for z in (spread, torch.ones(16, 8)):
+        assert objective([z, z], [z, z]).item() == pytest.approx(minimum, abs=1e-6)
+    assert objective([spread, other], [spread, other]) > minimum + 0.1
+
+
+@pytest.mark.parametrize("name", ["simclr", "vicreg", "barlow-twins", "simsiam"])
+def test_values_of_two_views_are_those_of_lightly(name):
+    losses = pytest.importorskip("lightly.loss", reason="lightly is not installed; it comes with the extra bench")
+    expected = {
+        "simclr": losses.NTXentLoss(0.1),
+        "vicreg": losses.VICRegLoss(),
+        "barlow-twins": losses.BarlowTwinsLoss(),
+        "simsiam": losses.NegativeCosineSimilarity(),
+    }[name]
+    a, b = (z.detach() for z in random_codes(2, 16, 8))
+    value = OBJECTIVES[name]()(*[[a, b]] * (2 if name in PREDICTS else 1))
+    torch.testing.assert_close(value, expected(a, b), rtol=1e-6, atol=0)
+
+
+def test_lightly_adds_the_rate_that_emp_ssl_subtracts():
+    lightly = pytest.importorskip("lightly", reason="lightly is not installed; it comes with the extra bench")
+    if not lightly.__version__.startswith("1.6."):
+        pytest.skip(f"lightly {lightly.__version__}")
+    from lightly.loss import EMPSSLLoss
+
+    units = [normalize(z.detach()) for z in random_codes(3, 16, 8)]
+    ours, without_rate = OBJECTIVES["emp-ssl"]()(units), OBJECTIVES["emp-ssl"](epsilon_squared=1e12)(units)
+    torch.testing.assert_close(EMPSSLLoss()(units) - without_rate, without_rate - ours)
+
+
+def test_directions_of_sigreg_come_from_the_global_generator():
+    views, objective = random_codes(2, 9, 5), OBJECTIVES["sigreg"](directions=4)
+    first, second = (seeded(objective, views) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(objective(views), first)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.25, 1.0])
+def test_distortion_of_mec_falls_linearly_over_the_warmup(progress):
+    objective, views = MEC(0.05, warmup_factor=8), random_codes(2, 9, 5)
+    assert objective.current_distortion == 0.05
+    objective.warmup(progress)
+    distortion = 0.05 * (8 - 7 * progress)
+    torch.testing.assert_close(objective(views), MEC(distortion)(views))
+    assert objective.health(views)["distortion"] == pytest.approx(distortion)
+
+
+@pytest.mark.parametrize(("order", "form", "norm_of"), [(None, "pooled", ""), (4, "cross", "pz"), (4, "pooled", "uu")])
+def test_health_of_mec_is_that_of_the_second_targets(order, form, norm_of):
+    p1, p2, t1, t2 = (z.detach() for z in random_codes(4, 64, 5))
+    metrics = MEC(0.3, order, form).health([p1, p2], [t1, t2])
+    eigenvalues = torch.linalg.eigvalsh(normalize(t2).T @ normalize(t2) / 64)
+    assert metrics["coding_length"] == pytest.approx((64 + 5) / 2 * float(torch.log1p(eigenvalues / 0.3).sum()))
+    assert metrics["effective_rank"] == pytest.approx(float(torch.special.entr(eigenvalues).sum().exp()))
+    assert metrics["rankme"] > metrics["effective_rank"]
+    u = normalize(torch.cat([p1, t2]))
+    norms = {"pz": normalize(p1) @ normalize(t2).T / (64 * 0.3), "uu": u @ u.T / (128 * 0.3)}
+    if norm_of:
+        assert metrics["spectral_norm"] == pytest.approx(float(torch.linalg.norm(norms[norm_of], 2)), rel=0.05)
+    assert ("spectral_norm" in metrics) == bool(norm_of)
+    assert {"alpha_req", "distortion"} < set(metrics)
+
+
+def test_mec_returns_what_is_not_finite():
+    assert MEC()([torch.full((4, 2), torch.nan), torch.ones(4, 2)]).isnan()
