@@ -144,6 +144,14 @@ def test_a_name_registered_with_timm_replaces_the_backbone(registered: str, tmp_
     assert mec.load_encoder(run).num_features == 6
 
 
+class Auxiliary(OwnNetwork):
+    """Returns a second output in training, as torchvision's GoogLeNet does."""
+
+    def forward(self, x: Tensor) -> Any:
+        features = super().forward(x)
+        return (features, features) if self.training else features
+
+
 def hacked() -> Encoder:
     encoder = create_encoder("resnet18", 16, 1, options=OPTIONS)
     encoder.backbone.conv1 = nn.Conv2d(1, 64, 3)
@@ -156,6 +164,7 @@ def hacked() -> Encoder:
         (lambda: "resnet19", "encoder: expected a timm architecture.*resnet18"),
         (lambda: OwnNetwork, "encoder: expected .*the class OwnNetwork"),
         (lambda: OwnNetwork().requires_grad_(False), "encoder: expected parameters to train"),
+        (Auxiliary, "encoder: .*Auxiliary in training mode, got a tuple"),
         (lambda: OwnNetwork(3), "encoder: .*fails on images"),
         (lambda: create_encoder("resnet18", 16, 3), "channels: expected 3 as in the encoder"),
         (lambda: create_encoder("resnet18", 16, 1, options={"act_layer": nn.ReLU}), "encoder: expected options"),

@@ -68,6 +68,14 @@ def dry_run(network: nn.Module, name: str, channels: int, size: int) -> tuple[in
     return num_features, memory_format
 
 
+def check_training_mode(network: nn.Module, name: str, channels: int, size: int) -> None:
+    """Raise InputError unless a network returns features in training mode too, where some return auxiliary outputs."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        _count_features(
+            copy.deepcopy(network).train(), f"{name} in training mode", torch.zeros(2, channels, size, size)
+        )
+
+
 def _count_features(network: nn.Module, name: str, images: Tensor) -> int:
     try:
         output = network(images)

@@ -18,7 +18,7 @@ from mec.errors import InputError, did_you_mean
 from mec.models.encoder import Encoder, EncoderSpec, create_encoder
 from mec.models.foreign_checkpoints import describe_difference
 from mec.models.io import load_encoder
-from mec.models.own_network import copy_network, find_classifier, find_unused_parameter
+from mec.models.own_network import check_training_mode, copy_network, find_classifier, find_unused_parameter
 from mec.pretraining.recipe import Recipe
 
 logger = logging.getLogger("mec")
@@ -106,7 +106,7 @@ def create_start_encoder(
     )
     if network is not None:
         _log_network(created)
-    return created.train()
+    return _to_train(created)
 
 
 def _copy(encoder: Encoder, pixel_format: PixelFormat, statistics: Statistics | None) -> Encoder:
@@ -124,7 +124,14 @@ def _copy(encoder: Encoder, pixel_format: PixelFormat, statistics: Statistics | 
                 f"encoder: expected a {spec.backbone}, as its spec states, got another network ({difference}); "
                 "pass encoder.backbone, an nn.Module"
             )
-    return copied.train()
+    return _to_train(copied)
+
+
+def _to_train(encoder: Encoder) -> Encoder:
+    spec = encoder.spec
+    if spec.is_module:
+        check_training_mode(encoder.backbone, spec.backbone, spec.channels, spec.image_size)
+    return encoder.train()
 
 
 def _log_network(encoder: Encoder) -> None:
