@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 
 from mec.data.analysis import channel_statistics, infer_pixel_format, load_into_memory
 from mec.data.corrupt import CorruptLog
@@ -26,6 +26,7 @@ from mec.distributed import is_rank_zero, process_group
 from mec.embedding.extract import merge_corrupt_logs
 from mec.engine.checkpoints import PreemptionCheckpoint, latest_checkpoint
 from mec.engine.fsdp import full_encoder
+from mec.engine.loggers import IDS_FILE, LoggersLike, check_loggers, open_loggers
 from mec.engine.progress import ProgressBar, TrainingProgress
 from mec.engine.run_folder import lock_folder
 from mec.engine.trainer import make_trainer, native_bfloat16, running, seeded
@@ -68,6 +69,8 @@ def pretrain(
     recipe: Recipe | str | os.PathLike[str] | None = None,
     resume: bool = False,
     callbacks: Sequence[lightning.Callback] = (),
+    *,
+    loggers: LoggersLike = None,
 ) -> Run:
     """Pretrain an encoder on images, without labels.
 
@@ -82,6 +85,9 @@ def pretrain(
         resume: continue from the newest intact checkpoint in ``out``, with the recipe of the run; if there is no
             checkpoint yet, start.
         callbacks: further lightning callbacks, such as ``mec.pretraining.OnlineProbe``.
+        loggers: names (csv, tensorboard, wandb, mlflow), also as "csv,wandb", or lightning loggers; None is csv and
+            tensorboard. metrics.csv is always written. W&B and MLflow runs have the name of the run folder, and their
+            files are in it, unless environment variables (WANDB_PROJECT, MLFLOW_TRACKING_URI, ...) choose otherwise.
 
     Returns:
         The run. Its folder contains recipe.yaml, environment.json, metrics.csv, TensorBoard events in tensorboard/,
@@ -96,11 +102,16 @@ def pretrain(
     out = Path(out).expanduser()
     recipe = _resolve_recipe(recipe, data, out, resume)
     with seeded(recipe.seed):
-        return _pretrain(data, out, recipe, resume, callbacks)
+        return _pretrain(data, out, recipe, resume, callbacks, check_loggers(loggers))
 
 
 def _pretrain(
-    data: str | os.PathLike[str], out: Path, recipe: Recipe, resume: bool, callbacks: Sequence[lightning.Callback]
+    data: str | os.PathLike[str],
+    out: Path,
+    recipe: Recipe,
+    resume: bool,
+    callbacks: Sequence[lightning.Callback],
+    loggers: Sequence[str | Logger],
 ) -> Run:
     with ProgressBar("opening the images"):
         dataset = open_dataset(data, "pretrain", subsample=recipe.subsample, frame_stride=recipe.frame_stride)
@@ -122,7 +133,7 @@ def _pretrain(
     loader = training_loader(dataset, module.views, sampler, pixel_format, device, recipe.workers, trainer.num_devices)
     environment = describe_environment(data, dataset, module.batch_size, trainer)
 
-    with lock_folder(out):
+    with lock_folder(out), ExitStack() as stack:
         checkpoint = _find_checkpoint(out, recipe, environment) if resume else None
         if checkpoint is not None:
             sampler.resume_at(*divmod(checkpoint_step(checkpoint), len(sampler)))
@@ -136,6 +147,7 @@ def _pretrain(
             f"{len(dataset):,} images -> {recipe.backbone} ({parameters}), {recipe.epochs} epochs of {len(sampler)} "
             f"steps of {module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x {device.type}"
         )
+        stack.enter_context(open_loggers(trainer, loggers, out, recipe.as_dict(), resume))
         with running(trainer), _compiled(module, recipe, device.type):
             trainer.fit(module, loader, ckpt_path=checkpoint)
         trained_encoder = full_encoder(module.network.encoder)
@@ -176,6 +188,7 @@ def _find_checkpoint(out: Path, recipe: Recipe, environment: dict[str, Any]) -> 
         logger.info(f"{out} contains no checkpoint yet: starting, with other settings than before")
         if is_rank_zero():
             (out / ENVIRONMENT_FILE).unlink(missing_ok=True)
+            (out / IDS_FILE).unlink(missing_ok=True)
         return None
     checkpoint = latest_checkpoint(out)
     logger.info(f"resuming from {checkpoint}" if checkpoint else f"{out} contains no checkpoint yet: starting")
@@ -256,7 +269,7 @@ def _create_trainer(
         recipe.accelerator,
         recipe.strategy,
         max_epochs=recipe.epochs,
-        logger=TensorBoardLogger(out, name="", version="tensorboard"),
+        logger=False,  # see open_loggers
         callbacks=[
             CorruptImageCallback(corrupt_log),
             TrainingProgress("training", out),
