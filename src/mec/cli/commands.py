@@ -23,6 +23,7 @@ RECIPE_GROUPS = {
 
 
 def add_pretrain(parser: Parser, arguments: Sequence[str]) -> Run:
+    from mec.engine.loggers import DEFAULT_LOGGERS, LOGGERS, check_loggers
     from mec.pretraining import pretrain
     from mec.pretraining.online_probe import create_online_probe
     from mec.pretraining.recipe import make_recipe
@@ -47,12 +48,20 @@ def add_pretrain(parser: Parser, arguments: Sequence[str]) -> Run:
         help="epochs between two online probes (kNN and linear), where DATA has labels; training does not use them. "
         "0: never; absent: ten times in the run, for shards never",
     )
+    group.add_argument(
+        "--loggers",
+        default=",".join(DEFAULT_LOGGERS),
+        help=f"comma-separated: {', '.join(LOGGERS)}; metrics.csv is always written",
+    )
     complete = _add_recipe(parser, group, arguments)
 
-    def run(data: str, out: str, resume: bool, recipe: str, probe_every: int | None, **settings: Any) -> None:
+    def run(
+        data: str, out: str, resume: bool, recipe: str, probe_every: int | None, loggers: str, **settings: Any
+    ) -> None:
+        check_loggers(loggers)  # before the images of probes are read
         checked = make_recipe(complete(settings))
         probe = create_online_probe(data, probe_every, checked.workers)
-        pretrain(data, out, checked, resume, callbacks=[] if probe is None else [probe])
+        pretrain(data, out, checked, resume, callbacks=[] if probe is None else [probe], loggers=loggers)
 
     return run
 

@@ -89,7 +89,7 @@ def write_or_compare_settings(
 
 def check_same_settings(before: Mapping[str, Any], now: Mapping[str, Any], changeable: Sequence[str] = ()) -> None:
     """Raise InputError if nested settings differ, except in names that start with one of ``changeable``."""
-    old, new = _flatten(before), _flatten(now)
+    old, new = flatten_settings(before), flatten_settings(now)
     changed = [
         f"{name}: {old.get(name)} -> {new.get(name)}"
         for name in sorted(old.keys() | new.keys())
@@ -99,10 +99,10 @@ def check_same_settings(before: Mapping[str, Any], now: Mapping[str, Any], chang
         raise InputError(f"resume: the settings differ from those of the results so far: {'; '.join(changed)}")
 
 
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the settings with dotted names such as optimizer.lr."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         dotted = prefix + name
-        flat |= _flatten(value, f"{dotted}.") if isinstance(value, Mapping) else {dotted: value}
+        flat |= flatten_settings(value, f"{dotted}.") if isinstance(value, Mapping) else {dotted: value}
     return flat

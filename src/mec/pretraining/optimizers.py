@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import timm.optim
 import torch
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from mec.errors import InputError, did_you_mean
@@ -16,6 +15,7 @@ from mec.models.siamese import Siamese
 if TYPE_CHECKING:
     from mec.pretraining.recipe import OptimizerSettings
 
+timm_optim: Any = timm.optim  # its names are not exported for type checkers
 TORCH_OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 """Optimizers of PyTorch that skip a step on the device. ``sgd`` has classical momentum; timm's has Nesterov's."""
 SHARDED_OPTIMIZERS = ("sgd", "adamw", "lars", "muon")
@@ -40,7 +40,7 @@ def _refusal(name: str) -> str | None:
 
 def check_optimizer(settings: OptimizerSettings) -> None:
     """Raise InputError if there is no such optimizer, or if it does not take these options."""
-    name, options, names = settings.name, settings.options, timm.optim.list_optimizers()
+    name, options, names = settings.name, settings.options, timm_optim.list_optimizers()
     if name not in names:
         usable = [other for other in names if not _refusal(other)]
         raise InputError(
@@ -51,7 +51,7 @@ def check_optimizer(settings: OptimizerSettings) -> None:
         raise InputError(f"optimizer.name: expected an optimizer that a run supports, got {name}, which {reason}")
     if not options:
         return
-    optimizer_class = TORCH_OPTIMIZERS.get(name) or timm.optim.get_optimizer_class(name, bind_defaults=False)
+    optimizer_class = TORCH_OPTIMIZERS.get(name) or timm_optim.get_optimizer_class(name, bind_defaults=False)
     expected = [argument for argument in inspect.signature(optimizer_class).parameters if argument not in SETTINGS]
     for option in options:
         if option in SETTINGS:
@@ -83,7 +83,10 @@ def create_optimizer(
 def _create(parameters: list[Any], settings: OptimizerSettings, lr: float, fused: bool) -> torch.optim.Optimizer:
     common: dict[str, Any] = {"lr": lr, "weight_decay": settings.weight_decay, **settings.options}
     if settings.name not in TORCH_OPTIMIZERS:
-        return timm.optim.create_optimizer_v2(parameters, settings.name, momentum=settings.momentum, **common)
+        created: torch.optim.Optimizer = timm_optim.create_optimizer_v2(
+            parameters, settings.name, momentum=settings.momentum, **common
+        )
+        return created
     if settings.name == "adamw":
         return torch.optim.AdamW(parameters, fused=fused, **common)
     sgd = torch.optim.SGD(parameters, momentum=settings.momentum, fused=fused, **common)
@@ -99,13 +102,15 @@ def _groups(network: Siamese, objective: nn.Module | None, settings: OptimizerSe
     backbone, excludes = network.encoder.backbone, not settings.decay_norms_and_biases
     common: dict[str, Any] = {"weight_decay": settings.weight_decay, "weight_decay_exclude_1d": excludes}
     # timm's models name further parameters, such as position embeddings
-    undecayed = getattr(backbone, "no_weight_decay", set)() if excludes else set()
+    undecayed: set[str] = getattr(backbone, "no_weight_decay", set)() if excludes else set()
     if settings.layer_decay is None:
-        groups = param_groups_weight_decay(backbone, no_weight_decay_list=undecayed, **common)
+        groups = timm_optim.param_groups_weight_decay(backbone, no_weight_decay_list=undecayed, **common)
     elif not hasattr(backbone, "group_matcher"):
         raise InputError("optimizer.layer_decay: expected null for an encoder without timm's group_matcher")
     else:
         decay = settings.layer_decay
-        groups = param_groups_layer_decay(backbone, no_weight_decay_list=undecayed, layer_decay=decay, **common)
+        groups = timm_optim.param_groups_layer_decay(
+            backbone, no_weight_decay_list=undecayed, layer_decay=decay, **common
+        )
     heads = nn.ModuleList(head for head in (network.projector, network.predictor, objective) if head is not None)
-    return [*groups, *param_groups_weight_decay(heads, **common)]
+    return [*groups, *timm_optim.param_groups_weight_decay(heads, **common)]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from mec.errors import InputError
+from mec.models.encoder import Encoder
 from mec.pretraining.recipe import ObjectiveSettings, Recipe
 
 MAX_DEPTH, MAX_LENGTH = 4, 2000
@@ -25,18 +26,19 @@ class Parts(NamedTuple):
     view_transform: Any
 
 
-def with_parts(recipe: Recipe, parts: Mapping[str, object]) -> Recipe:
-    """Return the recipe with descriptions of the objects in ``parts``, by argument, in place of settings.
+def with_parts(recipe: Recipe, **parts: object) -> Recipe:
+    """Return the recipe with descriptions of the objects that are passed to ``pretrain``, by argument.
 
     Raises:
-        InputError: the recipe is that of a run with an object, and there is no such object in ``parts``.
+        InputError: the recipe is that of a run with an object for an argument that is None here.
     """
-    if missing := sorted(recipe.parts.keys() - parts.keys()):
+    passed = {name: part for name, part in parts.items() if part is not None}
+    if missing := sorted(recipe.parts.keys() - passed.keys()):
         described = recipe.parts[missing[0]]
         raise InputError(f"{missing[0]}: the recipe is that of a run with {described}; pass it to mec.pretrain")
-    if "objective" in parts:
+    if "objective" in passed:
         recipe = replace(recipe, objective=ObjectiveSettings())
-    return replace(recipe, parts={name: describe_part(part) for name, part in parts.items()})
+    return replace(recipe, parts={name: describe_part(part) for name, part in passed.items()})
 
 
 def describe_part(part: object) -> str:
@@ -46,7 +48,7 @@ def describe_part(part: object) -> str:
     described in turn: "losses.VICReg(sim=25.0)", "torchvision...Compose(transforms=[...])". Layers of networks are not
     shown. The text holds no addresses: it is equal in all processes and after a restart.
     """
-    text = _describe(part, MAX_DEPTH)
+    text = part.description if isinstance(part, Encoder) else _describe(part, MAX_DEPTH)
     return text if len(text) <= MAX_LENGTH else f"{text[: MAX_LENGTH - 3]}..."
 
 

@@ -24,8 +24,8 @@ ObjectiveName = Literal[
 ]
 MEC_SETTINGS = ("form", "distortion", "order", "warmup_factor")
 """Settings of the objective that only mec has."""
-REPLACED_SETTINGS = {
-    "encoder": ("backbone", "backbone_options", "small_stem"),
+REPLACED_SETTINGS: dict[str, tuple[str, ...]] = {
+    "encoder": (),  # backbone names it
     "objective": ("objective",),
     "view_transform": ("views", "view_1", "view_2"),
 }

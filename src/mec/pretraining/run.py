@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from mec.data.analysis import infer_pixel_format, load_into_memory
@@ -29,6 +29,7 @@ from mec.distributed import is_rank_zero, process_group
 from mec.embedding.extract import merge_corrupt_logs
 from mec.engine.checkpoints import PreemptionCheckpoint, latest_checkpoint
 from mec.engine.fsdp import full_encoder
+from mec.engine.loggers import IDS_FILE, LoggersLike, check_loggers, open_loggers
 from mec.engine.progress import ProgressBar, TrainingProgress
 from mec.engine.run_folder import lock_folder
 from mec.engine.trainer import make_trainer, native_bfloat16, running, seeded
@@ -86,6 +87,7 @@ def pretrain(
     encoder: StartEncoder | None = None,
     objective: Callable[..., Tensor] | None = None,
     view_transform: ViewTransform | None = None,
+    loggers: LoggersLike = None,
 ) -> Run:
     """Pretrain an encoder on images, without labels.
 
@@ -117,6 +119,9 @@ def pretrain(
             (n, c, h, w) in [0, 1] on the device. Any other callable, torchvision's modules included, is given one PIL
             image (a tensor (c, h, w) for more than 8 bits or other channels) in a loader process. Both return a list
             of views of one size, or a single view, for which they are called twice. Their size replaces image_size.
+        loggers: names (csv, tensorboard, wandb, mlflow), also as "csv,wandb", or lightning loggers; None is csv and
+            tensorboard. metrics.csv is always written. W&B and MLflow runs have the name of the run folder, and their
+            files are in it, unless environment variables (WANDB_PROJECT, MLFLOW_TRACKING_URI, ...) choose otherwise.
 
     Returns:
         The run. Its folder contains recipe.yaml, environment.json, metrics.csv, TensorBoard events in tensorboard/,
@@ -131,13 +136,14 @@ def pretrain(
     out = Path(out).expanduser()
     recipe = _resolve_recipe(recipe, data, out, resume)
     recipe = with_encoder(recipe, encoder)
-    described = {"encoder": own_network(encoder), "objective": objective, "view_transform": view_transform}
-    recipe = with_parts(recipe, {name: part for name, part in described.items() if part is not None})
+    start = None if isinstance(encoder, str) else encoder
+    recipe = with_parts(recipe, encoder=start, objective=objective, view_transform=view_transform)
     objective = objective or recipe.objective.create()
     if getattr(objective, "targets", None) == "teacher":
         recipe = replace(recipe, teacher=replace(recipe.teacher, enabled=True))
     with seeded(recipe.seed):
-        return _pretrain(data, out, recipe, resume, callbacks, Parts(encoder, objective, view_transform))
+        parts = Parts(encoder, objective, view_transform)
+        return _pretrain(data, out, recipe, resume, callbacks, parts, check_loggers(loggers))
 
 
 def _pretrain(
@@ -147,6 +153,7 @@ def _pretrain(
     resume: bool,
     callbacks: Sequence[lightning.Callback],
     parts: Parts,
+    loggers: Sequence[str | Logger],
 ) -> Run:
     with ProgressBar("opening the images"):
         dataset = open_dataset(data, "pretrain", subsample=recipe.subsample, frame_stride=recipe.frame_stride)
@@ -174,7 +181,7 @@ def _pretrain(
     loader = training_loader(dataset, module.views, sampler, pixel_format, device, recipe.workers, trainer.num_devices)
     environment = describe_environment(data, dataset, module.batch_size, trainer)
 
-    with lock_folder(out):
+    with lock_folder(out), ExitStack() as stack:
         checkpoint = _find_checkpoint(out, recipe, environment) if resume else None
         if checkpoint is not None:
             check_same_network(checkpoint, parts.encoder)
@@ -190,6 +197,7 @@ def _pretrain(
             f"{len(sampler)} steps of {module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x "
             f"{device.type}"
         )
+        stack.enter_context(open_loggers(trainer, loggers, out, recipe.as_dict(), resume))
         with running(trainer), _compiled(module, recipe, device.type):
             trainer.fit(module, loader, ckpt_path=checkpoint)
         trained_encoder = full_encoder(module.network.encoder)
@@ -230,6 +238,7 @@ def _find_checkpoint(out: Path, recipe: Recipe, environment: dict[str, Any]) -> 
         logger.info(f"{out} contains no checkpoint yet: starting, with other settings than before")
         if is_rank_zero():
             (out / ENVIRONMENT_FILE).unlink(missing_ok=True)
+            (out / IDS_FILE).unlink(missing_ok=True)
         return None
     checkpoint = latest_checkpoint(out)
     logger.info(f"resuming from {checkpoint}" if checkpoint else f"{out} contains no checkpoint yet: starting")
@@ -300,7 +309,7 @@ def _create_trainer(
         recipe.accelerator,
         recipe.strategy,
         max_epochs=recipe.epochs,
-        logger=TensorBoardLogger(out, name="", version="tensorboard"),
+        logger=False,  # see open_loggers
         callbacks=[
             CorruptImageCallback(corrupt_log),
             TrainingProgress("training", out),

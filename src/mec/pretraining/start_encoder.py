@@ -45,7 +45,9 @@ def with_encoder(recipe: Recipe, encoder: StartEncoder | None) -> Recipe:
         raise InputError(f"encoder: expected a timm name, an Encoder or an instance of an nn.Module, got {got}")
     if not any(p.requires_grad for p in encoder.parameters()):
         raise InputError("encoder: expected parameters to train, got a network without any, or with all of them frozen")
-    return _with_spec(recipe, encoder.spec) if isinstance(encoder, Encoder) else recipe
+    if isinstance(encoder, Encoder):
+        return _with_spec(recipe, encoder.spec)
+    return replace(recipe, backbone=network_name(encoder), backbone_options={}, small_stem=None)
 
 
 def _with_spec(recipe: Recipe, spec: EncoderSpec) -> Recipe:
@@ -56,8 +58,6 @@ def _with_spec(recipe: Recipe, spec: EncoderSpec) -> Recipe:
         if value != previous:
             logger.info(f"{name}: {value} of the encoder replaces {previous} of the recipe")
     recipe = replace(recipe, image_size=spec.image_size, channels=spec.channels, background=spec.background)
-    if spec.is_module:
-        return recipe
     try:
         options = json.loads(json.dumps(spec.options))
     except TypeError as error:
