@@ -59,8 +59,9 @@ def create_objective(name: str, options: Mapping[str, Any] | None = None) -> nn.
             valid = f"one of its options {', '.join(types)}" if types else "no option"
             suggestion = did_you_mean(str(option), types)
             raise InputError(f"objective: expected {valid} with {name}, got {option!r}{suggestion}")
-    values = {key: check_value(f"objective.{key}", types[key], value) for key, value in (options or {}).items()}
+    prefix = "objective" if name == "mec" else "objective.options"  # as the settings of a recipe are named
+    values = {key: check_value(f"{prefix}.{key}", types[key], value) for key, value in (options or {}).items()}
     try:
         return OBJECTIVES[name](**values)
     except ValueError as error:
-        raise InputError(f"objective.{error}") from error
+        raise InputError(f"{prefix}.{error}") from error

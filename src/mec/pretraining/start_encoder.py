@@ -18,7 +18,13 @@ from mec.errors import InputError, did_you_mean
 from mec.models.encoder import Encoder, EncoderSpec, create_encoder
 from mec.models.foreign_checkpoints import describe_difference
 from mec.models.io import load_encoder
-from mec.models.own_network import check_training_mode, copy_network, find_classifier, find_unused_parameter
+from mec.models.own_network import (
+    check_training_mode,
+    copy_network,
+    find_classifier,
+    find_unused_parameter,
+    network_name,
+)
 from mec.pretraining.recipe import Recipe
 
 logger = logging.getLogger("mec")
