@@ -25,7 +25,7 @@ def test_options_are_converted_as_on_the_command_line():
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("simcrl", {}, ["objective.options.name", "vicreg", "'simcrl'", "did you mean simclr?"]),
+        ("simcrl", {}, ["objective.name", "vicreg", "'simcrl'", "did you mean simclr?"]),
         ("simclr", {"temprature": 1}, ["simclr", "'temprature'", "did you mean temperature?"]),
         ("byol", {"momentum": 1}, ["byol", "no option", "'momentum'"]),
         ("simclr", {"temperature": "hot"}, ["objective.options.temperature", "a number", "'hot'"]),

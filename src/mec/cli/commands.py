@@ -72,9 +72,9 @@ def add_compare(parser: Parser, arguments: Sequence[str]) -> Run:
 
     parser.describe(
         "DATA --out FOLDER --SETTING VALUE,VALUE[,...] [--seed N,N,...] [any setting of the recipe]",
-        "Pretrain an encoder with every combination of the settings that have several values, separated by commas, "
-        "evaluate each by kNN and a linear probe where DATA has labels, and print means over the seeds. Rerun to "
-        "continue, also with more values.",
+        "Pretrain an encoder with every combination of the settings that have several values, separated by commas.\n"
+        "Evaluate each by kNN and a linear probe, where DATA has labels, and print means over the seeds.\n"
+        "Rerun to continue, also with more values.",
         "photographs/ --out objectives --objective.name mec,simclr,vicreg --seed 0,1,2 --epochs 50",
     )
     group = parser.add_argument_group("comparison")
