@@ -39,6 +39,8 @@ def test_every_recipe_setting_is_listed_once_in_a_named_group(
 ) -> None:
     text = help_of(["pretrain"], capsys, monkeypatch)
     for field in fields(Recipe):
+        if field.name == "parts":  # objects in Python
+            continue
         assert len(re.findall(rf"^  --{field.name}(?:\.\w+)? ", text, re.M)) >= 1, field.name
     names = re.findall(r"^  (--[\w.]+)", text, re.M)
     assert len(names) == len(set(names))

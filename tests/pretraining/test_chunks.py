@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mec.coding import MECLoss
 from mec.errors import InputError
 from mec.models.encoder import Encoder, create_encoder, enable_gradient_checkpointing
-from mec.models.siamese import Predictor, Projector, Siamese, Views
+from mec.models.siamese import PerView, Predictor, Projector, Siamese
 from mec.pretraining import OptimizerSettings, ProjectorSettings, Recipe, TeacherSettings, pretrain
 from mec.pretraining.module import Pretraining, chunked_loss
 from tests.pretraining.test_run import TINY
@@ -50,17 +50,17 @@ def freeze_batch_norm(network: Siamese) -> Siamese:
     return network
 
 
-def random_views(dtype: torch.dtype = torch.float64, images: int = IMAGES) -> Views:
+def random_views(dtype: torch.dtype = torch.float64, images: int = IMAGES) -> PerView:
     """Return views of images that differ clearly: BatchNorm in the heads amplifies small differences."""
     coarse = torch.randn(2, images, 3, 4, 4, dtype=torch.float64)
     x1, x2 = nn.functional.interpolate(coarse.flatten(0, 1), scale_factor=4).view(2, images, 3, 16, 16).to(dtype)
     return x1, x2
 
 
-def split_into_chunks(x: Views, size: int) -> list[Callable[[], Views]]:
+def split_into_chunks(x: PerView, size: int) -> list[Callable[[], PerView]]:
     """Return chunks that each seed the generator, as in a training step."""
 
-    def chunk(start: int) -> Views:
+    def chunk(start: int) -> PerView:
         torch.manual_seed(start)
         return x[0][start : start + size], x[1][start : start + size]
 
@@ -75,7 +75,7 @@ def gradients(network: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
 
 
-def joined_loss(network: Siamese, chunks: list[Callable[[], Views]], loss: MECLoss) -> Tensor:
+def joined_loss(network: Siamese, chunks: list[Callable[[], PerView]], loss: MECLoss) -> Tensor:
     """Return the loss by definition: chunks pass through the encoders with a graph, their features are concatenated."""
     student, teacher = [], []
     for chunk in chunks:
