@@ -137,6 +137,7 @@ def _pretrain(
         checkpoint = _find_checkpoint(out, recipe, environment) if resume else None
         if checkpoint is not None:
             sampler.resume_at(*divmod(checkpoint_step(checkpoint), len(sampler)))
+        stack.enter_context(open_loggers(trainer, loggers, out, recipe.as_dict(), resume))
         if trainer.is_global_zero:
             if not resume and contains_run(out):
                 raise _run_exists_error(out)
@@ -147,7 +148,6 @@ def _pretrain(
             f"{len(dataset):,} images -> {recipe.backbone} ({parameters}), {recipe.epochs} epochs of {len(sampler)} "
             f"steps of {module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x {device.type}"
         )
-        stack.enter_context(open_loggers(trainer, loggers, out, recipe.as_dict(), resume))
         with running(trainer), _compiled(module, recipe, device.type):
             trainer.fit(module, loader, ckpt_path=checkpoint)
         trained_encoder = full_encoder(module.network.encoder)
