@@ -28,7 +28,7 @@ from mec.errors import InputError
 from mec.models.encoder import Encoder
 from mec.models.siamese import Pair, Predictor, Projector, Siamese
 from mec.pretraining.advice import sentence, stabilize
-from mec.pretraining.optimizers import TORCH_OPTIMIZERS, create_optimizer
+from mec.pretraining.optimizers import TORCH_OPTIMIZERS, check_layers, create_optimizer
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.step_guard import MAX_CONSECUTIVE_SKIPS, StepGuard
 
@@ -72,6 +72,7 @@ class Pretraining(TrainingModule):
         self.views = create_views(recipe, encoder.image_size)
         self.normalize = encoder.normalize
         self.network = create_network(recipe, encoder)
+        check_layers(encoder.backbone, recipe.optimizer)
         self.memory_format = torch.channels_last if recipe.speed.channels_last else torch.contiguous_format
         self.network.to(memory_format=self.memory_format)
         self.objective = MECLoss(
