@@ -13,7 +13,8 @@ from torch import nn
 
 from mec.coding import MECLoss, cross_coding_rate, spectral_norm
 from mec.models import Predictor, Projector, Siamese
-from mec.pretraining.module import distortion_at, lr_factor, teacher_momentum
+from mec.objectives import MEC
+from mec.pretraining.module import lr_factor, teacher_momentum
 from tests.conftest import GOLDEN, SHARED
 
 Reference = dict[str, np.ndarray]
@@ -106,10 +107,11 @@ def test_training_reproduces_the_official_run(reference: Reference) -> None:
     trainable = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trainable, base_lr, momentum=0.9, weight_decay=1e-5)
     target = float(reference["trace_eps_d"])
-    objective = MECLoss(target, order=4)
+    objective = MEC(target, 4, "cross", warmup_factor=8)
     for t in range(steps):
         lr = base_lr * lr_factor(t, steps, warmup)
-        distortion = distortion_at(t, target, 8, warmup)
+        objective.warmup(1.0 if t >= warmup else t / (warmup - 1))
+        distortion = objective.current_distortion
         momentum = teacher_momentum(t, steps, 0.996)
         assert lr == pytest.approx(float(reference["trace_lr"][t]), abs=1e-15)
         assert distortion * m == pytest.approx(float(reference["trace_lamda_inv"][t]), rel=1e-13)
@@ -119,7 +121,7 @@ def test_training_reproduces_the_official_run(reference: Reference) -> None:
 
         optimizer.param_groups[0]["lr"] = lr
         codes = network(torch.tensor(reference["trace_x1"][t]), torch.tensor(reference["trace_x2"][t]))
-        loss = objective(*codes, distortion=distortion)
+        loss = objective(*codes)
         # the official code reports mu / m times the mean log det, with mu = (m + d) / 2
         length = -loss.item() / distortion * (m + d) / (2 * m)
         assert loss.item() == pytest.approx(float(reference["trace_loss"][t]), abs=1e-8)

@@ -21,7 +21,7 @@ from mec.errors import InputError
 from mec.models.encoder import create_encoder
 from mec.models.siamese import Projector, Siamese
 from mec.pretraining import OptimizerSettings, pretrain
-from mec.pretraining.optimizers import create_optimizer
+from mec.pretraining.optimizers import check_layers, create_optimizer
 from mec.pretraining.recipe import make_recipe
 from mec.pretraining.step_guard import StepGuard
 from tests.pretraining.test_run import TINY
@@ -103,6 +103,11 @@ def test_groups_exclude_norms_and_biases_and_lower_the_lr_of_early_layers() -> N
         scale = next((scale for start, scale in scales.items() if name.startswith(f"encoder.backbone.{start}")), 1.0)
         assert found.pop(id(p)) == (0.01 * is_decayed, scale), name
     assert not found
+
+
+def test_layer_decay_of_a_backbone_without_known_layers_is_refused() -> None:
+    with pytest.raises(InputError, match=r"optimizer.layer_decay: expected null for an encoder without"):
+        check_layers(torch.nn.Linear(2, 2), replace(SETTINGS, layer_decay=0.5))
 
 
 def test_a_step_of_lars_equals_its_formula() -> None:

@@ -98,8 +98,7 @@ def _start_wandb(out: Path, run_id: str | None) -> tuple[Any, bool]:
 
     if wandb.run is not None:
         return wandb.run, False
-    wandb.setup(wandb.Settings(silent=True))
-    mode: Any = wandb.setup().settings.mode
+    mode: Any = os.environ.get("WANDB_MODE") or wandb.setup().settings.mode
     try:
         if mode == "online" and not wandb.login(prompt=False, verify=False):
             if os.environ.get("WANDB_MODE") == "online":
@@ -156,7 +155,8 @@ def _open_mlflow(
             if not run_id:  # MLflow refuses other values, such as those of the machine that a run is resumed on
                 mlflow_logger.log_hyperparams(dict(parameters))
     except (MlflowException, OSError) as error:
-        raise _start_error("mlflow", error, f"MLFLOW_TRACKING_URI is {uri}") from error
+        hint = "a database needs pip install mlflow" if "sql" in uri else f"MLFLOW_TRACKING_URI is {uri}"
+        raise _start_error("mlflow", error, hint) from error
     return mlflow_logger
 
 

@@ -27,7 +27,7 @@ from mec.models.encoder import Encoder
 from mec.models.siamese import PerView, Predictor, Projector, Siamese
 from mec.pretraining.advice import sentence, stabilize
 from mec.pretraining.objective import Objective
-from mec.pretraining.optimizers import TORCH_OPTIMIZERS, create_optimizer
+from mec.pretraining.optimizers import TORCH_OPTIMIZERS, check_layers, create_optimizer
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.step_guard import MAX_CONSECUTIVE_SKIPS, StepGuard
 
@@ -85,6 +85,7 @@ class Pretraining(TrainingModule):
         self.objective = Objective(objective or recipe.objective.create())
         self.network = create_network(recipe, encoder, self.objective)
         self.memory_format = encoder.memory_format if recipe.speed.channels_last else torch.contiguous_format
+        check_layers(encoder.backbone, recipe.optimizer)
         self.network.to(memory_format=self.memory_format)
         num_views, has_targets = self.views.num_views, self.network.targets is not None
         health = self.objective.check(num_views, batch_size, recipe.projector.output_dim, has_targets)

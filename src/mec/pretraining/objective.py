@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mec.coding import rank_metrics
-from mec.coding.gram import world_group
+from mec.coding.gram import upcast, world_group
 from mec.errors import InputError
 from mec.models.siamese import PerView
 from mec.objectives.gather import Gathered
@@ -19,9 +19,9 @@ from mec.pretraining.parts import describe_part
 class Objective(nn.Module):
     """An objective ``function(codes) -> scalar``, or ``function(codes, targets)`` where the network has targets.
 
-    Codes are a tuple with a tensor (m, d) per view, in float32, outside autocast. With several processes the function
-    gets the codes of all, and the average of the gradients of the processes is the gradient of the whole batch; if its
-    attribute ``joins_processes`` is true, it gets the codes of this process and joins them itself.
+    Codes are a tuple with a tensor (m, d) per view, in float32 or float64, outside autocast. With several processes the
+    function gets the codes of all, and the average of the gradients of the processes is the gradient of the whole
+    batch; if its attribute ``joins_processes`` is true, it gets the codes of this process and joins them itself.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
@@ -88,6 +88,5 @@ class Objective(nn.Module):
 
 
 def _arguments(codes: PerView, targets: PerView | None) -> tuple[PerView, ...]:
-    """Return the arguments of the function, converted to float32."""
-    converted = tuple(z.float() for z in codes)
-    return (converted,) if targets is None else (converted, tuple(z.float() for z in targets))
+    """Return the arguments of the function, in float32 or float64."""
+    return tuple(tuple(upcast(views)) for views in (codes, targets) if views is not None)

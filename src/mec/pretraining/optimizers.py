@@ -69,6 +69,12 @@ def check_optimizer(settings: OptimizerSettings) -> None:
         raise InputError(f"optimizer.options: {name}: {' '.join(str(error).split())}") from error
 
 
+def check_layers(backbone: nn.Module, settings: OptimizerSettings) -> None:
+    """Raise InputError for a layer-wise decay of a backbone whose layers timm cannot group."""
+    if settings.layer_decay is not None and not hasattr(backbone, "group_matcher"):
+        raise InputError("optimizer.layer_decay: expected null for an encoder without timm's group_matcher")
+
+
 def create_optimizer(
     network: Siamese, settings: OptimizerSettings, lr: float, fused: bool, objective: nn.Module | None = None
 ) -> torch.optim.Optimizer:
@@ -105,8 +111,6 @@ def _groups(network: Siamese, objective: nn.Module | None, settings: OptimizerSe
     undecayed: set[str] = getattr(backbone, "no_weight_decay", set)() if excludes else set()
     if settings.layer_decay is None:
         groups = timm_optim.param_groups_weight_decay(backbone, no_weight_decay_list=undecayed, **common)
-    elif not hasattr(backbone, "group_matcher"):
-        raise InputError("optimizer.layer_decay: expected null for an encoder without timm's group_matcher")
     else:
         decay = settings.layer_decay
         groups = timm_optim.param_groups_layer_decay(

@@ -186,6 +186,7 @@ def _pretrain(
         if checkpoint is not None:
             check_same_network(checkpoint, parts.encoder)
             sampler.resume_at(*divmod(checkpoint_step(checkpoint), len(sampler)))
+        stack.enter_context(open_loggers(trainer, loggers, out, recipe.as_dict(), resume))
         if trainer.is_global_zero:
             if not resume and contains_run(out):
                 raise _run_exists_error(out)
@@ -197,7 +198,6 @@ def _pretrain(
             f"{len(sampler)} steps of {module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x "
             f"{device.type}"
         )
-        stack.enter_context(open_loggers(trainer, loggers, out, recipe.as_dict(), resume))
         with running(trainer), _compiled(module, recipe, device.type):
             trainer.fit(module, loader, ckpt_path=checkpoint)
         trained_encoder = full_encoder(module.network.encoder)
