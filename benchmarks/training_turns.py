@@ -23,7 +23,7 @@ from machine import Memory
 from mec.models import create_encoder
 from mec.pretraining import Recipe, SpeedSettings, TeacherSettings
 from mec.pretraining.module import Pretraining
-from mec.pretraining.recipe import ObjectiveSettings
+from mec.pretraining.settings import ObjectiveSettings
 from training_loops import Loop, Settings, lightly_byol, lightly_simsiam, plain
 
 FLOP_IMAGES = 4

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 import mec
 from mec.errors import InputError
 from mec.pretraining.contact_sheet import training_views
-from mec.pretraining.recipe import ProjectorSettings
+from mec.pretraining.settings import ProjectorSettings
 
 RECIPE = replace(
     mec.load_recipe("digits"),

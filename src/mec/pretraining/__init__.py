@@ -2,18 +2,16 @@
 
 from mec.pretraining.contact_sheet import contact_sheet
 from mec.pretraining.online_probe import OnlineProbe
-from mec.pretraining.recipe import (
+from mec.pretraining.recipe import Recipe, load_recipe, packaged_recipes
+from mec.pretraining.run import pretrain
+from mec.pretraining.run_folder import Run
+from mec.pretraining.settings import (
     ObjectiveSettings,
     OptimizerSettings,
     ProjectorSettings,
-    Recipe,
     SpeedSettings,
     TeacherSettings,
-    load_recipe,
-    packaged_recipes,
 )
-from mec.pretraining.run import pretrain
-from mec.pretraining.run_folder import Run
 
 __all__ = [
     "ObjectiveSettings", "OnlineProbe", "OptimizerSettings", "ProjectorSettings", "Recipe", "Run", "SpeedSettings",

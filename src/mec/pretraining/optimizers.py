@@ -13,7 +13,7 @@ from mec.errors import InputError, did_you_mean
 from mec.models.siamese import Siamese
 
 if TYPE_CHECKING:
-    from mec.pretraining.recipe import OptimizerSettings
+    from mec.pretraining.settings import OptimizerSettings
 
 timm_optim: Any = timm.optim  # its names are not exported for type checkers
 TORCH_OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}

@@ -12,7 +12,8 @@ from torch import nn
 
 from mec.errors import InputError
 from mec.models.encoder import Encoder
-from mec.pretraining.recipe import ObjectiveSettings, Recipe
+from mec.pretraining.recipe import Recipe
+from mec.pretraining.settings import ObjectiveSettings
 
 MAX_DEPTH, MAX_LENGTH = 4, 2000
 """Nesting of objects in objects, and characters of a description."""

@@ -1,9 +1,8 @@
-"""The recipe: every setting of a pretraining run, one dataclass per component, set by YAML and command line."""
+"""The recipe: every setting of a pretraining run, set by YAML and command line."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,161 +11,25 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import yaml
-from torch import nn
 
 from mec.data.transforms import VIEW_1, VIEW_2, ViewSettings
 from mec.errors import InputError, check_value, did_you_mean, join_with_or
-from mec.objectives import create_objective
-from mec.pretraining.optimizers import SHARDED_OPTIMIZERS, check_optimizer
+from mec.pretraining.optimizers import SHARDED_OPTIMIZERS
+from mec.pretraining.settings import (
+    ObjectiveSettings,
+    OptimizerSettings,
+    ProjectorSettings,
+    SpeedSettings,
+    TeacherSettings,
+    require,
+)
 
-ObjectiveName = Literal[
-    "mec", "simclr", "barlow-twins", "vicreg", "simsiam", "byol", "intl", "emp-ssl", "simdino", "sigreg"
-]
-MEC_SETTINGS = ("form", "distortion", "order", "warmup_factor")
-"""Settings of the objective that only mec has."""
 REPLACED_SETTINGS: dict[str, tuple[str, ...]] = {
     "encoder": (),  # backbone names it
     "objective": ("objective",),
     "view_transform": ("views", "view_1", "view_2"),
 }
 """Settings that objects passed to ``pretrain`` replace, by the name of the argument."""
-
-
-def _require(condition: bool, name: str, expected: str, got: object) -> None:
-    if not condition:
-        raise InputError(f"{name}: expected {expected}, got {got!r}")
-
-
-@dataclass(frozen=True)
-class ObjectiveSettings:
-    """The loss.
-
-    Attributes:
-        name: mec, or another method to compare it with; its defaults are the published ones (docs/objective.md).
-        form: of mec: pooled (always stable) or cross (the paper's); see MECLoss.
-        distortion: of mec: the paper's eps_d^2, for codes of length 1; smaller values require finer codes.
-        order: of mec: number of terms of the Taylor series; null: the exact log det.
-        warmup_factor: of mec: factor of the distortion at the first step; falls linearly to 1 over the warm-up.
-        options: arguments of another objective than mec, such as {temperature: 0.1}.
-    """
-
-    name: ObjectiveName = field(default="mec", kw_only=True)
-    form: Literal["pooled", "cross"] = "pooled"
-    distortion: float = 1 / 32
-    order: int | None = None
-    warmup_factor: float = 1.0
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _require(0 < self.distortion < math.inf, "objective.distortion", "a positive number", self.distortion)
-        _require(self.order is None or self.order >= 1, "objective.order", "at least 1, or null", self.order)
-        _require(1 <= self.warmup_factor < math.inf, "objective.warmup_factor", "at least 1", self.warmup_factor)
-        for name in self.unused_settings:
-            value = getattr(self, name)
-            is_default = not value if name == "options" else value == getattr(ObjectiveSettings, name)
-            _require(is_default, f"objective.{name}", f"none with objective.name {self.name}", value)
-        self.create()
-
-    @property
-    def unused_settings(self) -> tuple[str, ...]:
-        """Settings without effect for the objective of this name."""
-        return ("options",) if self.name == "mec" else MEC_SETTINGS
-
-    def create(self) -> nn.Module:
-        """Return the objective (mec.objectives)."""
-        own = {name: getattr(self, name) for name in MEC_SETTINGS} if self.name == "mec" else {}
-        return create_objective(self.name, own | self.options)
-
-
-@dataclass(frozen=True)
-class ProjectorSettings:
-    """The head that maps features to codes; it is discarded after training.
-
-    Attributes:
-        hidden_dim: width of the two hidden layers.
-        output_dim: dimension d of the codes.
-        batch_norm: BatchNorm after the last layer; null: as published for the objective.
-    """
-
-    hidden_dim: int = 2048
-    output_dim: int = 2048
-    batch_norm: bool | None = None
-
-    def __post_init__(self) -> None:
-        _require(self.hidden_dim >= 1, "projector.hidden_dim", "at least 1", self.hidden_dim)
-        _require(self.output_dim >= 2, "projector.output_dim", "at least 2", self.output_dim)
-
-
-@dataclass(frozen=True)
-class TeacherSettings:
-    """The paper's asymmetric form: a predictor on the student, and its exponential moving average as the target.
-
-    Attributes:
-        enabled: false trains the symmetric form, with gradient through all views and half the forward passes; byol
-            always has a teacher.
-        momentum: momentum of the moving average at the first step; rises to 1 along half a cosine.
-        predictor_hidden_dim: width of the predictor's hidden layer, a bottleneck.
-    """
-
-    enabled: bool = False
-    momentum: float = 0.996
-    predictor_hidden_dim: int = 512
-
-    def __post_init__(self) -> None:
-        _require(0 <= self.momentum <= 1, "teacher.momentum", "a number in [0, 1]", self.momentum)
-        width = self.predictor_hidden_dim
-        _require(width >= 1, "teacher.predictor_hidden_dim", "at least 1", width)
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """The optimizer and its per-step schedule: linear warm-up from 0, then half a cosine to 0.
-
-    Attributes:
-        name: adamw, sgd with classical momentum (the paper's), lars, muon, or any of timm.optim.list_optimizers().
-        lr: learning rate for a batch size of 256; it is multiplied by batch_size / 256.
-        weight_decay: weight decay.
-        momentum: momentum of optimizers that have one, such as sgd, lars and muon.
-        warmup_epochs: length of the warm-up of lr and distortion, in epochs; at most a quarter of the run.
-        options: further arguments of the optimizer, such as betas, eps, nesterov or ns_steps.
-        decay_norms_and_biases: false: no weight decay, and with lars no adaptation, of norms, biases and what the
-            backbone excludes (timm's no_weight_decay); true: of all parameters, as in the paper's code.
-        layer_decay: factor of lr from one layer of the backbone to the layer before it, the last one and the heads
-            having the full lr; null: 1.
-    """
-
-    name: str = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    momentum: float = 0.9
-    warmup_epochs: float = 10.0
-    options: dict[str, Any] = field(default_factory=dict)
-    decay_norms_and_biases: bool = True
-    layer_decay: float | None = None
-
-    def __post_init__(self) -> None:
-        _require(0 < self.lr < math.inf, "optimizer.lr", "a positive number", self.lr)
-        _require(0 <= self.weight_decay < math.inf, "optimizer.weight_decay", "at least 0", self.weight_decay)
-        _require(0 <= self.momentum < 1, "optimizer.momentum", "a number in [0, 1)", self.momentum)
-        _require(0 <= self.warmup_epochs < math.inf, "optimizer.warmup_epochs", "at least 0", self.warmup_epochs)
-        decay = self.layer_decay
-        _require(decay is None or 0 < decay <= 1, "optimizer.layer_decay", "a number in (0, 1], or null", decay)
-        check_optimizer(self)
-
-
-@dataclass(frozen=True)
-class SpeedSettings:
-    """Faster implementations of the same mathematics.
-
-    Attributes:
-        channels_last: channels-last memory format, in which convolutions are faster on CPUs and GPUs.
-        fused: a fused optimizer, on devices that support it.
-        compile: torch.compile for the encoder; null: on a GPU, for runs of at least 2,000 steps.
-    """
-
-    channels_last: bool = True
-    fused: bool = True
-    compile: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -242,27 +105,27 @@ class Recipe:
     parts: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _require(self.image_size >= 8, "image_size", "at least 8 pixels", self.image_size)
-        _require(self.channels is None or self.channels >= 1, "channels", "at least 1, or null", self.channels)
-        _require(self.subsample is None or self.subsample >= 1, "subsample", "at least 1, or null", self.subsample)
+        require(self.image_size >= 8, "image_size", "at least 8 pixels", self.image_size)
+        require(self.channels is None or self.channels >= 1, "channels", "at least 1, or null", self.channels)
+        require(self.subsample is None or self.subsample >= 1, "subsample", "at least 1, or null", self.subsample)
         stride = self.frame_stride
-        _require(stride is None or stride >= 1, "frame_stride", "at least 1, or null", stride)
-        _require(0 <= self.max_corrupt <= 1, "max_corrupt", "a fraction in [0, 1]", self.max_corrupt)
-        _require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
-        _require(self.batch_size >= 2, "batch_size", "at least 2", self.batch_size)
-        _require(self.chunk_size is None or self.chunk_size >= 1, "chunk_size", "at least 1, or null", self.chunk_size)
-        _require(0 <= self.seed < 2**32, "seed", "a number in [0, 2^32)", self.seed)
-        _require(self.workers is None or self.workers >= 0, "workers", "at least 0, or null", self.workers)
-        _require(self.devices == "auto" or int(self.devices) >= 1, "devices", "at least 1, or auto", self.devices)
-        _require(self.nodes == "auto" or int(self.nodes) >= 1, "nodes", "at least 1, or auto", self.nodes)
+        require(stride is None or stride >= 1, "frame_stride", "at least 1, or null", stride)
+        require(0 <= self.max_corrupt <= 1, "max_corrupt", "a fraction in [0, 1]", self.max_corrupt)
+        require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
+        require(self.batch_size >= 2, "batch_size", "at least 2", self.batch_size)
+        require(self.chunk_size is None or self.chunk_size >= 1, "chunk_size", "at least 1, or null", self.chunk_size)
+        require(0 <= self.seed < 2**32, "seed", "a number in [0, 2^32)", self.seed)
+        require(self.workers is None or self.workers >= 0, "workers", "at least 0, or null", self.workers)
+        require(self.devices == "auto" or int(self.devices) >= 1, "devices", "at least 1, or auto", self.devices)
+        require(self.nodes == "auto" or int(self.nodes) >= 1, "nodes", "at least 1, or auto", self.nodes)
         supported = self.strategy != "fsdp" or self.precision != "16-mixed"
-        _require(supported, "precision", "32-true or bf16-mixed with strategy fsdp", self.precision)
+        require(supported, "precision", "32-true or bf16-mixed with strategy fsdp", self.precision)
         sharded = self.strategy != "fsdp" or self.optimizer.name in SHARDED_OPTIMIZERS
         names = join_with_or(list(SHARDED_OPTIMIZERS))
-        _require(sharded, "optimizer.name", f"{names} with strategy fsdp", self.optimizer.name)
-        _require(self.log_every >= 1, "log_every", "at least 1", self.log_every)
+        require(sharded, "optimizer.name", f"{names} with strategy fsdp", self.optimizer.name)
+        require(self.log_every >= 1, "log_every", "at least 1", self.log_every)
         unknown = sorted(self.parts.keys() - REPLACED_SETTINGS.keys())
-        _require(not unknown, "parts", f"the keys {', '.join(REPLACED_SETTINGS)}", unknown)
+        require(not unknown, "parts", f"the keys {', '.join(REPLACED_SETTINGS)}", unknown)
 
     def as_dict(self) -> dict[str, Any]:
         """Return nested dictionaries and lists, as in YAML, without settings that have no effect: those of mec with
