@@ -159,8 +159,8 @@ def _add_recipe(
     def complete(settings: dict[str, Any]) -> dict[str, Any]:
         objective = settings["objective"]
         if objective["name"] != defaults.objective.name:
-            typed = {name: value for name, value in objective.items() if f"--objective.{name}" in options}
-            settings = settings | {"objective": typed}
+            typed = {option.split(".")[1] for option in options if option.startswith("--objective.")}
+            settings = settings | {"objective": {name: objective[name] for name in typed}}
         return settings | {"parts": defaults.parts}
 
     return complete

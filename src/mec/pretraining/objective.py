@@ -81,6 +81,8 @@ class Objective(nn.Module):
         except Exception as error:  # of the user's function
             arguments = "codes and targets" if has_targets else "codes"
             reason = " ".join(str(error).split()) or type(error).__name__
+            if has_targets and self.targets is None:
+                reason += "; teacher.enabled false gives it codes alone"
             raise InputError(f"objective: {self.name}: failed for {arguments} of {views} views: {reason}") from error
         if not loss.requires_grad:
             raise InputError(f"objective: {self.name}: expected a loss with a gradient in the codes, got {loss}")
