@@ -59,27 +59,42 @@ class Learned(nn.Module):
 
 
 HERE = __name__
+V2 = "torchvision.transforms.v2"
+COMPOSE = v2.Compose([v2.RandomHorizontalFlip(0.1), v2.ToDtype(torch.float32, scale=True)])
 DESCRIBED: dict[str, tuple[Any, str]] = {
     "function": (function, f"{HERE}.function"),
     "lambda": (lambda codes: 0, f"{HERE}.<lambda>"),
     "partial": (functools.partial(function, weight=2), f"{HERE}.function(weight=2)"),
-    "partial of partial": (functools.partial(functools.partial(function, 1), weight=2), f"{HERE}.function(1, weight=2)"),
+    "nested partial": (functools.partial(functools.partial(function, 1), weight=2), f"{HERE}.function(1, weight=2)"),
     "class": (Loss, f"{HERE}.Loss"),
     "object": (Loss(2.0), f"{HERE}.Loss(weight=2.0, names=[], inner=None)"),
     "method": (Loss(2.0, "ab").method, f"{HERE}.Loss(weight=2.0, names='ab', inner=None).method"),
     "class method": (Loss.of_class, f"{HERE}.Loss.of_class"),
-    "nested": (Loss(1, {"a": [2, None]}, Settings()), f"{HERE}.Loss(weight=1, names={{'a': [2, None]}}, inner={HERE}.Settings(rate=0.1, layers=[1, 2]))"),
+    "nested": (
+        Loss(1, {"a": [2, None]}, Settings()),
+        f"{HERE}.Loss(weight=1, names={{'a': [2, None]}}, inner={HERE}.Settings(rate=0.1, layers=[1, 2]))",
+    ),
     "objects as keys": (Loss(1, {object(): 1}), f"{HERE}.Loss(weight=1, names={{...: 1}}, inner=None)"),
     "an object without arguments": (Loss(1, object()), f"{HERE}.Loss(weight=1, names=builtins.object(), inner=None)"),
     "dataclass": (Settings(0.5), f"{HERE}.Settings(rate=0.5, layers=[1, 2])"),
-    "enum and dtype": (Loss(1, Kind.SLOW, torch.float16), f"{HERE}.Loss(weight=1, names={HERE}.Kind(value='slow'), inner=torch.float16)"),
+    "enum and dtype": (
+        Loss(1, Kind.SLOW, torch.float16),
+        f"{HERE}.Loss(weight=1, names={HERE}.Kind(value='slow'), inner=torch.float16)",
+    ),
     "tensors": (Loss(1, torch.zeros(2), torch.device("cpu")), f"{HERE}.Loss(weight=1)"),
     "lines": (Loss(1, "a\nb"), f"{HERE}.Loss(weight=1, names='a\\nb', inner=None)"),
-    "module": (Learned(2.0, 3, nn.MSELoss(), nn.Linear(1, 1)), f"{HERE}.Learned(dim=3, criterion=torch.nn.modules.loss.MSELoss(reduction='mean'))"),
+    "module": (
+        Learned(2.0, 3, nn.MSELoss(), nn.Linear(1, 1)),
+        f"{HERE}.Learned(dim=3, criterion=torch.nn.modules.loss.MSELoss(reduction='mean'))",
+    ),
     "built-in": (SimCLR(0.2), "mec.objectives.simclr.SimCLR(temperature=0.2)"),
     "mec": (MEC(), "mec.objectives.mec.MEC(distortion=0.03125, order=None, form='pooled', warmup_factor=1.0)"),
-    "torchvision": (v2.Compose([v2.RandomHorizontalFlip(0.1), v2.ToDtype(torch.float32, scale=True)]), "torchvision.transforms.v2._container.Compose(transforms=[torchvision.transforms.v2._geometry.RandomHorizontalFlip(p=0.1), torchvision.transforms.v2._misc.ToDtype(dtype=torch.float32, scale=True)])"),
-}  # fmt: skip
+    "torchvision": (
+        COMPOSE,
+        f"{V2}._container.Compose(transforms=[{V2}._geometry.RandomHorizontalFlip(p=0.1), "
+        f"{V2}._misc.ToDtype(dtype=torch.float32, scale=True)])",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", DESCRIBED)
@@ -90,9 +105,8 @@ def test_parts_are_described_by_name_and_arguments(name: str) -> None:
 
 def test_losses_of_lightly_are_described() -> None:
     loss = pytest.importorskip("lightly.loss", reason="lightly comes with the extra bench")
-    assert describe_part(loss.VICRegLoss(lambda_param=10.0)).startswith(
-        "lightly.loss.vicreg_loss.VICRegLoss(lambda_param=10.0"
-    )
+    text = describe_part(loss.VICRegLoss(lambda_param=10.0))
+    assert text.startswith("lightly.loss.vicreg_loss.VICRegLoss(lambda_param=10.0")
     assert "temperature=0.3" in describe_part(loss.NTXentLoss(temperature=0.3))
 
 
