@@ -271,8 +271,9 @@ def test_a_run_is_not_resumed_with_another_objective(undisturbed: Run, capsys: p
         with pytest.raises(InputError, match=r"^objective: .*VICReg\(variance=10.0\)") as error:
             mec.pretrain("digits", undisturbed.folder, resume=True, objective=other)
         single_line(error)
+    capsys.readouterr()
     assert main(["pretrain", "digits", "--out", str(undisturbed.folder), "--resume"]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert "objective: the recipe is that of a run with" in line
     assert "VICReg(variance=10.0); pass it to mec.pretrain" in line
 
@@ -280,7 +281,7 @@ def test_a_run_is_not_resumed_with_another_objective(undisturbed: Run, capsys: p
 def test_the_object_of_the_user_stays_unchanged(tmp_path: Path) -> None:
     objective = VICReg()
     first = recorded_run(tmp_path / "first", objective=objective)
-    assert (float(objective.log_weight), objective.progress) == (0, -1)
+    assert (objective.log_weight.item(), objective.progress) == (0, -1)
     again = recorded_run(tmp_path / "again", objective=objective)
     assert first.losses == again.losses
 
@@ -404,7 +405,7 @@ class Copied:
 REFUSED = {
     "not callable": (7, r"expected a callable .*got 7"),
     "a name": ("simclr", r"got 'simclr'; the setting objective.name"),
-    "a class": (VICReg, r"expected a scalar tensor|failed"),
+    "a class": (VICReg, r"expected a callable .*got the class .*VICReg; create an object of it"),
     "a vector": (lambda codes: codes[0].sum(1), r"expected a scalar tensor, got a tensor of shape \(32,\)"),
     "None": (lambda codes: None, r"expected a scalar tensor, got NoneType"),
     "an error": (raises, r"raises: failed for codes of 2 views: two lines"),
@@ -425,7 +426,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_an_unusable_objective_is_refused_before_anything_is_written(name: str, tmp_path: Path) -> None:
     objective, message = REFUSED[name]
-    with pytest.raises(InputError, match=rf"^objective: .*{message}" if "|" not in message else message) as error:
+    with pytest.raises(InputError, match=rf"^objective: .*{message}") as error:
         mec.pretrain("digits", tmp_path / "run", RECIPE, objective=objective)
     single_line(error)
     assert not (tmp_path / "run").exists()

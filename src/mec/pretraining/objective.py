@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -38,9 +39,13 @@ class Objective(nn.Module):
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
-        if not callable(function):
-            advice = "; the setting objective.name of the recipe takes names" if isinstance(function, str) else ""
-            raise InputError(f"objective: expected a callable (codes) -> scalar, got {function!r:.100}{advice}")
+        if not callable(function) or inspect.isclass(function):
+            got = f"{function!r:.100}"
+            if isinstance(function, str):
+                got += "; the setting objective.name of the recipe takes names"
+            elif inspect.isclass(function):
+                got = f"the class {describe_part(function)}; create an object of it"
+            raise InputError(f"objective: expected a callable (codes) -> scalar, got {got}")
         self.name = describe_part(function).partition("(")[0]
         self.targets: Literal["student", "teacher"] | None = getattr(function, "targets", None)
         if self.targets not in TARGETS:
@@ -86,7 +91,7 @@ class Objective(nn.Module):
             if not isinstance(name, str) or name in OTHER_COLUMNS:
                 raise self._error(f"health: expected names other than {', '.join(OTHER_COLUMNS)}, got {name!r:.100}")
         try:
-            return {name: float(value) for name, value in metrics.items()}
+            return {name: float(v.detach() if isinstance(v, Tensor) else v) for name, v in metrics.items()}
         except (TypeError, ValueError, RuntimeError) as error:
             raise self._error(f"health: expected numbers: {_one_line(error)}") from error
 
