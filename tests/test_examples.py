@@ -122,6 +122,16 @@ def test_compare_orders_prints_a_row_per_order(example: Example) -> None:
     assert all(float(row[column]) > 30 for row in rows.values() for column in (3, 4))
 
 
+def test_own_objective_is_compared_with_mec(example: Example, tmp_path: Path) -> None:
+    size = ["--epochs", 1, "--subsample", 6, "--seeds", "[0]"]
+    printed = example("own_objective", "--out", tmp_path, *size)
+    rows = {row[0]: row[1:] for row in re.findall(r"│ (\S.*?) +│ +(\S+) │ +(\S+) │ +(\S+) │", printed)}
+    assert set(rows) == {"MEC", "my VICReg", "untrained", "raw pixels"}
+    assert all(float(row[column]) > 30 for row in rows.values() for column in (0, 1))
+    assert "__main__.VICReg(invariance=25.0, variance=25.0, covariance=1.0): deviation 0." in printed
+    assert (tmp_path / "report.html").exists()
+
+
 def test_encoder_works_in_timm_and_scikit_learn(example: Example) -> None:
     printed = example("encoder_elsewhere", "--epochs", 1, "--images", 400)
     (difference,) = numbers(r"differ by (\S+)", printed)

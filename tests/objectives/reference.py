@@ -113,7 +113,7 @@ def emp_ssl(views: Views, *, epsilon_squared: float, weight: float) -> Tensor:
 
 def simdino(codes: Views, targets: Views, *, epsilon_squared: float, weight: float | None) -> Tensor:
     m, d = codes[0].shape
-    gamma = 2 / m + 2 / d if weight is None else weight
+    gamma = 1 / m + 1 / d if weight is None else weight
     return squared_distance(codes, targets) / 2 - gamma * mean([rate(z, epsilon_squared) for z in codes])
 
 

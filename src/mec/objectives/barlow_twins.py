@@ -19,7 +19,7 @@ class BarlowTwins(Objective):
     is the mean over all pairs of views.
 
     Args:
-        redundancy: the paper's lambda, 5e-3 (section 2.2).
+        redundancy: the paper's lambda, 5e-3 (section 2.2); 0.0051 in the official code (facebookresearch/barlowtwins).
     """
 
     batch_norm = False  # it normalizes the features itself

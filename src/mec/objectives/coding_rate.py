@@ -29,11 +29,11 @@ class EMPSSL(Objective):
 
         -mean over views of ( R(z) + weight * mean cosine(z, average over views) )
 
-    It is written for any number of views; the paper takes 200 patches of an image.
+    It is written for any number of views; the official code takes 100 patches of an image by default.
 
     Args:
-        epsilon_squared: the paper's eps^2, 0.2.
-        weight: the paper's lambda, 200.
+        epsilon_squared: the paper's eps^2, 0.2 (``--eps`` of the official code, tsb0601/EMP-SSL).
+        weight: the paper's lambda, 200 (``--patch_sim``).
     """
 
     batch_norm = False
@@ -61,9 +61,13 @@ class SimDINO(Objective):
     z of a view is compared with t of every other view. There is no predictor.
 
     Args:
-        epsilon_squared: the paper's eps^2; 0.05 in the command of the official code.
-        weight: the paper's gamma. None: 2 (m + d) / (m d), that of the official code, which the paper gives only up to
-            its order. It makes the second term 2 / (m d) times the coding length (``mec.coding_length``) of a view.
+        epsilon_squared: the paper's eps^2; 0.05 in the command of the official code (RobinWu218/SimDINO), whose
+            parser has 0.5.
+        weight: the paper's gamma. None: (m + d) / (m d), that of the official code, which calls it a heuristic. It
+            makes the second term the coding length (``mec.coding_length``) of a view, divided by m d.
+
+    The official command has 10 more small views without targets, and takes the rate of the average of z and t
+    (``--expa_type 1``) of the two large ones; here it is that of z.
     """
 
     targets = "teacher"
@@ -78,7 +82,7 @@ class SimDINO(Objective):
 
     def loss(self, codes: list[Tensor], targets: list[Tensor]) -> Tensor:
         m, d = codes[0].shape
-        weight = 2 * (m + d) / (m * d) if self.weight is None else self.weight
+        weight = (m + d) / (m * d) if self.weight is None else self.weight
         return 1 - mean_cosine(codes, targets) - weight * mean_rate(codes, self.epsilon_squared)
 
     def extra_repr(self) -> str:

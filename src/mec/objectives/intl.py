@@ -26,7 +26,7 @@ class INTL(Objective):
 
     Args:
         iterations: the paper's T, 4.
-        weight: the paper's beta; None: 0.01 (log2(m) - 3), the paper's choice, and 0 below m = 8.
+        weight: the paper's beta; None: 0.01 (log2(m) - 3), as in the official code (winci-ai/INTL), and 0 below m = 8.
     """
 
     batch_norm = False

@@ -20,9 +20,12 @@ class SIGReg(Objective):
     Every call draws new directions from torch's global generator, so several processes must seed it equally.
 
     Args:
-        weight: the paper's lambda in [0, 1], 0.05.
-        directions: number of random directions; 256 in the paper's Algorithm 1.
-        points: number of points of the trapezoidal rule, odd; 17 in Algorithm 1.
+        weight: the paper's lambda in [0, 1]; 0.05 in the scripts of the official code (rbalestr-lab/lejepa), 0.02 in
+            its minimal example.
+        directions: number of random directions; 256 in the paper's Algorithm 1 and the minimal example, 1024 in the
+            readme of the official code.
+        points: number of points of the trapezoidal rule, odd; 17 in Algorithm 1. The official code has 17 points on
+            [0, 3] by default instead.
     """
 
     batch_norm = False

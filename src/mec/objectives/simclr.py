@@ -22,8 +22,8 @@ class SimCLR(Objective):
     of views. It refuses targets; a contrast with those of a teacher is MoCo v3.
 
     Args:
-        temperature: 0.1, the best of the paper's Table 5 and the default of the official code for ImageNet; its command
-            for CIFAR-10 has 0.5.
+        temperature: 0.1, the best of the paper's Table 5 and the default of the official code
+            (google-research/simclr), whose command for CIFAR-10 has 0.5. Its loss is twice this one.
     """
 
     def __init__(self, temperature: float = 0.1) -> None:

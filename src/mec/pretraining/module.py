@@ -75,6 +75,7 @@ class Pretraining(TrainingModule):
         warmup_steps: int,
         objective: Callable[..., Tensor] | None = None,
         views: Views | None = None,
+        device: torch.device = torch.device("cpu"),  # noqa: B008
     ) -> None:
         super().__init__()
         self.recipe = recipe
@@ -82,13 +83,13 @@ class Pretraining(TrainingModule):
         self.lr = recipe.optimizer.lr * batch_size / 256
         self.views = views or create_views(recipe, encoder.image_size)
         self.normalize = encoder.normalize
-        self.objective = Objective(objective or recipe.objective.create())
+        self.objective = Objective(recipe.objective.create() if objective is None else objective)
         self.network = create_network(recipe, encoder, self.objective)
         self.memory_format = encoder.memory_format if recipe.speed.channels_last else torch.contiguous_format
         check_layers(encoder.backbone, recipe.optimizer)
         self.network.to(memory_format=self.memory_format)
         num_views, has_targets = self.views.num_views, self.network.targets is not None
-        health = self.objective.check(num_views, batch_size, recipe.projector.output_dim, has_targets)
+        health = self.objective.check(num_views, batch_size, recipe.projector.output_dim, has_targets, device)
         self.metric_names = ("loss", *health, "lr", "skipped_steps")
         self.guard = StepGuard()
 
@@ -205,7 +206,7 @@ class Pretraining(TrainingModule):
         has_scaler = self.trainer.precision == "16-mixed"
         loss = self.step_metrics["loss"]
         assert isinstance(loss, Tensor)
-        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
         self.guard.skip_if_non_finite(loss, [] if has_scaler else gradients, optimizer)
 
     @property

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from mec.errors import InputError
@@ -62,10 +63,14 @@ def _describe(value: object, depth: int) -> str:
         keywords = [f"{name}={_describe(item, depth - 1)}" for name, item in value.keywords.items()]
         arguments = [_describe(item, depth - 1) for item in value.args] + keywords
         return f"{_describe(value.func, depth)}({', '.join(arguments)})"
+    if isinstance(value, torch.dtype):
+        return str(value)
+    if inspect.ismethod(value):
+        return f"{_describe(value.__self__, depth)}.{value.__name__}"
     if inspect.isroutine(value) or inspect.isclass(value):
         return _qualified_name(value)
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key!r}: {_describe(item, depth - 1)}' for key, item in value.items())}}}"
+        return f"{{{', '.join(f'{_describe(key, 0)}: {_describe(item, depth - 1)}' for key, item in value.items())}}}"
     if isinstance(value, Sequence | nn.ModuleList):
         return f"[{', '.join(_describe(item, depth - 1) for item in value)}]"
     return f"{_qualified_name(type(value))}({', '.join(_arguments(value, depth))})"
@@ -86,7 +91,7 @@ def _arguments(value: object, depth: int) -> list[str]:
 
 
 def _is_shown(item: object) -> bool:
-    if item is inspect.Parameter.empty or item.__class__.__module__ == "torch":  # tensors, devices
+    if item is inspect.Parameter.empty or isinstance(item, torch.Tensor | torch.device):
         return False
     if isinstance(item, nn.Module):
         return not any(True for _ in item.parameters())

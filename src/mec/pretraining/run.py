@@ -114,7 +114,7 @@ def pretrain(
             warm-up that is done), ``targets`` ("student" or "teacher": adds targets without gradient, the codes of the
             network itself or of a teacher, and a predictor unless ``predictor`` is false), ``batch_norm`` (false: none
             after the projector), ``joins_processes`` (true: it gets the codes of its process and joins those of all
-            itself). Its parameters are trained with the network. docs/your-loss.md has examples.
+            itself). Its parameters are trained with the network. It is copied. docs/your-loss.md has examples.
         view_transform: makes the views in place of the recipe's augmentations. An nn.Module is given batches
             (n, c, h, w) in [0, 1] on the device. Any other callable, torchvision's modules included, is given one PIL
             image (a tensor (c, h, w) for more than 8 bits or other channels) in a loader process. Both return a list
@@ -138,7 +138,7 @@ def pretrain(
     recipe = with_encoder(recipe, encoder)
     start = None if isinstance(encoder, str) else encoder
     recipe = with_parts(recipe, encoder=start, objective=objective, view_transform=view_transform)
-    objective = objective or recipe.objective.create()
+    objective = recipe.objective.create() if objective is None else objective
     if getattr(objective, "targets", None) == "teacher":
         recipe = replace(recipe, teacher=replace(recipe.teacher, enabled=True))
     with seeded(recipe.seed):
@@ -270,10 +270,13 @@ def _create_module(
     warmup_steps = min(round(recipe.optimizer.warmup_epochs * len(sampler)), total_steps // 4)
     if recipe.gradient_checkpointing:
         enable_gradient_checkpointing(encoder)
-    module = Pretraining(recipe, encoder, sampler.global_batch, total_steps, warmup_steps, objective, views)
+    device = trainer.strategy.root_device
+    module = Pretraining(recipe, encoder, sampler.global_batch, total_steps, warmup_steps, objective, views, device)
+    if recipe.strategy == "fsdp" and any(p.requires_grad for p in module.objective.parameters()):
+        raise InputError("strategy: expected ddp for an objective with parameters, which fsdp does not shard, got fsdp")
     if trainer.world_size > 1:
         check_all_trained(encoder)
-        convert_sync_batch_norm(module.network, trainer.strategy.root_device.type)
+        convert_sync_batch_norm(module.network, device.type)
     return module
 
 
