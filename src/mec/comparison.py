@@ -56,7 +56,7 @@ class Comparison:
             labels, of the effective rank of the last codes, and of the time of training, best linear accuracy first;
             then the baselines, raw pixels and the untrained encoder of the first run.
         failed: run -> reason, for runs that could not be trained.
-        note: number of seeds, and the reason why there are no accuracies.
+        note: number of seeds, the run of the baselines, and the reason why there are no accuracies.
         report: the HTML page of all runs; None if it could not be written.
     """
 
@@ -118,6 +118,7 @@ def compare(
     finished: list[Run] = []
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
     baselines: dict[str, dict[str, float]] = {}
+    remarks = [reason] if reason else []
     durations: list[float] = []
     for number, (title, (name, seed, folder)) in enumerate(runs.items(), 1):
         started, is_new = time.monotonic(), not (folder / WEIGHTS_FILE).exists()
@@ -140,13 +141,15 @@ def compare(
             durations.append(time.monotonic() - started)
         finished.append(run)
         measured[name].append(values)
-        baselines = baselines or others
+        if others and not baselines:
+            baselines = others
+            remarks.append(f"{' and '.join(others)}: of the run {title}")
         logger.info(f"{title}: {', '.join(_describe(metric, value) for metric, value in values.items())}")
     if not finished:
         raise InputError(f"all {len(runs)} runs failed; the first: {next(iter(failed.values()))}")
     rows = _means(measured, baselines)
     counts = {name: len(values) for name, values in measured.items()}
-    return Comparison(out, rows, failed, _note(counts, reason), _write_report(data, finished, out))
+    return Comparison(out, rows, failed, _note(counts, remarks), _write_report(data, finished, out))
 
 
 def _resolve(
@@ -238,7 +241,8 @@ def _stored(run: Run, task: str, metric: str, dataset: DatasetSummary, with_base
     """Return the newest result of the run with the same protocol and dataset, and with baselines if they are needed."""
     for result in reversed(read_results(run.folder / RESULTS, [])):
         is_same = result.task == task and result.dataset == dataset and result.protocol.includes(PROTOCOLS[task])
-        if is_same and metric in result.rows.get("encoder", {}) and (len(result.rows) > 1 or not with_baselines):
+        has_rows = "encoder" in result.rows and (len(result.rows) > 1 or not with_baselines)
+        if is_same and has_rows and metric in result.values():
             return result
     return None
 
@@ -267,14 +271,14 @@ def _means(
     return rows | {name: mean_metrics([values]) for name, values in baselines.items()}
 
 
-def _note(counts: Mapping[str, int], reason: str) -> str:
-    """Return the number of runs of the means, and why there are no accuracies."""
+def _note(counts: Mapping[str, int], remarks: Sequence[str]) -> str:
+    """Return the number of seeds of the means, and further remarks, a line each."""
     most = max(counts.values())
-    fewer = ", ".join(f"{name}: {count}" for name, count in counts.items() if count < most)
+    fewer = ", ".join(f"{name}: {count}" for name, count in counts.items() if 0 < count < most)
     seeds = (
         f"mean ± standard deviation over {most} seeds" if most > 1 else "one seed, so that differences may be chance"
     )
-    return "\n".join(filter(None, [f"{seeds}{f' ({fewer})' if fewer else ''}", reason]))
+    return "\n".join([f"{seeds}{f' ({fewer})' if fewer else ''}", *remarks])
 
 
 def _write_report(data: DataLike, runs: Sequence[Run], out: Path) -> Path | None:
