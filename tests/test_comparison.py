@@ -94,7 +94,7 @@ def test_a_continued_comparison_repeats_no_finished_run_and_no_evaluation(compar
     result, before = compared
     assert {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in before} == before
     for folder in result.folder.glob("*/seed=*"):
-        assert [line["task"] for line in results(folder)] == ["linear", "knn"]
+        assert [line["task"] for line in results(folder)] == ["knn", "linear"]
     assert len(list(result.folder.glob("*/seed=*/encoder.safetensors"))) == 4
 
 

@@ -213,21 +213,22 @@ def _measure(
     """
     rows: dict[str, dict[str, float]] = {"encoder": {}}
     with process_group() as group:
-        if dataset is not None:
-            k = min(NEIGHBORS, dataset.counts["train"])
-            for task, metric, title in (("linear", "top-1", "linear"), ("knn", f"k={k}", f"kNN, k = {k}")):
-                result = group.broadcast(_stored(run, task, metric, dataset, with_baselines))
-                if result is None:
-                    encoder = run.encoder()
-                    result = group.broadcast(
-                        knn(data, encoder, [k], baselines=with_baselines)
-                        if task == "knn"
-                        else linear(data, encoder, baselines=with_baselines)
-                    )
-                    if group.rank == 0:
-                        result.append_to(run)
-                for row in result.rows:
-                    rows.setdefault(row, {})[title] = result.metric(metric, row).value
+        k = 0 if dataset is None else min(NEIGHBORS, dataset.counts["train"])
+        # linear last: the report ranks by the newest evaluation
+        tasks = (("knn", f"k={k}", f"kNN, k = {k}"), ("linear", "top-1", "linear"))
+        for task, metric, title in tasks if dataset is not None else ():
+            result = group.broadcast(_stored(run, task, metric, dataset, with_baselines))
+            if result is None:
+                encoder = run.encoder()
+                result = group.broadcast(
+                    knn(data, encoder, [k], baselines=with_baselines)
+                    if task == "knn"
+                    else linear(data, encoder, baselines=with_baselines)
+                )
+                if group.rank == 0:
+                    result.append_to(run)
+            for row in result.rows:
+                rows[row] = {title: result.metric(metric, row).value} | rows.get(row, {})
         if group.rank == 0:
             measured = [row for row in run.metrics() if "effective_rank" in row]
             last = measured[-1] if measured else {}
@@ -237,7 +238,7 @@ def _measure(
     return rows.pop("encoder"), rows
 
 
-def _stored(run: Run, task: str, metric: str, dataset: DatasetSummary, with_baselines: bool) -> Result | None:
+def _stored(run: Run, task: str, metric: str, dataset: DatasetSummary | None, with_baselines: bool) -> Result | None:
     """Return the newest result of the run with the same protocol and dataset, and with baselines if they are needed."""
     for result in reversed(read_results(run.folder / RESULTS, [])):
         is_same = result.task == task and result.dataset == dataset and result.protocol.includes(PROTOCOLS[task])

@@ -29,7 +29,7 @@ from mec.report import charts
 from mec.report.analysis import FeatureAnalysis, analyze_features
 from mec.report.images import EmbeddedImage, EmbeddedViews, SpriteSheet, embed_views, load_gallery
 from mec.report.ranking import rank
-from mec.report.record import Missing, Record, check_health, read_records
+from mec.report.record import Missing, Record, check_health, clip, read_records
 from mec.report.tables import evaluation_tables, format_value, run_rows, settings_rows
 from mec.report.verdict import headline
 
@@ -218,12 +218,6 @@ def _map_data(analysis: FeatureAnalysis) -> dict[str, Any]:
         "labels": analysis.labels and [clip(label, 60) for label in analysis.labels],
         "clusters": [int(cluster) for cluster in analysis.clusters],
     }
-
-
-def clip(value: object, max_length: int) -> str:
-    """Shorten text to ``max_length`` characters by cutting out the middle."""
-    text, tail = str(value), max_length // 3
-    return text if len(text) <= max_length else f"{text[: max_length - tail - 1]}…{text[-tail:]}"
 
 
 def _title(records: Sequence[Record]) -> str:

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mec.report.record import PROBE_NAMES, Record
-from mec.report.tables import Row, format_value, settings_rows
+from mec.report.tables import MAIN_SETTINGS, Row, format_value, settings_rows
 from mec.report.verdict import comparisons, last_probes, newest_results, without_evaluation
 from mec.results import NO_VALUE, Metric
 
 MAX_COMMANDS, MAX_SETTINGS = 10, 4
+PARTS = ("objective", "view_transform", "encoder")
+"""Settings that describe an object of a user."""
 
 
 class RankedRow(NamedTuple):
@@ -66,7 +68,7 @@ def group_seeds(records: Sequence[Record]) -> list[list[int]]:
         settings = repr(sorted((name, value) for name, value in record.recipe.items() if name != "seed"))
         data = repr([record.environment.get(name) for name in ("data", "images")])
         # different objects may have equal descriptions; mec compare has a folder for each
-        folder = record.folder.parent if {"objective", "encoder", "view_transform"} & record.recipe.keys() else None
+        folder = record.folder.parent if {*PARTS} & record.recipe.keys() else None
         key = f"{settings} {data} {folder}"
         seed = f"{key} {record.recipe.get('seed')}"
         if not record.recipe:  # evaluations only
@@ -107,15 +109,15 @@ def _cell(mean: Metric | None, runs: int) -> str:
 
 
 def _settings(records: Sequence[Record]) -> list[Row]:
-    """Return the first settings that differ. Different objectives are one column, without the settings that only one of
-    them has."""
+    """Return some of the settings that differ, the main ones first. Different objectives are one column; settings that
+    only runs of one objective or network have are left out."""
     rows = [row for row in settings_rows(records) if row.name != "epochs"]
     objectives = [record.objective if record.recipe else NO_VALUE for record in records]
     if len({*objectives} - {NO_VALUE}) > 1:
-        own = ("objective", "objective.")
-        shared = [r for r in rows if not f"{r.name}".startswith(own) or len({*r.cells} - {NO_VALUE}) > 1]
-        rows = [Row("objective", objectives), *(r for r in shared if r.name not in ("objective", "objective.name"))]
-    return rows[:MAX_SETTINGS]
+        rows = [Row("objective", objectives), *(r for r in rows if r.name not in ("objective", "objective.name"))]
+    rows = [row for row in rows if row.name in PARTS or len({*row.cells} - {NO_VALUE}) > 1]
+    order = {name: index for index, name in enumerate((*PARTS, *MAIN_SETTINGS))}
+    return sorted(rows, key=lambda row: order.get(row.name, len(order)))[:MAX_SETTINGS]
 
 
 def _name(records: Sequence[Record], group: Sequence[int]) -> str:

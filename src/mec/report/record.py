@@ -141,10 +141,11 @@ def _read_record(folder: Path, name: str) -> Record:
 
 
 def _read_recipe(folder: Path, notes: list[str]) -> dict[str, Any]:
-    """Return the settings by dotted name, and objects that were passed in their place as "objective", not
+    """Return the settings by dotted name; first the objects that were passed in their place, as "objective" and not
     "parts.objective"."""
     settings = _flatten(_mapping(folder / RECIPE_FILE, yaml.safe_load, notes))
-    return {name.removeprefix("parts."): value for name, value in settings.items()}
+    parts = {name.removeprefix("parts."): text for name, text in settings.items() if name.startswith("parts.")}
+    return parts | {name: value for name, value in settings.items() if name.removeprefix("parts.") not in parts}
 
 
 def _read_text(path: Path, notes: list[str]) -> str:
@@ -290,3 +291,9 @@ def missing_data(data: DataLike | None, error: InputError) -> Missing:
         raise error
     reason = str(error).splitlines()[-1].removeprefix("data: ")
     return Missing(f"The training images cannot be opened ({reason}); {DATA_HINT}.")
+
+
+def clip(value: object, max_length: int) -> str:
+    """Shorten text to ``max_length`` characters by cutting out the middle."""
+    text, tail = str(value), max_length // 3
+    return text if len(text) <= max_length else f"{text[: max_length - tail - 1]}…{text[-tail:]}"

@@ -161,7 +161,9 @@ def _describe_run(record: Record) -> dict[str, str]:
 
 
 def format_value(value: Any) -> str:
-    """Format a setting as in YAML; lists and mappings without brackets."""
+    """Format a setting as in YAML; lists and mappings without brackets, unless they are empty."""
+    if value in ([], {}):
+        return str(value)
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, float):

@@ -150,11 +150,12 @@ def _advice(record: Record) -> tuple[list[str], list[str]]:
     if record.steps and record.steps < FEW_STEPS:
         details.append(f"The run had {record.steps:,} steps, which are few: raise epochs, or lower batch_size.")
     if isinstance(images, int) and images < FEW_IMAGES:
+        commands += _command(record, "evaluate knn", PRETRAINED)
+        command = "; the first command evaluates some (it downloads them)" if commands else ""
         details.append(
             f"{images:,} images are few for training from random weights. Weights pretrained on ImageNet are usually "
-            "far better; the first command evaluates some (it downloads them)."
+            f"far better{command}."
         )
-        commands += _command(record, "evaluate knn", PRETRAINED)
     details.append("Check the augmentations: both views of a pair must show the same thing.")
     data, recipe = _data(record), record.folder / RECIPE_FILE
     with suppress(InputError, OSError):  # a recipe that is damaged, or of another version
