@@ -9,8 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mec import evaluate
+    from mec import evaluate, objectives
     from mec.coding import MECLoss, coding_length, coding_rate, cross_coding_rate, loss_in_chunks
+    from mec.comparison import compare
     from mec.data import TwoViews, open_dataset
     from mec.embedding.embed import embed
     from mec.models import Encoder, create_encoder, load_encoder, save_encoder
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "mec.coding": ("MECLoss", "coding_length", "coding_rate", "cross_coding_rate", "loss_in_chunks"),
+    "mec.comparison": ("compare",),
     "mec.data": ("TwoViews", "open_dataset"),
     "mec.embedding.embed": ("embed",),
     "mec.models": ("Encoder", "create_encoder", "load_encoder", "save_encoder"),
@@ -29,14 +31,14 @@ _MODULES = {
 }
 
 __all__ = [
-    "Encoder", "MECLoss", "Recipe", "Run", "TwoViews", "coding_length", "coding_rate", "contact_sheet",
-    "create_encoder", "cross_coding_rate", "embed", "evaluate", "export", "load_encoder", "load_recipe",
-    "loss_in_chunks", "open_dataset", "pretrain", "save_encoder",
+    "Encoder", "MECLoss", "Recipe", "Run", "TwoViews", "coding_length", "coding_rate", "compare",
+    "contact_sheet", "create_encoder", "cross_coding_rate", "embed", "evaluate", "export", "load_encoder",
+    "load_recipe", "loss_in_chunks", "objectives", "open_dataset", "pretrain", "save_encoder",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("evaluate", "pretraining"):
+    if name in ("evaluate", "objectives", "pretraining"):
         return importlib.import_module(f"mec.{name}")
     for module, names in _MODULES.items():
         if name in names:

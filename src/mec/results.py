@@ -218,8 +218,10 @@ class Result:
         """Add one line to ``folder``/results.jsonl."""
         path = Path(folder, RESULTS)
         path.parent.mkdir(parents=True, exist_ok=True)
+        # after a line that a kill or a full disk has cut off
+        newline = "\n" if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n") else ""
         with path.open("a") as file:
-            file.write(json.dumps(self.as_dict()) + "\n")
+            file.write(f"{newline}{json.dumps(self.as_dict())}\n")
         return path
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mec.errors import InputError
+from mec.pretraining import Run
 from mec.report import page, write_report
 from mec.report.record import Missing
 from mec.results import DatasetSummary
@@ -204,9 +206,10 @@ def analyzed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_report_is_written_to_the_first_run_folder(tmp_path: Path, analyzed: Sequence[Any]) -> None:
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
-    path = write_report([a, b], data="digits", images=100)
+    network = torch.nn.Identity()
+    path = write_report([a, Run(b, network)], data="digits", images=100)
     assert path == a / "report.html"
-    assert analyzed == [(a, "digits", 50), (b, "digits", 50)]
+    assert analyzed == [(a, "digits", 50, None), (b, "digits", 50, network)]
     text = ParsedPage(path.read_text()).text
     assert text.count("No checkpoint <yet>.") == 2
     assert sorted(p.name for p in a.iterdir()) == sorted([p.name for p in b.iterdir()] + ["report.html"])

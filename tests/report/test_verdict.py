@@ -1,4 +1,4 @@
-"""The verdict of a run, the ranking of runs, and the commands that the page prints."""
+"""The verdict of a run, and the commands that the page prints."""
 
 import json
 import shlex
@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from mec.cli.main import main, parse
+from mec.report.ranking import rank
 from mec.report.record import Record, read_records
-from mec.report.verdict import Headline, headline, last_probes, rank
+from mec.report.verdict import PRETRAINED, Headline, headline, last_probes
 from mec.results import DatasetSummary
 from tests.report.runs import make_result, make_run, narrow_encoder, write_checkpoint, write_images, write_run
 
@@ -96,27 +97,6 @@ def test_rows_without_an_encoder_give_no_verdict(tmp_path: Path) -> None:
     assert "kNN 70.0 %, linear 80.0 %" in result.text  # the last probes
 
 
-def test_runs_are_ranked_by_their_last_probes_or_by_evaluations_of_as_many(tmp_path: Path) -> None:
-    records = [record_with(tmp_path / name, optimizer={"lr": lr}) for name, lr in (("a", 0.1), ("b", 0.2), ("c", 0.3))]
-    for record, last in zip(records, ("0.5,0.9", "0.7,0.8", ","), strict=True):
-        text = f"epoch,step,knn_top1,linear_top1,seconds\n1,10,0.99,0.99,1\n2,20,{last},1\n"
-        (record.folder / "probes.csv").write_text(text if record.folder.name != "c" else text[: text.index("1,10")])
-    folders = [record.folder for record in records]
-    ranking = rank(read_records(folders))
-    assert ranking.by == "last online probe: kNN (%)"
-    assert [(index, *cells) for index, cells in ranking.rows] == [
-        (1, "70.0", "80.0", "0.2", "4"),
-        (0, "50.0", "90.0", "0.1", "4"),
-        (2, "-", "-", "0.3", "4"),
-    ]
-    assert ranking.columns[2:] == ["optimizer.lr", "epochs"]
-    assert [shlex.split(command)[-1] for command in ranking.commands] == [str(folders[i]) for i in (1, 0, 2)]
-    for folder, value in zip(folders, (0.3, 0.2, 0.4), strict=True):
-        make_result(rows={"encoder": {"k=20": value}}).append_to(folder)
-    ranking = rank(read_records(folders))
-    assert (ranking.by, [index for index, _ in ranking.rows], ranking.commands) == ("knn k=20 (%)", [2, 0, 1], [])
-
-
 def test_last_probes_skip_values_that_are_missing(tmp_path: Path) -> None:
     record = record_with(tmp_path / "run")
     (record.folder / "probes.csv").write_text("epoch,step,knn_top1,linear_top1\n1,5,0.5,\n2,9,,0.25\n3,12,,\n")
@@ -167,3 +147,16 @@ def test_without_data_or_weights_no_command_is_printed(tmp_path: Path) -> None:
     assert headline(read_records([folder])[0]).commands == []
     (folder / "environment.json").unlink()
     assert headline(read_records([folder])[0]).commands == []
+
+
+def test_no_command_is_printed_that_cannot_work_without_the_objects_of_the_run(tmp_path: Path) -> None:
+    rows = {"encoder": {"top-1": 0.1}, "raw pixels": {"top-1": 0.9}}
+    parts = {"encoder": "nets.Net()", "view_transform": "views.Crops()"}
+    for name, settings in (("timm", {}), ("own", {"backbone": "module:nets.Net", "parts": parts})):
+        worse = headline(record_with(tmp_path / name, make_result(rows=rows, dataset=DATASET), **settings))
+        (tmp_path / name / "results.jsonl").unlink()
+        unmeasured = headline(read_records([tmp_path / name])[0])
+        expected = {"timm": [PRETRAINED, "views.png"], "own": [PRETRAINED]}[name]
+        assert len(worse.commands) == len(expected)
+        assert all(text in command for text, command in zip(expected, worse.commands, strict=True))
+        assert len(unmeasured.commands) == (name == "timm")

@@ -67,7 +67,7 @@ def add_pretrain(parser: Parser, arguments: Sequence[str]) -> Run:
 
 
 def add_compare(parser: Parser, arguments: Sequence[str]) -> Run:
-    from mec.compare import compare
+    from mec.comparison import compare
     from mec.pretraining.recipe import make_recipe
 
     parser.describe(
@@ -90,6 +90,8 @@ def add_compare(parser: Parser, arguments: Sequence[str]) -> Run:
     def run(data: str, out: str, grid: list[tuple[dict[str, str], dict[str, Any]]], **_: Any) -> None:
         from rich.console import Console
 
+        from mec.distributed import is_rank_zero
+
         seeds: dict[int, None] = {}
         variants: dict[str, dict[str, Any]] = {}
         for values, settings in grid:
@@ -97,9 +99,12 @@ def add_compare(parser: Parser, arguments: Sequence[str]) -> Run:
             recipe = make_recipe(complete(settings))
             seeds[recipe.seed] = None
             names = [v if n == "objective.name" else f"{n}={v}" for n, v in values.items() if n != "seed"]
-            variants.setdefault(",".join(names) or recipe.objective.name, {"recipe": recipe})
+            name = (",".join(names) or recipe.objective.name).replace("/", "_")  # a folder
+            variants.setdefault(name, {"recipe": recipe})
         comparison = compare(data, out, variants, seeds=list(seeds))
-        Console().print(comparison.table())
+        if is_rank_zero():
+            Console().print(comparison.table())
+            print(comparison.report or comparison.folder)
         if comparison.failed:
             raise InputError(f"failed: {'; '.join(f'{name}: {text}' for name, text in comparison.failed.items())}")
 

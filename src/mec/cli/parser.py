@@ -35,7 +35,14 @@ LISTS: dict[Any, re.Pattern[str]] = {Sequence: re.compile(r"-?\d+(,-?\d+)*"), tu
 
 def split_values(text: str) -> list[str]:
     """Return the values of an option, separated by commas outside of brackets and braces."""
-    return re.findall(r"(?:[^,\[{]|\[[^]]*\]|\{[^}]*\})+", text)
+    values, depth = [""], 0
+    for character in text:
+        depth += (character in "[{(") - (character in "]})")
+        if character == "," and depth == 0:
+            values.append("")
+        else:
+            values[-1] += character
+    return [value.strip() for value in values]
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):

@@ -29,9 +29,9 @@ class Objective(nn.Module):
     """An objective ``function(codes) -> scalar``, or ``function(codes, targets)`` where the network has targets.
 
     Codes are a tuple with a tensor (m, d) per view, in float32 or float64, outside autocast. With several processes the
-    function gets the codes of all, and the average of the gradients of the processes is the gradient of the whole batch; if its
-    attribute ``joins_processes`` is true, it gets the codes of this process and joins them itself. The function is
-    copied, so that a run depends on its state before the run only, and the object of the user stays unchanged.
+    function gets the codes of all, and the average of the gradients of the processes is the gradient of the whole
+    batch; if its attribute ``joins_processes`` is true, it gets the codes of this process and joins them itself. The
+    function is copied: a run depends on its state before the run only, and the object of the user stays unchanged.
     """
 
     metrics: tuple[str, ...] | None = None

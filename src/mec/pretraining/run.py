@@ -47,6 +47,7 @@ from mec.pretraining.run_folder import (
     RECIPE_FILE,
     Run,
     check_resumable,
+    check_same_recipe,
     contains_run,
     describe_environment,
     write_run_files,
@@ -135,15 +136,36 @@ def pretrain(
     """
     out = Path(out).expanduser()
     recipe = _resolve_recipe(recipe, data, out, resume)
+    recipe, objective = resolve_parts(recipe, encoder, objective, view_transform)
+    with seeded(recipe.seed):
+        parts = Parts(encoder, objective, view_transform)
+        return _pretrain(data, out, recipe, resume, callbacks, parts, check_loggers(loggers))
+
+
+def resolve_parts(
+    recipe: Recipe,
+    encoder: StartEncoder | None = None,
+    objective: Callable[..., Tensor] | None = None,
+    view_transform: ViewTransform | None = None,
+) -> tuple[Recipe, Callable[..., Tensor]]:
+    """Return the recipe with descriptions of the objects, and the objective: the given one, or the recipe's."""
     recipe = with_encoder(recipe, encoder)
     start = None if isinstance(encoder, str) else encoder
     recipe = with_parts(recipe, encoder=start, objective=objective, view_transform=view_transform)
     objective = recipe.objective.create() if objective is None else objective
     if getattr(objective, "targets", None) == "teacher":
         recipe = replace(recipe, teacher=replace(recipe.teacher, enabled=True))
-    with seeded(recipe.seed):
-        parts = Parts(encoder, objective, view_transform)
-        return _pretrain(data, out, recipe, resume, callbacks, parts, check_loggers(loggers))
+    return recipe, objective
+
+
+def check_settings(out: Path, recipe: Recipe) -> None:
+    """Raise InputError if a folder holds a run with weights or checkpoints that another recipe would refuse to resume.
+    What only the images or views determine, such as a number of channels that is null, is not compared."""
+    if contains_run(out) and ((out / WEIGHTS_FILE).exists() or any((out / CHECKPOINTS_FOLDER).glob("*"))):
+        first = Run(out).recipe()
+        unknown = {"channels"} if recipe.channels is None else set()
+        unknown |= {"image_size"} if "view_transform" in recipe.parts else set()
+        check_same_recipe(first, replace(recipe, **{name: getattr(first, name) for name in unknown}))
 
 
 def _pretrain(
@@ -183,6 +205,9 @@ def _pretrain(
 
     with lock_folder(out), ExitStack() as stack:
         checkpoint = _find_checkpoint(out, recipe, environment) if resume else None
+        if resume and (out / WEIGHTS_FILE).exists():  # its checkpoints may have been deleted
+            logger.info(f"{out} is finished")
+            return Run(out, own_network(parts.encoder))
         if checkpoint is not None:
             check_same_network(checkpoint, parts.encoder)
             sampler.resume_at(*divmod(checkpoint_step(checkpoint), len(sampler)))

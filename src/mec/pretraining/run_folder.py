@@ -92,13 +92,17 @@ def _read_environment(out: Path) -> dict[str, Any]:
     return environment
 
 
-def check_resumable(out: Path, recipe: Recipe, environment: Mapping[str, Any]) -> None:
-    """Raise InputError if a run is resumed with another recipe, other data, or another batch size or precision."""
-    first = Run(out).recipe()
+def check_same_recipe(first: Recipe, recipe: Recipe) -> None:
+    """Raise InputError if a recipe differs from that of the run so far in what may not change."""
     for part in sorted(first.parts.keys() | recipe.parts.keys()):
         if (expected := first.parts.get(part, "none")) != (got := recipe.parts.get(part, "none")):
             raise InputError(f"{part}: expected {expected} of the run so far, got {got}; pass it to mec.pretrain")
     check_same_settings(first.as_dict(), recipe.as_dict(), CHANGEABLE_ON_RESUME)
+
+
+def check_resumable(out: Path, recipe: Recipe, environment: Mapping[str, Any]) -> None:
+    """Raise InputError if a run is resumed with another recipe, other data, or another batch size or precision."""
+    check_same_recipe(Run(out).recipe(), recipe)
     before = _read_environment(out)
     # a path may change, because a folder may move; an object has only its name and layout
     names = ("data", DATA_OBJECT) if DATA_OBJECT in before else ()

@@ -20,8 +20,9 @@ from PIL import Image
 from scipy.stats import entropy
 from sklearn.cluster import KMeans
 from sklearn.manifold import TSNE
+from torch import nn
 
-from mec.data.dataset import ImageDataset, evenly_spaced, label_of, read_image
+from mec.data.dataset import DataLike, ImageDataset, data_name, evenly_spaced, label_of, read_image
 from mec.data.datasets import open_dataset
 from mec.data.loaders import evaluation_loader
 from mec.data.pixels import pad_to_square, resize_longer_side
@@ -66,11 +67,14 @@ class FeatureAnalysis:
     encoder: str = ""  # description ("the encoder after 1,200 steps")
 
 
-def analyze_features(run: Path, data: str | os.PathLike[str] | None, max_images: int) -> FeatureAnalysis | Missing:
+def analyze_features(
+    run: Path, data: DataLike | None, max_images: int, network: nn.Module | None = None
+) -> FeatureAnalysis | Missing:
     """Analyze the features of the trained encoder, or of the newest checkpoint while the run is unfinished.
 
     Uses ``data``, or else the dataset of the run: its test split if it is labeled, and at most ``max_images``, fewer
     where a CPU would take minutes. Caches the analysis in the run folder, until encoder, data or ``max_images`` change.
+    ``network`` is that of an encoder that is not from timm.
     """
     weights, source = find_weights(run), find_data(run, data)
     if isinstance(weights, Missing):
@@ -78,12 +82,13 @@ def analyze_features(run: Path, data: str | os.PathLike[str] | None, max_images:
     if isinstance(source, Missing):
         return source
     weights_file, encoder_description = weights
+    title = printable(data_name(source))
     cache = run / "report" / "features.json"
     try:
-        key = [CACHE_FORMAT, encoder_description, *_fingerprint(weights_file), source, max_images]
-        if (cached := _load(cache, key)) is not None:
+        key = [CACHE_FORMAT, encoder_description, *_fingerprint(weights_file), title, max_images]
+        if isinstance(source, str) and (cached := _load(cache, key)) is not None:
             return cached
-        encoder = load_encoder(weights_file)
+        encoder = load_encoder(weights_file, **({} if network is None else {"backbone": network}))
     except (InputError, OSError) as error:
         return Missing(f"The encoder cannot be read: {error}")
     try:
@@ -91,7 +96,7 @@ def analyze_features(run: Path, data: str | os.PathLike[str] | None, max_images:
         check_channels(dataset, encoder, source)
         count = min(len(dataset), _affordable_images(encoder, max_images))
         quantity = "all" if count == len(dataset) else f"{count:,} of the"
-        description = f"{quantity} {len(dataset):,} {noun} of {printable(source)}"
+        description = f"{quantity} {len(dataset):,} {noun} of {title}"
         logger.info(f"features: embedding {description} with {encoder_description}")
         analysis = _analyze(dataset, _sample_indices(dataset, count), encoder, source)
     except InputError as error:  # no such dataset, or too many of its images are corrupt
@@ -133,7 +138,7 @@ def _load(cache: Path, key: list[object]) -> FeatureAnalysis | None:
         return None
 
 
-def _open_test_split(run: Path, source: str) -> tuple[ImageDataset, str]:
+def _open_test_split(run: Path, source: DataLike) -> tuple[ImageDataset, str]:
     """Return the test split of a labeled dataset or all images of an unlabeled one, and a noun for them."""
     try:
         recipe = Run(run).recipe()
@@ -168,7 +173,7 @@ def _sample_indices(dataset: ImageDataset, count: int) -> NDArray[np.int64]:
 
 
 def _analyze(
-    dataset: ImageDataset, sampled_indices: NDArray[np.int64], encoder: Encoder, source: str
+    dataset: ImageDataset, sampled_indices: NDArray[np.int64], encoder: Encoder, source: DataLike
 ) -> FeatureAnalysis | Missing:
     sample = dataset.subset(sampled_indices)
     thumbnails: dict[int, Image.Image] = {}
@@ -180,7 +185,7 @@ def _analyze(
         return Missing("The map needs at least two readable images.")
     if not np.isfinite(features).all():
         return Missing("The encoder's features are not finite: training has diverged.")
-    path = Path(source).expanduser()
+    path = Path(data_name(source)).expanduser()
     root = f"{path if path.is_dir() else path.parent}{os.sep}"
     titles = [printable(dataset.title(int(sampled_indices[index])).removeprefix(root)) for index in indices]
     labels = None

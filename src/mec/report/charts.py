@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -53,8 +54,8 @@ class Curve(NamedTuple):
 
 
 CURVES = (
-    Curve("loss", "Loss", "Should fall, fast at first. Losses of runs with a different form or distortion are not "
-          "comparable."),
+    Curve("loss", "Loss", "Should fall, fast at first. Losses of runs with another objective, form or "
+          "distortion are not comparable."),
     Curve("coding_length", "Coding length (nats)", "Length of the code of a batch. It is large at initialization too, "
           "because the codes are noise: it falls at first, then grows while the codes spread. Only comparable between "
           "runs with the same distortion and batch size."),
@@ -68,6 +69,8 @@ CURVES = (
           "raise workers, or use smaller images or a faster disk.", "percent", (MAX_DATA_WAIT, f"{MAX_DATA_WAIT:.0%}")),
     Curve("images_per_second", "Images per second", "Training speed. Should be constant after the first steps."),
 )  # fmt: skip
+NOT_PLOTTED = ("step", "epoch", "seconds", "rankme", "alpha_req", "distortion", "skipped_steps")
+OWN_CAPTION = "Measured by the objective that was passed to mec.pretrain, every log_every steps."
 PROBE_CAPTION = "Accuracy on held-out images during training. Labels are used for this metric only."
 
 
@@ -75,11 +78,18 @@ def curve_charts(records: Sequence[Record], max_points: int = MAX_POINTS) -> lis
     """Return a chart for each column that any run has, with a curve of at most ``max_points`` for each run."""
     metrics, probes = [record.metrics for record in records], [record.probes for record in records]
     names = dict.fromkeys(name for columns in probes for name in columns if name not in ("epoch", "step", "seconds"))
-    charts = [_curve_chart(curve, records, metrics, max_points) for curve in CURVES]
+    charts = [_curve_chart(curve, records, metrics, max_points) for curve in [*CURVES, *_own_curves(metrics)]]
     for name in names:
         curve = Curve(name, f"Online probe: {PROBE_NAMES.get(name, name)}", PROBE_CAPTION, "percent")
         charts.append(_curve_chart(curve, records, probes, max_points, markers=True))
     return [chart for chart in charts if chart is not None]
+
+
+def _own_curves(tables: Sequence[Columns]) -> list[Curve]:
+    """Return curves of the columns that the health of a user's objective adds to metrics.csv."""
+    known = {*NOT_PLOTTED, *(curve.column for curve in CURVES)}
+    names = dict.fromkeys(name for columns in tables for name in columns if name not in known)
+    return [Curve(name, name, OWN_CAPTION) for name in names]
 
 
 def _curve_chart(
@@ -116,7 +126,8 @@ def _curve_chart(
         place = {"x": 1, "xref": "paper", "xanchor": "right", "yanchor": "bottom", "showarrow": False}
         layout["annotations"] = [{"text": label, **place, "y": height}]
     figure = {"data": traces, "layout": layout}
-    return Chart(f"chart-{curve.column}", curve.title, curve.caption, "; ".join(summaries) + ".", figure)
+    element = "chart-" + re.sub("[^a-z0-9_]", lambda character: f"-{ord(character[0])}-", curve.column)
+    return Chart(element, curve.title, curve.caption, "; ".join(summaries) + ".", figure)
 
 
 def _line(index: int, name: str, x: NDArray[np.float64], y: NDArray[np.float64], digits: int) -> dict[str, Any]:

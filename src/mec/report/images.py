@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,6 +16,7 @@ from typing import NamedTuple
 from PIL import Image
 from torch import Tensor
 
+from mec.data.dataset import DataLike, data_name
 from mec.data.pixels import resize_longer_side
 from mec.engine.run_folder import SETTINGS_FILE
 from mec.errors import InputError
@@ -26,7 +26,7 @@ from mec.evaluate.tracking.runner import PREVIEWS
 from mec.evaluate.tracking.sequences import SequenceError
 from mec.pretraining.contact_sheet import training_views
 from mec.pretraining.run_folder import Run
-from mec.report.record import Missing, find_data, frame_stride, missing_data
+from mec.report.record import Missing, clip, find_data, frame_stride, missing_data
 
 logger = logging.getLogger("mec")
 
@@ -97,16 +97,21 @@ def printable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def embed_views(run: Path, data: str | os.PathLike[str] | None) -> list[EmbeddedViews] | Missing:
+def embed_views(run: Path, data: DataLike | None) -> list[EmbeddedViews] | Missing:
     """Return images of ``data``, else of the run's dataset, and the pairs of views of each in the first epochs."""
-    dataset = find_data(run, data)
-    if isinstance(dataset, Missing):
-        return dataset
     try:
         recipe = Run(run).recipe()
     except (InputError, OSError) as error:
         return Missing(f"The run's recipe cannot be read: {error}")
-    logger.info(f"views: {NUM_PAIRS} pairs of each of {NUM_VIEW_IMAGES} images of {printable(dataset)}")
+    if "view_transform" in recipe.parts:
+        return Missing(
+            f"The views were made by {clip(recipe.parts['view_transform'], 200)}, an object passed to "
+            "mec.pretrain as view_transform. This page cannot draw them; mec.contact_sheet(..., view_transform=...) can."
+        )
+    dataset = find_data(run, data)
+    if isinstance(dataset, Missing):
+        return dataset
+    logger.info(f"views: {NUM_PAIRS} pairs of each of {NUM_VIEW_IMAGES} images of {printable(data_name(dataset))}")
     try:
         recipe = replace(recipe, frame_stride=frame_stride(recipe, dataset))
         sampled = training_views(dataset, recipe, NUM_VIEW_IMAGES, NUM_PAIRS)

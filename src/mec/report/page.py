@@ -18,16 +18,20 @@ from jinja2 import Environment, PackageLoader
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
+from torch import nn
 
 from mec import __version__
+from mec.data.dataset import DataLike
 from mec.errors import InputError
 from mec.files import atomic_write
+from mec.pretraining.run_folder import Run
 from mec.report import charts
 from mec.report.analysis import FeatureAnalysis, analyze_features
 from mec.report.images import EmbeddedImage, EmbeddedViews, SpriteSheet, embed_views, load_gallery
-from mec.report.record import Missing, Record, check_health, read_records
+from mec.report.ranking import rank
+from mec.report.record import Missing, Record, check_health, clip, read_records
 from mec.report.tables import evaluation_tables, format_value, run_rows, settings_rows
-from mec.report.verdict import headline, rank
+from mec.report.verdict import headline
 
 logger = logging.getLogger("mec")
 
@@ -54,13 +58,14 @@ class RunContent:
 def write_report(
     runs: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str] | None = None,
-    data: str | os.PathLike[str] | None = None,
+    data: DataLike | None = None,
     images: int = MAP_IMAGES,
 ) -> Path:
     """Write one HTML page with the results, features, training curves and settings of one or several runs.
 
     Args:
-        runs: run folders, or folders that contain only a results.jsonl.
+        runs: run folders, or folders that contain only a results.jsonl. Those of encoders that are not from timm as
+            the ``Run`` that ``mec.pretrain`` returns; from a folder alone their features cannot be drawn.
         out: the file to write; None: report.html in the first run folder.
         data: dataset to embed, any that ``mec.open_dataset`` accepts; None: the one that each run was trained on.
         images: number of images on the maps, divided among the runs.
@@ -76,7 +81,10 @@ def write_report(
     path = records[0].folder / "report.html" if out is None else Path(out).expanduser()
     if path.is_dir() or path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"out: expected a file that ends with .html, got {path}")
-    contents = [collect_content(record, data, images // len(records)) for record in records]
+    networks = {Path(run).expanduser().resolve(): run.network for run in runs if isinstance(run, Run)}
+    contents = [
+        collect_content(record, data, images // len(records), network=networks.get(record.folder)) for record in records
+    ]
     for content in contents:
         for note in [*content.record.notes, *content.notes]:
             logger.warning(f"{content.record.name}: {note}")
@@ -95,7 +103,11 @@ def check_images(images: int) -> None:
 
 
 def collect_content(
-    record: Record, data: str | os.PathLike[str] | None, max_images: int, only_finished: bool = False
+    record: Record,
+    data: DataLike | None,
+    max_images: int,
+    only_finished: bool = False,
+    network: nn.Module | None = None,
 ) -> RunContent:
     """Collect what the page shows, with ``only_finished`` no features of a run that is still training. Slow."""
     gallery, notes = load_gallery(record.folder)
@@ -103,7 +115,7 @@ def collect_content(
         return RunContent(record, NO_ENCODER, NO_ENCODER, gallery, notes)
     features: FeatureAnalysis | Missing = TRAINING
     if record.finished or not only_finished:
-        features = analyze_features(record.folder, data, max(MIN_MAP_IMAGES, max_images))
+        features = analyze_features(record.folder, data, max(MIN_MAP_IMAGES, max_images), network)
     return RunContent(record, features, embed_views(record.folder, data), gallery, notes)
 
 
@@ -206,12 +218,6 @@ def _map_data(analysis: FeatureAnalysis) -> dict[str, Any]:
         "labels": analysis.labels and [clip(label, 60) for label in analysis.labels],
         "clusters": [int(cluster) for cluster in analysis.clusters],
     }
-
-
-def clip(value: object, max_length: int) -> str:
-    """Shorten text to ``max_length`` characters by cutting out the middle."""
-    text, tail = str(value), max_length // 3
-    return text if len(text) <= max_length else f"{text[: max_length - tail - 1]}…{text[-tail:]}"
 
 
 def _title(records: Sequence[Record]) -> str:

@@ -17,10 +17,12 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from mec.data.dataset import DataLike
 from mec.data.datasets.video import is_video
 from mec.errors import InputError
 from mec.models.checkpoint_files import checkpoint_step, is_intact, sorted_by_step
 from mec.models.io import WEIGHTS_FILE
+from mec.models.own_network import MODULE_PREFIX
 from mec.pretraining.health import CHECKS, PATIENCE, HealthMonitor
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.run_folder import DATA_OBJECT, ENVIRONMENT_FILE, RECIPE_FILE
@@ -76,6 +78,16 @@ class Record:
         return images // batch_size or None
 
     @property
+    def objective(self) -> str:
+        """Name of the recipe's objective, or description of an own one."""
+        return str(self.recipe.get("objective") or self.recipe.get("objective.name", "mec"))
+
+    @property
+    def has_own_network(self) -> bool:
+        """Whether the encoder is a network that is not from timm, which commands cannot load."""
+        return str(self.recipe.get("backbone")).startswith(MODULE_PREFIX)
+
+    @property
     def steps_logged(self) -> int:
         """Number of steps up to the last row of metrics.csv, whether its rows count from 0 or from 1."""
         steps = self.metrics.get("step", np.empty(0))
@@ -117,15 +129,23 @@ def _read_record(folder: Path, name: str) -> Record:
     return Record(
         folder=folder,
         name=name,
-        recipe=_flatten(_mapping(folder / RECIPE_FILE, yaml.safe_load, notes)),
+        recipe=_read_recipe(folder, notes),
         environment=_mapping(folder / ENVIRONMENT_FILE, json.loads, notes),
         metrics=_columns(folder / METRICS, notes),
         probes=_columns(folder / PROBES, notes),
-        results=_results(folder / RESULTS, notes),
+        results=read_results(folder / RESULTS, notes),
         num_corrupt=max(0, len(_read_text(folder / CORRUPT, notes).splitlines()) - 1),  # without the header
         finished=(folder / WEIGHTS_FILE).is_file(),
         notes=notes,
     )
+
+
+def _read_recipe(folder: Path, notes: list[str]) -> dict[str, Any]:
+    """Return the settings by dotted name; first the objects that were passed in their place, as "objective" and not
+    "parts.objective"."""
+    settings = _flatten(_mapping(folder / RECIPE_FILE, yaml.safe_load, notes))
+    parts = {name.removeprefix("parts."): text for name, text in settings.items() if name.startswith("parts.")}
+    return parts | {name: value for name, value in settings.items() if name.removeprefix("parts.") not in parts}
 
 
 def _read_text(path: Path, notes: list[str]) -> str:
@@ -187,7 +207,8 @@ def _note_damaged(path: Path, lines: Sequence[int], notes: list[str]) -> None:
         notes.append(f"{path.name}: skipped {len(lines)} damaged line{'s' if len(lines) > 1 else ''} ({numbers}).")
 
 
-def _results(path: Path, notes: list[str]) -> list[Result]:
+def read_results(path: Path, notes: list[str]) -> list[Result]:
+    """Read the valid lines of a results.jsonl, oldest first. Damaged ones are noted."""
     results: list[Result] = []
     invalid: list[int] = []
     for number, line in enumerate(_read_text(path, notes).split("\n"), 1):
@@ -244,10 +265,10 @@ def find_weights(run: Path) -> tuple[Path, str] | Missing:
     return Missing("The run has no checkpoint yet. Training writes one every few minutes.")
 
 
-def find_data(run: Path, data: str | os.PathLike[str] | None) -> str | Missing:
+def find_data(run: Path, data: DataLike | None) -> DataLike | Missing:
     """Return ``data``, or the dataset that the run was trained on if ``data`` is None."""
     if data is not None:
-        return os.fspath(data)
+        return os.fspath(data) if isinstance(data, os.PathLike) else data
     try:
         environment = json.loads((run / ENVIRONMENT_FILE).read_text())
         if DATA_OBJECT in environment:
@@ -260,13 +281,19 @@ def find_data(run: Path, data: str | os.PathLike[str] | None) -> str | Missing:
         return Missing(f"The run has no record of its training images; {DATA_HINT}.")
 
 
-def frame_stride(recipe: Recipe, data: str) -> int | None:
-    return recipe.frame_stride if is_video(Path(data).expanduser()) else None
+def frame_stride(recipe: Recipe, data: DataLike) -> int | None:
+    return recipe.frame_stride if isinstance(data, str) and is_video(Path(data).expanduser()) else None
 
 
-def missing_data(data: str | os.PathLike[str] | None, error: InputError) -> Missing:
+def missing_data(data: DataLike | None, error: InputError) -> Missing:
     """Return the reason that the training images cannot be opened. Raise ``error`` if the user passed ``data``."""
     if data is not None:
         raise error
     reason = str(error).splitlines()[-1].removeprefix("data: ")
     return Missing(f"The training images cannot be opened ({reason}); {DATA_HINT}.")
+
+
+def clip(value: object, max_length: int) -> str:
+    """Shorten text to ``max_length`` characters by cutting out the middle."""
+    text, tail = str(value), max_length // 3
+    return text if len(text) <= max_length else f"{text[: max_length - tail - 1]}…{text[-tail:]}"

@@ -18,9 +18,9 @@ from mec.report.record import METRICS, Record
 from mec.results import NO_VALUE, Metric, Result, cells, titles, to_metrics
 
 MAIN_SETTINGS = (
-    "backbone", "parts.encoder", "image_size", "parts.view_transform", "epochs", "batch_size", "objective.name",
-    "parts.objective", "objective.form", "objective.distortion", "objective.order", "projector.output_dim",
-    "teacher.enabled", "optimizer.name", "optimizer.lr", "seed",
+    "encoder", "view_transform", "backbone", "image_size", "epochs", "batch_size", "objective", "objective.name",
+    "objective.form", "objective.distortion", "objective.order", "projector.output_dim", "teacher.enabled",
+    "optimizer.name", "optimizer.lr", "seed",
 )  # fmt: skip
 """Settings in the table of a single run."""
 MEC_CODE, SIMSIAM = "official code's README", "SimSiam paper (Chen and He, CVPR 2021)"
@@ -161,7 +161,9 @@ def _describe_run(record: Record) -> dict[str, str]:
 
 
 def format_value(value: Any) -> str:
-    """Format a setting as in YAML; lists and mappings without brackets."""
+    """Format a setting as in YAML; lists and mappings without brackets, unless they are empty."""
+    if value in ([], {}):
+        return str(value)
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, float):

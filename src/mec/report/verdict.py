@@ -1,4 +1,4 @@
-"""The result of a run: its accuracy against raw pixels and the untrained encoder. The ranking of several runs."""
+"""The result of a run: its accuracy against raw pixels and the untrained encoder."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from mec.errors import InputError
 from mec.pretraining.run_folder import RECIPE_FILE, Run
 from mec.report.record import PROBE_NAMES, Columns, Record, find_data, find_weights
-from mec.report.tables import format_value, settings_rows
-from mec.results import NO_VALUE, TOP_5, Metric, Result
+from mec.results import TOP_5, Metric, Result
 
 ROW_NAMES = {"encoder": "trained encoder", "untrained": "untrained encoder"}
 FEW_IMAGES, FEW_STEPS = 10_000, 1_000
 """Images below which pretrained weights are usually better, and steps below which a run is usually too short."""
 PRETRAINED = "hf:timm/resnet18.a1_in1k"
-MAX_COMMANDS, MAX_SETTINGS = 10, 4
 
 
 class Bar(NamedTuple):
@@ -112,7 +110,7 @@ def headline(record: Record) -> Headline:
     first is clearly above."""
     compared = [c for result in newest_results(record) for c in comparisons(result)]
     if not compared:
-        return _without_evaluation(record)
+        return without_evaluation(record)
     below = [c for c in compared if c.below()]
     first = next(iter(below), compared[0])
     images = first.result.dataset.counts.get("test")
@@ -152,22 +150,24 @@ def _advice(record: Record) -> tuple[list[str], list[str]]:
     if record.steps and record.steps < FEW_STEPS:
         details.append(f"The run had {record.steps:,} steps, which are few: raise epochs, or lower batch_size.")
     if isinstance(images, int) and images < FEW_IMAGES:
+        commands += _command(record, "evaluate knn", PRETRAINED)
+        command = "; the first command evaluates some (it downloads them)" if commands else ""
         details.append(
             f"{images:,} images are few for training from random weights. Weights pretrained on ImageNet are usually "
-            "far better; the first command evaluates some (it downloads them)."
+            f"far better{command}."
         )
-        commands += _command(record, "evaluate knn", PRETRAINED)
     details.append("Check the augmentations: both views of a pair must show the same thing.")
     data, recipe = _data(record), record.folder / RECIPE_FILE
     with suppress(InputError, OSError):  # a recipe that is damaged, or of another version
         Run(record.folder).recipe()
-        if data is not None:
+        if data is not None and "view_transform" not in record.recipe:
             sheet = str(record.folder / "views.png")
             commands.append(shlex.join(["mec", "views", data, "--out", sheet, "--recipe", str(recipe)]))
     return details, commands
 
 
-def _without_evaluation(record: Record) -> Headline:
+def without_evaluation(record: Record) -> Headline:
+    """Return the result of a run that has no evaluation: its last probes, and a first command."""
     probes = last_probes(record.probes)
     values = ", ".join(f"{PROBE_NAMES.get(n, n)} {100 * value:.1f} %" for n, value in probes.items())
     title = "Not compared with raw pixels and the untrained encoder yet" if values else "No accuracy measured yet"
@@ -206,49 +206,6 @@ def _command(record: Record, command: str, encoder: str | None = None, *options:
         encoder = str(record.folder if record.finished else weights[0])
         if not record.finished and command.startswith("evaluate"):  # the result of a checkpoint belongs to the run too
             options = *options, "--out", str(record.folder)
-    if data is None or encoder is None:
+    if data is None or encoder is None or (record.has_own_network and encoder != PRETRAINED):
         return []
     return [shlex.join(["mec", *command.split(), data, "--encoder", encoder, *options])]
-
-
-class Ranking(NamedTuple):
-    """The runs of a report, best first."""
-
-    by: str  # the column that they are sorted by; empty if none has a value
-    columns: list[str]
-    rows: list[tuple[int, list[str]]]  # index of the run, and its cells
-    commands: list[str]  # first evaluations of the runs that have none
-
-
-def rank(records: Sequence[Record]) -> Ranking:
-    """Rank runs by the evaluation or online probe that most of them have, evaluations first."""
-    values: dict[str, dict[int, Metric]] = {}
-    several = len({str(result.dataset) for record in records for result in newest_results(record)}) > 1
-    for index, record in enumerate(records):
-        for result in newest_results(record):
-            for comparison in comparisons(result)[:1]:
-                where = f" on {result.dataset.name}" if several else ""
-                values.setdefault(f"{comparison.name}{where} (%)", {}).setdefault(index, comparison.metric)
-    for index, record in enumerate(records):
-        for name, value in last_probes(record.probes).items():
-            column = f"last online probe: {PROBE_NAMES.get(name, name)} (%)"
-            values.setdefault(column, {})[index] = Metric(name, value)
-    by = max(values, key=lambda column: len(values[column]), default="")
-    scores = {index: metric.value for index, metric in values.get(by, {}).items()}
-    order = sorted(range(len(records)), key=lambda index: (-scores.get(index, -math.inf), index))
-    settings = [row for row in settings_rows(records) if row.name != "epochs"][:MAX_SETTINGS]
-    rows = []
-    for i in order:
-        measured = [str(runs[i]) if i in runs else NO_VALUE for runs in values.values()]
-        rows.append((i, [*measured, *(row.cells[i] for row in settings), _progress(records[i])]))
-    commands = [c for i in order if not newest_results(records[i]) for c in _without_evaluation(records[i]).commands]
-    return Ranking(by, [*values, *(row.name for row in settings), "epochs"], rows, commands[:MAX_COMMANDS])
-
-
-def _progress(record: Record) -> str:
-    """Return completed and planned epochs: "3 of 4"."""
-    planned: Any = record.recipe.get("epochs")
-    if planned is None or not record.steps_per_epoch:
-        return NO_VALUE
-    done = record.steps // record.steps_per_epoch
-    return format_value(planned) if done == planned else f"{done:,} of {format_value(planned)}"
