@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, relu
 
 import mec
-from mec.compare import compare
+from mec.comparison import compare
 
 
 class VICReg(nn.Module):
