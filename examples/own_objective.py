@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, relu
 
 import mec
-from mec.comparison import compare
 
 
 class VICReg(nn.Module):
@@ -65,7 +64,7 @@ def main(epochs: int = 12, seeds: Sequence[int] = (0, 1), out: str | None = None
     recipe = replace(mec.load_recipe("digits"), epochs=epochs, subsample=subsample, workers=0)
     variants = {"MEC": {}, "my VICReg": {"objective": VICReg()}}
     with tempfile.TemporaryDirectory() as folder:
-        comparison = compare("digits", out or folder, variants, recipe, seeds)
+        comparison = mec.compare("digits", out or folder, variants, recipe, seeds)
         Console().print(comparison.table())
         run = mec.Run(comparison.folder / "my VICReg" / f"seed={seeds[0]}")
         print(f"{run.recipe().parts['objective']}: deviation {run.metrics()[-1]['deviation']:.2f}")

@@ -134,9 +134,9 @@ class Objective(nn.Module):
                 advice = "; teacher.enabled false gives it codes alone"
             raise self._error(f"failed for {arguments} of {views} views: {_one_line(error)}{advice}") from error
         if gradient is None:
-            raise self._error(f"expected a loss with a gradient in the codes, got {float(loss):g} without")
+            raise self._error(f"expected a loss with a gradient in the codes, got {loss.item():g} without")
         if not math.isfinite(loss.detach()) or not gradient.isfinite().all():
-            raise self._error(f"expected a finite loss and gradient for random codes, got the loss {float(loss):g}")
+            raise self._error(f"expected a finite loss and gradient for random codes, got the loss {loss.item():g}")
         return self.metrics
 
     def _error(self, message: str) -> InputError:
