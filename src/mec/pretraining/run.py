@@ -139,7 +139,15 @@ def pretrain(
     start = None if isinstance(encoder, str) else encoder
     recipe = with_parts(recipe, encoder=start, objective=objective, view_transform=view_transform)
     objective = objective or recipe.objective.create()
-    if getattr(objective, "targets", None) == "teacher":
+    targets = getattr(objective, "targets", None)
+    if targets not in (None, "student", "teacher"):
+        raise InputError(f"objective: expected targets to be None, 'student' or 'teacher', got {targets!r}")
+    if targets == "student" and recipe.teacher.enabled:
+        raise InputError(
+            "teacher.enabled: expected false with an objective whose targets are the codes of the student, such as "
+            "simsiam"
+        )
+    if targets == "teacher":
         recipe = replace(recipe, teacher=replace(recipe.teacher, enabled=True))
     with seeded(recipe.seed):
         parts = Parts(encoder, objective, view_transform)
