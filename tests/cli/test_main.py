@@ -144,6 +144,12 @@ def test_options_of_an_objective_and_no_others_apply_to_another_objective(monkey
     assert recipes[3].objective == replace(load_recipe("imagenet-resnet50").objective, distortion=0.1)
 
 
+def test_a_run_with_an_object_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.yaml").write_text("parts: {objective: losses.VICReg(sim=25.0)}\n")
+    assert call("pretrain", "digits", "--out", tmp_path, "--resume") == 2
+    assert "objective: the recipe is that of a run with losses.VICReg(sim=25.0)" in capsys.readouterr().err
+
+
 E = "--encoder RUN"
 ERRORS = {
     "pretrain /nonexistent --out OUT": "data: ",

@@ -155,7 +155,7 @@ def _add_recipe(
     if recipe is None and "--resume" in options and saved.exists():
         recipe = saved
     defaults = load_recipe(recipe or default_recipe("".join(positional[:1])))
-    parser.set_defaults(defaults.as_dict())
+    parser.set_defaults({name: value for name, value in defaults.as_dict().items() if name != "parts"})
 
     def complete(settings: dict[str, Any]) -> dict[str, Any]:
         objective = settings["objective"]

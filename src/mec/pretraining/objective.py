@@ -71,6 +71,7 @@ class Objective(nn.Module):
         generator = torch.Generator().manual_seed(0)
         z = torch.randn(2, views, rows, dim, generator=generator)
         codes, targets = tuple(z[0].requires_grad_().unbind()), tuple(z[1].unbind()) if has_targets else None
+        state = {name: tensor.clone() for name, tensor in self.state_dict().items()}
         try:
             with torch.random.fork_rng(devices=[]):
                 self.warmup(0.0)
@@ -82,6 +83,7 @@ class Objective(nn.Module):
             arguments = "codes and targets" if has_targets else "codes"
             reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(f"objective: {self.name}: failed for {arguments} of {views} views: {reason}") from error
+        self.load_state_dict(state, strict=False)  # running averages of codes must not contain the random ones
         if not loss.requires_grad:
             raise InputError(f"objective: {self.name}: expected a loss with a gradient in the codes, got {loss}")
         return names

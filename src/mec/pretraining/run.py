@@ -106,7 +106,8 @@ def pretrain(
         encoder: the network, in place of the recipe's. A timm name, also one that you registered with
             ``timm.models.register_model``; an ``Encoder``, trained from its weights, with its image size and
             normalization; or any ``nn.Module`` from normalized images (n, c, h, w) to features (n, d), or to maps
-            (n, d, h, w), of which the average is taken. It is copied, and your object stays unchanged.
+            (n, d, h, w), of which the average is taken. It is copied, and your object stays unchanged. Seed PyTorch
+            before you create a network with random weights: ``seed`` of the recipe does not determine them.
         objective: a loss of your own in place of the recipe's: any callable ``(codes) -> scalar``, where codes are a
             tuple with a tensor (m, d) per view; with ``teacher.enabled`` it is ``(codes, targets) -> scalar``. With
             several processes it gets the codes of all. Optional attributes: ``health`` (the same arguments, returns
@@ -114,7 +115,8 @@ def pretrain(
             warm-up that is done), ``targets`` ("student" or "teacher": adds targets without gradient, the codes of the
             network itself or of a teacher, and a predictor unless ``predictor`` is false), ``batch_norm`` (false: none
             after the projector), ``joins_processes`` (true: it gets the codes of its process and joins those of all
-            itself). Its parameters are trained with the network. docs/your-loss.md has examples.
+            itself). Its parameters are trained with the network, in place: create a new object for each run.
+            docs/your-loss.md has examples.
         view_transform: makes the views in place of the recipe's augmentations. An nn.Module is given batches
             (n, c, h, w) in [0, 1] on the device. Any other callable, torchvision's modules included, is given one PIL
             image (a tensor (c, h, w) for more than 8 bits or other channels) in a loader process. Both return a list
