@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 import mec
 from mec.cli.main import main
+from mec.pretraining.recipe import ObjectiveSettings, Recipe, load_recipe
 from mec.results import Result
 
 TINY = (
@@ -124,12 +126,38 @@ def test_resume_of_a_finished_run_changes_nothing(photographs: Path, run: Path) 
     assert (run / "encoder.safetensors").read_bytes() == before
 
 
+def test_options_of_an_objective_and_no_others_apply_to_another_objective(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes: list[Recipe] = []
+    monkeypatch.setattr("mec.pretraining.pretrain", lambda *arguments, **_: recipes.append(arguments[2]))
+    common = ["pretrain", "digits", "--out", "x", "--recipe", "imagenet-resnet50", "--probe_every", "0"]
+    for options in (
+        ["--objective.name", "simclr", "--objective.options.temperature", "0.2"],
+        ["--objective.name", "simclr", "--objective.options", "{temperature: 0.2}"],
+        ["--objective.name", "vicreg", "--teacher.enabled", "true"],
+        ["--objective.distortion", "0.1"],
+    ):
+        assert call(*common, *options) == 0
+    expected = ObjectiveSettings(name="simclr", options={"temperature": 0.2})
+    assert [recipe.objective for recipe in recipes[:2]] == [expected, expected]
+    # the teacher of the paper's recipe belongs to the paper's objective
+    assert [recipe.teacher.enabled for recipe in recipes] == [False, False, True, True]
+    assert recipes[3].objective == replace(load_recipe("imagenet-resnet50").objective, distortion=0.1)
+
+
+def test_a_run_with_an_object_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.yaml").write_text("parts: {objective: losses.VICReg(sim=25.0)}\n")
+    assert call("pretrain", "digits", "--out", tmp_path, "--resume") == 2
+    assert "objective: the recipe is that of a run with losses.VICReg(sim=25.0)" in capsys.readouterr().err
+
+
 E = "--encoder RUN"
 ERRORS = {
     "pretrain /nonexistent --out OUT": "data: ",
     "pretrain EMPTY --out OUT": "no image in",
     "pretrain DATA --out OUT --epochs -1": "epochs: ",
     "pretrain DATA --out OUT --objective.distortion 0": "objective.distortion: ",
+    "pretrain DATA --out OUT --objective.name simclr --objective.options.temp 1": "options temperature with simclr",
+    "pretrain DATA --out OUT --objective.name simsiam --teacher.enabled true": "teacher.enabled: ",
     "pretrain DATA --out OUT --backbone resnet19": "backbone: ",
     "pretrain DATA --out OUT --recipe none": "recipe: ",
     "pretrain DATA --out OUT --devices 0": "devices: ",

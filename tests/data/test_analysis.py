@@ -162,6 +162,15 @@ def test_channel_statistics_match_those_of_all_pixels(size: tuple[int, int]) -> 
     assert std == pytest.approx(exact.std((0, 1, 2)), rel=0.05)
 
 
+def test_channel_statistics_of_16_bit_images_in_memory() -> None:
+    images = random_values((50, 24, 24, 2), np.uint16, 4095)
+    dataset, _ = load_into_memory(ArrayDataset("a", images), pixel_format := PixelFormat(2, (0.0, 4095.0)))
+    assert dataset.decoded  # and scaled: not to be scaled again
+    mean, std = channel_statistics(dataset, pixel_format)
+    assert mean == pytest.approx((images / 4095).mean((0, 1, 2)), abs=0.02)
+    assert std == pytest.approx((images / 4095).std((0, 1, 2)), abs=0.02)
+
+
 def test_channel_statistics_of_16_bit_multipage_tiffs(tmp_path: Path) -> None:
     brightness = np.arange(1, 6)[:, None, None] / 5
     for i in range(6):

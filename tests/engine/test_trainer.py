@@ -211,3 +211,10 @@ def test_sizes_that_do_not_fit_are_refused_before_the_run_starts(
     with pytest.raises(InputError, match="devices: expected 4, because torchrun started 4 processes per machine"):
         pretrain("digits", tmp_path / "run", replace(recipe, devices=2))
     assert not (tmp_path / "run").exists()
+
+
+def test_several_processes_in_a_notebook_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    with pytest.raises(InputError, match=r"^devices: expected 1 in a notebook"):
+        make_trainer(tmp_path, 2, 1, "32-true", "cpu")
+    assert make_trainer(tmp_path, 1, 1, "32-true", "cpu").world_size == 1

@@ -137,7 +137,8 @@ def _add_recipe(
     parser: Parser, group: argparse._ArgumentGroup, arguments: Sequence[str]
 ) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Add all settings; those of the recipe in the arguments, or of the default for DATA, are the defaults. Return a
-    function that completes the parsed settings: those of the recipe's objective do not apply to another objective."""
+    function that completes the parsed settings: the recipe's objective and teacher.enabled do not apply to another
+    objective."""
     from mec.pretraining import Recipe, packaged_recipes
     from mec.pretraining.recipe import load_recipe
     from mec.pretraining.run import default_recipe
@@ -164,8 +165,14 @@ def _add_recipe(
     def complete(settings: dict[str, Any]) -> dict[str, Any]:
         objective = settings["objective"]
         if objective["name"] != defaults.objective.name:
-            typed = {option.split(".")[1] for option in options if option.startswith("--objective.")}
-            settings = settings | {"objective": {name: objective[name] for name in typed}}
+            # --objective.options.temperature sets an entry of options, --objective.options all of them
+            typed = {name.split(".")[1] for name in options if name.startswith("--objective.")}
+            own = {name: objective[name] for name in typed}
+            if "options" in typed and "--objective.options" not in options:
+                own["options"] = {n: v for n, v in own["options"].items() if f"--objective.options.{n}" in options}
+            settings = settings | {"objective": own}
+            if "--teacher.enabled" not in options:
+                settings["teacher"] = settings["teacher"] | {"enabled": False}
         return settings | {"parts": defaults.parts}
 
     return complete

@@ -12,7 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mec.data.corrupt import CorruptImage
-from mec.data.dataset import ArrayDataset, ImageDataset, Labels, count_skipped, evenly_spaced, read_image
+from mec.data.dataset import (
+    ArrayDataset,
+    ImageDataset,
+    Labels,
+    count_skipped,
+    evenly_spaced,
+    format_as_loaded,
+    read_image,
+)
 from mec.data.decode import OpenedImage, open_image
 from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat, convert_pixels
 from mec.errors import InputError
@@ -140,8 +148,8 @@ def _decoded(dataset: ImageDataset, images: NDArray[Any], labels: Labels | None)
 
 def channel_statistics(dataset: ImageDataset, pixel_format: PixelFormat) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel, in [0, 1], over an evenly spaced sample of images."""
-    pixels = []
-    for image in sample_images(dataset, STATISTICS_SAMPLE_SIZE, lambda opened: opened.decode(pixel_format)):
+    pixels, loaded_format = [], format_as_loaded(dataset, pixel_format)
+    for image in sample_images(dataset, STATISTICS_SAMPLE_SIZE, lambda opened: opened.decode(loaded_format)):
         scale = 255.0 if image.dtype == np.uint8 else 1.0
         pixels.append(_sample_pixels(image, 4096, 7) / scale)
     joined = np.concatenate(pixels)

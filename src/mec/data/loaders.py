@@ -9,7 +9,6 @@ import pickle
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -98,20 +97,22 @@ class QuietLoader(DataLoader[Any]):
         pass
 
     def __iter__(self) -> Any:
+        self.check_picklable()
+        return super().__iter__()
+
+    def check_picklable(self) -> None:
+        """Raise InputError if there are workers that are not forked, and the data cannot be pickled for them."""
         if not self.num_workers or multiprocessing.get_start_method() == "fork":
-            return super().__iter__()
+            return
         try:
-            in_session = not hasattr(sys.modules["__main__"], "__file__")
-            if in_session and b"__main__" in pickle.dumps(self.dataset):
+            pickled = pickle.dumps(self.dataset)
+            if not hasattr(sys.modules["__main__"], "__file__") and b"__main__" in pickled:
                 raise pickle.PicklingError("a class or function is defined in a notebook or an interactive session")
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Got pickle error")  # the exception follows
-                return super().__iter__()
         except (AttributeError, TypeError, pickle.PicklingError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
-                f"workers: the data cannot be passed to loader processes, which are not forked here ({reason}): define "
-                "its classes and functions at the top level of a module, or use no workers (0)"
+                "workers: the data, or its transform, cannot be passed to loader processes, which are not forked here "
+                f"({reason}): define its classes and functions at the top level of a module, or use no workers (0)"
             ) from error
 
 
@@ -174,7 +175,7 @@ def training_loader(
         batches = shards = ShuffledShards(dataset, reader, sampler, max(1, num_workers))
         num_slices = shards.num_slices
         num_workers = min(num_workers, num_slices)  # then each slice is loaded by the same worker at every step
-    return TrainingLoader(
+    loader = TrainingLoader(
         batches,
         num_slices,
         pin_memory=device.type == "cuda",
@@ -184,6 +185,8 @@ def training_loader(
         prefetch_factor=4 if num_workers else None,
         worker_init_fn=start_worker,
     )
+    loader.check_picklable()
+    return loader
 
 
 def _check_picklable(reader: BatchReader) -> None:

@@ -65,9 +65,7 @@ def apply_fsdp(network: Siamese, mesh: DeviceMesh) -> None:
         InputError: a network that is not from timm has other weights in other processes.
     """
     if network.encoder.spec.is_module:  # sharded networks can be neither copied nor rebuilt
-        with process_group() as group:
-            if len(set(group.all_gather(_checksum(network.encoder)))) > 1:
-                raise InputError("encoder: its weights differ between processes; seed PyTorch before it is created")
+        check_equal_weights("encoder", network.encoder)
         object.__setattr__(network.encoder, "skeleton", skeleton(network.encoder.backbone))  # no submodule
     network.to(memory_format=torch.contiguous_format)  # fully_shard does not support channels-last weights
     # reshard root modules too: the teacher has no backward pass to reshard it, and must be laid out like the student
@@ -97,9 +95,16 @@ def full_encoder(encoder: Encoder) -> Encoder:
     return Encoder(encoder.spec, backbone)
 
 
-def _checksum(encoder: Encoder) -> str:
+def check_equal_weights(name: str, module: nn.Module) -> None:
+    """Raise InputError if a module of the user has other weights in other processes: FSDP does not broadcast them."""
+    with process_group() as group:
+        if len(set(group.all_gather(_checksum(module)))) > 1:
+            raise InputError(f"{name}: its weights differ between processes; seed PyTorch before it is created")
+
+
+def _checksum(module: nn.Module) -> str:
     digest = hashlib.sha256()
-    for tensor in encoder.state_dict().values():
+    for tensor in module.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -63,6 +64,12 @@ def make_trainer(
     if started_by(SLURMEnvironment) and not started_by(TorchElasticEnvironment):
         plugins.append(SLURMEnvironment(auto_requeue=False))  # the exit status reports a preempted run
     world_size = devices * nodes
+    in_session = hasattr(sys, "ps1") or bool(sys.flags.interactive)
+    if world_size > 1 and in_session:  # the other processes run the script again, which there is none of
+        raise InputError(
+            f"devices: expected 1 in a notebook or an interactive session, got {world_size} processes; run a script, "
+            "or the mec command, to use several"
+        )
     lightning_strategy: Any = "auto"
     if world_size > 1:
         if strategy == "fsdp":

@@ -20,7 +20,7 @@ from mec.data.rng import Stream, uniforms
 from mec.data.transforms.crop import Batch
 from mec.data.transforms.multi_view import TwoViews, Views
 from mec.data.transforms.reference import ReferenceViews
-from mec.engine.fsdp import FSDP2Strategy, apply_fsdp
+from mec.engine.fsdp import FSDP2Strategy, apply_fsdp, check_equal_weights
 from mec.engine.progress import TrainingModule
 from mec.errors import InputError
 from mec.models.encoder import Encoder
@@ -166,6 +166,7 @@ class Pretraining(TrainingModule):
     def configure_model(self) -> None:
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDP2Strategy) and not isinstance(self.network.projector, FSDPModule):
+            check_equal_weights("objective", self.objective)
             apply_fsdp(self.network, strategy.device_mesh["data_parallel"])
 
     def on_train_start(self) -> None:

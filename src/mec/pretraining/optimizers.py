@@ -29,7 +29,7 @@ REFUSED = {
 """Start of the names of timm's optimizers that cannot be used, and why."""
 SETTINGS = {
     "params": "optimizer", "lr": "optimizer.lr", "weight_decay": "optimizer.weight_decay",
-    "momentum": "optimizer.momentum", "fused": "speed.fused",
+    "momentum": "optimizer.momentum", "fused": "speed.fused", "foreach": "speed.fused",
 }  # fmt: skip
 """Arguments of optimizers -> the settings of the recipe that they are."""
 
@@ -65,8 +65,8 @@ def check_optimizer(settings: OptimizerSettings) -> None:
         weight = nn.Parameter(torch.ones(4, 4))
         weight.grad = torch.ones_like(weight)
         _create([weight], settings, lr=1e-3, fused=False).step()
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"optimizer.options: {name}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # optimizers raise many types
+        raise InputError(f"optimizer.options: {name}: {' '.join(str(error).split())} (got {options})") from error
 
 
 def check_layers(backbone: nn.Module, settings: OptimizerSettings) -> None:

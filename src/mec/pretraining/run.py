@@ -107,7 +107,8 @@ def pretrain(
         encoder: the network, in place of the recipe's. A timm name, also one that you registered with
             ``timm.models.register_model``; an ``Encoder``, trained from its weights, with its image size and
             normalization; or any ``nn.Module`` from normalized images (n, c, h, w) to features (n, d), or to maps
-            (n, d, h, w), of which the average is taken. It is copied, and your object stays unchanged.
+            (n, d, h, w), of which the average is taken. It is copied, and your object stays unchanged. Seed PyTorch
+            before you create a network with random weights: ``seed`` of the recipe does not determine them.
         objective: a loss of your own in place of the recipe's: any callable ``(codes) -> scalar``, where codes are a
             tuple with a tensor (m, d) per view; with ``teacher.enabled`` it is ``(codes, targets) -> scalar``. With
             several processes it gets the codes of all. Optional attributes: ``health`` (the same arguments, returns
@@ -153,7 +154,10 @@ def resolve_parts(
     start = None if isinstance(encoder, str) else encoder
     recipe = with_parts(recipe, encoder=start, objective=objective, view_transform=view_transform)
     objective = recipe.objective.create() if objective is None else objective
-    if getattr(objective, "targets", None) == "teacher":
+    targets = getattr(objective, "targets", None)
+    if targets == "student" and recipe.teacher.enabled:
+        raise InputError("teacher.enabled: expected false with targets from the student, as those of simsiam, got true")
+    if targets == "teacher":
         recipe = replace(recipe, teacher=replace(recipe.teacher, enabled=True))
     return recipe, objective
 
