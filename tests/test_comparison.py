@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import shutil
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -87,6 +88,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[mec.comparison.C
     with (out / "mec" / "seed=0" / "results.jsonl").open("a") as file:
         file.write('{"task": "li')  # as after a kill
     before.pop(out / "mec" / "seed=0" / "results.jsonl")
+    shutil.rmtree(out / "mine" / "seed=0" / "checkpoints")  # of a finished run, to save space
     return mec.compare(digits(), out, variants, TINY, seeds=(0, 1)), before
 
 
