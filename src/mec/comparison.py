@@ -70,7 +70,7 @@ class Comparison:
         """Return the table for a terminal."""
         columns = titles(self.rows.values())
         values = {name: cells(metrics, columns) for name, metrics in self.rows.items()}
-        table = Table(caption=escape(self.note), caption_justify="left")
+        table = Table()
         table.add_column("", overflow="fold")  # a long name continues in the next line
         for title, column in zip(columns.values(), zip(*values.values(), strict=True), strict=True):
             table.add_column(title, justify="right", min_width=max(map(len, column)))

@@ -109,7 +109,7 @@ def test_the_objects_of_a_run_are_named_in_place_of_settings(tmp_path: Path) -> 
     assert shown == {**parts, "backbone": "module:nets.Net", "epochs": "4"}
     other = write_run(tmp_path / "mec", objective={"name": "mec", "form": "pooled", "distortion": 0.03})
     ranking = rank(read_records([run, other]))
-    assert ranking.columns[3:] == ["objective", "view_transform", "encoder", "epochs"]
+    assert ranking.columns[3:] == ["objective", "view_transform", "encoder", "backbone", "epochs"]
     assert [row.cells[3] for row in ranking.rows] == [VICREG, "mec"]
 
 

@@ -104,9 +104,9 @@ def add_compare(parser: Parser, arguments: Sequence[str]) -> Run:
         comparison = compare(data, out, variants, seeds=list(seeds))
         if is_rank_zero():
             Console().print(comparison.table())
-            print(comparison.report or comparison.folder)
+            print(comparison.note, comparison.report or comparison.folder, sep="\n")
         if comparison.failed:
-            raise InputError(f"failed: {'; '.join(f'{name}: {text}' for name, text in comparison.failed.items())}")
+            raise InputError(f"failed, for the reasons above: {'; '.join(comparison.failed)}")
 
     return run
 

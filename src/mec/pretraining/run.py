@@ -209,12 +209,12 @@ def _pretrain(
 
     with lock_folder(out), ExitStack() as stack:
         checkpoint = _find_checkpoint(out, recipe, environment) if resume else None
-        if resume and (out / WEIGHTS_FILE).exists():  # its checkpoints may have been deleted
-            logger.info(f"{out} is finished")
-            return Run(out, own_network(parts.encoder))
         if checkpoint is not None:
             check_same_network(checkpoint, parts.encoder)
             sampler.resume_at(*divmod(checkpoint_step(checkpoint), len(sampler)))
+        if resume and (out / WEIGHTS_FILE).exists():  # its checkpoints may have been deleted
+            logger.info(f"{out} is finished")
+            return Run(out, own_network(parts.encoder))
         stack.enter_context(open_loggers(trainer, loggers, out, recipe.as_dict(), resume))
         if trainer.is_global_zero:
             if not resume and contains_run(out):

@@ -105,8 +105,8 @@ def embed_views(run: Path, data: DataLike | None) -> list[EmbeddedViews] | Missi
         return Missing(f"The run's recipe cannot be read: {error}")
     if "view_transform" in recipe.parts:
         return Missing(
-            f"The views were made by {clip(recipe.parts['view_transform'], 200)}, an object passed to "
-            "mec.pretrain as view_transform. This page cannot draw them; mec.contact_sheet(..., view_transform=...) can."
+            f"The views were made by {clip(recipe.parts['view_transform'], 200)}, an object passed to mec.pretrain "
+            "as view_transform. This page cannot draw them; mec.contact_sheet(..., view_transform=...) can."
         )
     dataset = find_data(run, data)
     if isinstance(dataset, Missing):

@@ -116,7 +116,7 @@ def _settings(records: Sequence[Record]) -> list[Row]:
     if len({*objectives} - {NO_VALUE}) > 1:
         rows = [Row("objective", objectives), *(r for r in rows if r.name not in ("objective", "objective.name"))]
     rows = [row for row in rows if row.name in PARTS or len({*row.cells} - {NO_VALUE}) > 1]
-    order = {name: index for index, name in enumerate((*PARTS, *MAIN_SETTINGS))}
+    order = {name: index for index, name in enumerate(dict.fromkeys((*PARTS, *MAIN_SETTINGS)))}
     return sorted(rows, key=lambda row: order.get(row.name, len(order)))[:MAX_SETTINGS]
 
 
