@@ -26,9 +26,10 @@ from mec.evaluate.knn import knn
 from mec.evaluate.linear import linear
 from mec.evaluate.task import check_classes
 from mec.models.io import WEIGHTS_FILE
-from mec.pretraining.recipe import Recipe, load_recipe
-from mec.pretraining.run import check_settings, default_recipe, pretrain, resolve_parts
-from mec.pretraining.run_folder import Run
+from mec.pretraining.parts import resolve_parts
+from mec.pretraining.recipe import Recipe, default_recipe, load_recipe
+from mec.pretraining.run import pretrain
+from mec.pretraining.run_folder import Run, check_settings
 from mec.report import write_report
 from mec.report.record import read_results
 from mec.results import RESULTS, DatasetSummary, Metric, Result, cells, mean_metrics, titles

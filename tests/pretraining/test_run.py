@@ -25,7 +25,7 @@ from mec.pretraining import (
     pretrain,
 )
 from mec.pretraining.module import Pretraining
-from mec.pretraining.run import default_recipe
+from mec.pretraining.recipe import default_recipe
 from tests.data.transforms.test_geometry import photograph
 from tests.processes import run_ranks
 

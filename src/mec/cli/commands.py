@@ -140,8 +140,7 @@ def _add_recipe(
     function that completes the parsed settings: the recipe's objective and teacher.enabled do not apply to another
     objective."""
     from mec.pretraining import Recipe, packaged_recipes
-    from mec.pretraining.recipe import load_recipe
-    from mec.pretraining.run import default_recipe
+    from mec.pretraining.recipe import default_recipe, load_recipe
 
     recipes = ", ".join(packaged_recipes())
     group.add_argument("--recipe", help=f"packaged settings: {recipes}, or a YAML file; absent: chosen for DATA")

@@ -25,8 +25,7 @@ from mec.data.transforms.multi_view import Views
 from mec.errors import InputError
 from mec.files import atomic_write
 from mec.pretraining.module import create_views
-from mec.pretraining.recipe import Recipe, load_recipe
-from mec.pretraining.run import default_recipe
+from mec.pretraining.recipe import Recipe, default_recipe, load_recipe
 
 MIN_SIDE = 96
 """Side in pixels below which views are enlarged by a whole factor."""

@@ -1,20 +1,22 @@
-"""Descriptions of the objects that are passed to ``pretrain`` in place of settings of the recipe."""
+"""Objects that are passed to ``pretrain`` in place of settings of the recipe, and their descriptions."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from mec.data.transforms.custom import ViewTransform
 from mec.errors import InputError
 from mec.models.encoder import Encoder
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.settings import ObjectiveSettings
+from mec.pretraining.start_encoder import StartEncoder, with_encoder
 
 MAX_DEPTH, MAX_LENGTH = 4, 2000
 """Nesting of objects in objects, and characters of a description."""
@@ -26,6 +28,25 @@ class Parts(NamedTuple):
     encoder: Any
     objective: Any
     view_transform: Any
+
+
+def resolve_parts(
+    recipe: Recipe,
+    encoder: StartEncoder | None = None,
+    objective: Callable[..., Tensor] | None = None,
+    view_transform: ViewTransform | None = None,
+) -> tuple[Recipe, Callable[..., Tensor]]:
+    """Return the recipe with descriptions of the objects, and the objective: the given one, or the recipe's."""
+    recipe = with_encoder(recipe, encoder)
+    start = None if isinstance(encoder, str) else encoder
+    recipe = with_parts(recipe, encoder=start, objective=objective, view_transform=view_transform)
+    objective = recipe.objective.create() if objective is None else objective
+    targets = getattr(objective, "targets", None)
+    if targets == "student" and recipe.teacher.enabled:
+        raise InputError("teacher.enabled: expected false with targets from the student, as those of simsiam, got true")
+    if targets == "teacher":
+        recipe = replace(recipe, teacher=replace(recipe.teacher, enabled=True))
+    return recipe, objective
 
 
 def with_parts(recipe: Recipe, **parts: object) -> Recipe:

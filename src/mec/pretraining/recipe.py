@@ -12,6 +12,7 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
+from mec.data.dataset import DataLike, data_name, is_path
 from mec.data.transforms import VIEW_1, VIEW_2, ViewSettings
 from mec.errors import InputError, check_value, did_you_mean, join_with_or
 from mec.pretraining.optimizers import SHARDED_OPTIMIZERS
@@ -152,6 +153,12 @@ def _tuples_to_lists(items: list[tuple[str, Any]]) -> dict[str, Any]:
 def packaged_recipes() -> list[str]:
     """Return the names of the recipes that come with the package."""
     return sorted(Path(f.name).stem for f in files("mec").joinpath("recipes").iterdir() if f.name.endswith(".yaml"))
+
+
+def default_recipe(data: DataLike) -> str:
+    """Return the name of the packaged recipe for a dataset; ``small`` if there is none for it."""
+    name = data_name(data) if is_path(data) else data_name(data).rpartition(".")[2]
+    return {"digits": "digits", "cifar10": "cifar10-resnet18"}.get(name.lower(), "small")
 
 
 def load_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:

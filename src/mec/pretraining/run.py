@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mec.data.analysis import infer_pixel_format, load_into_memory
 from mec.data.corrupt import CorruptLog
-from mec.data.dataset import DataLike, ImageDataset, data_name, is_path
+from mec.data.dataset import DataLike, ImageDataset
 from mec.data.datasets import open_dataset
 from mec.data.loaders import training_loader, training_sampler
 from mec.data.order import EpochSampler, StepSampler
@@ -27,9 +27,9 @@ from mec.data.transforms.dry_run import create_custom_views
 from mec.data.transforms.multi_view import Views
 from mec.distributed import is_rank_zero, process_group
 from mec.embedding.extract import merge_corrupt_logs
-from mec.engine.checkpoints import PreemptionCheckpoint, latest_checkpoint
+from mec.engine.checkpoints import PreemptionCheckpoint
 from mec.engine.fsdp import full_encoder
-from mec.engine.loggers import IDS_FILE, LoggersLike, check_loggers, open_loggers
+from mec.engine.loggers import LoggersLike, check_loggers, open_loggers
 from mec.engine.progress import ProgressBar, TrainingProgress
 from mec.engine.run_folder import lock_folder
 from mec.engine.trainer import make_trainer, native_bfloat16, running, seeded
@@ -40,16 +40,15 @@ from mec.models.io import WEIGHTS_FILE, save_encoder
 from mec.models.sync_batch_norm import convert_sync_batch_norm
 from mec.pretraining.health import HealthWarnings
 from mec.pretraining.module import Pretraining
-from mec.pretraining.parts import Parts, with_parts
-from mec.pretraining.recipe import Recipe, load_recipe
+from mec.pretraining.parts import Parts, resolve_parts
+from mec.pretraining.recipe import Recipe, default_recipe, load_recipe
 from mec.pretraining.run_folder import (
-    ENVIRONMENT_FILE,
     RECIPE_FILE,
     Run,
-    check_resumable,
-    check_same_recipe,
     contains_run,
     describe_environment,
+    find_checkpoint,
+    run_exists_error,
     write_run_files,
 )
 from mec.pretraining.start_encoder import (
@@ -58,7 +57,6 @@ from mec.pretraining.start_encoder import (
     check_same_network,
     create_start_encoder,
     own_network,
-    with_encoder,
     with_value_range,
 )
 
@@ -70,12 +68,6 @@ MAX_SIZE_WITHOUT_BFLOAT16 = 16
 in bfloat16 on a CPU is then partly uninitialized memory (oneDNN, torch 2.11 to 2.15)."""
 MIN_STEPS_TO_COMPILE = 2000
 """Shorter runs on a GPU do not repay the minute or two that compilation takes."""
-
-
-def default_recipe(data: DataLike) -> str:
-    """Return the name of the packaged recipe for a dataset; ``small`` if there is none for it."""
-    name = data_name(data) if is_path(data) else data_name(data).rpartition(".")[2]
-    return {"digits": "digits", "cifar10": "cifar10-resnet18"}.get(name.lower(), "small")
 
 
 def pretrain(
@@ -143,35 +135,6 @@ def pretrain(
         return _pretrain(data, out, recipe, resume, callbacks, parts, check_loggers(loggers))
 
 
-def resolve_parts(
-    recipe: Recipe,
-    encoder: StartEncoder | None = None,
-    objective: Callable[..., Tensor] | None = None,
-    view_transform: ViewTransform | None = None,
-) -> tuple[Recipe, Callable[..., Tensor]]:
-    """Return the recipe with descriptions of the objects, and the objective: the given one, or the recipe's."""
-    recipe = with_encoder(recipe, encoder)
-    start = None if isinstance(encoder, str) else encoder
-    recipe = with_parts(recipe, encoder=start, objective=objective, view_transform=view_transform)
-    objective = recipe.objective.create() if objective is None else objective
-    targets = getattr(objective, "targets", None)
-    if targets == "student" and recipe.teacher.enabled:
-        raise InputError("teacher.enabled: expected false with targets from the student, as those of simsiam, got true")
-    if targets == "teacher":
-        recipe = replace(recipe, teacher=replace(recipe.teacher, enabled=True))
-    return recipe, objective
-
-
-def check_settings(out: Path, recipe: Recipe) -> None:
-    """Raise InputError if a folder holds a run with weights or checkpoints that another recipe would refuse to resume.
-    What only the images or views determine, such as a number of channels that is null, is not compared."""
-    if contains_run(out) and ((out / WEIGHTS_FILE).exists() or any((out / CHECKPOINTS_FOLDER).glob("*"))):
-        first = Run(out).recipe()
-        unknown = {"channels"} if recipe.channels is None else set()
-        unknown |= {"image_size"} if "view_transform" in recipe.parts else set()
-        check_same_recipe(first, replace(recipe, **{name: getattr(first, name) for name in unknown}))
-
-
 def _pretrain(
     data: DataLike,
     out: Path,
@@ -208,7 +171,7 @@ def _pretrain(
     environment = describe_environment(data, dataset, module.batch_size, trainer)
 
     with lock_folder(out), ExitStack() as stack:
-        checkpoint = _find_checkpoint(out, recipe, environment) if resume else None
+        checkpoint = find_checkpoint(out, recipe, environment) if resume else None
         if checkpoint is not None:
             check_same_network(checkpoint, parts.encoder)
             sampler.resume_at(*divmod(checkpoint_step(checkpoint), len(sampler)))
@@ -218,7 +181,7 @@ def _pretrain(
         stack.enter_context(open_loggers(trainer, loggers, out, recipe.as_dict(), resume))
         if trainer.is_global_zero:
             if not resume and contains_run(out):
-                raise _run_exists_error(out)
+                raise run_exists_error(out)
             write_run_files(out, recipe, encoder, environment)
             corrupt_log.write_to(out / CORRUPT_FILE)
         parameters = f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters"
@@ -242,36 +205,12 @@ def _pretrain(
 def _resolve_recipe(recipe: Recipe | str | os.PathLike[str] | None, data: DataLike, out: Path, resume: bool) -> Recipe:
     # only rank 0 checks: it may have written files of this run before another rank checks
     if not resume and contains_run(out) and is_rank_zero():
-        raise _run_exists_error(out)
+        raise run_exists_error(out)
     if isinstance(recipe, Recipe):
         return recipe
     if recipe is None:
         recipe = out / RECIPE_FILE if resume and contains_run(out) else default_recipe(data)
     return load_recipe(recipe)
-
-
-def _run_exists_error(out: Path) -> InputError:
-    return InputError(f"out: {out} already contains a run; choose another folder, or continue it with --resume")
-
-
-def _find_checkpoint(out: Path, recipe: Recipe, environment: dict[str, Any]) -> Path | None:
-    """Return the checkpoint to resume from; None if there is none yet."""
-    if not contains_run(out):
-        logger.info(f"{out} contains no run yet: starting")
-        return None
-    try:
-        check_resumable(out, recipe, environment)
-    except InputError:
-        if (out / WEIGHTS_FILE).exists() or any((out / CHECKPOINTS_FOLDER).glob("*")):
-            raise
-        logger.info(f"{out} contains no checkpoint yet: starting, with other settings than before")
-        if is_rank_zero():
-            (out / ENVIRONMENT_FILE).unlink(missing_ok=True)
-            (out / IDS_FILE).unlink(missing_ok=True)
-        return None
-    checkpoint = latest_checkpoint(out)
-    logger.info(f"resuming from {checkpoint}" if checkpoint else f"{out} contains no checkpoint yet: starting")
-    return checkpoint
 
 
 def _create_sampler(recipe: Recipe, dataset: ImageDataset, trainer: lightning.Trainer) -> EpochSampler | StepSampler:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -19,14 +20,20 @@ import yaml
 from torch import nn
 
 from mec.data.dataset import DataLike, ImageDataset, data_name, describe, is_path
+from mec.distributed import is_rank_zero
+from mec.engine.checkpoints import latest_checkpoint
+from mec.engine.loggers import IDS_FILE
 from mec.engine.progress import METRICS_FILE
 from mec.engine.run_folder import check_same_settings
 from mec.errors import InputError
 from mec.files import atomic_write
+from mec.models.checkpoint_files import CHECKPOINTS_FOLDER
 from mec.models.encoder import Encoder
-from mec.models.io import SPEC_FILE, load_encoder
+from mec.models.io import SPEC_FILE, WEIGHTS_FILE, load_encoder
 from mec.pretraining.recipe import Recipe, make_recipe, read_settings
 from mec.results import command_line
+
+logger = logging.getLogger("mec")
 
 RECIPE_FILE, ENVIRONMENT_FILE = "recipe.yaml", "environment.json"
 DATA_OBJECT = "data_object"  # the layout of images that were passed as an object, which no other process can open
@@ -125,3 +132,37 @@ def write_run_files(out: Path, recipe: Recipe, encoder: Encoder, environment: Ma
         path.write_text(json.dumps(environment, indent=2) + "\n")
     with atomic_write(out / RECIPE_FILE) as path:  # last, because it marks the folder as a run
         path.write_text(yaml.safe_dump(recipe.as_dict(), sort_keys=False))
+
+
+def check_settings(out: Path, recipe: Recipe) -> None:
+    """Raise InputError if a folder holds a run with weights or checkpoints that another recipe would refuse to resume.
+    What only the images or views determine, such as a number of channels that is null, is not compared."""
+    if contains_run(out) and ((out / WEIGHTS_FILE).exists() or any((out / CHECKPOINTS_FOLDER).glob("*"))):
+        first = Run(out).recipe()
+        unknown = {"channels"} if recipe.channels is None else set()
+        unknown |= {"image_size"} if "view_transform" in recipe.parts else set()
+        check_same_recipe(first, replace(recipe, **{name: getattr(first, name) for name in unknown}))
+
+
+def run_exists_error(out: Path) -> InputError:
+    return InputError(f"out: {out} already contains a run; choose another folder, or continue it with --resume")
+
+
+def find_checkpoint(out: Path, recipe: Recipe, environment: dict[str, Any]) -> Path | None:
+    """Return the checkpoint to resume from; None if there is none yet."""
+    if not contains_run(out):
+        logger.info(f"{out} contains no run yet: starting")
+        return None
+    try:
+        check_resumable(out, recipe, environment)
+    except InputError:
+        if (out / WEIGHTS_FILE).exists() or any((out / CHECKPOINTS_FOLDER).glob("*")):
+            raise
+        logger.info(f"{out} contains no checkpoint yet: starting, with other settings than before")
+        if is_rank_zero():
+            (out / ENVIRONMENT_FILE).unlink(missing_ok=True)
+            (out / IDS_FILE).unlink(missing_ok=True)
+        return None
+    checkpoint = latest_checkpoint(out)
+    logger.info(f"resuming from {checkpoint}" if checkpoint else f"{out} contains no checkpoint yet: starting")
+    return checkpoint
