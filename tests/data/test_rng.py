@@ -47,5 +47,5 @@ def test_stream_values_are_fixed() -> None:
     assert values == {
         "VIEW_1": 0, "VIEW_2": 1, "VIEW_3": 2, "SAMPLE_ORDER": 3, "SHARD_ORDER": 5, "SHARD_BUFFER": 6,
         "TRAIN_TEST_SPLIT": 7, "VIEW_TRANSFORM": 8, "SUBSTITUTE": 9, "SHARD_SUBSTITUTE": 10, "SHARD_START": 11,
-        "LABEL_SUBSET": 12, "NETWORK": 13, "FURTHER_VIEWS": 1000,
+        "LABEL_SUBSET": 12, "NETWORK": 13, "OBJECTIVE": 14, "FURTHER_VIEWS": 1000,
     }  # fmt: skip

@@ -59,7 +59,7 @@ RUNS = {  # name: (data, recipe, dtype); "in chunks" applies to several processe
     "table, paper": ("table.parquet", with_small_lr(PAPER), torch.float32),
     "arrays, in chunks": ("arrays.npz", IN_CHUNKS, torch.float64),
 }
-CASES = [(name, 2) for name in RUNS] + [("folder, paper", 4), ("shards, pooled", 4)]
+CASES = [(name, 2) for name in RUNS] + [("shards, pooled", 4)]
 """Names of runs, and numbers of processes."""
 
 

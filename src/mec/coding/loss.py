@@ -196,6 +196,9 @@ class MECLoss(nn.Module):
         >>> value = paper((z1, z2), targets=(z1.detach(), z2.detach()))
     """
 
+    joins_processes = True
+    """For ``mec.pretrain``: it takes the codes of this process, not those of all."""
+
     def __init__(
         self,
         distortion: float = 1 / 32,

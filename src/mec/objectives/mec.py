@@ -29,7 +29,6 @@ class MEC(MECLoss):
     targets: str | None = None  # accepts those of a teacher, and needs none
     predictor = True  # where there are targets
     batch_norm = True
-    joins_processes = True
 
     def __init__(
         self, distortion: float = 1 / 32, order: int | None = None, form: Form = "pooled", warmup_factor: float = 1.0

@@ -94,7 +94,10 @@ def _describe(value: object, depth: int) -> str:
         return f"{{{', '.join(f'{_describe(key, 0)}: {_describe(item, depth - 1)}' for key, item in value.items())}}}"
     if isinstance(value, Sequence | nn.ModuleList):
         return f"[{', '.join(_describe(item, depth - 1) for item in value)}]"
-    return f"{_qualified_name(type(value))}({', '.join(_arguments(value, depth))})"
+    arguments = _arguments(value, depth)
+    if not arguments and isinstance(value, nn.Module):
+        arguments = [" ".join(value.extra_repr().split())]
+    return f"{_qualified_name(type(value))}({', '.join(arguments)})"
 
 
 def _qualified_name(part: Any) -> str:
