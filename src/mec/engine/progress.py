@@ -35,7 +35,8 @@ def format_duration(seconds: float) -> str:
     for larger, larger_size, start in (("min", 60, 60), ("h", 3600, 3600), ("days", 86400, 2 * 86400)):
         if seconds >= 0.995 * start:
             unit, size = larger, larger_size
-    return f"{float(f'{seconds / size + 1e-9:.2g}'):g} {unit}"
+    number = f"{seconds / size + 1e-9:.2g}" if seconds >= 0.01 else "0"
+    return f"{float(number):g} {unit}"
 
 
 class ProgressBar:
