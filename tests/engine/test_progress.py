@@ -35,8 +35,8 @@ def wait_for_line(caplog: pytest.LogCaptureFixture, text: str) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (1e-12, "0 s"), (0.4, "0.4 s"), (45.2, "45 s"), (59.4, "59 s"), (60, "1 min"), (95, "1.6 min"), (3600, "1 h"), (46_800, "13 h"),
-        (12_200, "3.4 h"), (181_000, "2.1 days"), (8_640_000, "100 days"),
+        (1e-12, "0 s"), (0.4, "0.4 s"), (45.2, "45 s"), (59.4, "59 s"), (60, "1 min"), (95, "1.6 min"),
+        (3600, "1 h"), (46_800, "13 h"), (12_200, "3.4 h"), (181_000, "2.1 days"), (8_640_000, "100 days"),
     ],
 )  # fmt: skip
 def test_durations_have_two_digits(seconds: float, text: str) -> None:
