@@ -89,8 +89,8 @@ def pretrain(
 
     Args:
         data: a folder of images, shards, a table, a video, an .npz file, a built-in name, or an object such as a
-            dataset of torchvision (see ``mec.open_dataset``).
-            Its unlabeled split is used if there is one, else its train split, else every image.
+            dataset of torchvision (see ``mec.open_dataset``). Its unlabeled split is used if there is one, else its
+            train split, else every image.
         out: the run folder; it is created, and must not contain another run.
         recipe: a Recipe, the name of a packaged one or a path; None takes the one that fits the data.
         resume: continue from the newest intact checkpoint in ``out``, with the recipe of the run; if there is no
@@ -122,16 +122,16 @@ def pretrain(
         checkpoints/, encoder.safetensors and encoder.json, and corrupt.csv if images could not be read.
 
     Raises:
-        InputError: an argument is invalid (before anything is written), another process
-            trains into the folder, the disk is full, or training diverged.
+        InputError: an argument is invalid (before anything is written), another process trains into the folder, the
+            disk is full, or training diverged.
         KeyboardInterrupt: after Ctrl-C.
         SystemExit: after SIGTERM.
     """
     out = Path(out).expanduser()
     recipe = _resolve_recipe(recipe, data, out, resume)
     recipe, objective = resolve_parts(recipe, encoder, objective, view_transform)
+    parts = Parts(encoder, objective, view_transform)
     with seeded(recipe.seed):
-        parts = Parts(encoder, objective, view_transform)
         return _pretrain(data, out, recipe, resume, callbacks, parts, check_loggers(loggers))
 
 
@@ -154,9 +154,8 @@ def _pretrain(
         if corrupt:  # every image was read: corrupt ones are only returned with a dataset in memory
             corrupt_log.add(corrupt, corrupt_log.num_images)
         views: Views | None = None
-        if parts.view_transform is not None:
-            size, seed = recipe.image_size, recipe.seed
-            views = create_custom_views(parts.view_transform, dataset, pixel_format, size, seed)
+        if (transform := parts.view_transform) is not None:
+            views = create_custom_views(transform, dataset, pixel_format, recipe.image_size, recipe.seed)
             recipe = replace(recipe, image_size=views.size)
         statistics = None if views is None else views.statistics
         encoder = create_start_encoder(recipe, pixel_format, dataset, parts.encoder, statistics)
