@@ -183,7 +183,7 @@ def _pretrain(
                 raise run_exists_error(out)
             write_run_files(out, recipe, encoder, environment)
             corrupt_log.write_to(out / CORRUPT_FILE)
-        parameters = f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M parameters"
+        parameters = f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.3g} M parameters"
         logger.info(
             f"{len(dataset):,} images -> {encoder.spec.backbone} ({parameters}), {recipe.epochs} epochs of "
             f"{len(sampler)} steps of {module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x "
