@@ -5,9 +5,14 @@ The numbers of an image do not depend on batch size, workers and devices, and ar
 
 from __future__ import annotations
 
+import contextlib
+import random
+from collections.abc import Iterator
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Uniforms = NDArray[np.float64]
@@ -54,3 +59,26 @@ def uniforms(seed: int, epoch: int, indices: NDArray[np.int64], count: int, stre
     state = _mix(state * _GOLDEN + indices.astype(np.uint64)[:, None] + _GOLDEN)
     steps = np.arange(1, count + 1, dtype=np.uint64)[None, :]
     return (_mix(state + steps * _GOLDEN) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@contextlib.contextmanager
+def seeded_generators(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed the global generators of torch, random and numpy in the block, for code of the user, and restore their
+    states after it. Those of torch are the CPU's and that of ``device``."""
+    modules: list[Any] = [torch]
+    if device is not None and device.type != "cpu":
+        modules.append(torch.get_device_module(device))
+    states = [module.get_rng_state() for module in modules]
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would change the generators of all devices
+        for module in modules[1:]:
+            module.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        yield
+    finally:
+        for module, state in zip(modules, states, strict=True):
+            module.set_rng_state(state)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

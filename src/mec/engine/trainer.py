@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import lightning
@@ -22,6 +22,7 @@ from lightning.fabric.plugins.environments import (  # type: ignore[attr-defined
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import nn
 
 from mec.data.loaders import POLL_SECONDS
 from mec.distributed import started_by
@@ -145,6 +146,13 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
+
+
+def compiled(network: nn.Module) -> AbstractContextManager[None]:
+    """Compile a network, and return a context to train it in: where compilation fails, it runs in eager mode."""
+    network.compile()
+    context: AbstractContextManager[None] = torch._dynamo.config.patch(suppress_errors=True)
+    return context
 
 
 def native_bfloat16() -> bool:

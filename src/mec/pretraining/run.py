@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from mec.engine.fsdp import full_encoder
 from mec.engine.loggers import LoggersLike, check_loggers, open_loggers
 from mec.engine.progress import ProgressBar, TrainingProgress
 from mec.engine.run_folder import lock_folder
-from mec.engine.trainer import make_trainer, native_bfloat16, running, seeded
+from mec.engine.trainer import compiled, make_trainer, native_bfloat16, running, seeded
 from mec.errors import InputError
 from mec.models.checkpoint_files import CHECKPOINTS_FOLDER, checkpoint_step
 from mec.models.encoder import Encoder, enable_gradient_checkpointing
@@ -129,7 +129,10 @@ def pretrain(
     """
     out = Path(out).expanduser()
     recipe = _resolve_recipe(recipe, data, out, resume)
+    has_teacher = recipe.teacher.enabled
     recipe, objective = resolve_parts(recipe, encoder, objective, view_transform)
+    if recipe.teacher.enabled and not has_teacher:
+        logger.info("teacher.enabled: true, because the objective compares codes with those of a teacher")
     parts = Parts(encoder, objective, view_transform)
     with seeded(recipe.seed):
         return _pretrain(data, out, recipe, resume, callbacks, parts, check_loggers(loggers))
@@ -189,7 +192,9 @@ def _pretrain(
             f"{len(sampler)} steps of {module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x "
             f"{device.type}"
         )
-        with running(trainer), _compiled(module, recipe, device.type):
+        is_long = device.type == "cuda" and total_steps >= MIN_STEPS_TO_COMPILE
+        is_compiled = is_long if recipe.speed.compile is None else recipe.speed.compile
+        with running(trainer), compiled(module.network.encoder) if is_compiled else nullcontext():
             trainer.fit(module, loader, ckpt_path=checkpoint)
         trained_encoder = full_encoder(module.network.encoder)
         if trainer.is_global_zero:
@@ -245,19 +250,6 @@ def _create_module(
         check_all_trained(encoder)
         convert_sync_batch_norm(module.network, device.type)
     return module
-
-
-def _compiled(module: Pretraining, recipe: Recipe, device_type: str) -> AbstractContextManager[None]:
-    """Compile the encoder if the recipe says so or a run on a GPU is long, and return a context to train it in: where
-    compilation fails, the encoder runs in eager mode."""
-    compiled = recipe.speed.compile
-    if compiled is None:
-        compiled = device_type == "cuda" and module.total_steps >= MIN_STEPS_TO_COMPILE
-    if not compiled:
-        return nullcontext()
-    module.network.encoder.compile()
-    context: AbstractContextManager[None] = torch._dynamo.config.patch(suppress_errors=True)
-    return context
 
 
 def _create_trainer(

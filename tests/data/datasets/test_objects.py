@@ -14,9 +14,8 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
 from torchvision.transforms import v2
 
-from mec.data import ArrayDataset, ImageDataset, PixelFormat, open_dataset, read_image
+from mec.data import PixelFormat, open_dataset, read_image
 from mec.data.analysis import infer_pixel_format, load_into_memory
-from mec.data.dataset import data_name
 from mec.data.datasets import open_splits
 from mec.data.pixels import CorruptImageError
 from mec.errors import InputError
@@ -280,26 +279,3 @@ def test_items_without_one_label_have_none(label: Any) -> None:
     dataset = open_dataset(Photographs(lambda i: (pil(i), label)))
     assert dataset.labels is None
     assert "not used: expected one label per image" in dataset.layout
-
-
-class Own(ImageDataset):
-    name, labels, classes, layout, skipped = "own", None, [], "", {}
-
-
-@pytest.mark.parametrize(
-    ("data", "name"),
-    [
-        ("a/b", "a/b"),
-        (Path("a/b"), "a/b"),
-        (PIXELS, "numpy.ndarray"),
-        ((PIXELS, TARGETS), "numpy.ndarray"),
-        ({"test": [], "train": CHW}, "torch.Tensor"),
-        (Subset(torchvision.datasets.FakeData(), range(2)), "Subset of torchvision.datasets.FakeData"),
-        (_hugging_face(Path()), "datasets.Dataset"),
-        (ArrayDataset("pets", PIXELS), "pets"),
-        (open_splits("digits"), "digits"),
-        (Own(), "own"),
-    ],
-)
-def test_names(data: Any, name: str) -> None:
-    assert data_name(data).endswith(name)

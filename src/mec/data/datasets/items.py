@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from mec.data.dataset import read_file
 from mec.data.datasets.huggingface import IMAGE_COLUMNS, TABLE_LABEL_COLUMNS
 from mec.data.datasets.lists import PATH_COLUMNS, find_column
 from mec.data.pixels import CorruptImageError, channels_last
+from mec.data.rng import seeded_generators
 
 NO_LABEL = object()  # the label of an item that has no place for one; None is a missing label
 EXPECTED = "a PIL image, an array, a tensor, encoded bytes or a path; alone, as (image, label), or in a dict"
@@ -34,28 +33,12 @@ def load_item(data: Any, index: int, seed: int) -> Any:
     Raises:
         CorruptImageError: the dataset raises any exception.
     """
-    with _seeded(seed):
+    with _generators, seeded_generators(seed):
         try:
             return data[index]
         except Exception as error:
             reason = " ".join(str(error).split())
             raise CorruptImageError(f"{type(error).__name__}{reason and f': {reason}'}") from error
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with _generators:
-        # without loader workers these are the generators of the training; torch.manual_seed would change a GPU's, too
-        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.default_generator.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-            torch.set_rng_state(states[2])
 
 
 def image_part(item: Any) -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mec.data.decode import OpenedImage
 from mec.data.pixels import ImageArray, PixelFormat
-from mec.data.rng import Stream, uniforms
+from mec.data.rng import Stream, seeded_generators, uniforms
 from mec.data.transforms.crop import BatchReader, Item
 from mec.data.transforms.inspection import is_from, name_of, objects_in
 from mec.data.transforms.multi_view import Views
@@ -96,26 +96,9 @@ def transform_seeds(seed: int, epoch: int, indices: NDArray[np.int64], count: in
     return (u * 2**32).astype(np.int64).tolist()  # type: ignore[no-any-return]
 
 
-@contextlib.contextmanager
-def restored_generators(device: torch.device | None = None) -> Iterator[None]:
-    """Restore the global generators of torch (on the CPU and ``device``), random and numpy after the block."""
-    modules: list[Any] = [torch]
-    if device is not None and device.type != "cpu":
-        modules.append(torch.get_device_module(device))
-    states = [module.get_rng_state() for module in modules]
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        for module, state in zip(modules, states, strict=True):
-            module.set_rng_state(state)
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-
-
 class SeededTransform:
-    """A transform of one image, called as ``transform(image, seed)``: seeds the global generators of torch (CPU),
-    random and numpy, and those of the albumentations transforms in it; returns its views as ``as_tensor`` does."""
+    """A transform of one image, called as ``transform(image, seed)``: seeds the global generators, and those of the
+    albumentations transforms in it; returns its views as ``as_tensor`` does."""
 
     def __init__(self, transform: ViewTransform) -> None:
         self.transform = transform
@@ -131,20 +114,18 @@ class SeededTransform:
         return [x for x in found if is_from("albumentations", x) and hasattr(x, "set_random_seed")]
 
     def __call__(self, image: Image.Image | Tensor, seed: int) -> list[Tensor]:
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
         for number, transform in enumerate(self.albumentations):
             generator = np.random.default_rng([seed, number])
             if hasattr(transform, "set_random_state"):  # its set_random_seed may add the seed of the worker
                 transform.set_random_state(generator, random.Random(int(generator.integers(2**32))))
             else:
                 transform.set_random_seed(int(generator.integers(2**32)))
-        if self.from_albumentations:
-            array = image.permute(1, 2, 0).numpy() if isinstance(image, Tensor) else np.array(image)
-            result = self.transform(image=array)["image"]  # type: ignore[call-arg]
-        else:
-            result = self.transform(image)
+        with seeded_generators(seed):
+            if self.from_albumentations:
+                array = image.permute(1, 2, 0).numpy() if isinstance(image, Tensor) else np.array(image)
+                result = self.transform(image=array)["image"]  # type: ignore[call-arg]
+            else:
+                result = self.transform(image)
         views = result if isinstance(result, (list, tuple)) else [result]
         return [as_tensor(view) for view in views]
 
@@ -183,12 +164,11 @@ def transform_image(
 ) -> list[Tensor]:
     """Return the views (c, h, w) of all transforms of one image; an InputError if one raises any exception."""
     views: list[Tensor] = []
-    with restored_generators():
-        for transform, seed in zip(transforms, seeds, strict=True):
-            # a transform may change a tensor in place
-            x = image.clone() if isinstance(image, Tensor) and len(transforms) > 1 else image
-            with refuse_exceptions(transform.transform, image):
-                views += transform(x, seed)
+    for transform, seed in zip(transforms, seeds, strict=True):
+        # a transform may change a tensor in place
+        x = image.clone() if isinstance(image, Tensor) and len(transforms) > 1 else image
+        with refuse_exceptions(transform.transform, image):
+            views += transform(x, seed)
     return views
 
 
@@ -213,10 +193,7 @@ def refuse_exceptions(transform: ViewTransform, x: Image.Image | Tensor) -> Iter
 
 def transform_batch(module: nn.Module, images: Tensor, seed: int) -> list[Tensor]:
     """Return the views (n, c, h, w) by a module of images (n, c, h, w) in [0, 1], with seeded generators."""
-    with restored_generators(images.device):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
+    with seeded_generators(seed, images.device):
         # a module may change its input in place
         result = module(images.clone())
         results = [result, module(images.clone())] if isinstance(result, Tensor) else result
