@@ -1,5 +1,6 @@
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -132,7 +133,7 @@ def test_loss_errors_name_the_view(position, name, arguments):
 
 ARRAYS = [
     torch.full((2, 3), 0.123),
-    [torch.full((2, 3), 0.123)] * 3,
+    [torch.full((2, 3), 0.123)],
     np.full((2, 3), 0.123),
     {"z": torch.full((2,), 0.123)},
 ]
@@ -162,11 +163,31 @@ def test_errors_describe_tensors_and_never_print_them(value):
             assert "shape (2, 3)" in str(error.value) or not isinstance(value, torch.Tensor)
 
 
-def test_views_must_be_pairs():
-    for views in (CODES, CODES[:2], (CODES,), (CODES, CODES, CODES), "ab", {}):
+def test_views_must_be_sequences_of_the_right_length():
+    for views in (CODES, CODES[:2], (CODES,), "ab", {}):
         assert_refused("predictions", MECLoss(), views)
         assert_refused("targets", MECLoss(), (CODES, CODES), views)
     assert_refused("predictions", MECLoss(), None)
+    assert_refused("targets", MECLoss(), (CODES,) * 3, (CODES,) * 2)
+    assert_refused("targets", MECLoss(global_views=2), (CODES,) * 3, (CODES,) * 3)
+    assert_refused("predictions[3]", MECLoss(), (CODES, CODES, CODES, CODES[:3]))
+    assert_refused("targets[1]", MECLoss(global_views=2), (CODES,) * 3, (CODES, with_bad_entry(math.nan)))
+
+
+def test_weights_and_roles_that_have_no_effect_are_refused():
+    for weight in (0, -1.0, math.nan, True, "2"):
+        assert_refused("rate_weight", partial(MECLoss, rate_weight=weight))
+    for count in (0, 1.5, True, "2"):
+        assert_refused("global_views", partial(MECLoss, global_views=count))
+    assert_refused("global_views", MECLoss(global_views=3), (CODES, CODES))
+    for views in ("local", None, 2):
+        assert_refused("rate_views", partial(MECLoss, rate_views=views))
+    pairs = (CODES, CODES), (CODES, CODES)
+    for arguments in ({"rate_weight": 2.0}, {"rate_views": "global"}):
+        (name,) = arguments
+        assert_refused(name, partial(MECLoss, form="cross", **arguments))
+        assert_refused(name, MECLoss(**arguments), *pairs)  # targets select the cross form
+    assert_refused("rate_views", MECLoss(form="pooled", rate_views="global"), *pairs)
 
 
 def test_error_of_a_diverged_series_suggests_a_fix():

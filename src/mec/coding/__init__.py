@@ -1,7 +1,8 @@
 """Coding rates, the loss built on them and label-free health metrics of codes. Depends on torch only."""
 
 from mec.coding.chunks import loss_in_chunks
-from mec.coding.loss import MECLoss, coding_length, coding_rate, cross_coding_rate
+from mec.coding.loss import MECLoss
+from mec.coding.rate import coding_length, coding_rate, cross_coding_rate
 from mec.coding.spectrum import Health, alpha_req, effective_rank, health, rank_metrics, rankme, spectral_norm
 
 __all__ = [

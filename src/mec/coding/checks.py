@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+FORMS = ("cross", "pooled", None)
 
 
 def describe(value: object) -> str:
@@ -44,20 +47,38 @@ def check_pair(p_name: str, p: Tensor, z_name: str, z: Tensor, min_rows: int = 2
         raise ValueError(f"{z_name}: expected the device of {p_name}, {p.device}, got {z.device}")
 
 
+def check_views(name: str, views: Sequence[Tensor], count: int | None = None) -> list[Tensor]:
+    """Return the views as a list. Raise unless they are a sequence of ``count`` tensors, or of at least two."""
+    number = len(views) if isinstance(views, Sequence) and not isinstance(views, str) else 0
+    if number < 2 if count is None else number != count:
+        expected = "at least two tensors" if count is None else "one tensor" if count == 1 else f"{count} tensors"
+        raise ValueError(f"{name}: expected {expected}, one for each view, got {describe(views)}")
+    return list(views)
+
+
+def check_positive(name: str, value: float) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{name}: expected a positive finite number, got {describe(value)}")
+
+
 def check_distortion(distortion: float) -> None:
-    is_number = isinstance(distortion, (int, float)) and not isinstance(distortion, bool)
-    if not is_number or not math.isfinite(distortion) or distortion <= 0:
-        raise ValueError(f"distortion: expected a positive finite number, got {describe(distortion)}")
+    check_positive("distortion", distortion)
+
+
+def check_optional_count(name: str, value: int | None, meaning_of_none: str) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name}: expected an integer >= 1, or None for {meaning_of_none}, got {describe(value)}")
 
 
 def check_order(order: int | None) -> None:
-    if order is not None and (isinstance(order, bool) or not isinstance(order, int) or order < 1):
-        raise ValueError(f"order: expected an integer >= 1, or None for the exact log det, got {describe(order)}")
+    check_optional_count("order", order, "the exact log det")
 
 
-def check_form(name: str, form: str | None) -> None:
-    if form is not None and not (isinstance(form, str) and form in ("cross", "pooled")):
-        raise ValueError(f"{name}: expected 'cross', 'pooled' or None, got {describe(form)}")
+def check_choice(name: str, value: str | None, choices: Sequence[str | None]) -> None:
+    if not (value is None or isinstance(value, str)) or value not in choices:
+        *first, last = map(repr, choices)
+        raise ValueError(f"{name}: expected {', '.join(first)} or {last}, got {describe(value)}")
 
 
 def check_finite(value: Tensor, **embeddings: Tensor) -> None:

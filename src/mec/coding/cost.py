@@ -1,7 +1,7 @@
 """Cost of the coding rate of a global batch, and the choice of the cheapest plan. Formulas: docs/scaling.md.
 
-``rows`` counts the codes of all processes: m for the cross form, 2 m for the pooled form. One multiplication and one
-addition are two FLOPs. Bytes are those that a process sends (and receives) in ring collectives.
+``rows`` counts the codes of all processes: m for the cross form, V m for the pooled form of V views. One multiplication
+and one addition are two FLOPs. Bytes are those that a process sends (and receives) in ring collectives.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Plan(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Cost for one process of forward and backward of the rate of one pair, with gradients in the predictions only."""
+    """Cost for one process of forward and backward of one rate, with gradients in the predictions only."""
 
     flops: int
     bytes: int

@@ -103,8 +103,11 @@ class _CrossGram(Function):
     """sum_i z_i p_i^T / scale (d, d), or the local rows of p z^T / scale, of unit rows. Saves no normalized copy."""
 
     @staticmethod
-    def forward(ctx: Any, p: Tensor, z: Tensor, scale: Scale, feature_side: bool, group: Group) -> Tensor:
-        p_inverse, z_inverse = inverse_norms(p), inverse_norms(z)
+    def forward(
+        ctx: Any, p: Tensor, z: Tensor, scale: Scale, feature_side: bool, group: Group, z_is_mean: bool
+    ) -> Tensor:
+        p_inverse = inverse_norms(p)
+        z_inverse = torch.ones_like(p_inverse) if z_is_mean else inverse_norms(z)
         gathered: tuple[Tensor, ...] = ()
         if feature_side:
             C = all_reduce_sum(z.T @ (p * (p_inverse * z_inverse / scale)), group)
@@ -112,7 +115,7 @@ class _CrossGram(Function):
             gathered = all_z, all_z_inverse = all_gather_rows(z, group), all_gather_rows(z_inverse, group)
             C = (p @ all_z.T).mul_(p_inverse / scale).mul_(all_z_inverse.T)
         ctx.save_for_backward(p, z, p_inverse, z_inverse, *gathered)
-        ctx.scale, ctx.feature_side, ctx.group = scale, feature_side, group
+        ctx.scale, ctx.feature_side, ctx.group, ctx.z_is_mean = scale, feature_side, group, z_is_mean
         return C
 
     @staticmethod
@@ -134,43 +137,78 @@ class _CrossGram(Function):
                 # the local rows of C contribute to the z of every process: sum these over processes, keep the local z
                 grad_all_z = (grad.T * (all_z_inverse / ctx.scale)).mul_(p_inverse.T) @ p
                 grad_unit = _reduce_scatter_rows(grad_all_z, ctx.group)
-            grad_z = _normalize_backward(grad_unit, z, z_inverse)
-        return grad_p, grad_z, None, None, None
+            grad_z = grad_unit if ctx.z_is_mean else _normalize_backward(grad_unit, z, z_inverse)
+        return grad_p, grad_z, None, None, None, None
 
 
 class _SelfGram(Function):
-    """u^T u / scale (d, d), or the local rows of u u^T / scale, of the unit rows u of all views; and the mean cosine
-    between the local rows of the first view and those of the last. The incoming gradient must be symmetric."""
+    """u^T u / scale (d, d), or the local rows of u u^T / scale, of the unit rows u of the first ``counted`` views; and
+    the mean cosine of the local rows over all pairs of one of the first ``num_global`` views and another view. The
+    incoming gradient must be symmetric."""
 
     @staticmethod
-    def forward(ctx: Any, scale: Scale, feature_side: bool, group: Group, *views: Tensor) -> tuple[Tensor, Tensor]:
-        m = len(views[0])
+    def forward(
+        ctx: Any,
+        scale: Scale,
+        feature_side: bool,
+        group: Group,
+        num_global: int,
+        counted: int,
+        last_is_mean: bool,
+        *views: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        m, num_views = len(views[0]), len(views)
         rows = torch.cat(views)  # a copy even of a single view, because it is normalized in place
         inverse = inverse_norms(rows)
-        unit = all_unit = rows.mul_(inverse)
-        cosine = _row_dots(unit[:m], unit[-m:]).mean()
-        if feature_side:
-            C = all_reduce_sum((unit.T @ unit).div_(scale), group)
+        if last_is_mean:
+            inverse[-m:] = 1.0
+        unit = rows.mul_(inverse)
+        counted_rows = all_counted = unit[: counted * m]
+        pairs = 1
+        if num_views <= 2:
+            cosine = _row_dots(unit[:m], unit[-m:]).mean()
         else:
-            all_unit = all_gather_rows(unit, group)
-            C = (unit @ all_unit.T).div_(scale)
-        ctx.save_for_backward(unit, all_unit, inverse)
-        ctx.scale, ctx.feature_side, ctx.num_views = scale, feature_side, len(views)
+            pairs = num_global * (num_views - 1)
+            global_sum, total = _sums_over_views(unit, m, num_global)
+            with_itself = inverse[: num_global * m].sign().sum() / m  # a row of length one, or zero
+            cosine = (_row_dots(global_sum, total).mean() - with_itself) / pairs
+        if feature_side:
+            C = all_reduce_sum((counted_rows.T @ counted_rows).div_(scale), group)
+        else:
+            all_counted = all_gather_rows(counted_rows, group)
+            C = (counted_rows @ all_counted.T).div_(scale)
+        ctx.save_for_backward(unit, all_counted, inverse)
+        ctx.scale, ctx.feature_side, ctx.num_global, ctx.pairs = scale, feature_side, num_global, pairs
+        ctx.m, ctx.num_views, ctx.counted, ctx.last_is_mean = m, num_views, counted, last_is_mean
         return C, cosine
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_cosine: Tensor) -> tuple[Tensor | None, ...]:
-        unit, all_unit, inverse = ctx.saved_tensors
-        grad_rows = unit @ grad if ctx.feature_side else grad @ all_unit
-        grad_rows.mul_(inverse * (2 / ctx.scale))
-        m = len(unit) // ctx.num_views
-        if ctx.num_views > 1:
-            grad_rows[:m].addcmul_(unit[-m:], inverse[:m] * (grad_cosine / m))
-            grad_rows[-m:].addcmul_(unit[:m], inverse[-m:] * (grad_cosine / m))
-        grad_rows.addcmul_(unit, _row_dots(grad_rows, unit), value=-1.0)
-        grads: tuple[Tensor, ...] = grad_rows.split(m)
-        return None, None, None, *grads
+        unit, all_counted, inverse = ctx.saved_tensors
+        m, num_views, num_global = ctx.m, ctx.num_views, ctx.num_global
+        grad_rows = unit[: ctx.counted * m] @ grad if ctx.feature_side else grad @ all_counted
+        grad_rows = pad_rows(grad_rows, len(unit)).mul_(inverse * (2 / ctx.scale))
+        aligned: list[Tensor] = []  # for each view, the codes that it is compared with, and multiples of its own
+        if num_views == 2:
+            aligned = [unit[m:], unit[:m]]
+        elif num_views > 2:
+            global_sum, total = _sums_over_views(unit, m, num_global)
+            aligned = [global_sum + total] * num_global + [global_sum] * (num_views - num_global)
+        weights = inverse * (grad_cosine / (m * ctx.pairs))
+        for rows, others, weight in zip(torch.split(grad_rows, m), aligned, torch.split(weights, m), strict=False):
+            rows.addcmul_(others, weight)
+        end = -m if ctx.last_is_mean else len(unit)
+        radial = _row_dots(grad_rows[:end], unit[:end])
+        grad_rows[:end].addcmul_(unit[:end], radial, value=-1.0)
+        return None, None, None, None, None, None, *torch.split(grad_rows, m)
+
+
+def _sums_over_views(unit: Tensor, m: int, num_global: int) -> tuple[Tensor, Tensor]:
+    """Return the sums (m, d) of the rows of the first ``num_global`` views, and of all views."""
+    views = unit.view(-1, m, unit.shape[1])
+    total = views.sum(0)
+    return total if num_global == len(views) else views[:num_global].sum(0), total
 
 
 def upcast(views: Sequence[Tensor]) -> list[Tensor]:
@@ -179,16 +217,30 @@ def upcast(views: Sequence[Tensor]) -> list[Tensor]:
     return [z.to(dtype) for z in views]
 
 
-def cross_gram(p: Tensor, z: Tensor, scale: Scale, feature_side: bool, group: Group = None) -> Tensor:
-    """Return z^T p / scale (d, d), or the local rows of p z^T / scale, of the unit rows of p and z (m, d)."""
+def cross_gram(
+    p: Tensor, z: Tensor, scale: Scale, feature_side: bool, group: Group = None, z_is_mean: bool = False
+) -> Tensor:
+    """Return z^T p / scale (d, d), or the local rows of p z^T / scale, of the unit rows of p and z (m, d). A z whose
+    rows are means of unit rows (``z_is_mean``) is not normalized."""
     with torch.autocast(p.device.type, enabled=False):
-        C: Tensor = _CrossGram.apply(*upcast((p, z)), scale, feature_side, group)
+        C: Tensor = _CrossGram.apply(*upcast((p, z)), scale, feature_side, group, z_is_mean)
     return C
 
 
-def self_gram(views: Sequence[Tensor], scale: Scale, feature_side: bool, group: Group = None) -> tuple[Tensor, Tensor]:
-    """Return u^T u / scale (d, d), or the local rows of u u^T / scale, of the unit rows u of one or two views (m, d);
-    and the mean cosine between local row i of the first view and of the last, 0 for a zero row."""
+def self_gram(
+    views: Sequence[Tensor],
+    scale: Scale,
+    feature_side: bool,
+    group: Group = None,
+    num_global: int | None = None,
+    counted: int | None = None,
+    last_is_mean: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return u^T u / scale (d, d), or the local rows of u u^T / scale, of the unit rows u of the first ``counted``
+    views (m, d); and the mean cosine of the local rows over all pairs of one of the first ``num_global`` views and
+    another view, 0 for a zero row. None: all views. A last of two views whose rows are means of unit rows
+    (``last_is_mean``) is not normalized."""
+    roles = num_global or len(views), counted or len(views), last_is_mean
     with torch.autocast(views[0].device.type, enabled=False):
-        C, cosine = _SelfGram.apply(scale, feature_side, group, *upcast(views))
+        C, cosine = _SelfGram.apply(scale, feature_side, group, *roles, *upcast(views))
     return C, cosine

@@ -10,7 +10,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mec.coding.checks import check_distortion, check_embeddings, check_finite, check_form, check_pair, describe
+from mec.coding.checks import (
+    FORMS,
+    check_choice,
+    check_distortion,
+    check_embeddings,
+    check_finite,
+    check_pair,
+    describe,
+)
 from mec.coding.gram import (
     MIN_NORM,
     Group,
@@ -165,7 +173,7 @@ def health(
     """
     check_pair("p", p, "z", z, min_rows(group))
     check_distortion(distortion)
-    check_form("series", series)
+    check_choice("series", series, FORMS)
     eigenvalues = _eigenvalues(z, group)
     counts = _row_counts(z, group)
     norm = None

@@ -9,6 +9,7 @@ from itertools import combinations, permutations
 import torch
 from torch import Tensor, nn
 
+from mec.coding import checks
 from mec.coding.checks import check_pair, describe
 from mec.coding.gram import upcast
 
@@ -65,11 +66,10 @@ class Objective(nn.Module):
 
 def check_views(name: str, views: Views) -> list[Tensor]:
     """Return the views as a list. Raise unless they are at least two matrices of one shape, on one device."""
-    if not isinstance(views, Sequence) or isinstance(views, str) or len(views) < 2:
-        raise ValueError(f"{name}: expected at least two tensors, one for each view, got {describe(views)}")
+    views = checks.check_views(name, views)
     for i, z in enumerate(views):
         check_pair(f"{name}[0]", views[0], f"{name}[{i}]", z)
-    return list(views)
+    return views
 
 
 def mean_over_pairs(pair_loss: Callable[[Tensor, Tensor], Tensor], views: Iterable[Tensor]) -> Tensor:

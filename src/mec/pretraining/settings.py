@@ -15,7 +15,7 @@ from mec.pretraining.optimizers import check_optimizer
 ObjectiveName = Literal[
     "mec", "simclr", "barlow-twins", "vicreg", "simsiam", "byol", "intl", "emp-ssl", "simdino", "sigreg"
 ]
-MEC_SETTINGS = ("form", "distortion", "order", "warmup_factor")
+MEC_SETTINGS = ("form", "distortion", "order", "warmup_factor", "rate_weight")
 """Settings of the objective that only mec has."""
 
 
@@ -35,6 +35,7 @@ class ObjectiveSettings:
         distortion: of mec: the paper's eps_d^2, for codes of length 1; smaller values require finer codes.
         order: of mec: number of terms of the Taylor series; null: the exact log det.
         warmup_factor: of mec: factor of the distortion at the first step; falls linearly to 1 over the warm-up.
+        rate_weight: of mec: factor of the coding rate in the pooled form; larger values spread the codes more.
         options: arguments of another objective than mec, such as {temperature: 0.1}.
     """
 
@@ -43,12 +44,14 @@ class ObjectiveSettings:
     distortion: float = 1 / 32
     order: int | None = None
     warmup_factor: float = 1.0
+    rate_weight: float = 1.0
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(0 < self.distortion < math.inf, "objective.distortion", "a positive number", self.distortion)
         require(self.order is None or self.order >= 1, "objective.order", "at least 1, or null", self.order)
         require(1 <= self.warmup_factor < math.inf, "objective.warmup_factor", "at least 1", self.warmup_factor)
+        require(0 < self.rate_weight < math.inf, "objective.rate_weight", "a positive number", self.rate_weight)
         for name in self.unused_settings:
             value = getattr(self, name)
             is_default = not value if name == "options" else value == getattr(ObjectiveSettings, name)
