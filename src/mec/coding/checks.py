@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-FORMS = ("cross", "pooled", None)
+FORMS = ("reduction", "pooled", "cross", None)
 
 
 def describe(value: object) -> str:

@@ -141,74 +141,44 @@ class _CrossGram(Function):
         return grad_p, grad_z, None, None, None, None
 
 
-class _SelfGram(Function):
-    """u^T u / scale (d, d), or the local rows of u u^T / scale, of the unit rows u of the first ``counted`` views; and
-    the mean cosine of the local rows over all pairs of one of the first ``num_global`` views and another view. The
-    incoming gradient must be symmetric."""
+class _UnitRows(Function):
+    """All views (m, d) below each other, (V m, d), with rows of length 1; zero rows stay zero."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        scale: Scale,
-        feature_side: bool,
-        group: Group,
-        num_global: int,
-        counted: int,
-        last_is_mean: bool,
-        *views: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        m, num_views = len(views[0]), len(views)
+    def forward(ctx: Any, *views: Tensor) -> Tensor:
         rows = torch.cat(views)  # a copy even of a single view, because it is normalized in place
         inverse = inverse_norms(rows)
-        if last_is_mean:
-            inverse[-m:] = 1.0
         unit = rows.mul_(inverse)
-        counted_rows = all_counted = unit[: counted * m]
-        pairs = 1
-        if num_views <= 2:
-            cosine = _row_dots(unit[:m], unit[-m:]).mean()
-        else:
-            pairs = num_global * (num_views - 1)
-            global_sum, total = _sums_over_views(unit, m, num_global)
-            with_itself = inverse[: num_global * m].sign().sum() / m  # a row of length one, or zero
-            cosine = (_row_dots(global_sum, total).mean() - with_itself) / pairs
-        if feature_side:
-            C = all_reduce_sum((counted_rows.T @ counted_rows).div_(scale), group)
-        else:
-            all_counted = all_gather_rows(counted_rows, group)
-            C = (counted_rows @ all_counted.T).div_(scale)
-        ctx.save_for_backward(unit, all_counted, inverse)
-        ctx.scale, ctx.feature_side, ctx.num_global, ctx.pairs = scale, feature_side, num_global, pairs
-        ctx.m, ctx.num_views, ctx.counted, ctx.last_is_mean = m, num_views, counted, last_is_mean
-        return C, cosine
+        ctx.save_for_backward(unit, inverse)
+        ctx.num_views = len(views)
+        return unit
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_cosine: Tensor) -> tuple[Tensor | None, ...]:
-        unit, all_counted, inverse = ctx.saved_tensors
-        m, num_views, num_global = ctx.m, ctx.num_views, ctx.num_global
-        grad_rows = unit[: ctx.counted * m] @ grad if ctx.feature_side else grad @ all_counted
-        grad_rows = pad_rows(grad_rows, len(unit)).mul_(inverse * (2 / ctx.scale))
-        aligned: list[Tensor] = []  # for each view, the codes that it is compared with, and multiples of its own
-        if num_views == 2:
-            aligned = [unit[m:], unit[:m]]
-        elif num_views > 2:
-            global_sum, total = _sums_over_views(unit, m, num_global)
-            aligned = [global_sum + total] * num_global + [global_sum] * (num_views - num_global)
-        weights = inverse * (grad_cosine / (m * ctx.pairs))
-        for rows, others, weight in zip(torch.split(grad_rows, m), aligned, torch.split(weights, m), strict=False):
-            rows.addcmul_(others, weight)
-        end = -m if ctx.last_is_mean else len(unit)
-        radial = _row_dots(grad_rows[:end], unit[:end])
-        grad_rows[:end].addcmul_(unit[:end], radial, value=-1.0)
-        return None, None, None, None, None, None, *torch.split(grad_rows, m)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        unit, inverse = ctx.saved_tensors
+        grad = torch.addcmul(grad, unit, _row_dots(grad, unit), value=-1.0).mul_(inverse)
+        return torch.split(grad, len(unit) // ctx.num_views)
 
 
-def _sums_over_views(unit: Tensor, m: int, num_global: int) -> tuple[Tensor, Tensor]:
-    """Return the sums (m, d) of the rows of the first ``num_global`` views, and of all views."""
-    views = unit.view(-1, m, unit.shape[1])
-    total = views.sum(0)
-    return total if num_global == len(views) else views[:num_global].sum(0), total
+class _Gram(Function):
+    """R^T R / scale (d, d), or the local rows of R R^T / scale, of rows R. The incoming gradient must be symmetric."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, scale: Scale, feature_side: bool, group: Group) -> Tensor:
+        all_rows = rows if feature_side else all_gather_rows(rows, group)
+        ctx.save_for_backward(rows, all_rows)
+        ctx.scale, ctx.feature_side = scale, feature_side
+        if feature_side:
+            return all_reduce_sum((rows.T @ rows).div_(scale), group)
+        return (rows @ all_rows.T).div_(scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, all_rows = ctx.saved_tensors
+        grad_rows = rows @ grad if ctx.feature_side else grad @ all_rows
+        return grad_rows.mul_(2 / ctx.scale), None, None, None
 
 
 def upcast(views: Sequence[Tensor]) -> list[Tensor]:
@@ -227,20 +197,15 @@ def cross_gram(
     return C
 
 
-def self_gram(
-    views: Sequence[Tensor],
-    scale: Scale,
-    feature_side: bool,
-    group: Group = None,
-    num_global: int | None = None,
-    counted: int | None = None,
-    last_is_mean: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Return u^T u / scale (d, d), or the local rows of u u^T / scale, of the unit rows u of the first ``counted``
-    views (m, d); and the mean cosine of the local rows over all pairs of one of the first ``num_global`` views and
-    another view, 0 for a zero row. None: all views. A last of two views whose rows are means of unit rows
-    (``last_is_mean``) is not normalized."""
-    roles = num_global or len(views), counted or len(views), last_is_mean
+def unit_rows(views: Sequence[Tensor]) -> Tensor:
+    """Return the rows of all views (m, d) below each other, scaled to length 1: (V m, d), float32 or float64."""
     with torch.autocast(views[0].device.type, enabled=False):
-        C, cosine = _SelfGram.apply(scale, feature_side, group, *roles, *upcast(views))
-    return C, cosine
+        unit: Tensor = _UnitRows.apply(*upcast(views))
+    return unit
+
+
+def gram(rows: Tensor, scale: Scale, feature_side: bool, group: Group = None) -> Tensor:
+    """Return R^T R / scale (d, d), or the local rows of R R^T / scale, of rows R (n, d), which are not normalized."""
+    with torch.autocast(rows.device.type, enabled=False):
+        C: Tensor = _Gram.apply(rows, scale, feature_side, group)
+    return C

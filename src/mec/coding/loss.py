@@ -19,13 +19,13 @@ from mec.coding.checks import (
     check_positive,
     check_views,
 )
-from mec.coding.gram import Group, gather_counts, inverse_norms, min_rows, pad_rows, upcast, world_group
+from mec.coding.gram import Group, gather_counts, inverse_norms, min_rows, pad_rows, unit_rows, upcast, world_group
 from mec.coding.log_det import sum_contributions
 from mec.coding.rate import Rows, cross_rate, self_rate
 
 Views = Sequence[Tensor]
 """One tensor (m, d) for each view."""
-Form = Literal["cross", "pooled"]
+Form = Literal["cross", "pooled", "reduction"]
 RateViews = Literal["all", "global"]
 
 
@@ -49,15 +49,21 @@ class MECLoss(nn.Module):
 
     With V views, each p is compared with the mean of the unit targets z of the other views: there are V log dets.
 
-    ``loss((z1, z2))``, without targets, is a stable variant for V >= 2 views that all receive gradients:
+    ``loss((z1, z2))``, without targets, is a stable form for V >= 2 views that all receive gradients:
 
-        pooled:  1 - mean cosine of two views
-                 - rate_weight * distortion * log det(I + u u^T / (V m distortion)),  u = [z1; z2; ...]
+        reduction:  -distortion * ( log det(I + S / distortion) - log det(I + N / distortion) )
 
-    the disagreement of the views minus the coding rate of all their codes. With a ``rate_weight`` of 1 it has the
-    first-order term of the cross form and equals it when the views agree; of two views, it is never below it where the
-    cross form is well posed. Its matrix is positive semi-definite, so it is finite for every batch size, width, network
-    and distortion. It needs neither a teacher nor a predictor. docs/objective.md derives and measures it.
+    S is the covariance of the codes of all views, and N that of the differences between views of an image, the mean of
+    (u_a - u_b) (u_a - u_b)^T / 2 over the pairs of views: the rate of all codes minus that of what the views do not
+    share. Tr N is the disagreement, 1 - mean cosine. Its first order,
+
+        pooled:     Tr N - rate_weight * distortion * log det(I + S / distortion),
+
+    is a looser bound for views that disagree, and with another ``rate_weight`` than 1 no bound. Both have the
+    first-order term of the cross form and equal it when the views agree; of two views, they are never below it where
+    the cross form is well posed. Their matrices are positive semi-definite, so they are finite for every batch size,
+    width, network and distortion. They need neither a teacher nor a predictor. docs/objective.md derives and measures
+    them.
 
     All pairs of different views count equally, or with ``global_views`` all that contain a global view. The cost is that
     of V m codes, not of V (V - 1) / 2 pairs.
@@ -69,16 +75,16 @@ class MECLoss(nn.Module):
     Args:
         distortion: the paper's eps_d^2 > 0; lambda^-1 = m * distortion.
         order: None for the exact log det; n >= 1 for n terms of its Taylor series (4 in the paper's code).
-        form: "cross" or "pooled"; None selects "cross" with targets and "pooled" without. Pooled with targets is the
-            mean of the pooled loss of each p and the mean of its targets.
+        form: "cross", "reduction" or "pooled"; None selects "cross" with targets and "reduction" without. The latter
+            two with targets are the mean of the loss of each p and the mean of its targets.
         group: process group whose rows form the batch; None uses all processes.
         check: raise when the value is not finite. This synchronizes host and device in every call; False returns NaN
             or infinity to the caller and never synchronizes. With several processes, the first call does, and every
             call in which each process has more rows than any had before; if only some have, False returns NaN.
-        rate_weight: factor of the rate in the pooled form, > 0. The cross form has no separate rate and requires 1.
+        rate_weight: factor of the rate in the pooled form, > 0. The other forms need none and require 1.
         global_views: number of global views, as in DINO and SwAV: the first ones. The others, local ones, are compared
             with the global views only, and targets are those of the global views. None: all views are global.
-        rate_views: "all", or "global": the pooled form without targets counts the codes of the global views only.
+        rate_views: "all", or "global": without targets, S is the covariance of the codes of the global views only.
 
     Shape:
         p1, p2, z1, z2: (m, d) each, m >= 2, or >= 1 in each of several processes, any scale (rows are normalized).
@@ -96,7 +102,7 @@ class MECLoss(nn.Module):
         >>> MECLoss()((z1, z2)).backward()
         >>> paper = MECLoss(distortion=1 / 32, order=4)
         >>> value = paper((z1, z2), targets=(z1.detach(), z2.detach()))
-        >>> four_views = MECLoss(rate_weight=2.0)(torch.randn(4, 32, 16).unbind())
+        >>> four_views = MECLoss()(torch.randn(4, 32, 16).unbind())
     """
 
     joins_processes = True
@@ -143,12 +149,12 @@ class MECLoss(nn.Module):
             check_pair("predictions[0]", predictions[0], name, z, min_rows(group))
         check_distortion(distortion)
 
-        form = self.form or ("pooled" if targets is None else "cross")
+        form: Form = self.form or ("reduction" if targets is None else "cross")
         self._check_rate_settings(form, targets is not None)
         terms = [_Term(1.0, predictions)]  # the cross form of two views, too: both pairs have the same value
         if targets is not None or (form == "cross" and len(predictions) > 2):
             terms = _compare_with_means(predictions, predictions[:num_global] if targets is None else targets)
-        term_loss = self._cross if form == "cross" else self._pooled
+        term_loss = self._cross if form == "cross" else self._stable
         counts = gather_counts(len(predictions[0]), predictions[0].device, group)
         value = self._sum_over_processes(term_loss, terms, distortion, counts, group)
         if self.check:
@@ -161,8 +167,8 @@ class MECLoss(nn.Module):
 
     def _check_rate_settings(self, form: Form | None, has_targets: bool) -> None:
         """Raise for settings of the rate that have no meaning in the cross form, or with targets."""
-        if form == "cross" and self.rate_weight != 1:
-            raise ValueError(f"rate_weight: expected 1 with the cross form, got {self.rate_weight:g}")
+        if form in ("cross", "reduction") and self.rate_weight != 1:
+            raise ValueError(f"rate_weight: expected 1 with the {form} form, got {self.rate_weight:g}")
         if (form == "cross" or has_targets) and self.rate_views != "all":
             raise ValueError(f"rate_views: expected 'all' with targets or the cross form, got {self.rate_views!r}")
 
@@ -200,17 +206,17 @@ class MECLoss(nn.Module):
         p, z = term.views
         return -distortion * cross_rate(p, z, distortion, self.order, rows, group, term.last_is_mean)
 
-    def _pooled(self, term: _Term, distortion: float, rows: Rows, group: Group) -> Tensor:
-        """Return the contribution of this process to the pooled loss of two or more views."""
-        num_views = len(term.views)
+    def _stable(self, term: _Term, distortion: float, rows: Rows, group: Group) -> Tensor:
+        """Return the contribution of this process to the reduction or pooled loss of two or more views."""
+        p, num_views = term.views, len(term.views)
         num_global = min(self.global_views or num_views, num_views)
         counted = num_global if self.rate_views == "global" else num_views
-        rate, cosine = self_rate(
-            term.views, distortion, self.order, rows, group, num_global, counted, term.last_is_mean
-        )
-        # cosine is the mean of the local rows with the padding, which counts in neither term
-        disagreement = (rows.local - rows.padded * cosine) / rows.total
-        return disagreement.to(rate.dtype) - self.rate_weight * distortion * rate
+        unit = torch.cat([unit_rows(p[:-1]), *upcast(p[-1:])]) if term.last_is_mean else unit_rows(p)
+        between = self_rate(unit[: counted * len(p[0])], distortion, self.order, counted * rows.total, group)
+        differences = _differences(unit, num_views, num_global)
+        if self.form == "pooled":
+            return (differences.square().sum() / rows.total).to(unit.dtype) - self.rate_weight * distortion * between
+        return distortion * (self_rate(differences, distortion, self.order, rows.total, group) - between)
 
     def extra_repr(self) -> str:
         defaults = {"rate_weight": 1, "global_views": None, "rate_views": "all"}
@@ -237,3 +243,26 @@ def _compare_with_means(predictions: Views, targets: Views) -> list[_Term]:
         means = [(total - units[v] if v < num_global else total) / max(n, 1) for v, n in enumerate(others)]
     terms = zip(others, zip(predictions, means, strict=True), strict=True)
     return [_Term(n / sum(others), views, last_is_mean=num_views > 2) for n, views in terms if n > 0]
+
+
+def _differences(unit: Tensor, num_views: int, num_global: int) -> Tensor:
+    """Return rows whose covariance is the mean over the aligned pairs of views of (u_a - u_b) (u_a - u_b)^T / 2.
+
+    Its trace is the disagreement, 1 - mean cosine. One row for each view replaces one for each pair: the difference
+    from the mean of the global views, with a factor that counts the pairs.
+
+    Args:
+        unit: rows (V m, d) of all views.
+        num_views: V.
+        num_global: number of global views, with which all others are compared.
+
+    Returns:
+        (V m, d); of two views, whose differences from their mean are opposite, (m, d).
+    """
+    views = unit.view(num_views, -1, unit.shape[1])
+    if num_views == 2:
+        return (views[0] - views[1]) * 0.5**0.5
+    differences = views - views[:num_global].mean(0)
+    of_global = (1 + (num_views - num_global) / (2 * num_global)) / (num_views - 1)
+    of_local = 0.5 / (num_views - 1)
+    return torch.cat([differences[:num_global] * of_global**0.5, differences[num_global:] * of_local**0.5]).flatten(0, 1)

@@ -6,14 +6,13 @@ All values are in nats, computed in float32 or float64 even under autocast, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from mec.coding.checks import check_distortion, check_embeddings, check_finite, check_order, check_pair
 from mec.coding.cost import cheapest_plan
-from mec.coding.gram import Group, Scale, cross_gram, get_world_size, self_gram
+from mec.coding.gram import Group, Scale, cross_gram, get_world_size, gram, unit_rows
 from mec.coding.log_det import log_det
 
 
@@ -44,7 +43,7 @@ def coding_rate(z: Tensor, distortion: float, order: int | None = None) -> Tenso
     check_embeddings("z", z)
     check_distortion(distortion)
     check_order(order)
-    value, _ = self_rate([z], distortion, order, Rows(len(z), len(z), len(z)), None)
+    value = self_rate(unit_rows([z]), distortion, order, len(z), None)
     check_finite(value, z=z)
     return value
 
@@ -112,21 +111,10 @@ def cross_rate(
     return log_det(C, order, False, plan, group)
 
 
-def self_rate(
-    views: Sequence[Tensor],
-    distortion: float,
-    order: int | None,
-    rows: Rows,
-    group: Group,
-    num_global: int | None = None,
-    counted: int | None = None,
-    last_is_mean: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Return the contribution of this process to the coding rate of the rows (padded, d) of all views and processes,
-    and the mean cosine of pairs of views in this process; for the roles of the views see ``self_gram``."""
-    counted = counted or len(views)
+def self_rate(rows: Tensor, distortion: float, order: int | None, scale: Scale, group: Group) -> Tensor:
+    """Return the contribution of this process to the coding rate log det(I + R^T R / (scale distortion)) of the rows R
+    (n, d) of all processes, which are not normalized. n must be equal in all."""
     world_size = get_world_size(group)
-    plan = cheapest_plan(counted * rows.padded * world_size, views[0].shape[1], world_size, order, symmetric=True)
-    scale = counted * rows.total * distortion
-    C, cosine = self_gram(views, scale, plan.feature_side, group, num_global, counted, last_is_mean)
-    return log_det(C, order, True, plan, group), cosine
+    plan = cheapest_plan(len(rows) * world_size, rows.shape[1], world_size, order, symmetric=True)
+    C = gram(rows, scale * distortion, plan.feature_side, group)
+    return log_det(C, order, True, plan, group)

@@ -25,10 +25,11 @@ from mec.coding.gram import (
     all_gather_rows,
     all_reduce_sum,
     gather_counts,
+    gram,
     inverse_norms,
     min_rows,
     pad_rows,
-    self_gram,
+    unit_rows,
     upcast,
 )
 
@@ -66,7 +67,7 @@ def _eigenvalues(z: Tensor, group: Group = None) -> Tensor:
     rows = (z.detach().cpu() if z.device.type == "mps" else z.detach()).double()
     counts = _row_counts(rows, group)
     m, d = sum(counts), rows.shape[1]
-    C, _ = self_gram([pad_rows(rows, max(counts))], float(m), d < m, group)
+    C = gram(unit_rows([pad_rows(rows, max(counts))]), float(m), d < m, group)
     if d >= m:
         C = all_gather_rows(C, group)
     check_finite(C.diagonal().sum(), z=z)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from mec.coding.gram import self_gram
+from mec.coding.gram import gram, unit_rows
 from mec.coding.log_det import log_det
 from mec.objectives.base import Objective, check_number, mean_cosine
 
@@ -20,7 +20,7 @@ from mec.objectives.base import Objective, check_number, mean_cosine
 def mean_rate(codes: Sequence[Tensor], epsilon_squared: float) -> Tensor:
     """Return the mean over views of R(z) in nats; NaN where z is not finite."""
     m, d = codes[0].shape
-    grams = [self_gram([z], m * epsilon_squared / d, feature_side=d < m)[0] for z in codes]
+    grams = [gram(unit_rows([z]), m * epsilon_squared / d, feature_side=d < m) for z in codes]
     return torch.stack([log_det(C, order=None, symmetric=True) for C in grams]).mean() / 2
 
 
