@@ -18,6 +18,8 @@ def test_names_create_objectives_with_their_defaults(name):
 def test_options_are_converted_as_on_the_command_line():
     mec = create_objective("mec", {"order": "4", "form": "cross", "distortion": "0.5", "warmup_factor": 8})
     assert (mec.order, mec.form, mec.distortion, mec.warmup_factor) == (4, "cross", 0.5, 8)
+    mec = create_objective("mec", {"rate_weight": "2", "global_views": "3", "rate_views": "global"})
+    assert (mec.rate_weight, mec.global_views, mec.rate_views) == (2, 3, "global")
     assert create_objective("mec", {"order": None}).order is None
     assert create_objective("intl", {"weight": None}).weight is None
 
@@ -35,6 +37,8 @@ def test_options_are_converted_as_on_the_command_line():
         ("mec", {"distortion": -1}, ["objective.distortion", "positive", "-1"]),
         ("mec", {"order": 0}, ["objective.order", ">= 1", "0"]),
         ("mec", {"warmup_factor": 0.5}, ["objective.warmup_factor", "at least 1", "0.5"]),
+        ("mec", {"rate_weight": 0}, ["objective.rate_weight", "positive", "0"]),
+        ("mec", {"rate_weight": 2, "form": "cross"}, ["objective.rate_weight", "1 with the cross form", "2"]),
         ("intl", {"iterations": 0}, ["objective.options.iterations", "at least 1", "0"]),
         ("vicreg", {"covariance": -1}, ["objective.options.covariance", "at least 0", "-1"]),
         ("sigreg", {"weight": 2}, ["objective.options.weight", "at most 1", "2"]),
@@ -65,8 +69,8 @@ Z = torch.ones(4, 3)
         ("byol", [[Z, Z]], ["targets", "BYOL", "None"]),
         ("byol", [[Z, Z], [Z, Z, Z]], ["targets", "2 views", "3"]),
         ("byol", [[Z, Z], [Z[:3], Z[:3]]], ["targets[0]", "(4, 3)", "(3, 3)"]),
-        ("mec", [[Z, Z, Z, Z]], ["codes", "two", "length 4"]),
-        ("mec", [[Z, Z], [Z]], ["targets", "two", "length 1"]),
+        ("mec", [[Z]], ["predictions", "at least two", "length 1"]),
+        ("mec", [[Z, Z, Z], [Z, Z]], ["targets", "3 tensors", "length 2"]),
     ],
 )
 def test_errors_of_views_are_one_line(name, arguments, words):
@@ -77,8 +81,8 @@ def test_errors_of_views_are_one_line(name, arguments, words):
     assert all(word in message for word in words), message
 
 
-def test_mec_takes_any_sequence_of_two_views():
-    views = torch.randn(2, 8, 3)
+def test_mec_takes_any_sequence_of_views():
+    views = torch.randn(3, 8, 3)
     assert torch.equal(MEC()(list(views)), MEC()(tuple(views)))
 
 

@@ -8,7 +8,7 @@ from torch.autograd import grad
 from torch.nn.functional import normalize
 
 from mec.objectives import MEC, OBJECTIVES
-from tests.coding.reference import assert_close_in_scale, in_float64, random_codes
+from tests.coding.reference import assert_close_in_scale, coding_rate, in_float64, ordered_pairs, random_codes
 from tests.pairwise import pairwise
 
 from .cases import CASES, PREDICTS, arguments_of, seeded
@@ -154,6 +154,30 @@ def test_health_of_mec_is_that_of_the_second_targets(order, form, norm_of):
         assert metrics["spectral_norm"] == pytest.approx(float(torch.linalg.norm(norms[norm_of], 2)), rel=0.05)
     assert ("spectral_norm" in metrics) == bool(norm_of)
     assert {"alpha_req", "distortion"} < set(metrics)
+
+
+@pytest.mark.parametrize("global_views", [None, 2])
+@pytest.mark.parametrize(("form", "has_targets"), [("pooled", False), ("pooled", True), ("cross", False)])
+def test_health_of_mec_has_both_terms_of_its_loss(form, has_targets, global_views):
+    num_global, weight = global_views or 4, 2.5 if form == "pooled" else 1.0
+    codes = [z.detach() for z in random_codes(4 + num_global, 64, 5)]
+    codes, targets = codes[:4], codes[4:] if has_targets else None
+    objective = MEC(0.3, 2, form, rate_weight=weight, global_views=global_views)
+    metrics = objective.health(codes, targets)
+    others = targets or codes
+    cosines = [(normalize(codes[b]) * normalize(others[a])).sum(1).mean() for a, b in ordered_pairs(num_global, 4)]
+    assert metrics["disagreement"] == pytest.approx(1 - float(torch.stack(cosines).mean()))
+    rate_term = float(objective(codes, targets)) - (metrics["disagreement"] if form == "pooled" else 0)
+    assert metrics["coding_rate"] == pytest.approx(-rate_term / (weight * 0.3))
+    if form == "pooled" and not has_targets:
+        joined = torch.cat(codes)
+        assert metrics["coding_rate"] == pytest.approx(float(coding_rate(joined, joined, 0.3, 2)))
+        u = normalize(joined)
+        norm = float(torch.linalg.norm(u @ u.T, 2)) / (256 * 0.3)
+        assert metrics["spectral_norm"] == pytest.approx(norm, rel=0.05)
+    z = normalize(others[num_global - 1])
+    eigenvalues = torch.linalg.eigvalsh(z.T @ z / 64)
+    assert metrics["effective_rank"] == pytest.approx(float(torch.special.entr(eigenvalues).sum().exp()))
 
 
 def test_mec_returns_what_is_not_finite():

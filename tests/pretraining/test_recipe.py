@@ -12,7 +12,10 @@ def test_packaged_recipes_load_and_round_trip_through_yaml() -> None:
     assert packaged_recipes() == ["cifar10-resnet18", "digits", "imagenet-resnet50", "small"]
     for name in packaged_recipes():
         recipe = load_recipe(name)
-        assert make_recipe(yaml.safe_load(yaml.safe_dump(recipe.as_dict()))) == recipe
+        settings = yaml.safe_load(yaml.safe_dump(recipe.as_dict()))
+        assert make_recipe(settings) == recipe
+        assert settings["objective"].pop("rate_weight") == 1.0  # recipes of earlier versions have none
+        assert make_recipe(settings) == recipe
 
 
 def test_the_imagenet_recipe_equals_the_papers_code() -> None:
@@ -44,6 +47,7 @@ def test_digits_are_neither_flipped_nor_solarized() -> None:
         ({"epochs": "many"}, "epochs"),
         ({"objective": {"nonsense": 1}}, "nonsense"),
         ({"objective": {"distortion": 0}}, "objective.distortion: expected a positive number"),
+        ({"objective": {"rate_weight": -1}}, "objective.rate_weight: expected a positive number"),
         ({"objective": {"order": 0}}, "objective.order: expected at least 1"),
         ({"objective": {"form": "other"}}, "objective.form"),
         ({"optimizer": {"lr": -1}}, "optimizer.lr"),

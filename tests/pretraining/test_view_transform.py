@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torchvision.transforms import v2
 import mec
 from mec.errors import InputError
 from mec.pretraining.contact_sheet import training_views
-from mec.pretraining.settings import ProjectorSettings
+from mec.pretraining.settings import ObjectiveSettings, ProjectorSettings
 
 RECIPE = replace(
     mec.load_recipe("digits"),
@@ -66,6 +67,18 @@ def test_modules_on_the_device_train_in_chunks_too(tmp_path: Path) -> None:
     run = mec.pretrain("digits", tmp_path / "run", replace(RECIPE, chunk_size=100), view_transform=Scale())
     assert run.recipe().image_size == 8
     assert run.encoder().spec.image_size == 8
+
+
+def test_mec_trains_with_four_views(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, objective=ObjectiveSettings(rate_weight=2.0), epochs=3, log_every=1)
+    run = mec.pretrain("digits", tmp_path / "run", recipe, view_transform=lambda x: [AUGMENT(x) for _ in range(4)])
+    rows = run.metrics()
+    assert len(rows) == 15
+    for row in rows:
+        assert 0 < row["disagreement"] < 4 / 3
+        assert math.log(33) < row["coding_rate"] < 16 * math.log(3)  # one of 16 directions in use, and all of them
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.01
+    assert run.recipe().objective.rate_weight == 2
 
 
 def test_nothing_is_written_before_a_transform_is_refused(tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ class MECLoss(nn.Module):
     width, network and distortion. They need neither a teacher nor a predictor. docs/objective.md derives and measures
     them.
 
-    All pairs of different views count equally, or with ``global_views`` all that contain a global view. The cost is that
-    of V m codes, not of V (V - 1) / 2 pairs.
+    The pairs are all those of different views, or with ``global_views`` those of a global view and any other (and two
+    global views count twice). The cost is that of V m codes, not of the pairs.
 
     When torch.distributed is initialized, m counts the rows of all processes, whose numbers may differ, and all must
     call the loss. All get the same value, and the average of their gradients (DistributedDataParallel) is the gradient
