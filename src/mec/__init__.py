@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mec import evaluate, objectives
-    from mec.coding import MECLoss, coding_length, coding_rate, cross_coding_rate, loss_in_chunks
+    from mec.coding import MECLoss, coding_length, coding_rate, cross_coding_rate, loss_in_chunks, sweep_distortion
     from mec.comparison import compare
     from mec.data import TwoViews, open_dataset
     from mec.embedding.embed import embed
@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "mec.coding": ("MECLoss", "coding_length", "coding_rate", "cross_coding_rate", "loss_in_chunks"),
+    "mec.coding": (
+        "MECLoss",
+        "coding_length",
+        "coding_rate",
+        "cross_coding_rate",
+        "loss_in_chunks",
+        "sweep_distortion",
+    ),
     "mec.comparison": ("compare",),
     "mec.data": ("TwoViews", "open_dataset"),
     "mec.embedding.embed": ("embed",),
@@ -33,7 +40,7 @@ _MODULES = {
 __all__ = [
     "Encoder", "MECLoss", "Recipe", "Run", "TwoViews", "coding_length", "coding_rate", "compare",
     "contact_sheet", "create_encoder", "cross_coding_rate", "embed", "evaluate", "export", "load_encoder",
-    "load_recipe", "loss_in_chunks", "objectives", "open_dataset", "pretrain", "save_encoder",
+    "load_recipe", "loss_in_chunks", "objectives", "open_dataset", "pretrain", "save_encoder", "sweep_distortion",
 ]  # fmt: skip
 
 

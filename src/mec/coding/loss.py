@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -27,6 +28,8 @@ Views = Sequence[Tensor]
 """One tensor (m, d) for each view."""
 Form = Literal["cross", "pooled", "reduction"]
 RateViews = Literal["all", "global"]
+FIRST_DISTORTION, LAST_DISTORTION = 1 / 2048, 1.0
+"""Ends of the default sweep; codes have length 1, so that no direction has a variance above the last one."""
 
 
 class _Term(NamedTuple):
@@ -261,8 +264,20 @@ def _differences(unit: Tensor, num_views: int, num_global: int) -> Tensor:
     """
     views = unit.view(num_views, -1, unit.shape[1])
     if num_views == 2:
-        return (views[0] - views[1]) * 0.5**0.5
+        return (views[0] - views[1]) * math.sqrt(0.5)
     differences = views - views[:num_global].mean(0)
     of_global = (1 + (num_views - num_global) / (2 * num_global)) / (num_views - 1)
     of_local = 0.5 / (num_views - 1)
-    return torch.cat([differences[:num_global] * of_global**0.5, differences[num_global:] * of_local**0.5]).flatten(0, 1)
+    weighted = [differences[:num_global] * math.sqrt(of_global), differences[num_global:] * math.sqrt(of_local)]
+    return torch.cat(weighted).flatten(0, 1)
+
+
+def sweep_distortion(progress: float, first: float = FIRST_DISTORTION, last: float = LAST_DISTORTION) -> float:
+    """Return the distortion after a fraction ``progress`` of the training, in [0, 1], for ``MECLoss()(codes,
+    distortion=...)``: from ``first`` to ``last`` in equal factors.
+
+    Examples:
+        >>> [round(sweep_distortion(progress, 0.01, 1), 4) for progress in (0, 0.5, 1)]
+        [0.01, 0.1, 1.0]
+    """
+    return math.exp((1 - progress) * math.log(first) + progress * math.log(last))

@@ -1,4 +1,4 @@
-"""Maximum Entropy Coding as an objective of pretraining: with a warm-up of the distortion, and the health of codes."""
+"""Maximum Entropy Coding as an objective of pretraining: with a schedule of the distortion, and the health of codes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from mec.coding import MECLoss, health, spectral_norm
+from mec.coding import MECLoss, health, spectral_norm, sweep_distortion
+from mec.coding.checks import check_distortion
 from mec.coding.gram import world_group
-from mec.coding.loss import Form, RateViews, Views
+from mec.coding.loss import FIRST_DISTORTION, LAST_DISTORTION, Form, RateViews, Views
 from mec.objectives.base import check_number
+
+HEALTH_DISTORTION = 1 / 32
+"""Distortion of the coding length and rate reduction that training logs."""
 
 
 class MEC(MECLoss):
@@ -19,9 +23,10 @@ class MEC(MECLoss):
     It joins the codes of all processes, and returns NaN where ``MECLoss`` raises.
 
     Args:
-        distortion: the paper's eps_d^2 > 0, for codes of length 1; smaller values require finer codes.
+        distortion: the paper's eps_d^2 > 0, for codes of length 1: a constant, or the first and last value of a sweep
+            (see ``sweep_distortion``) over the training.
         order: number of terms of the Taylor series; None: the exact log det.
-        form: "pooled" (always stable) or "cross" (the paper's).
+        form: "reduction" or "pooled" (always stable), or "cross" (the paper's).
         warmup_factor: factor of the distortion at the first step, >= 1; falls linearly to 1 over the warm-up.
         rate_weight: factor of the coding rate in the pooled form.
         global_views: number of global views, the first ones, with which all others are compared; None: all.
@@ -34,23 +39,34 @@ class MEC(MECLoss):
 
     def __init__(
         self,
-        distortion: float = 1 / 32,
+        distortion: float | tuple[float, float] = (FIRST_DISTORTION, LAST_DISTORTION),
         order: int | None = None,
-        form: Form = "pooled",
+        form: Form = "reduction",
         warmup_factor: float = 1.0,
         rate_weight: float = 1.0,
         global_views: int | None = None,
         rate_views: RateViews = "all",
     ) -> None:
-        super().__init__(distortion, order, form, None, False, rate_weight, global_views, rate_views)
+        first, last = distortion if isinstance(distortion, (tuple, list)) else (distortion, distortion)
+        check_distortion(first)
+        super().__init__(last, order, form, None, False, rate_weight, global_views, rate_views)
         check_number("warmup_factor", warmup_factor, at_least=1)
-        self.warmup_factor = warmup_factor
-        self.current_distortion = distortion
+        self.first_distortion, self.warmup_factor = first, warmup_factor
+        self._progress, self._warmup_progress = 0.0, 1.0
+
+    @property
+    def current_distortion(self) -> float:
+        """Distortion of the next step."""
+        factor = self.warmup_factor + (1 - self.warmup_factor) * self._warmup_progress
+        return factor * sweep_distortion(self._progress, self.first_distortion, self.distortion)
+
+    def schedule(self, progress: float) -> None:
+        """Set the fraction of the training that is done, in [0, 1]."""
+        self._progress = progress
 
     def warmup(self, progress: float) -> None:
-        """Set the distortion of the next step. ``progress`` is the fraction of the warm-up that is done, in [0, 1]."""
-        factor = 1.0 if progress >= 1 else self.warmup_factor + (1 - self.warmup_factor) * progress
-        self.current_distortion = self.distortion * factor
+        """Set the fraction of the warm-up that is done, in [0, 1]."""
+        self._warmup_progress = progress
 
     def forward(self, predictions: Views, targets: Views | None = None, distortion: float | None = None) -> Tensor:
         """Return the loss of the codes of the views, and their targets with a teacher: (m, d) each."""
@@ -58,26 +74,27 @@ class MEC(MECLoss):
 
     @torch.no_grad()
     def health(self, codes: Views, targets: Views | None = None) -> dict[str, float]:
-        """Return metrics of the codes of all processes: those of ``mec.coding.Health``, of the codes of the last global
-        view, both terms of the loss, and the distortion.
+        """Return metrics of the codes of all processes, of the last global view or its targets.
 
-        ``disagreement`` is 1 minus the mean cosine of the pairs of views. ``coding_rate`` is that of the loss, which is
-        disagreement - rate_weight * distortion * coding_rate, or -distortion * coding_rate in the cross form.
-        ``spectral_norm`` is there only for a series: an exact log det has no radius of convergence."""
-        distortion, group = self.current_distortion, world_group()
-        num_global = self.global_views or len(codes)
+        They are those of ``mec.coding.Health``, and the distortion of this step. ``disagreement`` is 1 minus the mean
+        cosine of the pairs of views. ``rate_reduction`` is the coding rate of all views minus that of the differences
+        between them, in nats. Coding length and rate reduction are those at HEALTH_DISTORTION, so that they do not
+        depend on the schedule. ``spectral_norm`` is there only for a series, at the distortion of this step."""
+        group, num_global = world_group(), self.global_views or len(codes)
         p, z = codes[0], (targets or codes)[num_global - 1]
-        metrics = dataclasses.asdict(health(p, z, distortion, group))
+        metrics = dataclasses.asdict(health(p, z, HEALTH_DISTORTION, group))
         del metrics["spectral_norm"]
-        first_order = MECLoss(distortion, 1, "cross", check=False, global_views=self.global_views)
+        first_order = MECLoss(1.0, 1, "cross", check=False, global_views=self.global_views)
         disagreement = 1 + float(first_order(codes, targets))
-        rate = ((disagreement if self.form == "pooled" else 0) - float(self(codes, targets))) / distortion
-        metrics |= {"disagreement": disagreement, "coding_rate": rate / self.rate_weight, "distortion": distortion}
+        reduction = MECLoss(HEALTH_DISTORTION, None, "reduction", check=False, global_views=self.global_views)
+        rate_reduction = -float(reduction(codes, targets))
+        metrics |= {"disagreement": disagreement, "rate_reduction": rate_reduction / HEALTH_DISTORTION}
         if self.order is not None:
             counted = [p, z] if targets else codes[: num_global if self.rate_views == "global" else None]
             matrix = (p, z) if self.form == "cross" else (torch.cat([*counted]),) * 2
-            metrics["spectral_norm"] = spectral_norm(*matrix, distortion, group=group)
-        return metrics
+            metrics["spectral_norm"] = spectral_norm(*matrix, self.current_distortion, group=group)
+        return metrics | {"distortion": self.current_distortion}
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, warmup_factor={self.warmup_factor:g}"
+        sweep = f", first_distortion={self.first_distortion:.4g}" * (self.first_distortion != self.distortion)
+        return f"{super().extra_repr()}{sweep}, warmup_factor={self.warmup_factor:g}"

@@ -10,7 +10,7 @@ Setting = Callable[[str], Any]
 those of mec with another objective; anything if its recipe.yaml is damaged."""
 
 DISTORTION = 1 / 32
-"""The distortion of the paper and of the recipes, toward which advice points from twice or half of it on."""
+"""The distortion of the paper, toward which advice points from twice or half of it on."""
 USUAL_BATCH_SIZE = 256
 
 
@@ -19,14 +19,19 @@ def _number(setting: Setting, name: str) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 else None
 
 
+def sweeps_distortion(setting: Setting) -> bool:
+    """Return whether the distortion rises over the training, and the rank of the codes is to fall with it."""
+    return isinstance(setting("objective.distortion"), (list, tuple))
+
+
 def has_series(setting: Setting) -> bool:
     """Return whether the loss is a Taylor series, of either form: only a series has a radius of convergence."""
     return setting("objective.order") is not None
 
 
 def stable_form(setting: Setting) -> str:
-    """Advise the stable form: pooled and exact. One of the two is not set yet."""
-    changes = ["objective.form to pooled"] * (setting("objective.form") == "cross")
+    """Advise the stable form: reduction and exact. One of the two is not set yet."""
+    changes = ["objective.form to reduction"] * (setting("objective.form") == "cross")
     changes += ["objective.order to null"] * has_series(setting)
     return f"set {' and '.join(changes)}"
 

@@ -23,6 +23,7 @@ from mec.pretraining.advice import (
     spread_codes,
     stabilize,
     stable_form,
+    sweeps_distortion,
 )
 from mec.pretraining.module import Pretraining
 from mec.pretraining.run_folder import Run
@@ -55,7 +56,7 @@ class Check:
     finding: str  # a sentence, with the columns of the row as fields
     advice: Callable[[Row, Setting], str]  # a sentence, from the row and the settings of the run
     is_total: bool = False
-    needs_series: bool = False
+    applies: Callable[[Setting], bool] | None = None  # whether, from the settings of the run; None: to all
 
 
 CHECKS = {
@@ -79,13 +80,14 @@ CHECKS = {
         "The effective rank of the codes fell from {best_rank:.1f} to {effective_rank:.1f} by step {step:,.0f}: the "
         "codes use fewer dimensions.",
         lambda row, setting: sentence(*spread_codes(setting), lower_lr(setting)),
+        applies=lambda setting: not sweeps_distortion(setting),
     ),
     "radius": Check(
         lambda row: row["spectral_norm"] > MAX_SPECTRAL_NORM,
         "The Taylor series is outside its radius of convergence at step {step:,.0f} (spectral norm "
         "{spectral_norm:.1f}, expected below 1), so that its loss is meaningless.",
         lambda row, setting: sentence(stable_form(setting), raise_distortion(setting, row["spectral_norm"])),
-        needs_series=True,
+        applies=has_series,
     ),
     "data wait": Check(
         lambda row: row["mean_wait"] > MAX_DATA_WAIT,
@@ -104,7 +106,7 @@ class HealthMonitor:
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self.checks = {kind: check for kind, check in CHECKS.items() if has_series(setting) or not check.needs_series}
+        self.checks = {kind: check for kind, check in CHECKS.items() if not check.applies or check.applies(setting)}
         self.verdicts: dict[str, str] = {}
         self._consecutive = dict.fromkeys(self.checks, 0)
         self._highest_lr, self._best_rank = -math.inf, 0.0

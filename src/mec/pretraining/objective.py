@@ -58,7 +58,9 @@ class Objective(nn.Module):
         self.predictor = bool(getattr(function, "predictor", True))
         self.batch_norm = bool(getattr(function, "batch_norm", True))
         self._health: Callable[..., Mapping[str, float]] | None = getattr(function, "health", None)
-        self._warmup: Callable[[float], None] | None = getattr(function, "warmup", None)
+        self._schedules: dict[str, Callable[[float], None]] = {
+            name: getattr(function, name) for name in ("schedule", "warmup") if hasattr(function, name)
+        }
 
     def forward(self, codes: PerView, targets: PerView | None = None) -> Tensor:
         """Return the loss, a scalar."""
@@ -95,10 +97,11 @@ class Objective(nn.Module):
         except (TypeError, ValueError, RuntimeError) as error:
             raise self._error(f"health: expected numbers: {_one_line(error)}") from error
 
-    def warmup(self, progress: float) -> None:
-        """Set the fraction of the warm-up that is done, in [0, 1]."""
-        if self._warmup is not None:
-            self._warmup(progress)
+    def schedule(self, progress: float, warmup: float) -> None:
+        """Set the fractions of the training and of the warm-up that are done, in [0, 1]."""
+        for name, fraction in (("schedule", progress), ("warmup", warmup)):
+            if name in self._schedules:
+                self._schedules[name](fraction)
 
     def check(self, views: int, rows: int, dim: int, has_targets: bool, device: torch.device) -> tuple[str, ...]:
         """Call a copy of the function with random codes of each view, and return the names of the metrics.
@@ -120,7 +123,7 @@ class Objective(nn.Module):
         objective = copy.deepcopy(self).to(device)
         try:
             with torch.random.fork_rng(devices=[]):
-                objective.warmup(0.0)
+                objective.schedule(0.0, 0.0)
                 loss = objective(tuple(view.clone() for view in codes), targets)
                 gradient = torch.autograd.grad(loss, codes, allow_unused=True)[0] if loss.requires_grad else None
                 self.metrics = tuple(objective.health(tuple(codes.detach().unbind()), targets))

@@ -104,11 +104,12 @@ def pretrain(
         objective: a loss of your own in place of the recipe's: any callable ``(codes) -> scalar``, where codes are a
             tuple with a tensor (m, d) per view; with ``teacher.enabled`` it is ``(codes, targets) -> scalar``. With
             several processes it gets the codes of all. Optional attributes: ``health`` (the same arguments, returns
-            further columns of metrics.csv by name), ``warmup`` (called before each step with the fraction of the
-            warm-up that is done), ``targets`` ("student" or "teacher": adds targets without gradient, the codes of the
-            network itself or of a teacher, and a predictor unless ``predictor`` is false), ``batch_norm`` (false: none
-            after the projector), ``joins_processes`` (true: it gets the codes of its process and joins those of all
-            itself). Its parameters are trained with the network. It is copied. docs/your-loss.md has examples.
+            further columns of metrics.csv by name), ``schedule`` and ``warmup`` (called before each step with the
+            fraction of the training, and of the warm-up, that is done), ``targets`` ("student" or "teacher": adds
+            targets without gradient, the codes of the network itself or of a teacher, and a predictor unless
+            ``predictor`` is false), ``batch_norm`` (false: none after the projector), ``joins_processes`` (true: it
+            gets the codes of its process and joins those of all itself). Its parameters are trained with the network.
+            It is copied. docs/your-loss.md has examples.
         view_transform: makes the views in place of the recipe's augmentations. An nn.Module is given batches
             (n, c, h, w) in [0, 1] on the device. Any other callable, torchvision's modules included, is given one PIL
             image (a tensor (c, h, w) for more than 8 bits or other channels) in a loader process. Both return a list
