@@ -263,3 +263,28 @@ def test_bounds_of_many_views_hold_in_their_proven_order(eps):
         assert cross <= pooled <= per_view
         assert lower <= joined <= pooled
         assert cross <= joined  # measured, not proven
+
+
+@pytest.mark.parametrize(("num_views", "d", "eps"), [(3, 2, 0.03), (3, 4, 0.3), (4, 3, 0.003), (4, 4, 3.0)])
+def test_descent_finds_no_codes_whose_joined_loss_is_below_the_mean_cross_loss(num_views, d, eps):
+    torch.manual_seed(0)
+    starts, m, identity = 16, 8, torch.eye(d, dtype=torch.float64)
+    spread = torch.rand(starts, 1, 1, 1, dtype=torch.float64)
+    codes = torch.randn(starts, 1, m, d, dtype=torch.float64) + spread * torch.randn(starts, num_views, m, d)
+    optimizer, lowest = torch.optim.Adam([codes.requires_grad_()], lr=0.03), math.inf
+    pairs = list(itertools.combinations(range(num_views), 2))
+    for _ in range(150):
+        u = normalize(codes, dim=-1)
+        products = torch.stack([u[:, a].mT @ u[:, b] / m for a, b in pairs], dim=1)
+        disagreement = 1 - products.diagonal(dim1=-2, dim2=-1).sum(-1).mean(1)
+        joined = disagreement - eps * torch.logdet(identity + (u.mT @ u).mean(1) / (m * eps))
+        cross = -eps * torch.linalg.slogdet(identity + products / eps).logabsdet.mean(1)
+        eigenvalue = torch.linalg.eigvalsh(products + products.mT).amin((1, 2))  # the cross form is well posed above 0
+        gap = (joined - cross) / disagreement
+        is_valid = (eigenvalue >= 0) & (disagreement > 0.01)
+        lowest = min([lowest, *gap[is_valid].tolist()])
+        penalty = 30 * torch.relu(1e-4 - eigenvalue) + 100 * torch.relu(0.02 - disagreement)
+        optimizer.zero_grad()
+        (gap + penalty).sum().backward()
+        optimizer.step()
+    assert 0 < lowest < math.inf
