@@ -4,7 +4,8 @@
 
 One step is forward and backward of the loss of two views. The textbook implementation normalizes, computes the m x m
 matrix of each pair and its powers (or slogdet) under autograd. Both are timed alternately in one run. Memory is the
-peak allocation of a step beyond its inputs, gradients included.
+peak allocation of a step beyond its inputs, gradients included. A second table has the time of the pooled form of more
+views, as a multiple of that of as many views in pairs of two.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from mec import MECLoss
 
 SIZES = [(256, 2048), (1024, 256), (1024, 2048), (4096, 2048)]
 CASES = ["cross, order 4", "cross, exact", "pooled, exact"]
+NUM_VIEWS = (2, 4, 8)
 DISTORTION = 1 / 32
-Views = tuple[Tensor, Tensor]
+Views = tuple[Tensor, ...]
 Loss = Callable[[], Tensor]
 
 
@@ -62,11 +64,15 @@ def textbook_pooled(z: Views) -> Tensor:
     return 1 - (u1 * u2).sum(dim=1).mean() - DISTORTION * rate
 
 
-def losses(case: str, m: int, d: int, device: str) -> tuple[Loss, Loss, Views]:
-    """Return the loss of mec, the textbook loss, and the codes with gradients. Views of an image differ by noise."""
+def random_views(count: int, m: int, d: int, device: str) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(m, d, generator=generator)
-    views = [(images + 0.5 * torch.randn(m, d, generator=generator)).to(device) for _ in range(4)]
+    return [(images + 0.5 * torch.randn(m, d, generator=generator)).to(device) for _ in range(count)]
+
+
+def losses(case: str, m: int, d: int, device: str) -> tuple[Loss, Loss, Views]:
+    """Return the loss of mec, the textbook loss, and the codes with gradients. Views of an image differ by noise."""
+    views = random_views(4, m, d, device)
     p, z = (views[0].requires_grad_(), views[1].requires_grad_()), (views[2], views[3])
     if case == "cross, order 4":
         return partial(MECLoss(DISTORTION, order=4), p, z), partial(textbook_cross, p, z, 4), p
@@ -81,7 +87,8 @@ def synchronize(device: str) -> None:
 
 
 def seconds(loss: Loss, codes: Views, device: str) -> float:
-    codes[0].grad = codes[1].grad = None
+    for view in codes:
+        view.grad = None
     synchronize(device)
     start = time.perf_counter()
     loss().backward()
@@ -138,6 +145,21 @@ def compare(case: str, m: int, d: int, device: str, budget: float) -> dict[str, 
     }
 
 
+def compare_views(m: int, d: int, device: str, budget: float) -> dict[str, Any]:
+    """Return the milliseconds of the pooled form of each number of views, timed in turn."""
+    codes = tuple(view.requires_grad_() for view in random_views(max(NUM_VIEWS), m, d, device))
+    loss, rounds = MECLoss(DISTORTION), []
+    while len(rounds) < 4 or (sum(map(sum, rounds)) < 2 * budget and len(rounds) < 200):
+        rounds.append([seconds(partial(loss, codes[:count]), codes[:count], device) for count in NUM_VIEWS])
+    ms = [1000 * statistics.median(column[1:]) for column in zip(*rounds, strict=True)]  # the first round warms up
+    row = {"case": "pooled, exact", "m": m, "d": d, "rounds": len(rounds) - 1}
+    for count, time_of_count in zip(NUM_VIEWS, ms, strict=True):
+        row |= {f"{count}_views_ms": round(time_of_count, 3)}
+        if count > 2:
+            row |= {f"{count}_views_ratio": round(time_of_count / ms[0] / (count / 2), 2)}
+    return row
+
+
 def machine(device: str) -> dict[str, Any]:
     return {
         "cpu": cpu_name(),
@@ -154,6 +176,7 @@ def main(
     threads: int = 2,
     budget: float = 2.0,
     pause: float = 5.0,
+    sizes: list[tuple[int, int]] = SIZES,
     out: Path = Path(__file__).parent / "results" / "objective.json",
 ) -> None:
     """Print the table and write it to ``out``.
@@ -163,6 +186,7 @@ def main(
         threads: CPU threads.
         budget: seconds of timing for each row.
         pause: idle seconds before each row, for machines that slow down under a long load.
+        sizes: m and d of the rows.
         out: the JSON file.
     """
     torch.set_num_threads(threads)
@@ -170,7 +194,7 @@ def main(
     for column in ("case", "m", "d", "mec ms", "textbook ms", "speedup", "mec MiB", "textbook MiB", "memory"):
         table.add_column(column, justify="left" if column == "case" else "right")
     rows = []
-    for m, d in SIZES:
+    for m, d in sizes:
         for case in CASES:
             time.sleep(pause)
             row = compare(case, m, d, device, budget)
@@ -181,9 +205,15 @@ def main(
                 f"{row['memory_ratio']:.0%}",
             )
     Console(width=120).print(table)
+    views_rows = []
+    for m, d in sizes:
+        time.sleep(pause)
+        views_rows.append(compare_views(m, d, device, budget))
+        print(views_rows[-1], flush=True)
     command = (
         f"python benchmarks/objective.py --device {device} --threads {threads} --budget {budget:g} --pause {pause:g}"
     )
+    command += "" if sizes == SIZES else f" --sizes '{json.dumps(sizes)}'"
     report = {
         "question": "forward and backward of the objective of two views, compared with the textbook form in one run",
         "command": command,
@@ -191,6 +221,7 @@ def main(
         "machine": machine(device),
         "dtype": "float32",
         "rows": rows,
+        "views": views_rows,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=2) + "\n")

@@ -216,6 +216,7 @@ def test_unchecked_loss_returns_nan_and_never_synchronizes(arguments):
     assert unchecked((CODES, CODES), (bad, CODES)).isnan()
     with CountSyncs() as syncs:
         unchecked((codes, CODES), (CODES, CODES)).backward()
+        unchecked((codes, CODES, CODES)).backward()
     assert syncs.count == 0
     with CountSyncs() as syncs:
         MECLoss(**arguments)((codes, CODES), (CODES, CODES)).backward()

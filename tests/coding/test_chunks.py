@@ -157,7 +157,7 @@ def test_invalid_arguments_are_refused_in_one_line():
         ((lambda x: x, [(x, x)]), "network: expected a torch.nn.Module, got a value of type function"),
         ((network, []), "chunks: expected a list of at least one chunk, got a list of length 0"),
         ((network, x), r"chunks: .* got a Tensor of shape \(12, 6\)"),
-        ((network, [x]), r"chunks: expected pairs of views, .* got a Tensor of shape \(12, 6\)"),
+        ((network, [x]), r"chunks: expected tuples of views, .* got a Tensor of shape \(12, 6\)"),
         ((network, zip([x], [x], strict=True)), "chunks: .* got a value of type zip"),  # two passes need a list
     ):
         with pytest.raises(ValueError, match=f"^{message}"):

@@ -47,7 +47,7 @@ def check_pair(p_name: str, p: Tensor, z_name: str, z: Tensor, min_rows: int = 2
         raise ValueError(f"{z_name}: expected the device of {p_name}, {p.device}, got {z.device}")
 
 
-def check_views(name: str, views: Sequence[Tensor], count: int | None = None) -> list[Tensor]:
+def check_view_count(name: str, views: Sequence[Tensor], count: int | None = None) -> list[Tensor]:
     """Return the views as a list. Raise unless they are a sequence of ``count`` tensors, or of at least two."""
     number = len(views) if isinstance(views, Sequence) and not isinstance(views, str) else 0
     if number < 2 if count is None else number != count:

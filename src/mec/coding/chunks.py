@@ -113,7 +113,7 @@ def _check(network: object, chunks: object) -> None:
         raise ValueError(f"chunks: expected a list of at least one chunk, got {describe(chunks)}")
     for chunk in chunks:
         if not callable(chunk) and (isinstance(chunk, Tensor) or not isinstance(chunk, Sequence)):
-            raise ValueError(f"chunks: expected pairs of views, or functions that make them, got {describe(chunk)}")
+            raise ValueError(f"chunks: expected tuples of views, or functions that make them, got {describe(chunk)}")
 
 
 @contextmanager

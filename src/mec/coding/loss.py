@@ -18,7 +18,7 @@ from mec.coding.checks import (
     check_order,
     check_pair,
     check_positive,
-    check_views,
+    check_view_count,
 )
 from mec.coding.gram import Group, gather_counts, inverse_norms, min_rows, pad_rows, unit_rows, upcast, world_group
 from mec.coding.log_det import sum_contributions
@@ -140,13 +140,13 @@ class MECLoss(nn.Module):
         if distortion is None:
             distortion = self.distortion
         group = world_group() if self.group is None else self.group
-        predictions = check_views("predictions", predictions)
+        predictions = check_view_count("predictions", predictions)
         num_global = self.global_views or len(predictions)
         if num_global > len(predictions):
             raise ValueError(f"global_views: expected at most the {len(predictions)} views, got {num_global}")
         named = {f"predictions[{i}]": p for i, p in enumerate(predictions)}
         if targets is not None:
-            targets = check_views("targets", targets, num_global)
+            targets = check_view_count("targets", targets, num_global)
             named |= {f"targets[{i}]": z for i, z in enumerate(targets)}
         for name, z in named.items():
             check_pair("predictions[0]", predictions[0], name, z, min_rows(group))

@@ -9,8 +9,7 @@ from itertools import combinations, permutations
 import torch
 from torch import Tensor, nn
 
-from mec.coding import checks
-from mec.coding.checks import check_pair, describe
+from mec.coding.checks import check_pair, check_view_count, describe
 from mec.coding.gram import upcast
 
 Views = Sequence[Tensor]
@@ -66,7 +65,7 @@ class Objective(nn.Module):
 
 def check_views(name: str, views: Views) -> list[Tensor]:
     """Return the views as a list. Raise unless they are at least two matrices of one shape, on one device."""
-    views = checks.check_views(name, views)
+    views = check_view_count(name, views)
     for i, z in enumerate(views):
         check_pair(f"{name}[0]", views[0], f"{name}[{i}]", z)
     return views

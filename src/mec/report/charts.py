@@ -59,8 +59,8 @@ CURVES = (
     Curve("disagreement", "Disagreement of the views", "1 minus the mean cosine of the codes of two views of an image: "
           "the first term of the loss. Should fall."),
     Curve("coding_rate", "Coding rate (nats)", "Rate of all codes of a batch. Times objective.rate_weight and "
-          "objective.distortion, it is the second term of the loss. It may fall while the views are being aligned, then "
-          "it grows while the codes spread."),
+          "objective.distortion, it is the second term of the loss. It may fall while the views are aligned, then it "
+          "grows while the codes spread."),
     Curve("coding_length", "Coding length (nats)", "Length of the code of a batch. It is large at initialization too, "
           "because the codes are noise: it falls at first, then grows while the codes spread. Only comparable between "
           "runs with the same distortion and batch size."),
