@@ -72,8 +72,8 @@ class Network(nn.Module):
 
 
 def mec_loss(distortion: float = 1 / 32, order: int | None = None) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the default form, pooled, as a loss of a pair of codes."""
-    loss = MECLoss(distortion, order)
+    """Return the pooled form as a loss of a pair of codes."""
+    loss = MECLoss(distortion, order, "pooled")
     return lambda z1, z2: loss((z1, z2))
 
 

@@ -129,7 +129,7 @@ def mec_term(order: int) -> Loss:
 
 
 def mec_default(distortion: float) -> Loss:
-    loss = MECLoss(distortion)
+    loss = MECLoss(distortion, form="pooled")
     return lambda a, b: loss((a, b))
 
 

@@ -150,7 +150,7 @@ class _PhaseTimer(lightning.Callback):
 def _recipe(settings: Settings, paper: bool, precision: Any, compiled: bool) -> Recipe:
     """Return the packaged recipe for images of this size, in the paper's or the default form."""
     recipe = mec.load_recipe("cifar10-resnet18" if settings.has_small_images else "imagenet-resnet50")
-    objective = ObjectiveSettings("cross", order=4, warmup_factor=8) if paper else ObjectiveSettings()
+    objective = ObjectiveSettings("cross", 1 / 32, 4, 8) if paper else ObjectiveSettings()
     return replace(
         recipe,
         backbone=settings.backbone,

@@ -28,8 +28,8 @@ Views = Sequence[Tensor]
 """One tensor (m, d) for each view."""
 Form = Literal["cross", "pooled", "reduction"]
 RateViews = Literal["all", "global"]
-FIRST_DISTORTION, LAST_DISTORTION = 1 / 2048, 1.0
-"""Ends of the default sweep; codes have length 1, so that no direction has a variance above the last one."""
+FIRST_DISTORTION, LAST_DISTORTION = 1 / 2048, 1 / 8
+"""Ends of the default sweep (docs/objective-distortion.md)."""
 
 
 class _Term(NamedTuple):

@@ -17,6 +17,12 @@ HEALTH_DISTORTION = 1 / 32
 """Distortion of the coding length and rate reduction that training logs."""
 
 
+def default_distortion(form: Form) -> float | tuple[float, float]:
+    """Return the sweep with which the reduction was measured (docs/objective-distortion.md); 1/32, the constant of the
+    paper's code, for the other forms, which a small distortion makes collapse."""
+    return (FIRST_DISTORTION, LAST_DISTORTION) if form == "reduction" else 1 / 32
+
+
 class MEC(MECLoss):
     """Maximum Entropy Coding of two or more views (Liu et al. 2022, arXiv 2210.11464); see ``MECLoss``.
 
@@ -24,7 +30,7 @@ class MEC(MECLoss):
 
     Args:
         distortion: the paper's eps_d^2 > 0, for codes of length 1: a constant, or the first and last value of a sweep
-            (see ``sweep_distortion``) over the training.
+            (see ``sweep_distortion``) over the training; None: as in ``default_distortion``.
         order: number of terms of the Taylor series; None: the exact log det.
         form: "reduction" or "pooled" (always stable), or "cross" (the paper's).
         warmup_factor: factor of the distortion at the first step, >= 1; falls linearly to 1 over the warm-up.
@@ -39,7 +45,7 @@ class MEC(MECLoss):
 
     def __init__(
         self,
-        distortion: float | tuple[float, float] = (FIRST_DISTORTION, LAST_DISTORTION),
+        distortion: float | tuple[float, float] | None = None,
         order: int | None = None,
         form: Form = "reduction",
         warmup_factor: float = 1.0,
@@ -47,6 +53,7 @@ class MEC(MECLoss):
         global_views: int | None = None,
         rate_views: RateViews = "all",
     ) -> None:
+        distortion = default_distortion(form) if distortion is None else distortion
         first, last = distortion if isinstance(distortion, (tuple, list)) else (distortion, distortion)
         check_distortion(first)
         super().__init__(last, order, form, None, False, rate_weight, global_views, rate_views)

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from mec.coding.loss import FIRST_DISTORTION, LAST_DISTORTION
 from mec.errors import InputError
 from mec.objectives import create_objective
+from mec.objectives.mec import default_distortion
 from mec.pretraining.optimizers import check_optimizer
 
 ObjectiveName = Literal[
@@ -34,7 +34,8 @@ class ObjectiveSettings:
         name: mec, or another method to compare it with; its defaults are the published ones (docs/objective.md).
         form: of mec: reduction, pooled (both always stable) or cross (the paper's); see MECLoss.
         distortion: of mec: the paper's eps_d^2, for codes of length 1; smaller values require finer codes. Two numbers
-            are the first and last value of a sweep over the training.
+            are the first and last value of a sweep over the training. null: such a sweep for the reduction, 1/32 for
+            the other forms.
         order: of mec: number of terms of the Taylor series; null: the exact log det.
         warmup_factor: of mec: factor of the distortion at the first step; falls linearly to 1 over the warm-up.
         rate_weight: of mec: factor of the coding rate in the pooled form; larger values spread the codes more.
@@ -43,15 +44,22 @@ class ObjectiveSettings:
 
     name: ObjectiveName = field(default="mec", kw_only=True)
     form: Literal["reduction", "pooled", "cross"] = "reduction"
-    distortion: float | tuple[float, float] = (FIRST_DISTORTION, LAST_DISTORTION)
+    distortion: float | tuple[float, float] | None = None
     order: int | None = None
     warmup_factor: float = 1.0
     rate_weight: float = 1.0
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.distortion is None and self.name == "mec":
+            object.__setattr__(self, "distortion", default_distortion(self.form))  # recorded with the run
         ends = self.distortion if isinstance(self.distortion, tuple) else (self.distortion,)
-        require(all(0 < end < math.inf for end in ends), "objective.distortion", "positive numbers", self.distortion)
+        require(
+            all(end is None or 0 < end < math.inf for end in ends),
+            "objective.distortion",
+            "positive numbers",
+            self.distortion,
+        )
         require(self.order is None or self.order >= 1, "objective.order", "at least 1, or null", self.order)
         require(1 <= self.warmup_factor < math.inf, "objective.warmup_factor", "at least 1", self.warmup_factor)
         require(0 < self.rate_weight < math.inf, "objective.rate_weight", "a positive number", self.rate_weight)
