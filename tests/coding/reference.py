@@ -18,57 +18,55 @@ def coding_rate(p: Tensor, z: Tensor, distortion: float, order: int | None) -> T
     return log_det(normalize(p) @ normalize(z).T / (len(p) * distortion), order)
 
 
-def cross_loss(p: tuple[Tensor, Tensor], z: tuple[Tensor, Tensor], distortion: float, order: int | None) -> Tensor:
-    rates = coding_rate(p[0], z[1], distortion, order) + coding_rate(p[1], z[0], distortion, order)
-    return -distortion * rates / 2
-
-
-def pooled_loss(z1: Tensor, z2: Tensor, distortion: float, order: int | None = None) -> Tensor:
-    cosine = (normalize(z1) * normalize(z2)).sum(dim=1).mean()
-    both = torch.cat([z1, z2])
-    return 1 - cosine - distortion * coding_rate(both, both, distortion, order)
-
-
 def ordered_pairs(num_global: int, num_views: int) -> list[tuple[int, int]]:
     """Return the pairs of a global view and any other view."""
     return [(a, b) for a in range(num_global) for b in range(num_views) if a != b]
 
 
-def pooled_loss_of_views(
+def _stable_loss(
     views: list[Tensor],
     distortion: float,
+    order: int | None,
+    form: str,
+    rate_weight: float,
+    num_global: int,
+    counted: int,
+) -> Tensor:
+    """Return the reduction or pooled loss of views whose rows are not normalized here; S is that of the first ones."""
+    differences = torch.cat([views[a] - views[b] for a, b in ordered_pairs(num_global, len(views))])
+    N = differences.T @ differences / (2 * len(differences))
+    rows = torch.cat(views[:counted])
+    rate = log_det(rows.T @ rows / (len(rows) * distortion), order)
+    if form == "pooled":
+        return torch.trace(N) - rate_weight * distortion * rate
+    return -distortion * (rate - log_det(N / distortion, order))
+
+
+def mec_loss(
+    predictions: list[Tensor],
+    targets: list[Tensor] | None = None,
+    distortion: float = 1 / 32,
     order: int | None = None,
+    form: str | None = None,
     rate_weight: float = 1.0,
     global_views: int | None = None,
     rate_views: str = "all",
 ) -> Tensor:
-    num_global = global_views or len(views)
-    pairs = ordered_pairs(num_global, len(views))
-    cosines = [(normalize(views[a]) * normalize(views[b])).sum(dim=1).mean() for a, b in pairs]
-    counted = torch.cat(views[:num_global] if rate_views == "global" else views)
-    return 1 - sum(cosines) / len(pairs) - rate_weight * distortion * coding_rate(counted, counted, distortion, order)
-
-
-def loss_with_targets(
-    predictions: list[Tensor],
-    targets: list[Tensor],
-    distortion: float,
-    order: int | None,
-    form: str = "cross",
-    rate_weight: float = 1.0,
-) -> Tensor:
-    """Return the mean over pairs of a prediction and a target of another view; targets of a prediction are averaged."""
-    total = 0.0
+    """Return what MECLoss returns for these arguments."""
+    form, num_global = form or ("cross" if targets else "reduction"), global_views or len(predictions)
+    if targets is None and form != "cross":
+        counted = num_global if rate_views == "global" else len(predictions)
+        units = [normalize(z) for z in predictions]
+        return _stable_loss(units, distortion, order, form, rate_weight, num_global, counted)
+    targets, total = targets or predictions[:num_global], 0.0
     for v, p in enumerate(predictions):
         others = [normalize(z) for b, z in enumerate(targets) if b != v]
         if not others:
             continue
         u, t = normalize(p), sum(others) / len(others)
         value = -distortion * log_det(u @ t.T / (len(u) * distortion), order)
-        if form == "pooled":
-            both = torch.cat([u, t])
-            rate = log_det(both @ both.T / (len(both) * distortion), order)
-            value = 1 - (u * t).sum(dim=1).mean() - rate_weight * distortion * rate
+        if form != "cross":
+            value = _stable_loss([u, t], distortion, order, form, rate_weight, 2, 2)
         total = total + value * len(others)
     return total / len(ordered_pairs(len(targets), len(predictions)))
 

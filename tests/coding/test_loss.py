@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -15,9 +16,11 @@ from tests.pairwise import pairwise
 from . import reference
 
 ORDERS = [None, 1, 2, 3, 4, 5, 7, 12]
-FORMS = ["cross", "pooled"]
-SHAPES = [(5, 9), (7, 7), (12, 5)]  # m < d, m = d, m > d; the pooled form also sees 2 m > d > m
+FORMS = ["cross", "pooled", "reduction"]
+STABLE = ["pooled", "reduction"]
+SHAPES = [(5, 9), (7, 7), (12, 5)]  # m < d, m = d, m > d; the stable forms also see 2 m > d > m
 EPS = 0.6
+DESCENTS = [(24, 6, 1 / 32), (5, 9, 0.25)]  # m, d, distortion
 
 
 @pytest.mark.parametrize(("shape", "order", "dtype"), pairwise(SHAPES, ORDERS, [torch.float32, torch.float64]))
@@ -25,16 +28,9 @@ def test_values_and_gradients_match_the_reference(shape, order, dtype):
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     views = reference.random_codes(4, *shape, dtype)
     views64 = reference.in_float64(views)
-    p1, p2, z1, z2 = views
-    a1, a2, b1, b2 = views64
-    pooled_with_targets = (reference.pooled_loss(a1, b2, EPS, order) + reference.pooled_loss(a2, b1, EPS, order)) / 2
-    cross_without_targets = -EPS * reference.coding_rate(a1, a2, EPS, order)
-    for actual, expected in [
-        (MECLoss(EPS, order)((p1, p2), (z1, z2)), reference.cross_loss((a1, a2), (b1, b2), EPS, order)),
-        (MECLoss(EPS, order, form="cross")((p1, p2)), cross_without_targets),
-        (MECLoss(EPS, order)((p1, p2)), reference.pooled_loss(a1, a2, EPS, order)),
-        (MECLoss(EPS, order, form="pooled")((p1, p2), (z1, z2)), pooled_with_targets),
-    ]:
+    for form, with_targets in itertools.product(FORMS, [True, False]):
+        actual = MECLoss(EPS, order, form)(views[:2], views[2:] if with_targets else None)
+        expected = reference.mec_loss(views64[:2], views64[2:] if with_targets else None, EPS, order, form)
         assert actual.dtype == dtype
         assert actual.shape == ()
         reference.assert_close_in_scale(actual, expected, tolerance)
@@ -91,10 +87,8 @@ def test_detached_targets_get_no_gradient():
 @pytest.mark.parametrize(("form", "order", "shape"), pairwise(FORMS, [None, 4], [(16, 40), (40, 16)]))
 def test_low_precision_and_autocast_are_computed_in_float32(form, order, shape):
     views = [view.detach() for view in reference.random_codes(4, *shape, torch.bfloat16)]
-    p1, p2, z1, z2 = (view.double() for view in views)
-    expected = (reference.coding_rate(p1, z2, EPS, order) + reference.coding_rate(p2, z1, EPS, order)) * -EPS / 2
-    if form == "pooled":
-        expected = (reference.pooled_loss(p1, z2, EPS, order) + reference.pooled_loss(p2, z1, EPS, order)) / 2
+    views64 = [view.double() for view in views]
+    expected = reference.mec_loss(views64[:2], views64[2:], EPS, order, form)
     loss = MECLoss(EPS, order, form)
     value = loss(views[:2], views[2:])
     assert value.dtype == torch.float32
@@ -108,61 +102,62 @@ def test_exact_value_of_two_pairs_in_two_threads():
     torch.set_num_threads(2)
     p1, p2, z1, z2 = reference.random_codes(4, 300, 310, torch.float32)
     a1, a2, b1, b2 = reference.in_float64([p1, p2, z1, z2])
-    expected = reference.cross_loss((a1, a2), (b1, b2), 0.01, None)
+    expected = reference.mec_loss([a1, a2], [b1, b2], 0.01)
     reference.assert_close_in_scale(MECLoss(0.01)((p1, p2), (z1, z2)), expected, 1e-5)
 
 
 def test_distortion_of_a_call_overrides_that_of_the_module():
     p1, p2, z1, z2 = reference.random_codes(4, 6, 4)
     value = MECLoss(0.1, order=4)((p1, p2), (z1, z2), distortion=0.7)
-    torch.testing.assert_close(value, reference.cross_loss((p1, p2), (z1, z2), 0.7, 4))
+    torch.testing.assert_close(value, reference.mec_loss([p1, p2], [z1, z2], 0.7, 4))
 
 
 @pytest.mark.parametrize(("m", "d", "eps"), [(5, 9, 2.0), (7, 7, 0.02), (12, 5, 0.3)])
-def test_pooled_equals_cross_when_the_views_agree(m, d, eps):
+def test_all_forms_are_equal_when_the_views_agree(m, d, eps):
     (z,) = reference.random_codes(1, m, d)
-    cross = -eps * reference.coding_rate(z, z, eps, None)
-    torch.testing.assert_close(MECLoss(eps)((z, z)), cross)
-    torch.testing.assert_close(coding_rate(torch.cat([z, z]), eps), reference.coding_rate(z, z, eps, None))
+    rate = reference.coding_rate(z, z, eps, None)
+    for form in FORMS:
+        torch.testing.assert_close(MECLoss(eps, form=form)((z, z)), -eps * rate)
+    torch.testing.assert_close(coding_rate(torch.cat([z, z]), eps), rate)
 
 
 @pytest.mark.parametrize(("noise", "eps"), [(0.01, 1e-3), (0.1, 1.0), (0.3, 1 / 32), (0.6, 1e-3), (0.6, 1.0)])
-def test_pooled_bounds_cross_where_the_cross_matrix_is_positive(noise, eps):
+def test_stable_forms_bound_cross_where_the_cross_matrix_is_positive(noise, eps):
     torch.manual_seed(0)
     z1 = torch.randn(64, 6, dtype=torch.float64)
     z2 = z1 + noise * torch.randn(64, 6, dtype=torch.float64)
     C = normalize(z1).T @ normalize(z2)
     assert torch.linalg.eigvalsh(C + C.T).min() > 0
     cross = -eps * reference.coding_rate(z1, z2, eps, None)
-    pooled = MECLoss(eps)((z1, z2))
-    assert pooled > cross
+    reduction, pooled = (MECLoss(eps, form=form)((z1, z2)) for form in ("reduction", "pooled"))
+    assert cross < reduction < pooled
     assert pooled - cross <= 2 * (1 - cosine_similarity(z1, z2).mean())  # the gap is at most the distance of the views
 
 
 @pytest.mark.parametrize(("m", "d"), SHAPES)
-def test_first_order_of_both_forms_is_the_mean_cosine(m, d):
+def test_first_order_of_all_forms_is_the_mean_cosine(m, d):
     z1, z2 = reference.random_codes(2, m, d)
     minus_cosine = -cosine_similarity(z1, z2).mean()
-    for form in ("cross", "pooled"):
+    for form in FORMS:
         torch.testing.assert_close(MECLoss(EPS, 1, form)((z1, z2)), minus_cosine)
         torch.testing.assert_close(MECLoss(1e5, None, form)((z1, z2)), minus_cosine, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("m", "d"), [(2, 1), (2, 300), (3, 2), (32, 64), (257, 1), (257, 64), (257, 300)])
-def test_pooled_is_finite_everywhere(m, d):
+def test_stable_forms_are_finite_everywhere(m, d):
     torch.manual_seed(m * d)
-    for eps in (1e-4, 1e-2, 1 / 32, 1.0, 10.0):
+    for eps, form in itertools.product((1e-4, 1e-2, 1 / 32, 1.0, 10.0), STABLE):
         z1, z2 = torch.randn(m, d, requires_grad=True), torch.randn(m, d, requires_grad=True)
-        value = MECLoss(eps)((z1, z2))
+        value = MECLoss(eps, form=form)((z1, z2))
         value.backward()
         with torch.no_grad():
-            expected = reference.pooled_loss(z1.double(), z2.double(), eps)
+            expected = reference.mec_loss([z1.double(), z2.double()], None, eps, form=form)
         torch.testing.assert_close(value.detach().double(), expected, rtol=1e-4, atol=1e-4)
         assert torch.isfinite(z1.grad).all()
         assert torch.isfinite(z2.grad).all()
 
 
-@pytest.mark.parametrize("arguments", [{"order": 4}, {"form": "cross"}, {"form": "pooled"}])
+@pytest.mark.parametrize("arguments", [{"order": 4}, *({"form": form} for form in FORMS)])
 def test_spread_codes_are_better_than_collapsed_ones(arguments):
     eye = torch.eye(64)
     spread, collapsed = torch.cat([eye, -eye]), torch.ones(128, 64)
@@ -170,14 +165,14 @@ def test_spread_codes_are_better_than_collapsed_ones(arguments):
     assert loss((spread, spread), (spread, spread)) < loss((collapsed, collapsed), (collapsed, collapsed)) - 0.3
 
 
-@pytest.mark.parametrize(("m", "d", "eps"), [(24, 6, 1 / 32), (5, 9, 0.25)])
-def test_descent_on_the_pooled_form_ends_at_its_known_minimum(m, d, eps):
+@pytest.mark.parametrize(("form", "m", "d", "eps"), [(f, *case) for f in STABLE for case in DESCENTS])
+def test_descent_ends_at_the_known_minimum(form, m, d, eps):
     # views that agree, spread evenly over as many directions as there are
     directions = min(m, d)
     minimum = -eps * directions * math.log1p(1 / (directions * eps))
     z1, z2 = reference.random_codes(2, m, d, seed=3)
     optimizer = torch.optim.Adam([z1, z2], lr=0.05)
-    loss = MECLoss(eps)
+    loss = MECLoss(eps, form=form)
     start = loss((z1, z2)).item()
     for _ in range(400):
         optimizer.zero_grad()
@@ -191,20 +186,15 @@ def test_descent_on_the_pooled_form_ends_at_its_known_minimum(m, d, eps):
     assert effective_rank(z1.detach()) > directions - 0.05
 
 
-@pytest.mark.parametrize(("targets", "m", "d"), [(True, 6, 10), (False, 10, 6)], ids=["cross", "pooled"])
-def test_full_graph_compilation_equals_eager(targets, m, d):
+@pytest.mark.parametrize(("form", "m", "d"), [("cross", 6, 10), ("pooled", 10, 6), ("reduction", 10, 6)])
+def test_full_graph_compilation_equals_eager(form, m, d):
     torch.compiler.reset()
-    views = reference.random_codes(4, m, d)
-    copies = [view.detach().clone().requires_grad_() for view in views]
-    loss = MECLoss(EPS, order=4 if targets else None)
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    if targets:
-        value, expected = compiled(views[:2], views[2:]), reference.cross_loss(copies[:2], copies[2:], EPS, 4)
-    else:
-        views, copies = views[:2], copies[:2]
-        value, expected = compiled(views), reference.pooled_loss(*copies, EPS)
+    views = reference.random_codes(4 if form == "cross" else 2, m, d)
+    order, codes = 4 if form == "cross" else None, (views[:2], views[2:] or None)
+    compiled = torch.compile(MECLoss(EPS, order, form), fullgraph=True, backend="aot_eager")
+    value, expected = compiled(*codes), reference.mec_loss(*codes, EPS, order, form)
     torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(grad(value, views), grad(expected, copies))
+    torch.testing.assert_close(grad(value, views), grad(expected, views))
 
 
 @given(
@@ -216,17 +206,17 @@ def test_full_graph_compilation_equals_eager(targets, m, d):
 )
 @settings(max_examples=25, deadline=None, derandomize=True)
 def test_any_shape_matches_the_reference(m, d, order, eps, seed):
-    p1, p2, z1, z2 = views = reference.random_codes(4, m, d, seed=seed)
+    views = reference.random_codes(4, m, d, seed=seed)
     if order is None:  # a singular I + C has no log det
-        for p, z in ((p1, z2), (p2, z1)):
+        for p, z in zip(views[:2], views[:1:-1], strict=True):
             C = normalize(p) @ normalize(z).T / (m * eps)
             assume(torch.linalg.cond(torch.eye(m, dtype=C.dtype) + C) < 1e5)
-    cross = MECLoss(eps, order)((p1, p2), (z1, z2))
-    expected_cross = reference.cross_loss((p1, p2), (z1, z2), eps, order)
-    pooled, expected_pooled = MECLoss(eps, order)((p1, p2)), reference.pooled_loss(p1, p2, eps, order)
-    reference.assert_close_in_scale(cross, expected_cross, 1e-9)
-    reference.assert_close_in_scale(pooled, expected_pooled, 1e-9)
-    for a, b in zip(grad(cross, views), grad(expected_cross, views), strict=True):
-        reference.assert_close_in_scale(a, b, 1e-8)
-    for a, b in zip(grad(pooled, views[:2]), grad(expected_pooled, views[:2]), strict=True):
-        reference.assert_close_in_scale(a, b, 1e-8)
+    for form, targets in (("cross", views[2:]), ("pooled", None), ("reduction", None)):
+        value, expected = (
+            MECLoss(eps, order, form)(views[:2], targets),
+            reference.mec_loss(views[:2], targets, eps, order, form),
+        )
+        reference.assert_close_in_scale(value, expected, 1e-9)
+        inputs = views if targets else views[:2]
+        for a, b in zip(grad(value, inputs), grad(expected, inputs), strict=True):
+            reference.assert_close_in_scale(a, b, 1e-8)

@@ -19,10 +19,12 @@ from .processes import run_in_processes
 
 EPS = 0.6
 FORMS = {  # arguments of the loss, whether it has targets
-    "pooled": ({}, False),
-    "pooled, weighted": ({"rate_weight": 2.5}, False),
-    "pooled, rate of global views": ({"rate_weight": 0.7, "rate_views": "global"}, False),
+    "pooled": ({"form": "pooled"}, False),
+    "pooled, weighted": ({"form": "pooled", "rate_weight": 2.5}, False),
     "pooled, targets": ({"form": "pooled", "rate_weight": 2.5}, True),
+    "reduction": ({}, False),
+    "reduction, rate of global views": ({"rate_views": "global"}, False),
+    "reduction, targets": ({"form": "reduction"}, True),
     "cross": ({}, True),
     "cross, no targets": ({"form": "cross"}, False),
 }
@@ -39,13 +41,7 @@ def make_views(form, num_views, num_global, m, d, dtype=torch.float64, seed=0):
 
 
 def expected_loss(form, predictions, targets, eps, order, num_global):
-    arguments, num_global = FORMS[form][0], num_global or len(predictions)
-    if targets is not None or arguments.get("form") == "cross":
-        kind = "cross" if form.startswith("cross") else "pooled"
-        weight = arguments.get("rate_weight", 1.0)
-        others = predictions[:num_global] if targets is None else targets
-        return reference.loss_with_targets(predictions, others, eps, order, kind, weight)
-    return reference.pooled_loss_of_views(predictions, eps, order, global_views=num_global, **arguments)
+    return reference.mec_loss(predictions, targets, eps, order, global_views=num_global, **FORMS[form][0])
 
 
 def assert_matches(form, order, num_global, codes, codes64, tolerance):
@@ -70,7 +66,7 @@ def test_values_and_gradients_match_loops_over_pairs(form, num_views, num_global
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_zero_rows_have_cosine_zero_and_no_gradient(form):
+def test_zero_rows_differ_from_unit_rows_by_half_and_get_no_gradient(form):
     codes = make_views(form, 4, 2, 6, 5)
     with torch.no_grad():
         codes[0][0][1] = 0  # in a global view, in a local one, in both
@@ -95,14 +91,14 @@ def test_first_order_is_the_mean_cosine_of_the_pairs(num_views, num_global):
     views = reference.random_codes(num_views, 7, 5)
     pairs = reference.ordered_pairs(num_global or num_views, num_views)
     minus_cosine = -sum((normalize(views[a]) * normalize(views[b])).sum(1).mean() for a, b in pairs) / len(pairs)
-    for form, targets in (("pooled", None), ("cross", None), ("cross", views[:num_global])):
+    for form, targets in (("pooled", None), ("reduction", None), ("cross", None), ("cross", views[:num_global])):
         loss = MECLoss(EPS, 1, form, global_views=num_global)
         torch.testing.assert_close(loss(views, targets), minus_cosine)
-    weighted = MECLoss(EPS, 1, rate_weight=3.0, global_views=num_global)(views)
+    weighted = MECLoss(EPS, 1, "pooled", rate_weight=3.0, global_views=num_global)(views)
     torch.testing.assert_close(weighted, minus_cosine - 2)
 
 
-@pytest.mark.parametrize("form", ["pooled, weighted", "cross", "cross, no targets"])
+@pytest.mark.parametrize("form", ["pooled, weighted", "reduction", "cross", "cross, no targets"])
 def test_autocast_and_low_precision_are_computed_in_float32(form):
     codes = [views and [z.detach().bfloat16() for z in views] for views in make_views(form, 4, 2, 16, 5)]
     loss = MECLoss(EPS, None, global_views=2, **FORMS[form][0])
@@ -114,7 +110,7 @@ def test_autocast_and_low_precision_are_computed_in_float32(form):
         assert torch.equal(loss(*codes), value)
 
 
-@pytest.mark.parametrize("form", ["pooled, rate of global views", "cross"])
+@pytest.mark.parametrize("form", ["reduction, rate of global views", "cross"])
 def test_full_graph_compilation_equals_the_loops(form):
     torch.compiler.reset()
     codes = make_views(form, 4, 2, 6, 5)
@@ -126,7 +122,7 @@ def test_full_graph_compilation_equals_the_loops(form):
     torch.testing.assert_close(grad(value, codes[0]), grad(expected, codes[0]))
 
 
-@pytest.mark.parametrize("form", ["pooled, weighted", "cross, no targets"])
+@pytest.mark.parametrize("form", ["reduction", "cross, no targets"])
 @pytest.mark.parametrize("num_global", [None, 2])
 def test_chunks_have_value_and_gradient_of_the_whole_batch(form, num_global):
     torch.manual_seed(0)
@@ -143,7 +139,7 @@ def test_chunks_have_value_and_gradient_of_the_whole_batch(form, num_global):
 
 
 ROWS = [(5, 3), (3, 5), (6, 1)]  # rows of the two processes, call by call
-PROCESS_CASES = list(itertools.product(FORMS, [5, 40], [None, 2], [0, 300]))  # width, global views, price of a byte
+PROCESS_CASES = pairwise(list(FORMS), [5, 40], [None, 2], [0, 300])  # width, global views, price of a byte
 
 
 def value_and_gradients(loss, codes):

@@ -18,16 +18,18 @@ from . import reference
 from .processes import run_in_processes
 
 PROCESSES, INPUTS, EPS = 2, 7, 0.4
-SIZES = [(12, 5), (8, 12), (8, 20)]  # global m and d: feature side; feature side in the pooled form only; batch side
-LOSSES = {  # order, form, with_targets
-    "cross, order 4": (4, "cross", True),
-    "cross, exact": (None, "cross", True),
-    "pooled, exact": (None, "pooled", False),
-    "pooled, order 3, targets": (3, "pooled", True),
-    "cross, exact, no targets": (None, "cross", False),
+SIZES = [(12, 5), (8, 12), (8, 20)]  # global m and d: feature side; feature side in the stable forms only; batch side
+LOSSES = {  # arguments of the loss, whether it has targets
+    "cross, order 4": ({"order": 4}, True),
+    "cross, exact": ({}, True),
+    "cross, exact, no targets": ({"form": "cross"}, False),
+    "pooled, exact": ({"form": "pooled"}, False),
+    "pooled, order 3, targets": ({"form": "pooled", "order": 3}, True),
+    "reduction, exact": ({}, False),
+    "reduction, order 3, targets": ({"form": "reduction", "order": 3}, True),
 }
 # names of losses, and whether the targets get gradients
-LOSS_CASES = [(name, True) for name in LOSSES] + [(name, False) for name, loss in LOSSES.items() if loss[2]]
+LOSS_CASES = [(name, True) for name in LOSSES] + [(name, False) for name, loss in LOSSES.items() if loss[1]]
 CASES = [(*size, dtype, *loss) for size, dtype, loss in pairwise(SIZES, [torch.float32, torch.float64], LOSS_CASES)]
 
 pytestmark = needs_gloo
@@ -77,10 +79,10 @@ def worker(rank: int) -> dict:
 
 
 def ddp_step(rank: int, m: int, d: int, dtype: torch.dtype, name: str, target_gradients: bool):
-    order, form, with_targets = LOSSES[name]
+    arguments, with_targets = LOSSES[name]
     student = DistributedDataParallel(Student(d, dtype))
     x1, x2 = (local_rows(x, rank) for x in two_views(m, dtype))
-    loss = MECLoss(EPS, order, form)
+    loss = MECLoss(EPS, **arguments)
     return one_step(student, x1, x2, target_gradients, loss if with_targets else lambda p, z: loss(p))
 
 
@@ -94,7 +96,7 @@ def global_health(rank: int) -> list[dict[str, float]]:
     return metrics
 
 
-NAN_CASES = [(4, "cross"), (None, "cross"), (None, "pooled")]
+NAN_CASES = [(4, "cross"), (None, "cross"), (None, "pooled"), (None, "reduction")]
 
 
 def loss_with_nan_on_rank_one(rank: int, m: int, d: int, order: int | None, form: str, check: bool = True) -> Tensor:
@@ -126,16 +128,11 @@ def results(tmp_path_factory):
 
 @pytest.mark.parametrize(("m", "d", "dtype", "name", "target_gradients"), CASES)
 def test_loss_and_gradients_are_those_of_the_whole_batch(results, m, d, dtype, name, target_gradients):
-    order, form, with_targets = LOSSES[name]
+    arguments, with_targets = LOSSES[name]
     student = Student(d, dtype).double()
 
     def reference_loss(p, z):
-        if form == "pooled":
-            pairs = [(p[0], z[1]), (p[1], z[0])] if with_targets else [p]
-            return sum(reference.pooled_loss(a, b, EPS, order) for a, b in pairs) / len(pairs)
-        if with_targets:
-            return reference.cross_loss(p, z, EPS, order)
-        return -EPS * reference.coding_rate(p[0], p[1], EPS, order)
+        return reference.mec_loss(p, z if with_targets else None, EPS, **arguments)
 
     value, gradients = one_step(student, *(x.double() for x in two_views(m, dtype)), target_gradients, reference_loss)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-12
@@ -184,5 +181,5 @@ def test_unchecked_nan_in_one_process_is_returned_in_both(results):
 def test_loss_uses_the_rows_of_its_group_only(results):
     z1, z2 = (view.detach() for view in reference.random_codes(2, 8, 5))
     for rank in range(PROCESSES):
-        expected = reference.pooled_loss(local_rows(z1, rank), local_rows(z2, rank), EPS)
+        expected = reference.mec_loss([local_rows(z1, rank), local_rows(z2, rank)], None, EPS)
         torch.testing.assert_close(results[rank]["single-process group"], expected)

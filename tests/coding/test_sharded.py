@@ -18,27 +18,30 @@ from .processes import run_in_processes
 
 PROCESSES, EPS = 4, 0.4
 SIZES = [(24, 5), (24, 7), (12, 31)]  # global m and d: unequal blocks, one of them empty; batch side
-LOSSES = {  # order, form, with_targets
-    "cross, order 4": (4, "cross", True),
-    "cross, exact": (None, "cross", True),
-    "pooled, exact": (None, "pooled", False),
-    "pooled, order 3, targets": (3, "pooled", True),
-    "pooled, order 1": (1, "pooled", False),
-    "cross, order 7": (7, "cross", True),
-    "cross, exact, no targets": (None, "cross", False),
+LOSSES = {  # arguments of the loss, whether it has targets
+    "cross, order 4": ({"order": 4}, True),
+    "cross, order 7": ({"order": 7}, True),
+    "cross, exact": ({}, True),
+    "cross, exact, no targets": ({"form": "cross"}, False),
+    "pooled, exact": ({"form": "pooled"}, False),
+    "pooled, order 1": ({"form": "pooled", "order": 1}, False),
+    "reduction, exact": ({}, False),
+    "reduction, order 3, targets": ({"form": "reduction", "order": 3}, True),
 }
 # FLOPS_PER_BYTE -> whether the feature side is sharded: it is where bytes are free, and not where they are expensive
 SHARDED = {0: True, 10**9: False}
-LOSS_CASES = [(name, True) for name in LOSSES] + [("cross, order 4", False), ("pooled, order 3, targets", False)]
+LOSS_CASES = [(name, True) for name in LOSSES] + [("cross, order 4", False), ("reduction, order 3, targets", False)]
 BLOCKS = list(itertools.product([3, 4], SIZES))
 CASES = [
     (processes, flops_per_byte, size, *loss)
     for (processes, size), flops_per_byte, loss in pairwise(BLOCKS, list(SHARDED), LOSS_CASES)
 ]
-CASES.append((4, 0, (24, 5), "pooled, exact", True))  # a Cholesky factor with an empty block
+CASES += [
+    (4, 0, (24, 5), name, True) for name in ("pooled, exact", "reduction, exact")
+]  # a Cholesky factor with an empty block
 ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
 LARGE = (256, 64), (64, 256)  # global m and d, large enough for small terms not to matter
-COST_CASES = list(itertools.product(SHARDED, LARGE, ["cross, order 4", "cross, order 7", "pooled, exact"]))
+COST_CASES = list(itertools.product(SHARDED, LARGE, ["cross, order 4", "cross, order 7", "reduction, exact"]))
 
 pytestmark = needs_gloo
 
@@ -83,12 +86,12 @@ class CountWork(TorchDispatchMode):
 
 
 def count_work(rank, m, d, name):
-    order, form, with_targets = LOSSES[name]
+    arguments, with_targets = LOSSES[name]
     views = [local_rows(view, rank, PROCESSES) for view in make_views(m, d, False, torch.float32)]
     with CountWork() as work, pytest.MonkeyPatch.context() as patch:
         patch.setattr(dist, "all_reduce", work.counted(dist.all_reduce, 2))
         patch.setattr(dist, ALL_GATHER, work.counted(getattr(dist, ALL_GATHER), 1))
-        value_and_gradients(MECLoss(EPS, order, form), views, with_targets)
+        value_and_gradients(MECLoss(EPS, **arguments), views, with_targets)
     return work.flops, work.bytes
 
 
@@ -98,8 +101,8 @@ def worker(rank):
     for processes, flops_per_byte, (m, d), name, target_gradients in CASES:
         if rank < processes:
             cost.FLOPS_PER_BYTE = flops_per_byte
-            order, form, with_targets = LOSSES[name]
-            loss = MECLoss(EPS, order, form, group=three_processes if processes == 3 else None)
+            arguments, with_targets = LOSSES[name]
+            loss = MECLoss(EPS, **arguments, group=three_processes if processes == 3 else None)
             views = [local_rows(view, rank, processes) for view in make_views(m, d, target_gradients)]
             case = processes, flops_per_byte, (m, d), name, target_gradients
             result[case] = value_and_gradients(loss, views, with_targets)
@@ -121,15 +124,10 @@ def results(tmp_path_factory):
 def test_value_and_gradients_are_those_of_the_whole_batch(
     results, processes, flops_per_byte, size, name, target_gradients
 ):
-    order, form, with_targets = LOSSES[name]
+    arguments, with_targets = LOSSES[name]
 
     def reference_loss(p, z=None):
-        if form == "cross" and with_targets:
-            return reference.cross_loss(p, z, EPS, order)
-        if form == "cross":
-            return -EPS * reference.coding_rate(*p, EPS, order)
-        pairs = [(p[0], z[1]), (p[1], z[0])] if with_targets else [p]
-        return sum(reference.pooled_loss(a, b, EPS, order) for a, b in pairs) / len(pairs)
+        return reference.mec_loss(p, z, EPS, **arguments)
 
     expected, expected_gradients = value_and_gradients(
         reference_loss, make_views(*size, target_gradients), with_targets
@@ -157,17 +155,21 @@ def test_cases_cover_both_sides_and_both_plans(monkeypatch, flops_per_byte):
 @pytest.mark.parametrize(("flops_per_byte", "size", "name"), COST_CASES)
 def test_flops_and_bytes_match_the_cost_model(results, monkeypatch, flops_per_byte, size, name):
     monkeypatch.setattr(cost, "FLOPS_PER_BYTE", flops_per_byte)
-    order, form, with_targets = LOSSES[name]
-    (m, d), pairs = size, 2 if with_targets else 1
-    rows, symmetric = (m, False) if form == "cross" else (2 * m, True)
-    plan = cheapest_plan(rows, d, PROCESSES, order, symmetric)
-    flops, sent = estimate_cost(plan, rows, d, PROCESSES, order, symmetric)
+    arguments, with_targets = LOSSES[name]
+    (m, d), order = size, arguments.get("order")
+    # rows of each log det: both pairs of predictions and targets, or that of both views and that of their differences
+    log_dets = [m, m] if with_targets else [2 * m, m] if name == "reduction, exact" else [2 * m]
+    costs = [
+        estimate_cost(cheapest_plan(n, d, PROCESSES, order, not with_targets), n, d, PROCESSES, order, not with_targets)
+        for n in log_dets
+    ]
+    flops, sent = (sum(numbers) for numbers in zip(*costs, strict=True))
     for rank in range(PROCESSES):
         counted_flops, counted_bytes = results[rank][flops_per_byte, size, name]
         if order is not None:  # triangular solves are not counted
-            assert counted_flops == pairs * flops
+            assert counted_flops == flops
         # plus the norms of rows and scalars
-        assert pairs * sent <= counted_bytes <= pairs * (sent + 4 * (rows + 4))
+        assert sent <= counted_bytes <= sent + 4 * (sum(log_dets) + 4 * len(log_dets))
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -18,11 +18,12 @@ from .processes import run_in_processes
 from .test_checks import CountSyncs
 
 EPS = 0.4
-LOSSES = {  # order, form, with_targets
-    "cross, order 4": (4, "cross", True),
-    "cross, exact": (None, "cross", True),
-    "pooled, exact": (None, "pooled", False),
-    "pooled, order 3, targets": (3, "pooled", True),
+LOSSES = {  # arguments of the loss, whether it has targets
+    "cross, order 4": ({"order": 4}, True),
+    "cross, exact": ({}, True),
+    "pooled, exact": ({"form": "pooled"}, False),
+    "reduction, exact": ({}, False),
+    "reduction, order 3, targets": ({"form": "reduction", "order": 3}, True),
 }
 WIDTHS = 5, 24  # feature side, batch side
 # rows of the two processes, call by call: more rows than before in both, in one, fewer, a single one
@@ -49,8 +50,8 @@ def value_and_gradients(loss, views: list[Tensor], with_targets: bool) -> tuple[
 def worker(rank: int) -> dict:
     result: dict = {}
     for name, d, check in CASES:
-        order, form, with_targets = LOSSES[name]
-        loss = MECLoss(EPS, order, form, check=check)
+        arguments, with_targets = LOSSES[name]
+        loss = MECLoss(EPS, **arguments, check=check)
         for call, rows in enumerate(ROWS):
             views = [local_rows(view, rank, rows) for view in make_views(rows, d)]
             with CountSyncs() as syncs:
@@ -99,13 +100,10 @@ def results(tmp_path_factory):
 
 @pytest.mark.parametrize(("name", "d", "check"), CASES)
 def test_loss_and_gradients_are_those_of_all_rows(results, name, d, check):
-    order, form, with_targets = LOSSES[name]
+    arguments, with_targets = LOSSES[name]
 
     def expected_loss(p, z=None):
-        if form == "cross":
-            return reference.cross_loss(p, z, EPS, order)
-        pairs = [(p[0], z[1]), (p[1], z[0])] if with_targets else [p]
-        return sum(reference.pooled_loss(a, b, EPS, order) for a, b in pairs) / len(pairs)
+        return reference.mec_loss(p, z, EPS, **arguments)
 
     for call, rows in enumerate(ROWS):
         expected, expected_gradients = value_and_gradients(expected_loss, make_views(rows, d), with_targets)
@@ -138,7 +136,7 @@ def test_health_is_that_of_all_rows(results):
 
 def test_ddp_with_16_and_12_rows_trains_like_one_process_with_28(results):
     network = linear()
-    value = reference.pooled_loss(*(network(view.detach()) for view in make_views((16, 12), 7)[:2]), 1 / 32)
+    value = reference.mec_loss([network(view.detach()) for view in make_views((16, 12), 7)[:2]])
     value.backward()
     for rank in (0, 1):
         torch.testing.assert_close(results[rank]["ddp"][0], value.detach(), rtol=1e-12, atol=0)
