@@ -269,7 +269,7 @@ def train(job: Job, images: Path) -> dict[str, Any]:
         optimizer.step()
         network.update_teacher(1 - (1 - job.trial.momentum) * (1 + math.cos(math.pi * step / steps)) / 2)
     return job.as_dict() | {
-        "steps": steps, "tflop": counter.get_total_flops() * steps / 1e12, "final_loss": float(loss),
+        "steps": steps, "tflop": counter.get_total_flops() * steps / 1e12, "final_loss": loss.item(),
         **evaluate(encoder, dataset, x, labels, queries, query_labels),
     }  # fmt: skip
 

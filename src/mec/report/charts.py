@@ -54,27 +54,29 @@ class Curve(NamedTuple):
 
 
 CURVES = (
-    Curve("loss", "Loss", "Should fall, fast at first. Losses of runs with another objective, form or "
-          "distortion are not comparable."),
-    Curve("disagreement", "Disagreement of the views", "1 minus the mean cosine of the codes of two views of an image: "
-          "the first term of the loss. Should fall."),
-    Curve("coding_rate", "Coding rate (nats)", "Rate of all codes of a batch. Times objective.rate_weight and "
-          "objective.distortion, it is the second term of the loss. It may fall while the views are aligned, then it "
-          "grows while the codes spread."),
-    Curve("coding_length", "Coding length (nats)", "Length of the code of a batch. It is large at initialization too, "
-          "because the codes are noise: it falls at first, then grows while the codes spread. Only comparable between "
-          "runs with the same distortion and batch size."),
+    Curve("loss", "Loss", "Should fall. Losses of runs with another objective, form, distortion or number of steps are "
+          "not comparable."),
+    Curve("disagreement", "Disagreement of the views", "1 minus the mean cosine of the codes of two views of an image. "
+          "Should fall."),
+    Curve("rate_reduction", "Rate reduction (nats)", "What a code says about its image, at a distortion of 1/32: the "
+          "coding rate of all codes minus that of the differences between views. Should rise."),
+    Curve("distortion", "Distortion", "As scheduled: the variance below which a direction of the codes counts as "
+          "empty. A sweep starts with fine codes and ends with coarse ones.", "log"),
+    Curve("coding_length", "Coding length (nats)", "Length of the code of a batch at a distortion of 1/32. It is large "
+          "at initialization too, because the codes are noise. It follows the effective rank. Only comparable between "
+          "runs with the same batch size."),
     Curve("spectral_norm", "Spectral norm ‖C‖₂", "The Taylor series of the objective (objective.order) converges only "
           "below the line; above it the loss is meaningless.", "log", (1.0, "radius of convergence 1"), True),
     Curve("effective_rank", "Effective rank of the codes", "Number of directions that the codes of a batch use: exp of "
-          "the entropy of the covariance eigenvalues of the L2-normalized codes. It may fall at first, then rises and "
-          "stays high. Near 1, all images have the same code (collapse)."),
+          "the entropy of the covariance eigenvalues of the L2-normalized codes. It falls at first, and while the "
+          "distortion rises; with a constant distortion it rises again. Near 1, all images have the same code "
+          "(collapse)."),
     Curve("lr", "Learning rate", "Rises during the warm-up, then follows a cosine to zero."),
     Curve("data_wait_fraction", "Waiting for data (% of time)", "Above the line the device waits for images too often: "
           "raise workers, or use smaller images or a faster disk.", "percent", (MAX_DATA_WAIT, f"{MAX_DATA_WAIT:.0%}")),
     Curve("images_per_second", "Images per second", "Training speed. Should be constant after the first steps."),
 )  # fmt: skip
-NOT_PLOTTED = ("step", "epoch", "seconds", "rankme", "alpha_req", "distortion", "skipped_steps")
+NOT_PLOTTED = ("step", "epoch", "seconds", "rankme", "alpha_req", "skipped_steps")
 OWN_CAPTION = "Measured by the objective that was passed to mec.pretrain, every log_every steps."
 PROBE_CAPTION = "Accuracy on held-out images during training. Labels are used for this metric only."
 
