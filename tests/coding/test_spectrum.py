@@ -84,15 +84,17 @@ def test_spectral_norm_is_the_largest_singular_value(m, d):
     assert spectral_norm(collapsed, -collapsed, 0.25) == pytest.approx(4)
 
 
-def test_health_returns_all_metrics():
+@pytest.mark.parametrize("series", ["cross", "pooled", "reduction"])
+def test_health_returns_all_metrics(series):
     eigenvalues = power_law(1.0, 24)
     z = rows_with_covariance(eigenvalues, 64)
     p = z.flip(0)
+    a, b = (p, z) if series == "cross" else (torch.cat([p, z]),) * 2
     singular = np.sqrt(eigenvalues) / np.sqrt(eigenvalues).sum()
-    assert dataclasses.asdict(health(p, z, 0.1, series="cross")) == pytest.approx(
+    assert dataclasses.asdict(health(p, z, 0.1, series=series)) == pytest.approx(
         {
             "coding_length": (64 + 24) / 2 * np.log1p(eigenvalues / 0.1).sum(),
-            "spectral_norm": np.linalg.norm((p @ z.T).numpy(), 2) / (64 * 0.1),
+            "spectral_norm": np.linalg.norm((a @ b.T).numpy(), 2) / (len(a) * 0.1),
             "effective_rank": np.exp(-(eigenvalues * np.log(eigenvalues)).sum()),
             "rankme": np.exp(-(singular * np.log(singular)).sum()),
             "alpha_req": 1.0,

@@ -21,7 +21,6 @@ EPS = 0.4
 LOSSES = {  # arguments of the loss, whether it has targets
     "cross, order 4": ({"order": 4}, True),
     "cross, exact": ({}, True),
-    "pooled, exact": ({"form": "pooled"}, False),
     "reduction, exact": ({}, False),
     "reduction, order 3, targets": ({"form": "reduction", "order": 3}, True),
 }

@@ -90,7 +90,9 @@ class MECLoss(nn.Module):
         rate_views: "all", or "global": without targets, S is the covariance of the codes of the global views only.
 
     Shape:
-        p1, p2, z1, z2: (m, d) each, m >= 2, or >= 1 in each of several processes, any scale (rows are normalized).
+        p1, p2, z1, z2: (m, d) each, m >= 2, or >= 1 in each of several processes, any scale: rows are normalized. A
+            zero row stays zero and gets no gradient: it has cosine 0 with every row, and counts 1/2 in Tr N with a
+            unit row, 0 with another zero row.
         Returns a scalar, in float32 or float64; TF32 products are used only where
         ``torch.set_float32_matmul_precision`` allows them.
 
@@ -169,9 +171,9 @@ class MECLoss(nn.Module):
         return value
 
     def _check_rate_settings(self, form: Form | None, has_targets: bool) -> None:
-        """Raise for settings of the rate that have no meaning in the cross form, or with targets."""
-        if form in ("cross", "reduction") and self.rate_weight != 1:
-            raise ValueError(f"rate_weight: expected 1 with the {form} form, got {self.rate_weight:g}")
+        """Raise for settings of the rate that have no meaning in this form, or with targets."""
+        if form != "pooled" and self.rate_weight != 1:
+            raise ValueError(f"rate_weight: expected 1 with the {form or 'default'} form, got {self.rate_weight:g}")
         if (form == "cross" or has_targets) and self.rate_views != "all":
             raise ValueError(f"rate_views: expected 'all' with targets or the cross form, got {self.rate_views!r}")
 

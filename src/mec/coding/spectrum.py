@@ -159,7 +159,7 @@ def health(
     z: Tensor,
     distortion: float,
     group: Group = None,
-    series: Literal["cross", "pooled"] | None = None,
+    series: Literal["cross", "pooled", "reduction"] | None = None,
 ) -> Health:
     """Return the health metrics of the codes z (m, d).
 
@@ -170,7 +170,7 @@ def health(
         group: process group whose rows form the batch, and all of whose processes must call this; None is this process
             alone.
         series: form of a loss with an order, which adds the spectral norm of its matrix: cross, that of p and z;
-            pooled, that of the codes of both views.
+            pooled or reduction, that of the codes of both views.
     """
     check_pair("p", p, "z", z, min_rows(group))
     check_distortion(distortion)
@@ -179,8 +179,8 @@ def health(
     counts = _row_counts(z, group)
     norm = None
     if series is not None:
-        both = (torch.cat([p, z]),) * 2 if series == "pooled" else (p, z)
-        norm = spectral_norm(*both, distortion, group=group)
+        matrix = (p, z) if series == "cross" else (torch.cat([p, z]),) * 2
+        norm = spectral_norm(*matrix, distortion, group=group)
     return Health(
         coding_length=float(torch.log1p(eigenvalues / distortion).sum()) * (sum(counts) + z.shape[1]) / 2,
         spectral_norm=norm,
