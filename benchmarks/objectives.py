@@ -4,7 +4,7 @@ Every run has the same encoder, projector, views, optimizer and number of FLOPs;
 compares the trials of each objective on held-out train images. ``test`` trains on all train images with the published
 settings and with the best trial, and looks at the test images. A run whose row is in the json already is not repeated.
 
-python benchmarks/objectives.py tune --cifar10 FOLDER --caltech101 FOLDER --fashion_mnist FOLDER
+python benchmarks/objectives.py tune --cifar10 FOLDER --caltech101 FOLDER --fashion_mnist FILE.npz
 python benchmarks/objectives.py test --cifar10 FOLDER ... --seeds [0,1,2] --scale 3
 """
 
@@ -184,7 +184,7 @@ class Job:
 def load_images(source: str, dataset: Dataset) -> dict[str, Tensor]:
     """Return images (n, c, side, side), uint8, and labels (n,) of both splits; without a test split, a fifth is one."""
     arrays = {}
-    has_splits = not Path(source).exists() or (Path(source) / "test").is_dir()
+    has_splits = not Path(source).is_dir() or (Path(source) / "test").is_dir()
     for split in ("train", "test") if has_splits else (None,):
         images = mec.open_dataset(source, split)
         squares = []
@@ -350,7 +350,7 @@ def main(
         stage: tune: all trials, on held-out train images; test: published settings and the best trial, on test images.
         cifar10: folder or name of the dataset; null leaves it out, as for the others.
         caltech101: folder of the dataset.
-        fashion_mnist: folder or name of the dataset.
+        fashion_mnist: folder, .npz file or name of the dataset.
         digits: name of the dataset.
         methods: names of the methods; null: all.
         seeds: seeds of weights, batches and views.
