@@ -138,7 +138,7 @@ def _add_recipe(
 ) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Add all settings; those of the recipe in the arguments, or of the default for DATA, are the defaults. Return a
     function that completes the parsed settings: the recipe's objective and teacher.enabled do not apply to another
-    objective."""
+    objective, and a default distortion not to another form."""
     from mec.pretraining import Recipe, packaged_recipes
     from mec.pretraining.recipe import default_recipe, load_recipe
 
@@ -163,6 +163,8 @@ def _add_recipe(
 
     def complete(settings: dict[str, Any]) -> dict[str, Any]:
         objective = settings["objective"]
+        if defaults.objective.distortion is None and "--objective.distortion" not in options:
+            objective["distortion"] = None  # that of the form
         if objective["name"] != defaults.objective.name:
             # --objective.options.temperature sets an entry of options, --objective.options all of them
             typed = {name.split(".")[1] for name in options if name.startswith("--objective.")}

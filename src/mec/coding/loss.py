@@ -19,6 +19,7 @@ from mec.coding.checks import (
     check_pair,
     check_positive,
     check_view_count,
+    describe,
 )
 from mec.coding.gram import Group, gather_counts, inverse_norms, min_rows, pad_rows, unit_rows, upcast, world_group
 from mec.coding.log_det import sum_contributions
@@ -282,4 +283,8 @@ def sweep_distortion(progress: float, first: float = FIRST_DISTORTION, last: flo
         >>> [round(sweep_distortion(progress, 0.01, 1), 4) for progress in (0, 0.5, 1)]
         [0.01, 0.1, 1.0]
     """
-    return math.exp((1 - progress) * math.log(first) + progress * math.log(last))
+    check_positive("first", first)
+    check_positive("last", last)
+    if not 0 <= progress <= 1:
+        raise ValueError(f"progress: expected a fraction in [0, 1], got {describe(progress)}")
+    return last if progress == 1 else first * (last / first) ** progress  # exact at the ends, and where they are equal

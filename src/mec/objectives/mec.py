@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mec.coding import MECLoss, health, spectral_norm, sweep_distortion
-from mec.coding.checks import check_distortion
+from mec.coding.checks import check_distortion, describe
 from mec.coding.gram import world_group
 from mec.coding.loss import FIRST_DISTORTION, LAST_DISTORTION, Form, RateViews, Views
 from mec.objectives.base import check_number
@@ -54,7 +54,10 @@ class MEC(MECLoss):
         rate_views: RateViews = "all",
     ) -> None:
         distortion = default_distortion(form) if distortion is None else distortion
-        first, last = distortion if isinstance(distortion, (tuple, list)) else (distortion, distortion)
+        ends = distortion if isinstance(distortion, (tuple, list)) else (distortion, distortion)
+        if len(ends) != 2:
+            raise ValueError(f"distortion: expected a number, or the two ends of a sweep, got {describe(distortion)}")
+        first, last = ends
         check_distortion(first)
         super().__init__(last, order, form, None, False, rate_weight, global_views, rate_views)
         check_number("warmup_factor", warmup_factor, at_least=1)

@@ -185,8 +185,8 @@ class Pretraining(TrainingModule):
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         self.step_metrics = {"lr": lr}
-        fractions = (min(1.0, self.global_step / max(1, n - 1)) for n in (self.total_steps, self.warmup_steps))
-        self.objective.schedule(*fractions)
+        step, steps = self.global_step, (self.total_steps, self.warmup_steps)
+        self.objective.schedule(*(step / max(1, n - 1) if step < n else 1.0 for n in steps))
         self.step_is_logged = self.global_step % self.recipe.log_every == 0
 
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:

@@ -15,6 +15,7 @@ import yaml
 from mec.data.dataset import DataLike, data_name, is_path
 from mec.data.transforms import VIEW_1, VIEW_2, ViewSettings
 from mec.errors import InputError, check_value, did_you_mean, join_with_or
+from mec.objectives.mec import default_distortion
 from mec.pretraining.optimizers import SHARDED_OPTIMIZERS
 from mec.pretraining.settings import (
     ObjectiveSettings,
@@ -130,8 +131,11 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Return nested dictionaries and lists, as in YAML, without settings that have no effect: those of mec with
-        another objective, and those that objects passed to ``pretrain`` replace."""
+        another objective, and those that objects passed to ``pretrain`` replace. The default distortion has its value,
+        so that a run records it."""
         settings: dict[str, Any] = dataclasses.asdict(self, dict_factory=_tuples_to_lists)
+        if self.objective.distortion is None:
+            settings["objective"] |= _tuples_to_lists([("distortion", default_distortion(self.objective.form))])
         for name in self.objective.unused_settings:
             del settings["objective"][name]
         replaced = {name for part in self.parts for name in REPLACED_SETTINGS[part]}

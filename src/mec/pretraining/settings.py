@@ -10,7 +10,6 @@ from torch import nn
 
 from mec.errors import InputError
 from mec.objectives import create_objective
-from mec.objectives.mec import default_distortion
 from mec.pretraining.optimizers import check_optimizer
 
 ObjectiveName = Literal[
@@ -51,15 +50,6 @@ class ObjectiveSettings:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.distortion is None and self.name == "mec":
-            object.__setattr__(self, "distortion", default_distortion(self.form))  # recorded with the run
-        ends = self.distortion if isinstance(self.distortion, tuple) else (self.distortion,)
-        require(
-            all(end is None or 0 < end < math.inf for end in ends),
-            "objective.distortion",
-            "positive numbers",
-            self.distortion,
-        )
         require(self.order is None or self.order >= 1, "objective.order", "at least 1, or null", self.order)
         require(1 <= self.warmup_factor < math.inf, "objective.warmup_factor", "at least 1", self.warmup_factor)
         require(0 < self.rate_weight < math.inf, "objective.rate_weight", "a positive number", self.rate_weight)
