@@ -17,6 +17,7 @@ from mec.coding import (
     health,
     rankme,
     spectral_norm,
+    sweep_distortion,
 )
 
 CODES = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
@@ -94,6 +95,10 @@ def test_invalid_settings_are_refused():
         assert_refused("steps", spectral_norm, CODES, CODES, 0.5, steps)
     for form in ("Cross", "", 4):
         assert_refused("form", MECLoss, 0.5, None, form)
+    for progress in (-0.1, 1.1, math.nan):
+        assert_refused("progress", sweep_distortion, progress)
+    assert_refused("first", sweep_distortion, 0.5, 0)
+    assert_refused("last", sweep_distortion, 0.5, 1, math.inf)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

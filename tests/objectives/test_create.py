@@ -1,5 +1,7 @@
 """Objectives by name, and errors of their arguments."""
 
+import math
+
 import pytest
 import torch
 
@@ -18,8 +20,14 @@ def test_names_create_objectives_with_their_defaults(name):
 def test_options_are_converted_as_on_the_command_line():
     mec = create_objective("mec", {"order": "4", "form": "cross", "distortion": "0.5", "warmup_factor": 8})
     assert (mec.order, mec.form, mec.distortion, mec.warmup_factor) == (4, "cross", 0.5, 8)
-    mec = create_objective("mec", {"rate_weight": "2", "global_views": "3", "rate_views": "global"})
+    mec = create_objective("mec", {"form": "pooled", "rate_weight": "2", "global_views": "3", "rate_views": "global"})
     assert (mec.rate_weight, mec.global_views, mec.rate_views) == (2, 3, "global")
+    for pair in ("[0.25,1]", [0.25, 1], (0.25, 1)):
+        mec = create_objective("mec", {"distortion": pair})
+        assert (mec.first_distortion, mec.distortion) == (0.25, 1)
+    for form in ("pooled", "cross"):  # a sweep suits the reduction
+        mec = create_objective("mec", {"form": form})
+        assert mec.first_distortion == mec.distortion == 1 / 32
     assert create_objective("mec", {"order": None}).order is None
     assert create_objective("intl", {"weight": None}).weight is None
 
@@ -35,10 +43,16 @@ def test_options_are_converted_as_on_the_command_line():
         ("simclr", {"temperature": None}, ["objective.options.temperature", "a number"]),
         ("mec", {"form": "poled"}, ["objective.form", "pooled", "'poled'"]),
         ("mec", {"distortion": -1}, ["objective.distortion", "positive", "-1"]),
+        ("mec", {"distortion": [0.1, 0]}, ["objective.distortion", "positive", "0.0"]),
+        ("mec", {"distortion": [math.inf, 0.1]}, ["objective.distortion", "positive", "inf"]),
+        ("mec", {"distortion": [0.1]}, ["objective.distortion", "a number, 2 numbers, such as 0.2,1", "[0.1]"]),
+        ("mec", {"distortion": [0.1, 0.2, 0.3]}, ["objective.distortion", "2 numbers", "[0.1, 0.2, 0.3]"]),
+        ("mec", {"distortion": ["fine", 1]}, ["objective.distortion", "2 numbers", "fine"]),
         ("mec", {"order": 0}, ["objective.order", ">= 1", "0"]),
         ("mec", {"warmup_factor": 0.5}, ["objective.warmup_factor", "at least 1", "0.5"]),
         ("mec", {"rate_weight": 0}, ["objective.rate_weight", "positive", "0"]),
         ("mec", {"rate_weight": 2, "form": "cross"}, ["objective.rate_weight", "1 with the cross form", "2"]),
+        ("mec", {"rate_weight": 2}, ["objective.rate_weight", "1 with the reduction form", "2"]),
         ("intl", {"iterations": 0}, ["objective.options.iterations", "at least 1", "0"]),
         ("vicreg", {"covariance": -1}, ["objective.options.covariance", "at least 0", "-1"]),
         ("sigreg", {"weight": 2}, ["objective.options.weight", "at most 1", "2"]),
@@ -79,6 +93,13 @@ def test_errors_of_views_are_one_line(name, arguments, words):
     message = str(error.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("distortion", [(), (0.1,), (0.1, 0.2, 0.3), (0.1, "1"), (0, 0.1), "0.1", torch.ones(2)])
+def test_mec_refuses_what_is_neither_a_number_nor_two(distortion):
+    with pytest.raises(ValueError, match=r"^distortion: expected .*, got") as error:
+        MEC(distortion)
+    assert "\n" not in str(error.value)
 
 
 def test_mec_takes_any_sequence_of_views():

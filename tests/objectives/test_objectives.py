@@ -8,7 +8,7 @@ from torch.autograd import grad
 from torch.nn.functional import normalize
 
 from mec.objectives import MEC, OBJECTIVES
-from tests.coding.reference import assert_close_in_scale, coding_rate, in_float64, ordered_pairs, random_codes
+from tests.coding.reference import assert_close_in_scale, in_float64, mec_loss, ordered_pairs, random_codes
 from tests.pairwise import pairwise
 
 from .cases import CASES, PREDICTS, arguments_of, seeded
@@ -130,54 +130,48 @@ def test_directions_of_sigreg_come_from_the_global_generator():
     assert not torch.equal(objective(views), first)
 
 
-@pytest.mark.parametrize("progress", [0.0, 0.25, 1.0])
-def test_distortion_of_mec_falls_linearly_over_the_warmup(progress):
-    objective, views = MEC(0.05, warmup_factor=8), random_codes(2, 9, 5)
-    assert objective.current_distortion == 0.05
-    objective.warmup(progress)
-    distortion = 0.05 * (8 - 7 * progress)
-    torch.testing.assert_close(objective(views), MEC(distortion)(views))
+@pytest.mark.parametrize("done", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("ends", [(0.05, 0.05), (1 / 3000, 0.7), (0.7, 1 / 3000)])
+def test_distortion_of_mec_follows_the_training_and_the_warmup(ends, done):
+    (first, last), views = ends, random_codes(2, 9, 5)
+    objective = MEC(first if first == last else ends, warmup_factor=8)
+    assert objective.current_distortion == first
+    objective.schedule(done)
+    distortion = first ** (1 - done) * last**done
+    assert objective.current_distortion == pytest.approx(distortion, rel=1e-12 if 0 < done < 1 < last / first else 0)
+    objective.warmup(done)
+    distortion *= 8 - 7 * done
+    torch.testing.assert_close(objective(views), mec_loss(views, None, distortion))
     assert objective.health(views)["distortion"] == pytest.approx(distortion)
-
-
-@pytest.mark.parametrize(("order", "form", "norm_of"), [(None, "pooled", ""), (4, "cross", "pz"), (4, "pooled", "uu")])
-def test_health_of_mec_is_that_of_the_second_targets(order, form, norm_of):
-    p1, p2, t1, t2 = (z.detach() for z in random_codes(4, 64, 5))
-    metrics = MEC(0.3, order, form).health([p1, p2], [t1, t2])
-    eigenvalues = torch.linalg.eigvalsh(normalize(t2).T @ normalize(t2) / 64)
-    assert metrics["coding_length"] == pytest.approx((64 + 5) / 2 * float(torch.log1p(eigenvalues / 0.3).sum()))
-    assert metrics["effective_rank"] == pytest.approx(float(torch.special.entr(eigenvalues).sum().exp()))
-    assert metrics["rankme"] > metrics["effective_rank"]
-    u = normalize(torch.cat([p1, t2]))
-    norms = {"pz": normalize(p1) @ normalize(t2).T / (64 * 0.3), "uu": u @ u.T / (128 * 0.3)}
-    if norm_of:
-        assert metrics["spectral_norm"] == pytest.approx(float(torch.linalg.norm(norms[norm_of], 2)), rel=0.05)
-    assert ("spectral_norm" in metrics) == bool(norm_of)
-    assert {"alpha_req", "distortion"} < set(metrics)
+    torch.testing.assert_close(objective(views, distortion=0.3), mec_loss(views, None, 0.3))
 
 
 @pytest.mark.parametrize("global_views", [None, 2])
-@pytest.mark.parametrize(("form", "has_targets"), [("pooled", False), ("pooled", True), ("cross", False)])
-def test_health_of_mec_has_both_terms_of_its_loss(form, has_targets, global_views):
-    num_global, weight = global_views or 4, 2.5 if form == "pooled" else 1.0
+@pytest.mark.parametrize(
+    ("form", "has_targets"), [("reduction", False), ("reduction", True), ("pooled", False), ("cross", True)]
+)
+@pytest.mark.parametrize("order", [None, 4])
+def test_health_of_mec_is_that_at_a_fixed_distortion(form, has_targets, global_views, order):
+    num_global, fixed = global_views or 4, 1 / 32
     codes = [z.detach() for z in random_codes(4 + num_global, 64, 5)]
     codes, targets = codes[:4], codes[4:] if has_targets else None
-    objective = MEC(0.3, 2, form, rate_weight=weight, global_views=global_views)
-    metrics = objective.health(codes, targets)
+    metrics = MEC(0.3, order, form, global_views=global_views).health(codes, targets)
     others = targets or codes
     cosines = [(normalize(codes[b]) * normalize(others[a])).sum(1).mean() for a, b in ordered_pairs(num_global, 4)]
     assert metrics["disagreement"] == pytest.approx(1 - float(torch.stack(cosines).mean()))
-    rate_term = float(objective(codes, targets)) - (metrics["disagreement"] if form == "pooled" else 0)
-    assert metrics["coding_rate"] == pytest.approx(-rate_term / (weight * 0.3))
-    if form == "pooled" and not has_targets:
-        joined = torch.cat(codes)
-        assert metrics["coding_rate"] == pytest.approx(float(coding_rate(joined, joined, 0.3, 2)))
-        u = normalize(joined)
-        norm = float(torch.linalg.norm(u @ u.T, 2)) / (256 * 0.3)
-        assert metrics["spectral_norm"] == pytest.approx(norm, rel=0.05)
-    z = normalize(others[num_global - 1])
+    reduction = mec_loss(codes, targets, fixed, None, "reduction", global_views=global_views)
+    assert metrics["rate_reduction"] == pytest.approx(-float(reduction) / fixed)
+    p, z = normalize(codes[0]), normalize(others[num_global - 1])
     eigenvalues = torch.linalg.eigvalsh(z.T @ z / 64)
+    assert metrics["coding_length"] == pytest.approx((64 + 5) / 2 * float(torch.log1p(eigenvalues / fixed).sum()))
     assert metrics["effective_rank"] == pytest.approx(float(torch.special.entr(eigenvalues).sum().exp()))
+    assert metrics["rankme"] > metrics["effective_rank"]
+    assert ("spectral_norm" in metrics) == (order is not None)
+    if order is not None:
+        u = torch.cat([p, z]) if has_targets else normalize(torch.cat(codes))
+        norm = torch.linalg.norm(p @ z.T if form == "cross" else u @ u.T, 2) / (len(p if form == "cross" else u) * 0.3)
+        assert metrics["spectral_norm"] == pytest.approx(float(norm), rel=0.05)
+    assert {"alpha_req", "distortion"} < set(metrics)
 
 
 def test_mec_returns_what_is_not_finite():

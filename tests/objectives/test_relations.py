@@ -28,7 +28,7 @@ def balanced_codes() -> Tensor:
     return z
 
 
-@pytest.mark.parametrize("form", ["cross", "pooled"])
+@pytest.mark.parametrize("form", ["cross", "pooled", "reduction"])
 def test_order_one_of_mec_is_simsiam_and_byol(views, form):
     first_order = MECLoss(0.3, order=1, form=form)(views[:2], views[2:])
     torch.testing.assert_close(SimSiam()(views[:2], views[2:]), first_order)
@@ -39,7 +39,7 @@ def test_of_views_that_agree_all_are_multiples_of_one_rate(views):
     z, epsilon_squared = views[0], 0.5
     distortion = epsilon_squared / D
     rate = coding_rate(z, distortion)
-    for form in ("pooled", "cross"):
+    for form in ("pooled", "cross", "reduction"):
         torch.testing.assert_close(MECLoss(distortion, form=form)([z, z]), -distortion * rate)
     torch.testing.assert_close(EMPSSL(epsilon_squared, weight=3)([z, z]), -3 - rate / 2)
     torch.testing.assert_close(SimDINO(epsilon_squared, weight=3)([z, z], [z, z]), -3 * rate / 2)
