@@ -185,15 +185,16 @@ def load_images(source: str, dataset: Dataset) -> dict[str, Tensor]:
     """Return images (n, c, side, side), uint8, and labels (n,) of both splits; without a test split, a fifth is one."""
     arrays = {}
     has_splits = not Path(source).is_dir() or (Path(source) / "test").is_dir()
-    for split in ("train", "test") if has_splits else (None,):
+    for split in ("train", "test") if has_splits else ("all",):
         images = mec.open_dataset(source, split)
         squares = []
         for i in range(len(images)):
             image = Image.fromarray(read_image(images, i, PixelFormat(dataset.channels)).squeeze())
             square = ImageOps.fit(image, (dataset.side, dataset.side), Image.Resampling.LANCZOS)
             squares.append(np.asarray(square).reshape(dataset.side, dataset.side, dataset.channels))
-        arrays[split or "train"] = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
-        arrays[f"{split or 'train'}_labels"] = torch.as_tensor(np.asarray(images.labels), dtype=torch.long)
+        name = "train" if split == "all" else split
+        arrays[name] = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
+        arrays[f"{name}_labels"] = torch.as_tensor(np.asarray(images.labels), dtype=torch.long)
     if not has_splits:
         order = torch.from_numpy(np.random.default_rng(0).permutation(len(arrays["train"])))
         for name in ("train", "train_labels"):
