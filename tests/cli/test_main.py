@@ -136,15 +136,20 @@ def test_options_of_an_objective_and_no_others_apply_to_another_objective(monkey
         ["--objective.name", "vicreg", "--teacher.enabled", "true"],
         ["--objective.distortion", "0.1"],
         ["--objective.form", "pooled", "--objective.rate-weight", "2"],
+        ["--objective.distortion", "[0.001,1]"],
+        ["--objective.distortion", "0.001,1"],
+        ["--objective.form", "pooled", "--recipe", "small"],  # a sweep suits the reduction
     ):
         assert call(*common, *options) == 0
     expected = ObjectiveSettings(name="simclr", options={"temperature": 0.2})
     assert [recipe.objective for recipe in recipes[:2]] == [expected, expected]
     # the teacher of the paper's recipe belongs to the paper's objective
-    assert [recipe.teacher.enabled for recipe in recipes] == [False, False, True, True, True]
+    assert [recipe.teacher.enabled for recipe in recipes] == [False, False, *[True] * 5, False]
     paper = load_recipe("imagenet-resnet50").objective
     assert recipes[3].objective == replace(paper, distortion=0.1)
     assert recipes[4].objective == replace(paper, form="pooled", rate_weight=2.0)
+    assert recipes[5].objective == recipes[6].objective == replace(paper, distortion=(0.001, 1.0))
+    assert recipes[7].setting("objective.distortion") == 1 / 32
 
 
 def test_a_run_with_an_object_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,6 +164,8 @@ ERRORS = {
     "pretrain EMPTY --out OUT": "no image in",
     "pretrain DATA --out OUT --epochs -1": "epochs: ",
     "pretrain DATA --out OUT --objective.distortion 0": "objective.distortion: ",
+    "pretrain DATA --out OUT --objective.distortion [0.1]": "objective.distortion: ",
+    "pretrain DATA --out OUT --objective.distortion 0.1,-1": "objective.distortion: ",
     "pretrain DATA --out OUT --objective.form cross --objective.rate_weight 2": "objective.rate_weight: ",
     "pretrain DATA --out OUT --objective.name simclr --objective.options.temp 1": "options temperature with simclr",
     "pretrain DATA --out OUT --objective.name simsiam --teacher.enabled true": "teacher.enabled: ",

@@ -54,7 +54,7 @@ class VICReg(nn.Module):
 
     def __init__(self, variance: float = 25.0) -> None:
         super().__init__()
-        self.variance, self.log_weight, self.progress = variance, nn.Parameter(torch.zeros(())), -1.0
+        self.variance, self.log_weight, self.warm, self.done = variance, nn.Parameter(torch.zeros(())), -1.0, -1.0
 
     def forward(self, codes: Codes) -> Tensor:
         invariance = mse_loss(*(z + 0.1 * torch.randn_like(z) for z in codes))
@@ -64,10 +64,13 @@ class VICReg(nn.Module):
         return 25 * (invariance * self.log_weight.exp() - self.log_weight) + self.variance * spread + redundancy
 
     def health(self, codes: Codes) -> dict[str, Any]:
-        return {"deviation": codes[0].std(0).mean(), "progress": self.progress, "rows": len(codes[0])}
+        return {"deviation": codes[0].std(0).mean(), "warm": self.warm, "done": self.done, "rows": len(codes[0])}
+
+    def schedule(self, progress: float) -> None:
+        self.done = progress
 
     def warmup(self, progress: float) -> None:
-        self.progress = progress
+        self.warm = progress
 
 
 def cosine(codes: Codes, targets: Codes) -> Tensor:

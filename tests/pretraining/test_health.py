@@ -10,6 +10,7 @@ from mec.pretraining import ObjectiveSettings, OptimizerSettings, Recipe
 from mec.pretraining.health import PATIENCE, HealthMonitor
 
 SERIES = Recipe(objective=ObjectiveSettings("cross", 1 / 32, 4))
+CONSTANT = Recipe(objective=ObjectiveSettings(distortion=1 / 32))
 
 
 def verdicts(recipe: Recipe | None = None, warmup: int = 0, **columns: list[float]) -> dict[str, str]:
@@ -32,10 +33,13 @@ def verdicts(recipe: Recipe | None = None, warmup: int = 0, **columns: list[floa
     ],
 )
 def test_trouble_that_lasts_is_reported_where_it_began(ranks: list[float], expected: dict[str, str]) -> None:
-    found = verdicts(effective_rank=ranks)
+    found = verdicts(CONSTANT, effective_rank=ranks)
     assert found.keys() == expected.keys()
     assert all(text in found[kind] for kind, text in expected.items())
     assert PATIENCE == 3
+    # where the distortion rises, the rank is to fall
+    sweeps = verdicts(Recipe(objective=ObjectiveSettings(distortion=(0.01, 1))), effective_rank=ranks)
+    assert sweeps == {kind: text for kind, text in found.items() if kind != "falling rank"}
 
 
 def objective(*settings: Any, **others: Any) -> Recipe:
@@ -46,7 +50,8 @@ def test_the_radius_of_convergence_matters_only_with_a_series() -> None:
     assert verdicts(spectral_norm=[5] * 9) == verdicts(SERIES, spectral_norm=[1.9] * 9) == {}
     assert verdicts(objective("cross", 1 / 32, None), spectral_norm=[5] * 9) == {}
     expected = (
-        "objective.form to pooled and objective.order to null or raise objective.distortion from 0.03125 to about 0.16."
+        "objective.form to reduction and objective.order to null or raise objective.distortion from 0.03125 to about "
+        "0.16."
     )
     assert verdicts(SERIES, spectral_norm=[5] * 9)["radius"].endswith(f"Set {expected}")
     pooled = verdicts(objective("pooled", 0.1, 4), spectral_norm=[3] * 9)["radius"]
@@ -61,8 +66,8 @@ def test_the_radius_of_convergence_matters_only_with_a_series() -> None:
         (("pooled", 1.0), "Lower objective.distortion from 1 toward 0.03125 (1/32) or lower optimizer.lr"),
         (("cross", 0.002, 4), "Raise objective.distortion from 0.002 toward 0.03125 (1/32) or"),
         # lowered alone, the distortion would leave the radius of convergence
-        (("cross", 0.25, 4), "Set objective.form to pooled and objective.order to null, and lower"),
-        (("cross", 0.25, 1), "Set objective.form to pooled and objective.order to null (order 1 is the mean cosine"),
+        (("cross", 0.25, 4), "Set objective.form to reduction and objective.order to null, and lower"),
+        (("cross", 0.25, 1), "Set objective.form to reduction and objective.order to null (order 1 is the mean cosine"),
         (("pooled", 0.25, 3), "Set objective.order to null (order 3 favors equal codes) or lower optimizer.lr"),
     ],
 )
@@ -90,7 +95,9 @@ def test_advice_names_only_settings_that_can_be_changed() -> None:
         "Lower optimizer.lr from 0.001 to about 0.00033 or lengthen optimizer.warmup_epochs from 10 to 15."
     )
     assert "order" not in longer
-    assert "or set objective.form to pooled." in advice("skipped_steps", [1.0] * 9, "skipped steps", objective("cross"))
+    assert "or set objective.form to reduction." in advice(
+        "skipped_steps", [1.0] * 9, "skipped steps", objective("cross")
+    )
 
 
 def test_settings_of_a_damaged_recipe_leave_the_advice_general() -> None:

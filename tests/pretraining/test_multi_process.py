@@ -22,7 +22,7 @@ from tests.processes import needs_gloo, run_ranks
 pytestmark = needs_gloo
 
 IMAGES, BATCH, STEPS = 163, 32, 10
-POOLED = replace(
+DEFAULT = replace(
     TINY,
     backbone_options={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "zero_init_last": False},
     channels=3,
@@ -38,7 +38,7 @@ The number of processes changes the order of sums. In float64 the differences re
 float32 training amplifies them (SGD at ten times this lr a millionfold), so that the lr must be small.
 """
 PAPER = replace(
-    POOLED,
+    DEFAULT,
     objective=ObjectiveSettings("cross", 0.25, 4, 8),
     teacher=TeacherSettings(True, 0.9, 8),
     optimizer=OptimizerSettings("sgd", 0.04, 1e-5, 0.9, 1),
@@ -53,13 +53,13 @@ def with_small_lr(recipe: Recipe) -> Recipe:
 
 
 RUNS = {  # name: (data, recipe, dtype); "in chunks" applies to several processes only
-    "arrays, pooled": ("arrays.npz", POOLED, torch.float64),
+    "arrays, default": ("arrays.npz", DEFAULT, torch.float64),
     "folder, paper": ("folder", PAPER, torch.float64),
-    "shards, pooled": ("shards", with_small_lr(POOLED), torch.float32),
+    "shards, default": ("shards", with_small_lr(DEFAULT), torch.float32),
     "table, paper": ("table.parquet", with_small_lr(PAPER), torch.float32),
     "arrays, in chunks": ("arrays.npz", IN_CHUNKS, torch.float64),
 }
-CASES = [(name, 2) for name in RUNS] + [("shards, pooled", 4)]
+CASES = [(name, 2) for name in RUNS] + [("shards, default", 4)]
 """Names of runs, and numbers of processes."""
 
 

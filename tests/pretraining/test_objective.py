@@ -134,7 +134,10 @@ def test_resume_after_sigkill_within_an_epoch_is_bit_identical(undisturbed: Run,
     a, b = map(last_state, folders)
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
-    rows = [[(row["step"], row["loss"], row["deviation"]) for row in Run(folder).metrics()] for folder in folders]
+    rows = [
+        [(row["step"], row["loss"], row["deviation"], row["done"]) for row in Run(folder).metrics()]
+        for folder in folders
+    ]
     assert rows[0] == rows[1]
 
 
@@ -145,15 +148,26 @@ def last_state(run: Path) -> dict[str, Tensor]:
     return state
 
 
-def test_metrics_warm_up_and_parameters_of_an_objective(undisturbed: Run) -> None:
+def test_metrics_schedules_and_parameters_of_an_objective(undisturbed: Run) -> None:
     rows = undisturbed.metrics()
     assert len(rows) == 2 * STEPS_PER_EPOCH
-    assert rows[0].keys() >= {"loss", "deviation", "progress", "rows", "effective_rank", "rankme", "alpha_req", "lr"}
+    assert rows[0].keys() >= {
+        "loss",
+        "deviation",
+        "warm",
+        "done",
+        "rows",
+        "effective_rank",
+        "rankme",
+        "alpha_req",
+        "lr",
+    }
     assert "coding_length" not in rows[0]
     assert {row["rows"] for row in rows} == {32}
     assert all(0.01 < row["deviation"] < 10 for row in rows)
     # half an epoch of warm-up: two steps, from 0 to 1
-    assert [row["progress"] for row in rows] == [0, 1, 1, 1, 1, 1, 1, 1]
+    assert [row["warm"] for row in rows] == [0, 1, 1, 1, 1, 1, 1, 1]
+    assert [row["done"] for row in rows] == pytest.approx([step / 7 for step in range(8)])
     state = last_state(undisturbed.folder)
     (weight,) = [value for name, value in state.items() if name.endswith("log_weight")]
     assert weight != 0
@@ -187,7 +201,7 @@ def test_a_run_is_not_resumed_with_another_objective(undisturbed: Run, capsys: p
 def test_the_object_of_the_user_stays_unchanged(tmp_path: Path) -> None:
     objective = VICReg()
     first = recorded_run(tmp_path / "first", objective=objective)
-    assert (objective.log_weight.item(), objective.progress) == (0, -1)
+    assert (objective.log_weight.item(), objective.warm, objective.done) == (0, -1, -1)
     again = recorded_run(tmp_path / "again", objective=objective)
     assert first.losses == again.losses
 

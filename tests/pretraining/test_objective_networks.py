@@ -89,13 +89,6 @@ def test_objectives_are_given_four_views(objective: Any, tmp_path: Path) -> None
     assert np.isfinite(run.losses).all()
 
 
-def test_mec_with_four_views_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^objective: .*MEC: .* of 4 views: .*two") as error:
-        mec.pretrain("digits", tmp_path / "run", RECIPE, view_transform=four_views)
-    single_line(error)
-    assert not (tmp_path / "run").exists()
-
-
 # Errors
 
 

@@ -88,7 +88,11 @@ DESCRIBED: dict[str, tuple[Any, str]] = {
         f"{HERE}.Learned(dim=3, criterion=torch.nn.modules.loss.MSELoss(reduction='mean'))",
     ),
     "built-in": (SimCLR(0.2), "mec.objectives.simclr.SimCLR(temperature=0.2)"),
-    "mec": (MEC(), "mec.objectives.mec.MEC(distortion=0.03125, order=None, form='pooled', warmup_factor=1.0)"),
+    "mec": (
+        MEC((0.25, 1)),
+        "mec.objectives.mec.MEC(distortion=[0.25, 1], order=None, form='reduction', warmup_factor=1.0, "
+        "rate_weight=1.0, global_views=None, rate_views='all')",
+    ),
     "torchvision": (
         COMPOSE,
         f"{V2}._container.Compose(transforms=[{V2}._geometry.RandomHorizontalFlip(p=0.1), "

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from mec.errors import InputError
+from mec.objectives.mec import default_distortion
 from mec.pretraining import load_recipe, packaged_recipes
 from mec.pretraining.recipe import make_recipe
 
@@ -13,9 +14,24 @@ def test_packaged_recipes_load_and_round_trip_through_yaml() -> None:
     for name in packaged_recipes():
         recipe = load_recipe(name)
         settings = yaml.safe_load(yaml.safe_dump(recipe.as_dict()))
-        assert make_recipe(settings) == recipe
+        assert make_recipe(settings).as_dict() == recipe.as_dict() == settings
         assert settings["objective"].pop("rate_weight") == 1.0  # recipes of earlier versions have none
-        assert make_recipe(settings) == recipe
+        assert make_recipe(settings).as_dict() == recipe.as_dict()
+
+
+def test_a_run_records_the_default_distortion_of_its_form() -> None:
+    ends = default_distortion("reduction")
+    assert isinstance(ends, tuple)
+    assert make_recipe({}).setting("objective.distortion") == [*ends]
+    for form in ("pooled", "cross"):
+        assert make_recipe({"objective": {"form": form}}).setting("objective.distortion") == 1 / 32
+    for distortion in (0.1, [0.001, 1]):
+        recipe = make_recipe({"objective": {"distortion": distortion}})
+        assert recipe.setting("objective.distortion") == distortion
+        assert make_recipe(yaml.safe_load(yaml.safe_dump(recipe.as_dict()))) == recipe
+    assert make_recipe({"objective": {"name": "simclr"}}).setting("objective.distortion") is None
+    sweeps = [load_recipe(name).setting("objective.distortion") for name in ("small", "cifar10-resnet18")]
+    assert sweeps == [[*ends]] * 2
 
 
 def test_the_imagenet_recipe_equals_the_papers_code() -> None:
@@ -46,7 +62,10 @@ def test_digits_are_neither_flipped_nor_solarized() -> None:
         ({"batch_size": 1}, "batch_size: expected at least 2, got 1"),
         ({"epochs": "many"}, "epochs"),
         ({"objective": {"nonsense": 1}}, "nonsense"),
-        ({"objective": {"distortion": 0}}, "objective.distortion: expected a positive number"),
+        ({"objective": {"distortion": 0}}, "objective.distortion: expected a positive finite number, got 0.0"),
+        ({"objective": {"distortion": [0.1, 0]}}, "objective.distortion: expected a positive finite number, got 0.0"),
+        ({"objective": {"distortion": [0.1]}}, r"objective.distortion: expected .* 2 numbers, .*got \[0.1\]"),
+        ({"objective": {"distortion": [0.1, 1], "name": "simclr"}}, "objective.distortion: expected none with"),
         ({"objective": {"rate_weight": -1}}, "objective.rate_weight: expected a positive number"),
         ({"objective": {"order": 0}}, "objective.order: expected at least 1"),
         ({"objective": {"form": "other"}}, "objective.form"),

@@ -63,10 +63,21 @@ def test_every_step_is_logged_and_the_loss_falls(run: Run) -> None:
     rows = run.metrics()
     assert [row["step"] for row in rows] == list(range(1, 21))
     assert all(math.isfinite(v) for row in rows for v in row.values())
-    assert np.mean([r["loss"] for r in rows[-4:]]) < np.mean([r["loss"] for r in rows[:4]]) - 0.05
+    means = {name: [np.mean([row[name] for row in part]) for part in (rows[:4], rows[-4:])] for name in rows[0]}
+    assert means["loss"][1] < means["loss"][0] - 0.05
+    assert means["disagreement"][1] < means["disagreement"][0] - 0.05
+    assert means["rate_reduction"][1] > means["rate_reduction"][0] + 0.1
     assert 1 < rows[-1]["effective_rank"] <= 16
     assert rows[0]["lr"] == 0
     assert max(r["lr"] for r in rows) == pytest.approx(5e-3)
+
+
+def test_the_distortion_sweeps_in_equal_factors_from_the_first_step_to_the_last(run: Run) -> None:
+    first, last = run.recipe().setting("objective.distortion")
+    assert first < last / 10
+    distortions = [row["distortion"] for row in run.metrics()]
+    assert (distortions[0], distortions[-1]) == (first, last)
+    np.testing.assert_allclose(distortions, np.geomspace(first, last, 20), rtol=1e-5)
 
 
 def test_views_differ_between_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +120,8 @@ def test_resume_is_bit_identical(run: Run, tmp_path: Path, monkeypatch: pytest.M
     resumed = pretrain("digits", tmp_path, TINY, resume=True)
     assert (tmp_path / "encoder.safetensors").read_bytes() == (run.folder / "encoder.safetensors").read_bytes()
     assert [r["step"] for r in resumed.metrics()] == list(range(1, 21))
-    assert [r["loss"] for r in resumed.metrics()] == [r["loss"] for r in run.metrics()]
+    for name in ("loss", "distortion", "rate_reduction"):
+        assert [r[name] for r in resumed.metrics()] == [r[name] for r in run.metrics()]
     steps = sorted(p.name.partition("-")[0] for p in (tmp_path / "checkpoints").iterdir())
     assert steps == ["step=000000018", "step=000000019", "step=000000020"]
 
@@ -133,18 +145,19 @@ def test_nothing_is_written_if_the_data_is_invalid(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_distortion_warms_up_in_the_papers_form(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("warmup_epochs", "first"), [(1, 2.0), (0, 0.25)])
+def test_distortion_warms_up_in_the_papers_form(warmup_epochs: int, first: float, tmp_path: Path) -> None:
     recipe = replace(
         TINY,
         epochs=2,
         objective=ObjectiveSettings("cross", 0.25, 4, 8),
         teacher=TeacherSettings(True, 0.9, 8),
-        optimizer=OptimizerSettings("sgd", 0.1, 1e-5, 0.9, 1),
+        optimizer=OptimizerSettings("sgd", 0.1, 1e-5, 0.9, warmup_epochs),
     )
     rows = pretrain("digits", tmp_path / "run", recipe).metrics()
     # the warm-up, a quarter of ten steps, lowers the distortion from eight times its final value
-    assert rows[0]["distortion"] == pytest.approx(2.0)
-    assert rows[-1]["distortion"] == pytest.approx(0.25)
+    assert rows[0]["distortion"] == pytest.approx(first)
+    assert {row["distortion"] for row in rows[2:]} == {0.25}
 
 
 def test_photographs_of_different_sizes_are_loaded_by_workers(
