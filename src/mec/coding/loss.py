@@ -227,7 +227,7 @@ class MECLoss(nn.Module):
     def extra_repr(self) -> str:
         defaults = {"rate_weight": 1, "global_views": None, "rate_views": "all"}
         changed = {name: value for name, default in defaults.items() if (value := getattr(self, name)) != default}
-        text = f"distortion={self.distortion:.4g}, order={self.order}, form={self.form}"
+        text = f"distortion={self.distortion}, order={self.order}, form={self.form}"
         return text + "".join(f", {name}={value}" for name, value in changed.items())
 
 

@@ -57,18 +57,18 @@ class MEC(MECLoss):
         ends = distortion if isinstance(distortion, (tuple, list)) else (distortion, distortion)
         if len(ends) != 2:
             raise ValueError(f"distortion: expected a number, or the two ends of a sweep, got {describe(distortion)}")
-        first, last = ends
-        check_distortion(first)
-        super().__init__(last, order, form, None, False, rate_weight, global_views, rate_views)
+        check_distortion(ends[0])
+        super().__init__(ends[1], order, form, None, False, rate_weight, global_views, rate_views)
         check_number("warmup_factor", warmup_factor, at_least=1)
-        self.first_distortion, self.warmup_factor = first, warmup_factor
+        self.distortion = distortion  # type: ignore[assignment]  # as given, for the recipe of a run
+        self.warmup_factor, self._ends = warmup_factor, ends
         self._progress, self._warmup_progress = 0.0, 1.0
 
     @property
     def current_distortion(self) -> float:
         """Distortion of the next step."""
         factor = self.warmup_factor + (1 - self.warmup_factor) * self._warmup_progress
-        return factor * sweep_distortion(self._progress, self.first_distortion, self.distortion)
+        return factor * sweep_distortion(self._progress, *self._ends)
 
     def schedule(self, progress: float) -> None:
         """Set the fraction of the training that is done, in [0, 1]."""
@@ -106,5 +106,4 @@ class MEC(MECLoss):
         return metrics | {"distortion": self.current_distortion}
 
     def extra_repr(self) -> str:
-        sweep = f", first_distortion={self.first_distortion:.4g}" * (self.first_distortion != self.distortion)
-        return f"{super().extra_repr()}{sweep}, warmup_factor={self.warmup_factor:g}"
+        return f"{super().extra_repr()}, warmup_factor={self.warmup_factor:g}"
