@@ -108,7 +108,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (["evaluate", "few"], {"few-shot"}),
         (["pretrain", "photos", "--ep"], {"--epochs"}),
-        (["pretrain", "photos", "--objective.form", ""], {"pooled", "cross"}),
+        (["pretrain", "photos", "--objective.form", ""], {"reduction", "pooled", "cross"}),
         (["pretrain", "ph"], {"photos"}),
         (["pretrain", "photos", "--recipe", "my"], {"my.yaml"}),
         (["evaluate", "knn", "photos", "--k"], {"--k"}),

@@ -35,8 +35,8 @@ HOSTILE_NAMES = (
     "{{ 7 * 7 }} %{x} $x$",
 )
 COLUMNS = [
-    "step", "epoch", "loss", "coding_length", "spectral_norm", "effective_rank", "rankme", "alpha_req", "distortion",
-    "lr", "skipped_steps", "images_per_second", "data_wait_fraction", "seconds",
+    "step", "epoch", "loss", "coding_length", "spectral_norm", "effective_rank", "rankme", "alpha_req", "disagreement",
+    "rate_reduction", "distortion", "lr", "skipped_steps", "images_per_second", "data_wait_fraction", "seconds",
 ]  # fmt: skip
 KNN_ROWS = {
     "encoder": {"k=20": 0.912, "k=20 top-5": 0.99},
@@ -101,6 +101,7 @@ def thumbnail(sprites: SpriteSheet, index: int) -> np.ndarray:
 def metrics_row(step: int, **changes: float) -> dict[str, Any]:
     """A row of metrics.csv of a healthy run: ten steps of warm-up, ten steps per epoch."""
     row = dict(zip(COLUMNS, (step, step // 10, 1 / (1 + step), 100 + step, 0.5, 10 + step / 10), strict=False))
+    row |= {"disagreement": 1 / (2 + step), "rate_reduction": step + 1, "distortion": 2.0 ** (step - 40)}
     lr = step / 10 if step <= 10 else 1 / step
     row |= {"lr": lr, "skipped_steps": 0, "images_per_second": 500, "data_wait_fraction": 0.05, "seconds": 2 * step}
     return row | changes

@@ -106,7 +106,7 @@ def test_all_charts_and_maps_are_drawn(desktop: Any) -> None:
     for section in ("results", "features", "training", "settings"):
         assert page.locator(f"section#{section} h2").is_visible()
     charts = page.locator("section#training .plot")
-    assert charts.count() == 10  # seven columns of metrics.csv, two probes of one run and one of the other
+    assert charts.count() == 13  # ten columns of metrics.csv, two probes of one run and one of the other
     assert page.locator(".modebar").count() == 0  # its icons would cover the curves
     for index in range(charts.count()):
         assert charts.nth(index).locator(".js-line").count() in (1, 2)

@@ -18,7 +18,8 @@ CSS = Path(charts.__file__).parent / "template" / "report.css"
 def test_every_metric_has_a_chart_with_a_curve_per_run(tmp_path: Path) -> None:
     records = read_records([write_run(tmp_path / "a", **SERIES), write_run(tmp_path / "b", steps=20, **SERIES)])
     by_title = {chart.title: chart for chart in charts.curve_charts(records)}
-    expected = ["Loss", "Coding length", "Spectral norm", "Effective rank", "Learning rate", "Waiting", "Images per"]
+    expected = ["Loss", "Disagreement", "Rate reduction", "Distortion", "Coding length", "Spectral norm"]
+    expected += ["Effective rank", "Learning rate", "Waiting", "Images per"]
     for title in [*expected, "Online probe: kNN", "Online probe: linear"]:
         (chart,) = [chart for full_title, chart in by_title.items() if full_title.startswith(title)]
         a, b = chart.figure["data"]
@@ -27,7 +28,7 @@ def test_every_metric_has_a_chart_with_a_curve_per_run(tmp_path: Path) -> None:
     loss = by_title["Loss"].figure["data"][0]
     assert loss["x"] == list(range(40))
     assert loss["y"] == pytest.approx([1 / (1 + step) for step in range(40)], rel=1e-4)
-    assert len(by_title) == 9
+    assert len(by_title) == 12
 
 
 def test_summary_contains_first_and_last_value_and_the_radius_of_convergence_is_a_labeled_line(tmp_path: Path) -> None:
