@@ -4,7 +4,7 @@
 
 One step is forward and backward of the loss of two views. The textbook implementation normalizes, computes the m x m
 matrix of each pair and its powers (or slogdet) under autograd. Both are timed alternately in one run. Memory is the
-peak allocation of a step beyond its inputs, gradients included. A second table has the time of the pooled form of more
+peak allocation of a step beyond its inputs, gradients included. A second table has the time of the default form of more
 views, as a multiple of that of as many views in pairs of two.
 """
 
@@ -33,7 +33,7 @@ from machine import cpu_name
 from mec import MECLoss
 
 SIZES = [(256, 2048), (1024, 256), (1024, 2048), (4096, 2048)]
-CASES = ["cross, order 4", "cross, exact", "pooled, exact"]
+CASES = ["cross, order 4", "cross, exact", "pooled, exact", "reduction, exact"]
 NUM_VIEWS = (2, 4, 8)
 DISTORTION = 1 / 32
 Views = tuple[Tensor, ...]
@@ -64,6 +64,15 @@ def textbook_pooled(z: Views) -> Tensor:
     return 1 - (u1 * u2).sum(dim=1).mean() - DISTORTION * rate
 
 
+def textbook_reduction(z: Views) -> Tensor:
+    u1, u2 = normalize(z[0]), normalize(z[1])
+    rates = []
+    for rows in (torch.cat([u1 - u2, u2 - u1]) / 2**0.5, torch.cat([u1, u2])):
+        C = rows @ rows.T / (len(rows) * DISTORTION)
+        rates.append(torch.linalg.slogdet(torch.eye(len(rows), device=rows.device) + C).logabsdet)
+    return DISTORTION * (rates[0] - rates[1])
+
+
 def random_views(count: int, m: int, d: int, device: str) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(m, d, generator=generator)
@@ -78,7 +87,9 @@ def losses(case: str, m: int, d: int, device: str) -> tuple[Loss, Loss, Views]:
         return partial(MECLoss(DISTORTION, order=4), p, z), partial(textbook_cross, p, z, 4), p
     if case == "cross, exact":
         return partial(MECLoss(DISTORTION, order=None), p, z), partial(textbook_cross, p, z, None), p
-    return partial(MECLoss(DISTORTION), p), partial(textbook_pooled, p), p
+    if case == "pooled, exact":
+        return partial(MECLoss(DISTORTION, form="pooled"), p), partial(textbook_pooled, p), p
+    return partial(MECLoss(DISTORTION), p), partial(textbook_reduction, p), p
 
 
 def synchronize(device: str) -> None:
@@ -146,13 +157,13 @@ def compare(case: str, m: int, d: int, device: str, budget: float) -> dict[str, 
 
 
 def compare_views(m: int, d: int, device: str, budget: float) -> dict[str, Any]:
-    """Return the milliseconds of the pooled form of each number of views, timed in turn."""
+    """Return the milliseconds of the default form of each number of views, timed in turn."""
     codes = tuple(view.requires_grad_() for view in random_views(max(NUM_VIEWS), m, d, device))
     loss, rounds = MECLoss(DISTORTION), []
     while len(rounds) < 4 or (sum(map(sum, rounds)) < 2 * budget and len(rounds) < 200):
         rounds.append([seconds(partial(loss, codes[:count]), codes[:count], device) for count in NUM_VIEWS])
     ms = [1000 * statistics.median(column[1:]) for column in zip(*rounds, strict=True)]  # the first round warms up
-    row = {"case": "pooled, exact", "m": m, "d": d, "rounds": len(rounds) - 1}
+    row = {"case": "reduction, exact", "m": m, "d": d, "rounds": len(rounds) - 1}
     for count, time_of_count in zip(NUM_VIEWS, ms, strict=True):
         row |= {f"{count}_views_ms": round(time_of_count, 3)}
         if count > 2:

@@ -61,7 +61,7 @@ def test_loss_in_a_loop_learns(example: Example) -> None:
     printed = example("loss_in_a_loop", "--epochs", 4, "--images", 256)
     losses = numbers(r"loss (\S+)", printed)
     assert len(losses) == 4
-    assert losses[-1] < losses[0] - 0.05
+    assert losses[-1] < losses[0] - 0.02
     before, after = numbers(r"(\S+)%", printed)
     assert min(before, after) > 30  # chance is 10 %
 
@@ -80,7 +80,7 @@ def test_large_batch_has_the_gradient_of_the_whole_batch(example: Example) -> No
     printed = example("large_batch", "--batch_size", 64, "--chunk_size", 16, "--steps", 2)
     whole, chunks, accumulation, *steps = numbers(r"loss (\S+)", printed)
     assert chunks == pytest.approx(whole, abs=1e-3)
-    assert accumulation > whole + 0.01  # the log det is concave
+    assert abs(accumulation - whole) > 0.01  # small batches have another loss
     assert len(steps) == 2
     cosines, mebibytes = numbers(r"gradients (\S+)", printed), numbers(r"activations (\S+)", printed)
     assert cosines[1] > 0.999 > 0.97 > cosines[2]
