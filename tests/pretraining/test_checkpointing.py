@@ -324,7 +324,7 @@ def test_resume_accepts_other_hardware_settings_but_no_other_recipe_or_data(undi
     assert [row["step"] for row in run.metrics()] == [1, 2, 3, 4, 6]
     # other kernels round differently, which training amplifies
     loss = {row["step"]: row["loss"] for row in Run(undisturbed).metrics()}[6]
-    assert run.metrics()[-1]["loss"] == pytest.approx(loss, rel=0.2)
+    assert run.metrics()[-1]["loss"] == pytest.approx(loss, rel=0.4)
 
 
 def test_resume_starts_a_run_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

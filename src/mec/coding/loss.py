@@ -280,7 +280,7 @@ def sweep_distortion(progress: float, first: float = FIRST_DISTORTION, last: flo
     distortion=...)``: from ``first`` to ``last`` in equal factors.
 
     Examples:
-        >>> [round(sweep_distortion(progress, 0.01, 1), 4) for progress in (0, 0.5, 1)]
+        >>> [round(sweep_distortion(progress, 0.01, 1.0), 4) for progress in (0, 0.5, 1)]
         [0.01, 0.1, 1.0]
     """
     check_positive("first", first)
