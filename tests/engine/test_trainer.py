@@ -45,7 +45,6 @@ ARGUMENTS += ["--epochs", "1", "--batch_size", "448", "--projector.hidden_dim", 
 # a sweep amplifies the rounding of three steps of so narrow a network
 ARGUMENTS += ["--objective.distortion", "0.03125"]
 ARGUMENTS += ["--log_every", "1", "--probe_every", "0", "--accelerator", "cpu", "--precision", "32-true"]
-ARGUMENTS += ["--objective.distortion", "0.03125"]  # AdamW amplifies rounding most where the gradient is small
 
 
 @pytest.fixture(autouse=True)

@@ -32,14 +32,14 @@ from mec.engine.run_folder import lock_folder
 from mec.errors import InputError
 from mec.files import StepCsv
 from mec.models.checkpoint_files import checkpoint_step
-from mec.pretraining import Run, SpeedSettings, pretrain
+from mec.pretraining import ObjectiveSettings, Run, SpeedSettings, pretrain
 from mec.pretraining.module import Pretraining
 from tests.pretraining.interrupted_runs import start_command
 from tests.pretraining.test_resume_after_kill import assert_same_run, write_photographs
 from tests.pretraining.test_run import TINY
 from tests.processes import exit_status, free_port
 
-SHORT = replace(TINY, epochs=2)
+SHORT = replace(TINY, epochs=2, objective=ObjectiveSettings("pooled"))  # a sweep amplifies rounding
 
 
 @pytest.fixture(scope="module")
@@ -322,9 +322,9 @@ def test_resume_accepts_other_hardware_settings_but_no_other_recipe_or_data(undi
     elsewhere = replace(SHORT, workers=1, devices=1, accelerator="cpu", log_every=5)
     run = pretrain("digits", out, elsewhere, resume=True)
     assert [row["step"] for row in run.metrics()] == [1, 2, 3, 4, 6]
-    # other kernels round differently, which training amplifies
+    # other kernels round differently
     loss = {row["step"]: row["loss"] for row in Run(undisturbed).metrics()}[6]
-    assert run.metrics()[-1]["loss"] == pytest.approx(loss, rel=0.4)
+    assert run.metrics()[-1]["loss"] == pytest.approx(loss, rel=0.02)
 
 
 def test_resume_starts_a_run_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
