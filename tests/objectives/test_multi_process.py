@@ -6,13 +6,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mec.objectives import OBJECTIVES, Gathered, gather_codes
+from mec.objectives import MEC, OBJECTIVES, Gathered, gather_codes
 from tests.coding.processes import run_in_processes
 from tests.processes import needs_gloo
 
 from .cases import seeded
 
 ROWS, INPUTS, D, VIEWS = (9, 7), 5, 6, 2
+ORDERS = None, 4
 
 pytestmark = needs_gloo
 
@@ -50,6 +51,8 @@ def create_student() -> nn.Module:
 def worker(rank: int) -> dict:
     x = inputs().split(ROWS, dim=1)[rank]
     results = {name: step(name, DistributedDataParallel(create_student()), x, joins=True) for name in NAMES}
+    codes = [view.detach() for view in create_student()(x)]
+    results["health"] = [MEC(0.1, order).health(codes) for order in ORDERS]
     row = torch.full((ROWS[rank], 1), float(rank), dtype=torch.bfloat16)
     groups = [dist.new_group([i]) for i in range(len(ROWS))]
     return results | {"gathered": gather_codes(row), "alone": gather_codes(row, groups[rank])}
@@ -65,6 +68,14 @@ def test_loss_and_gradient_are_those_of_the_joined_batch(results, name):
     value, gradient = step(name, create_student(), inputs(), joins=False)
     for rank in range(len(ROWS)):
         torch.testing.assert_close(results[rank][name], (value, gradient), rtol=1e-9, atol=1e-11)
+
+
+def test_health_of_mec_is_that_of_the_joined_batch(results):
+    codes = [view.detach() for view in create_student()(inputs())]
+    for i, order in enumerate(ORDERS):
+        expected = MEC(0.1, order).health(codes)
+        for rank in range(len(ROWS)):
+            assert results[rank]["health"][i] == pytest.approx(expected, rel=1e-6)
 
 
 def test_rows_are_gathered_in_rank_order(results):
