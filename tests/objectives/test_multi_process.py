@@ -75,7 +75,7 @@ def test_health_of_mec_is_that_of_the_joined_batch(results):
     for i, order in enumerate(ORDERS):
         expected = MEC(0.1, order).health(codes)
         for rank in range(len(ROWS)):
-            assert results[rank]["health"][i] == pytest.approx(expected, rel=1e-6)
+            assert results[rank]["health"][i] == pytest.approx(expected, rel=1e-4)  # of the power iteration
 
 
 def test_rows_are_gathered_in_rank_order(results):
