@@ -1,6 +1,6 @@
 """Cost of the coding rate of a global batch, and the choice of the cheapest plan. Formulas: docs/scaling.md.
 
-``rows`` counts the codes of all processes: m for the cross form, V m for the pooled form of V views. One multiplication
+``rows`` counts the codes of all processes: m for the cross form, V m for the codes of V views. One multiplication
 and one addition are two FLOPs. Bytes are those that a process sends (and receives) in ring collectives.
 """
 

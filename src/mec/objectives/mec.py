@@ -18,8 +18,8 @@ HEALTH_DISTORTION = 1 / 32
 
 
 def default_distortion(form: Form) -> float | tuple[float, float]:
-    """Return the sweep with which the reduction was measured (docs/objective-distortion.md); 1/32, the constant of the
-    paper's code, for the other forms, which a small distortion makes collapse."""
+    """Return the default sweep for the reduction (docs/objective-distortion.md), and the constant of the paper's code,
+    1/32, for the other forms: a small distortion makes the series diverge, and the pooled form collapse."""
     return (FIRST_DISTORTION, LAST_DISTORTION) if form == "reduction" else 1 / 32
 
 

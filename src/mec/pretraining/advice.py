@@ -20,7 +20,7 @@ def _number(setting: Setting, name: str) -> float | None:
 
 
 def sweeps_distortion(setting: Setting) -> bool:
-    """Return whether the distortion rises over the training, and the rank of the codes is to fall with it."""
+    """Return whether the distortion changes over the training: the rank of the codes then follows it."""
     return isinstance(setting("objective.distortion"), (list, tuple))
 
 
