@@ -51,8 +51,15 @@ def mec_loss(
     rate_weight: float = 1.0,
     global_views: int | None = None,
     rate_views: str = "all",
+    scaled: bool = False,
 ) -> Tensor:
-    """Return what MECLoss returns for these arguments."""
+    """Return what MECLoss returns for these arguments; ``scaled`` is its ``normalize``."""
+    if scaled:
+        m, d = predictions[0].shape
+        rank = min(m, d)
+        ideal = distortion * torch.logdet((1 + 1 / (rank * distortion)) * torch.eye(rank, dtype=torch.float64))
+        value = mec_loss(predictions, targets, distortion, order, form, rate_weight, global_views, rate_views)
+        return value / ideal
     form, num_global = form or ("cross" if targets else "reduction"), global_views or len(predictions)
     if targets is None and form != "cross":
         counted = num_global if rate_views == "global" else len(predictions)

@@ -141,9 +141,9 @@ def test_distortion_of_mec_follows_the_training_and_the_warmup(ends, done):
     assert objective.current_distortion == pytest.approx(distortion, rel=1e-12 if 0 < done < 1 < last / first else 0)
     objective.warmup(done)
     distortion *= 8 - 7 * done
-    torch.testing.assert_close(objective(views), mec_loss(views, None, distortion))
+    torch.testing.assert_close(objective(views), mec_loss(views, None, distortion, scaled=True))
     assert objective.health(views)["distortion"] == pytest.approx(distortion)
-    torch.testing.assert_close(objective(views, distortion=0.3), mec_loss(views, None, 0.3))
+    torch.testing.assert_close(objective(views, distortion=0.3), mec_loss(views, None, 0.3, scaled=True))
 
 
 @pytest.mark.parametrize("global_views", [None, 2])

@@ -19,18 +19,25 @@ from mec.coding.checks import (
     check_pair,
     check_positive,
     check_view_count,
-    describe,
 )
-from mec.coding.gram import Group, gather_counts, inverse_norms, min_rows, pad_rows, unit_rows, upcast, world_group
+from mec.coding.gram import (
+    Group,
+    gather_counts,
+    inverse_norms,
+    min_rows,
+    pad_rows,
+    unit_rows,
+    upcast,
+    world_group,
+)
 from mec.coding.log_det import sum_contributions
 from mec.coding.rate import Rows, cross_rate, self_rate
+from mec.coding.sweep import ideal_rate
 
 Views = Sequence[Tensor]
 """One tensor (m, d) for each view."""
 Form = Literal["cross", "pooled", "reduction"]
 RateViews = Literal["all", "global"]
-FIRST_DISTORTION, LAST_DISTORTION = 1 / 2048, 1 / 8
-"""Ends of the default sweep (docs/objective-distortion.md)."""
 
 
 class _Term(NamedTuple):
@@ -89,6 +96,9 @@ class MECLoss(nn.Module):
         global_views: number of global views, as in DINO and SwAV: the first ones. The others, local ones, are compared
             with the global views only, and targets are those of the global views. None: all views are global.
         rate_views: "all", or "global": without targets, S is the covariance of the codes of the global views only.
+        normalize: divide the loss by the rate of ideal codes, which fill all r = min(m, d) directions evenly and whose
+            views agree: r distortion log(1 + 1 / (r distortion)). Their loss is then -1 at every distortion, and a
+            sweep of the distortion changes the scale of the gradients little.
 
     Shape:
         p1, p2, z1, z2: (m, d) each, m >= 2, or >= 1 in each of several processes, any scale: rows are normalized. A
@@ -124,6 +134,7 @@ class MECLoss(nn.Module):
         rate_weight: float = 1.0,
         global_views: int | None = None,
         rate_views: RateViews = "all",
+        normalize: bool = False,
     ) -> None:
         super().__init__()
         check_distortion(distortion)
@@ -133,7 +144,7 @@ class MECLoss(nn.Module):
         check_optional_count("global_views", global_views, "all views")
         check_choice("rate_views", rate_views, ("all", "global"))
         self.distortion, self.order, self.form = distortion, order, form
-        self.group, self.check = group, check
+        self.group, self.check, self.normalize = group, check, normalize
         self.rate_weight, self.global_views, self.rate_views = rate_weight, global_views, rate_views
         self._check_rate_settings(form, has_targets=False)
         self._max_rows = 0  # to which each of several processes pads its rows: the most that any has had
@@ -205,7 +216,10 @@ class MECLoss(nn.Module):
             terms = [term._replace(views=[_fit(z, rows.padded) for z in term.views]) for term in terms]
         # terms are not batched: stacking copies, and batched LU returned wrong values in MKL's threads (torch 2.15)
         losses = [term.weight * term_loss(term, distortion, rows, group) for term in terms]
-        return sum_contributions(torch.stack(losses).sum(), group)
+        value = sum_contributions(torch.stack(losses).sum(), group)
+        if not self.normalize:
+            return value
+        return (value / ideal_rate(distortion, rows.total, terms[0].views[0].shape[1])).to(value.dtype)
 
     def _cross(self, term: _Term, distortion: float, rows: Rows, group: Group) -> Tensor:
         """Return the contribution of this process to the cross loss of predictions and targets."""
@@ -225,7 +239,7 @@ class MECLoss(nn.Module):
         return distortion * (self_rate(differences, distortion, self.order, rows.total, group) - between)
 
     def extra_repr(self) -> str:
-        defaults = {"rate_weight": 1, "global_views": None, "rate_views": "all"}
+        defaults = {"rate_weight": 1, "global_views": None, "rate_views": "all", "normalize": False}
         changed = {name: value for name, default in defaults.items() if (value := getattr(self, name)) != default}
         text = f"distortion={self.distortion}, order={self.order}, form={self.form}"
         return text + "".join(f", {name}={value}" for name, value in changed.items())
@@ -273,18 +287,3 @@ def _differences(unit: Tensor, num_views: int, num_global: int) -> Tensor:
     of_local = 0.5 / (num_views - 1)
     weighted = [differences[:num_global] * math.sqrt(of_global), differences[num_global:] * math.sqrt(of_local)]
     return torch.cat(weighted).flatten(0, 1)
-
-
-def sweep_distortion(progress: float, first: float = FIRST_DISTORTION, last: float = LAST_DISTORTION) -> float:
-    """Return the distortion after a fraction ``progress`` of the training, in [0, 1], for ``MECLoss()(codes,
-    distortion=...)``: from ``first`` to ``last`` in equal factors.
-
-    Examples:
-        >>> [round(sweep_distortion(progress, 0.01, 1.0), 4) for progress in (0, 0.5, 1)]
-        [0.01, 0.1, 1.0]
-    """
-    check_positive("first", first)
-    check_positive("last", last)
-    if not 0 <= progress <= 1:
-        raise ValueError(f"progress: expected a fraction in [0, 1], got {describe(progress)}")
-    return last if progress == 1 else first * (last / first) ** progress  # exact at the ends, and where they are equal

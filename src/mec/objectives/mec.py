@@ -10,7 +10,8 @@ from torch import Tensor
 from mec.coding import MECLoss, health, spectral_norm, sweep_distortion
 from mec.coding.checks import check_distortion, describe
 from mec.coding.gram import world_group
-from mec.coding.loss import FIRST_DISTORTION, LAST_DISTORTION, Form, RateViews, Views
+from mec.coding.loss import Form, RateViews, Views
+from mec.coding.sweep import FIRST_DISTORTION, LAST_DISTORTION
 from mec.objectives.base import check_number
 
 HEALTH_DISTORTION = 1 / 32
@@ -26,7 +27,8 @@ def default_distortion(form: Form) -> float | tuple[float, float]:
 class MEC(MECLoss):
     """Maximum Entropy Coding of two or more views (Liu et al. 2022, arXiv 2210.11464); see ``MECLoss``.
 
-    It joins the codes of all processes, and returns NaN where ``MECLoss`` raises.
+    It joins the codes of all processes, and returns NaN where ``MECLoss`` raises. The reduction is normalized: ideal
+    codes have the loss -1.
 
     Args:
         distortion: the paper's eps_d^2 > 0, for codes of length 1: a constant, or the first and last value of a sweep
@@ -58,7 +60,8 @@ class MEC(MECLoss):
         if len(ends) != 2:
             raise ValueError(f"distortion: expected a number, or the two ends of a sweep, got {describe(distortion)}")
         check_distortion(ends[0])
-        super().__init__(ends[1], order, form, None, False, rate_weight, global_views, rate_views)
+        normalize = form == "reduction"
+        super().__init__(ends[1], order, form, None, False, rate_weight, global_views, rate_views, normalize)
         check_number("warmup_factor", warmup_factor, at_least=1)
         self.distortion = distortion  # type: ignore[assignment]  # as given, for the recipe of a run
         self.warmup_factor, self._ends = warmup_factor, ends
