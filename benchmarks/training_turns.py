@@ -179,7 +179,7 @@ class _Mec:
 
     def count_flops(self) -> None:
         encoder = create_encoder(self.recipe.backbone, self.recipe.image_size, 3, self.recipe.small_stem)
-        module = Pretraining(self.recipe, encoder, FLOP_IMAGES, 1, 0)
+        module = Pretraining(self.recipe, encoder, FLOP_IMAGES, 1)
         x1, x2 = torch.randn(2, FLOP_IMAGES, 3, self.settings.image_size, self.settings.image_size)
         module.objective(*module.network(x1, x2)).backward()
 

@@ -130,7 +130,9 @@ class ProgressBar:
             return
         if self is outermost:
             left = "" if math.isnan(self.seconds_left) else f"{format_duration(self.seconds_left)} left"
-            outermost.bar.update(outermost.task, completed=self.done, status=self._status(), left=left)
+            outermost.bar.update(
+                outermost.task, total=self.total, completed=self.done, status=self._status(), left=left
+            )
         else:
             outermost.bar.update(outermost.task, status=f"{self.label}: {self._status()}")
 
@@ -154,6 +156,7 @@ class TrainingModule(lightning.LightningModule):
 
     metric_names: tuple[str, ...] = ("loss", "lr")  # columns of metrics.csv between epoch and images_per_second
     stays_finite = False  # whether the weights stay finite where the loss does not: a checkpoint is then worth saving
+    total_steps: int = 0  # may change during the training; 0: all steps of all epochs
     batch_size: int  # images in a step, over all processes
     step_metrics: dict[str, Tensor | float]  # of the latest step; Tensors are on the device
     step_is_logged: bool = False  # whether step_metrics are read, which synchronizes with the device
@@ -201,15 +204,16 @@ class TrainingClock(PassThroughProfiler):
 class TrainingProgress(lightning.Callback):
     """Shows the progress of a training, and logs its metrics to ``folder``/metrics.csv and the trainer's loggers.
 
-    ``images_per_second`` and ``data_wait_fraction`` are measured without the time of probes and checkpoints."""
+    ``images_per_second`` and ``data_wait_fraction`` are measured without the time of probes and checkpoints.
+    ``estimate`` logs the expected duration, once."""
 
-    def __init__(self, label: str, folder: Path | None) -> None:
+    def __init__(self, label: str, folder: Path | None, estimate: bool = True) -> None:
         self.label, self.folder = label, folder
         self.metrics: dict[str, float] = {}
         self.bar: ProgressBar | None = None
         self.csv: StepCsv | None = None
         self.clock = TrainingClock()
-        self.estimated = False
+        self.estimated = not estimate
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -221,7 +225,7 @@ class TrainingProgress(lightning.Callback):
         self._reset_throughput()
         if not trainer.is_global_zero:
             return
-        step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
+        step, total = trainer.global_step, pl_module.total_steps or int(trainer.estimated_stepping_batches)
         self.seconds_before = 0.0
         if self.folder is not None:
             speed = ("images_per_second", "data_wait_fraction", "seconds")
@@ -244,6 +248,7 @@ class TrainingProgress(lightning.Callback):
             if pl_module.step_is_logged and pl_module.step_metrics.keys() >= set(pl_module.metric_names):
                 self._log(trainer, pl_module)
             short = self.bar.is_terminal
+            self.bar.total = pl_module.total_steps or self.bar.total
             self.bar.advance(1, lambda: pl_module.progress_text(self.metrics, short))
             if not self.estimated:
                 self._estimate(self.bar, trainer, batch_idx + 1 == trainer.num_training_batches)

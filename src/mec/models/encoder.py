@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mec.errors import InputError, did_you_mean
+from mec.models.compact import compact_resnet  # noqa: F401  # registered with timm
 from mec.models.own_network import MODULE_PREFIX, average_pool, copy_network, dry_run, network_name
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -71,15 +71,15 @@ class Pretraining(TrainingModule):
         recipe: Recipe,
         encoder: Encoder,
         batch_size: int,
-        total_steps: int,
-        warmup_steps: int,
+        steps_per_epoch: int,
         objective: Callable[..., Tensor] | None = None,
         views: Views | None = None,
         device: torch.device = torch.device("cpu"),  # noqa: B008
     ) -> None:
         super().__init__()
         self.recipe = recipe
-        self.batch_size, self.total_steps, self.warmup_steps = batch_size, total_steps, warmup_steps
+        self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
+        self.set_total_steps(recipe.steps or steps_per_epoch * recipe.epochs)
         self.lr = recipe.optimizer.lr * batch_size / 256
         self.views = views or create_views(recipe, encoder.image_size)
         self.normalize = encoder.normalize
@@ -92,6 +92,16 @@ class Pretraining(TrainingModule):
         health = self.objective.check(num_views, batch_size, recipe.projector.output_dim, has_targets, device)
         self.metric_names = ("loss", *health, "lr", "skipped_steps")
         self.guard = StepGuard()
+
+    def set_total_steps(self, total: int) -> None:
+        """Set the length of the training, to which the schedules extend."""
+        settings, recipe = self.recipe.optimizer, self.recipe
+        # a short run has fewer warm-up steps than the recipe, at most a quarter of all
+        if recipe.minutes is None:
+            warmup_steps = round(settings.warmup_epochs * self.steps_per_epoch)
+        else:
+            warmup_steps = round(settings.warmup_epochs / recipe.epochs * total)
+        self.total_steps, self.warmup_steps = total, min(warmup_steps, total // 4)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         chunks = self._split_into_chunks(batch)
@@ -201,6 +211,10 @@ class Pretraining(TrainingModule):
     def _backward_of_chunk(self, surrogate: Tensor) -> None:
         """Accumulate gradients in this process; processes exchange them in the last backward pass of the step."""
         self.backward(self.trainer.precision_plugin.pre_backward(surrogate, self))
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.global_step >= self.total_steps:  # the last epoch may be incomplete
+            self.trainer.should_stop = True
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # gradients in float16 overflow until their scale is found; lightning's gradient scaler skips those steps itself

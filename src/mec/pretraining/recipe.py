@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -50,6 +51,9 @@ class Recipe:
         views: fast, or reference: torchvision's transforms on PIL images, exactly, but several times slower.
         small_stem: 3x3 stem without max-pool (ResNet), small patches (ViT); null: for views under 96 px.
         epochs: passes over the images.
+        steps: optimizer steps of the run, in place of epochs; the last epoch may be incomplete. null: epochs.
+        minutes: duration of the run, in place of epochs: the number of steps follows from the measured speed, and the
+            schedules end with it. Warm-up keeps its fraction of the epochs. null: epochs or steps.
         batch_size: images per step, over all devices; at most the number of images.
         chunk_size: images per device that pass through the encoder at a time: memory for one chunk, the loss of the
             whole batch, at the cost of a second forward pass; null: the whole batch.
@@ -86,6 +90,8 @@ class Recipe:
     views: Literal["fast", "reference"] = "fast"
     small_stem: bool | None = None
     epochs: int = 100
+    steps: int | None = None
+    minutes: float | None = None
     batch_size: int = 256
     chunk_size: int | None = None
     gradient_checkpointing: bool = False
@@ -114,6 +120,8 @@ class Recipe:
         require(stride is None or stride >= 1, "frame_stride", "at least 1, or null", stride)
         require(0 <= self.max_corrupt <= 1, "max_corrupt", "a fraction in [0, 1]", self.max_corrupt)
         require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
+        require(self.steps is None or self.steps >= 1, "steps", "at least 1, or null", self.steps)
+        require(self.minutes is None or 0 < self.minutes < math.inf, "minutes", "above 0, or null", self.minutes)
         require(self.batch_size >= 2, "batch_size", "at least 2", self.batch_size)
         require(self.chunk_size is None or self.chunk_size >= 1, "chunk_size", "at least 1, or null", self.chunk_size)
         require(0 <= self.seed < 2**32, "seed", "a number in [0, 2^32)", self.seed)
@@ -128,6 +136,13 @@ class Recipe:
         require(self.log_every >= 1, "log_every", "at least 1", self.log_every)
         unknown = sorted(self.parts.keys() - REPLACED_SETTINGS.keys())
         require(not unknown, "parts", f"the keys {', '.join(REPLACED_SETTINGS)}", unknown)
+
+    @property
+    def length(self) -> str:
+        """Length of the run in words."""
+        if self.minutes is not None:
+            return f"{self.minutes:g} minutes"
+        return f"{self.epochs:,} epochs" if self.steps is None else f"{self.steps:,} steps"
 
     def as_dict(self) -> dict[str, Any]:
         """Return nested dictionaries and lists, as in YAML, without settings that have no effect: those of mec with

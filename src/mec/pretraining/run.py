@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ from mec.pretraining.run_folder import (
     find_checkpoint,
     run_exists_error,
     write_run_files,
+    write_steps,
 )
 from mec.pretraining.start_encoder import (
     StartEncoder,
@@ -59,6 +62,7 @@ from mec.pretraining.start_encoder import (
     own_network,
     with_value_range,
 )
+from mec.pretraining.time_budget import limit_training
 
 logger = logging.getLogger("mec")
 
@@ -128,7 +132,7 @@ def pretrain(
         KeyboardInterrupt: after Ctrl-C.
         SystemExit: after SIGTERM.
     """
-    out = Path(out).expanduser()
+    started, out = time.monotonic(), Path(out).expanduser()
     recipe = _resolve_recipe(recipe, data, out, resume)
     has_teacher = recipe.teacher.enabled
     recipe, objective = resolve_parts(recipe, encoder, objective, view_transform)
@@ -136,7 +140,7 @@ def pretrain(
         logger.info("teacher.enabled: true, because the objective compares codes with those of a teacher")
     parts = Parts(encoder, objective, view_transform)
     with seeded(recipe.seed):
-        return _pretrain(data, out, recipe, resume, callbacks, parts, check_loggers(loggers))
+        return _pretrain(data, out, recipe, resume, callbacks, parts, check_loggers(loggers), started)
 
 
 def _pretrain(
@@ -147,6 +151,7 @@ def _pretrain(
     callbacks: Sequence[lightning.Callback],
     parts: Parts,
     loggers: Sequence[str | Logger],
+    started: float,
 ) -> Run:
     with ProgressBar("opening the images"):
         dataset = open_dataset(data, "pretrain", subsample=recipe.subsample, frame_stride=recipe.frame_stride)
@@ -167,8 +172,8 @@ def _pretrain(
         raise InputError(f"data: expected at least 2 images, got {len(dataset)}")
     trainer = _create_trainer(recipe, out, corrupt_log, callbacks)
     sampler = _create_sampler(recipe, dataset, trainer)
-    total_steps = len(sampler) * recipe.epochs
-    module = _create_module(recipe, encoder, sampler, total_steps, trainer, parts.objective, views)
+    module = _create_module(recipe, encoder, sampler, trainer, parts.objective, views)
+    limit_training(trainer, module, started, partial(write_steps, out, recipe))
     device = trainer.strategy.root_device
     loader = training_loader(dataset, module.views, sampler, pixel_format, device, recipe.workers, trainer.num_devices)
     environment = describe_environment(data, dataset, module.batch_size, trainer)
@@ -189,11 +194,11 @@ def _pretrain(
             corrupt_log.write_to(out / CORRUPT_FILE)
         parameters = f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.3g} M parameters"
         logger.info(
-            f"{len(dataset):,} images -> {encoder.spec.backbone} ({parameters}), {recipe.epochs} epochs of "
-            f"{len(sampler)} steps of {module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x "
+            f"{len(dataset):,} images -> {encoder.spec.backbone} ({parameters}), {recipe.length}; {len(sampler)} steps "
+            f"an epoch, of {module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x "
             f"{device.type}"
         )
-        is_long = device.type == "cuda" and total_steps >= MIN_STEPS_TO_COMPILE
+        is_long = device.type == "cuda" and module.total_steps >= MIN_STEPS_TO_COMPILE
         is_compiled = is_long if recipe.speed.compile is None else recipe.speed.compile
         with running(trainer), compiled(module.network.encoder) if is_compiled else nullcontext():
             trainer.fit(module, loader, ckpt_path=checkpoint)
@@ -234,17 +239,14 @@ def _create_module(
     recipe: Recipe,
     encoder: Encoder,
     sampler: EpochSampler | StepSampler,
-    total_steps: int,
     trainer: lightning.Trainer,
     objective: Callable[..., Tensor],
     views: Views | None,
 ) -> Pretraining:
-    # a short run has fewer warm-up steps than the recipe, at most a quarter of all
-    warmup_steps = min(round(recipe.optimizer.warmup_epochs * len(sampler)), total_steps // 4)
     if recipe.gradient_checkpointing:
         enable_gradient_checkpointing(encoder)
     device = trainer.strategy.root_device
-    module = Pretraining(recipe, encoder, sampler.global_batch, total_steps, warmup_steps, objective, views, device)
+    module = Pretraining(recipe, encoder, sampler.global_batch, len(sampler), objective, views, device)
     if recipe.strategy == "fsdp" and any(p.requires_grad for p in module.objective.parameters()):
         raise InputError("strategy: expected ddp for an objective with parameters, which fsdp does not shard, got fsdp")
     if trainer.world_size > 1:
@@ -275,7 +277,7 @@ def _create_trainer(
         logger=False,  # see open_loggers
         callbacks=[
             CorruptImageCallback(corrupt_log),
-            TrainingProgress("training", out),
+            TrainingProgress("training", out, recipe.minutes is None),
             HealthWarnings(out),
             *callbacks,
             PreemptionCheckpoint(out / CHECKPOINTS_FOLDER),

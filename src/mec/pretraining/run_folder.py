@@ -104,6 +104,8 @@ def check_same_recipe(first: Recipe, recipe: Recipe) -> None:
     for part in sorted(first.parts.keys() | recipe.parts.keys()):
         if (expected := first.parts.get(part, "none")) != (got := recipe.parts.get(part, "none")):
             raise InputError(f"{part}: expected {expected} of the run so far, got {got}; pass it to mec.pretrain")
+    if first.minutes is not None:  # then steps is the latest plan
+        recipe = replace(recipe, steps=first.steps)
     check_same_settings(first.as_dict(), recipe.as_dict(), CHANGEABLE_ON_RESUME)
 
 
@@ -130,7 +132,16 @@ def write_run_files(out: Path, recipe: Recipe, encoder: Encoder, environment: Ma
         path.write_text(json.dumps(encoder.spec.as_dict(), indent=2) + "\n")
     with atomic_write(out / ENVIRONMENT_FILE) as path:
         path.write_text(json.dumps(environment, indent=2) + "\n")
-    with atomic_write(out / RECIPE_FILE) as path:  # last, because it marks the folder as a run
+    _write_recipe(out, recipe)  # last, because it marks the folder as a run
+
+
+def write_steps(out: Path, recipe: Recipe, steps: int) -> None:
+    """Write recipe.yaml with the number of steps that a training of some minutes is planned to have."""
+    _write_recipe(out, replace(recipe, steps=max(1, steps)))
+
+
+def _write_recipe(out: Path, recipe: Recipe) -> None:
+    with atomic_write(out / RECIPE_FILE) as path:
         path.write_text(yaml.safe_dump(recipe.as_dict(), sort_keys=False))
 
 

@@ -133,8 +133,8 @@ def _name(records: Sequence[Record], group: Sequence[int]) -> str:
 
 def _progress(record: Record) -> str:
     """Return completed and planned epochs: "3 of 4"."""
-    planned: Any = record.recipe.get("epochs")
-    if planned is None or not record.steps_per_epoch:
+    planned, steps_per_epoch = record.planned_epochs, record.steps_per_epoch
+    if not planned or not steps_per_epoch:
         return NO_VALUE
-    done = record.steps // record.steps_per_epoch
+    done = planned if record.steps == record.planned_steps else record.steps // steps_per_epoch
     return format_value(planned) if done == planned else f"{done:,} of {format_value(planned)}"

@@ -96,10 +96,20 @@ class Record:
     @property
     def steps(self) -> int:
         """Number of completed steps. The last of them may have no row in metrics.csv."""
-        epochs = self.recipe.get("epochs")
-        if self.finished and self.steps_per_epoch and isinstance(epochs, int):
-            return self.steps_per_epoch * epochs
-        return self.steps_logged
+        return (self.planned_steps if self.finished else None) or self.steps_logged
+
+    @property
+    def planned_steps(self) -> int | None:
+        """Number of steps of the finished run; None if it is unknown."""
+        steps, epochs = self.recipe.get("steps"), self.recipe.get("epochs")
+        if isinstance(steps, int):
+            return steps
+        return self.steps_per_epoch * epochs if self.steps_per_epoch and isinstance(epochs, int) else None
+
+    @property
+    def planned_epochs(self) -> int | None:
+        """Number of epochs of the finished run, of which the last may be incomplete; None if it is unknown."""
+        return -(-self.planned_steps // self.steps_per_epoch) if self.planned_steps and self.steps_per_epoch else None
 
 
 def read_records(runs: Sequence[str | os.PathLike[str]]) -> list[Record]:

@@ -18,7 +18,7 @@ from mec.report.record import METRICS, Record
 from mec.results import NO_VALUE, Metric, Result, cells, titles, to_metrics
 
 MAIN_SETTINGS = (
-    "encoder", "view_transform", "backbone", "image_size", "epochs", "batch_size", "objective", "objective.name",
+    "encoder", "view_transform", "backbone", "image_size", "epochs", "minutes", "steps", "batch_size", "objective", "objective.name",
     "objective.form", "objective.distortion", "objective.rate_weight", "objective.order", "projector.output_dim",
     "teacher.enabled", "optimizer.name", "optimizer.lr", "seed",
 )  # fmt: skip
@@ -265,7 +265,7 @@ def _duration(record: Record) -> str:
         descriptions.append(f"{steps:,} step{'s' if steps > 1 else ''}")
         if record.steps_per_epoch:
             epoch = math.ceil(steps / record.steps_per_epoch)
-            descriptions.append(f"epoch {epoch:,} of {format_value(record.recipe.get('epochs'))}")
+            descriptions.append(f"epoch {epoch:,} of {format_value(record.planned_epochs)}")
     return ", ".join(descriptions)
 
 

@@ -192,3 +192,13 @@ def test_load_encoder_reads_exported_timm_folders(tmp_path) -> None:
     assert torch.equal(reference_features(loaded, x), reference_features(encoder, x))
     stored = json.loads((out / "config.json").read_text())["mec"]["spec"]
     assert (stored["value_range"], stored["background"]) == ([0, 4095], "black")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "line"), [("compact_resnet", "after `import mec.models.compact`"), ("resnet18", "")]
+)
+def test_architectures_registered_outside_timm_name_their_module(tmp_path, capfd, backbone, line) -> None:
+    export(perturbed_encoder(backbone, 96), "timm", tmp_path / "e")
+    text = capfd.readouterr().err
+    assert line in text
+    assert ("import" in text) == bool(line)
