@@ -129,13 +129,13 @@ def make_result(
     return Result(task, Protocol(protocol or task, {"temperature": 0.07}), rows=metrics, **fields)
 
 
-def write_run(folder: Path, steps: int = 40, finished: bool = True, **recipe: Any) -> Path:
+def write_run(folder: Path, num_steps: int = 40, finished: bool = True, **recipe: Any) -> Path:
     folder.mkdir(parents=True)
     settings = {"backbone": "resnet18", "epochs": 4, "objective": {"form": "pooled", "order": None}, **recipe}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
     environment = {"data": "digits", "images": 645, "classes": 10, "batch_size": 64, "command": "mec pretrain digits"}
     (folder / "environment.json").write_text(json.dumps(environment | {"packages": {"torch": "2.11.0"}, "gpus": []}))
-    write_metrics(folder, [metrics_row(step) for step in range(steps)])
+    write_metrics(folder, [metrics_row(step) for step in range(num_steps)])
     (folder / "probes.csv").write_text("epoch,step,knn_top1,linear_top1,seconds\n1,10,0.5,0.6,1\n2,20,0.7,0.8,1\n")
     make_result().append_to(folder)
     if finished:

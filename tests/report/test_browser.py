@@ -278,7 +278,7 @@ def test_an_old_browser_shows_an_error_and_injected_scripts_do_not_run(
 
 
 def test_page_reloads_when_the_run_changes(browser: Any, slow_calls: list[str], tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", steps=20, finished=False)
+    run = write_run(tmp_path / "run", num_steps=20, finished=False)
     messages: list[str] = []
     with create_server(LiveReport([run], None, 10), None) as server:
         thread = threading.Thread(target=http.server.HTTPServer.serve_forever, args=(server, 0.05))

@@ -16,7 +16,7 @@ CSS = Path(charts.__file__).parent / "template" / "report.css"
 
 
 def test_every_metric_has_a_chart_with_a_curve_per_run(tmp_path: Path) -> None:
-    records = read_records([write_run(tmp_path / "a", **SERIES), write_run(tmp_path / "b", steps=20, **SERIES)])
+    records = read_records([write_run(tmp_path / "a", **SERIES), write_run(tmp_path / "b", num_steps=20, **SERIES)])
     by_title = {chart.title: chart for chart in charts.curve_charts(records)}
     expected = ["Loss", "Disagreement", "Rate reduction", "Distortion", "Coding length", "Spectral norm"]
     expected += ["Effective rank", "Learning rate", "Waiting", "Images per"]

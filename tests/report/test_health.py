@@ -32,7 +32,7 @@ def test_a_healthy_run_has_no_warnings(tmp_path: Path) -> None:
     [(9, False, "still warming up"), (13, False, "just peaked"), (13, True, "warm-up: 3"), (16, False, "went")],
 )
 def test_few_measurements_are_no_trend(tmp_path: Path, steps: int, finished: bool, expected: str) -> None:
-    ((level, text),) = health(write_run(tmp_path / "run", steps=steps, finished=finished))
+    ((level, text),) = health(write_run(tmp_path / "run", num_steps=steps, finished=finished))
     assert level == "ok"
     assert expected in text
 

@@ -56,7 +56,7 @@ def embedded_data(html: bytes) -> Any:
 
 def test_page_has_sections_settings_and_metrics_of_two_runs(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a")
-    b = write_run(tmp_path / "b", steps=20, finished=False, backbone="vit_tiny", epochs=4)
+    b = write_run(tmp_path / "b", num_steps=20, finished=False, backbone="vit_tiny", epochs=4)
     parsed = render(a, b)
     assert [s["id"] for s in parsed.attributes("section")] == ["results", "features", "training", "settings"]
     assert len(parsed.attributes("h1")) == 1
@@ -179,7 +179,7 @@ def test_content_security_policy_allows_only_the_scripts_of_the_page(tmp_path: P
 def test_page_stays_below_5_mb(tmp_path: Path, runs: int, size: int) -> None:
     name = "n" * 200
     for n in range(runs):
-        write_run(tmp_path / f"{name}{n}", steps=600, data="d" * 5_000)
+        write_run(tmp_path / f"{name}{n}", num_steps=600, data="d" * 5_000)
     titles = ["t" * 3_000] * (1_000 // runs)
     html = page.render_page(make_contents(*sorted(tmp_path.iterdir()), names=titles, size=size))
     assert len(html) < 5_000_000

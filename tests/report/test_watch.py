@@ -29,7 +29,7 @@ def slow_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run", steps=20, finished=False)
+    return write_run(tmp_path / "run", num_steps=20, finished=False)
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from mec.report.record import METRICS, Record
 from mec.results import NO_VALUE, Metric, Result, cells, titles, to_metrics
 
 MAIN_SETTINGS = (
-    "encoder", "view_transform", "backbone", "image_size", "epochs", "minutes", "steps", "batch_size", "objective", "objective.name",
-    "objective.form", "objective.distortion", "objective.rate_weight", "objective.order", "projector.output_dim",
-    "teacher.enabled", "optimizer.name", "optimizer.lr", "seed",
+    "encoder", "view_transform", "backbone", "image_size", "epochs", "minutes", "steps", "batch_size", "objective",
+    "objective.name", "objective.form", "objective.distortion", "objective.rate_weight", "objective.order",
+    "projector.output_dim", "teacher.enabled", "optimizer.name", "optimizer.lr", "seed",
 )  # fmt: skip
 """Settings in the table of a single run."""
 MEC_CODE, SIMSIAM = "official code's README", "SimSiam paper (Chen and He, CVPR 2021)"
