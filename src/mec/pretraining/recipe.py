@@ -139,10 +139,10 @@ class Recipe:
 
     @property
     def length(self) -> str:
-        """Length of the run in words."""
+        """Length of the run in epochs, in words."""
         if self.minutes is not None:
-            return f"{self.minutes:g} minutes"
-        return f"{self.epochs:,} epochs" if self.steps is None else f"{self.steps:,} steps"
+            return f"{self.minutes:g} minutes of epochs"
+        return f"{self.epochs:,} epochs" if self.steps is None else f"{self.steps:,} steps in epochs"
 
     def as_dict(self) -> dict[str, Any]:
         """Return nested dictionaries and lists, as in YAML, without settings that have no effect: those of mec with

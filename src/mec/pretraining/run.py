@@ -194,9 +194,8 @@ def _pretrain(
             corrupt_log.write_to(out / CORRUPT_FILE)
         parameters = f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.3g} M parameters"
         logger.info(
-            f"{len(dataset):,} images -> {encoder.spec.backbone} ({parameters}), {recipe.length}; {len(sampler)} steps "
-            f"an epoch, of {module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x "
-            f"{device.type}"
+            f"{len(dataset):,} images -> {encoder.spec.backbone} ({parameters}), {recipe.length} of {len(sampler)} "
+            f"steps of {module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x {device.type}"
         )
         is_long = device.type == "cuda" and module.total_steps >= MIN_STEPS_TO_COMPILE
         is_compiled = is_long if recipe.speed.compile is None else recipe.speed.compile
