@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mec.pretraining.recipe import make_recipe
 from mec.report.charts import curve_charts
 from mec.report.images import embed_views
 from mec.report.page import render_page
@@ -111,6 +112,22 @@ def test_the_objects_of_a_run_are_named_in_place_of_settings(tmp_path: Path) -> 
     ranking = rank(read_records([run, other]))
     assert ranking.columns[3:] == ["objective", "view_transform", "encoder", "backbone", "epochs"]
     assert [row.cells[3] for row in ranking.rows] == [VICREG, "mec"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "distortion", "weight"),
+    [
+        ({}, "1/2048 to 1/8, the default of the reduction form", "none: the form needs no weight"),
+        ({"distortion": [0.0078125, 0.5]}, "1/128 to 1/2, chosen in the recipe", "none: the form needs no weight"),
+        ({"form": "pooled"}, "1/32, the default of the pooled form", "1, from the bound"),
+        ({"form": "pooled", "distortion": 0.3, "rate_weight": 2.5}, "0.3, chosen in the recipe", "2.5"),
+    ],
+)
+def test_distortion_and_weight_are_explained(objective: dict, distortion: str, weight: str, tmp_path: Path) -> None:
+    recipe = make_recipe({"objective": objective}).as_dict()
+    shown = {row.name: row.cells[0] for row in settings_rows(read_records([write_run(tmp_path / "run", **recipe)]))}
+    assert shown["objective.distortion"] == distortion
+    assert shown["objective.rate_weight"] == weight
 
 
 def test_own_metrics_have_charts_and_other_objectives_none_of_mec(tmp_path: Path) -> None:

@@ -54,8 +54,8 @@ class Curve(NamedTuple):
 
 
 CURVES = (
-    Curve("loss", "Loss", "Should fall. Losses of runs with another objective, form, distortion or number of steps are "
-          "not comparable."),
+    Curve("loss", "Loss", "Should fall. With the default form, -1 is the loss of codes that use all directions evenly "
+          "and whose views agree. Losses of other objectives and forms are not comparable."),
     Curve("disagreement", "Disagreement of the views", "1 minus the mean cosine of the codes of two views of an image. "
           "Should fall."),
     Curve("rate_reduction", "Rate reduction (nats)", "What a code says about its image, at a distortion of 1/32: the "

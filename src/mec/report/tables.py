@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from mec.pretraining.recipe import make_recipe
 from mec.report.record import METRICS, Record
 from mec.results import NO_VALUE, Metric, Result, cells, titles, to_metrics
 
@@ -127,7 +128,26 @@ def settings_rows(records: Sequence[Record]) -> list[Row]:
         names = dict.fromkeys(n for n in names if len({repr(r.recipe.get(n, "-")) for r in trained}) > 1)
     else:
         names = dict.fromkeys(n for n in MAIN_SETTINGS if n in names)
-    return [Row(n, [format_value(r.recipe[n]) if n in r.recipe else NO_VALUE for r in records]) for n in names]
+    return [Row(n, [_describe_setting(n, r.recipe) if n in r.recipe else NO_VALUE for r in records]) for n in names]
+
+
+def _describe_setting(name: str, recipe: Mapping[str, Any]) -> str:
+    """Return a setting, and for those that determine the spread of the codes also where they come from."""
+    value, form = recipe[name], recipe.get("objective.form", "reduction")
+    if name == "objective.distortion":
+        text = " to ".join(map(_format_fraction, value if isinstance(value, list) else [value]))
+        is_default = value == make_recipe({"objective": {"form": form}}).setting(name)
+        return f"{text}, {f'the default of the {form} form' if is_default else 'chosen in the recipe'}"
+    if name == "objective.rate_weight" and value == 1:
+        return "1, from the bound" if form == "pooled" else "none: the form needs no weight"
+    return format_value(value)
+
+
+def _format_fraction(value: float) -> str:
+    inverse = 1 / value
+    return (
+        f"1/{inverse:.0f}" if inverse > 1.5 and abs(inverse - round(inverse)) < 1e-6 * inverse else format_value(value)
+    )
 
 
 def run_rows(records: Sequence[Record]) -> list[Row]:
