@@ -152,9 +152,7 @@ def mec_with_teacher(encoder: Encoder, max_width: int, distortion: float, order:
 
 LIGHTLY = "lightly-ai/lightly, docs/source/getting_started/benchmarks/cifar10_benchmark.py"
 METHODS = {
-    "MEC": Method(
-        0.1, 5e-4, "mec's recipe cifar10-resnet18: pooled, exact, distortion 1/32; head 2048-2048-2048", _mec
-    ),
+    "MEC": Method(0.1, 5e-4, "mec's former default: pooled, exact, distortion 1/32; head 2048-2048-2048", _mec),
     # 0.06 for a batch of 128
     "SimCLR": Method(0.12, 5e-4, f"{LIGHTLY}: temperature 0.5, head 512-128", _simclr),
     # the paper and lightly agree on 0.06 for a batch of 512; lightly does not scale the learning rate

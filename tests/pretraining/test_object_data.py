@@ -106,7 +106,7 @@ def test_other_entry_points_take_objects(run: Run, tmp_path: Path) -> None:
     [
         (open_splits("digits"), "digits"),
         (open_dataset("digits"), "digits"),
-        (type("CIFAR10", (), {})(), "cifar10-resnet18"),
+        (type("CIFAR10", (), {})(), "cifar10-resnet18" if torch.cuda.is_available() else "cifar10-cpu"),
         (FakeData(), "small"),
         ([1], "small"),
     ],

@@ -222,8 +222,12 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     np.testing.assert_allclose(losses[0], losses[1], atol=0.02)
 
 
-def test_the_default_recipe_fits_the_dataset() -> None:
-    assert [default_recipe(d) for d in ("digits", "cifar10", "photos/")] == ["digits", "cifar10-resnet18", "small"]
+@pytest.mark.parametrize(("has_gpu", "cifar10"), [(True, "cifar10-resnet18"), (False, "cifar10-cpu")])
+def test_the_default_recipe_fits_dataset_and_machine(
+    has_gpu: bool, cifar10: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert [default_recipe(d) for d in ("digits", "cifar10", "photos/")] == ["digits", cifar10, "small"]
     assert len(open_dataset("digits")) == 1347
 
 

@@ -158,6 +158,37 @@ def hacked() -> Encoder:
     return encoder
 
 
+def flat_features(size: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * (size // 2) ** 2, 5))
+
+
+def test_the_trained_encoder_takes_images_of_the_evaluation_size(tmp_path: Path) -> None:
+    recipe, views = replace(RECIPE, evaluation_size=24), []
+
+    class Sizes(lightning.Callback):
+        def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+            pl_module.network.encoder.register_forward_pre_hook(lambda _, x: views.append(x[0].shape[2:]))
+
+    run = pretrain("digits", tmp_path / "run", recipe, callbacks=[Sizes()])
+    assert set(views) == {(16, 16)}
+    encoder = run.encoder()
+    assert encoder.image_size == encoder.spec.image_size == 24
+    expected = pretrain("digits", tmp_path / "expected", RECIPE).encoder()  # the same weights
+    x = torch.rand(2, 1, 24, 24)
+    with torch.no_grad():
+        assert torch.equal(encoder(x), expected(x))
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert pretrain("digits", tmp_path / "own", recipe, encoder=network).encoder().image_size == 24
+
+
+@pytest.mark.parametrize("encoder", ["vit_tiny_patch16_224", flat_features(16)])
+def test_an_encoder_of_a_single_size_has_no_evaluation_size(encoder: Any, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"backbone_options": {"depth": 1}} if isinstance(encoder, str) else {}
+    with pytest.raises(InputError, match=r"^evaluation_size: expected null for .*, which takes only images of 16 px"):
+        pretrain("digits", tmp_path / "run", replace(RECIPE, evaluation_size=24, **settings), encoder=encoder)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [

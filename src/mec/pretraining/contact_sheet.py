@@ -107,7 +107,7 @@ def training_views(
     if dataset.images is not None:
         dataset, _ = load_into_memory(dataset, pixel_format)
     if view_transform is None:
-        views = create_views(recipe, recipe.image_size)
+        views = create_views(recipe)
     else:
         views = create_custom_views(view_transform, dataset, pixel_format, recipe.image_size, recipe.seed)
     epochs = [[(epoch, index) for index in indices] for epoch in range(pairs)]

@@ -49,10 +49,10 @@ def create_network(recipe: Recipe, encoder: Encoder, objective: Objective | None
     return Siamese(encoder, projector, predictor, targets)
 
 
-def create_views(recipe: Recipe, size: int) -> Views:
-    """Return the module that makes the recipe's two views, ``size`` pixels a side."""
+def create_views(recipe: Recipe) -> Views:
+    """Return the module that makes the recipe's two views."""
     view_class = ReferenceViews if recipe.views == "reference" else TwoViews
-    return view_class(size, recipe.view_1, recipe.view_2, recipe.seed)
+    return view_class(recipe.image_size, recipe.view_1, recipe.view_2, recipe.seed)
 
 
 class Pretraining(TrainingModule):
@@ -81,7 +81,7 @@ class Pretraining(TrainingModule):
         self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
         self.set_total_steps(recipe.steps or steps_per_epoch * recipe.epochs)
         self.lr = recipe.optimizer.lr * batch_size / 256
-        self.views = views or create_views(recipe, encoder.image_size)
+        self.views = views or create_views(recipe)
         self.normalize = encoder.normalize
         self.objective = Objective(recipe.objective.create() if objective is None else objective)
         self.network = create_network(recipe, encoder, self.objective)

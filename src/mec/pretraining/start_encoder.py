@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from dataclasses import replace
@@ -94,7 +95,7 @@ def create_start_encoder(
     """Return the encoder to train, in training mode: a new one of the recipe, or a copy of the given encoder.
     ``statistics`` are the mean and standard deviation by which views are normalized already."""
     if isinstance(encoder, Encoder):
-        return _copy(encoder, pixel_format, statistics)
+        return _to_train(_copy(encoder, pixel_format, statistics), recipe)
     network = own_network(encoder)
     # 8-bit color images are normalized with ImageNet's statistics, the default of create_encoder
     is_8bit_color = pixel_format.channels == 3 and pixel_format.value_range is None
@@ -112,7 +113,7 @@ def create_start_encoder(
     )
     if network is not None:
         _log_network(created)
-    return _to_train(created)
+    return _to_train(created, recipe)
 
 
 def _copy(encoder: Encoder, pixel_format: PixelFormat, statistics: Statistics | None) -> Encoder:
@@ -130,13 +131,24 @@ def _copy(encoder: Encoder, pixel_format: PixelFormat, statistics: Statistics | 
                 f"encoder: expected a {spec.backbone}, as its spec states, got another network ({difference}); "
                 "pass encoder.backbone, an nn.Module"
             )
-    return _to_train(copied)
+    return copied
 
 
-def _to_train(encoder: Encoder) -> Encoder:
-    spec = encoder.spec
+def _to_train(encoder: Encoder, recipe: Recipe) -> Encoder:
+    """Return the encoder in training mode, with the image size of the trained one."""
+    spec, size = encoder.spec, recipe.evaluation_size or recipe.image_size
     if spec.is_module:
         check_training_mode(encoder.backbone, spec.backbone, spec.channels, spec.image_size)
+    if size != spec.image_size:
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                copy.deepcopy(encoder).eval()(torch.zeros(1, spec.channels, size, size))
+        except Exception as error:  # networks raise many kinds of exceptions
+            raise InputError(
+                f"evaluation_size: expected null for {spec.backbone}, which takes only images of {spec.image_size} px, "
+                f"got {size}"
+            ) from error
+        encoder.spec, encoder.image_size = replace(spec, image_size=size), size
     return encoder.train()
 
 
