@@ -138,13 +138,15 @@ class TrainingLoader(QuietLoader):
 
 def _join(slices: Sequence[Batch], pin_memory: bool) -> Batch:
     # concatenate in the channels-last layout that croppers write: it is contiguous, so that one copy is enough
-    images = [s.images.permute(0, 1, 3, 4, 2) for s in slices]
+    are_equal = slices[0].images.ndim == 5  # crops of equal sizes
+    images = [s.images.permute(0, 1, 3, 4, 2) if are_equal else s.images for s in slices]
     shape = (sum(len(x) for x in images), *images[0].shape[1:])
     joined = torch.cat(images, out=torch.empty(shape, dtype=images[0].dtype, pin_memory=pin_memory))
     indices = np.concatenate([s.indices for s in slices])
     source_indices = np.concatenate([s.source_indices for s in slices])
     corrupt = [image for s in slices for image in s.corrupt]
-    return Batch(joined.permute(0, 1, 4, 2, 3), indices, slices[0].epoch, corrupt, source_indices)
+    joined = joined.permute(0, 1, 4, 2, 3) if are_equal else joined
+    return Batch(joined, indices, slices[0].epoch, corrupt, source_indices)
 
 
 def training_loader(

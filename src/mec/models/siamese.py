@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mec.coding.chunks import freeze_running_statistics
 from mec.models.encoder import Encoder
 
 PerView = tuple[Tensor, ...]  # one for each view
@@ -49,11 +50,15 @@ class Siamese(nn.Module):
     gradient: the codes of a teacher, or those of the student itself. The teacher is an exponential moving average of
     encoder and projector. It runs in training mode without gradient and therefore keeps BatchNorm buffers of its own.
 
+    The first ``num_global`` views are global. The others, local ones, which may be smaller, have no targets, and pass
+    through the encoder together; the running statistics of BatchNorm are those of the global views.
+
     Args:
         encoder: images -> features.
         projector: features -> codes.
         predictor: codes -> predictions of the targets.
         targets: "student" or "teacher"; None: a teacher if there is a predictor, else none.
+        num_global: number of global views; None: all views are global.
     """
 
     def __init__(
@@ -62,11 +67,13 @@ class Siamese(nn.Module):
         projector: Projector,
         predictor: Predictor | None = None,
         targets: Literal["student", "teacher"] | None = None,
+        num_global: int | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = projector
         self.predictor = predictor
+        self.num_global = num_global
         self.targets = targets if predictor is None else targets or "teacher"
         self.teacher: nn.ModuleList | None = None
         if self.targets == "teacher":
@@ -74,17 +81,25 @@ class Siamese(nn.Module):
 
     def forward(self, *views: Tensor) -> tuple[PerView, PerView | None]:
         """Return codes and targets, (m, d) per view, of views, normalized images (m, c, h, w)."""
-        return self.codes(tuple(map(self.encoder, views)), self.teacher_features(*views))
+        return self.codes(self.features(*views), self.teacher_features(*views))
+
+    def features(self, *views: Tensor) -> PerView:
+        """Return the features of the student's encoder, (m, num_features) per view."""
+        features, local = tuple(map(self.encoder, views[: self.num_global])), views[len(views[: self.num_global]) :]
+        if not local:
+            return features
+        with freeze_running_statistics(self.encoder):
+            return (*features, *self.encoder(torch.cat(local)).chunk(len(local)))
 
     @torch.no_grad()
     def teacher_features(self, *views: Tensor) -> PerView | None:
-        """Return the features of the teacher's encoder for all views; None without a teacher."""
-        return None if self.teacher is None else tuple(map(self.teacher[0], views))
+        """Return the features of the teacher's encoder for the global views; None without a teacher."""
+        return None if self.teacher is None else tuple(map(self.teacher[0], views[: self.num_global]))
 
     def codes(self, student_features: PerView, teacher_features: PerView | None) -> tuple[PerView, PerView | None]:
         """Return the codes, as the objective takes them, of features (m, num_features) of student and teacher."""
         z = tuple(map(self.projector, student_features))
-        targets = None if self.targets is None else tuple(codes.detach() for codes in z)
+        targets = None if self.targets is None else tuple(codes.detach() for codes in z[: self.num_global])
         if self.teacher is not None and teacher_features is not None:
             with torch.no_grad():
                 targets = tuple(map(self.teacher[1], teacher_features))

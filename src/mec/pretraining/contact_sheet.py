@@ -84,7 +84,10 @@ def contact_sheet(
     for title, image, views in samples:
         cells.append(Cell("image", [pad_to_square(image, side)], [Path(title).name]))
         for epoch, pair in enumerate(views, 1):
-            names = ", ".join(f"view {number}" for number in range(1, len(pair) + 1))
+            names = ", ".join(
+                f"view {number}" + (f" ({view.shape[1]} px)" if view.shape[1] != size else "")
+                for number, view in enumerate(pair, 1)
+            )
             cells.append(Cell(f"epoch {epoch}: {names}{enlarged}", [_view_to_pil(view, side) for view in pair]))
     sheet = image_grid(cells, 1 + pairs, side)
     with atomic_write(out) as path:

@@ -18,7 +18,7 @@ from mec.coding import loss_in_chunks
 from mec.coding.chunks import freeze_running_statistics
 from mec.data.rng import Stream, uniforms
 from mec.data.transforms.crop import Batch
-from mec.data.transforms.multi_view import TwoViews, Views
+from mec.data.transforms.multi_view import MultiView, Views
 from mec.data.transforms.reference import ReferenceViews
 from mec.engine.fsdp import FSDP2Strategy, apply_fsdp, check_equal_weights
 from mec.engine.progress import TrainingModule
@@ -35,7 +35,9 @@ FUSED_DEVICES = ("cpu", "cuda")
 """Device types whose fused optimizers skip a step when ``found_inf`` is set."""
 
 
-def create_network(recipe: Recipe, encoder: Encoder, objective: Objective | None = None) -> Siamese:
+def create_network(
+    recipe: Recipe, encoder: Encoder, objective: Objective | None = None, num_global: int | None = None
+) -> Siamese:
     """Add the recipe's projector to an encoder, and predictor and teacher if the recipe or the objective has them."""
     settings = recipe.projector
     batch_norm = settings.batch_norm
@@ -46,13 +48,16 @@ def create_network(recipe: Recipe, encoder: Encoder, objective: Objective | None
     predictor = None
     if targets and (objective is None or objective.predictor):
         predictor = Predictor(settings.output_dim, recipe.teacher.predictor_hidden_dim)
-    return Siamese(encoder, projector, predictor, targets)
+    return Siamese(encoder, projector, predictor, targets, num_global)
 
 
 def create_views(recipe: Recipe) -> Views:
-    """Return the module that makes the recipe's two views."""
-    view_class = ReferenceViews if recipe.views == "reference" else TwoViews
-    return view_class(recipe.image_size, recipe.view_1, recipe.view_2, recipe.seed)
+    """Return the module that makes the recipe's views."""
+    if recipe.views == "reference":
+        return ReferenceViews(recipe.image_size, recipe.view_1, recipe.view_2, recipe.seed)
+    extra = recipe.extra_views
+    settings = [recipe.view_1, recipe.view_2] + [extra] * extra.count
+    return MultiView(recipe.image_size, settings, recipe.seed, [recipe.local_size] * recipe.num_local)
 
 
 class Pretraining(TrainingModule):
@@ -83,13 +88,13 @@ class Pretraining(TrainingModule):
         self.lr = recipe.optimizer.lr * batch_size / 256
         self.views = views or create_views(recipe)
         self.normalize = encoder.normalize
-        self.objective = Objective(recipe.objective.create() if objective is None else objective)
-        self.network = create_network(recipe, encoder, self.objective)
+        self.objective = Objective(recipe.create_objective() if objective is None else objective)
+        self.network = create_network(recipe, encoder, self.objective, self.views.num_global)
         self.memory_format = encoder.memory_format if recipe.speed.channels_last else torch.contiguous_format
         check_layers(encoder.backbone, recipe.optimizer)
         self.network.to(memory_format=self.memory_format)
-        num_views, has_targets = self.views.num_views, self.network.targets is not None
-        health = self.objective.check(num_views, batch_size, recipe.projector.output_dim, has_targets, device)
+        num_views, num_targets = self.views.num_views, self.views.num_global if self.network.targets else 0
+        health = self.objective.check(num_views, batch_size, recipe.projector.output_dim, num_targets, device)
         self.metric_names = ("loss", *health, "lr", "skipped_steps")
         self.guard = StepGuard()
 
@@ -255,7 +260,7 @@ def chunked_loss(
     teacher: list[PerView] = []
 
     def encode(*views: Tensor) -> PerView:
-        features = tuple(map(network.encoder, views))
+        features = network.features(*views)
         targets = None if torch.is_grad_enabled() else network.teacher_features(*views)  # in the first pass only
         if targets is not None:
             teacher.append(targets)

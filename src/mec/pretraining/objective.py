@@ -103,14 +103,14 @@ class Objective(nn.Module):
             if name in self._schedules:
                 self._schedules[name](fraction)
 
-    def check(self, views: int, rows: int, dim: int, has_targets: bool, device: torch.device) -> tuple[str, ...]:
+    def check(self, views: int, rows: int, dim: int, num_targets: int, device: torch.device) -> tuple[str, ...]:
         """Call a copy of the function with random codes of each view, and return the names of the metrics.
 
         Args:
             views: number of views.
             rows: number of codes of each view, of all processes.
             dim: dimension of the codes.
-            has_targets: whether the network has targets.
+            num_targets: number of views with targets; 0: the network has none.
             device: where the codes are.
 
         Raises:
@@ -119,7 +119,7 @@ class Objective(nn.Module):
         generator = torch.Generator().manual_seed(0)
         # a group exists if another run has been in this process
         z = torch.randn(2, views, rows // get_world_size(world_group()), dim, generator=generator).to(device)
-        codes, targets = z[0].requires_grad_(), tuple(z[1].unbind()) if has_targets else None
+        codes, targets = z[0].requires_grad_(), z[1, :num_targets].unbind() if num_targets else None
         objective = copy.deepcopy(self).to(device)
         try:
             with torch.random.fork_rng(devices=[]):
@@ -130,10 +130,10 @@ class Objective(nn.Module):
         except InputError:
             raise
         except Exception as error:  # of the user's function
-            arguments = "codes and targets" if has_targets else "codes"
-            needs_targets = isinstance(error, TypeError) and not has_targets
+            arguments = "codes and targets" if num_targets else "codes"
+            needs_targets = isinstance(error, TypeError) and not num_targets
             advice = "; for targets, set teacher.enabled or its attribute targets" if needs_targets else ""
-            if has_targets and self.targets is None:
+            if num_targets and self.targets is None:
                 advice = "; teacher.enabled false gives it codes alone"
             raise self._error(f"failed for {arguments} of {views} views: {_one_line(error)}{advice}") from error
         if gradient is None:

@@ -40,7 +40,7 @@ def resolve_parts(
     recipe = with_encoder(recipe, encoder)
     start = None if isinstance(encoder, str) else encoder
     recipe = with_parts(recipe, encoder=start, objective=objective, view_transform=view_transform)
-    objective = recipe.objective.create() if objective is None else objective
+    objective = recipe.create_objective() if objective is None else objective
     targets = getattr(objective, "targets", None)
     if targets == "student" and recipe.teacher.enabled:
         raise InputError("teacher.enabled: expected false with targets from the student, as those of simsiam, got true")

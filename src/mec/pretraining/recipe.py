@@ -13,9 +13,10 @@ from typing import Any, Literal, get_type_hints
 
 import torch
 import yaml
+from torch import nn
 
 from mec.data.dataset import DataLike, data_name, is_path
-from mec.data.transforms import VIEW_1, VIEW_2, ViewSettings
+from mec.data.transforms import VIEW_1, VIEW_2, ExtraViewSettings, ViewSettings
 from mec.errors import InputError, check_value, did_you_mean, join_with_or
 from mec.objectives.mec import default_distortion
 from mec.pretraining.optimizers import SHARDED_OPTIMIZERS
@@ -31,7 +32,7 @@ from mec.pretraining.settings import (
 REPLACED_SETTINGS: dict[str, tuple[str, ...]] = {
     "encoder": (),  # backbone names it
     "objective": ("objective",),
-    "view_transform": ("views", "view_1", "view_2"),
+    "view_transform": ("views", "view_1", "view_2", "extra_views"),
 }
 """Settings that objects passed to ``pretrain`` replace, by the name of the argument."""
 
@@ -80,6 +81,7 @@ class Recipe:
         speed: speed (faster implementations of the same mathematics).
         view_1: the augmentations of the first view.
         view_2: the augmentations of the second view.
+        extra_views: further views of each image (multi-crop).
         parts: names of the objects passed to ``pretrain`` as encoder, objective or view_transform; set by it.
     """
 
@@ -115,6 +117,7 @@ class Recipe:
     speed: SpeedSettings = SpeedSettings()
     view_1: ViewSettings = VIEW_1
     view_2: ViewSettings = VIEW_2
+    extra_views: ExtraViewSettings = ExtraViewSettings()
     parts: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -140,9 +143,27 @@ class Recipe:
         sharded = self.strategy != "fsdp" or self.optimizer.name in SHARDED_OPTIMIZERS
         names = join_with_or(list(SHARDED_OPTIMIZERS))
         require(sharded, "optimizer.name", f"{names} with strategy fsdp", self.optimizer.name)
+        extra = self.extra_views
+        expected = f"at most the image_size of {self.image_size}, or null"
+        require(self.local_size <= self.image_size, "extra_views.image_size", expected, extra.image_size)
+        require(not extra.count or self.views == "fast", "views", "fast with extra_views", self.views)
         require(self.log_every >= 1, "log_every", "at least 1", self.log_every)
         unknown = sorted(self.parts.keys() - REPLACED_SETTINGS.keys())
         require(not unknown, "parts", f"the keys {', '.join(REPLACED_SETTINGS)}", unknown)
+
+    @property
+    def local_size(self) -> int:
+        """Side of the extra views in pixels."""
+        return self.extra_views.image_size or self.image_size
+
+    @property
+    def num_local(self) -> int:
+        """Number of local views: extra views that are smaller than the others."""
+        return self.extra_views.count if self.local_size < self.image_size else 0
+
+    def create_objective(self) -> nn.Module:
+        """Return the objective of the recipe, for its views."""
+        return self.objective.create(2 if self.num_local else None)
 
     @property
     def length(self) -> str:
@@ -153,8 +174,8 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Return nested dictionaries and lists, as in YAML, without settings that have no effect: those of mec with
-        another objective, and those that objects passed to ``pretrain`` replace. The default distortion has its value,
-        so that a run records it."""
+        another objective, those of extra views if there are none, and those that objects passed to ``pretrain``
+        replace. The default distortion has its value, so that a run records it."""
         settings: dict[str, Any] = dataclasses.asdict(self, dict_factory=_tuples_to_lists)
         if self.objective.distortion is None:
             settings["objective"] |= _tuples_to_lists([("distortion", default_distortion(self.objective.form))])
@@ -162,6 +183,7 @@ class Recipe:
             del settings["objective"][name]
         replaced = {name for part in self.parts for name in REPLACED_SETTINGS[part]}
         replaced |= set() if self.parts else {"parts"}
+        replaced |= set() if self.extra_views.count else {"extra_views"}
         return {name: value for name, value in settings.items() if name not in replaced}
 
     def setting(self, name: str) -> Any:

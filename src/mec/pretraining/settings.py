@@ -64,9 +64,11 @@ class ObjectiveSettings:
         """Settings without effect for the objective of this name."""
         return ("options",) if self.name == "mec" else MEC_SETTINGS
 
-    def create(self) -> nn.Module:
-        """Return the objective (mec.objectives)."""
-        own = {name: getattr(self, name) for name in MEC_SETTINGS} if self.name == "mec" else {}
+    def create(self, global_views: int | None = None) -> nn.Module:
+        """Return the objective (mec.objectives). Other objectives than mec have no roles of views."""
+        own: dict[str, Any] = {}
+        if self.name == "mec":
+            own = {name: getattr(self, name) for name in MEC_SETTINGS} | {"global_views": global_views}
         return create_objective(self.name, own | self.options)
 
 

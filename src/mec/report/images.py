@@ -67,10 +67,10 @@ class NearestNeighbors:
 
 
 class EmbeddedViews(NamedTuple):
-    """An image and pairs of views of it, as training makes them."""
+    """An image and pairs (or more) of views of it, as training makes them."""
 
     image: EmbeddedImage
-    pairs: list[tuple[EmbeddedImage, EmbeddedImage]]
+    pairs: list[tuple[EmbeddedImage, ...]]
 
 
 def embed_image(image: Image.Image, alt: str, label: str = "") -> EmbeddedImage:
@@ -125,7 +125,10 @@ def embed_views(run: Path, data: DataLike | None) -> list[EmbeddedViews] | Missi
     rows = []
     for sample in sampled:
         title = printable(Path(sample.title).name)
-        pairs = [(embed(x1, 1, title, n), embed(x2, 2, title, n)) for n, (x1, x2) in enumerate(sample.pairs, 1)]
+        pairs = [
+            tuple(embed(x, number, title, epoch) for number, x in enumerate(views, 1))
+            for epoch, views in enumerate(sample.pairs, 1)
+        ]
         rows.append(EmbeddedViews(embed_image(resize_longer_side(sample.image, VIEW_SIDE), title), pairs))
     return rows
 

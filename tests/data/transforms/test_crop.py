@@ -23,7 +23,7 @@ def encode_jpeg(array: np.ndarray) -> bytes:
 )
 def test_choose_shrink_keeps_crops_as_large_as_a_view(sides: tuple[int, int], size: int, expected: int) -> None:
     boxes = np.array([[0, 0, *sides], [3, 4, 6000, 6000]])
-    assert choose_shrink(boxes, size) == expected
+    assert choose_shrink(boxes, (size, size)) == expected
 
 
 def test_scale_box_rounds_to_pixels_of_the_decoded_image() -> None:

@@ -63,6 +63,30 @@ class ViewSettings:
                 raise InputError(f"{name}: expected 0 < minimum <= maximum <= {limit}, got {low} and {high}")
 
 
+@dataclass(frozen=True)
+class ExtraViewSettings(ViewSettings):
+    """Further views of each image besides view_1 and view_2 (multi-crop), with the same augmentations.
+
+    Views smaller than ``image_size`` of the recipe are *local*: they are compared with the first two views only, pass
+    through the encoder together, and do not enter the running statistics of BatchNorm.
+
+    Attributes:
+        count: number of extra views of each image; 0: none.
+        image_size: side in pixels, at most that of the other views; null: theirs.
+    """
+
+    count: int = 0
+    image_size: int | None = None
+    crop_scale: tuple[float, float] = (0.05, 0.2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.count < 0:
+            raise InputError(f"count: expected at least 0, got {self.count}")
+        if self.image_size is not None and self.image_size < 8:
+            raise InputError(f"image_size: expected at least 8 pixels, or null, got {self.image_size}")
+
+
 # the asymmetric pair of MoCo v3, which the paper's code uses
 VIEW_1 = ViewSettings(blur=1.0, solarize=0.0)
 VIEW_2 = replace(VIEW_1, blur=0.1, solarize=0.2)

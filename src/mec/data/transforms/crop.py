@@ -26,7 +26,8 @@ MIN_OVERSAMPLING = 1.0  # decode at a reduced size only while crop sides are at 
 
 
 class Batch(NamedTuple):
-    """Batch of whole images (n, c, h, w), or of the crops of each view (n, views, c, s, s): input of ``MultiView``."""
+    """Batch of whole images (n, c, h, w), or of the crops of each view: input of ``MultiView``. Crops are
+    (n, views, c, s, s), or if their sizes differ (n, values): the (s, s, c) values of each view, one after another."""
 
     images: Tensor  # uint8, or float32 in [0, 1]
     indices: NDArray[np.int64]  # (n,), determine the random views
@@ -44,13 +45,13 @@ class Item(NamedTuple):
 
 
 class BatchReader(ABC):
-    """Turns encoded images into a Batch of ``num_crops`` crops of each. A corrupt one is replaced, under its index and
+    """Turns encoded images into a Batch of crops of each, of ``sizes``. A corrupt one is replaced, under its index and
     random crops. ``dtype`` is that of the batch; None: uint8, or float32 for images of more bits."""
 
     def __init__(
-        self, pixel_format: PixelFormat, size: int, num_crops: int, seed: int, dtype: DTypeLike | None = None
+        self, pixel_format: PixelFormat, sizes: Sequence[int], seed: int, dtype: DTypeLike | None = None
     ) -> None:
-        self.pixel_format, self.size, self.num_crops, self.seed = pixel_format, size, num_crops, seed
+        self.pixel_format, self.sizes, self.seed = pixel_format, tuple(sizes), seed
         self.dtype = dtype or (np.uint8 if pixel_format.value_range is None else np.float32)
 
     @abstractmethod
@@ -60,14 +61,13 @@ class BatchReader(ABC):
         """Return the random parameters of each image, as ``crop`` takes them."""
 
     @abstractmethod
-    def crop(self, out: ImageArray, opened: OpenedImage, parameters: Any) -> None:
-        """Write the crops of one image into ``out`` (num_crops, size, size, channels)."""
+    def crop(self, out: Sequence[ImageArray], opened: OpenedImage, parameters: Any) -> None:
+        """Write the crops of one image into ``out``, an array (size, size, channels) for each."""
 
     def __call__(self, items: Sequence[Item], epoch: int, substitutes: Callable[[int], Iterator[Item]]) -> Batch:
         """Load and crop a batch. ``substitutes(index)`` yields images to try where image ``index`` is corrupt."""
         indices = np.array([item.image_index for item in items], dtype=np.int64)
-        shape = (len(items), self.num_crops, self.size, self.size, self.pixel_format.channels)
-        out = np.empty(shape, dtype=self.dtype)
+        images, out = self._allocate(len(items))
         corrupt: list[CorruptImage] = []
         source_indices = indices.copy()
         opened = [self._open(item, corrupt) for item in items]
@@ -76,7 +76,24 @@ class BatchReader(ABC):
             if not self._try_crop(out[n], item, opened[n], parameters[n], corrupt):
                 candidates = substitutes(item.image_index)
                 source_indices[n] = self._substitute(out[n], item.image_index, epoch, candidates, corrupt)
-        return Batch(torch.from_numpy(out).permute(0, 1, 4, 2, 3), indices, epoch, corrupt, source_indices)
+        return Batch(images, indices, epoch, corrupt, source_indices)
+
+    def _allocate(self, n: int) -> tuple[Tensor, Sequence[Sequence[ImageArray]]]:
+        """Return the images of a batch, and the arrays (size, size, channels) of the crops of each image in them."""
+        channels = self.pixel_format.channels
+        if len(set(self.sizes)) == 1:
+            equal = np.empty((n, len(self.sizes), self.sizes[0], self.sizes[0], channels), dtype=self.dtype)
+            return torch.from_numpy(equal).permute(0, 1, 4, 2, 3), list(map(list, equal))
+        ends = np.cumsum([channels * size**2 for size in self.sizes])
+        flat = np.empty((n, ends[-1]), dtype=self.dtype)
+        crops = [
+            [
+                part.reshape(size, size, channels)
+                for part, size in zip(np.split(row, ends[:-1]), self.sizes, strict=True)
+            ]
+            for row in flat
+        ]
+        return torch.from_numpy(flat), crops
 
     def _open(self, item: Item, corrupt: list[CorruptImage]) -> OpenedImage | None:
         try:
@@ -86,7 +103,12 @@ class BatchReader(ABC):
             return None
 
     def _try_crop(
-        self, out: ImageArray, item: Item, opened: OpenedImage | None, parameters: Any, corrupt: list[CorruptImage]
+        self,
+        out: Sequence[ImageArray],
+        item: Item,
+        opened: OpenedImage | None,
+        parameters: Any,
+        corrupt: list[CorruptImage],
     ) -> bool:
         try:
             if opened is not None:
@@ -97,7 +119,7 @@ class BatchReader(ABC):
             return False
 
     def _substitute(
-        self, out: ImageArray, index: int, epoch: int, candidates: Iterator[Item], corrupt: list[CorruptImage]
+        self, out: Sequence[ImageArray], index: int, epoch: int, candidates: Iterator[Item], corrupt: list[CorruptImage]
     ) -> int:
         """Crop the first readable candidate in place of image ``index`` and return its index."""
         for item in itertools.islice(candidates, MAX_SUBSTITUTES):
@@ -113,7 +135,7 @@ class Cropper(BatchReader):
     """Crops all views of an image, of which ``views`` makes the rest on the device."""
 
     def __init__(self, views: MultiView, pixel_format: PixelFormat) -> None:
-        super().__init__(pixel_format, views.size, views.num_views, views.seed)
+        super().__init__(pixel_format, views.sizes, views.seed)
         self.views = views
 
     def sample_parameters(
@@ -123,24 +145,25 @@ class Cropper(BatchReader):
         # images that cannot be opened get a placeholder size; their parameters are not used
         heights = np.array([o.height if o else 1 for o in opened])
         widths = np.array([o.width if o else 1 for o in opened])
-        views = range(self.num_crops)
+        views = range(len(self.sizes))
         per_view = [self.views.view_parameters(view, indices, epoch, heights, widths) for view in views]
         boxes = np.stack([p.boxes for p in per_view], axis=1)
         flips = np.stack([p.flip for p in per_view], axis=1)
         return list(zip(boxes, flips, strict=True))
 
-    def crop(self, out: ImageArray, opened: OpenedImage, parameters: Any) -> None:
+    def crop(self, out: Sequence[ImageArray], opened: OpenedImage, parameters: Any) -> None:
         boxes, flip = parameters
-        image = opened.decode(self.pixel_format, choose_shrink(boxes, self.size))
-        for view in range(len(out)):
+        image = opened.decode(self.pixel_format, choose_shrink(boxes, self.sizes))
+        for view, size in enumerate(self.sizes):
             box = scale_box(boxes[view], (opened.height, opened.width), (image.shape[0], image.shape[1]))
-            out[view] = crop_and_resize(image, box, self.size, bool(flip[view]))
+            out[view][...] = crop_and_resize(image, box, size, bool(flip[view]))
 
 
-def choose_shrink(boxes: Boxes, size: int) -> int:
-    """Return the largest shrink factor of decoding at which all ``boxes`` (n, 4) satisfy ``MIN_OVERSAMPLING``."""
-    shortest_side = float(boxes[:, 2:].min())
-    return next((f for f in SHRINK_FACTORS if shortest_side / f >= MIN_OVERSAMPLING * size), 1)
+def choose_shrink(boxes: Boxes, sizes: Sequence[int]) -> int:
+    """Return the largest shrink factor of decoding at which all ``boxes`` (n, 4) satisfy ``MIN_OVERSAMPLING``, each
+    resized to its size."""
+    oversampling = float((boxes[:, 2:].min(1) / np.array(sizes)).min())
+    return next((f for f in SHRINK_FACTORS if oversampling / f >= MIN_OVERSAMPLING), 1)
 
 
 def scale_box(box: Boxes, image_size: tuple[int, int], decoded_size: tuple[int, int]) -> Boxes:

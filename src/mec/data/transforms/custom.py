@@ -210,7 +210,7 @@ class TransformReader(BatchReader):
 
     def __init__(self, views: ImageTransformViews, pixel_format: PixelFormat) -> None:
         views.check_pixel_format(pixel_format)
-        super().__init__(pixel_format, views.size, views.num_views, views.seed, views.dtype)
+        super().__init__(pixel_format, views.sizes, views.seed, views.dtype)
         self.transforms = views.transforms
 
     def sample_parameters(
@@ -219,17 +219,18 @@ class TransformReader(BatchReader):
         """Return a seed for each image and transform."""
         return transform_seeds(self.seed, epoch, indices, len(self.transforms))
 
-    def _try_crop(self, out: ImageArray, item: Item, *arguments: Any) -> bool:
+    def _try_crop(self, out: Sequence[ImageArray], item: Item, *arguments: Any) -> bool:
         try:
             return super()._try_crop(out, item, *arguments)
         except InputError as error:
             raise InputError(f"{error} (image {item.title})") from error
 
-    def crop(self, out: ImageArray, opened: OpenedImage, parameters: Any) -> None:
+    def crop(self, out: Sequence[ImageArray], opened: OpenedImage, parameters: Any) -> None:
         views = transform_image(self.transforms, input_image(opened.decode(self.pixel_format)), parameters)
+        height, width, channels = out[0].shape
         for n, view in enumerate(views):
-            if view.shape[1:] + view.shape[:1] != out.shape[1:] or len(views) != len(out):
-                expected = len(out), (out.shape[3], self.size, self.size)
+            if view.shape != (channels, height, width) or len(views) != len(out):
+                expected = len(out), (channels, height, width)
                 raise InputError(
                     f"view_transform: expected {expected[0]} views {expected[1]} as of the first images, got "
                     f"{len(views)} of {tuple(view.shape)}"
@@ -238,4 +239,4 @@ class TransformReader(BatchReader):
                 raise InputError("view_transform: expected views of uint8 as of the first images, got floats")
             if not view.is_floating_point() and self.dtype != np.uint8:
                 view = view / 255
-            out[n] = view.permute(1, 2, 0).numpy()
+            out[n][...] = view.permute(1, 2, 0).numpy()

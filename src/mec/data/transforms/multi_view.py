@@ -42,8 +42,9 @@ class Views(nn.Module):
     """Makes the views of a batch: ``views(images, indices, epoch)`` returns a float batch (n, c, size, size) for each.
 
     Attributes:
-        size: side of a view in pixels.
+        sizes: side of each view in pixels; ``size`` is that of the first ones, the global views.
         num_views: number of views of each image.
+        num_global: number of global views; the others, local ones, are smaller.
         seed: fixes the views of each image index and epoch.
         statistics: mean and standard deviation of each channel, by which the views are already normalized; None: they
             are in [0, 1].
@@ -51,18 +52,22 @@ class Views(nn.Module):
 
     statistics: Statistics | None = None
 
-    def __init__(self, size: int, num_views: int, seed: int = 0) -> None:
+    def __init__(self, size: int, num_views: int, seed: int = 0, local_sizes: Sequence[int] = ()) -> None:
         super().__init__()
         if size < 1:
             raise InputError(f"size: expected at least 1 pixel, got {size}")
-        self.size, self.num_views, self.seed = size, num_views, seed
+        self.size, self.num_views, self.num_global, self.seed = size, num_views, num_views - len(local_sizes), seed
+        self.sizes = (size,) * self.num_global + tuple(local_sizes)
 
 
 class MultiView(Views):
-    """Makes one view of each image per entry of ``settings``, on the device of the batch; see ``TwoViews``."""
+    """Makes one view of each image per entry of ``settings``, on the device of the batch; see ``TwoViews``. The last
+    ones have the ``local_sizes``."""
 
-    def __init__(self, size: int, settings: Sequence[ViewSettings], seed: int = 0) -> None:
-        super().__init__(size, len(settings), seed)
+    def __init__(
+        self, size: int, settings: Sequence[ViewSettings], seed: int = 0, local_sizes: Sequence[int] = ()
+    ) -> None:
+        super().__init__(size, len(settings), seed, local_sizes)
         self.settings = tuple(settings)
 
     def view_parameters(
@@ -76,7 +81,7 @@ class MultiView(Views):
     def forward(self, images: Tensor, indices: NDArray[np.int64] | Tensor, epoch: int) -> tuple[Tensor, ...]:
         """Make the views of a batch: for each view, floats (n, c, size, size) in [0, 1].
 
-        ``images`` are whole images (n, c, h, w), or the crops of each view (n, views, c, size, size), already flipped
+        ``images`` are whole images (n, c, h, w), or the crops of each view, already flipped, as in a ``Batch``
         (mec.data.transforms.crop); uint8, or float in [0, 1]. ``epoch`` selects new views of the same ``indices`` (n,).
         """
         indices = np.asarray(indices)
@@ -85,23 +90,36 @@ class MultiView(Views):
             return tuple(self._view(view, images, indices, epoch) for view in range(len(self.settings)))
 
     def _view(self, view: int, images: Tensor, indices: NDArray[np.int64], epoch: int) -> Tensor:
-        n, c, device = len(images), images.shape[-3], images.device
-        parameters = self.view_parameters(view, indices, epoch, images.shape[-2], images.shape[-1])
+        n, size, device = len(images), self.sizes[view], images.device
+        are_crops = images.ndim != 4
+        source = split_crops(images, self.sizes)[view] if are_crops else images
+        c = source.shape[1]
+        parameters = self.view_parameters(view, indices, epoch, source.shape[2], source.shape[3])
         white = 1.0 if images.is_floating_point() else 255.0
         maps = torch.from_numpy((color_maps(parameters, c) / white).astype(np.float32)).to(device)
-        out = torch.empty(n, c, self.size, self.size, device=device)
-        chunk_size = max(1, CACHE_BYTES // (4 * c * self.size**2)) if device.type == "cpu" else n
+        out = torch.empty(n, c, size, size, device=device)
+        chunk_size = max(1, CACHE_BYTES // (4 * c * size**2)) if device.type == "cpu" else n
         for start in range(0, n, chunk_size):
             rows = slice(start, start + chunk_size)
             chunk = parameters.rows(rows)
-            if images.ndim == 5:
-                x = images[rows, view].to(torch.float32, memory_format=torch.contiguous_format)
+            if are_crops:
+                x = source[rows].to(torch.float32, memory_format=torch.contiguous_format)
             else:
-                x = resized_crops(images[rows], chunk.boxes, self.size, chunk.flip)
+                x = resized_crops(images[rows], chunk.boxes, size, chunk.flip)
             if self.settings[view].rotation:
                 x = rotate(x, chunk.angle)
             apply_color(x, chunk, maps[rows], out[rows])
         return out
+
+
+def split_crops(images: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Return the crops (n, c, size, size) of each view, of those in a ``Batch``."""
+    if images.ndim == 5:
+        return list(images.unbind(1))
+    areas = [size**2 for size in sizes]
+    channels = images.shape[1] // sum(areas)
+    parts = torch.split(images, [channels * area for area in areas], dim=1)
+    return [part.reshape(-1, size, size, channels).permute(0, 3, 1, 2) for part, size in zip(parts, sizes, strict=True)]
 
 
 class TwoViews(MultiView):
