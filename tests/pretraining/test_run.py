@@ -13,6 +13,7 @@ from PIL import Image
 
 import mec
 from mec.data import open_dataset
+from mec.data.transforms.multi_view import MultiView
 from mec.errors import InputError
 from mec.pretraining import (
     ObjectiveSettings,
@@ -69,7 +70,7 @@ def test_every_step_is_logged_and_the_loss_falls(run: Run) -> None:
     assert means["rate_reduction"][1] > means["rate_reduction"][0] + 0.1
     assert 1 < rows[-1]["effective_rank"] <= 16
     assert rows[0]["lr"] == 0
-    assert max(r["lr"] for r in rows) == pytest.approx(5e-3)
+    assert max(r["lr"] for r in rows) == pytest.approx(8e-3)
 
 
 def test_the_distortion_sweeps_in_equal_factors_from_the_first_step_to_the_last(run: Run) -> None:
@@ -82,14 +83,14 @@ def test_the_distortion_sweeps_in_equal_factors_from_the_first_step_to_the_last(
 
 def test_views_differ_between_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded: list[tuple[int, torch.Tensor]] = []
-    forward = mec.TwoViews.forward
+    forward = MultiView.forward
 
-    def recording_forward(self: mec.TwoViews, images: torch.Tensor, indices: np.ndarray, epoch: int) -> object:
+    def recording_forward(self: MultiView, images: torch.Tensor, indices: np.ndarray, epoch: int) -> object:
         x1, x2 = forward(self, images, indices, epoch)
         recorded.append((epoch, x1[np.flatnonzero(indices == 7)]))
         return x1, x2
 
-    monkeypatch.setattr(mec.TwoViews, "forward", recording_forward)
+    monkeypatch.setattr(MultiView, "forward", recording_forward)
     pretrain("digits", tmp_path / "run", replace(TINY, epochs=2, batch_size=1347))
     assert [epoch for epoch, _ in recorded] == [0, 1]
     assert not torch.allclose(recorded[0][1], recorded[1][1])

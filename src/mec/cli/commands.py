@@ -15,8 +15,17 @@ Run = Callable[..., object]
 """Function of a command: takes the values of the options. A string or path that it returns is printed."""
 RECIPE_GROUPS = {
     "images and views": {"channels", "background", "subsample", "frame_stride", "max_corrupt", "views", "image_size"},
-    "network": {"backbone", "backbone_options", "small_stem"},
-    "training": {"epochs", "batch_size", "chunk_size", "gradient_checkpointing", "seed", "log_every"},
+    "network": {"backbone", "backbone_options", "small_stem", "evaluation_size"},
+    "training": {
+        "epochs",
+        "steps",
+        "minutes",
+        "batch_size",
+        "chunk_size",
+        "gradient_checkpointing",
+        "seed",
+        "log_every",
+    },
     "machine": set(MACHINE),
 }
 """Help groups of the settings on the top level of the recipe. Each nested one, such as objective, is its own group."""
