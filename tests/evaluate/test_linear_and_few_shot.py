@@ -7,7 +7,10 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import train_test_split
 from sklearn.neighbors import NearestCentroid
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mec import evaluate
@@ -43,13 +46,23 @@ def test_probe_separates_separable_classes_and_not_noise() -> None:
     assert abs(fast_probe_accuracies(Features("noise", noise[0], labels, noise[1], labels), 4)["top-1"] - 0.25) < 0.1
 
 
-def test_penalty_is_selected_without_the_test_split() -> None:
-    """With many noise dimensions and few images only a strong penalty generalizes."""
+@pytest.mark.parametrize("signal", [0.02, 0.1, 1.0])
+def test_penalty_has_the_lowest_cross_entropy_of_held_out_images(signal: float) -> None:
     rng = np.random.default_rng(0)
     y = np.arange(60) % 2
-    x, y = torch.from_numpy(rng.normal(size=(60, 300)) + 0.25 * y[:, None]).float(), torch.from_numpy(y)
-    assert select_penalty(x, y, 2, 200) in INVERSE_PENALTIES[:7]
-    assert select_penalty(x[:3], torch.tensor([0, 0, 1]), 2, 200) == 1.0
+    x = rng.normal(size=(60, 40)) + signal * y[:, None]
+    fit, held, fit_y, held_y = train_test_split(x, y, test_size=12, stratify=y, random_state=0)
+    models = [
+        make_pipeline(StandardScaler(), LogisticRegression(C=C, tol=1e-8, max_iter=9999)).fit(fit, fit_y)
+        for C in INVERSE_PENALTIES
+    ]
+    losses = [log_loss(held_y, model.predict_proba(held)) for model in models]
+    chosen = select_penalty(torch.from_numpy(x).float(), torch.from_numpy(y), 2, 500)
+    assert losses[INVERSE_PENALTIES.index(chosen)] <= min(losses) + 1e-3
+
+
+def test_a_class_with_one_image_has_no_held_out_images() -> None:
+    assert select_penalty(torch.randn(3, 5), torch.tensor([0, 0, 1]), 2, 200) == 1.0
 
 
 def test_penalty_is_selected_on_a_sample_of_a_large_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
