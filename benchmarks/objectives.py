@@ -1,7 +1,7 @@
 """Which objective learns most from the same compute, tuned and with its published settings?
 
 Every run has the same encoder, projector, views, optimizer and number of FLOPs; only the objective differs, and the
-learning rate, which no paper gives for this encoder. ``rate`` compares three learning rates for the published settings
+learning rate, which no paper gives for this encoder. ``rate`` compares four learning rates for the published settings
 of each objective on held-out train images, ``tune`` compares its trials at the best of them. ``test`` trains on all
 train images with the published settings and with the best trial, and looks at the test images. A run whose row is in
 the json already is not repeated.
@@ -38,7 +38,7 @@ Stage = Literal["rate", "tune", "test"]
 NAME = "objectives"
 QUESTION = "which objective learns most from the same compute, with published settings and tuned"
 KEYS = ("dataset", "method", "trial", "lr_factor", "stage", "encoder", "views", "scale", "seed")
-LR_FACTORS = (0.5, 1.0, 2.0)
+LR_FACTORS = (0.25, 0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True)

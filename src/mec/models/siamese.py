@@ -85,7 +85,8 @@ class Siamese(nn.Module):
 
     def features(self, *views: Tensor) -> PerView:
         """Return the features of the student's encoder, (m, num_features) per view."""
-        features, local = tuple(map(self.encoder, views[: self.num_global])), views[len(views[: self.num_global]) :]
+        num_global = self.num_global or len(views)
+        features, local = tuple(map(self.encoder, views[:num_global])), views[num_global:]
         if not local:
             return features
         with freeze_running_statistics(self.encoder):
