@@ -13,6 +13,7 @@ from PIL import Image
 
 import mec
 from mec.data import open_dataset
+from mec.data.transforms import ExtraViewSettings
 from mec.data.transforms.multi_view import MultiView
 from mec.errors import InputError
 from mec.pretraining import (
@@ -246,8 +247,10 @@ def test_a_killed_loader_process_is_reported_in_one_line(tmp_path: Path, monkeyp
         pretrain(tmp_path / "data", tmp_path / "run", recipe)
 
 
-def test_bfloat16_is_refused_for_views_too_small_for_a_cpu(tmp_path: Path) -> None:
-    recipe = replace(TINY, precision="bf16-mixed", accelerator="cpu")
+@pytest.mark.parametrize(("size", "count"), [(16, 0), (24, 1)])
+def test_bfloat16_is_refused_for_views_too_small_for_a_cpu(size: int, count: int, tmp_path: Path) -> None:
+    extra = ExtraViewSettings(count=count, image_size=16)
+    recipe = replace(TINY, image_size=size, extra_views=extra, precision="bf16-mixed", accelerator="cpu")
     with pytest.raises(InputError, match=r"precision: expected 32-true for views of up to 16 px on a CPU"):
         pretrain("digits", tmp_path / "run", recipe)
     assert not (tmp_path / "run").exists()

@@ -157,6 +157,11 @@ class Recipe:
         return self.extra_views.image_size or self.image_size
 
     @property
+    def smallest_view(self) -> int:
+        """Side of the smallest views in pixels."""
+        return self.local_size if self.extra_views.count else self.image_size
+
+    @property
     def num_local(self) -> int:
         """Number of local views: extra views that are smaller than the others."""
         return self.extra_views.count if self.local_size < self.image_size else 0

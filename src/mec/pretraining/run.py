@@ -259,7 +259,7 @@ def _create_trainer(
 ) -> lightning.Trainer:
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     on_cpu = recipe.accelerator == "cpu" or (recipe.accelerator == "auto" and not has_gpu)
-    too_small = on_cpu and recipe.image_size <= MAX_SIZE_WITHOUT_BFLOAT16
+    too_small = on_cpu and recipe.smallest_view <= MAX_SIZE_WITHOUT_BFLOAT16
     if too_small and recipe.precision == "bf16-mixed":
         raise InputError(
             f"precision: expected 32-true for views of up to {MAX_SIZE_WITHOUT_BFLOAT16} px on a CPU, got bf16-mixed"
