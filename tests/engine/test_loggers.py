@@ -141,7 +141,7 @@ def test_a_lightning_logger_gets_metrics_and_settings(tmp_path: Path) -> None:
     with (tmp_path / "own" / "metrics.csv").open() as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     assert losses == pytest.approx([row["loss"] for row in run.metrics()], rel=1e-5)
-    assert "optimizer.lr: 0.005" in (tmp_path / "own" / "hparams.yaml").read_text()
+    assert f"optimizer.lr: {RECIPE.optimizer.lr}" in (tmp_path / "own" / "hparams.yaml").read_text()
     assert not {"tensorboard", "wandb", "mlflow"} & {path.name for path in run.folder.iterdir()}
 
 
