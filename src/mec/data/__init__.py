@@ -3,11 +3,12 @@
 from mec.data.dataset import ArrayDataset, FileDataset, ImageDataset, read_image
 from mec.data.datasets import open_dataset
 from mec.data.pixels import PixelFormat
-from mec.data.transforms import ViewSettings
+from mec.data.transforms import ExtraViewSettings, ViewSettings
 from mec.data.transforms.multi_view import TwoViews
 
 __all__ = [
     "ArrayDataset",
+    "ExtraViewSettings",
     "FileDataset",
     "ImageDataset",
     "PixelFormat",
