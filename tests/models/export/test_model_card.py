@@ -179,3 +179,18 @@ def test_damaged_files_of_the_run_are_an_error(run: Path, tmp_path: Path) -> Non
             card_of(run, tmp_path / "e")
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize(
+    ("length", "shown"),
+    [
+        ({"steps": None, "minutes": None}, {"epochs": "20"}),
+        ({"steps": 700}, {"steps": "700"}),
+        ({"steps": 700, "minutes": 5.0}, {"steps": "700", "minutes": "5.0"}),
+    ],
+)
+def test_the_length_of_the_run_is_that_it_had(run: Path, length: dict, shown: dict, tmp_path: Path) -> None:
+    (run / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | length))
+    card = (export(run, "huggingface", tmp_path / "card") / "README.md").read_text()
+    rows = dict(re.findall(r"^\| (epochs|steps|minutes) \| (\S+) \|$", card, re.M))
+    assert rows == shown

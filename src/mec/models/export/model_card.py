@@ -20,9 +20,9 @@ from mec.results import RESULTS, Result, cells, titles
 Library = Literal["timm", "mec-ssl"]
 
 SETTINGS = (
-    "epochs", "batch_size", "image_size", "objective.form", "objective.distortion", "objective.order",
-    "projector.hidden_dim", "projector.output_dim", "teacher.enabled", "optimizer.name", "optimizer.lr",
-    "optimizer.weight_decay", "views", "seed",
+    "epochs", "steps", "minutes", "batch_size", "image_size", "objective.form", "objective.distortion",
+    "objective.order", "projector.hidden_dim", "projector.output_dim", "teacher.enabled", "optimizer.name",
+    "optimizer.lr", "optimizer.weight_decay", "views", "seed",
 )  # fmt: skip
 """Recipe settings in the training table; the whole recipe follows it."""
 TASK = "image-feature-extraction"
@@ -128,7 +128,12 @@ def _training(recipe: dict[str, Any], environment: dict[str, Any], seconds: str 
     if isinstance(environment.get("images"), int):
         rows["images"] = f"{environment['images']:,}"
     rows["labels"] = "none used"
+    # steps replace epochs, and are those of the minutes
+    unused = {"steps", "minutes"} if recipe.get("steps") is None else {"epochs"}
+    unused |= {"minutes"} if recipe.get("minutes") is None else set()
     for name in SETTINGS:
+        if name in unused:
+            continue
         *sections, last = name.split(".")
         section: Any = recipe
         for key in sections:
