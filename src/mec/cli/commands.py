@@ -17,17 +17,10 @@ RECIPE_GROUPS = {
     "images and views": {"channels", "background", "subsample", "frame_stride", "max_corrupt", "views", "image_size"},
     "network": {"backbone", "backbone_options", "small_stem", "evaluation_size"},
     "training": {
-        "epochs",
-        "steps",
-        "minutes",
-        "batch_size",
-        "chunk_size",
-        "gradient_checkpointing",
-        "seed",
-        "log_every",
+        "epochs", "steps", "minutes", "batch_size", "chunk_size", "gradient_checkpointing", "seed", "log_every"
     },
     "machine": set(MACHINE),
-}
+}  # fmt: skip
 """Help groups of the settings on the top level of the recipe. Each nested one, such as objective, is its own group."""
 
 

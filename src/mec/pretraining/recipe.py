@@ -172,7 +172,7 @@ class Recipe:
 
     @property
     def length(self) -> str:
-        """Length of the run in epochs, in words."""
+        """Length of the run, as the log states it."""
         if self.minutes is not None:
             return f"{self.minutes:g} minutes of epochs"
         return f"{self.epochs:,} epochs" if self.steps is None else f"{self.steps:,} steps in epochs"

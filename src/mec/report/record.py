@@ -96,7 +96,7 @@ class Record:
     @property
     def steps(self) -> int:
         """Number of completed steps. The last of them may have no row in metrics.csv."""
-        return (self.planned_steps if self.finished else None) or self.steps_logged
+        return (self.finished and self.planned_steps) or self.steps_logged
 
     @property
     def planned_steps(self) -> int | None:
