@@ -156,7 +156,7 @@ def compiled(network: nn.Module) -> AbstractContextManager[None]:
 
 
 def native_bfloat16() -> bool:
-    """Return whether this CPU has bfloat16 instructions (AVX-512 BF16, AMX), about twice as fast as float32."""
+    """Return whether this CPU has bfloat16 instructions (AVX-512 BF16, AMX)."""
     try:
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     except AttributeError:  # not in every build of PyTorch

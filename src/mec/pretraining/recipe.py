@@ -66,7 +66,8 @@ class Recipe:
             forward pass.
         seed: seed of weights, order and views.
         workers: loader processes per training process; null: one per core.
-        precision: 32-true, bf16-mixed or 16-mixed; auto: bf16-mixed on GPUs and CPUs that support it, else 32-true.
+        precision: 32-true, bf16-mixed or 16-mixed; auto: bf16-mixed on GPUs that support it, on a CPU the
+            faster of 32-true and bf16-mixed, which is measured, else 32-true.
         accelerator: auto, cpu, gpu or mps.
         devices: training processes per machine, one per GPU; auto: as started by torchrun or SLURM, else all GPUs, or
             one process on a CPU, which uses all cores.

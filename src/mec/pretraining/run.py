@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
@@ -34,7 +33,7 @@ from mec.engine.fsdp import full_encoder
 from mec.engine.loggers import LoggersLike, check_loggers, open_loggers
 from mec.engine.progress import ProgressBar, TrainingProgress
 from mec.engine.run_folder import lock_folder
-from mec.engine.trainer import compiled, make_trainer, native_bfloat16, running, seeded
+from mec.engine.trainer import compiled, make_trainer, running, seeded
 from mec.errors import InputError
 from mec.models.checkpoint_files import CHECKPOINTS_FOLDER, checkpoint_step
 from mec.models.encoder import Encoder, enable_gradient_checkpointing
@@ -43,6 +42,7 @@ from mec.models.sync_batch_norm import convert_sync_batch_norm
 from mec.pretraining.health import HealthWarnings
 from mec.pretraining.module import Pretraining
 from mec.pretraining.parts import Parts, resolve_parts
+from mec.pretraining.precision import choose_precision
 from mec.pretraining.recipe import Recipe, default_recipe, load_recipe
 from mec.pretraining.run_folder import (
     RECIPE_FILE,
@@ -67,9 +67,6 @@ from mec.pretraining.time_budget import limit_training
 logger = logging.getLogger("mec")
 
 CORRUPT_FILE = "corrupt.csv"
-MAX_SIZE_WITHOUT_BFLOAT16 = 16
-"""Networks reduce views of at most this side, in pixels, to 1 x 1 before their last strided convolution. Its gradient
-in bfloat16 on a CPU is then partly uninitialized memory (oneDNN, torch 2.11 to 2.15)."""
 MIN_STEPS_TO_COMPILE = 2000
 """Shorter runs on a GPU do not repay the minute or two that compilation takes."""
 
@@ -170,7 +167,8 @@ def _pretrain(
         encoder = create_start_encoder(recipe, pixel_format, dataset, parts.encoder, statistics)
     if len(dataset) < 2:
         raise InputError(f"data: expected at least 2 images, got {len(dataset)}")
-    trainer = _create_trainer(recipe, out, corrupt_log, callbacks)
+    precision = choose_precision(recipe, encoder, out, resume)
+    trainer = _create_trainer(recipe, precision, out, corrupt_log, callbacks)
     sampler = _create_sampler(recipe, dataset, trainer)
     module = _create_module(recipe, encoder, sampler, trainer, parts.objective, views)
     limit_training(trainer, module, started, partial(write_steps, out, recipe))
@@ -255,21 +253,13 @@ def _create_module(
 
 
 def _create_trainer(
-    recipe: Recipe, out: Path, corrupt_log: CorruptLog, callbacks: Sequence[lightning.Callback]
+    recipe: Recipe, precision: str, out: Path, corrupt_log: CorruptLog, callbacks: Sequence[lightning.Callback]
 ) -> lightning.Trainer:
-    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-    on_cpu = recipe.accelerator == "cpu" or (recipe.accelerator == "auto" and not has_gpu)
-    too_small = on_cpu and recipe.smallest_view <= MAX_SIZE_WITHOUT_BFLOAT16
-    if too_small and recipe.precision == "bf16-mixed":
-        raise InputError(
-            f"precision: expected 32-true for views of up to {MAX_SIZE_WITHOUT_BFLOAT16} px on a CPU, got bf16-mixed"
-        )
-    use_bfloat16 = recipe.precision == "auto" and on_cpu and native_bfloat16() and not too_small
     return make_trainer(
         out,
         recipe.devices,
         recipe.nodes,
-        "bf16-mixed" if use_bfloat16 else recipe.precision,
+        precision,
         recipe.accelerator,
         recipe.strategy,
         max_epochs=recipe.epochs,

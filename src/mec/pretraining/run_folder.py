@@ -99,6 +99,11 @@ def _read_environment(out: Path) -> dict[str, Any]:
     return environment
 
 
+def recorded_precision(out: Path) -> str | None:
+    """Return the precision of the run in a folder; None without a run."""
+    return _read_environment(out).get("precision")
+
+
 def check_same_recipe(first: Recipe, recipe: Recipe) -> None:
     """Raise InputError if a recipe differs from that of the run so far in what may not change."""
     for part in sorted(first.parts.keys() | recipe.parts.keys()):
