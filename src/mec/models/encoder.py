@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -74,6 +75,7 @@ class Encoder(nn.Module):
         image_size: side in pixels of the square input images.
         memory_format: memory format of weights and images in which the network is fastest.
         untrained: whether its weights are freshly initialized.
+        start_file: file of the weights with which the run of a trained encoder started; None: unknown.
         origin: a sentence on where the weights come from; may be empty.
     """
 
@@ -81,6 +83,7 @@ class Encoder(nn.Module):
     std: Tensor
     memory_format = torch.channels_last
     untrained = False
+    start_file: Path | None = None
     origin = ""
 
     def __init__(self, spec: EncoderSpec, backbone: nn.Module | None = None) -> None:

@@ -29,6 +29,8 @@ logger = logging.getLogger("mec")
 
 WEIGHTS_FILE = "encoder.safetensors"
 SPEC_FILE = "encoder.json"
+START_FILE = "start.safetensors"
+"""Weights at the start of a run, where no seed determines them."""
 TIMM_CONFIG = "config.json"
 TIMM_FIELDS = ("small_stem", "options", "stem_padding")
 """Fields of EncoderSpec that only timm's architectures have."""
@@ -38,13 +40,18 @@ TIMM_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 def save_encoder(encoder: Encoder, folder: str | os.PathLike[str]) -> Path:
     """Write the encoder into ``folder``, each file atomically, and return the path of the weights."""
     folder = Path(folder)
-    # clone, because some architectures have one tensor under two keys, which safetensors rejects
-    weights = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in encoder.backbone.state_dict().items()}
     with atomic_write(folder / SPEC_FILE) as path:
         path.write_text(json.dumps(encoder.spec.as_dict(), indent=2) + "\n")
-    with atomic_write(folder / WEIGHTS_FILE) as path:
-        path.write_bytes(save(weights, metadata={"format": "pt"}))  # the errors of save_file do not name their cause
+    save_weights(encoder, folder / WEIGHTS_FILE)
     return folder / WEIGHTS_FILE
+
+
+def save_weights(encoder: Encoder, file: Path) -> None:
+    """Write the weights of an encoder atomically."""
+    # clone, because some architectures have one tensor under two keys, which safetensors rejects
+    weights = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in encoder.backbone.state_dict().items()}
+    with atomic_write(file) as path:
+        path.write_bytes(save(weights, metadata={"format": "pt"}))  # the errors of save_file do not name their cause
 
 
 def load_encoder(source: str | os.PathLike[str], **overrides: Any) -> Encoder:
@@ -102,7 +109,8 @@ def load_encoder(source: str | os.PathLike[str], **overrides: Any) -> Encoder:
 
 
 def untrained(encoder: Encoder, seed: int = 0) -> Encoder:
-    """Return the same architecture with weights initialized from ``seed``: the baseline of a trained encoder.
+    """Return the same architecture untrained, the baseline of a trained encoder: with the weights at the start of its
+    run, if the run folder holds them, else with weights initialized from ``seed``.
 
     Raises:
         InputError: the network is not from timm, and its ``reset_parameters`` do not initialize every parameter.
@@ -113,6 +121,9 @@ def untrained(encoder: Encoder, seed: int = 0) -> Encoder:
         initialized = Encoder(spec, reinitialized(encoder.backbone, spec.backbone) if spec.is_module else None)
     initialized.untrained = True
     initialized.origin = f"{encoder.spec.backbone}, untrained, seed {seed}"
+    if encoder.start_file is not None:
+        load_weights(initialized, dict(read_weights(encoder.start_file)), str(encoder.start_file))
+        initialized.origin = f"{encoder.spec.backbone}, untrained, start of {encoder.start_file.parent}"
     return initialized.eval()
 
 
@@ -125,7 +136,12 @@ def _load_saved(folder: Path, overrides: dict[str, Any]) -> Encoder:
         raise InputError(f"encoder: {path} does not match {encoder.spec.backbone} ({difference})")
     load_weights(encoder, weights, str(path))
     encoder.origin = f"encoder of {folder}"
+    encoder.start_file = _start_file(folder)
     return encoder.eval()
+
+
+def _start_file(run: Path) -> Path | None:
+    return run / START_FILE if (run / START_FILE).exists() else None
 
 
 def _merge(stored: dict[str, Any], overrides: dict[str, Any], source: Path | str) -> dict[str, Any]:
@@ -162,6 +178,7 @@ def _load_newest_checkpoint(run: Path, branch: str | None, overrides: dict[str, 
     newer = f" ({', '.join(p.name for p in damaged)}: damaged)" if damaged else ""
     logger.warning(f"{run} has no {WEIGHTS_FILE}, because the run has not ended: using its {position}{newer}")
     encoder.origin = f"encoder of {run}, {position}" + (f", {branch}" if branch else "")
+    encoder.start_file = _start_file(run)
     return encoder
 
 

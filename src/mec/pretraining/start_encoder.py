@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 from torch import nn
 
-from mec.data.analysis import channel_statistics
-from mec.data.dataset import ImageDataset
+from mec.data.analysis import STATISTICS_SAMPLE_SIZE, channel_statistics, sample_images
+from mec.data.dataset import ImageDataset, format_as_loaded
 from mec.data.pixels import PixelFormat
+from mec.data.transforms.crop import crop_and_resize
 from mec.errors import InputError, did_you_mean
 from mec.models.encoder import Encoder, EncoderSpec, create_encoder
 from mec.models.foreign_checkpoints import describe_difference
@@ -26,6 +29,7 @@ from mec.models.own_network import (
     find_unused_parameter,
     network_name,
 )
+from mec.models.whitening import whiten_stem
 from mec.pretraining.recipe import Recipe
 
 logger = logging.getLogger("mec")
@@ -113,7 +117,19 @@ def create_start_encoder(
     )
     if network is not None:
         _log_network(created)
+    elif recipe.whiten_stem:
+        whiten_stem(created, _view_sized(dataset, pixel_format, recipe.image_size))
     return _to_train(created, recipe)
+
+
+def _view_sized(dataset: ImageDataset, pixel_format: PixelFormat, size: int) -> Iterator[torch.Tensor]:
+    """Yield the central squares (c, size, size) of a sample of images."""
+    loaded_format = format_as_loaded(dataset, pixel_format)
+    for image in sample_images(dataset, STATISTICS_SAMPLE_SIZE, lambda opened: opened.decode(loaded_format)):
+        height, width = image.shape[:2]
+        side = min(height, width)
+        box = np.array([(height - side) // 2, (width - side) // 2, side, side])
+        yield torch.from_numpy(crop_and_resize(image, box, size)).permute(2, 0, 1)
 
 
 def _copy(encoder: Encoder, pixel_format: PixelFormat, statistics: Statistics | None) -> Encoder:
