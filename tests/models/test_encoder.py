@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -55,6 +56,11 @@ def test_any_timm_architecture_returns_pooled_features(backbone: str, size: int,
     x = encoder.normalize(torch.randint(0, 256, (2, channels, size, size), dtype=torch.uint8))
     with torch.no_grad():
         assert encoder(x).shape == (2, encoder.num_features)
+
+
+def test_compact_resnet_gives_feature_maps_as_other_networks_of_timm() -> None:
+    network = timm.create_model("compact_resnet", features_only=True, width_factor=0.125)
+    assert [tuple(x.shape[1:]) for x in network(torch.zeros(1, 3, 32, 32))] == [(8, 16, 16), (16, 8, 8), (32, 4, 4)]
 
 
 def test_small_stem_depends_on_the_image_size_and_can_be_overridden() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 import mec
@@ -22,7 +23,6 @@ RECIPE = replace(
     backbone_options=NARROW,
     image_size=16,
     small_stem=True,
-    whiten_stem=True,
     steps=2,
     projector=ProjectorSettings(16, 8),
     workers=0,
@@ -31,17 +31,23 @@ RECIPE = replace(
 )
 
 
+def first_filters(encoder: mec.Encoder) -> torch.Tensor:
+    convolution = first_convolution(encoder)
+    assert convolution is not None
+    return convolution.weight.detach()
+
+
 def test_the_start_of_a_run_is_its_untrained_baseline(tmp_path: Path) -> None:
     encoder = mec.pretrain("digits", tmp_path / "run", RECIPE).encoder()
     start = with_baseline(encoder, True)["untrained"]
     assert start.untrained
     assert str(tmp_path / "run") in start.description
     # the digits, 8 px, are interpolated: their smallest components have no variance, and get no filter
-    filters = first_convolution(start).weight.detach()
+    filters = first_filters(start)
     pairs = next(n for n in range(9, 0, -1) if torch.equal(filters[:n], -filters[n : 2 * n]))
     assert 3 <= pairs <= 9
-    trained = first_convolution(encoder).weight.detach()
-    random = first_convolution(untrained(create_encoder("resnet18", 16, 1, options=NARROW))).weight.detach()
+    trained = first_filters(encoder)
+    random = first_filters(untrained(create_encoder("resnet18", 16, 1, options=NARROW)))
     # two steps on, the filters are still near those of the start, and far from those of a seed
     assert 10 * (trained - filters).norm() < (trained - random).norm()
 
@@ -59,7 +65,7 @@ def test_the_filters_whiten_the_images_as_large_as_the_views(tmp_path: Path) -> 
     images = rng.integers(0, 256, (40, 16, 16, 1), dtype=np.uint8)  # white
     start = untrained(mec.pretrain(images, tmp_path / "run", replace(RECIPE, batch_size=8)).encoder())
     patches = torch.nn.functional.unfold(start.normalize(torch.from_numpy(images).permute(0, 3, 1, 2)), 3)
-    responses = first_convolution(start).weight.flatten(1)[:8] @ patches.transpose(0, 1).flatten(1)
+    responses = first_filters(start).flatten(1)[:8] @ patches.transpose(0, 1).flatten(1)
     torch.testing.assert_close(responses @ responses.T / responses.shape[1], torch.eye(8), atol=2e-3, rtol=0)
 
 
@@ -72,6 +78,15 @@ def test_runs_that_no_seed_determines_store_their_start_only(tmp_path: Path) -> 
     assert "whiten_stem" not in (run.folder / "recipe.yaml").read_text()
 
 
+def test_a_run_records_whether_its_first_convolution_is_whitened(tmp_path: Path) -> None:
+    overlapping = mec.pretrain("digits", tmp_path / "resnet", RECIPE)
+    assert overlapping.recipe().whiten_stem is True
+    assert replace(overlapping.recipe(), whiten_stem=None) == replace(RECIPE, channels=1)
+    options = {"depth": 1, "embed_dim": 16, "num_heads": 2}
+    patches = replace(RECIPE, backbone="vit_tiny_patch16_224", backbone_options=options, image_size=32)
+    assert mec.pretrain("digits", tmp_path / "vit", patches).recipe().whiten_stem is False
+
+
 def test_a_resumed_run_has_the_same_weights(tmp_path: Path) -> None:
     whole = mec.pretrain("digits", tmp_path / "whole", RECIPE).encoder()
     run = mec.pretrain("digits", tmp_path / "run", RECIPE)
@@ -80,3 +95,11 @@ def test_a_resumed_run_has_the_same_weights(tmp_path: Path) -> None:
     resumed = mec.pretrain("digits", run.folder, RECIPE, resume=True).encoder()
     assert (run.folder / START_FILE).read_bytes() == start
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_an_encoder_outlives_the_folder_of_its_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    encoder = mec.pretrain("digits", tmp_path / "run", RECIPE).encoder()
+    (tmp_path / "run" / START_FILE).unlink()
+    start = untrained(encoder)
+    assert "was deleted: the untrained encoder has the weights of seed 0" in caplog.text
+    assert start.origin.endswith("seed 0")

@@ -121,7 +121,9 @@ def untrained(encoder: Encoder, seed: int = 0) -> Encoder:
         initialized = Encoder(spec, reinitialized(encoder.backbone, spec.backbone) if spec.is_module else None)
     initialized.untrained = True
     initialized.origin = f"{encoder.spec.backbone}, untrained, seed {seed}"
-    if encoder.start_file is not None:
+    if encoder.start_file is not None and not encoder.start_file.exists():
+        logger.warning(f"{encoder.start_file} was deleted: the untrained encoder has the weights of seed {seed}")
+    elif encoder.start_file is not None:
         load_weights(initialized, dict(read_weights(encoder.start_file)), str(encoder.start_file))
         initialized.origin = f"{encoder.spec.backbone}, untrained, start of {encoder.start_file.parent}"
     return initialized.eval()

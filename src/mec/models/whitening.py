@@ -15,22 +15,21 @@ MIN_VARIANCE = 5e-4
 """Components of normalized patches with less variance are noise of compression or interpolation: they get no filter."""
 
 
-def first_convolution(encoder: Encoder) -> nn.Conv2d:
-    """Return the convolution that the images enter.
-
-    Raises:
-        InputError: the first layer with weights is another one.
-    """
+def first_convolution(encoder: Encoder) -> nn.Conv2d | None:
+    """Return the convolution that the images enter; None if the first layer with weights is another one."""
     layer = next((m for m in encoder.backbone.modules() if list(m.parameters(recurse=False))), None)
-    if not isinstance(layer, nn.Conv2d) or layer.in_channels != encoder.spec.channels or layer.groups != 1:
-        raise InputError(
-            f"whiten_stem: expected false for {encoder.spec.backbone}, whose first layer is not a convolution of images"
-        )
-    return layer
+    is_convolution = isinstance(layer, nn.Conv2d) and layer.in_channels == encoder.spec.channels and layer.groups == 1
+    return layer if is_convolution else None  # type: ignore[return-value]
+
+
+def has_overlapping_stem(encoder: Encoder) -> bool:
+    """Return whether the patches of the first convolution overlap, as in ResNets; those of transformers do not."""
+    first = first_convolution(encoder)
+    return first is not None and all(k > s for k, s in zip(first.kernel_size, first.stride, strict=True))
 
 
 @torch.no_grad()
-def whiten_stem(encoder: Encoder, images: Iterable[Tensor]) -> None:
+def whiten_stem(encoder: Encoder, images: Iterable[Tensor]) -> int:
     """Initialize the filters of the first convolution as a whitening of the patches of ``images``.
 
     Filters come in pairs of opposite signs, as ReLU follows: the principal components of the normalized patches,
@@ -42,10 +41,17 @@ def whiten_stem(encoder: Encoder, images: Iterable[Tensor]) -> None:
         encoder: is changed.
         images: one or more of shape (c, h, w), uint8 or float in [0, 1], of the size of the views.
 
+    Returns:
+        The number of filters that were initialized.
+
     Raises:
         InputError: the encoder's first layer is not a convolution of images.
     """
     convolution = first_convolution(encoder)
+    if convolution is None:
+        raise InputError(
+            f"whiten_stem: expected false for {encoder.spec.backbone}, whose first layer is not a convolution of images"
+        )
     size: tuple[int, int] = convolution.kernel_size  # type: ignore[assignment]
     mean_square, count = torch.zeros(1, dtype=torch.float64), 0
     for image in images:
@@ -57,3 +63,4 @@ def whiten_stem(encoder: Encoder, images: Iterable[Tensor]) -> None:
     # the sign of a component is arbitrary; this choice does not depend on the library that computed it
     filters *= torch.gather(filters, 1, filters.abs().argmax(1, keepdim=True)).sign()
     convolution.weight[: 2 * num_pairs] = torch.cat([filters, -filters]).view(-1, *convolution.weight.shape[1:]).float()
+    return 2 * num_pairs

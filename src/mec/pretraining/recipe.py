@@ -55,8 +55,8 @@ class Recipe:
         max_corrupt: largest fraction of images that may be corrupt before the run stops; other images replace them.
         views: fast, or reference: torchvision's transforms on PIL images, exactly, but several times slower.
         small_stem: 3x3 stem without max-pool (ResNet), small patches (ViT); null: for views under 96 px.
-        whiten_stem: initialize the first convolution from the images: as a whitening of their patches, which a short
-            training does not find.
+        whiten_stem: initialize the first convolution as a whitening of patches of the images, which trainings find only
+            slowly; null: if its patches overlap, as in ResNets.
         epochs: passes over the images.
         steps: optimizer steps of the run, in place of epochs; the last epoch may be incomplete. null: epochs.
         minutes: duration of the run, in place of epochs: the number of steps follows from the measured speed, and the
@@ -99,7 +99,7 @@ class Recipe:
     max_corrupt: float = 0.05
     views: Literal["fast", "reference"] = "fast"
     small_stem: bool | None = None
-    whiten_stem: bool = False
+    whiten_stem: bool | None = None
     epochs: int = 100
     steps: int | None = None
     minutes: float | None = None

@@ -60,6 +60,7 @@ from mec.pretraining.start_encoder import (
     check_same_network,
     create_start_encoder,
     own_network,
+    whiten_start,
     with_value_range,
 )
 from mec.pretraining.time_budget import limit_training
@@ -121,7 +122,8 @@ def pretrain(
 
     Returns:
         The run. Its folder contains recipe.yaml, environment.json, metrics.csv, TensorBoard events in tensorboard/,
-        checkpoints/, encoder.safetensors and encoder.json, and corrupt.csv if images could not be read.
+        checkpoints/, encoder.safetensors and encoder.json, start.safetensors if the images determine its weights
+        (``whiten_stem``), and corrupt.csv if images could not be read.
 
     Raises:
         InputError: an argument is invalid (before anything is written), another process trains into the folder, the
@@ -165,6 +167,7 @@ def _pretrain(
             recipe = replace(recipe, image_size=views.size)
         statistics = None if views is None else views.statistics
         encoder = create_start_encoder(recipe, pixel_format, dataset, parts.encoder, statistics)
+        recipe = whiten_start(recipe, encoder, dataset, pixel_format)
     if len(dataset) < 2:
         raise InputError(f"data: expected at least 2 images, got {len(dataset)}")
     precision = choose_precision(recipe, encoder, out, resume)

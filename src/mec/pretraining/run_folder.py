@@ -136,7 +136,7 @@ def write_run_files(out: Path, recipe: Recipe, encoder: Encoder, environment: Ma
     # the encoder's weights are written at the end; checkpoints need its description before
     with atomic_write(out / SPEC_FILE) as path:
         path.write_text(json.dumps(encoder.spec.as_dict(), indent=2) + "\n")
-    if recipe.as_dict().get("whiten_stem") and not (out / START_FILE).exists():
+    if recipe.setting("whiten_stem") and not (out / START_FILE).exists():
         save_weights(encoder, out / START_FILE)
     with atomic_write(out / ENVIRONMENT_FILE) as path:
         path.write_text(json.dumps(environment, indent=2) + "\n")
@@ -159,6 +159,7 @@ def check_settings(out: Path, recipe: Recipe) -> None:
     if contains_run(out) and ((out / WEIGHTS_FILE).exists() or any((out / CHECKPOINTS_FOLDER).glob("*"))):
         first = Run(out).recipe()
         unknown = {"channels"} if recipe.channels is None else set()
+        unknown |= {"whiten_stem"} if recipe.whiten_stem is None else set()
         unknown |= {"image_size"} if "view_transform" in recipe.parts else set()
         check_same_recipe(first, replace(recipe, **{name: getattr(first, name) for name in unknown}))
 

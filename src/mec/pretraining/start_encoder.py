@@ -29,7 +29,7 @@ from mec.models.own_network import (
     find_unused_parameter,
     network_name,
 )
-from mec.models.whitening import whiten_stem
+from mec.models.whitening import has_overlapping_stem, whiten_stem
 from mec.pretraining.recipe import Recipe
 
 logger = logging.getLogger("mec")
@@ -117,9 +117,19 @@ def create_start_encoder(
     )
     if network is not None:
         _log_network(created)
-    elif recipe.whiten_stem:
-        whiten_stem(created, _view_sized(dataset, pixel_format, recipe.image_size))
     return _to_train(created, recipe)
+
+
+def whiten_start(recipe: Recipe, encoder: Encoder, dataset: ImageDataset, pixel_format: PixelFormat) -> Recipe:
+    """Whiten the first convolution of a new encoder, if the recipe says so, and return the recipe with whether it is
+    whitened. An encoder that is passed to ``pretrain`` keeps its weights."""
+    if "encoder" in recipe.parts:
+        return recipe
+    whiten = has_overlapping_stem(encoder) if recipe.whiten_stem is None else recipe.whiten_stem
+    if whiten:
+        num_filters = whiten_stem(encoder, _view_sized(dataset, pixel_format, recipe.image_size))
+        logger.info(f"first convolution: {num_filters} filters whiten the patches of the images")
+    return replace(recipe, whiten_stem=whiten)
 
 
 def _view_sized(dataset: ImageDataset, pixel_format: PixelFormat, size: int) -> Iterator[torch.Tensor]:
