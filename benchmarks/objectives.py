@@ -14,12 +14,9 @@ python benchmarks/objectives.py test --seeds [0,1,2] --cifar10 FOLDER ...
 from __future__ import annotations
 
 import itertools
-import json
-import multiprocessing
-import os
 import tempfile
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,15 +26,14 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
-from machine import RESULTS, write
 from mec.objectives import create_objective
+from run_pool import read_rows, run_jobs, without_row
 from short_runs import DATASETS, METRICS, EncoderName, Run, create, evaluate, load_images, pretrain, split_images
 
 Stage = Literal["rate", "tune", "test"]
 
 NAME = "objectives"
 QUESTION = "which objective learns most from the same compute, with published settings and tuned"
-KEYS = ("dataset", "method", "trial", "lr_factor", "stage", "encoder", "views", "scale", "seed")
 LR_FACTORS = (0.25, 0.5, 1.0, 2.0)
 
 
@@ -96,11 +92,11 @@ class Job:
         return {field.name: getattr(self, field.name) for field in fields(self)} | {"trial": str(self.trial)}
 
 
-def run_job(job: Job, images: Path) -> dict[str, Any]:
-    """Train and evaluate. Return the row of the job."""
+def run_job(job: Job, folder: Path) -> dict[str, Any]:
+    """Train and evaluate."""
     dataset, trial = DATASETS[job.dataset], job.trial
     held_out = 0 if job.stage == "test" else dataset.held_out
-    x, labels, queries, query_labels = split_images(torch.load(images), held_out)
+    x, labels, queries, query_labels = split_images(torch.load(folder / f"{job.dataset}.pt"), held_out)
     if trial.objective == "untrained":
         torch.manual_seed(job.seed)
         encoder, figures = create(job.encoder, dataset, x), {}
@@ -108,13 +104,7 @@ def run_job(job: Job, images: Path) -> dict[str, Any]:
         budget = dataset.tflop * job.scale
         run = Run(job.encoder, job.views, budget, job.seed, trial.momentum, job.lr_factor)
         encoder, figures = pretrain(run, create_objective(trial.objective, trial.options), dataset, x)
-    return job.as_dict() | figures | evaluate(encoder, dataset, x, labels, queries, query_labels)
-
-
-def read_rows() -> list[dict[str, Any]]:
-    path = RESULTS / f"{NAME}.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
-    return rows
+    return figures | evaluate(encoder, dataset, x, labels, queries, query_labels)
 
 
 def score(row: dict[str, Any]) -> float:
@@ -176,30 +166,20 @@ def main(
         views: number of views of each image.
     """
     sources = {"cifar10": cifar10, "caltech101": caltech101, "fashion-mnist": fashion_mnist, "digits": digits}
-    rows = read_rows()
-    done = [{key: row[key] for key in KEYS} for row in rows]
-    with tempfile.TemporaryDirectory() as folder:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(len(os.sched_getaffinity(0)), spawn, torch.set_num_threads, (1,)) as pool:
-            futures = []
-            for dataset, source in sources.items():
-                if source is None:
-                    continue
-                images = Path(folder) / f"{dataset}.pt"
-                for seed, method in itertools.product(seeds, methods or TRIALS):
-                    for job in jobs_of(stage, dataset, method, rows, encoder, views, scale, seed):
-                        if job.as_dict() in done:
-                            continue
-                        if not images.exists():
-                            torch.save(load_images(source, DATASETS[dataset]), images)
-                        futures.append(pool.submit(run_job, job, images))
-            for number, future in enumerate(as_completed(futures), 1):
-                rows.append(future.result())
-                print(f"{number}/{len(futures)}", rows[-1], flush=True)
-                # written after every run, so that an interrupted benchmark keeps its rows
-                path = write(NAME, QUESTION, rows=rows)
+    rows = read_rows(NAME)
+    jobs = [
+        job
+        for dataset, source in sources.items()
+        for seed, method in itertools.product(seeds, methods or TRIALS)
+        for job in jobs_of(stage, dataset, method, rows, encoder, views, scale, seed)
+        if source is not None
+    ]
+    if missing := without_row(jobs, rows):
+        with tempfile.TemporaryDirectory() as folder:
+            for dataset in {job.dataset for job in missing}:
+                torch.save(load_images(str(sources[dataset]), DATASETS[dataset]), Path(folder) / f"{dataset}.pt")
+            rows = run_jobs(NAME, QUESTION, missing, partial(run_job, folder=Path(folder)))
     print_table([row for row in rows if (row["stage"], row["encoder"], row["scale"]) == (stage, encoder, scale)])
-    print(f"written: {path}" if futures else "nothing to run")
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
