@@ -70,6 +70,8 @@ def describe_type(hint: Any) -> str:
         members, origin = get_args(member), get_origin(member)
         if origin is Literal:
             descriptions += map(str, members)
+        elif members == (int, ...):
+            descriptions.append("integers, such as 16,24")
         elif origin is tuple:
             descriptions.append(f"{len(members)} numbers, such as 0.2,1")
         elif members == (int,):

@@ -14,8 +14,11 @@ from mec.errors import InputError
 Run = Callable[..., object]
 """Function of a command: takes the values of the options. A string or path that it returns is printed."""
 RECIPE_GROUPS = {
-    "images and views": {"channels", "background", "subsample", "frame_stride", "max_corrupt", "views", "image_size"},
-    "network": {"backbone", "backbone_options", "small_stem", "evaluation_size"},
+    "images and views": {
+        "channels", "background", "subsample", "frame_stride", "max_corrupt", "views", "image_size",
+        "resolution_schedule",
+    },
+    "network": {"backbone", "backbone_options", "small_stem", "whiten_stem", "evaluation_size"},
     "training": {
         "epochs", "steps", "minutes", "batch_size", "chunk_size", "gradient_checkpointing", "seed", "log_every"
     },

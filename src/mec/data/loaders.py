@@ -9,7 +9,7 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -119,16 +119,25 @@ class QuietLoader(DataLoader[Any]):
 class TrainingLoader(QuietLoader):
     """Loads batches, each of which is joined from ``num_slices`` slices that the workers load.
 
-    An epoch starts when its first batch is requested, not at ``iter``: Lightning sets the epoch in between.
+    An epoch starts when its first batch is requested, not at ``iter``: Lightning sets the epoch in between. Then
+    ``start_epoch`` is called, before workers start.
     """
 
-    def __init__(self, dataset: Dataset[Batch], num_slices: int = 1, pin_memory: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Batch],
+        num_slices: int = 1,
+        pin_memory: bool = False,
+        start_epoch: Callable[[], None] = lambda: None,
+        **options: Any,
+    ) -> None:
         super().__init__(
             dataset, batch_size=None, collate_fn=_identity, pin_memory=pin_memory and num_slices == 1, **options
         )
-        self.num_slices, self.pin_joined = num_slices, pin_memory
+        self.num_slices, self.pin_joined, self.start_epoch = num_slices, pin_memory, start_epoch
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self.start_epoch()
         with block_signals():
             slices = super().__iter__()
         for first in slices:
@@ -137,15 +146,12 @@ class TrainingLoader(QuietLoader):
 
 
 def _join(slices: Sequence[Batch], pin_memory: bool) -> Batch:
-    # concatenate in the channels-last layout that croppers write: it is contiguous, so that one copy is enough
-    are_equal = slices[0].images.ndim == 5  # crops of equal sizes
-    images = [s.images.permute(0, 1, 3, 4, 2) if are_equal else s.images for s in slices]
-    shape = (sum(len(x) for x in images), *images[0].shape[1:])
-    joined = torch.cat(images, out=torch.empty(shape, dtype=images[0].dtype, pin_memory=pin_memory))
+    crops = [s.images for s in slices]
+    shape = (sum(map(len, crops)), crops[0].shape[1])
+    joined = torch.cat(crops, out=torch.empty(shape, dtype=crops[0].dtype, pin_memory=pin_memory))
     indices = np.concatenate([s.indices for s in slices])
     source_indices = np.concatenate([s.source_indices for s in slices])
     corrupt = [image for s in slices for image in s.corrupt]
-    joined = joined.permute(0, 1, 4, 2, 3) if are_equal else joined
     return Batch(joined, indices, slices[0].epoch, corrupt, source_indices)
 
 
@@ -157,15 +163,22 @@ def training_loader(
     device: torch.device,
     workers: int | None = None,
     local_world_size: int | None = None,
+    size_of: Callable[[int], int] | None = None,
 ) -> TrainingLoader:
-    """Return a loader of batches for ``views`` in the order of ``sampler``; images in memory are held on ``device``."""
+    """Return a loader of batches for ``views`` in the order of ``sampler``; images in memory are held on ``device``.
+    The views of each epoch get the size ``size_of(epoch)``; None: their size stays."""
     num_workers = worker_count(workers, local_world_size)
+
+    def start_epoch() -> None:
+        if size_of is not None and isinstance(sampler, EpochSampler | StepSampler):
+            views.size = size_of(sampler.epoch)
+
     if isinstance(views, ImageTransformViews):
         reader: BatchReader = TransformReader(views, format_as_loaded(dataset, pixel_format))
         if num_workers:
             _check_picklable(reader)
     elif dataset.images is not None:
-        return TrainingLoader(_InMemoryBatches(dataset.images, device), sampler=sampler)
+        return TrainingLoader(_InMemoryBatches(dataset.images, device), start_epoch=start_epoch, sampler=sampler)
     elif isinstance(views, BatchTransformViews):
         reader = Cropper(MultiView(views.input_size, [CENTER_CROP], views.seed), pixel_format)
     else:
@@ -181,9 +194,11 @@ def training_loader(
         batches,
         num_slices,
         pin_memory=device.type == "cuda",
+        start_epoch=start_epoch,
         sampler=sampler,
         num_workers=num_workers,
-        persistent_workers=num_workers > 0,
+        # a worker has a copy of the views: new ones start where their size may change
+        persistent_workers=num_workers > 0 and size_of is None,
         prefetch_factor=4 if num_workers else None,
         worker_init_fn=start_worker,
     )

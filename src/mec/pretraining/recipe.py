@@ -32,7 +32,7 @@ from mec.pretraining.settings import (
 REPLACED_SETTINGS: dict[str, tuple[str, ...]] = {
     "encoder": ("whiten_stem",),  # backbone names it
     "objective": ("objective",),
-    "view_transform": ("views", "view_1", "view_2", "extra_views"),
+    "view_transform": ("views", "view_1", "view_2", "extra_views", "resolution_schedule"),
 }
 """Settings that objects passed to ``pretrain`` replace, by the name of the argument."""
 
@@ -48,6 +48,8 @@ class Recipe:
         evaluation_size: side in pixels of the images that the trained encoder takes; null: image_size. Objects are
             larger in crops than in whole images, so 1.2 to 1.4 times the side of a view is often better, at the cost of
             slower evaluations (Touvron et al. 2019, arXiv 1906.06423).
+        resolution_schedule: sides of the views in equal parts of the training, such as [16, 24]: small views first are
+            cheap. The last one is image_size. null: image_size throughout.
         channels: number of image channels; null: 1 for grayscale images, 3 for color, else that of the images.
         background: color behind transparent pixels, by name or as #rrggbb.
         subsample: keep every n-th image of the dataset; null: all.
@@ -92,6 +94,7 @@ class Recipe:
     backbone_options: dict[str, Any] = field(default_factory=dict)
     image_size: int = 96
     evaluation_size: int | None = None
+    resolution_schedule: tuple[int, ...] | None = None
     channels: int | None = None
     background: str = "white"
     subsample: int | None = None
@@ -151,9 +154,25 @@ class Recipe:
         expected = f"at most the image_size of {self.image_size}, or null"
         require(self.local_size <= self.image_size, "extra_views.image_size", expected, extra.image_size)
         require(not extra.count or self.views == "fast", "views", "fast with extra_views", self.views)
+        self._check_resolution_schedule()
         require(self.log_every >= 1, "log_every", "at least 1", self.log_every)
         unknown = sorted(self.parts.keys() - REPLACED_SETTINGS.keys())
         require(not unknown, "parts", f"the keys {', '.join(REPLACED_SETTINGS)}", unknown)
+
+    def _check_resolution_schedule(self) -> None:
+        sizes = self.resolution_schedule
+        if sizes is None:
+            return
+        smallest, largest = self.local_size if self.num_local else 8, self.image_size
+        fits = bool(sizes) and smallest <= min(sizes) and max(sizes) == sizes[-1] == largest
+        expected = f"sides from {smallest} to {largest}, the last {largest} (image_size), or null"
+        require(fits, "resolution_schedule", expected, list(sizes))
+        require(self.views == "fast", "views", "fast with resolution_schedule", self.views)
+
+    def view_size(self, epoch: int, epochs: int) -> int:
+        """Return the side of the global views in an epoch, from 0, of a training of ``epochs``."""
+        sizes = self.resolution_schedule or (self.image_size,)
+        return sizes[-1 - max(0, epochs - 1 - epoch) * len(sizes) // epochs]
 
     @property
     def local_size(self) -> int:
@@ -163,7 +182,8 @@ class Recipe:
     @property
     def smallest_view(self) -> int:
         """Side of the smallest views in pixels."""
-        return self.local_size if self.extra_views.count else self.image_size
+        smallest = min(self.resolution_schedule or (self.image_size,))
+        return min(smallest, self.local_size) if self.extra_views.count else smallest
 
     @property
     def num_local(self) -> int:

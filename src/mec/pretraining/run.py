@@ -176,7 +176,10 @@ def _pretrain(
     module = _create_module(recipe, encoder, sampler, trainer, parts.objective, views)
     limit_training(trainer, module, started, partial(write_steps, out, recipe))
     device = trainer.strategy.root_device
-    loader = training_loader(dataset, module.views, sampler, pixel_format, device, recipe.workers, trainer.num_devices)
+    size_of = None if recipe.resolution_schedule is None else lambda n: recipe.view_size(n, trainer.max_epochs or 1)
+    loader = training_loader(
+        dataset, module.views, sampler, pixel_format, device, recipe.workers, trainer.num_devices, size_of
+    )
     environment = describe_environment(data, dataset, module.batch_size, trainer)
 
     with lock_folder(out), ExitStack() as stack:

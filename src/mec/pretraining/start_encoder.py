@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,17 +165,24 @@ def _to_train(encoder: Encoder, recipe: Recipe) -> Encoder:
     spec, size = encoder.spec, recipe.evaluation_size or recipe.image_size
     if spec.is_module:
         check_training_mode(encoder.backbone, spec.backbone, spec.channels, spec.image_size)
-    if size != spec.image_size:
+    _check_sizes(encoder, "resolution_schedule", recipe.resolution_schedule or ())
+    _check_sizes(encoder, "evaluation_size", [size])
+    encoder.spec, encoder.image_size = replace(spec, image_size=size), size
+    return encoder.train()
+
+
+def _check_sizes(encoder: Encoder, name: str, sizes: Sequence[int]) -> None:
+    """Raise InputError if an encoder does not take images of all ``sizes``, the setting ``name``."""
+    spec = encoder.spec
+    for size in set(sizes) - {spec.image_size}:
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 copy.deepcopy(encoder).eval()(torch.zeros(1, spec.channels, size, size))
         except Exception as error:  # networks raise many kinds of exceptions
             raise InputError(
-                f"evaluation_size: expected null for {spec.backbone}, which takes only images of {spec.image_size} px, "
+                f"{name}: expected null for {spec.backbone}, which takes only images of {spec.image_size} px, "
                 f"got {size}"
             ) from error
-        encoder.spec, encoder.image_size = replace(spec, image_size=size), size
-    return encoder.train()
 
 
 def _log_network(encoder: Encoder) -> None:

@@ -18,7 +18,7 @@ from mec.data.corrupt import CorruptImage
 from mec.data.decode import SHRINK_FACTORS, OpenedImage, open_image
 from mec.data.pixels import CorruptImageError, ImageArray, PixelFormat
 from mec.data.transforms import Boxes
-from mec.data.transforms.multi_view import MultiView
+from mec.data.transforms.multi_view import MultiView, Views
 from mec.errors import InputError
 
 MAX_SUBSTITUTES = 100  # images that are tried in place of a corrupt one
@@ -26,8 +26,8 @@ MIN_OVERSAMPLING = 1.0  # decode at a reduced size only while crop sides are at 
 
 
 class Batch(NamedTuple):
-    """Batch of whole images (n, c, h, w), or of the crops of each view: input of ``MultiView``. Crops are
-    (n, views, c, s, s), or if their sizes differ (n, values): the (s, s, c) values of each view, one after another."""
+    """Batch of whole images (n, c, h, w), or of the crops for all views (n, values): the (s, s, c) values of each crop,
+    one after another. See ``split_crops``."""
 
     images: Tensor  # uint8, or float32 in [0, 1]
     indices: NDArray[np.int64]  # (n,), determine the random views
@@ -45,13 +45,11 @@ class Item(NamedTuple):
 
 
 class BatchReader(ABC):
-    """Turns encoded images into a Batch of crops of each, of ``sizes``. A corrupt one is replaced, under its index and
+    """Turns encoded images into a Batch of crops of each, for ``views``. A corrupt one is replaced, under its index and
     random crops. ``dtype`` is that of the batch; None: uint8, or float32 for images of more bits."""
 
-    def __init__(
-        self, pixel_format: PixelFormat, sizes: Sequence[int], seed: int, dtype: DTypeLike | None = None
-    ) -> None:
-        self.pixel_format, self.sizes, self.seed = pixel_format, tuple(sizes), seed
+    def __init__(self, pixel_format: PixelFormat, views: Views, dtype: DTypeLike | None = None) -> None:
+        self.pixel_format, self.views, self.seed = pixel_format, views, views.seed
         self.dtype = dtype or (np.uint8 if pixel_format.value_range is None else np.float32)
 
     @abstractmethod
@@ -80,17 +78,11 @@ class BatchReader(ABC):
 
     def _allocate(self, n: int) -> tuple[Tensor, Sequence[Sequence[ImageArray]]]:
         """Return the images of a batch, and the arrays (size, size, channels) of the crops of each image in them."""
-        channels = self.pixel_format.channels
-        if len(set(self.sizes)) == 1:
-            equal = np.empty((n, len(self.sizes), self.sizes[0], self.sizes[0], channels), dtype=self.dtype)
-            return torch.from_numpy(equal).permute(0, 1, 4, 2, 3), list(map(list, equal))
-        ends = np.cumsum([channels * size**2 for size in self.sizes])
+        channels, sizes = self.pixel_format.channels, self.views.sizes
+        ends = np.cumsum([channels * size**2 for size in sizes])
         flat = np.empty((n, ends[-1]), dtype=self.dtype)
         crops = [
-            [
-                part.reshape(size, size, channels)
-                for part, size in zip(np.split(row, ends[:-1]), self.sizes, strict=True)
-            ]
+            [part.reshape(size, size, channels) for part, size in zip(np.split(row, ends[:-1]), sizes, strict=True)]
             for row in flat
         ]
         return torch.from_numpy(flat), crops
@@ -135,8 +127,8 @@ class Cropper(BatchReader):
     """Crops all views of an image, of which ``views`` makes the rest on the device."""
 
     def __init__(self, views: MultiView, pixel_format: PixelFormat) -> None:
-        super().__init__(pixel_format, views.sizes, views.seed)
-        self.views = views
+        super().__init__(pixel_format, views)
+        self.view_parameters = views.view_parameters
 
     def sample_parameters(
         self, indices: NDArray[np.int64], epoch: int, opened: Sequence[OpenedImage | None]
@@ -145,16 +137,16 @@ class Cropper(BatchReader):
         # images that cannot be opened get a placeholder size; their parameters are not used
         heights = np.array([o.height if o else 1 for o in opened])
         widths = np.array([o.width if o else 1 for o in opened])
-        views = range(len(self.sizes))
-        per_view = [self.views.view_parameters(view, indices, epoch, heights, widths) for view in views]
+        views = range(self.views.num_views)
+        per_view = [self.view_parameters(view, indices, epoch, heights, widths) for view in views]
         boxes = np.stack([p.boxes for p in per_view], axis=1)
         flips = np.stack([p.flip for p in per_view], axis=1)
         return list(zip(boxes, flips, strict=True))
 
     def crop(self, out: Sequence[ImageArray], opened: OpenedImage, parameters: Any) -> None:
         boxes, flip = parameters
-        image = opened.decode(self.pixel_format, choose_shrink(boxes, self.sizes))
-        for view, size in enumerate(self.sizes):
+        image = opened.decode(self.pixel_format, choose_shrink(boxes, self.views.sizes))
+        for view, size in enumerate(self.views.sizes):
             box = scale_box(boxes[view], (opened.height, opened.width), (image.shape[0], image.shape[1]))
             out[view][...] = crop_and_resize(image, box, size, bool(flip[view]))
 

@@ -23,7 +23,7 @@ from mec.data.pixels import ImageArray, PixelFormat
 from mec.data.rng import Stream, seeded_generators, uniforms
 from mec.data.transforms.crop import BatchReader, Item
 from mec.data.transforms.inspection import is_from, name_of, objects_in
-from mec.data.transforms.multi_view import Views
+from mec.data.transforms.multi_view import Views, split_crops
 from mec.errors import InputError
 
 ViewTransform = Callable[[Any], Any]
@@ -54,7 +54,7 @@ class ImageTransformViews(Views):
 
     def forward(self, images: Tensor, indices: Any, epoch: int) -> tuple[Tensor, ...]:
         """Convert views (n, views, c, size, size), uint8 or float, to one float batch (n, c, size, size) of each."""
-        return tuple(x if x.is_floating_point() else x / 255 for x in images.unbind(1))
+        return tuple(x if x.is_floating_point() else x / 255 for x in split_crops(images, self.sizes))
 
 
 class BatchTransformViews(Views):
@@ -75,12 +75,12 @@ class BatchTransformViews(Views):
 
     @torch.no_grad()
     def forward(self, images: Tensor, indices: NDArray[np.int64] | Tensor, epoch: int) -> tuple[Tensor, ...]:
-        """Make the views of whole images (n, c, h, w), or center crops (n, 1, c, s, s): uint8, or float in [0, 1]."""
+        """Make the views of whole images (n, c, h, w), or of center crops in a Batch: uint8, or float in [0, 1]."""
         (seed,) = transform_seeds(self.seed, epoch, np.asarray(indices)[:1], 1)[0]
-        x = images[:, 0] if images.ndim == 5 else images
+        x = images if images.ndim == 4 else split_crops(images, [self.input_size])[0]
         with torch.autocast(images.device.type, enabled=False):
             views = transform_batch(self.module, x if x.is_floating_point() else x / 255, seed)
-        expected = (len(images), images.shape[-3], self.size, self.size)
+        expected = (len(x), x.shape[1], self.size, self.size)
         if len(views) != self.num_views or any(view.shape != expected for view in views):
             shapes = sorted({tuple(view.shape) for view in views})
             raise InputError(
@@ -210,7 +210,7 @@ class TransformReader(BatchReader):
 
     def __init__(self, views: ImageTransformViews, pixel_format: PixelFormat) -> None:
         views.check_pixel_format(pixel_format)
-        super().__init__(pixel_format, views.sizes, views.seed, views.dtype)
+        super().__init__(pixel_format, views, views.dtype)
         self.transforms = views.transforms
 
     def sample_parameters(

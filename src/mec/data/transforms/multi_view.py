@@ -42,7 +42,7 @@ class Views(nn.Module):
     """Makes the views of a batch: ``views(images, indices, epoch)`` returns a float batch (n, c, size, size) for each.
 
     Attributes:
-        sizes: side of each view in pixels; ``size`` is that of the first ones, the global views.
+        size: side in pixels of the first views, the global ones; it may change between epochs.
         num_views: number of views of each image.
         num_global: number of global views; the others, local ones, are smaller.
         seed: fixes the views of each image index and epoch.
@@ -57,7 +57,12 @@ class Views(nn.Module):
         if size < 1:
             raise InputError(f"size: expected at least 1 pixel, got {size}")
         self.size, self.num_views, self.num_global, self.seed = size, num_views, num_views - len(local_sizes), seed
-        self.sizes = (size,) * self.num_global + tuple(local_sizes)
+        self.local_sizes = tuple(local_sizes)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Side of each view in pixels."""
+        return (self.size,) * self.num_global + self.local_sizes
 
 
 class MultiView(Views):
@@ -114,8 +119,6 @@ class MultiView(Views):
 
 def split_crops(images: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """Return the crops (n, c, size, size) of each view, of those in a ``Batch``."""
-    if images.ndim == 5:
-        return list(images.unbind(1))
     areas = [size**2 for size in sizes]
     channels = images.shape[1] // sum(areas)
     parts = torch.split(images, [channels * area for area in areas], dim=1)
