@@ -75,7 +75,7 @@ def test_corrupt_images_do_not_change_the_views_of_others(tmp_path: Path) -> Non
     corrupt_dataset = open_and_corrupt(write_photographs(tmp_path / "corrupt"))
     batches = load_batches(corrupt_dataset, 0)
     assert len(batches) == 2 * NUM_IMAGES // BATCH
-    assert all(batch.images.shape == (BATCH, 2, 3, SIZE, SIZE) for batch in batches)
+    assert all(batch.images.shape == (BATCH, 2 * 3 * SIZE**2) for batch in batches)
     clean, with_corrupt = views_of(load_batches(open_dataset(clean_folder), 2)), views_of(batches)
     assert clean.keys() == with_corrupt.keys() == {(epoch, i) for epoch in (0, 1) for i in range(NUM_IMAGES)}
     for key, views in clean.items():
@@ -113,7 +113,7 @@ def test_batches_stay_full_if_nearly_all_images_are_corrupt(tmp_path: Path) -> N
     for path in sorted(folder.iterdir())[5:]:
         empty(path)
     batches = load_batches(open_dataset(folder), 0)
-    assert all(batch.images.shape == (BATCH, 2, 3, SIZE, SIZE) for batch in batches)
+    assert all(batch.images.shape == (BATCH, 2 * 3 * SIZE**2) for batch in batches)
     assert len({item.title for batch in batches for item in batch.corrupt}) == 45
     for path in folder.iterdir():
         empty(path)
