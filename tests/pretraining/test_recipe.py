@@ -10,7 +10,9 @@ from mec.pretraining.recipe import make_recipe
 
 
 def test_packaged_recipes_load_and_round_trip_through_yaml() -> None:
-    assert packaged_recipes() == ["cifar10-cpu", "cifar10-resnet18", "digits", "imagenet-resnet50", "small"]
+    assert packaged_recipes() == [
+        "cifar10-cpu", "cifar10-resnet18", "digits", "imagenet-multicrop", "imagenet-resnet50", "small"
+    ]  # fmt: skip
     for name in packaged_recipes():
         recipe = load_recipe(name)
         settings = yaml.safe_load(yaml.safe_dump(recipe.as_dict()))
