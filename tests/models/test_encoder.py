@@ -58,9 +58,13 @@ def test_any_timm_architecture_returns_pooled_features(backbone: str, size: int,
         assert encoder(x).shape == (2, encoder.num_features)
 
 
-def test_compact_resnet_gives_feature_maps_as_other_networks_of_timm() -> None:
-    network = timm.create_model("compact_resnet", features_only=True, width_factor=0.125)
-    assert [tuple(x.shape[1:]) for x in network(torch.zeros(1, 3, 32, 32))] == [(8, 16, 16), (16, 8, 8), (32, 4, 4)]
+@pytest.mark.parametrize("stride", [2, 4, 8])
+def test_compact_resnet_gives_feature_maps_as_other_networks_of_timm(stride: int) -> None:
+    network = timm.create_model("compact_resnet", features_only=True, width_factor=0.125, stem_stride=stride)
+    reductions = [stride, 2 * stride, 4 * stride]
+    assert network.feature_info.reduction() == reductions
+    maps = network(torch.zeros(1, 3, 64, 64))
+    assert [x.shape for x in maps] == [(1, c, 64 // r, 64 // r) for c, r in zip((8, 16, 32), reductions, strict=True)]
 
 
 def test_small_stem_depends_on_the_image_size_and_can_be_overridden() -> None:

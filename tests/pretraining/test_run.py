@@ -40,6 +40,7 @@ TINY = replace(
     projector=ProjectorSettings(32, 16),
     workers=0,
     precision="32-true",
+    whiten_stem=None,
 )
 
 

@@ -23,6 +23,7 @@ RECIPE = replace(
     backbone_options=NARROW,
     image_size=16,
     small_stem=True,
+    whiten_stem=None,
     steps=2,
     projector=ProjectorSettings(16, 8),
     workers=0,

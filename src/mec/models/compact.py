@@ -15,29 +15,38 @@ CONFIG = ByoModelCfg(
     stem_pool="",
     downsample="avg",
 )
-"""A convolution with stride 2, then three stages of one basic residual block each; no max-pool."""
+"""A convolution, then three stages of one basic residual block each; no max-pool."""
 default_cfgs = generate_default_cfgs(
     {"compact_resnet": {"input_size": (3, 32, 32), "first_conv": "stem.conv", "classifier": "head.fc"}}
 )
 
 
 class CompactResNet(ByobNet):
-    """A ByobNet whose first convolution is 4x4: every pixel enters as many patches, and patches have more components
-    to whiten than with timm's 3x3."""
+    """A ByobNet with a larger first convolution, whose kernel is twice its stride: every pixel enters as many patches,
+    and patches have more components to whiten than with timm's 3x3."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, stem_stride: int = 2, **options: Any) -> None:
         super().__init__(*args, **options)
         stem: Any = self.stem
-        convolution = nn.Conv2d(stem.conv.in_channels, stem.conv.out_channels, 4, stride=2, padding=1, bias=False)
-        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-        stem.conv = convolution
+        stem.conv = nn.Conv2d(
+            stem.conv.in_channels,
+            stem.conv.out_channels,
+            2 * stem_stride,
+            stride=stem_stride,
+            padding=stem_stride // 2,
+            bias=False,
+        )
+        nn.init.kaiming_normal_(stem.conv.weight, mode="fan_out", nonlinearity="relu")
+        for stage in self.feature_info:
+            stage["reduction"] = stage["reduction"] * stem_stride // 2
 
 
 @register_model
 def compact_resnet(pretrained: bool = False, **options: Any) -> nn.Module:
-    """Return a residual network of 1.2 million parameters for images of 24 to 64 px, (n, c, h, w) -> (n, 256) features.
+    """Return a residual network of 1.2 million parameters for small images, (n, c, h, w) -> (n, 256) features.
 
-    A forward pass of an image of 32 px takes 98 MFLOP. ``options`` are those of timm's ByobNet, such as
+    A forward pass of an image of 32 px takes 98 MFLOP. ``options`` are ``stem_stride``, the stride of the first
+    convolution, 2 for images of 24 to 64 px and 4 for larger ones, and those of timm's ByobNet, such as
     ``width_factor``, by which all numbers of channels are multiplied. There are no pretrained weights.
     """
     model: nn.Module = build_model_with_cfg(
