@@ -24,8 +24,8 @@ from jsonargparse import auto_cli
 
 from machine import RESULTS, write
 from mec import evaluate
+from mec.engine.run_folder import SETTINGS_FILE
 from mec.evaluate.tracking.dense_features import Precision
-from mec.evaluate.tracking.runner import SETTINGS
 from mec.models.encoder import Encoder
 from mec.models.io import load_encoder
 from unitrack_parity import as_mot
@@ -70,7 +70,7 @@ def main(
                     dataset,
                     encoder_of(name, run),
                     out=folder_of_tracks,
-                    resume=(folder_of_tracks / SETTINGS).exists(),
+                    resume=(folder_of_tracks / SETTINGS_FILE).exists(),
                     precision=precision,
                     **options,
                 )

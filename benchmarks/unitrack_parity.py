@@ -23,7 +23,8 @@ from PIL import Image
 
 from machine import write
 from mec import evaluate
-from mec.evaluate.tracking.runner import METRICS, SETTINGS
+from mec.engine.run_folder import SETTINGS_FILE
+from mec.evaluate.tracking.runner import METRICS
 
 ORIGINAL = Path(__file__).parents[1] / "tests" / "golden" / "unitrack.json"
 TRACKERS = {"xcorr": "siamfc_cross_correlation", "dcf": "cfnet_dcf"}
@@ -53,7 +54,7 @@ def main(
         for comparison in comparisons:
             task, _, corrected = comparison.partition(" ")
             tracks_folder = folder / comparison.replace(" ", "-")
-            options = {"out": tracks_folder, "resume": (tracks_folder / SETTINGS).exists()}
+            options = {"out": tracks_folder, "resume": (tracks_folder / SETTINGS_FILE).exists()}
             if task == "vos":
                 names = list(original["vos"]["sequences"])
                 evaluate.vos(Path(data) / "davis16-subset", encoder, sequences=names, **options)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,9 +16,11 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from mec.data import PixelFormat, TwoViews
-from mec.data.transforms import VIEW_1, VIEW_2, ViewSettings
-from mec.data.transforms.crop import Cropper, Item, reference_transform
+from mec.data import PixelFormat
+from mec.data.transforms import VIEW_1, VIEW_2, ExtraViewSettings, ViewSettings
+from mec.data.transforms.crop import Cropper, Item
+from mec.data.transforms.multi_view import MultiView
+from mec.data.transforms.reference import reference_transform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BLUR_KERNEL = 13  # three times the largest sigma to either side
@@ -103,10 +105,12 @@ def batched(views: list[Callable[[Any], Any]], images: list[Any]) -> torch.Tenso
 
 
 class MecPipeline:
-    """Crops as in a worker, then the other transforms on the batch; ``worker_only`` leaves these to an accelerator."""
+    """Crops as in a worker, then the other transforms on the batch; ``worker_only`` leaves these to an accelerator.
+    Views of ``local_sizes`` are made besides the two (multi-crop)."""
 
-    def __init__(self, size: int, worker_only: bool = False) -> None:
-        self.views, self.worker_only, self.epoch = TwoViews(size), worker_only, 0
+    def __init__(self, size: int, worker_only: bool = False, local_sizes: Sequence[int] = ()) -> None:
+        settings = [VIEW_1, VIEW_2] + [ExtraViewSettings()] * len(local_sizes)
+        self.views, self.worker_only, self.epoch = MultiView(size, settings, 0, local_sizes), worker_only, 0
         self.crop = Cropper(self.views, PixelFormat())
         self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
 

@@ -171,7 +171,7 @@ def end_to_end(name: str, folder: Path, workers: int, seconds: float) -> dict[st
 
 def device_throughput(size: int, image_size: int | None, device: str, seconds: float, batch_size: int = 256) -> float:
     """Return images per second of ``TwoViews`` alone on an accelerator, on crops or on images of ``image_size``."""
-    shape = (batch_size, 2, 3, size, size) if image_size is None else (batch_size, 3, image_size, image_size)
+    shape = (batch_size, 2 * 3 * size**2) if image_size is None else (batch_size, 3, image_size, image_size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
     views, epoch, count = TwoViews(size), 0, 0
     for epoch in range(3):
@@ -225,6 +225,7 @@ def main(
         jpegs = photographs(Path(data), Path(small_folder), (500, 375), 320)
         functions = pipelines(224) | {
             "mec, worker only": MecPipeline(224, worker_only=True),
+            "mec, 2 views and 4 of 96 px": MecPipeline(224, local_sizes=[96] * 4),
             "decoder only": decode_all,
         }
         metrics["photographs, 224 px, one core"] = alternate(functions, jpegs, seconds)

@@ -1,7 +1,8 @@
-"""The loop that compares methods resumes exactly, and each method follows its published rules."""
+"""Every script imports; the loop that compares methods resumes exactly, and each method follows its published rules."""
 
 from __future__ import annotations
 
+import importlib
 import math
 from pathlib import Path
 from types import ModuleType
@@ -10,15 +11,25 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("lightly", reason="lightly is not installed; it comes with the extra bench")
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.parametrize("script", sorted(path.stem for path in BENCHMARKS.glob("*.py")))
+def test_a_script_finds_what_it_imports(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    try:
+        importlib.import_module(script)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in {"mec", *(path.stem for path in BENCHMARKS.glob("*.py"))}:
+            raise
+        pytest.skip(f"{error.name} is not installed; benchmarks may need more than the package")
 
 
 @pytest.fixture
 def cifar10(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    import cifar10
-
-    return cifar10
+    pytest.importorskip("lightly", reason="lightly is not installed; it comes with the extra bench")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("cifar10")
 
 
 @pytest.mark.parametrize("name", ["MEC", "SimCLR", "SimSiam", "BYOL", "Barlow Twins", "VICReg"])
