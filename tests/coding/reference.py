@@ -32,10 +32,12 @@ def _stable_loss(
     num_global: int,
     counted: int,
 ) -> Tensor:
-    """Return the reduction or pooled loss of views whose rows are not normalized here; S is that of the first ones."""
-    differences = torch.cat([views[a] - views[b] for a, b in ordered_pairs(num_global, len(views))])
+    """Return the reduction or pooled loss of views whose rows are not normalized here; S is that of the pairs among the
+    first ones."""
+    pairs = ordered_pairs(num_global, len(views))
+    differences = torch.cat([views[a] - views[b] for a, b in pairs])
     N = differences.T @ differences / (2 * len(differences))
-    rows = torch.cat(views[:counted])
+    rows = torch.cat([views[v] for pair in pairs for v in pair if max(pair) < counted] or views[:1])
     rate = log_det(rows.T @ rows / (len(rows) * distortion), order)
     if form == "pooled":
         return torch.trace(N) - rate_weight * distortion * rate

@@ -44,14 +44,14 @@ def test_loss_and_gradient_are_bounded(num_views, num_global, shape, eps, rate):
     (m, d), (form, weight), g, directions = shape, rate, num_global or num_views, min(num_views * shape[0], shape[1])
     highest = 2.0 if num_global else num_views / (num_views - 1)  # of Tr N
     # N is at most this many times S
-    ratio = num_views / (num_views - 1) * ((num_views + g - 2) / g if num_global else 1)
+    ratio = 2.0 if num_global else num_views / (num_views - 1)
     if form == "reduction":
         highest = min(highest, eps * directions * math.log(ratio))
     # with equal roles, S - N is at most the covariance of the mean codes of the m images
     lowest = least_value(weight, directions if num_global or weight > 1 else min(m, d), eps)
     # A matrix 0 <= A <= I maps x into the ball of which 0 and x are the ends of a diameter. The gradient in a unit code
     # u, times V m, is 2 A (u - w) of N with |w| <= 1, and 2 B u of S: without radial parts at most 3/2 sqrt(3), and 1.
-    of_gradient = (num_views + g - 2) / (g * (num_views - 1) * m) + weight / (num_views * m)
+    of_gradient = (num_views + g - 2) / (g * (num_views - 1) * m) * (1 + weight / 2)
     if form == "reduction":
         of_gradient *= 0.75 * math.sqrt(3)
     for codes in adversarial_codes(num_views, m, d):

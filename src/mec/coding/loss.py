@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -31,6 +30,7 @@ from mec.coding.gram import (
     world_group,
 )
 from mec.coding.log_det import sum_contributions
+from mec.coding.pairs import differences, weighted_by_pairs
 from mec.coding.rate import Rows, cross_rate, self_rate
 from mec.coding.sweep import ideal_rate
 
@@ -66,7 +66,8 @@ class MECLoss(nn.Module):
 
     S is the covariance of the codes of all views, and N that of the differences between views of an image, the mean of
     (u_a - u_b) (u_a - u_b)^T / 2 over the pairs of views: the rate of all codes minus that of what the views do not
-    share. Tr N is the disagreement, 1 - mean cosine. Its first order,
+    share. S is a mean over the same pairs: global views count more than local ones. Tr N is the disagreement, 1 - mean
+    cosine. Its first order,
 
         pooled:     Tr N - rate_weight * distortion * log det(I + S / distortion),
 
@@ -230,13 +231,18 @@ class MECLoss(nn.Module):
         """Return the contribution of this process to the reduction or pooled loss of two or more views."""
         p, num_views = term.views, len(term.views)
         num_global = min(self.global_views or num_views, num_views)
-        counted = num_global if self.rate_views == "global" else num_views
         unit = torch.cat([unit_rows(p[:-1]), *upcast(p[-1:])]) if term.last_is_mean else unit_rows(p)
-        between = self_rate(unit[: counted * len(p[0])], distortion, self.order, counted * rows.total, group)
-        differences = _differences(unit, num_views, num_global)
+        unshared = differences(unit, num_views, num_global)
+        if self.rate_views == "global":
+            counted, scale = unit[: num_global * len(p[0])], num_global * rows.total
+        elif num_global == num_views:
+            counted, scale = unit, num_views * rows.total
+        else:
+            counted, scale = weighted_by_pairs(unit, num_views, num_global), rows.total
+        between = self_rate(counted, distortion, self.order, scale, group)
         if self.form == "pooled":
-            return (differences.square().sum() / rows.total).to(unit.dtype) - self.rate_weight * distortion * between
-        return distortion * (self_rate(differences, distortion, self.order, rows.total, group) - between)
+            return (unshared.square().sum() / rows.total).to(unit.dtype) - self.rate_weight * distortion * between
+        return distortion * (self_rate(unshared, distortion, self.order, rows.total, group) - between)
 
     def extra_repr(self) -> str:
         defaults = {"rate_weight": 1, "global_views": None, "rate_views": "all", "normalize": False}
@@ -263,27 +269,3 @@ def _compare_with_means(predictions: Views, targets: Views) -> list[_Term]:
         means = [(total - units[v] if v < num_global else total) / max(n, 1) for v, n in enumerate(others)]
     terms = zip(others, zip(predictions, means, strict=True), strict=True)
     return [_Term(n / sum(others), views, last_is_mean=num_views > 2) for n, views in terms if n > 0]
-
-
-def _differences(unit: Tensor, num_views: int, num_global: int) -> Tensor:
-    """Return rows whose covariance is the mean over the aligned pairs of views of (u_a - u_b) (u_a - u_b)^T / 2.
-
-    Its trace is the disagreement, 1 - mean cosine. One row for each view replaces one for each pair: the difference
-    from the mean of the global views, with a factor that counts the pairs.
-
-    Args:
-        unit: rows (V m, d) of all views.
-        num_views: V.
-        num_global: number of global views, with which all others are compared.
-
-    Returns:
-        (V m, d); of two views, whose differences from their mean are opposite, (m, d).
-    """
-    views = unit.view(num_views, -1, unit.shape[1])
-    if num_views == 2:
-        return (views[0] - views[1]) * math.sqrt(0.5)
-    differences = views - views[:num_global].mean(0)
-    of_global = (1 + (num_views - num_global) / (2 * num_global)) / (num_views - 1)
-    of_local = 0.5 / (num_views - 1)
-    weighted = [differences[:num_global] * math.sqrt(of_global), differences[num_global:] * math.sqrt(of_local)]
-    return torch.cat(weighted).flatten(0, 1)
