@@ -45,7 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "1.5 times as wide": {"backbone_options": {"width_factor": 1.5}},
     "views of 32 px": {"image_size": 32},
-    "evaluated at 24 px": {"evaluation_size": 24},
+    "evaluated at 24 px": {"evaluation_scale": 1.0},
     "batch of 64": {"batch_size": 64},
     "batch of 256": {"batch_size": 256},
     "4 views, batch of 64": {"batch_size": 64, "extra_views": {"count": 2, "crop_scale": [0.2, 1.0]} | PLAIN},

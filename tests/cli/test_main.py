@@ -15,7 +15,7 @@ from mec.results import Result
 
 TINY = (
     "--image_size 16 --epochs 1 --workers 0 --projector.hidden_dim 16 --projector.output_dim 8 "
-    "--backbone_options.layers [1,1,1,1] --backbone_options.channels [16,16,16,16]"
+    "--backbone resnet18 --backbone_options.layers [1,1,1,1] --backbone_options.channels [16,16,16,16]"
 ).split()
 
 

@@ -162,8 +162,8 @@ def flat_features(size: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * (size // 2) ** 2, 5))
 
 
-def test_the_trained_encoder_takes_images_of_the_evaluation_size(tmp_path: Path) -> None:
-    recipe, views = replace(RECIPE, evaluation_size=24), []
+def test_the_trained_encoder_takes_images_of_the_evaluation_scale(tmp_path: Path) -> None:
+    recipe, views = replace(RECIPE, evaluation_scale=1.5), []
 
     class Sizes(lightning.Callback):
         def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -182,10 +182,13 @@ def test_the_trained_encoder_takes_images_of_the_evaluation_size(tmp_path: Path)
 
 
 @pytest.mark.parametrize("encoder", ["vit_tiny_patch16_224", flat_features(16)])
-def test_an_encoder_of_a_single_size_has_no_evaluation_size(encoder: Any, tmp_path: Path) -> None:
+def test_an_encoder_of_a_single_size_has_no_evaluation_scale(encoder: Any, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"backbone_options": {"depth": 1}} if isinstance(encoder, str) else {}
-    with pytest.raises(InputError, match=r"^evaluation_size: expected null for .*, which takes only images of 16 px"):
-        pretrain("digits", tmp_path / "run", replace(RECIPE, evaluation_size=24, **settings), encoder=encoder)
+    with pytest.raises(
+        InputError,
+        match=r"^evaluation_scale: expected 1 for .*, which takes only images of 16 px",
+    ):
+        pretrain("digits", tmp_path / "run", replace(RECIPE, evaluation_scale=1.5, **settings), encoder=encoder)
     assert not (tmp_path / "run").exists()
 
 

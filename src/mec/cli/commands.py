@@ -18,7 +18,7 @@ RECIPE_GROUPS = {
         "channels", "background", "subsample", "frame_stride", "max_corrupt", "views", "image_size",
         "resolution_schedule",
     },
-    "network": {"backbone", "backbone_options", "small_stem", "whiten_stem", "evaluation_size"},
+    "network": {"backbone", "backbone_options", "small_stem", "whiten_stem", "evaluation_scale"},
     "training": {
         "epochs", "steps", "minutes", "batch_size", "chunk_size", "gradient_checkpointing", "seed", "log_every"
     },

@@ -45,9 +45,9 @@ class Recipe:
         backbone: a timm architecture: resnet18, resnet50, vit_small_patch16_224, ...
         backbone_options: further arguments of the architecture, as timm.create_model takes them.
         image_size: side of a view in pixels.
-        evaluation_size: side in pixels of the images that the trained encoder takes; null: image_size. Objects are
-            larger in crops than in whole images, so 1.2 to 1.4 times the side of a view is often better, at the cost of
-            slower evaluations (Touvron et al. 2019, arXiv 1906.06423).
+        evaluation_scale: side of the images that the trained encoder takes, as a multiple of image_size. Objects are
+            larger in crops than in whole images, so 1.2 to 1.5 is often better than 1, at the cost of slower
+            evaluations (Touvron et al. 2019, arXiv 1906.06423).
         resolution_schedule: sides of the views in equal parts of the training, such as [16, 24]: small views first are
             cheap. The last one is image_size. null: image_size throughout.
         channels: number of image channels; null: 1 for grayscale images, 3 for color, else that of the images.
@@ -93,7 +93,7 @@ class Recipe:
     backbone: str = "resnet18"
     backbone_options: dict[str, Any] = field(default_factory=dict)
     image_size: int = 96
-    evaluation_size: int | None = None
+    evaluation_scale: float = 1.0
     resolution_schedule: tuple[int, ...] | None = None
     channels: int | None = None
     background: str = "white"
@@ -129,8 +129,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require(self.image_size >= 8, "image_size", "at least 8 pixels", self.image_size)
-        size = self.evaluation_size
-        require(size is None or size >= 8, "evaluation_size", "at least 8 pixels, or null", size)
+        scale = self.evaluation_scale
+        require(0.5 <= scale <= 4, "evaluation_scale", "a number in [0.5, 4]", scale)
         require(self.channels is None or self.channels >= 1, "channels", "at least 1, or null", self.channels)
         require(self.subsample is None or self.subsample >= 1, "subsample", "at least 1, or null", self.subsample)
         stride = self.frame_stride
@@ -173,6 +173,11 @@ class Recipe:
         """Return the side of the global views in an epoch, from 0, of a training of ``epochs``."""
         sizes = self.resolution_schedule or (self.image_size,)
         return sizes[-1 - max(0, epochs - 1 - epoch) * len(sizes) // epochs]
+
+    @property
+    def evaluation_size(self) -> int:
+        """Side of the images that the trained encoder takes, in pixels."""
+        return round(self.image_size * self.evaluation_scale)
 
     @property
     def local_size(self) -> int:
@@ -233,10 +238,15 @@ def packaged_recipes() -> list[str]:
 
 
 def default_recipe(data: DataLike) -> str:
-    """Return the name of the packaged recipe for a dataset on this machine; ``small`` if there is none for it."""
+    """Return the name of the packaged recipe for a dataset on this machine; ``small``, or ``small-cpu`` without a GPU,
+    if there is none of its name."""
     name = data_name(data) if is_path(data) else data_name(data).rpartition(".")[2]
-    cifar10 = "cifar10-resnet18" if torch.cuda.is_available() else "cifar10-cpu"
-    return {"digits": "digits", "cifar10": cifar10}.get(name.lower(), "small")
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if name.lower() == "digits":
+        return "digits"
+    if name.lower() == "cifar10":
+        return "cifar10-resnet18" if has_gpu else "cifar10-cpu"
+    return "small" if has_gpu else "small-cpu"
 
 
 def load_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:

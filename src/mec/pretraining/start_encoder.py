@@ -68,7 +68,14 @@ def _with_spec(recipe: Recipe, spec: EncoderSpec) -> Recipe:
         value, previous = getattr(spec, name), getattr(recipe, name)
         if value != previous:
             logger.info(f"{name}: {value} of the encoder replaces {previous} of the recipe")
-    recipe = replace(recipe, image_size=spec.image_size, channels=spec.channels, background=spec.background)
+    recipe = replace(
+        recipe,
+        image_size=spec.image_size,
+        evaluation_scale=1.0,
+        resolution_schedule=None,
+        channels=spec.channels,
+        background=spec.background,
+    )
     try:
         options = json.loads(json.dumps(spec.options))
     except TypeError as error:
@@ -162,17 +169,17 @@ def _copy(encoder: Encoder, pixel_format: PixelFormat, statistics: Statistics | 
 
 def _to_train(encoder: Encoder, recipe: Recipe) -> Encoder:
     """Return the encoder in training mode, with the image size of the trained one."""
-    spec, size = encoder.spec, recipe.evaluation_size or recipe.image_size
+    spec, size = encoder.spec, recipe.evaluation_size
     if spec.is_module:
         check_training_mode(encoder.backbone, spec.backbone, spec.channels, spec.image_size)
-    _check_sizes(encoder, "resolution_schedule", recipe.resolution_schedule or ())
-    _check_sizes(encoder, "evaluation_size", [size])
+    _check_sizes(encoder, "resolution_schedule", "null", recipe.resolution_schedule or ())
+    _check_sizes(encoder, "evaluation_scale", "1", [size])
     encoder.spec, encoder.image_size = replace(spec, image_size=size), size
     return encoder.train()
 
 
-def _check_sizes(encoder: Encoder, name: str, sizes: Sequence[int]) -> None:
-    """Raise InputError if an encoder does not take images of all ``sizes``, the setting ``name``."""
+def _check_sizes(encoder: Encoder, name: str, neutral: str, sizes: Sequence[int]) -> None:
+    """Raise InputError if an encoder does not take images of all ``sizes``, which the setting ``name`` determines."""
     spec = encoder.spec
     for size in set(sizes) - {spec.image_size}:
         try:
@@ -180,8 +187,8 @@ def _check_sizes(encoder: Encoder, name: str, sizes: Sequence[int]) -> None:
                 copy.deepcopy(encoder).eval()(torch.zeros(1, spec.channels, size, size))
         except Exception as error:  # networks raise many kinds of exceptions
             raise InputError(
-                f"{name}: expected null for {spec.backbone}, which takes only images of {spec.image_size} px, "
-                f"got {size}"
+                f"{name}: expected {neutral} for {spec.backbone}, which takes only images of {spec.image_size} px, got "
+                f"one that needs {size} px"
             ) from error
 
 
