@@ -73,7 +73,7 @@ def test_resume_skips_a_damaged_checkpoint_and_logs_it(
     newest = checkpoints(stopped_run)[-1]
     damage(newest)
     pretrain("digits", stopped_run, SHORT, resume=True)
-    _, *lines = capsys.readouterr().err.splitlines()  # the first names the dataset
+    _, _, *lines = capsys.readouterr().err.splitlines()  # the first ones name the dataset and the start
     assert lines[0] == f"warning: {newest} is damaged: its checksum does not match its name"
     assert lines[1] == f"resuming from {checkpoints(run)[-2]}".replace(str(run), str(stopped_run))
     assert newest.with_suffix(".damaged").exists()

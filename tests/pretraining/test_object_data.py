@@ -102,17 +102,17 @@ def test_other_entry_points_take_objects(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "recipe"),
+    ("data", "name"),
     [
         (open_splits("digits"), "digits"),
         (open_dataset("digits"), "digits"),
-        (type("CIFAR10", (), {})(), "cifar10-resnet18" if torch.cuda.is_available() else "cifar10-cpu"),
-        (FakeData(), "small"),
-        ([1], "small"),
+        (type("CIFAR10", (), {})(), "cifar10"),
+        (FakeData(), "photographs"),
+        ([1], "photographs"),
     ],
 )
-def test_the_default_recipe_fits_the_object(data: Any, recipe: str) -> None:
-    assert default_recipe(data) == recipe
+def test_the_default_recipe_fits_the_object(data: Any, name: str) -> None:
+    assert default_recipe(data) == default_recipe(name)
 
 
 @pytest.fixture

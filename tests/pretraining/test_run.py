@@ -225,12 +225,16 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     np.testing.assert_allclose(losses[0], losses[1], atol=0.02)
 
 
-@pytest.mark.parametrize(("has_gpu", "cifar10"), [(True, "cifar10-resnet18"), (False, "cifar10-cpu")])
+@pytest.mark.parametrize(
+    ("has_gpu", "expected"),
+    [(True, ["digits", "cifar10-resnet18", "small"]), (False, ["digits", "cifar10-cpu", "small-cpu"])],
+)
 def test_the_default_recipe_fits_dataset_and_machine(
-    has_gpu: bool, cifar10: str, monkeypatch: pytest.MonkeyPatch
+    has_gpu: bool, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
-    assert [default_recipe(d) for d in ("digits", "cifar10", "photos/")] == ["digits", cifar10, "small"]
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert [default_recipe(d) for d in ("digits", "cifar10", "photos/")] == expected
     assert len(open_dataset("digits")) == 1347
 
 
