@@ -37,7 +37,7 @@ def main(data: str = "caltech101", minutes: float = 15, seed: int = 0) -> None:
         console.print(result.table())
     path = write(
         "caltech_cpu",
-        "Caltech-101 without labels on a CPU: linear probe and kNN of the last epoch, the untrained encoder, raw pixels",
+        "Caltech-101 without labels on a CPU: frozen features of the last epoch, the untrained encoder, raw pixels",
         data=f"Caltech-101, {Path(data).name}: {str(results[0].dataset).partition('(')[2].rstrip(')')}",
         recipe=trained.as_dict(),
         training_seconds=training_seconds,
