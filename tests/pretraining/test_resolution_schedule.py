@@ -14,6 +14,7 @@ from torch import nn
 
 from mec.data.transforms.multi_view import MultiView
 from mec.errors import InputError
+from mec.models.encoder import create_encoder
 from mec.pretraining import Recipe, pretrain
 from mec.pretraining.recipe import make_recipe
 from tests.pretraining.interrupted_runs import run_until_killed
@@ -80,6 +81,20 @@ def test_a_run_killed_before_and_after_the_switch_resumes_bit_identically(tmp_pa
         assert run_until_killed(data, tmp_path / "killed", recipe, moment) == -signal.SIGKILL
     assert run_until_killed(data, tmp_path / "killed", recipe) == 0
     assert_same_run(tmp_path / "killed", pretrain(data, tmp_path / "whole", recipe).folder)
+
+
+def test_views_of_a_transform_keep_their_size(tmp_path: Path) -> None:
+    run = pretrain("digits", tmp_path / "run", replace(GROWING, epochs=2), view_transform=nn.Upsample(24))
+    assert run.recipe().image_size == 24
+    assert "resolution_schedule" not in (run.folder / "recipe.yaml").read_text()
+
+
+def test_an_encoder_keeps_its_size(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    encoder = create_encoder("resnet18", 24, 1, options=GROWING.backbone_options)
+    run = pretrain("digits", tmp_path / "run", replace(GROWING, epochs=1, evaluation_scale=1.5), encoder=encoder)
+    assert run.encoder().image_size == 24
+    assert run.recipe().resolution_schedule is None
+    assert "evaluation_scale, resolution_schedule: not used" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def _pretrain(
         views: Views | None = None
         if (transform := parts.view_transform) is not None:
             views = create_custom_views(transform, dataset, pixel_format, recipe.image_size, recipe.seed)
-            recipe = replace(recipe, image_size=views.size)
+            recipe = replace(recipe, image_size=views.size, resolution_schedule=None)
         statistics = None if views is None else views.statistics
         encoder = create_start_encoder(recipe, pixel_format, dataset, parts.encoder, statistics)
         recipe = whiten_start(recipe, encoder, dataset, pixel_format)

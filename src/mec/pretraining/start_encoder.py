@@ -68,6 +68,8 @@ def _with_spec(recipe: Recipe, spec: EncoderSpec) -> Recipe:
         value, previous = getattr(spec, name), getattr(recipe, name)
         if value != previous:
             logger.info(f"{name}: {value} of the encoder replaces {previous} of the recipe")
+    if recipe.evaluation_scale != 1 or recipe.resolution_schedule is not None:
+        logger.info("evaluation_scale, resolution_schedule: not used, because the encoder has its own image size")
     recipe = replace(
         recipe,
         image_size=spec.image_size,
