@@ -28,7 +28,8 @@ from mec.evaluate.knn import knn_ranking
 from mec.evaluate.linear import fast_probe_accuracies
 from mec.evaluate.task import accuracies, features_of, open_task
 from mec.models.siamese import Projector
-from mec.pretraining.recipe import Recipe, make_recipe, read_settings
+from mec.pretraining.recipe import Recipe
+from mec.pretraining.recipe_files import make_recipe, read_settings
 from run_pool import read_rows, run_jobs, without_row
 
 NAME = "learning"

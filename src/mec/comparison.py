@@ -27,7 +27,8 @@ from mec.evaluate.linear import linear
 from mec.evaluate.task import check_classes
 from mec.models.io import WEIGHTS_FILE
 from mec.pretraining.parts import resolve_parts
-from mec.pretraining.recipe import Recipe, default_recipe, load_recipe
+from mec.pretraining.recipe import Recipe
+from mec.pretraining.recipe_files import default_recipe, load_recipe
 from mec.pretraining.run import pretrain
 from mec.pretraining.run_folder import Run, check_settings
 from mec.report import write_report

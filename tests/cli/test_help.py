@@ -84,7 +84,7 @@ def test_default_recipe_is_chosen_for_data_after_options(
 ) -> None:
     # 3 is the value of --epochs; digits, whose recipe has 32 px, is the data
     text = " ".join(help_of(["pretrain", "--epochs", "3", "digits"], capsys, monkeypatch).split())
-    assert "side of a view in pixels (default: 32)" in text
+    assert re.search(r"side of a view in pixels; [^(]* \(default: 32\)", text)
 
 
 COMPLETE = """

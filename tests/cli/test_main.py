@@ -10,7 +10,8 @@ from PIL import Image
 
 import mec
 from mec.cli.main import main
-from mec.pretraining.recipe import ObjectiveSettings, Recipe, load_recipe
+from mec.pretraining.recipe import ObjectiveSettings, Recipe
+from mec.pretraining.recipe_files import load_recipe
 from mec.results import Result
 
 TINY = (

@@ -7,7 +7,7 @@ import pytest
 from mec.cli.evaluate import TASKS
 from mec.cli.main import main
 from mec.errors import SYNONYMS, InputError, did_you_mean
-from mec.pretraining.recipe import load_recipe
+from mec.pretraining.recipe_files import load_recipe
 
 PRETRAIN = "pretrain x --out o "
 KNN = "evaluate knn x --encoder y "

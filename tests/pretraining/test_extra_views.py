@@ -22,7 +22,8 @@ from mec.models import Predictor, Projector, Siamese
 from mec.pretraining import Run, pretrain
 from mec.pretraining.contact_sheet import contact_sheet
 from mec.pretraining.module import create_views
-from mec.pretraining.recipe import Recipe, make_recipe
+from mec.pretraining.recipe import Recipe
+from mec.pretraining.recipe_files import make_recipe
 from tests.pretraining.interrupted_runs import run_until_killed
 from tests.pretraining.test_resume_after_kill import assert_same_run, write_photographs, write_shards
 from tests.pretraining.test_run import TINY, pretrain_in_two_processes

@@ -24,7 +24,7 @@ from mec.data.inspect import inspect
 from mec.data.loaders import evaluation_loader, training_loader, training_sampler
 from mec.errors import InputError
 from mec.pretraining import OnlineProbe, Run, pretrain
-from mec.pretraining.recipe import default_recipe
+from mec.pretraining.recipe_files import default_recipe
 from mec.report.record import find_data
 from tests.pretraining.test_run import TINY
 

@@ -22,7 +22,7 @@ from mec.models.encoder import create_encoder
 from mec.models.siamese import Projector, Siamese
 from mec.pretraining import OptimizerSettings, pretrain
 from mec.pretraining.optimizers import check_layers, create_optimizer
-from mec.pretraining.recipe import make_recipe
+from mec.pretraining.recipe_files import make_recipe
 from mec.pretraining.step_guard import StepGuard
 from tests.pretraining.test_run import TINY
 

@@ -13,7 +13,7 @@ import mec
 from mec.models.encoder import create_encoder
 from mec.pretraining import precision
 from mec.pretraining.precision import choose_precision
-from mec.pretraining.recipe import load_recipe
+from mec.pretraining.recipe_files import load_recipe
 from mec.pretraining.run_folder import recorded_precision
 from mec.pretraining.settings import ProjectorSettings
 

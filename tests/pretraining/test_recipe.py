@@ -6,12 +6,12 @@ import yaml
 from mec.errors import InputError
 from mec.objectives.mec import default_distortion
 from mec.pretraining import load_recipe, packaged_recipes
-from mec.pretraining.recipe import make_recipe
+from mec.pretraining.recipe_files import make_recipe
 
 
 def test_packaged_recipes_load_and_round_trip_through_yaml() -> None:
     assert packaged_recipes() == [
-        "cifar10-cpu", "cifar10-resnet18", "digits", "imagenet-multicrop", "imagenet-resnet50", "small",
+        "adapt", "cifar10-cpu", "cifar10-resnet18", "digits", "imagenet-multicrop", "imagenet-resnet50", "small",
         "small-cpu",
     ]  # fmt: skip
     for name in packaged_recipes():

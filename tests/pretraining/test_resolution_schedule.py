@@ -16,7 +16,7 @@ from mec.data.transforms.multi_view import MultiView
 from mec.errors import InputError
 from mec.models.encoder import create_encoder
 from mec.pretraining import Recipe, pretrain
-from mec.pretraining.recipe import make_recipe
+from mec.pretraining.recipe_files import make_recipe
 from tests.pretraining.interrupted_runs import run_until_killed
 from tests.pretraining.test_extra_views import PHOTOGRAPHS
 from tests.pretraining.test_resume_after_kill import assert_same_run, write_photographs
@@ -89,12 +89,12 @@ def test_views_of_a_transform_keep_their_size(tmp_path: Path) -> None:
     assert "resolution_schedule" not in (run.folder / "recipe.yaml").read_text()
 
 
-def test_an_encoder_keeps_its_size(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    encoder = create_encoder("resnet18", 24, 1, options=GROWING.backbone_options)
-    run = pretrain("digits", tmp_path / "run", replace(GROWING, epochs=1, evaluation_scale=1.5), encoder=encoder)
-    assert run.encoder().image_size == 24
-    assert run.recipe().resolution_schedule is None
-    assert "evaluation_scale, resolution_schedule: not used" in caplog.text
+def test_an_encoder_is_trained_with_the_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = record_sizes(monkeypatch)
+    encoder = create_encoder("resnet18", 32, 1, options=GROWING.backbone_options)
+    run = pretrain("digits", tmp_path / "run", replace(GROWING, epochs=2, evaluation_scale=1.5), encoder=encoder)
+    assert {side for _, side, _ in sizes} == {16, 24}
+    assert run.encoder().image_size == 36
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from mec.pretraining import (
     pretrain,
 )
 from mec.pretraining.module import Pretraining
-from mec.pretraining.recipe import default_recipe
+from mec.pretraining.recipe_files import default_recipe
 from tests.data.transforms.test_geometry import photograph
 from tests.processes import run_ranks
 
@@ -53,7 +53,7 @@ def test_a_run_folder_contains_the_documented_files(run: Run) -> None:
     names = {p.name for p in run.folder.iterdir()}
     assert names == {
         ".lock", "recipe.yaml", "environment.json", "metrics.csv", "tensorboard", "checkpoints",
-        "encoder.safetensors", "encoder.json", "start.safetensors",
+        "encoder.safetensors", "encoder.json", "untrained.safetensors",
     }  # fmt: skip
     assert run.recipe() == replace(TINY, whiten_stem=True)
     environment = json.loads((run.folder / "environment.json").read_text())

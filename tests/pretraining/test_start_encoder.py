@@ -124,8 +124,8 @@ def test_an_unfinished_run_is_loaded_and_resumed_with_its_network(run: Run, star
 def test_an_encoder_is_trained_from_its_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = create_encoder("resnet18", 24, 1, None, [0.3], [0.4], OPTIONS, None, "black").eval()
     before, at_start = copy_of(start), AtStart()
-    teacher = replace(RECIPE.teacher, enabled=True)
-    run = pretrain("digits", tmp_path, replace(RECIPE, teacher=teacher), callbacks=[at_start], encoder=start)
+    recipe = replace(RECIPE, teacher=replace(RECIPE.teacher, enabled=True), image_size=None)
+    run = pretrain("digits", tmp_path, recipe, callbacks=[at_start], encoder=start)
     assert_equal(copy_of(start), before)
     assert not start.training
     assert_equal(at_start.weights, copy_of(start.backbone))
@@ -135,7 +135,7 @@ def test_an_encoder_is_trained_from_its_weights(tmp_path: Path, capsys: pytest.C
     assert recipe.backbone_options == {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16]}
     assert (encoder.spec.mean, encoder.spec.std, encoder.image_size) == ((0.3,), (0.4,), 24)
     assert not torch.equal(encoder.backbone.conv1.weight, start.backbone.conv1.weight)
-    assert "image_size: 24 of the encoder replaces 16 of the recipe" in capsys.readouterr().err
+    assert "background: black of the encoder replaces white of the recipe" in capsys.readouterr().err
 
 
 def test_a_name_registered_with_timm_replaces_the_backbone(registered: str, tmp_path: Path) -> None:

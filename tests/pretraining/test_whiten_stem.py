@@ -11,10 +11,10 @@ import torch
 
 import mec
 from mec.evaluate.task import with_baseline
+from mec.models.baseline import UNTRAINED_FILE, untrained
 from mec.models.encoder import create_encoder
-from mec.models.io import START_FILE, untrained
 from mec.models.whitening import first_convolution
-from mec.pretraining.recipe import load_recipe
+from mec.pretraining.recipe_files import load_recipe
 from mec.pretraining.settings import ProjectorSettings
 
 NARROW = {"layers": [1, 1, 1, 1], "channels": [16, 16, 16, 16]}
@@ -72,10 +72,10 @@ def test_the_filters_whiten_the_images_as_large_as_the_views(tmp_path: Path) -> 
 
 def test_runs_that_no_seed_determines_store_their_start_only(tmp_path: Path) -> None:
     mec.pretrain("digits", tmp_path / "seeded", replace(RECIPE, whiten_stem=False))
-    assert not (tmp_path / "seeded" / START_FILE).exists()
+    assert not (tmp_path / "seeded" / UNTRAINED_FILE).exists()
     own = create_encoder("resnet18", 16, 1, options=NARROW)
     run = mec.pretrain("digits", tmp_path / "own", RECIPE, encoder=own)
-    assert not (run.folder / START_FILE).exists()
+    assert not (run.folder / UNTRAINED_FILE).exists()
     assert "whiten_stem" not in (run.folder / "recipe.yaml").read_text()
 
 
@@ -91,16 +91,16 @@ def test_a_run_records_whether_its_first_convolution_is_whitened(tmp_path: Path)
 def test_a_resumed_run_has_the_same_weights(tmp_path: Path) -> None:
     whole = mec.pretrain("digits", tmp_path / "whole", RECIPE).encoder()
     run = mec.pretrain("digits", tmp_path / "run", RECIPE)
-    start = (run.folder / START_FILE).read_bytes()
+    start = (run.folder / UNTRAINED_FILE).read_bytes()
     (run.folder / "encoder.safetensors").unlink()
     resumed = mec.pretrain("digits", run.folder, RECIPE, resume=True).encoder()
-    assert (run.folder / START_FILE).read_bytes() == start
+    assert (run.folder / UNTRAINED_FILE).read_bytes() == start
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
 def test_an_encoder_outlives_the_folder_of_its_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     encoder = mec.pretrain("digits", tmp_path / "run", RECIPE).encoder()
-    (tmp_path / "run" / START_FILE).unlink()
+    (tmp_path / "run" / UNTRAINED_FILE).unlink()
     start = untrained(encoder)
     assert "was deleted: the untrained encoder has the weights of seed 0" in caplog.text
     assert start.origin.endswith("seed 0")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mec.pretraining.recipe import make_recipe
+from mec.pretraining.recipe_files import make_recipe
 from mec.report.charts import curve_charts
 from mec.report.images import embed_views
 from mec.report.page import render_page

@@ -18,10 +18,9 @@ import shtab
 from rich.console import Console
 
 from mec import __version__
-from mec.cli import commands
-from mec.cli.commands import Run
+from mec.cli import commands, pretrain
 from mec.cli.evaluate import TASKS, add_task
-from mec.cli.parser import Parser, type_hint
+from mec.cli.parser import Parser, Run, type_hint
 from mec.cli.signals import exit_preempted_at_sigterm
 from mec.errors import InputError, choices, did_you_mean, join_with_or, union_members
 
@@ -132,9 +131,9 @@ def completion(shell: str) -> str:
 COMMANDS: dict[str, tuple[str, Callable[[Parser, Sequence[str]], Run]]] = {
     "demo": ("pretrain and evaluate on handwritten digits: two minutes, no download", commands.add_demo),
     "inspect": ("show how a dataset is read: splits, classes, duplicates, what is skipped", commands.add_inspect),
-    "views": ("draw the augmented views of some images before training", commands.add_views),
-    "pretrain": ("pretrain an encoder on images, without labels", commands.add_pretrain),
-    "compare": ("pretrain and evaluate with several objectives, settings and seeds", commands.add_compare),
+    "views": ("draw the augmented views of some images before training", pretrain.add_views),
+    "pretrain": ("pretrain an encoder on images, without labels", pretrain.add_pretrain),
+    "compare": ("pretrain and evaluate with several objectives, settings and seeds", pretrain.add_compare),
     "report": ("write one HTML page about runs: settings, curves, features, results", commands.add_report),
     "evaluate": ("evaluate an encoder on a downstream task", add_task),
     "track": ("track an object through a video, from a box or a mask in the first frame", commands.add_track),

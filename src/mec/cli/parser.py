@@ -17,6 +17,8 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from mec.errors import InputError, check_value, choices, describe_type, did_you_mean, union_members
 
+Run = Callable[..., object]
+"""Function of a command: takes the values of the options. A string or path that it returns is printed."""
 DATA_HELP = (
     "a folder of images (labels: its sub-folders), a .txt list or a .csv with path and label, WebDataset shards "
     "(a-{0000..0099}.tar, a folder of them, a URL), .parquet or hf:owner/name, a video, an .npz file, or digits, "
@@ -25,7 +27,7 @@ DATA_HELP = (
 ENCODER_HELP = (
     "a run folder; a file of weights: MEC's, SimSiam's, MoCo's, Barlow Twins', VICReg's, SwAV's, DINO's, solo-learn's, "
     "lightly's, torchvision's, timm's, detectron2's (FILE:teacher or FILE:student selects the branch); a timm folder "
-    "or hf:owner/name; or a timm name (untrained)"
+    "or hf:owner/name; or a timm name: resnet18.a1_in1k from the hub, resnet18 untrained"
 )
 MACHINE = frozenset({"accelerator", "devices", "nodes", "precision", "strategy", "workers"})
 """Settings that decide where a result is computed and not what it is: a help group of their own."""

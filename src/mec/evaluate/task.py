@@ -28,8 +28,9 @@ from mec.embedding.extract import (
     with_value_range,
 )
 from mec.errors import InputError
+from mec.models.baseline import find_baseline
 from mec.models.encoder import Encoder, EncoderLike
-from mec.models.io import load_encoder, untrained
+from mec.models.io import load_encoder
 from mec.results import DatasetSummary, Metric, Protocol, Result, Stopwatch
 
 logger = logging.getLogger("mec")
@@ -50,7 +51,7 @@ class Task:
     classes: list[str]
     train: ImageDataset
     test: ImageDataset
-    encoders: dict[str, Encoder]  # by row of the results table: "encoder" and "untrained"
+    encoders: dict[str, Encoder]  # by row of the results table: "encoder" and "start" or "untrained"
     pixels: bool  # whether raw pixels are a row, too
     workers: int | None
     group: ProcessGroup  # processes that share the images
@@ -113,17 +114,9 @@ def open_task(
 
 
 def with_baseline(encoder: Encoder, baseline: bool) -> dict[str, Encoder]:
-    """Return the encoder of each table row: "encoder", and "untrained" if ``baseline``. An untrained encoder is its own
-    baseline and gives one row; one that cannot be initialized anew has none, which is logged."""
-    if encoder.untrained:
-        return {"untrained": encoder}
-    rows = {"encoder": encoder}
-    if baseline:
-        try:
-            rows["untrained"] = untrained(encoder)
-        except InputError as error:
-            logger.info(f"no untrained encoder as a baseline: {str(error).removeprefix('encoder: ')}")
-    return rows
+    """Return the encoder of each table row: "encoder", or "untrained" if it is; then its baseline, if asked for."""
+    row = "untrained" if encoder.untrained else "encoder"
+    return {row: encoder} | (find_baseline(encoder) if baseline else {})
 
 
 def check_classes(train: ImageDataset, test: ImageDataset, data: DataLike) -> None:

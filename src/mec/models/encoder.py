@@ -75,7 +75,7 @@ class Encoder(nn.Module):
         image_size: side in pixels of the square input images.
         memory_format: memory format of weights and images in which the network is fastest.
         untrained: whether its weights are freshly initialized.
-        start_file: file of the weights with which the run of a trained encoder started; None: unknown.
+        start_file: file of the weights with which its run started, in the run folder; None if there is none.
         origin: a sentence on where the weights come from; may be empty.
     """
 
@@ -105,6 +105,11 @@ class Encoder(nn.Module):
     def description(self) -> str:
         """Origin of the weights, or the name of the architecture if the origin is unknown."""
         return self.origin or self.spec.backbone
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it was loaded with trained weights."""
+        return bool(self.origin) and not self.untrained
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalize images (n, c, h, w), uint8 or float in [0, 1], by mean and standard deviation."""

@@ -10,27 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from safetensors.torch import save
 from torch import nn
 
 from mec.errors import InputError, did_you_mean
 from mec.files import atomic_write
+from mec.models.baseline import START_FILE, find_start, untrained
 from mec.models.checkpoint_conventions import describe_preprocessing
 from mec.models.checkpoint_files import CHECKPOINTS_FOLDER, checkpoint_step, newest_intact
 from mec.models.checkpoint_formats import MEC_BACKBONE_PREFIX
 from mec.models.checkpoint_networks import BRANCHES
 from mec.models.encoder import Encoder, EncoderSpec, create_encoder
 from mec.models.foreign_checkpoints import describe_difference, encoder_from_checkpoint, load_weights
-from mec.models.own_network import MODULE_PREFIX, reinitialized
+from mec.models.own_network import MODULE_PREFIX
 from mec.models.safe_pickle import read_weights
 
 logger = logging.getLogger("mec")
 
 WEIGHTS_FILE = "encoder.safetensors"
 SPEC_FILE = "encoder.json"
-START_FILE = "start.safetensors"
-"""Weights at the start of a run, where no seed determines them."""
 TIMM_CONFIG = "config.json"
 TIMM_FIELDS = ("small_stem", "options", "stem_padding")
 """Fields of EncoderSpec that only timm's architectures have."""
@@ -61,8 +59,9 @@ def load_encoder(source: str | os.PathLike[str], **overrides: Any) -> Encoder:
         source: a run folder, which stands for its encoder.safetensors, or before the run has ended for its newest
             intact checkpoint; a file of weights; a checkpoint of this or another project (docs/encoders.md
             lists the formats), with ``FILE:student`` or ``FILE:teacher`` to choose if it holds both; a folder
-            saved by timm, or ``hf:owner/name``, such a folder on the Hugging Face hub; or a timm name: the untrained
-            architecture with seeded weights (its ``untrained`` is then true).
+            saved by timm, or ``hf:owner/name``, such a folder on the Hugging Face hub; or a timm name: with a tag,
+            such as resnet18.a1_in1k, its trained weights from the hub, without one the untrained architecture with
+            seeded weights (its ``untrained`` is then true).
         overrides: fields of EncoderSpec that take precedence over stored or inferred ones: ``backbone`` for an
             architecture that is not recognized, ``image_size``, ``mean`` and ``std``, ... For another project's file,
             a .json of the same name may hold them too. ``backbone`` may be an ``nn.Module``, whose copy gets the
@@ -96,6 +95,12 @@ def load_encoder(source: str | os.PathLike[str], **overrides: Any) -> Encoder:
         return _load_saved(folder, overrides)
     if path.exists():
         return _load_checkpoint(path, branch, overrides)
+    if "." in name and timm.is_model(name):  # a tag after the architecture names trained weights
+        pretrained = timm.models.get_pretrained_cfg(name)
+        repository = pretrained and pretrained.hf_hub_id
+        if not repository:
+            raise InputError(f"encoder: expected a timm name with weights on the Hugging Face hub, got {name}")
+        return _load_timm_folder(_download(repository), f"hf:{repository}", branch, overrides)
     if os.sep in name or path.suffix or branch:
         raise InputError(f"encoder: {name} does not exist")
     if not timm.is_model(name):
@@ -108,25 +113,11 @@ def load_encoder(source: str | os.PathLike[str], **overrides: Any) -> Encoder:
     return untrained(create_encoder(**{"backbone": name, "image_size": size, **overrides}))
 
 
-def untrained(encoder: Encoder, seed: int = 0) -> Encoder:
-    """Return the same architecture untrained, the baseline of a trained encoder: with the weights at the start of its
-    run, if the run folder holds them, else with weights initialized from ``seed``.
-
-    Raises:
-        InputError: the network is not from timm, and its ``reset_parameters`` do not initialize every parameter.
-    """
-    spec = encoder.spec
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        initialized = Encoder(spec, reinitialized(encoder.backbone, spec.backbone) if spec.is_module else None)
-    initialized.untrained = True
-    initialized.origin = f"{encoder.spec.backbone}, untrained, seed {seed}"
-    if encoder.start_file is not None and not encoder.start_file.exists():
-        logger.warning(f"{encoder.start_file} was deleted: the untrained encoder has the weights of seed {seed}")
-    elif encoder.start_file is not None:
-        load_weights(initialized, dict(read_weights(encoder.start_file)), str(encoder.start_file))
-        initialized.origin = f"{encoder.spec.backbone}, untrained, start of {encoder.start_file.parent}"
-    return initialized.eval()
+def load_start(run: Path) -> Encoder:
+    """Load the trained encoder with which a run started."""
+    encoder = create_encoder(**_merge(_read_fields(run / SPEC_FILE, complete=True), {}, run))
+    load_weights(encoder, dict(read_weights(run / START_FILE)), str(run / START_FILE))
+    return encoder.eval()
 
 
 def _load_saved(folder: Path, overrides: dict[str, Any]) -> Encoder:
@@ -138,12 +129,8 @@ def _load_saved(folder: Path, overrides: dict[str, Any]) -> Encoder:
         raise InputError(f"encoder: {path} does not match {encoder.spec.backbone} ({difference})")
     load_weights(encoder, weights, str(path))
     encoder.origin = f"encoder of {folder}"
-    encoder.start_file = _start_file(folder)
+    encoder.start_file = find_start(folder)
     return encoder.eval()
-
-
-def _start_file(run: Path) -> Path | None:
-    return run / START_FILE if (run / START_FILE).exists() else None
 
 
 def _merge(stored: dict[str, Any], overrides: dict[str, Any], source: Path | str) -> dict[str, Any]:
@@ -180,7 +167,7 @@ def _load_newest_checkpoint(run: Path, branch: str | None, overrides: dict[str, 
     newer = f" ({', '.join(p.name for p in damaged)}: damaged)" if damaged else ""
     logger.warning(f"{run} has no {WEIGHTS_FILE}, because the run has not ended: using its {position}{newer}")
     encoder.origin = f"encoder of {run}, {position}" + (f", {branch}" if branch else "")
-    encoder.start_file = _start_file(run)
+    encoder.start_file = find_start(run)
     return encoder
 
 

@@ -25,7 +25,8 @@ from mec.data.transforms.multi_view import Views
 from mec.errors import InputError
 from mec.files import atomic_write
 from mec.pretraining.module import create_views
-from mec.pretraining.recipe import Recipe, default_recipe, load_recipe
+from mec.pretraining.recipe import Recipe
+from mec.pretraining.recipe_files import default_recipe, load_recipe
 
 MIN_SIDE = 96
 """Side in pixels below which views are enlarged by a whole factor."""
@@ -112,7 +113,7 @@ def training_views(
     if view_transform is None:
         views = create_views(recipe)
     else:
-        views = create_custom_views(view_transform, dataset, pixel_format, recipe.image_size, recipe.seed)
+        views = create_custom_views(view_transform, dataset, pixel_format, recipe.global_size, recipe.seed)
     epochs = [[(epoch, index) for index in indices] for epoch in range(pairs)]
     loader = training_loader(dataset, views, epochs, pixel_format, torch.device("cpu"), workers=0)
     views_of_epochs = [denormalize(views, views(*batch[:3])) for batch in loader]

@@ -25,6 +25,7 @@ from mec.engine.progress import TrainingModule
 from mec.errors import InputError
 from mec.models.encoder import Encoder
 from mec.models.siamese import PerView, Predictor, Projector, Siamese
+from mec.pretraining.adaptation import fix_statistics, freeze_backbone
 from mec.pretraining.advice import sentence, stabilize
 from mec.pretraining.objective import Objective
 from mec.pretraining.optimizers import TORCH_OPTIMIZERS, check_layers, create_optimizer
@@ -54,10 +55,10 @@ def create_network(
 def create_views(recipe: Recipe) -> Views:
     """Return the module that makes the recipe's views."""
     if recipe.views == "reference":
-        return ReferenceViews(recipe.image_size, recipe.view_1, recipe.view_2, recipe.seed)
+        return ReferenceViews(recipe.global_size, recipe.view_1, recipe.view_2, recipe.seed)
     extra = recipe.extra_views
     settings = [recipe.view_1, recipe.view_2] + [extra] * extra.count
-    return MultiView(recipe.image_size, settings, recipe.seed, [recipe.local_size] * recipe.num_local)
+    return MultiView(recipe.global_size, settings, recipe.seed, [recipe.local_size] * recipe.num_local)
 
 
 class Pretraining(TrainingModule):
@@ -89,6 +90,7 @@ class Pretraining(TrainingModule):
         self.views = views or create_views(recipe)
         self.normalize = encoder.normalize
         self.objective = Objective(recipe.create_objective() if objective is None else objective)
+        self.fixed_norms = freeze_backbone(encoder.backbone, recipe)
         self.network = create_network(recipe, encoder, self.objective, self.views.num_global)
         self.memory_format = encoder.memory_format if recipe.speed.channels_last else torch.contiguous_format
         check_layers(encoder.backbone, recipe.optimizer)
@@ -107,6 +109,7 @@ class Pretraining(TrainingModule):
         else:
             warmup_steps = round(settings.warmup_epochs / recipe.epochs * total)
         self.total_steps, self.warmup_steps = total, min(warmup_steps, total // 4)
+        self.head_steps = round(settings.heads_first * total)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         chunks = self._split_into_chunks(batch)
@@ -196,13 +199,22 @@ class Pretraining(TrainingModule):
             )
         (optimizer,) = self.trainer.optimizers
         optimizer.zero_grad()
-        lr = self.lr * lr_factor(self.global_step, self.total_steps, self.warmup_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
-        self.step_metrics = {"lr": lr}
+        self.step_metrics = {"lr": self._set_lr(optimizer)}
+        fix_statistics(self.network, self.fixed_norms)
         step, steps = self.global_step, (self.total_steps, self.warmup_steps)
         self.objective.schedule(*(step / max(1, n - 1) if step < n else 1.0 for n in steps))
         self.step_is_logged = self.global_step % self.recipe.log_every == 0
+
+    def _set_lr(self, optimizer: torch.optim.Optimizer) -> float:
+        """Set the learning rates of the step, and return that of the heads. That of the backbone rises when the steps
+        of the heads alone are over."""
+        step, steps, warmup = self.global_step, self.total_steps, self.warmup_steps
+        lr = self.lr * lr_factor(step, steps, warmup)
+        later = min(warmup, (steps - self.head_steps) // 4)
+        backbone_lr = self.lr * lr_factor(step - self.head_steps, steps - self.head_steps, later)
+        for group in optimizer.param_groups:
+            group["lr"] = (backbone_lr if group.get("is_backbone") else lr) * group.get("lr_scale", 1.0)
+        return lr
 
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: lightning calls this after ``training_step``, where chunks have accumulated gradients already."""
@@ -222,6 +234,9 @@ class Pretraining(TrainingModule):
             self.trainer.should_stop = True
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.global_step < self.head_steps:  # all processes have exchanged gradients: none waits for one
+            for p in self.network.encoder.parameters():
+                p.grad = None
         # gradients in float16 overflow until their scale is found; lightning's gradient scaler skips those steps itself
         has_scaler = self.trainer.precision == "16-mixed"
         loss = self.step_metrics["loss"]
@@ -277,7 +292,7 @@ def lr_factor(step: int, steps: int, warmup: int) -> float:
     """Return the fraction of the base lr at ``step``: linear from 0 to 1 over ``warmup`` steps, then half a cosine to 0
     at ``steps``."""
     if step < warmup:
-        return step / max(1, warmup - 1)
+        return max(0, step) / max(1, warmup - 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 

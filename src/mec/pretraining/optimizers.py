@@ -79,8 +79,9 @@ def create_optimizer(
     network: Siamese, settings: OptimizerSettings, lr: float, fused: bool, objective: nn.Module | None = None
 ) -> torch.optim.Optimizer:
     """Return the optimizer of the trained parameters of a network, and of those of an objective, if it has any. The lr
-    of a group with an ``lr_scale`` (layer-wise decay) is to be multiplied by it."""
-    if settings.decay_norms_and_biases and settings.layer_decay is None:
+    of a group with an ``lr_scale`` is to be multiplied by it; groups of the backbone have ``is_backbone``."""
+    is_uniform = settings.layer_decay is None and settings.backbone_lr is None and not settings.heads_first
+    if settings.decay_norms_and_biases and is_uniform:
         parts = filter(None, (network, objective))
         return _create([p for part in parts for p in part.parameters() if p.requires_grad], settings, lr, fused)
     return _create(_groups(network, objective, settings), settings, lr, fused)
@@ -116,5 +117,9 @@ def _groups(network: Siamese, objective: nn.Module | None, settings: OptimizerSe
         groups = timm_optim.param_groups_layer_decay(
             backbone, no_weight_decay_list=undecayed, layer_decay=decay, **common
         )
+    for group in groups:
+        group["is_backbone"] = True
+        if settings.backbone_lr is not None:
+            group["lr_scale"] = group.get("lr_scale", 1.0) * settings.backbone_lr / settings.lr
     heads = nn.ModuleList(head for head in (network.projector, network.predictor, objective) if head is not None)
     return [*groups, *timm_optim.param_groups_weight_decay(heads, **common)]

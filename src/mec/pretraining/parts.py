@@ -40,6 +40,7 @@ def resolve_parts(
     recipe = with_encoder(recipe, encoder)
     start = None if isinstance(encoder, str) else encoder
     recipe = with_parts(recipe, encoder=start, objective=objective, view_transform=view_transform)
+    recipe = replace(recipe, image_size=recipe.global_size)
     objective = recipe.create_objective() if objective is None else objective
     targets = getattr(objective, "targets", None)
     if targets == "student" and recipe.teacher.enabled:

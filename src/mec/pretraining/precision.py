@@ -60,7 +60,7 @@ def choose_precision(recipe: Recipe, encoder: Encoder, out: Path, resume: bool) 
 
 def _faster_precision(encoder: Encoder, recipe: Recipe) -> str:
     network = copy.deepcopy(encoder).train()
-    shape = (encoder.spec.channels, recipe.image_size, recipe.image_size)
+    shape = (encoder.spec.channels, recipe.global_size, recipe.global_size)
     with torch.random.fork_rng(devices=[]):  # of dropout and stochastic depth
         size = min(4, recipe.batch_size)
         while _seconds(network, size, shape, False) < MIN_SECONDS and size < recipe.batch_size:

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
-import torch
-import yaml
 from torch import nn
 
-from mec.data.dataset import DataLike, data_name, is_path
 from mec.data.transforms import VIEW_1, VIEW_2, ExtraViewSettings, ViewSettings
-from mec.errors import InputError, check_value, did_you_mean, join_with_or
+from mec.errors import join_with_or
 from mec.objectives.mec import default_distortion
 from mec.pretraining.optimizers import SHARDED_OPTIMIZERS
 from mec.pretraining.settings import (
@@ -35,6 +29,7 @@ REPLACED_SETTINGS: dict[str, tuple[str, ...]] = {
     "view_transform": ("views", "view_1", "view_2", "extra_views", "resolution_schedule"),
 }
 """Settings that objects passed to ``pretrain`` replace, by the name of the argument."""
+DEFAULT_IMAGE_SIZE = 96
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class Recipe:
     Attributes:
         backbone: a timm architecture: resnet18, resnet50, vit_small_patch16_224, ...
         backbone_options: further arguments of the architecture, as timm.create_model takes them.
-        image_size: side of a view in pixels.
+        image_size: side of a view in pixels; null: that of the encoder to start from over evaluation_scale, else 96.
         evaluation_scale: side of the images that the trained encoder takes, as a multiple of image_size. Objects are
             larger in crops than in whole images, so 1.2 to 1.5 is often better than 1, at the cost of slower
             evaluations (Touvron et al. 2019, arXiv 1906.06423).
@@ -59,6 +54,10 @@ class Recipe:
         small_stem: 3x3 stem without max-pool (ResNet), small patches (ViT); null: for views under 96 px.
         whiten_stem: initialize the first convolution as a whitening of patches of the images, which trainings find only
             slowly; null: if its patches overlap, as in ResNets.
+        freeze: number of stages (ResNets) or blocks (vision transformers) of the backbone, from the first on, that keep
+            their weights, together with the stem; 0: all are trained.
+        batch_norm: of the backbone. train: statistics of the batch, as usual; affine-only: the statistics that it
+            starts with, which small or unusual batches cannot spoil; frozen: also scale and shift keep their values.
         epochs: passes over the images.
         steps: optimizer steps of the run, in place of epochs; the last epoch may be incomplete. null: epochs.
         minutes: duration of the run, in place of epochs: the number of steps follows from the measured speed, and the
@@ -92,7 +91,7 @@ class Recipe:
 
     backbone: str = "resnet18"
     backbone_options: dict[str, Any] = field(default_factory=dict)
-    image_size: int = 96
+    image_size: int | None = None
     evaluation_scale: float = 1.0
     resolution_schedule: tuple[int, ...] | None = None
     channels: int | None = None
@@ -103,6 +102,8 @@ class Recipe:
     views: Literal["fast", "reference"] = "fast"
     small_stem: bool | None = None
     whiten_stem: bool | None = None
+    freeze: int = 0
+    batch_norm: Literal["train", "affine-only", "frozen"] = "train"
     epochs: int = 100
     steps: int | None = None
     minutes: float | None = None
@@ -128,7 +129,8 @@ class Recipe:
     parts: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require(self.image_size >= 8, "image_size", "at least 8 pixels", self.image_size)
+        size = self.image_size
+        require(size is None or size >= 8, "image_size", "at least 8 pixels, or null", size)
         scale = self.evaluation_scale
         require(0.5 <= scale <= 4, "evaluation_scale", "a number in [0.5, 4]", scale)
         require(self.channels is None or self.channels >= 1, "channels", "at least 1, or null", self.channels)
@@ -136,6 +138,7 @@ class Recipe:
         stride = self.frame_stride
         require(stride is None or stride >= 1, "frame_stride", "at least 1, or null", stride)
         require(0 <= self.max_corrupt <= 1, "max_corrupt", "a fraction in [0, 1]", self.max_corrupt)
+        require(self.freeze >= 0, "freeze", "at least 0", self.freeze)
         require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
         require(self.steps is None or self.steps >= 1, "steps", "at least 1, or null", self.steps)
         require(self.minutes is None or 0 < self.minutes < math.inf, "minutes", "above 0, or null", self.minutes)
@@ -151,8 +154,8 @@ class Recipe:
         names = join_with_or(list(SHARDED_OPTIMIZERS))
         require(sharded, "optimizer.name", f"{names} with strategy fsdp", self.optimizer.name)
         extra = self.extra_views
-        expected = f"at most the image_size of {self.image_size}, or null"
-        require(self.local_size <= self.image_size, "extra_views.image_size", expected, extra.image_size)
+        expected = f"at most the image_size of {self.global_size}, or null"
+        require(self.local_size <= self.global_size, "extra_views.image_size", expected, extra.image_size)
         require(not extra.count or self.views == "fast", "views", "fast with extra_views", self.views)
         self._check_resolution_schedule()
         require(self.log_every >= 1, "log_every", "at least 1", self.log_every)
@@ -163,7 +166,7 @@ class Recipe:
         sizes = self.resolution_schedule
         if sizes is None:
             return
-        smallest, largest = self.local_size if self.num_local else 8, self.image_size
+        smallest, largest = self.local_size if self.num_local else 8, self.global_size
         fits = bool(sizes) and smallest <= min(sizes) and max(sizes) == sizes[-1] == largest
         expected = f"sides from {smallest} to {largest}, the last {largest} (image_size), or null"
         require(fits, "resolution_schedule", expected, list(sizes))
@@ -171,29 +174,34 @@ class Recipe:
 
     def view_size(self, epoch: int, epochs: int) -> int:
         """Return the side of the global views in an epoch, from 0, of a training of ``epochs``."""
-        sizes = self.resolution_schedule or (self.image_size,)
+        sizes = self.resolution_schedule or (self.global_size,)
         return sizes[-1 - max(0, epochs - 1 - epoch) * len(sizes) // epochs]
+
+    @property
+    def global_size(self) -> int:
+        """Side of the views in pixels, except extra ones."""
+        return self.image_size or DEFAULT_IMAGE_SIZE
 
     @property
     def evaluation_size(self) -> int:
         """Side of the images that the trained encoder takes, in pixels."""
-        return round(self.image_size * self.evaluation_scale)
+        return round(self.global_size * self.evaluation_scale)
 
     @property
     def local_size(self) -> int:
         """Side of the extra views in pixels."""
-        return self.extra_views.image_size or self.image_size
+        return self.extra_views.image_size or self.global_size
 
     @property
     def smallest_view(self) -> int:
         """Side of the smallest views in pixels."""
-        smallest = min(self.resolution_schedule or (self.image_size,))
+        smallest = min(self.resolution_schedule or (self.global_size,))
         return min(smallest, self.local_size) if self.extra_views.count else smallest
 
     @property
     def num_local(self) -> int:
         """Number of local views: extra views that are smaller than the others."""
-        return self.extra_views.count if self.local_size < self.image_size else 0
+        return self.extra_views.count if self.local_size < self.global_size else 0
 
     def create_objective(self) -> nn.Module:
         """Return the objective of the recipe, for its views."""
@@ -230,84 +238,3 @@ class Recipe:
 
 def _tuples_to_lists(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in items}
-
-
-def packaged_recipes() -> list[str]:
-    """Return the names of the recipes that come with the package."""
-    return sorted(Path(f.name).stem for f in files("mec").joinpath("recipes").iterdir() if f.name.endswith(".yaml"))
-
-
-def default_recipe(data: DataLike) -> str:
-    """Return the name of the packaged recipe for a dataset on this machine; ``small``, or ``small-cpu`` without a GPU,
-    if there is none of its name."""
-    name = data_name(data) if is_path(data) else data_name(data).rpartition(".")[2]
-    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-    if name.lower() == "digits":
-        return "digits"
-    if name.lower() == "cifar10":
-        return "cifar10-resnet18" if has_gpu else "cifar10-cpu"
-    return "small" if has_gpu else "small-cpu"
-
-
-def load_recipe(name_or_path: str | os.PathLike[str]) -> Recipe:
-    """Load a packaged recipe by name (see ``packaged_recipes``: digits, small, ...), or a YAML file by path.
-
-    Raises:
-        InputError: there is no such recipe, it is not YAML, or a setting is unknown or out of range.
-    """
-    return make_recipe(read_settings(name_or_path))
-
-
-def read_settings(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the settings of a packaged recipe or a YAML file, unchecked and without defaults."""
-    name, path = str(name_or_path), Path(name_or_path).expanduser()
-    if name in packaged_recipes():
-        text = files("mec").joinpath("recipes", f"{name}.yaml").read_text()
-    elif path.is_file():
-        text = path.read_text()
-    else:
-        raise InputError(
-            f"recipe: {name!r} is neither a YAML file nor one of {', '.join(packaged_recipes())}"
-            f"{did_you_mean(name, packaged_recipes())}"
-        )
-    try:
-        settings = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"recipe: {name} is not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(settings, dict):
-        raise InputError(f"recipe: {name}: expected a mapping of settings, got {type(settings).__name__}")
-    return settings
-
-
-def make_recipe(settings: Mapping[str, Any]) -> Recipe:
-    """Make a Recipe from nested settings; missing ones get their defaults."""
-    recipe: Recipe = _replace(Recipe(), settings)
-    return recipe
-
-
-def _replace(defaults: Any, settings: Mapping[str, Any], prefix: str = "") -> Any:
-    """Return a copy of a settings dataclass with other values, of which names and types are checked."""
-    hints, values = get_type_hints(type(defaults)), {}
-    for name, value in settings.items():
-        dotted = f"{prefix}{name}"
-        if name not in hints:
-            raise InputError(
-                f"recipe: unknown setting {dotted}{did_you_mean(dotted, _names(dataclasses.asdict(Recipe())))}"
-            )
-        if not dataclasses.is_dataclass(hints[name]):
-            values[name] = check_value(f"recipe: {dotted}", hints[name], value)
-        elif isinstance(value, Mapping):
-            values[name] = _replace(getattr(defaults, name), value, f"{dotted}.")
-        else:
-            raise InputError(f"recipe: {dotted}: expected a mapping of settings, got {value!r}")
-    try:
-        return dataclasses.replace(defaults, **values)
-    except InputError as error:
-        # ViewSettings does not contain the name of the view
-        raise InputError(f"{prefix}{error}" if isinstance(defaults, ViewSettings) else str(error)) from error
-
-
-def _names(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted names of all settings and of their components."""
-    inner = [n for name, value in settings.items() if isinstance(value, Mapping) for n in _names(value, f"{name}.")]
-    return [prefix + name for name in settings] + inner

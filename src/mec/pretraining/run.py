@@ -35,6 +35,7 @@ from mec.engine.progress import ProgressBar, TrainingProgress
 from mec.engine.run_folder import lock_folder
 from mec.engine.trainer import compiled, make_trainer, running, seeded
 from mec.errors import InputError
+from mec.models.baseline import START_FILE
 from mec.models.checkpoint_files import CHECKPOINTS_FOLDER, checkpoint_step
 from mec.models.encoder import Encoder, enable_gradient_checkpointing
 from mec.models.io import WEIGHTS_FILE, save_encoder
@@ -43,7 +44,8 @@ from mec.pretraining.health import HealthWarnings
 from mec.pretraining.module import Pretraining
 from mec.pretraining.parts import Parts, resolve_parts
 from mec.pretraining.precision import choose_precision
-from mec.pretraining.recipe import Recipe, default_recipe, load_recipe
+from mec.pretraining.recipe import Recipe
+from mec.pretraining.recipe_files import default_recipe, load_recipe
 from mec.pretraining.run_folder import (
     RECIPE_FILE,
     Run,
@@ -59,6 +61,7 @@ from mec.pretraining.start_encoder import (
     check_all_trained,
     check_same_network,
     create_start_encoder,
+    load_start,
     own_network,
     whiten_start,
     with_value_range,
@@ -99,10 +102,11 @@ def pretrain(
             checkpoint yet, start.
         callbacks: further lightning callbacks, such as ``mec.pretraining.OnlineProbe``.
         encoder: the network, in place of the recipe's. A timm name, also one that you registered with
-            ``timm.models.register_model``; an ``Encoder``, trained from its weights, with its image size and
-            normalization; or any ``nn.Module`` from normalized images (n, c, h, w) to features (n, d), or to maps
-            (n, d, h, w), of which the average is taken. It is copied, and your object stays unchanged. Seed PyTorch
-            before you create a network with random weights: ``seed`` of the recipe does not determine them.
+            ``timm.models.register_model``; an ``Encoder``, trained from its weights, with its normalization and, if
+            the recipe has none, its image size (for trained weights the default recipe is ``adapt``); or any
+            ``nn.Module`` from normalized images (n, c, h, w) to features (n, d), or to maps (n, d, h, w), of which the
+            average is taken. It is copied, and your object stays unchanged. Seed PyTorch before you create a network
+            with random weights: ``seed`` of the recipe does not determine them.
         objective: a loss of your own in place of the recipe's: any callable ``(codes) -> scalar``, where codes are a
             tuple with a tensor (m, d) per view; with ``teacher.enabled`` it is ``(codes, targets) -> scalar``. With
             several processes it gets the codes of all. Optional attributes: ``health`` (the same arguments, returns
@@ -122,8 +126,9 @@ def pretrain(
 
     Returns:
         The run. Its folder contains recipe.yaml, environment.json, metrics.csv, TensorBoard events in tensorboard/,
-        checkpoints/, encoder.safetensors and encoder.json, start.safetensors if the images determine its weights
-        (``whiten_stem``), and corrupt.csv if images could not be read.
+        checkpoints/, encoder.safetensors and encoder.json; start.safetensors, the weights at the start, if they were
+        trained, or untrained.safetensors if the images determine them (``whiten_stem``); and corrupt.csv if images
+        could not be read.
 
     Raises:
         InputError: an argument is invalid (before anything is written), another process trains into the folder, the
@@ -132,7 +137,9 @@ def pretrain(
         SystemExit: after SIGTERM.
     """
     started, out = time.monotonic(), Path(out).expanduser()
-    recipe = _resolve_recipe(recipe, data, out, resume)
+    recipe = _resolve_recipe(recipe, data, out, resume, encoder)
+    if resume and encoder is None and (out / START_FILE).exists():
+        encoder = load_start(out, recipe)
     has_teacher = recipe.teacher.enabled
     recipe, objective = resolve_parts(recipe, encoder, objective, view_transform)
     if recipe.teacher.enabled and not has_teacher:
@@ -163,7 +170,7 @@ def _pretrain(
             corrupt_log.add(corrupt, corrupt_log.num_images)
         views: Views | None = None
         if (transform := parts.view_transform) is not None:
-            views = create_custom_views(transform, dataset, pixel_format, recipe.image_size, recipe.seed)
+            views = create_custom_views(transform, dataset, pixel_format, recipe.global_size, recipe.seed)
             recipe = replace(recipe, image_size=views.size, resolution_schedule=None)
         statistics = None if views is None else views.statistics
         encoder = create_start_encoder(recipe, pixel_format, dataset, parts.encoder, statistics)
@@ -215,14 +222,16 @@ def _pretrain(
     return Run(out, own_network(parts.encoder))
 
 
-def _resolve_recipe(recipe: Recipe | str | os.PathLike[str] | None, data: DataLike, out: Path, resume: bool) -> Recipe:
+def _resolve_recipe(
+    recipe: Recipe | str | os.PathLike[str] | None, data: DataLike, out: Path, resume: bool, encoder: Any
+) -> Recipe:
     # only rank 0 checks: it may have written files of this run before another rank checks
     if not resume and contains_run(out) and is_rank_zero():
         raise run_exists_error(out)
     if isinstance(recipe, Recipe):
         return recipe
     if recipe is None:
-        recipe = out / RECIPE_FILE if resume and contains_run(out) else default_recipe(data)
+        recipe = out / RECIPE_FILE if resume and contains_run(out) else default_recipe(data, encoder)
     return load_recipe(recipe)
 
 

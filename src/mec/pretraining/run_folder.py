@@ -27,10 +27,12 @@ from mec.engine.progress import METRICS_FILE
 from mec.engine.run_folder import check_same_settings
 from mec.errors import InputError
 from mec.files import atomic_write
+from mec.models.baseline import START_FILE, UNTRAINED_FILE, find_start
 from mec.models.checkpoint_files import CHECKPOINTS_FOLDER
 from mec.models.encoder import Encoder
-from mec.models.io import SPEC_FILE, START_FILE, WEIGHTS_FILE, load_encoder, save_weights
-from mec.pretraining.recipe import Recipe, make_recipe, read_settings
+from mec.models.io import SPEC_FILE, WEIGHTS_FILE, load_encoder, save_weights
+from mec.pretraining.recipe import Recipe
+from mec.pretraining.recipe_files import make_recipe, read_settings
 from mec.results import command_line
 
 logger = logging.getLogger("mec")
@@ -127,17 +129,17 @@ def check_resumable(out: Path, recipe: Recipe, environment: Mapping[str, Any]) -
 
 
 def write_run_files(out: Path, recipe: Recipe, encoder: Encoder, environment: Mapping[str, Any]) -> None:
-    """Write encoder.json, environment.json and recipe.yaml, before the first step, and start.safetensors if the start
-    depends on the images. A resumed run keeps the environment that it was started in, and adds the present one to
-    ``resumed``."""
+    """Write encoder.json, environment.json and recipe.yaml, before the first step, and the weights at the start if they
+    were trained before, or depend on the images. A resumed run keeps the environment that it was started in, and adds
+    the present one to ``resumed``."""
     if contains_run(out):
         first = _read_environment(out)
         environment = first | {"resumed": [*first.get("resumed", []), environment]} if first else environment
     # the encoder's weights are written at the end; checkpoints need its description before
     with atomic_write(out / SPEC_FILE) as path:
         path.write_text(json.dumps(encoder.spec.as_dict(), indent=2) + "\n")
-    if recipe.setting("whiten_stem") and not (out / START_FILE).exists():
-        save_weights(encoder, out / START_FILE)
+    if (encoder.is_trained or recipe.setting("whiten_stem")) and find_start(out) is None:
+        save_weights(encoder, out / (START_FILE if encoder.is_trained else UNTRAINED_FILE))
     with atomic_write(out / ENVIRONMENT_FILE) as path:
         path.write_text(json.dumps(environment, indent=2) + "\n")
     _write_recipe(out, recipe)  # last, because it marks the folder as a run

@@ -125,8 +125,10 @@ class OptimizerSettings:
         options: further arguments of the optimizer, such as betas, eps, nesterov or ns_steps.
         decay_norms_and_biases: false: no weight decay, and with lars no adaptation, of norms, biases and what the
             backbone excludes (timm's no_weight_decay); true: of all parameters, as in the paper's code.
-        layer_decay: factor of lr from one layer of the backbone to the layer before it, the last one and the heads
-            having the full lr; null: 1.
+        backbone_lr: learning rate of the backbone, for a batch size of 256 as lr is; null: lr.
+        layer_decay: factor of the backbone's lr from one layer to the layer before it; null: 1.
+        heads_first: fraction of the training, at its start, in which the backbone keeps its weights, because the
+            gradients of random heads would spoil those of a trained one.
     """
 
     name: str = "adamw"
@@ -136,14 +138,19 @@ class OptimizerSettings:
     warmup_epochs: float = 10.0
     options: dict[str, Any] = field(default_factory=dict)
     decay_norms_and_biases: bool = True
+    backbone_lr: float | None = None
     layer_decay: float | None = None
+    heads_first: float = 0.0
 
     def __post_init__(self) -> None:
         require(0 < self.lr < math.inf, "optimizer.lr", "a positive number", self.lr)
         require(0 <= self.weight_decay < math.inf, "optimizer.weight_decay", "at least 0", self.weight_decay)
         require(0 <= self.momentum < 1, "optimizer.momentum", "a number in [0, 1)", self.momentum)
         require(0 <= self.warmup_epochs < math.inf, "optimizer.warmup_epochs", "at least 0", self.warmup_epochs)
-        decay = self.layer_decay
+        backbone_lr, decay = self.backbone_lr, self.layer_decay
+        in_range = backbone_lr is None or 0 < backbone_lr < math.inf
+        require(in_range, "optimizer.backbone_lr", "a positive number, or null", backbone_lr)
+        require(0 <= self.heads_first < 1, "optimizer.heads_first", "a fraction in [0, 1)", self.heads_first)
         require(decay is None or 0 < decay <= 1, "optimizer.layer_decay", "a number in (0, 1], or null", decay)
         check_optimizer(self)
 

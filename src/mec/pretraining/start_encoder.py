@@ -22,6 +22,7 @@ from mec.errors import InputError, did_you_mean
 from mec.models.encoder import Encoder, EncoderSpec, create_encoder
 from mec.models.foreign_checkpoints import describe_difference
 from mec.models.io import load_encoder
+from mec.models.io import load_start as load_start_of
 from mec.models.own_network import (
     check_training_mode,
     copy_network,
@@ -64,25 +65,22 @@ def with_encoder(recipe: Recipe, encoder: StartEncoder | None) -> Recipe:
 def _with_spec(recipe: Recipe, spec: EncoderSpec) -> Recipe:
     if recipe.channels not in (None, spec.channels):
         raise InputError(f"channels: expected {spec.channels} as in the encoder, or null, got {recipe.channels}")
-    for name in ("image_size", "background"):
-        value, previous = getattr(spec, name), getattr(recipe, name)
-        if value != previous:
-            logger.info(f"{name}: {value} of the encoder replaces {previous} of the recipe")
-    if recipe.evaluation_scale != 1 or recipe.resolution_schedule is not None:
-        logger.info("evaluation_scale, resolution_schedule: not used, because the encoder has its own image size")
-    recipe = replace(
-        recipe,
-        image_size=spec.image_size,
-        evaluation_scale=1.0,
-        resolution_schedule=None,
-        channels=spec.channels,
-        background=spec.background,
-    )
+    if spec.background != recipe.background:
+        logger.info(f"background: {spec.background} of the encoder replaces {recipe.background} of the recipe")
+    size = recipe.image_size or round(spec.image_size / recipe.evaluation_scale)
+    recipe = replace(recipe, image_size=size, channels=spec.channels, background=spec.background)
     try:
         options = json.loads(json.dumps(spec.options))
     except TypeError as error:
         raise InputError(f"encoder: expected options that JSON can store, got {spec.options}") from error
     return replace(recipe, backbone=spec.backbone, backbone_options=options, small_stem=spec.small_stem)
+
+
+def load_start(run: Path, recipe: Recipe) -> Encoder:
+    """Return the trained encoder with which a run started, to resume it."""
+    encoder = load_start_of(run)
+    encoder.origin = recipe.parts.get("encoder", "")
+    return encoder
 
 
 def own_network(encoder: StartEncoder | None) -> nn.Module | None:
@@ -115,7 +113,7 @@ def create_start_encoder(
     mean, std = statistics or ((None, None) if is_8bit_color else channel_statistics(dataset, pixel_format))
     created = create_encoder(
         recipe.backbone if network is None else network,
-        recipe.image_size,
+        recipe.global_size,
         pixel_format.channels,
         recipe.small_stem if network is None else None,
         mean,
@@ -136,7 +134,7 @@ def whiten_start(recipe: Recipe, encoder: Encoder, dataset: ImageDataset, pixel_
         return recipe
     whiten = has_overlapping_stem(encoder) if recipe.whiten_stem is None else recipe.whiten_stem
     if whiten:
-        num_filters = whiten_stem(encoder, _view_sized(dataset, pixel_format, recipe.image_size))
+        num_filters = whiten_stem(encoder, _view_sized(dataset, pixel_format, recipe.global_size))
         logger.info(f"first convolution: {num_filters} filters whiten the patches of the images")
     return replace(recipe, whiten_stem=whiten)
 
@@ -158,6 +156,7 @@ def _copy(encoder: Encoder, pixel_format: PixelFormat, statistics: Statistics | 
         logger.warning(f"encoder: normalized by the mean and std of view_transform, {mean} and {std}, not by its own")
     normalized = replace(spec, value_range=pixel_format.value_range, mean=mean, std=std)
     copied = Encoder(normalized, copy_network(encoder.backbone))
+    copied.origin, copied.untrained = encoder.origin, encoder.untrained
     if not spec.is_module:
         with torch.random.fork_rng(devices=[]):
             difference = describe_difference(Encoder(spec), copied.backbone.state_dict())
@@ -172,8 +171,12 @@ def _copy(encoder: Encoder, pixel_format: PixelFormat, statistics: Statistics | 
 def _to_train(encoder: Encoder, recipe: Recipe) -> Encoder:
     """Return the encoder in training mode, with the image size of the trained one."""
     spec, size = encoder.spec, recipe.evaluation_size
+    if recipe.global_size != spec.image_size and hasattr(encoder.backbone, "set_input_size") and not spec.is_module:
+        encoder.backbone.set_input_size(img_size=recipe.global_size)  # type: ignore[operator]  # position embeddings
+        encoder.spec = spec = replace(spec, image_size=recipe.global_size)
     if spec.is_module:
         check_training_mode(encoder.backbone, spec.backbone, spec.channels, spec.image_size)
+    _check_sizes(encoder, "image_size", f"{spec.image_size}, or null,", [recipe.global_size])
     _check_sizes(encoder, "resolution_schedule", "null", recipe.resolution_schedule or ())
     _check_sizes(encoder, "evaluation_scale", "1", [size])
     encoder.spec, encoder.image_size = replace(spec, image_size=size), size

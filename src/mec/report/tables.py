@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mec.pretraining.recipe import make_recipe
+from mec.pretraining.recipe_files import make_recipe
 from mec.report.record import METRICS, Record
 from mec.results import NO_VALUE, Metric, Result, cells, titles, to_metrics
 

@@ -15,7 +15,7 @@ from mec.pretraining.run_folder import RECIPE_FILE, Run
 from mec.report.record import PROBE_NAMES, Columns, Record, find_data, find_weights
 from mec.results import TOP_5, Metric, Result
 
-ROW_NAMES = {"encoder": "trained encoder", "untrained": "untrained encoder"}
+ROW_NAMES = {"encoder": "trained encoder", "start": "encoder at the start", "untrained": "untrained encoder"}
 FEW_IMAGES, FEW_STEPS = 10_000, 1_000
 """Images below which pretrained weights are usually better, and steps below which a run is usually too short."""
 PRETRAINED = "hf:timm/resnet18.a1_in1k"
