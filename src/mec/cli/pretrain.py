@@ -20,7 +20,8 @@ RECIPE_GROUPS = {
         "backbone", "backbone_options", "small_stem", "whiten_stem", "evaluation_scale", "freeze", "batch_norm",
     },
     "training": {
-        "epochs", "steps", "minutes", "batch_size", "chunk_size", "gradient_checkpointing", "seed", "log_every"
+        "epochs", "steps", "minutes", "patience",
+        "batch_size", "chunk_size", "gradient_checkpointing", "seed", "log_every"
     },
     "machine": set(MACHINE),
 }  # fmt: skip

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from mec.distributed import ProcessGroup
 from mec.errors import InputError
 from mec.files import atomic_write
 
@@ -83,3 +84,10 @@ def _append(path: Path, rows: dict[str, str]) -> None:
         if file.tell() == 0:
             writer.writerow(COLUMNS)
         writer.writerows(rows.items())
+
+
+def merge_corrupt_logs(corrupt_log: CorruptLog, group: ProcessGroup) -> None:
+    """Add the corrupt images of all processes to the log of each. Raises InputError if there are too many in total."""
+    if group.world_size > 1:
+        for reasons in group.all_gather(corrupt_log.reasons):
+            corrupt_log.add([CorruptImage(*item) for item in reasons.items()], corrupt_log.num_images)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mec.data.analysis import infer_pixel_format, load_into_memory, sample_images
-from mec.data.corrupt import CorruptImage, CorruptLog
+from mec.data.corrupt import CorruptLog, merge_corrupt_logs
 from mec.data.dataset import DataLike, ImageDataset, data_name
 from mec.data.loaders import evaluation_loader, training_loader
 from mec.data.pixels import PixelFormat
@@ -100,13 +100,6 @@ def new_corrupt_log(num_images: int, group: ProcessGroup) -> CorruptLog:
         # one process may read all corrupt images: the limit is a fraction of all images, not of this process's slice
         corrupt_log.add([], num_images)
     return corrupt_log
-
-
-def merge_corrupt_logs(corrupt_log: CorruptLog, group: ProcessGroup) -> None:
-    """Add the corrupt images of all processes to the log of each. Raises InputError if there are too many in total."""
-    if group.world_size > 1:
-        for reasons in group.all_gather(corrupt_log.reasons):
-            corrupt_log.add([CorruptImage(*item) for item in reasons.items()], corrupt_log.num_images)
 
 
 def log_corrupt(corrupt_log: CorruptLog, group: ProcessGroup = SINGLE_PROCESS) -> None:

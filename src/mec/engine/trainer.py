@@ -24,8 +24,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
+from mec.data.corrupt import CorruptLog, merge_corrupt_logs
 from mec.data.loaders import POLL_SECONDS
-from mec.distributed import started_by
+from mec.distributed import process_group, started_by
 from mec.engine.checkpoints import AtomicCheckpointIO, StoppedError
 from mec.engine.fsdp import FSDP2Strategy
 from mec.errors import EXIT_PREEMPTED, InputError
@@ -203,3 +204,18 @@ def _launched_sizes(devices: int | str, nodes: int | str) -> tuple[int | str, in
                 "or make them equal"
             )
     return launched
+
+
+class CorruptImageCallback(lightning.Callback):
+    """Adds the corrupt images of every batch to ``corrupt_log``, and at the end of an epoch those of all processes."""
+
+    def __init__(self, corrupt_log: CorruptLog) -> None:
+        self.corrupt_log = corrupt_log
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.corrupt_log.add(batch.corrupt, len(batch.indices))
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.world_size > 1:
+            with process_group() as group:
+                merge_corrupt_logs(self.corrupt_log, group)

@@ -62,6 +62,8 @@ class Recipe:
         steps: optimizer steps of the run, in place of epochs; the last epoch may be incomplete. null: epochs.
         minutes: duration of the run, in place of epochs: the number of steps follows from the measured speed, and the
             schedules end with it. Warm-up keeps its fraction of the epochs. null: epochs or steps.
+        patience: with trained weights to start from: checks in a row with an encoder worse than the best one after
+            which the run stops, of at most six; null: it does not stop. The best encoder is kept in any case.
         batch_size: images per step, over all devices; at most the number of images.
         chunk_size: images per device that pass through the encoder at a time: memory for one chunk, the loss of the
             whole batch, at the cost of a second forward pass; null: the whole batch.
@@ -107,6 +109,7 @@ class Recipe:
     epochs: int = 100
     steps: int | None = None
     minutes: float | None = None
+    patience: int | None = None
     batch_size: int = 256
     chunk_size: int | None = None
     gradient_checkpointing: bool = False
@@ -142,6 +145,7 @@ class Recipe:
         require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
         require(self.steps is None or self.steps >= 1, "steps", "at least 1, or null", self.steps)
         require(self.minutes is None or 0 < self.minutes < math.inf, "minutes", "above 0, or null", self.minutes)
+        require(self.patience is None or self.patience >= 1, "patience", "at least 1, or null", self.patience)
         require(self.batch_size >= 2, "batch_size", "at least 2", self.batch_size)
         require(self.chunk_size is None or self.chunk_size >= 1, "chunk_size", "at least 1, or null", self.chunk_size)
         require(0 <= self.seed < 2**32, "seed", "a number in [0, 2^32)", self.seed)

@@ -26,14 +26,13 @@ from mec.data.splits import log_splits
 from mec.data.transforms.custom import ViewTransform
 from mec.data.transforms.dry_run import create_custom_views
 from mec.data.transforms.multi_view import Views
-from mec.distributed import is_rank_zero, process_group
-from mec.embedding.extract import merge_corrupt_logs
+from mec.distributed import is_rank_zero
 from mec.engine.checkpoints import PreemptionCheckpoint
 from mec.engine.fsdp import full_encoder
 from mec.engine.loggers import LoggersLike, check_loggers, open_loggers
 from mec.engine.progress import ProgressBar, TrainingProgress
 from mec.engine.run_folder import lock_folder
-from mec.engine.trainer import compiled, make_trainer, running, seeded
+from mec.engine.trainer import CorruptImageCallback, compiled, make_trainer, running, seeded
 from mec.errors import InputError
 from mec.models.baseline import START_FILE
 from mec.models.checkpoint_files import CHECKPOINTS_FOLDER, checkpoint_step
@@ -61,11 +60,11 @@ from mec.pretraining.start_encoder import (
     check_all_trained,
     check_same_network,
     create_start_encoder,
-    load_start,
     own_network,
     whiten_start,
     with_value_range,
 )
+from mec.pretraining.start_guard import BEST_FILE, StartGuard
 from mec.pretraining.time_budget import limit_training
 
 logger = logging.getLogger("mec")
@@ -139,7 +138,7 @@ def pretrain(
     started, out = time.monotonic(), Path(out).expanduser()
     recipe = _resolve_recipe(recipe, data, out, resume, encoder)
     if resume and encoder is None and (out / START_FILE).exists():
-        encoder = load_start(out, recipe)
+        encoder = Run(out).start()
     has_teacher = recipe.teacher.enabled
     recipe, objective = resolve_parts(recipe, encoder, objective, view_transform)
     if recipe.teacher.enabled and not has_teacher:
@@ -178,6 +177,10 @@ def _pretrain(
     if len(dataset) < 2:
         raise InputError(f"data: expected at least 2 images, got {len(dataset)}")
     precision = choose_precision(recipe, encoder, out, resume)
+    if recipe.patience is not None and not encoder.is_trained:
+        raise InputError(f"patience: expected null for an encoder without trained weights, got {recipe.patience}")
+    guard = StartGuard(dataset, recipe.patience) if encoder.is_trained else None
+    callbacks = [*callbacks, *([] if guard is None else [guard])]
     trainer = _create_trainer(recipe, precision, out, corrupt_log, callbacks)
     sampler = _create_sampler(recipe, dataset, trainer)
     module = _create_module(recipe, encoder, sampler, trainer, parts.objective, views)
@@ -208,13 +211,16 @@ def _pretrain(
             f"{len(dataset):,} images -> {encoder.spec.backbone} ({parameters}), {recipe.length} of {len(sampler)} "
             f"steps of {module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x {device.type}"
         )
+        if module.head_steps:
+            logger.info(f"the first {module.head_steps:,} of {module.total_steps:,} steps train only the projector")
         is_long = device.type == "cuda" and module.total_steps >= MIN_STEPS_TO_COMPILE
         is_compiled = is_long if recipe.speed.compile is None else recipe.speed.compile
         with running(trainer), compiled(module.network.encoder) if is_compiled else nullcontext():
             trainer.fit(module, loader, ckpt_path=checkpoint)
         trained_encoder = full_encoder(module.network.encoder)
         if trainer.is_global_zero:
-            save_encoder(trained_encoder, out)
+            save_encoder(trained_encoder if guard is None else guard.finish(trained_encoder, out), out)
+            (out / BEST_FILE).unlink(missing_ok=True)
             if len(corrupt_log):
                 logger.warning(f"skipped corrupt images: {len(corrupt_log):,} (listed in {out / CORRUPT_FILE})")
         logger.info(f"encoder written to {out}")
@@ -287,18 +293,3 @@ def _create_trainer(
             PreemptionCheckpoint(out / CHECKPOINTS_FOLDER),
         ],
     )
-
-
-class CorruptImageCallback(lightning.Callback):
-    """Adds the corrupt images of every batch to ``corrupt_log``, and at the end of an epoch those of all processes."""
-
-    def __init__(self, corrupt_log: CorruptLog) -> None:
-        self.corrupt_log = corrupt_log
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.corrupt_log.add(batch.corrupt, len(batch.indices))
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if trainer.world_size > 1:
-            with process_group() as group:
-                merge_corrupt_logs(self.corrupt_log, group)

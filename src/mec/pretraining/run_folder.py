@@ -30,7 +30,7 @@ from mec.files import atomic_write
 from mec.models.baseline import START_FILE, UNTRAINED_FILE, find_start
 from mec.models.checkpoint_files import CHECKPOINTS_FOLDER
 from mec.models.encoder import Encoder
-from mec.models.io import SPEC_FILE, WEIGHTS_FILE, load_encoder, save_weights
+from mec.models.io import SPEC_FILE, WEIGHTS_FILE, load_encoder, load_start, save_weights
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.recipe_files import make_recipe, read_settings
 from mec.results import command_line
@@ -53,6 +53,12 @@ class Run:
     def encoder(self) -> Encoder:
         """Load the trained encoder, in evaluation mode."""
         return load_encoder(self.folder, **({} if self.network is None else {"backbone": self.network}))
+
+    def start(self) -> Encoder:
+        """Load the trained encoder that the run started from."""
+        encoder = load_start(self.folder)
+        encoder.origin = self.recipe().parts["encoder"]
+        return encoder
 
     def recipe(self) -> Recipe:
         """Load the recipe, with every setting resolved."""

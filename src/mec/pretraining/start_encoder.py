@@ -22,7 +22,6 @@ from mec.errors import InputError, did_you_mean
 from mec.models.encoder import Encoder, EncoderSpec, create_encoder
 from mec.models.foreign_checkpoints import describe_difference
 from mec.models.io import load_encoder
-from mec.models.io import load_start as load_start_of
 from mec.models.own_network import (
     check_training_mode,
     copy_network,
@@ -74,13 +73,6 @@ def _with_spec(recipe: Recipe, spec: EncoderSpec) -> Recipe:
     except TypeError as error:
         raise InputError(f"encoder: expected options that JSON can store, got {spec.options}") from error
     return replace(recipe, backbone=spec.backbone, backbone_options=options, small_stem=spec.small_stem)
-
-
-def load_start(run: Path, recipe: Recipe) -> Encoder:
-    """Return the trained encoder with which a run started, to resume it."""
-    encoder = load_start_of(run)
-    encoder.origin = recipe.parts.get("encoder", "")
-    return encoder
 
 
 def own_network(encoder: StartEncoder | None) -> nn.Module | None:
