@@ -50,19 +50,20 @@ def test_weights_are_bit_identical_with_and_without_probes(tmp_path: Path) -> No
     probed = run(tmp_path / "probed", TINY, digits_probe(1))
     a, b = (load_file(folder / "encoder.safetensors") for folder in (plain, probed))
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert [row["epoch"] for row in read_rows(probed)] == ["1", "2"]
+    assert [row["epoch"] for row in read_rows(probed)] == ["0", "1", "2"]
     assert not (plain / "probes.csv").exists()
 
 
-def test_the_last_probe_equals_the_evaluations_of_the_run(tmp_path: Path) -> None:
+def test_first_and_last_probe_equal_the_evaluations_of_the_run(tmp_path: Path) -> None:
     """There are fewer digits than the probe's maximum, so both use the same images."""
     folder = run(tmp_path / "run", TINY, digits_probe(2))
     rows = read_rows(folder)
-    assert [row["epoch"] for row in rows] == ["2"]
-    knn = evaluate.knn("digits", folder, k=[20], baselines=False)
-    linear = evaluate.linear("digits", folder, baselines=False)
-    assert float(rows[-1]["knn_top1"]) == pytest.approx(knn.metric("k=20").value, abs=0.005)
-    assert float(rows[-1]["linear_top1"]) == pytest.approx(linear.metric("top-1").value, abs=0.01)
+    assert [row["epoch"] for row in rows] == ["0", "2"]
+    knn = evaluate.knn("digits", folder, k=[20])
+    linear = evaluate.linear("digits", folder)
+    for probe, name in zip(rows, ("untrained", "encoder"), strict=True):
+        assert float(probe["knn_top1"]) == pytest.approx(knn.metric("k=20", name).value, abs=0.005)
+        assert float(probe["linear_top1"]) == pytest.approx(linear.metric("top-1", name).value, abs=0.01)
 
 
 @pytest.mark.usefixtures("few_images")

@@ -36,7 +36,8 @@ NEIGHBORS = 20
 
 
 class OnlineProbe(lightning.Callback):
-    """kNN (k = 20) and the fast linear probe on the frozen encoder every few epochs, and after the last.
+    """kNN (k = 20) and the fast linear probe on the frozen encoder before the first step, every few epochs, and after
+    the last.
 
     The encoder is in evaluation mode meanwhile, without gradient, and the states of the random number generators are
     restored: the run ends with the same weights as without probes. Accuracies are written to ``probes.csv`` in the run
@@ -45,7 +46,7 @@ class OnlineProbe(lightning.Callback):
 
     Args:
         data: a labeled dataset; at most 10,000 of its train and 2,500 of its test images are used.
-        every_n_epochs: epochs between two probes; None probes ten times in the run.
+        every_n_epochs: epochs between two probes; None probes ten times in the run, and before it.
         workers: loader processes; None is one per core.
 
     Raises:
@@ -67,7 +68,15 @@ class OnlineProbe(lightning.Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         epochs = trainer.max_epochs or 1
         interval, epoch = self.every_n_epochs or max(1, epochs // DEFAULT_PROBES), trainer.current_epoch + 1
-        if not self.failed and (epoch % interval == 0 or epoch == epochs):
+        if epoch % interval == 0 or epoch == epochs:
+            self._try_to_probe(trainer, pl_module, epoch)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if trainer.global_step == 0:
+            self._try_to_probe(trainer, pl_module, epoch=0)
+
+    def _try_to_probe(self, trainer: lightning.Trainer, pl_module: Any, epoch: int) -> None:
+        if not self.failed:
             try:
                 self._probe(trainer, pl_module, epoch)
             except InputError as error:  # too many corrupt images: they end the probes, not the run
