@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from mec.cli.main import main, parse
+from mec.pretraining.advice import PRETRAINED
 from mec.report.ranking import rank
 from mec.report.record import Record, read_records
-from mec.report.verdict import PRETRAINED, Headline, headline, last_probes
+from mec.report.verdict import Headline, headline, last_probes
 from mec.results import DatasetSummary
 from tests.report.runs import make_result, make_run, narrow_encoder, write_checkpoint, write_images, write_run
 
@@ -122,13 +123,13 @@ def test_every_printed_command_is_accepted_by_the_parser(
     monkeypatch.chdir(tmp_path / "my images")  # commands are valid in any folder
     (record,) = read_records([folder])
     commands = rank([record]).commands if kind == "sweep" else headline(record).commands
-    assert len(commands) == (2 if kind == "worse" else 1)
+    assert len(commands) == (3 if kind == "worse" else 1)
     for command in commands:
         program, *arguments = shlex.split(command)
         assert program == "mec"
         parse(arguments)
         assert str(data) in arguments
-        assert ("--out" in arguments) == (kind in ("unfinished", "unlabeled") or arguments[0] == "views")
+        assert ("--out" in arguments) == (kind in ("unfinished", "unlabeled") or arguments[0] in ("views", "pretrain"))
         encoder = arguments[arguments.index("--encoder") + 1] if "--encoder" in arguments else "hf:"
         assert encoder.startswith("hf:") or Path(encoder).exists()
 
@@ -156,7 +157,16 @@ def test_no_command_is_printed_that_cannot_work_without_the_objects_of_the_run(t
         worse = headline(record_with(tmp_path / name, make_result(rows=rows, dataset=DATASET), **settings))
         (tmp_path / name / "results.jsonl").unlink()
         unmeasured = headline(read_records([tmp_path / name])[0])
-        expected = {"timm": [PRETRAINED, "views.png"], "own": [PRETRAINED]}[name]
+        expected = {"timm": [PRETRAINED, PRETRAINED, "views.png"], "own": [PRETRAINED, PRETRAINED]}[name]
         assert len(worse.commands) == len(expected)
         assert all(text in command for text, command in zip(expected, worse.commands, strict=True))
         assert len(unmeasured.commands) == (name == "timm")
+
+
+def test_a_run_from_trained_weights_is_advised_to_keep_more_of_them(tmp_path: Path) -> None:
+    record = record_with(tmp_path / "run", make_result(rows={"encoder": {"k=20": 0.1}, "start": {"k=20": 0.9}}))
+    (tmp_path / "run" / "start.safetensors").touch()
+    result = headline(record)
+    assert result.title == "Worse than the encoder at the start"
+    assert any("lower optimizer.backbone_lr" in detail for detail in result.details)
+    assert not any(PRETRAINED in command for command in result.commands)

@@ -9,6 +9,10 @@ Setting = Callable[[str], Any]
 """Returns the value of a setting of the recipe ("optimizer.lr") of a run; None if the run has no such setting, such as
 those of mec with another objective; anything if its recipe.yaml is damaged."""
 
+PRETRAINED = "hf:timm/resnet18.a1_in1k"
+"""Weights that advice names to start from."""
+FEW_IMAGES = 5_000
+"""Images below which trained weights are usually a better start than random ones."""
 DISTORTION = 1 / 32
 """The distortion of the paper, toward which advice points from twice or half of it on."""
 USUAL_BATCH_SIZE = 256

@@ -39,6 +39,7 @@ from mec.models.checkpoint_files import CHECKPOINTS_FOLDER, checkpoint_step
 from mec.models.encoder import Encoder, enable_gradient_checkpointing
 from mec.models.io import WEIGHTS_FILE, save_encoder
 from mec.models.sync_batch_norm import convert_sync_batch_norm
+from mec.pretraining.advice import FEW_IMAGES, PRETRAINED
 from mec.pretraining.health import HealthWarnings
 from mec.pretraining.module import Pretraining
 from mec.pretraining.parts import Parts, resolve_parts
@@ -211,6 +212,11 @@ def _pretrain(
             f"{len(dataset):,} images -> {encoder.spec.backbone} ({parameters}), {recipe.length} of {len(sampler)} "
             f"steps of {module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x {device.type}"
         )
+        if len(dataset) < FEW_IMAGES and pixel_format.channels == 3 and "encoder" not in recipe.parts:
+            logger.info(
+                f"fewer than {FEW_IMAGES:,} images: trained weights are usually a far better start than random ones: "
+                f"add --init {PRETRAINED}, with another --out"
+            )
         if module.head_steps:
             logger.info(f"the first {module.head_steps:,} of {module.total_steps:,} steps train only the projector")
         is_long = device.type == "cuda" and module.total_steps >= MIN_STEPS_TO_COMPILE

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from mec.errors import InputError
+from mec.models.baseline import START_FILE
+from mec.pretraining.advice import FEW_IMAGES, PRETRAINED
 from mec.pretraining.run_folder import RECIPE_FILE, Run
 from mec.report.record import PROBE_NAMES, Columns, Record, find_data, find_weights
 from mec.results import TOP_5, Metric, Result
 
 ROW_NAMES = {"encoder": "trained encoder", "start": "encoder at the start", "untrained": "untrained encoder"}
-FEW_IMAGES, FEW_STEPS = 10_000, 1_000
-"""Images below which pretrained weights are usually better, and steps below which a run is usually too short."""
-PRETRAINED = "hf:timm/resnet18.a1_in1k"
+FEW_STEPS = 1_000
+"""Steps below which a run is usually too short."""
 
 
 class Bar(NamedTuple):
@@ -149,9 +150,19 @@ def _advice(record: Record) -> tuple[list[str], list[str]]:
     commands: list[str] = []
     if record.steps and record.steps < FEW_STEPS:
         details.append(f"The run had {record.steps:,} steps, which are few: raise epochs, or lower batch_size.")
-    if isinstance(images, int) and images < FEW_IMAGES:
+    if (record.folder / START_FILE).exists():
+        details.append(
+            "The run started from trained weights. Keep more of them: lower optimizer.backbone_lr, raise freeze, or "
+            "train for fewer epochs."
+        )
+    elif isinstance(images, int) and images < FEW_IMAGES:
         commands += _command(record, "evaluate knn", PRETRAINED)
-        command = "; the first command evaluates some (it downloads them)" if commands else ""
+        command = (
+            "; the first command evaluates some (it downloads them), the second one adapts them" if commands else ""
+        )
+        if commands:
+            adapted = str(record.folder.with_name(f"{record.folder.name}-adapted"))
+            commands.append(shlex.join(["mec", "pretrain", str(_data(record)), "--out", adapted, "--init", PRETRAINED]))
         details.append(
             f"{images:,} images are few for training from random weights. Weights pretrained on ImageNet are usually "
             f"far better{command}."
