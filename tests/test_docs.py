@@ -23,10 +23,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^\s*(```+)\s*(\w*)")
 MARK = re.compile(r"<!-- (not run: .+|continues) -->$")
-TRAINING = (
-    "--backbone test_resnet --backbone_options {} --small_stem false --image_size 32 --epochs 1 --batch_size 8 "
-    "--workers 0 --projector.hidden_dim 16 --projector.output_dim 8"
-).split()
+ARCHITECTURE = "--backbone test_resnet --backbone_options {} --small_stem false".split()
+TRAINING = [
+    *ARCHITECTURE,
+    *"--image_size 32 --epochs 1 --batch_size 8 --workers 0 --projector.hidden_dim 16 --projector.output_dim 8".split(),
+]
 FAST_OPTIONS = {
     "pretrain": [*TRAINING, "--probe_every", "0", "--devices", "1", "--accelerator", "cpu"],
     "views": TRAINING,
@@ -146,7 +147,9 @@ def test_commands_run(
         if name == "pretrain" and "--out" in arguments and "--resume" not in arguments:
             shutil.rmtree(here / arguments[arguments.index("--out") + 1], ignore_errors=True)
         if "--help" not in arguments:
-            arguments += FAST_OPTIONS.get(name, [])
+            options = FAST_OPTIONS.get(name, [])
+            # the encoder to start from determines the architecture
+            arguments += options[len(ARCHITECTURE) :] if "--init" in arguments else options
         try:
             status = main(arguments)
         except SystemExit as end:  # from --help
