@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mec import evaluate, objectives
+    from mec.classification import classify
     from mec.coding import MECLoss, coding_length, coding_rate, cross_coding_rate, loss_in_chunks, sweep_distortion
     from mec.comparison import compare
     from mec.data import TwoViews, open_dataset
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "mec.classification": ("classify",),
     "mec.coding": (
         "MECLoss",
         "coding_length",
@@ -38,7 +40,7 @@ _MODULES = {
 }
 
 __all__ = [
-    "Encoder", "MECLoss", "Recipe", "Run", "TwoViews", "coding_length", "coding_rate", "compare",
+    "Encoder", "MECLoss", "Recipe", "Run", "TwoViews", "classify", "coding_length", "coding_rate", "compare",
     "contact_sheet", "create_encoder", "cross_coding_rate", "embed", "evaluate", "export", "load_encoder",
     "load_recipe", "loss_in_chunks", "objectives", "open_dataset", "pretrain", "save_encoder", "sweep_distortion",
 ]  # fmt: skip

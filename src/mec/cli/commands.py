@@ -66,6 +66,30 @@ def add_embed(parser: Parser, arguments: Sequence[str]) -> Run:
     return embed
 
 
+def add_classify(parser: Parser, arguments: Sequence[str]) -> Run:
+    from mec.classification import classify
+
+    parser.describe(
+        "LABELED UNLABELED --encoder ENCODER --out LABELS.csv [options]",
+        description_of(classify),
+        "labeled/ photographs/ --encoder runs/adapted --out labels.csv",
+    )
+    group = parser.add_argument_group("images and encoder")
+    group.add_argument(
+        "labeled",
+        help="the labeled images: a folder with a sub-folder per class, a .csv with path and label, or another labeled "
+        "dataset; or a classifier that --save has written, FILE.safetensors",
+    )
+    group.add_argument("unlabeled", help=f"the images to label: {DATA_HELP}")
+    group.add_argument("--encoder", required=True, help=ENCODER_HELP)
+    add_settings(parser, "labels", classify, {"labeled", "unlabeled", "encoder"})
+
+    def run(**options: Any) -> Path:
+        return classify(**options).file
+
+    return run
+
+
 def add_export(parser: Parser, arguments: Sequence[str]) -> Run:
     from mec.models.export import export
 

@@ -138,6 +138,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser, Sequence[str]], Run]]] = {
     "evaluate": ("evaluate an encoder on a downstream task", add_task),
     "track": ("track an object through a video, from a box or a mask in the first frame", commands.add_track),
     "embed": ("write the embedding of every image; list near-duplicates and outliers", commands.add_embed),
+    "classify": ("label the images of a folder, with probabilities, from a few labeled ones", commands.add_classify),
     "export": ("export an encoder to timm, torchvision, detectron2, ONNX or Hugging Face", commands.add_export),
     "doctor": ("print versions, devices, decoder speed and disk, and what would be slow", commands.add_doctor),
     "completion": ("print a script for tab completion in bash, zsh or fish", add_completion),

@@ -163,16 +163,18 @@ class Parser(ArgumentParser):
                     check_value(name, type_hint(action), bracketed)
                 yield f"{name}={bracketed}"
         missing = []
+        positional = [action for action in self._actions if not action.option_strings]
         for action in self._actions:
-            given = options.keys() & {*action.option_strings} if action.option_strings else tokens
+            own = tokens[positional.index(action) :] if action in positional else []
+            given = options.keys() & {*action.option_strings} if action.option_strings else own
             if action.required and not given:
                 missing.append(_label(action))
-            elif not action.option_strings and type_hint(action) is not str:
-                check_value(_label(action), type_hint(action), tokens[0])
+            elif own and type_hint(action) is not str:
+                check_value(_label(action), type_hint(action), own[0])
         if missing:
             raise InputError(f"expected {' and '.join(missing)}")
-        if len(tokens) > 1 and all(action.option_strings or action.nargs != "+" for action in self._actions):
-            raise InputError(f"unexpected argument {tokens[1]!r}")
+        if len(tokens) > len(positional) and all(action.nargs != "+" for action in positional):
+            raise InputError(f"unexpected argument {tokens[len(positional)]!r}")
         yield from tokens
 
     def _is_dictionary(self, name: str) -> bool:

@@ -22,6 +22,7 @@ from mec.files import atomic_write
 from mec.models.encoder import Encoder, timm_module
 from mec.models.export.formats import check_same_features, write_detectron2, write_onnx, write_timm, write_torchvision
 from mec.models.export.model_card import Library, model_card, without_folders
+from mec.models.head import ClassifierHead, load_head, weights_digest
 from mec.models.io import SPEC_FILE, WEIGHTS_FILE, load_encoder, save_encoder
 
 logger = logging.getLogger("mec")
@@ -36,6 +37,7 @@ def export(
     out: str | os.PathLike[str],
     license: str | None = None,
     push: str | None = None,
+    head: ClassifierHead | str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write an encoder in the format of another library.
 
@@ -53,6 +55,8 @@ def export(
             default, the model card states that none was chosen. torchvision and safetensors files cannot store it.
         push: owner/name on the Hugging Face hub, for format huggingface: upload the folder to this repository, which
             is created, public, if it does not exist. By default, nothing is uploaded.
+        head: a classifier that ``mec classify --save`` wrote, for format onnx: the network then returns class
+            probabilities, and its metadata hold the names of the classes. By default, it returns features.
 
     Returns:
         The path of the file or folder.
@@ -63,6 +67,9 @@ def export(
     """
     out = Path(out).expanduser()
     license = _check_arguments(format, out, license, push)
+    if head is not None and format != "onnx":
+        raise InputError(f"head: expected format onnx, got {format}")
+    head = load_head(head) if isinstance(head, str | os.PathLike) else head
     with torch.random.fork_rng(devices=[]):
         run = None
         if not isinstance(encoder, Encoder):
@@ -71,10 +78,12 @@ def export(
             run = folder if (folder / "recipe.yaml").is_file() else None
             encoder = load_encoder(encoder)
         logger.info(f"encoder: {encoder.description}")
+        if head is not None and head.encoder and head.encoder != weights_digest(encoder.backbone):
+            raise InputError("head: expected a classifier of this encoder, got one that was fitted to other weights")
         model = copy.deepcopy(encoder).cpu().float().eval()
         model.origin = without_folders(model.origin)
         try:
-            _write(model, format, out, license, push, run)
+            _write(model, format, out, license, push, run, head)
         except OSError as error:
             raise InputError(f"out: {out} cannot be written ({error.strerror or error})") from error
     _log_losses(model, format)
@@ -130,7 +139,15 @@ def _check_arguments(format: Format, out: Path, license: str | None, push: str |
     return license.lower()
 
 
-def _write(model: Encoder, format: Format, out: Path, license: str | None, push: str | None, run: Path | None) -> None:
+def _write(
+    model: Encoder,
+    format: Format,
+    out: Path,
+    license: str | None,
+    push: str | None,
+    run: Path | None,
+    head: ClassifierHead | None,
+) -> None:
     if format == "timm":
         with _atomic_folder(out) as folder:
             write_timm(model, folder, license)
@@ -156,8 +173,11 @@ def _write(model: Encoder, format: Format, out: Path, license: str | None, push:
             _write_safetensors(model, Path(name))
             Path(name, SPEC_FILE).replace(out.with_suffix(".json"))
             Path(name, WEIGHTS_FILE).replace(out)
+    elif format == "onnx":
+        with atomic_write(out) as path:
+            write_onnx(model, path, license, head)
     else:
-        write = {"torchvision": write_torchvision, "detectron2": write_detectron2, "onnx": write_onnx}[format]
+        write = {"torchvision": write_torchvision, "detectron2": write_detectron2}[format]
         with atomic_write(out) as path:
             write(model, path, license)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mec.errors import InputError
 from mec.models.checkpoint_formats import DETECTRON2, TORCHVISION_VIT, rename_key
 from mec.models.encoder import Encoder, EncoderSpec
+from mec.models.head import ClassifierHead
 
 TORCHVISION_RESNETS = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
@@ -59,7 +60,6 @@ def _preprocessing(spec: EncoderSpec) -> dict[str, Any]:
         "interpolation": "bilinear with antialiasing, as in PIL",
         "input_name": "images",
         "input_layout": "NCHW, float32",
-        "output_name": "features",
         "mean": spec.mean,
         "std": spec.std,
         "mean_and_std": "applied by the model",
@@ -72,11 +72,18 @@ def _weights(model: Encoder) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def check_same_features(model: Encoder, exported: Callable[[Tensor], Tensor], format: str, batch_size: int = 2) -> None:
-    """Raise InputError if the features of random images (b, c, s, s) in [0, 1] differ by more than TOLERANCE."""
+def check_same_features(
+    model: Encoder,
+    exported: Callable[[Tensor], Tensor],
+    format: str,
+    batch_size: int = 2,
+    expected_of: Callable[[Tensor], Tensor] | None = None,
+) -> None:
+    """Raise InputError if the features of random images (b, c, s, s) in [0, 1] differ by more than TOLERANCE, or the
+    outputs of ``expected_of``."""
     spec, generator = model.spec, torch.Generator().manual_seed(batch_size)
     images = torch.rand(batch_size, spec.channels, spec.image_size, spec.image_size, generator=generator)
-    expected = model(model.normalize(images))
+    expected = model(model.normalize(images)) if expected_of is None else expected_of(images)
     features = exported(images)
     if features.shape == expected.shape:
         difference = float((features - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
@@ -222,23 +229,28 @@ def write_detectron2(model: Encoder, path: Path, license: str | None) -> None:
 
 
 class _NormalizingEncoder(nn.Module):
-    def __init__(self, encoder: Encoder) -> None:
+    """Images (n, c, s, s) in [0, 1] -> features (n, d), or with a head -> probabilities of classes (n, k)."""
+
+    def __init__(self, encoder: Encoder, head: ClassifierHead | None) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.head = encoder, head
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.encoder(self.encoder.normalize(images))  # type: ignore[no-any-return]
+        features: Tensor = self.encoder(self.encoder.normalize(images))
+        return features if self.head is None else self.head(features)
 
 
-def write_onnx(model: Encoder, path: Path, license: str | None) -> None:
-    """Write a network from images (batch, c, s, s) in [0, 1] to features (batch, num_features), of any batch size."""
+def write_onnx(model: Encoder, path: Path, license: str | None, head: ClassifierHead | None = None) -> None:
+    """Write a network from images (batch, c, s, s) in [0, 1] to features (batch, num_features), of any batch size; with
+    a head, to probabilities of classes (batch, k)."""
     try:
         import onnx
         import onnxruntime
         import onnxscript  # noqa: F401  (required by torch's exporter)
     except ImportError as error:
         raise InputError(f"format: onnx needs {error.name}; pip install 'mec-ssl[onnx]'") from error
-    spec = model.spec
+    spec, network = model.spec, _NormalizingEncoder(model, head).eval()
+    output_name = "features" if head is None else "probabilities"
     size = sum(tensor.nbytes for tensor in model.backbone.state_dict().values())
     if size >= MAX_ONNX_BYTES:
         raise InputError(f"format: onnx supports up to 2 GB, got {spec.backbone} with {size / 1e9:.1f} GB of weights")
@@ -247,11 +259,11 @@ def write_onnx(model: Encoder, path: Path, license: str | None) -> None:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")  # about settings that are deliberate
             torch.onnx.export(
-                _NormalizingEncoder(model).eval(),
+                network,
                 (example,),
                 path,
                 input_names=["images"],
-                output_names=["features"],
+                output_names=[output_name],
                 dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
                 external_data=False,
                 dynamo=True,
@@ -268,7 +280,8 @@ def write_onnx(model: Encoder, path: Path, license: str | None) -> None:
         "channels": spec.channels,
         "num_features": model.num_features,
     }
-    metadata |= _preprocessing(spec) | _metadata(model, license)
+    metadata |= _preprocessing(spec) | _metadata(model, license) | {"output_name": output_name}
+    metadata["classes"] = None if head is None else head.classes
     metadata = {name: value for name, value in metadata.items() if value not in (None, "")}
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
     onnx.helper.set_model_props(onnx_model, texts)
@@ -279,5 +292,5 @@ def write_onnx(model: Encoder, path: Path, license: str | None) -> None:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     for batch_size in (1, 3):
         check_same_features(
-            model, lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0]), "onnx", batch_size
+            model, lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0]), "onnx", batch_size, network
         )
