@@ -18,6 +18,7 @@ from mec.distributed import process_group
 from mec.embedding.extract import with_value_range
 from mec.embedding.neighbors import EmbeddingTable, list_neighbors
 from mec.embedding.parts import AllSplits, EmbeddingParts, open_all_splits, write_output
+from mec.embedding.select import list_images_to_label
 from mec.errors import InputError
 from mec.models.encoder import Encoder, EncoderLike
 from mec.models.io import load_encoder
@@ -36,6 +37,7 @@ def embed(
     outliers: bool = False,
     similarity: float = 0.9,
     correlation: float = 0.98,
+    select: int | None = None,
     subsample: int | None = None,
     frame_stride: int | None = None,
     workers: int | None = None,
@@ -57,6 +59,8 @@ def embed(
         similarity: smallest cosine similarity of near-duplicates, of embeddings minus their mean. An untrained encoder
             finds none.
         correlation: smallest correlation of near-duplicates, of thumbnails of 16 x 16 gray pixels.
+        select: list this many images in STEM.select.csv whose labels would teach most, in the order in which to label
+            them, and draw the first in .png: typical images of clusters without labels.
         subsample: keep every n-th image of the dataset; null: all.
         frame_stride: keep every n-th frame of a video; null: one frame per second.
         workers: loader processes; null: one per core.
@@ -70,7 +74,10 @@ def embed(
     """
     out = Path(out).expanduser()
     _check(out, {"similarity": similarity, "correlation": correlation}, subsample, workers)
-    if near_duplicates or outliers:
+    if select is not None and select < 1:
+        raise InputError(f"select: expected at least 1, got {select}")
+    has_lists = near_duplicates or outliers or select is not None
+    if has_lists:
         refuse_output_within(data, out)
     with process_group() as group:
         with group.local_rank_zero_first():
@@ -93,11 +100,14 @@ def embed(
         elif group.rank == 0:
             _check_inputs(out.with_suffix(".json"), inputs, out)
             logger.info(f"{out} exists already")
-        if (near_duplicates or outliers) and group.rank == 0:
+        if has_lists and group.rank == 0:
             corrupt = json.loads(out.with_suffix(".json").read_text())["corrupt"]
             indices = np.delete(np.arange(len(images)), corrupt)
             table = EmbeddingTable(out, images, indices, encoder, workers)
-            list_neighbors(table, near_duplicates, outliers, similarity, correlation)
+            if near_duplicates or outliers:
+                list_neighbors(table, near_duplicates, outliers, similarity, correlation)
+            if select is not None:
+                list_images_to_label(table, select)
     return out
 
 

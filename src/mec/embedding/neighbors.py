@@ -243,7 +243,7 @@ def _list_near_duplicates(
     for p in drawn:
         value = f"correlation {correlations[p]:.3f}" if is_copy[p] else f"similarity {similarities[p]:.3f}"
         captions.append(f"{value}, group {groups[p]}: {_count(len(np.unique(pairs[groups == groups[p]])), 'image')}")
-    png = _draw(table, path.with_suffix(".png"), captions, pairs[drawn])
+    png = draw(table, path.with_suffix(".png"), captions, pairs[drawn])
     found = f"{_count(len(pairs), 'pair')} of near-duplicates"
     if png is None:
         logger.info(f"{found}; {path} is empty")
@@ -274,11 +274,11 @@ def _list_outliers(table: EmbeddingTable, scores: NDArray[np.float64]) -> None:
             add([f"{scores[row]:.6f}", *table.row(row)])
     drawn = rows[:MAX_DRAWN]
     captions = [f"{scores[row]:.3f} {table.row(row)[1] or ''}" for row in drawn]
-    png = _draw(table, path.with_suffix(".png"), captions, drawn[:, None])
+    png = draw(table, path.with_suffix(".png"), captions, drawn[:, None])
     logger.info(f"{_count(count, 'outlier')}, listed in {path}; {png} shows the first")
 
 
-def _draw(table: EmbeddingTable, path: Path, captions: list[str], rows: NDArray[np.int64]) -> Path | None:
+def draw(table: EmbeddingTable, path: Path, captions: list[str], rows: NDArray[np.int64]) -> Path | None:
     """Draw cells of images ``rows`` (cells, images side by side) with their captions. Return the path, None without
     cells, after an old file of that name has been removed."""
     if not len(rows):
