@@ -110,14 +110,18 @@ def test_python_runs(blocks: list[Block], tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with 30 photographs of three classes and an encoder pretrained on them."""
+    """Return a folder with 30 photographs of three classes, the same ones without classes as new/, and an encoder
+    pretrained on them."""
     folder = tmp_path_factory.mktemp("docs")
     rng = np.random.default_rng(0)
     for kind, color in (("ant", 60), ("bee", 130), ("cat", 190)):
         (folder / "photographs" / kind).mkdir(parents=True)
         for n in range(10):
             noise = rng.integers(-50, 50, (48, 64, 3)) + color
-            Image.fromarray(noise.astype(np.uint8)).save(folder / "photographs" / kind / f"{n}.jpg")
+            file = folder / "photographs" / kind / f"{n}.jpg"
+            Image.fromarray(noise.astype(np.uint8)).save(file)
+            (folder / "new").mkdir(exist_ok=True)
+            shutil.copy(file, folder / "new" / f"{kind}-{n}.jpg")
     out = folder / "runs" / "photographs"
     assert main(["pretrain", str(folder / "photographs"), "--out", str(out), *FAST_OPTIONS["pretrain"]]) == 0
     return folder
