@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mec.comparison import compare
     from mec.data import TwoViews, open_dataset
     from mec.embedding.embed import embed
+    from mec.inspection import inspect
     from mec.models import Encoder, create_encoder, load_encoder, save_encoder
     from mec.models.export import export
     from mec.pretraining import Recipe, Run, contact_sheet, load_recipe, pretrain
@@ -34,6 +35,7 @@ _MODULES = {
     "mec.comparison": ("compare",),
     "mec.data": ("TwoViews", "open_dataset"),
     "mec.embedding.embed": ("embed",),
+    "mec.inspection": ("inspect",),
     "mec.models": ("Encoder", "create_encoder", "load_encoder", "save_encoder"),
     "mec.models.export": ("export",),
     "mec.pretraining": ("Recipe", "Run", "contact_sheet", "load_recipe", "pretrain"),
@@ -41,7 +43,7 @@ _MODULES = {
 
 __all__ = [
     "Encoder", "MECLoss", "Recipe", "Run", "TwoViews", "classify", "coding_length", "coding_rate", "compare",
-    "contact_sheet", "create_encoder", "cross_coding_rate", "embed", "evaluate", "export", "load_encoder",
+    "contact_sheet", "create_encoder", "cross_coding_rate", "embed", "evaluate", "export", "inspect", "load_encoder",
     "load_recipe", "loss_in_chunks", "objectives", "open_dataset", "pretrain", "save_encoder", "sweep_distortion",
 ]  # fmt: skip
 

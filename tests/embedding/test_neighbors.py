@@ -131,8 +131,9 @@ def test_lists_name_the_splits(tmp_path: Path) -> None:
     for name in ("e.parquet", "f.npy"):
         embed(tmp_path / "a.npz", encoder, tmp_path / name, True, True, 0.9999)
         pairs = lists[name] = pd.read_csv(tmp_path / f"{name[0]}.near-duplicates.csv")
-        assert pairs.columns.tolist() == ["group", "correlation", "similarity", "path", "other", "split", "other_split"]
-        assert pairs.iloc[0].tolist() == [1, 1.0, 1.0, "a[21]", "a[5]", "train", "test"]
+        columns = ["group", "found_by", "correlation", "similarity", "path", "other", "split", "other_split"]
+        assert pairs.columns.tolist() == columns
+        assert pairs.iloc[0].tolist() == [1, "thumbnail", 1.0, 1.0, "a[21]", "a[5]", "train", "test"]
         outliers = pd.read_csv(tmp_path / f"{name[0]}.outliers.csv")
         assert outliers.columns.tolist() == ["score", "path", "label", "split"]
         assert len(outliers) == 12  # a quarter
@@ -157,7 +158,9 @@ def test_no_duplicates_give_an_empty_list_and_remove_the_old_sheet(
     out.unlink()
     (tmp_path / "e.json").unlink()
     embed(tmp_path / "a.npz", encoder, out, near_duplicates=True, similarity=1.0)
-    assert (tmp_path / "e.near-duplicates.csv").read_text().split() == ["group,correlation,similarity,path,other"]
+    assert (tmp_path / "e.near-duplicates.csv").read_text().split() == [
+        "group,found_by,correlation,similarity,path,other"
+    ]
     assert not (tmp_path / "e.near-duplicates.png").exists()
     assert "is empty" in capsys.readouterr().err
     (tmp_path / "e.outliers.csv").mkdir()

@@ -20,9 +20,9 @@ from torchvision.transforms import v2
 import mec
 from mec.data import PixelFormat, TwoViews, open_dataset
 from mec.data.datasets import open_splits
-from mec.data.inspect import inspect
 from mec.data.loaders import evaluation_loader, training_loader, training_sampler
 from mec.errors import InputError
+from mec.inspection import inspect
 from mec.pretraining import OnlineProbe, Run, pretrain
 from mec.pretraining.recipe_files import default_recipe
 from mec.report.record import find_data

@@ -11,7 +11,7 @@ from mec.errors import InputError
 
 
 def add_inspect(parser: Parser, arguments: Sequence[str]) -> Run:
-    from mec.data.inspect import inspect
+    from mec.inspection import inspect
 
     parser.describe("DATA [--max_images N] [--labels_csv CSV]", description_of(inspect), "photographs/")
     parser.add_argument_group("images").add_argument("data", help=DATA_HELP)

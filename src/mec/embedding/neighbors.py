@@ -231,11 +231,12 @@ def _list_near_duplicates(
     path = table.file.with_suffix(".near-duplicates.csv")
     with write_output(path) as temporary, open_csv(temporary) as add:
         splits = ["split", "other_split"] if len(table.images.splits) > 1 else []
-        add(["group", "correlation", "similarity", "path", "other", *splits])
+        add(["group", "found_by", "correlation", "similarity", "path", "other", *splits])
         for p, (i, j) in enumerate(pairs.tolist()):
             (title, _, *split), (other, _, *other_split) = table.row(i), table.row(j)
             cells = ["" if np.isnan(x) else f"{x:.6f}" for x in (correlations[p], similarities[p])]
-            add([groups[p], *cells, title, other, *split, *other_split])
+            found_by = "thumbnail" if is_copy[p] else "embedding"
+            add([groups[p], found_by, *cells, title, other, *split, *other_split])
     # draw the closest pair of a group, for groups from the whole range of similarities: the thresholds become visible
     closest = np.unique(groups, return_index=True)[1]
     drawn = closest[np.unique(np.linspace(0, len(closest) - 1, min(MAX_DRAWN, len(closest))).astype(int))]

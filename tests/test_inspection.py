@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from mec.cli.main import main
-from mec.data.inspect import inspect
 from mec.errors import InputError
+from mec.inspection import inspect
 
 
 def encode(seed: int, size: tuple[int, int] = (9, 7), mode: str = "RGB", **options: object) -> bytes:
@@ -98,3 +98,46 @@ def test_a_test_split_that_cannot_be_opened_is_a_warning(tmp_path: Path) -> None
     assert found.warnings[0].startswith("test: no image in")
     with pytest.raises(InputError, match="max_images"):
         inspect(tmp_path, max_images=0)
+
+
+def photograph(seed: int, side: int = 96) -> Image.Image:
+    """Return a smooth random image."""
+    values = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def test_near_duplicates_are_copies_of_another_size_quality_or_brightness(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for kind in ("cat", "dog"):
+            (tmp_path / split / kind).mkdir(parents=True)
+    for seed in range(20):
+        photograph(seed).save(tmp_path / "train" / ("cat" if seed % 2 else "dog") / f"{seed}.png")
+    photograph(1).resize((48, 48)).save(tmp_path / "train" / "cat" / "half.jpg", quality=90)
+    photograph(2).point(lambda value: 0.8 * value + 20).save(tmp_path / "train" / "dog" / "darker.png")
+    photograph(3).save(tmp_path / "test" / "cat" / "recompressed.jpg", quality=40)
+    photograph(4).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "test" / "dog" / "flipped.png")
+    (tmp_path / "test" / "cat" / "same.png").write_bytes((tmp_path / "train" / "cat" / "5.png").read_bytes())
+    found = inspect(tmp_path)
+    titles = {
+        frozenset(Path(found.splits[split].dataset.title(index)).name for split, index in pair)
+        for pair in found.near_duplicates
+    }
+    assert titles == {frozenset(("1.png", "half.jpg")), frozenset(("2.png", "darker.png")),
+                      frozenset(("3.png", "recompressed.jpg"))}  # fmt: skip
+    text = str(found)
+    assert "2 pairs of near-duplicates (" in text
+    assert any(line.startswith("1 test images are near-duplicates of train images (") for line in found.warnings)
+    assert any(line.startswith("1 test images are also in train") for line in found.warnings)
+
+
+def test_near_duplicates_are_not_searched_among_tiny_or_too_many_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert inspect("digits").near_duplicates == []
+    for seed in range(3):
+        photograph(0, 64 + seed).save(tmp_path / f"{seed}.png")
+    assert len(inspect(tmp_path).near_duplicates) == 3
+    monkeypatch.setattr("mec.inspection.MAX_COMPARED", 2)
+    found = inspect(tmp_path)
+    assert found.near_duplicates == []
+    assert any("near-duplicates were not searched among 3 images" in line for line in found.warnings)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from mec.data.dataset import (
     UNLABELED,
@@ -25,9 +28,17 @@ from mec.data.datasets import open_splits
 from mec.data.decode import open_image
 from mec.data.pixels import CorruptImageError, PixelFormat
 from mec.data.splits import doubtful_classes
+from mec.embedding.neighbors import similar_pairs
+from mec.embedding.thumbnails import standardized, thumbnails
 from mec.errors import InputError
 
 MAX_CLASSES = 12  # that are listed with their numbers of images
+CORRELATION = 0.98
+"""Smallest correlation of near-duplicates, of thumbnails of 16 x 16 gray pixels."""
+MIN_SIDE = 32
+"""Shorter side in pixels from which thumbnails are compared: digits of 8 px are alike without being copies."""
+MAX_COMPARED = 20_000
+"""Images up to which near-duplicates are searched: every image is compared with every other."""
 
 
 @dataclass
@@ -42,7 +53,9 @@ class SplitInspection:
         num_gray: number of color images whose channels are equal.
         corrupt: reasons by title of the images that cannot be decoded.
         damaged: messages by title of the images that are decoded with a warning, such as damaged EXIF data.
-        hashes: titles by SHA-256 of the content.
+        hashes: indices by SHA-256 of the content.
+        compared: indices of the readable images of at least MIN_SIDE, whose near-duplicates are searched.
+        thumbnails: of these, (256,) each.
     """
 
     dataset: ImageDataset
@@ -53,6 +66,8 @@ class SplitInspection:
     corrupt: dict[str, str] = field(default_factory=dict)
     damaged: dict[str, str] = field(default_factory=dict)
     hashes: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
+    compared: list[int] = field(default_factory=list)
+    thumbnails: list[NDArray[np.float16]] = field(default_factory=list)
 
     @property
     def class_counts(self) -> dict[str, int]:
@@ -100,16 +115,28 @@ class SplitInspection:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The splits of a dataset by name, and warnings. ``str()`` is the text of ``mec inspect``."""
+    """What ``inspect`` found; ``str()`` is the text of ``mec inspect``.
+
+    Attributes:
+        data: name of the dataset.
+        splits: by name.
+        near_duplicates: pairs of images (split, index) of different content, most similar first.
+        warnings: one sentence each.
+    """
 
     data: str
     splits: dict[str, SplitInspection]
+    near_duplicates: list[tuple[tuple[str, int], tuple[str, int]]]
     warnings: list[str]
 
     def __str__(self) -> str:
         lines = [self.data]
         for name, split in self.splits.items():
             lines += [f"{name}"] + [f"  {title:<11} {text}" for title, text in split.facts()]
+            if pairs := [(a, b) for (s, a), (t, b) in self.near_duplicates if s == t == name]:
+                shown = describe_names([" ~ ".join(map(split.dataset.title, pair)) for pair in pairs])
+                count = f"{len(pairs):,} pair{'s' * (len(pairs) > 1)}"
+                lines.append(f"  {'similar':<11} {count} of near-duplicates ({shown})")
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
 
 
@@ -120,6 +147,10 @@ def inspect(
     frame_stride: int | None = None,
 ) -> Inspection:
     """Show how a dataset is read: splits, classes, sizes, channels, corrupt images, duplicates, and what is skipped.
+
+    Duplicates have the same content. Near-duplicates, searched among up to 20,000 images of at least 32 px, have
+    thumbnails of 16 x 16 gray pixels with a correlation of at least 0.98: copies of another size, quality or
+    brightness.
 
     Args:
         data: any dataset (see ``mec.open_dataset``).
@@ -144,7 +175,8 @@ def inspect(
                 splits[name] = _inspect_split(name, dataset, max_images)
         except InputError as error:
             problems.append(f"{name}: {str(error).removeprefix('data: ')}")
-    return Inspection(data_name(data), splits, problems + _warnings(splits))
+    pairs = _near_duplicates(splits)
+    return Inspection(data_name(data), splits, pairs, problems + _warnings(splits) + _leaks(splits, pairs))
 
 
 def _inspect_split(name: str, dataset: ImageDataset, max_images: int | None) -> SplitInspection:
@@ -165,8 +197,39 @@ def _inspect_split(name: str, dataset: ImageDataset, max_images: int | None) -> 
         found.sizes.append((height, width))
         found.pixels[f"{channels} channel{'s' if channels > 1 else ''} {values.dtype}"] += 1
         found.num_gray += channels == 3 and bool((values[..., :1] == values).all())
+        if min(height, width) >= MIN_SIDE:
+            found.compared.append(index)
+            pixels = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1)[None]
+            found.thumbnails.append(thumbnails(pixels / max(1.0, float(pixels.max())))[0])
         data = content if isinstance(content, bytes) else np.ascontiguousarray(content).tobytes()
         found.hashes[hashlib.sha256(data).digest()].append(index)
+    return found
+
+
+def _near_duplicates(splits: dict[str, SplitInspection]) -> list[tuple[tuple[str, int], tuple[str, int]]]:
+    """Return pairs of images whose thumbnails correlate, most similar first, without those of equal content."""
+    images = [(name, index) for name, split in splits.items() for index in split.compared]
+    if not 2 <= len(images) <= MAX_COMPARED:
+        return []
+    digests = {(name, i): d for name, split in splits.items() for d, indices in split.hashes.items() for i in indices}
+    table = standardized([np.stack(s.thumbnails) for s in splits.values() if s.thumbnails], len(images))
+    pairs, _, _ = similar_pairs(table, CORRELATION, "near-duplicates")
+    named = [(images[i], images[j]) for i, j in pairs.tolist()]
+    return [(a, b) for a, b in named if digests[a] != digests[b]]
+
+
+def _leaks(splits: dict[str, SplitInspection], pairs: Sequence[tuple[tuple[str, int], tuple[str, int]]]) -> list[str]:
+    """Return warnings about near-duplicates between splits, or that they were not searched."""
+    found = []
+    if (count := sum(len(split.compared) for split in splits.values())) > MAX_COMPARED:
+        found.append(f"near-duplicates were not searched among {count:,} images; mec embed --near-duplicates does")
+    for first, second in combinations(splits, 2):
+        between = [(a, b) for (s, a), (t, b) in pairs if (s, t) == (first, second)]
+        if between:
+            similar = len({b for _, b in between})
+            example = f"{splits[first].dataset.title(between[0][0])} ~ {splits[second].dataset.title(between[0][1])}"
+            relation = f"{similar:,} {second} images are near-duplicates of {first} images"
+            found.append(f"{relation} ({example}): accuracies will be too high")
     return found
 
 
