@@ -33,9 +33,11 @@ INIT_SETTINGS = ("backbone", "backbone_options", "small_stem", "whiten_stem", "c
 
 
 def add_pretrain(parser: Parser, arguments: Sequence[str]) -> Run:
+    from mec.distributed import is_rank_zero
     from mec.engine.loggers import DEFAULT_LOGGERS, LOGGERS, check_loggers
     from mec.pretraining import pretrain
     from mec.pretraining.online_probe import create_online_probe
+    from mec.pretraining.outcome import log_outcome
     from mec.pretraining.recipe_files import make_recipe
 
     parser.describe(
@@ -73,7 +75,9 @@ def add_pretrain(parser: Parser, arguments: Sequence[str]) -> Run:
         checked, encoder = make_recipe(complete(settings)), _load_init(init)
         probe = create_online_probe(data, probe_every, checked.workers)
         callbacks = [] if probe is None else [probe]
-        pretrain(data, out, checked, resume, callbacks, encoder=encoder, loggers=loggers)
+        result = pretrain(data, out, checked, resume, callbacks, encoder=encoder, loggers=loggers)
+        if probe is not None and is_rank_zero():
+            log_outcome(probe, result.encoder())
 
     return run
 

@@ -170,15 +170,17 @@ def features_of(task: Task, crops_seed: int | None = None) -> Iterator[Features]
             yield Features(name, *train_features, *test_features)
     if task.pixels and crops_seed is None:
         train_features, test_features = (
-            with_labels(split, *_raw_pixels(split, pixel_format, task.workers, group), group) for split in (train, test)
+            with_labels(split, *raw_pixels(split, pixel_format, task.workers, group), group) for split in (train, test)
         )
         if group.rank == 0:
             yield Features("raw pixels", *train_features, *test_features)
 
 
-def _raw_pixels(
+def raw_pixels(
     dataset: ImageDataset, pixel_format: PixelFormat, workers: int | None, group: ProcessGroup
 ) -> tuple[Tensor, Tensor]:
+    """Return the pixels (n, c * s * s) of central squares of at most 32 px, in [0, 1], and the indices (n,) of the
+    readable images, as ``extract`` does."""
     side = MAX_RAW_SIDE if dataset.images is None else min(dataset.images.shape[1:3])
     sides = {s for s in group.all_gather(side if len(dataset) else None) if s is not None}
     side = min(MAX_RAW_SIDE, *sides) if len(sides) == 1 else MAX_RAW_SIDE

@@ -61,7 +61,8 @@ class OnlineProbe(lightning.Callback):
         train, test = splits.select("train"), splits.select("test")
         check_classes(train, test, data)
         self.num_classes = len(train.classes)
-        self.datasets = [_sample(train, MAX_IMAGES["train"]), _sample(test, MAX_IMAGES["test"])]
+        self.sampled = [_sample(train, MAX_IMAGES["train"]), _sample(test, MAX_IMAGES["test"])]
+        self.datasets = list(self.sampled)  # later this process's slices, in memory
         self.sizes = [len(dataset) for dataset in self.datasets]
         self.loaded = self.failed = False
 
