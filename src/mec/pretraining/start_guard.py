@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class StartGuard(lightning.Callback):
         self.images: Tensor | None = None
         self.labels = torch.empty(0, dtype=torch.int64)
         self.state: dict[str, Any] = {}
+        self.last_check = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
         return self.state
@@ -77,8 +79,12 @@ class StartGuard(lightning.Callback):
             self._check(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
-        step, total = trainer.global_step, pl_module.total_steps
-        if step >= total or step >= self.state["step"] + -(-total // NUM_CHECKS):
+        step, total, minutes = trainer.global_step, pl_module.total_steps, pl_module.recipe.minutes
+        if minutes is None:
+            is_due = step >= self.state["step"] + -(-total // NUM_CHECKS)
+        else:  # the first plans of the number of steps are estimates from a few
+            is_due = time.monotonic() - self.last_check > 60 * minutes / NUM_CHECKS
+        if step >= total or is_due:
             self._check(trainer, pl_module)
 
     @torch.no_grad()
@@ -87,6 +93,7 @@ class StartGuard(lightning.Callback):
         with process_group() as group:
             state = self._measure(encoder, trainer) if group.rank == 0 else {}
             self.state = group.broadcast(state)
+        self.last_check = time.monotonic()
         pl_module.network.encoder.train(training)
         if self.patience is not None and self.state["worse"] >= self.patience:
             logger.warning(f"patience: stopped, because {self.patience} checks in a row were worse than the best one")
