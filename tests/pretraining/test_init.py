@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from mec.errors import InputError
 from mec.models.encoder import Encoder, create_encoder
 from mec.models.io import save_encoder
 from mec.pretraining import Run, pretrain
+from mec.pretraining.parts import resolve_parts
 from mec.pretraining.recipe_files import default_recipe, load_recipe
 from tests.pretraining.test_adaptation import SHORT
 from tests.pretraining.test_start_encoder import Stop
@@ -131,6 +133,17 @@ def test_position_embeddings_are_resampled_for_another_image_size(tmp_path: Path
     torch.testing.assert_close(weights_of(run.folder / "start.safetensors")["pos_embed"], expected)
     assert run.encoder()(torch.rand(2, 1, 16, 16)).shape == (2, 32)
     assert start.image_size == 32  # the encoder that was passed is not changed
+
+
+def test_an_encoder_of_one_size_has_no_smaller_views(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="mec")
+    start = vit(tmp_path / "vit")
+    assert load_recipe("adapt").evaluation_scale > 1
+    recipe, _ = resolve_parts(load_recipe("adapt"), encoder=start)
+    assert (recipe.image_size, recipe.evaluation_scale) == (32, 1)
+    assert "evaluation_scale: 1, because vit_tiny_patch16_224 takes images of 32 px only" in caplog.text
+    recipe, _ = resolve_parts(load_recipe("adapt"), encoder=create_encoder("resnet18", 224, 1))
+    assert (recipe.image_size, recipe.evaluation_scale) == (128, 1.75)
 
 
 def test_views_have_the_size_of_the_encoder_unless_the_recipe_has_one(tmp_path: Path) -> None:

@@ -57,8 +57,19 @@ def with_encoder(recipe: Recipe, encoder: StartEncoder | None) -> Recipe:
     if not any(p.requires_grad for p in encoder.parameters()):
         raise InputError("encoder: expected parameters to train, got a network without any, or with all of them frozen")
     if isinstance(encoder, Encoder):
-        return _with_spec(recipe, encoder.spec)
+        return _with_spec(_with_own_size(recipe, encoder), encoder.spec)
     return replace(recipe, backbone=network_name(encoder), backbone_options={}, small_stem=None)
+
+
+def _with_own_size(recipe: Recipe, encoder: Encoder) -> Recipe:
+    """Return the recipe without the evaluation_scale if it has no image_size, and the encoder takes one size only."""
+    size = round(encoder.spec.image_size / recipe.evaluation_scale)
+    if recipe.image_size is not None or _takes(encoder, size):
+        return recipe
+    logger.info(
+        f"evaluation_scale: 1, because {encoder.spec.backbone} takes images of {encoder.spec.image_size} px only"
+    )
+    return replace(recipe, evaluation_scale=1.0)
 
 
 def _with_spec(recipe: Recipe, spec: EncoderSpec) -> Recipe:
@@ -178,15 +189,24 @@ def _to_train(encoder: Encoder, recipe: Recipe) -> Encoder:
 def _check_sizes(encoder: Encoder, name: str, neutral: str, sizes: Sequence[int]) -> None:
     """Raise InputError if an encoder does not take images of all ``sizes``, which the setting ``name`` determines."""
     spec = encoder.spec
-    for size in set(sizes) - {spec.image_size}:
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                copy.deepcopy(encoder).eval()(torch.zeros(1, spec.channels, size, size))
-        except Exception as error:  # networks raise many kinds of exceptions
+    for size in sizes:
+        if not _takes(encoder, size):
             raise InputError(
                 f"{name}: expected {neutral} for {spec.backbone}, which takes only images of {spec.image_size} px, got "
                 f"one that needs {size} px"
-            ) from error
+            )
+
+
+def _takes(encoder: Encoder, size: int) -> bool:
+    """Return whether an encoder takes images of ``size`` x ``size`` pixels."""
+    if size == encoder.spec.image_size:
+        return True
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            copy.deepcopy(encoder).eval()(torch.zeros(1, encoder.spec.channels, size, size))
+    except Exception:  # networks raise many kinds of exceptions
+        return False
+    return True
 
 
 def _log_network(encoder: Encoder) -> None:
