@@ -144,6 +144,9 @@ def test_an_encoder_of_one_size_has_no_smaller_views(tmp_path: Path, caplog: pyt
     assert "evaluation_scale: 1, because vit_tiny_patch16_224 takes images of 32 px only" in caplog.text
     recipe, _ = resolve_parts(load_recipe("adapt"), encoder=create_encoder("resnet18", 224, 1))
     assert (recipe.image_size, recipe.evaluation_scale) == (128, 1.75)
+    for size in range(16, 100, 7):
+        recipe, _ = resolve_parts(load_recipe("adapt"), encoder=create_encoder("resnet18", size, 1))
+        assert recipe.evaluation_size == size
 
 
 def test_views_have_the_size_of_the_encoder_unless_the_recipe_has_one(tmp_path: Path) -> None:

@@ -77,8 +77,11 @@ def _with_spec(recipe: Recipe, spec: EncoderSpec) -> Recipe:
         raise InputError(f"channels: expected {spec.channels} as in the encoder, or null, got {recipe.channels}")
     if spec.background != recipe.background:
         logger.info(f"background: {spec.background} of the encoder replaces {recipe.background} of the recipe")
-    size = recipe.image_size or round(spec.image_size / recipe.evaluation_scale)
-    recipe = replace(recipe, image_size=size, channels=spec.channels, background=spec.background)
+    if recipe.image_size is None:
+        size = round(spec.image_size / recipe.evaluation_scale)
+        # not exactly that of the recipe: the trained encoder takes images of the same size as before
+        recipe = replace(recipe, image_size=size, evaluation_scale=spec.image_size / size)
+    recipe = replace(recipe, channels=spec.channels, background=spec.background)
     try:
         options = json.loads(json.dumps(spec.options))
     except TypeError as error:
