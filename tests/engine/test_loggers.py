@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import struct
+import time
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -67,6 +68,15 @@ def read_wandb(path: Path) -> list[Any]:
     return records
 
 
+def wandb_runs(path: Path) -> list[Any]:
+    """Return the records of runs of a .wandb file, which a process of W&B may complete after the run has ended."""
+    for _ in range(100):
+        if runs := [r.run for r in read_wandb(path) if r.WhichOneof("record_type") == "run"]:
+            return runs
+        time.sleep(0.1)
+    return []
+
+
 def items(entries: Any) -> dict[str, Any]:
     return {entry.key or ".".join(entry.nested_key): json.loads(entry.value_json) for entry in entries}
 
@@ -120,7 +130,7 @@ def test_the_environment_names_the_project_and_the_store(
         monkeypatch.setenv(name, value)
     pretrain("digits", tmp_path / "run", replace(RECIPE, subsample=20), loggers=["mlflow", "wandb"])
     (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
-    assert [r.run.project for r in read_wandb(path) if r.WhichOneof("record_type") == "run"] == ["cats"]
+    assert [run.project for run in wandb_runs(path)] == ["cats"]
     assert MlflowClient(store).get_experiment_by_name("dogs") is not None
     assert not (tmp_path / "run" / "mlflow").exists()
     assert not (tmp_path / "run" / "tensorboard").exists()

@@ -125,8 +125,8 @@ class OptimizerSettings:
         options: further arguments of the optimizer, such as betas, eps, nesterov or ns_steps.
         decay_norms_and_biases: false: no weight decay, and with lars no adaptation, of norms, biases and what the
             backbone excludes (timm's no_weight_decay); true: of all parameters, as in the paper's code.
-        backbone_lr: learning rate of the backbone, for a batch size of 256 as lr is; null: lr.
         layer_decay: factor of the backbone's lr from one layer to the layer before it; null: 1.
+        backbone_lr: learning rate of the backbone, for a batch size of 256 as lr is; null: lr.
         heads_first: fraction of the training, at its start, in which the backbone keeps its weights, because the
             gradients of random heads would spoil those of a trained one.
     """
@@ -138,8 +138,8 @@ class OptimizerSettings:
     warmup_epochs: float = 10.0
     options: dict[str, Any] = field(default_factory=dict)
     decay_norms_and_biases: bool = True
-    backbone_lr: float | None = None
     layer_decay: float | None = None
+    backbone_lr: float | None = None
     heads_first: float = 0.0
 
     def __post_init__(self) -> None:

@@ -80,7 +80,7 @@ class StartGuard(lightning.Callback):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *_: Any) -> None:
         step, total, minutes = trainer.global_step, pl_module.total_steps, pl_module.recipe.minutes
-        if minutes is None:
+        if minutes is None or trainer.world_size > 1:  # processes must agree, and their clocks differ
             is_due = step >= self.state["step"] + -(-total // NUM_CHECKS)
         else:  # the first plans of the number of steps are estimates from a few
             is_due = time.monotonic() - self.last_check > 60 * minutes / NUM_CHECKS
