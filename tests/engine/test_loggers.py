@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import struct
-import time
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
