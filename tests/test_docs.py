@@ -111,7 +111,7 @@ def test_python_runs(blocks: list[Block], tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with 30 photographs of three classes, the same ones without classes as new/, and an encoder
-    pretrained on them."""
+    pretrained on them, as runs/photographs and runs/adapted."""
     folder = tmp_path_factory.mktemp("docs")
     rng = np.random.default_rng(0)
     for kind, color in (("ant", 60), ("bee", 130), ("cat", 190)):
@@ -124,6 +124,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(file, folder / "new" / f"{kind}-{n}.jpg")
     out = folder / "runs" / "photographs"
     assert main(["pretrain", str(folder / "photographs"), "--out", str(out), *FAST_OPTIONS["pretrain"]]) == 0
+    shutil.copytree(out, out.with_name("adapted"))
     return folder
 
 

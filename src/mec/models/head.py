@@ -18,7 +18,6 @@ from mec.errors import InputError
 from mec.files import atomic_write
 
 METADATA = "mec_classifier"
-TENSORS = ("center", "weight", "bias")
 
 
 class ClassifierHead(nn.Module):

@@ -18,7 +18,7 @@ def freeze_backbone(backbone: Any, recipe: Recipe) -> list[str]:
     BatchNorm layers whose statistics must not change either; see ``fix_statistics``.
 
     Raises:
-        InputError: there are no such stages, or nothing is left to train.
+        InputError: there are no such stages besides one to train.
     """
     norms = {name: module for name, module in backbone.named_modules() if isinstance(module, _BatchNorm)}
     frozen = _stage_parameters(backbone, recipe.freeze) if recipe.freeze else set()
