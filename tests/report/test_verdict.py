@@ -165,8 +165,16 @@ def test_no_command_is_printed_that_cannot_work_without_the_objects_of_the_run(t
 
 def test_a_run_from_trained_weights_is_advised_to_keep_more_of_them(tmp_path: Path) -> None:
     record = record_with(tmp_path / "run", make_result(rows={"encoder": {"k=20": 0.1}, "start": {"k=20": 0.9}}))
-    (tmp_path / "run" / "start.safetensors").touch()
     result = headline(record)
     assert result.title == "Worse than the encoder at the start"
     assert any("lower optimizer.backbone_lr" in detail for detail in result.details)
     assert not any(PRETRAINED in command for command in result.commands)
+
+
+def test_a_run_above_its_start_is_not_advised_to_keep_more_of_it(tmp_path: Path) -> None:
+    rows = {"encoder": {"k=20": 0.5}, "start": {"k=20": 0.1}, "raw pixels": {"k=20": 0.9}}
+    record = record_with(tmp_path / "run", make_result(rows=rows))
+    (tmp_path / "run" / "start.safetensors").touch()
+    result = headline(record)
+    assert result.title == "Worse than raw pixels"
+    assert not any("backbone_lr" in detail or "random weights" in detail for detail in result.details)

@@ -127,7 +127,7 @@ def headline(record: Record) -> Headline:
         title = f"Worse than {_join(first.below())}"
         if others := [f"{c.name}: {c.describe(c.below())}" for c in below[1:]]:
             details.append(f"Also below: {'; '.join(others)}.")
-        advice, commands = _advice(record)
+        advice, commands = _advice(record, below_start=any("start" in c.below() for c in below))
         details += advice
     elif not first.baselines:
         level, title = "note", "Not compared with raw pixels and the untrained encoder"
@@ -144,18 +144,18 @@ def _join(rows: Sequence[str]) -> str:
     return " and ".join(_row_name(row) for row in rows)
 
 
-def _advice(record: Record) -> tuple[list[str], list[str]]:
+def _advice(record: Record, below_start: bool) -> tuple[list[str], list[str]]:
     """Return what to do when an encoder is worse than a baseline, and commands for it."""
     images, details = record.environment.get("images"), []
     commands: list[str] = []
-    if record.steps and record.steps < FEW_STEPS:
+    if record.steps and record.steps < FEW_STEPS and not below_start:
         details.append(f"The run had {record.steps:,} steps, which are few: raise epochs, or lower batch_size.")
-    if (record.folder / START_FILE).exists():
+    if below_start:
         details.append(
             "The run started from trained weights. Keep more of them: lower optimizer.backbone_lr, raise freeze, or "
             "train for fewer epochs."
         )
-    elif isinstance(images, int) and images < FEW_IMAGES:
+    elif isinstance(images, int) and images < FEW_IMAGES and not (record.folder / START_FILE).exists():
         commands += _command(record, "evaluate knn", PRETRAINED)
         command = (
             "; the first command evaluates some (it downloads them), the second one adapts them" if commands else ""
