@@ -34,6 +34,7 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.Monkey
         home = str(tmp_path_factory.mktemp("home"))
         for name in ("NETRC", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
             patch.setenv(name, f"{home}/{name}")
+        patch.setenv("WANDB_ERROR_REPORTING", "false")  # its thread would go on calling W&B during other tests
         yield patch
 
 
