@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from mec.data.transforms import ExtraViewSettings
 from mec.pretraining import ObjectiveSettings, OptimizerSettings, Recipe, TeacherSettings, pretrain
 from tests.data.datasets.shard_files import write_tar
 from tests.pretraining.test_run import TINY
@@ -46,6 +47,9 @@ PAPER = replace(
 IN_CHUNKS = replace(
     PAPER, backbone="vit_tiny_patch16_224", backbone_options={"embed_dim": 8, "depth": 1, "num_heads": 2}
 )
+GROWING = replace(
+    DEFAULT, image_size=20, resolution_schedule=(14, 20), extra_views=ExtraViewSettings(count=2, image_size=12)
+)
 
 
 def with_small_lr(recipe: Recipe) -> Recipe:
@@ -57,6 +61,7 @@ RUNS = {  # name: (data, recipe, dtype); "in chunks" applies to several processe
     "folder, paper": ("folder", PAPER, torch.float64),
     "shards, default": ("shards", with_small_lr(DEFAULT), torch.float32),
     "table, paper": ("table.parquet", with_small_lr(PAPER), torch.float32),
+    "folder, growing views and local ones": ("folder", GROWING, torch.float64),
     "arrays, in chunks": ("arrays.npz", IN_CHUNKS, torch.float64),
 }
 CASES = [(name, 2) for name in RUNS] + [("shards, default", 4)]

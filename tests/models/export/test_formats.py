@@ -29,6 +29,7 @@ from tests.models.perturbed import NARROW, SHALLOW, is_close, perturbed_encoder,
         ("huggingface", "vit_tiny_patch16_224", 112, 3, SHALLOW | {"global_pool": "avg"}),
         ("timm", "convnext_atto", 64, 4, {"depths": [1, 1, 1, 1]}),
         ("timm", "compact_resnet", 32, 3, {"width_factor": 0.25}),
+        ("timm", "compact_resnet_s4", 64, 3, {"width_factor": 0.25}),
     ],
 )
 def test_timm_loads_the_folder_without_further_arguments(tmp_path, format, backbone, size, channels, options) -> None:
@@ -54,7 +55,7 @@ def test_timm_loads_the_folder_without_further_arguments(tmp_path, format, backb
         ("resnet18", 97, 1, NARROW),
         ("vit_tiny_patch16_224", 112, 4, SHALLOW | {"global_pool": "avg"}),
         ("convnext_atto", 64, 3, {"depths": [1, 1, 1, 1]}),
-        ("compact_resnet", 40, 1, {"width_factor": 0.25}),
+        ("compact_resnet_s4", 72, 1, {"width_factor": 0.25}),
     ],
 )
 def test_transformers_loads_the_folder_with_its_preprocessing(tmp_path, backbone, size, channels, options) -> None:
@@ -185,7 +186,7 @@ def test_a_folder_that_transformers_cannot_load_is_a_warning(tmp_path, capsys) -
 
 @pytest.mark.parametrize(
     ("backbone", "size", "channels", "options"),
-    [("resnet18", 32, 2, NARROW), ("vit_tiny_patch16_224", 96, 3, SHALLOW), ("compact_resnet", 32, 3, {})],
+    [("resnet18", 32, 2, NARROW), ("vit_tiny_patch16_224", 96, 3, SHALLOW), ("compact_resnet_s4", 64, 3, {})],
 )
 def test_onnx_model_takes_images_in_unit_range_and_any_batch_size(
     tmp_path, capfd, backbone, size, channels, options
