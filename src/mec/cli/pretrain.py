@@ -77,7 +77,7 @@ def add_pretrain(parser: Parser, arguments: Sequence[str]) -> Run:
         callbacks = [] if probe is None else [probe]
         result = pretrain(data, out, checked, resume, callbacks, encoder=encoder, loggers=loggers)
         if probe is not None and is_rank_zero():
-            log_outcome(probe, result.encoder())
+            log_outcome(probe, result.encoder(), result.folder)
 
     return run
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,15 +19,33 @@ from mec.embedding.extract import extract, in_memory, labels_of, pixel_format_of
 from mec.errors import InputError
 from mec.evaluate.few_shot import class_mean_scores
 from mec.evaluate.task import Features, raw_pixels
+from mec.files import atomic_write
 from mec.models.baseline import find_baseline
 from mec.models.encoder import Encoder
 from mec.pretraining.online_probe import OnlineProbe
 
 logger = logging.getLogger("mec")
+OUTCOME_FILE = "outcome.json"
 SHOTS, TRIALS = 5, 50
 
 
-def describe_outcome(probe: OnlineProbe, encoder: Encoder) -> str | None:
+@dataclass(frozen=True)
+class Outcome:
+    """What few labels show about a run. Accuracies are means and standard deviations over choices of the labels, as
+    fractions: of the encoder, of its start, of raw pixels."""
+
+    level: Literal["ok", "note", "warning"]
+    shots: int
+    accuracies: dict[str, tuple[float, float]]
+    verdict: str
+
+    def __str__(self) -> str:
+        own, *others = (f"{name} {100 * mean:.1f} ± {100 * std:.1f} %" for name, (mean, std) in self.accuracies.items())
+        rows = ", ".join([own.removeprefix("encoder "), *others])
+        return f"{self.shots} label{'s' if self.shots > 1 else ''} per class: {rows}: {self.verdict}"
+
+
+def measure_outcome(probe: OnlineProbe, encoder: Encoder) -> Outcome | None:
     """Return how many test images few labels classify, compared with the start of the run and with raw pixels: "5
     labels per class: 61.0 ± 2.0 %, start 58.0 ± 2.0 %, raw pixels 39.0 ± 3.0 %: helped by 3.0 ± 1.5 points".
 
@@ -36,33 +58,46 @@ def describe_outcome(probe: OnlineProbe, encoder: Encoder) -> str | None:
     if shots < 1:
         return None
     scores = {f.name: _scores(f, probe.num_classes, shots) for f in _features(probe, encoder)}
+    accuracies = {name: (float(values.mean()), float(values.std())) for name, values in scores.items()}
     own = scores.pop("encoder")
     differences = {name: 100 * (own - other) for name, other in scores.items()}
-    first, *others = differences.items()
-    verdicts = [_verdict(*first)]
-    verdicts += [f"but {name} are better by {_points(-d)}" for name, d in others if -d.mean() > d.std()]
-    rows = ", ".join([_percent(own), *(f"{name} {_percent(values)}" for name, values in scores.items())])
-    return f"{shots} label{'s' if shots > 1 else ''} per class: {rows}: {', '.join(verdicts)}"
-
-
-def _verdict(name: str, difference: NDArray[np.float64]) -> str:
-    if abs(difference.mean()) <= difference.std():
-        return f"no clear difference from {name} ({_points(difference)})"
-    return f"helped by {_points(difference)}" if difference.mean() > 0 else f"hurt by {_points(-difference)}"
+    (start, difference), *others = differences.items()
+    better = [f"but {name} are better by {_points(-d)}" for name, d in others if -d.mean() > d.std()]
+    is_clear = abs(difference.mean()) > difference.std()
+    if not is_clear:
+        verdict = f"no clear difference from {start} ({_points(difference)})"
+    else:
+        verdict = f"helped by {_points(difference)}" if difference.mean() > 0 else f"hurt by {_points(-difference)}"
+    is_worse = better or (is_clear and difference.mean() < 0)
+    level: Literal["ok", "note", "warning"] = "warning" if is_worse else "ok" if is_clear else "note"
+    return Outcome(level, shots, accuracies, ", ".join([verdict, *better]))
 
 
 def _points(difference: NDArray[np.float64]) -> str:
     return f"{difference.mean():.1f} ± {difference.std():.1f} points"
 
 
-def log_outcome(probe: OnlineProbe, encoder: Encoder) -> None:
-    """Log the outcome of a run. Images that cannot be read do not fail the run, which has ended."""
+def log_outcome(probe: OnlineProbe, encoder: Encoder, run: Path) -> None:
+    """Log the outcome of a run, and write it to outcome.json for the report. Images that cannot be read do not fail the
+    run, which has ended."""
     try:
-        outcome = describe_outcome(probe, encoder)
+        outcome = measure_outcome(probe, encoder)
     except InputError as error:
-        outcome = f"the outcome of the run is not measured: {error}"
+        logger.info(f"the outcome of the run is not measured: {error}")
+        return
     if outcome is not None:
-        logger.info(outcome)
+        logger.info(str(outcome))
+        with atomic_write(run / OUTCOME_FILE) as path:
+            path.write_text(json.dumps(asdict(outcome), indent=2) + "\n")
+
+
+def read_outcome(values: dict[str, Any]) -> Outcome | None:
+    """Return the outcome of the contents of outcome.json; None if they are none."""
+    try:
+        rows = {str(name): (float(mean), float(std)) for name, (mean, std) in values["accuracies"].items()}
+        return Outcome(values["level"], int(values["shots"]), rows, str(values["verdict"]))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _features(probe: OnlineProbe, encoder: Encoder) -> Iterator[Features]:
@@ -82,7 +117,3 @@ def _with_labels(name: str, splits: Sequence[ImageDataset], extracted: Sequence[
 
 def _scores(features: Features, classes: int, shots: int) -> NDArray[np.float64]:
     return class_mean_scores(features, classes, shots, TRIALS, seed=0)["top-1"]
-
-
-def _percent(values: NDArray[np.float64]) -> str:
-    return f"{100 * values.mean():.1f} ± {100 * values.std():.1f} %"

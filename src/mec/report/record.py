@@ -24,6 +24,7 @@ from mec.models.checkpoint_files import checkpoint_step, is_intact, sorted_by_st
 from mec.models.io import WEIGHTS_FILE
 from mec.models.own_network import MODULE_PREFIX
 from mec.pretraining.health import CHECKS, PATIENCE, HealthMonitor
+from mec.pretraining.outcome import OUTCOME_FILE, Outcome, read_outcome
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.run_folder import DATA_OBJECT, ENVIRONMENT_FILE, RECIPE_FILE
 from mec.results import RESULTS, Result
@@ -65,6 +66,7 @@ class Record:
     metrics: Columns  # of metrics.csv
     probes: Columns  # of probes.csv
     results: list[Result]  # valid lines of results.jsonl, oldest first
+    outcome: Outcome | None  # of outcome.json
     num_corrupt: int  # images
     finished: bool  # whether the trained encoder has been written
     notes: list[str]  # sentences about files that cannot be read
@@ -144,6 +146,7 @@ def _read_record(folder: Path, name: str) -> Record:
         metrics=_columns(folder / METRICS, notes),
         probes=_columns(folder / PROBES, notes),
         results=read_results(folder / RESULTS, notes),
+        outcome=read_outcome(_mapping(folder / OUTCOME_FILE, json.loads, notes)),
         num_corrupt=max(0, len(_read_text(folder / CORRUPT, notes).splitlines()) - 1),  # without the header
         finished=(folder / WEIGHTS_FILE).is_file(),
         notes=notes,

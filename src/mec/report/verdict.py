@@ -137,6 +137,8 @@ def headline(record: Record) -> Headline:
         details.append(f"The difference is within two standard errors of {images or 0:,} test images.")
     else:
         title = f"Better than {_join(list(first.baselines))}"
+    if record.outcome is not None:
+        details.append(f"At the end of the training, on held-out images: {record.outcome}.")
     return Headline(record.name, level, title, text, bars, details, commands)
 
 
@@ -178,13 +180,19 @@ def _advice(record: Record, below_start: bool) -> tuple[list[str], list[str]]:
 
 
 def without_evaluation(record: Record) -> Headline:
-    """Return the result of a run that has no evaluation: its last probes, and a first command."""
+    """Return the result of a run that has no evaluation: its outcome or its last probes, and a first command."""
     probes = last_probes(record.probes)
     values = ", ".join(f"{PROBE_NAMES.get(n, n)} {100 * value:.1f} %" for n, value in probes.items())
     title = "Not compared with raw pixels and the untrained encoder yet" if values else "No accuracy measured yet"
     text = f"Online probes of held-out images, the last ones: {values}." if values else ""
     details: list[str] = []
     commands: list[str] = []
+    bars: list[Bar] = []
+    level: Literal["ok", "note", "warning"] = "note"
+    if (outcome := record.outcome) is not None:
+        level, title, text = outcome.level, outcome.verdict[:1].upper() + outcome.verdict[1:], f"{outcome}."
+        rows = outcome.accuracies.items()
+        bars = [Bar(ROW_NAMES.get(n, n), f"{100 * v:.1f} ± {100 * std:.1f} %", v) for n, (v, std) in rows]
     if not record.recipe:
         title, details = "No accuracy to compare", ["The results below have no row of an encoder with percentages."]
     elif record.environment.get("classes") == 0:
@@ -193,7 +201,7 @@ def without_evaluation(record: Record) -> Headline:
         commands = _command(record, "embed", None, "--out", out, "--near-duplicates", "--outliers")
     elif commands := _command(record, "evaluate knn"):
         details = ["A first evaluation:"]
-    return Headline(record.name, "note", title, text, [], details if commands or not record.recipe else [], commands)
+    return Headline(record.name, level, title, text, bars, details if commands or not record.recipe else [], commands)
 
 
 def last_probes(probes: Columns) -> dict[str, float]:
