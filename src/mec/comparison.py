@@ -38,7 +38,7 @@ from mec.results import RESULTS, DatasetSummary, Metric, Result, cells, mean_met
 logger = logging.getLogger("mec")
 
 NEIGHBORS = 20
-PARTS = ("encoder", "objective", "view_transform")
+PARTS = ("encoder", "distill_from", "objective", "view_transform")
 ARGUMENTS = ("recipe", *PARTS, "callbacks", "loggers")
 """Arguments of ``pretrain`` that a variant may have."""
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -98,7 +98,7 @@ def compare(
         data: the images of all runs (see ``mec.open_dataset``).
         out: folder of the comparison; the run of a variant and a seed is ``out/VARIANT/seed=SEED``.
         variants: name -> arguments of ``mec.pretrain`` of the variant: ``recipe``, ``objective``, ``view_transform``,
-            ``encoder``, ``callbacks``, ``loggers``. Objects are copied for every run.
+            ``encoder``, ``distill_from``, ``callbacks``, ``loggers``. Objects are copied for every run.
         recipe: recipe of the variants without their own; None takes the one that fits the data.
         seeds: seeds of weights, order and views; each replaces the seed of the recipe.
 

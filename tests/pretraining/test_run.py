@@ -4,6 +4,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -193,12 +194,12 @@ def test_a_dataset_smaller_than_the_batch_size_is_one_batch(tmp_path: Path) -> N
 SMALL_LR = replace(TINY, epochs=1, batch_size=200, optimizer=replace(TINY.optimizer, lr=1e-7))
 
 
-def pretrain_rank(_: int, data: str | Path, out: Path, recipe: Recipe) -> None:
-    pretrain(data, out, replace(recipe, devices=2, accelerator="cpu"))
+def pretrain_rank(_: int, data: str | Path, out: Path, recipe: Recipe, parts: dict[str, Any]) -> None:
+    pretrain(data, out, replace(recipe, devices=2, accelerator="cpu"), **parts)
 
 
-def pretrain_in_two_processes(data: str | Path, out: Path, recipe: Recipe) -> Run:
-    run_ranks(2, pretrain_rank, data, out, recipe)
+def pretrain_in_two_processes(data: str | Path, out: Path, recipe: Recipe, **parts: Any) -> Run:
+    run_ranks(2, pretrain_rank, data, out, recipe, parts)
     return Run(out)
 
 

@@ -65,17 +65,22 @@ def add_pretrain(parser: Parser, arguments: Sequence[str]) -> Run:
         default=",".join(DEFAULT_LOGGERS),
         help=f"comma-separated: {', '.join(LOGGERS)}; metrics.csv is always written",
     )
+    group.add_argument(
+        "--distill_from",
+        help=f"trained encoder whose features of the whole images are the targets of a smaller one: {ENCODER_HELP}",
+    )
     complete = _add_recipe(parser, group, arguments, with_init=True)
 
     def run(
-        data: str, out: str, resume: bool, recipe: str, init: str | None, probe_every: int | None, loggers: str,
-        **settings: Any,
+        data: str, out: str, resume: bool, recipe: str, init: str | None, distill_from: str | None,
+        probe_every: int | None, loggers: str, **settings: Any,
     ) -> None:  # fmt: skip
         check_loggers(loggers)  # before the images of probes are read
-        checked, encoder = make_recipe(complete(settings)), _load_init(init)
+        checked, encoder = make_recipe(complete(settings)), _load_trained("init", init)
+        teacher = _load_trained("distill_from", distill_from)
         probe = create_online_probe(data, probe_every, checked.workers)
         callbacks = [] if probe is None else [probe]
-        result = pretrain(data, out, checked, resume, callbacks, encoder=encoder, loggers=loggers)
+        result = pretrain(data, out, checked, resume, callbacks, encoder=encoder, distill_from=teacher, loggers=loggers)
         if probe is not None and is_rank_zero():
             log_outcome(probe, result.encoder(), result.folder)
 
@@ -108,7 +113,7 @@ def add_compare(parser: Parser, arguments: Sequence[str]) -> Run:
 
         from mec.distributed import is_rank_zero
 
-        encoder = _load_init(grid[0][1]["init"])
+        encoder = _load_trained("init", grid[0][1]["init"])
         seeds: dict[int, None] = {}
         variants: dict[str, dict[str, Any]] = {}
         for values, settings in grid:
@@ -152,15 +157,16 @@ def add_views(parser: Parser, arguments: Sequence[str]) -> Run:
     return run
 
 
-def _load_init(init: str | None) -> Any:
-    """Return the trained encoder to start from; None without one."""
+def _load_trained(name: str, source: str | None) -> Any:
+    """Return the trained encoder of the option ``name``; None without one."""
     from mec.models import load_encoder
 
-    if init is None:
+    if source is None:
         return None
-    encoder = load_encoder(init)
+    encoder = load_encoder(source)
     if encoder.untrained:
-        raise InputError(f"init: expected trained weights, got {init}, an architecture: use --backbone {init}")
+        advice = f": use --backbone {source}" if name == "init" else ""
+        raise InputError(f"{name}: expected trained weights, got {source}, an architecture{advice}")
     return encoder
 
 

@@ -67,6 +67,7 @@ class Pretraining(TrainingModule):
     A step depends only on the weights, the images and the step number, not on what ran before it in the same process:
     random numbers of the network (stochastic depth, dropout) come from a generator that is reseeded at every step, and
     so do those of the objective.
+    ``given_targets`` (n, d), if not None, are the targets of the n images of the dataset; see ``Distillation``.
     ``step_metrics`` are loss and lr; every ``recipe.log_every`` steps also the health of the codes.
     """
 
@@ -95,10 +96,12 @@ class Pretraining(TrainingModule):
         self.memory_format = encoder.memory_format if recipe.speed.channels_last else torch.contiguous_format
         check_layers(encoder.backbone, recipe.optimizer)
         self.network.to(memory_format=self.memory_format)
-        num_views, num_targets = self.views.num_views, self.views.num_global if self.network.targets else 0
+        num_views, has_targets = self.views.num_views, bool(self.network.targets or "distill_from" in recipe.parts)
+        num_targets = self.views.num_global if has_targets else 0
         health = self.objective.check(num_views, batch_size, recipe.projector.output_dim, num_targets, device)
         self.metric_names = ("loss", *health, "lr", "skipped_steps")
         self.guard = StepGuard()
+        self.given_targets: Tensor | None = None
 
     def set_total_steps(self, total: int) -> None:
         """Set the length of the training, to which the schedules extend."""
@@ -113,12 +116,13 @@ class Pretraining(TrainingModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         chunks = self._split_into_chunks(batch)
+        loss_of = partial(self._loss, given=self._given_targets(batch))
         if len(chunks) == 1:
-            loss = self._loss(*self.network(*chunks[0]()))
+            loss = loss_of(*self.network(*chunks[0]()))
         else:
             scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of gradients in float16
             scale = 1.0 if scaler is None else float(scaler.get_scale())
-            loss = chunked_loss(self.network, chunks, self._loss, self._backward_of_chunk, scale)
+            loss = chunked_loss(self.network, chunks, loss_of, self._backward_of_chunk, scale)
         self.step_metrics["loss"] = loss.detach()
         return loss
 
@@ -143,7 +147,15 @@ class Pretraining(TrainingModule):
         normalized = self.normalize(x) if self.views.statistics is None else x
         return normalized.contiguous(memory_format=self.memory_format)
 
-    def _loss(self, codes: PerView, targets: PerView | None) -> Tensor:
+    def _given_targets(self, batch: Batch) -> PerView | None:
+        """Return the given targets of the images of a batch, the same for each view; None without any."""
+        if self.given_targets is None:
+            return None
+        rows = self.given_targets[torch.from_numpy(batch.source_indices)].to(self.device)
+        return (rows,) * self.views.num_global
+
+    def _loss(self, codes: PerView, targets: PerView | None, given: PerView | None = None) -> Tensor:
+        targets = targets if given is None else given
         self._seed(Stream.OBJECTIVE, 0)  # equal in all processes
         loss: Tensor = self.objective(codes, targets)
         if self.step_is_logged and math.isfinite(loss.detach()):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mec.data.transforms.custom import ViewTransform
 from mec.errors import InputError
 from mec.models.encoder import Encoder
+from mec.pretraining.distillation import with_teacher
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.settings import ObjectiveSettings
 from mec.pretraining.start_encoder import StartEncoder, with_encoder
@@ -28,6 +29,7 @@ class Parts(NamedTuple):
     encoder: Any
     objective: Any
     view_transform: Any
+    teacher: Encoder | None
 
 
 def resolve_parts(
@@ -35,13 +37,19 @@ def resolve_parts(
     encoder: StartEncoder | None = None,
     objective: Callable[..., Tensor] | None = None,
     view_transform: ViewTransform | None = None,
+    distill_from: Encoder | str | None = None,
 ) -> tuple[Recipe, Callable[..., Tensor]]:
-    """Return the recipe with descriptions of the objects, and the objective: the given one, or the recipe's."""
+    """Return the recipe with descriptions of the objects, and the objective: the given one, or the recipe's. A teacher
+    whose targets exist already is passed by its description."""
     recipe = with_encoder(recipe, encoder)
     start = None if isinstance(encoder, str) else encoder
-    recipe = with_parts(recipe, encoder=start, objective=objective, view_transform=view_transform)
+    recipe = with_parts(
+        recipe, encoder=start, objective=objective, view_transform=view_transform, distill_from=distill_from
+    )
     recipe = replace(recipe, image_size=recipe.global_size)
     objective = recipe.create_objective() if objective is None else objective
+    if isinstance(distill_from, Encoder):
+        recipe = with_teacher(recipe, distill_from, objective)
     targets = getattr(objective, "targets", None)
     if targets == "student" and recipe.teacher.enabled:
         raise InputError("teacher.enabled: expected false with targets from the student, as those of simsiam, got true")
@@ -70,8 +78,10 @@ def describe_part(part: object) -> str:
 
     An argument is shown where the object has an attribute of its name with a plain value, or with objects that can be
     described in turn: "losses.VICReg(sim=25.0)", "torchvision...Compose(transforms=[...])". Layers of networks are not
-    shown. The text holds no addresses: it is equal in all processes and after a restart.
+    shown. The text holds no addresses: it is equal in all processes and after a restart. A text is its own description.
     """
+    if isinstance(part, str):
+        return part
     text = part.description if isinstance(part, Encoder) else _describe(part, MAX_DEPTH)
     return text if len(text) <= MAX_LENGTH else f"{text[: MAX_LENGTH - 3]}..."
 

@@ -27,6 +27,7 @@ REPLACED_SETTINGS: dict[str, tuple[str, ...]] = {
     "encoder": ("whiten_stem",),  # backbone names it
     "objective": ("objective",),
     "view_transform": ("views", "view_1", "view_2", "extra_views", "resolution_schedule"),
+    "distill_from": ("teacher",),
 }
 """Settings that objects passed to ``pretrain`` replace, by the name of the argument."""
 DEFAULT_IMAGE_SIZE = 96
@@ -88,7 +89,7 @@ class Recipe:
         view_1: the augmentations of the first view.
         view_2: the augmentations of the second view.
         extra_views: further views of each image (multi-crop).
-        parts: names of the objects passed to ``pretrain`` as encoder, objective or view_transform; set by it.
+        parts: names of the objects passed to ``pretrain``: encoder, objective, view_transform, distill_from; set by it.
     """
 
     backbone: str = "resnet18"

@@ -27,6 +27,7 @@ from mec.data.transforms.custom import ViewTransform
 from mec.data.transforms.dry_run import create_custom_views
 from mec.data.transforms.multi_view import Views
 from mec.distributed import is_rank_zero
+from mec.embedding.extract import check_channels
 from mec.engine.checkpoints import PreemptionCheckpoint
 from mec.engine.fsdp import full_encoder
 from mec.engine.loggers import LoggersLike, check_loggers, open_loggers
@@ -40,6 +41,7 @@ from mec.models.encoder import Encoder, enable_gradient_checkpointing
 from mec.models.io import WEIGHTS_FILE, save_encoder
 from mec.models.sync_batch_norm import convert_sync_batch_norm
 from mec.pretraining.advice import FEW_IMAGES, PRETRAINED
+from mec.pretraining.distillation import TARGETS_FILE, Distillation
 from mec.pretraining.health import HealthWarnings
 from mec.pretraining.module import Pretraining
 from mec.pretraining.parts import Parts, resolve_parts
@@ -83,6 +85,7 @@ def pretrain(
     callbacks: Sequence[lightning.Callback] = (),
     *,
     encoder: StartEncoder | None = None,
+    distill_from: Encoder | None = None,
     objective: Callable[..., Tensor] | None = None,
     view_transform: ViewTransform | None = None,
     loggers: LoggersLike = None,
@@ -107,6 +110,9 @@ def pretrain(
             ``nn.Module`` from normalized images (n, c, h, w) to features (n, d), or to maps (n, d, h, w), of which the
             average is taken. It is copied, and your object stays unchanged. Seed PyTorch before you create a network
             with random weights: ``seed`` of the recipe does not determine them.
+        distill_from: a trained encoder of any size. Its features of the whole images, of which the first principal
+            components are taken, are the targets that all codes are to predict, in place of those of the other views.
+            They are computed once, before the first step. The objective is mec, or an own one of (codes, targets).
         objective: a loss of your own in place of the recipe's: any callable ``(codes) -> scalar``, where codes are a
             tuple with a tensor (m, d) per view; with ``teacher.enabled`` it is ``(codes, targets) -> scalar``. With
             several processes it gets the codes of all. Optional attributes: ``health`` (the same arguments, returns
@@ -127,8 +133,8 @@ def pretrain(
     Returns:
         The run. Its folder contains recipe.yaml, environment.json, metrics.csv, TensorBoard events in tensorboard/,
         checkpoints/, encoder.safetensors and encoder.json; start.safetensors, the weights at the start, if they were
-        trained, or untrained.safetensors if the images determine them (``whiten_stem``); and corrupt.csv if images
-        could not be read.
+        trained, or untrained.safetensors if the images determine them (``whiten_stem``); targets.npy with
+        ``distill_from``; and corrupt.csv if images could not be read.
 
     Raises:
         InputError: an argument is invalid (before anything is written), another process trains into the folder, the
@@ -141,10 +147,13 @@ def pretrain(
     if resume and encoder is None and (out / START_FILE).exists():
         encoder = Run(out).start()
     has_teacher = recipe.teacher.enabled
-    recipe, objective = resolve_parts(recipe, encoder, objective, view_transform)
+    teacher: Encoder | str | None = distill_from
+    if resume and distill_from is None and (out / TARGETS_FILE).exists():
+        teacher = recipe.parts.get("distill_from")
+    recipe, objective = resolve_parts(recipe, encoder, objective, view_transform, teacher)
     if recipe.teacher.enabled and not has_teacher:
         logger.info("teacher.enabled: true, because the objective compares codes with those of a teacher")
-    parts = Parts(encoder, objective, view_transform)
+    parts = Parts(encoder, objective, view_transform, distill_from)
     with seeded(recipe.seed):
         return _pretrain(data, out, recipe, resume, callbacks, parts, check_loggers(loggers), started)
 
@@ -182,6 +191,10 @@ def _pretrain(
         raise InputError(f"patience: expected null for an encoder without trained weights, got {recipe.patience}")
     guard = StartGuard(dataset, recipe.patience) if encoder.is_trained else None
     callbacks = [*callbacks, *([] if guard is None else [guard])]
+    if "distill_from" in recipe.parts:
+        if parts.teacher is not None:
+            check_channels(dataset, parts.teacher, data)
+        callbacks.append(Distillation(dataset, parts.teacher, recipe.workers))
     trainer = _create_trainer(recipe, precision, out, corrupt_log, callbacks)
     sampler = _create_sampler(recipe, dataset, trainer)
     module = _create_module(recipe, encoder, sampler, trainer, parts.objective, views)
@@ -212,7 +225,8 @@ def _pretrain(
             f"{len(dataset):,} images -> {encoder.spec.backbone} ({parameters}), {recipe.length} of {len(sampler)} "
             f"steps of {module.batch_size} images at {recipe.image_size} px on {trainer.world_size} x {device.type}"
         )
-        if len(dataset) < FEW_IMAGES and pixel_format.channels == 3 and "encoder" not in recipe.parts:
+        is_from_scratch = not {"encoder", "distill_from"} & recipe.parts.keys()
+        if len(dataset) < FEW_IMAGES and pixel_format.channels == 3 and is_from_scratch:
             logger.info(
                 f"fewer than {FEW_IMAGES:,} images: trained weights are usually a far better start than random ones: "
                 f"add --init {PRETRAINED}, with another --out"
