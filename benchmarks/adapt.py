@@ -1,8 +1,9 @@
-"""Does adapting trained weights to a few thousand images help? On sets near ImageNet and far from it.
+"""Do trained weights help with a few thousand images? On sets near ImageNet and far from it.
 
 Each set is 500 to 3,000 train images. Rows: the encoder that is started from, EfficientNet-Lite0 trained on ImageNet
-with labels; the same adapted without labels by ``mec pretrain --init``; an encoder trained from scratch for the same
-time; and raw pixels. A run whose row is in the json is not repeated.
+with labels; the same adapted without labels by ``mec pretrain --init``; a small encoder, compact_resnet_s4 of 1.2
+million parameters, distilled from it by ``--distill_from``; the same small one from scratch, for the same time; and raw
+pixels. A run whose row is in the json is not repeated.
 
 python benchmarks/adapt.py --minutes 15 --seeds [0,1,2] --textile FOLDER --cifar10 FOLDER --caltech101 FOLDER \
     --fashion_mnist FILE.npz
@@ -32,9 +33,9 @@ from mec.results import Stopwatch
 from run_pool import read_rows
 
 NAME = "adapt"
-QUESTION = "does adapting an ImageNet classifier to a few thousand images without labels help"
+QUESTION = "do the weights of an ImageNet classifier help with a few thousand images without labels"
 METRICS = ("kNN", "linear", "5 shots")
-Method = Literal["adapted", "scratch"]
+Method = Literal["adapted", "distilled", "scratch"]
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def run_method(
     """Train, and return the encoder and the number of steps."""
     name = recipe if method == "adapted" else "small-cpu"
     settings = replace(mec.load_recipe(name), minutes=minutes, seed=seed)
-    run = mec.pretrain(data, out, settings, encoder=start if method == "adapted" else None)
+    weights = {"adapted": {"encoder": start}, "distilled": {"distill_from": start}, "scratch": {}}
+    run = mec.pretrain(data, out, settings, **weights[method])
     return run.encoder(), int(run.recipe().steps or 0)
 
 
@@ -120,7 +122,7 @@ def load_start(encoder: str | None) -> mec.Encoder:
 def main(
     minutes: float = 15,
     seeds: list[int] = [0],  # noqa: B006
-    methods: list[Method] = ["adapted", "scratch"],  # noqa: B006
+    methods: list[Method] = ["adapted", "distilled", "scratch"],  # noqa: B006
     recipe: str = "adapt",
     encoder: str | None = None,
     textile: str | None = None,
@@ -129,12 +131,12 @@ def main(
     fashion_mnist: str | None = None,
     digits: str | None = "digits",
 ) -> None:
-    """Adapt, train from scratch and evaluate; print the table.
+    """Adapt, distill, train from scratch and evaluate; print the table.
 
     Args:
         minutes: duration of each training.
         seeds: seeds of heads, batches and views.
-        methods: adapted, scratch or both.
+        methods: which of the three.
         recipe: recipe of the adaptation.
         encoder: the trained encoder to start from; null: EfficientNet-Lite0, for images of 112 px.
         textile: folder of the images; null leaves the set out, as for the others.

@@ -64,7 +64,7 @@ def with_encoder(recipe: Recipe, encoder: StartEncoder | None) -> Recipe:
 def _with_own_size(recipe: Recipe, encoder: Encoder) -> Recipe:
     """Return the recipe without the evaluation_scale if it has no image_size, and the encoder takes one size only."""
     size = round(encoder.spec.image_size / recipe.evaluation_scale)
-    if recipe.image_size is not None or _takes(encoder, size):
+    if recipe.image_size is not None or _refusal(encoder, size) is None:
         return recipe
     logger.info(
         f"evaluation_scale: 1, because {encoder.spec.backbone} takes images of {encoder.spec.image_size} px only"
@@ -193,23 +193,23 @@ def _check_sizes(encoder: Encoder, name: str, neutral: str, sizes: Sequence[int]
     """Raise InputError if an encoder does not take images of all ``sizes``, which the setting ``name`` determines."""
     spec = encoder.spec
     for size in sizes:
-        if not _takes(encoder, size):
+        if (refusal := _refusal(encoder, size)) is not None:
             raise InputError(
-                f"{name}: expected {neutral} for {spec.backbone}, which takes only images of {spec.image_size} px, got "
-                f"one that needs {size} px"
+                f"{name}: expected {neutral} for {spec.backbone}, which takes images of {spec.image_size} px, got one "
+                f"that needs {size} px: {refusal}"
             )
 
 
-def _takes(encoder: Encoder, size: int) -> bool:
-    """Return whether an encoder takes images of ``size`` x ``size`` pixels."""
+def _refusal(encoder: Encoder, size: int) -> str | None:
+    """Return why an encoder does not take images of ``size`` x ``size`` pixels; None if it does."""
     if size == encoder.spec.image_size:
-        return True
+        return None
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             copy.deepcopy(encoder).eval()(torch.zeros(1, encoder.spec.channels, size, size))
-    except Exception:  # networks raise many kinds of exceptions
-        return False
-    return True
+    except Exception as error:  # networks raise many kinds of exceptions
+        return " ".join(str(error).split()) or type(error).__name__
+    return None
 
 
 def _log_network(encoder: Encoder) -> None:
