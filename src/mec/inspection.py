@@ -29,14 +29,10 @@ from mec.data.decode import open_image
 from mec.data.pixels import CorruptImageError, PixelFormat
 from mec.data.splits import doubtful_classes
 from mec.embedding.neighbors import similar_pairs
-from mec.embedding.thumbnails import standardized, thumbnails
+from mec.embedding.thumbnails import CORRELATION, MIN_SIDE, standardized, thumbnails
 from mec.errors import InputError
 
 MAX_CLASSES = 12  # that are listed with their numbers of images
-CORRELATION = 0.98
-"""Smallest correlation of near-duplicates, of thumbnails of 16 x 16 gray pixels."""
-MIN_SIDE = 32
-"""Shorter side in pixels from which thumbnails are compared: digits of 8 px are alike without being copies."""
 MAX_COMPARED = 20_000
 """Images up to which near-duplicates are searched: every image is compared with every other."""
 

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mec import evaluate
 from mec.cli.main import main
+from mec.evaluate.task import Features
 from mec.models.encoder import create_encoder
 from mec.pretraining import OnlineProbe, outcome, pretrain
-from mec.pretraining.outcome import measure_outcome
+from mec.pretraining.outcome import count_copies, measure_outcome
 from mec.report.record import read_records
 from mec.report.verdict import headline
 from tests.pretraining.test_adaptation import SHORT
@@ -48,6 +50,7 @@ def test_differences_count_beyond_their_standard_deviation(
             self.name = name
 
     monkeypatch.setattr(outcome, "_features", lambda probe, encoder: map(Named, scores))
+    monkeypatch.setattr(outcome, "count_copies", lambda features, channels: 0)
     monkeypatch.setattr(outcome, "_scores", lambda features, classes, shots: scores[features.name])
     torch.manual_seed(0)
     measured = measure_outcome(OnlineProbe("digits", workers=0), create_encoder("resnet18", 16, 1))
@@ -71,7 +74,27 @@ def test_a_run_of_the_command_ends_with_the_sentence(tmp_path: Path, capsys: pyt
     assert [bar.name for bar in result.bars] == ["trained encoder", "untrained encoder", "raw pixels"]
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"level": "ok", "shots": 5, "accuracies": [1], "verdict": "v"}'])
+def test_copies_of_train_images_in_the_test_split_are_counted() -> None:
+    random = np.random.default_rng(0)
+    originals = random.integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
+    large = [Image.fromarray(x).resize((64, 64), Image.Resampling.BICUBIC) for x in originals]
+
+    def pixels(images: list[Image.Image]) -> torch.Tensor:
+        arrays = [np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)) for image in images]
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).flatten(1).float() / 255
+
+    brighter = [Image.fromarray((np.asarray(image) * 0.7 + 60).astype(np.uint8)) for image in large[:4]]
+    smaller = [image.resize((40, 40)) for image in large[4:7]]
+    labels = torch.zeros(20, dtype=torch.int64)
+    features = Features("raw pixels", pixels(large[:20]), labels, pixels([*brighter, *smaller, *large[20:]]), labels)
+    assert count_copies(features, 3) == 7
+    small = Features("raw pixels", features.train[:, :192], labels, features.train[:, :192], labels)
+    assert count_copies(small, 3) == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", '{"level": "ok", "shots": 5, "accuracies": [1], "verdict": "v", "copies": 0}']
+)
 def test_a_damaged_file_is_no_outcome(tmp_path: Path, text: str) -> None:
     (tmp_path / "recipe.yaml").write_text("epochs: 3\n")
     (tmp_path / "outcome.json").write_text(text)

@@ -13,6 +13,10 @@ from torch import Tensor
 SIDE = 16
 PIXELS = SIDE * SIDE
 BYTES = 2 * PIXELS  # float16
+CORRELATION = 0.98
+"""Smallest correlation of near-duplicates."""
+MIN_SIDE = 32
+"""Shorter side in pixels from which thumbnails are compared: digits of 8 px are alike without being copies."""
 MIN_CONTRAST = 1 / 255
 """Standard deviation of the pixels below which a thumbnail is flat: its correlation with others would be noise."""
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mec.data.dataset import ImageDataset
 from mec.distributed import SINGLE_PROCESS
-from mec.embedding.extract import extract, in_memory, labels_of, pixel_format_of, with_labels
+from mec.embedding.extract import BATCH, extract, in_memory, labels_of, pixel_format_of, with_labels
+from mec.embedding.thumbnails import CORRELATION, MIN_SIDE, standardized, thumbnails
 from mec.errors import InputError
 from mec.evaluate.few_shot import class_mean_scores
 from mec.evaluate.task import Features, raw_pixels
@@ -26,6 +29,7 @@ from mec.pretraining.online_probe import OnlineProbe
 
 logger = logging.getLogger("mec")
 OUTCOME_FILE = "outcome.json"
+RAW_PIXELS = "raw pixels"
 SHOTS, TRIALS = 5, 50
 
 
@@ -38,11 +42,13 @@ class Outcome:
     shots: int
     accuracies: dict[str, tuple[float, float]]
     verdict: str
+    copies: int  # test images that are near-duplicates of train images
 
     def __str__(self) -> str:
         own, *others = (f"{name} {100 * mean:.1f} ± {100 * std:.1f} %" for name, (mean, std) in self.accuracies.items())
         rows = ", ".join([own.removeprefix("encoder "), *others])
-        return f"{self.shots} label{'s' if self.shots > 1 else ''} per class: {rows}: {self.verdict}"
+        copies = f"; test images that are near-duplicates of train images: {self.copies:,}" if self.copies else ""
+        return f"{self.shots} label{'s' if self.shots > 1 else ''} per class: {rows}: {self.verdict}{copies}"
 
 
 def measure_outcome(probe: OnlineProbe, encoder: Encoder) -> Outcome | None:
@@ -57,7 +63,12 @@ def measure_outcome(probe: OnlineProbe, encoder: Encoder) -> Outcome | None:
     shots = min(SHOTS, smallest - 1)
     if shots < 1:
         return None
-    scores = {f.name: _scores(f, probe.num_classes, shots) for f in _features(probe, encoder)}
+    scores: dict[str, NDArray[np.float64]] = {}
+    copies = 0
+    for features in _features(probe, encoder):
+        scores[features.name] = _scores(features, probe.num_classes, shots)
+        if features.name == RAW_PIXELS:
+            copies = count_copies(features, encoder.spec.channels)
     accuracies = {name: (float(values.mean()), float(values.std())) for name, values in scores.items()}
     own = scores.pop("encoder")
     differences = {name: 100 * (own - other) for name, other in scores.items()}
@@ -70,7 +81,22 @@ def measure_outcome(probe: OnlineProbe, encoder: Encoder) -> Outcome | None:
         verdict = f"helped by {_points(difference)}" if difference.mean() > 0 else f"hurt by {_points(-difference)}"
     is_worse = better or (is_clear and difference.mean() < 0)
     level: Literal["ok", "note", "warning"] = "warning" if is_worse else "ok" if is_clear else "note"
-    return Outcome(level, shots, accuracies, ", ".join([verdict, *better]))
+    return Outcome(level, shots, accuracies, ", ".join([verdict, *better]), copies)
+
+
+def count_copies(pixels: Features, channels: int) -> int:
+    """Return how many test images are near-duplicates of a train image, by thumbnails of square images, whose raw pixels
+    (n, channels * s * s) are in [0, 1]; 0 for images of few pixels, which are alike without being copies."""
+    side = math.isqrt(pixels.train.shape[1] // channels)
+    if side < MIN_SIDE:
+        return 0
+    train, test = (
+        standardized([thumbnails(x.view(-1, channels, side, side)) for x in torch.split(rows, BATCH)], len(rows))
+        for rows in (pixels.train, pixels.test)
+    )
+    return sum(
+        int(((block.float() @ train.float().T).amax(dim=1) >= CORRELATION).sum()) for block in torch.split(test, BATCH)
+    )
 
 
 def _points(difference: NDArray[np.float64]) -> str:
@@ -95,7 +121,7 @@ def read_outcome(values: dict[str, Any]) -> Outcome | None:
     """Return the outcome of the contents of outcome.json; None if they are none."""
     try:
         rows = {str(name): (float(mean), float(std)) for name, (mean, std) in values["accuracies"].items()}
-        return Outcome(values["level"], int(values["shots"]), rows, str(values["verdict"]))
+        return Outcome(values["level"], int(values["shots"]), rows, str(values["verdict"]), int(values["copies"]))
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
 
@@ -107,7 +133,7 @@ def _features(probe: OnlineProbe, encoder: Encoder) -> Iterator[Features]:
         extracted = [extract(dataset, other, workers, name) for dataset in splits]
         yield _with_labels(name, splits, extracted)
     extracted = [raw_pixels(dataset, pixel_format, workers, SINGLE_PROCESS) for dataset in splits]
-    yield _with_labels("raw pixels", splits, extracted)
+    yield _with_labels(RAW_PIXELS, splits, extracted)
 
 
 def _with_labels(name: str, splits: Sequence[ImageDataset], extracted: Sequence[tuple[Tensor, Tensor]]) -> Features:
