@@ -85,18 +85,17 @@ def measure_outcome(probe: OnlineProbe, encoder: Encoder) -> Outcome | None:
 
 
 def count_copies(pixels: Features, channels: int) -> int:
-    """Return how many test images are near-duplicates of a train image, by thumbnails of square images, whose raw pixels
-    (n, channels * s * s) are in [0, 1]; 0 for images of few pixels, which are alike without being copies."""
+    """Return how many test images are near-duplicates of a train image, by thumbnails of the raw pixels, which are
+    those of square images. 0 for images of few pixels, which are alike without being copies."""
     side = math.isqrt(pixels.train.shape[1] // channels)
     if side < MIN_SIDE:
         return 0
     train, test = (
-        standardized([thumbnails(x.view(-1, channels, side, side)) for x in torch.split(rows, BATCH)], len(rows))
+        standardized([thumbnails(rows.view(-1, channels, side, side))], len(rows)).float()
         for rows in (pixels.train, pixels.test)
     )
-    return sum(
-        int(((block.float() @ train.float().T).amax(dim=1) >= CORRELATION).sum()) for block in torch.split(test, BATCH)
-    )
+    nearest = torch.cat([(block @ train.T).amax(dim=1) for block in torch.split(test, BATCH)])
+    return int((nearest >= CORRELATION).sum())
 
 
 def _points(difference: NDArray[np.float64]) -> str:
