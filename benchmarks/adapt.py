@@ -89,7 +89,7 @@ def run_method(
     data: Path, out: Path, method: Method, start: mec.Encoder, recipe: str, minutes: float, seed: int
 ) -> tuple[mec.Encoder, int]:
     """Train, and return the encoder and the number of steps."""
-    name = recipe if method == "adapted" else "small-cpu"
+    name = {"adapted": recipe, "distilled": "distill", "scratch": "small-cpu"}[method]
     settings = replace(mec.load_recipe(name), minutes=minutes, seed=seed)
     weights = {"adapted": {"encoder": start}, "distilled": {"distill_from": start}, "scratch": {}}
     run = mec.pretrain(data, out, settings, **weights[method])

@@ -23,6 +23,7 @@ from mec.errors import InputError
 from mec.models.encoder import create_encoder
 from mec.pretraining import ObjectiveSettings, Run, TeacherSettings, pretrain
 from mec.pretraining.distillation import principal_components
+from mec.pretraining.recipe_files import default_recipe, load_recipe
 from tests.pretraining.test_extra_views import losses
 from tests.pretraining.test_resume_after_kill import assert_same_run
 from tests.pretraining.test_run import TINY, pretrain_in_two_processes
@@ -190,6 +191,17 @@ def test_a_teacher_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["pretrain", "digits", "--out", str(tmp_path / "run"), "--distill_from", "resnet18"]) == 2
     assert "distill_from: expected trained weights, got resnet18, an architecture" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_the_default_recipe_is_distill(teacher_run: Run, tmp_path: Path) -> None:
+    teacher = teacher_run.encoder()
+    assert default_recipe("digits", None, teacher) == "distill"
+    assert default_recipe("digits", teacher, teacher) == "adapt"
+    folder, options = tmp_path / "run", ["--subsample", "20", "--steps", "2", "--workers", "0", "--probe_every", "0"]
+    arguments = ["pretrain", "digits", "--out", str(folder), "--distill_from", str(teacher_run.folder), *options]
+    assert main(arguments) == 0
+    recipe = Run(folder).recipe()
+    assert (recipe.backbone, recipe.view_1) == ("compact_resnet_s4", load_recipe("distill").view_1)
 
 
 def test_codes_have_at_most_the_dimension_of_the_features(teacher_run: Run, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from mec.pretraining.recipe_files import make_recipe
 
 def test_packaged_recipes_load_and_round_trip_through_yaml() -> None:
     assert packaged_recipes() == [
-        "adapt", "cifar10-cpu", "cifar10-resnet18", "digits", "imagenet-multicrop", "imagenet-resnet50", "small",
-        "small-cpu",
+        "adapt", "cifar10-cpu", "cifar10-resnet18", "digits", "distill", "imagenet-multicrop", "imagenet-resnet50",
+        "small", "small-cpu",
     ]  # fmt: skip
     for name in packaged_recipes():
         recipe = load_recipe(name)

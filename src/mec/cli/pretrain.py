@@ -67,7 +67,8 @@ def add_pretrain(parser: Parser, arguments: Sequence[str]) -> Run:
     )
     group.add_argument(
         "--distill_from",
-        help=f"trained encoder whose features of the whole images are the targets of a smaller one: {ENCODER_HELP}",
+        help=f"trained encoder whose features of the whole images are the targets of a smaller one: {ENCODER_HELP}. "
+        "The recipe is distill unless another is chosen",
     )
     complete = _add_recipe(parser, group, arguments, with_init=True)
 
@@ -204,7 +205,8 @@ def _add_recipe(
         recipe = saved
     if "--init" in options and (typed := sorted({f"--{name}" for name in INIT_SETTINGS} & options.keys())):
         parser.error(f"{typed[0]}: expected none with --init, whose encoder determines it")
-    defaults = load_recipe(recipe or ("adapt" if "--init" in options else default_recipe("".join(positional[:1]))))
+    by_weights = "adapt" if "--init" in options else "distill" if "--distill_from" in options else None
+    defaults = load_recipe(recipe or by_weights or default_recipe("".join(positional[:1])))
     parser.set_defaults({name: value for name, value in defaults.as_dict().items() if name != "parts"})
 
     def complete(settings: dict[str, Any]) -> dict[str, Any]:

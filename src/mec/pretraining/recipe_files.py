@@ -24,11 +24,13 @@ def packaged_recipes() -> list[str]:
     return sorted(Path(f.name).stem for f in files("mec").joinpath("recipes").iterdir() if f.name.endswith(".yaml"))
 
 
-def default_recipe(data: DataLike, encoder: object = None) -> str:
+def default_recipe(data: DataLike, encoder: object = None, distill_from: object = None) -> str:
     """Return the name of the packaged recipe for a dataset on this machine; ``small``, or ``small-cpu`` without a GPU,
-    if there is none of its name. With a trained encoder to start from, it is ``adapt``."""
+    if there is none of its name. It is ``adapt`` with a trained encoder to start from, ``distill`` with a teacher."""
     if isinstance(encoder, Encoder) and encoder.is_trained:
         return "adapt"
+    if distill_from is not None:
+        return "distill"
     name = data_name(data) if is_path(data) else data_name(data).rpartition(".")[2]
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     if name.lower() == "digits":

@@ -112,7 +112,8 @@ def pretrain(
             with random weights: ``seed`` of the recipe does not determine them.
         distill_from: a trained encoder of any size. Its features of the whole images, of which the first principal
             components are taken, are the targets that all codes are to predict, in place of those of the other views.
-            They are computed once, before the first step. The objective is mec, or an own one of (codes, targets).
+            They are computed once, before the first step. The objective is mec, or an own one of (codes, targets). The
+            default recipe is ``distill``.
         objective: a loss of your own in place of the recipe's: any callable ``(codes) -> scalar``, where codes are a
             tuple with a tensor (m, d) per view; with ``teacher.enabled`` it is ``(codes, targets) -> scalar``. With
             several processes it gets the codes of all. Optional attributes: ``health`` (the same arguments, returns
@@ -143,7 +144,7 @@ def pretrain(
         SystemExit: after SIGTERM.
     """
     started, out = time.monotonic(), Path(out).expanduser()
-    recipe = _resolve_recipe(recipe, data, out, resume, encoder)
+    recipe = _resolve_recipe(recipe, data, out, resume, encoder, distill_from)
     if resume and encoder is None and (out / START_FILE).exists():
         encoder = Run(out).start()
     has_teacher = recipe.teacher.enabled
@@ -249,7 +250,7 @@ def _pretrain(
 
 
 def _resolve_recipe(
-    recipe: Recipe | str | os.PathLike[str] | None, data: DataLike, out: Path, resume: bool, encoder: Any
+    recipe: Recipe | str | os.PathLike[str] | None, data: DataLike, out: Path, resume: bool, *trained: Any
 ) -> Recipe:
     # only rank 0 checks: it may have written files of this run before another rank checks
     if not resume and contains_run(out) and is_rank_zero():
@@ -257,7 +258,7 @@ def _resolve_recipe(
     if isinstance(recipe, Recipe):
         return recipe
     if recipe is None:
-        recipe = out / RECIPE_FILE if resume and contains_run(out) else default_recipe(data, encoder)
+        recipe = out / RECIPE_FILE if resume and contains_run(out) else default_recipe(data, *trained)
     return load_recipe(recipe)
 
 
