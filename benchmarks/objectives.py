@@ -26,6 +26,7 @@ from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
+from machine import write
 from mec.objectives import create_objective
 from run_pool import read_rows, run_jobs, without_row
 from short_runs import DATASETS, METRICS, EncoderName, Run, create, evaluate, load_images, pretrain, split_images
@@ -35,6 +36,8 @@ Stage = Literal["rate", "tune", "test"]
 NAME = "objectives"
 QUESTION = "which objective learns most from the same compute, with published settings and tuned"
 LR_FACTORS = (0.25, 0.5, 1.0, 2.0)
+SETTINGS = ("stage", "encoder", "views", "scale")
+"""Settings of a row that are those of a summary."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,62 @@ def main(
             for dataset in {job.dataset for job in missing}:
                 torch.save(load_images(str(sources[dataset]), DATASETS[dataset]), Path(folder) / f"{dataset}.pt")
             rows = run_jobs(NAME, QUESTION, missing, partial(run_job, folder=Path(folder)))
-    print_table([row for row in rows if (row["stage"], row["encoder"], row["scale"]) == (stage, encoder, scale)])
+    summaries = [summarize(rows, *key) for key in sorted({tuple(row[name] for name in SETTINGS) for row in rows})]
+    write(NAME, QUESTION, rows=rows, summaries=summaries)
+    selected = [row for row in rows if tuple(row[name] for name in SETTINGS) == (stage, encoder, views, scale)]
+    print_table(selected)
+    print_summary(summarize(selected, stage, encoder, views, scale))
+
+
+def summarize(rows: list[dict[str, Any]], stage: str, encoder: str, views: int, scale: float) -> dict[str, Any]:
+    """Return the accuracies of each method with its published settings and tuned, on each dataset, as [mean, standard
+    deviation] over the seeds, and their means over the datasets. In the stage rate, the learning rate is the best."""
+    rows = [row for row in rows if tuple(row[name] for name in SETTINGS) == (stage, encoder, views, scale)]
+    methods: dict[str, Any] = {}
+    for method, trials in TRIALS.items():
+        for kind in ("published", "tuned"):
+            by_dataset: dict[str, Any] = {}
+            by_seed: dict[int, list[float]] = {}
+            for dataset in DATASETS:
+                chosen = [row for row in rows if (row["dataset"], row["method"]) == (dataset, method)]
+                published = [row for row in chosen if row["trial"] == str(trials[0])]
+                if kind == "tuned" and stage == "tune":
+                    chosen = [row for row in chosen if row["trial"] == best("trial", chosen)]
+                elif kind == "tuned" and stage == "test":  # a row of another trial only if tuning chose it
+                    chosen = [row for row in chosen if row["trial"] != str(trials[0])] or published
+                elif kind == "published":
+                    chosen = published
+                else:
+                    continue
+                if stage == "rate":
+                    chosen = [row for row in chosen if row["lr_factor"] == best("lr_factor", chosen)]
+                if chosen:
+                    by_dataset[dataset] = _over_seeds(chosen)
+                for row in chosen:
+                    by_seed.setdefault(row["seed"], []).append(score(row))
+            if by_dataset:
+                means = [float(np.mean(values)) for values in by_seed.values()]
+                overall = {"mean": [float(np.mean(means)), float(np.std(means))]}
+                methods.setdefault(method, {})[kind] = by_dataset | overall
+    return {**dict(zip(SETTINGS, (stage, encoder, views, scale), strict=True)), "methods": methods}
+
+
+def _over_seeds(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    values = {metric: [row[metric] for row in rows] for metric in METRICS} | {"score": [score(row) for row in rows]}
+    return {"seeds": len(rows)} | {name: [float(np.mean(v)), float(np.std(v))] for name, v in values.items()}
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """Print kNN / linear of each method and dataset, and the mean over the datasets, best first."""
+    kinds = [(m, k, v) for m, values in summary["methods"].items() for k, v in values.items()]
+    datasets = [name for name in DATASETS if any(name in values for _, _, values in kinds)]
+    table = Table("method", "settings", *datasets, "mean", title="kNN / linear in percent, and their mean")
+    for method, kind, values in sorted(kinds, key=lambda item: -item[2]["mean"][0]):
+        cells = [
+            f"{v['kNN'][0]:.1f} / {v['linear'][0]:.1f} ({v['seeds']})" if (v := values.get(d)) else "" for d in datasets
+        ]
+        table.add_row(method, kind, *cells, "{:.1f} ± {:.1f}".format(*values["mean"]))
+    Console().print(table)
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
