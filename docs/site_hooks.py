@@ -22,7 +22,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def _help_sections() -> Iterator[str]:
-    os.environ["COLUMNS"] = "100"  # the width to which argparse wraps
+    os.environ["COLUMNS"] = "84"  # the width to which argparse wraps
     for name, parser in create_parsers().items():
         if name not in ("mec", "mec evaluate"):
             COMMANDS[name.split()[1]][1](parser, [])  # adds its options

@@ -18,32 +18,28 @@ from torch import Tensor
 
 from mec.data.analysis import infer_pixel_format, load_into_memory
 from mec.data.corrupt import CorruptLog
-from mec.data.dataset import DataLike, ImageDataset
+from mec.data.dataset import DataLike
 from mec.data.datasets import open_dataset
-from mec.data.loaders import training_loader, training_sampler
-from mec.data.order import EpochSampler, StepSampler
+from mec.data.loaders import training_loader
 from mec.data.splits import log_splits
 from mec.data.transforms.custom import ViewTransform
 from mec.data.transforms.dry_run import create_custom_views
 from mec.data.transforms.multi_view import Views
 from mec.distributed import is_rank_zero
 from mec.embedding.extract import check_channels
-from mec.engine.checkpoints import PreemptionCheckpoint
 from mec.engine.fsdp import full_encoder
 from mec.engine.loggers import LoggersLike, check_loggers, open_loggers
-from mec.engine.progress import ProgressBar, TrainingProgress
+from mec.engine.progress import ProgressBar
 from mec.engine.run_folder import lock_folder
-from mec.engine.trainer import CorruptImageCallback, compiled, make_trainer, running, seeded
+from mec.engine.trainer import compiled, running, seeded
 from mec.errors import InputError
 from mec.models.baseline import START_FILE
-from mec.models.checkpoint_files import CHECKPOINTS_FOLDER, checkpoint_step
-from mec.models.encoder import Encoder, enable_gradient_checkpointing
+from mec.models.checkpoint_files import checkpoint_step
+from mec.models.encoder import Encoder
 from mec.models.io import WEIGHTS_FILE, save_encoder
-from mec.models.sync_batch_norm import convert_sync_batch_norm
 from mec.pretraining.advice import FEW_IMAGES, PRETRAINED
+from mec.pretraining.assembly import create_module, create_sampler, create_trainer
 from mec.pretraining.distillation import TARGETS_FILE, Distillation
-from mec.pretraining.health import HealthWarnings
-from mec.pretraining.module import Pretraining
 from mec.pretraining.parts import Parts, resolve_parts
 from mec.pretraining.precision import choose_precision
 from mec.pretraining.recipe import Recipe
@@ -60,7 +56,6 @@ from mec.pretraining.run_folder import (
 )
 from mec.pretraining.start_encoder import (
     StartEncoder,
-    check_all_trained,
     check_same_network,
     create_start_encoder,
     own_network,
@@ -196,9 +191,9 @@ def _pretrain(
         if parts.teacher is not None:
             check_channels(dataset, parts.teacher, data)
         callbacks.append(Distillation(dataset, parts.teacher, recipe.workers))
-    trainer = _create_trainer(recipe, precision, out, corrupt_log, callbacks)
-    sampler = _create_sampler(recipe, dataset, trainer)
-    module = _create_module(recipe, encoder, sampler, trainer, parts.objective, views)
+    trainer = create_trainer(recipe, precision, out, corrupt_log, callbacks)
+    sampler = create_sampler(recipe, dataset, trainer)
+    module = create_module(recipe, encoder, sampler, trainer, parts.objective, views)
     limit_training(trainer, module, started, partial(write_steps, out, recipe))
     device = trainer.strategy.root_device
     size_of = None if recipe.resolution_schedule is None else lambda n: recipe.view_size(n, trainer.max_epochs or 1)
@@ -260,57 +255,3 @@ def _resolve_recipe(
     if recipe is None:
         recipe = out / RECIPE_FILE if resume and contains_run(out) else default_recipe(data, *trained)
     return load_recipe(recipe)
-
-
-def _create_sampler(recipe: Recipe, dataset: ImageDataset, trainer: lightning.Trainer) -> EpochSampler | StepSampler:
-    processes = trainer.world_size
-    batch_size = min(recipe.batch_size, len(dataset))
-    per_process = batch_size // processes
-    if per_process < 2:
-        raise InputError(
-            f"batch_size: expected at least 2 images per process, got {per_process}: {recipe.batch_size} of "
-            f"{len(dataset)} images over {processes} processes"
-        )
-    return training_sampler(dataset, per_process, recipe.seed, trainer.global_rank, processes)
-
-
-def _create_module(
-    recipe: Recipe,
-    encoder: Encoder,
-    sampler: EpochSampler | StepSampler,
-    trainer: lightning.Trainer,
-    objective: Callable[..., Tensor],
-    views: Views | None,
-) -> Pretraining:
-    if recipe.gradient_checkpointing:
-        enable_gradient_checkpointing(encoder)
-    device = trainer.strategy.root_device
-    module = Pretraining(recipe, encoder, sampler.global_batch, len(sampler), objective, views, device)
-    if recipe.strategy == "fsdp" and any(p.requires_grad for p in module.objective.parameters()):
-        raise InputError("strategy: expected ddp for an objective with parameters, which fsdp does not shard, got fsdp")
-    if trainer.world_size > 1:
-        check_all_trained(encoder)
-        convert_sync_batch_norm(module.network, device.type)
-    return module
-
-
-def _create_trainer(
-    recipe: Recipe, precision: str, out: Path, corrupt_log: CorruptLog, callbacks: Sequence[lightning.Callback]
-) -> lightning.Trainer:
-    return make_trainer(
-        out,
-        recipe.devices,
-        recipe.nodes,
-        precision,
-        recipe.accelerator,
-        recipe.strategy,
-        max_epochs=recipe.epochs,
-        logger=False,  # see open_loggers
-        callbacks=[
-            CorruptImageCallback(corrupt_log),
-            TrainingProgress("training", out, recipe.minutes is None),
-            HealthWarnings(out),
-            *callbacks,
-            PreemptionCheckpoint(out / CHECKPOINTS_FOLDER),
-        ],
-    )
