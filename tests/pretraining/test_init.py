@@ -93,7 +93,8 @@ def test_resuming_with_another_start_is_an_error(adapted: Run, tmp_path: Path, t
     ("arguments", "message"),
     [
         (["--init", "resnet18"], "mec: init: expected trained weights, got resnet18"),
-        (["--init", "no/such/run"], "mec: encoder: no/such/run does not exist"),
+        (["--init", "no/such/run"], "mec: init: no/such/run does not exist"),
+        (["--distill_from", "no/such/run"], "mec: distill_from: no/such/run does not exist"),
         (["--init", "RUN", "--backbone", "resnet50"], "mec pretrain: --backbone: expected none with --init"),
     ],
 )

@@ -164,7 +164,10 @@ def _load_trained(name: str, source: str | None) -> Any:
 
     if source is None:
         return None
-    encoder = load_encoder(source)
+    try:
+        encoder = load_encoder(source)
+    except InputError as error:
+        raise InputError(f"{name}: {str(error).removeprefix('encoder: ')}") from error
     if encoder.untrained:
         advice = f": use --backbone {source}" if name == "init" else ""
         raise InputError(f"{name}: expected trained weights, got {source}, an architecture{advice}")
