@@ -70,7 +70,8 @@ def test_a_run_of_the_command_ends_with_the_sentence(tmp_path: Path, capsys: pyt
     (record,) = read_records([tmp_path / "run"])
     assert str(record.outcome) == last_line
     result = headline(record)
-    assert result.text == f"{last_line}."
+    assert last_line.endswith(result.title[0].lower() + result.title[1:])
+    assert "with 5 labels per class" in result.text
     assert [bar.name for bar in result.bars] == ["trained encoder", "untrained encoder", "raw pixels"]
 
 

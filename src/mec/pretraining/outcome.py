@@ -44,11 +44,28 @@ class Outcome:
     verdict: str
     copies: int  # test images that are near-duplicates of train images
 
+    @property
+    def method(self) -> str:
+        """How the accuracies were measured, in sentences."""
+        text = (
+            f"Accuracy on held-out images with {_labels(self.shots)} per class, by the nearest class mean: mean and "
+            f"standard deviation over {TRIALS} choices of the labels."
+        )
+        return f"{text} {_copies(self.copies).capitalize()}." if self.copies else text
+
     def __str__(self) -> str:
         own, *others = (f"{name} {100 * mean:.1f} ± {100 * std:.1f} %" for name, (mean, std) in self.accuracies.items())
         rows = ", ".join([own.removeprefix("encoder "), *others])
-        copies = f"; test images that are near-duplicates of train images: {self.copies:,}" if self.copies else ""
-        return f"{self.shots} label{'s' if self.shots > 1 else ''} per class: {rows}: {self.verdict}{copies}"
+        copies = f"; {_copies(self.copies)}" if self.copies else ""
+        return f"{_labels(self.shots)} per class: {rows}: {self.verdict}{copies}"
+
+
+def _labels(shots: int) -> str:
+    return f"{shots} label{'s' if shots > 1 else ''}"
+
+
+def _copies(count: int) -> str:
+    return f"test images that are near-duplicates of train images: {count:,}"
 
 
 def measure_outcome(probe: OnlineProbe, encoder: Encoder) -> Outcome | None:

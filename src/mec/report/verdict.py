@@ -190,7 +190,7 @@ def without_evaluation(record: Record) -> Headline:
     bars: list[Bar] = []
     level: Literal["ok", "note", "warning"] = "note"
     if (outcome := record.outcome) is not None:
-        level, title, text = outcome.level, outcome.verdict[:1].upper() + outcome.verdict[1:], f"{outcome}."
+        level, title, text = outcome.level, outcome.verdict[:1].upper() + outcome.verdict[1:], outcome.method
         rows = outcome.accuracies.items()
         bars = [Bar(ROW_NAMES.get(n, n), f"{100 * v:.1f} ± {100 * std:.1f} %", v) for n, (v, std) in rows]
     if not record.recipe:
