@@ -27,12 +27,12 @@ GENTLE = replace(
     load_recipe("adapt"), epochs=2, subsample=4, projector=ProjectorSettings(16, 8), workers=0, precision="32-true"
 )
 # a learning rate that destroys the weights in a few steps
-HARSH = replace(GENTLE, optimizer=replace(GENTLE.optimizer, lr=3.0, backbone_lr=3.0, heads_first=0.0), epochs=4)
+HARSH = replace(GENTLE, optimizer=replace(GENTLE.optimizer, lr=30.0, backbone_lr=30.0, heads_first=0.0), epochs=4)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return pretrain("digits", tmp_path_factory.mktemp("trained") / "run", replace(SHORT, epochs=4))
+    return pretrain("digits", tmp_path_factory.mktemp("trained") / "run", replace(SHORT, epochs=16, subsample=None))
 
 
 def rows(run: Path) -> list[dict[str, float]]:
@@ -91,7 +91,8 @@ def test_a_gentle_run_is_checked_and_its_last_encoder_kept(
     trained: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="mec")
-    run = pretrain("digits", tmp_path / "run", GENTLE, encoder=trained.encoder())
+    gentle = replace(GENTLE, optimizer=replace(GENTLE.optimizer, backbone_lr=1e-5))
+    run = pretrain("digits", tmp_path / "run", gentle, encoder=trained.encoder())
     checks = rows(run.folder)
     assert [row["step"] for row in checks] == [0, 2, 4, 6, 8, 10]
     assert checks[0]["kept_neighbors"] == 1
