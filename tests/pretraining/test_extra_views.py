@@ -142,7 +142,9 @@ def test_a_killed_run_resumes_bit_identically(tmp_path: Path) -> None:
     for moment in (("with checksum", 2), ("half written", 1)):
         assert run_until_killed(data, tmp_path / "killed", recipe, moment) == -signal.SIGKILL
     assert run_until_killed(data, tmp_path / "killed", recipe) == 0
-    assert_same_run(tmp_path / "killed", pretrain(data, tmp_path / "whole", recipe).folder)
+    # in a process of the same kind: other numbers of threads round differently
+    assert run_until_killed(data, tmp_path / "whole", recipe) == 0
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
 class NoNorm(nn.Module):
