@@ -22,10 +22,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 NUMBER = re.compile(r"(?<![\w./-])\d+\.\d+(?![\w-])")
 SCALES = (1, 100, 1e-6, 1e-9)
 """Factors of values in tables: fractions in percent, millions and billions."""
-Path_ = tuple[str, ...]
+Keys = tuple[str, ...]
 
 
-def leaves(value: Any, path: Path_ = ()) -> Iterator[tuple[Path_, float]]:
+def leaves(value: Any, path: Keys = ()) -> Iterator[tuple[Keys, float]]:
     """Yield the numbers of a json value, each with its keys. Rows of a list are named by their settings, without the
     seed, so that rows of several seeds have the same path."""
     if isinstance(value, bool):
@@ -44,7 +44,7 @@ def leaves(value: Any, path: Path_ = ()) -> Iterator[tuple[Path_, float]]:
 @cache
 def values_of(name: str) -> np.ndarray:
     """Return the numbers of a json file, and the means of those whose paths are equal, or equal except for one key."""
-    groups: dict[tuple[int, Path_], list[float]] = {}
+    groups: dict[tuple[int, Keys], list[float]] = {}
     for path, value in leaves(json.loads((RESULTS / f"{name}.json").read_text())):
         groups.setdefault((-1, path), []).append(value)
         for left_out in range(len(path) - 1):

@@ -99,4 +99,6 @@ def test_copies_of_train_images_in_the_test_split_are_counted() -> None:
 def test_a_damaged_file_is_no_outcome(tmp_path: Path, text: str) -> None:
     (tmp_path / "recipe.yaml").write_text("epochs: 3\n")
     (tmp_path / "outcome.json").write_text(text)
-    assert read_records([tmp_path])[0].outcome is None
+    (record,) = read_records([tmp_path])
+    assert record.outcome is None
+    assert len(record.notes) == (text not in ("", "{}"))

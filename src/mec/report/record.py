@@ -146,11 +146,19 @@ def _read_record(folder: Path, name: str) -> Record:
         metrics=_columns(folder / METRICS, notes),
         probes=_columns(folder / PROBES, notes),
         results=read_results(folder / RESULTS, notes),
-        outcome=read_outcome(_mapping(folder / OUTCOME_FILE, json.loads, notes)),
+        outcome=_read_outcome(folder, notes),
         num_corrupt=max(0, len(_read_text(folder / CORRUPT, notes).splitlines()) - 1),  # without the header
         finished=(folder / WEIGHTS_FILE).is_file(),
         notes=notes,
     )
+
+
+def _read_outcome(folder: Path, notes: list[str]) -> Outcome | None:
+    values = _mapping(folder / OUTCOME_FILE, json.loads, notes)
+    outcome = read_outcome(values)
+    if values and outcome is None:
+        notes.append(f"{OUTCOME_FILE} is not shown: it is damaged, or of another version.")
+    return outcome
 
 
 def _read_recipe(folder: Path, notes: list[str]) -> dict[str, Any]:
