@@ -34,8 +34,6 @@ bench: .venv/.installed
 	$(BIN)/python benchmarks/stability.py
 	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/cifar10_cpu.py
-	$(BIN)/python benchmarks/cifar10.py --device cpu --quick --threads 1
-	$(BIN)/python benchmarks/knobs.py --device cpu --threads 1
 	$(BIN)/python benchmarks/training.py --device cpu --threads 2
 	$(BIN)/python benchmarks/chunk_memory.py
 	$(BIN)/python benchmarks/linear_probe.py

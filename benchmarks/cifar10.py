@@ -144,6 +144,7 @@ def train(
         for i in range(steps_per_epoch):
             indices = order[i * settings.batch_size : (i + 1) * settings.batch_size]
             network.update_teacher()
+            network.schedule((epoch * steps_per_epoch + i) / max(1, steps - 1))
             loss = two_view_loss(network, views(data.train[indices.to(device)], indices, epoch))
             optimizer.zero_grad()
             loss.backward()

@@ -44,7 +44,6 @@ FORMS = (
     Form("reduction, exact, default sweep", ObjectiveSettings()),
     Form("reduction, exact, 1/32", ObjectiveSettings("reduction", 1 / 32, None)),
     Form("pooled, exact, 1/32", ObjectiveSettings("pooled", 1 / 32, None)),
-    Form("pooled, exact, 0.1", ObjectiveSettings("pooled", 0.1, None)),
     Form("pooled, exact, 1/32, teacher", ObjectiveSettings("pooled", 1 / 32, None), teacher=True),
     Form("cross, order 4, 1/32, teacher (paper)", ObjectiveSettings("cross", 1 / 32, 4, 8), teacher=True),
     Form("cross, order 4, 1/32", ObjectiveSettings("cross", 1 / 32, 4)),
