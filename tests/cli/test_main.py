@@ -300,3 +300,22 @@ def test_home_folder_after_an_equals_sign_is_expanded(
     assert call("embed", photographs, "--encoder", run, "--out=~/e.npy") == 0
     assert (tmp_path / "home" / "e.npy").exists()
     assert not (tmp_path / "~").exists()
+
+
+def test_options_of_a_backbone_and_an_optimizer_apply_to_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes: list[Recipe] = []
+    monkeypatch.setattr("mec.pretraining.pretrain", lambda *arguments, **_: recipes.append(arguments[2]))
+    common = ["pretrain", "digits", "--out", "x", "--probe_every", "0"]
+    # the recipe digits has options of a ResNet, cifar10-cpu has betas of AdamW
+    for options in (
+        ["--backbone", "compact_resnet"],
+        ["--backbone", "compact_resnet", "--backbone_options.width_factor", "0.5"],
+        ["--recipe", "cifar10-cpu", "--optimizer.name", "sgd"],
+        ["--recipe", "cifar10-cpu", "--optimizer.name", "sgd", "--optimizer.options", "{nesterov: true}"],
+        ["--recipe", "cifar10-cpu", "--optimizer.name", "adamw"],
+        ["--backbone", "resnet18"],
+    ):
+        assert call(*common, *options) == 0
+    assert [recipe.backbone_options for recipe in recipes[:2]] == [{}, {"width_factor": 0.5}]
+    assert [recipe.optimizer.options for recipe in recipes[2:5]] == [{}, {"nesterov": True}, {"betas": [0.9, 0.99]}]
+    assert recipes[5].backbone_options == load_recipe("digits").backbone_options

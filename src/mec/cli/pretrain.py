@@ -178,8 +178,8 @@ def _add_recipe(
     parser: Parser, group: argparse._ArgumentGroup, arguments: Sequence[str], with_init: bool = False
 ) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Add all settings; those of the recipe in the arguments, or of the default for DATA, are the defaults. Return a
-    function that completes the parsed settings: the recipe's objective and teacher.enabled do not apply to another
-    objective, and a default distortion not to another form."""
+    function that completes the parsed settings: what the recipe says about its objective, teacher, backbone and
+    optimizer does not apply to others, and a default distortion not to another form."""
     from mec.pretraining import Recipe, packaged_recipes
     from mec.pretraining.recipe_files import default_recipe, load_recipe
 
@@ -212,17 +212,22 @@ def _add_recipe(
     defaults = load_recipe(recipe or by_weights or default_recipe("".join(positional[:1])))
     parser.set_defaults({name: value for name, value in defaults.as_dict().items() if name != "parts"})
 
+    def given(name: str, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the entries of a dictionary that the command line sets: all by --NAME, or some by --NAME.ENTRY."""
+        return values if f"--{name}" in options else {n: v for n, v in values.items() if f"--{name}.{n}" in options}
+
     def complete(settings: dict[str, Any]) -> dict[str, Any]:
-        objective = settings["objective"]
+        objective, optimizer = settings["objective"], settings["optimizer"]
+        if settings["backbone"] != defaults.backbone:
+            settings["backbone_options"] = given("backbone_options", settings["backbone_options"])
+        if optimizer["name"] != defaults.optimizer.name:
+            optimizer["options"] = given("optimizer.options", optimizer["options"])
         if defaults.objective.distortion is None and "--objective.distortion" not in options:
             objective["distortion"] = None  # that of the form
         if objective["name"] != defaults.objective.name:
-            # --objective.options.temperature sets an entry of options, --objective.options all of them
-            typed = {name.split(".")[1] for name in options if name.startswith("--objective.")}
-            own = {name: objective[name] for name in typed}
-            if "options" in typed and "--objective.options" not in options:
-                own["options"] = {n: v for n, v in own["options"].items() if f"--objective.options.{n}" in options}
-            settings = settings | {"objective": own}
+            objective["options"] = given("objective.options", objective["options"])
+            names = {name.split(".")[1] for name in options if name.startswith("--objective.")}
+            settings = settings | {"objective": {name: objective[name] for name in names}}
             if "--teacher.enabled" not in options:
                 settings["teacher"] = settings["teacher"] | {"enabled": False}
         return settings | {"parts": defaults.parts}
