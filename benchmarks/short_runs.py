@@ -189,6 +189,8 @@ def pretrain(run: Run, objective: nn.Module, dataset: Dataset, x: Tensor) -> tup
             group["lr"] = lr * min(1, (step + 1) / warmup) * (1 + math.cos(math.pi * after_warmup)) / 2
         if hasattr(objective, "schedule"):
             objective.schedule(step / max(1, steps - 1))
+        if hasattr(objective, "warmup"):
+            objective.warmup(min(1, step / warmup))
         loss = loss_of(indices, epoch)
         optimizer.zero_grad()
         loss.backward()

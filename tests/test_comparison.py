@@ -21,6 +21,7 @@ import mec
 from mec import comparison
 from mec.cli.main import main
 from mec.errors import InputError
+from mec.pretraining import precision
 from mec.pretraining.recipe import OptimizerSettings, ProjectorSettings
 from mec.report.record import read_records
 
@@ -170,6 +171,28 @@ def test_wrong_arguments_are_refused(tmp_path: Path, variants: Any, seeds: Any, 
     with pytest.raises(InputError, match=f"^{message}"):
         mec.compare(digits(), tmp_path / "out", variants, TINY, seeds)
     assert not (tmp_path / "out").exists()
+
+
+def test_all_runs_have_the_precision_that_was_measured_for_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measurements = iter(["bf16-mixed", "32-true", "32-true"])
+    monkeypatch.setattr(precision, "native_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "_faster_precision", lambda *_: next(measurements))
+    wide = replace(TINY, image_size=32)
+    variants: dict[str, dict[str, Any]] = {
+        "a": {},
+        "b": {"objective": Cosine()},
+        "larger": {"recipe": replace(TINY, image_size=40)},
+    }
+    mec.compare(digits(labels=False), tmp_path, variants, wide)
+    mec.compare(digits(labels=False), tmp_path, variants, wide, seeds=(0, 1))
+    measured = {
+        str(path.parent.relative_to(tmp_path)): json.loads(path.read_text())["precision"]
+        for path in tmp_path.glob("*/*/environment.json")
+    }
+    expected = {"a": "bf16-mixed", "b": "bf16-mixed", "larger": "32-true"}
+    assert measured == {f"{name}/seed={seed}": value for name, value in expected.items() for seed in (0, 1)}
 
 
 def test_a_failed_run_is_named_and_the_others_go_on_without_labels(

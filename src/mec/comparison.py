@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from mec.pretraining.parts import resolve_parts
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.recipe_files import default_recipe, load_recipe
 from mec.pretraining.run import pretrain
-from mec.pretraining.run_folder import Run, check_settings
+from mec.pretraining.run_folder import Run, check_settings, contains_run, recorded_precision
 from mec.report import write_report
 from mec.report.record import read_results
 from mec.results import RESULTS, DatasetSummary, Metric, Result, cells, mean_metrics, titles
@@ -41,6 +41,8 @@ NEIGHBORS = 20
 PARTS = ("encoder", "distill_from", "objective", "view_transform")
 ARGUMENTS = ("recipe", *PARTS, "callbacks", "loggers")
 """Arguments of ``pretrain`` that a variant may have."""
+NETWORK_SETTINGS = ("backbone", "backbone_options", "image_size", "extra_views", "resolution_schedule", "precision")
+"""Settings that decide which precision is the faster one."""
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "linear": {"classifier": "logistic regression", "crops": "central"},
     "knn": {"similarity": "cosine", "temperature": 0.07},
@@ -130,7 +132,9 @@ def compare(
         arguments = copy.deepcopy({key: value for key, value in variants[name].items() if key != "recipe"})
         try:
             with _brief_log():
-                run = pretrain(data, folder, replace(resolved[name], seed=seed), resume=True, **arguments)
+                precision = _precision(name, folder, resolved, runs.values())
+                own = replace(resolved[name], seed=seed, precision=precision)
+                run = pretrain(data, folder, own, resume=True, **arguments)
                 values, others = _measure(data, run, dataset, not baselines)
         except InputError as error:
             failed[title] = str(error)
@@ -172,6 +176,23 @@ def _resolve(
     default = default_recipe(data) if recipe is None else recipe
     chosen = {name: arguments.get("recipe") or default for name, arguments in variants.items()}
     return {name: own if isinstance(own, Recipe) else load_recipe(own) for name, own in chosen.items()}
+
+
+def _precision(
+    name: str, folder: Path, recipes: Mapping[str, Recipe], runs: Iterable[tuple[str, int, Path]]
+) -> Any:
+    """Return the precision of a run of the variant ``name``. Measurements of the faster one differ from run to run; so
+    all runs of an encoder and size of the views have that of the first one."""
+    recipe = recipes[name]
+    if contains_run(folder):
+        return Run(folder).recipe().precision
+    if recipe.precision != "auto":
+        return recipe.precision
+    for other, _, first in runs:
+        is_same = all(getattr(recipes[other], setting) == getattr(recipe, setting) for setting in NETWORK_SETTINGS)
+        if is_same and contains_run(first) and (measured := recorded_precision(first)) is not None:
+            return measured
+    return "auto"
 
 
 def _parts(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import json
+import logging
 import subprocess
 import sys
 from dataclasses import replace
@@ -319,3 +320,12 @@ def test_options_of_a_backbone_and_an_optimizer_apply_to_no_other(monkeypatch: p
     assert [recipe.backbone_options for recipe in recipes[:2]] == [{}, {"width_factor": 0.5}]
     assert [recipe.optimizer.options for recipe in recipes[2:5]] == [{}, {"nesterov": True}, {"betas": [0.9, 0.99]}]
     assert recipes[5].backbone_options == load_recipe("digits").backbone_options
+
+
+def test_the_same_warning_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("twice", "twice", "another"):
+        logging.getLogger("mec").warning(text)
+        logging.getLogger("mec").info("a step")
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: twice", "a step", "a step", "warning: another", "a step"
+    ]  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -113,6 +114,17 @@ def test_a_destructive_run_keeps_its_start(
     assert "the last encoder is worse than that at the start" in caplog.text
     assert [row["step"] for row in rows(run.folder)] == [0, 4, 8, 12, 16, 20]
     assert rows(run.folder)[-1]["score"] < rows(run.folder)[0]["score"]
+
+
+def test_images_that_cannot_be_read_are_counted(trained: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rng = np.random.default_rng(0)
+    for index in range(30):
+        # too large to be held in memory, where the corrupt one would be missing already
+        Image.fromarray(rng.integers(0, 256, (100, 100), dtype=np.uint8)).save(tmp_path / f"{index:02}.png")
+    (tmp_path / "07.png").write_bytes(b"no image")
+    recipe = replace(GENTLE, subsample=None, steps=1, batch_size=8)
+    pretrain(tmp_path, tmp_path / "run", recipe, encoder=trained.encoder())
+    assert "checks of the encoder: 1 of 30 images cannot be read" in caplog.text
 
 
 def test_patience_stops_the_run(trained: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

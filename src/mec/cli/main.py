@@ -158,10 +158,20 @@ def _normalize(argument: str) -> str:
 
 
 class _ConsoleHandler(logging.Handler):
-    """Prints log messages to standard error, above a progress bar if there is one."""
+    """Prints log messages to standard error, above a progress bar if there is one. The same warning is printed once:
+    every evaluation of a run warns of the same corrupt images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warnings: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        prefix = ""
+        if record.levelno >= logging.WARNING:
+            if record.getMessage() in self.warnings:
+                return
+            self.warnings.add(record.getMessage())
+            prefix = f"{record.levelname.lower()}: "
         Console(stderr=True, soft_wrap=True).print(prefix + record.getMessage(), highlight=False, markup=False)
 
 

@@ -163,11 +163,12 @@ def _write_recipe(out: Path, recipe: Recipe) -> None:
 
 def check_settings(out: Path, recipe: Recipe) -> None:
     """Raise InputError if a folder holds a run with weights or checkpoints that another recipe would refuse to resume.
-    What only the images or views determine, such as a number of channels that is null, is not compared."""
+    What is determined at the start of a run, such as a number of channels that is null, is not compared."""
     if contains_run(out) and ((out / WEIGHTS_FILE).exists() or any((out / CHECKPOINTS_FOLDER).glob("*"))):
         first = Run(out).recipe()
         unknown = {"channels"} if recipe.channels is None else set()
         unknown |= {"whiten_stem"} if recipe.whiten_stem is None else set()
+        unknown |= {"precision"} if recipe.precision == "auto" else set()
         unknown |= {"image_size"} if "view_transform" in recipe.parts else set()
         check_same_recipe(first, replace(recipe, **{name: getattr(first, name) for name in unknown}))
 

@@ -144,6 +144,8 @@ class StartGuard(lightning.Callback):
             loader = evaluation_loader(self.sample, pixel_format_of(encoder), encoder.image_size, BATCH, workers=0)
             batches = list(loader)
             self.images = torch.cat([batch.images for batch in batches])
+            if unreadable := len(self.sample) - len(self.images):
+                logger.warning(f"checks of the encoder: {unreadable} of {len(self.sample):,} images cannot be read")
             if self.has_labels:
                 labels = np.asarray(self.sample.labels)[np.concatenate([batch.indices for batch in batches])]
                 self.labels = torch.from_numpy(labels)
