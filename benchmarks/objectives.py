@@ -36,6 +36,8 @@ Stage = Literal["rate", "tune", "test"]
 NAME = "objectives"
 QUESTION = "which objective learns most from the same compute, with published settings and tuned"
 LR_FACTORS = (0.25, 0.5, 1.0, 2.0)
+BEYOND = {0.25: 0.125, 2.0: 4.0}
+"""A fifth learning rate, where the best of the four is the lowest or the highest; tried if ``rate`` is run again."""
 SETTINGS = ("stage", "encoder", "views", "scale")
 """Settings of a row that are those of a summary."""
 
@@ -146,6 +148,8 @@ def jobs_of(
         trials = trials[:1] + [trial for trial in trials[1:] if str(trial) == tuned]
     if stage == "rate":
         trials = trials[:1]
+        edge = BEYOND.get(best("lr_factor", rows, stage="rate", **chosen))
+        factors = factors if edge is None else (*factors, edge)
     return [Job(dataset, method, t, f, stage, encoder, *rest) for t, f in itertools.product(trials, factors)]
 
 

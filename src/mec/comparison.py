@@ -178,9 +178,7 @@ def _resolve(
     return {name: own if isinstance(own, Recipe) else load_recipe(own) for name, own in chosen.items()}
 
 
-def _precision(
-    name: str, folder: Path, recipes: Mapping[str, Recipe], runs: Iterable[tuple[str, int, Path]]
-) -> Any:
+def _precision(name: str, folder: Path, recipes: Mapping[str, Recipe], runs: Iterable[tuple[str, int, Path]]) -> Any:
     """Return the precision of a run of the variant ``name``. Measurements of the faster one differ from run to run; so
     all runs of an encoder and size of the views have that of the first one."""
     recipe = recipes[name]

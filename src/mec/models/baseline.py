@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +18,7 @@ from mec.models.safe_pickle import read_weights
 logger = logging.getLogger("mec")
 
 START_FILE = "start.safetensors"
-"""Weights of the trained encoder with which a run started."""
+"""Weights of the trained encoder with which a run started; a .json of the same name has its spec."""
 UNTRAINED_FILE = "untrained.safetensors"
 """Weights of the untrained encoder with which a run started, where no seed determines them."""
 
@@ -34,11 +36,22 @@ def find_baseline(encoder: Encoder) -> dict[str, Encoder]:
         return {}
     try:
         if encoder.start_file is not None and encoder.start_file.name == START_FILE:
-            return {"start": _with_weights(encoder, encoder.start_file)}
+            return {"start": read_start(encoder, encoder.start_file)}
         return {"untrained": untrained(encoder)}
     except InputError as error:
         logger.info(f"no untrained encoder as a baseline: {str(error).removeprefix('encoder: ')}")
         return {}
+
+
+def read_start(encoder: Encoder, file: Path) -> Encoder:
+    """Return the encoder with which the run of ``encoder`` started, from its ``file``. It takes images of the size that
+    it was trained for, as before the run."""
+    spec_file = file.with_suffix(".json")
+    fields = json.loads(spec_file.read_text()) if spec_file.exists() else {}
+    spec = replace(encoder.spec, image_size=fields.get("image_size", encoder.spec.image_size))
+    with torch.random.fork_rng(devices=[]):
+        start = Encoder(spec, copy_network(encoder.backbone) if spec.is_module else None)
+    return _read_weights(start, file)
 
 
 def untrained(encoder: Encoder, seed: int = 0) -> Encoder:
@@ -51,7 +64,7 @@ def untrained(encoder: Encoder, seed: int = 0) -> Encoder:
     spec, file = encoder.spec, encoder.start_file
     if file is not None and file.name == UNTRAINED_FILE:
         if file.exists():
-            initialized = _with_weights(encoder, file)
+            initialized = _read_weights(Encoder(spec, copy_network(encoder.backbone)), file)
             initialized.untrained = True
             return initialized
         logger.warning(f"{file} was deleted: the untrained encoder has the weights of seed {seed}")
@@ -63,9 +76,8 @@ def untrained(encoder: Encoder, seed: int = 0) -> Encoder:
     return initialized.eval()
 
 
-def _with_weights(encoder: Encoder, file: Path) -> Encoder:
-    """Return a copy of an encoder with the weights of a file in the folder of its run."""
-    copied = Encoder(encoder.spec, copy_network(encoder.backbone))
-    load_weights(copied, dict(read_weights(file)), str(file))
-    copied.origin = f"{encoder.spec.backbone}, {file.stem} of {file.parent}"
-    return copied.eval()
+def _read_weights(encoder: Encoder, file: Path) -> Encoder:
+    """Read the weights of a file in the folder of a run, and return the encoder."""
+    load_weights(encoder, dict(read_weights(file)), str(file))
+    encoder.origin = f"{encoder.spec.backbone}, {file.stem} of {file.parent}"
+    return encoder.eval()

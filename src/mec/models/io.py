@@ -35,13 +35,19 @@ TIMM_FIELDS = ("small_stem", "options", "stem_padding")
 TIMM_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
-def save_encoder(encoder: Encoder, folder: str | os.PathLike[str]) -> Path:
-    """Write the encoder into ``folder``, each file atomically, and return the path of the weights."""
-    folder = Path(folder)
-    with atomic_write(folder / SPEC_FILE) as path:
+def save_encoder(encoder: Encoder, folder: str | os.PathLike[str], file: str = WEIGHTS_FILE) -> Path:
+    """Write the encoder into ``folder``: the weights into ``file``, and the spec into a .json of the same name, each
+    atomically. Return the path of the weights."""
+    weights = Path(folder) / file
+    write_spec(encoder, weights.with_suffix(".json"))
+    save_weights(encoder, weights)
+    return weights
+
+
+def write_spec(encoder: Encoder, file: Path) -> None:
+    """Write the spec of an encoder atomically, as JSON."""
+    with atomic_write(file) as path:
         path.write_text(json.dumps(encoder.spec.as_dict(), indent=2) + "\n")
-    save_weights(encoder, folder / WEIGHTS_FILE)
-    return folder / WEIGHTS_FILE
 
 
 def save_weights(encoder: Encoder, file: Path) -> None:
@@ -115,7 +121,9 @@ def load_encoder(source: str | os.PathLike[str], **overrides: Any) -> Encoder:
 
 def load_start(run: Path) -> Encoder:
     """Load the trained encoder with which a run started."""
-    encoder = create_encoder(**_merge(_read_fields(run / SPEC_FILE, complete=True), {}, run))
+    spec = (run / START_FILE).with_suffix(".json")
+    spec = spec if spec.exists() else run / SPEC_FILE  # of versions that did not write it
+    encoder = create_encoder(**_merge(_read_fields(spec, complete=True), {}, run))
     load_weights(encoder, dict(read_weights(run / START_FILE)), str(run / START_FILE))
     return encoder.eval()
 
@@ -185,15 +193,17 @@ def _read_fields(path: Path, complete: bool) -> dict[str, Any]:
 def _load_checkpoint(path: Path, branch: str | None, overrides: dict[str, Any]) -> Encoder:
     checkpoint = read_weights(path)
     json_path = path.with_suffix(".json")
-    run_spec = path.parent.parent / SPEC_FILE
+    # the one beside the checkpoints is there if the run has kept its start, which takes images of another size
+    candidates = path.with_name(SPEC_FILE), path.parent.parent / SPEC_FILE
+    run_spec = next((candidate for candidate in candidates if candidate.exists()), None)
     state_dict = checkpoint.get("state_dict")
     stored, label = {}, ""
     keys = (str(key).replace("_orig_mod.", "") for key in state_dict) if isinstance(state_dict, Mapping) else ()
     if any(key.startswith(MEC_BACKBONE_PREFIX) for key in keys):
-        if run_spec.exists():
+        if run_spec is not None:
             stored = _read_fields(run_spec, complete=True)
         elif "backbone" not in overrides:
-            raise InputError(f"encoder: {path} is a checkpoint of a run, and the run's {run_spec} does not exist")
+            raise InputError(f"encoder: {path} is a checkpoint of a run, and the run's {candidates[1]} does not exist")
     elif json_path.exists() and json_path != path:
         stored = _read_fields(json_path, complete=False)
         label = f"encoder {path.name}" if stored.keys() == FIELDS.keys() else ""  # mec export writes all fields

@@ -34,9 +34,9 @@ from mec.engine.run_folder import lock_folder
 from mec.engine.trainer import compiled, running, seeded
 from mec.errors import InputError
 from mec.models.baseline import START_FILE
-from mec.models.checkpoint_files import checkpoint_step
+from mec.models.checkpoint_files import CHECKPOINTS_FOLDER, checkpoint_step
 from mec.models.encoder import Encoder
-from mec.models.io import WEIGHTS_FILE, save_encoder
+from mec.models.io import SPEC_FILE, WEIGHTS_FILE, save_encoder, write_spec
 from mec.pretraining.advice import FEW_IMAGES, PRETRAINED
 from mec.pretraining.assembly import create_module, create_sampler, create_trainer
 from mec.pretraining.distillation import TARGETS_FILE, Distillation
@@ -57,6 +57,7 @@ from mec.pretraining.run_folder import (
 from mec.pretraining.start_encoder import (
     StartEncoder,
     check_same_network,
+    copy_start,
     create_start_encoder,
     own_network,
     whiten_start,
@@ -185,7 +186,10 @@ def _pretrain(
     precision = choose_precision(recipe, encoder, out, resume)
     if recipe.patience is not None and not encoder.is_trained:
         raise InputError(f"patience: expected null for an encoder without trained weights, got {recipe.patience}")
-    guard = StartGuard(dataset, recipe.patience) if encoder.is_trained else None
+    start = guard = None
+    if encoder.is_trained and isinstance(parts.encoder, Encoder):
+        start = copy_start(parts.encoder, pixel_format, statistics).eval()
+        guard = StartGuard(dataset, recipe.patience, start)
     callbacks = [*callbacks, *([] if guard is None else [guard])]
     if "distill_from" in recipe.parts:
         if parts.teacher is not None:
@@ -214,7 +218,7 @@ def _pretrain(
         if trainer.is_global_zero:
             if not resume and contains_run(out):
                 raise run_exists_error(out)
-            write_run_files(out, recipe, encoder, environment)
+            write_run_files(out, recipe, encoder, start, environment)
             corrupt_log.write_to(out / CORRUPT_FILE)
         parameters = f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.3g} M parameters"
         logger.info(
@@ -227,6 +231,11 @@ def _pretrain(
                 f"fewer than {FEW_IMAGES:,} images: trained weights are usually a far better start than random ones: "
                 f"add --init {PRETRAINED}, with another --out"
             )
+        if start is not None and start.image_size != encoder.image_size:
+            logger.info(
+                f"the encoder to start from takes images of {start.image_size} px, the trained one will take "
+                f"{encoder.image_size} px: they are compared at these sizes"
+            )
         if module.head_steps:
             logger.info(f"the first {module.head_steps:,} of {module.total_steps:,} steps train only the projector")
         is_long = device.type == "cuda" and module.total_steps >= MIN_STEPS_TO_COMPILE
@@ -235,7 +244,10 @@ def _pretrain(
             trainer.fit(module, loader, ckpt_path=checkpoint)
         trained_encoder = full_encoder(module.network.encoder)
         if trainer.is_global_zero:
-            save_encoder(trained_encoder if guard is None else guard.finish(trained_encoder, out), out)
+            best = trained_encoder if guard is None else guard.finish(trained_encoder, out)
+            if best.spec != trained_encoder.spec:  # the start, of another image size: that of checkpoints is kept
+                write_spec(trained_encoder, out / CHECKPOINTS_FOLDER / SPEC_FILE)
+            save_encoder(best, out)
             (out / BEST_FILE).unlink(missing_ok=True)
             if len(corrupt_log):
                 logger.warning(f"skipped corrupt images: {len(corrupt_log):,} (listed in {out / CORRUPT_FILE})")

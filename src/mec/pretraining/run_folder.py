@@ -30,7 +30,7 @@ from mec.files import atomic_write
 from mec.models.baseline import START_FILE, UNTRAINED_FILE, find_start
 from mec.models.checkpoint_files import CHECKPOINTS_FOLDER
 from mec.models.encoder import Encoder
-from mec.models.io import SPEC_FILE, WEIGHTS_FILE, load_encoder, load_start, save_weights
+from mec.models.io import SPEC_FILE, WEIGHTS_FILE, load_encoder, load_start, save_encoder, save_weights, write_spec
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.recipe_files import make_recipe, read_settings
 from mec.results import command_line
@@ -134,18 +134,21 @@ def check_resumable(out: Path, recipe: Recipe, environment: Mapping[str, Any]) -
             raise InputError(f"resume: {name}: expected {before[name]} as in the run so far, got {now}")
 
 
-def write_run_files(out: Path, recipe: Recipe, encoder: Encoder, environment: Mapping[str, Any]) -> None:
-    """Write encoder.json, environment.json and recipe.yaml, before the first step, and the weights at the start if they
-    were trained before, or depend on the images. A resumed run keeps the environment that it was started in, and adds
-    the present one to ``resumed``."""
+def write_run_files(
+    out: Path, recipe: Recipe, encoder: Encoder, start: Encoder | None, environment: Mapping[str, Any]
+) -> None:
+    """Write encoder.json, environment.json and recipe.yaml, before the first step, and the trained encoder ``start``,
+    or the weights of an untrained one if they depend on the images. A resumed run keeps the environment that it was
+    started in, and adds the present one to ``resumed``."""
     if contains_run(out):
         first = _read_environment(out)
         environment = first | {"resumed": [*first.get("resumed", []), environment]} if first else environment
     # the encoder's weights are written at the end; checkpoints need its description before
-    with atomic_write(out / SPEC_FILE) as path:
-        path.write_text(json.dumps(encoder.spec.as_dict(), indent=2) + "\n")
-    if (encoder.is_trained or recipe.setting("whiten_stem")) and find_start(out) is None:
-        save_weights(encoder, out / (START_FILE if encoder.is_trained else UNTRAINED_FILE))
+    write_spec(encoder, out / SPEC_FILE)
+    if find_start(out) is None and start is not None:
+        save_encoder(start, out, START_FILE)
+    elif find_start(out) is None and recipe.setting("whiten_stem"):
+        save_weights(encoder, out / UNTRAINED_FILE)
     with atomic_write(out / ENVIRONMENT_FILE) as path:
         path.write_text(json.dumps(environment, indent=2) + "\n")
     _write_recipe(out, recipe)  # last, because it marks the folder as a run

@@ -112,7 +112,7 @@ def create_start_encoder(
     """Return the encoder to train, in training mode: a new one of the recipe, or a copy of the given encoder.
     ``statistics`` are the mean and standard deviation by which views are normalized already."""
     if isinstance(encoder, Encoder):
-        return _to_train(_copy(encoder, pixel_format, statistics), recipe)
+        return _to_train(copy_start(encoder, pixel_format, statistics), recipe)
     network = own_network(encoder)
     # 8-bit color images are normalized with ImageNet's statistics, the default of create_encoder
     is_8bit_color = pixel_format.channels == 3 and pixel_format.value_range is None
@@ -155,7 +155,8 @@ def _view_sized(dataset: ImageDataset, pixel_format: PixelFormat, size: int) -> 
         yield torch.from_numpy(crop_and_resize(image, box, size)).permute(2, 0, 1)
 
 
-def _copy(encoder: Encoder, pixel_format: PixelFormat, statistics: Statistics | None) -> Encoder:
+def copy_start(encoder: Encoder, pixel_format: PixelFormat, statistics: Statistics | None) -> Encoder:
+    """Return a copy of a trained encoder, with the normalization of a run; its image size is its own."""
     spec = encoder.spec
     mean, std = statistics or (spec.mean, spec.std)
     if (mean, std) != (spec.mean, spec.std):

@@ -21,7 +21,7 @@ from mec.distributed import process_group
 from mec.embedding.extract import BATCH, feature_function, pixel_format_of
 from mec.engine.fsdp import full_encoder
 from mec.files import StepCsv
-from mec.models.baseline import START_FILE
+from mec.models.baseline import START_FILE, read_start
 from mec.models.encoder import Encoder
 from mec.models.foreign_checkpoints import load_weights
 from mec.models.io import save_weights
@@ -56,11 +56,13 @@ class StartGuard(lightning.Callback):
     Args:
         dataset: the images of the run.
         patience: checks in a row with an encoder worse than the best one, after which the run stops; None: never.
+        start: the encoder with which the run starts; it gets images of its own size.
     """
 
-    def __init__(self, dataset: ImageDataset, patience: int | None) -> None:
+    def __init__(self, dataset: ImageDataset, patience: int | None, start: Encoder) -> None:
         sample = dataset.subset(evenly_spaced(dataset, MAX_IMAGES))
         self.patience, self.sample = patience, sample
+        self.start: Encoder | None = start
         self.has_labels = sample.labels is not None and bool((np.asarray(sample.labels) >= 0).all())
         self.has_labels = self.has_labels and len(np.unique(np.asarray(sample.labels))) > 1
         self.images: Tensor | None = None
@@ -93,6 +95,7 @@ class StartGuard(lightning.Callback):
         with process_group() as group:
             state = self._measure(encoder, trainer) if group.rank == 0 else {}
             self.state = group.broadcast(state)
+        self.start = None
         self.last_check = time.monotonic()
         pl_module.network.encoder.train(training)
         if self.patience is not None and self.state["worse"] >= self.patience:
@@ -100,8 +103,10 @@ class StartGuard(lightning.Callback):
             trainer.should_stop = True
 
     def _measure(self, encoder: Encoder, trainer: lightning.Trainer) -> dict[str, Any]:
-        """Return the state after a check of the encoder. Runs in one process."""
+        """Return the state after a check of the encoder, or of the start at step 0. Runs in one process."""
         step, folder = trainer.global_step, Path(trainer.default_root_dir)
+        if not self.state and self.start is not None:
+            encoder = self.start
         features = self._features(encoder, trainer.strategy.root_device)
         scores = own_class(features, self.labels) if self.has_labels else reciprocal_rank(*features.chunk(2, dim=1))
         neighbors, rank = nearest_neighbors(features), effective_rank(features)
@@ -140,7 +145,7 @@ class StartGuard(lightning.Callback):
 
     def _features(self, encoder: Encoder, device: torch.device) -> Tensor:
         """Return features (n, d) of whole images; without labels those (n, 2 d) of two crops of each image."""
-        if self.images is None:
+        if self.images is None or self.images.shape[-1] != encoder.image_size:
             loader = evaluation_loader(self.sample, pixel_format_of(encoder), encoder.image_size, BATCH, workers=0)
             batches = list(loader)
             self.images = torch.cat([batch.images for batch in batches])
@@ -164,9 +169,11 @@ class StartGuard(lightning.Callback):
             change = "better than" if worse(start, scores) else "as good as"
             logger.info(f"the encoder is {change} the one it started from: {values}")
             return encoder
-        file = folder / (BEST_FILE if best["step"] else START_FILE)
-        kept_encoder = Encoder(encoder.spec, encoder.backbone)
-        load_weights(kept_encoder, dict(read_weights(file)), str(file))
+        if best["step"]:
+            kept_encoder = Encoder(encoder.spec, encoder.backbone)
+            load_weights(kept_encoder, dict(read_weights(folder / BEST_FILE)), str(folder / BEST_FILE))
+        else:
+            kept_encoder = read_start(encoder, folder / START_FILE)
         origin = f"of step {best['step']:,}" if best["step"] else "at the start"
         logger.warning(
             f"the last encoder is worse than that {origin} ({self._format(best['scores'])}), which is kept: {values}. "
