@@ -322,9 +322,9 @@ def test_options_of_a_backbone_and_an_optimizer_apply_to_no_other(monkeypatch: p
     assert recipes[5].backbone_options == load_recipe("digits").backbone_options
 
 
-def test_the_same_warning_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_warning_of_corrupt_images_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
     for text in ("twice", "twice", "another"):
-        logging.getLogger("mec").warning(text)
+        logging.getLogger("mec").warning(text, extra={"once": True})
         logging.getLogger("mec").info("a step")
     assert capsys.readouterr().err.splitlines() == [
         "warning: twice", "a step", "a step", "warning: another", "a step"

@@ -158,8 +158,8 @@ def _normalize(argument: str) -> str:
 
 
 class _ConsoleHandler(logging.Handler):
-    """Prints log messages to standard error, above a progress bar if there is one. The same warning is printed once:
-    every evaluation of a run warns of the same corrupt images."""
+    """Prints log messages to standard error, above a progress bar if there is one. A warning with ``once`` is not
+    repeated: every evaluation of a run warns of the same corrupt images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         prefix = ""
         if record.levelno >= logging.WARNING:
-            if record.getMessage() in self.warnings:
+            if getattr(record, "once", False) and record.getMessage() in self.warnings:
                 return
             self.warnings.add(record.getMessage())
             prefix = f"{record.levelname.lower()}: "

@@ -169,7 +169,11 @@ def _load_trained(name: str, source: str | None) -> Any:
     except InputError as error:
         raise InputError(f"{name}: {str(error).removeprefix('encoder: ')}") from error
     if encoder.untrained:
-        advice = f": use --backbone {source}" if name == "init" else ""
+        import timm
+
+        weights = timm.list_pretrained(f"{source}.*")[:3]
+        advice = f"; trained weights of it: {', '.join(weights)}" if weights else ""
+        advice += f"; without trained weights: --backbone {source}" if name == "init" else ""
         raise InputError(f"{name}: expected trained weights, got {source}, an architecture{advice}")
     return encoder
 

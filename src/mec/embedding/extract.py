@@ -109,7 +109,8 @@ def log_corrupt(corrupt_log: CorruptLog, group: ProcessGroup = SINGLE_PROCESS) -
     if reasons:
         title, reason = next(iter(reasons.items()))
         plural = "s" if len(reasons) > 1 else ""
-        logger.warning(f"skipped {len(reasons):,} corrupt image{plural}; the first: {title}: {reason}")
+        text = f"skipped {len(reasons):,} corrupt image{plural}; the first: {title}: {reason}"
+        logger.warning(text, extra={"once": True})
 
 
 def extract(

@@ -253,7 +253,10 @@ def _download(repository: str) -> Path:
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=[TIMM_CONFIG, *TIMM_WEIGHTS]))
     except Exception as error:  # huggingface_hub and its dependencies raise many kinds of exceptions
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"encoder: hf:{repository} could not be downloaded ({reason})") from error
+        raise InputError(
+            f"encoder: hf:{repository} could not be downloaded ({reason}); without a network, copy a file of "
+            "weights here and name it"
+        ) from error
 
 
 def _is_int(value: Any) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 
 from mec.data.dataset import DataLike, ImageDataset, data_name, is_path
@@ -139,7 +140,9 @@ def create_online_probe(data: DataLike, every_n_epochs: int | None, workers: int
     except InputError as error:
         if every_n_epochs is not None:
             raise
-        logger.info(f"no online probes: {error}")
+        labels = splits.train.labels
+        has_labels = labels is not None and bool((np.asarray(labels) >= 0).any())
+        logger.info(f"no online probes: {error if has_labels else 'the images have no labels'}")
         return None
 
 

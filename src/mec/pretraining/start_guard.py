@@ -41,6 +41,8 @@ CROP = 0.75
 """Side of the two crops of an image, at opposite corners, as a fraction of the side of the image."""
 STANDARD_ERRORS = 2.0
 """Standard errors of a difference from which an encoder is worse than another."""
+SAME_NEIGHBORS = 0.98
+"""Fraction of the nearest neighbors of the start, above which the encoder has hardly changed."""
 COLUMNS = ("step", "score", "effective_rank", "kept_neighbors")
 
 
@@ -134,7 +136,10 @@ class StartGuard(lightning.Callback):
         )
         if is_worse:
             logger.warning(f"step {step:,}: the encoder is worse than that of step {best['step']:,}")
-        return {"step": step, "scores": scores, "start": start, "best": best, "worse": is_worse}
+        return {
+            "step": step, "scores": scores, "start": start, "best": best, "worse": is_worse,
+            "kept": row["kept_neighbors"],
+        }  # fmt: skip
 
     @property
     def _title(self) -> str:
@@ -168,6 +173,11 @@ class StartGuard(lightning.Callback):
         if not worse(scores, best["scores"]):
             change = "better than" if worse(start, scores) else "as good as"
             logger.info(f"the encoder is {change} the one it started from: {values}")
+            if (same := self.state.get("kept", 0.0)) > SAME_NEIGHBORS:
+                logger.warning(
+                    f"the encoder has hardly changed in {self.state['step']:,} steps: {same:.0%} of the nearest "
+                    "neighbors of images are the same; train for longer"
+                )
             return encoder
         if best["step"]:
             kept_encoder = Encoder(encoder.spec, encoder.backbone)

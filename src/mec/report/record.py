@@ -27,6 +27,7 @@ from mec.pretraining.health import CHECKS, PATIENCE, HealthMonitor
 from mec.pretraining.outcome import OUTCOME_FILE, Outcome, read_outcome
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.run_folder import DATA_OBJECT, ENVIRONMENT_FILE, RECIPE_FILE
+from mec.pretraining.start_guard import GUARD_FILE
 from mec.results import RESULTS, Result
 
 logger = logging.getLogger("mec")
@@ -67,6 +68,7 @@ class Record:
     probes: Columns  # of probes.csv
     results: list[Result]  # valid lines of results.jsonl, oldest first
     outcome: Outcome | None  # of outcome.json
+    checks: str  # the last row of guard.csv against the first, as a sentence; empty without
     num_corrupt: int  # images
     finished: bool  # whether the trained encoder has been written
     notes: list[str]  # sentences about files that cannot be read
@@ -126,7 +128,8 @@ def read_records(runs: Sequence[str | os.PathLike[str]]) -> list[Record]:
     if gone:
         raise InputError(f"runs: {gone[0]} does not exist")
     if not folders:
-        raise InputError(f"runs: {others[0]} contains no run (no {RECIPE_FILE})")
+        hint = f"; its folders do: {others[0]}/*" if any(Path(others[0]).glob(f"*/{RECIPE_FILE}")) else ""
+        raise InputError(f"runs: {others[0]} contains no run (no {RECIPE_FILE}){hint}")
     if others:
         logger.warning(f"runs: passed over {len(others)} of {len(given)} that contain no run: {', '.join(others)}")
     for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
@@ -147,9 +150,23 @@ def _read_record(folder: Path, name: str) -> Record:
         probes=_columns(folder / PROBES, notes),
         results=read_results(folder / RESULTS, notes),
         outcome=_read_outcome(folder, notes),
+        checks=_describe_checks(_columns(folder / GUARD_FILE, notes)),
         num_corrupt=max(0, len(_read_text(folder / CORRUPT, notes).splitlines()) - 1),  # without the header
         finished=(folder / WEIGHTS_FILE).is_file(),
         notes=notes,
+    )
+
+
+def _describe_checks(columns: Columns) -> str:
+    """Return the last check of a run against its start as a sentence; empty without one."""
+    if len(columns.get("score", ())) < 2:
+        return ""
+    start, best, last = columns["score"][0], columns["score"].max(), columns["score"][-1]
+    kept = f", and {columns['kept_neighbors'][-1]:.0%} of the start's nearest neighbors kept"
+    return (
+        f"Checks on training images, from 0 to 1: {last:.3f} at the end, {start:.3f} with the encoder at the start"
+        f"{f', at most {best:.3f} in between' if best > max(start, last) else ''}{kept}. Higher is better; without "
+        "labels, it shows that the encoder was not spoiled, not that it is better for your classes."
     )
 
 

@@ -54,6 +54,10 @@ class Comparison(NamedTuple):
         """Return the baselines that have a higher value than the encoder."""
         return [name for name, metric in self.baselines.items() if metric.value > self.metric.value]
 
+    def clearly_below(self) -> list[str]:
+        """Return the baselines that exceed the encoder by two standard errors of the difference."""
+        return [name for name, m in self.baselines.items() if m.value - self.metric.value > 2 * self._error(m)]
+
     def not_above(self) -> list[str]:
         """Return the baselines that the encoder does not exceed by two standard errors of the difference."""
         return [name for name, m in self.baselines.items() if self.metric.value - m.value <= 2 * self._error(m)]
@@ -113,7 +117,7 @@ def headline(record: Record) -> Headline:
     if not compared:
         return without_evaluation(record)
     below = [c for c in compared if c.below()]
-    first = next(iter(below), compared[0])
+    first = next((c for c in below if c.clearly_below()), next(iter(below), compared[0]))
     images = first.result.dataset.counts.get("test")
     where = f"{images:,} test images of {first.result.dataset.name}" if images else str(first.result.dataset)
     text = f"{first.describe(list(first.baselines))} ({first.name}, {where})."
@@ -124,7 +128,10 @@ def headline(record: Record) -> Headline:
     level: Literal["ok", "note", "warning"] = "ok"
     if below:
         level = "warning"
-        title = f"Worse than {_join(first.below())}"
+        is_clear = bool(first.clearly_below())
+        title = f"{'Worse' if is_clear else 'Not better'} than {_join(first.below())}"
+        if not is_clear:
+            details.append(f"The difference is within two standard errors of {images or 0:,} test images.")
         if others := [f"{c.name}: {c.describe(c.below())}" for c in below[1:]]:
             details.append(f"Also below: {'; '.join(others)}.")
         advice, commands = _advice(record, below_start=any("start" in c.below() for c in below))
@@ -197,6 +204,8 @@ def without_evaluation(record: Record) -> Headline:
         title, details = "No accuracy to compare", ["The results below have no row of an encoder with percentages."]
     elif record.environment.get("classes") == 0:
         details = ["The images have no labels to measure an accuracy with. To look for near-duplicates and outliers:"]
+        if record.checks:
+            text = record.checks
         out = str(record.folder / "embeddings.parquet")
         commands = _command(record, "embed", None, "--out", out, "--near-duplicates", "--outliers")
     elif commands := _command(record, "evaluate knn"):
