@@ -198,12 +198,16 @@ def main(
     write(NAME, QUESTION, rows=rows, summaries=summaries)
     selected = [row for row in rows if tuple(row[name] for name in SETTINGS) == (stage, encoder, views, scale)]
     print_table(selected)
-    print_summary(summarize(selected, stage, encoder, views, scale))
+    print_summary(summarize(rows, stage, encoder, views, scale))
 
 
 def summarize(rows: list[dict[str, Any]], stage: str, encoder: str, views: int, scale: float) -> dict[str, Any]:
     """Return the accuracies of each method with its published settings and tuned, on each dataset, as [mean, standard
-    deviation] over the seeds, and their means over the datasets. In the stage rate, the learning rate is the best."""
+    deviation] over the seeds, and their means over the datasets. The learning rate is the best of the stage rate."""
+    rates = {
+        (dataset, method): best("lr_factor", rows, stage="rate", encoder=encoder, dataset=dataset, method=method)
+        for dataset, method in itertools.product(DATASETS, TRIALS)
+    }
     rows = [row for row in rows if tuple(row[name] for name in SETTINGS) == (stage, encoder, views, scale)]
     methods: dict[str, Any] = {}
     for method, trials in TRIALS.items():
@@ -221,8 +225,8 @@ def summarize(rows: list[dict[str, Any]], stage: str, encoder: str, views: int, 
                     chosen = published
                 else:
                     continue
-                if stage == "rate":
-                    chosen = [row for row in chosen if row["lr_factor"] == best("lr_factor", chosen)]
+                if (rate := rates[dataset, method]) is not None:
+                    chosen = [row for row in chosen if row["lr_factor"] == rate]
                 if chosen:
                     by_dataset[dataset] = _over_seeds(chosen)
                 for row in chosen:

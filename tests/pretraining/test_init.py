@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import mec
+from mec import evaluate
 from mec.cli.main import main
 from mec.errors import InputError
+from mec.models.baseline import find_baseline
 from mec.models.encoder import Encoder, create_encoder
 from mec.models.io import save_encoder
 from mec.pretraining import Run, pretrain
@@ -140,6 +142,17 @@ def test_position_embeddings_are_resampled_for_another_image_size(tmp_path: Path
     saved = mec.load_encoder(run.folder / "start.safetensors")
     assert saved.image_size == start.image_size == 32
     assert torch.equal(saved.state_dict()["backbone.pos_embed"], embedding)
+
+
+def test_the_start_is_evaluated_at_its_own_size(trained: Run, tmp_path: Path) -> None:
+    start = trained.encoder()
+    recipe = replace(SHORT, image_size=start.image_size // 2, steps=1, batch_norm="frozen")
+    run = pretrain("digits", tmp_path / "run", recipe, encoder=start)
+    result = evaluate.knn("digits", run, k=[20])
+    expected = evaluate.knn("digits", start, k=[20], baselines=False)
+    assert result.metric("k=20", "start").value == expected.metric("k=20").value
+    sizes = {name: encoder.image_size for name, encoder in find_baseline(run.encoder()).items()}
+    assert sizes == {"start": start.image_size}
 
 
 def test_an_encoder_of_one_size_has_no_smaller_views(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

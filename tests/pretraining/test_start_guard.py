@@ -21,6 +21,7 @@ from mec.pretraining import Run, pretrain, start_guard
 from mec.pretraining.recipe_files import load_recipe
 from mec.pretraining.settings import ProjectorSettings
 from mec.pretraining.start_guard import kept, own_class, reciprocal_rank, two_crops, worse
+from mec.report.record import read_records
 from tests.pretraining.test_adaptation import SHORT
 from tests.pretraining.test_start_encoder import Stop
 
@@ -95,6 +96,10 @@ def test_a_gentle_run_is_checked_and_its_last_encoder_kept(
     gentle = replace(GENTLE, optimizer=replace(GENTLE.optimizer, backbone_lr=1e-5))
     run = pretrain("digits", tmp_path / "run", gentle, encoder=trained.encoder())
     checks = rows(run.folder)
+    assert "the encoder has hardly changed in 10 steps" in caplog.text
+    (record,) = read_records([run.folder])
+    last, first = checks[-1]["score"], checks[0]["score"]
+    assert f"{last:.3f} at the end, {first:.3f} with the encoder at the start" in record.checks
     assert [row["step"] for row in checks] == [0, 2, 4, 6, 8, 10]
     assert checks[0]["kept_neighbors"] == 1
     assert "the encoder is as good as the one it started from" in caplog.text or "is better than" in caplog.text

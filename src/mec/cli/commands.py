@@ -99,7 +99,12 @@ def add_export(parser: Parser, arguments: Sequence[str]) -> Run:
         "--encoder runs/pets --format onnx --out pets.onnx",
     )
     parser.add_argument_group("encoder").add_argument("--encoder", required=True, help=ENCODER_HELP)
-    add_settings(parser, "output", export, {"encoder"})
+    group = add_settings(parser, "output", export, {"encoder", "head"})
+    group.add_argument(
+        "--head",
+        help="a classifier that mec classify --save wrote, for format onnx: the network then returns class "
+        "probabilities, and its metadata hold the names of the classes; absent: it returns features",
+    )
     return export
 
 

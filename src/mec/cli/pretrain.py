@@ -226,7 +226,9 @@ def _add_recipe(
             settings["backbone_options"] = given("backbone_options", settings["backbone_options"])
         if optimizer["name"] != defaults.optimizer.name:
             optimizer["options"] = given("optimizer.options", optimizer["options"])
-        if defaults.objective.distortion is None and "--objective.distortion" not in options:
+        if "--objective.distortion" not in options and (
+            defaults.objective.distortion is None or objective["form"] != defaults.objective.form
+        ):
             objective["distortion"] = None  # that of the form
         if objective["name"] != defaults.objective.name:
             objective["options"] = given("objective.options", objective["options"])

@@ -71,11 +71,11 @@ class MECLoss(nn.Module):
 
         pooled:     Tr N - rate_weight * distortion * log det(I + S / distortion),
 
-    is a looser bound for views that disagree, and with another ``rate_weight`` than 1 no bound. Both have the
-    first-order term of the cross form and equal it when the views agree; of two views, they are never below it where
-    the cross form is well posed. Their matrices are positive semi-definite, so they are finite for every batch size,
-    width, network and distortion. They need neither a teacher nor a predictor. docs/objective.md derives and measures
-    them.
+    is a looser bound for views that disagree, and with a ``rate_weight`` above 1 no bound. Both have the first-order
+    term of the cross form and equal it when the views agree. Of two views, they are never below it if the symmetric
+    part of the cross-covariance of the codes is positive semi-definite, as for views that agree well. Their matrices
+    are positive semi-definite, so they are finite for every batch size, width, network and distortion. They need
+    neither a teacher nor a predictor. docs/objective.md derives and measures them.
 
     The pairs are all those of different views, or with ``global_views`` those of a global view and any other (and two
     global views count twice). The cost is that of V m codes, not of the pairs.

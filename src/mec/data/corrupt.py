@@ -70,7 +70,8 @@ class CorruptLog:
         else:
             return
         title, reason = next(iter(self.reasons.items()))
-        listed = f"; all are listed in {self.path}" if self.path is not None else ""
+        listed = "; remove or repair them" if self.setting == "data" else ""
+        listed = f"; all are listed in {self.path}" if self.path is not None else listed
         raise InputError(
             f"{self.setting}: {count} images cannot be read, expected at most {self.max_fraction:.3g} of all; "
             f"the first: {title}: {reason}{listed}"

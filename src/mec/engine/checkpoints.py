@@ -1,5 +1,5 @@
-"""Checkpoints: every few minutes, at SIGTERM or SIGINT, at the end, and when training diverges. Files are written
-atomically, with checksums in their names; the last three steps are kept."""
+"""Checkpoints: after 30 seconds, then every few minutes, at SIGTERM or SIGINT, at the end, and when training diverges.
+Files are written atomically, with checksums in their names; the last three steps are kept."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ logger = logging.getLogger("mec")
 
 NUM_KEPT = 3
 """Number of steps whose checkpoints are kept."""
+FIRST_SAVE_SECONDS = 30.0
+"""Time to the first checkpoint, at least. The next ones are written when the training has lasted twice as long."""
 SAVE_INTERVAL_SECONDS = 300.0
-"""Time between two checkpoints, at least."""
+"""Time between two checkpoints of a long training, at least."""
 SAVE_INTERVAL_FACTOR = 20
 """Time between two checkpoints, at least, as a multiple of the time that the last one took to write."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -116,7 +118,8 @@ class PreemptionCheckpoint(Checkpoint):
         self.cpu_group: Any = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self.next_save_time = time.monotonic() + SAVE_INTERVAL_SECONDS
+        self.started = time.monotonic()
+        self.next_save_time = self.started + min(FIRST_SAVE_SECONDS, SAVE_INTERVAL_SECONDS)
         self.saved_step = trainer.global_step
         if trainer.world_size > 1:  # a group on the CPU, whose collectives do not wait for the devices
             self.cpu_group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
@@ -157,7 +160,8 @@ class PreemptionCheckpoint(Checkpoint):
             started = time.monotonic()
             save_checkpoint(trainer, self.folder)
             self.saved_step, now = trainer.global_step, time.monotonic()
-            self.next_save_time = now + max(SAVE_INTERVAL_SECONDS, SAVE_INTERVAL_FACTOR * (now - started))
+            interval = min(now - self.started, SAVE_INTERVAL_SECONDS)
+            self.next_save_time = now + max(interval, SAVE_INTERVAL_FACTOR * (now - started))
         if diverged:
             error = InputError(module.divergence_message())
             error.on_all_ranks = True

@@ -202,6 +202,11 @@ def timm_module(backbone: str) -> str:
     return module if package == "timm.models" else ""
 
 
+def registering_module(backbone: str) -> str:
+    """Return the name of the module that registers an architecture with timm when it is imported; "" for timm's own."""
+    return "" if timm_module(backbone) else timm.models.model_entrypoint(backbone).__module__
+
+
 def _build_backbone(spec: EncoderSpec) -> nn.Module:
     if spec.is_module:
         raise InputError(f"encoder: {spec.backbone} is not from timm and cannot be rebuilt; pass the network itself")

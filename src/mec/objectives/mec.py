@@ -28,7 +28,7 @@ class MEC(MECLoss):
     """Maximum Entropy Coding of two or more views (Liu et al. 2022, arXiv 2210.11464); see ``MECLoss``.
 
     It joins the codes of all processes, and returns NaN where ``MECLoss`` raises. The reduction is normalized: ideal
-    codes have the loss -1.
+    codes have the loss -1. A sweep starts at its first distortion; call ``schedule`` before each step to move it.
 
     Args:
         distortion: the paper's eps_d^2 > 0, for codes of length 1: a constant, or the first and last value of a sweep

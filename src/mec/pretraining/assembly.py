@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,11 +26,15 @@ from mec.pretraining.module import Pretraining
 from mec.pretraining.recipe import Recipe
 from mec.pretraining.start_encoder import check_all_trained
 
+logger = logging.getLogger("mec")
+
 
 def create_sampler(recipe: Recipe, dataset: ImageDataset, trainer: lightning.Trainer) -> EpochSampler | StepSampler:
     """Return the order of the images, in batches over all processes. Raise InputError if one has fewer than 2."""
     processes = trainer.world_size
     batch_size = min(recipe.batch_size, len(dataset))
+    if batch_size < recipe.batch_size:
+        logger.info(f"batch_size: {batch_size:,}, all images, in place of {recipe.batch_size:,}")
     per_process = batch_size // processes
     if per_process < 2:
         raise InputError(

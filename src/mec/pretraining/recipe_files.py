@@ -19,6 +19,17 @@ from mec.models.encoder import Encoder
 from mec.pretraining.recipe import Recipe
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice, of which YAML's loader keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"{twice} is there twice", node.start_mark)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
 def packaged_recipes() -> list[str]:
     """Return the names of the recipes that come with the package."""
     return sorted(Path(f.name).stem for f in files("mec").joinpath("recipes").iterdir() if f.name.endswith(".yaml"))
@@ -62,7 +73,7 @@ def read_settings(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{did_you_mean(name, packaged_recipes())}"
         )
     try:
-        settings = yaml.safe_load(text) or {}
+        settings = yaml.load(text, _UniqueKeys) or {}
     except yaml.YAMLError as error:
         raise InputError(f"recipe: {name} is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(settings, dict):

@@ -13,13 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
-import timm
 import torch
 from huggingface_hub import HfApi
 
 from mec.errors import InputError
 from mec.files import atomic_write
-from mec.models.encoder import Encoder, timm_module
+from mec.models.encoder import Encoder, registering_module
 from mec.models.export.formats import check_same_features, write_detectron2, write_onnx, write_timm, write_torchvision
 from mec.models.export.model_card import Library, model_card, without_folders
 from mec.models.head import ClassifierHead, load_head, weights_digest
@@ -104,8 +103,8 @@ def _log_losses(model: Encoder, format: Format) -> None:
             else "preprocessing belongs in its configuration"
         )
         logger.info(f"{format}: {place}; the encoder takes {size} x {size} pixels in [0, 1], mean {mean}, std {std}")
-    module = "" if spec.is_module else timm.models.model_entrypoint(spec.backbone).__module__
-    if format in ("timm", "huggingface") and module and not timm_module(spec.backbone):
+    module = "" if spec.is_module else registering_module(spec.backbone)
+    if format in ("timm", "huggingface") and module:
         logger.info(f"{format}: timm knows {spec.backbone} after `import {module}`")
     if spec.value_range is not None and format not in ("onnx", "safetensors"):
         low, high = spec.value_range

@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mec.errors import InputError
-from mec.models.encoder import Encoder
+from mec.models.encoder import Encoder, registering_module
 from mec.results import RESULTS, Result, cells, titles
 
 Library = Literal["timm", "mec-ssl"]
@@ -77,6 +77,7 @@ def model_card(
         mec_source=hub_source if repository else name,
         where="" if repository else "  # the path of this folder",
         encoder=encoder,
+        registers="" if encoder.spec.is_module else registering_module(encoder.spec.backbone),
         spec=encoder.spec,
         parameters=sum(p.numel() for p in encoder.parameters()),
         license=_text(license) if license else "",
