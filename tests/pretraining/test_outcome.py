@@ -62,6 +62,17 @@ def test_differences_count_beyond_their_standard_deviation(
     )
 
 
+def test_few_test_images_give_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = OnlineProbe("digits", workers=0)
+    train, test = probe.sampled
+    labels = np.asarray(test.labels)
+    chosen = np.concatenate([np.flatnonzero(labels == c)[:4] for c in range(10)])
+    probe.sampled = [train, test.subset(chosen)]
+    measured = measure_outcome(probe, create_encoder("resnet18", 16, 1))
+    assert measured is not None
+    assert (measured.level, measured.verdict) == ("note", "no verdict, because 40 test images are too few")
+
+
 def test_a_run_of_the_command_ends_with_the_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = "--epochs 1 --subsample 8 --batch_size 32 --image_size 16 --workers 0 --precision 32-true".split()
     assert main(["pretrain", "digits", "--out", str(tmp_path / "run"), *options]) == 0

@@ -31,6 +31,8 @@ logger = logging.getLogger("mec")
 OUTCOME_FILE = "outcome.json"
 RAW_PIXELS = "raw pixels"
 SHOTS, TRIALS = 5, 50
+MIN_TEST_IMAGES = 50
+"""Test images below which there is no verdict: one image in 50 is two points."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,8 @@ def measure_outcome(probe: OnlineProbe, encoder: Encoder) -> Outcome | None:
     labels per class: 61.0 ± 2.0 %, start 58.0 ± 2.0 %, raw pixels 39.0 ± 3.0 %: helped by 3.0 ± 1.5 points".
 
     Numbers are means and standard deviations over 50 choices of the labels, which are the same for every row, and for
-    every run on the same images. A difference counts if its mean is larger than its standard deviation. None if a class
-    has a single train image.
+    every run on the same images. A difference counts if its mean is larger than its standard deviation; with fewer
+    than 50 test images there is no verdict. None if a class has a single train image.
     """
     smallest = int(labels_of(probe.sampled[0]).bincount(minlength=probe.num_classes).min())
     shots = min(SHOTS, smallest - 1)
@@ -96,6 +98,8 @@ def measure_outcome(probe: OnlineProbe, encoder: Encoder) -> Outcome | None:
         verdict = f"no clear difference from {start} ({_points(difference)})"
     else:
         verdict = f"helped by {_points(difference)}" if difference.mean() > 0 else f"hurt by {_points(-difference)}"
+    if (count := len(probe.sampled[1])) < MIN_TEST_IMAGES:
+        return Outcome("note", shots, accuracies, f"no verdict, because {count} test images are too few", copies)
     is_worse = better or (is_clear and difference.mean() < 0)
     level: Literal["ok", "note", "warning"] = "warning" if is_worse else "ok" if is_clear else "note"
     return Outcome(level, shots, accuracies, ", ".join([verdict, *better]), copies)
