@@ -163,14 +163,15 @@ class _ConsoleHandler(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.warnings: set[str] = set()
+        self.warnings: set[tuple[int, str]] = set()  # of this process and of the one that it was forked from
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = ""
         if record.levelno >= logging.WARNING:
-            if getattr(record, "once", False) and record.getMessage() in self.warnings:
+            warning = os.getpid(), record.getMessage()
+            if getattr(record, "once", False) and warning in self.warnings:
                 return
-            self.warnings.add(record.getMessage())
+            self.warnings.add(warning)
             prefix = f"{record.levelname.lower()}: "
         Console(stderr=True, soft_wrap=True).print(prefix + record.getMessage(), highlight=False, markup=False)
 
