@@ -80,6 +80,10 @@ def test_worse_by_two_standard_errors_of_the_paired_difference() -> None:
         expected = difference.mean() / (difference.std(ddof=1) / np.sqrt(500)) > 2
         assert worse(torch.from_numpy(scores), torch.from_numpy(others)) == expected
     assert expected
+    noise = rng.normal(size=500)
+    scores = others + noise - noise.mean() - 1.5 * noise.std(ddof=1) / np.sqrt(500)
+    assert worse(torch.from_numpy(scores), torch.from_numpy(others), 1.0)
+    assert not worse(torch.from_numpy(scores), torch.from_numpy(others))
     same = torch.from_numpy(others)
     assert not worse(same, same)
     assert not worse(same, same - 0.1)

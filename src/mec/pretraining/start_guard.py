@@ -41,6 +41,9 @@ CROP = 0.75
 """Side of the two crops of an image, at opposite corners, as a fraction of the side of the image."""
 STANDARD_ERRORS = 2.0
 """Standard errors of a difference from which an encoder is worse than another."""
+KEPT_ERRORS = 1.0
+"""Standard errors below the best encoder within which the last one is kept: with few images, a loss of some points is
+within two."""
 SAME_NEIGHBORS = 0.98
 """Fraction of the nearest neighbors of the start, above which the encoder has hardly changed."""
 COLUMNS = ("step", "score", "effective_rank", "kept_neighbors")
@@ -52,8 +55,8 @@ class StartGuard(lightning.Callback):
     Up to 1,000 training images get a score each. With labels, 1 if the 10 nearest neighbors among the others classify
     the image correctly, else 0; without, the reciprocal rank of a crop of the image among crops of all, ordered by
     similarity to another crop of it, and 0 if the effective rank of the features has fallen to a fraction. An encoder
-    is worse than another if its mean score is lower by two standard errors of the difference. The encoder is in
-    evaluation mode meanwhile, without gradient.
+    is worse than another if its mean score is lower by two standard errors of the difference; the last one is kept
+    unless it is lower than the best by one. The encoder is in evaluation mode meanwhile, without gradient.
 
     Args:
         dataset: the images of the run.
@@ -155,7 +158,8 @@ class StartGuard(lightning.Callback):
             batches = list(loader)
             self.images = torch.cat([batch.images for batch in batches])
             if unreadable := len(self.sample) - len(self.images):
-                logger.warning(f"checks of the encoder: {unreadable} of {len(self.sample):,} images cannot be read")
+                text = f"checks of the encoder: {unreadable} of {len(self.sample):,} images cannot be read"
+                logger.warning(text, extra={"once": True})
             if self.has_labels:
                 labels = np.asarray(self.sample.labels)[np.concatenate([batch.indices for batch in batches])]
                 self.labels = torch.from_numpy(labels)
@@ -170,7 +174,7 @@ class StartGuard(lightning.Callback):
         """Return the encoder of the run: that at its end, or the best one before, with a warning, if that is better."""
         best, scores, start = self.state["best"], self.state["scores"], self.state["start"]["scores"]
         values = f"{self._title} {self._format(scores)} of {len(scores):,} images (start: {self._format(start)})"
-        if not worse(scores, best["scores"]):
+        if not worse(scores, best["scores"], KEPT_ERRORS):
             change = "better than" if worse(start, scores) else "as good as"
             logger.info(f"the encoder is {change} the one it started from: {values}")
             if (same := self.state.get("kept", 0.0)) > SAME_NEIGHBORS:
@@ -233,9 +237,9 @@ def kept(neighbors: Tensor, start: Tensor) -> float:
     return float((neighbors[:, :, None] == start[:, None, :]).any(dim=2).double().mean())
 
 
-def worse(scores: Tensor, others: Tensor) -> bool:
-    """Return whether the mean of ``scores`` (n,) is below that of ``others``, of the same images, by two standard
-    errors of the difference."""
+def worse(scores: Tensor, others: Tensor, errors: float = STANDARD_ERRORS) -> bool:
+    """Return whether the mean of ``scores`` (n,) is below that of ``others``, of the same images, by this number of
+    standard errors of the difference."""
     difference = others - scores
     error = float(difference.std()) / math.sqrt(len(difference))
-    return bool(difference.mean() > STANDARD_ERRORS * error)
+    return bool(difference.mean() > errors * error)
